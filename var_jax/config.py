@@ -1,0 +1,231 @@
+"""Model sizes as frozen dataclasses, and the strict building of any of our dataclasses from a mapping.
+
+`build` is ours because neither ml_collections nor dataclasses checks both the names and the kinds of nested
+keys; it is what turns `--config.transformer.dept=3` into one line that names the key.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from var_jax.errors import UserError, did_you_mean
+from var_jax.ops.scales import Scales
+
+SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
+SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The multi-scale residual VQ tokenizer (VAR, section 3.2 and appendix; VQGAN's CNN f16).
+
+    Attributes:
+      scales: token-map sizes, coarse to fine; the image is the finest times `downsampling`.
+      in_channels: 1 (grey) or 3 (RGB).
+      channels: width of the first level; `multipliers` scale it level by level, halving the image between.
+      blocks: residual blocks a level in the encoder (the decoder has one more).
+      attention, mid_attention: self-attention at the lowest resolution's blocks, and between the middle blocks.
+      norm_groups: groups of every GroupNorm; divides every level's width.
+      z_channels: width of a code.
+      vocab_size: number of codes V.
+      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one a scale.
+      phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
+      codes: "euclidean" nearest code, or "cosine": residual and codes are normalised for the search only.
+      vq_beta: weight of the commitment half of the VQ loss.
+      dtype, param_dtype: computation and storage.
+    """
+
+    scales: Scales = Scales.parse(SCALES_256)
+    in_channels: int = 3
+    channels: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    attention: bool = True
+    mid_attention: bool = True
+    norm_groups: int = 32
+    z_channels: int = 32
+    vocab_size: int = 4096
+    phi: int = 4
+    phi_ratio: float = 0.5
+    codes: Literal["euclidean", "cosine"] = "euclidean"
+    vq_beta: float = 0.25
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+    def __post_init__(self):
+        require(self.in_channels in (1, 3), "tokenizer.in_channels", self.in_channels, "1 or 3")
+        for name in ("channels", "blocks", "norm_groups", "z_channels", "vocab_size"):
+            require(getattr(self, name) >= 1, f"tokenizer.{name}", getattr(self, name), "at least 1")
+        require(len(self.multipliers) >= 1, "tokenizer.multipliers", self.multipliers, "at least one level")
+        for width in self.widths:
+            require(width % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups,
+                    f"a divisor of every level's width {self.widths}")
+        require(0 <= self.phi <= len(self.scales), "tokenizer.phi", self.phi,
+                f"0 (one a scale), 1, or up to the {len(self.scales)} scales")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a token's side: two to the number of halvings."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def phi_count(self) -> int:
+        return self.phi or len(self.scales)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image, in pixels."""
+        h, w = self.scales.finest
+        return h * self.downsampling, w * self.downsampling, self.in_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The next-scale transformer (VAR, section 3.3; sizes in table 1 and the appendix).
+
+    Attributes:
+      depth: blocks; also sets the defaults below.
+      width: model width, 0 for 64 * depth.
+      heads: attention heads, 0 for depth.
+      num_classes: classes; label `num_classes` means "no class".
+      vocab_size, z_channels, scales: those of the tokenizer whose tokens it models.
+      mlp_ratio: hidden width of the MLP over `width`.
+      shared_adaln: one AdaLN linear for all blocks plus a learned offset a block, instead of one linear a block.
+      qk_norm: L2-normalised q and k with a learned scale a head; without it logits are scaled by 0.25/sqrt(d).
+      drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
+      class_dropout: share of training labels replaced by "no class".
+      init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
+      init_head, init_adaln, init_adaln_gamma: factors on the head, on AdaLN, and on AdaLN's gamma rows ("alng").
+      remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
+      dtype, param_dtype: computation and storage; softmax, norms, logits and loss are float32 always.
+    """
+
+    depth: int = 16
+    width: int = 0
+    heads: int = 0
+    num_classes: int = 1000
+    vocab_size: int = 4096
+    z_channels: int = 32
+    scales: Scales = Scales.parse(SCALES_256)
+    mlp_ratio: float = 4.0
+    shared_adaln: bool = False
+    qk_norm: bool = True
+    drop_path: float = -1.0
+    class_dropout: float = 0.1
+    init_std: float = -1.0
+    init_head: float = 0.02
+    init_adaln: float = 0.5
+    init_adaln_gamma: float = 1e-3
+    remat: Literal["none", "full", "dots"] = "none"
+    dtype: DType = "float32"
+    param_dtype: DType = "float32"
+
+    def __post_init__(self):
+        for name in ("depth", "num_classes", "vocab_size", "z_channels"):
+            require(getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1")
+        derived = {
+            "width": (self.width == 0, 64 * self.depth),
+            "heads": (self.heads == 0, self.depth),
+            "drop_path": (self.drop_path < 0, 0.1 * self.depth / 24),
+        }
+        for name, (unset, value) in derived.items():
+            if unset:
+                object.__setattr__(self, name, value)
+        if self.init_std < 0:
+            object.__setattr__(self, "init_std", (1 / (3 * self.width)) ** 0.5)
+        require(self.width % self.heads == 0, "transformer.heads", self.heads, f"a divisor of the width {self.width}")
+        require(self.drop_path < 1, "transformer.drop_path", self.drop_path, "below 1")
+        require(0 <= self.class_dropout < 1, "transformer.class_dropout", self.class_dropout, "from 0 to below 1")
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden(self) -> int:
+        return round(self.width * self.mlp_ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole VAR, or a tokenizer alone (`transformer` None)."""
+
+    tokenizer: TokenizerConfig
+    transformer: TransformerConfig | None = None
+
+    def __post_init__(self):
+        for name in ("vocab_size", "z_channels", "scales") if self.transformer else ():
+            ours, theirs = getattr(self.transformer, name), getattr(self.tokenizer, name)
+            require(ours == theirs, f"transformer.{name}", ours, f"the tokenizer's {theirs}")
+
+
+def require(holds: bool, name: str, value: Any, wanted: str):
+    if not holds:
+        raise UserError(f"{name} is {value}; it must be {wanted}")
+
+
+def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
+    """An instance of the dataclass `cls` from nested plain values, every key and kind checked.
+
+    Raises:
+      UserError: an unknown key (with the closest known one) or a value of the wrong kind.
+    """
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            raise UserError(f"unknown key {path}.{key}{did_you_mean(key, hints)}")
+    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
+
+
+def plain(value: Any) -> Any:
+    """The nested dicts, lists and numbers of a config dataclass, as JSON takes them; `build` reads it back."""
+    if isinstance(value, Scales):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """`"a.b: 1 here, 2 there"` for every leaf in which two plain configs differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = sorted({*ours, *theirs})
+        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".strip("."))]
+    return [] if ours == theirs else [f"{path}: {ours} here, {theirs} there"]
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, path)
+    if origin is Literal:
+        require(value in args, path, repr(value), " or ".join(map(repr, args)))
+        return value
+    if kind is Scales:
+        return Scales.parse(value)
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, kind):
+            return value
+        require(isinstance(value, Mapping), path, value, "a section of keys")
+        return build(kind, value, path)
+    if origin is tuple:
+        require(isinstance(value, list | tuple), path, value, "a list")
+        return tuple(_convert(args[0], item, path) for item in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    require(right, path, repr(value), {int: "a whole number", float: "a number", bool: "True or False",
+                                       str: "a text"}.get(kind, str(kind)))
+    return value

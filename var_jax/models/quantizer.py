@@ -1,0 +1,26 @@
+"""The quantizer's parameters; what they do is in `ops.vq`."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from var_jax.config import TokenizerConfig
+from var_jax.ops import vq
+from var_jax.ops.partition import parameter
+
+
+class MultiScaleQuantizer(nn.Module):
+    """Holds the codebook and the residual convolutions, in float32 whatever the computation's dtype."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self) -> vq.Quantizer:
+        c = self.config
+        stored, n, z = jnp.dtype(c.param_dtype), c.phi_count, c.z_channels
+        codebook = parameter(self, "codebook", nn.initializers.normal(1.0), (c.vocab_size, z), ("vocab", "code"), stored)
+        kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
+        kernel = parameter(self, "phi_kernel", kernel_init, (n, 3, 3, z, z),
+                           ("phi", "kernel", "kernel", "code", None), stored)
+        bias = parameter(self, "phi_bias", nn.initializers.zeros, (n, z), ("phi", "code"), stored)
+        return vq.Quantizer(*(x.astype(jnp.float32) for x in (codebook, kernel, bias)), scales=c.scales,
+                            phi_ratio=c.phi_ratio, cosine=c.codes == "cosine")

@@ -1,0 +1,200 @@
+"""The tokenizer's CNN encoder and decoder (VQGAN f16) around the multi-scale quantizer, in Flax Linen, NHWC."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from var_jax.config import TokenizerConfig
+from var_jax.models.quantizer import MultiScaleQuantizer
+from var_jax.ops import vq
+from var_jax.ops.partition import constrain, parameter
+
+# PyTorch's default for convolutions: uniform within 1/sqrt(fan_in).
+CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class Conv(nn.Module):
+    """A convolution that names its logical axes; `size` 1 or 3, padding given as ((top, bottom), (left, right))."""
+
+    features: int
+    config: TokenizerConfig
+    size: int = 3
+    stride: int = 1
+    padding: str | tuple = "SAME"
+    names: tuple[str, str] = ("conv_in", "conv_out")
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W f"]:
+        stored, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", CONV_INIT, shape, ("kernel", "kernel", *self.names), stored)
+        bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype), kernel.astype(dtype), (self.stride, self.stride), self.padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y + bias.astype(dtype)
+
+
+class Norm(nn.Module):
+    """GroupNorm in float32."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        names = ("conv_out",)
+        norm = nn.GroupNorm(
+            self.config.norm_groups, epsilon=1e-6, dtype=jnp.float32, param_dtype=jnp.dtype(self.config.param_dtype),
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones, names),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names), use_fast_variance=False, name="group")
+        return norm(x).astype(x.dtype)
+
+
+class ResBlock(nn.Module):
+    features: int
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        y = Conv(self.features, self.config, name="conv1")(nn.silu(Norm(self.config, name="norm1")(x)))
+        y = Conv(self.features, self.config, name="conv2")(nn.silu(Norm(self.config, name="norm2")(y)))
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, self.config, size=1, name="nin_shortcut")(x)
+        return x + y
+
+
+class SelfAttention(nn.Module):
+    """Single-head attention over all positions of the map."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        b, h, w, c = x.shape
+        qkv = Conv(3 * c, self.config, size=1, name="qkv")(Norm(self.config, name="norm")(x))
+        q, k, v = jnp.split(rearrange(qkv, "b h w c -> b (h w) c"), 3, axis=-1)
+        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
+        y = jnp.einsum("bqk,bkc->bqc", nn.softmax(logits, axis=-1).astype(v.dtype), v)
+        return x + Conv(c, self.config, size=1, name="proj_out")(y.reshape(b, h, w, c))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by attention at the lowest."""
+
+    features: int
+    blocks: int
+    lowest: bool
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.blocks):
+            x = ResBlock(self.features, self.config, name=f"block_{i}")(x)
+            if self.lowest and self.config.attention:
+                x = SelfAttention(self.config, name=f"attn_{i}")(x)
+        return constrain(x, "batch", None, None, None)
+
+
+class Middle(nn.Module):
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        x = ResBlock(x.shape[-1], self.config, name="block_1")(x)
+        if self.config.mid_attention:
+            x = SelfAttention(self.config, name="attn_1")(x)
+        return ResBlock(x.shape[-1], self.config, name="block_2")(x)
+
+
+class Encoder(nn.Module):
+    """Images to features: one level a multiplier, the image halved between levels."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
+        c = self.config
+        x = Conv(c.channels, c, names=("image_channels", "conv_out"), name="conv_in")(x)
+        for i, width in enumerate(c.widths):
+            lowest = i == len(c.widths) - 1
+            x = Level(width, c.blocks, lowest, c, name=f"down_{i}")(x)
+            if not lowest:  # padded at the right and bottom only, as published
+                x = Conv(width, c, stride=2, padding=((0, 1), (0, 1)), name=f"downsample_{i}")(x)
+        x = Middle(c, name="mid")(x)
+        return Conv(c.z_channels, c, names=("conv_in", "code"), name="conv_out")(nn.silu(Norm(c, name="norm_out")(x)))
+
+
+class Decoder(nn.Module):
+    """Features to images, the encoder's mirror with one more block a level."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        c = self.config
+        x = Conv(c.widths[-1], c, names=("code", "conv_out"), name="conv_in")(x)
+        x = Middle(c, name="mid")(x)
+        for i, width in reversed(list(enumerate(c.widths))):
+            x = Level(width, c.blocks + 1, i == len(c.widths) - 1, c, name=f"up_{i}")(x)
+            if i:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = Conv(width, c, name=f"upsample_{i}")(x)
+        x = nn.silu(Norm(c, name="norm_out")(x))
+        return Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")(x).astype(jnp.float32)
+
+
+class Tokenizer(nn.Module):
+    """Images in [-1, 1] to tokens of all scales and back."""
+
+    config: TokenizerConfig
+
+    def setup(self):
+        c = self.config
+        code = ("code", None)
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quantize = MultiScaleQuantizer(c)
+        self.quant_conv = Conv(c.z_channels, c, names=code)
+        self.post_quant_conv = Conv(c.z_channels, c, names=code)
+
+    def __call__(self, images: Float[Array, "b H W i"]):
+        """The training forward.
+
+        Returns:
+          reconstruction (b, H, W, i), not clamped; tokens (b, L); the VQ loss.
+        """
+        feature = self.features(images)
+        tokens, totals = vq.encode(self.quantize(), feature)
+        loss = vq.vq_loss(feature, totals, self.config.vq_beta)
+        passed = feature + jax.lax.stop_gradient(totals[-1] - feature)  # straight-through
+        return self.reconstruct(passed), tokens, loss
+
+    def features(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
+        """What the quantizer quantises, in float32."""
+        return self.quant_conv(self.encoder(images)).astype(jnp.float32)
+
+    def encode(self, images: Float[Array, "b H W i"]) -> Int[Array, "b L"]:
+        """Tokens of all scales, coarse to fine."""
+        return vq.encode(self.quantize(), self.features(images))[0]
+
+    def reconstruct(self, feature: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        """The image of a quantised feature map, not clamped."""
+        return self.decoder(self.post_quant_conv(feature))
+
+    def decode_feature(self, feature: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        """The image of a quantised feature map, in [-1, 1]."""
+        return jnp.clip(self.reconstruct(feature), -1, 1)
+
+    def decode(self, tokens: Int[Array, "b L"]) -> Float[Array, "b H W i"]:
+        """The image of tokens of all scales, in [-1, 1]."""
+        return self.decode_feature(vq.decode(self.quantize(), tokens)[-1])
+
+    def teacher_input(self, tokens: Int[Array, "b L"]) -> Float[Array, "b L-1 c"]:
+        """The transformer's input for scales 2..K, before its word embedding."""
+        return vq.teacher_input(self.quantize(), tokens)
+
+    def quantizer(self) -> vq.Quantizer:
+        """The quantizer's weights, for functions in `ops.vq`."""
+        return self.quantize()

@@ -1,0 +1,220 @@
+"""The next-scale transformer: GPT-2-like blocks with class-conditional AdaLN (VAR, section 3.3), in Flax Linen."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from var_jax.config import TransformerConfig
+from var_jax.ops import attention
+from var_jax.ops.partition import constrain, parameter
+
+LN_EPS = 1e-6
+MAX_LOG_SCALE = float(np.log(100))
+REMAT = {"full": jax.checkpoint_policies.nothing_saveable,
+         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the scales generated so far, one entry a scale, each (layers, b, l, h, d)."""
+
+    k: tuple[jax.Array, ...] = ()
+    v: tuple[jax.Array, ...] = ()
+
+
+class Linear(nn.Module):
+    """x W + b over the last axis, the output of any rank, every dimension with its logical name."""
+
+    shape: tuple[int, ...]
+    names: tuple[str | None, ...]
+    config: TransformerConfig
+    init_factor: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        stored, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
+        init = nn.initializers.normal(self.config.init_std * self.init_factor)
+        kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
+        bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
+        return jnp.tensordot(x.astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
+
+
+def gamma_init(config: TransformerConfig, std: float):
+    """Normal of `std` for (..., 6, width) modulations: times init_adaln_gamma in the two gammas, init_adaln in the rest."""
+    factors = np.array([config.init_adaln_gamma] * 2 + [config.init_adaln] * 4)[:, None]
+
+    def init(key, shape, dtype):
+        return (jax.random.normal(key, shape) * (std * factors)).astype(dtype)
+
+    return init
+
+
+class Modulation(nn.Module):
+    """SiLU and a linear from the condition to n vectors of the model width: AdaLN's scales, shifts and gammas."""
+
+    n: int
+    config: TransformerConfig
+    init: str = "plain"
+
+    @nn.compact
+    def __call__(self, cond: Float[Array, "b w"]) -> Float[Array, "b n w"]:
+        c = self.config
+        init = {"plain": nn.initializers.normal(c.init_std), "block": gamma_init(c, c.init_std),
+                "head": nn.initializers.normal(c.init_std * c.init_adaln)}[self.init]
+        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        names = ("embed", "modulation", "modulated")
+        kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
+        return jnp.tensordot(nn.silu(cond).astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
+
+
+def layer_norm(x: Float[Array, "b l w"], scale: Float[Array, "b w"], shift: Float[Array, "b w"]) -> Float[Array, "b l w"]:
+    """LayerNorm without parameters in float32, then (1 + scale) and shift of AdaLN, in the dtype of `x`."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + LN_EPS)
+    scale, shift = (m.astype(jnp.float32)[:, None] for m in (scale, shift))
+    return (normed * (1 + scale) + shift).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l w"], cache: tuple | None):
+        """All scales at once under the block-causal mask (`cache` None), or one scale after the cached ones.
+
+        Returns:
+          the output (b, l, w), and the new keys and values (None without a cache).
+        """
+        c = self.config
+        heads, names = (c.heads, c.head_dim), ("heads", "head_dim")
+        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        kernel = parameter(self, "qkv", nn.initializers.normal(c.init_std), (c.width, 3, *heads),
+                           ("embed", "qkv", *names), stored)
+        qkv = jnp.einsum("blw,wnhd->blnhd", x.astype(dtype), kernel.astype(dtype))
+        zeros = nn.initializers.zeros
+        q = qkv[:, :, 0] + parameter(self, "q_bias", zeros, heads, names, stored).astype(dtype)
+        k = qkv[:, :, 1]
+        v = qkv[:, :, 2] + parameter(self, "v_bias", zeros, heads, names, stored).astype(dtype)
+        scale = 0.25 / c.head_dim**0.5
+        if c.qk_norm:
+            log_scale = parameter(self, "log_scale", nn.initializers.constant(np.log(4.0)), heads[:1], names[:1], stored)
+            per_head = jnp.exp(jnp.minimum(log_scale.astype(jnp.float32), MAX_LOG_SCALE))
+            q = (attention.normalise(q) * per_head[:, None]).astype(dtype)
+            k = attention.normalise(k)
+            scale = 1.0
+        q, k, v = (constrain(t, "batch", "tokens", "act_heads", None) for t in (q, k, v))
+        if cache is None:
+            y, new = attention.block_causal(q, k, v, scale, c.scales), None
+        else:
+            past_k, past_v = cache
+            y = attention.attend(q, jnp.concatenate([*past_k, k], 1), jnp.concatenate([*past_v, v], 1), scale)
+            new = (k, v)
+        std = c.init_std / (2 * c.depth) ** 0.5
+        proj = parameter(self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored)
+        bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
+        return jnp.einsum("blhd,hdw->blw", y, proj.astype(dtype)) + bias.astype(dtype), new
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised and modulated before, and gated by gamma after."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l w"], cache: tuple | None, keep: Float[Array, "2 b"] | None,
+                 cond: Float[Array, "b w"] | Float[Array, "b 6 w"]):
+        c = self.config
+        if c.shared_adaln:
+            init = gamma_init(c, c.width**-0.5)
+            offset = parameter(self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), jnp.dtype(c.param_dtype))
+            modulations = cond + offset.astype(cond.dtype)
+        else:
+            modulations = Modulation(6, c, init="block", name="ada")(cond)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulations[:, i] for i in range(6))
+        if keep is not None:  # drop-path drops a sample's whole branch, and scales the kept ones up
+            gamma1, gamma2 = gamma1 * keep[0][:, None], gamma2 * keep[1][:, None]
+        y, new = Attention(c, name="attn")(layer_norm(x, scale1, shift1), cache)
+        x = x + (y * gamma1[:, None]).astype(x.dtype)
+        y = Linear((c.hidden,), ("embed", "mlp"), c, name="fc1")(layer_norm(x, scale2, shift2))
+        y = nn.gelu(constrain(y, "batch", "tokens", "act_mlp"), approximate=True)
+        y = Linear((c.width,), ("mlp", "embed"), c, (2 * c.depth) ** -0.5, name="fc2")(y)
+        x = x + (y * gamma2[:, None]).astype(x.dtype)
+        return constrain(x, "batch", "tokens", "act_embed"), new
+
+
+class Transformer(nn.Module):
+    """Logits of every token of a scale from all coarser scales and a class."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        stored = jnp.dtype(c.param_dtype)
+        normal = nn.initializers.normal(c.init_std)
+        self.word_embed = Linear((c.width,), ("code", "embed"), c)
+        self.class_embed = parameter(self, "class_embed", normal, (c.num_classes + 1, c.width), ("classes", "embed"), stored)
+        self.pos_start = parameter(self, "pos_start", normal, (c.scales.lengths[0], c.width), ("positions", "embed"), stored)
+        self.pos_embed = parameter(self, "pos_embed", normal, (c.scales.total, c.width), ("positions", "embed"), stored)
+        self.level_embed = parameter(self, "level_embed", normal, (len(c.scales), c.width), ("levels", "embed"), stored)
+        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
+        self.blocks = nn.scan(
+            block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast), out_axes=0, metadata_params={nn.PARTITION_NAME: "layers"})(c)
+        if c.shared_adaln:
+            self.shared_ada = Modulation(6, c)
+        self.head_ada = Modulation(2, c, init="head")
+        self.head = Linear((c.vocab_size,), ("embed", "vocab"), c, c.init_head)
+
+    def __call__(self, inputs: Float[Array, "b L-l1 c"], labels: Int[Array, " b"],
+                 rng: PRNGKeyArray | None = None) -> Float[Array, "b L v"]:
+        """Teacher forcing: logits of all scales at once.
+
+        Args:
+          inputs: the tokenizer's `teacher_input` of the true tokens.
+          labels: class ids; `num_classes` means "no class".
+          rng: given in training, draws class dropout and drop-path; without it neither acts.
+        """
+        c, batch = self.config, labels.shape[0]
+        keep = None
+        if rng is not None:
+            class_rng, path_rng = jax.random.split(rng)
+            dropped = jax.random.bernoulli(class_rng, c.class_dropout, (batch,))
+            labels = jnp.where(dropped, c.num_classes, labels)
+            keep_rate = 1 - jnp.linspace(0, c.drop_path, c.depth)[:, None, None]
+            keep = jax.random.bernoulli(path_rng, keep_rate, (c.depth, 2, batch)) / keep_rate
+        cond = self._condition(labels)
+        x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1) + self._places(slice(0, c.scales.total))
+        x, _ = self.blocks(constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond))
+        return self._logits(x, cond)
+
+    def next_scale(self, k: int, inputs: Float[Array, "b l c"] | None, labels: Int[Array, " b"],
+                   cache: Cache) -> tuple[Float[Array, "b l v"], Cache]:
+        """Logits of scale k after the cached scales 0..k-1; `inputs` is unused (None) at the first."""
+        cond = self._condition(labels)
+        x = (self._start(cond) if k == 0 else self.word_embed(inputs)) + self._places(self.config.scales.span(k))
+        x, (new_k, new_v) = self.blocks(x, cache, None, self._block_condition(cond))
+        return self._logits(x, cond), Cache((*cache.k, new_k), (*cache.v, new_v))
+
+    def _condition(self, labels):
+        return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))
+
+    def _block_condition(self, cond):
+        return self.shared_ada(cond) if self.config.shared_adaln else cond
+
+    def _start(self, cond):
+        return cond[:, None] + self.pos_start.astype(cond.dtype)
+
+    def _places(self, span: slice):
+        """Level plus position embedding of the tokens in `span`."""
+        places = jnp.take(self.level_embed, self.config.scales.level_ids[span], axis=0) + self.pos_embed[span]
+        return places.astype(jnp.dtype(self.config.dtype))
+
+    def _logits(self, x, cond):
+        scale, shift = jnp.moveaxis(self.head_ada(cond), 1, 0)
+        logits = self.head(layer_norm(x, scale, shift))
+        return constrain(logits, "batch", "tokens", "act_vocab").astype(jnp.float32)

@@ -1,0 +1,99 @@
+"""One table from logical axis names to mesh axes; the modules know only the logical names.
+
+Flax's own rules leave a name without a rule replicated in silence, and resolve a collision by order; here both
+raise before anything is compiled, and so does a dimension that the mesh does not divide.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from var_jax.errors import UserError, did_you_mean
+
+# Parameters: fully sharded over `data` along the model width, tensor parallel over `model` along what is independent
+# between devices (heads, MLP columns, vocabulary). Activations: batch over `data`.
+RULES: Mapping[str, str | None] = {
+    # parameters
+    "layers": None,
+    "embed": "data",
+    "heads": "model",
+    "head_dim": None,
+    "qkv": None,
+    "mlp": "model",
+    "modulation": None,
+    "modulated": "model",
+    "vocab": "model",
+    "classes": None,
+    "levels": None,
+    "positions": None,
+    "code": None,
+    "conv_in": None,
+    "conv_out": "data",
+    "kernel": None,
+    "image_channels": None,
+    "phi": None,
+    # activations
+    "batch": "data",
+    "tokens": None,
+    "act_embed": None,
+    "act_heads": "model",
+    "act_mlp": "model",
+    "act_vocab": "model",
+}
+
+
+def spec(names: Sequence[str | None]) -> PartitionSpec:
+    """The mesh axes of an array whose dimensions have these logical names (None: replicated).
+
+    Raises:
+      ValueError: a name without a rule, or two dimensions on one mesh axis.
+    """
+    for name in names:
+        if name is not None and name not in RULES:
+            raise ValueError(f"logical axis {name!r} has no rule{did_you_mean(name, RULES)}")
+    axes = [RULES[name] if name is not None else None for name in names]
+    used = [axis for axis in axes if axis is not None]
+    if len(used) != len(set(used)):
+        raise ValueError(f"logical axes {tuple(names)} collide: two of them lie on one mesh axis of {used}")
+    return PartitionSpec(*axes)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """`x` held to the sharding of its logical names; `x` itself where no mesh is set.
+
+    Without constraints on activations the compiler may replicate the batch on every device.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names))
+
+
+def shardings(boxed: Any, mesh: Mesh) -> Any:
+    """NamedShardings for a tree of boxed parameters (`nn.with_logical_partitioning`, abstract or real).
+
+    Raises:
+      UserError: a dimension that its mesh axis does not divide, naming the parameter and what would fit.
+    """
+
+    def one(path, leaf):
+        boxed_leaf = isinstance(leaf, nn.LogicallyPartitioned)
+        shape = leaf.value.shape if boxed_leaf else leaf.shape
+        partition = spec(leaf.names if boxed_leaf else (None,) * len(shape))
+        for size, axis in zip(shape, partition, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has a dimension of {size}, "
+                    f"which mesh axis {axis}={mesh.shape[axis]} does not divide; "
+                    f"{axis}={math.gcd(size, mesh.shape[axis])} would fit")
+        return NamedSharding(mesh, partition)
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None], dtype) -> jax.Array:
+    """A parameter of `module` with its logical axis names attached."""
+    return module.param(name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), dtype)

@@ -1,0 +1,192 @@
+"""What a training run is: frozen dataclasses, and the locked ConfigDict that config files start from."""
+
+import dataclasses
+from typing import Literal
+
+from ml_collections import config_dict
+
+from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, plain, require
+from var_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where images come from and how they are brought to the model's size.
+
+    Attributes:
+      name: "digits", "fashion_mnist_idx", "image_folder", or any TFDS name such as "imagenet2012".
+      data_dir: where TFDS keeps prepared data sets ("" for its default, ~/tensorflow_datasets).
+      source_dir: the raw files of "fashion_mnist_idx" (idx files) and "image_folder" (directory/class/file).
+      train_split, eval_split: TFDS split names.
+      resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop), "whole" (Lanczos to
+        the exact size) or "pad" (centred on black, not scaled).
+      skip_bad_images: scan an image folder before the run, list the files that do not decode, and leave them out;
+        otherwise such a file is an error that names it.
+      workers: processes that decode images; 0 for threads of the training process.
+    """
+
+    name: str = "digits"
+    data_dir: str = ""
+    source_dir: str = ""
+    train_split: str = "train"
+    eval_split: str = "test"
+    resize: Literal["crop", "whole", "pad"] = "crop"
+    skip_bad_images: bool = False
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedules (published recipe by default).
+
+    Attributes:
+      base_lr: learning rate at batch 256; the rate used is base_lr * batch_size / 256.
+      schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the final ratio),
+        "cosine" or "constant".
+      warmup_steps, warmup_from: linear from `warmup_from` times the rate.
+      final_lr_ratio: last rate over the peak.
+      b1, b2, eps: of Adam.
+      weight_decay, final_weight_decay: decoupled, from the one to the other by a cosine.
+      clip: global norm that gradients are clipped to; 0 for none.
+    """
+
+    base_lr: float = 1e-4
+    schedule: Literal["lin0", "cosine", "constant"] = "lin0"
+    warmup_steps: int = 0
+    warmup_from: float = 0.005
+    final_lr_ratio: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    final_weight_decay: float = 0.05
+    clip: float = 2.0
+
+    def __post_init__(self):
+        require(self.base_lr > 0, "optimizer.base_lr", self.base_lr, "positive")
+        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, "optimizer.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training losses.
+
+    Attributes:
+      l1, l2, vq: of the tokenizer's loss, l1 |rec - image| + l2 (rec - image)^2 + vq * VQ loss, means over pixels.
+      label_smoothing: of the transformer's cross-entropy.
+    """
+
+    l1: float = 0.2
+    l2: float = 1.0
+    vq: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "from 0 to below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along the `data` and `model` axes; one of them may be -1, for what is left."""
+
+    data: int = -1
+    model: int = 1
+
+    def __post_init__(self):
+        for axis in ("data", "model"):
+            size = getattr(self, axis)
+            require(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for what is left")
+        require((self.data, self.model) != (-1, -1), "mesh", "-1 x -1", "given for at least one axis")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One run of one stage.
+
+    Attributes:
+      stage: which of the two models is trained.
+      seed: of initialisation, data order and dropout.
+      steps, batch_size: length of the run, and images a step over all devices.
+      microbatches: parts a batch is computed in, gradients averaged.
+      log_every, eval_every, checkpoint_every: in steps; the last step does all three.
+      keep_checkpoints: newest ones kept.
+      eval_images: of the held-out split, at most; 0 for all.
+      sample_classes: columns of the sample grid, one class each.
+      ema: decay of the averaged weights used for evaluation and sampling; 0 for none.
+      tokenizer_dir: model directory of the tokenizer whose tokens the transformer learns; its sizes replace
+        the `tokenizer` section.
+      init_from: model directory whose weights the run starts from; a class embedding of another class count
+        starts afresh.
+    """
+
+    stage: Literal["tokenizer", "transformer"] = "tokenizer"
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 64
+    microbatches: int = 1
+    log_every: int = 20
+    eval_every: int = 200
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    eval_images: int = 0
+    sample_classes: int = 10
+    ema: float = 0.0
+    tokenizer_dir: str = ""
+    init_from: str = ""
+    data: DataConfig = DataConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    transformer: TransformerConfig | None = None
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss: LossConfig = LossConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "checkpoint_every",
+                     "keep_checkpoints"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(self.batch_size % self.microbatches == 0, "microbatches", self.microbatches,
+                f"a divisor of batch_size {self.batch_size}")
+        require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
+
+    @property
+    def model(self) -> ModelConfig:
+        """What the run's model directory holds: the tokenizer alone, or both."""
+        return ModelConfig(self.tokenizer, self.transformer if self.stage == "transformer" else None)
+
+    def with_tokenizer(self, tokenizer: TokenizerConfig) -> "TrainConfig":
+        """This run over another tokenizer, whose vocabulary, code width and scales the transformer takes."""
+        transformer = self.transformer and dataclasses.replace(self.transformer, **_shared(tokenizer))
+        return dataclasses.replace(self, tokenizer=tokenizer, transformer=transformer)
+
+
+def _shared(tokenizer: TokenizerConfig) -> dict:
+    return {name: getattr(tokenizer, name) for name in ("vocab_size", "z_channels", "scales")}
+
+
+def default_config() -> config_dict.ConfigDict:
+    """Every key with its default, locked: what a config file starts from.
+
+    The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by depth".
+    """
+    config = config_dict.ConfigDict(plain(TrainConfig()))
+    fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
+    config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in _shared(TokenizerConfig())})
+    return config.lock()
+
+
+def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
+    """The checked, frozen run of a ConfigDict.
+
+    Raises:
+      UserError: an unknown key, a value of the wrong kind or out of range.
+    """
+    mapping = config.to_dict()
+    tokenizer = build(TokenizerConfig, mapping.get("tokenizer") or {}, "config.tokenizer")
+    transformer = mapping.get("transformer")
+    if transformer is not None:
+        for name in _shared(tokenizer):
+            if name in transformer:
+                raise UserError(f"config.transformer.{name} follows config.tokenizer.{name}; set it there")
+        mapping["transformer"] = {**transformer, **_shared(tokenizer)}
+    return build(TrainConfig, {**mapping, "tokenizer": tokenizer})
