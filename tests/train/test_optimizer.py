@@ -1,0 +1,128 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from var_jax.config import TokenizerConfig, TransformerConfig
+from var_jax.ops.scales import Scales
+from var_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
+from var_jax.train.optimizer import decay_mask, learning_rate, make_optimizer, weight_decay
+from var_jax.train.state import init_params, make_mesh, state_shardings
+
+TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
+                            norm_groups=4, z_channels=4, vocab_size=16, phi=2)
+
+DECAYED = {
+    "blocks/ada/kernel", "blocks/attn/proj", "blocks/attn/qkv", "blocks/fc1/kernel", "blocks/fc2/kernel",
+    "class_embed", "head/kernel", "head_ada/kernel", "word_embed/kernel",
+}
+NOT_DECAYED = {
+    "blocks/ada/bias", "blocks/attn/log_scale", "blocks/attn/proj_bias", "blocks/attn/q_bias", "blocks/attn/v_bias",
+    "blocks/fc1/bias", "blocks/fc2/bias", "head/bias", "head_ada/bias", "level_embed", "pos_embed", "pos_start",
+    "word_embed/bias",
+}
+
+
+def transformer_run(shared_adaln: bool) -> TrainConfig:
+    transformer = TransformerConfig(depth=2, width=16, num_classes=3, vocab_size=16, z_channels=4,
+                                    scales=TOKENIZER.scales, shared_adaln=shared_adaln)
+    return TrainConfig(stage="transformer", tokenizer=TOKENIZER, transformer=transformer)
+
+
+def split(config: TrainConfig) -> tuple[set[str], set[str]]:
+    """(paths that decay, paths that do not) of a run's parameters."""
+    params = nn.meta.unbox(jax.eval_shape(init_params(config), jax.random.key(0)))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(params))
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): decayed for path, decayed in leaves}
+    return {n for n, d in named.items() if d}, {n for n, d in named.items() if not d}
+
+
+def test_mask_of_the_transformer():
+    assert split(transformer_run(shared_adaln=False)) == (DECAYED, NOT_DECAYED)
+
+
+def test_mask_with_shared_adaln():
+    decayed, rest = split(transformer_run(shared_adaln=True))
+    assert decayed == DECAYED - {"blocks/ada/kernel"} | {"shared_ada/kernel"}
+    assert rest == NOT_DECAYED - {"blocks/ada/bias"} | {"shared_ada/bias", "blocks/ada_offset"}
+
+
+def test_mask_of_the_tokenizer():
+    decayed, rest = split(TrainConfig(tokenizer=TOKENIZER))
+    assert {"quantize/codebook", "quantize/phi_kernel", "encoder/conv_in/kernel", "quant_conv/kernel"} <= decayed
+    assert {"quantize/phi_bias", "encoder/conv_in/bias", "encoder/norm_out/group/scale"} <= rest
+    assert {name.rsplit("/", 1)[1] for name in decayed} == {"kernel", "codebook", "phi_kernel"}
+    assert {name.rsplit("/", 1)[1] for name in rest} == {"bias", "scale", "phi_bias"}
+
+
+@pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_learning_rate(schedule, warmup):
+    steps, batch = 121, 512
+    config = OptimizerConfig(base_lr=1e-4, schedule=schedule, warmup_steps=warmup, warmup_from=0.01, final_lr_ratio=0.2)
+    rate = learning_rate(config, steps, batch)
+    for step in range(steps):
+        if step < warmup:
+            factor = 0.01 + 0.99 * step / warmup
+        else:
+            passed = (step - warmup) / (steps - 1 - warmup)
+            factor = {"lin0": 1 if passed < 0.05 else 0.2 + 0.8 * (1 - passed) / 0.95,
+                      "cosine": 0.2 + 0.8 * (1 + math.cos(math.pi * passed)) / 2,
+                      "constant": 1}[schedule]
+        np.testing.assert_allclose(rate(step), 2e-4 * factor, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 10)])
+def test_runs_shorter_than_their_schedules_stay_finite(steps, warmup):
+    config = OptimizerConfig(warmup_steps=warmup)
+    rates = [learning_rate(config, steps, 256)(step) for step in range(steps)]
+    assert all(0 < rate <= 1.001e-4 for rate in rates)
+    assert np.isfinite(weight_decay(config, steps)(0))
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.05, 0.08), (0.0, 0.1), (0.1, 0.0)])
+def test_weight_decay(first, last):
+    decay = weight_decay(OptimizerConfig(weight_decay=first, final_weight_decay=last), 11)
+    for step in range(11):
+        expected = last + (first - last) * (1 + math.cos(math.pi * step / 10)) / 2
+        np.testing.assert_allclose(decay(step), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_three_updates_are_adamw(clip):
+    config = OptimizerConfig(base_lr=0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1,
+                             final_weight_decay=0.3, clip=clip)
+    steps, batch = 3, 256
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)}
+    optimizer = make_optimizer(config, steps, batch)
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = optimizer.init(ours)
+    m, v = ({k: np.zeros_like(p) for k, p in params.items()} for _ in range(2))
+    for t in range(steps):
+        grads = {k: rng.normal(size=p.shape) for k, p in params.items()}
+        updates, state = optimizer.update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
+        for k, g in grads.items():
+            g = g * min(1, clip / norm) if clip else g
+            m[k], v[k] = 0.8 * m[k] + 0.2 * g, 0.9 * v[k] + 0.1 * g**2
+            adam = m[k] / (1 - 0.8 ** (t + 1)) / (np.sqrt(v[k] / (1 - 0.9 ** (t + 1))) + 1e-6)
+            decay = [0.1, 0.2, 0.3][t] if k == "kernel" else 0
+            rate = 0.01 * (1 if t < 1 else 0.1 + 0.9 * (1 - t / 2) / 0.95)
+            params[k] = params[k] - rate * (adam + decay * params[k])
+    for k, p in params.items():
+        np.testing.assert_allclose(ours[k], p, rtol=1e-5, atol=1e-6)
+
+
+def test_state_takes_the_parameters_shardings():
+    config = transformer_run(shared_adaln=False)
+    optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
+    abstract, shardings = state_shardings(config, optimizer, make_mesh(MeshConfig()))
+    moments = [sharding for value, sharding in zip(*map(jax.tree.leaves, (abstract.opt_state, shardings.opt_state)),
+                                                   strict=True) if value.shape]
+    assert moments == 2 * jax.tree.leaves(shardings.params)

@@ -1,0 +1,66 @@
+"""AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's parts."""
+
+from typing import Any
+
+import jax
+import optax
+
+from var_jax.train.config import OptimizerConfig
+
+LIN0_CONSTANT = 0.05
+
+# Neither biases nor 1-D, and still not decayed: learned places, AdaLN's offsets and the scale of QK-norm.
+NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam, and decoupled weight decay that the learning rate multiplies (AdamW).
+
+    Args:
+      steps: length of the whole run, at whose last step the schedules reach their final values.
+      batch_size: images a step over all devices, which scales the learning rate.
+    """
+    parts = [
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        optax.add_decayed_weights(weight_decay(config, steps), mask=decay_mask),
+        optax.scale_by_learning_rate(learning_rate(config, steps, batch_size)),
+    ]
+    return optax.chain(*([optax.clip_by_global_norm(config.clip)] if config.clip else []), *parts)
+
+
+def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
+    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has the final rate."""
+    peak = config.base_lr * batch_size / 256
+    rest = max(steps - 1 - config.warmup_steps, 1)
+    after = {
+        "lin0": optax.linear_schedule(peak, peak * config.final_lr_ratio, transition_steps=(1 - LIN0_CONSTANT) * rest,
+                                      transition_begin=LIN0_CONSTANT * rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_ratio),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if not config.warmup_steps:
+        return after
+    warmup = optax.linear_schedule(peak * config.warmup_from, peak, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """From `weight_decay` at the first step to `final_weight_decay` at the last, by a cosine."""
+    final = config.final_weight_decay
+    cosine = optax.cosine_decay_schedule(config.weight_decay - final, max(steps - 1, 1))
+    return lambda step: final + cosine(step)
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weights decay: matrices, convolutions, the codebook and the class embedding.
+
+    Args:
+      params: nested dicts of parameters (or their gradients); under "blocks" they have a leading axis of layers.
+    """
+
+    def decayed(path, leaf) -> bool:
+        names = [entry.key for entry in path]
+        rank = leaf.ndim - ("blocks" in names)
+        return rank > 1 and not names[-1].endswith("bias") and names[-1] not in NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
