@@ -1,0 +1,14 @@
+"""Visual Autoregressive Modeling (VAR, arXiv 2404.02905) in JAX/Flax."""
+
+from importlib.metadata import version
+
+__version__ = version("var-jax")
+__all__ = ["Pipeline", "__version__"]
+
+
+def __getattr__(name: str):
+    if name == "Pipeline":  # imported when asked for: `var-jax --help` need not load JAX
+        from var_jax.pipeline import Pipeline
+
+        return Pipeline
+    raise AttributeError(f"module 'var_jax' has no attribute {name!r}")

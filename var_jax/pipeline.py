@@ -15,6 +15,7 @@ from var_jax.config import ModelConfig, require
 from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
+from var_jax.ops import vq
 from var_jax.ops.resize import resize
 from var_jax.ops.scales import Scales
 
@@ -76,6 +77,10 @@ class Pipeline:
     def decode(self, tokens: Int[np.ndarray, "b L"]) -> Float[np.ndarray, "b H W c"]:
         """Images in [-1, 1] of tokens of all scales."""
         return self._batched(_decode, self._tokens(tokens))
+
+    def reconstruct(self, images: Float[np.ndarray, "b H W c"]) -> list[Float[np.ndarray, "b H W c"]]:
+        """Images in [-1, 1] after the first scale, the first two, ... and all of them."""
+        return self._batched(_reconstruct, self._images(images))
 
     def logits(self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b L V"]:
         """Teacher-forced logits of all scales, without dropout; label `num_classes` means "no class"."""
@@ -217,6 +222,13 @@ def _encode(config: ModelConfig, params, images):
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(config: ModelConfig, params, tokens):
     return Tokenizer(config.tokenizer).apply({"params": params["tokenizer"]}, tokens, method="decode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reconstruct(config: ModelConfig, params, images):
+    apply = functools.partial(Tokenizer(config.tokenizer).apply, {"params": params["tokenizer"]})
+    _, totals = vq.encode(apply(method="quantizer"), apply(images, method="features"))
+    return [apply(total, method="decode_feature") for total in totals]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -91,7 +91,7 @@ class Scales:
 
 
 def _parse_size(entry) -> tuple[int, int]:
-    parts = str(entry).split("x") if isinstance(entry, int | str | np.integer) else list(entry)
+    parts = list(entry) if isinstance(entry, list | tuple) else str(entry).split("x")
     try:
         numbers = [int(str(part)) for part in parts]
     except ValueError:

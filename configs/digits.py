@@ -1,0 +1,46 @@
+"""Handwritten digits (scikit-learn's 1,797, 8x8) at 32x32: the quickstart, minutes on two CPU cores.
+
+  var-jax train --config configs/digits.py:tokenizer --workdir runs/digits/tokenizer
+  var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/digits/tokenizer --workdir runs/digits/d2
+
+or both with samples and a report: bash launch/quickstart.sh
+"""
+
+from var_jax.train.config import default_config
+
+
+def get_config(arg: str = "d2"):
+    config = default_config()
+    config.batch_size = 64
+    config.ema = 0.99
+    config.data.name = "digits"
+    config.data.resize = "whole"
+
+    config.tokenizer.scales = "1,2,3,4,6,8"
+    config.tokenizer.in_channels = 1
+    config.tokenizer.channels = 32
+    config.tokenizer.multipliers = (1, 1, 2)
+    config.tokenizer.blocks = 1
+    config.tokenizer.attention = False
+    config.tokenizer.mid_attention = False
+    config.tokenizer.z_channels = 16
+    config.tokenizer.vocab_size = 256
+
+    if arg == "tokenizer":
+        config.stage = "tokenizer"
+        config.steps = 400
+        config.optimizer.base_lr = 4e-3
+        config.optimizer.schedule = "cosine"
+        config.optimizer.warmup_steps = 20
+        config.optimizer.b2 = 0.99
+        return config
+
+    config.stage = "transformer"
+    config.steps = 800
+    config.transformer.depth = int(arg.removeprefix("d"))
+    config.transformer.num_classes = 10
+    config.transformer.drop_path = 0.0
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 40
+    return config

@@ -1,0 +1,41 @@
+"""Published PyTorch weights to a model directory, or a model directory back to published keys.
+
+example:
+  var-jax convert --tokenizer vae_ch160v4096z32.pth --transformer var_d16.pth \\
+      --scales 1,2,3,4,5,6,8,10,13,16 --out models/d16
+  var-jax convert --to-torch --model models/d16 --out torch/d16
+"""
+
+import argparse
+
+from var_jax.config import require
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--tokenizer", metavar="F", help="published tokenizer weights (.pth, .pt, .safetensors, .npz)")
+    parser.add_argument("--transformer", metavar="F", help="published transformer weights")
+    parser.add_argument("--scales", help="token-map sizes, coarse to fine, such as 1,2,3,4")
+    parser.add_argument("--num-heads", type=int, help="needed without QK-norm only")
+    parser.add_argument("--cosine-codes", action="store_true", help="codes are searched by cosine")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what weights are stored in")
+    parser.add_argument("--to-torch", action="store_true", help="the way back: tokenizer.safetensors, transformer.safetensors")
+    parser.add_argument("--model", metavar="DIR", help="model directory to convert back")
+    parser.add_argument("--out", required=True, metavar="DIR")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.to_torch:
+        require(bool(args.model), "--model", args.model, "given with --to-torch")
+    else:
+        require(bool(args.tokenizer and args.scales), "--tokenizer and --scales", "missing", "given")
+    from var_jax import Pipeline, convert
+
+    if args.to_torch:
+        states = Pipeline.from_pretrained(args.model).to_torch()
+        convert.write_torch(args.out, *states)
+    else:
+        model = Pipeline.from_torch(args.tokenizer, args.transformer, scales=args.scales, num_heads=args.num_heads,
+                                    cosine_codes=args.cosine_codes, dtype=args.dtype)
+        model.save(args.out)
+    print(f"written to {args.out}")
+    return 0

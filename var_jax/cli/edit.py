@@ -1,0 +1,42 @@
+"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a label, class editing.
+
+example:
+  var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 --out edited.png
+"""
+
+import argparse
+
+from var_jax.cli.images import box_mask, parse_box, read_image, read_mask
+from var_jax.cli.sample import add_sampling_arguments, sampling_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument("--image", required=True, metavar="F")
+    region = parser.add_mutually_exclusive_group(required=True)
+    region.add_argument("--mask", metavar="F", help="picture that is white where new content goes")
+    region.add_argument("--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width")
+    parser.add_argument("--outpaint", action="store_true", help="keep the region and generate the rest")
+    parser.add_argument("--label", type=int, help="class of the new content (default: no class)")
+    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
+                        help="how the image is brought to the model's size (default crop)")
+    parser.add_argument("--out", required=True, metavar="F.png")
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from PIL import Image
+
+    from var_jax import Pipeline, pictures
+
+    box = parse_box(args.box) if args.box else None
+    model = Pipeline.from_pretrained(args.model)
+    tokenizer = model.config.tokenizer
+    image = read_image(args.image, tokenizer, args.resize)
+    region = box_mask(box, tokenizer.scales.finest) if box else read_mask(args.mask, tokenizer.image_shape[:2])
+    edited = model.edit(image[None], region if args.outpaint else ~region,
+                        None if args.label is None else [args.label], **sampling_arguments(args))
+    picture: Image.Image = pictures.grid(edited, columns=1, scale=1)
+    pictures.save_png(args.out, picture)
+    print(f"edited image in {args.out}")
+    return 0

@@ -1,0 +1,80 @@
+"""Reading what the user gives: image files as model input, masks, label lists."""
+
+import glob
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from var_jax.config import TokenizerConfig
+from var_jax.data.transforms import evaluation_image
+from var_jax.errors import UserError
+
+
+def read_image(path: str, config: TokenizerConfig, resize: str = "crop") -> np.ndarray:
+    """One image file as float32 (H, W, C) in [-1, 1] at the model's size.
+
+    Raises:
+      UserError: the file is missing or does not decode.
+    """
+    pixels = evaluation_image(_open(path), config.image_shape, resize)
+    return np.asarray(pixels, np.float32) / 127.5 - 1
+
+
+def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
+    """A mask file as bool (h, w) at the given pixels, True where it is white (above one half)."""
+    grey = _open(path).convert("L").resize((size[1], size[0]), Image.Resampling.BOX)
+    return np.asarray(grey) > 127
+
+
+def expand(pattern: str) -> list[str]:
+    """The files of a glob pattern, sorted.
+
+    Raises:
+      UserError: there are none.
+    """
+    files = sorted(glob.glob(pattern, recursive=True))
+    if not files:
+        raise UserError(f"no files match {pattern!r}")
+    return files
+
+
+def parse_labels(text: str) -> list[int]:
+    """`"0,1,2"` or `"0-9"` or both."""
+    labels: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--labels {text!r}: {part!r} is not a class id; write 0,1,2 or 0-9")
+        labels += range(int(first), int(last or first) + 1)
+    return labels
+
+
+def parse_box(text: str) -> tuple[float, float, float, float]:
+    """`"y0,x0,y1,x1"` in fractions of height and width."""
+    try:
+        y0, x0, y1, x1 = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--box {text!r} is not y0,x0,y1,x1, such as 0.25,0.25,0.75,0.75") from None
+    if not (0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1):
+        raise UserError(f"--box {text!r} is not within the image; 0 <= y0 < y1 <= 1, and so for x")
+    return y0, x0, y1, x1
+
+
+def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
+    """bool (h, w) on the token grid, True inside the box; its edges are rounded to whole tokens."""
+    y0, x0, y1, x1 = (round(f * n) for f, n in zip(box, (*grid, *grid), strict=True))
+    mask = np.zeros(grid, bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise UserError(f"no image file {path}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} does not decode as an image: {error}") from None

@@ -1,0 +1,88 @@
+"""The `var-jax` command: finds the command's module, and turns mistakes into one line and an exit code."""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from var_jax.errors import UserError, did_you_mean
+
+# Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
+COMMANDS = {
+    "train": "train the stage that a config names; resumes by itself",
+    "sample": "labelled image grid from a trained model",
+    "reconstruct": "originals beside reconstructions, scale by scale",
+    "edit": "zero-shot in-painting, out-painting and class-conditional editing",
+    "convert": "published PyTorch weights to a model directory, or back",
+    "quickstart": "both stages of a config, samples and a short report, in one go",
+    "bench": "time of sampling or training beside the FLOP floor",
+    "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
+}
+
+# Of the operating system's errors, those that the user can put right.
+USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+               errno.EDQUOT)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+      0 done, 2 the user's mistake (one line on stderr), 75 preempted with everything saved, 1 anything else.
+    """
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        if error.errno in USER_ERRNOS:
+            return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
+        raise
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+        print("usage: var-jax COMMAND [options]\n\n" + "\n".join(lines) + "\n\nvar-jax COMMAND --help tells its options.")
+        return 0
+    if argv[0] == "--version":
+        from var_jax import __version__
+
+        print(f"var-jax {__version__}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
+    module = importlib.import_module(f"var_jax.cli.{name}")
+    parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    args, rest = parser.parse_known_args(rest)
+    args.overrides = rest
+    if rest and not ("config" in args and rest[0].startswith("--config.")):
+        parser.error(f"unrecognized argument {rest[0]}")
+    _prepare_jax()
+    return module.run(args)
+
+
+def _prepare_jax():
+    """Compiled programs are kept between commands, unless the user's own JAX settings say otherwise."""
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"var-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,139 @@
+"""Both stages of a config, samples, and a report that says how good they are, in one go."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from var_jax import Pipeline, pictures
+from var_jax.data import loader, sources
+from var_jax.ops.resize import matrix
+from var_jax.train.config import TrainConfig
+from var_jax.train.loop import train
+
+# Side of the images that variance and distance are measured at, and that the classifier sees at most.
+STATISTICS_SIDE, CLASSIFIER_SIDE = 8, 16
+SETTINGS = {
+    "default guidance (cfg 1.5, top-k 900, top-p 0.96)": {},
+    "no guidance, no filters (cfg 0, top-k 0, top-p 0)": {"cfg": 0.0, "top_k": 0, "top_p": 0.0},
+}
+
+
+def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000) -> dict[str, Any]:
+    """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to `workdir`.
+
+    Returns:
+      the report; `lines` prints it.
+    """
+    directory, started = epath.Path(workdir), time.time()
+    reconstruction = train(tokenizer, str(directory / "tokenizer-run"))
+    trained_tokenizer = time.time()
+    transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
+    held_out = train(transformer, str(directory / "transformer-run"))
+    trained_transformer = time.time()
+
+    model = Pipeline.from_pretrained(directory / "transformer-run")
+    model.save(directory)
+    report: dict[str, Any] = {"reconstruction": reconstruction, "validation": held_out}
+    report["samples"] = judge(model, transformer, samples)
+    _samples_picture(model, transformer, directory)
+    report["seconds"] = {"tokenizer": round(trained_tokenizer - started, 1),
+                         "transformer": round(trained_transformer - trained_tokenizer, 1),
+                         "samples": round(time.time() - trained_transformer, 1),
+                         "total": round(time.time() - started, 1)}
+    (directory / "report.json").write_text(json.dumps(report, indent=1))
+    return report
+
+
+def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
+    """Samples against real images: a classifier's agreement with the label, diversity, and distance to training images.
+
+    The classifier is trained on the real training split. `variance_ratio` is the within-class variance of samples
+    over that of held-out images; `nearest_ratio` the median distance to the nearest training image over that of
+    held-out images. Both are of pixels in [0, 1] at 8x8.
+    """
+    images, labels = _split(config, config.data.train_split)
+    held_images, held_labels = _split(config, config.data.eval_split)
+    classify = _fit_classifier(images, labels)
+    asked = np.arange(samples) % config.transformer.num_classes
+    variance = within_class_variance(held_images, held_labels)
+    distance = nearest_distance(held_images, images)
+    report: dict[str, Any] = {"classifier_accuracy_on_held_out": float(np.mean(classify(held_images) == held_labels)),
+                              "held_out_images": len(held_images), "count": samples}
+    for name, settings in SETTINGS.items():
+        drawn = model.sample(asked, seed=1, **settings)
+        report[name] = {
+            "label_accuracy": float(np.mean(classify(drawn) == asked)),
+            "variance_ratio": within_class_variance(drawn, asked) / variance,
+            "nearest_ratio": nearest_distance(drawn, images) / distance,
+        }
+    return report
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report in a few lines for a terminal."""
+    rec, val, samples = report["reconstruction"], report["validation"], report["samples"]
+    usage = " ".join(f"{u:.0%}" for u in rec["code_usage"])
+    out = [
+        f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images",
+        f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales",
+        f"validation      loss {val['loss']:.4f} over all scales, {val['loss_last']:.4f} over the last",
+        f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out images",
+    ]
+    for name in SETTINGS:
+        row = samples[name]
+        out.append(f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
+                   f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}")
+    out.append(f"time            {report['seconds']['total'] / 60:.1f} minutes "
+               f"(tokenizer {report['seconds']['tokenizer']:.0f} s, transformer {report['seconds']['transformer']:.0f} s, "
+               f"samples {report['seconds']['samples']:.0f} s)")
+    return out
+
+
+def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the pixels' variance within the class, at 8x8."""
+    small = shrink(images, STATISTICS_SIDE)
+    return float(np.mean([small[labels == c].var(axis=0).mean() for c in np.unique(labels)]))
+
+
+def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
+    """Median Euclidean distance to the nearest reference image, at 8x8."""
+    from sklearn.neighbors import NearestNeighbors
+
+    neighbours = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))
+    return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
+
+
+def shrink(images: np.ndarray, side: int) -> np.ndarray:
+    """(N, H, W, C) to (N, side * side * C) by area means, where the images are larger."""
+    rows, columns = (matrix(n, min(n, side), "area") for n in images.shape[1:3])
+    return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(len(images), -1)
+
+
+def _fit_classifier(images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import SVC
+
+    features = shrink(images, CLASSIFIER_SIDE)
+    model = make_pipeline(PCA(min(50, *features.shape), random_state=0), SVC(C=10)).fit(features, labels)
+    return lambda x: model.predict(shrink(x, CLASSIFIER_SIDE))
+
+
+def _split(config: TrainConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split in [0, 1] at the model's size, and their labels."""
+    batches = list(loader.eval_batches(config.data, config.tokenizer.image_shape, 256,
+                                       split=sources.open_split(config.data, split)))
+    images, labels = (np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label"))
+    return images.astype(np.float32) / 255, labels
+
+
+def _samples_picture(model: Pipeline, config: TrainConfig, directory: epath.Path):
+    names = sources.open_split(config.data, config.data.eval_split).class_names
+    columns = min(10, config.transformer.num_classes)
+    images = model.sample(np.arange(10 * columns) % columns, seed=0)
+    pictures.save_png(directory / "samples.png", pictures.grid(images, columns=columns, titles=names[:columns]))

@@ -1,0 +1,89 @@
+"""Held-out metrics and sample pictures during training."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from var_jax import generate, pictures
+from var_jax.data import loader, sources
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.train import losses
+from var_jax.train.config import TrainConfig
+from var_jax.train.step import make_eval_step
+
+PICTURE_ROWS = 4
+
+
+class Evaluator:
+    """The held-out split of a run, and what is measured on it."""
+
+    def __init__(self, config: TrainConfig, frozen: Any, on_devices: Callable):
+        self.config, self.frozen, self.on_devices = config, frozen, on_devices
+        self.split = sources.open_split(config.data, config.data.eval_split)
+        self.step = jax.jit(make_eval_step(config))
+
+    def batches(self):
+        c = self.config
+        return loader.eval_batches(c.data, c.tokenizer.image_shape, c.batch_size, limit=c.eval_images, split=self.split)
+
+    def metrics(self, params: Any) -> dict[str, Any]:
+        """Means over the held-out images; a tokenizer's code usage and perplexity over all of them."""
+        sums, count = None, 0
+        for batch in self.batches():
+            parts = jax.tree.map(np.asarray, self.step(params, self.on_devices(batch), self.frozen))
+            sums = parts if sums is None else jax.tree.map(np.add, sums, parts)
+            count += int(batch["mask"].sum())
+        counts = sums.pop("code_counts", None)
+        means = {name: (value / count).tolist() for name, value in sums.items()}
+        if counts is not None:
+            means |= code_metrics(counts)
+        else:
+            means = {"loss": means["loss_mean"], **means}
+        return {**means, "images": count}
+
+    def picture(self, params: Any) -> Image.Image:
+        """Originals over reconstructions, or samples with one class a column."""
+        columns = self.config.sample_classes
+        if self.config.stage == "tokenizer":
+            batch = next(iter(self.batches()))
+            images = batch["image"][batch["mask"]][:columns]
+            rec = _reconstruct(self.config, params, images)
+            return pictures.grid(np.concatenate([images / 255, np.asarray(rec)]), columns=len(images))
+        columns = min(columns, self.config.transformer.num_classes)
+        labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
+        keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
+        static = generate.Static(top_k=0, use_top_p=True, guided=True)
+        model = {"tokenizer": self.frozen, "transformer": params}
+        images, _ = generate.generate(self.config.model, static, model, labels, keys,
+                                      generate.Dynamic(1.5, 0.96, 1.0))
+        names = self.split.class_names
+        return pictures.grid(np.asarray(images), columns=columns, titles=[names[i] for i in labels[:columns]])
+
+
+def code_metrics(counts: np.ndarray) -> Mapping[str, Any]:
+    """From (K, V) counts: the share of the vocabulary used and the perplexity, a scale and over all scales."""
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    total = counts.sum(axis=0)
+    return {
+        "code_usage": (counts > 0).mean(axis=1).tolist(), "code_usage_all": float((total > 0).mean()),
+        "perplexity": [perplexity(p) for p in share], "perplexity_all": perplexity(total / max(total.sum(), 1)),
+    }
+
+
+def perplexity(p: np.ndarray) -> float:
+    return float(np.exp(-np.sum(p * np.log(np.where(p > 0, p, 1)))))
+
+
+def _reconstruct(config: TrainConfig, params: Any, images: np.ndarray) -> jax.Array:
+    """Reconstructions in [0, 1] of uint8 images."""
+
+    @jax.jit
+    def run(params, images):
+        model = Tokenizer(config.tokenizer)
+        tokens = model.apply({"params": params}, losses.to_signal(images), method="encode")
+        return (model.apply({"params": params}, tokens, method="decode") + 1) / 2
+
+    return run(params, images)

@@ -1,0 +1,104 @@
+"""The losses of both stages: parameters and a batch in, one number and its parts out.
+
+A batch's images are uint8 and its tokens int32; `mask` (evaluation only) marks the rows that count.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, UInt8
+
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+from var_jax.ops import vq
+from var_jax.ops.scales import Scales
+from var_jax.train.config import TrainConfig
+
+Metrics = dict[str, jax.Array]
+
+
+def to_signal(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
+    """uint8 pixels to [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1
+
+
+def tokenizer_loss(config: TrainConfig, params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+    """l1 |rec - image| + l2 (rec - image)^2 + vq * VQ loss, and its parts.
+
+    Perceptual and adversarial terms belong beside the pixel terms here.
+    """
+    images = to_signal(batch["image"])
+    rec, tokens, vq_loss = Tokenizer(config.tokenizer).apply({"params": params}, images)
+    l1, l2 = jnp.mean(jnp.abs(rec - images)), jnp.mean((rec - images) ** 2)
+    loss = config.loss.l1 * l1 + config.loss.l2 * l2 + config.loss.vq * vq_loss
+    counts = vq.code_counts(config.tokenizer.scales, tokens, config.tokenizer.vocab_size)
+    return loss, {"loss": loss, "l1": l1, "l2": l2, "vq": vq_loss, "code_usage": jnp.mean(counts > 0, axis=1)}
+
+
+def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array],
+                     rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    """Mean cross-entropy over the tokens of all scales; class dropout and drop-path act when `rng` is given.
+
+    Args:
+      frozen: the tokenizer's parameters; only its quantizer's are used.
+    """
+    tokens = batch["tokens"]
+    inputs = Tokenizer(config.tokenizer).apply({"params": frozen}, tokens, method="teacher_input")
+    logits = Transformer(config.transformer).apply({"params": params}, inputs, batch["label"], rng)
+    loss = jnp.mean(cross_entropy(logits, tokens, config.loss.label_smoothing))
+    return loss, {"loss": loss, **token_metrics(config.tokenizer.scales, logits, tokens)}
+
+
+def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"], smoothing: float = 0.0) -> Float[Array, "b L"]:
+    if not smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+    targets = optax.smooth_labels(jax.nn.one_hot(tokens, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def held_out_metrics(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> Metrics:
+    """A transformer's `token_metrics` of one held-out batch, without dropout, summed over the rows that count."""
+    tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
+    inputs = Tokenizer(config.tokenizer).apply({"params": frozen}, tokens, method="teacher_input")
+    logits = Transformer(config.transformer).apply({"params": params}, inputs, batch["label"])
+    return token_metrics(config.tokenizer.scales, logits, tokens, weights)
+
+
+def token_metrics(scales: Scales, logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
+                  weights: Float[Array, " b"] | None = None) -> Metrics:
+    """Cross-entropy and accuracy (shares, 0 to 1) over all tokens, over the last scale, and a scale; no smoothing.
+
+    A weighted sum over rows, or their mean.
+    """
+    weights = jnp.full(tokens.shape[0], 1 / tokens.shape[0]) if weights is None else weights
+    losses = weights @ cross_entropy(logits, tokens)
+    hits = weights @ (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
+    by_scale = [jnp.mean(losses[scales.span(k)]) for k in range(len(scales))]
+    return {
+        "loss_mean": jnp.mean(losses), "loss_last": by_scale[-1], "loss_scale": jnp.stack(by_scale),
+        "accuracy_mean": jnp.mean(hits), "accuracy_last": jnp.mean(hits[scales.span(len(scales) - 1)]),
+    }
+
+
+def reconstruction_metrics(config: TrainConfig, params: Any, batch: Mapping[str, jax.Array]) -> Metrics:
+    """A tokenizer's sums over the rows of one held-out batch that count.
+
+    `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed over images.
+    """
+    c = config.tokenizer
+    images, weights = to_signal(batch["image"]), batch["mask"].astype(jnp.float32)
+    model = Tokenizer(c)
+    feature = model.apply({"params": params}, images, method="features")
+    tokens, totals = vq.encode(model.apply({"params": params}, method="quantizer"), feature)
+    rec = model.apply({"params": params}, totals[-1], method="decode_feature")
+    l1 = jnp.mean(jnp.abs(rec - images), axis=(1, 2, 3))
+    l2 = jnp.mean((rec - images) ** 2, axis=(1, 2, 3))
+    by_image = {"l1": l1, "l2": l2, "psnr": -10 * jnp.log10(jnp.maximum(l2 / 4, 1e-10)),
+                "vq": jax.vmap(lambda f, t: vq.vq_loss(f, t, c.vq_beta))(feature, totals)}
+    by_image["loss"] = config.loss.l1 * l1 + config.loss.l2 * l2 + config.loss.vq * by_image["vq"]
+    counted = jnp.where(batch["mask"][:, None], tokens, c.vocab_size)  # padding falls into a bin that is cut off
+    sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
+    return {**sums, "code_counts": vq.code_counts(c.scales, counted, c.vocab_size + 1)[:, :-1]}
