@@ -1,0 +1,272 @@
+"""Checkpoints of a run (Orbax; the only file that knows it), and single files of arrays (safetensors).
+
+Every array's checksum is kept beside it: the storage format notices a short file, but hands out flipped bits as values.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors
+
+from var_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Orbax logs a stack trace of every error that it also raises; what is raised is reported here, in one line.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+class Mismatch(UserError):
+    """A sound checkpoint of another run: older ones are no better."""
+
+
+class Checkpoints:
+    """The newest `keep` checkpoints in a directory (a path or bucket URL), written while training goes on.
+
+    A write that failed raises UserError at the next `save`, `wait` or `close`; earlier checkpoints stay as they were.
+    Reading alone changes nothing in the directory.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int):
+        self._directory = epath.Path(directory)
+        self._keep = keep
+        self._writer: ocp.CheckpointManager | None = None
+        self._writing: int | None = None
+        self._overtaken: list[int] = []
+
+    def save(self, step: int, state: Any, extra: dict, wait: bool = False):
+        """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`, which JSON takes.
+
+        Checkpoints later than the one that was restored are not of this run any more, and are deleted here.
+
+        Args:
+          wait: return when it is on disk.
+        Raises:
+          UserError: the directory cannot be written, or the save before this one failed.
+        """
+        self.wait()
+        sums = {name: int(value) for name, value in _named(_checksums(state))}
+        note = {"extra": extra, "checksums": sums}
+        self._writing = step
+        with self._reporting():
+            if self._writer is None:
+                options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+                self._writer = ocp.CheckpointManager(self._absolute(), options=options)
+            while self._overtaken:
+                self._writer.delete(self._overtaken.pop())
+            self._writer.save(step, force=True, args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)))
+        if wait:
+            self.wait()
+
+    def wait(self):
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        if self._writer is not None:
+            with self._reporting():
+                self._writer.wait_until_finished()
+
+    def close(self):
+        """`wait`, and an end to Orbax's threads."""
+        self.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, ascending."""
+        return sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.is_dir() else []
+
+    def latest_step(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
+        """(state, extra) of the newest sound checkpoint, or of `step`.
+
+        Args:
+          abstract_state: ShapeDtypeStructs with shardings, which need not be those that it was saved with.
+        Raises:
+          UserError: there is none, none can be read, or its arrays are not those of `abstract_state`.
+        """
+        args = jax.tree.map(lambda a: ocp.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape, dtype=a.dtype),
+                            abstract_state)
+
+        def read(path: epath.Path, stored: Any) -> Any:
+            _require_same(path, stored, abstract_state)
+            return _restore(path, ocp.args.PyTreeRestore(abstract_state, restore_args=args))
+
+        found, state, extra = self._newest_sound(read, step)
+        self._overtaken = [later for later in self.steps() if later > found]
+        return state, extra
+
+    def restore_part(self, part: str, step: int | None = None, dtype: Any = None) -> Any:
+        """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing else is read.
+
+        Args:
+          dtype: what floating-point arrays are cast to.
+        Raises:
+          UserError: there is no checkpoint, none can be read, or it has no such part.
+        """
+
+        def read(path: epath.Path, stored: Any) -> Any:
+            if not jax.tree.leaves(stored.get(part)):
+                raise Mismatch(f"checkpoint {path} has no {part!r}; it has {', '.join(map(repr, stored))}")
+            wanted = {part: jax.tree.map(lambda _: 0, stored[part])}
+            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True))
+
+        return _cast(self._newest_sound(read, step)[1][part], dtype)
+
+    def _newest_sound(self, read: Callable, step: int | None) -> tuple[int, Any, dict]:
+        """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer one is damaged."""
+        steps = self.steps()
+        if not steps or step not in (None, *steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{wanted} in {self._directory}; steps there: {', '.join(map(str, steps)) or 'none'}")
+        causes = []
+        for candidate in reversed(steps) if step is None else [step]:
+            path = self._absolute() / str(candidate)
+            value, extra, cause = None, {}, None
+            try:
+                note = json.loads((path / "note" / "metadata").read_text())
+                value, extra = read(path, _stored(path)), note["extra"]
+                cause = _damage(value, note["checksums"])
+            except Mismatch:
+                raise
+            except Exception as error:  # damaged files raise whatever the parser of the damaged place raises
+                cause = _one_line(error)
+            if _agreed(not cause):
+                return candidate, value, extra
+            causes.append(f"step {candidate}: {cause or 'another process could not read it'}")
+            log.warning("checkpoint of step %d in %s cannot be read (%s); trying the one before", candidate,
+                        self._directory, cause)
+        raise UserError(f"no checkpoint in {self._directory} can be read ({'; '.join(causes)}); "
+                        "restore the directory from a copy, or start in an empty one")
+
+    def _absolute(self) -> epath.Path:
+        return self._directory.resolve() if "://" not in str(self._directory) else self._directory
+
+    @contextlib.contextmanager
+    def _reporting(self):
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # Orbax and TensorStore raise all three for a full disk
+            raise UserError(f"cannot write the checkpoint of step {self._writing} in {self._directory}: "
+                            f"{_one_line(error)}; checkpoints before it are kept") from error
+
+
+def save_arrays(path: epath.PathLike, tree: Any):
+    """Nested dicts of arrays to one safetensors file with keys "a/b/c", whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    flat = {name: np.ascontiguousarray(value) for name, value in _named(tree)}
+    try:
+        temporary.write_bytes(safetensors.save(flat))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
+
+
+def load_arrays(path: epath.PathLike, dtype: Any = None) -> dict:
+    """The nested dicts of numpy arrays that `save_arrays` wrote.
+
+    Args:
+      dtype: what floating-point arrays are cast to.
+    Raises:
+      UserError: the file is missing, truncated or of another kind.
+    """
+    try:
+        flat = safetensors.load(epath.Path(path).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not read as safetensors: {_one_line(error)}") from error
+    tree: dict = {}
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return _cast(tree, dtype)
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    """("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+    """The wrapping sum of an array's bits, which no sharding and no order of summation changes."""
+
+    def one(x):
+        width = x.dtype.itemsize
+        bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * min(width, 4)}")
+        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+    return jax.tree.map(one, tree)
+
+
+def _damage(tree: Any, expected: dict[str, int]) -> str | None:
+    for name, value in _named(_checksums(tree)):
+        if int(value) != expected[name]:
+            return f"the bits of {name} are not those that were saved"
+    return None
+
+
+def _agreed(sound: bool) -> bool:
+    """Whether every process found its part sound: all must go back to the same step."""
+    if jax.process_count() == 1:
+        return sound
+    return bool(np.all(multihost_utils.process_allgather(np.array(sound))))
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = text.strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _stored(path: epath.Path) -> Any:
+    """Shapes and dtypes of what a checkpoint holds, as nested dicts."""
+    return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
+
+
+def _restore(path: epath.Path, args: Any) -> Any:
+    """Without Orbax's checkpointer, at whose barrier sound processes would wait for one that failed."""
+    return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
+
+
+def _require_same(path: epath.Path, stored: Any, wanted: Any):
+    """Raises Mismatch when two trees differ in their arrays."""
+    ours, theirs = ({name: (tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for name, leaf in _named(tree)}
+                    for tree in (wanted, stored))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise Mismatch(f"checkpoint {path} is of another model or optimizer: {name} is {theirs.get(name, 'not there')}"
+                           f" in it and {ours.get(name, 'not there')} in this run")
