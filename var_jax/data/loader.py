@@ -1,0 +1,141 @@
+"""Batches by Grain: what step s sees is a function of (seed, s) alone, on any number of hosts, threads or processes."""
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import grain
+import numpy as np
+
+from var_jax.data import transforms
+from var_jax.data.sources import Split, open_split
+from var_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
+
+CACHE_BYTES = 2**28
+MAX_THREADS = 16
+
+
+class FittedSplit:
+    """A split with the transform's fixed part applied; as many results as fit CACHE_BYTES are kept."""
+
+    def __init__(self, split: Split, image_shape: tuple[int, int, int], resize: transforms.Resize):
+        self._split = split
+        self._image_shape = image_shape
+        self._resize: transforms.Resize = resize
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        if index in self._kept:
+            return self._kept[index]
+        example = self._split[index]
+        image = transforms.fit(example["image"], self._image_shape, self._resize, f"image {index}")
+        fitted = {"image": image, "label": np.int32(example["label"])}
+        if self._kept_bytes + image.nbytes <= CACHE_BYTES:
+            self._kept[index] = fitted
+            self._kept_bytes += image.nbytes
+        return fitted
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+
+
+def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, seed: int,
+                  start_step: int = 0, *, shard_index: int | None = None,
+                  shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches in random order, reshuffled every epoch, from step `start_step` on.
+
+    Args:
+      image_shape: (height, width, channels) that the model takes.
+      batch_size: over all hosts; each yields its part.
+      shard_index, shard_count: this host's place; by default what JAX says. The hosts' parts together are the same
+        batch for any number of them.
+    Yields:
+      {"image": uint8 (batch, height, width, channels), "label": int32 (batch,)}.
+    Raises:
+      UserError: as `open_split`, a batch that hosts do not divide or that the split does not fill, or an image that
+        does not decode (when its batch comes).
+    """
+    index, count = _shard(batch_size, shard_index, shard_count)
+    transforms.check(image_shape, data.resize)
+    split = open_split(data, data.train_split)
+    if len(split) < batch_size:
+        raise UserError(f"split {data.train_split!r} of {data.name!r} has {len(split)} images, too few for a batch of "
+                        f"{batch_size}; lower batch_size")
+    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds would be the same.
+    order, crops = np.random.SeedSequence(seed % 2**64).generate_state(2)
+    images = grain.MapDataset.source(FittedSplit(split, image_shape, data.resize)).shuffle(int(order)).repeat()
+    if data.resize == "crop":
+        images = images.random_map(_Crop(image_shape), seed=int(crops))
+    batches = images[index::count].batch(batch_size // count, drop_remainder=True)
+    return _read(batches[start_step:], data.workers)
+
+
+def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
+                 split: Split | str | None = None, *, shard_index: int | None = None,
+                 shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over a split in its order, centre crops; the last batch is padded.
+
+    Args:
+      limit: images at most; 0 for all.
+      split: opened or by name; by default `data.eval_split`.
+      The others as `train_batches`.
+    Yields:
+      as `train_batches`, and "mask": bool (batch,), False on padding.
+    Raises:
+      UserError: as `train_batches`; a split smaller than a batch is none.
+    """
+    index, count = _shard(batch_size, shard_index, shard_count)
+    transforms.check(image_shape, data.resize)
+    opened = open_split(data, split or data.eval_split) if split is None or isinstance(split, str) else split
+    images = min(limit, len(opened)) if limit else len(opened)
+    load = _Padded(FittedSplit(opened, image_shape, data.resize), images, image_shape)
+    places = grain.MapDataset.range(-(-images // batch_size) * batch_size)  # every host has as many batches
+    return _read(places[index::count].map(load).batch(batch_size // count), data.workers)
+
+
+class _Crop(grain.transforms.RandomMap):
+    def __init__(self, image_shape: tuple[int, int, int]):
+        self._image_shape = image_shape
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**element, "image": transforms.crop(element["image"], self._image_shape, rng)}
+
+
+class _Padded(grain.transforms.Map):
+    def __init__(self, source: FittedSplit, length: int, image_shape: tuple[int, int, int]):
+        self._source = source
+        self._length = length
+        self._image_shape = image_shape
+
+    def map(self, element: int) -> dict[str, Any]:
+        if element >= self._length:
+            return {"image": np.zeros(self._image_shape, np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
+        fitted = self._source[element]
+        return {**fitted, "image": transforms.crop(fitted["image"], self._image_shape), "mask": np.bool_(True)}
+
+
+def _shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, int]:
+    if index is None or count is None:
+        import jax  # worker processes need none
+
+        index, count = jax.process_index(), jax.process_count()
+    if batch_size % count:
+        raise UserError(f"batch_size is {batch_size}; it must be a multiple of the {count} hosts")
+    return index, count
+
+
+def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    # A thread works on a whole batch; batches come in order whoever is first.
+    threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // max(1, workers)))
+    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+    if workers:
+        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+    return iter(ahead)

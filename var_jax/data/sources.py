@@ -1,0 +1,206 @@
+"""Data sets by name, prepared once as array_record and read at random without TensorFlow."""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from var_jax.data import image_folder, transforms
+from var_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
+
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+NAMES_SHOWN = 10
+log = logging.getLogger(__name__)
+
+
+class Split(Protocol):
+    """Images at random access.
+
+    Attributes:
+      class_names: by label.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"image": uint8 (height, width, channels) as stored, "label": int}."""
+        ...
+
+
+class TfdsSplit:
+    """A split of a prepared TFDS data set, decoded by Pillow."""
+
+    def __init__(self, name: str, source: Sequence[dict[str, Any]], class_names: tuple[str, ...]):
+        self.class_names = class_names
+        self._name = name
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, UInt8[np.ndarray, "height width channels"] | int]:
+        example = self._source[index]
+        image = example["image"]
+        if isinstance(image, bytes):
+            file = example.get("file_name", b"")
+            image = transforms.decode(image, f"image {index} of {self._name}" + (f" ({file.decode()})" if file else ""))
+        return {"image": transforms.eight_bits(image), "label": int(example["label"])}
+
+
+def open_split(data: "DataConfig", split: str) -> Split:
+    """A split of the data set that `data` names, prepared first if it is not.
+
+    What is prepared is written beside its place and renamed when it is whole, so that neither a killed process nor
+    another one at the same time spoils it. Copies of a user's files carry a fingerprint of names, sizes and times:
+    a folder that changes is prepared anew.
+
+    Args:
+      data: its `name`, `data_dir`, `source_dir` and `skip_bad_images`.
+      split: a TFDS split, slices such as "train[:90%]" included.
+    Raises:
+      UserError: an unknown name or split, a missing or empty directory, files that do not decode, a data set
+        without images and class labels, or one that TFDS cannot prepare here.
+    """
+    with _quiet():
+        builder = _prepared(data)
+    features = builder.info.features
+    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
+        if key not in features or type(features[key]).__name__ != kind:
+            raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has {', '.join(features)}")
+    # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding would
+    # do, but makes `tfds.testing.mock_data` want TensorFlow.
+    features["image"].decode_example_np = bytes
+    known = sorted(builder.info.splits)
+    try:
+        source = builder.as_data_source(split)
+    except (ValueError, KeyError) as error:
+        hint = did_you_mean(split, known)
+        raise UserError(f"data set {data.name!r} has no split {split!r}{hint}") from error
+    except NotImplementedError as error:
+        raise UserError(f"{builder.data_dir} is not prepared as array_record; give another data.data_dir") from error
+    if len(source) == 0:
+        raise UserError(f"split {split!r} of data set {data.name!r} is empty; known: {', '.join(known)}")
+    return TfdsSplit(f"{data.name}/{split}", source, tuple(features["label"].names))
+
+
+def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
+    from var_jax.data import builders  # TFDS is slow to import
+
+    data_dir = data.data_dir or None
+    if data.name == "digits":
+        return _prepare(lambda: builders.Digits(data_dir=data_dir))
+    if data.name == "fashion_mnist_idx":
+        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST)
+        return _prepare(lambda: builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+    if data.name == "image_folder":
+        return _prepared_folder(image_folder.listing(data.source_dir), data)
+    return _prepared_by_tfds(data.name, data_dir)
+
+
+def _prepare(make):
+    """The builder that `make` gives, read back from a whole copy on the disk."""
+    builder = make()
+    if not builder.is_prepared():
+        _download_and_prepare(builder)
+        builder = make()
+    return builder
+
+
+def _prepared_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.core.DatasetBuilder":
+    from var_jax.data import builders
+
+    def make():
+        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
+
+    builder = make()
+    if not builder.is_prepared():
+        log.warning("checking and copying the %d files of %s", len(files.files), data.source_dir)
+        bad = image_folder.undecodable(files)
+        if bad and not data.skip_bad_images:
+            raise UserError(f"{next(iter(bad.values()))}{_others(len(bad))}; put it right, or set "
+                            "data.skip_bad_images to leave such files out")
+        if len(bad) == len(files.files):
+            raise UserError(f"none of the {len(bad)} files of {data.source_dir} decodes; the first: "
+                            f"{next(iter(bad.values()))}")
+        builder.skipped = sorted(bad)
+        _download_and_prepare(builder)
+        builder = make()
+    skipped = builder.info.metadata["skipped"]
+    if skipped and not data.skip_bad_images:
+        raise UserError(f"{files.root / skipped[0]} does not decode{_others(len(skipped))}; put it right, or set "
+                        "data.skip_bad_images to leave such files out")
+    if skipped:
+        shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
+        log.warning("left out %d files of %s that do not decode (all in %s): %s", len(skipped), data.source_dir,
+                    epath.Path(builder.data_dir) / "metadata.json", shown)
+    return builder
+
+
+def _others(bad: int) -> str:
+    return f" (and {bad - 1} more)" if bad > 1 else ""
+
+
+def _prepared_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    import tensorflow_datasets as tfds
+
+    def make():
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+
+    try:
+        builder = make()
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", "fashion_mnist_idx", "image_folder"]
+        hint = did_you_mean(name, [*known, *tfds.list_builders(with_community_datasets=False)])
+        # TFDS knows hundreds: without a close one, only our own are named.
+        hint = hint if "did you mean" in hint else f"; known: {', '.join(known)} and the names of TFDS"
+        raise UserError(f"unknown data set {name!r}{hint}") from error
+    except Exception as error:
+        raise UserError(f"data set {name!r}: {_first_line(error)}") from error
+    try:
+        _download_and_prepare(builder)
+    except Exception as error:  # a builder of somebody else's: files to fetch by hand, packages it wants, the network
+        raise UserError(f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
+                        "array_record and set data.data_dir") from error
+    return builder
+
+
+def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder.download_and_prepare(file_format="array_record",
+                                     download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    except OSError:
+        if not builder.data_path.exists():  # else another process was first, and its copy is the same
+            raise
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS's progress bars and warnings kept away: a preparation is seconds, and errors are raised."""
+    import tensorflow_datasets as tfds
+
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
+        tfds.enable_progress_bar()
