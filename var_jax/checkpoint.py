@@ -4,8 +4,11 @@ Every array's checksum is kept beside it: the storage format notices a short fil
 """
 
 import contextlib
+import errno
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +18,29 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from safetensors import SafetensorError
-from safetensors import numpy as safetensors
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as serialise
 
 from var_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# Orbax logs a stack trace of every error that it also raises; what is raised is reported here, in one line.
+DTYPES = {"BF16": jnp.dtype("bfloat16"), "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool",
+          "U8": "uint8", "U32": "uint32", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
+
+# TensorStore buries the system's word for it in a long message.
+SYSTEM_CAUSES = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)]
+
+# What is raised is reported here in one line: Orbax's log adds a stack trace of it, and TensorStore's other writes
+# another one each when they find Orbax's event loop gone.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def _without_closed_loops(hook: Callable) -> Callable:
+    return lambda raised: None if str(raised.exc_value) == "Event loop is closed" else hook(raised)
+
+
+sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
 
 
 class Mismatch(UserError):
@@ -178,7 +195,7 @@ def save_arrays(path: epath.PathLike, tree: Any):
     temporary = path.with_name(f"{path.name}.tmp")
     flat = {name: np.ascontiguousarray(value) for name, value in _named(tree)}
     try:
-        temporary.write_bytes(safetensors.save(flat))
+        temporary.write_bytes(serialise(flat))
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -195,16 +212,16 @@ def load_arrays(path: epath.PathLike, dtype: Any = None) -> dict:
       UserError: the file is missing, truncated or of another kind.
     """
     try:
-        flat = safetensors.load(epath.Path(path).read_bytes())
+        flat = deserialize(epath.Path(path).read_bytes())  # the library's own loader has no bfloat16
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} does not read as safetensors: {_one_line(error)}") from error
     tree: dict = {}
-    for name, value in flat.items():
+    for name, value in flat:
         *parents, last = name.split("/")
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = value
+        node[last] = np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"])
     return _cast(tree, dtype)
 
 
@@ -248,8 +265,8 @@ def _agreed(sound: bool) -> bool:
 
 def _one_line(error: BaseException) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = text.strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+    causes = [cause for cause in SYSTEM_CAUSES if cause in text] or text.strip().splitlines()
+    return causes[0][:300] if causes else type(error).__name__
 
 
 def _stored(path: epath.Path) -> Any:
@@ -268,5 +285,6 @@ def _require_same(path: epath.Path, stored: Any, wanted: Any):
                     for tree in (wanted, stored))
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
-            raise Mismatch(f"checkpoint {path} is of another model or optimizer: {name} is {theirs.get(name, 'not there')}"
-                           f" in it and {ours.get(name, 'not there')} in this run")
+            here, there = (tree.get(name, "not there") for tree in (ours, theirs))
+            raise Mismatch(f"checkpoint {path} is of another model or optimizer: {name} is {there} in it and {here} "
+                           "in this run")
