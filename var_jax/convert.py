@@ -1,0 +1,242 @@
+"""Published PyTorch weights of VAR to parameters and back, by the table in `published`."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import save_file
+
+from var_jax import torch_file
+from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, require
+from var_jax.errors import UserError
+from var_jax.ops.scales import Scales
+from var_jax.published import abstract, entries
+
+State = dict[str, np.ndarray]
+Source = Mapping[str, np.ndarray] | str | os.PathLike
+LISTED = 12  # names in one message
+
+# Buffers, which the published constructors fill by themselves. They are skipped by name, but their shapes must fit.
+BUFFERS = {
+    TokenizerConfig: {
+        r"quantize\.ema_vocab_hit_SV": lambda c: (None, c.vocab_size)},  # of any number of scales, as published
+    TransformerConfig: {
+        r"lvl_1L": lambda c: (1, c.scales.total),
+        r"attn_bias_for_masking": lambda c: (1, 1, c.scales.total, c.scales.total),
+        r"blocks\.\d+\.attn\.zero_k_bias": lambda c: (c.width,)},
+}
+
+
+def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: Scales, num_heads: int | None = None,
+               cosine_codes: bool = False, dtype: str = "float32") -> tuple[ModelConfig, dict[str, Any]]:
+    """A whole model from published weights: the configuration, and {"tokenizer": ..., "transformer": ...}.
+
+    Args:
+      tokenizer, transformer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz). Training checkpoints
+        of the published code, which hold both, are taken for either.
+      scales: token-map sizes, coarse to fine.
+      num_heads: needed only without QK-norm, where the weights do not tell it.
+      cosine_codes: codes are searched by cosine.
+      dtype: what the weights are stored in, "float32" or "bfloat16".
+    Returns:
+      the configuration and nested dicts of numpy arrays.
+    Raises:
+      UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not fit the weights.
+    """
+    ours, params = tokenizer_from_torch(tokenizer, scales, cosine_codes, dtype)
+    if transformer is None:
+        return ModelConfig(ours), {"tokenizer": params}
+    theirs, weights = transformer_from_torch(transformer, ours, num_heads, dtype)
+    return ModelConfig(ours, theirs), {"tokenizer": params, "transformer": weights}
+
+
+def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False,
+                         dtype: str = "float32") -> tuple[TokenizerConfig, dict[str, Any]]:
+    """The tokenizer's part of `from_torch`."""
+    weights = _Weights(source, "trainer.vae_local.", "the tokenizer")
+    config = tokenizer_config(weights, scales, cosine_codes, dtype)
+    return config, _load(config, weights)
+
+
+def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads: int | None = None,
+                           dtype: str = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
+    """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
+    weights = _Weights(source, "trainer.var_wo_ddp.", "the transformer")
+    config = transformer_config(weights, tokenizer, num_heads, dtype)
+    return config, _load(config, weights)
+
+
+def to_torch(config: ModelConfig, params: Mapping[str, Any]) -> tuple[State, State | None]:
+    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing transformer."""
+    transformer = config.transformer and transformer_to_torch(config.transformer, params["transformer"])
+    return tokenizer_to_torch(config.tokenizer, params["tokenizer"]), transformer
+
+
+def tokenizer_to_torch(config: TokenizerConfig, params: Mapping[str, Any]) -> State:
+    """{published key: float32 array} of a tokenizer's parameters, or of a tree like them, such as gradients."""
+    return _to_torch(config, params)
+
+
+def transformer_to_torch(config: TransformerConfig, params: Mapping[str, Any]) -> State:
+    """{published key: float32 array} of a transformer's parameters, or of a tree like them, such as gradients."""
+    return _to_torch(config, params)
+
+
+def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray],
+                transformer: Mapping[str, np.ndarray] | None = None):
+    """Writes what `to_torch` gave as `tokenizer.safetensors` and `transformer.safetensors` into a directory.
+
+    They hold weights only: the published models fill their buffers themselves, and load these with `strict=False`.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, state in {"tokenizer": tokenizer, "transformer": transformer}.items():
+            if state is not None:
+                save_file(dict(state), directory / f"{name}.part")
+                (directory / f"{name}.part").replace(directory / f"{name}.safetensors")
+    except OSError as error:
+        raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
+
+
+class _Weights:
+    """A state dict with the shapes of its tensors, which a file tells without reading them.
+
+    Attributes:
+      name: for messages.
+      shapes: {published key: shape}.
+    """
+
+    def __init__(self, source: Source, nested: str, name: str):
+        if isinstance(source, Mapping):
+            self.name, self._tensors = name, source
+            shapes = {key: tuple(np.shape(value)) for key, value in source.items()}
+        else:
+            self.name, self._tensors = f"{name} {source}", torch_file.read_tensors(source)
+            shapes = self._tensors.shapes
+        prefixes = (f"{nested}module.", nested, "module.")
+        self._prefix = next((p for p in prefixes if any(key.startswith(p) for key in shapes)), "")
+        self.shapes = {k.removeprefix(self._prefix): s for k, s in shapes.items() if k.startswith(self._prefix)}
+
+    def read(self, key: str) -> np.ndarray:
+        """One tensor.
+
+        Raises:
+          UserError: it does not hold floats.
+        """
+        array = np.asarray(self._tensors[self._prefix + key])
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{self.name}: {key} holds {array.dtype}; weights are floats")
+        return array
+
+    def size(self, key: str, rank: int) -> tuple[int, ...]:
+        """The shape of a tensor that sizes are read off; raises UserError if it is missing or of another rank."""
+        if key not in self.shapes:
+            raise UserError(f"{self.name} misses {key}; it has {_listed(self.shapes)}")
+        if len(self.shapes[key]) != rank or 0 in self.shapes[key]:
+            raise UserError(f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none empty")
+        return self.shapes[key]
+
+    def count(self, pattern: str) -> int:
+        """How many different numbers the group of `pattern` takes among the keys."""
+        return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
+
+
+def tokenizer_config(weights: _Weights, scales: Scales, cosine_codes: bool, dtype: str) -> TokenizerConfig:
+    """The sizes that keys and shapes tell; what they leave open is the published code's default."""
+    channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
+    levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
+    widths = [weights.size(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    for width in widths:
+        require(width % channels == 0, f"{weights.name}: a level's width", width, f"a multiple of {channels}")
+    vocab, z_channels = weights.size("quantize.embedding.weight", 2)
+    phi = weights.count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
+    if "quantize.quant_resi.qresi.weight" in weights.shapes:
+        phi = 1
+    each = weights.count(r"quantize\.quant_resi\.(\d+)\.")
+    require(each in (0, len(scales)), "scales", scales,
+            f"{each} sizes, one for each quantize.quant_resi of {weights.name}")
+    return TokenizerConfig(
+        scales=scales, in_channels=in_channels, channels=channels, multipliers=tuple(w // channels for w in widths),
+        blocks=weights.count(r"encoder\.down\.0\.block\.(\d+)\."),
+        attention=f"encoder.down.{levels - 1}.attn.0.qkv.weight" in weights.shapes,
+        mid_attention="encoder.mid.attn_1.qkv.weight" in weights.shapes, z_channels=z_channels, vocab_size=vocab,
+        phi=phi, codes="cosine" if cosine_codes else "euclidean", param_dtype=dtype)
+
+
+def transformer_config(weights: _Weights, tokenizer: TokenizerConfig, num_heads: int | None,
+                       dtype: str) -> TransformerConfig:
+    """The sizes that keys and shapes tell; what they leave open is the published code's default."""
+    scales = tokenizer.scales
+    classes, width = weights.size("class_emb.weight", 2)
+    for key, axis, found in (("lvl_embed.weight", 0, len(scales)), ("pos_1LC", 1, scales.total),
+                             ("pos_start", 1, scales.lengths[0])):
+        size = weights.size(key, 2 if axis == 0 else 3)[axis]
+        wanted = {"lvl_embed.weight": "sizes", "pos_1LC": "tokens in all", "pos_start": "tokens at the first"}[key]
+        require(size == found, "scales", f"{scales} ({found} {wanted})", f"{size} {wanted}, by {key} of {weights.name}")
+    scale_key = "blocks.0.attn.scale_mul_1H11"
+    qk_norm = scale_key in weights.shapes
+    if qk_norm:
+        heads = weights.size(scale_key, 4)[1]
+        require(num_heads in (None, heads), "num_heads", num_heads, f"{heads} (or not given), as the weights tell")
+    else:
+        require(num_heads is not None, "num_heads", num_heads, "given for weights without QK-norm")
+        heads = num_heads
+        require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
+    return TransformerConfig(
+        depth=weights.count(r"blocks\.(\d+)\."), width=width, heads=heads, num_classes=classes - 1,
+        vocab_size=weights.size("head.weight", 2)[0], z_channels=weights.size("word_embed.weight", 2)[1], scales=scales,
+        mlp_ratio=weights.size("blocks.0.ffn.fc1.weight", 2)[0] / width,
+        shared_adaln="shared_ada_lin.1.weight" in weights.shapes, qk_norm=qk_norm, param_dtype=dtype)
+
+
+def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tuple[int, ...]], name: str):
+    """Holds {published key: shape} against the table: every key is a weight or a buffer that is skipped by name.
+
+    Raises:
+      UserError: missing or unknown keys or wrong shapes, all of them in one line.
+    """
+    wanted = {entry.key: entry.shape for entry in entries(config)}
+    problems = {"misses": [key for key in wanted if key not in shapes], "has unknown": [], "has wrong shapes:": []}
+    buffers = BUFFERS[type(config)].items()
+    for key, shape in shapes.items():
+        right = wanted.get(key) or next((fits(config) for pattern, fits in buffers if re.fullmatch(pattern, key)), None)
+        if right is None:
+            problems["has unknown"].append(key)
+        elif len(right) != len(shape) or any(r not in (None, s) for r, s in zip(right, shape, strict=True)):
+            problems["has wrong shapes:"].append(f"{key} {shape} for {right}")
+    found = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
+    if found:
+        raise UserError(f"{name} {'; '.join(found)}")
+
+
+def _load(config: TokenizerConfig | TransformerConfig, weights: _Weights) -> dict[str, Any]:
+    check(config, weights.shapes, weights.name)
+    parameters = abstract(config)
+    flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in parameters.items()}
+    for entry in entries(config, parameters):  # one tensor at a time, straight into its place and dtype
+        flat[entry.path][... if entry.index is None else entry.index] = entry.inward(weights.read(entry.key))
+    return unflatten_dict(flat, sep="/")
+
+
+def _to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
+    flat = flatten_dict(params, sep="/")
+    state = {}
+    for entry in entries(config, flat):
+        array = np.asarray(flat[entry.path] if entry.index is None else flat[entry.path][entry.index])
+        state[entry.key] = np.ascontiguousarray(entry.outward(array), np.float32)
+    return state
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}" or "none"
