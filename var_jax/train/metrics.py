@@ -1,0 +1,172 @@
+"""What a run tells while it goes: metrics.jsonl, TensorBoard, status.json and a progress bar."""
+
+import contextlib
+import datetime
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from var_jax.errors import UserError
+
+QUIET_SECONDS = 10.0
+
+State = Literal["running", "done", "preempted", "failed"]
+
+
+class MetricWriter:
+    """Writes into `workdir`, as one process of a run should (`enabled`); in the others every method does nothing.
+
+    Records of steps past `resume_step` come from a run that was cut off after its last checkpoint: they are dropped,
+    because the run takes those steps again.
+
+    Args:
+      steps, batch_size: length of the whole run, and images a step.
+      resume_step: steps done before.
+    Raises:
+      UserError: the directory cannot be written (here and in every method).
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, steps: int, batch_size: int, resume_step: int = 0,
+                 enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        self._workdir = epath.Path(workdir)
+        self._records = self._workdir / "metrics.jsonl"
+        self._steps, self._batch_size = steps, batch_size
+        self._step, self._loss = resume_step, None
+        self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
+        self._spoke = -math.inf
+        with self._reporting():
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._written = self._drop_records_after(resume_step)
+            self._restarts = self._restarts_before()
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=resume_step + 1)
+        self._bar = tqdm(total=steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(),
+                         dynamic_ncols=True)
+        self.status("running")
+
+    def write(self, step: int, split: Literal["train", "val"], values: Mapping[str, Any]):
+        """One record. A split's step that is there already stays as it is.
+
+        Args:
+          values: scalars, or an array with one value a scale; what is not finite becomes null.
+        """
+        if not self._enabled or (step, split) in self._written:
+            return
+        values = {name: np.asarray(value).tolist() for name, value in values.items()}
+        record = {"step": step, "split": split, **{name: _finite(value) for name, value in values.items()}}
+        with self._reporting(), self._records.open("a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._written.add((step, split))
+        for name, value in values.items():
+            if isinstance(value, list):
+                for k, one in enumerate(value):
+                    self._board.add_scalar(f"{split}/{name}/scale_{k}", one, step)
+            else:
+                self._board.add_scalar(f"{split}/{name}", value, step)
+        self._board.flush()
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
+        """A picture for TensorBoard."""
+        if self._enabled:
+            self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+            self._board.flush()
+
+    def progress(self, step: int, loss: float) -> float:
+        """Moves the bar (without a terminal: a line every ten seconds at most) and updates status.json.
+
+        Returns:
+          images a second since the last call; NaN where nothing is written, or no step was done.
+        """
+        if not self._enabled or step <= self._step:
+            return math.nan
+        now = time.monotonic()
+        pace = max(now - self._clock, 1e-9) / (step - self._step)
+        # The first interval has compilation in it, which says nothing of the time that is left.
+        self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
+        self._clock, self._intervals, self._step, self._loss = now, self._intervals + 1, step, float(loss)
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {self._images_a_second:.4g} images/s", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
+            self._spoke = now
+            print(f"step {step}/{self._steps}, loss {loss:.4g}, {self._images_a_second:.4g} images/s, "
+                  f"{tqdm.format_interval(self._eta)} left", file=sys.stderr, flush=True)
+        self.status("running")
+        return self._batch_size / pace
+
+    def status(self, state: State):
+        """Replaces status.json."""
+        if not self._enabled:
+            return
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        values = {"step": self._step, "steps": self._steps, "state": state, "loss": _finite(self._loss),
+                  "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
+                  "restarts": self._restarts, "updated": now}
+        with self._reporting():
+            _replace(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
+
+    def close(self, state: State):
+        """The last status; ends the bar and TensorBoard's file."""
+        if not self._enabled:
+            return
+        self._bar.close()
+        self._board.close()
+        self.status(state)
+
+    @property
+    def _images_a_second(self) -> float:
+        return self._batch_size / self._seconds_a_step
+
+    @property
+    def _eta(self) -> float:
+        left = self._steps - self._step
+        return left * self._seconds_a_step if left else 0.0
+
+    def _drop_records_after(self, step: int) -> set[tuple[int, str]]:
+        """(step, split) of the records that stay; a line that a crash cut short goes too."""
+        if not self._records.exists():
+            return set()
+        kept: dict[tuple[int, str], str] = {}
+        for line in self._records.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                if record["step"] <= step:
+                    kept.setdefault((record["step"], record["split"]), line)
+        _replace(self._records, "".join(f"{line}\n" for line in kept.values()))
+        return set(kept)
+
+    def _restarts_before(self) -> int:
+        status = self._workdir / "status.json"
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return json.loads(status.read_text())["restarts"] + 1 if status.exists() else 0
+        return 0
+
+    @contextlib.contextmanager
+    def _reporting(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write in the workdir {self._workdir}: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: epath.Path, text: str):
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
