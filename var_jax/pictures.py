@@ -1,0 +1,122 @@
+"""Labelled grids of images as PNGs."""
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from var_jax.errors import UserError
+
+Images = Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"]
+
+GAP = 4
+MARGIN = 6
+FONT_SIZE = 14
+VISIBLE = 96  # pixels that the longer side of a magnified image has at least
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def grid(images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+    """Images row by row, each below its title.
+
+    Args:
+      images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
+      columns: images a row.
+      titles: of the first images, in order; as many as there are columns label the columns.
+      scale: whole number that both sides are magnified by; by default what makes a small image visible.
+    """
+    tiles, titles = _tiles(images, scale), list(titles or [])
+    if len(titles) > len(tiles):
+        raise ValueError(f"{len(titles)} titles for {len(tiles)} images")
+    starts = range(0, len(tiles), columns)
+    return _draw([tiles[i:i + columns] for i in starts], [titles[i:i + columns] for i in starts], [""] * len(starts))
+
+
+def strip(rows: Sequence[Images], row_titles: Sequence[str] | None = None, column_titles: Sequence[str] | None = None,
+          scale: int | None = None) -> Image.Image:
+    """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
+
+    Args:
+      rows: a batch of images a row, as `grid` takes them.
+      row_titles: one a row, to its left.
+      column_titles: one a column, above the first row.
+    """
+    names = list(row_titles) if row_titles else [""] * len(rows)
+    heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
+    return _draw([_tiles(row, scale) for row in rows], heads, names)
+
+
+def save_png(path: epath.PathLike, image: Image.Image):
+    """Writes the file whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = epath.Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+
+
+def to_uint8(images: Images) -> UInt8[np.ndarray, "n h w c"]:
+    """[0, 1] to 0..255, rounded; uint8 as it is."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(np.clip(images.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+
+
+def _tiles(images: Images, scale: int | None) -> list[Image.Image]:
+    pixels = to_uint8(images)
+    scale = scale or math.ceil(VISIBLE / max(pixels.shape[1:3]))
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    tiles = [Image.fromarray(one) for one in pixels]
+    return [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
+
+
+def _draw(rows: list[list[Image.Image]], heads: list[list[str]], names: list[str]) -> Image.Image:
+    """Tiles in rows; above each row its titles, where it has any, and to the left its name."""
+    font = ImageFont.load_default(FONT_SIZE)
+    line = math.ceil(sum(font.getmetrics())) + 2
+    columns = max(map(len, rows))
+    width = max(tile.width for row in rows for tile in row)
+    left = MARGIN + max(math.ceil(font.getlength(name)) for name in names) + (GAP if any(names) else 0)
+    head_heights = [line if any(head) else 0 for head in heads]
+    heights = [max(tile.height for tile in row) for row in rows]
+    across = left + columns * (width + GAP) - GAP + MARGIN
+    down = 2 * MARGIN + sum(head_heights) + sum(heights) + GAP * (len(rows) - 1)
+    canvas = Image.new("RGB", (across, down), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = MARGIN
+    for row, head, name, head_height, height in zip(rows, heads, names, head_heights, heights, strict=True):
+        for i, title in enumerate(head):
+            draw.text((left + i * (width + GAP) + width / 2, y), _fit(title, font, width), INK, font, anchor="ma")
+        y += head_height
+        for i, tile in enumerate(row):
+            canvas.paste(tile, (left + i * (width + GAP), y))
+        draw.text((MARGIN, y + height / 2), name, INK, font, anchor="lm")
+        y += height + GAP
+    return canvas
+
+
+def _fit(title: str, font, width: int) -> str:
+    """The title, or its beginning and an ellipsis: it must not run into the next one."""
+    if font.getlength(title) <= width:
+        return title
+    while title and font.getlength(f"{title}…") > width:
+        title = title[:-1]
+    return f"{title}…"
