@@ -51,19 +51,19 @@ def test_a_long_title_stays_over_its_image():
 
 def test_magnification_is_by_nearest():
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
-    picture = np.asarray(grid(image, columns=1, scale=3))[6:-6, 6:-6]
+    picture = np.asarray(grid(image, columns=1, scale=3))
     np.testing.assert_array_equal(picture, np.repeat(np.repeat(np.repeat(image[0], 3, 0), 3, 1), 3, 2))
 
 
 def test_large_images_keep_their_size():
-    assert grid(np.zeros((1, 256, 200, 3)), columns=1).size == (200 + 12, 256 + 12)
+    assert grid(np.zeros((1, 256, 200, 3)), columns=1).size == (200, 256)
 
 
 def test_floats():
     np.testing.assert_array_equal(to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(),
                                   [0, 0, 128, 255, 255])
     assert to_uint8(jnp.ones((1, 2, 2, 3), jnp.bfloat16)).dtype == np.uint8
-    assert grid(jnp.ones((2, 4, 4, 1)), columns=5).size[0] > 2 * 96
+    assert grid(jnp.ones((2, 4, 4, 1)), columns=5).size == (2 * 96 + 4, 96)
 
 
 def test_strip_has_names_to_the_left_and_titles_above():

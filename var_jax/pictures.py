@@ -22,7 +22,7 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def grid(images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
-    """Images row by row, each below its title.
+    """Images row by row, each below its title; without any titles there is no margin either.
 
     Args:
       images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
@@ -92,23 +92,24 @@ def _draw(rows: list[list[Image.Image]], heads: list[list[str]], names: list[str
     """Tiles in rows; above each row its titles, where it has any, and to the left its name."""
     font = ImageFont.load_default(FONT_SIZE)
     line = math.ceil(sum(font.getmetrics())) + 2
+    margin = MARGIN if any(names) or any(map(any, heads)) else 0
     columns = max(map(len, rows))
     width = max(tile.width for row in rows for tile in row)
-    left = MARGIN + max(math.ceil(font.getlength(name)) for name in names) + (GAP if any(names) else 0)
+    left = margin + max(math.ceil(font.getlength(name)) for name in names) + (GAP if any(names) else 0)
     head_heights = [line if any(head) else 0 for head in heads]
     heights = [max(tile.height for tile in row) for row in rows]
-    across = left + columns * (width + GAP) - GAP + MARGIN
-    down = 2 * MARGIN + sum(head_heights) + sum(heights) + GAP * (len(rows) - 1)
+    across = left + columns * (width + GAP) - GAP + margin
+    down = 2 * margin + sum(head_heights) + sum(heights) + GAP * (len(rows) - 1)
     canvas = Image.new("RGB", (across, down), PAPER)
     draw = ImageDraw.Draw(canvas)
-    y = MARGIN
+    y = margin
     for row, head, name, head_height, height in zip(rows, heads, names, head_heights, heights, strict=True):
         for i, title in enumerate(head):
             draw.text((left + i * (width + GAP) + width / 2, y), _fit(title, font, width), INK, font, anchor="ma")
         y += head_height
         for i, tile in enumerate(row):
             canvas.paste(tile, (left + i * (width + GAP), y))
-        draw.text((MARGIN, y + height / 2), name, INK, font, anchor="lm")
+        draw.text((margin, y + height / 2), name, INK, font, anchor="lm")
         y += height + GAP
     return canvas
 
