@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 from etils import epath
-from PIL import Image
+from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from var_jax import pictures
 from var_jax.errors import UserError
 
 QUIET_SECONDS = 10.0
@@ -30,19 +29,21 @@ class MetricWriter:
     because the run takes those steps again.
 
     Args:
-      steps: length of the whole run.
+      steps, batch_size: length of the whole run, and images a step.
       resume_step: steps done before.
     Raises:
       UserError: the directory cannot be written (here and in every method).
     """
 
-    def __init__(self, workdir: epath.PathLike, *, steps: int, resume_step: int = 0, enabled: bool = True):
+    def __init__(self, workdir: epath.PathLike, *, steps: int, batch_size: int, resume_step: int = 0,
+                 enabled: bool = True):
         self._enabled = enabled
         if not enabled:
             return
         self._workdir = epath.Path(workdir)
         self._records = self._workdir / "metrics.jsonl"
-        self._steps, self._step, self._loss, self._images_per_s = steps, resume_step, math.nan, math.nan
+        self._steps, self._batch_size = steps, batch_size
+        self._step, self._loss = resume_step, None
         self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
         self._spoke = -math.inf
         with self._reporting():
@@ -55,13 +56,10 @@ class MetricWriter:
         self.status("running")
 
     def write(self, step: int, split: Literal["train", "val"], values: Mapping[str, Any]):
-        """One record; one of a training step ahead also moves the bar and status.json.
-
-        A split's step that is there already stays as it is.
+        """One record. A split's step that is there already stays as it is.
 
         Args:
-          values: "loss" and, of training, "images_per_s"; scalars, or an array with one value a scale. What is not
-            finite becomes null.
+          values: scalars, or an array with one value a scale; what is not finite becomes null.
         """
         if not self._enabled or (step, split) in self._written:
             return
@@ -77,16 +75,34 @@ class MetricWriter:
             else:
                 self._board.add_scalar(f"{split}/{name}", value, step)
         self._board.flush()
-        if split == "train" and step > self._step:
-            self._progress(step, values["loss"], values.get("images_per_s", math.nan))
 
-    def image(self, step: int, picture: Image.Image):
-        """A picture for TensorBoard, and as samples/STEP.png."""
-        if not self._enabled:
-            return
-        pictures.save_png(self._workdir / "samples" / f"{step:08d}.png", picture)
-        self._board.add_image("samples", np.asarray(picture), step, dataformats="HWC")
-        self._board.flush()
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
+        """A picture for TensorBoard."""
+        if self._enabled:
+            self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
+            self._board.flush()
+
+    def progress(self, step: int, loss: float) -> float:
+        """Moves the bar (without a terminal: a line every ten seconds at most) and updates status.json.
+
+        Returns:
+          images a second since the last call; NaN where nothing is written, or no step was done.
+        """
+        if not self._enabled or step <= self._step:
+            return math.nan
+        now = time.monotonic()
+        pace = max(now - self._clock, 1e-9) / (step - self._step)
+        # The first interval has compilation in it, which says nothing of the time that is left.
+        self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
+        self._clock, self._intervals, self._step, self._loss = now, self._intervals + 1, step, float(loss)
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {self._images_a_second:.4g} images/s", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
+            self._spoke = now
+            print(f"step {step}/{self._steps}, loss {loss:.4g}, {self._images_a_second:.4g} images/s, "
+                  f"{tqdm.format_interval(self._eta)} left", file=sys.stderr, flush=True)
+        self.status("running")
+        return self._batch_size / pace
 
     def status(self, state: State):
         """Replaces status.json."""
@@ -94,7 +110,7 @@ class MetricWriter:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         values = {"step": self._step, "steps": self._steps, "state": state, "loss": _finite(self._loss),
-                  "images_per_s": _finite(self._images_per_s), "eta_s": _finite(self._eta),
+                  "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
                   "restarts": self._restarts, "updated": now}
         with self._reporting():
             _replace(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
@@ -107,22 +123,9 @@ class MetricWriter:
         self._board.close()
         self.status(state)
 
-    def _progress(self, step: int, loss: float, images_per_s: float):
-        """Moves the bar, or says a line where there is no terminal, every ten seconds at most."""
-        now = time.monotonic()
-        # Wall-clock time, so that evaluations count; the first interval is left out because it compiles.
-        pace = (now - self._clock) / (step - self._step)
-        self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
-        self._clock, self._intervals = now, self._intervals + 1
-        self._step, self._loss, self._images_per_s = step, loss, images_per_s
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {images_per_s:.4g} images/s", refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
-            self._spoke = now
-            left = "?" if math.isnan(self._eta) else tqdm.format_interval(self._eta)
-            print(f"step {step}/{self._steps}, loss {loss:.4g}, {images_per_s:.4g} images/s, {left} left",
-                  file=sys.stderr, flush=True)
-        self.status("running")
+    @property
+    def _images_a_second(self) -> float:
+        return self._batch_size / self._seconds_a_step
 
     @property
     def _eta(self) -> float:
