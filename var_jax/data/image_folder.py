@@ -65,7 +65,7 @@ def listing(directory: str) -> Listing:
     Raises:
       UserError: the directory is missing, or has no class folders, or one of them has no files.
     """
-    root = epath.Path(directory)
+    root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(f"data.source_dir {directory!r} is no directory; it must hold one folder of images a class")
     folders = {path.name: path for path in _visible(root) if path.is_dir()}

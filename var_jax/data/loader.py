@@ -1,11 +1,14 @@
 """Batches by Grain: what step s sees is a function of (seed, s) alone, on any number of hosts, threads or processes."""
 
+import math
 import os
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from var_jax.data import transforms
 from var_jax.data.sources import Split, open_split
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2**28
 MAX_THREADS = 16
+AHEAD_BYTES = 2**31
 
 
 class FittedSplit:
@@ -75,7 +79,7 @@ def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_s
     if data.resize == "crop":
         images = images.random_map(_Crop(image_shape), seed=int(crops))
     batches = images[index::count].batch(batch_size // count, drop_remainder=True)
-    return _read(batches[start_step:], data.workers)
+    return _read(batches[start_step:], batch_size // count * math.prod(image_shape), data.workers)
 
 
 def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
@@ -98,7 +102,22 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
     images = min(limit, len(opened)) if limit else len(opened)
     load = _Padded(FittedSplit(opened, image_shape, data.resize), images, image_shape)
     places = grain.MapDataset.range(-(-images // batch_size) * batch_size)  # every host has as many batches
-    return _read(places[index::count].map(load).batch(batch_size // count), data.workers)
+    batches = places[index::count].map(load).batch(batch_size // count)
+    return _read(batches, batch_size // count * math.prod(image_shape), data.workers)
+
+
+class Batches(Iterator[dict[str, np.ndarray]]):
+    """Grain's iterator, whose threads and processes end with it; `close` ends them earlier."""
+
+    def __init__(self, batches: grain.DatasetIterator):
+        self._batches = batches
+        # Also at the interpreter's exit, where Grain's own clean-up comes too late and prints tracebacks.
+        self.close = weakref.finalize(self, batches.close)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        # Copied out of the shared memory that worker processes hand over: it is freed at once, whoever keeps batches.
+        return {key: value if type(value) is np.ndarray else np.array(value) for key, value in
+                next(self._batches).items()}
 
 
 class _Crop(grain.transforms.RandomMap):
@@ -132,10 +151,15 @@ def _shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, 
     return index, count
 
 
-def _read(batches: grain.MapDataset, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def _read(batches: grain.MapDataset, batch_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    if workers < 0:
+        raise UserError(f"data.workers is {workers}; it must be 0, for threads, or the number of processes")
     # A thread works on a whole batch; batches come in order whoever is first.
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // max(1, workers)))
-    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+    buffer = max(2, min(threads + 1, AHEAD_BYTES // batch_bytes))
+    ahead = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain asks for a flag of its own, also in programs without absl's
+            flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(ahead)
+    return Batches(iter(ahead))

@@ -1,8 +1,9 @@
 """Data sets by name, prepared once as array_record and read at random without TensorFlow."""
 
 import contextlib
+import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
 
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+OWN = ("digits", "fashion_mnist_idx", "image_folder")
 NAMES_SHOWN = 10
 log = logging.getLogger(__name__)
 
@@ -41,10 +43,18 @@ class Split(Protocol):
 class TfdsSplit:
     """A split of a prepared TFDS data set, decoded by Pillow."""
 
-    def __init__(self, name: str, source: Sequence[dict[str, Any]], class_names: tuple[str, ...]):
-        self.class_names = class_names
-        self._name = name
-        self._source = source
+    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str):
+        self._made_of = builder, split
+        self._name = f"{builder.name}/{split}"
+        features: Any = builder.info.features
+        self.class_names = tuple(features["label"].names)
+        # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
+        # would do, but makes `tfds.testing.mock_data` want TensorFlow.
+        features["image"].decode_example_np = bytes
+        self._source: Any = builder.as_data_source(split)
+
+    def __reduce__(self):
+        return TfdsSplit, self._made_of  # a worker process opens the prepared files itself
 
     def __len__(self) -> int:
         return len(self._source)
@@ -72,26 +82,23 @@ def open_split(data: "DataConfig", split: str) -> Split:
       UserError: an unknown name or split, a missing or empty directory, files that do not decode, a data set
         without images and class labels, or one that TFDS cannot prepare here.
     """
-    with _quiet():
+    with _quiet(progress=data.name not in OWN):
         builder = _prepared(data)
     features = builder.info.features
     for key, kind in (("image", "Image"), ("label", "ClassLabel")):
         if key not in features or type(features[key]).__name__ != kind:
             raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has {', '.join(features)}")
-    # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding would
-    # do, but makes `tfds.testing.mock_data` want TensorFlow.
-    features["image"].decode_example_np = bytes
     known = sorted(builder.info.splits)
     try:
-        source = builder.as_data_source(split)
+        opened = TfdsSplit(builder, split)
     except (ValueError, KeyError) as error:
         hint = did_you_mean(split, known)
         raise UserError(f"data set {data.name!r} has no split {split!r}{hint}") from error
     except NotImplementedError as error:
         raise UserError(f"{builder.data_dir} is not prepared as array_record; give another data.data_dir") from error
-    if len(source) == 0:
+    if len(opened) == 0:
         raise UserError(f"split {split!r} of data set {data.name!r} is empty; known: {', '.join(known)}")
-    return TfdsSplit(f"{data.name}/{split}", source, tuple(features["label"].names))
+    return opened
 
 
 def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
@@ -99,71 +106,67 @@ def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
 
     data_dir = data.data_dir or None
     if data.name == "digits":
-        return _prepare(lambda: builders.Digits(data_dir=data_dir))
+        return _prepare(builders.Digits(data_dir=data_dir))
     if data.name == "fashion_mnist_idx":
-        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST)
-        return _prepare(lambda: builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
+        return _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
     if data.name == "image_folder":
-        return _prepared_folder(image_folder.listing(data.source_dir), data)
+        return _prepare_folder(image_folder.listing(data.source_dir), data)
     return _prepared_by_tfds(data.name, data_dir)
 
 
-def _prepare(make):
-    """The builder that `make` gives, read back from a whole copy on the disk."""
-    builder = make()
-    if not builder.is_prepared():
-        _download_and_prepare(builder)
-        builder = make()
-    return builder
+def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
+    """A builder that needs nothing but the prepared files, which this one writes if there are none."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if not builder.is_prepared():
+            _download_and_prepare(builder)
+    except OSError as error:
+        raise UserError(f"{builder.data_dir} cannot be written ({error}); give another data.data_dir") from error
+    try:
+        return tfds.builder_from_directory(builder.data_dir)
+    except Exception as error:  # files lost from a directory that was whole once
+        raise UserError(f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh") from error
 
 
-def _prepared_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.core.DatasetBuilder":
+def _prepare_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.core.DatasetBuilder":
     from var_jax.data import builders
 
-    def make():
-        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
-
-    builder = make()
+    builder = builders.ImageFolder(files=files, data_dir=data.data_dir or None)
     if not builder.is_prepared():
         log.warning("checking and copying the %d files of %s", len(files.files), data.source_dir)
         bad = image_folder.undecodable(files)
         if bad and not data.skip_bad_images:
-            raise UserError(f"{next(iter(bad.values()))}{_others(len(bad))}; put it right, or set "
-                            "data.skip_bad_images to leave such files out")
+            raise _bad_files(next(iter(bad.values())), len(bad))
         if len(bad) == len(files.files):
-            raise UserError(f"none of the {len(bad)} files of {data.source_dir} decodes; the first: "
-                            f"{next(iter(bad.values()))}")
+            raise UserError(f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}")
         builder.skipped = sorted(bad)
-        _download_and_prepare(builder)
-        builder = make()
-    skipped = builder.info.metadata["skipped"]
+    prepared = _prepare(builder)
+    skipped = prepared.info.metadata["skipped"]
     if skipped and not data.skip_bad_images:
-        raise UserError(f"{files.root / skipped[0]} does not decode{_others(len(skipped))}; put it right, or set "
-                        "data.skip_bad_images to leave such files out")
+        raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
     if skipped:
         shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
         log.warning("left out %d files of %s that do not decode (all in %s): %s", len(skipped), data.source_dir,
-                    epath.Path(builder.data_dir) / "metadata.json", shown)
-    return builder
+                    epath.Path(prepared.data_dir) / "metadata.json", shown)
+    return prepared
 
 
-def _others(bad: int) -> str:
-    return f" (and {bad - 1} more)" if bad > 1 else ""
+def _bad_files(first: str, count: int) -> UserError:
+    others = f" (and {count - 1} more files)" if count > 1 else ""
+    return UserError(f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out")
 
 
 def _prepared_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     import tensorflow_datasets as tfds
 
-    def make():
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-
     try:
-        builder = make()
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", "fashion_mnist_idx", "image_folder"]
-        hint = did_you_mean(name, [*known, *tfds.list_builders(with_community_datasets=False)])
+        hint = did_you_mean(name, [*OWN, *tfds.list_builders(with_community_datasets=False)])
         # TFDS knows hundreds: without a close one, only our own are named.
-        hint = hint if "did you mean" in hint else f"; known: {', '.join(known)} and the names of TFDS"
+        hint = hint if "did you mean" in hint else f"; known: {', '.join(OWN)} and the names of TFDS"
         raise UserError(f"unknown data set {name!r}{hint}") from error
     except Exception as error:
         raise UserError(f"data set {name!r}: {_first_line(error)}") from error
@@ -191,16 +194,18 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """TFDS's progress bars and warnings kept away: a preparation is seconds, and errors are raised."""
+def _quiet(progress: bool) -> Iterator[None]:
+    """TFDS's warnings, announcements and, unless wanted, progress bars kept away: what matters is raised."""
     import tensorflow_datasets as tfds
 
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
-    tfds.disable_progress_bar()
+    if not progress:
+        tfds.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         absl.setLevel(level)
         tfds.enable_progress_bar()
