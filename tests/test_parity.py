@@ -1,0 +1,116 @@
+"""The numbers of the published PyTorch implementation, for seeded weights: tests/reference/CASE.json and CASE.npz."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference.seeded_weights import seeded_state_dict
+
+from var_jax import convert
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+from var_jax.ops import vq
+from var_jax.ops.scales import Scales
+
+REFERENCE = Path(__file__).parent / "reference"
+CASES = ("small_l2norm", "small_shared_adaln")
+TOLERANCE = 1e-4  # of an array's largest magnitude
+
+
+class Case:
+    """A reference case: its arrays, the states that the weights are in, and our model with them."""
+
+    def __init__(self, name: str):
+        described = json.loads((REFERENCE / f"{name}.json").read_text())
+        settings = described["config"]
+        with np.load(REFERENCE / f"{name}.npz") as arrays:
+            self.arrays = dict(arrays)
+        self.states = [seeded_state_dict(described[part], settings["seed"]) for part in ("vae_shapes", "var_shapes")]
+        self.config, self.params = convert.from_torch(
+            *self.states, scales=Scales.parse(settings["patch_nums"]),
+            num_heads=None if settings["attn_l2_norm"] else settings["heads"])
+        self.images = np.moveaxis(self.arrays["image_nchw"], 1, -1)
+
+    def tokenizer(self, params, *args, **kwargs):
+        return Tokenizer(self.config.tokenizer).apply({"params": params}, *args, **kwargs)
+
+    def cross_entropy(self, params):
+        tokens = jnp.asarray(self.arrays["tokens"])
+        logits = Transformer(self.config.transformer).apply(
+            {"params": params}, self.arrays["teacher_input"], self.arrays["label"].astype(np.int32))
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)
+        return -chosen.mean(), logits
+
+    def tokenizer_loss(self, params):
+        rec, _, vq_loss = self.tokenizer(params, self.images)
+        return jnp.mean((rec - self.images) ** 2) + vq_loss, (rec, vq_loss)
+
+
+@functools.cache
+def load(name: str) -> Case:
+    return Case(name)
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    with jax.default_matmul_precision("highest"):
+        yield load(request.param)
+
+
+def relative_error(ours, reference) -> float:
+    ours = np.asarray(ours)
+    assert ours.shape == reference.shape
+    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+
+
+def assert_close(ours, reference):
+    assert relative_error(ours, reference) <= TOLERANCE
+
+
+def nchw(x) -> np.ndarray:
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+
+def test_an_image_becomes_the_same_features_tokens_and_image(case):
+    params = case.params["tokenizer"]
+    features = jax.jit(functools.partial(case.tokenizer, method="features"))(params, case.images)
+    assert_close(nchw(features), case.arrays["features_nchw"])
+    tokens = case.tokenizer(params, case.images, method="encode")
+    np.testing.assert_array_equal(tokens, case.arrays["tokens"])
+    totals = vq.decode(case.tokenizer(params, method="quantizer"), tokens)
+    assert_close(nchw(totals[0]), case.arrays["fhat_first_nchw"])
+    assert_close(nchw(totals[-1]), case.arrays["fhat_last_nchw"])
+    assert_close(nchw(case.tokenizer(params, tokens, method="decode")), case.arrays["recon_nchw"])
+
+
+def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
+    inputs = case.tokenizer(case.params["tokenizer"], case.arrays["tokens"], method="teacher_input")
+    assert_close(inputs, case.arrays["teacher_input"])
+    loss, logits = jax.jit(case.cross_entropy)(case.params["transformer"])
+    assert_close(logits, case.arrays["logits"])
+    assert_close(loss, case.arrays["ce_mean"])
+
+
+def test_the_tokenizers_training_forward_and_every_gradient(case):
+    params = case.params["tokenizer"]
+    (loss, (rec, vq_loss)), gradients = jax.jit(jax.value_and_grad(case.tokenizer_loss, has_aux=True))(params)
+    assert_close(nchw(rec), case.arrays["vae_rec_train_nchw"])
+    assert_close(vq_loss, case.arrays["vq_loss"])
+    assert_close(loss, case.arrays["vae_loss"])
+    assert_gradients(convert.tokenizer_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
+
+
+def test_every_gradient_of_the_transformer(case):
+    gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
+    assert_gradients(convert.transformer_to_torch(case.config.transformer, gradients), "var_grad/", case)
+
+
+def assert_gradients(ours, prefix: str, case: Case):
+    expected = {key.removeprefix(prefix): value for key, value in case.arrays.items() if key.startswith(prefix)}
+    assert expected
+    errors = {key: relative_error(ours[key], value) for key, value in expected.items()}
+    assert {key: error for key, error in errors.items() if error > TOLERANCE} == {}
