@@ -57,8 +57,8 @@ def test_the_other_definitions_overstate_compute_and_tilt_it():
     assert dense == 3 * 4 * 16 * 1024 * (680**2 - 286_434)
 
 
-def compiled_flops(function, *shapes):
-    return jax.jit(function).lower(*shapes).compile().cost_analysis()["flops"]
+def xla_flops(function, *shapes):
+    return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
 
 
 def shapes_of(init, *args):
@@ -71,20 +71,20 @@ WIDE = TransformerConfig(depth=1, width=512, heads=2, num_classes=5, vocab_size=
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_transformer_agrees_with_what_xla_compiles(shared):
+def test_transformer_agrees_with_xla(shared):
     config = TransformerConfig(**{f: getattr(WIDE, f) for f in ("depth", "width", "heads", "num_classes", "vocab_size",
                                                                 "z_channels", "scales")}, shared_adaln=shared)
     model, batch, length = Transformer(config), 4, config.scales.total
     inputs = jax.ShapeDtypeStruct((batch, length - 1, config.z_channels), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
     params = shapes_of(model.init, jax.random.key(0), inputs, labels)
-    forward = compiled_flops(model.apply, params, inputs, labels)
+    forward = xla_flops(model.apply, params, inputs, labels)
     assert flops.forward_flops(config) * batch == pytest.approx(forward, rel=0.03)
 
     def loss(params, inputs, labels):
         return nn.log_softmax(model.apply(params, inputs, labels))[..., 0].mean()
 
-    train = compiled_flops(jax.grad(loss), params, inputs, labels)
+    train = xla_flops(jax.grad(loss), params, inputs, labels)
     assert flops.train_flops_per_image(config) * batch == pytest.approx(train, rel=0.03)
 
     def sequence(params, inputs, labels):
@@ -95,21 +95,21 @@ def test_transformer_agrees_with_what_xla_compiles(shared):
             outputs.append(logits)
         return outputs
 
-    cached = compiled_flops(sequence, params, inputs, labels)
+    cached = xla_flops(sequence, params, inputs, labels)
     assert flops.generation_flops(config, guided=False) * batch == pytest.approx(cached, rel=0.03)
     assert flops.generation_flops(config) == 2 * flops.generation_flops(config, guided=False)
 
 
-def test_tokenizer_agrees_with_what_xla_compiles():
+def test_tokenizer_agrees_with_xla():
     config = TokenizerConfig(scales=Scales.parse("1,2,4,8x6"), channels=64, multipliers=(1, 2, 3), norm_groups=8,
                              blocks=1, z_channels=16, vocab_size=256, phi=2)
     model, batch = Tokenizer(config), 2
     images = jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.float32)
     tokens = jax.ShapeDtypeStruct((batch, config.scales.total), jnp.int32)
     params = shapes_of(model.init, jax.random.key(0), images)
-    encode = compiled_flops(lambda p, x: model.apply(p, x, method="encode"), params, images)
+    encode = xla_flops(lambda p, x: model.apply(p, x, method="encode"), params, images)
     assert flops.encode_flops(config) * batch == pytest.approx(encode, rel=0.03)
-    decode = compiled_flops(lambda p, t: model.apply(p, t, method="decode"), params, tokens)
+    decode = xla_flops(lambda p, t: model.apply(p, t, method="decode"), params, tokens)
     assert flops.decode_flops(config) * batch == pytest.approx(decode, rel=0.03)
 
 
