@@ -16,10 +16,11 @@ def get_config(arg: str = "d2"):
     config.data.name = "digits"
     config.data.resize = "whole"
 
-    config.tokenizer.scales = "1,2,3,4,6,8"
+    config.tokenizer.scales = "1,2,3,5,8"
     config.tokenizer.in_channels = 1
-    config.tokenizer.channels = 32
-    config.tokenizer.multipliers = (1, 1, 2)
+    config.tokenizer.channels = 16
+    config.tokenizer.norm_groups = 8
+    config.tokenizer.multipliers = (1, 2, 4)
     config.tokenizer.blocks = 1
     config.tokenizer.attention = False
     config.tokenizer.mid_attention = False

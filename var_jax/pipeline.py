@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from var_jax import convert, generate, model_directory
 from var_jax.config import ModelConfig, require
-from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq

@@ -25,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from PIL import Image
-
     from var_jax import Pipeline, pictures
 
     box = parse_box(args.box) if args.box else None
@@ -36,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
     region = box_mask(box, tokenizer.scales.finest) if box else read_mask(args.mask, tokenizer.image_shape[:2])
     edited = model.edit(image[None], region if args.outpaint else ~region,
                         None if args.label is None else [args.label], **sampling_arguments(args))
-    picture: Image.Image = pictures.grid(edited, columns=1, scale=1)
-    pictures.save_png(args.out, picture)
+    pictures.save_png(args.out, pictures.plain(edited[0]))
     print(f"edited image in {args.out}")
     return 0

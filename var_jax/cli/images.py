@@ -4,27 +4,26 @@ import glob
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from etils import epath
 
 from var_jax.config import TokenizerConfig
-from var_jax.data.transforms import evaluation_image
+from var_jax.data import transforms
 from var_jax.errors import UserError
 
 
-def read_image(path: str, config: TokenizerConfig, resize: str = "crop") -> np.ndarray:
+def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
     """One image file as float32 (H, W, C) in [-1, 1] at the model's size.
 
     Raises:
       UserError: the file is missing or does not decode.
     """
-    pixels = evaluation_image(_open(path), config.image_shape, resize)
-    return np.asarray(pixels, np.float32) / 127.5 - 1
+    pixels = transforms.fit(transforms.decode(_read(path), path), config.image_shape, resize, path)
+    return transforms.crop(pixels, config.image_shape).astype(np.float32) / 127.5 - 1
 
 
 def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
     """A mask file as bool (h, w) at the given pixels, True where it is white (above one half)."""
-    grey = _open(path).convert("L").resize((size[1], size[0]), Image.Resampling.BOX)
-    return np.asarray(grey) > 127
+    return transforms.fit(transforms.decode(_read(path), path), (*size, 1), "whole", path)[..., 0] > 127
 
 
 def expand(pattern: str) -> list[str]:
@@ -69,12 +68,8 @@ def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
     return mask
 
 
-def _open(path: str) -> Image.Image:
+def _read(path: str) -> bytes:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
+        return epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"no image file {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} does not decode as an image: {error}") from None

@@ -3,7 +3,6 @@
 Resume order: the newest readable checkpoint of the workdir, else `init_from`, else fresh parameters.
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Mapping
@@ -13,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.linen import meta
 from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
 
-from var_jax import model_directory
+from var_jax import model_directory, pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import ModelConfig, differences, plain, require
 from var_jax.data import loader, sources
@@ -72,7 +73,7 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
             return arrays
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        train_split = sources.open_split(config.data, config.data.train_split)
+        sources.open_split(config.data, config.data.train_split)
         evaluator = evaluation.Evaluator(config, frozen, on_devices)
 
         # Resume
@@ -85,9 +86,10 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
             start = _starting_weights(config) if config.init_from else None
             run = state.init_state(config, optimizer, shardings, start)
         first = int(run.step)
-        writer = MetricWriter(directory, resume_step=first, steps=config.steps, enabled=jax.process_index() == 0)
+        writer = MetricWriter(directory, steps=config.steps, batch_size=config.batch_size, resume_step=first,
+                              enabled=jax.process_index() == 0)
         batches = loader.train_batches(config.data, config.tokenizer.image_shape, config.batch_size, config.seed,
-                                       start_step=first, split=train_split)
+                                       start_step=first)
 
         # Steps: each is dispatched before the one before it is read
         rate = learning_rate(config.optimizer, config.steps, config.batch_size)
@@ -107,7 +109,9 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
                 now = time.perf_counter()
                 speed = (number - mark[0]) * config.batch_size / (now - mark[1])
                 mark = (number, now)
-                writer.write(number, "train", {**_host(metrics), "lr": float(rate(number - 1)), "images_per_s": speed})
+                values = jax.tree.map(np.asarray, metrics)
+                writer.write(number, "train", {**values, "lr": float(rate(number - 1)), "images_per_s": speed})
+                writer.progress(number, float(values["loss"]))
             unread.clear()
 
         try:
@@ -123,7 +127,7 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
                     weights = run.params if run.ema is None else run.ema
                     held_out = evaluator.metrics(weights)
                     writer.write(number, "val", held_out)
-                    writer.image(number, evaluator.picture(weights))
+                    _keep_picture(directory, writer, number, evaluator.picture(weights))
                     mark = (number, time.perf_counter())  # evaluation is not training time
                 if last or number % config.checkpoint_every == 0:
                     checkpoints.save(number, run, {"config": plain(config)}, wait=last)
@@ -193,8 +197,6 @@ def _starting_weights(config: TrainConfig) -> Any:
 
 
 def _unboxed_init(config: TrainConfig):
-    from flax.linen import meta
-
     return lambda key: meta.unbox(state.init_params(config)(key))
 
 
@@ -202,5 +204,7 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _host(metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
-    return {name: np.asarray(value).tolist() for name, value in metrics.items()}
+def _keep_picture(directory: epath.Path, writer: MetricWriter, step: int, picture: Image.Image):
+    if jax.process_index() == 0:
+        pictures.save_png(directory / "samples" / f"step_{step:07d}.png", picture)
+    writer.image(step, "samples", np.asarray(picture))
