@@ -5,6 +5,7 @@ take arguments, and their content is told by their configuration's name.
 """
 
 import io
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -107,7 +108,8 @@ class ImageFolder(_Local, skip_registration=True):
         return _info(self, channels=3, class_names=self._files.class_names, file_name=tfds.features.Text())
 
     def _split_generators(self, dl_manager):
-        self.info.metadata["skipped"] = self.skipped
+        metadata: Any = self.info.metadata
+        metadata["skipped"] = self.skipped
         files = self._files.without(set(self.skipped)).files
         return {split: self._generate_examples([f for f in files if f.split == split])
                 for split in sorted({f.split for f in files})}

@@ -80,7 +80,8 @@ def listing(directory: str) -> Listing:
     for split, classes in splits.items():
         for name, folder in classes.items():
             label = class_names.index(name)
-            found = [File(path, label, split, *stat) for path, *stat in _walk(folder, f"{split}/{name}".strip("/"))]
+            found = [File(path, label, split, size, modified) for path, size, modified in
+                     _walk(folder, f"{split}/{name}".strip("/"))]
             files += found if split else _hold_out(found)
     for label in sorted(set(range(len(class_names))) - {f.label for f in files}):
         raise UserError(f"class folder {class_names[label]!r} of {directory} holds no files; fill it or remove it")
@@ -112,7 +113,7 @@ def _walk(folder: epath.Path, prefix: str) -> Iterator[tuple[str, int, float]]:
         if stat.is_directory:
             yield from _walk(path, name)
         else:
-            yield name, stat.length, stat.mtime
+            yield name, int(stat.length), stat.mtime
 
 
 def _hold_out(files: list[File]) -> list[File]:

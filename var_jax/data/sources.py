@@ -43,15 +43,15 @@ class Split(Protocol):
 class TfdsSplit:
     """A split of a prepared TFDS data set, decoded by Pillow."""
 
-    def __init__(self, builder: "tfds.core.DatasetBuilder", split: str):
+    def __init__(self, builder: Any, split: str):
         self._made_of = builder, split
         self._name = f"{builder.name}/{split}"
-        features: Any = builder.info.features
+        features = builder.info.features
         self.class_names = tuple(features["label"].names)
         # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
         # would do, but makes `tfds.testing.mock_data` want TensorFlow.
         features["image"].decode_example_np = bytes
-        self._source: Any = builder.as_data_source(split)
+        self._source = builder.as_data_source(split)
 
     def __reduce__(self):
         return TfdsSplit, self._made_of  # a worker process opens the prepared files itself
@@ -60,6 +60,8 @@ class TfdsSplit:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, UInt8[np.ndarray, "height width channels"] | int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which also ends a plain loop
         example = self._source[index]
         image = example["image"]
         if isinstance(image, bytes):
@@ -84,21 +86,17 @@ def open_split(data: "DataConfig", split: str) -> Split:
     """
     with _quiet(progress=data.name not in OWN):
         builder = _prepared(data)
-    features = builder.info.features
+    features: Any = builder.info.features
     for key, kind in (("image", "Image"), ("label", "ClassLabel")):
         if key not in features or type(features[key]).__name__ != kind:
             raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has {', '.join(features)}")
-    known = sorted(builder.info.splits)
     try:
-        opened = TfdsSplit(builder, split)
+        return TfdsSplit(builder, split)
     except (ValueError, KeyError) as error:
-        hint = did_you_mean(split, known)
-        raise UserError(f"data set {data.name!r} has no split {split!r}{hint}") from error
+        hint = did_you_mean(split, builder.info.splits)
+        raise UserError(f"data set {data.name!r} has no split {split!r} with images{hint}") from error
     except NotImplementedError as error:
         raise UserError(f"{builder.data_dir} is not prepared as array_record; give another data.data_dir") from error
-    if len(opened) == 0:
-        raise UserError(f"split {split!r} of data set {data.name!r} is empty; known: {', '.join(known)}")
-    return opened
 
 
 def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
@@ -143,7 +141,8 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.co
             raise UserError(f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}")
         builder.skipped = sorted(bad)
     prepared = _prepare(builder)
-    skipped = prepared.info.metadata["skipped"]
+    metadata: Any = prepared.info.metadata
+    skipped = metadata["skipped"]
     if skipped and not data.skip_bad_images:
         raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
     if skipped:
@@ -190,7 +189,7 @@ def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return next(iter(str(error).strip().splitlines()), "").rstrip(" :.") or type(error).__name__
 
 
 @contextlib.contextmanager

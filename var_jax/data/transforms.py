@@ -78,8 +78,9 @@ def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[i
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         image = canvas
     else:
-        size = (height, width) if resize == "whole" else _covering(image.height, image.width, height, width)
-        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+        if resize == "crop":
+            height, width = _covering(image.height, image.width, height, width)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 

@@ -1,0 +1,122 @@
+import dataclasses
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from var_jax.data import loader, sources
+from var_jax.errors import UserError
+from var_jax.train.config import DataConfig
+
+SHAPE = (16, 12, 1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataConfig:
+    """90 digits: small enough for several epochs, cropped at random."""
+    config = DataConfig(data_dir=str(tmp_path_factory.mktemp("tfds")), train_split="train[:90]", eval_split="test[:50]")
+    sources.open_split(config, "train")
+    return config
+
+
+def take(batches, count: int):
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def same(ours, theirs) -> bool:
+    return all(a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+               for a, b in zip(ours, theirs, strict=True))
+
+
+def test_batches_are_bytes_of_the_models_shape(data):
+    for resize, shape in (("crop", SHAPE), ("whole", (5, 7, 3)), ("pad", (8, 11, 3))):
+        batch, = take(loader.train_batches(dataclasses.replace(data, resize=resize), shape, 8, 0), 1)
+        assert batch.keys() == {"image", "label"}
+        assert batch["image"].shape == (8, *shape) and batch["image"].dtype == np.uint8
+        assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
+
+
+def test_a_resumed_run_sees_what_an_uninterrupted_one_does(data):
+    whole = take(loader.train_batches(data, SHAPE, 8, 3), 30)  # epochs end within batches
+    for start in (1, 11, 29):
+        assert same(take(loader.train_batches(data, SHAPE, 8, 3, start), 30 - start), whole[start:])
+    assert not same(take(loader.train_batches(data, SHAPE, 8, 4), 1), whole[:1])
+    assert not any(same([a], [b]) for a, b in itertools.combinations(whole, 2))
+
+
+def test_a_late_start_costs_no_more_than_an_early_one(data):
+    began = time.monotonic()
+    take(loader.train_batches(data, SHAPE, 8, 0, 10**9), 1)
+    assert time.monotonic() - began < 5
+
+
+def test_every_epoch_has_every_image_once_in_another_order(data):
+    plain = dataclasses.replace(data, resize="whole")
+    stream = np.concatenate([b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)])
+    epochs = [[image.tobytes() for image in epoch] for epoch in np.split(stream, 3)]
+    assert len(set(epochs[0])) == 90
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert sum(a == b for a, b in zip(*epochs[:2], strict=True)) < 20
+    assert sum(a == b for a, b in zip(*epochs[1:], strict=True)) < 20
+    # The second epoch of one seed is not the first of the next.
+    next_seed = take(loader.train_batches(plain, SHAPE, 9, 1), 10)
+    assert [i.tobytes() for b in next_seed for i in b["image"]] != epochs[1]
+
+
+def test_crops_are_drawn_anew_for_every_image_and_epoch(data):
+    cropped = np.concatenate([b["image"] for b in take(loader.train_batches(data, SHAPE, 9, 0), 30)])
+    assert len({image.tobytes() for image in cropped}) > 150  # of 270; 90 images have at most 3 x 4 places each
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_see_the_batch_of_one(data, hosts):
+    whole = take(loader.train_batches(data, SHAPE, 8, 0, 7, shard_index=0, shard_count=1), 6)
+    parts = [take(loader.train_batches(data, SHAPE, 8, 0, 7, shard_index=host, shard_count=hosts), 6)
+             for host in range(hosts)]
+    for step, batch in enumerate(whole):
+        for key in batch:
+            assert np.array_equal(np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key])
+
+
+def test_one_pass_with_a_padded_end_on_any_number_of_hosts(data):
+    whole = list(loader.eval_batches(data, SHAPE, 16))
+    assert [b["mask"].sum() for b in whole] == [16, 16, 16, 2]
+    assert all(b["image"].shape == (16, *SHAPE) and b["mask"].dtype == bool for b in whole)
+    split = sources.open_split(data, data.eval_split)
+    labels = np.concatenate([b["label"][b["mask"]] for b in whole])
+    assert labels.tolist() == [e["label"] for e in split]
+    assert not whole[-1]["image"][2:].any()
+    parts = [list(loader.eval_batches(data, SHAPE, 16, split=split, shard_index=h, shard_count=4)) for h in range(4)]
+    for step, batch in enumerate(whole):
+        for key in batch:
+            assert np.array_equal(np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key])
+    assert [b["mask"].sum() for b in loader.eval_batches(data, SHAPE, 16, limit=20)] == [16, 4]
+    assert [b["mask"].sum() for b in loader.eval_batches(data, SHAPE, 64, split="train[:3]")] == [3]
+
+
+def test_worker_processes_change_nothing(data):
+    threads = take(loader.train_batches(data, SHAPE, 8, 0, 5), 7)
+    processes = take(loader.train_batches(dataclasses.replace(data, workers=2), SHAPE, 8, 0, 5), 7)
+    assert same(threads, processes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_does_not_fit_is_one_line(data, workers):
+    padding = dataclasses.replace(data, resize="pad", workers=workers)
+    with pytest.raises(UserError, match="8 x 8 pixels, more than the 4 x 4") as error:
+        next(loader.train_batches(padding, (4, 4, 1), 8, 0))
+    assert "\n" not in str(error.value)
+
+
+def test_mistakes_are_named_before_the_first_batch(data):
+    with pytest.raises(UserError, match="has 90 images, too few for a batch of 91"):
+        loader.train_batches(data, SHAPE, 91, 0)
+    with pytest.raises(UserError, match="a multiple of the 3 hosts"):
+        loader.train_batches(data, SHAPE, 8, 0, shard_index=0, shard_count=3)
+    with pytest.raises(UserError, match="workers is -1"):
+        loader.train_batches(dataclasses.replace(data, workers=-1), SHAPE, 8, 0)
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        loader.eval_batches(data, (16, 16, 4), 8)

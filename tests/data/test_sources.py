@@ -1,0 +1,254 @@
+import gzip
+import logging
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_jax.data import builders, image_folder, loader, sources
+from var_jax.errors import UserError
+from var_jax.train.config import DataConfig
+
+
+def pixels_of(split) -> dict[int, bytes]:
+    return {i: split[i]["image"].tobytes() for i in range(len(split))}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> DataConfig:
+    return DataConfig(data_dir=str(tmp_path_factory.mktemp("tfds")))
+
+
+def test_digits_are_split_once_and_for_all(digits):
+    train, test = sources.open_split(digits, "train"), sources.open_split(digits, "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.class_names == tuple("0123456789")
+    example = train[0]
+    assert example["image"].shape == (8, 8, 1) and example["image"].dtype == np.uint8
+    counts = np.bincount([test[i]["label"] for i in range(360)])
+    assert counts.min() >= 34 and counts.max() <= 37
+    # All of scikit-learn's images, each once: 1,797 pictures, of which none is in both parts.
+    ours = [*pixels_of(train).values(), *pixels_of(test).values()]
+    from sklearn.datasets import load_digits
+    theirs = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(ours) == sorted(image.tobytes() for image in theirs)
+    assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
+
+
+def test_reading_needs_no_tensorflow(digits):
+    code = ("import sys; from var_jax.data import loader; from var_jax.train.config import DataConfig\n"
+            "assert 'tensorflow_datasets' not in sys.modules\n"
+            f"next(loader.train_batches(DataConfig(data_dir={digits.data_dir!r}), (16, 16, 1), 8, 0))\n"
+            "assert 'tensorflow' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_split_names_and_slices(digits):
+    assert len(sources.open_split(digits, "train[:10%]")) == 144
+    with pytest.raises(UserError, match="'digits' has no split 'tset' with images; did you mean 'test'"):
+        sources.open_split(digits, "tset")
+    with pytest.raises(UserError, match="no split .* with images"):
+        sources.open_split(digits, "train[:0]")
+
+
+def test_preparing_twice_at_once_and_being_stopped(tmp_path, monkeypatch):
+    data = DataConfig(data_dir=str(tmp_path))
+    generate = builders.Digits._split_generators
+    calls = []
+
+    def interrupted(self, manager):
+        calls.append(self)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        if len(calls) == 2:  # while this one writes, another process begins and ends
+            assert len(sources.open_split(data, "train")) == 1437
+        return generate(self, manager)
+
+    monkeypatch.setattr(builders.Digits, "_split_generators", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sources.open_split(data, "train")
+    (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)  # what a killed process leaves
+    assert len(sources.open_split(data, "test")) == 360
+    assert len(calls) == 3
+    assert len(sources.open_split(data, "test")) == 360 and len(calls) == 3
+    (tmp_path / "digits" / "1.0.0" / "features.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        sources.open_split(data, "test")
+
+
+def idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+@pytest.fixture
+def fashion(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "idx"
+    folder.mkdir()
+    arrays = {}
+    for stem, count, pack in (("train", 7, gzip.compress), ("t10k", 3, bytes)):
+        arrays[stem] = rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8)
+        suffix = ".gz" if pack is gzip.compress else ""
+        (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][0])))
+        (folder / f"{stem}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][1])))
+    return DataConfig(name="fashion_mnist_idx", source_dir=str(folder), data_dir=str(tmp_path / "tfds")), arrays, folder
+
+
+def test_idx_files_gzipped_or_not(fashion):
+    data, arrays, folder = fashion
+    for name, stem in (("train", "train"), ("test", "t10k")):
+        split = sources.open_split(data, name)
+        images, labels = arrays[stem]
+        assert split.class_names[9] == "Ankle boot"
+        assert len(split) == len(labels)
+        read = {split[i]["label"]: split[i]["image"][..., 0] for i in range(len(split))}
+        for image, label in zip(images, labels, strict=True):
+            np.testing.assert_array_equal(read[int(label)], image)
+    # Other files under the same names are another data set.
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([5, 5, 5], np.uint8)))
+    os.utime(folder / "t10k-labels-idx1-ubyte", (1, 1))
+    assert [e["label"] for e in sources.open_split(data, "test")] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(("name", "damage", "reason"), [
+    ("train-images-idx3-ubyte.gz", lambda c: c[:200], "damaged gzip"),
+    ("t10k-images-idx3-ubyte", lambda c: c[:200], "bytes for the shape"),
+    ("t10k-labels-idx1-ubyte", lambda c: b"\0\0\x0d" + c[3:], "no idx file"),
+    ("t10k-labels-idx1-ubyte", lambda c: idx(np.zeros(4, np.uint8)), "4 labels"),
+    ("t10k-labels-idx1-ubyte", lambda c: idx(np.full(3, 10, np.uint8)), "label 10"),
+    ("t10k-labels-idx1-ubyte", None, "neither"),
+])
+def test_a_damaged_idx_file_names_itself_and_nothing_is_prepared(fashion, name, damage, reason):
+    data, _, folder = fashion
+    if damage is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(damage((folder / name).read_bytes()))
+    with pytest.raises(UserError, match=reason) as error:
+        sources.open_split(data, "train")
+    assert name in str(error.value) and "\n" not in str(error.value)
+    assert not list((folder.parent / "tfds").rglob("dataset_info.json"))
+    with pytest.raises(UserError, match="dataset-fashion-mnist"):
+        sources.open_split(DataConfig(name="fashion_mnist_idx", source_dir=str(folder / "none")), "train")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    rng = np.random.default_rng(1)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(root / name / f"{i}.png")
+    Image.new("RGB", (9, 9), "red").convert("P").save(root / "dog" / "palette.gif")
+    Image.new("RGBA", (9, 9), "red").save(root / "dog" / "alpha.webp", lossless=True)
+    (root / "dog" / "deeper").mkdir()
+    Image.new("L", (9, 9), 7).save(root / "dog" / "deeper" / "grey.JPG")
+    (root / "dog" / ".hidden").write_text("no image")
+    return root, DataConfig(name="image_folder", source_dir=str(root), data_dir=str(tmp_path / "tfds"))
+
+
+def test_image_folder_of_many_formats_with_a_held_out_share(folder):
+    root, data = folder
+    train, test = sources.open_split(data, "train"), sources.open_split(data, "test")
+    assert train.class_names == ("cat", "dog")
+    assert [len(train), len(test)] == [9 + 12, 1 + 1]
+    assert sorted(e["label"] for e in test) == [0, 1]
+    examples = [*train, *test]
+    assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
+    red = [e for e in examples if e["image"].shape == (9, 9, 3)]
+    assert len(red) == 2 and all((e["image"] == (255, 0, 0)).all() and e["label"] == 1 for e in red)
+    assert [e["label"] for e in examples if e["image"].shape == (9, 9, 1) and abs(int(e["image"].max()) - 7) < 3] == [1]
+
+
+def test_an_image_folder_that_changes_is_read_anew(folder):
+    root, data = folder
+    before = image_folder.listing(str(root))
+    assert len(sources.open_split(data, "train+test")) == 23
+    Image.new("L", (9, 9)).save(root / "cat" / "new.png")
+    assert len(sources.open_split(data, "train+test")) == 24
+    after = image_folder.listing(str(root))
+    # What was held out before is held out still.
+    held = {f.name for f in before.files if f.split == "test"}
+    assert held <= {f.name for f in after.files if f.split == "test"}
+    assert before.fingerprint != after.fingerprint
+
+
+def test_files_that_do_not_decode_are_named_or_left_out(folder, caplog):
+    root, data = folder
+    whole = (root / "cat" / "3.png").read_bytes()
+    (root / "cat" / "3.png").write_bytes(whole[:len(whole) // 2])
+    (root / "dog" / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match=r"cat/3.png does not decode: .* \(and 1 more files\); .*skip_bad_images"):
+        sources.open_split(data, "train")
+    assert not list((root.parent / "tfds").rglob("dataset_info.json"))
+
+    skipping = DataConfig(**{**data.__dict__, "skip_bad_images": True})
+    for _ in range(2):  # also when the copy is there already
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert len(sources.open_split(skipping, "train+test")) == 22
+        assert "left out 2 files" in caplog.text and "cat/3.png, dog/notes.txt" in caplog.text
+    with pytest.raises(UserError, match="cat/3.png does not decode"):
+        sources.open_split(data, "train")  # a copy made by skipping does not hide them
+
+
+def test_image_folder_with_folders_for_splits(tmp_path):
+    for i, path in enumerate(("train/b/0.png", "train/a/1.png", "train/b/2.png", "val/a/3.png")):
+        (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4), i).save(tmp_path / "images" / path)
+    data = DataConfig(name="image_folder", source_dir=str(tmp_path / "images"), data_dir=str(tmp_path / "tfds"))
+    train, val = sources.open_split(data, "train"), sources.open_split(data, "val")
+    assert sorted((int(e["image"][0, 0, 0]), e["label"]) for e in train) == [(0, 1), (1, 0), (2, 1)]
+    assert [(int(e["image"][0, 0, 0]), e["label"]) for e in val] == [(3, 0)]
+    with pytest.raises(UserError, match="no split 'test' with images; known: train, val"):
+        sources.open_split(data, "test")
+
+
+def test_image_folders_without_images(tmp_path):
+    data = DataConfig(name="image_folder", source_dir=str(tmp_path / "x"), data_dir=str(tmp_path))
+
+    def attempt():
+        sources.open_split(data, "train")
+
+    with pytest.raises(UserError, match="is no directory"):
+        attempt()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(UserError, match="has no folders"):
+        attempt()
+    (tmp_path / "x" / "cat").mkdir()
+    with pytest.raises(UserError, match="'cat' of .* holds no files"):
+        attempt()
+
+
+def test_any_tfds_name():
+    import tensorflow_datasets as tfds
+
+    data = DataConfig(name="imagenet2012")
+    with tfds.testing.mock_data(num_examples=11):
+        split = sources.open_split(data, "train")
+        assert len(split) == 11 and len(split.class_names) == 1000
+        batch = next(loader.train_batches(data, (24, 32, 3), 4, 0))
+        assert batch["image"].shape == (4, 24, 32, 3) and batch["image"].dtype == np.uint8
+        masks = [b["mask"] for b in loader.eval_batches(data, (32, 32, 1), 8, split="validation")]
+        assert [m.sum() for m in masks] == [8, 3]
+        with pytest.raises(UserError, match="'lsun/bedroom' has no ClassLabel feature 'label'; it has id, image"):
+            sources.open_split(DataConfig(name="lsun/bedroom"), "train")
+    assert "tensorflow" not in sys.modules
+
+
+def test_names_that_tfds_does_not_know_or_cannot_prepare(tmp_path):
+    with pytest.raises(UserError, match="unknown data set 'imagenet2013'; did you mean 'imagenet2012'"):
+        sources.open_split(DataConfig(name="imagenet2013", data_dir=str(tmp_path)), "train")
+    with pytest.raises(UserError, match="unknown data set 'qqqqqqqqq'; known: digits"):
+        sources.open_split(DataConfig(name="qqqqqqqqq", data_dir=str(tmp_path)), "train")
+    with pytest.raises(UserError, match="TFDS cannot prepare 'imagenet2012' here") as error:
+        sources.open_split(DataConfig(name="imagenet2012", data_dir=str(tmp_path)), "train")
+    assert "\n" not in str(error.value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        sources.open_split(DataConfig(data_dir=str(tmp_path / "file")), "train")

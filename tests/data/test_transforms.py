@@ -1,0 +1,105 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_jax.data import transforms
+from var_jax.errors import UserError
+
+
+def file(image: Image.Image, kind: str, **options) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """uint8 (height, width, 3): red grows along x, green along y."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([255 * x // (width - 1), 255 * y // (height - 1), 0 * x], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("mode", "kind", "channels"), [
+    ("L", "PNG", 1), ("1", "PNG", 1), ("LA", "PNG", 1), ("I;16", "PNG", 1), ("RGB", "PNG", 3), ("RGBA", "PNG", 3),
+    ("P", "PNG", 3), ("P", "GIF", 3), ("CMYK", "JPEG", 3), ("L", "JPEG", 1), ("RGB", "WEBP", 3), ("RGB", "BMP", 3),
+    ("RGB", "TIFF", 3), ("RGB", "PPM", 3)])
+def test_every_mode_becomes_bytes_of_one_or_three_channels(mode, kind, channels):
+    if mode == "I;16":
+        image = Image.fromarray(np.full((5, 7), 0xFFFF, np.uint16))
+    else:
+        image = Image.new("RGB", (7, 5), "white").convert(mode)
+    pixels = transforms.decode(file(image, kind), "x")
+    assert pixels.dtype == np.uint8 and pixels.shape == (5, 7, channels)
+    assert pixels.min() >= 250  # white stays white: a palette is looked up, 16 bits are scaled
+
+
+def test_damage_and_other_files_are_named():
+    content = file(Image.fromarray(gradient(64, 64)), "JPEG")
+    for broken in (content[:len(content) // 2], b"no image", b"", file(Image.new("F", (4, 4)), "TIFF")):
+        with pytest.raises(UserError, match="cat.jpg does not decode") as error:
+            transforms.decode(broken, "cat.jpg")
+        assert "\n" not in str(error.value) and "BytesIO" not in str(error.value)
+
+
+@pytest.mark.parametrize(("size", "shape", "expected"), [
+    ((300, 400), (64, 64, 3), (72, 96)),     # the short side to 1.125 times the size
+    ((400, 300), (64, 64, 3), (96, 72)),
+    ((10, 20), (64, 64, 3), (72, 144)),      # upwards too
+    ((300, 300), (64, 128, 3), (144, 144)),  # the side that is relatively the shorter decides
+    ((100, 1000), (64, 128, 3), (72, 720)),
+    ((1000, 3), (64, 64, 1), (24000, 72)),
+])
+def test_crop_resizes_the_short_side(size, shape, expected):
+    fitted = transforms.fit(gradient(*size), shape, "crop")
+    assert fitted.shape == (*expected, shape[2]) and fitted.dtype == np.uint8
+
+
+def test_crop_stays_inside_and_reaches_every_place_and_never_flips():
+    pixels = transforms.fit(gradient(300, 400), (64, 64, 3), "crop")
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(600):
+        window = transforms.crop(pixels, (64, 64, 3), rng)
+        assert window.shape == (64, 64, 3)
+        red, green = window[32, :, 0].astype(int), window[:, 32, 1].astype(int)
+        assert red[-1] > red[0] and green[-1] > green[0]
+        places = [(t, left) for t in range(9) for left in range(33)
+                  if np.array_equal(pixels[t:t + 64, left:left + 64], window)]
+        seen.update(places)
+        assert places
+    assert {t for t, _ in seen} == set(range(9)) and {left for _, left in seen} == set(range(33))
+    np.testing.assert_array_equal(transforms.crop(pixels, (64, 64, 3)), pixels[4:68, 16:80])
+
+
+def test_whole_keeps_all_of_the_image_at_the_exact_size():
+    fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
+    assert fitted.shape == (16, 24, 3)
+    assert fitted[0, 0, 0] < 10 and fitted[-1, -1, 0] > 245 and fitted[-1, 0, 1] > 240
+    same = gradient(16, 24)
+    np.testing.assert_array_equal(transforms.fit(same, (16, 24, 3), "whole"), same)
+
+
+def test_pad_centres_on_black_without_scaling():
+    pixels = gradient(28, 28) // 2 + 100
+    fitted = transforms.fit(pixels, (32, 35, 3), "pad")
+    assert fitted.shape == (32, 35, 3)
+    np.testing.assert_array_equal(fitted[2:30, 3:31], pixels)
+    assert int(fitted.sum()) == int(pixels.sum())
+    with pytest.raises(UserError, match="seven has 28 x 28 pixels"):
+        transforms.fit(pixels, (27, 32, 3), "pad", "seven")
+
+
+def test_channels_follow_the_model():
+    colour = np.zeros((4, 4, 3), np.uint8)
+    colour[..., 0] = 255
+    assert transforms.fit(colour, (4, 4, 1), "whole").tolist() == [[[76]] * 4] * 4  # ITU-R 601 luma of red
+    assert transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "whole").tolist() == [[[9] * 3] * 4] * 4
+    assert transforms.fit(np.full((4, 4, 4), 9, np.uint8), (4, 4, 3), "whole").shape == (4, 4, 3)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(UserError, match="did you mean 'crop'"):
+        transforms.check((8, 8, 3), "corp")
+    with pytest.raises(UserError, match="1 or 3 channels"):
+        transforms.check((8, 8, 2), "crop")
