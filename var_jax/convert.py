@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from var_jax import torch_file
-from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, require
+from var_jax.config import DType, ModelConfig, TokenizerConfig, TransformerConfig, require
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
 from var_jax.published import abstract, entries
@@ -58,7 +58,7 @@ def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: 
 def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False,
                          dtype: str = "float32") -> tuple[TokenizerConfig, dict[str, Any]]:
     """The tokenizer's part of `from_torch`."""
-    weights = _Weights(source, "trainer.vae_local.", "the tokenizer")
+    weights = Weights(source, "the tokenizer", "trainer.vae_local.")
     config = tokenizer_config(weights, scales, cosine_codes, dtype)
     return config, _load(config, weights)
 
@@ -66,7 +66,7 @@ def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = Fa
 def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads: int | None = None,
                            dtype: str = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
     """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
-    weights = _Weights(source, "trainer.var_wo_ddp.", "the transformer")
+    weights = Weights(source, "the transformer", "trainer.var_wo_ddp.")
     config = transformer_config(weights, tokenizer, num_heads, dtype)
     return config, _load(config, weights)
 
@@ -107,15 +107,17 @@ def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray
         raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
-class _Weights:
+class Weights:
     """A state dict with the shapes of its tensors, which a file tells without reading them.
+
+    Keys may lie below the prefix `nested`, or that of a wrapped model (`module.`), or both.
 
     Attributes:
       name: for messages.
       shapes: {published key: shape}.
     """
 
-    def __init__(self, source: Source, nested: str, name: str):
+    def __init__(self, source: Source, name: str, nested: str = "module."):
         if isinstance(source, Mapping):
             self.name, self._tensors = name, source
             shapes = {key: tuple(np.shape(value)) for key, value in source.items()}
@@ -150,7 +152,7 @@ class _Weights:
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
-def tokenizer_config(weights: _Weights, scales: Scales, cosine_codes: bool, dtype: str) -> TokenizerConfig:
+def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: str) -> TokenizerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
@@ -172,7 +174,7 @@ def tokenizer_config(weights: _Weights, scales: Scales, cosine_codes: bool, dtyp
         phi=phi, codes="cosine" if cosine_codes else "euclidean", param_dtype=dtype)
 
 
-def transformer_config(weights: _Weights, tokenizer: TokenizerConfig, num_heads: int | None,
+def transformer_config(weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None,
                        dtype: str) -> TransformerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     scales = tokenizer.scales
@@ -218,7 +220,8 @@ def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tupl
         raise UserError(f"{name} {'; '.join(found)}")
 
 
-def _load(config: TokenizerConfig | TransformerConfig, weights: _Weights) -> dict[str, Any]:
+def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict[str, Any]:
+    require(config.param_dtype in get_args(DType), "dtype", config.param_dtype, " or ".join(get_args(DType)))
     check(config, weights.shapes, weights.name)
     parameters = abstract(config)
     flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in parameters.items()}
