@@ -35,8 +35,9 @@ class Case:
             num_heads=None if settings["attn_l2_norm"] else settings["heads"])
         self.images = np.moveaxis(self.arrays["image_nchw"], 1, -1)
 
-    def tokenizer(self, params, *args, **kwargs):
-        return Tokenizer(self.config.tokenizer).apply({"params": params}, *args, **kwargs)
+    def tokenizer(self, method: str, *args):
+        apply = functools.partial(Tokenizer(self.config.tokenizer).apply, method=method)
+        return jax.jit(apply)({"params": self.params["tokenizer"]}, *args)
 
     def cross_entropy(self, params):
         tokens = jnp.asarray(self.arrays["tokens"])
@@ -46,7 +47,7 @@ class Case:
         return -chosen.mean(), logits
 
     def tokenizer_loss(self, params):
-        rec, _, vq_loss = self.tokenizer(params, self.images)
+        rec, _, vq_loss = Tokenizer(self.config.tokenizer).apply({"params": params}, self.images)
         return jnp.mean((rec - self.images) ** 2) + vq_loss, (rec, vq_loss)
 
 
@@ -76,20 +77,17 @@ def nchw(x) -> np.ndarray:
 
 
 def test_an_image_becomes_the_same_features_tokens_and_image(case):
-    params = case.params["tokenizer"]
-    features = jax.jit(functools.partial(case.tokenizer, method="features"))(params, case.images)
-    assert_close(nchw(features), case.arrays["features_nchw"])
-    tokens = case.tokenizer(params, case.images, method="encode")
+    assert_close(nchw(case.tokenizer("features", case.images)), case.arrays["features_nchw"])
+    tokens = case.tokenizer("encode", case.images)
     np.testing.assert_array_equal(tokens, case.arrays["tokens"])
-    totals = vq.decode(case.tokenizer(params, method="quantizer"), tokens)
+    totals = jax.jit(vq.decode)(case.tokenizer("quantizer"), tokens)
     assert_close(nchw(totals[0]), case.arrays["fhat_first_nchw"])
     assert_close(nchw(totals[-1]), case.arrays["fhat_last_nchw"])
-    assert_close(nchw(case.tokenizer(params, tokens, method="decode")), case.arrays["recon_nchw"])
+    assert_close(nchw(case.tokenizer("decode", tokens)), case.arrays["recon_nchw"])
 
 
 def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
-    inputs = case.tokenizer(case.params["tokenizer"], case.arrays["tokens"], method="teacher_input")
-    assert_close(inputs, case.arrays["teacher_input"])
+    assert_close(case.tokenizer("teacher_input", case.arrays["tokens"]), case.arrays["teacher_input"])
     loss, logits = jax.jit(case.cross_entropy)(case.params["transformer"])
     assert_close(logits, case.arrays["logits"])
     assert_close(loss, case.arrays["ce_mean"])
