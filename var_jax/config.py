@@ -36,6 +36,7 @@ class TokenizerConfig:
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
       codes: "euclidean" nearest code, or "cosine": residual and codes are normalised for the search only.
       vq_beta: weight of the commitment half of the VQ loss.
+      init_codes: standard deviation that codes start with; at that of the features many codes are used from the start.
       dtype, param_dtype: computation and storage.
     """
 
@@ -53,6 +54,7 @@ class TokenizerConfig:
     phi_ratio: float = 0.5
     codes: Literal["euclidean", "cosine"] = "euclidean"
     vq_beta: float = 0.25
+    init_codes: float = 0.1
     dtype: DType = "float32"
     param_dtype: DType = "float32"
 

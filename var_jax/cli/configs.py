@@ -11,8 +11,8 @@ from var_jax.train.config import TrainConfig, from_config_dict
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]",
-                        help="configuration; --config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4")
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration; "
+                        "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4")
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -21,10 +21,10 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
       UserError: no such file, an unknown key, or a value of the wrong kind or out of range.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    values, argv = flags.FlagValues(), ["var-jax", f"--config={file}", *overrides]
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
     try:
-        rest = values(["var-jax", f"--config={file}", *overrides])
+        rest = values(argv)
     except FileNotFoundError as error:
         raise UserError(f"no config file {file.partition(':')[0]}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -17,7 +17,8 @@ class MultiScaleQuantizer(nn.Module):
     def __call__(self) -> vq.Quantizer:
         c = self.config
         stored, n, z = jnp.dtype(c.param_dtype), c.phi_count, c.z_channels
-        codebook = parameter(self, "codebook", nn.initializers.normal(1.0), (c.vocab_size, z), ("vocab", "code"), stored)
+        code_init = nn.initializers.normal(c.init_codes)
+        codebook = parameter(self, "codebook", code_init, (c.vocab_size, z), ("vocab", "code"), stored)
         kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
         kernel = parameter(self, "phi_kernel", kernel_init, (n, 3, 3, z, z),
                            ("phi", "kernel", "kernel", "code", None), stored)

@@ -16,7 +16,8 @@ class DataConfig:
     Attributes:
       name: "digits", "fashion_mnist_idx", "image_folder", or any TFDS name such as "imagenet2012".
       data_dir: where TFDS keeps prepared data sets ("" for its default, ~/tensorflow_datasets).
-      source_dir: the raw files of "fashion_mnist_idx" (idx files) and "image_folder" (directory/class/file).
+      source_dir: the raw files of "fashion_mnist_idx" (idx files; "" for where Debian's dataset-fashion-mnist puts
+        them) and "image_folder" (directory/class/file).
       train_split, eval_split: TFDS split names.
       resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop), "whole" (Lanczos to
         the exact size) or "pad" (centred on black, not scaled).
