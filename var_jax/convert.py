@@ -33,7 +33,7 @@ BUFFERS = {
 
 
 def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: Scales, num_heads: int | None = None,
-               cosine_codes: bool = False, dtype: str = "float32") -> tuple[ModelConfig, dict[str, Any]]:
+               cosine_codes: bool = False, dtype: DType = "float32") -> tuple[ModelConfig, dict[str, Any]]:
     """A whole model from published weights: the configuration, and {"tokenizer": ..., "transformer": ...}.
 
     Args:
@@ -56,7 +56,7 @@ def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: 
 
 
 def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False,
-                         dtype: str = "float32") -> tuple[TokenizerConfig, dict[str, Any]]:
+                         dtype: DType = "float32") -> tuple[TokenizerConfig, dict[str, Any]]:
     """The tokenizer's part of `from_torch`."""
     weights = Weights(source, "the tokenizer", "trainer.vae_local.")
     config = tokenizer_config(weights, scales, cosine_codes, dtype)
@@ -64,7 +64,7 @@ def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = Fa
 
 
 def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads: int | None = None,
-                           dtype: str = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
+                           dtype: DType = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
     """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
     weights = Weights(source, "the transformer", "trainer.var_wo_ddp.")
     config = transformer_config(weights, tokenizer, num_heads, dtype)
@@ -152,7 +152,7 @@ class Weights:
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
-def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: str) -> TokenizerConfig:
+def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: DType) -> TokenizerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
@@ -175,7 +175,7 @@ def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype
 
 
 def transformer_config(weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None,
-                       dtype: str) -> TransformerConfig:
+                       dtype: DType) -> TransformerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     scales = tokenizer.scales
     classes, width = weights.size("class_emb.weight", 2)
@@ -186,13 +186,11 @@ def transformer_config(weights: Weights, tokenizer: TokenizerConfig, num_heads: 
         require(size == found, "scales", f"{scales} ({found} {wanted})", f"{size} {wanted}, by {key} of {weights.name}")
     scale_key = "blocks.0.attn.scale_mul_1H11"
     qk_norm = scale_key in weights.shapes
-    if qk_norm:
-        heads = weights.size(scale_key, 4)[1]
-        require(num_heads in (None, heads), "num_heads", num_heads, f"{heads} (or not given), as the weights tell")
-    else:
-        require(num_heads is not None, "num_heads", num_heads, "given for weights without QK-norm")
-        heads = num_heads
-        require(heads >= 1 and width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
+    told = weights.size(scale_key, 4)[1] if qk_norm else None
+    heads = told or num_heads or 0
+    require(heads > 0, "num_heads", num_heads, "given for weights without QK-norm")
+    require(num_heads in (None, heads), "num_heads", num_heads, f"{heads} (or not given), as the weights tell")
+    require(width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
     return TransformerConfig(
         depth=weights.count(r"blocks\.(\d+)\."), width=width, heads=heads, num_classes=classes - 1,
         vocab_size=weights.size("head.weight", 2)[0], z_channels=weights.size("word_embed.weight", 2)[1], scales=scales,

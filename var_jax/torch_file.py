@@ -234,9 +234,9 @@ def _unpickle(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
     """The next pickle of `file`, with `Tensor` for tensors; `check` sees every storage that it names."""
     start = file.tell()
     # Python's unpickler makes room for any memo index and any length, even one beyond the end of the file.
-    indices = [arg for op, arg, _ in pickletools.genops(file) if op.name.endswith("PUT")]
+    indices = [arg for op, arg, _ in pickletools.genops(file) if op.name.endswith("PUT") and isinstance(arg, int)]
     end = file.tell()
-    if any(int(index) > end - start for index in indices):
+    if any(index > end - start for index in indices):
         raise Refused("its pickle numbers more objects than it has bytes")
     file.seek(start)
     return _Unpickler(io.BytesIO(file.read(end - start)), check).load()
