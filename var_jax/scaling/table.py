@@ -1,0 +1,259 @@
+"""Runs as a table: from a CSV or JSONL file of whoever's making, or from a sweep's directory.
+
+Every row that is not used leaves a reason; nothing is dropped in silence.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, Float, Shaped
+
+from var_jax.errors import UserError, did_you_mean
+
+INPUTS = ("params", "tokens", "compute")
+FITTED = ("loss", "err")  # columns that start so are fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Runs, a row each; several rows of one run are its training curve.
+
+    Attributes:
+      run: names.
+      columns: numbers, NaN where a row has none.
+      notes: what was wrong with rows or files, as "name: text".
+      dropped: (row, reason) of every row or run left out.
+    """
+
+    run: Shaped[np.ndarray, " n"]
+    columns: Mapping[str, Float[np.ndarray, " n"]]
+    notes: tuple[str, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+    def __getitem__(self, name: str) -> Float[np.ndarray, " n"]:
+        if name not in self.columns:
+            raise UserError(f"there is no column {name!r}{did_you_mean(name, self.columns)}")
+        return self.columns[name]
+
+    @property
+    def fitted(self) -> list[str]:
+        """Columns that laws are fitted to."""
+        return [name for name in self.columns if name.startswith(FITTED)]
+
+    def where(self, rows: Bool[np.ndarray, " n"]) -> "Table":
+        return dataclasses.replace(self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()})
+
+    def complete(self, *names: str) -> "Table":
+        """The rows in which all of these columns are positive numbers."""
+        return self.where(np.all([np.isfinite(self[name]) & (self[name] > 0) for name in names], axis=0))
+
+    def finals(self) -> "Table":
+        """The last row of every run: that with the most tokens, or compute."""
+        order = next((self.columns[name] for name in ("tokens", "compute") if name in self.columns), None)
+        order = np.arange(len(self)) if order is None else order
+        last: dict[Any, int] = {}
+        for i, run in enumerate(self.run):
+            if run not in last or order[i] >= order[last[run]]:
+                last[run] = i
+        keep = np.zeros(len(self), bool)
+        keep[list(last.values())] = True
+        return self.where(keep)
+
+
+def read(path: str, mapping: Mapping[str, str] | None = None, text: tuple[str, ...] = ()) -> Table:
+    """The runs of a CSV file (with a header), a JSONL file, or a sweep's directory.
+
+    Args:
+      mapping: our column names to those of the file.
+      text: further columns that are names, not numbers; they come back as `columns` of objects.
+
+    Raises:
+      UserError: the file is missing, empty or malformed, or lacks a column that `mapping` names.
+    """
+    source = epath.Path(path)
+    if not source.exists():
+        raise UserError(f"{path} does not exist; give a CSV or JSONL file of runs, or a sweep's directory")
+    dropped: list[tuple[str, str]] = []
+    if source.is_dir():
+        records = sweep_records(source, dropped)
+    elif source.suffix.lower() in (".jsonl", ".ndjson"):
+        records = _jsonl_records(source)
+    elif source.suffix.lower() in (".csv", ".tsv"):
+        records = _csv_records(source)
+    else:
+        raise UserError(f"{path} is neither .csv, .tsv nor .jsonl, nor a sweep's directory")
+    if not records:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
+        raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
+    return build(_renamed(records, dict(mapping or {}), path), text, dropped)
+
+
+def build(records: list[dict[str, Any]], text: tuple[str, ...] = (), dropped: list[tuple[str, str]] | None = None
+          ) -> Table:
+    """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
+    dropped, notes = list(dropped or []), []
+    names = list(dict.fromkeys(name for record in records for name in record))
+    named = any(record.get("run") not in (None, "") for record in records)
+    run = np.array([str(record.get("run") or f"row {i + 1}") for i, record in enumerate(records)], dtype=object)
+    columns: dict[str, np.ndarray] = {}
+    wanted = [n for n in names if n in INPUTS or n.startswith(FITTED)]
+    for name in names:
+        values = [record.get(name) for record in records]
+        if name in text:
+            columns[name] = np.array([str(value) for value in values], dtype=object)
+        elif name != "run":
+            numbers = np.array([_number(value) for value in values])
+            if name in wanted or np.isfinite(numbers).any():
+                columns[name] = numbers
+    for name in wanted:
+        bad = [i for i, value in enumerate(columns[name]) if not (math.isfinite(value) and value > 0)]
+        for i in bad:
+            dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
+        if bad:
+            notes.append(f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws")
+    keep = _without_duplicates(run, {name: columns[name] for name in wanted}, named, dropped, notes)
+    table = Table(run, columns, tuple(notes), tuple(dropped))
+    return table.where(keep)
+
+
+def _without_duplicates(run, columns, named: bool, dropped, notes) -> Bool[np.ndarray, " n"]:
+    """Equal rows count once; rows of one run at one point that contradict each other count not at all."""
+    keep = np.ones(len(run), bool)
+    at = [name for name in INPUTS if name in columns]
+    groups: dict[tuple, list[int]] = {}
+    for i in range(len(run)):
+        point = tuple(columns[name][i] for name in (at if named else columns))
+        groups.setdefault((run[i], *point) if named else point, []).append(i)
+    same = contrary = 0
+    for rows in groups.values():
+        if len(rows) == 1 or not columns:
+            continue
+        distinct = {tuple(columns[name][i] for name in columns) for i in rows}
+        if len(distinct) == 1:
+            keep[rows[1:]] = False
+            same += len(rows) - 1
+            dropped.extend((run[i], "repeats another row") for i in rows[1:])
+        else:
+            keep[rows] = False
+            contrary += len(rows)
+            dropped.extend((run[i], "contradicts another row of the same run at the same point") for i in rows)
+    if same:
+        notes.append(f"duplicate-rows: {same} rows repeat others and count once")
+    if contrary:
+        notes.append(f"contradicting-rows: {contrary} rows of one run at one point differ and are all left out")
+    return keep
+
+
+def _number(value: Any) -> float:
+    """A float of what a file may hold; lists of one number count as it."""
+    if isinstance(value, str):
+        value = value.strip()
+        if value.startswith("[") and value.endswith("]"):
+            value = value[1:-1]
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[dict]:
+    known = {name for record in records for name in record}
+    for ours, theirs in mapping.items():
+        if theirs not in known:
+            raise UserError(f"--map {ours}={theirs}: {path} has no column {theirs!r}{did_you_mean(theirs, known)}")
+    taken = set(mapping) | set(mapping.values())
+    return [{**{name: value for name, value in record.items() if name not in taken},
+             **{ours: record.get(theirs) for ours, theirs in mapping.items()}} for record in records]
+
+
+def _csv_records(source: epath.Path) -> list[dict]:
+    delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
+    rows = list(csv.reader(_text(source).splitlines(), delimiter=delimiter))
+    if not rows:
+        return []
+    header = [name.strip() for name in rows[0]]
+    if len(set(header)) < len(header):
+        raise UserError(f"{source} names a column twice in its header: {', '.join(header)}")
+    records = []
+    for number, row in enumerate(rows[1:], start=2):
+        if row and len(row) != len(header):
+            raise UserError(f"{source} line {number} has {len(row)} fields; the header has {len(header)}")
+        if row:
+            records.append(dict(zip(header, row, strict=True)))
+    return records
+
+
+def _jsonl_records(source: epath.Path) -> list[dict]:
+    records = []
+    for number, line in enumerate(_text(source).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise UserError(f"{source} line {number} is not a JSON object")
+        records.append(record)
+    return records
+
+
+def _text(source: epath.Path) -> str:
+    try:
+        return source.read_text().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source} is not UTF-8 text; save it as such") from error
+
+
+def sweep_records(sweep: epath.Path, dropped: list[tuple[str, str]]) -> list[dict]:
+    """Rows of a sweep's finished runs, one a validation: `<sweep>/<id>/{meta.json,metrics.jsonl,status.json}`.
+
+    `meta.json` gives `params` ({"total", "body"}), `tokens_per_step` and `flops_per_step` ({"exact", "6nd", "dense"}
+    or one number); a row's tokens and compute are those times its step. Runs that are not done are left out with a
+    reason.
+    """
+    records = []
+    for directory in sorted(entry for entry in sweep.iterdir() if entry.is_dir() and (entry / "status.json").exists()):
+        try:
+            status, meta = (json.loads((directory / name).read_text()) for name in ("status.json", "meta.json"))
+            lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+            known = _run_constants(meta)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            dropped.append((directory.name, f"its files cannot be read ({type(error).__name__}: {error})"))
+            continue
+        if status.get("state") != "done":
+            dropped.append((directory.name, f"it is {status.get('state', 'without a state')}, not done"))
+            continue
+        for line in lines:
+            if line.get("split") == "val":
+                scaled = {name: value * line["step"] for name, value in known.items() if not name.startswith("params")}
+                losses = {k: v for k, v in line.items() if k.startswith(FITTED) and isinstance(v, int | float)}
+                records.append({"run": directory.name, **known, **scaled, **_errors(line), **losses})
+        if not any(record["run"] == directory.name for record in records):
+            dropped.append((directory.name, "it has no validation records"))
+    return records
+
+
+def _run_constants(meta: dict) -> dict[str, float]:
+    flops = meta["flops_per_step"]
+    flops = flops if isinstance(flops, dict) else {"exact": flops}
+    others = {f"compute_{name}": float(value) for name, value in flops.items() if name != "exact"}
+    return {"params": float(meta["params"]["total"]), "params_body": float(meta["params"]["body"]),
+            "tokens": float(meta["tokens_per_step"]), "compute": float(flops["exact"]), **others}
+
+
+def _errors(line: dict) -> dict[str, float]:
+    """Token error of every accuracy in a record; `loss_mean` already says what `loss` does."""
+    return {f"err_{name.removeprefix('accuracy_')}": 1 - value for name, value in line.items()
+            if name.startswith("accuracy_") and isinstance(value, int | float)}
