@@ -7,6 +7,7 @@ or both with samples and a report: bash launch/quickstart.sh
 """
 
 from var_jax.train.config import default_config
+from var_jax.train.recipes import depth_of
 
 
 def get_config(arg: str = "d2"):
@@ -38,7 +39,7 @@ def get_config(arg: str = "d2"):
 
     config.stage = "transformer"
     config.steps = 800
-    config.transformer.depth = int(arg.removeprefix("d"))
+    config.transformer.depth = depth_of(arg)
     config.transformer.num_classes = 10
     config.transformer.drop_path = 0.0
     config.optimizer.base_lr = 4e-3

@@ -1,6 +1,7 @@
 """`--config FILE.py[:arg]` with `--config.key=value` overrides, as a checked training configuration."""
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from absl import flags
@@ -21,15 +22,31 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
       UserError: no such file, an unknown key, or a value of the wrong kind or out of range.
     """
+    path = file.partition(":")[0]
+    if not os.path.isfile(path):
+        raise UserError(f"no config file {path}")
     values, argv = flags.FlagValues(), ["var-jax", f"--config={file}", *overrides]
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
     try:
         rest = values(argv)
-    except FileNotFoundError as error:
-        raise UserError(f"no config file {file.partition(':')[0]}") from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        text = str(error.args[0] if error.args else error)
-        raise UserError(text.splitlines()[0]) from error
+    except Exception as error:  # whatever the file or a value raises, wrapped in the flag library's own errors
+        raise UserError(f"{file}: {_cause(error)}") from error
     if rest[1:]:
         raise UserError(f"unrecognized argument {rest[1]}")
     return from_config_dict(values.config)
+
+
+def _cause(error: BaseException) -> str:
+    """What to tell of an error that the flag library may have wrapped, in one line."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    for one in chain:
+        if isinstance(one, UserError):
+            return str(one)
+    text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split())
+    if isinstance(error, KeyError | AttributeError):
+        return f"unknown key {text}"
+    if "whilst parsing config file" not in text:
+        return text
+    return f"{type(chain[-1]).__name__}: {chain[-1]}"
