@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from var_jax.scaling import power
 from var_jax.scaling.solver import Array
@@ -43,7 +43,7 @@ class Envelope:
     Attributes:
       compute, loss, params: of the best curve at each grid point.
       owner: the curve that is best there.
-      unit: the run nearest to each grid point, an index.
+      run: the run nearest to each grid point.
       weights: they sum to the number of runs that the frontier touches, since points of one run are one observation.
       text: how it was drawn.
     """
@@ -52,7 +52,7 @@ class Envelope:
     loss: Float[Array, " g"]
     params: Float[Array, " g"]
     owner: Array
-    unit: Int[Array, " g"]
+    run: Array
     weights: Float[Array, " g"]
     text: str
 
@@ -95,12 +95,13 @@ def envelope(found: list[Curve]) -> Envelope | None:
     grid, losses = grid[shared], losses[:, shared]
     best = losses.argmin(axis=0)
     nearest = [found[b].run[np.argmin(np.abs(np.log(found[b].compute / c)))] for b, c in zip(best, grid, strict=True)]
-    names, unit = np.unique(np.array(nearest, dtype=str), return_inverse=True)
-    share = np.full(len(grid), len(names) / len(grid))
-    text = (f"lower envelope of {len(found)} curves at {len(grid)} points of compute, touched by {len(names)} runs; "
+    runs = len(set(nearest))
+    share = np.full(len(grid), runs / len(grid))
+    text = (f"lower envelope of {len(found)} curves at {len(grid)} points of compute, touched by {runs} runs; "
             f"edges where one curve stands alone are dropped")
-    return Envelope(grid, losses[best, np.arange(len(grid))], np.array([found[b].params for b in best]),
-                    np.array([found[b].name for b in best]), unit, share, text)
+    owner = np.array([found[b].name for b in best], dtype=object)
+    return Envelope(grid, losses[best, np.arange(len(grid))], np.array([found[b].params for b in best]), owner,
+                    np.array(nearest, dtype=object), share, text)
 
 
 def isoflop(found: list[Curve], at_least: int = 4) -> dict:

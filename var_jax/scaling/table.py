@@ -69,11 +69,13 @@ class Table:
         return self.where(keep)
 
 
-def read(path: str, mapping: Mapping[str, str] | None = None, text: tuple[str, ...] = ()) -> Table:
+def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str, ...] = (),
+         text: tuple[str, ...] = ()) -> Table:
     """The runs of a CSV file (with a header), a JSONL file, or a sweep's directory.
 
     Args:
       mapping: our column names to those of the file.
+      wanted: columns whose bad and repeated rows matter; by default `INPUTS` and those that are `FITTED`.
       text: further columns that are names, not numbers; they come back as `columns` of objects.
 
     Raises:
@@ -94,18 +96,18 @@ def read(path: str, mapping: Mapping[str, str] | None = None, text: tuple[str, .
     if not records:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
-    return build(_renamed(records, dict(mapping or {}), path), text, dropped)
+    return build(_renamed(records, dict(mapping or {}), path), wanted, text, dropped)
 
 
-def build(records: list[dict[str, Any]], text: tuple[str, ...] = (), dropped: list[tuple[str, str]] | None = None
-          ) -> Table:
+def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tuple[str, ...] = (),
+          dropped: list[tuple[str, str]] | None = None) -> Table:
     """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
     dropped, notes = list(dropped or []), []
     names = list(dict.fromkeys(name for record in records for name in record))
     named = any(record.get("run") not in (None, "") for record in records)
     run = np.array([str(record.get("run") or f"row {i + 1}") for i, record in enumerate(records)], dtype=object)
     columns: dict[str, np.ndarray] = {}
-    wanted = [n for n in names if n in INPUTS or n.startswith(FITTED)]
+    wanted = tuple(n for n in names if (n in wanted if wanted else n in INPUTS or n.startswith(FITTED)))
     for name in names:
         values = [record.get(name) for record in records]
         if name in text:
@@ -120,7 +122,8 @@ def build(records: list[dict[str, Any]], text: tuple[str, ...] = (), dropped: li
             dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
         if bad:
             notes.append(f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws")
-    keep = _without_duplicates(run, {name: columns[name] for name in wanted}, named, dropped, notes)
+    keep = _without_duplicates(run, {name: columns[name] for name in names if name in (*wanted, *text)}, named, dropped,
+                               notes)
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
 
@@ -128,7 +131,7 @@ def build(records: list[dict[str, Any]], text: tuple[str, ...] = (), dropped: li
 def _without_duplicates(run, columns, named: bool, dropped, notes) -> Bool[np.ndarray, " n"]:
     """Equal rows count once; rows of one run at one point that contradict each other count not at all."""
     keep = np.ones(len(run), bool)
-    at = [name for name in INPUTS if name in columns]
+    at = [name for name in columns if not name.startswith(FITTED)]
     groups: dict[tuple, list[int]] = {}
     for i in range(len(run)):
         point = tuple(columns[name][i] for name in (at if named else columns))

@@ -1,0 +1,210 @@
+"""Plots of fitted laws, as matplotlib figures."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from var_jax.scaling import frontier, published, solver
+from var_jax.scaling.analysis import Law
+from var_jax.scaling.power import PowerLaw
+
+UNITS = {"params": "parameters", "tokens": "training tokens", "compute": "training compute (FLOPs)"}
+POINT = {"marker": "o", "ms": 4, "ls": "", "color": "black", "zorder": 3}
+FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:grey"
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def all_of(found: Mapping[str, Law], curves: Mapping[str, list[frontier.Curve]], result: Mapping) -> dict[str, Figure]:
+    """The figures of an analysis by file name; those without data are left out."""
+    figures = {}
+    for name in ("params", "compute"):
+        chosen = [law for law in found.values() if law.sample.inputs == (name,)]
+        if chosen:
+            figures[f"laws_{name}.png"] = against(chosen, name)
+    joint = [law for law in found.values() if len(law.sample.inputs) == 2]
+    if joint:
+        figures["laws_joint.png"] = joint_laws(joint)
+    if result["frontier"]:
+        figures["frontier.png"] = frontiers(curves, result["frontier"], found)
+    if any(iso["levels"] for iso in result["isoflop"].values()):
+        figures["isoflop.png"] = isoflops(result["isoflop"])
+    if found:
+        figures["residuals.png"] = residuals(list(found.values()))
+    sampled = [law for law in found.values() if law.samples is not None]
+    if sampled:
+        figures["bootstrap.png"] = bootstraps(sampled)
+    return figures
+
+
+def _figure(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
+    figure = Figure(figsize=(5.6 * columns, 3.9 * rows), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _unit(column: str) -> str:
+    return f"{column} (share of tokens)" if column.startswith("err") else f"{column} (nats a token)"
+
+
+def against(chosen: list[Law], name: str) -> Figure:
+    """Loss, and loss less E, against one input: runs, law and bootstrap band, a row a fitted column."""
+    figure, axes = _figure(len(chosen), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band")
+    for (left, right), law in zip(axes, chosen, strict=True):
+        x, y = law.sample.x[:, 0], law.sample.y
+        e, alpha = law.fit.values["E"], law.fit.values["alpha"]
+        grid = np.geomspace(x.min() / 1.3, x.max() * 2, 200)
+        line = law.fit.predict(grid[:, None])
+        for ax, floor in ((left, 0.0), (right, e)):
+            above = y > floor
+            ax.plot(x[above], y[above] - floor, label="runs", **POINT)
+            ax.plot(grid, line - floor, color=FIT, label=f"law, alpha = {alpha:.3g}")
+            ax.set(xscale="log", xlabel=UNITS[name])
+        if law.samples is not None:
+            values = solver.predict(law.samples, np.log(grid)[:, None])
+            left.fill_between(grid, *np.quantile(values, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0)
+            reducible = values - law.samples[:, :1]
+            right.fill_between(grid, *np.quantile(reducible, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0)
+        left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
+        span = max(y.max() - y.min(), 1e-12)
+        bottom = max(min(y.min() - 0.5 * span, e - 0.1 * span), y.min() - span)
+        left.set(title=law.key, ylabel=_unit(law.column), ylim=(bottom, y.max() + 0.15 * span))
+        right.set(yscale="log", title=f"{law.key}, reducible", ylabel=f"{law.column} - E")
+        _published(left if law.column.startswith("err") else right, law, name)
+        left.legend(fontsize=8)
+        right.legend(fontsize=8)
+    return figure
+
+
+def _published(ax: Axes, law: Law, name: str):
+    """VAR's own law, where it was measured at these sizes and falls within the axes."""
+    low, high = (edge(own, theirs) for edge, own, theirs in zip(
+        (max, min), (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()), published.RANGES[name], strict=True))
+    if (law.column, name) in published.LAWS and low < high:
+        x = np.geomspace(low, high, 50)
+        y = published.evaluate(law.column, name, x)
+        bottom, top = ax.get_ylim()
+        if law.column.startswith("loss") or (y.min() < top and y.max() > bottom):
+            ax.plot(x, y, "--", color="tab:red", label="VAR on ImageNet (published)")
+
+
+def joint_laws(chosen: list[Law]) -> Figure:
+    """Loss against tokens, a colour a size, and predicted against measured."""
+    figure, axes = _figure(len(chosen), 2, "E + A N^-alpha + B D^-beta over sizes N and tokens D")
+    for (left, right), law in zip(axes, chosen, strict=True):
+        sizes, tokens = law.sample.x.T
+        distinct = np.unique(sizes)
+        colours = colormaps["viridis"](np.linspace(0, 0.9, len(distinct)))
+        grid = np.geomspace(tokens.min(), tokens.max(), 100)
+        for size, colour in zip(distinct, colours, strict=True):
+            rows = sizes == size
+            left.plot(tokens[rows], law.sample.y[rows], "o", ms=4, color=colour)
+            label = f"{size:.3g}" if len(distinct) <= 10 else None
+            left.plot(grid, law.fit.predict(np.stack([np.full_like(grid, size), grid], 1)), color=colour, label=label)
+        left.set(xscale="log", xlabel=UNITS["tokens"], ylabel=_unit(law.column), title=law.key)
+        if len(distinct) <= 10:
+            left.legend(title=UNITS["params"], fontsize=7, title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        predicted = law.fit.predict(law.sample.x)
+        right.scatter(predicted, law.sample.y, c=np.log10(sizes), s=16, zorder=3)
+        ends = [min(predicted.min(), law.sample.y.min()), max(predicted.max(), law.sample.y.max())]
+        right.plot(ends, ends, color=FLOOR, ls=":")
+        right.set(xlabel=f"{law.column} of the law", ylabel=f"{law.column} measured", title="measured against the law")
+    return figure
+
+
+def frontiers(curves: Mapping[str, list[frontier.Curve]], drawn: Mapping, found: Mapping[str, Law]) -> Figure:
+    """The runs' curves, their lower envelope and its law; a panel a fitted column."""
+    figure, axes = _figure(len(drawn), 1, "Compute-optimal frontier: lower envelope of the curves")
+    for ax, (column, edge) in zip(axes[:, 0], drawn.items(), strict=True):
+        ordered = sorted(curves[column], key=lambda c: c.params)
+        colours = colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
+        for curve, colour in zip(ordered, colours, strict=True):
+            label = curve.name if len(ordered) <= 10 else None
+            ax.plot(curve.compute, curve.loss, "-o", ms=2.5, lw=0.8, color=colour, label=label)
+        ax.plot(edge["compute"], edge["loss"], "s", ms=4, mfc="none", color="black", label="frontier")
+        if law := found.get(f"{column}~compute"):
+            grid = np.geomspace(min(edge["compute"]), max(edge["compute"]) * 2, 100)
+            ax.plot(grid, law.fit.predict(grid[:, None]), "--", color="tab:red", label="law of the frontier")
+        ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_unit(column))
+        ax.legend(fontsize=7)
+    return figure
+
+
+def isoflops(drawn: Mapping) -> Figure:
+    """Loss over size at fixed compute, and the optimal size against compute."""
+    figure, axes = _figure(len(drawn), 2, "IsoFLOP curves and their minima")
+    for (left, right), (column, iso) in zip(axes, drawn.items(), strict=True):
+        colours = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
+        for (compute, params, losses), colour in zip(iso["levels"], colours, strict=False):
+            left.plot(params, losses, "-o", ms=3, lw=0.8, color=colour, label=f"{compute:.2g} FLOPs")
+        minima = iso["minima"]
+        left.plot([m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum")
+        left.set(xscale="log", xlabel=UNITS["params"], ylabel=_unit(column), title=column)
+        left.legend(fontsize=6, ncols=2)
+        right.plot([m["compute"] for m in minima], [m["params"] for m in minima], "k*", ms=9)
+        title = f"{len(minima)} minima, {len(iso['refused'])} levels refused"
+        if iso["exponent"]:
+            grid = np.geomspace(minima[0]["compute"], minima[-1]["compute"], 20)
+            right.plot(grid, iso["exponent"]["A"] * grid ** iso["exponent"]["value"], color=FIT)
+            title += f", exponent {iso['exponent']['value']:.3f}"
+        right.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel="optimal parameters", title=title)
+    return figure
+
+
+def residuals(chosen: list[Law]) -> Figure:
+    """Per cent off the law, against its first input."""
+    columns = min(3, len(chosen))
+    figure, axes = _figure(-(-len(chosen) // columns), columns, "Residuals: measured over the law, less 1")
+    for ax in axes.flat[len(chosen):]:
+        ax.set_axis_off()
+    for ax, law in zip(axes.flat, chosen, strict=False):
+        off = 100 * (law.sample.y / law.fit.predict(law.sample.x) - 1)
+        ax.plot(law.sample.x[:, 0], off, **POINT)
+        ax.axhline(0, color=FLOOR, ls=":")
+        ax.set(xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key)
+    return figure
+
+
+def bootstraps(chosen: list[Law]) -> Figure:
+    """Bootstrap laws in the plane of E and the exponent, with the reported intervals."""
+    columns = min(3, len(chosen))
+    figure, axes = _figure(-(-len(chosen) // columns), columns,
+                           "Bootstrap over runs: E and alpha, with the reported value and 95 % intervals")
+    for ax in axes.flat[len(chosen):]:
+        ax.set_axis_off()
+    for ax, law in zip(axes.flat, chosen, strict=False):
+        ax.plot(law.samples[:, 0], law.samples[:, 2], ".", ms=2, alpha=0.4, color=FIT)
+        values = [law.summary[name]["value"] for name in ("E", "alpha")]
+        ends = [law.summary[name]["ci95"] for name in ("E", "alpha")]
+        errors = [[[max(v - low, 0)], [max(high - v, 0)]] for v, (low, high) in zip(values, ends, strict=True)]
+        ax.errorbar(*([v] for v in values), xerr=errors[0], yerr=errors[1], color="black", capsize=3, marker="o", ms=4)
+        shown = np.quantile(law.samples[:, 2], (0.005, 0.995))
+        ax.set(xlabel=f"E of {law.column}", ylabel="alpha", title=law.key,
+               ylim=(min(shown[0], ends[1][0]) * 0.95, max(shown[1], min(ends[1][1], 3 * shown[1])) * 1.05))
+    return figure
+
+
+def power_laws(drawn: Mapping[str, tuple], y: str, x: str) -> Figure:
+    """Points and laws on logarithms, a colour a group."""
+    figure, ((ax,),) = _figure(1, 1, f"{y} = A {x}^exponent")
+    figure.set_size_inches(8, 5.5)
+    colours = colormaps["viridis"](np.linspace(0, 0.9, len(drawn)))
+    for (key, (at, values, sigma, law)), colour in zip(drawn.items(), colours, strict=True):
+        assert isinstance(law, PowerLaw)
+        spread = None if sigma is None else [values * -np.expm1(-sigma), values * np.expm1(sigma)]
+        ax.errorbar(at, values, yerr=spread, fmt="o", ms=3, lw=0.7, color=colour)
+        grid = np.geomspace(at.min(), at.max(), 20)
+        low, high = law.exponent_ci95
+        ax.plot(grid, np.exp(law.log_a) * grid**law.exponent, color=colour,
+                label=f"{key.partition('[')[2].rstrip(']') or key}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]")
+    ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
+    ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)
+    return figure

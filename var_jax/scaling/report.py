@@ -1,0 +1,237 @@
+"""fit.json, report.md and the plots of a table of runs."""
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from var_jax.errors import UserError
+from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, samples
+from var_jax.scaling.table import Table
+
+KINDS = (("params",), ("compute",), ("params", "tokens"))
+
+
+def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float] | None = None,
+              delta: float = laws.DELTA, predict: Sequence[Mapping[str, float]] = ()) -> tuple[dict, dict]:
+    """Every law that the table's columns allow.
+
+    Args:
+      floors: E by fitted column, or of all under the key "".
+      predict: inputs to predict at.
+
+    Returns:
+      what fit.json holds, and the plots by file name.
+
+    Raises:
+      UserError: no column is to be fitted, or none against anything.
+    """
+    kinds = [inputs for inputs in KINDS if set(inputs) <= set(table.columns)]
+    if not table.fitted:
+        raise UserError("no column starts with loss or err; name one with --map loss=COLUMN")
+    if not kinds:
+        raise UserError("there is neither a params nor a compute column; name one with --map params=COLUMN")
+    floors = dict(floors or {})
+    for column in floors:
+        if column and column not in table.fitted:
+            raise UserError(f"--irreducible names {column!r}, which is not fitted; known: {', '.join(table.fitted)}")
+    found, summaries = {}, {}
+    for column in table.fitted:
+        for inputs in kinds:
+            key = f"{column}~{'+'.join(inputs)}"
+            try:
+                law = analysis.analyse(key, samples.sample(table, column, inputs), resamples=resamples, delta=delta,
+                                       floor=floors.get(column, floors.get("")))
+            except samples.Refused as reason:
+                summaries[key] = analysis.refusal(inputs, str(reason))
+                continue
+            found[key], summaries[key] = law, law.summary
+    price = frontier.cost(table)
+    result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
+    drawn = {}
+    if "compute" in table.columns:
+        for column in table.fitted:
+            drawn[column] = curves = frontier.curves(table, column)
+            edge = frontier.envelope(curves)
+            if edge is not None:
+                result["frontier"][column] = {"compute": edge.compute, "loss": edge.loss, "params": edge.params,
+                                              "curve": list(edge.owner), "selection": edge.text}
+            if len({curve.params for curve in curves}) >= samples.MIN_SIZES and any(len(c.compute) > 1 for c in curves):
+                result["isoflop"][column] = frontier.isoflop(curves)
+    if price is not None:
+        result["flops_per_token"] = {"A": math.exp(price.intercept), "exponent": price.slope, "scatter": price.scatter}
+    result["predictions"] = [p for at in predict for p in prediction.predict(found, price, at)]
+    result["warnings"] = list(table.notes)
+    result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
+    pictures = plots.all_of(found, drawn, result)
+    for levels in result["isoflop"].values():
+        del levels["levels"]
+    return result, pictures
+
+
+def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: str | None = None,
+              predict: Sequence[Mapping[str, float]] = ()) -> tuple[dict, dict]:
+    """The law y = A x^exponent of two columns, over all rows or a group at a time; returns as `fit_table`.
+
+    Args:
+      sigma: column with the standard deviation of log y.
+      group: column whose values split the rows.
+    """
+    columns = [name for name in (y, x, sigma) if name]
+    for name in (*columns, group):
+        if name:
+            table[name]  # raises for a name that is not there
+    whole = table.complete(*columns)
+    result: dict[str, Any] = {"laws": {}, "predictions": [], "warnings": list(table.notes),
+                              "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped]}
+    drawn = {}
+    for value in dict.fromkeys(whole[group]) if group else [None]:
+        part = whole if value is None else whole.where(whole[group] == value)
+        key = f"{y}~{x}" if value is None else f"{y}~{x}[{value}]"
+        notes = []
+        try:
+            law = power.fit(part[x], part[y], part[sigma] if sigma else None)
+        except UserError as reason:
+            result["laws"][key] = {"form": "A * x**exponent", "exponent": {"value": None, "ci95": [None, None]},
+                                   "n_runs": len(part), "warnings": [f"refused: {reason}"]}
+            continue
+        decades = float(np.log10(part[x].max() / part[x].min()))
+        if len(part) < samples.MIN_SIZES:
+            notes.append(f"few-sizes: {len(part)} points; {samples.MIN_SIZES} are wanted")
+        if decades < samples.MIN_DECADES:
+            notes.append(f"short-range: {x} spans {decades:.2f} decades; an exponent wants {samples.MIN_DECADES}")
+        if law.chi2 is not None and not 1 / 3 < law.chi2 < 3:
+            notes.append(f"stated-noise: the scatter's variance is {law.chi2:.2g} of what {sigma} states")
+        low, high = law.exponent_ci95
+        result["laws"][key] = {
+            "form": "A * x**exponent", "A": {"value": math.exp(law.log_a), "ci95": law.a_ci95},
+            "exponent": {"value": law.exponent, "ci95": [low, high]},
+            "alpha": {"value": -law.exponent, "ci95": [-high, -low]}, "interval_method": "Student's t, scatter's scale",
+            "pearson": law.pearson, "chi2": law.chi2, "n_runs": len(part), "warnings": notes}
+        drawn[key] = (part[x], part[y], part[sigma] if sigma else None, law)
+        for at in predict:
+            if set(at) != {x}:
+                raise UserError(f"--predict {','.join(at)}: the law {y}~{x} takes {x}")
+            centre, ends = law.predict(at[x])
+            predicted = {y: {"value": centre, "ci95": ends}}
+            result["predictions"].append({"law": key, "at": dict(at), **predicted, "warnings": []})
+    return result, {"power.png": plots.power_laws(drawn, y, x)} if drawn else {}
+
+
+def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
+    """Writes fit.json, report.md and the PNGs; fit.json comes last, so that its presence says all is there.
+
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    directory = epath.Path(out)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, figure in pictures.items():
+            (directory / name).write_bytes(plots.png(figure))
+        (directory / "report.md").write_text(markdown(plain(result), list(pictures), source))
+        (directory / "fit.json").write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def plain(value: Any) -> Any:
+    """Nested lists and dicts as JSON takes them; what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def markdown(result: dict, pictures: list[str], source: str) -> str:
+    """report.md of what fit.json holds."""
+    lines = [f"# Power-law fits of {epath.Path(source).name}", "", "Values with 95 % intervals; loss in the units of "
+             "its column, compute in FLOPs.", "", "| law | parameters | runs | hold-out error (naive) | Pearson |",
+             "|---|---|---|---|---|"]
+    for key, law in result["laws"].items():
+        shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
+        error = held_text(law["holdout"]) if law.get("holdout") else "-"
+        name = key.replace("|", chr(92) + "|")
+        lines.append(f"| {name} | {shown} | {law['n_runs']} | {error} | {_short(law.get('pearson'))} |")
+    lines += ["", "Pearson is that of the linearised law and weak evidence: E is chosen to make it large.", ""]
+    for key, law in result["laws"].items():
+        notes = [f"- {note}" for note in law["warnings"]]
+        if law.get("alpha_given_E"):
+            pairs = ", ".join(f"{_short(a)} at E = {_short(e)}" for e, a in law["alpha_given_E"])
+            notes.append(f"- the exponent depends on E: {pairs}")
+        if law.get("selection"):
+            notes.append(f"- points: {law['selection']}")
+        if notes:
+            lines += [f"## {key}", "", *notes, ""]
+    for column, iso in result.get("isoflop", {}).items():
+        lines += [f"## IsoFLOP minima of {column}", ""]
+        lines += [f"- {m['compute']:.3g} FLOPs: {m['params']:.3g} parameters, loss {m['loss']:.4g}"
+                  for m in iso["minima"]]
+        lines += [f"- {r['compute']:.3g} FLOPs: refused, {r['reason']}" for r in iso["refused"]]
+        if iso["exponent"]:
+            lines.append(f"- optimal parameters rise as compute to the {_with_ends(iso['exponent'])}")
+        lines.append("")
+    if result["predictions"]:
+        lines += ["## Predictions", "", *(f"- {line}" for line in prediction_lines(result["predictions"])), ""]
+    for title, items in (("Warnings", result["warnings"]),
+                         ("Dropped", [f"{d['row']}: {d['reason']}" for d in result["dropped"]])):
+        if items:
+            lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
+    lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
+    return "\n".join(lines)
+
+
+def prediction_lines(predictions: Sequence[dict]) -> list[str]:
+    """One line a prediction, for a terminal or report.md."""
+    lines = []
+    for p in predictions:
+        at = ", ".join(f"{name} {value:.4g}" for name, value in p["at"].items())
+        parts = []
+        for name, value in p.items():
+            if isinstance(value, Mapping) and "value" in value:
+                run = value.get("new_run95")
+                new = f", a new run {_short(run[0])} to {_short(run[1])}" if run and run[0] is not None else ""
+                parts.append(f"{name.replace('_', ' ')} {_with_ends(value)}{new}")
+        lines.append(f"{p['law']} at {at}: {'; '.join(parts)}" + "".join(f" ({note})" for note in p["warnings"]))
+    return lines
+
+
+def terminal_lines(result: dict) -> list[str]:
+    """The laws, warnings and predictions in brief."""
+    result = plain(result)
+    lines = []
+    for key, law in result["laws"].items():
+        shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
+        lines.append(f"{key}: {'refused' if law['warnings'] and law['warnings'][0].startswith('refused') else shown}")
+        lines += [f"  {note}" for note in law["warnings"]]
+    return [*lines, *result["warnings"], *prediction_lines(result["predictions"])]
+
+
+def _shown(law: Mapping) -> list[str]:
+    return [name for name in ("E", "A", "alpha", "B", "beta", "exponent")
+            if name in law and not (name == "alpha" and "exponent" in law)]
+
+
+def held_text(held: Mapping) -> str:
+    """The hold-out's error beside the naive guess's."""
+    relative = abs(held["predicted"] / held["actual"] - 1)
+    text = f"{relative:.2%} ({held['naive_relative_error']:.2%})"
+    with contextlib.suppress(TypeError):
+        text += f", {held['error_over_drop']:.2f} of the drop"
+    return text
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _with_ends(entry: Mapping) -> str:
+    ends = entry.get("ci95")
+    return _short(entry["value"]) + (f" [{_short(ends[0])}, {_short(ends[1])}]" if ends and ends[0] is not None else "")
