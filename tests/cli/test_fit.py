@@ -1,0 +1,139 @@
+import argparse
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_jax.cli import fit
+from var_jax.errors import UserError
+from var_jax.scaling.coverage import Planted
+
+DATA = pathlib.Path(__file__).parents[1] / "scaling" / "data"
+SINGLE = (1.8, math.log(400), 0.34)
+JOINT = (1.82, math.log(478), 0.347, math.log(2143), 0.367)
+
+
+def single(runs=10, noise=0.0):
+    return drawn(Planted("", SINGLE, (2e7,), (2e9,), ((runs,),), noise))
+
+
+def joint(shape, noise):
+    return drawn(Planted("", JOINT, (3e7, 6e8), (3e9, 6e10), (shape,), noise))
+
+
+def drawn(planted):
+    p = planted.draw(np.random.default_rng(1))
+    return np.exp(p.logx), np.exp(p.logy), planted.theta
+
+
+def run(*argv):
+    parser = argparse.ArgumentParser()
+    fit.add_arguments(parser)
+    return fit.run(parser.parse_args([str(arg) for arg in argv]))
+
+
+def table_file(path, x, y, names, **columns):
+    header = ["run", *names, "loss", *columns]
+    lines = [",".join(header)]
+    for i, (row, loss) in enumerate(zip(x, y, strict=True)):
+        lines.append(",".join(map(str, [f"r{i}", *row, loss, *(c[i] for c in columns.values())])))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def read_fit(out):
+    return json.loads((out / "fit.json").read_text())
+
+
+def test_a_grid_of_runs_gives_every_law_plot_and_prediction(tmp_path, capsys):
+    x, y, theta = joint(shape=(8, 5), noise=1e-3)
+    compute = 6 * x[:, 0] * x[:, 1]
+    source = table_file(tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute, err_last=y / 5)
+    out = tmp_path / "out"
+    assert run(source, "--out", out, "--resamples", 100, "--predict", "params=1e10", "--predict", "compute=1e22") == 0
+    result = read_fit(out)
+    inputs = ("params", "compute", "params+tokens")
+    assert set(result["laws"]) == {f"{column}~{i}" for column in ("loss", "err_last") for i in inputs}
+    law = result["laws"]["loss~params+tokens"]
+    assert law["form"] == "E + A * N**-alpha + B * D**-beta"
+    for name, true in zip(("E", "A", "alpha", "B", "beta"), theta, strict=True):
+        true = math.exp(true) if name in "AB" else true
+        low, high = law[name]["ci95"]
+        assert low < true < high and low < law[name]["value"] < high
+    assert {"pearson", "n_runs", "holdout_relative_error", "starts_agreeing", "warnings"} <= set(law)
+    assert law["n_runs"] == 40
+    for name in ("laws_params", "laws_compute", "laws_joint", "frontier", "isoflop", "residuals", "bootstrap"):
+        assert np.ptp(np.asarray(Image.open(out / f"{name}.png"))) > 0
+    best = next(p for p in result["predictions"] if p["law"] == "loss~params+tokens")
+    share = 6 * best["optimal_params"]["value"] * best["optimal_tokens"]["value"]
+    assert share == pytest.approx(1e22, rel=1e-6)
+    exact = JOINT[0] + sum(math.exp(JOINT[i]) * best[n]["value"] ** -JOINT[i + 1]
+                           for i, n in ((1, "optimal_params"), (3, "optimal_tokens")))
+    assert best["loss"]["ci95"][0] < exact < best["loss"]["ci95"][1]
+    assert best["loss"]["new_run95"][0] < best["loss"]["ci95"][0]
+    printed = capsys.readouterr().out
+    assert "loss~params+tokens at compute 1e+22" in printed and "optimal params" in printed
+    report = (out / "report.md").read_text()
+    assert "![frontier.png](frontier.png)" in report and "Predictions" in report
+
+
+def test_missing_columns_skip_laws_and_a_refused_law_says_why(tmp_path):
+    x, y, _ = single(runs=3)
+    assert run(table_file(tmp_path / "a.csv", x, y, ["params"]), "--out", tmp_path / "o", "--resamples", 0) == 0
+    law = read_fit(tmp_path / "o")["laws"]
+    assert list(law) == ["loss~params"]
+    assert law["loss~params"]["alpha"] == {"value": None, "ci95": [None, None]}
+    assert "few-sizes" in law["loss~params"]["warnings"][0]
+
+
+def test_given_floor(tmp_path):
+    x, y, theta = single(noise=1e-3)
+    source = table_file(tmp_path / "a.csv", x, y, ["params"])
+    run(source, "--out", tmp_path / "o", "--resamples", 0, "--irreducible", f"loss={theta[0]}")
+    law = read_fit(tmp_path / "o")["laws"]["loss~params"]
+    assert law["E"] == {"value": theta[0], "ci95": [theta[0], theta[0]], "given": True}
+    assert law["alpha"]["ci95"][0] < theta[2] < law["alpha"]["ci95"][1]
+
+
+def test_a_strangers_table(tmp_path):
+    assert run(DATA / "gadre_104.csv", "--out", tmp_path, "--map", "run=name,loss=loss0", "--resamples", 0) == 0
+    law = read_fit(tmp_path)["laws"]["loss~params+tokens"]
+    assert law["n_runs"] == 104
+    assert 0 < law["alpha"]["value"] < 1
+
+
+def test_pure_power_law_of_two_columns(tmp_path):
+    source = DATA / "optimal_pairs_refinedweb.csv"
+    assert run(source, "--out", tmp_path, "--law", "n~flops", "--sigma", "n_star_std", "--group", "setting",
+               "--predict", "flops=1e20") == 0
+    result = read_fit(tmp_path)
+    assert len(result["laws"]) == len(result["predictions"]) == 5
+    law = result["laws"]["n~flops[rw|tuned|short|const|standard]"]
+    assert law["exponent"]["value"] == pytest.approx(0.4969, abs=1e-4)
+    assert (tmp_path / "power.png").exists()
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--predict", "params"], "name=value"), (["--predict", "params=-1"], "positive"),
+    (["--predict", "tokens=1e9"], "no law takes that"), (["--resamples", "-1"], "0 or more"),
+    (["--map", "params"], "name=value"), (["--irreducible", "x"], "number from 0"),
+    (["--irreducible", "los=1"], "not fitted"), (["--law", "n"], "y~x"), (["--sigma", "params"], "--law"),
+    (["--law", "loss~param"], "did you mean 'params'"), (["--huber", "0"], "above 0"),
+])
+def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, words):
+    x, y, _ = single(runs=6)
+    source = table_file(tmp_path / "a.csv", x, y, ["params"])
+    with pytest.raises(UserError, match=words) as error:
+        run(source, "--out", tmp_path / "o", "--resamples", 0, *arguments)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_table_without_losses_or_inputs_is_named(tmp_path):
+    for text, words in (("run,params\na,1\n", "starts with loss or err"), ("run,loss\na,1\n", "params nor a compute")):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(UserError, match=words):
+            run(tmp_path / "a.csv", "--out", tmp_path / "o")

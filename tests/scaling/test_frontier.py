@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from planted import JOINT
+from scipy import optimize
+
+from var_jax.scaling import frontier, samples, solver, table
+
+
+def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
+    """An exact joint law on a grid of sizes and tokens."""
+    rows = []
+    for n in np.geomspace(low, high, sizes):
+        for d in np.geomspace(6e8, 6e10, budgets):
+            loss = float(solver.predict(np.array([JOINT]), np.log([[n, d]]))[0, 0])
+            rows.append({"run": f"{n:.3g}-{d:.3g}", "params": n, "tokens": d, "compute": flops_per_param * n * d,
+                         "loss": loss})
+    return table.build(rows)
+
+
+def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
+    curves = frontier.curves(grid_table(), "loss")
+    edge = frontier.envelope(curves)
+    for curve in curves:
+        assert np.all(edge.loss <= curve.at(edge.compute) + 1e-12)
+    alone = [sum(np.isfinite(curve.at(np.array([c])))[0] for curve in curves) for c in edge.compute]
+    assert min(alone) >= 2
+    assert edge.compute[0] > min(c.compute[0] for c in curves)
+    assert edge.weights.sum() == pytest.approx(len(set(edge.run)))
+    assert np.all(np.diff(np.log(edge.params)) >= 0)
+
+
+def test_a_runs_own_curve_loses_its_warm_up():
+    rows = [{"run": run, "params": p, "tokens": t, "compute": p * t, "loss": 10 - np.log(p * t)}
+            for run, p in (("a", 1), ("b", 2)) for t in range(1, 101)]
+    for curve in frontier.curves(table.build(rows), "loss"):
+        assert curve.compute[0] == pytest.approx(0.1 * curve.compute[-1])
+
+
+def test_lone_points_make_no_frontier():
+    runs = table.build([{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)])
+    assert frontier.envelope(frontier.curves(runs, "loss")) is None
+    found = samples.sample(runs, "loss", ("compute",))
+    assert found.runs == 5 and found.text == "the last row of every run"
+
+
+def test_isoflop_minima_follow_the_planted_optimum_and_stay_within_the_sizes():
+    found = frontier.isoflop(frontier.curves(grid_table(sizes=12), "loss"))
+    alpha, beta = JOINT[2], JOINT[4]
+    assert found["exponent"]["value"] == pytest.approx(beta / (alpha + beta), abs=0.03)
+    for minimum in found["minima"]:
+        assert 3e7 < minimum["params"] < 3e9
+        best = frontier.optimum(np.array([JOINT]), frontier.Cost(np.log(6), 1.0, 0.0), minimum["compute"])[0, 0]
+        assert minimum["params"] == pytest.approx(best, rel=0.12)
+
+
+def test_isoflop_minimum_outside_the_sampled_sizes_is_refused():
+    rows = []
+    for c in (1e20, 1e21):  # optimal sizes are far above these
+        for n in np.geomspace(1e6, 1e7, 6):
+            loss = float(solver.predict(np.array([JOINT]), np.log([[n, c / 6 / n]]))[0, 0])
+            rows.append({"run": f"{c}{n}", "params": n, "tokens": c / 6 / n, "compute": c, "loss": loss})
+    found = frontier.isoflop(frontier.curves(table.build(rows), "loss"))
+    assert not found["minima"] and found["exponent"] is None
+    assert len(found["refused"]) == 2
+    assert all("minimum" in r["reason"] or "smallest or largest" in r["reason"] for r in found["refused"])
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.94])
+def test_optimum_is_where_a_search_finds_it(slope):
+    price, compute = frontier.Cost(np.log(7.0), slope, 0.0), 1e21
+
+    def loss(log_n):
+        x = [[log_n, np.log(compute) - price.intercept - price.slope * log_n]]
+        return float(solver.predict(np.array([JOINT]), np.array(x))[0, 0])
+
+    found = optimize.minimize_scalar(loss, bounds=(10, 30), method="bounded", options={"xatol": 1e-9})
+    params, tokens = frontier.optimum(np.array([JOINT]), price, compute)[0]
+    assert np.log(params) == pytest.approx(found.x, abs=1e-4)
+    assert price.per_token(params) * tokens == pytest.approx(compute)
+
+
+def test_cost_line_is_read_off_the_runs():
+    price = frontier.cost(grid_table(flops_per_param=5.0))
+    assert (np.exp(price.intercept), price.slope) == pytest.approx((5.0, 1.0))
+    assert price.scatter == pytest.approx(0, abs=1e-9)
+    assert frontier.cost(table.build([{"run": "a", "params": 1, "loss": 2}])) is None

@@ -1,0 +1,59 @@
+import time
+
+import numpy as np
+import pytest
+from planted import joint, single
+
+from var_jax.scaling import laws, solver
+
+
+@pytest.mark.parametrize("planted", [single(), joint()], ids=["single", "joint"])
+def test_exact_data_give_the_planted_law_back(planted):
+    x, y, theta = planted
+    fit = laws.fit(solver.problem(x, y, laws.DELTA))
+    np.testing.assert_allclose(list(fit.values.values()), laws.natural(np.array(theta)), rtol=1e-4)
+    np.testing.assert_allclose(fit.predict(x), y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [1e-4, 3e-3, 2e-2])
+def test_least_squares_and_variable_projection_meet(noise):
+    for x, y, _ in (single(noise=noise, seed=1), joint(noise=noise, seed=2)):
+        p = solver.problem(x, y, laws.DELTA)
+        centred, _ = laws.centre(p)
+        ends = [laws._least_squares(centred, start, None) for start in laws.starts(centred, None)[::4]]
+        best = min(solver.objective(centred, np.array(ends)))
+        _, projected = laws.variable_projection(centred)
+        assert projected == pytest.approx(best, rel=1e-5)
+
+
+def test_the_huber_loss_ignores_a_stray_run():
+    x, y, theta = single(noise=1e-4)
+    y[3] *= 1.2
+    robust = laws.fit(solver.problem(x, y, laws.DELTA)).values["alpha"]
+    squares = laws.fit(solver.problem(x, y, 10.0)).values["alpha"]
+    assert abs(robust - theta[2]) < 0.005 < 0.02 < abs(squares - theta[2])
+
+
+def test_given_floor_and_pure_power_law():
+    x, y, theta = single(noise=1e-3)
+    given = laws.fit(solver.problem(x, y, laws.DELTA), floor=theta[0])
+    assert given.values["E"] == theta[0]
+    assert given.values["alpha"] == pytest.approx(theta[2], abs=0.005)
+    pure = laws.fit(solver.problem(x, 50 * x[:, 0] ** -0.2, laws.DELTA), floor=0.0)
+    assert pure.values == pytest.approx({"E": 0, "A": 50, "alpha": 0.2}, rel=1e-6)
+
+
+def test_a_shift_of_the_inputs_is_no_change_of_the_law():
+    x, _, theta = joint()
+    by = np.array([3.0, -1.0])
+    moved = laws.shift(np.array(theta), by)
+    before, after = solver.predict(np.array([theta]), np.log(x)), solver.predict(moved[None], np.log(x) + by)
+    np.testing.assert_allclose(after, before)
+
+
+def test_a_fit_takes_less_than_a_second():
+    for x, y, _ in (single(noise=3e-3), joint(noise=3e-3)):
+        laws.fit(solver.problem(x, y, laws.DELTA))
+        begin = time.process_time()
+        laws.fit(solver.problem(x, y, laws.DELTA))
+        assert time.process_time() - begin < 1
