@@ -36,7 +36,7 @@ class Planted:
 
     def draw(self, random: np.random.Generator) -> solver.Problem:
         shape = self.shapes[random.integers(len(self.shapes))]
-        axes = [np.geomspace(*ends, n) for *ends, n in zip(self.low, self.high, shape, strict=True)]
+        axes = [np.geomspace(low, high, n) for low, high, n in zip(self.low, self.high, shape, strict=True)]
         x = np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=1)
         exact = solver.predict(np.array([self.theta]), np.log(x))[0]
         return solver.problem(x, exact * np.exp(self.noise * random.normal(size=len(x))), laws.DELTA)
@@ -88,7 +88,9 @@ def study(planted: Planted, sweeps: int, seed: int) -> list[str]:
         print(f"{planted.name}, {label}: " + ", ".join(
             f"{names[i]} bias {errors[:, i].mean():+.4f} +- {errors[:, i].std() / sweeps**0.5:.4f}, "
             f"rms {np.mean(errors[:, i] ** 2) ** 0.5:.4f}" for i in exponents), flush=True)
-    widths = {name: np.median(np.diff(np.array(rows), axis=-1)[..., 0], axis=0) for name, rows in limits.items()}
+    widths: dict[str, Array] = {}
+    for name, rows in limits.items():
+        widths[name] = np.median(np.array(rows)[..., 1] - np.array(rows)[..., 0], axis=0)
     lines = []
     for name, rows in limits.items():
         inside = np.mean((np.array(rows)[..., 0] <= truth) & (truth <= np.array(rows)[..., 1]), axis=0)

@@ -115,8 +115,8 @@ def _least_squares(p: Problem, start: Float[Array, " p"], floor: float | None) -
     result = optimize.least_squares(
         lambda v: solver.residuals(p, whole(v))[0], inside[free],
         jac=lambda v: -solver.log_jacobian(whole(v), p.logx)[0][:, free],  # type: ignore[arg-type]
-        bounds=(lower[free], upper[free]), loss=weighted_huber, f_scale=float(p.delta[0]), x_scale="jac",
-        ftol=1e-10, xtol=1e-10, gtol=1e-14, max_nfev=200)
+        bounds=(lower[free], upper[free]), loss=weighted_huber,  # type: ignore[arg-type]
+        f_scale=float(p.delta[0]), x_scale="jac", ftol=1e-10, xtol=1e-10, gtol=1e-14, max_nfev=200)
     return whole(result.x)[0]
 
 

@@ -181,6 +181,7 @@ def bootstraps(chosen: list[Law]) -> Figure:
     for ax in axes.flat[len(chosen):]:
         ax.set_axis_off()
     for ax, law in zip(axes.flat, chosen, strict=False):
+        assert law.samples is not None
         ax.plot(law.samples[:, 0], law.samples[:, 2], ".", ms=2, alpha=0.4, color=FIT)
         values = [law.summary[name]["value"] for name in ("E", "alpha")]
         ends = [law.summary[name]["ci95"] for name in ("E", "alpha")]

@@ -82,9 +82,8 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
       group: column whose values split the rows.
     """
     columns = [name for name in (y, x, sigma) if name]
-    for name in (*columns, group):
-        if name:
-            table[name]  # raises for a name that is not there
+    for name in (*columns, *([group] if group else [])):
+        table[name]  # raises for a name that is not there
     whole = table.complete(*columns)
     result: dict[str, Any] = {"laws": {}, "predictions": [], "warnings": list(table.notes),
                               "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped]}

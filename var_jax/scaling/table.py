@@ -163,9 +163,9 @@ def _number(value: Any) -> float:
         if value.startswith("[") and value.endswith("]"):
             value = value[1:-1]
     if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+        return _number(value[0])
     try:
-        return float(value)
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return math.nan
 
