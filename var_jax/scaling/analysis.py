@@ -80,11 +80,12 @@ def analyse(key: str, sample: Sample, *, floor: float | None = None, resamples: 
         "noise": like.variance**0.5,
         **holdout(sample, floor, delta),
         "starts_agreeing": fit.starts_agreeing,
-        "variable_projection_gap": fit.projected / fit.cost - 1 if fit.cost > 1e-14 else 0.0,
+        "variable_projection_cost": fit.projected,
+        "cost": fit.cost,
     }
     if len(sample.inputs) == 1 and floor is None:
         summary["alpha_given_E"] = sensitivity(p, fit, ends[0])
-    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, like, ends, floor, summary)]
+    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, like, ends, floor)]
     return Law(key, sample, fit, like, samples, summary)
 
 
@@ -156,7 +157,7 @@ def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> 
 
 
 def _warnings(sample: Sample, fit: laws.Fit, like: intervals.Likelihood, ends: Float[Array, "p 2"],
-              floor: float | None, summary: dict) -> list[str]:
+              floor: float | None) -> list[str]:
     found = []
     smallest = float(sample.y.min())
     if floor is None and fit.theta[0] <= 1e-6 * smallest:
@@ -176,12 +177,12 @@ def _warnings(sample: Sample, fit: laws.Fit, like: intervals.Likelihood, ends: F
                          "no E >= 0 does that, so the law does not hold over this range")
     if fit.starts_agreeing < STARTS_AGREE:
         found.append(f"starts-disagree: {fit.starts_agreeing:.0%} of the starts end in the best optimum")
-    if summary["variable_projection_gap"] < -laws.AGREE or fit.projected > fit.cost * (1 + laws.AGREE) + 1e-14:
+    if not laws.same_optimum(fit.projected, fit.cost, len(sample.y)) or not fit.starts_agreeing:
         found.append("solvers-disagree: least squares and variable projection end in different optima")
     if like.freedom <= 0:
         found.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
     values = laws.natural(fit.theta)
-    slack = 1e-6 * np.abs(values)
+    slack = (1e-6 if like.variance > 1e-12 else 1e-2) * np.abs(values)  # without noise there is no interval to leave
     outside = (values < ends[:, 0] - slack) | (values > ends[:, 1] + slack)
     if outside.any():
         names = ", ".join(np.array(laws.NAMES[len(sample.inputs)])[outside])

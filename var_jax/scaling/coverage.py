@@ -13,7 +13,7 @@ from scipy import stats
 from var_jax.scaling import intervals, laws, solver
 from var_jax.scaling.solver import Array
 
-RESAMPLES = 1000
+RESAMPLES = 500
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,15 +82,16 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
       group: column whose values split the rows.
     """
     columns = [name for name in (y, x, sigma) if name]
-    for name in (*columns, *([group] if group else [])):
+    for name in columns + ([group] if group else []):
         table[name]  # raises for a name that is not there
     whole = table.complete(*columns)
     result: dict[str, Any] = {"laws": {}, "predictions": [], "warnings": list(table.notes),
                               "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped]}
     drawn = {}
-    for value in dict.fromkeys(whole[group]) if group else [None]:
-        part = whole if value is None else whole.where(whole[group] == value)
-        key = f"{y}~{x}" if value is None else f"{y}~{x}[{value}]"
+    parts = {f"{y}~{x}": whole}
+    if group:
+        parts = {f"{y}~{x}[{value}]": whole.where(whole[group] == value) for value in dict.fromkeys(whole[group])}
+    for key, part in parts.items():
         notes = []
         try:
             law = power.fit(part[x], part[y], part[sigma] if sigma else None)
