@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from planted import SINGLE, joint, single
+from scaling.planted import SINGLE, joint, single
 
 from var_jax.scaling import analysis, published, samples, solver, table
 

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from planted import JOINT
+from scaling.planted import JOINT
 from scipy import optimize
 
 from var_jax.scaling import frontier, samples, solver, table

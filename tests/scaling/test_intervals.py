@@ -3,7 +3,7 @@ import time
 
 import numpy as np
 import pytest
-from planted import JOINT, SINGLE, joint, single
+from scaling.planted import JOINT, SINGLE, joint, single
 from scipy import stats
 
 from var_jax.scaling import coverage, intervals, laws, solver

@@ -2,7 +2,7 @@ import time
 
 import numpy as np
 import pytest
-from planted import joint, single
+from scaling.planted import joint, single
 
 from var_jax.scaling import laws, solver
 
