@@ -11,6 +11,7 @@ from var_jax.scaling.solver import Array
 
 METHOD = "profile likelihood, F quantile"
 STARTS_AGREE = 0.5
+LOOSE = 0.05  # noise of log loss beyond which a law is called loose
 CURVATURE = 2.0  # standard errors of the log-log parabola's curvature
 
 
@@ -179,6 +180,8 @@ def _warnings(sample: Sample, fit: laws.Fit, like: intervals.Likelihood, ends: F
         found.append(f"starts-disagree: {fit.starts_agreeing:.0%} of the starts end in the best optimum")
     if not laws.same_optimum(fit.projected, fit.cost, len(sample.y)) or not fit.starts_agreeing:
         found.append("solvers-disagree: least squares and variable projection end in different optima")
+    if like.variance**0.5 > LOOSE:
+        found.append(f"loose-fit: runs scatter by {like.variance**0.5:.0%} about the law; are they of one data set?")
     if like.freedom <= 0:
         found.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
     values = laws.natural(fit.theta)

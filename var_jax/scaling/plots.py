@@ -65,7 +65,8 @@ def against(chosen: list[Law], name: str) -> Figure:
         line = law.fit.predict(grid[:, None])
         for ax, floor in ((left, 0.0), (right, e)):
             above = y > floor
-            ax.plot(x[above], y[above] - floor, label="runs", **POINT)
+            label = "runs" if law.sample.runs == len(y) else "points of the frontier"
+            ax.plot(x[above], y[above] - floor, label=label, **POINT)
             ax.plot(grid, line - floor, color=FIT, label=f"law, alpha = {alpha:.3g}")
             ax.set(xscale="log", xlabel=UNITS[name])
         if law.samples is not None:

@@ -100,7 +100,7 @@ def _checked(found: Sample) -> Sample:
     design = np.column_stack([np.ones(len(found.y)), np.log(found.x)])
     slopes = np.linalg.lstsq(design, np.log(found.y), rcond=None)[0]
     for name, slope in zip(found.inputs, slopes[1:], strict=True):
-        if slope >= 0:
+        if slope > -1e-6:
             raise Refused(f"not-falling: it does not fall with {name} (log-log slope {slope:+.2g})")
     return found
 
