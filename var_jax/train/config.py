@@ -172,6 +172,7 @@ def default_config() -> config_dict.ConfigDict:
     """
     config = config_dict.ConfigDict(plain(TrainConfig()))
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
+    config.tokenizer.multipliers = TokenizerConfig.multipliers  # a tuple, which flags can override; JSON has lists
     config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in _shared(TokenizerConfig())})
     return config.lock()
 
