@@ -170,9 +170,10 @@ def default_config() -> config_dict.ConfigDict:
 
     The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by depth".
     """
-    config = config_dict.ConfigDict(plain(TrainConfig()))
+    values = plain(TrainConfig())
+    values["tokenizer"]["multipliers"] = TokenizerConfig.multipliers  # flags can override a tuple, not a list
+    config = config_dict.ConfigDict(values)
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
-    config.tokenizer.multipliers = TokenizerConfig.multipliers  # a tuple, which flags can override; JSON has lists
     config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in _shared(TokenizerConfig())})
     return config.lock()
 
