@@ -19,10 +19,17 @@ REMAT = {"full": jax.checkpoint_policies.nothing_saveable,
 
 
 class Cache(NamedTuple):
-    """Keys and values of the scales generated so far, one entry a scale, each (layers, b, l, h, d)."""
+    """What generation keeps between scales; inside a block, one layer's part of it.
+
+    Attributes:
+      k, v: keys and values of the scales so far, one entry a scale, each (layers, b, l, h, d).
+      modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the weights lies in
+        front of it, and it does not change from scale to scale.
+    """
 
     k: tuple[jax.Array, ...] = ()
     v: tuple[jax.Array, ...] = ()
+    modulations: jax.Array | None = None
 
 
 class Linear(nn.Module):
@@ -84,7 +91,7 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"], cache: tuple | None):
+    def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
         """All scales at once under the block-causal mask (`cache` None), or one scale after the cached ones.
 
         Returns:
@@ -111,8 +118,7 @@ class Attention(nn.Module):
         if cache is None:
             y, new = attention.block_causal(q, k, v, scale, c.scales), None
         else:
-            past_k, past_v = cache
-            y = attention.attend(q, jnp.concatenate([*past_k, k], 1), jnp.concatenate([*past_v, v], 1), scale)
+            y = attention.attend(q, jnp.concatenate([*cache.k, k], 1), jnp.concatenate([*cache.v, v], 1), scale)
             new = (k, v)
         std = c.init_std / (2 * c.depth) ** 0.5
         proj = parameter(self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored)
@@ -126,12 +132,15 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"], cache: tuple | None, keep: Float[Array, "2 b"] | None,
+    def __call__(self, x: Float[Array, "b l w"], cache: Cache | None, keep: Float[Array, "2 b"] | None,
                  cond: Float[Array, "b w"] | Float[Array, "b 6 w"]):
+        """The block's output, and its part of the cache: new keys, new values, modulations (None without a cache)."""
         c = self.config
-        if c.shared_adaln:
-            init = gamma_init(c, c.width**-0.5)
-            offset = parameter(self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), jnp.dtype(c.param_dtype))
+        if cache is not None and cache.modulations is not None:
+            modulations = cache.modulations
+        elif c.shared_adaln:
+            init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
+            offset = parameter(self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored)
             modulations = cond + offset.astype(cond.dtype)
         else:
             modulations = Modulation(6, c, init="block", name="ada")(cond)
@@ -144,7 +153,7 @@ class Block(nn.Module):
         y = nn.gelu(constrain(y, "batch", "tokens", "act_mlp"), approximate=True)
         y = Linear((c.width,), ("mlp", "embed"), c, (2 * c.depth) ** -0.5, name="fc2")(y)
         x = x + (y * gamma2[:, None]).astype(x.dtype)
-        return constrain(x, "batch", "tokens", "act_embed"), new
+        return constrain(x, "batch", "tokens", "act_embed"), new and (*new, modulations)
 
 
 class Transformer(nn.Module):
@@ -197,8 +206,8 @@ class Transformer(nn.Module):
         """Logits of scale k after the cached scales 0..k-1; `inputs` is unused (None) at the first."""
         cond = self._condition(labels)
         x = (self._start(cond) if k == 0 else self.word_embed(inputs)) + self._places(self.config.scales.span(k))
-        x, (new_k, new_v) = self.blocks(x, cache, None, self._block_condition(cond))
-        return self._logits(x, cond), Cache((*cache.k, new_k), (*cache.v, new_v))
+        x, (new_k, new_v, modulations) = self.blocks(x, cache, None, self._block_condition(cond))
+        return self._logits(x, cond), Cache((*cache.k, new_k), (*cache.v, new_v), modulations)
 
     def _condition(self, labels):
         return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))
