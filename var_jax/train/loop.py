@@ -32,7 +32,7 @@ RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_check
 
 
 class Diverged(RuntimeError):
-    """The loss of a step is not a number; the message names the step and the last good checkpoint."""
+    """The loss or gradient of a step is not finite; the message names the step and the last good checkpoint."""
 
 
 def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
@@ -73,11 +73,14 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
             return arrays
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        sources.open_split(config.data, config.data.train_split)
+        split = sources.open_split(config.data, config.data.train_split)
+        if config.stage == "transformer":
+            require(config.transformer.num_classes >= len(split.class_names), "transformer.num_classes",
+                    config.transformer.num_classes, f"at least the {len(split.class_names)} classes of the data")
         evaluator = evaluation.Evaluator(config, frozen, on_devices)
 
-        # Resume
-        _claim(directory, config)
+        # Resume; the workdir becomes this run's when nothing can be wrong any more
+        _refuse_another_run(directory, config)
         checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints)
         if checkpoints.latest_step() is not None:
             targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
@@ -86,10 +89,11 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
             start = _starting_weights(config) if config.init_from else None
             run = state.init_state(config, optimizer, shardings, start)
         first = int(run.step)
-        writer = MetricWriter(directory, steps=config.steps, batch_size=config.batch_size, resume_step=first,
-                              enabled=jax.process_index() == 0)
         batches = loader.train_batches(config.data, config.tokenizer.image_shape, config.batch_size, config.seed,
                                        start_step=first)
+        _claim(directory, config)
+        writer = MetricWriter(directory, steps=config.steps, batch_size=config.batch_size, resume_step=first,
+                              enabled=jax.process_index() == 0)
 
         # Steps: each is dispatched before the one before it is read
         rate = learning_rate(config.optimizer, config.steps, config.batch_size)
@@ -98,12 +102,14 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
         mark = (first, time.perf_counter())
 
         def read(log: bool):
-            """Waits for the steps dispatched so far; a loss that is not finite stops the run."""
+            """Waits for the steps dispatched so far; a loss or gradient that is not finite stops the run."""
             nonlocal mark
             for number, metrics in unread:
-                if not np.isfinite(float(metrics["loss"])):
-                    raise Diverged(f"the loss of step {number} is {float(metrics['loss'])}; "
-                                   f"the last checkpoint is of step {checkpoints.latest_step()}")
+                for name in ("loss", "grad_norm"):
+                    if not np.isfinite(value := float(metrics[name])):
+                        checkpoints.wait()
+                        raise Diverged(f"{name} of step {number} is {value}; "
+                                       f"the last checkpoint is of step {checkpoints.latest_step()}")
             if log and unread:
                 number, metrics = unread[-1]
                 now = time.perf_counter()
@@ -124,16 +130,15 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
                 if last or number % config.eval_every == 0 or number % config.checkpoint_every == 0:
                     read(log=last or number % config.log_every == 0)
                 if last or number % config.eval_every == 0:
-                    weights = run.params if run.ema is None else run.ema
-                    held_out = evaluator.metrics(weights)
+                    held_out = evaluator.metrics(_averaged(run))
                     writer.write(number, "val", held_out)
-                    _keep_picture(directory, writer, number, evaluator.picture(weights))
+                    _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
                     mark = (number, time.perf_counter())  # evaluation is not training time
                 if last or number % config.checkpoint_every == 0:
                     checkpoints.save(number, run, {"config": plain(config)}, wait=last)
             checkpoints.wait()
             if not held_out:  # every step was done before: what the caller asks for is still the last evaluation
-                held_out = evaluator.metrics(run.params if run.ema is None else run.ema)
+                held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
         except BaseException:
             writer.close("failed")
@@ -155,12 +160,12 @@ def _with_frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[
     return config.with_tokenizer(model.tokenizer), params
 
 
-def _claim(directory: epath.Path, config: TrainConfig):
-    """Makes the workdir this run's, or finds that it already is.
+def _averaged(run: state.TrainState) -> Any:
+    return run.params if run.ema is None else run.ema
 
-    Raises:
-      UserError: the workdir holds another run, naming every differing key, or cannot be written.
-    """
+
+def _refuse_another_run(directory: epath.Path, config: TrainConfig):
+    """Raises UserError when the workdir holds a run of other settings, naming every one."""
     path = directory / "config.json"
     if path.exists():
         theirs = model_directory.read_json(path)
@@ -168,14 +173,23 @@ def _claim(directory: epath.Path, config: TrainConfig):
         if other:
             raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
                             "give another --workdir, or the settings it was started with")
+
+
+def _claim(directory: epath.Path, config: TrainConfig):
+    """Makes the workdir this run's.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if jax.process_index() != 0:
+        return
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if config.stage == "transformer" and not (directory / "tokenizer" / "model.json").exists():
             model = ModelConfig(config.tokenizer)
             _, params = model_directory.load(epath.Path(config.tokenizer_dir))
             model_directory.save(directory / "tokenizer", model, {"tokenizer": params["tokenizer"]})
-        if jax.process_index() == 0:
-            path.write_text(json.dumps(plain(config), indent=1))
+        model_directory.write_text(directory / "config.json", json.dumps(plain(config), indent=1))
     except OSError as error:
         raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
 
@@ -191,8 +205,10 @@ def _starting_weights(config: TrainConfig) -> Any:
         raise UserError(f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one")
     theirs, ours = params[config.stage], jax.eval_shape(_unboxed_init(config), jax.random.key(0))
     if config.stage == "transformer" and model.transformer.num_classes != config.transformer.num_classes:
-        theirs["class_embed"] = jax.jit(_unboxed_init(config))(jax.random.key(config.seed))["class_embed"]
-    shapes = [{_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (ours, theirs)]
+        fresh = jax.jit(lambda key: _unboxed_init(config)(key)["class_embed"])  # the rest is never computed
+        theirs["class_embed"] = fresh(jax.random.key(config.seed))
+    shapes = [{_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+              for tree in (ours, theirs)]
     if other := differences(*shapes):
         raise UserError(f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}")
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, ours)
