@@ -84,11 +84,13 @@ class Pipeline:
     def logits(self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b L V"]:
         """Teacher-forced logits of all scales, without dropout; label `num_classes` means "no class"."""
         tokens, labels = self._tokens(tokens), self._labels(labels)
-        require(len(tokens) == len(labels), "the number of labels", len(labels), f"that of the token rows, {len(tokens)}")
+        require(len(tokens) == len(labels), "the number of labels", len(labels),
+                f"that of the token rows, {len(tokens)}")
         return self._batched(_logits, tokens, labels)
 
     def sample(self, labels, *, seed: int = 0, cfg: float = 1.5, top_k: int = 900, top_p: float = 0.96,
-               temperature: float = 1.0, smooth: bool = False, return_tokens: bool = False, batch_size: int | None = None):
+               temperature: float = 1.0, smooth: bool = False, return_tokens: bool = False,
+               batch_size: int | None = None):
         """Images of classes; image i depends on (seed, i, labels[i]) and the settings alone.
 
         Args:
@@ -105,7 +107,8 @@ class Pipeline:
         """
         labels = self._labels(labels)
         run = self._generator(seed, cfg, top_k, top_p, temperature, smooth)
-        images, tokens = self._batched(run, labels, _indices(labels), batch_size=batch_size or self._fitting_batch(cfg))
+        batch_size = self._fitting_batch(cfg) if batch_size is None else batch_size
+        images, tokens = self._batched(run, labels, _indices(labels), batch_size=batch_size)
         return (images, tokens) if return_tokens else images
 
     def edit(self, images, keep, labels=None, *, seed: int = 0, cfg: float = 1.5, top_k: int = 900, top_p: float = 0.96,
@@ -129,7 +132,7 @@ class Pipeline:
         labels = self._labels(labels)
         require(len(labels) == len(images), "the number of labels", len(labels), f"that of the images, {len(images)}")
         run = self._generator(seed, cfg, top_k, top_p, temperature, smooth)
-        batch_size = batch_size or self._fitting_batch(cfg)
+        batch_size = self._fitting_batch(cfg) if batch_size is None else batch_size
         return self._batched(run, labels, _indices(labels), self.encode(images), keep, batch_size=batch_size)[0]
 
     def _generator(self, seed, cfg, top_k, top_p, temperature, smooth) -> Callable:
@@ -163,6 +166,7 @@ class Pipeline:
         """`function` over rows in equal batches, so that few programs are compiled; the padding is cut off."""
         rows = len(arrays[0])
         require(rows > 0, "the batch", "empty", "at least one row")
+        require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1")
         batch_size = min(batch_size or self._fitting_batch(0), 2 ** int(np.ceil(np.log2(rows))))
         results = []
         for start in range(0, rows, batch_size):
@@ -178,6 +182,7 @@ class Pipeline:
         shape = self.config.tokenizer.image_shape
         require(images.ndim == 4 and images.shape[1:] == shape, "the images' shape", images.shape,
                 f"(B, {', '.join(map(str, shape))})")
+        require(len(images) > 0, "the batch", "empty", "at least one row")
         require(bool(np.all(np.abs(images) <= 1 + 1e-6)), "the images' range",
                 f"{images.min():.3g} to {images.max():.3g}", "-1 to 1")
         return images
@@ -186,14 +191,15 @@ class Pipeline:
         tokens = np.asarray(tokens)
         length, vocab = self.config.tokenizer.scales.total, self.config.tokenizer.vocab_size
         require(tokens.ndim == 2 and tokens.shape[1] == length, "the tokens' shape", tokens.shape, f"(B, {length})")
-        require(np.issubdtype(tokens.dtype, np.integer) and tokens.min(initial=0) >= 0 and tokens.max(initial=0) < vocab,
-                "a token", "out of range", f"a whole number from 0 to {vocab - 1}")
+        known = np.issubdtype(tokens.dtype, np.integer) and tokens.min(initial=0) >= 0 and tokens.max(initial=0) < vocab
+        require(known, "a token", "out of range", f"a whole number from 0 to {vocab - 1}")
         return tokens.astype(np.int32)
 
     def _labels(self, labels) -> np.ndarray:
         require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
         labels, classes = np.atleast_1d(np.asarray(labels)), self.config.transformer.num_classes
-        require(labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer), "labels", labels.tolist(), "whole numbers")
+        require(labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer), "labels", labels.tolist(),
+                "whole numbers")
         for label in labels:
             require(0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)")
         return labels.astype(np.int32)
@@ -203,8 +209,8 @@ class Pipeline:
         keep, grid = np.asarray(keep), self.config.tokenizer.scales.finest
         keep = np.broadcast_to(keep, (batch, *keep.shape)) if keep.ndim == 2 else keep
         pixels = self.config.tokenizer.image_shape[:2]
-        require(keep.ndim == 3 and len(keep) == batch and keep.shape[1:] in (grid, pixels), "the mask's shape", keep.shape,
-                f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels")
+        require(keep.ndim == 3 and len(keep) == batch and keep.shape[1:] in (grid, pixels), "the mask's shape",
+                keep.shape, f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels")
         share = resize(jnp.asarray(keep, jnp.float32)[..., None], grid, "area")
         return np.asarray(share[..., 0] > 0.5)
 
