@@ -66,8 +66,7 @@ class TokenizerConfig:
         for width in self.widths:
             require(width % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups,
                     f"a divisor of every level's width {self.widths}")
-        require(0 <= self.phi <= len(self.scales), "tokenizer.phi", self.phi,
-                f"0 (one a scale), 1, or up to the {len(self.scales)} scales")
+        require(self.phi >= 0, "tokenizer.phi", self.phi, "0 (one a scale) or more")
 
     @property
     def widths(self) -> tuple[int, ...]:
