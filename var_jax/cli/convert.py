@@ -17,8 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--scales", help="token-map sizes, coarse to fine, such as 1,2,3,4")
     parser.add_argument("--num-heads", type=int, help="needed without QK-norm only")
     parser.add_argument("--cosine-codes", action="store_true", help="codes are searched by cosine")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what weights are stored in")
-    parser.add_argument("--to-torch", action="store_true", help="the way back: tokenizer.safetensors, transformer.safetensors")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
+                        help="what weights are stored in (default float32)")
+    parser.add_argument("--to-torch", action="store_true",
+                        help="the way back: tokenizer.safetensors, transformer.safetensors")
     parser.add_argument("--model", metavar="DIR", help="model directory to convert back")
     parser.add_argument("--out", required=True, metavar="DIR")
 

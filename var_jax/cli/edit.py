@@ -34,6 +34,6 @@ def run(args: argparse.Namespace) -> int:
     region = box_mask(box, tokenizer.scales.finest) if box else read_mask(args.mask, tokenizer.image_shape[:2])
     edited = model.edit(image[None], region if args.outpaint else ~region,
                         None if args.label is None else [args.label], **sampling_arguments(args))
-    pictures.save_png(args.out, pictures.plain(edited[0]))
+    pictures.save_png(args.out, pictures.grid(edited, columns=1, scale=1))
     print(f"edited image in {args.out}")
     return 0

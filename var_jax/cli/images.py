@@ -39,12 +39,18 @@ def expand(pattern: str) -> list[str]:
 
 
 def parse_labels(text: str) -> list[int]:
-    """`"0,1,2"` or `"0-9"` or both."""
+    """`"0,1,2"` or `"0-9"` or both.
+
+    Raises:
+      UserError: an entry is neither a class id nor a range of them.
+    """
     labels: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--labels {text!r}: {part!r} is not a class id; write 0,1,2 or 0-9")
+        if dash and int(last) < int(first):
+            raise UserError(f"--labels {text!r}: {part!r} has no classes; write {last}-{first}")
         labels += range(int(first), int(last or first) + 1)
     return labels
 

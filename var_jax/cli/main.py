@@ -23,7 +23,7 @@ COMMANDS = {
 
 # Of the operating system's errors, those that the user can put right.
 USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
-               errno.EDQUOT)
+               errno.EDQUOT, errno.EFBIG)
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,7 +55,7 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-        print("usage: var-jax COMMAND [options]\n\n" + "\n".join(lines) + "\n\nvar-jax COMMAND --help tells its options.")
+        print("usage: var-jax COMMAND [options]", *lines, "var-jax COMMAND --help tells its options.", sep="\n")
         return 0
     if argv[0] == "--version":
         from var_jax import __version__
