@@ -75,7 +75,8 @@ def generate(
             logits = sampling.guide(logits, dynamic.cfg * scales.progress(k))
         logits = logits / dynamic.temperature
         logits = sampling.filter_logits(logits, static.top_k, dynamic.top_p if static.use_top_p else None)
-        token_keys, noise_keys = jax.vmap(lambda key, k=k: jax.random.split(jax.random.fold_in(key, k)), out_axes=1)(keys)
+        scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
+        token_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(scale_keys)
         tokens = sampling.sample(token_keys, logits)
         if static.smooth:
             codes = sampling.smooth_codes(noise_keys, logits, quantizer.codebook, scales.progress(k))

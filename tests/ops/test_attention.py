@@ -25,7 +25,8 @@ def test_block_causal_equals_the_dense_mask_forward_and_gradients():
 
     for ours, theirs in zip(jax.grad(sliced, (0, 1, 2))(q, k, v), jax.grad(dense, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    np.testing.assert_allclose(attention.block_causal(q, k, v, 0.3, SCALES), attention.attend(q, k, v, 0.3, mask), atol=1e-5)
+    np.testing.assert_allclose(attention.block_causal(q, k, v, 0.3, SCALES), attention.attend(q, k, v, 0.3, mask),
+                               atol=1e-5)
 
 
 def test_attend_is_the_textbook_formula():

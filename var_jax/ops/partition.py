@@ -94,6 +94,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
-def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None], dtype) -> jax.Array:
+def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None],
+              dtype) -> jax.Array:
     """A parameter of `module` with its logical axis names attached."""
     return module.param(name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), dtype)

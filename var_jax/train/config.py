@@ -174,7 +174,8 @@ def default_config() -> config_dict.ConfigDict:
     values["tokenizer"]["multipliers"] = TokenizerConfig.multipliers  # flags can override a tuple, not a list
     config = config_dict.ConfigDict(values)
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
-    config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in _shared(TokenizerConfig())})
+    follows = _shared(TokenizerConfig())
+    config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in follows})
     return config.lock()
 
 

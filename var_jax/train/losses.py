@@ -52,7 +52,8 @@ def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mappi
     return loss, {"loss": loss, **token_metrics(config.tokenizer.scales, logits, tokens)}
 
 
-def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"], smoothing: float = 0.0) -> Float[Array, "b L"]:
+def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
+                  smoothing: float = 0.0) -> Float[Array, "b L"]:
     if not smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
     targets = optax.smooth_labels(jax.nn.one_hot(tokens, logits.shape[-1]), smoothing)
