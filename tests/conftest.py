@@ -5,3 +5,26 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """Where the digits lie prepared, so that they are only once."""
+    from var_jax.data import sources
+    from var_jax.train.config import DataConfig
+
+    directory = tmp_path_factory.mktemp("digits")
+    sources.open_split(DataConfig("digits", data_dir=str(directory)), "train")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """The small model, saved."""
+    import small
+
+    directory = tmp_path_factory.mktemp("model") / "small"
+    small.pipeline().save(directory)
+    return directory

@@ -1,0 +1,261 @@
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from jax.sharding import AxisType
+from PIL import Image
+
+from var_jax import Pipeline
+from var_jax.checkpoint import Checkpoints
+from var_jax.errors import UserError
+from var_jax.train import evaluation, state, step
+from var_jax.train.config import MeshConfig
+from var_jax.train.loop import Diverged, train
+from var_jax.train.metrics import MetricWriter
+
+STAGES = ("tokenizer", "transformer")
+TIMES = ("images_per_s",)  # the one thing in a record that may differ between equal runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Programs are kept between runs, as the command line keeps them."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(scope="module")
+def configs(digits_dir, model_dir):
+    """A run of each stage, from given weights."""
+    return {"tokenizer": small.train_config("tokenizer", digits_dir, init_from=str(model_dir)),
+            "transformer": small.train_config("transformer", digits_dir, init_from=str(model_dir),
+                                              tokenizer_dir=str(model_dir))}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def whole_run(request, configs, tmp_path_factory):
+    """(config, workdir, what `train` returned) of an uninterrupted run on a mesh of 8 x 1."""
+    config, workdir = configs[request.param], tmp_path_factory.mktemp(request.param)
+    return config, workdir, train(config, str(workdir))
+
+
+def records(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(workdir) -> list[dict]:
+    return [{name: value for name, value in record.items() if name not in TIMES} for record in records(workdir)]
+
+
+def weights(workdir, part: str = "params"):
+    return Checkpoints(workdir / "checkpoints", keep=3).restore_part(part)
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def assert_close(ours, theirs, tolerance: float):
+    """Every array to a share of its own largest magnitude."""
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max()), ours, theirs)
+
+
+def interrupt_at(monkeypatch, step: int):
+    write = MetricWriter.write
+
+    def interrupted(self, number, split, values):
+        if number == step:
+            raise KeyboardInterrupt
+        write(self, number, split, values)
+
+    monkeypatch.setattr(MetricWriter, "write", interrupted)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole_run, tmp_path, monkeypatch):
+    config, uninterrupted, _ = whole_run
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 2)
+        train(config, str(tmp_path))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    assert checkpoints.latest_step() == 1
+    assert Pipeline.from_pretrained(tmp_path).config == config.model  # whole from the first checkpoint on
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+    train(config, str(tmp_path))
+    assert losses(tmp_path) == losses(uninterrupted)
+    for part in ("params", "ema", "opt_state"):
+        assert_same(weights(tmp_path, part), weights(uninterrupted, part))
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["state"], status["step"], status["restarts"]) == ("done", 3, 1)
+
+
+def test_what_a_run_leaves(whole_run):
+    config, workdir, result = whole_run
+    train_records = [r for r in records(workdir) if r["split"] == "train"]
+    assert [r["step"] for r in train_records] == [1, 2, 3]
+    last = next(r for r in records(workdir) if r["split"] == "val")
+    assert last["step"] == 3 and last["loss"] == pytest.approx(result["loss"])
+    assert last["images"] == 12  # the second batch is padded, and the padding counts for nothing
+    for record in train_records:
+        assert record["grad_norm"] > 0 and record["lr"] > 0 and record["images_per_s"] > 0
+    scales = len(config.tokenizer.scales)
+    if config.stage == "tokenizer":
+        assert {"l1", "l2", "vq", "psnr", "code_usage", "perplexity"} <= last.keys()
+        assert len(last["code_usage"]) == len(last["perplexity"]) == len(train_records[0]["code_usage"]) == scales
+    else:
+        for record in (*train_records, last):
+            assert {"loss_mean", "loss_last", "accuracy_mean", "accuracy_last"} <= record.keys()
+            assert len(record["loss_scale"]) == scales
+            assert record["loss_scale"][-1] == record["loss_last"]
+    assert (workdir / "samples" / "step_0000003.png").stat().st_size > 100
+    assert json.loads((workdir / "config.json").read_text())["steps"] == 3
+
+
+def test_the_average_follows_the_parameters_and_is_what_a_model_directory_gives(whole_run):
+    config, workdir, _ = whole_run
+    params, ema = weights(workdir), weights(workdir, "ema")
+    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, ema)), strict=True))
+    by_hand = small.pipeline().params[config.stage]
+    for done in range(3):  # its decay is warmed up
+        at, decay = Checkpoints(workdir / "checkpoints", keep=3), min(config.ema, (1 + done) / (10 + done))
+        after = at.restore_part("params", step=done + 1)
+        by_hand = jax.tree.map(lambda a, p, d=decay: np.asarray(a) * d + p * (1 - d), by_hand, after)
+    assert_close(ema, by_hand, 1e-5)
+    loaded = Pipeline.from_pretrained(workdir)
+    assert_same(loaded.params[config.stage], ema)
+    assert loaded.config == config.model
+
+
+class NoEvaluator:
+    """Stands in where held-out metrics are not asked for: its programs take a third of a small run's time."""
+
+    def __init__(self, *_):
+        pass
+
+    def metrics(self, _):
+        return {"loss": 0.0}
+
+    def picture(self, _):
+        return Image.new("RGB", (2, 2))
+
+
+@pytest.fixture
+def unevaluated(monkeypatch):
+    monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
+
+
+def one_device(_: MeshConfig):
+    return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2)
+
+
+def train_losses(workdir) -> list[float]:
+    return [record["loss"] for record in records(workdir) if record["split"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def on_one_device(whole_run, tmp_path_factory):
+    config, workdir = whole_run[0], tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "Evaluator", NoEvaluator)
+        patch.setattr(state, "make_mesh", one_device)
+        train(config, str(workdir))
+    return workdir
+
+
+def assert_same_to_rounding(ours, theirs):
+    assert train_losses(ours) == pytest.approx(train_losses(theirs), rel=1e-5)
+    assert_close(weights(ours), weights(theirs), 1e-4)
+
+
+def test_eight_devices_change_nothing_but_rounding(whole_run, on_one_device):
+    assert_same_to_rounding(whole_run[1], on_one_device)
+
+
+@pytest.mark.parametrize("whole_run", ["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)], indirect=True)
+def test_a_model_axis_changes_nothing_but_rounding(whole_run, on_one_device, unevaluated, tmp_path):
+    train(dataclasses.replace(whole_run[0], mesh=MeshConfig(4, 2)), str(tmp_path))
+    assert_same_to_rounding(tmp_path, on_one_device)
+
+
+def fake_step(**late):
+    """Steps that learn nothing, whose metrics are the given ones from step 2 on."""
+
+    def make(config, optimizer):
+        def step(run, batch, frozen):
+            metrics = {name: jnp.where(run.step > 0, late.get(name, 1.0), 1.0) for name in ("loss", "grad_norm")}
+            return run.replace(step=run.step + 1), metrics
+
+        return step
+
+    return make
+
+
+@pytest.mark.parametrize("late", [{"loss": jnp.nan}, {"grad_norm": jnp.inf}], ids=str)
+def test_what_is_not_finite_stops_the_run_before_it_is_saved(configs, unevaluated, late, tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "make_train_step", fake_step(**late))
+    with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
+        train(configs["tokenizer"], str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [1]
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_in_earnest(configs, unevaluated, tmp_path):
+    config = configs["transformer"]
+    optimizer = dataclasses.replace(config.optimizer, base_lr=1e30, schedule="constant")
+    with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
+        train(dataclasses.replace(config, optimizer=optimizer), str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [1]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(weights(tmp_path)))
+
+
+def test_another_runs_workdir_is_refused_and_left_alone(whole_run):
+    config, workdir, _ = whole_run
+    before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, base_lr=0.5))
+    with pytest.raises(UserError, match=r"another run; optimizer.base_lr: 0.5 here, 0.1 there; give another") as caught:
+        train(other, str(workdir))
+    assert "\n" not in str(caught.value)
+    assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*")} == before
+
+
+def test_a_mistake_does_not_claim_the_workdir(configs, model_dir, tmp_path):
+    config = configs["transformer"]
+    fewer = dataclasses.replace(config.transformer, num_classes=9)
+    for name, changes, message in (
+            ("large", {"batch_size": 8000}, "lower batch_size"),
+            ("split", {"data": dataclasses.replace(config.data, eval_split="tset")}, "did you mean 'test'"),
+            ("classes", {"transformer": fewer}, "num_classes is 9; it must be at least the 10 classes"),
+            ("init", {"init_from": str(tmp_path / "none")}, "no model directory"),
+            ("width", {"transformer": dataclasses.replace(config.transformer, width=32)}, "does not fit this run"),
+            ("mesh", {"mesh": MeshConfig(3, 2)}, "as many devices as there are, 8"),
+            ("batch", {"batch_size": 12}, "a multiple of mesh.data 8"),
+            ("tokenizer", {"tokenizer_dir": ""}, "tokenizer_dir is ''")):
+        with pytest.raises(UserError, match=message):
+            train(dataclasses.replace(config, **changes), str(tmp_path / name))
+        assert not (tmp_path / name).exists(), name
+
+
+def test_a_finished_run_trains_nothing_more(whole_run):
+    config, workdir, result = whole_run
+    assert train(config, str(workdir))["loss"] == pytest.approx(result["loss"])
+    assert [r["step"] for r in records(workdir)] == [1, 2, 3, 3]
+    status = json.loads((workdir / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", 3)
+
+
+def test_fine_tuning_with_another_class_count(configs, unevaluated, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "make_train_step", fake_step())
+    config = configs["transformer"]
+    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, num_classes=12))
+    train(config, str(tmp_path))
+    ours, theirs = weights(tmp_path), dict(small.pipeline().params["transformer"])
+    fresh = ours.pop("class_embed")
+    assert fresh.shape == (13, 16) and abs(fresh.std() / config.transformer.init_std - 1) < 0.2
+    del theirs["class_embed"]
+    assert_same(ours, theirs)
