@@ -1,0 +1,99 @@
+import dataclasses
+import json
+
+import pytest
+import small
+
+from var_jax.config import TokenizerConfig, TransformerConfig, build, plain
+from var_jax.errors import UserError
+from var_jax.ops.scales import Scales
+from var_jax.train.config import (
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+    default_config,
+    from_config_dict,
+)
+
+
+def test_the_defaults_are_a_run():
+    config = from_config_dict(default_config())
+    assert config.tokenizer == TokenizerConfig() and config.transformer == TransformerConfig()
+    assert config.optimizer == OptimizerConfig() and config.stage == "tokenizer"
+
+
+def test_the_transformer_takes_the_tokenizers_sizes():
+    given = default_config()
+    given.tokenizer.update({"vocab_size": 64, "z_channels": 8, "scales": "1,2"})
+    config = from_config_dict(given)
+    assert (config.transformer.vocab_size, config.transformer.z_channels) == (64, 8)
+    assert config.transformer.scales == Scales.parse("1,2")
+    with given.unlocked():
+        given.transformer.vocab_size = 64
+    with pytest.raises(UserError, match=r"config.transformer.vocab_size follows config.tokenizer.vocab_size"):
+        from_config_dict(given)
+
+
+def test_a_run_without_a_transformer():
+    given = default_config()
+    given.transformer = None
+    assert from_config_dict(given).transformer is None
+
+
+def test_a_config_dict_takes_no_new_keys():
+    with pytest.raises((KeyError, AttributeError)):
+        default_config().batchsize = 3
+
+
+@pytest.mark.parametrize(("section", "key", "value", "message"), [
+    ("", "steps", 0, "steps is 0; it must be at least 1"),
+    ("", "ema", 1.0, "ema is 1.0"),
+    ("", "stage", "both", "config.stage is 'both'; it must be 'tokenizer' or 'transformer'"),
+    ("optimizer", "base_lr", -1.0, "optimizer.base_lr is -1.0; it must be positive"),
+    ("optimizer", "b2", 1.0, "optimizer.b1 and b2"),
+    ("optimizer", "warmup_steps", -1, "optimizer.warmup_steps is -1"),
+    ("optimizer", "schedule", "step", "config.optimizer.schedule is 'step'"),
+    ("loss", "label_smoothing", 1.0, "loss.label_smoothing is 1.0"),
+    ("data", "resize", "squash", "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'"),
+    ("mesh", "model", 0, "mesh.model is 0"),
+    ("tokenizer", "scales", "1,4,2", "scale 2x2 follows 4x4"),
+    ("transformer", "heads", 3, "transformer.heads is 3; it must be a divisor of the width 1024"),
+])
+def test_values_out_of_range_are_named(section, key, value, message):
+    given = default_config()
+    setattr(given[section] if section else given, key, value)
+    with pytest.raises(UserError, match=message):
+        from_config_dict(given)
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(UserError, match="microbatches is 3; it must be a divisor of batch_size 8"):
+        TrainConfig(batch_size=8, microbatches=3)
+    with pytest.raises(UserError, match="mesh is -1 x -1"):
+        MeshConfig(-1, -1)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_a_run_is_read_back_from_json(stage):
+    config = small.train_config(stage, "somewhere", mesh=MeshConfig(4, 2), loss=LossConfig(label_smoothing=0.1))
+    assert build(TrainConfig, json.loads(json.dumps(plain(config)))) == config
+
+
+def test_what_a_model_directory_of_the_run_holds():
+    config = small.train_config("transformer", "")
+    assert config.model == small.MODEL
+    assert dataclasses.replace(config, stage="tokenizer").model.transformer is None
+
+
+def test_another_tokenizer_brings_its_sizes():
+    other = dataclasses.replace(small.TOKENIZER, vocab_size=99, scales=Scales.parse("1,3"))
+    config = small.train_config("transformer", "").with_tokenizer(other)
+    assert config.tokenizer == other and config.transformer.vocab_size == 99
+    assert config.transformer.scales == other.scales and config.transformer.width == 16
+    assert small.train_config("tokenizer", "").with_tokenizer(other).transformer is None
+
+
+def test_data_defaults_to_the_digits():
+    assert DataConfig().name == "digits"
