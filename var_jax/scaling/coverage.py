@@ -1,6 +1,6 @@
 """Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side by side.
 
-`python -m var_jax.scaling.coverage` prints the tables of docs/scaling.md (about ten minutes on one core).
+`python -m var_jax.scaling.coverage` prints the tables of docs/scaling.md (a quarter of an hour on one core).
 """
 
 import argparse
