@@ -1,9 +1,9 @@
 """95 % intervals of fitted laws: profile likelihood (what is reported), bootstrap over runs, and BCa.
 
 Profile likelihood is reported because it holds the truth as often as it says at the least width on planted laws
-(docs/scaling.md): with 8 to 12 runs the bootstrap and BCa are about one and a half times as wide or more. A parameter is moved away from its best
-value, the others refitted, and the interval ends where the objective has risen by the F quantile for (1, runs -
-parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1).
+(docs/scaling.md); with 8 to 12 runs the bootstrap and BCa are 1.2 to 2 times as wide. A parameter is moved away from
+its best value, the others refitted, and the interval ends where the objective has risen by the F quantile for (1, runs
+- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1).
 """
 
 import dataclasses
