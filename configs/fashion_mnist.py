@@ -5,7 +5,8 @@
 or a stage at a time:
 
   var-jax train --config configs/fashion_mnist.py:tokenizer --workdir runs/fashion/tokenizer
-  var-jax train --config configs/fashion_mnist.py:d3 --config.tokenizer_dir=runs/fashion/tokenizer --workdir runs/fashion/d3
+  var-jax train --config configs/fashion_mnist.py:d3 --config.tokenizer_dir=runs/fashion/tokenizer \\
+      --workdir runs/fashion/d3
 
 The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in `--config.data.source_dir`.
 """

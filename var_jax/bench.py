@@ -83,7 +83,8 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
 def lines(report: dict[str, Any]) -> list[str]:
     return [
         f"{report['what']}, batch {report['batch']}, {report['dtype']} on {report['device']}",
-        f"  {report['seconds']:.3f} s, {report['images_per_s']:.3g} images/s, compiled in {report['compile_seconds']:.1f} s",
+        f"  {report['seconds']:.3f} s, {report['images_per_s']:.3g} images/s, "
+        f"compiled in {report['compile_seconds']:.1f} s",
         f"  floor {report['floor_seconds']:.3f} s: {report['flops'] / 1e9:.4g} GFLOP at "
         f"{report['matmul_flops_per_s'] / 1e9:.4g} GFLOP/s of a {report['matrix']}-square matrix product",
         f"  ratio {report['ratio']:.2f}",
@@ -104,8 +105,9 @@ def _beside_floor(run: Callable, work: float, batch: int, repeats: int, dtype: s
         times.append(_seconds(run))
     seconds, rate = statistics.median(times), 2 * side**3 / statistics.median(products)
     return {"dtype": dtype, "device": jax.devices()[0].device_kind, "devices": jax.device_count(), "seconds": seconds,
-            "floor_seconds": work / rate, "ratio": seconds * rate / work, "images_per_s": batch / seconds, "flops": work,
-            "matmul_flops_per_s": rate, "matrix": side, "compile_seconds": compiled, "all_seconds": times}
+            "floor_seconds": work / rate, "ratio": seconds * rate / work, "images_per_s": batch / seconds,
+            "flops": work, "matmul_flops_per_s": rate, "matrix": side,
+            "compile_seconds": compiled, "all_seconds": times}
 
 
 def _seconds(run: Callable) -> float:

@@ -89,8 +89,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         out.append(f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
                    f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}")
     out.append(f"time            {report['seconds']['total'] / 60:.1f} minutes "
-               f"(tokenizer {report['seconds']['tokenizer']:.0f} s, transformer {report['seconds']['transformer']:.0f} s, "
-               f"samples {report['seconds']['samples']:.0f} s)")
+               f"(tokenizer {report['seconds']['tokenizer']:.0f} s, "
+               f"transformer {report['seconds']['transformer']:.0f} s, samples {report['seconds']['samples']:.0f} s)")
     return out
 
 

@@ -50,7 +50,7 @@ class Linear(nn.Module):
 
 
 def gamma_init(config: TransformerConfig, std: float):
-    """Normal of `std` for (..., 6, width) modulations: times init_adaln_gamma in the two gammas, init_adaln in the rest."""
+    """Normal of `std` for (..., 6, width) modulations, times init_adaln_gamma for gammas, init_adaln for the rest."""
     factors = np.array([config.init_adaln_gamma] * 2 + [config.init_adaln] * 4)[:, None]
 
     def init(key, shape, dtype):
@@ -78,7 +78,9 @@ class Modulation(nn.Module):
         return jnp.tensordot(nn.silu(cond).astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
 
 
-def layer_norm(x: Float[Array, "b l w"], scale: Float[Array, "b w"], shift: Float[Array, "b w"]) -> Float[Array, "b l w"]:
+def layer_norm(
+    x: Float[Array, "b l w"], scale: Float[Array, "b w"], shift: Float[Array, "b w"],
+) -> Float[Array, "b l w"]:
     """LayerNorm without parameters in float32, then (1 + scale) and shift of AdaLN, in the dtype of `x`."""
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -109,7 +111,8 @@ class Attention(nn.Module):
         v = qkv[:, :, 2] + parameter(self, "v_bias", zeros, heads, names, stored).astype(dtype)
         scale = 0.25 / c.head_dim**0.5
         if c.qk_norm:
-            log_scale = parameter(self, "log_scale", nn.initializers.constant(np.log(4.0)), heads[:1], names[:1], stored)
+            init = nn.initializers.constant(np.log(4.0))
+            log_scale = parameter(self, "log_scale", init, heads[:1], names[:1], stored)
             per_head = jnp.exp(jnp.minimum(log_scale.astype(jnp.float32), MAX_LOG_SCALE))
             q = (attention.normalise(q) * per_head[:, None]).astype(dtype)
             k = attention.normalise(k)
@@ -166,10 +169,14 @@ class Transformer(nn.Module):
         stored = jnp.dtype(c.param_dtype)
         normal = nn.initializers.normal(c.init_std)
         self.word_embed = Linear((c.width,), ("code", "embed"), c)
-        self.class_embed = parameter(self, "class_embed", normal, (c.num_classes + 1, c.width), ("classes", "embed"), stored)
-        self.pos_start = parameter(self, "pos_start", normal, (c.scales.lengths[0], c.width), ("positions", "embed"), stored)
-        self.pos_embed = parameter(self, "pos_embed", normal, (c.scales.total, c.width), ("positions", "embed"), stored)
-        self.level_embed = parameter(self, "level_embed", normal, (len(c.scales), c.width), ("levels", "embed"), stored)
+
+        def table(name: str, rows: int, axis: str):
+            return parameter(self, name, normal, (rows, c.width), (axis, "embed"), stored)
+
+        self.class_embed = table("class_embed", c.num_classes + 1, "classes")
+        self.pos_start = table("pos_start", c.scales.lengths[0], "positions")
+        self.pos_embed = table("pos_embed", c.scales.total, "positions")
+        self.level_embed = table("level_embed", len(c.scales), "levels")
         block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
         self.blocks = nn.scan(
             block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True},
@@ -197,7 +204,8 @@ class Transformer(nn.Module):
             keep_rate = 1 - jnp.linspace(0, c.drop_path, c.depth)[:, None, None]
             keep = jax.random.bernoulli(path_rng, keep_rate, (c.depth, 2, batch)) / keep_rate
         cond = self._condition(labels)
-        x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1) + self._places(slice(0, c.scales.total))
+        x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
+        x = x + self._places(slice(0, c.scales.total))
         x, _ = self.blocks(constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond))
         return self._logits(x, cond)
 

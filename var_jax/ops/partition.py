@@ -95,6 +95,6 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None],
-              dtype) -> jax.Array:
+              dtype) -> Any:
     """A parameter of `module` with its logical axis names attached."""
     return module.param(name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), dtype)

@@ -114,7 +114,7 @@ def vq_loss(feature: Float[Array, "b h w c"], totals: list[Float[Array, "b h w c
     """Mean over scales of beta * mse(sg f_hat, f) + mse(f_hat, sg f), on the cumulative maps."""
     fixed = jax.lax.stop_gradient
     terms = [beta * jnp.mean((fixed(t) - feature) ** 2) + jnp.mean((t - fixed(feature)) ** 2) for t in totals]
-    return sum(terms) / len(terms)
+    return sum(terms, jnp.zeros(())) / len(terms)
 
 
 def code_counts(scales: Scales, tokens: Int[Array, "b L"], vocab_size: int) -> Int[Array, "k v"]:
