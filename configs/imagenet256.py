@@ -7,15 +7,10 @@
 """
 
 from var_jax.train import recipes
-from var_jax.train.config import default_config
 
 
 def get_config(arg: str = "d16"):
-    config = default_config()
-    config.data.name = "imagenet2012"
-    config.data.eval_split = "validation"
-    config.data.workers = 16
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 5000, 1000
+    config = recipes.imagenet_config()
     if arg == "tokenizer":
         recipes.imagenet_tokenizer(config)
     else:

@@ -8,15 +8,10 @@ No run of this config is on record.
 
 from var_jax.config import SCALES_512
 from var_jax.train import recipes
-from var_jax.train.config import default_config
 
 
 def get_config(arg: str = "d36"):
-    config = default_config()
-    config.data.name = "imagenet2012"
-    config.data.eval_split = "validation"
-    config.data.workers = 16
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 5000, 1000
+    config = recipes.imagenet_config()
     config.tokenizer.scales = SCALES_512
     if arg == "tokenizer":
         recipes.imagenet_tokenizer(config)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from ml_collections import config_dict
 
 from var_jax.errors import UserError
+from var_jax.train.config import default_config
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -40,6 +41,16 @@ def depth_of(arg: str) -> int:
     if not digits.isdigit() or int(digits) < 1:
         raise UserError(f"config argument {arg!r} is neither 'tokenizer' nor a depth such as d16")
     return int(digits)
+
+
+def imagenet_config() -> config_dict.ConfigDict:
+    """The defaults with ImageNet as the data, and intervals for runs of days."""
+    config = default_config()
+    config.data.name = "imagenet2012"
+    config.data.eval_split = "validation"
+    config.data.workers = 16
+    config.log_every, config.eval_every, config.checkpoint_every = 50, 5000, 1000
+    return config
 
 
 def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
