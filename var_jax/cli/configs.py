@@ -44,9 +44,12 @@ def _cause(error: BaseException) -> str:
     for one in chain:
         if isinstance(one, UserError):
             return str(one)
-    text = " ".join(str(error.args[0] if error.args else error).replace("\\n", " ").split())
-    if isinstance(error, KeyError | AttributeError):
-        return f"unknown key {text}"
-    if "whilst parsing config file" not in text:
+    inner = error
+    while inner.args and isinstance(inner.args[0], BaseException):
+        inner = inner.args[0]
+    text = " ".join(str(inner.args[0] if inner.args else inner).split())
+    if isinstance(inner, KeyError | AttributeError):
+        return f"unknown key {text.replace(' Did you mean', '; did you mean')}"
+    if isinstance(inner, flags.Error) and "whilst parsing config file" not in text:
         return text
     return f"{type(chain[-1]).__name__}: {chain[-1]}"
