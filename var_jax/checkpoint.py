@@ -34,6 +34,7 @@ SYSTEM_CAUSES = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errn
 # What is raised is reported here in one line: Orbax's log adds a stack trace of it, and TensorStore's other writes
 # another one each when they find Orbax's event loop gone.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 def _without_closed_loops(hook: Callable) -> Callable:
