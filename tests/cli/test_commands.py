@@ -1,0 +1,122 @@
+"""What every command says in its help and leaves on the disk."""
+
+import json
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+
+from var_jax import Pipeline
+from var_jax.cli.main import COMMANDS, main
+from var_jax.torch_file import read_tensors
+
+
+def run(capsys, *argv) -> str:
+    assert main([str(a) for a in argv]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A grey image of the small model's size."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_the_options_and_shows_an_example(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:\n" in text and f"  var-jax {name} " in text.partition("example:\n")[2]
+
+
+def test_help_lists_the_commands(capsys):
+    for argv in ([], ["--help"], ["-h"]):
+        text = run(capsys, *argv)
+        assert all(f"  {name} " in text for name in COMMANDS)
+
+
+def test_a_grid_of_samples(capsys, model_dir, tmp_path):
+    out = tmp_path / "new" / "samples.png"
+    assert run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 5, "--out", out) == (
+        f"6 images in {out}\n")
+    grid = pixels(out)
+    again = tmp_path / "again.png"
+    run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 5, "--out", again)
+    np.testing.assert_array_equal(pixels(again), grid)
+    run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 6, "--out", again)
+    assert not np.array_equal(pixels(again), grid)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["again.png", "new"]
+
+
+def test_reconstructions_beside_the_original(capsys, model_dir, image, tmp_path):
+    out = tmp_path / "rec.png"
+    text = run(capsys, "reconstruct", "--model", model_dir, "--images", image, "--resize", "whole", "--out", out)
+    signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
+    rec = Pipeline.from_pretrained(model_dir).reconstruct(signal)[-1]
+    psnr = -10 * np.log10(np.mean((rec - signal) ** 2) / 4)
+    assert text == f"1 images in {out}; PSNR {psnr:.2f} dB\n"
+    strip = pixels(out)
+    assert strip.shape[1] > 4 * strip.shape[0] / 2  # the original and three scales, side by side
+
+
+def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path):
+    edit = ("edit", "--model", model_dir, "--image", image, "--resize", "whole", "--label", 3, "--seed", 1, "--out")
+    by_box, by_mask, outside = (tmp_path / f"{name}.png" for name in ("box", "mask", "outside"))
+    assert run(capsys, *edit, by_box, "--box", "0,0,0.67,0.5") == f"edited image in {by_box}\n"
+    mask = np.zeros((6, 8), np.uint8)
+    mask[:4, :4] = 255
+    Image.fromarray(mask).save(tmp_path / "white.png")
+    run(capsys, *edit, by_mask, "--mask", tmp_path / "white.png")
+    np.testing.assert_array_equal(pixels(by_mask), pixels(by_box))
+    run(capsys, *edit, outside, "--box", "0,0,0.67,0.5", "--outpaint")
+    assert not np.array_equal(pixels(outside), pixels(by_box))
+    signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
+    expected = Pipeline.from_pretrained(model_dir).edit(signal, mask == 0, [3], seed=1)[0, ..., 0]
+    assert pixels(by_box).shape[:2] == (6, 8)
+    np.testing.assert_allclose(pixels(by_box).reshape(6, 8, -1)[..., 0], expected * 255, atol=0.51)
+
+
+def test_conversion_there_and_back(capsys, tmp_path):
+    theirs, _, _ = small.reference("small_l2norm")
+    torch, back, scales = tmp_path / "torch", tmp_path / "back", theirs.config.tokenizer.scales
+    theirs.save(tmp_path / "model")
+    text = run(capsys, "convert", "--to-torch", "--model", tmp_path / "model", "--out", torch)
+    assert text == f"written to {torch}\n"
+    assert sorted(f.name for f in torch.iterdir()) == ["tokenizer.safetensors", "transformer.safetensors"]
+    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--transformer",
+        torch / "transformer.safetensors", "--scales", scales, "--out", back)
+    ours = Pipeline.from_pretrained(back)
+    for before, after in zip(theirs.to_torch(), ours.to_torch(), strict=True):
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(before[key], after[key]) for key in before)
+    assert ours.config == theirs.config
+    assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(theirs.to_torch()[0])
+    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--scales", scales, "--dtype",
+        "bfloat16", "--cosine-codes", "--out", tmp_path / "half")
+    half = Pipeline.from_pretrained(tmp_path / "half")
+    assert half.config.transformer is None and half.config.tokenizer.codes == "cosine"
+    assert half.params["tokenizer"]["quantize"]["codebook"].dtype == "bfloat16"
+
+
+def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, tmp_path):
+    """Two steps of each stage by the command line; the transformer's workdir is a whole model."""
+    file = tmp_path / "small_run.py"
+    file.write_text(small.CONFIG_FILE)
+    common = (f"--config.data.data_dir={digits_dir}", f"--config.init_from={model_dir}", "--config.ema=0.5")
+    run(capsys, "train", "--config", f"{file}:tokenizer", "--workdir", tmp_path / "tokenizer", *common)
+    run(capsys, "train", "--config", file, "--workdir", tmp_path / "run", *common,
+        f"--config.tokenizer_dir={tmp_path / 'tokenizer'}")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["stage"], config["ema"], config["steps"]) == ("transformer", 0.5, 2)
+    run(capsys, "sample", "--model", tmp_path / "run", "--labels", "1", "--out", tmp_path / "one.png")
+    assert pixels(tmp_path / "one.png").std() > 1

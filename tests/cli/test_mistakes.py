@@ -1,0 +1,253 @@
+"""A user's mistake is one line on stderr that names it, exit code 2, and nothing is written."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small
+from PIL import Image
+from reference import torch_writer
+
+from var_jax.cli.main import COMMANDS, main
+from var_jax.convert import write_torch
+
+NOT_A_MODEL = "model directory"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Published files of a reference case: tokenizer.safetensors and transformer.safetensors."""
+    directory = tmp_path_factory.mktemp("weights")
+    write_torch(directory, *small.reference(small.CASES[0])[0].to_torch())
+    return directory
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("config") / "small_run.py"
+    file.write_text(small.CONFIG_FILE)
+    return file
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Runs a command and gives its one line on stderr; `{out}` is where nothing may be written."""
+
+    def run(*argv) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        capsys.readouterr()
+        code = main([str(a).replace("{out}", str(tmp_path / "out")) for a in argv])
+        printed = capsys.readouterr()
+        assert code == 2 and printed.out == ""
+        assert printed.err.startswith("var-jax: ") and printed.err.count("\n") == 1, printed.err
+        assert sorted(tmp_path.rglob("*")) == before
+        return printed.err
+
+    return run
+
+
+def test_commands(refused):
+    assert "unknown command 'smaple'; did you mean 'sample'?" in refused("smaple")
+    assert "the following arguments are required: --model, --labels, --out" in refused("sample")
+    sample = ("sample", "--model", "m", "--labels", "1", "--out", "o")
+    assert "unrecognized argument --colour" in refused(*sample, "--colour")
+    assert "--cfg: invalid float value: 'much'" in refused(*sample, "--cfg", "much")
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("--config.transformer.dept=3", "unknown key 'dept'; did you mean \"depth\""),
+    ("--config.optimizr.base_lr=3", "unknown key 'optimizr'; did you mean \"optimizer\""),
+    ("--config.xyzzy=3", "unknown key 'xyzzy'"),
+    ("--config.steps=many", "--config.steps=many: invalid literal"),
+    ("--config.steps=0", "steps is 0; it must be at least 1"),
+    ("--config.data.name=digist", "unknown data set 'digist'; did you mean 'digits'"),
+    ("--config.stage=both", "config.stage is 'both'"),
+    ("--steps=3", "unrecognized argument --steps=3"),
+])
+def test_config_keys(refused, config_file, digits_dir, override, message):
+    line = refused("train", "--config", f"{config_file}:tokenizer", "--workdir", "{out}",
+                   *([f"--config.data.data_dir={digits_dir}"] * (override != "--steps=3")), override)
+    assert message in line
+
+
+def test_config_files(refused, tmp_path):
+    assert "no config file" in refused("train", "--config", tmp_path / "none.py", "--workdir", "{out}")
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(arg=''):\n    return 1 / 0\n")
+    assert "ZeroDivisionError: division by zero" in refused("train", "--config", broken, "--workdir", "{out}")
+    broken.write_text("def get_config(:\n")
+    assert "SyntaxError" in refused("train", "--config", broken, "--workdir", "{out}")
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+
+
+def test_data_that_is_not_there(refused, config_file, tmp_path):
+    for name in ("image_folder", "fashion_mnist_idx"):
+        assert str(tmp_path / "none") in refused(
+            "train", "--config", f"{config_file}:tokenizer", "--workdir", "{out}", f"--config.data.name={name}",
+            f"--config.data.source_dir={tmp_path / 'none'}", f"--config.data.data_dir={tmp_path}")
+
+
+def test_a_transformer_needs_a_tokenizer(refused, config_file, digits_dir, tmp_path):
+    train = ("train", "--config", config_file, "--workdir", "{out}", f"--config.data.data_dir={digits_dir}")
+    assert "tokenizer_dir is ''; it must be the model directory" in refused(*train)
+    assert "no model directory" in refused(*train, f"--config.tokenizer_dir={tmp_path / 'none'}")
+
+
+def test_scales_of_other_weights(refused, weights):
+    convert = ("convert", "--tokenizer", weights / "tokenizer.safetensors", "--transformer",
+               weights / "transformer.safetensors", "--out", "{out}", "--scales")
+    assert "scales is 1,2,3 (3 sizes); it must be 4 sizes" in refused(*convert, "1,2,3")
+    assert "scales is 1,2,3,5 (39 tokens in all); it must be 30 tokens in all" in refused(*convert, "1,2,3,5")
+    assert "scale 2x2 follows 3x3" in refused(*convert, "1,3,2")
+    assert "scale 'x' is not a size" in refused(*convert, "1,x")
+
+
+def test_conversions_that_miss_something(refused, weights, model_dir):
+    assert "--tokenizer and --scales is missing; it must be given" in refused("convert", "--out", "{out}")
+    assert "--model is None" in refused("convert", "--to-torch", "--out", "{out}")
+    assert "no such file" in refused("convert", "--tokenizer", "none.pth", "--scales", "1,2", "--out", "{out}")
+    assert "misses encoder.conv_in.weight" in refused(
+        "convert", "--tokenizer", weights / "transformer.safetensors", "--scales", "1,2,3,4", "--out", "{out}")
+    assert NOT_A_MODEL in refused("convert", "--to-torch", "--model", weights / "none", "--out", "{out}")
+
+
+def test_a_pickle_that_would_run_code(refused, tmp_path):
+    hostile, witness = tmp_path / "hostile.pth", tmp_path / "witness"
+    torch_writer.write_zip(hostile, b"cos\nsystem\n(" + torch_writer.text(f"touch {witness}") + b"tR", {})
+    assert "os.system" in refused("convert", "--tokenizer", hostile, "--scales", "1,2", "--out", "{out}")
+    assert not witness.exists()
+
+
+def test_a_checkpoint_cut_short(refused, tmp_path, model_dir):
+    whole, short = tmp_path / "whole.pth", tmp_path / "short.pth"
+    torch_writer.save(whole, small.reference(small.CASES[0])[0].to_torch()[0])
+    short.write_bytes(whole.read_bytes()[:5000])
+    assert "short.pth" in refused("convert", "--tokenizer", short, "--scales", "1,2,3,4", "--out", "{out}")
+    for name, size in (("transformer.safetensors", 3000), ("tokenizer.safetensors", 5), ("model.json", 40)):
+        damaged = tmp_path / name.partition(".")[0]
+        shutil.copytree(model_dir, damaged)
+        (damaged / name).write_bytes((damaged / name).read_bytes()[:size])
+        assert name in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+    (damaged / "model.json").write_text('{"format": 1, "tokenizer": {"chanels": 3}}')
+    assert "model.tokenizer.chanels; did you mean 'channels'" in refused(
+        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+    (damaged / "model.json").write_text("[]")
+    assert "model.json" in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+    (damaged / "model.json").write_text((model_dir / "model.json").read_text().replace('"depth": 2', '"depth": 3'))
+    assert "transformer.safetensors" in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+    (damaged / "model.json").unlink()
+    assert "holds no model" in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (("--labels", "11"), "label is 11; it must be from 0 to 9 (10: no class)"),
+    (("--labels", "0-30"), "label is 11"),
+    (("--labels", "-1"), "--labels"), (("--labels", "one"), "'one' is not a class id"), (("--labels", ""), "--labels"),
+    (("--labels", "3-1", "--num", "4"), "--labels '3-1'"),
+    (("--labels", "1", "--cfg", "-1"), "cfg is -1.0"), (("--labels", "1", "--cfg", "nan"), "cfg is nan"),
+    (("--labels", "1", "--top-p", "1.5"), "top_p is 1.5; it must be from 0 to 1"),
+    (("--labels", "1", "--top-p", "-0.5"), "top_p is -0.5"), (("--labels", "1", "--top-k", "-3"), "top_k is -3"),
+    (("--labels", "1", "--temperature", "0"), "temperature is 0.0"), (("--labels", "1", "--seed", "-1"), "seed is -1"),
+    (("--labels", "1", "--num", "-1"), "--num is -1"),
+])
+def test_sampling_settings(refused, model_dir, settings, message):
+    assert message in refused("sample", "--model", model_dir, "--out", "{out}.png", *settings)
+
+
+def test_a_tokenizer_alone_does_not_sample(refused, model_dir, tmp_path):
+    from var_jax import Pipeline
+    from var_jax.config import ModelConfig
+
+    whole = small.pipeline()
+    Pipeline(ModelConfig(small.TOKENIZER), {"tokenizer": whole.params["tokenizer"]}).save(tmp_path / "alone")
+    assert "a tokenizer alone; it must be one with a transformer" in refused(
+        "sample", "--model", tmp_path / "alone", "--labels", "1", "--out", "{out}.png")
+
+
+@pytest.fixture
+def image(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
+
+
+def test_boxes_and_images(refused, model_dir, image, tmp_path):
+    edit = ("edit", "--model", model_dir, "--out", "{out}.png", "--image")
+    for box in ("0,0,1", "a,b,c,d", "0.5,0,0.2,1", "0,0,1,1.5", "nan,0,1,1"):
+        assert f"--box '{box}'" in refused(*edit, image, "--box", box)
+    assert "one of the arguments --mask --box is required" in refused(*edit, image)
+    assert "label is 12" in refused(*edit, image, "--box", "0,0,1,1", "--label", "12")
+    assert "no image file" in refused(*edit, tmp_path / "none.png", "--box", "0,0,1,1")
+    assert "no image file" in refused(*edit, image, "--mask", tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("not an image")
+    assert "text.png does not decode" in refused(*edit, tmp_path / "text.png", "--box", "0,0,1,1")
+    (tmp_path / "short.png").write_bytes(image.read_bytes()[:60])
+    assert "short.png does not decode" in refused(*edit, tmp_path / "short.png", "--box", "0,0,1,1")
+    reconstruct = ("reconstruct", "--model", model_dir, "--out", "{out}.png", "--images")
+    assert "no files match" in refused(*reconstruct, tmp_path / "*.jpg")
+    assert "does not decode" in refused(*reconstruct, tmp_path / "s*.png")
+    Image.new("L", (30, 20)).save(tmp_path / "large.png")
+    assert "large.png has 20 x 30 pixels" in refused(*reconstruct, tmp_path / "large.png", "--resize", "pad")
+
+
+def test_places_that_cannot_be_written(refused, model_dir, weights, config_file, digits_dir, image, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    inside = tmp_path / "file" / "out"
+    assert "cannot write" in refused("sample", "--model", model_dir, "--labels", "1", "--out", f"{inside}.png")
+    assert "cannot write" in refused("reconstruct", "--model", model_dir, "--images", image, "--out", f"{inside}.png")
+    convert = ("convert", "--tokenizer", weights / "tokenizer.safetensors", "--scales", "1,2,3,4", "--out")
+    assert "cannot write" in refused(*convert, inside)
+    assert "cannot write" in refused(*convert, tmp_path / "file")
+    assert "cannot write" in refused("convert", "--to-torch", "--model", model_dir, "--out", tmp_path / "file")
+    train = ("train", "--config", f"{config_file}:tokenizer", f"--config.data.data_dir={digits_dir}",
+             f"--config.init_from={model_dir}", "--workdir")
+    assert "cannot write" in refused(*train, tmp_path / "file")
+    assert "cannot write" in refused(*train, inside)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def command(*argv, file_size: int | None = None) -> subprocess.CompletedProcess:
+    """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk."""
+    limit = "" if file_size is None else f"ulimit -f {file_size}; "
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    return subprocess.run(["bash", "-c", f'{limit}exec "$@"', "bash", sys.executable, "-m", "var_jax",
+                           *map(str, argv)], capture_output=True, text=True, check=False, env=environment)
+
+
+def one_line(run: subprocess.CompletedProcess) -> str:
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.startswith("var-jax: ") and run.stderr.count("\n") == 1, run.stderr
+    return run.stderr
+
+
+def test_the_program_itself(model_dir, tmp_path):
+    assert "unknown command 'trian'; did you mean 'train'?" in one_line(command("trian"))
+    sample = ("sample", "--model", model_dir, "--out", tmp_path / "out.png", "--labels")
+    assert "label is 11" in one_line(command(*sample, "11"))
+    assert not list(tmp_path.iterdir())
+    helped = command("--help")
+    assert helped.returncode == 0 and all(name in helped.stdout for name in COMMANDS)
+    assert command("--version").stdout.startswith("var-jax ")
+
+
+def test_a_full_disk_loses_no_model(model_dir, weights, tmp_path):
+    there = tmp_path / "there"
+    shutil.copytree(model_dir, there)
+    before = {file.name: file.read_bytes() for file in there.iterdir()}
+    convert = ("convert", "--tokenizer", weights / "tokenizer.safetensors", "--scales", "1,2,3,4", "--out")
+    assert "File too large" in one_line(command(*convert, there, file_size=2))
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == before
+
+
+def test_a_full_disk_while_training(config_file, digits_dir, model_dir, tmp_path):
+    """No file may grow beyond what metrics take: the checkpoint fails, the run ends, and the one before is whole."""
+    train = ("train", "--config", f"{config_file}:tokenizer", f"--config.data.data_dir={digits_dir}",
+             f"--config.init_from={model_dir}", "--config.checkpoint_every=1", "--workdir", tmp_path / "run")
+    failed = command(*train, file_size=6)
+    assert failed.returncode == 2, failed.stderr
+    lines = [line for line in failed.stderr.splitlines() if not line.startswith("step ")]
+    assert len(lines) == 1 and "File too large" in lines[0], failed.stderr
+    finished = command(*train)  # room again
+    assert finished.returncode == 0, finished.stderr
