@@ -1,0 +1,114 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from var_jax.config import TokenizerConfig
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.ops import vq
+from var_jax.published import abstract
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small.pipeline().params["tokenizer"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(-1, 1, (3, *small.TOKENIZER.image_shape)).astype(np.float32)
+
+
+def apply(params, *args, method=None, config=small.TOKENIZER):
+    return jax.jit(lambda p, *a: Tokenizer(config).apply({"params": p}, *a, method=method))(params, *args)
+
+
+def test_shapes_of_a_grey_model_that_is_not_square(params, images):
+    assert small.TOKENIZER.image_shape == (6, 8, 1) == images.shape[1:]
+    rec, tokens, loss = apply(params, images)
+    assert (rec.shape, rec.dtype) == (images.shape, jnp.float32)
+    assert (tokens.shape, tokens.dtype) == ((3, 17), jnp.int32) and loss.shape == ()
+    assert apply(params, images, method="features").shape == (3, 3, 4, 4)
+    np.testing.assert_array_equal(apply(params, images, method="encode"), tokens)
+    assert apply(params, tokens, method="teacher_input").shape == (3, 16, 4)
+
+
+def test_the_published_tokenizer_has_its_parameters_and_shapes():
+    config = TokenizerConfig()
+    leaves = abstract(config)
+    assert sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) == 108_948_355
+    assert config.image_shape == (256, 256, 3)
+    out = jax.eval_shape(lambda: Tokenizer(config).init_with_output(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))[0])
+    assert [x.shape for x in out] == [(1, 256, 256, 3), (1, 680), ()]
+
+
+def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, images):
+    def loss(params):
+        rec, _, _ = Tokenizer(small.TOKENIZER).apply({"params": params}, images)
+        return jnp.mean((rec - images) ** 2)
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients["encoder"]) if g.ndim > 1)
+    # Without the VQ loss the codes get nothing: the reconstruction passes over them.
+    assert not any(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["quantize"]))
+
+    # The feature's gradient is the decoder's at the quantised map: so is that of quant_conv's bias, summed up.
+    quantizer = apply(params, method="quantizer")
+    total = vq.encode(quantizer, apply(params, images, method="features"))[1][-1]
+
+    def decoded(total):
+        rec = Tokenizer(small.TOKENIZER).apply({"params": params}, total, method="reconstruct")
+        return jnp.mean((rec - images) ** 2)
+
+    np.testing.assert_allclose(gradients["quant_conv"]["bias"], jax.jit(jax.grad(decoded))(total).sum(axis=(0, 1, 2)),
+                               rtol=1e-4, atol=1e-6)
+
+
+def test_the_vq_loss_teaches_encoder_and_codes(params, images):
+    gradients = jax.jit(jax.grad(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images)[2]))(params)
+    used = np.unique(apply(params, images)[1])
+    by_code = jnp.abs(gradients["quantize"]["codebook"]).max(axis=1)
+    np.testing.assert_array_equal(np.nonzero(by_code)[0], used)
+    assert float(jnp.abs(gradients["encoder"]["conv_in"]["kernel"]).max()) > 0
+    assert not any(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["decoder"]))
+
+
+def test_decoded_images_are_clamped_and_training_ones_are_not(params, images):
+    loud = jax.tree.map(lambda x: x, params)
+    loud["decoder"] = {**params["decoder"], "conv_out": jax.tree.map(lambda x: x * 50, params["decoder"]["conv_out"])}
+    rec, tokens, _ = apply(loud, images)
+    decoded = apply(loud, tokens, method="decode")
+    assert np.abs(rec).max() > 1 and np.abs(decoded).max() == 1
+    np.testing.assert_allclose(decoded, np.clip(rec, -1, 1), atol=1e-4)
+
+
+def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
+    cosine = dataclasses.replace(small.TOKENIZER, codes="cosine")
+    longer = jax.tree.map(lambda x: x, params)
+    lengths = np.linspace(0.5, 2, 16, dtype=np.float32)[:, None]
+    longer["quantize"] = {**params["quantize"], "codebook": params["quantize"]["codebook"] * lengths}
+    feature = np.asarray(apply(params, images, method="features"))
+    mean = feature.reshape(3, -1, 4).mean(axis=1)  # what the first scale, of one token, sees
+
+    def first(params, config):
+        return np.asarray(apply(params, images, method="encode", config=config))[:, 0]
+
+    codes = np.asarray(longer["quantize"]["codebook"])
+    unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
+    np.testing.assert_array_equal(first(longer, cosine), (mean @ unit.T).argmax(axis=1))
+    np.testing.assert_array_equal(first(longer, cosine), first(params, cosine))  # lengths do not count
+    distance = ((mean[:, None] - codes) ** 2).sum(axis=-1)
+    np.testing.assert_array_equal(first(longer, small.TOKENIZER), distance.argmin(axis=1))
+    tokens = np.asarray(apply(longer, images, method="encode", config=cosine))
+    np.testing.assert_array_equal(apply(longer, tokens, method="decode", config=cosine),
+                                  apply(longer, tokens, method="decode"))
+
+
+def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
+    config = dataclasses.replace(small.TOKENIZER, dtype="bfloat16")
+    rec, _, loss = apply(params, images, config=config)
+    assert rec.dtype == loss.dtype == jnp.float32
+    assert apply(params, images, method="features", config=config).dtype == jnp.float32
