@@ -1,0 +1,139 @@
+"""Losses and steps against numpy, and evaluation's sums over the rows that count."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.train import losses
+from var_jax.train.config import LossConfig
+from var_jax.train.state import TrainState
+from var_jax.train.step import make_encode, make_eval_step, make_train_step
+
+SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
+
+
+@pytest.fixture(scope="module")
+def batch():
+    random = np.random.default_rng(0)
+    return {"image": random.integers(0, 256, (4, *small.TOKENIZER.image_shape), dtype=np.uint8),
+            "tokens": random.integers(0, 16, (4, small.SCALES.total)).astype(np.int32),
+            "label": np.array([1, 0, 9, 10], np.int32), "mask": np.array([True, False, True, True])}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return small.pipeline().params
+
+
+def log_softmax(logits):
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(smoothing):
+    random = np.random.default_rng(1)
+    logits, tokens = random.normal(size=(2, 5, 7)).astype(np.float32) * 3, random.integers(0, 7, (2, 5))
+    logs = log_softmax(logits)
+    chosen = np.take_along_axis(logs, tokens[..., None], axis=-1)[..., 0]
+    expected = -(1 - smoothing) * chosen - smoothing * logs.mean(axis=-1)
+    np.testing.assert_allclose(losses.cross_entropy(logits, tokens, smoothing), expected, rtol=1e-5)
+
+
+def test_the_transformers_loss_and_its_parts(params, batch):
+    logits = small.pipeline().logits(batch["tokens"], batch["label"])
+    entropy = -np.take_along_axis(log_softmax(logits), batch["tokens"][..., None], axis=-1)[..., 0]
+    hits = logits.argmax(axis=-1) == batch["tokens"]
+    plain, smooth = (small.train_config("transformer", "", loss=LossConfig(label_smoothing=s)) for s in (0.0, 0.2))
+    for config in (plain, smooth):
+        compute = jax.jit(functools.partial(losses.transformer_loss, config, batch=batch, rng=None))
+        loss, parts = compute(params=params["transformer"], frozen=params["tokenizer"])
+        np.testing.assert_allclose(parts["loss_mean"], entropy.mean(), rtol=1e-5)  # never smoothed
+        np.testing.assert_allclose(parts["loss_scale"], [entropy[:, span].mean() for span in SPANS], rtol=1e-5)
+        np.testing.assert_allclose(parts["loss_last"], entropy[:, SPANS[-1]].mean(), rtol=1e-5)
+        np.testing.assert_allclose(parts["accuracy_mean"], hits.mean(), rtol=1e-5)
+        np.testing.assert_allclose(parts["accuracy_last"], hits[:, SPANS[-1]].mean(), rtol=1e-5)
+        smoothing = config.loss.label_smoothing
+        uniform = -log_softmax(logits).mean()
+        np.testing.assert_allclose(loss, (1 - smoothing) * entropy.mean() + smoothing * uniform, rtol=1e-5)
+
+
+def test_the_tokenizers_loss_and_its_parts(params, batch):
+    weights = LossConfig(l1=0.3, l2=0.7, vq=2.0)
+    config = small.train_config("tokenizer", "", loss=weights)
+    signal = batch["image"].astype(np.float32) / 127.5 - 1
+    apply = jax.jit(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, signal))
+    rec, tokens, vq = (np.asarray(x) for x in apply(params["tokenizer"]))
+    loss, parts = jax.jit(lambda p: losses.tokenizer_loss(config, p, batch))(params["tokenizer"])
+    l1, l2 = np.abs(rec - signal).mean(), ((rec - signal) ** 2).mean()
+    np.testing.assert_allclose([parts["l1"], parts["l2"], parts["vq"]], [l1, l2, vq], rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.3 * l1 + 0.7 * l2 + 2 * vq, rtol=1e-5)
+    used = [len(np.unique(part)) / 16 for part in small.SCALES.split(tokens)]
+    np.testing.assert_allclose(parts["code_usage"], used)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_evaluation_sums_over_the_rows_that_count(params, batch, stage):
+    """Four rows of which one is padding are worth the three alone, whatever the padding holds."""
+    step = jax.jit(make_eval_step(small.train_config(stage, "")))
+    frozen = params["tokenizer"] if stage == "transformer" else None
+    together = step(params[stage], batch, frozen)
+    other = {**batch, "image": batch["image"].copy(), "tokens": batch["tokens"].copy()}
+    other["image"][1], other["tokens"][1] = 255, 3
+    three = [{name: value[i:i + 1].repeat(4, axis=0) for name, value in batch.items()} for i in (0, 2, 3)]
+    alone = [step(params[stage], {**one, "mask": np.arange(4) == 0}, frozen) for one in three]
+    for name, value in together.items():
+        expected = sum(np.asarray(one[name]) for one in alone)
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(step(params[stage], other, frozen)[name], value, rtol=1e-6, err_msg=name)
+    if stage == "tokenizer":
+        assert together["code_counts"].shape == (3, 16)
+        np.testing.assert_array_equal(together["code_counts"].sum(axis=1), 3 * np.array(small.SCALES.lengths))
+
+
+def test_encoded_batches_are_the_pipelines_tokens(params, batch):
+    encode = jax.jit(make_encode(small.train_config("transformer", "")))
+    expected = small.pipeline().encode(batch["image"].astype(np.float32) / 127.5 - 1)
+    np.testing.assert_array_equal(encode(params["tokenizer"], batch["image"]), expected)
+
+
+def test_a_step_is_a_function_of_the_seed_and_its_number(params, batch):
+    """A plain gradient step, so that what a step did is its gradient; its dropout is drawn anew every step."""
+    config = small.train_config("transformer", "", ema=0.0)
+    optimizer = optax.sgd(1.0)
+
+    def run(config, number):
+        state = TrainState(jnp.int32(number), params["transformer"], None, optimizer.init(params["transformer"]))
+        after, metrics = steps[config.seed](state, batch, params["tokenizer"])
+        moved = jax.tree.map(lambda a, b: np.asarray(a - b), params["transformer"], after.params)
+        assert int(after.step) == number + 1 and after.ema is None
+        np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(moved))),
+                                   rtol=1e-3)
+        return float(metrics["loss"])
+
+    other = dataclasses.replace(config, seed=4)
+    steps = {c.seed: jax.jit(make_train_step(c, optimizer)) for c in (config, other)}
+    assert run(config, 5) == run(config, 5)
+    assert len({run(config, 5), run(config, 6), run(other, 5)}) == 3
+
+
+def test_microbatches_are_the_batch(params, batch):
+    """Of a model without dropout: the strided halves' gradients have the whole's mean."""
+    still = dataclasses.replace(small.TRANSFORMER, drop_path=0.0, class_dropout=0.0)
+    optimizer, results = optax.sgd(1.0), []
+    for parts in (1, 2):
+        config = small.train_config("transformer", "", transformer=still, ema=0.0, microbatches=parts)
+        state = TrainState(jnp.int32(0), params["transformer"], None, optimizer.init(params["transformer"]))
+        after, metrics = jax.jit(make_train_step(config, optimizer))(state, batch, params["tokenizer"])
+        results.append((after.params, metrics))
+    (whole, whole_metrics), (halves, halves_metrics) = results
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()), halves, whole)
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(halves_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
