@@ -23,11 +23,15 @@ TIMES = ("images_per_s",)  # the one thing in a record that may differ between e
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
-    """Programs are kept between runs, as the command line keeps them."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    """Programs are kept between runs, as the command line keeps them, and compiled fast rather than to be fast."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+                "jax_persistent_cache_min_compile_time_secs": 0.1, "jax_disable_most_optimizations": True}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
     yield
-    jax.config.update("jax_compilation_cache_dir", None)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
