@@ -52,7 +52,7 @@ class Evaluator:
             images = batch["image"][batch["mask"]][:columns]
             rec = _reconstruct(self.config, params, images)
             return pictures.grid(np.concatenate([images / 255, np.asarray(rec)]), columns=len(images))
-        columns = min(columns, self.config.transformer.num_classes)
+        columns = min(columns, len(self.split.class_names))  # classes beyond the data have no title
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
         keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         static = generate.Static(top_k=0, use_top_p=True, guided=True)
