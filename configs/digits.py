@@ -30,7 +30,7 @@ def get_config(arg: str = "d2"):
 
     if arg == "tokenizer":
         config.stage = "tokenizer"
-        config.steps = 200
+        config.steps = 150
         config.optimizer.base_lr = 4e-3
         config.optimizer.schedule = "cosine"
         config.optimizer.warmup_steps = 20
@@ -38,9 +38,9 @@ def get_config(arg: str = "d2"):
         return config
 
     config.stage = "transformer"
-    config.steps = 1500
+    config.steps = 1800
     config.batch_size = 32
-    config.eval_every = config.checkpoint_every = 500
+    config.eval_every = config.checkpoint_every = 900
     config.transformer.depth = depth_of(arg)
     config.transformer.num_classes = 10
     config.transformer.drop_path = 0.0
