@@ -24,6 +24,7 @@ class DataConfig:
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and leave them out;
         otherwise such a file is an error that names it.
       workers: processes that decode images; 0 for threads of the training process.
+      tokens_dir: token cache written by `var-jax tokenize`; with it no image is read and no tokenizer is run.
     """
 
     name: str = "digits"
@@ -34,6 +35,7 @@ class DataConfig:
     resize: Literal["crop", "whole", "pad"] = "crop"
     skip_bad_images: bool = False
     workers: int = 0
+    tokens_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class OptimizerConfig:
     Attributes:
       base_lr: learning rate at batch 256; the rate used is base_lr * batch_size / 256.
       schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the final ratio),
-        "cosine" or "constant".
+        "cosine", "constant", or "cooldown": constant, then 1 - sqrt down to the final ratio over the last
+        `cooldown_steps` (so that runs of several lengths can branch off one constant run).
       warmup_steps, warmup_from: linear from `warmup_from` times the rate.
       final_lr_ratio: last rate over the peak.
       b1, b2, eps: of Adam.
@@ -52,7 +55,8 @@ class OptimizerConfig:
     """
 
     base_lr: float = 1e-4
-    schedule: Literal["lin0", "cosine", "constant"] = "lin0"
+    schedule: Literal["lin0", "cosine", "constant", "cooldown"] = "lin0"
+    cooldown_steps: int = 0
     warmup_steps: int = 0
     warmup_from: float = 0.005
     final_lr_ratio: float = 0.1
@@ -66,7 +70,8 @@ class OptimizerConfig:
     def __post_init__(self):
         require(self.base_lr > 0, "optimizer.base_lr", self.base_lr, "positive")
         require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, "optimizer.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
-        require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        for name in ("warmup_steps", "cooldown_steps"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +94,15 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along the `data` and `model` axes; one of them may be -1, for what is left."""
+    """Devices along the `data` and `model` axes; one of them may be -1, for what is left.
+
+    Attributes:
+      slices: TPU slices joined by the data-centre network; `data` counts the devices of all of them.
+    """
 
     data: int = -1
     model: int = 1
+    slices: int = 1
 
     def __post_init__(self):
         for axis in ("data", "model"):
@@ -119,6 +129,9 @@ class TrainConfig:
         the `tokenizer` section.
       init_from: model directory whose weights the run starts from; a class embedding of another class count
         starts afresh.
+      branch_from, branch_step: workdir of another run of the same model and optimizer, and the step whose whole
+        state (optimizer and average too) this run starts from; it goes on to `steps`.
+      keep_steps: steps whose checkpoints are never deleted, such as those that other runs branch from.
     """
 
     stage: Literal["tokenizer", "transformer"] = "tokenizer"
@@ -135,6 +148,9 @@ class TrainConfig:
     ema: float = 0.0
     tokenizer_dir: str = ""
     init_from: str = ""
+    branch_from: str = ""
+    branch_step: int = 0
+    keep_steps: tuple[int, ...] = ()
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig | None = None
@@ -172,6 +188,7 @@ def default_config() -> config_dict.ConfigDict:
     """
     values = plain(TrainConfig())
     values["tokenizer"]["multipliers"] = TokenizerConfig.multipliers  # flags can override a tuple, not a list
+    values["keep_steps"] = ()
     config = config_dict.ConfigDict(values)
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
     follows = _shared(TokenizerConfig())
