@@ -76,9 +76,32 @@ def test_learning_rate(schedule, warmup):
         np.testing.assert_allclose(rate(step), 2e-4 * factor, rtol=2e-6)
 
 
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
+    steps, length = 101, 40
+    config = OptimizerConfig(base_lr=1e-4, schedule="cooldown", cooldown_steps=length, warmup_steps=warmup,
+                             warmup_from=0.01, final_lr_ratio=0.2)
+    rate = learning_rate(config, steps, 512)
+    for step in range(warmup, steps):
+        over = max(0, step - 60) / length  # steps 61 to 100 are the last 40
+        np.testing.assert_allclose(rate(step), 2e-4 * (1 - 0.8 * math.sqrt(over)), rtol=2e-6)
+
+
+def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
+    def rates(steps, length, count):
+        config = OptimizerConfig(schedule="cooldown", cooldown_steps=length, warmup_steps=5, final_lr_ratio=0.0)
+        return [float(learning_rate(config, steps, 256)(step)) for step in range(count)]
+
+    constant = OptimizerConfig(schedule="constant", warmup_steps=5)
+    trunk = [float(learning_rate(constant, 200, 256)(step)) for step in range(80)]
+    assert rates(100, 20, 80) == rates(200, 40, 80) == rates(80, 0, 80) == trunk
+    assert rates(100, 20, 81)[-1] < trunk[-1] and rates(100, 20, 100)[-1] == 0
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 10)])
-def test_runs_shorter_than_their_schedules_stay_finite(steps, warmup):
-    config = OptimizerConfig(warmup_steps=warmup)
+@pytest.mark.parametrize("schedule", ["lin0", "cooldown"])
+def test_runs_shorter_than_their_schedules_stay_finite(schedule, steps, warmup):
+    config = OptimizerConfig(schedule=schedule, cooldown_steps=2, warmup_steps=warmup)
     rates = [learning_rate(config, steps, 256)(step) for step in range(steps)]
     assert all(0 < rate <= 1.001e-4 for rate in rates)
     assert np.isfinite(weight_decay(config, steps)(0))

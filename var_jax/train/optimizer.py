@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from var_jax.train.config import OptimizerConfig
@@ -29,7 +30,11 @@ def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int) -> opta
 
 
 def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
-    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has the final rate."""
+    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has the final rate.
+
+    "cooldown" falls by 1 - sqrt(share of the cooldown that is over) (Hägele et al. 2024, section 3); until then it is
+    the same for every `steps`, which is what lets runs of several lengths share their constant part.
+    """
     peak = config.base_lr * batch_size / 256
     rest = max(steps - 1 - config.warmup_steps, 1)
     after = {
@@ -37,11 +42,22 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
                                       transition_begin=LIN0_CONSTANT * rest),
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_ratio),
         "constant": optax.constant_schedule(peak),
+        "cooldown": _cooldown(peak, config.final_lr_ratio, rest, config.cooldown_steps),
     }[config.schedule]
     if not config.warmup_steps:
         return after
     warmup = optax.linear_schedule(peak * config.warmup_from, peak, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.Schedule:
+    """`peak` until `length` steps before step `last`, which has `final_ratio` of it."""
+
+    def rate(step):
+        over = jnp.clip((step - (last - length)) / max(length, 1), 0.0, 1.0) if length else 0.0
+        return peak * (1 - (1 - final_ratio) * jnp.sqrt(over))
+
+    return rate
 
 
 def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
