@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from var_jax.config import build
 from var_jax.errors import UserError, did_you_mean
@@ -43,10 +43,10 @@ class Engine(Protocol):
     """A frozen dataclass; its fields, all with defaults, are what `--option KEY=VALUE` sets.
 
     Attributes:
-      jobs: how many of the sweep's runs may be live at a time unless `--jobs` says; 0 leaves it to the scheduler.
+      jobs (of the class): how many of the sweep's runs may be live at a time unless `--jobs` says; 0 leaves it to the scheduler.
     """
 
-    jobs: int
+    jobs: ClassVar[int]
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         """Starts or queues every command; job ids in the same order. Jobs outlive the process that submits them.

@@ -1,0 +1,48 @@
+"""Families of override dicts, {"optimizer.base_lr": 1e-4, ...}, from smaller ones: what `get_sweep` is written with."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from var_jax.errors import UserError
+
+Overrides = dict[str, Any]
+
+
+def sweep(key: str, values: Iterable[Any]) -> list[Overrides]:
+    """One key over several values."""
+    return [{key: value} for value in values]
+
+
+def product(*families: Iterable[Overrides]) -> list[Overrides]:
+    """Every combination of one member of each; the last family varies fastest."""
+    return [_merged(members) for members in itertools.product(*families)]
+
+
+def zip(*families: Iterable[Overrides]) -> list[Overrides]:
+    """Members at the same place, merged.
+
+    Raises:
+      UserError: the families are not equally long.
+    """
+    lists = [list(family) for family in families]
+    if len({len(members) for members in lists}) > 1:
+        raise UserError(f"zip of families of {', '.join(str(len(members)) for members in lists)} members; "
+                        "they must be equally long")
+    return [_merged([members[i] for members in lists]) for i in range(len(lists[0]) if lists else 0)]
+
+
+def chain(*families: Iterable[Overrides]) -> list[Overrides]:
+    """One family after the other."""
+    return [dict(member) for family in families for member in family]
+
+
+def _merged(members: Iterable[Overrides]) -> Overrides:
+    merged: Overrides = {}
+    for member in members:
+        for key, value in member.items():
+            if key in merged and merged[key] != value:
+                raise UserError(f"a sweep sets {key} to {merged[key]!r} and to {value!r} in one run; "
+                                "let one of its families set it")
+            merged[key] = value
+    return merged

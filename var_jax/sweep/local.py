@@ -1,0 +1,73 @@
+"""The engine `local`: subprocesses of this machine."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import ClassVar
+
+import psutil
+from etils import epath
+
+from var_jax.errors import UserError
+from var_jax.sweep.claims import process_alive, process_id
+from var_jax.sweep.engine import RunCommand
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Runs in sessions of their own: neither the end of the sweep's process nor Ctrl-C in its terminal reaches them.
+
+    Output goes to `log.txt` in the run's directory (to nowhere when that is a bucket). Job ids are HOST:PID:BIRTH.
+    """
+
+    jobs: ClassVar[int] = 1
+
+    def submit(self, commands: Sequence[RunCommand]) -> list[str]:
+        jobs: list[str] = []
+        for command in commands:
+            try:
+                jobs.append(_start(command))
+            except OSError as error:
+                for job in jobs:
+                    self.stop(job)
+                raise UserError(f"cannot start run {command.run}: {error.strerror}: {error.filename}") from error
+        return jobs
+
+    def alive(self, job: str) -> bool | None:
+        host, pid, born = _parsed(job)
+        with contextlib.suppress(ChildProcessError):  # not a child of this process, or reaped before
+            os.waitpid(pid, os.WNOHANG)
+        return process_alive(host, pid, born)
+
+    def stop(self, job: str) -> None:
+        host, pid, born = _parsed(job)
+        if process_alive(host, pid, born):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def render(self, commands: Sequence[RunCommand]) -> str:
+        return ""
+
+
+def _start(command: RunCommand) -> str:
+    directory = epath.Path(command.directory)
+    with contextlib.ExitStack() as stack:
+        log = subprocess.DEVNULL
+        if "://" not in command.directory:
+            log = stack.enter_context(open(directory / "log.txt", "ab"))
+        process = subprocess.Popen(command.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   start_new_session=True)
+    try:
+        host, pid, born = process_id(process.pid)
+    except psutil.NoSuchProcess:  # gone and reaped already
+        host, pid, born = "", process.pid, 0.0
+    process.returncode = 0  # `alive` reaps it; the object would warn of a child that it did not wait for
+    return f"{host}:{pid}:{born:.2f}"
+
+
+def _parsed(job: str) -> tuple[str, int, float]:
+    host, pid, born = job.rsplit(":", 2)
+    return host, int(pid), float(born)

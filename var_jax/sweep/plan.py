@@ -1,0 +1,174 @@
+"""A family of override dicts made into runs: resolved, identified, ordered, each with its command."""
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from var_jax.config import differences, plain
+from var_jax.errors import UserError
+from var_jax.scaling import flops
+from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.grid import Overrides
+from var_jax.train.config import TrainConfig
+
+# Keys that are no part of a run's id: how often it tells and saves, on what devices, and where its data lie. They may
+# change between a run and its resumption. A run with another value of any other key is another run.
+VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
+            "tokenizer_dir", "data.workers", "data.data_dir", "data.source_dir", "data.tokens_dir")
+# What a branch may have otherwise than the run it branches from.
+BRANCHING = ("steps", "branch_from", "branch_step", "optimizer.schedule", "optimizer.cooldown_steps",
+             "optimizer.final_lr_ratio")
+ID_DIGITS = 12
+
+Resolve = Callable[[Sequence[str]], TrainConfig]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    Attributes:
+      id: hash of its resolved configuration without `VOLATILE`.
+      label: its overrides that vary in the sweep.
+      config: the resolved configuration.
+      flags: the `--config.KEY=VALUE` of its command.
+      trunk: id of the run that it branches from, or "".
+    """
+
+    id: str
+    label: str
+    config: TrainConfig
+    flags: tuple[str, ...]
+    trunk: str = ""
+
+    @property
+    def own_steps(self) -> int:
+        """Steps that this run takes itself: a branch starts from the steps that its trunk took."""
+        return self.config.steps - self.config.branch_step
+
+    @property
+    def compute(self) -> float:
+        """Exact training FLOPs of the model at its end, its trunk's part included: what a law is fitted against."""
+        return self._a_step * self.config.steps
+
+    @property
+    def own_compute(self) -> float:
+        """Exact training FLOPs that this run costs."""
+        return self._a_step * self.own_steps
+
+    @property
+    def tokens(self) -> int:
+        return self.config.steps * self.config.batch_size * self.config.tokenizer.scales.total
+
+    @property
+    def params(self) -> dict[str, int]:
+        return flops.param_count(self.config.transformer)
+
+    @property
+    def _a_step(self) -> float:
+        return flops.train_flops_per_image(self.config.transformer) * self.config.batch_size
+
+    def command(self, config_file: str, workdir: str, attempt: int) -> RunCommand:
+        directory = f"{workdir.rstrip('/')}/{self.id}"
+        argv = (sys.executable, "-m", "var_jax", "train", "--config", config_file, *self.flags, "--workdir", directory)
+        return RunCommand(self.id, directory, argv, attempt)
+
+
+def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, overrides: Sequence[str] = ()) -> list[Run]:
+    """The runs of a family, each once, trunks before their branches.
+
+    An override `branch_from` is the override dict of the trunk, which becomes a run of the sweep too; its
+    `keep_steps` are the steps that are branched from.
+
+    Args:
+      resolve: the configuration that `--config.KEY=VALUE` flags give.
+      workdir: the sweep's directory.
+      overrides: flags for every run, which win.
+    Raises:
+      UserError: a key or value is wrong, a run is no transformer's, or a branch does not fit its trunk.
+    """
+    if not family:
+        raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
+    runs: dict[str, Run] = {}
+    given: dict[str, Overrides] = {}
+
+    def add(member: Overrides) -> Run:
+        member = dict(member)
+        trunk = None
+        if isinstance(member.get("branch_from"), Mapping):
+            trunk = add(member["branch_from"])
+            member["branch_from"] = f"{workdir.rstrip('/')}/{trunk.id}"
+        flags = (*(f"--config.{key}={_text(value)}" for key, value in member.items()), *overrides)
+        config = resolve(flags)
+        if config.stage != "transformer":
+            raise UserError("a sweep is of transformers; its config has stage 'tokenizer'")
+        if trunk is not None:
+            _require_branch(config, trunk.config)
+        run = Run(run_id(config, trunk.id if trunk else ""), "", config, flags, trunk.id if trunk else "")
+        given.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
+        return runs.setdefault(run.id, run)
+
+    for member in family:
+        add(member)
+    labels = _labels(given)
+    branched = {run.id: sorted({r.config.branch_step for r in runs.values() if r.trunk == run.id} |
+                               set(run.config.keep_steps)) for run in runs.values()}
+    return [dataclasses.replace(
+        run, label=labels[run.id], config=dataclasses.replace(run.config, keep_steps=tuple(branched[run.id])),
+        flags=run.flags + ((f"--config.keep_steps={_text(tuple(branched[run.id]))}",) if branched[run.id] else ()),
+    ) for run in runs.values()]
+
+
+def run_id(config: TrainConfig, trunk: str = "") -> str:
+    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id, not its place."""
+    values = plain(config)
+    for key in VOLATILE:
+        *sections, last = key.split(".")
+        node: Any = values
+        for section in sections:
+            node = node[section]
+        del node[last]
+    if trunk:
+        values["branch_from"] = trunk
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
+
+
+def _require_branch(branch: TrainConfig, trunk: TrainConfig):
+    """Raises UserError unless the branch continues what the trunk does up to the step, and that part is shared."""
+    other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith((*VOLATILE, *BRANCHING))]
+    if other:
+        raise UserError(f"a branch differs from its trunk in more than its end: {'; '.join(other)}")
+    at = branch.branch_step
+    for name, config in (("branch", branch), ("trunk", trunk)):
+        o = config.optimizer
+        if o.schedule not in ("constant", "cooldown"):
+            raise UserError(f"the {name} has optimizer.schedule {o.schedule!r}; runs can share steps under "
+                            "'cooldown' or 'constant' only")
+        if o.weight_decay != o.final_weight_decay:
+            raise UserError(f"the {name} changes its weight decay over the run; runs can share steps only with "
+                            "final_weight_decay equal to weight_decay")
+        constant = config.steps - (o.cooldown_steps if o.schedule == "cooldown" else 0)
+        if not max(1, trunk.branch_step) <= at <= constant:
+            raise UserError(f"branch_step is {at}; the {name} has a constant rate from step "
+                            f"{max(1, trunk.branch_step)} to {constant} only")
+    if at >= branch.steps:
+        raise UserError(f"branch_step is {at}; it must be below the branch's steps {branch.steps}")
+
+
+def _labels(given: Mapping[str, Overrides]) -> dict[str, str]:
+    """By id: the overrides that are not the same in all runs, keys without their sections."""
+    keys = dict.fromkeys(key for member in given.values() for key in member)
+    varied = [k for k in keys if len({_text(member.get(k)) for member in given.values()}) > 1]
+    return {id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in varied if k in member)
+            for id, member in given.items()}
+
+
+def _text(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
