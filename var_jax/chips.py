@@ -1,0 +1,70 @@
+"""Accelerators that the project knows: peak rates and memory, as their makers publish them.
+
+Peaks are of dense bfloat16 products (NVIDIA prints twice that, with sparsity). A link's rate is of one direction:
+the makers' figures a chip are of all links, and of both directions where they say "bidirectional".
+
+Sources, read in November 2026:
+  v4   https://cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1200 GB/s, six ports of a 3-D torus at 2400 Gbit/s
+       in all each way (Jouppi et al. 2023, arXiv 2304.01433, table 4: 50 GB/s a link)
+  v5e  https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, 400 GB/s bidirectional over four
+       ports; data-centre network 6.4 Tbit/s a pod of 256
+  v5p  https://docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB, 2765 GB/s, 1200 GB/s bidirectional over the
+       six ports of a 3-D torus; data-centre network 50 Gbit/s a chip
+  v6e  https://docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1600 GB/s, 800 GB/s bidirectional over four
+       ports; data-centre network 25.6 Tbit/s a pod of 256
+  A100 https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet (network)
+  H100 https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
+  H200 https://www.nvidia.com/en-us/data-center/h200 (SXM) and the DGX H200 data sheet
+  B200 https://www.nvidia.com/en-us/data-center/dgx-b200 (a DGX's figures over its eight GPUs)
+"""
+
+import dataclasses
+import types
+from collections.abc import Mapping
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Attributes:
+      kinds: what JAX calls it (`jax.Device.device_kind`).
+      peak_flops: dense bfloat16 FLOP/s.
+      hbm_bytes, hbm_bandwidth: memory, in bytes and bytes/s.
+      links, link_bandwidth: of the network inside a slice (ICI) or node (NVLink), bytes/s a link and direction.
+      dcn_bandwidth: bytes/s a chip between slices or nodes, each direction; None where the maker gives none.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    peak_flops: float
+    hbm_bytes: float
+    hbm_bandwidth: float
+    links: int
+    link_bandwidth: float
+    dcn_bandwidth: float | None
+
+    @property
+    def interconnect_bandwidth(self) -> float:
+        """Bytes/s of all links together, one direction."""
+        return self.links * self.link_bandwidth
+
+
+_ALL = (
+    Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.2e12, 6, 50e9, None),
+    Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 4, 50e9, 3.125e9),
+    Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 6, 100e9, 6.25e9),
+    Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 4, 100e9, 12.5e9),
+    Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 12, 25e9, 25e9),
+    Chip("H100", ("NVIDIA H100 80GB HBM3",), 989.5e12, 80 * GIB, 3.35e12, 18, 25e9, 50e9),
+    Chip("H200", ("NVIDIA H200",), 989.5e12, 141e9, 4.8e12, 18, 25e9, 50e9),
+    Chip("B200", ("NVIDIA B200",), 2.25e15, 180e9, 8e12, 18, 50e9, 50e9),
+)
+CHIPS: Mapping[str, Chip] = types.MappingProxyType({chip.name: chip for chip in _ALL})
+_BY_KIND = {kind: chip for chip in _ALL for kind in chip.kinds}
+
+
+def for_device_kind(kind: str) -> Chip | None:
+    """The chip of a `jax.Device.device_kind`; None for one that is not in the table (another card of the same name,
+    such as a PCIe one, has other peaks)."""
+    return _BY_KIND.get(kind)
