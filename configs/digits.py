@@ -17,7 +17,7 @@ def get_config(arg: str = "d2"):
     config.data.name = "digits"
     config.data.resize = "whole"
 
-    config.tokenizer.scales = "1,2,3,5,8"
+    config.tokenizer.scales = "1,2,4,8"
     config.tokenizer.in_channels = 1
     config.tokenizer.channels = 16
     config.tokenizer.norm_groups = 8
@@ -30,7 +30,7 @@ def get_config(arg: str = "d2"):
 
     if arg == "tokenizer":
         config.stage = "tokenizer"
-        config.steps = 150
+        config.steps = 170
         config.optimizer.base_lr = 4e-3
         config.optimizer.schedule = "cosine"
         config.optimizer.warmup_steps = 20
@@ -38,9 +38,9 @@ def get_config(arg: str = "d2"):
         return config
 
     config.stage = "transformer"
-    config.steps = 1800
+    config.steps = 2400
     config.batch_size = 32
-    config.eval_every = config.checkpoint_every = 900
+    config.eval_every = config.checkpoint_every = 1200
     config.transformer.depth = depth_of(arg)
     config.transformer.num_classes = 10
     config.transformer.drop_path = 0.0
