@@ -18,7 +18,7 @@ LEVELS = (
     ("convert", "generate", "model_directory"),
     ("pipeline", "scaling"),
     ("train",),
-    ("quickstart", "bench"),
+    ("quickstart", "bench", "sweep"),
     ("cli",),
     ("__main__",),
 )

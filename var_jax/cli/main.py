@@ -18,6 +18,8 @@ COMMANDS = {
     "convert": "published PyTorch weights to a model directory, or back",
     "quickstart": "both stages of a config, samples and a short report, in one go",
     "bench": "time of sampling or training beside the FLOP floor",
+    "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
+    "status": "progress of a sweep or of a run",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
 

@@ -29,7 +29,7 @@ class Claim:
     Attributes:
       attempt: from 1.
       host, pid, born: the process that submitted it; `born` tells it from a later one of the same pid.
-      heartbeat: when the job was last known to exist, seconds since 1970.
+      created, heartbeat: when it was claimed, and when its job was last known to exist; seconds since 1970.
       backend, job: the engine's name, and the job's id once it is submitted.
       after, reached: how the attempt before ended ("" for the first), and the last step that it told.
       abandoned: the submission failed; there is no job.
@@ -39,6 +39,7 @@ class Claim:
     host: str
     pid: int
     born: float
+    created: float
     heartbeat: float
     backend: str
     job: str = ""
@@ -66,7 +67,8 @@ def process_alive(host: str, pid: int, born: float) -> bool | None:
 def create(run: epath.Path, attempt: int, backend: str, after: str = "", reached: int = 0) -> Claim | None:
     """The claim of an attempt in this process's name, or None when another process has it."""
     host, pid, born = process_id(os.getpid())
-    claim = Claim(attempt, host, pid, born, time.time(), backend, after=after, reached=reached)
+    now = time.time()
+    claim = Claim(attempt, host, pid, born, now, now, backend, after=after, reached=reached)
     (run / "claims").mkdir(parents=True, exist_ok=True)
     return claim if create_exclusively(_path(run, attempt), _text(claim)) else None
 
@@ -86,7 +88,8 @@ def read(run: epath.Path) -> list[Claim]:
         try:
             found.append(Claim(**json.loads(path.read_text())))
         except (ValueError, TypeError):
-            found.append(Claim(int(path.stem), "", 0, 0.0, path.stat().mtime, ""))
+            written = path.stat().mtime
+            found.append(Claim(int(path.stem), "", 0, 0.0, written, written, ""))
     return found
 
 

@@ -43,7 +43,8 @@ class Engine(Protocol):
     """A frozen dataclass; its fields, all with defaults, are what `--option KEY=VALUE` sets.
 
     Attributes:
-      jobs (of the class): how many of the sweep's runs may be live at a time unless `--jobs` says; 0 leaves it to the scheduler.
+      jobs (of the class): how many of the sweep's runs may be live at a time unless `--jobs` says; 0 for no bound but
+        the scheduler's own.
     """
 
     jobs: ClassVar[int]

@@ -1,0 +1,124 @@
+"""Progress of a sweep or of a single run, from their files alone."""
+
+import dataclasses
+import datetime
+import json
+from typing import Any
+
+from etils import epath
+
+from var_jax import chips
+from var_jax.errors import UserError
+from var_jax.sweep import runs
+from var_jax.sweep.claims import Claim
+from var_jax.sweep.engine import ENGINES
+from var_jax.sweep.local import Local
+from var_jax.sweep.table import aligned
+
+HEADER = ("run", "overrides", "state", "step", "done", "ETA", "MFU", "loss", "restarts")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Progress of one run.
+
+    Attributes:
+      state: see `runs.Observed`.
+      step, steps, first: reached, wanted, and where it started (a branch: where it left its trunk).
+      eta: seconds left, or None.
+      mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not known.
+      loss: the last training loss, or None.
+      restarts: how often it was started again.
+      compute: exact FLOPs of its own steps, or None.
+    """
+
+    id: str
+    label: str
+    state: str
+    step: int
+    steps: int | None
+    first: int
+    eta: float | None
+    mfu: float | None
+    loss: float | None
+    restarts: int
+    compute: float | None
+
+    @property
+    def share(self) -> float:
+        """Of its own steps that are done."""
+        if self.state == "done":
+            return 1.0
+        return max(0.0, (self.step - self.first) / (self.steps - self.first)) if self.steps else 0.0
+
+
+def read(directory: epath.PathLike) -> list[Row]:
+    """The runs of a sweep's directory, or the one run of a workdir.
+
+    Raises:
+      UserError: it is neither.
+    """
+    path = epath.Path(directory)
+    if (path / "status.json").exists():
+        return [_row(path, {})]
+    planned = {run["id"]: run for run in _json(path / "sweep.json").get("runs", [])}
+    others = sorted(entry.name for entry in path.iterdir() if (entry / "status.json").exists()) if path.is_dir() else []
+    if not planned and not others:
+        raise UserError(f"{directory} is neither a sweep's directory (no sweep.json) nor a run's (no status.json)")
+    return [_row(path / id, planned.get(id, {})) for id in dict.fromkeys([*planned, *others])]
+
+
+def lines(rows: list[Row]) -> list[str]:
+    """The table, and for several runs a line that sums up."""
+    cells = [[row.id, row.label, row.state, f"{row.step}/{row.steps or '?'}", f"{row.share:.0%}", _span(row.eta),
+              "" if row.mfu is None else f"{row.mfu:.1%}", "" if row.loss is None else f"{row.loss:.4g}",
+              str(row.restarts)] for row in rows]
+    table = aligned([HEADER, *cells], left=3)
+    if len(rows) > 1:
+        states = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+        summary = ", ".join(f"{count} {state}" for state, count in states.items())
+        if all(row.compute for row in rows):
+            whole = sum(row.compute or 0.0 for row in rows)
+            done = sum((row.compute or 0.0) * row.share for row in rows)
+            summary += f"; {done:.3g} of {whole:.3g} FLOPs, {done / whole:.0%}"
+        table.append(summary)
+    return table
+
+
+def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
+    one = runs.observe(directory, _alive)
+    status = one.status
+    speed = status.get("images_per_s") if one.live else None
+    return Row(
+        id=directory.name, label=planned.get("label", ""), state=one.state,
+        step=one.step, steps=status.get("steps") or planned.get("steps"), first=planned.get("first_step", 0),
+        eta=status.get("eta_s") if one.state == "running" else None,
+        mfu=_mfu(_json(directory / "meta.json"), speed), loss=status.get("loss"),
+        restarts=max(status.get("restarts") or 0, sum(not c.abandoned for c in one.claims) - 1),
+        compute=planned.get("own_compute"))
+
+
+def _alive(claim: Claim) -> bool | None:
+    """Processes of this machine are looked at; schedulers are not asked, as they may be slow or far."""
+    return Local().alive(claim.job) if ENGINES.get(claim.backend) == ENGINES["local"] else None
+
+
+def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:
+    devices = meta.get("devices", {})
+    chip = chips.for_device_kind(devices.get("kind", ""))
+    if chip is None or not images_per_s or "flops_per_image" not in meta:
+        return None
+    return meta["flops_per_image"]["exact"] * images_per_s / (chip.peak_flops * devices["count"])
+
+
+def _span(seconds: float | None) -> str:
+    return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+    """A JSON object; {} when it is not there or not readable."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
