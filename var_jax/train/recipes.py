@@ -1,4 +1,7 @@
-"""The published training recipes on ImageNet (VAR, appendix; the released code), applied to a ConfigDict."""
+"""Training recipes that several configs share, applied to a ConfigDict.
+
+Those on ImageNet are the published ones (VAR, appendix; the released code), those on small grey images are ours.
+"""
 
 from typing import NamedTuple
 
@@ -80,6 +83,37 @@ def imagenet_tokenizer(config: config_dict.ConfigDict):
     config.optimizer.weight_decay = config.optimizer.final_weight_decay = 0.005
     config.optimizer.clip = 10.0
     config.optimizer.warmup_steps = config.steps // 100
+
+
+def small_grey_config() -> config_dict.ConfigDict:
+    """The defaults for small grey images, with a tokenizer that two CPU cores train in minutes."""
+    config = default_config()
+    config.batch_size = 64
+    config.tokenizer.in_channels = 1
+    config.tokenizer.norm_groups = 8
+    config.tokenizer.blocks = 1
+    config.tokenizer.attention = False
+    config.tokenizer.mid_attention = False
+    config.tokenizer.z_channels = 16
+    return config
+
+
+def small_tokenizer(config: config_dict.ConfigDict):
+    """The first stage of runs of minutes: a high rate (1e-3 at batch 64) and a short warm-up."""
+    config.stage = "tokenizer"
+    config.optimizer.base_lr = 4e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 20
+    config.optimizer.b2 = 0.99
+
+
+def small_transformer(config: config_dict.ConfigDict, depth: int):
+    """The second stage of runs of minutes, which leaves the rate and the warm-up to the config."""
+    config.stage = "transformer"
+    config.transformer.depth = depth
+    config.transformer.drop_path = 0.0
+    config.transformer.init_adaln_gamma = 0.5  # the published 1e-3 is for long runs of deep models
+    config.optimizer.schedule = "cosine"
 
 
 def set_epochs(config: config_dict.ConfigDict, batch_size: int, epochs: int):
