@@ -16,7 +16,7 @@ from var_jax import convert
 from var_jax.config import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
-from var_jax.published import abstract, entries
+from var_jax.published import abstract, buffers, entries
 from var_jax.torch_file import read_tensors
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -95,6 +95,36 @@ def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name)
         assert entry.inward(np.broadcast_to(np.float32(0), entry.shape)).shape == entry.ours
 
 
+@pytest.mark.parametrize("name", ["d16", "vae_d16"])
+def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
+    scales = Scales.parse(SCALES_256)
+    config = TokenizerConfig(scales=scales) if name.startswith("vae") else TransformerConfig(depth=16, scales=scales)
+    found = buffers(config)
+    weights = {entry.key: entry.shape for entry in entries(config)}
+    assert not weights.keys() & found.keys()
+    both = weights | {key: array.shape for key, array in found.items()}
+    assert both == {key: tuple(shape) for key, shape in RELEASED[name].items()}
+
+
+def test_buffers_are_those_of_the_published_constructors():
+    params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
+    model = ModelConfig(TOKENIZER, TRANSFORMER)
+    weights, whole = convert.to_torch(model, params), convert.to_torch(model, params, with_buffers=True)
+    added = {key: array for part, with_them in zip(weights, whole, strict=True) for key, array in with_them.items()
+             if key not in part}
+    level = np.repeat([0, 1, 2], [1, 4, 9])
+    levels = added.pop("lvl_1L")
+    assert levels.dtype == np.int64
+    np.testing.assert_array_equal(levels, level[None])
+    np.testing.assert_array_equal(added.pop("quantize.ema_vocab_hit_SV"), np.zeros((3, 16)))
+    bias = added.pop("attn_bias_for_masking")
+    assert bias.dtype == np.float32 and bias.shape == (1, 1, 14, 14)
+    np.testing.assert_array_equal(bias[0, 0], np.where(level[:, None] >= level, 0, -np.inf))
+    assert_same(added, {f"blocks.{n}.attn.zero_k_bias": np.zeros(24) for n in range(2)})
+    assert_same(convert.from_torch(*whole, scales=SCALES)[1], params)
+    assert convert.to_torch(ModelConfig(TOKENIZER), params, with_buffers=True)[1] is None
+
+
 @pytest.mark.parametrize("changes, key", [
     ({"phi": 1}, "quantize.quant_resi.qresi.weight"),
     ({"phi": 0}, "quantize.quant_resi.2.bias"),
@@ -167,6 +197,29 @@ def test_one_phi_a_scale_tells_the_number_of_scales():
     state = convert.tokenizer_to_torch(config, random_params(config))
     with pytest.raises(UserError, match="scales is 1,3; it must be 3 sizes"):
         convert.tokenizer_from_torch(state, Scales.parse("1,3"))
+
+
+def test_norm_groups_are_given_since_no_weight_tells_them():
+    config = dataclasses.replace(TOKENIZER, channels=16, norm_groups=8)
+    state = convert.tokenizer_to_torch(config, random_params(config))
+    assert convert.from_torch(state, scales=SCALES, norm_groups=8)[0] == ModelConfig(config)
+    with pytest.raises(UserError, match="tokenizer.norm_groups is 32; it must be a divisor of every level's width"):
+        convert.from_torch(state, scales=SCALES)
+
+
+@pytest.mark.parametrize(("tokenizer", "transformer"), [
+    ({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})])
+def test_what_the_weights_do_not_tell_is_what_brings_a_model_back(tokenizer, transformer):
+    config = ModelConfig(dataclasses.replace(TOKENIZER, **tokenizer),
+                         None if transformer is None else dataclasses.replace(TRANSFORMER, drop_path=-1, **transformer))
+    params = {"tokenizer": random_params(config.tokenizer)}
+    if config.transformer:
+        params["transformer"] = random_params(config.transformer)
+    given = convert.untold(config)
+    found, _ = convert.from_torch(*convert.to_torch(config, params), scales=Scales.parse(given.pop("scales")), **given)
+    assert found == config
+    assert set(given) == {"codes": {"cosine_codes", "num_heads"}, "norm_groups": {"norm_groups"}}.get(
+        next(iter(tokenizer), ""), set())
 
 
 def test_the_number_of_heads_is_asked_for_only_where_it_must_be():

@@ -15,25 +15,16 @@ from var_jax import torch_file
 from var_jax.config import DType, ModelConfig, TokenizerConfig, TransformerConfig, require
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
-from var_jax.published import abstract, entries
+from var_jax.published import CODE_HITS, abstract, buffers, entries
 
 State = dict[str, np.ndarray]
 Source = Mapping[str, np.ndarray] | str | os.PathLike
 LISTED = 12  # names in one message
 
-# Buffers, which the published constructors fill by themselves. They are skipped by name, but their shapes must fit.
-BUFFERS = {
-    TokenizerConfig: {
-        r"quantize\.ema_vocab_hit_SV": lambda c: (None, c.vocab_size)},  # of any number of scales, as published
-    TransformerConfig: {
-        r"lvl_1L": lambda c: (1, c.scales.total),
-        r"attn_bias_for_masking": lambda c: (1, 1, c.scales.total, c.scales.total),
-        r"blocks\.\d+\.attn\.zero_k_bias": lambda c: (c.width,)},
-}
-
 
 def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: Scales, num_heads: int | None = None,
-               cosine_codes: bool = False, dtype: DType = "float32") -> tuple[ModelConfig, dict[str, Any]]:
+               cosine_codes: bool = False, norm_groups: int = TokenizerConfig.norm_groups,
+               dtype: DType = "float32") -> tuple[ModelConfig, dict[str, Any]]:
     """A whole model from published weights: the configuration, and {"tokenizer": ..., "transformer": ...}.
 
     Args:
@@ -42,24 +33,25 @@ def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: 
       scales: token-map sizes, coarse to fine.
       num_heads: needed only without QK-norm, where the weights do not tell it.
       cosine_codes: codes are searched by cosine.
+      norm_groups: groups of the tokenizer's GroupNorms, which the weights do not tell; 32 in the published code.
       dtype: what the weights are stored in, "float32" or "bfloat16".
     Returns:
       the configuration and nested dicts of numpy arrays.
     Raises:
       UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not fit the weights.
     """
-    ours, params = tokenizer_from_torch(tokenizer, scales, cosine_codes, dtype)
+    ours, params = tokenizer_from_torch(tokenizer, scales, cosine_codes, dtype, norm_groups)
     if transformer is None:
         return ModelConfig(ours), {"tokenizer": params}
     theirs, weights = transformer_from_torch(transformer, ours, num_heads, dtype)
     return ModelConfig(ours, theirs), {"tokenizer": params, "transformer": weights}
 
 
-def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False,
-                         dtype: DType = "float32") -> tuple[TokenizerConfig, dict[str, Any]]:
+def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False, dtype: DType = "float32",
+                         norm_groups: int = TokenizerConfig.norm_groups) -> tuple[TokenizerConfig, dict[str, Any]]:
     """The tokenizer's part of `from_torch`."""
     weights = Weights(source, "the tokenizer", "trainer.vae_local.")
-    config = tokenizer_config(weights, scales, cosine_codes, dtype)
+    config = tokenizer_config(weights, scales, cosine_codes, dtype, norm_groups)
     return config, _load(config, weights)
 
 
@@ -71,10 +63,33 @@ def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads
     return config, _load(config, weights)
 
 
-def to_torch(config: ModelConfig, params: Mapping[str, Any]) -> tuple[State, State | None]:
-    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing transformer."""
-    transformer = config.transformer and transformer_to_torch(config.transformer, params["transformer"])
-    return tokenizer_to_torch(config.tokenizer, params["tokenizer"]), transformer
+def to_torch(config: ModelConfig, params: Mapping[str, Any], with_buffers: bool = False) -> tuple[State, State | None]:
+    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing transformer.
+
+    Args:
+      with_buffers: beside the weights, also what the published modules hold as buffers and released checkpoints
+        contain, so that `load_state_dict` takes the dicts as strictly as it can.
+    """
+    tokenizer, transformer = tokenizer_to_torch(config.tokenizer, params["tokenizer"]), None
+    if config.transformer:
+        transformer = transformer_to_torch(config.transformer, params["transformer"])
+    if with_buffers:
+        tokenizer |= buffers(config.tokenizer)
+        transformer = transformer and transformer | buffers(config.transformer)
+    return tokenizer, transformer
+
+
+def untold(config: ModelConfig) -> dict[str, Any]:
+    """What published weights do not tell of a model: the keywords that bring it back through `from_torch`."""
+    c, t = config.tokenizer, config.transformer
+    found: dict[str, Any] = {"scales": str(c.scales)}
+    if c.norm_groups != TokenizerConfig.norm_groups:
+        found["norm_groups"] = c.norm_groups
+    if c.codes == "cosine":
+        found["cosine_codes"] = True
+    if t and not t.qk_norm:
+        found["num_heads"] = t.heads
+    return found
 
 
 def tokenizer_to_torch(config: TokenizerConfig, params: Mapping[str, Any]) -> State:
@@ -90,8 +105,6 @@ def transformer_to_torch(config: TransformerConfig, params: Mapping[str, Any]) -
 def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray],
                 transformer: Mapping[str, np.ndarray] | None = None):
     """Writes what `to_torch` gave as `tokenizer.safetensors` and `transformer.safetensors` into a directory.
-
-    They hold weights only: the published models fill their buffers themselves, and load these with `strict=False`.
 
     Raises:
       UserError: the directory cannot be written.
@@ -152,7 +165,8 @@ class Weights:
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
-def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: DType) -> TokenizerConfig:
+def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: DType,
+                     norm_groups: int = TokenizerConfig.norm_groups) -> TokenizerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
@@ -170,8 +184,9 @@ def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype
         scales=scales, in_channels=in_channels, channels=channels, multipliers=tuple(w // channels for w in widths),
         blocks=weights.count(r"encoder\.down\.0\.block\.(\d+)\."),
         attention=f"encoder.down.{levels - 1}.attn.0.qkv.weight" in weights.shapes,
-        mid_attention="encoder.mid.attn_1.qkv.weight" in weights.shapes, z_channels=z_channels, vocab_size=vocab,
-        phi=phi, codes="cosine" if cosine_codes else "euclidean", param_dtype=dtype)
+        mid_attention="encoder.mid.attn_1.qkv.weight" in weights.shapes, norm_groups=norm_groups,
+        z_channels=z_channels, vocab_size=vocab, phi=phi,
+        codes="cosine" if cosine_codes else "euclidean", param_dtype=dtype)
 
 
 def transformer_config(weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None,
@@ -206,9 +221,11 @@ def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tupl
     """
     wanted = {entry.key: entry.shape for entry in entries(config)}
     problems = {"misses": [key for key in wanted if key not in shapes], "has unknown": [], "has wrong shapes:": []}
-    buffers = BUFFERS[type(config)].items()
+    skipped = {key: array.shape for key, array in buffers(config).items()}
+    if CODE_HITS in skipped:  # of any number of scales, as published: one tokenizer serves several
+        skipped[CODE_HITS] = (None, *skipped[CODE_HITS][1:])
     for key, shape in shapes.items():
-        right = wanted.get(key) or next((fits(config) for pattern, fits in buffers if re.fullmatch(pattern, key)), None)
+        right = wanted.get(key, skipped.get(key))
         if right is None:
             problems["has unknown"].append(key)
         elif len(right) != len(shape) or any(r not in (None, s) for r, s in zip(right, shape, strict=True)):

@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from var_jax.config import TokenizerConfig, TransformerConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
+from var_jax.ops import masks
 
 CONV, SAME = "o i h w -> h w i o", "c -> c"
 LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
@@ -79,6 +80,7 @@ FIELDS = {
     "layer": "conv[12]|nin_shortcut|qkv|proj_out", "norm": "norm[12]?", "way": "down|up", "kind": "block|attn",
     "i": r"\d+", "j": r"\d+", "mlp": "fc[12]",
 }
+CODE_HITS = "quantize.ema_vocab_hit_SV"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +140,19 @@ def entries(config: TokenizerConfig | TransformerConfig, parameters: Mapping[str
         for n in range(leaf.shape[0]) if stacked else (None,):
             found.append(Entry(path, n, template.replace("{n}", str(n)), shape, ours, layout))
     return found
+
+
+def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray]:
+    """{published key: array} of what released checkpoints hold beside weights, as the published constructors fill it.
+
+    The running count of code hits is what a fresh tokenizer has, zero: it is a statistic of training.
+    """
+    if isinstance(config, TokenizerConfig):
+        return {CODE_HITS: np.zeros((len(config.scales), config.vocab_size), np.float32)}
+    bias = np.where(masks.block_causal(config.scales), np.float32(0), np.float32(-np.inf))
+    zero_k = {f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32) for n in range(config.depth)}
+    levels = config.scales.level_ids.astype(np.int64)
+    return {"lvl_1L": levels[None], "attn_bias_for_masking": bias[None, None], **zero_k}
 
 
 def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ example:
 """
 
 import argparse
+from typing import Any
 
 from var_jax.config import require
 
@@ -17,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--scales", help="token-map sizes, coarse to fine, such as 1,2,3,4")
     parser.add_argument("--num-heads", type=int, help="needed without QK-norm only")
     parser.add_argument("--cosine-codes", action="store_true", help="codes are searched by cosine")
+    parser.add_argument("--norm-groups", type=int, default=32,
+                        help="groups of the tokenizer's GroupNorms, which its weights do not tell (default 32)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
                         help="what weights are stored in (default float32)")
     parser.add_argument("--to-torch", action="store_true",
@@ -33,11 +36,19 @@ def run(args: argparse.Namespace) -> int:
     from var_jax import Pipeline, convert
 
     if args.to_torch:
-        states = Pipeline.from_pretrained(args.model).to_torch()
-        convert.write_torch(args.out, *states)
+        model = Pipeline.from_pretrained(args.model)
+        needed = " ".join(_flag(name, value) for name, value in convert.untold(model.config).items())
+        convert.write_torch(args.out, *model.to_torch(with_buffers=True))
+        print(f"written to {args.out}; `convert` brings it back with {needed}")
     else:
         model = Pipeline.from_torch(args.tokenizer, args.transformer, scales=args.scales, num_heads=args.num_heads,
-                                    cosine_codes=args.cosine_codes, dtype=args.dtype)
+                                    cosine_codes=args.cosine_codes, norm_groups=args.norm_groups, dtype=args.dtype)
         model.save(args.out)
-    print(f"written to {args.out}")
+        print(f"written to {args.out}")
     return 0
+
+
+def _flag(name: str, value: Any) -> str:
+    """A keyword of `from_torch` as it is given on the command line."""
+    flag = f"--{name.replace('_', '-')}"
+    return flag if value is True else f"{flag} {value}"
