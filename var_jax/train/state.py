@@ -1,6 +1,6 @@
 """The training state, and how it comes to be without ever lying unsharded on one device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config import require
@@ -33,21 +34,38 @@ class TrainState:
     opt_state: Any
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The (data, model) mesh over all devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The (data, model) mesh over all devices; of several slices, the data axis is what goes between them.
 
+    Args:
+      devices: by default all there are; those of a topology description may be compiled for without being there.
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or the slices are not as many as the config says.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": config.data, "model": config.model}
     for axis, size in sizes.items():
         if size == -1:
-            sizes[axis] = devices // int(np.prod([s for a, s in sizes.items() if a != axis]))
-    require(sizes["data"] * sizes["model"] == devices, "mesh", f"{config.data} x {config.model}",
-            f"of as many devices as there are, {devices}")
+            sizes[axis] = len(devices) // int(np.prod([s for a, s in sizes.items() if a != axis]))
+    data, model = sizes["data"], sizes["model"]
+    require(data * model == len(devices), "mesh", f"{config.data} x {config.model}",
+            f"of as many devices as there are, {len(devices)}")
     # Auto: the compiler places what we do not; Linen's partitioning under scan fails with explicit axes.
-    return jax.make_mesh((sizes["data"], sizes["model"]), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    return Mesh(_arranged(config.slices, data, model, devices), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _arranged(slices: int, data: int, model: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices as (data, model), neighbours on an axis near each other in the network."""
+    found = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == found == 1:
+        return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
+    # Where the backend knows no slices (CPU, GPU), a slice is what one process holds.
+    by_process = found == 1
+    found = len({device.process_index for device in devices}) if by_process else found
+    require(slices == found, "mesh.slices", slices, f"the number of slices there are, {found}")
+    require(data % slices == 0, "mesh.data", data, f"a multiple of mesh.slices {slices}")
+    return mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), devices,
+                                                process_is_granule=by_process, allow_split_physical_axes=True)
 
 
 def init_params(config: TrainConfig) -> Callable[[jax.Array], Any]:
