@@ -113,7 +113,7 @@ def hopeless(observed: Observed, max_restarts: int) -> str:
 def last_words(run: epath.Path) -> str:
     """The last line of what a run printed, where its engine kept it."""
     try:
-        lines = (run / "log.txt").read_text(errors="replace").split("\n")
+        lines = (run / "log.txt").read_bytes().decode(errors="replace").splitlines()
     except OSError:
         return ""
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

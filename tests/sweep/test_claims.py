@@ -1,0 +1,70 @@
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from etils import epath
+
+from var_jax.sweep import claims
+
+
+def test_one_of_many_submitters_gets_the_claim(tmp_path):
+    run = epath.Path(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        won = [c for c in pool.map(lambda _: claims.create(run, 1, "local"), range(64)) if c is not None]
+    assert len(won) == 1 and claims.read(run) == won
+
+
+def test_one_of_two_processes_gets_the_claim(tmp_path):
+    code = ("import sys, time; from etils import epath; from var_jax.sweep import claims; time.sleep(max(0, "
+            "float(sys.argv[2]) - time.time())); print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)")
+    begin = str(time.time() + 2.5)
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), begin], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["False", "True"]
+
+
+def test_later_attempts_keep_the_history(tmp_path):
+    run = epath.Path(tmp_path)
+    first = claims.create(run, 1, "local")
+    first = claims.replace(run, first, job="host:1:2.0")
+    second = claims.create(run, 2, "slurm", after="preempted", reached=30)
+    assert claims.read(run) == [first, second]
+    assert (first.host, first.pid, second.after, second.reached) == (os.uname().nodename, os.getpid(), "preempted", 30)
+    assert claims.create(run, 2, "local") is None
+
+
+def test_a_claim_cut_short_still_stands(tmp_path):
+    run = epath.Path(tmp_path)
+    claims.create(run, 1, "local")
+    (tmp_path / "claims" / "0001.json").write_text("")
+    (found,) = claims.read(run)
+    assert found.attempt == 1 and found.job == "" and abs(found.heartbeat - time.time()) < 60
+    assert claims.create(run, 1, "local") is None
+
+
+def test_a_process_and_not_a_later_one_of_its_pid():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    host, pid, born = claims.process_id(process.pid)
+    assert claims.process_alive(host, pid, born)
+    assert claims.process_alive(host, pid, born - 60) is False
+    assert claims.process_alive("elsewhere", pid, born) is None
+    process.stdin.close()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+    assert claims.process_alive(host, pid, born) is False
+    process.wait()
+    assert claims.process_alive(host, pid, born) is False
+
+
+def test_a_bucket_creates_on_condition():
+    """fsspec's own file system in memory stands for a bucket's: the same call, the same error."""
+    pytest.importorskip("fsspec")
+    path = "memory://sweep-test/claims/0001.json"
+    assert claims.create_exclusively(path, json.dumps({"a": 1}))
+    assert not claims.create_exclusively(path, json.dumps({"a": 2}))
+    import fsspec
+
+    assert json.loads(fsspec.filesystem("memory").cat("/sweep-test/claims/0001.json")) == {"a": 1}

@@ -1,0 +1,175 @@
+"""Whole sweeps of stub runs, in processes that are killed on the way."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep import drive
+
+from var_jax.errors import UserError
+from var_jax.scaling import table
+from var_jax.sweep import driver
+
+DRIVE = str(Path(drive.__file__))
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    """Sets what the stub does."""
+    def tell(**plan):
+        monkeypatch.setenv("STUB_PLAN", drive.plan_file(tmp_path / "plan.json", **plan))
+
+    tell()
+    return tell
+
+
+def run(sweep: driver.Sweep, **settings) -> tuple[dict[str, str], list[str]]:
+    said: list[str] = []
+    return driver.drive(sweep, interval=0.05, say=said.append, **settings), said
+
+
+def starts(sweep: driver.Sweep) -> list[int]:
+    return [len((sweep.directory(r.id) / "starts").read_text().split()) for r in sweep.runs]
+
+
+def states(sweep: driver.Sweep) -> list[str]:
+    return [sweep.observe(r.id).state for r in sweep.runs]
+
+
+def wait_for(holds, seconds: float = 30):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+def test_every_run_is_started_once_and_done(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep")
+    given_up, said = run(sweep)
+    assert given_up == {} and states(sweep) == ["done"] * 6 and starts(sweep) == [1] * 6
+    assert sum(line.endswith("done") for line in said) == 6
+    runs = table.read(str(tmp_path / "sweep")).finals()
+    assert sorted(runs["tokens"]) == [200] * 3 + [400] * 3 and runs.dropped == ()
+    assert run(sweep)[0] == {} and starts(sweep) == [1] * 6  # once more: nothing to do
+
+
+def test_a_branch_starts_while_its_trunk_goes_on(stub, tmp_path):
+    stub(pause=0.05)
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1)
+    _, said = run(sweep)
+    trunk, branch = (r.id for r in sweep.runs)
+    order = [(line.split()[0], line.split(": ")[1].split()[0].rstrip(",")) for line in said]
+    assert order.index((branch, "running")) < order.index((trunk, "done"))
+    assert starts(sweep) == [1, 1]  # the stub refuses a branch whose trunk has not got there
+
+
+def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
+    stub(pause=0.01)
+    sweep = drive.sweep(tmp_path / "sweep", jobs=2, branches=False, seeds=4)
+    assert run(sweep)[0] == {} and states(sweep) == ["done"] * 4
+    claims = [json.loads((sweep.directory(r.id) / "claims" / "0001.json").read_text()) for r in sweep.runs]
+    done = [os.stat(sweep.directory(r.id) / "status.json").st_mtime for r in sweep.runs]
+    begun = [claim["created"] for claim in claims]
+    assert all(sum(b <= t and t < d for b, d in zip(begun, done, strict=True)) <= 2 for t in begun)
+
+
+def test_a_killed_run_is_started_again_and_resumes(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
+    first, second = (r.id for r in sweep.runs)
+    stub(wrong={first: {"vanishes_at": 17, "times": 1}, second: {"fails_at": 9, "times": 1}})
+    given_up, said = run(sweep)
+    assert given_up == {} and starts(sweep) == [2, 2] and states(sweep) == ["done"] * 2
+    assert any(line.startswith(f"{first} ") and "dead at step 17" in line for line in said)
+    assert any(line.startswith(f"{second} ") and "failed at step 9 (loss of step 9 is nan)" in line for line in said)
+    records = [json.loads(line) for line in (sweep.directory(first) / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [40]
+
+
+def test_a_run_that_fails_twice_at_a_step_is_given_up_and_named_with_its_branches(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep", seeds=2)
+    bad, good, bad_branch, _ = (r.id for r in sweep.runs)
+    stub(wrong={bad: {"fails_at": 9}})
+    given_up, said = run(sweep)
+    assert given_up == {bad: "it failed twice at step 9",
+                        bad_branch: f"its trunk {bad} was given up before step 16"}
+    assert states(sweep) == ["failed", "done", "new", "done"]
+    assert not sweep.directory(bad_branch).exists() and any("given up" in line for line in said)
+    assert run(sweep)[0] == given_up and (sweep.directory(bad) / "starts").read_text().count("\n") == 2
+    stub()
+    assert run(sweep, retry=True)[0] == {} and states(sweep) == ["done"] * 4
+
+
+def test_restarts_are_bounded(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False, max_restarts=0)
+    stub(wrong={sweep.runs[0].id: {"vanishes_at": 7}})
+    assert run(sweep)[0] == {sweep.runs[0].id: "it ended 1 times without being done"}
+    assert starts(sweep) == [1]
+
+
+def test_the_sweeps_process_can_be_killed_and_started_again(stub, tmp_path):
+    stub(pause=0.1)
+    sweep = drive.sweep(tmp_path / "sweep", seeds=2)
+    process = subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"])
+    wait_for(lambda: states(sweep)[:2] == ["running"] * 2)
+    process.kill()
+    process.wait()
+    assert states(sweep)[:2] == ["running"] * 2  # they go on
+    killed = int((sweep.directory(sweep.runs[0].id) / "starts").read_text())
+    os.kill(killed, signal.SIGKILL)
+    given_up, said = run(sweep)
+    assert given_up == {} and states(sweep) == ["done"] * 4 and starts(sweep) == [2, 1, 1, 1]
+    assert any("running" in line and line.startswith(sweep.runs[1].id) for line in said)
+
+
+def test_two_submitters_start_no_run_twice(stub, tmp_path):
+    stub(pause=0.02)
+    sweep = drive.sweep(tmp_path / "sweep")
+    both = [subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert states(sweep) == ["done"] * 6 and starts(sweep) == [1] * 6
+
+
+def test_stop_asks_live_runs_to_save_and_the_next_sweep_goes_on(stub, tmp_path):
+    stub(pause=0.1)
+    sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
+    process = subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"])
+    wait_for(lambda: states(sweep) == ["running"] * 2)
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    assert sorted(driver.stop(sweep)) == sorted(r.id for r in sweep.runs)
+    wait_for(lambda: states(sweep) == ["preempted"] * 2)
+    assert driver.stop(sweep) == []
+    stub()
+    assert run(sweep)[0] == {} and starts(sweep) == [2, 2]
+
+
+def test_an_engine_that_refuses_leaves_every_run_to_be_started(stub, tmp_path):
+    class Refusing(drive.Stub):
+        def submit(self, commands):
+            raise UserError("no partition tpu")
+
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False)
+    for _ in range(3):
+        with pytest.raises(UserError, match="no partition tpu"):
+            run(dataclasses.replace(sweep, engine=Refusing()))
+    assert states(sweep) == ["new"]
+    assert run(sweep)[0] == {} and starts(sweep) == [1]
+
+
+def test_the_plan_is_written_whole(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1)
+    driver.write_plan(sweep, ["--config.seed=1"])
+    plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    trunk, branch = plan["runs"]
+    assert (plan["backend"], plan["overrides"], branch["trunk"]) == ("local", ["--config.seed=1"], trunk["id"])
+    assert (branch["steps"], branch["first_step"], trunk["first_step"]) == (20, 16, 0)
+    assert branch["own_compute"] == pytest.approx(branch["compute"] / 5) and trunk["params"]["total"] > 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the sweep's directory"):
+        driver.write_plan(drive.sweep(tmp_path / "file"), [])

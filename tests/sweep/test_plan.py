@@ -1,0 +1,131 @@
+import dataclasses
+
+import pytest
+import small
+from ml_collections import config_dict
+
+from var_jax.config import plain
+from var_jax.errors import UserError
+from var_jax.scaling import flops
+from var_jax.sweep import plan
+from var_jax.train.config import OptimizerConfig, TrainConfig, from_config_dict
+
+OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
+BASE = TrainConfig(stage="transformer", steps=100, batch_size=4, tokenizer=small.TOKENIZER,
+                   transformer=small.TRANSFORMER, optimizer=OPTIMIZER)
+TRUNK = {"transformer.depth": 2}
+BRANCH = {**TRUNK, "steps": 50, "optimizer.cooldown_steps": 10, "branch_from": TRUNK, "branch_step": 40}
+
+
+def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
+    """What the command line does, without its files."""
+    values = plain(base)
+    for name in ("vocab_size", "z_channels", "scales"):
+        del values["transformer"][name]
+    config = config_dict.ConfigDict(values)
+    for flag in flags:
+        key, _, text = flag.removeprefix("--config.").partition("=")
+        old = config.get_ref(key).get() if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
+        value = text if isinstance(old, str) else () if text == "()" else type(old)(float(text)) if isinstance(
+            old, int | float) else tuple(int(n) for n in text.strip("()").split(",") if n.strip())
+        config.update_from_flattened_dict({key: value})
+    return from_config_dict(config)
+
+
+def expand(*family, workdir="sweep"):
+    return plan.expand(list(family), resolve, workdir)
+
+
+def refused(*family) -> str:
+    with pytest.raises(UserError) as caught:
+        expand(*family)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", plan.VOLATILE)
+def test_volatile_keys_are_no_part_of_the_id(key):
+    other = {"log_every": 7, "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "keep_steps": (7,),
+             "sample_classes": 7, "tokenizer_dir": "x"}
+    if key == "mesh":
+        changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
+    elif key in other:
+        changed = dataclasses.replace(BASE, **{key: other[key]})
+    else:
+        field = key.removeprefix("data.")
+        changed = dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, **{field: 1 if field == "workers"
+                                                                                   else "x"}))
+    assert changed != BASE and plan.run_id(changed) == plan.run_id(BASE)
+
+
+@pytest.mark.parametrize("changes", [
+    {"steps": 101}, {"seed": 1}, {"batch_size": 8}, {"branch_step": 1}, {"eval_images": 5},
+    {"transformer": dataclasses.replace(small.TRANSFORMER, depth=3)},
+    {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
+])
+def test_every_other_key_is(changes):
+    assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
+
+
+def test_the_id_is_a_stable_name():
+    assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
+    assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0
+
+
+def test_a_trunk_comes_with_its_branches_and_before_them():
+    trunk, branch = expand(BRANCH)
+    assert branch.trunk == trunk.id and trunk.trunk == ""
+    assert f"--config.branch_from=sweep/{trunk.id}" in branch.flags
+    assert trunk.config.keep_steps == (40,) and "--config.keep_steps=(40,)" in trunk.flags
+    assert expand(TRUNK, BRANCH) == expand(BRANCH, TRUNK, BRANCH) == [trunk, branch]
+    assert (branch.config.steps, branch.own_steps, trunk.own_steps) == (50, 10, 100)
+
+
+def test_a_branch_is_the_same_run_wherever_the_sweep_lies():
+    ids = [[run.id for run in expand(BRANCH, workdir=place)] for place in ("sweep", "gs://bucket/sweep/")]
+    assert ids[0] == ids[1]
+    other = {**BRANCH, "branch_from": {"transformer.depth": 2, "seed": 1}, "seed": 1}
+    assert {run.id for run in expand(other)}.isdisjoint(ids[0])
+
+
+def test_what_a_run_costs():
+    trunk, branch = expand(BRANCH)
+    image = flops.train_flops_per_image(small.TRANSFORMER)
+    assert trunk.compute == trunk.own_compute == 100 * 4 * image
+    assert (branch.compute, branch.own_compute) == (50 * 4 * image, 10 * 4 * image)
+    assert branch.tokens == 50 * 4 * 17 and branch.params == flops.param_count(small.TRANSFORMER)
+
+
+def test_labels_tell_the_runs_apart():
+    labels = [run.label for run in expand({"steps": 50, "seed": 1}, {"steps": 60, "seed": 1})]
+    assert labels == ["steps=50", "steps=60"]
+
+
+def test_the_command_is_one_that_can_be_given_by_hand():
+    trunk, _ = expand(BRANCH)
+    command = trunk.command("configs/x.py:small", "sweep", 3)
+    assert command.argv[1:6] == ("-m", "var_jax", "train", "--config", "configs/x.py:small")
+    assert command.argv[-2:] == ("--workdir", f"sweep/{trunk.id}") and command.directory == f"sweep/{trunk.id}"
+    assert (command.run, command.attempt) == (trunk.id, 3)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"seed": 5}, "differs from its trunk in more than its end: seed: 5 here, 0 there"),
+    ({"branch_step": 45}, "branch_step is 45; the branch has a constant rate from step 1 to 40 only"),
+    ({"steps": 95, "branch_step": 85}, "branch_step is 85; the trunk has a constant rate from step 1 to 80 only"),
+    ({"branch_step": 0}, "branch_step is 0"),
+    ({"optimizer.schedule": "lin0"}, "the branch has optimizer.schedule 'lin0'"),
+    ({"optimizer.final_weight_decay": 0.1}, "in more than its end: optimizer.final_weight_decay"),
+])
+def test_a_branch_that_does_not_fit_its_trunk_is_refused(changes, words):
+    assert words in refused({**BRANCH, **changes})
+
+
+def test_a_changing_weight_decay_cannot_be_shared():
+    trunk = {"optimizer.final_weight_decay": 0.1}
+    assert "changes its weight decay" in refused({**trunk, "steps": 50, "optimizer.cooldown_steps": 10,
+                                                  "branch_step": 40, "branch_from": trunk})
+
+
+def test_an_empty_family_is_refused():
+    assert "no runs" in refused()

@@ -1,0 +1,124 @@
+import dataclasses
+import datetime
+import json
+import time
+
+import pytest
+from etils import epath
+
+from var_jax.sweep import claims, runs
+
+
+def status(run, state: str, step: int = 5, ago: float = 0.0):
+    when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "status.json").write_text(json.dumps({"state": state, "step": step, "updated": when.isoformat()}))
+
+
+def claim(run, attempt: int = 1, ago: float = 0.0, **changes):
+    made = claims.create(run, attempt, "local", **{k: changes.pop(k) for k in ("after", "reached") if k in changes})
+    claims.replace(run, made, **{"job": "j", "created": time.time() - ago, "heartbeat": time.time() - ago, **changes})
+
+
+def seen(run, exists: bool | None) -> runs.Observed:
+    return runs.observe(run, lambda _: exists)
+
+
+@pytest.fixture
+def run(tmp_path) -> epath.Path:
+    return epath.Path(tmp_path / "run")
+
+
+def test_a_directory_that_is_not_there_is_a_new_run(run):
+    assert seen(run, None).state == "new" and not run.exists()
+
+
+@pytest.mark.parametrize(("told", "exists", "state"), [
+    (None, True, "queued"), (None, False, "dead"), ("running", True, "running"), ("running", False, "dead"),
+    ("failed", False, "failed"), ("preempted", False, "preempted"), ("preempted", True, "queued"), ("done", True, "done"),
+    ("done", False, "done"), ("done", None, "done"),
+])
+def test_state_where_the_scheduler_knows(run, told, exists, state):
+    claim(run, ago=10)
+    if told:
+        status(run, told)
+    found = seen(run, exists)
+    assert found.state == state and found.live == (state in ("queued", "running"))
+    assert found.step == (5 if told else 0)
+
+
+@pytest.mark.parametrize(("told", "ago", "claimed", "state"), [
+    ("running", 10, 5000, "running"),  # a fresh heartbeat, however old the claim
+    ("running", 2000, 5000, "dead"),
+    (None, 0, 10, "queued"), (None, 0, 5000, "dead"),
+    ("failed", 5, 10, "failed"),  # the run's own word counts before patience does
+    ("preempted", 500, 10, "queued"),  # the word of the attempt before
+    ("running", 500, 10, "queued"),
+])
+def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
+    claim(run, ago=claimed)
+    if told:
+        status(run, told, ago=ago)
+    assert seen(run, None).state == state
+
+
+def test_a_run_without_a_claim_is_somebodys_while_it_speaks(run):
+    status(run, "running")
+    assert seen(run, None).live
+    status(run, "running", ago=2000)
+    assert seen(run, None).state == "dead"
+
+
+def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_a_minute(run):
+    claim(run, job="")
+    assert seen(run, False).state == "queued"  # this process
+    claim(run, 2, job="", host="elsewhere")
+    assert seen(run, False).state == "queued"
+    claim(run, 3, job="", host="elsewhere", ago=100)
+    assert seen(run, False).state == "dead"
+    status(run, "running", ago=50)  # it had been started after all
+    assert seen(run, False).state == "running"
+
+
+def test_a_submission_that_failed_leaves_the_run_as_it_was(run):
+    claim(run, job="", abandoned=True)
+    assert seen(run, True).state == "new" and seen(run, None).state == "new"
+    assert runs.hopeless(seen(run, None), 0) == ""
+
+
+def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
+    """A run whose attempts ended so."""
+    for i, (after, reached) in enumerate([("", 0), *ends[:-1]], start=1):
+        if not (run / "claims" / f"{i:04d}.json").exists():
+            claim(run, i, ago=100, after=after, reached=reached)
+    return dataclasses.replace(seen(run, False), state=ends[-1][0], step=ends[-1][1], **last)
+
+
+@pytest.mark.parametrize(("ends", "reason"), [
+    ([("failed", 5)], ""),
+    ([("failed", 5), ("failed", 5)], "it failed twice at step 5"),
+    ([("dead", 0), ("dead", 0)], "it failed twice at step 0"),
+    ([("failed", 5), ("dead", 5)], "it failed twice at step 5"),
+    ([("failed", 5), ("failed", 7)], ""),
+    ([("failed", 5), ("preempted", 5), ("failed", 5)], ""),
+    ([("preempted", 5), ("preempted", 5)], ""),
+    ([("preempted", step) for step in range(1, 20)], ""),
+    ([("preempted", 5)] * 5, "it ended 4 times without being done"),
+    ([("failed", step) for step in range(1, 5)], "it ended 4 times without being done"),
+])
+def test_what_is_hopeless(run, ends, reason):
+    assert runs.hopeless(ended(run, *ends), max_restarts=3) == reason
+
+
+def test_a_retry_starts_the_count_afresh(run):
+    observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5))
+    assert runs.hopeless(observed, max_restarts=3) == ""
+    observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5), ("failed", 5))
+    assert runs.hopeless(observed, max_restarts=3) == "it failed twice at step 5"
+
+
+def test_last_words(run):
+    assert runs.last_words(run) == ""
+    run.mkdir()
+    (run / "log.txt").write_text("one\nValueError: two\n\n")
+    assert runs.last_words(run) == "ValueError: two"
