@@ -209,6 +209,7 @@ def test_arrays_that_do_not_fit_are_named(model, given):
             (lambda: model.edit(images * 2, mask), "the images' range"),
             (lambda: model.edit(images, mask.T), "the mask's shape"),
             (lambda: model.edit(images, mask, labels[:2]), "the number of labels"),
+            (lambda: model.edit(images, mask[None]), "the number of masks"),
             (lambda: model.encode(images[:0]), "the batch is empty"),
             (lambda: model.decode([[0] * 3]), "the tokens' shape"),
             (lambda: model.decode(np.full((1, small.SCALES.total), 16)), "a token is out of range"),

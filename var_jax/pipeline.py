@@ -1,14 +1,14 @@
 """The public object: a trained VAR (or a tokenizer alone) that encodes, decodes, samples and edits."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from var_jax import convert, generate, model_directory
 from var_jax.config import ModelConfig, require
@@ -36,8 +36,17 @@ class Pipeline:
         self.params = jax.tree.map(jnp.asarray, params)
 
     @classmethod
+    def _owning(cls, config: ModelConfig, params: dict[str, Any]) -> "Pipeline":
+        """Of a tree that nobody else holds: emptied leaf by leaf, so that its weights never lie in memory twice."""
+
+        def move(tree):
+            return {name: move(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf) for name, leaf in _taken(tree)}
+
+        return cls(config, move(params))
+
+    @classmethod
     def from_torch(cls, tokenizer, transformer=None, *, scales, num_heads: int | None = None,
-                   cosine_codes: bool = False, dtype: str = "float32") -> "Pipeline":
+                   cosine_codes: bool = False, norm_groups: int = 32, dtype: str = "float32") -> "Pipeline":
         """From the published PyTorch weights.
 
         Args:
@@ -45,12 +54,14 @@ class Pipeline:
           scales: token-map sizes, coarse to fine.
           num_heads: needed only without QK-norm, where the weights do not tell it.
           cosine_codes: codes are searched by cosine.
+          norm_groups: groups of the tokenizer's GroupNorms, which the weights do not tell; 32 in the published code.
           dtype: what the weights are stored in, "float32" or "bfloat16".
         Raises:
           UserError: unknown or missing keys, wrong shapes, or scales that do not match.
         """
-        return cls(*convert.from_torch(tokenizer, transformer, scales=Scales.parse(scales), num_heads=num_heads,
-                                       cosine_codes=cosine_codes, dtype=dtype))
+        return cls._owning(*convert.from_torch(
+            tokenizer, transformer, scales=Scales.parse(scales), num_heads=num_heads, cosine_codes=cosine_codes,
+            norm_groups=norm_groups, dtype=dtype))
 
     @classmethod
     def from_pretrained(cls, directory) -> "Pipeline":
@@ -59,15 +70,19 @@ class Pipeline:
         Raises:
           UserError: the directory is missing, holds no model, or its files are damaged.
         """
-        return cls(*model_directory.load(epath.Path(directory)))
+        return cls._owning(*model_directory.load(epath.Path(directory)))
 
     def save(self, directory):
         """Writes a model directory: `model.json` and one `.safetensors` a part."""
         model_directory.save(epath.Path(directory), self.config, self.params)
 
-    def to_torch(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-        """(tokenizer, transformer) state dicts with published keys and layouts; None for a missing transformer."""
-        return convert.to_torch(self.config, self.params)
+    def to_torch(self, *, with_buffers: bool = False) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+        """(tokenizer, transformer) state dicts with published keys and layouts; None for a missing transformer.
+
+        Args:
+          with_buffers: also the published modules' buffers (masks, level ids), so that those load the dicts strictly.
+        """
+        return convert.to_torch(self.config, self.params, with_buffers)
 
     def encode(self, images: Float[np.ndarray, "b H W c"]) -> Int[np.ndarray, "b L"]:
         """Tokens of all scales, coarse to fine, of images in [-1, 1]."""
@@ -126,7 +141,10 @@ class Pipeline:
         """
         images = self._images(images)
         require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-        keep = self._keep(keep, len(images))
+        keep = self.kept_tokens(keep)
+        require(keep.ndim == 2 or len(keep) == len(images), "the number of masks", len(keep),
+                f"that of the images, {len(images)}")
+        keep = np.broadcast_to(keep, (len(images), *keep.shape[-2:]))
         if labels is None:
             labels, cfg = np.full(len(images), self.config.transformer.num_classes), 0.0
         labels = self._labels(labels)
@@ -204,15 +222,26 @@ class Pipeline:
             require(0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)")
         return labels.astype(np.int32)
 
-    def _keep(self, keep, batch: int) -> np.ndarray:
-        """The mask as bool (batch, h, w) on the finest token grid."""
+    def kept_tokens(self, keep) -> Bool[np.ndarray, "*b h w"]:
+        """The mask of `edit` on the finest token grid.
+
+        Args:
+          keep: bool (h, w) or (B, h, w), on the finest token grid or at image resolution.
+        Raises:
+          UserError: it has another shape.
+        """
         keep, grid = np.asarray(keep), self.config.tokenizer.scales.finest
-        keep = np.broadcast_to(keep, (batch, *keep.shape)) if keep.ndim == 2 else keep
         pixels = self.config.tokenizer.image_shape[:2]
-        require(keep.ndim == 3 and len(keep) == batch and keep.shape[1:] in (grid, pixels), "the mask's shape",
+        require(keep.ndim in (2, 3) and keep.shape[-2:] in (grid, pixels), "the mask's shape",
                 keep.shape, f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels")
-        share = resize(jnp.asarray(keep, jnp.float32)[..., None], grid, "area")
-        return np.asarray(share[..., 0] > 0.5)
+        rows = jnp.asarray(keep, jnp.float32).reshape(-1, *keep.shape[-2:], 1)
+        return np.asarray(resize(rows, grid, "area") > 0.5).reshape(*keep.shape[:-2], *grid)
+
+
+def _taken(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The items of a dict, each taken out of it before it is given."""
+    for name in list(tree):
+        yield name, tree.pop(name)
 
 
 def _indices(labels: np.ndarray) -> np.ndarray:

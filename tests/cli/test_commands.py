@@ -91,7 +91,7 @@ def test_conversion_there_and_back(capsys, tmp_path):
     torch, back, scales = tmp_path / "torch", tmp_path / "back", theirs.config.tokenizer.scales
     theirs.save(tmp_path / "model")
     text = run(capsys, "convert", "--to-torch", "--model", tmp_path / "model", "--out", torch)
-    assert text == f"written to {torch}\n"
+    assert text == f"written to {torch}; `convert` brings it back with --scales {scales}\n"
     assert sorted(f.name for f in torch.iterdir()) == ["tokenizer.safetensors", "transformer.safetensors"]
     run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--transformer",
         torch / "transformer.safetensors", "--scales", scales, "--out", back)
@@ -100,12 +100,25 @@ def test_conversion_there_and_back(capsys, tmp_path):
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[key], after[key]) for key in before)
     assert ours.config == theirs.config
-    assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(theirs.to_torch()[0])
+    assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(theirs.to_torch(with_buffers=True)[0])
     run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--scales", scales, "--dtype",
         "bfloat16", "--cosine-codes", "--out", tmp_path / "half")
     half = Pipeline.from_pretrained(tmp_path / "half")
     assert half.config.transformer is None and half.config.tokenizer.codes == "cosine"
     assert half.params["tokenizer"]["quantize"]["codebook"].dtype == "bfloat16"
+
+
+def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_path):
+    torch, again = tmp_path / "torch", tmp_path / "again"
+    text = run(capsys, "convert", "--to-torch", "--model", model_dir, "--out", torch)
+    needed = text.strip().partition("brings it back with ")[2].split()
+    assert needed == ["--scales", str(small.SCALES), "--norm-groups", "4"]
+    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--transformer",
+        torch / "transformer.safetensors", *needed, "--out", again)
+    theirs, ours = Pipeline.from_pretrained(model_dir), Pipeline.from_pretrained(again)
+    images = np.random.default_rng(0).uniform(-1, 1, (2, 6, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(ours.encode(images), theirs.encode(images))
+    np.testing.assert_array_equal(ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images)))
 
 
 def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, tmp_path):

@@ -177,6 +177,19 @@ def test_boxes_and_images(refused, model_dir, image, tmp_path):
     edit = ("edit", "--model", model_dir, "--out", "{out}.png", "--image")
     for box in ("0,0,1", "a,b,c,d", "0.5,0,0.2,1", "0,0,1,1.5", "nan,0,1,1"):
         assert f"--box '{box}'" in refused(*edit, image, "--box", box)
+    whole = "at least one token of the 3x4 grid, 1/3 of the height by 1/4 of the width"
+    for box in ("0.2,0.3,0.25,0.35", "0,0,1,0.05"):
+        line = refused(*edit, image, "--box", box)
+        assert f"--box '{box}' is less than a token, so that nothing is generated; it must be {whole}" in line
+        line = refused(*edit, image, "--box", box, "--outpaint")
+        assert f"--box '{box}' is less than a token, so that nothing is kept; it must be {whole}" in line
+    line = refused(*edit, image, "--box", "0,0,1,1", "--outpaint")
+    assert "the whole image, so that nothing is generated; it must be smaller" in line
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2, 3] = 255
+    Image.fromarray(mask).save(tmp_path / "dot.png")
+    for region in ((), ("--outpaint",)):
+        assert "dot.png is less than a token" in refused(*edit, image, "--mask", tmp_path / "dot.png", *region)
     assert "one of the arguments --mask --box is required" in refused(*edit, image)
     assert "label is 12" in refused(*edit, image, "--box", "0,0,1,1", "--label", "12")
     assert "no image file" in refused(*edit, tmp_path / "none.png", "--box", "0,0,1,1")

@@ -6,8 +6,11 @@ example:
 
 import argparse
 
+import numpy as np
+
 from var_jax.cli.images import box_mask, parse_box, read_image, read_mask
 from var_jax.cli.sample import add_sampling_arguments, sampling_arguments
+from var_jax.config import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -32,8 +35,21 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = model.config.tokenizer
     image = read_image(args.image, tokenizer, args.resize)
     region = box_mask(box, tokenizer.scales.finest) if box else read_mask(args.mask, tokenizer.image_shape[:2])
-    edited = model.edit(image[None], region if args.outpaint else ~region,
-                        None if args.label is None else [args.label], **sampling_arguments(args))
+    keep = model.kept_tokens(region if args.outpaint else ~region)
+    _check(keep, args)
+    edited = model.edit(image[None], keep, None if args.label is None else [args.label],
+                        **sampling_arguments(args))
     pictures.save_png(args.out, pictures.grid(edited, columns=1, scale=1))
     print(f"edited image in {args.out}")
     return 0
+
+
+def _check(keep: np.ndarray, args: argparse.Namespace):
+    """Holds that an edit both generates something and, where a region is to be kept, keeps something."""
+    given = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
+    h, w = keep.shape
+    token = f"one token of the {h}x{w} grid, 1/{h} of the height by 1/{w} of the width"
+    if args.outpaint:
+        require(keep.any(), given, "less than a token, so that nothing is kept", f"at least {token}")
+        require(not keep.all(), given, "the whole image, so that nothing is generated", "smaller")
+    require(not keep.all(), given, "less than a token, so that nothing is generated", f"at least {token}")
