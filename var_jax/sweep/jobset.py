@@ -1,0 +1,223 @@
+"""The engine `jobset`: every run is a JobSet (jobset.x-k8s.io/v1alpha2) that kubectl applies to a Kubernetes cluster.
+
+On GKE a JobSet of TPU hosts forms one JAX process group by itself. How it ends decides what happens: exit code 75 and
+a node that is taken away restart the set as often as they come, anything else `restarts` times.
+"""
+
+import dataclasses
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+import yaml
+
+from var_jax.errors import UserError
+from var_jax.sweep.engine import RunCommand
+
+PREEMPTED = 75
+KUBECTL_SECONDS = 120  # how long one call may take
+NAME_LENGTH = 40  # a pod's name, NAME-train-SLICE-HOST and a suffix, may have 63 characters
+
+
+@dataclasses.dataclass(frozen=True)
+class JobSet:
+    """A JobSet named after the run and its attempt. Job ids are CONTEXT/NAMESPACE/NAME.
+
+    The image holds this package and the config at the same path, from the image's working directory, as in the
+    command; the sweep's directory is a bucket, or lies on a volume.
+
+    Attributes:
+      image: container image; needed.
+      namespace, context: kubectl's; "" for its current ones.
+      queue: Kueue's local queue, where Kueue admits jobs.
+      accelerator: GKE's name of the TPU, such as tpu-v5-lite-podslice; "" for nodes without TPUs.
+      topology: of a slice, such as 4x4; its hosts follow from it.
+      chips: a host's.
+      slices: of every run; they are joined over the data-centre network.
+      selector: more labels of the nodes, "cloud.google.com/gke-spot=true".
+      resources: more resources of a host, "cpu=8,memory=32Gi,nvidia.com/gpu=8".
+      service_account: Kubernetes service account, which may write the bucket.
+      volume: CLAIM:PATH mounts a persistent volume claim.
+      python: the image's interpreter.
+      restarts: after failures that are no preemption.
+      save_seconds: between SIGTERM and SIGKILL.
+    """
+
+    jobs: ClassVar[int] = 0
+
+    image: str = ""
+    namespace: str = ""
+    context: str = ""
+    queue: str = ""
+    accelerator: str = ""
+    topology: str = ""
+    chips: int = 4
+    slices: int = 1
+    selector: str = ""
+    resources: str = ""
+    service_account: str = ""
+    volume: str = ""
+    python: str = "python"
+    restarts: int = 3
+    save_seconds: int = 120
+
+    def __post_init__(self):
+        if not self.image:
+            raise UserError("backend jobset needs --option image=IMAGE, a container image with this package installed")
+        for name, least in (("chips", 1), ("slices", 1), ("restarts", 0), ("save_seconds", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--option {name}={getattr(self, name)}: it must be at least {least}")
+        if bool(self.accelerator) != bool(self.topology):
+            raise UserError("--option accelerator and --option topology go together, such as "
+                            "accelerator=tpu-v5-lite-podslice and topology=4x4")
+        if self.topology and (not re.fullmatch(r"\d+(x\d+)+", self.topology) or self._slice_chips % self.hosts):
+            raise UserError(f"--option topology={self.topology}: it must be like 4x4, in whole hosts of "
+                            f"{self.chips} chips")
+        if self.volume and not re.fullmatch(r"[a-z0-9.-]+:/.+", self.volume):
+            raise UserError(f"--option volume={self.volume}: it must be CLAIM:/PATH")
+        _pairs("selector", self.selector)
+        _pairs("resources", self.resources)
+
+    @property
+    def hosts(self) -> int:
+        """Of a slice."""
+        return max(1, self._slice_chips // self.chips) if self.topology else 1
+
+    @property
+    def _slice_chips(self) -> int:
+        return math.prod(map(int, self.topology.split("x")))
+
+    def submit(self, commands: Sequence[RunCommand]) -> list[str]:
+        if not commands:
+            return []
+        manifests = self.render(commands)
+        # All or none: the server checks every manifest before one is created, and what is created is taken back.
+        self._kubectl("apply", "--dry-run=server", "--filename=-", text=manifests)
+        try:
+            self._kubectl("apply", "--filename=-", text=manifests)
+        except UserError:
+            self._call("delete", "--ignore-not-found", "--wait=false", "--filename=-", text=manifests)
+            raise
+        return [f"{self.context}/{self.namespace}/{name(command)}" for command in commands]
+
+    def alive(self, job: str) -> bool | None:
+        done = _at(job)._call("get", "jobsets.jobset.x-k8s.io", job.rpartition("/")[2], "--ignore-not-found",
+                              "--output=jsonpath={.metadata.name} {.status.terminalState}")
+        if done is None or done.returncode:
+            return None
+        words = done.stdout.split()
+        return len(words) == 1  # none: deleted; two: completed or failed
+
+    def stop(self, job: str) -> None:
+        """Deletes the JobSet: its pods get SIGTERM, and `save_seconds` later SIGKILL."""
+        _at(job)._call("delete", "jobsets.jobset.x-k8s.io", job.rpartition("/")[2], "--ignore-not-found",
+                       "--wait=false")
+
+    def render(self, commands: Sequence[RunCommand]) -> str:
+        return yaml.safe_dump_all([self.manifest(command) for command in commands], sort_keys=False, width=1000)
+
+    def manifest(self, command: RunCommand) -> dict[str, Any]:
+        """The JobSet of one attempt at a run.
+
+        Raises:
+          UserError: its directory is neither in a bucket nor on the volume.
+        """
+        mount = self.volume.partition(":")[2]
+        if "://" not in command.directory and not (mount and PurePosixPath(command.directory).is_relative_to(mount)):
+            raise UserError(f"no pod of the cluster could write {command.directory}; give a bucket as --workdir, or a "
+                            "path on a volume that --option volume=CLAIM:/PATH mounts")
+        metadata: dict[str, Any] = {"name": name(command)}
+        if self.namespace:
+            metadata["namespace"] = self.namespace
+        if self.queue:
+            metadata["labels"] = {"kueue.x-k8s.io/queue-name": self.queue}
+        if self.topology:
+            metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+        job = {
+            "parallelism": self.hosts,
+            "completions": self.hosts,
+            "completionMode": "Indexed",
+            "backoffLimit": 0,
+            # Either fails the job at once and for a reason of its own, by which the set's policy knows it.
+            "podFailurePolicy": {"rules": [
+                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
+                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]},
+            "template": {"spec": self._pod(command)}}
+        return {
+            "apiVersion": "jobset.x-k8s.io/v1alpha2",
+            "kind": "JobSet",
+            "metadata": metadata,
+            "spec": {
+                "failurePolicy": {"maxRestarts": self.restarts, "rules": [
+                    {"name": "preempted", "action": "RestartJobSetAndIgnoreMaxRestarts",
+                     "onJobFailureReasons": ["PodFailurePolicy"]}]},
+                "replicatedJobs": [{"name": "train", "replicas": self.slices, "template": {"spec": job}}]}}
+
+    def _pod(self, command: RunCommand) -> dict[str, Any]:
+        resources = _pairs("resources", self.resources) | (
+            {"google.com/tpu": str(self.chips)} if self.topology else {})
+        selector = {"cloud.google.com/gke-tpu-accelerator": self.accelerator,
+                    "cloud.google.com/gke-tpu-topology": self.topology} if self.topology else {}
+        selector |= _pairs("selector", self.selector)
+        claim, _, mount = self.volume.partition(":")
+        container: dict[str, Any] = {"name": "train", "image": self.image, "command": [self.python, *command.argv[1:]]}
+        if resources:
+            container["resources"] = {"requests": resources, "limits": resources}
+        if claim:
+            container["volumeMounts"] = [{"name": "work", "mountPath": mount}]
+        pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": self.save_seconds}
+        if self.service_account:
+            pod["serviceAccountName"] = self.service_account
+        if selector:
+            pod["nodeSelector"] = selector
+        pod["containers"] = [container]
+        if claim:
+            pod["volumes"] = [{"name": "work", "persistentVolumeClaim": {"claimName": claim}}]
+        return pod
+
+    def _kubectl(self, *args: str, text: str):
+        """A call that has to go well."""
+        done = self._call(*args, text=text)
+        if done is None:
+            raise UserError(f"kubectl does not answer within {KUBECTL_SECONDS} s; is the cluster there?"
+                            if shutil.which("kubectl") else
+                            "backend jobset needs kubectl, which is not on PATH; install it and log in to the cluster")
+        if done.returncode:
+            raise UserError(f"kubectl {args[0]} refuses: {' '.join(done.stderr.split()) or done.returncode}")
+
+    def _call(self, *args: str, text: str = "") -> subprocess.CompletedProcess[str] | None:
+        """What kubectl answers, or None when it does not."""
+        place = [f"--{option}={value}" for option, value in (("context", self.context), ("namespace", self.namespace))
+                 if value]
+        try:
+            return subprocess.run(["kubectl", *place, *args], input=text, capture_output=True, text=True,
+                                  timeout=KUBECTL_SECONDS)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+
+
+def name(command: RunCommand) -> str:
+    """Of an attempt's JobSet: a DNS label that is used once."""
+    run = re.sub(r"[^a-z0-9]+", "-", command.run.lower()).strip("-")
+    suffix = f"-{command.attempt}"
+    return f"var-jax-{run}"[: NAME_LENGTH - len(suffix)].rstrip("-") + suffix
+
+
+def _at(job: str) -> JobSet:
+    """An engine that talks to the place of a job, whatever this one's options."""
+    context, namespace, _ = job.rsplit("/", 2)
+    return JobSet(image="-", context=context, namespace=namespace)
+
+
+def _pairs(option: str, text: str) -> dict[str, str]:
+    pairs = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"--option {option}={text}: {part!r} is not KEY=VALUE")
+        pairs[key] = value
+    return pairs
