@@ -5,7 +5,7 @@
 
 | preset | data | runs |
 |---|---|---|
-| paper | ImageNet 256 | depths 6 to 30, each with the published recipe of its depth; steps and rate change with the size |
+| paper | ImageNet 256 | depths 6 to 30, each with its published recipe; steps and rate change with the size |
 | scaling | ImageNet 256 | one recipe for all depths: a constant rate, and a 1 - sqrt cooldown for every token budget |
 | lr | ImageNet 256 | learning rates on the smallest depths of `scaling`, to be run before it |
 | fashion | Fashion-MNIST | as `scaling`, on one CPU core: seven sizes over 1.5 decades, four budgets |

@@ -54,5 +54,4 @@ def plan_file(path: Path, **plan) -> str:
 
 
 if __name__ == "__main__":
-    given_up = driver.drive(sweep(sys.argv[1], int(sys.argv[2])), interval=0.1, say=lambda line: print(line, flush=True))
-    sys.exit(1 if given_up else 0)
+    sys.exit(1 if driver.drive(sweep(sys.argv[1], int(sys.argv[2])), interval=0.1) else 0)

@@ -35,8 +35,8 @@ def test_a_directory_that_is_not_there_is_a_new_run(run):
 
 @pytest.mark.parametrize(("told", "exists", "state"), [
     (None, True, "queued"), (None, False, "dead"), ("running", True, "running"), ("running", False, "dead"),
-    ("failed", False, "failed"), ("preempted", False, "preempted"), ("preempted", True, "queued"), ("done", True, "done"),
-    ("done", False, "done"), ("done", None, "done"),
+    ("failed", False, "failed"), ("preempted", False, "preempted"), ("preempted", True, "queued"),
+    ("done", True, "done"), ("done", False, "done"), ("done", None, "done"),
 ])
 def test_state_where_the_scheduler_knows(run, told, exists, state):
     claim(run, ago=10)

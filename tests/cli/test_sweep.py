@@ -1,0 +1,186 @@
+"""`sweep` and `status` as commands, and the presets of configs/scaling.py."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from var_jax.cli.main import main
+from var_jax.sweep import plan
+from var_jax.train.config import from_config_dict
+
+ROOT = Path(__file__).parents[2]
+SCALING = str(ROOT / "configs" / "scaling.py")
+PRESETS = ("paper", "scaling", "lr", "fashion", "fashion_lr")
+SWEEP = """
+
+def get_sweep(arg=""):
+    size = {"optimizer.schedule": "cooldown", "optimizer.cooldown_steps": 2}
+    trunk = {**size, "steps": 6}
+    return [{**size, "steps": 4, "branch_from": trunk, "branch_step": 2}]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE + SWEEP)
+    return path
+
+
+def command(*args) -> list[str]:
+    return ["sweep", *map(str, args)]
+
+
+def preset(name: str) -> list[plan.Run]:
+    spec = importlib.util.spec_from_file_location("scaling", SCALING)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def resolve(flags):
+        from var_jax.cli.configs import read_config
+
+        return read_config(f"{SCALING}:{name}", flags)
+
+    assert from_config_dict(module.get_config(name)).stage == "transformer"
+    return plan.expand(module.get_sweep(name), resolve, "sweep")
+
+
+def test_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
+    assert main(command("--config", config, "--workdir", tmp_path / "d", "--dry-run", "--price", 2.5)) == 0
+    header, trunk, branch, total = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "run" and header.split()[-1] == "cost"
+    assert "steps=6" in trunk and "steps=4 branch_step=2" in branch and total.startswith("total  ")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--backend", "slrum"], "invalid choice: 'slrum'"),
+    (["--option", "partition"], "--option is 'partition'; it must be of the form KEY=VALUE"),
+    (["--option", "partition=x"], "backend local has no option 'partition'"),
+    (["--jobs", "-1"], "--jobs is -1; it must be 0 or more"),
+    (["--interval", "0"], "--interval is 0.0; it must be above 0"),
+    (["--dry-run", "--chip", "v9"], "--chip 'v9' is not in the table"),
+    (["--config.transformer.dept=3"], "unknown key"),
+    (["--config.branch_step=5"], "branch_step is 5"),
+])
+def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys, args, words):
+    assert main(command("--config", config, "--workdir", tmp_path / "d", *args)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("", "has no get_sweep()"),
+    ("\ndef get_sweep(arg=''):\n    return {}\n", "it must be a list of dicts"),
+    ("\ndef get_sweep(arg=''):\n    return []\n", "the sweep has no runs"),
+    ("\ndef get_sweep(arg=''):\n    return [{'stepps': 3}]\n", "unknown key"),
+])
+def test_a_config_that_is_no_sweep_is_named(tmp_path, capsys, text, words):
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE + text)
+    assert main(command("--config", path, "--workdir", tmp_path / "d")) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_workdir_that_cannot_be_written_is_named(config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(command("--config", config, "--workdir", tmp_path / "file")) == 2
+    assert "cannot write the sweep's directory" in capsys.readouterr().err
+
+
+def test_status_of_nothing_is_named(tmp_path, capsys):
+    assert main(["status", str(tmp_path)]) == 2
+    assert "neither a sweep's directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_expand_to_distinct_runs(name):
+    runs = preset(name)
+    assert len({run.label for run in runs}) == len({run.id for run in runs}) == len(runs) >= 12
+    if name != "paper":  # one recipe: nothing but sizes, rates and lengths differs
+        assert {run.config.optimizer.schedule for run in runs} == {"cooldown"}
+        assert len({(run.config.batch_size, run.config.optimizer.warmup_steps) for run in runs}) == 1
+
+
+def test_paper_has_the_published_recipe_of_every_depth():
+    by_depth = {run.config.transformer.depth: run.config for run in preset("paper")}
+    assert min(by_depth) == 6 and max(by_depth) == 30
+    for depth, batch, epochs, rate, gamma, final, decay in (
+            (16, 768, 200, 1e-4, 1e-3, 0.1, 0.05), (20, 768, 250, 1e-4, 1e-3, 0.1, 0.05),
+            (24, 768, 350, 8e-5, 1e-4, 0.01, 0.05), (30, 1024, 350, 8e-5, 1e-5, 0.01, 0.08)):
+        config = by_depth[depth]
+        assert (config.batch_size, config.steps) == (batch, epochs * 1_281_167 // batch)
+        assert config.optimizer.warmup_steps == config.steps // 50 and config.optimizer.schedule == "lin0"
+        assert (config.optimizer.base_lr, config.transformer.init_adaln_gamma) == (rate, gamma)
+        assert (config.optimizer.final_lr_ratio, config.optimizer.final_weight_decay) == (final, decay)
+        assert (config.transformer.width, config.transformer.heads) == (64 * depth, depth)
+
+
+@pytest.mark.parametrize("name", ["scaling", "fashion"])
+def test_every_size_has_every_budget_annealed(name):
+    runs = preset(name)
+    sizes = {run.params["total"] for run in runs}
+    budgets = {run.tokens for run in runs}
+    assert {(run.params["total"], run.tokens) for run in runs} == {(n, t) for n in sizes for t in budgets}
+    for run in runs:
+        assert run.config.optimizer.cooldown_steps == pytest.approx(0.2 * run.config.steps, abs=1)
+        assert run.config.optimizer.final_lr_ratio == 0 and run.config.eval_every >= run.config.steps
+        assert run.own_steps == (run.config.optimizer.cooldown_steps if run.trunk else run.config.steps)
+
+
+def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
+    runs = preset("fashion")
+    sizes = sorted({run.params["total"] for run in runs})
+    assert len(sizes) >= 6 and np.log10(sizes[-1] / sizes[0]) > 1.5
+    assert len({run.tokens for run in runs}) >= 4
+    assert max(run.config.steps * run.config.batch_size for run in runs) <= 4 * 60_000
+    assert sum(run.own_compute for run in runs) < 1.5e14
+    for run in runs:  # what is branched from is saved without being asked for
+        assert not run.trunk or run.config.branch_step % run.config.checkpoint_every == 0
+
+
+def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
+    """In a process of its own, with a stub in place of training."""
+    script = tmp_path / "main.py"
+    script.write_text("import sys\nfrom sweep import drive\nfrom var_jax.sweep import local\nlocal.Local = drive.Stub\n"
+                      "from var_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n")
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE + "\ndef get_sweep(arg=''):\n    return [{'steps': 100}]\n")
+    (tmp_path / "plan.json").write_text(json.dumps({"pause": 0.2}))
+    environment = os.environ | {"STUB_PLAN": str(tmp_path / "plan.json"), "PYTHONPATH": str(ROOT / "tests")}
+    arguments = [sys.executable, str(script), "sweep", "--config", str(path), "--workdir", str(tmp_path / "d"),
+                 "--interval", "0.1"]
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while "running" not in (line := process.stdout.readline()):
+            assert "queued" in line
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and error.count("\n") == 1
+    assert error.startswith("var-jax: interrupted; live runs go on")
+    (run,) = json.loads((tmp_path / "d" / "sweep.json").read_text())["runs"]
+
+    def status() -> dict:
+        return json.loads((tmp_path / "d" / run["id"] / "status.json").read_text())
+
+    before, end = status()["step"], time.monotonic() + 30
+    while status()["step"] == before:
+        assert time.monotonic() < end, "the run does not go on"
+        time.sleep(0.1)
+    stopped = subprocess.run([*arguments, "--stop"], env=environment, capture_output=True, text=True, timeout=60)
+    assert stopped.returncode == 0 and run["id"] in stopped.stdout
+    while status()["state"] != "preempted":
+        assert time.monotonic() < end, "the run does not stop"
+        time.sleep(0.1)

@@ -1,0 +1,67 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from var_jax.errors import UserError
+from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.local import Local
+
+WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('on', flush=True); " \
+        "time.sleep(60)"
+
+
+def command(tmp_path, code: str) -> RunCommand:
+    return RunCommand("r", str(tmp_path), (sys.executable, "-c", code))
+
+
+def wait_for(holds, seconds: float = 20):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def test_a_job_lives_until_it_is_stopped(tmp_path):
+    engine = Local()
+    (job,) = engine.submit([command(tmp_path, WAITS)])
+    assert engine.alive(job)
+    wait_for(lambda: (tmp_path / "log.txt").read_text() == "on\n")
+    engine.stop(job)
+    wait_for(lambda: engine.alive(job) is False)
+    engine.stop(job)  # nothing to stop, nothing to say
+    with pytest.raises(ProcessLookupError):  # no zombie is left
+        os.kill(int(job.split(":")[1]), 0)
+
+
+def test_jobs_of_another_host_or_an_earlier_process_are_not_ours():
+    host, pid = os.uname().nodename, os.getpid()
+    assert Local().alive(f"elsewhere:{pid}:1.0") is None
+    assert Local().alive(f"{host}:{pid}:1.0") is False
+    Local().stop(f"{host}:{pid}:1.0")  # would end this very process
+
+
+def test_jobs_outlive_their_submitter_and_its_ctrl_c(tmp_path):
+    code = f"""
+import sys, time
+from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.local import Local
+print(*Local().submit([RunCommand("r", {str(tmp_path)!r}, (sys.executable, "-c", {WAITS!r}))]), flush=True)
+time.sleep(60)
+"""
+    submitter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                                 start_new_session=True)
+    job = submitter.stdout.readline().strip()
+    wait_for(lambda: (tmp_path / "log.txt").read_text() == "on\n")
+    os.killpg(submitter.pid, signal.SIGINT)  # what a terminal does
+    assert submitter.wait(timeout=20) != 0 and Local().alive(job)
+    Local().stop(job)
+    wait_for(lambda: not Local().alive(job))
+
+
+def test_what_cannot_be_started_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot start run r: No such file or directory: /no/python"):
+        Local().submit([RunCommand("r", str(tmp_path), ("/no/python",))])

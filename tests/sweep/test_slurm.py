@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from var_jax.errors import UserError
+from var_jax.sweep.engine import RunCommand, make
+from var_jax.sweep.slurm import Slurm
+
+
+def command(run="a", directory="runs/sweep/a") -> RunCommand:
+    return RunCommand(run, directory, (sys.executable, "-m", "var_jax", "train", "--workdir", directory))
+
+
+def directives(script: str) -> dict[str, str]:
+    pairs = [line.removeprefix("#SBATCH --").partition("=") for line in script.splitlines() if "#SBATCH" in line]
+    return {key: value for key, _, value in pairs}
+
+
+def test_the_script_that_sbatch_gets():
+    engine = Slurm(partition="tpu", account="lab", minutes=90, save_seconds=60, nodes=2, gpus=8, cpus=12,
+                   memory_gb=100, flags="qos=high,exclusive", setup="module load cuda")
+    script = engine.render([command("a"), command("b", "runs/sweep/b"), command("c", "runs/sweep/c")])
+    found = directives(script)
+    assert {"array": "0-2%3", "partition": "tpu", "account": "lab", "time": "90", "signal": "USR2@60", "nodes": "2",
+            "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12", "mem": "102400M", "qos": "high",
+            "job-name": "var-jax-sweep", "open-mode": "append"}.items() <= found.items()
+    assert "requeue" in found and "exclusive" in found and "wckey" not in found
+    assert "\nmodule load cuda\n" in script
+    [srun] = [line for line in script.splitlines() if line.startswith("srun")]
+    assert "--cpus-per-task=12" in srun and "--kill-on-bad-exit=0" in srun
+    assert "# 1: " + " ".join(command("b", "runs/sweep/b").argv) in script
+
+
+def test_one_command_is_no_array():
+    assert "array" not in directives(Slurm().render([command()]))
+    assert Slurm().render([]) == "" and Slurm().submit([]) == []
+
+
+def test_dry_run_needs_no_slurm_and_writes_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "runs/sweep/.slurm") in Slurm().render([command()])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_slurm(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
+        Slurm().submit([command(directory=str(tmp_path / "sweep" / "a"))])
+    assert list(tmp_path.iterdir()) == []
+    assert Slurm().alive("1") is None
+    Slurm().stop("1")
+
+
+@pytest.mark.parametrize(("answer", "code", "alive"), [
+    ("echo RUNNING", 0, True), ("echo PENDING", 0, True), ("true", 0, False),
+    ("echo slurm_load_jobs error: Invalid job id specified >&2", 1, False),
+    ("echo slurm_load_jobs error: Unable to contact slurm controller >&2", 1, None)])
+def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
+    stub = tmp_path / "squeue"
+    stub.write_text(f"#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n{answer}\nexit {code}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert Slurm().alive("12_3") is alive
+
+
+def test_without_submitit_the_extra_is_named():
+    code = ("import sys; sys.modules['submitit'] = None\n"
+            "from var_jax.sweep.engine import make\n"
+            "try: make('slurm', {})\n"
+            "except Exception as error: print(type(error).__name__, error)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("UserError") and "pip install 'var-jax[slurm]'" in done.stdout
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"partitoin": "a"}, "did you mean 'partition'"),
+    ({"minutes": "0"}, "minutes=0: it must be at least 1"),
+    ({"nodes": "two"}, "whole number"),
+    ({"flags": "qos=high,=3"}, "'=3' is no option of sbatch"),
+])
+def test_mistakes_in_options_are_one_line(options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make("slurm", options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bucket_needs_a_folder_for_the_scripts():
+    run = command(directory="gs://bucket/sweep/a")
+    with pytest.raises(UserError, match="--option folder=DIR"):
+        Slurm().render([run])
+    assert "/shared/slurm/%j" in Slurm(folder="/shared/slurm").render([run])

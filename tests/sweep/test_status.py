@@ -1,0 +1,69 @@
+import datetime
+import json
+
+import pytest
+from etils import epath
+from sweep import drive
+
+from var_jax.chips import CHIPS
+from var_jax.errors import UserError
+from var_jax.sweep import claims, driver, status
+
+
+def told(run, **changes):
+    run.mkdir(parents=True, exist_ok=True)
+    values = {"step": 10, "steps": 40, "state": "running", "loss": 4.25, "images_per_s": 100.0, "eta_s": 75.0,
+              "restarts": 0, "updated": datetime.datetime.now(datetime.UTC).isoformat(), **changes}
+    (run / "status.json").write_text(json.dumps(values))
+
+
+def test_a_single_run(tmp_path):
+    chip = CHIPS["v5e"]
+    told(tmp_path, restarts=2)
+    (tmp_path / "meta.json").write_text(json.dumps({
+        "flops_per_image": {"exact": chip.peak_flops / 100}, "devices": {"kind": chip.kinds[0], "count": 4}}))
+    (row,) = status.read(tmp_path)
+    assert (row.state, row.step, row.steps, row.share, row.loss, row.restarts) == ("running", 10, 40, 0.25, 4.25, 2)
+    assert row.mfu == pytest.approx(0.25) and row.eta == 75.0
+    header, line = status.lines([row])
+    assert line.split() == [tmp_path.name, "running", "10/40", "25%", "0:01:15", "25.0%", "4.25", "2"]
+
+
+def test_an_unknown_chip_has_no_mfu_and_a_silent_run_no_eta(tmp_path):
+    told(tmp_path, updated="2020-01-01T00:00:00+00:00")
+    (tmp_path / "meta.json").write_text(json.dumps({
+        "flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}}))
+    (row,) = status.read(tmp_path)
+    assert (row.state, row.mfu, row.eta) == ("dead", None, None)
+
+
+def test_a_sweep_with_runs_in_every_state(tmp_path):
+    sweep = drive.sweep(tmp_path, seeds=2)
+    driver.write_plan(sweep, [])
+    trunk, second, branch, last = (sweep.directory(run.id) for run in sweep.runs)
+    told(trunk, state="done", step=40)
+    told(branch, step=18, steps=20)
+    told(second, state="failed", step=10)
+    gone = claims.create(second, 1, "local")
+    claims.replace(second, gone, job=f"{gone.host}:{gone.pid}:1.0")
+    rows = {row.id: row for row in status.read(tmp_path)}
+    assert [rows[run.id].state for run in sweep.runs] == ["done", "failed", "running", "new"]
+    assert [rows[run.id].share for run in sweep.runs] == [1.0, 0.25, 0.5, 0.0]
+    assert rows[branch.name].label == "seed=0 steps=20 cooldown_steps=4 branch_step=16"
+    summary = status.lines(list(rows.values()))[-1]
+    assert summary.startswith("1 done, 1 failed, 1 running, 1 new; ")
+    # Of 2 x 40 + 2 x 4 steps: 40 + 10 + 2.
+    assert summary.endswith(f"{52 / 88:.0%}") and last.name in rows
+
+
+def test_a_sweep_without_its_plan_still_shows_its_runs(tmp_path):
+    told(tmp_path / "a", state="done", step=40)
+    told(tmp_path / "b", state="preempted")
+    (tmp_path / "notes").mkdir()
+    assert [(row.id, row.state) for row in status.read(tmp_path)] == [("a", "done"), ("b", "preempted")]
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_what_is_neither_is_named(tmp_path, name):
+    with pytest.raises(UserError, match="neither a sweep's directory"):
+        status.read(epath.Path(tmp_path) / name)
