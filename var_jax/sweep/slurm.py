@@ -87,7 +87,7 @@ class Slurm:
             with contextlib.redirect_stderr(io.StringIO()), executor.batch():
                 jobs = [executor.submit(Attempt(command)) for command in commands]
         except FailedJobError as error:
-            raise UserError(f"sbatch refuses: {_last_line(str(error))}") from error
+            raise UserError(f"sbatch refuses: {_complaint(str(error))}") from error
         except OSError as error:
             raise UserError(f"cannot write in {folder}: {error.strerror or error}") from error
         return [job.job_id for job in jobs]
@@ -199,5 +199,6 @@ def _ignore(limit: signal.Signals):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it does not say why")
+def _complaint(text: str) -> str:
+    lines = [line.strip().removeprefix("sbatch: error: ") for line in text.splitlines() if line.strip()]
+    return "; ".join(lines) or "it does not say why"

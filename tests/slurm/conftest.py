@@ -1,0 +1,23 @@
+import tempfile
+from pathlib import Path
+
+import pytest
+from slurm import cluster as slurm_cluster
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A running SLURM that the commands of the test find."""
+    if missing := slurm_cluster.missing():
+        pytest.skip(f"no SLURM on this machine ({', '.join(missing)} missing): apt-get install slurm-wlm munge")
+    # Not below pytest's own directory: the path of a socket may not be long.
+    with tempfile.TemporaryDirectory(prefix="slurm") as directory, \
+            slurm_cluster.started(Path(directory)) as running:
+        yield running
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the tests."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
