@@ -5,11 +5,12 @@ turn in one run and their medians compared, so that a busy or throttled machine 
 initialised: time does not depend on their values.
 """
 
+import dataclasses
 import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -18,8 +19,6 @@ import numpy as np
 
 from var_jax import generate
 from var_jax.config import ModelConfig, require
-from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
 from var_jax.scaling import flops
 from var_jax.train import state, step
 from var_jax.train.config import TrainConfig
@@ -37,7 +36,7 @@ def sample(config: TrainConfig, batch: int = 1, repeats: int = 5, cfg: float = 1
     """
     require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
     model = ModelConfig(config.tokenizer, config.transformer)
-    params = _random_params(model)
+    params = {stage: _random_params(config, stage) for stage in ("tokenizer", "transformer")}
     static = generate.Static(top_k=min(900, model.transformer.vocab_size - 1), use_top_p=True, guided=cfg > 0)
     dynamic = generate.Dynamic(*map(jnp.float32, (cfg, 0.96, 1.0)))
     labels = jnp.arange(batch, dtype=jnp.int32) % model.transformer.num_classes
@@ -65,7 +64,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
             work = batch * (1 + flops.BACKWARD) * (flops.encode_flops(config.tokenizer)
                                                    + flops.decode_flops(config.tokenizer))
         else:
-            frozen = _random_params(ModelConfig(config.tokenizer))["tokenizer"]
+            frozen = _random_params(config, "tokenizer")
             tokens = np.random.default_rng(0).integers(config.tokenizer.vocab_size,
                                                        size=(batch, config.tokenizer.scales.total))
             rows = {"tokens": jnp.asarray(tokens, jnp.int32), "label": jnp.zeros((batch,), jnp.int32)}
@@ -116,11 +115,6 @@ def _seconds(run: Callable) -> float:
     return time.perf_counter() - start
 
 
-def _random_params(model: ModelConfig) -> dict[str, Any]:
-    parts = {"tokenizer": (Tokenizer(model.tokenizer), jnp.zeros((1, *model.tokenizer.image_shape)))}
-    if model.transformer is not None:
-        t = model.transformer
-        inputs = jnp.zeros((1, t.scales.total - t.scales.lengths[0], t.z_channels)), jnp.zeros((1,), jnp.int32)
-        parts["transformer"] = (Transformer(t), *inputs)
-    return {name: jax.jit(lambda key, m=module, i=inputs: nn.meta.unbox(m.init(key, *i))["params"])(jax.random.key(0))
-            for name, (module, *inputs) in parts.items()}
+def _random_params(config: TrainConfig, stage: Literal["tokenizer", "transformer"]) -> Any:
+    init = state.init_params(dataclasses.replace(config, stage=stage))
+    return jax.jit(lambda key: nn.meta.unbox(init(key)))(jax.random.key(0))

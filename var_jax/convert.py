@@ -70,13 +70,11 @@ def to_torch(config: ModelConfig, params: Mapping[str, Any], with_buffers: bool 
       with_buffers: beside the weights, also what the published modules hold as buffers and released checkpoints
         contain, so that `load_state_dict` takes the dicts as strictly as it can.
     """
-    tokenizer, transformer = tokenizer_to_torch(config.tokenizer, params["tokenizer"]), None
-    if config.transformer:
-        transformer = transformer_to_torch(config.transformer, params["transformer"])
-    if with_buffers:
-        tokenizer |= buffers(config.tokenizer)
-        transformer = transformer and transformer | buffers(config.transformer)
-    return tokenizer, transformer
+
+    def state(sizes: TokenizerConfig | TransformerConfig, part: str) -> State:
+        return _to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})
+
+    return state(config.tokenizer, "tokenizer"), config.transformer and state(config.transformer, "transformer")
 
 
 def untold(config: ModelConfig) -> dict[str, Any]:
@@ -246,7 +244,7 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
 
 
 def _to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
-    flat = flatten_dict(params, sep="/")
+    flat: Any = flatten_dict(params, sep="/")
     state = {}
     for entry in entries(config, flat):
         array = np.asarray(flat[entry.path] if entry.index is None else flat[entry.path][entry.index])

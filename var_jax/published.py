@@ -20,7 +20,6 @@ from flax.traverse_util import flatten_dict
 from var_jax.config import TokenizerConfig, TransformerConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
-from var_jax.ops import masks
 
 CONV, SAME = "o i h w -> h w i o", "c -> c"
 LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
@@ -126,7 +125,8 @@ def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.Shape
             variables = Transformer(config).init(jax.random.key(0), inputs, jnp.zeros(1, jnp.int32))
         return nn.meta.unbox(variables)["params"]
 
-    return flatten_dict(jax.eval_shape(init), sep="/")
+    flat: Any = flatten_dict(jax.eval_shape(init), sep="/")
+    return flat
 
 
 def entries(config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None) -> list[Entry]:
@@ -149,9 +149,9 @@ def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray
     """
     if isinstance(config, TokenizerConfig):
         return {CODE_HITS: np.zeros((len(config.scales), config.vocab_size), np.float32)}
-    bias = np.where(masks.block_causal(config.scales), np.float32(0), np.float32(-np.inf))
-    zero_k = {f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32) for n in range(config.depth)}
     levels = config.scales.level_ids.astype(np.int64)
+    bias = np.where(levels[:, None] >= levels, np.float32(0), np.float32(-np.inf))
+    zero_k = {f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32) for n in range(config.depth)}
     return {"lvl_1L": levels[None], "attn_bias_for_masking": bias[None, None], **zero_k}
 
 

@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
 def _check(keep: np.ndarray, args: argparse.Namespace):
     """Holds that an edit both generates something and, where a region is to be kept, keeps something."""
     given = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
-    h, w = keep.shape
+    some, everything, (h, w) = bool(keep.any()), bool(keep.all()), keep.shape
     token = f"one token of the {h}x{w} grid, 1/{h} of the height by 1/{w} of the width"
     if args.outpaint:
-        require(keep.any(), given, "less than a token, so that nothing is kept", f"at least {token}")
-        require(not keep.all(), given, "the whole image, so that nothing is generated", "smaller")
-    require(not keep.all(), given, "less than a token, so that nothing is generated", f"at least {token}")
+        require(some, given, "less than a token, so that nothing is kept", f"at least {token}")
+        require(not everything, given, "the whole image, so that nothing is generated", "smaller")
+    require(not everything, given, "less than a token, so that nothing is generated", f"at least {token}")
