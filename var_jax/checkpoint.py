@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialise
 
@@ -42,6 +44,7 @@ def _without_closed_loops(hook: Callable) -> Callable:
 
 
 sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
+warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited", RuntimeWarning)
 
 
 class Mismatch(UserError):
@@ -49,25 +52,30 @@ class Mismatch(UserError):
 
 
 class Checkpoints:
-    """The newest `keep` checkpoints in a directory (a path or bucket URL), written while training goes on.
+    """Checkpoints in a directory (a path or bucket URL), written while training goes on.
 
     A write that failed raises UserError at the next `save`, `wait` or `close`; earlier checkpoints stay as they were.
     Reading alone changes nothing in the directory.
+
+    Args:
+      keep: the newest ones that are kept; the one of the lowest loss is kept besides.
+      keep_steps: of these steps all are kept.
     """
 
-    def __init__(self, directory: epath.PathLike, keep: int):
+    def __init__(self, directory: epath.PathLike, keep: int, keep_steps: Sequence[int] = ()):
         self._directory = epath.Path(directory)
-        self._keep = keep
+        self._keep, self._keep_steps = keep, tuple(keep_steps)
         self._writer: ocp.CheckpointManager | None = None
         self._writing: int | None = None
         self._overtaken: list[int] = []
 
-    def save(self, step: int, state: Any, extra: dict, wait: bool = False):
+    def save(self, step: int, state: Any, extra: dict, loss: float | None = None, wait: bool = False):
         """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`, which JSON takes.
 
         Checkpoints later than the one that was restored are not of this run any more, and are deleted here.
 
         Args:
+          loss: held-out, of this very state, if it is known.
           wait: return when it is on disk.
         Raises:
           UserError: the directory cannot be written, or the save before this one failed.
@@ -78,11 +86,16 @@ class Checkpoints:
         self._writing = step
         with self._reporting():
             if self._writer is None:
-                options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, cleanup_tmp_directories=True)
+                best = preserve.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1,
+                                      keep_checkpoints_without_metrics=False)
+                kept = [preserve.LatestN(self._keep), preserve.CustomSteps(self._keep_steps), best]
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=preserve.AnyPreservationPolicy(kept), cleanup_tmp_directories=True)
                 self._writer = ocp.CheckpointManager(self._absolute(), options=options)
             while self._overtaken:
                 self._writer.delete(self._overtaken.pop())
-            self._writer.save(step, force=True, args=ocp.args.Composite(
+            metrics = None if loss is None else {"loss": loss}
+            self._writer.save(step, force=True, metrics=metrics, args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)))
         if wait:
             self.wait()
@@ -169,8 +182,9 @@ class Checkpoints:
             if _agreed(not cause):
                 return candidate, value, extra
             causes.append(f"step {candidate}: {cause or 'another process could not read it'}")
-            log.warning("checkpoint of step %d in %s cannot be read (%s); trying the one before", candidate,
-                        self._directory, cause)
+            if step is None and candidate != steps[0]:
+                log.warning("checkpoint of step %d in %s cannot be read (%s); trying the one before", candidate,
+                            self._directory, cause)
         raise UserError(f"no checkpoint in {self._directory} can be read ({'; '.join(causes)}); "
                         "restore the directory from a copy, or start in an empty one")
 

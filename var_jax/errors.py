@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake; the command line turns it into one line and exit code 2."""
+"""What the command line turns into one line and an exit code: a user's mistake (2), and preemption (75)."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     The message is one line that names what was wrong and what would be right.
     """
+
+
+class Preempted(Exception):
+    """The machine is about to be taken away; everything is saved, and the same command goes on from there."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 
 STAGES = ("tokenizer", "transformer")
-TIMES = ("images_per_s",)  # the one thing in a record that may differ between equal runs
+TIMES = ("steps_per_s", "images_per_s", "tokens_per_s", "flops_per_s")  # what may differ between equal runs
 
 
 @pytest.fixture(scope="module", autouse=True)

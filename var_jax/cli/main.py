@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from var_jax.errors import UserError, did_you_mean
+from var_jax.errors import Preempted, UserError, did_you_mean
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": "time of sampling or training beside the FLOP floor",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
     "status": "progress of a sweep or of a run",
+    "aot": "compile a step for a TPU slice that is not there: memory, collectives, MFU bound",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
 
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         return _fail(str(error), 2)
+    except Preempted as error:
+        return _fail(str(error), 75)
     except OSError as error:
         if error.errno in USER_ERRNOS:
             return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)

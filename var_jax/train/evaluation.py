@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from PIL import Image
 
 from var_jax import generate, pictures
@@ -20,10 +21,12 @@ PICTURE_ROWS = 4
 class Evaluator:
     """The held-out split of a run, and what is measured on it."""
 
-    def __init__(self, config: TrainConfig, frozen: Any, on_devices: Callable):
+    def __init__(self, config: TrainConfig, frozen: Any, on_devices: Callable, replicated: NamedSharding):
         self.config, self.frozen, self.on_devices = config, frozen, on_devices
         self.split = sources.open_split(config.data, config.data.eval_split)
-        self.step = jax.jit(make_eval_step(config))
+        # Every host reads what comes out, so it lies whole on each of them.
+        self.step = jax.jit(make_eval_step(config), out_shardings=replicated)
+        self.whole = jax.jit(lambda x: x, out_shardings=replicated)
 
     def batches(self):
         c = self.config
@@ -31,11 +34,11 @@ class Evaluator:
 
     def metrics(self, params: Any) -> dict[str, Any]:
         """Means over the held-out images; a tokenizer's code usage and perplexity over all of them."""
-        sums, count = None, 0
+        sums = None
         for batch in self.batches():
             parts = jax.tree.map(np.asarray, self.step(params, self.on_devices(batch), self.frozen))
             sums = parts if sums is None else jax.tree.map(np.add, sums, parts)
-            count += int(batch["mask"].sum())
+        count = int(sums.pop("images"))
         counts = sums.pop("code_counts", None)
         means = {name: (value / count).tolist() for name, value in sums.items()}
         if counts is not None:
@@ -48,10 +51,11 @@ class Evaluator:
         """Originals over reconstructions, or samples with one class a column."""
         columns = self.config.sample_classes
         if self.config.stage == "tokenizer":
-            batch = next(iter(self.batches()))
-            images = batch["image"][batch["mask"]][:columns]
-            rec = _reconstruct(self.config, params, images)
-            return pictures.grid(np.concatenate([images / 255, np.asarray(rec)]), columns=len(images))
+            batch = self.on_devices(next(iter(self.batches())))
+            images, rec, mask = map(np.asarray, self.whole(
+                (batch["image"], _reconstruct(self.config, params, batch["image"]), batch["mask"])))
+            shown = np.flatnonzero(mask)[:columns]
+            return pictures.grid(np.concatenate([images[shown] / 255, rec[shown]]), columns=len(shown))
         columns = min(columns, len(self.split.class_names))  # classes beyond the data have no title
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
         keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
@@ -60,7 +64,8 @@ class Evaluator:
         images, _ = generate.generate(self.config.model, static, model, labels, keys,
                                       generate.Dynamic(1.5, 0.96, 1.0))
         names = self.split.class_names
-        return pictures.grid(np.asarray(images), columns=columns, titles=[names[i] for i in labels[:columns]])
+        titles = [names[i] for i in labels[:columns]]
+        return pictures.grid(np.asarray(self.whole(images)), columns=columns, titles=titles)
 
 
 def code_metrics(counts: np.ndarray) -> Mapping[str, Any]:
@@ -77,7 +82,7 @@ def perplexity(p: np.ndarray) -> float:
     return float(np.exp(-np.sum(p * np.log(np.where(p > 0, p, 1)))))
 
 
-def _reconstruct(config: TrainConfig, params: Any, images: np.ndarray) -> jax.Array:
+def _reconstruct(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
     """Reconstructions in [0, 1] of uint8 images."""
 
     @jax.jit

@@ -1,50 +1,49 @@
 """The training loop of both stages, read downward: devices, model, data, resume, steps.
 
-Resume order: the newest readable checkpoint of the workdir, else `init_from`, else fresh parameters.
+Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`, else fresh
+parameters.
 """
 
-import json
-import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax.linen import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from var_jax import model_directory, pictures
+from var_jax import pictures
 from var_jax.checkpoint import Checkpoints
-from var_jax.config import ModelConfig, differences, plain, require
+from var_jax.config import plain, require
 from var_jax.data import loader, sources
-from var_jax.errors import UserError
-from var_jax.train import evaluation, state, step
+from var_jax.errors import Preempted
+from var_jax.train import evaluation, start, state, step, workdir
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rate, make_optimizer
+from var_jax.train.preemption import Preemption
+from var_jax.train.throughput import Throughput
 
-# May differ between a run and its resumption: how long, how often, on what.
-RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "eval_images", "mesh",
-             "sample_classes", "tokenizer_dir", "init_from", "data.workers", "data.data_dir")
+UNREAD_STEPS = 1  # dispatched while the one before is still running
 
 
 class Diverged(RuntimeError):
     """The loss or gradient of a step is not finite; the message names the step and the last good checkpoint."""
 
 
-def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
-    """Trains one stage to `config.steps`, resuming whatever the workdir holds.
+def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
+    """Trains one stage to `config.steps` in the workdir `directory`, resuming whatever it holds.
 
     Returns:
       the last evaluation's metrics.
     Raises:
       UserError: settings, data or workdir are wrong.
       Diverged: a loss is not finite; no checkpoint is written from such a step.
+      Preempted: SIGTERM came; everything is saved.
     """
-    directory = epath.Path(workdir)
+    directory = epath.Path(directory)
 
     # Devices
     mesh = state.make_mesh(config.mesh)
@@ -53,11 +52,12 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
     rows = NamedSharding(mesh, PartitionSpec("data"))
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), Preemption(mesh) as preemption:
         # Model: the tokenizer that the transformer learns from is read first, since it decides the sizes
         frozen = None
         if config.stage == "transformer":
-            config, frozen = _with_frozen_tokenizer(config, directory)
+            tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
+            config = config.with_tokenizer(tokenizer)
             frozen = jax.device_put(frozen, replicated)
         optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
         abstract, shardings = state.state_shardings(config, optimizer, mesh)
@@ -66,9 +66,9 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
         encode = jax.jit(step.make_encode(config), out_shardings=rows) if frozen is not None else None
 
         def on_devices(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            """The host's part of a batch as arrays over the mesh, images already encoded in the second stage."""
+            """The host's part of a batch as arrays over the mesh; images of the second stage are encoded."""
             arrays = {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
-            if encode is not None:
+            if encode is not None and "image" in arrays:
                 arrays["tokens"] = encode(frozen, arrays.pop("image"))
             return arrays
 
@@ -77,69 +77,82 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
         if config.stage == "transformer":
             require(config.transformer.num_classes >= len(split.class_names), "transformer.num_classes",
                     config.transformer.num_classes, f"at least the {len(split.class_names)} classes of the data")
-        evaluator = evaluation.Evaluator(config, frozen, on_devices)
+        evaluator = evaluation.Evaluator(config, frozen, on_devices, replicated)
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
-        _refuse_another_run(directory, config)
-        checkpoints = Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints)
-        if checkpoints.latest_step() is not None:
-            targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-            run, _ = checkpoints.restore(targets)
-        else:
-            start = _starting_weights(config) if config.init_from else None
-            run = state.init_state(config, optimizer, shardings, start)
+        workdir.refuse_another_run(directory, config)
+        checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
+        run, evaluated = start.first_state(config, optimizer, checkpoints, abstract, shardings)
         first = int(run.step)
         batches = loader.train_batches(config.data, config.tokenizer.image_shape, config.batch_size, config.seed,
                                        start_step=first)
-        _claim(directory, config)
-        writer = MetricWriter(directory, steps=config.steps, batch_size=config.batch_size, resume_step=first,
-                              enabled=jax.process_index() == 0)
+        workdir.claim(directory, config, frozen)
+        writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
         # Steps: each is dispatched before the one before it is read
         rate = learning_rate(config.optimizer, config.steps, config.batch_size)
+        throughput = Throughput(config, first)
+        unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
-        unread: list[tuple[int, Any]] = []
-        mark = (first, time.perf_counter())
 
-        def read(log: bool):
-            """Waits for the steps dispatched so far; a loss or gradient that is not finite stops the run."""
-            nonlocal mark
-            for number, metrics in unread:
+        def read(left: int) -> bool:
+            """Waits for all steps dispatched but the last `left`, and logs them; whether any host was told to stop.
+
+            Raises:
+              Diverged: a loss or gradient is not finite.
+            """
+            stop = False
+            while len(unread) > left:
+                number, metrics, vote = unread.popleft()
                 for name in ("loss", "grad_norm"):
                     if not np.isfinite(value := float(metrics[name])):
                         checkpoints.wait()
                         raise Diverged(f"{name} of step {number} is {value}; "
                                        f"the last checkpoint is of step {checkpoints.latest_step()}")
-            if log and unread:
-                number, metrics = unread[-1]
-                now = time.perf_counter()
-                speed = (number - mark[0]) * config.batch_size / (now - mark[1])
-                mark = (number, now)
-                values = jax.tree.map(np.asarray, metrics)
-                writer.write(number, "train", {**values, "lr": float(rate(number - 1)), "images_per_s": speed})
-                writer.progress(number, float(values["loss"]))
-            unread.clear()
+                stop |= bool(vote)
+                if number % config.log_every == 0 or number == config.steps:
+                    rates = throughput.report(number)
+                    values = jax.tree.map(np.asarray, metrics)
+                    writer.write(number, "train", {**values, "lr": float(rate(number - 1)), **rates})
+                    writer.progress(number, float(values["loss"]), rates["images_per_s"])
+            return stop
+
+        def evaluate(number: int) -> dict[str, Any]:
+            with throughput.paused():
+                metrics = evaluator.metrics(_averaged(run))
+                writer.write(number, "val", metrics)
+                _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
+            return metrics
 
         try:
+            if not evaluated:
+                held_out = evaluate(first)
             for number in range(first + 1, config.steps + 1):
+                vote = preemption.vote()
                 run, metrics = train_step(run, on_devices(next(batches)), frozen)
+                unread.append((number, metrics, vote))
                 last = number == config.steps
-                if (number - 1) % config.log_every == 0 or len(unread) > config.log_every:
-                    read(log=(number - 1) % config.log_every == 0)
-                unread.append((number, metrics))
-                if last or number % config.eval_every == 0 or number % config.checkpoint_every == 0:
-                    read(log=last or number % config.log_every == 0)
-                if last or number % config.eval_every == 0:
-                    held_out = evaluator.metrics(_averaged(run))
-                    writer.write(number, "val", held_out)
-                    _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
-                    mark = (number, time.perf_counter())  # evaluation is not training time
-                if last or number % config.checkpoint_every == 0:
-                    checkpoints.save(number, run, {"config": plain(config)}, wait=last)
+                to_evaluate = last or number % config.eval_every == 0
+                to_save = last or number % config.checkpoint_every == 0
+                if stop := read(left=0 if to_evaluate or to_save else UNREAD_STEPS) and not last:
+                    read(left=0)
+                elif to_evaluate:
+                    held_out = evaluate(number)
+                if to_save or stop:
+                    put_off = stop and to_evaluate  # there may be no time: the resumed run does it
+                    loss = held_out["loss"] if to_evaluate and not put_off else None
+                    checkpoints.save(number, run, {"config": plain(config), "evaluated": not put_off}, loss,
+                                     wait=last or stop)
+                if stop:
+                    writer.close("preempted")
+                    raise Preempted(f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
+                                    "the same command goes on")
             checkpoints.wait()
             if not held_out:  # every step was done before: what the caller asks for is still the last evaluation
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
+        except Preempted:
+            raise
         except BaseException:
             writer.close("failed")
             raise
@@ -148,81 +161,11 @@ def train(config: TrainConfig, workdir: str) -> dict[str, Any]:
     return held_out
 
 
-def _with_frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TrainConfig, Any]:
-    """The run over the tokenizer of `tokenizer_dir`, a copy of which the workdir keeps from the start."""
-    kept = directory / "tokenizer"
-    if not (kept / "model.json").exists():
-        require(bool(config.tokenizer_dir), "tokenizer_dir", repr(config.tokenizer_dir),
-                "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)")
-    source = kept if (kept / "model.json").exists() else epath.Path(config.tokenizer_dir)
-    model, params = model_directory.load(source)
-    params = jax.tree.map(jnp.asarray, params["tokenizer"])
-    return config.with_tokenizer(model.tokenizer), params
-
-
 def _averaged(run: state.TrainState) -> Any:
     return run.params if run.ema is None else run.ema
 
 
-def _refuse_another_run(directory: epath.Path, config: TrainConfig):
-    """Raises UserError when the workdir holds a run of other settings, naming every one."""
-    path = directory / "config.json"
-    if path.exists():
-        theirs = model_directory.read_json(path)
-        other = [d for d in differences(plain(config), theirs) if not d.startswith(RESUMABLE)]
-        if other:
-            raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
-                            "give another --workdir, or the settings it was started with")
-
-
-def _claim(directory: epath.Path, config: TrainConfig):
-    """Makes the workdir this run's.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    if jax.process_index() != 0:
-        return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if config.stage == "transformer" and not (directory / "tokenizer" / "model.json").exists():
-            model = ModelConfig(config.tokenizer)
-            _, params = model_directory.load(epath.Path(config.tokenizer_dir))
-            model_directory.save(directory / "tokenizer", model, {"tokenizer": params["tokenizer"]})
-        model_directory.write_text(directory / "config.json", json.dumps(plain(config), indent=1))
-    except OSError as error:
-        raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
-
-
-def _starting_weights(config: TrainConfig) -> Any:
-    """The weights of `init_from` for this stage; another class count starts its class embedding afresh.
-
-    Raises:
-      UserError: a parameter of another shape than this run's, named.
-    """
-    model, params = model_directory.load(epath.Path(config.init_from))
-    if config.stage not in params:
-        raise UserError(f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one")
-    theirs, ours = params[config.stage], jax.eval_shape(_unboxed_init(config), jax.random.key(0))
-    if config.stage == "transformer" and model.transformer.num_classes != config.transformer.num_classes:
-        fresh = jax.jit(lambda key: _unboxed_init(config)(key)["class_embed"])  # the rest is never computed
-        theirs["class_embed"] = fresh(jax.random.key(config.seed))
-    shapes = [{_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-              for tree in (ours, theirs)]
-    if other := differences(*shapes):
-        raise UserError(f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}")
-    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, ours)
-
-
-def _unboxed_init(config: TrainConfig):
-    return lambda key: meta.unbox(state.init_params(config)(key))
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _keep_picture(directory: epath.Path, writer: MetricWriter, step: int, picture: Image.Image):
+def _keep_picture(directory: epath.Path, writer: MetricWriter, number: int, picture: Image.Image):
     if jax.process_index() == 0:
-        pictures.save_png(directory / "samples" / f"step_{step:07d}.png", picture)
-    writer.image(step, "samples", np.asarray(picture))
+        pictures.save_png(directory / "samples" / f"step_{number:07d}.png", picture)
+    writer.image(number, "samples", np.asarray(picture))

@@ -29,22 +29,23 @@ class MetricWriter:
     because the run takes those steps again.
 
     Args:
-      steps, batch_size: length of the whole run, and images a step.
+      steps: length of the whole run.
       resume_step: steps done before.
     Raises:
       UserError: the directory cannot be written (here and in every method).
     """
 
-    def __init__(self, workdir: epath.PathLike, *, steps: int, batch_size: int, resume_step: int = 0,
+    def __init__(self, workdir: epath.PathLike, *, steps: int, resume_step: int = 0,
                  enabled: bool = True):
         self._enabled = enabled
         if not enabled:
             return
         self._workdir = epath.Path(workdir)
         self._records = self._workdir / "metrics.jsonl"
-        self._steps, self._batch_size = steps, batch_size
+        self._steps = steps
         self._step, self._loss = resume_step, None
         self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
+        self._images_a_second = math.nan
         self._spoke = -math.inf
         with self._reporting():
             self._workdir.mkdir(parents=True, exist_ok=True)
@@ -82,19 +83,20 @@ class MetricWriter:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._board.flush()
 
-    def progress(self, step: int, loss: float) -> float:
+    def progress(self, step: int, loss: float, images_per_s: float):
         """Moves the bar (without a terminal: a line every ten seconds at most) and updates status.json.
 
-        Returns:
-          images a second since the last call; NaN where nothing is written, or no step was done.
+        Args:
+          images_per_s: of training alone; the time that is left counts evaluation too.
         """
         if not self._enabled or step <= self._step:
-            return math.nan
+            return
         now = time.monotonic()
         pace = max(now - self._clock, 1e-9) / (step - self._step)
         # The first interval has compilation in it, which says nothing of the time that is left.
         self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
         self._clock, self._intervals, self._step, self._loss = now, self._intervals + 1, step, float(loss)
+        self._images_a_second = images_per_s
         self._bar.set_postfix_str(f"loss {loss:.4g}, {self._images_a_second:.4g} images/s", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
@@ -102,7 +104,6 @@ class MetricWriter:
             print(f"step {step}/{self._steps}, loss {loss:.4g}, {self._images_a_second:.4g} images/s, "
                   f"{tqdm.format_interval(self._eta)} left", file=sys.stderr, flush=True)
         self.status("running")
-        return self._batch_size / pace
 
     def status(self, state: State):
         """Replaces status.json."""
@@ -122,10 +123,6 @@ class MetricWriter:
         self._bar.close()
         self._board.close()
         self.status(state)
-
-    @property
-    def _images_a_second(self) -> float:
-        return self._batch_size / self._seconds_a_step
 
     @property
     def _eta(self) -> float:

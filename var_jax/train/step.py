@@ -43,12 +43,14 @@ def make_train_step(config: TrainConfig, optimizer: optax.GradientTransformation
 
 
 def make_eval_step(config: TrainConfig) -> Callable:
-    """(params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums over the rows that count."""
+    """(params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums over the rows that count, whose
+    number is "images"."""
 
     def eval_step(params: Any, batch: Batch, frozen: Any) -> losses.Metrics:
+        images = {"images": jnp.sum(batch["mask"])}
         if config.stage == "tokenizer":
-            return losses.reconstruction_metrics(config, params, batch)
-        return losses.held_out_metrics(config, params, frozen, batch)
+            return images | losses.reconstruction_metrics(config, params, batch)
+        return images | losses.held_out_metrics(config, params, frozen, batch)
 
     return eval_step
 

@@ -1,0 +1,82 @@
+"""What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from var_jax import model_directory
+from var_jax.config import ModelConfig, TokenizerConfig, differences, plain, require
+from var_jax.errors import UserError
+from var_jax.train.config import TrainConfig
+from var_jax.train.meta import run_meta
+
+# May differ between a run and its resumption: how long, how often, on what.
+RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "eval_images",
+             "mesh", "sample_classes", "tokenizer_dir", "init_from", "branch_from", "data.workers", "data.data_dir",
+             "data.tokens_dir", "transformer.attention", "transformer.remat")
+
+
+def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:
+    """(config, parameters) of the tokenizer whose tokens a transformer learns: the workdir's copy, else that of the
+    token cache, else `tokenizer_dir`.
+
+    Raises:
+      UserError: none is given, or `tokenizer_dir` holds another one than the run was started with.
+    """
+    kept, given = directory / "tokenizer", config.tokenizer_dir
+    if not given and config.data.tokens_dir:
+        given = str(epath.Path(config.data.tokens_dir) / "tokenizer")
+    if not (kept / "model.json").exists():
+        require(bool(given), "tokenizer_dir", repr(given),
+                "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)")
+        return _load(epath.Path(given))
+    tokenizer, params = _load(kept)
+    claimed = directory / "config.json"
+    started_with = model_directory.read_json(claimed).get("tokenizer_dir") if claimed.exists() else ""
+    if config.tokenizer_dir not in ("", started_with):
+        theirs, other = _load(epath.Path(config.tokenizer_dir))
+        if theirs != tokenizer or not jax.tree.all(jax.tree.map(np.array_equal, params, other)):
+            raise UserError(f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this run was "
+                            f"started with; its copy is in {kept}: leave tokenizer_dir out, or give another --workdir")
+    return tokenizer, params
+
+
+def refuse_another_run(directory: epath.Path, config: TrainConfig):
+    """Raises UserError when the workdir holds a run of other settings, naming every one."""
+    path = directory / "config.json"
+    if path.exists():
+        theirs = model_directory.read_json(path)
+        other = [d for d in differences(plain(config), theirs) if not d.startswith(RESUMABLE)]
+        if other:
+            raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
+                            "give another --workdir, or the settings it was started with")
+
+
+def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
+    """Makes the workdir this run's: config.json, meta.json, and the frozen tokenizer's copy.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if jax.process_count() > 1:  # nobody reads a copy that is being written
+        multihost_utils.sync_global_devices("var_jax: settings read")
+    if jax.process_index() != 0:
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if frozen is not None and not (directory / "tokenizer" / "model.json").exists():
+            params = {"tokenizer": jax.tree.map(np.asarray, frozen)}
+            model_directory.save(directory / "tokenizer", ModelConfig(config.tokenizer), params)
+        model_directory.write_text(directory / "config.json", json.dumps(plain(config), indent=1))
+        model_directory.write_text(directory / "meta.json", json.dumps(run_meta(config), indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
+
+
+def _load(directory: epath.Path) -> tuple[TokenizerConfig, Any]:
+    model, params = model_directory.load(directory)
+    return model.tokenizer, params["tokenizer"]
