@@ -1,0 +1,1 @@
+"""Ahead-of-time compilation for TPU slices that are not there, with the real TPU compiler (`libtpu`)."""

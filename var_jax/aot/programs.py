@@ -1,0 +1,152 @@
+"""The exact train or sample step of a configuration over described devices: abstract arrays, nothing materialised."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from var_jax import generate
+from var_jax.aot.slices import Slice
+from var_jax.config import ModelConfig, require
+from var_jax.errors import UserError
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.ops import partition
+from var_jax.scaling import flops
+from var_jax.train import losses, state, step
+from var_jax.train.config import TrainConfig
+from var_jax.train.optimizer import make_optimizer
+
+SAMPLES_A_DEVICE = 8
+CFG = 1.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Attributes:
+      images: of a step, over all devices.
+      flops: analytic, of a step over all devices; recomputation does not count.
+    """
+
+    lowered: jax.stages.Lowered
+    mesh: Mesh
+    images: int
+    flops: float
+
+
+def choose_mesh(config: TrainConfig, where: Slice, images: int) -> Mesh:
+    """The config's mesh; where its data axis is inferred and does not divide the model, with a larger model axis.
+
+    Raises:
+      UserError: nothing fits, with the reason that the config's own mesh does not.
+    """
+    reason: UserError | None = None
+    model = max(config.mesh.model, 1)
+    while model <= len(where.devices):
+        try:
+            mesh = state.make_mesh(dataclasses.replace(config.mesh, model=model), where.devices)
+            partition.shardings(_boxed_params(config), mesh)
+            require(images % (mesh.shape["data"] * config.microbatches) == 0, "batch_size", images,
+                    f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}")
+            return mesh
+        except UserError as error:
+            reason = reason or error
+        if config.mesh.data != -1:
+            break
+        model *= 2
+    raise reason or UserError("no mesh fits")
+
+
+def train(config: TrainConfig, where: Slice) -> Step:
+    """The step that `train.loop` jits, a transformer's from tokens (the tokenizer's encoding is its own program).
+
+    Raises:
+      UserError: the mesh does not divide the model or the batch.
+    """
+    mesh = choose_mesh(config, where, config.batch_size)
+    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
+    abstract, shardings = state.state_shardings(config, optimizer, mesh)
+    if config.stage == "transformer":
+        frozen = _abstract(_tokenizer_params(config), replicated)
+        shapes = {"tokens": ((config.tokenizer.scales.total,), jnp.int32), "label": ((), jnp.int32)}
+        work = flops.train_flops_per_image(config.transformer)
+    else:
+        frozen, shapes = None, {"image": (config.tokenizer.image_shape, jnp.uint8)}
+        work = (1 + flops.BACKWARD) * (flops.encode_flops(config.tokenizer) + flops.decode_flops(config.tokenizer))
+    batch = {name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
+             for name, (shape, dtype) in shapes.items()}
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0,
+                         in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated))
+        lowered = jitted.lower(jax.tree.map(_with, abstract, shardings), batch, frozen)
+    return Step(lowered, mesh, config.batch_size, work * config.batch_size)
+
+
+def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step:
+    """Guided generation with the published settings, decoder included.
+
+    Weights are sharded over the model axis and whole on every part of the data axis: gathering them at every scale
+    would cost more than it saves.
+    """
+    require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
+    images = images or SAMPLES_A_DEVICE * len(where.devices)
+    mesh = choose_mesh(config, where, images)
+    model = ModelConfig(config.tokenizer, config.transformer)
+    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+
+    def without_data(sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(mesh, PartitionSpec(*(None if axis == "data" else axis for axis in sharding.spec)))
+
+    boxed = _boxed_params(config)
+    shardings = jax.tree.map(without_data, partition.shardings(boxed, mesh))
+    params = {"transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
+              "tokenizer": _abstract(_tokenizer_params(config), replicated)}
+    static = generate.Static(top_k=min(900, config.transformer.vocab_size - 1), use_top_p=True, guided=True)
+    dynamic = generate.Dynamic(*(jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated) for _ in range(3)))
+    key = jax.eval_shape(lambda: generate.image_keys(0, jnp.arange(1)))
+    labels, keys = (jax.ShapeDtypeStruct((images,), dtype, sharding=rows) for dtype in (jnp.int32, key.dtype))
+    with jax.set_mesh(mesh):
+        lowered = generate.generate.lower(model, static, params, labels, keys, dynamic)
+    return Step(lowered, mesh, images, images * (flops.generation_flops(config.transformer, guided=True)
+                                                 + flops.decode_flops(config.tokenizer)))
+
+
+def saved_bytes(config: TrainConfig, remat: str, data: int) -> float:
+    """Bytes a device that the forward pass of a microbatch keeps for the backward pass under a remat policy.
+
+    From the shapes of the residuals, split over the data axis alone: an upper estimate, and no compilation.
+    """
+    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat=remat))
+    rows = config.batch_size // config.microbatches
+    batch = {"tokens": jax.ShapeDtypeStruct((rows, config.tokenizer.scales.total), jnp.int32),
+             "label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+
+    def residuals(params, frozen, batch):
+        rng = jax.random.key(0)
+        return jax.vjp(lambda p: losses.transformer_loss(config, p, frozen, batch, rng)[0], params)[1]
+
+    kept = jax.eval_shape(residuals, nn.meta.unbox(_boxed_params(config)), _tokenizer_params(config), batch)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)
+               if jnp.issubdtype(leaf.dtype, jnp.number)) / data
+
+
+def _boxed_params(config: TrainConfig) -> Any:
+    return jax.eval_shape(state.init_params(config), jax.random.key(0))
+
+
+def _tokenizer_params(config: TrainConfig) -> Any:
+    image = jnp.zeros((1, *config.tokenizer.image_shape))
+    return jax.eval_shape(lambda key: nn.meta.unbox(Tokenizer(config.tokenizer).init(key, image))["params"],
+                          jax.random.key(0))
+
+
+def _abstract(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: _with(leaf, sharding), tree)
+
+
+def _with(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
