@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from var_jax.errors import UserError, did_you_mean
+from var_jax.ops.masks import Mask
 from var_jax.ops.scales import Scales
 
 SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
@@ -105,6 +106,9 @@ class TransformerConfig:
       class_dropout: share of training labels replaced by "no class".
       init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
       init_head, init_adaln, init_adaln_gamma: factors on the head, on AdaLN, and on AdaLN's gamma rows ("alng").
+      mask: which scales a scale attends to (`ops.masks`).
+      attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn" on a GPU in bfloat16,
+        else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
       dtype, param_dtype: computation and storage; softmax, norms, logits and loss are float32 always.
     """
@@ -125,6 +129,8 @@ class TransformerConfig:
     init_head: float = 0.02
     init_adaln: float = 0.5
     init_adaln_gamma: float = 1e-3
+    mask: Mask = "block_causal"
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from var_jax.config import SCALES_512, TransformerConfig
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
+from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 from var_jax.published import abstract
@@ -31,6 +31,7 @@ def inputs(tokens):
 
 
 LABELS = np.array([3, 7])
+MASKS = ("block_causal", "markov", "block_diagonal")
 
 
 def logits(inputs, rng=None, labels=LABELS, **changes):
@@ -218,3 +219,63 @@ def test_recomputing_changes_no_gradient(inputs):
     for remat in ("full", "dots"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12),
                      gradients(remat), plain)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared):
+    """And the cache holds no more than what the next scale sees."""
+    scales = Scales.parse("1,2,3,4")
+    config = dataclasses.replace(small.TRANSFORMER, scales=scales, mask=mask, shared_adaln=shared)
+    random = np.random.default_rng(0)
+    params = {path: random.normal(size=leaf.shape).astype(np.float32) * 0.3 for path, leaf in abstract(config).items()}
+    model, params = Transformer(config), {"params": unflatten_dict(params, sep="/")}
+    inputs = random.normal(size=(2, scales.total - 1, config.z_channels)).astype(np.float32)
+
+    @jax.jit
+    def one_by_one(params):
+        cache, parts, held = Cache(), [], []
+        for k in range(len(scales)):
+            held.append([entry.shape[2] for entry in cache.k])
+            scale_inputs = None if k == 0 else inputs[:, scales.offsets[k] - 1:scales.offsets[k + 1] - 1]
+            logits, cache = model.apply(params, k, scale_inputs, LABELS, cache, method="next_scale")
+            parts.append(logits)
+        return jnp.concatenate(parts, axis=1), held
+
+    cached, held = one_by_one(params)
+    np.testing.assert_allclose(cached, jax.jit(model.apply)(params, inputs, LABELS), atol=2e-5)
+    expected = {"block_causal": [[], [1], [1, 4], [1, 4, 9]], "markov": [[], [1], [4], [9]],
+                "block_diagonal": [[], [], [], []]}
+    assert held == expected[mask]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_mask_decides_which_scales_inputs_move_the_logits(mask):
+    """By gradients, in a model of one block, so that nothing reaches a scale by way of another."""
+    scales = Scales.parse("1,2,3,4")
+    config = dataclasses.replace(small.TRANSFORMER, depth=1, scales=scales, mask=mask)
+    random = np.random.default_rng(0)
+    params = {path: random.normal(size=leaf.shape).astype(np.float32) * 0.3 for path, leaf in abstract(config).items()}
+    params = {"params": unflatten_dict(params, sep="/")}
+    inputs = random.normal(size=(2, scales.total - 1, config.z_channels)).astype(np.float32)
+
+    def per_scale(inputs):
+        return jnp.stack([jnp.mean(p**2) for p in scales.split(Transformer(config).apply(params, inputs, LABELS))])
+
+    moved = np.abs(jax.jit(jax.jacrev(per_scale))(inputs)).max(axis=(1, 3))
+    moved = np.stack([moved[:, scales.offsets[k] - 1:scales.offsets[k + 1] - 1].max(axis=1) > 0 for k in (1, 2, 3)])
+    expected = {"block_causal": [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]],
+                "markov": [[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 1]],
+                "block_diagonal": [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}
+    np.testing.assert_array_equal(moved, np.array(expected[mask], bool))
+
+
+def test_the_kernel_for_tpus_gives_the_models_logits_and_gradients(inputs):
+    params = small.pipeline().params["transformer"]
+
+    def both(attention):
+        model = Transformer(dataclasses.replace(small.TRANSFORMER, attention=attention))
+        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(model.apply({"params": p}, inputs, LABELS) ** 2)))(params)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12),
+                 both("splash"), both("xla"))

@@ -1,32 +1,62 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from var_jax.errors import UserError
 from var_jax.ops import attention, masks
 from var_jax.ops.scales import Scales
 
 SCALES = Scales.parse("1,2,2x3,4")
+MASKS = ("block_causal", "markov", "block_diagonal")
 
 
-def random_qkv(heads=2, dim=8):
-    return jax.random.normal(jax.random.key(0), (3, 2, SCALES.total, heads, dim))
+def random_qkv(scales=SCALES, heads=2, dim=8):
+    return jax.random.normal(jax.random.key(0), (3, 2, scales.total, heads, dim))
 
 
-def test_block_causal_equals_the_dense_mask_forward_and_gradients():
-    q, k, v = random_qkv()
-    weight = jax.random.normal(jax.random.key(1), q.shape)
-    mask = jnp.asarray(masks.block_causal(SCALES))
+def assert_equals_the_dense_reference(ours, mask, scales, qkv):
+    """The output, and the gradients of a weighted sum of it, against attention under the dense mask."""
+    weight = jax.random.normal(jax.random.key(1), qkv[0].shape)
 
-    def dense(q, k, v):
-        return jnp.sum(weight * attention.attend(q, k, v, 0.3, mask))
+    def both(attend):
+        def weighted(*qkv):
+            out = attend(*qkv)
+            return jnp.sum(weight * out), out
 
-    def sliced(q, k, v):
-        return jnp.sum(weight * attention.block_causal(q, k, v, 0.3, SCALES))
+        return jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*qkv)
 
-    for ours, theirs in zip(jax.grad(sliced, (0, 1, 2))(q, k, v), jax.grad(dense, (0, 1, 2))(q, k, v), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
-    np.testing.assert_allclose(attention.block_causal(q, k, v, 0.3, SCALES), attention.attend(q, k, v, 0.3, mask),
-                               atol=1e-5)
+    dense = functools.partial(attention.attend, scale=0.3, mask=jnp.asarray(masks.dense(scales, mask)))
+    for mine, theirs in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(dense)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("implementation", ["xla", "splash"])
+def test_every_implementation_equals_the_dense_mask(implementation, mask):
+    ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation=implementation)
+    assert_equals_the_dense_reference(ours, mask, SCALES, random_qkv())
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_the_blocks_given_to_cudnn_equal_the_dense_mask(mask):
+    """Its kernel by XLA, as there is no GPU here: scales below and above the size that is left to XLA anyway."""
+    scales = Scales.parse("1,7,8,9")
+    block = functools.partial(attention.fused, backend="xla")
+    ours = functools.partial(attention.by_scale, scale=0.3, scales=scales, mask=mask, block=block)
+    assert_equals_the_dense_reference(ours, mask, scales, random_qkv(scales))
+
+
+def test_blocks_compute_visible_pairs_only():
+    qkv = random_qkv(dim=64)
+    for mask in MASKS:
+        ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation="xla")
+        flops = jax.jit(ours).lower(*qkv).cost_analysis()["flops"]
+        batch_and_heads, products = 2 * 2, 4 * 64
+        pairs = flops / batch_and_heads / products
+        assert masks.attended_pairs(SCALES, mask) <= pairs < 1.06 * masks.attended_pairs(SCALES, mask)
 
 
 def test_attend_is_the_textbook_formula():
@@ -42,8 +72,42 @@ def test_normalise_keeps_direction_and_survives_zero():
     np.testing.assert_allclose(attention.normalise(x), [[[[0.6, 0.8], [0, 0]]]])
 
 
-def test_softmax_stays_float32_in_bfloat16():
+@pytest.mark.parametrize("implementation", ["xla", "splash"])
+def test_softmax_stays_float32_in_bfloat16(implementation):
     q, k, v = random_qkv().astype(jnp.bfloat16)
-    wide = attention.attend(*(t.astype(jnp.float32) for t in (q, k, v)), 0.3)
-    assert attention.attend(q, k, v, 0.3).dtype == jnp.bfloat16
-    np.testing.assert_allclose(attention.attend(q, k, v, 0.3).astype(jnp.float32), wide, atol=0.02)
+    ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask="block_causal",
+                             implementation=implementation)
+    wide = ours(*(t.astype(jnp.float32) for t in (q, k, v)))
+    assert ours(q, k, v).dtype == jnp.bfloat16
+    np.testing.assert_allclose(ours(q, k, v).astype(jnp.float32), wide, atol=0.02)
+
+
+@pytest.mark.parametrize(("where", "dtype", "chosen"), [
+    ("tpu", "bfloat16", "splash"), ("tpu", "float32", "splash"), ("gpu", "bfloat16", "cudnn"),
+    ("gpu", "float16", "cudnn"), ("gpu", "float32", "xla"), ("cpu", "bfloat16", "xla")])
+def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
+    monkeypatch.setattr(attention, "platform", lambda: where)
+    assert attention.choose("auto", jnp.dtype(dtype), 64) == chosen
+    assert attention.choose("xla", jnp.dtype(dtype), 64) == "xla"
+
+
+@pytest.mark.parametrize(("where", "wanted", "dtype", "dim", "complaint"), [
+    ("gpu", "splash", "bfloat16", 64, "on a GPU it must be auto, xla or cudnn"),
+    ("cpu", "cudnn", "bfloat16", 64, "on a CPU it must be auto, xla or splash"),
+    ("gpu", "cudnn", "float32", 64, "with float32 and heads of 64; it must be xla, or the dtype bfloat16"),
+    ("gpu", "cudnn", "bfloat16", 12, "with bfloat16 and heads of 12; it must be xla")])
+def test_what_cannot_run_is_refused(monkeypatch, where, wanted, dtype, dim, complaint):
+    monkeypatch.setattr(attention, "platform", lambda: where)
+    with pytest.raises(UserError, match=complaint):
+        attention.choose(wanted, jnp.dtype(dtype), dim)
+    if where == "gpu":
+        assert attention.choose("auto", jnp.dtype(dtype), 12) == "xla"
+
+
+def test_the_platform_is_that_of_the_mesh_in_use():
+    """A program for chips that are not here is traced under a mesh of them."""
+    devices = jax.sharding.AbstractDevice(device_kind="TPU v5p", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"), abstract_device=devices)
+    assert attention.platform() == jax.default_backend()
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attention.platform() == "tpu"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from var_jax.config import TransformerConfig
-from var_jax.ops import attention
+from var_jax.ops import attention, masks
 from var_jax.ops.partition import constrain, parameter
 
 LN_EPS = 1e-6
@@ -22,7 +22,7 @@ class Cache(NamedTuple):
     """What generation keeps between scales; inside a block, one layer's part of it.
 
     Attributes:
-      k, v: keys and values of the scales so far, one entry a scale, each (layers, b, l, h, d).
+      k, v: keys and values of the coarser scales that the next one sees, one entry a scale, each (layers, b, l, h, d).
       modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the weights lies in
         front of it, and it does not change from scale to scale.
     """
@@ -94,7 +94,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
-        """All scales at once under the block-causal mask (`cache` None), or one scale after the cached ones.
+        """All scales at once under the mask (`cache` None), or one scale that sees itself and the cached ones.
 
         Returns:
           the output (b, l, w), and the new keys and values (None without a cache).
@@ -118,11 +118,12 @@ class Attention(nn.Module):
             k = attention.normalise(k)
             scale = 1.0
         q, k, v = (constrain(t, "batch", "tokens", "act_heads", None) for t in (q, k, v))
+        implementation = attention.choose(c.attention, dtype, c.head_dim)
         if cache is None:
-            y, new = attention.block_causal(q, k, v, scale, c.scales), None
+            y, new = attention.masked(q, k, v, scale, c.scales, c.mask, implementation), None
         else:
-            y = attention.attend(q, jnp.concatenate([*cache.k, k], 1), jnp.concatenate([*cache.v, v], 1), scale)
-            new = (k, v)
+            seen_k, seen_v = jnp.concatenate([*cache.k, k], 1), jnp.concatenate([*cache.v, v], 1)
+            y, new = attention.cached(q, seen_k, seen_v, scale, implementation), (k, v)
         std = c.init_std / (2 * c.depth) ** 0.5
         proj = parameter(self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored)
         bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
@@ -160,7 +161,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Logits of every token of a scale from all coarser scales and a class."""
+    """Logits of every token of a scale from the coarser scales and a class."""
 
     config: TransformerConfig
 
@@ -211,11 +212,14 @@ class Transformer(nn.Module):
 
     def next_scale(self, k: int, inputs: Float[Array, "b l c"] | None, labels: Int[Array, " b"],
                    cache: Cache) -> tuple[Float[Array, "b l v"], Cache]:
-        """Logits of scale k after the cached scales 0..k-1; `inputs` is unused (None) at the first."""
+        """Logits of scale k, and the cache for scale k + 1, in order from 0; `inputs` is unused (None) at the first."""
         cond = self._condition(labels)
         x = (self._start(cond) if k == 0 else self.word_embed(inputs)) + self._places(self.config.scales.span(k))
         x, (new_k, new_v, modulations) = self.blocks(x, cache, None, self._block_condition(cond))
-        return self._logits(x, cond), Cache((*cache.k, new_k), (*cache.v, new_v), modulations)
+        c = self.config
+        unseen = masks.first_visible(c.mask, k + 1) - masks.first_visible(c.mask, k)
+        kept_k, kept_v = (*cache.k, new_k)[unseen:], (*cache.v, new_v)[unseen:]
+        return self._logits(x, cond), Cache(kept_k, kept_v, modulations)
 
     def _condition(self, labels):
         return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))

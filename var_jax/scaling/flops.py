@@ -6,6 +6,7 @@ Three definitions of training compute are in use and differ in slope against siz
 """
 
 from var_jax.config import TokenizerConfig, TransformerConfig
+from var_jax.ops import masks
 
 BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs and of weights
 
@@ -17,7 +18,7 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask lets through.
     """
     c = config
-    pairs = c.scales.attended_pairs if attended_pairs is None else attended_pairs
+    pairs = masks.attended_pairs(c.scales, c.mask) if attended_pairs is None else attended_pairs
     block = 4 * c.width**2 + 2 * c.width * c.hidden
     a_token = c.depth * block + c.vocab_size * c.width + c.z_channels * c.width
     return float(2 * c.scales.total * a_token + adaln_flops(c) + 4 * c.depth * c.width * pairs)
@@ -30,10 +31,11 @@ def adaln_flops(config: TransformerConfig) -> float:
 
 
 def train_flops_per_image(config: TransformerConfig) -> float:
-    """Exact training FLOPs: forward and backward of what the block-causal mask lets through.
+    """Exact training FLOPs: forward and backward of what the configuration's mask lets through.
 
     3 [2 L (12 d w^2 + V w + C w) + 2 (6 d w^2 + 2 w^2) + 4 d w M] at the published MLP ratio of 4, with depth d,
-    width w, L tokens, V codes, C code channels and M attended pairs. Recomputation (`remat`) does not count.
+    width w, L tokens, V codes, C code channels and M attended pairs (`ops.masks`). Recomputation (`remat`) does not
+    count.
     """
     return (1 + BACKWARD) * forward_flops(config)
 
