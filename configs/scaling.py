@@ -28,12 +28,12 @@ COOLDOWN = 0.2  # of a run's steps; Hägele et al. 2024 find no gain beyond
 
 PAPER_DEPTHS = range(6, 31, 2)  # the paper has twelve models from 6 to 30 and does not list them
 DEPTHS = (6, 8, 10, 12, 14, 16, 20, 24)
-EPOCHS = (10, 20, 40, 80)
+STEPS = (16_000, 32_000, 64_000, 128_000)  # 10 to 77 epochs
 LR_DEPTHS = (6, 8, 10)
 BATCH = 768
 
-FASHION_SIZES = ((2, 16), (2, 24), (2, 32), (3, 48), (3, 64), (4, 80), (4, 96))  # (depth, width)
-FASHION_STEPS = (360, 720, 1440, 2880)  # 0.19 to 1.54 epochs; branches leave at multiples of checkpoint_every
+FASHION_SIZES = ((2, 16), (2, 24), (2, 32), (3, 40), (3, 56), (4, 72), (4, 96))  # (depth, width)
+FASHION_STEPS = (240, 480, 960, 1920)  # 0.13 to 1.02 epochs
 FASHION_HEAD = 8
 FASHION_RATE = 6e-3  # at width 64 and batch 32
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -54,11 +54,10 @@ def get_config(arg: str = "scaling"):
     recipes.imagenet_transformer(config, depth)
     if arg != "paper":
         _constant(config)
-        recipes.set_epochs(config, BATCH, EPOCHS[-1])
+        config.batch_size = BATCH
         config.optimizer.base_lr = _imagenet_rate(depth)
-        config.optimizer.warmup_steps = config.steps // 100
-        config.optimizer.cooldown_steps = round(COOLDOWN * config.steps)
-        config.eval_every = config.steps
+        config.optimizer.warmup_steps = 1000
+        _ends(config, STEPS, save_every=800)
     return config
 
 
@@ -67,9 +66,9 @@ def get_sweep(arg: str = "scaling"):
     if arg == "paper":
         return [_recipe(depth) for depth in PAPER_DEPTHS]
     if arg == "scaling":
-        return grid.chain(*(_budgets(size, _steps(EPOCHS)) for size in _imagenet_sizes(DEPTHS)))
+        return grid.chain(*(_budgets(size, STEPS) for size in _imagenet_sizes(DEPTHS)))
     if arg == "lr":
-        return grid.chain(*(_budgets(size, _steps(EPOCHS[:1])) for size in _rates(_imagenet_sizes(LR_DEPTHS))))
+        return grid.chain(*(_budgets(size, STEPS[:1]) for size in _rates(_imagenet_sizes(LR_DEPTHS))))
     if arg == "fashion":
         return grid.chain(*(_budgets(size, FASHION_STEPS) for size in _fashion_sizes()))
     if arg == "fashion_lr":
@@ -91,10 +90,6 @@ def _rates(sizes: list[grid.Overrides]) -> list[grid.Overrides]:
     """Every size with its own learning rate times each of `LR_FACTORS`."""
     return [{**size, "optimizer.base_lr": factor * size["optimizer.base_lr"]}
             for size in sizes for factor in LR_FACTORS]
-
-
-def _steps(epochs: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n * recipes.IMAGENET_IMAGES // BATCH for n in epochs)
 
 
 def _imagenet_rate(depth: int) -> float:
@@ -128,15 +123,19 @@ def _constant(config):
     config.optimizer.final_weight_decay = config.optimizer.weight_decay
 
 
+def _ends(config, steps: tuple[int, ...], save_every: int):
+    """The longest of several runs, with checkpoints where the others branch off, and one evaluation, when annealed."""
+    config.steps = config.eval_every = steps[-1]
+    config.checkpoint_every = save_every
+    config.optimizer.cooldown_steps = round(COOLDOWN * steps[-1])
+
+
 def _fashion():
     config = runpy.run_path(str(Path(__file__).with_name("fashion_mnist.py")))["get_config"]("d2")
     _constant(config)
     config.batch_size = 32
     config.ema = 0.0  # the cooldown does what averaging would
-    config.steps = FASHION_STEPS[-1]
-    config.optimizer.cooldown_steps = round(COOLDOWN * config.steps)
     config.optimizer.warmup_steps = 50
-    config.checkpoint_every = config.steps // 10
-    config.eval_every = config.steps  # annealed at the end alone
+    _ends(config, FASHION_STEPS, save_every=96)
     config.eval_images = 5000
     return config

@@ -23,7 +23,7 @@ PRESETS = ("paper", "scaling", "lr", "fashion", "fashion_lr")
 SWEEP = """
 
 def get_sweep(arg=""):
-    size = {"optimizer.schedule": "cooldown", "optimizer.cooldown_steps": 2}
+    size = {"optimizer.schedule": "cooldown", "optimizer.cooldown_steps": 2, "checkpoint_every": 2}
     trunk = {**size, "steps": 6}
     return [{**size, "steps": 4, "branch_from": trunk, "branch_step": 2}]
 """
@@ -58,7 +58,7 @@ def test_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
     assert main(command("--config", config, "--workdir", tmp_path / "d", "--dry-run", "--price", 2.5)) == 0
     header, trunk, branch, total = capsys.readouterr().out.splitlines()
     assert header.split()[0] == "run" and header.split()[-1] == "cost"
-    assert "steps=6" in trunk and "steps=4 branch_step=2" in branch and total.startswith("total  ")
+    assert "steps=6" in trunk and "steps=4" in branch and total.startswith("total  ")
     assert not (tmp_path / "d").exists()
 
 
@@ -144,9 +144,7 @@ def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
     assert len(sizes) >= 6 and np.log10(sizes[-1] / sizes[0]) > 1.5
     assert len({run.tokens for run in runs}) >= 4
     assert max(run.config.steps * run.config.batch_size for run in runs) <= 4 * 60_000
-    assert sum(run.own_compute for run in runs) < 1.5e14
-    for run in runs:  # what is branched from is saved without being asked for
-        assert not run.trunk or run.config.branch_step % run.config.checkpoint_every == 0
+    assert sum(run.own_compute for run in runs) < 1e14
 
 
 def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):

@@ -17,7 +17,8 @@ from var_jax.sweep.local import Local
 from var_jax.train.config import OptimizerConfig, TrainConfig
 
 SCALES = Scales.parse("1,2")
-BASE = TrainConfig(stage="transformer", steps=40, batch_size=4, tokenizer=TokenizerConfig(scales=SCALES),
+BASE = TrainConfig(stage="transformer", steps=40, batch_size=4, checkpoint_every=4,
+                   tokenizer=TokenizerConfig(scales=SCALES),
                    transformer=TransformerConfig(depth=1, scales=SCALES),
                    optimizer=OptimizerConfig(schedule="cooldown", cooldown_steps=8))
 

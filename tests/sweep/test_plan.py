@@ -11,7 +11,7 @@ from var_jax.sweep import plan
 from var_jax.train.config import OptimizerConfig, TrainConfig, from_config_dict
 
 OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
-BASE = TrainConfig(stage="transformer", steps=100, batch_size=4, tokenizer=small.TOKENIZER,
+BASE = TrainConfig(stage="transformer", steps=100, batch_size=4, checkpoint_every=5, tokenizer=small.TOKENIZER,
                    transformer=small.TRANSFORMER, optimizer=OPTIMIZER)
 TRUNK = {"transformer.depth": 2}
 BRANCH = {**TRUNK, "steps": 50, "optimizer.cooldown_steps": 10, "branch_from": TRUNK, "branch_step": 40}
@@ -47,7 +47,11 @@ def refused(*family) -> str:
 def test_volatile_keys_are_no_part_of_the_id(key):
     other = {"log_every": 7, "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "keep_steps": (7,),
              "sample_classes": 7, "tokenizer_dir": "x"}
-    if key == "mesh":
+    if key.startswith("transformer."):
+        value = {"attention": "splash", "remat": "full"}[key.removeprefix("transformer.")]
+        changed = dataclasses.replace(BASE, transformer=dataclasses.replace(
+            small.TRANSFORMER, **{key.removeprefix("transformer."): value}))
+    elif key == "mesh":
         changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
     elif key in other:
         changed = dataclasses.replace(BASE, **{key: other[key]})
@@ -99,6 +103,9 @@ def test_what_a_run_costs():
 def test_labels_tell_the_runs_apart():
     labels = [run.label for run in expand({"steps": 50, "seed": 1}, {"steps": 60, "seed": 1})]
     assert labels == ["steps=50", "steps=60"]
+    labels = [run.label for run in expand(*({"transformer.depth": d, "optimizer.base_lr": 1 / d, "steps": n}
+                                            for d in (2, 4) for n in (50, 60)))]
+    assert labels == ["depth=2 steps=50", "depth=2 steps=60", "depth=4 steps=50", "depth=4 steps=60"]
 
 
 def test_the_command_is_one_that_can_be_given_by_hand():
@@ -114,6 +121,7 @@ def test_the_command_is_one_that_can_be_given_by_hand():
     ({"branch_step": 45}, "branch_step is 45; the branch has a constant rate from step 1 to 40 only"),
     ({"steps": 95, "branch_step": 85}, "branch_step is 85; the trunk has a constant rate from step 1 to 80 only"),
     ({"branch_step": 0}, "branch_step is 0"),
+    ({"branch_step": 38}, "branch_step is 38; the trunk saves at multiples of checkpoint_every 5 only"),
     ({"optimizer.schedule": "lin0"}, "the branch has optimizer.schedule 'lin0'"),
     ({"optimizer.final_weight_decay": 0.1}, "in more than its end: optimizer.final_weight_decay"),
 ])

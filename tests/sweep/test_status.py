@@ -49,7 +49,7 @@ def test_a_sweep_with_runs_in_every_state(tmp_path):
     rows = {row.id: row for row in status.read(tmp_path)}
     assert [rows[run.id].state for run in sweep.runs] == ["done", "failed", "running", "new"]
     assert [rows[run.id].share for run in sweep.runs] == [1.0, 0.25, 0.5, 0.0]
-    assert rows[branch.name].label == "seed=0 steps=20 cooldown_steps=4 branch_step=16"
+    assert rows[branch.name].label == "seed=0 steps=20"
     summary = status.lines(list(rows.values()))[-1]
     assert summary.startswith("1 done, 1 failed, 1 running, 1 new; ")
     # Of 2 x 40 + 2 x 4 steps: 40 + 10 + 2.

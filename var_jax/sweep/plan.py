@@ -14,10 +14,12 @@ from var_jax.sweep.engine import RunCommand
 from var_jax.sweep.grid import Overrides
 from var_jax.train.config import TrainConfig
 
-# Keys that are no part of a run's id: how often it tells and saves, on what devices, and where its data lie. They may
-# change between a run and its resumption. A run with another value of any other key is another run.
+# Keys that are no part of a run's id: how often it tells and saves, on what devices and by which kernels it computes,
+# and where its data lie. They may change between a run and its resumption; with another value of any other key it is
+# another run.
 VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
-            "tokenizer_dir", "data.workers", "data.data_dir", "data.source_dir", "data.tokens_dir")
+            "tokenizer_dir", "data.workers", "data.data_dir", "data.source_dir", "data.tokens_dir",
+            "transformer.attention", "transformer.remat")
 # What a branch may have otherwise than the run it branches from.
 BRANCHING = ("steps", "branch_from", "branch_step", "optimizer.schedule", "optimizer.cooldown_steps",
              "optimizer.final_lr_ratio")
@@ -130,7 +132,7 @@ def run_id(config: TrainConfig, trunk: str = "") -> str:
         node: Any = values
         for section in sections:
             node = node[section]
-        del node[last]
+        node.pop(last, None)
     if trunk:
         values["branch_from"] = trunk
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
@@ -154,15 +156,24 @@ def _require_branch(branch: TrainConfig, trunk: TrainConfig):
         if not max(1, trunk.branch_step) <= at <= constant:
             raise UserError(f"branch_step is {at}; the {name} has a constant rate from step "
                             f"{max(1, trunk.branch_step)} to {constant} only")
+    if at % trunk.checkpoint_every:
+        raise UserError(f"branch_step is {at}; the trunk saves at multiples of checkpoint_every "
+                        f"{trunk.checkpoint_every} only")
     if at >= branch.steps:
         raise UserError(f"branch_step is {at}; it must be below the branch's steps {branch.steps}")
 
 
 def _labels(given: Mapping[str, Overrides]) -> dict[str, str]:
-    """By id: the overrides that are not the same in all runs, keys without their sections."""
+    """By id: the overrides that tell the runs apart, keys without their sections; what follows from others is left out.
+    """
     keys = dict.fromkeys(key for member in given.values() for key in member)
-    varied = [k for k in keys if len({_text(member.get(k)) for member in given.values()}) > 1]
-    return {id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in varied if k in member)
+    telling: list[str] = []
+    apart = 1
+    for key in keys:
+        found = len({tuple(_text(member.get(k)) for k in [*telling, key]) for member in given.values()})
+        if found > apart:
+            telling, apart = [*telling, key], found
+    return {id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in telling if k in member)
             for id, member in given.items()}
 
 
