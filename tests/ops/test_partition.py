@@ -46,3 +46,36 @@ def test_constrain_is_the_identity_without_a_mesh_and_shards_with_one():
     with jax.set_mesh(mesh(8, 1)):
         y = jax.jit(lambda x: partition.constrain(x, "batch", None))(x)
     assert y.sharding.shard_shape(y.shape) == (1, 4)
+
+
+def places(data, model, **shapes):
+    """Shardings and abstract values of parameters {name: (shape, logical names)}."""
+    tree = {name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+            for name, (shape, names) in shapes.items()}
+    return partition.shardings(tree, mesh(data, model)), nn.meta.unbox(tree), mesh(data, model)
+
+
+LAYERS = {"kernel": ((8, 24), ("embed", "mlp")), "table": ((10, 8), ("levels", None)), "bias": ((8,), (None,))}
+
+
+def test_a_small_share_may_be_replicated():
+    partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
+
+
+def test_too_large_a_share_names_the_largest_parameters_first():
+    told = (r"31% of .* each of 8 devices, more than 30%; the largest: table \(320 bytes\), bias \(32 bytes\); "
+            "the mesh is data=4, model=2")
+    with pytest.raises(UserError, match=told):
+        partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
+
+
+def test_an_axis_of_one_device_shards_nothing():
+    shardings = {"kernel": ((8, 24), ("embed", None)), "gate": ((8,), ("mlp",))}
+    with pytest.raises(UserError, match="96% of .*: kernel"):
+        partition.require_sharded(*places(1, 8, **shardings), largest_share=0.5)
+
+
+def test_one_device_has_everything():
+    one = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    abstract = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32)}
+    partition.require_sharded({"kernel": jax.NamedSharding(one, PartitionSpec())}, abstract, one, largest_share=0.0)

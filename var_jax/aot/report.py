@@ -10,6 +10,7 @@ import jax
 from var_jax.aot import hlo, programs
 from var_jax.aot.programs import Step
 from var_jax.aot.slices import Slice
+from var_jax.aot.table import gib
 from var_jax.ops import splash
 from var_jax.train.config import TrainConfig
 
@@ -17,7 +18,6 @@ OVERLAP = ("step_seconds: the largest of compute at peak, device-memory traffic 
            "behind the largest; step_seconds_exposed: half of the collectives' time is hidden, half is added")
 REMAT = ("none", "dots", "full")  # from the least recomputation to the most
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-GIB = 2**30
 
 
 def report(config: TrainConfig, where: Slice, what: str, images: int | None = None) -> dict[str, Any]:
@@ -124,13 +124,13 @@ def _knobs(config: TrainConfig, found: dict[str, Any]) -> dict[str, Any]:
 def _advice(config: TrainConfig, found: dict[str, Any], kept: dict[str, float], peaks: dict[str, float]) -> list[str]:
     mine, model = config.transformer.remat, found["mesh"]["model"]
     more = REMAT[REMAT.index(mine) + 1:]
-    advice = [f"transformer.remat={name}: about {_gib(peaks[name])}" for name in more if peaks[name] < peaks[mine]]
+    advice = [f"transformer.remat={name}: about {gib(peaks[name])}" for name in more if peaks[name] < peaks[mine]]
     rows = config.batch_size // found["mesh"]["data"] // config.microbatches
     divisors = [n for n in range(2, rows + 1) if rows % n == 0]
     fitting = [n for n in divisors if found["peak_bytes"] - kept[mine] * (1 - 1 / n) <= found["hbm_bytes"]]
     for n in (fitting or divisors[-1:])[:1]:
         left = found["peak_bytes"] - kept[mine] * (1 - 1 / n)
-        advice.append(f"microbatches={config.microbatches * n}: about {_gib(left)}")
+        advice.append(f"microbatches={config.microbatches * n}: about {gib(left)}")
     heads = config.transformer.heads
     if heads % (2 * model) == 0:
         advice.append(f"mesh.model={2 * model}: weights gathered for a layer, and what its heads and MLP keep, halve")
@@ -141,40 +141,3 @@ def _wanted(message: str) -> float:
     """Bytes that a program too large for the memory would take, as the compiler's error says."""
     used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message)
     return float(used[1]) * SIZES[used[2]] if used else float("nan")
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f} GiB"
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """The report as a table of two columns."""
-    rows = [("slice", f"{found['topology']}, {found['devices']} chips as data {found['mesh']['data']} x model "
-                      f"{found['mesh']['model']}"),
-            ("step", f"{found['step']}, {found['images']} images, remat {found.get('remat', '-')}, "
-                     f"compiled in {found['compile_cpu_seconds']:.0f} s of CPU"),
-            ("memory a chip", f"{_gib(found['peak_bytes'])} of {_gib(found['hbm_bytes'])}: "
-                              + ("fits" if found["fits"] else "DOES NOT FIT"))]
-    if "argument_bytes" in found:
-        rows.append(("", f"arguments {_gib(found['argument_bytes'])}, temporaries {_gib(found['temporary_bytes'])}"))
-    if "step_seconds" in found:
-        rows += [
-            ("FLOPs", f"{found['flops']:.4g} analytic, "
-                      f"{found['executed_flops'] / found['flops']:.3f} times that executed"),
-            ("collectives", ", ".join(f"{kind} {size / 1e9:.3g} GB" for kind, size in found["collectives"].items())
-             or "none"),
-            ("seconds", f"compute {found['compute_seconds']:.4f}, memory {found['hbm_seconds']:.4f}, "
-                        f"interconnect {found['interconnect_seconds']:.4f}"),
-            ("overlapped", f"{found['step_seconds']:.4f} s a step, MFU at most {found['mfu_bound']:.1%}"),
-            ("half exposed", f"{found['step_seconds_exposed']:.4f} s a step, MFU at most "
-                             f"{found['mfu_bound_exposed']:.1%}")]
-    if "chip_hours" in found:
-        rows.append(("whole schedule", f"{found['steps']} steps, {found['chip_hours']:.0f} to "
-                                       f"{found['chip_hours_exposed']:.0f} chip-hours"))
-    if "least_remat" in found:
-        rows.append(("least remat", f"{found['least_remat'] or 'none of them fits'} (estimated: "
-                     + ", ".join(f"{name} {_gib(size)}" for name, size in found["remat_peak_bytes"].items()) + ")"))
-    if "would_help" in found:
-        rows.append(("over by", _gib(found["over_bytes"])))
-        rows += [("would help", text) for text in found["would_help"]]
-    return [f"{name:15}{text}" for name, text in rows]

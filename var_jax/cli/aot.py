@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # the compile time is part of the report
-    from var_jax.aot import report, slices
+    from var_jax.aot import report, slices, table
 
     found = report.report(config, slices.named(args.topology), args.step, args.images)
-    print("\n".join(report.lines(found)))
+    print("\n".join(table.lines(found)))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.errors import UserError, did_you_mean
@@ -92,6 +93,30 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, partition)
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def require_sharded(shardings: Any, abstract: Any, mesh: Mesh, largest_share: float):
+    """Checks that not too much lies whole on every device: that is what a forgotten rule or a wrong mesh looks like.
+
+    Args:
+      shardings, abstract: a tree of NamedShardings, and the shapes and dtypes that they are for.
+      largest_share: of all bytes, what may be replicated.
+    Raises:
+      UserError: more is; it names the largest of them.
+    """
+    if mesh.size == 1:
+        return
+    sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize, abstract)
+    whole = jax.tree.map(lambda sharding, size: size if sharding.is_fully_replicated else 0, shardings, sizes)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): size
+             for path, size in jax.tree_util.tree_leaves_with_path(whole) if size}
+    share = sum(named.values()) / max(sum(jax.tree.leaves(sizes)), 1)
+    if share > largest_share:
+        largest = sorted(named, key=named.get, reverse=True)[:3]
+        raise UserError(
+            f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, more than "
+            f"{largest_share:.0%}; the largest: {', '.join(f'{name} ({named[name]:,} bytes)' for name in largest)}; "
+            f"the mesh is data={mesh.shape['data']}, model={mesh.shape['model']}: move devices to the other axis")
 
 
 def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None],

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The table of docs/scale_aot.md: one report a program and slice in docs/aot, then all of them as Markdown. Reports that
+# are there are kept, so that it goes on where it stopped; delete one to compile it again (minutes each).
+#   bash launch/aot_table.sh                     all
+#   bash launch/aot_table.sh d30_v5p-4x4x8       the named ones
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/python.sh
+mkdir -p docs/aot
+
+report() { # NAME CONFIG TOPOLOGY [OPTIONS]
+  local name="$1_${3//:/-}" file
+  file="docs/aot/$name.json"
+  if [ ${#only[@]} -gt 0 ] && [[ " ${only[*]} " != *" $name "* ]]; then return; fi
+  [ -e "$file" ] && return
+  echo "var-jax aot --config $2 --topology $3 ${*:4} --json $file"
+  python -m var_jax aot --config "$2" --topology "$3" "${@:4}" --json "$file"
+}
+
+only=("$@")
+# 350 epochs at batch 2048; the other batches and schedules are the configs' own, which are the published ones.
+report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949
+report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
+for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
+  for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
+  report d36 configs/imagenet512.py:d36 $slice
+done
+python -c 'from var_jax.aot import table; print(table.markdown("docs/aot"))'
