@@ -1,28 +1,76 @@
 """Trains the stage that the config names, and resumes by itself from what the workdir holds.
 
-example:
+examples:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer
   var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer --workdir runs/d2
+
+On several hosts, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere add to the I-th
+  --coordinator HOST:PORT --num-processes N --process-id I
 """
 
 import argparse
 import sys
+import traceback
 
 from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.main import USER_ERRNOS
+from var_jax.errors import Preempted, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and samples go")
+    hosts = parser.add_argument_group("several processes")
+    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS",
+                       help="in which all must have come (default: %(default)s)")
+    hosts.add_argument("--peer-timeout", type=int, default=60, metavar="SECONDS",
+                       help="all end when one gives no sign of life for as long (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
+    from var_jax import distributed
+
+    distributed.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
+                           peer_seconds=args.peer_timeout)
     from var_jax.train.loop import Diverged, train
 
     try:
         train(config, args.workdir)
     except Diverged as error:
-        print(f"var-jax: {error}", file=sys.stderr)
-        return 1
-    return 0
+        code = _fail(error, 1)
+    except Preempted:
+        raise  # on every host alike
+    except BaseException as error:
+        if not distributed.together():
+            raise
+        code = _fail(f"{distributed.LOST} ({_cause(error)})", 1) if distributed.lost_a_process(error) else _tell(error)
+    else:
+        return 0
+    if distributed.together():
+        distributed.leave(code)
+    return code
+
+
+def _tell(error: BaseException) -> int:
+    """As the command line tells an error that ends one process; there is no way back to it from one of several."""
+    if isinstance(error, UserError):
+        return _fail(error, 2)
+    if isinstance(error, OSError) and error.errno in USER_ERRNOS:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    traceback.print_exception(error)
+    return 1
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"var-jax: {message}", file=sys.stderr, flush=True)
+    return code
