@@ -68,6 +68,17 @@ def _arranged(slices: int, data: int, model: int, devices: Sequence[jax.Device])
                                                 process_is_granule=by_process, allow_split_physical_axes=True)
 
 
+def host_rows(rows: NamedSharding, batch_size: int) -> np.ndarray:
+    """The positions in a batch, ascending, that this process's devices hold when it lies in a sharding.
+
+    Neighbouring devices of a mesh may belong to several processes, and where the model axis goes over processes, they
+    hold the same rows: what a process loads follows from the mesh, not from its index.
+    """
+    places = np.arange(batch_size)
+    held = rows.addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([places[index] for index in held]))
+
+
 def init_params(config: TrainConfig) -> Callable[[jax.Array], Any]:
     """A function from a key to the stage's freshly initialised parameters, boxed with their logical axis names."""
     if config.stage == "tokenizer":
