@@ -7,6 +7,7 @@ started here is stopped here.
 import contextlib
 import dataclasses
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -113,8 +114,8 @@ def started(directory: Path, cpus: int = 4) -> Iterator[Cluster]:
         cluster = Cluster(directory)
         _until(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), "the node is idle", directory)
         yield cluster
-        _output("scancel", "--quiet", f"--user={_user()}")
     finally:
+        _end_jobs()
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
             try:
@@ -127,6 +128,15 @@ def started(directory: Path, cpus: int = 4) -> Iterator[Cluster]:
             os.environ["SLURM_CONF"] = before
 
 
+def _end_jobs():
+    """The daemons' end would not be that of what jobs run."""
+    _output("scancel", "--quiet", "--signal=KILL", "--full", f"--user={_user()}")
+    _output("scancel", "--quiet", f"--user={_user()}")
+    until = time.monotonic() + 20
+    while _output("squeue", "--noheader") and time.monotonic() < until:
+        time.sleep(0.2)
+
+
 def _start(directory: Path, program: str, *args: str) -> subprocess.Popen:
     with (directory / f"{program}.out").open("wb") as output:
         return subprocess.Popen([_which(program) or program, *args], stdin=subprocess.DEVNULL, stdout=output,
@@ -134,7 +144,10 @@ def _start(directory: Path, program: str, *args: str) -> subprocess.Popen:
 
 
 def _output(*argv: str) -> str:
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def _until(ready, what: str, directory: Path, seconds: float = 30):
@@ -147,8 +160,6 @@ def _until(ready, what: str, directory: Path, seconds: float = 30):
 
 
 def _user() -> str:
-    import pwd
-
     return pwd.getpwuid(os.getuid()).pw_name
 
 
