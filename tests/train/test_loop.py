@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,12 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.checkpoint import Checkpoints
-from var_jax.errors import UserError
+from var_jax.errors import Preempted, UserError
 from var_jax.train import evaluation, state, step
 from var_jax.train.config import MeshConfig
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
+from var_jax.train.preemption import Preemption
 
 STAGES = ("tokenizer", "transformer")
 TIMES = ("steps_per_s", "images_per_s", "tokens_per_s", "flops_per_s")  # what may differ between equal runs
@@ -263,3 +266,65 @@ def test_fine_tuning_with_another_class_count(configs, unevaluated, model_dir, t
     assert fresh.shape == (13, 16) and abs(fresh.std() / config.transformer.init_std - 1) < 0.2
     del theirs["class_embed"]
     assert_same(ours, theirs)
+
+
+def signal_in_step(monkeypatch, at: int):
+    """SIGTERM reaches this process while the step `at` is prepared."""
+    vote = Preemption.vote
+
+    def told(self):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return vote(self)
+
+    monkeypatch.setattr(Preemption, "vote", told)
+
+
+def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(whole_run, tmp_path, monkeypatch):
+    config, uninterrupted, _ = whole_run
+    config = dataclasses.replace(config, checkpoint_every=100)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="after step 2 of 3, everything saved"):
+        signal_in_step(patch, 1)
+        train(config, str(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2]
+    train(config, str(tmp_path))
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_same(weights(tmp_path), weights(uninterrupted))
+
+
+def test_an_evaluation_that_preemption_put_off_is_made_up_for(configs, tmp_path, monkeypatch):
+    config = dataclasses.replace(configs["tokenizer"], eval_every=2)
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        signal_in_step(patch, 1)
+        train(config, str(tmp_path))
+    assert [r["step"] for r in records(tmp_path) if r["split"] == "val"] == []
+    train(config, str(tmp_path))
+    assert [r["step"] for r in records(tmp_path) if r["split"] == "val"] == [2, 3]
+
+
+def test_a_branch_goes_on_from_another_runs_whole_state(whole_run, unevaluated, tmp_path):
+    config, trunk, _ = whole_run
+    branch = dataclasses.replace(config, branch_from=str(trunk), branch_step=2, init_from="")
+    train(branch, str(tmp_path / "branch"))
+    assert [r["step"] for r in records(tmp_path / "branch") if r["split"] == "train"] == [3]
+    for part in ("params", "opt_state"):
+        assert_same(weights(tmp_path / "branch", part), weights(trunk, part))
+    with pytest.raises(UserError, match="no checkpoint of step 7 in"):
+        train(dataclasses.replace(branch, branch_step=7), str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+def test_another_tokenizer_on_the_way_is_refused(configs, whole_run, tmp_path):
+    config, workdir, _ = whole_run
+    if config.stage == "tokenizer":
+        pytest.skip("learns from no tokenizer")
+    model = small.pipeline()
+    model.save(tmp_path / "copy")
+    assert train(dataclasses.replace(config, tokenizer_dir=str(tmp_path / "copy")), str(workdir))
+    params = {**model.params, "tokenizer": jax.tree.map(lambda x: x + 1, model.params["tokenizer"])}
+    Pipeline(model.config, params).save(tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds another tokenizer .* leave tokenizer_dir out"):
+        train(dataclasses.replace(config, tokenizer_dir=str(tmp_path / "other")), str(workdir))
