@@ -3,8 +3,8 @@
 import math
 import os
 import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grain
 import numpy as np
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2**28
 MAX_THREADS = 16
 AHEAD_BYTES = 2**31
+
+
+class Source(Protocol):
+    """Examples at random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
 
 
 class FittedSplit:
@@ -52,13 +60,14 @@ class FittedSplit:
 
 
 def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, seed: int,
-                  start_step: int = 0, *, shard_index: int | None = None,
+                  start_step: int = 0, *, split: Split | None = None, shard_index: int | None = None,
                   shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches in random order, reshuffled every epoch, from step `start_step` on.
 
     Args:
       image_shape: (height, width, channels) that the model takes.
       batch_size: over all hosts; each yields its part.
+      split: opened; by default `data.train_split`.
       shard_index, shard_count: this host's place; by default what JAX says. The hosts' parts together are the same
         batch for any number of them.
     Yields:
@@ -67,19 +76,16 @@ def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_s
       UserError: as `open_split`, a batch that hosts do not divide or that the split does not fill, or an image that
         does not decode (when its batch comes).
     """
-    index, count = _shard(batch_size, shard_index, shard_count)
+    host = shard(batch_size, shard_index, shard_count)
     transforms.check(image_shape, data.resize)
-    split = open_split(data, data.train_split)
-    if len(split) < batch_size:
-        raise UserError(f"split {data.train_split!r} of {data.name!r} has {len(split)} images, too few for a batch of "
-                        f"{batch_size}; lower batch_size")
-    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds would be the same.
-    order, crops = np.random.SeedSequence(seed % 2**64).generate_state(2)
-    images = grain.MapDataset.source(FittedSplit(split, image_shape, data.resize)).shuffle(int(order)).repeat()
-    if data.resize == "crop":
-        images = images.random_map(_Crop(image_shape), seed=int(crops))
-    batches = images[index::count].batch(batch_size // count, drop_remainder=True)
-    return _read(batches[start_step:], batch_size // count * math.prod(image_shape), data.workers)
+    split = open_split(data, data.train_split) if split is None else split
+
+    def cropped(images: grain.MapDataset, seed: int) -> grain.MapDataset:
+        return images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
+
+    return shuffled(FittedSplit(split, image_shape, data.resize), cropped, batch_size, seed, start_step, host,
+                    name=f"split {data.train_split!r} of {data.name!r}", example_bytes=math.prod(image_shape),
+                    workers=data.workers)
 
 
 def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
@@ -96,14 +102,48 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
     Raises:
       UserError: as `train_batches`; a split smaller than a batch is none.
     """
-    index, count = _shard(batch_size, shard_index, shard_count)
+    host = shard(batch_size, shard_index, shard_count)
     transforms.check(image_shape, data.resize)
     opened = open_split(data, split or data.eval_split) if split is None or isinstance(split, str) else split
-    images = min(limit, len(opened)) if limit else len(opened)
-    load = _Padded(FittedSplit(opened, image_shape, data.resize), images, image_shape)
-    places = grain.MapDataset.range(-(-images // batch_size) * batch_size)  # every host has as many batches
-    batches = places[index::count].map(load).batch(batch_size // count)
-    return _read(batches, batch_size // count * math.prod(image_shape), data.workers)
+    fitted = FittedSplit(opened, image_shape, data.resize)
+    blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
+    return in_order(len(opened), _Centred(fitted, image_shape), blank, batch_size, limit, host,
+                    example_bytes=math.prod(image_shape), workers=data.workers)
+
+
+def shuffled(source: Source, vary: Callable[[grain.MapDataset, int], grain.MapDataset], batch_size: int, seed: int,
+             start_step: int, host: tuple[int, int], *, name: str, example_bytes: int,
+             workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The endless batches of `train_batches` over any source.
+
+    Args:
+      vary: what differs from epoch to epoch, of the repeated data set and a seed; what it makes of a place must be a
+        function of that place alone.
+      host: (index, count) of `shard`.
+      name: of the source, for the message.
+      example_bytes: size of an example, which limits how many batches are read ahead.
+      workers: processes that read; 0 for threads.
+    Raises:
+      UserError: the source is smaller than a batch.
+    """
+    if len(source) < batch_size:
+        raise UserError(f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower batch_size")
+    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds would be the same.
+    order, varied = np.random.SeedSequence(seed % 2**64).generate_state(2)
+    examples = vary(grain.MapDataset.source(source).shuffle(int(order)).repeat(), int(varied))
+    index, count = host
+    batches = examples[index::count].batch(batch_size // count, drop_remainder=True)
+    return read(batches[start_step:], batch_size // count * example_bytes, workers)
+
+
+def in_order(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, Any], batch_size: int, limit: int,
+             host: tuple[int, int], *, example_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """The one pass of `eval_batches` over `length` examples; `blank` fills the last batch. The rest as `shuffled`."""
+    examples = min(limit, length) if limit else length
+    index, count = host
+    places = grain.MapDataset.range(-(-examples // batch_size) * batch_size)  # every host has as many batches
+    batches = places[index::count].map(_Padded(load, examples, blank)).batch(batch_size // count)
+    return read(batches, batch_size // count * example_bytes, workers)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -128,20 +168,33 @@ class _Crop(grain.transforms.RandomMap):
         return {**element, "image": transforms.crop(element["image"], self._image_shape, rng)}
 
 
-class _Padded(grain.transforms.Map):
-    def __init__(self, source: FittedSplit, length: int, image_shape: tuple[int, int, int]):
+class _Centred:
+    def __init__(self, source: FittedSplit, image_shape: tuple[int, int, int]):
         self._source = source
-        self._length = length
         self._image_shape = image_shape
 
+    def __call__(self, index: int) -> dict[str, Any]:
+        fitted = self._source[index]
+        return {**fitted, "image": transforms.crop(fitted["image"], self._image_shape)}
+
+
+class _Padded(grain.transforms.Map):
+    def __init__(self, load: Callable[[int], dict[str, Any]], length: int, blank: dict[str, Any]):
+        self._load = load
+        self._length = length
+        self._blank = blank
+
     def map(self, element: int) -> dict[str, Any]:
-        if element >= self._length:
-            return {"image": np.zeros(self._image_shape, np.uint8), "label": np.int32(0), "mask": np.bool_(False)}
-        fitted = self._source[element]
-        return {**fitted, "image": transforms.crop(fitted["image"], self._image_shape), "mask": np.bool_(True)}
+        inside = element < self._length
+        return {**(self._load(element) if inside else self._blank), "mask": np.bool_(inside)}
 
 
-def _shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, int]:
+def shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, int]:
+    """(index, count) of this host, by default what JAX says.
+
+    Raises:
+      UserError: the hosts do not divide the batch.
+    """
     if index is None or count is None:
         import jax  # worker processes need none
 
@@ -151,7 +204,12 @@ def _shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, 
     return index, count
 
 
-def _read(batches: grain.MapDataset, batch_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+def read(batches: grain.MapDataset, batch_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches made ahead by threads, or by `workers` processes; in their order.
+
+    Raises:
+      UserError: a negative number of workers.
+    """
     if workers < 0:
         raise UserError(f"data.workers is {workers}; it must be 0, for threads, or the number of processes")
     # A thread works on a whole batch; batches come in order whoever is first.
