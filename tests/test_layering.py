@@ -10,15 +10,15 @@ ROOT = Path(__file__).parent.parent / "var_jax"
 # From the bottom to the top; a package stands for all its modules that no longer name gives. Modules of one level may
 # import each other (without a circle, which Python itself refuses at start).
 LEVELS = (
-    ("errors",),
+    ("errors", "chips"),
     ("ops",),
     ("config",),
-    ("models", "torch_file", "checkpoint", "pictures", "data"),
+    ("models", "torch_file", "checkpoint", "pictures", "data", "distributed"),
     ("published",),
     ("convert", "generate", "model_directory"),
     ("pipeline", "scaling"),
     ("train",),
-    ("quickstart", "bench", "sweep"),
+    ("quickstart", "bench", "sweep", "aot"),
     ("cli",),
     ("__main__",),
 )

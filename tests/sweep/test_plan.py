@@ -9,6 +9,7 @@ from var_jax.errors import UserError
 from var_jax.scaling import flops
 from var_jax.sweep import plan
 from var_jax.train.config import OptimizerConfig, TrainConfig, from_config_dict
+from var_jax.train.workdir import RESUMABLE
 
 OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
 BASE = TrainConfig(stage="transformer", steps=100, batch_size=4, checkpoint_every=5, tokenizer=small.TOKENIZER,
@@ -69,6 +70,10 @@ def test_volatile_keys_are_no_part_of_the_id(key):
 ])
 def test_every_other_key_is(changes):
     assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
+
+
+def test_a_run_may_be_resumed_with_other_volatile_keys():
+    assert set(plan.VOLATILE) <= set(RESUMABLE)
 
 
 def test_the_id_is_a_stable_name():

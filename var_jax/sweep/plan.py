@@ -18,8 +18,8 @@ from var_jax.train.config import TrainConfig
 # and where its data lie. They may change between a run and its resumption; with another value of any other key it is
 # another run.
 VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
-            "tokenizer_dir", "data.workers", "data.data_dir", "data.source_dir", "data.tokens_dir",
-            "transformer.attention", "transformer.remat")
+            "tokenizer_dir", "data.workers", "data.data_dir", "data.tokens_dir", "transformer.attention",
+            "transformer.remat")
 # What a branch may have otherwise than the run it branches from.
 BRANCHING = ("steps", "branch_from", "branch_step", "optimizer.schedule", "optimizer.cooldown_steps",
              "optimizer.final_lr_ratio")
