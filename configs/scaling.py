@@ -137,5 +137,5 @@ def _fashion():
     config.ema = 0.0  # the cooldown does what averaging would
     config.optimizer.warmup_steps = 50
     _ends(config, FASHION_STEPS, save_every=96)
-    config.eval_images = 5000
+    config.eval_images = 2500
     return config
