@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import jax
@@ -65,8 +65,8 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
 
 def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) -> dict[str, Any]:
     devices = step.mesh.devices.ravel()
-    moved: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    moved: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     for one in program.collectives():
         moved[one.kind] += one.bytes * one.times
         group = [devices[i] for i in one.group]

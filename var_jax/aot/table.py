@@ -61,7 +61,8 @@ def markdown(directory: str | pathlib.Path) -> str:
         if "step_seconds" in found:
             row += [f"{found['peak_bytes'] / GIB:.2f} ({found['argument_bytes'] / GIB:.2f} + "
                     f"{found['temporary_bytes'] / GIB:.2f})", "yes" if found["fits"] else "no",
-                    f"{found['executed_flops'] / found['flops']:.2f}", f"{sum(found['collectives'].values()) / 1e9:.1f}",
+                    f"{found['executed_flops'] / found['flops']:.2f}",
+                    f"{sum(found['collectives'].values()) / 1e9:.1f}",
                     f"{found['compute_seconds']:.4f}", f"{found['hbm_seconds']:.4f}",
                     f"{found['interconnect_seconds']:.4f}", f"{found['mfu_bound']:.1%}",
                     f"{found['mfu_bound_exposed']:.1%}",

@@ -112,7 +112,7 @@ def require_sharded(shardings: Any, abstract: Any, mesh: Mesh, largest_share: fl
              for path, size in jax.tree_util.tree_leaves_with_path(whole) if size}
     share = sum(named.values()) / max(sum(jax.tree.leaves(sizes)), 1)
     if share > largest_share:
-        largest = sorted(named, key=named.get, reverse=True)[:3]
+        largest = sorted(named, key=lambda name: -named[name])[:3]
         raise UserError(
             f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, more than "
             f"{largest_share:.0%}; the largest: {', '.join(f'{name} ({named[name]:,} bytes)' for name in largest)}; "

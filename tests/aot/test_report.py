@@ -1,0 +1,83 @@
+"""One small program by the real TPU compiler, for two of the command's reports."""
+
+import json
+
+import pytest
+import small
+
+from var_jax.aot import programs, report, table
+from var_jax.chips import CHIPS
+from var_jax.cli.main import main
+from var_jax.scaling import flops
+
+pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
+
+KEYS = {"fits", "devices", "hbm_bytes", "peak_bytes", "flops", "collectives", "step_seconds", "mfu_bound",
+        "step_seconds_exposed", "mfu_bound_exposed"}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("aot")
+    (directory / "config.py").write_text(small.CONFIG_FILE)
+    args = ["aot", "--config", str(directory / "config.py"), "--topology", "v5e:2x2",
+            "--json", str(directory / "a.json"), "--config.transformer.dtype=bfloat16"]
+    assert main(args) == 0
+    return json.loads((directory / "a.json").read_text())
+
+
+def test_a_step_that_fits(found):
+    assert found.keys() >= KEYS and found["fits"] is True
+    assert (found["devices"], found["hbm_bytes"], found["mesh"]) == (4, CHIPS["v5e"].hbm_bytes, {"data": 4, "model": 1})
+    assert 0 < found["argument_bytes"] < found["peak_bytes"] < found["hbm_bytes"]
+    assert found["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
+
+
+def test_its_times_follow_from_its_figures(found):
+    chip = CHIPS["v5e"]
+    assert found["compute_seconds"] == pytest.approx(found["executed_flops"] / 4 / chip.peak_flops)
+    assert found["hbm_seconds"] == pytest.approx(found["hbm_traffic_bytes"] / chip.hbm_bandwidth)
+    assert found["interconnect_seconds"] == pytest.approx(sum(found["collective_seconds"].values()))
+    terms = [found[f"{term}_seconds"] for term in ("compute", "hbm", "interconnect")]
+    assert found["step_seconds"] == max(terms) <= found["step_seconds_exposed"]
+    at_peak = found["flops"] / 4 / chip.peak_flops
+    assert found["mfu_bound"] == pytest.approx(at_peak / found["step_seconds"])
+    # What is executed is what the model needs, and no replica of it: padding of tiny tiles apart
+    assert found["executed_flops"] > found["flops"]
+
+
+def test_gradients_and_weights_cross_the_network(found):
+    """Every weight is gathered and its gradient reduced: at least two bytes a parameter, each way."""
+    parameters = flops.param_count(small.TRANSFORMER)["total"]
+    assert sum(found["collectives"].values()) > 2 * 2 * parameters
+
+
+def test_the_table_shows_it(found, tmp_path):
+    (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(found))
+    head, _, row = table.markdown(tmp_path).splitlines()
+    assert head.count("|") == row.count("|") and "v5e:2x2" in row and f"{found['mfu_bound']:.1%}" in row
+    assert any("fits" in line for line in table.lines(found))
+
+
+def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
+    config = small.train_config("transformer", "", microbatches=1)
+    kept = programs.saved_bytes(config, "none", 4)
+    room = found["peak_bytes"] - kept / 4
+    told = report._knobs(config, {**found, "remat": "none", "hbm_bytes": room, "fits": False})
+    assert told["over_bytes"] == pytest.approx(kept / 4)
+    assert any("microbatches=2" in text for text in told["would_help"])
+    assert any("transformer.remat=full" in text for text in told["would_help"])
+    assert any("mesh.model=2" in text for text in told["would_help"])
+
+
+def test_more_recomputation_keeps_less():
+    config = small.train_config("transformer", "")
+    none, dots, full = (programs.saved_bytes(config, remat, 1) for remat in report.REMAT)
+    assert none > dots > full > 0
+
+
+def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
+    from var_jax.aot import slices
+
+    config = small.train_config("transformer", "")  # width 16 on 32 devices
+    assert dict(programs.choose_mesh(config, slices.named("v5e:4x8"), 64).shape) == {"data": 16, "model": 2}
