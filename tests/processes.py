@@ -1,0 +1,117 @@
+"""Runs of `var-jax train` as real processes of this machine, none of which outlives its test."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+POLL_SECONDS = 0.02
+
+
+class Processes:
+    """The processes of one run, over several of which it is spread.
+
+    Attributes:
+      workdir: of the run.
+      all: as subprocess.Popen has them.
+    """
+
+    def __init__(self, arguments: Sequence[str], workdir: Path, cache: Path, count: int, devices: int,
+                 flags: Sequence[str]):
+        self.workdir = Path(workdir)
+        self.workdir.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
+                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+                       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiled fast rather than to be fast
+                       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        address = f"127.0.0.1:{free_port()}"
+        self._told = [self.workdir.parent / f"{self.workdir.name}.{time.monotonic_ns()}.{i}.log" for i in range(count)]
+        self.all = []
+        for i, told in enumerate(self._told):
+            together = ["--coordinator", address, f"--num-processes={count}", f"--process-id={i}", *flags]
+            with told.open("w") as file:
+                self.all.append(subprocess.Popen(
+                    [sys.executable, "-m", "var_jax", "train", "--workdir", str(workdir), *arguments,
+                     *(together if count > 1 else [])], env=environment, stdout=file, stderr=file))
+
+    def told(self, index: int = 0) -> str:
+        """What a process has printed."""
+        return self._told[index].read_text()
+
+    def ended(self, index: int, seconds: float) -> int:
+        """The exit code of a process (negative: a signal), which must end in time."""
+        try:
+            return self.all[index].wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise AssertionError(f"process {index} has not ended in {seconds} s: {self.told(index)[-2000:]}") from error
+
+    def codes(self, seconds: float) -> list[int]:
+        end = time.monotonic() + seconds
+        return [self.ended(i, max(0.1, end - time.monotonic())) for i in range(len(self.all))]
+
+    def send(self, number: signal.Signals, index: int | None = None):
+        for process in self.all if index is None else [self.all[index]]:
+            process.send_signal(number)
+
+    def until(self, condition, seconds: float):
+        """Waits for a condition while all processes run."""
+        end = time.monotonic() + seconds
+        while not condition():
+            told = "\n".join(self.told(i)[-1500:] for i in range(len(self.all)))
+            assert time.monotonic() < end, f"not so in {seconds} s: {told}"
+            assert all(process.poll() is None for process in self.all), f"a process ended: {told}"
+            time.sleep(POLL_SECONDS)
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str], workdir: Path, cache: Path, count: int = 1, devices: int = 1,
+            flags: Sequence[str] = ()) -> Iterator[Processes]:
+    """`var-jax train` with these arguments in `count` processes of `devices` devices each.
+
+    Args:
+      cache: where compiled programs are kept.
+      flags: of processes that are several.
+    """
+    processes = Processes(arguments, workdir, cache, count, devices, flags)
+    try:
+        yield processes
+    finally:
+        for process in processes.all:
+            process.kill()  # also ends one that is stopped
+        for process in processes.all:
+            process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def records(workdir: Path, split: str = "train") -> dict[int, float]:
+    """{step: loss} of metrics.jsonl; a line that is being written is left out."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    steps = [record["step"] for record in found if record["split"] == split]
+    assert len(steps) == len(set(steps)), f"a step twice: {steps}"
+    return {record["step"]: record["loss"] for record in found if record["split"] == split}
+
+
+def restarts(workdir: Path) -> int:
+    """How often a run was taken up again; -1 before it has started."""
+    path = Path(workdir) / "status.json"
+    return json.loads(path.read_text())["restarts"] if path.exists() else -1
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """Steps whose checkpoints are whole, by their directories' names."""
+    directory = Path(workdir) / "checkpoints"
+    return sorted(int(path.name) for path in directory.glob("*") if re.fullmatch(r"\d+", path.name))

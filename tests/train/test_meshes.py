@@ -1,0 +1,150 @@
+"""One step on every mesh of 8 devices is the step of one device; and how devices come to lie in a mesh."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import small
+from jax.sharding import NamedSharding, PartitionSpec
+
+from var_jax.errors import UserError
+from var_jax.train import state, step
+from var_jax.train.config import MeshConfig
+from var_jax.train.optimizer import make_optimizer
+
+MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
+BATCH = 8
+# Its heads, MLP and vocabulary divide by 8, as its width does.
+TRANSFORMER = dataclasses.replace(small.TRANSFORMER, width=32, heads=8)
+CONFIG = small.train_config("transformer", "", transformer=TRANSFORMER, batch_size=BATCH)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_fast():
+    """Rather than to be fast, which also leaves the collectives as they are."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {"tokens": random.integers(0, 16, (BATCH, small.SCALES.total)).astype(np.int32),
+            "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32)}
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Parameters that every mesh starts from."""
+    optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps, BATCH)
+    mesh = state.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    _, shardings = state.state_shardings(CONFIG, optimizer, mesh)
+    return jax.tree.map(np.asarray, state.init_state(CONFIG, optimizer, shardings).params)
+
+
+def one_step(data: int, model: int, batch, start):
+    """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
+    mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[:data * model])
+    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    with jax.set_mesh(mesh):
+        optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps, BATCH)
+        _, shardings = state.state_shardings(CONFIG, optimizer, mesh)
+        run = state.init_state(CONFIG, optimizer, shardings, start)
+        frozen = jax.device_put(small.pipeline().params["tokenizer"], replicated)
+        compiled = jax.jit(step.make_train_step(CONFIG, optimizer), donate_argnums=0,
+                           in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated)
+                           ).lower(run, jax.device_put(batch, rows), frozen).compile()
+        after, metrics = compiled(run, jax.device_put(batch, rows), frozen)
+    return jax.tree.map(np.asarray, after.params), jax.tree.map(np.asarray, metrics), compiled.as_text()
+
+
+@pytest.fixture(scope="module")
+def steps(batch, start):
+    return {mesh: one_step(*mesh, batch, start) for mesh in MESHES}
+
+
+@pytest.mark.parametrize("mesh", MESHES[1:], ids=str)
+def test_a_step_is_the_same_on_every_mesh(steps, start, mesh):
+    (expected, expected_metrics, _), (params, metrics, _) = steps[1, 1], steps[mesh]
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    for (path, ours), theirs, before in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected),
+                                            jax.tree.leaves(start), strict=True):
+        moved = np.abs(theirs - before).max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max() + 1e-3 * moved,
+                                   err_msg=jax.tree_util.keystr(path))
+
+
+def gathered(text: str) -> list[tuple[int, ...]]:
+    """Shapes that the all-gathers of a program give, in whatever tuple or order."""
+    lines = [line.split("all-gather")[0] for line in text.splitlines() if re.search(r"= .*all-gather(-start)?\(", line)]
+    return [tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\w\[([\d,]+)\]", line)]
+
+
+@pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], ids=str)
+def test_no_stack_of_parameters_is_gathered_whole(steps, start, mesh):
+    """A block's parameters are gathered when it is its turn: all layers at once would take the memory of all."""
+    stacks = {leaf.shape for leaf in jax.tree.leaves(start["blocks"])}
+    assert all(shape[0] == TRANSFORMER.depth for shape in stacks)
+    shapes = gathered(steps[mesh][2])
+    assert shapes  # there are some: the parameters lie sharded
+    held = {tuple(sorted(shape)) for shape in stacks if len(shape) > 2}
+    assert not [shape for shape in shapes if tuple(sorted(d for d in shape if d != 1)) in held]
+
+
+def test_what_a_gather_of_a_stack_would_look_like():
+    line = "  %all-gather.3 = f32[2,32,128]{2,1,0} all-gather(%param.7), channel_id=3, dimensions={1}"
+    assert gathered(line) == [(2, 32, 128)]
+    assert gathered("  %ag = (f32[2,4]{1,0}, f32[2,32]{1,0}) all-gather-start(%p), dimensions={1}") == [(2, 4), (2, 32)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """As a backend of several slices describes one."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "fake"
+    device_kind: str = "fake"
+
+
+def slice_places(count: int, slices: int) -> list[Device]:
+    """Devices of several slices in an order that mixes them."""
+    return [Device(i, i % slices) for i in range(count)]
+
+
+@pytest.mark.parametrize(("data", "model", "slices"), [(8, 1, 2), (4, 2, 2), (-1, 2, 4)])
+def test_slices_are_joined_along_the_data_axis(data, model, slices):
+    mesh = state.make_mesh(MeshConfig(data, model, slices), slice_places(8, slices))
+    assert (mesh.shape["data"], mesh.shape["model"]) == (8 // model, model)
+    places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (places == places[:, :1]).all()  # the model axis stays within a slice
+    assert places[:, 0].tolist() == sorted(places[:, 0].tolist())  # and so does a contiguous part of the data axis
+
+
+def test_slices_that_are_not_as_the_config_says():
+    with pytest.raises(UserError, match=r"mesh.slices is 4; it must be the number of slices there are, 2"):
+        state.make_mesh(MeshConfig(8, 1, 4), slice_places(8, 2))
+    with pytest.raises(UserError, match=r"mesh.slices is 1; it must be the number of slices there are, 2"):
+        state.make_mesh(MeshConfig(8, 1), slice_places(8, 2))
+    with pytest.raises(UserError, match=r"mesh.data is 1; it must be a multiple of mesh.slices 2"):
+        state.make_mesh(MeshConfig(1, 8, 2), slice_places(8, 2))
+
+
+def test_a_host_loads_the_rows_that_its_devices_hold():
+    def held(*indices: slice) -> list[int]:
+        places = {i: (index,) for i, index in enumerate(indices)}
+        sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
+        return state.host_rows(sharding, 8).tolist()
+
+    assert held(slice(2, 4), slice(2, 4)) == [2, 3]  # a model axis within the host
+    assert held(slice(6, 8), slice(0, 2)) == [0, 1, 6, 7]  # neighbours in the mesh are not neighbours in the batch
+    assert held(slice(None)) == list(range(8))
+    mesh = state.make_mesh(MeshConfig(4, 2))
+    assert state.host_rows(NamedSharding(mesh, PartitionSpec("data")), 8).tolist() == list(range(8))
