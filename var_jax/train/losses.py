@@ -54,8 +54,16 @@ def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mappi
 
 def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
                   smoothing: float = 0.0) -> Float[Array, "b L"]:
+    """-log softmax(logits)[token], or with label smoothing against the smoothed target.
+
+    Ours because optax picks the token's logit by a gather, whose operand XLA writes to memory: of a bfloat16 head that
+    would be the one float32 copy of the logits. A masked sum is fused with the conversion, and needs no communication
+    when the vocabulary is sharded.
+    """
     if not smoothing:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+        shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+        chosen = jnp.sum(jnp.where(tokens[..., None] == jnp.arange(logits.shape[-1]), shifted, 0), axis=-1)
+        return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - chosen
     targets = optax.smooth_labels(jax.nn.one_hot(tokens, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, targets)
 
