@@ -16,6 +16,7 @@ COMMANDS = {
     "reconstruct": "originals beside reconstructions, scale by scale",
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "convert": "published PyTorch weights to a model directory, or back",
+    "tokenize": "token cache of a data set, so that training reads no images; resumable",
     "quickstart": "both stages of a config, samples and a short report, in one go",
     "bench": "time of sampling or training beside the FLOP floor",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",

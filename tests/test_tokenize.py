@@ -1,0 +1,156 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+
+from var_jax import Pipeline
+from var_jax.data import sources, tokens, transforms
+from var_jax.errors import UserError
+from var_jax.tokenize import tokenize
+from var_jax.train.config import DataConfig
+
+SHAPE = small.TOKENIZER.image_shape
+
+
+@pytest.fixture(scope="module")
+def config(digits_dir):
+    data = DataConfig("digits", data_dir=str(digits_dir), train_split="train[:50]", eval_split="test[:7]")
+    return small.train_config("transformer", digits_dir, data=data)
+
+
+@pytest.fixture(scope="module")
+def whole(config, model_dir, tmp_path_factory):
+    """A cache of two views, 50 + 7 images, in files of 16."""
+    out = tmp_path_factory.mktemp("whole") / "cache"
+    tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
+    return out
+
+
+def files(directory: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob(pattern) if p.is_file()}
+
+
+def pixels(config, split: str, view: int | None) -> np.ndarray:
+    """The images that a view should have: a view crops image i by a generator of (seed, view, i)."""
+    opened, images = sources.open_split(config.data, split), []
+    for i in range(len(opened)):
+        fitted = transforms.fit(opened[i]["image"], SHAPE, config.data.resize)
+        rng = None if view is None else np.random.default_rng([config.seed, view, i])
+        images.append(transforms.crop(fitted, SHAPE, rng))
+    return np.stack(images).astype(np.float32) / np.float32(127.5) - 1
+
+
+def test_tokens_are_those_of_the_pipeline(config, whole, model_dir):
+    cache, model = tokens.open_cache(whole), Pipeline.from_pretrained(model_dir)
+    views = []
+    for view in range(2):
+        found = [cache.train.read(i, view) for i in range(50)]
+        views.append(np.stack([f["tokens"] for f in found]))
+        assert np.array_equal(views[-1], model.encode(pixels(config, "train[:50]", view)))
+        labels = [e["label"] for e in sources.open_split(config.data, "train[:50]")]
+        assert [f["label"] for f in found] == labels
+    assert (views[0] != views[1]).any(axis=1).sum() > 10  # other crops, other tokens
+    held_out = np.stack([e["tokens"] for e in cache.test])
+    assert np.array_equal(held_out, model.encode(pixels(config, "test[:7]", None)))
+
+
+def test_the_cache_says_what_it_holds(config, whole, model_dir):
+    cache = tokens.open_cache(whole)
+    assert cache.manifest.train.views == 2 and cache.manifest.test.views == 1
+    assert cache.counts == {"train": 50, "test": 7}
+    assert [s.images for s in cache.manifest.train.shards] == [16, 16, 16, 2] * 2
+    assert {s.name for s in cache.manifest.train.shards} == {p.name for p in (whole / "train").glob("*.array_record")}
+    ours, theirs = Pipeline.from_pretrained(cache.tokenizer_directory), Pipeline.from_pretrained(model_dir)
+    assert ours.config.transformer is None and ours.config.tokenizer == theirs.config.tokenizer
+    for pipeline in (ours, theirs):
+        cache.check(config.data, pipeline.config.tokenizer,
+                    tokens.fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]))
+
+
+def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, whole, model_dir, tmp_path):
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2}
+    tokenize(config, str(model_dir), str(out), **settings, shard_index=0)
+    first = files(out, "*.array_record")
+    with pytest.raises(UserError, match="is not finished"):
+        tokens.open_cache(out)
+    stamps = {p.name: p.stat().st_mtime_ns for p in out.rglob("*.array_record")}
+    tokenize(config, str(model_dir), str(out), **settings, shard_index=1)
+    assert all(p.stat().st_mtime_ns == stamps[p.name] for p in out.rglob("*.array_record") if p.name in stamps)
+    assert len(first) == 5 and files(out) == files(whole)
+
+
+def test_only_what_is_not_whole_is_written_again(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    settings = {"views": 2, "batch": 1, "shard_images": 16}
+    tokenize(config, str(model_dir), str(out), **settings)
+    train = sorted((out / "train").glob("*.array_record"))
+    train[0].write_bytes(train[0].read_bytes()[:100])  # half-written
+    train[1].unlink()
+    (out / "train" / f"{train[2].name}.json").write_text("{")
+    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record") if p not in train[:3]}
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert files(out) == files(whole)
+    assert len(kept) == 6 and all(p.stat().st_mtime_ns == mtime for p, mtime in kept.items())
+
+
+def test_a_split_may_come_later(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    for roles in (("test",), ("train",)):
+        tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16, roles=roles)
+    assert files(out) == files(whole)
+
+
+def test_a_killed_run_is_taken_up(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    data = {k: getattr(config.data, k) for k in ("data_dir", "train_split", "eval_split")}
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import time, small
+from var_jax import tokenize as module
+from var_jax.train.config import DataConfig
+write = module._write
+def slowly(*args):  # so that there is a middle to kill it in
+    write(*args)
+    time.sleep(0.5)
+module._write = slowly
+config = small.train_config("transformer", "", data=DataConfig("digits", **{data!r}))
+module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shard_images=16)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("train/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = {p: p.stat().st_mtime_ns for p in out.glob("train/*.array_record") if Path(f"{p}.json").exists()}
+    assert 2 <= len(done) < 8
+    tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
+    assert files(out) == files(whole)
+    assert sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1  # the last stamp may be cut
+
+
+def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
+    still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="whole"))
+    with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'whole'"):
+        tokenize(still, str(model_dir), str(tmp_path / "cache"), views=2)
+    assert not (tmp_path / "cache").exists()
+    tokenize(still, str(model_dir), str(tmp_path / "cache"), batch=1)
+    found = np.stack([e["tokens"] for e in tokens.open_cache(tmp_path / "cache").train])
+    assert np.array_equal(found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None)))
+
+
+def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, tmp_path):
+    before = files(whole)
+    with pytest.raises(UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"):
+        tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(whole), shard_images=16)
+    with pytest.raises(UserError, match="holds a model; give another --out"):
+        tokenize(config, str(model_dir), str(model_dir))
+    assert files(whole) == before
