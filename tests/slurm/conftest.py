@@ -17,7 +17,11 @@ def cluster():
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the tests."""
+def one_device(monkeypatch, tmp_path_factory):
+    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the tests, and programs
+    compiled once and fast."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
