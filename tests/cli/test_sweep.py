@@ -14,6 +14,7 @@ import pytest
 import small
 
 from var_jax.cli.main import main
+from var_jax.scaling import table
 from var_jax.sweep import plan
 from var_jax.train.config import from_config_dict
 
@@ -182,3 +183,23 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
     while status()["state"] != "preempted":
         assert time.monotonic() < end, "the run does not stop"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_real_trunk_and_its_branch(config, model_dir, digits_dir, tmp_path, capfd):
+    arguments = command("--config", config, f"--config.tokenizer_dir={model_dir}",
+                        f"--config.data.data_dir={digits_dir}", "--workdir", tmp_path / "d", "--interval", "0.5")
+    assert main(arguments) == 0
+    assert capfd.readouterr().out.endswith("2 of 2 runs are done\n")
+    plan = json.loads((tmp_path / "d" / "sweep.json").read_text())["runs"]
+    runs = table.read(str(tmp_path / "d"))
+    assert len(runs) == 2 and dict(zip(runs.run, runs["tokens"], strict=True)) == {
+        run["id"]: run["steps"] * 8 * 17 for run in plan}
+    assert dict(zip(runs.run, runs["compute"], strict=True)) == pytest.approx({r["id"]: r["compute"] for r in plan})
+    branch = tmp_path / "d" / plan[1]["id"]
+    records = [json.loads(line) for line in (branch / "metrics.jsonl").read_text().splitlines()]
+    assert {record["step"] for record in records} == {4} and (branch / "checkpoints" / "4").is_dir()
+    written = (branch / "status.json").stat().st_mtime
+    assert main(arguments) == 0 and (branch / "status.json").stat().st_mtime == written  # nothing is done again
+    assert main(["status", str(tmp_path / "d")]) == 0
+    assert "2 done; " in capfd.readouterr().out

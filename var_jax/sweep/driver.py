@@ -184,6 +184,6 @@ def _note_heartbeat(sweep: Sweep, run: str, one: Observed):
 
 def _line(sweep: Sweep, run: Run, one: Observed, now: str) -> str:
     attempt = f", attempt {one.attempt}" if one.attempt > 1 and one.live else ""
-    at = f" at step {one.step}" if one.state in ("preempted", "failed", "dead") else ""
+    at = f" at step {one.step}" if now in ("preempted", "failed", "dead") else ""
     words = runs.last_words(sweep.directory(run.id)) if one.state in ("failed", "dead") else ""
     return f"{f'{run.id} {run.label}'.rstrip()}: {now}{at}{attempt}{f' ({words})' if words else ''}"
