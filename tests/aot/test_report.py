@@ -70,6 +70,25 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     assert any("mesh.model=2" in text for text in told["would_help"])
 
 
+@pytest.mark.parametrize(("message", "size"), [
+    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (180.76G) exceeds "
+     "available HBM (15.75G).", 180.76 * 2**30),
+    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. Exceeded hbm capacity by "
+     "2.75G.", 18.5 * 2**30)])
+def test_what_the_compiler_says_it_would_need(message, size):
+    assert report._wanted(message) == size
+
+
+def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, capsys):
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    assert main(["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--json",
+                 str(tmp_path / "a.json"), "--config.batch_size=16777216"]) == 1
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["fits"] is False and found["peak_bytes"] > found["hbm_bytes"]
+    assert found["over_bytes"] == found["peak_bytes"] - found["hbm_bytes"]
+    assert "DOES NOT FIT" in (printed := capsys.readouterr().out) and "would help" in printed
+
+
 def test_more_recomputation_keeps_less():
     config = small.train_config("transformer", "")
     none, dots, full = (programs.saved_bytes(config, remat, 1) for remat in report.REMAT)

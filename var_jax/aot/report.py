@@ -138,6 +138,13 @@ def _advice(config: TrainConfig, found: dict[str, Any], kept: dict[str, float], 
 
 
 def _wanted(message: str) -> float:
-    """Bytes that a program too large for the memory would take, as the compiler's error says."""
-    used = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message)
-    return float(used[1]) * SIZES[used[2]] if used else float("nan")
+    """Bytes that a program too large for the memory would take at least, as the compiler's error says.
+
+    Raises:
+      ValueError: it does not say, in any of the wordings known.
+    """
+    for wording in (r"required for [^(]*\(([\d.]+)([KMGT]?)\)", r"[Uu]sed ([\d.]+)([KMGT]?) of",
+                    r"allocate ([\d.]+)([KMGT]?)"):
+        if found := re.search(wording, message):
+            return float(found[1]) * SIZES[found[2]]
+    raise ValueError(f"the program does not fit, and the compiler does not say by how much: {message}")
