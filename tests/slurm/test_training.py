@@ -104,6 +104,12 @@ def test_a_sweep_with_a_preempted_run_and_one_that_fails(cluster, config, tmp_pa
 
     shown = subprocess.run(var_jax("status", str(workdir)), check=True, capture_output=True, text=True).stdout
     assert shown.count(" done ") >= 3 and "failed" in shown
+    # Of three sizes there is no law, and the fourth run counts for nothing.
+    subprocess.run(var_jax("fit", str(workdir), "--out", str(tmp_path / "fit"), "--resamples", "0"), check=True)
+    law = json.loads((tmp_path / "fit" / "fit.json").read_text())["laws"]["loss~params"]
+    assert law["n_runs"] == 3 and law["alpha"]["value"] is None and law["warnings"]
+    report = (tmp_path / "fit" / "report.md").read_text()
+    assert any(failed.name in line and "it is failed, not done" in line for line in report.splitlines())
 
 
 def test_the_batch_script_over_two_tasks_goes_on_after_either_preemption(cluster, config, tmp_path, monkeypatch):

@@ -1,0 +1,75 @@
+"""launch/slurm.sbatch with stub commands; tests/slurm submits it to a real SLURM."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "launch" / "slurm.sbatch"
+STUB = """#!{python}
+import json, os, sys, time
+from pathlib import Path
+here, name = Path(__file__).parent, Path(__file__).name
+with open(here / "calls.jsonl", "a") as file:
+    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if name == "squeue":
+    print(os.environ["STATE"])
+if name == "srun":
+    time.sleep(float(os.environ.get("TAKES", 0)))
+    sys.exit(int(os.environ["CODE"]))
+"""
+
+
+@pytest.fixture
+def stubs(tmp_path):
+    for name in ("srun", "squeue", "scontrol"):
+        (tmp_path / name).write_text(STUB.format(python=sys.executable))
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def start(stubs: Path, code: int, state: str = "RUNNING", takes: float = 0) -> subprocess.Popen:
+    return subprocess.Popen(["bash", str(SCRIPT), "--config", "c.py:d16", "--workdir", "a b"], cwd=stubs, env={
+        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7", "CODE": str(code), "STATE": state,
+        "TAKES": str(takes), "VIRTUAL_ENV": sys.prefix})
+
+
+def calls(stubs: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (stubs / "calls.jsonl").read_text().splitlines()]
+
+
+def requeued(stubs: Path) -> bool:
+    return ["scontrol", "requeue", "7"] in calls(stubs)
+
+
+def test_every_task_gets_the_command(stubs):
+    assert start(stubs, 0).wait(20) == 0
+    assert calls(stubs) == [["srun", "--kill-on-bad-exit=0", "python", "-m", "var_jax", "train", "--config", "c.py:d16",
+                             "--workdir", "a b"]]
+
+
+@pytest.mark.parametrize(("code", "state", "again"), [
+    (75, "RUNNING", True), (75, "COMPLETING", False), (75, "", False), (1, "RUNNING", False), (2, "RUNNING", False)])
+def test_it_is_requeued_when_it_saved_itself_and_slurm_does_not_end_it(stubs, code, state, again):
+    assert start(stubs, code, state).wait(20) == code
+    assert requeued(stubs) is again
+
+
+def test_the_shell_outlives_the_signal_that_its_run_saves_at(stubs):
+    shell = start(stubs, 75, takes=3)
+    until = time.monotonic() + 20
+    while not (stubs / "calls.jsonl").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    shell.send_signal(signal.SIGTERM)
+    assert shell.wait(20) == 75 and requeued(stubs)
+
+
+def test_slurm_is_told_to_signal_ahead_and_to_requeue():
+    directives = [line.removeprefix("#SBATCH ") for line in SCRIPT.read_text().splitlines() if "#SBATCH" in line]
+    assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} <= set(directives)
