@@ -18,14 +18,15 @@ import jax
 import numpy as np
 from array_record.python import array_record_module
 from etils import epath
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from var_jax import model_directory
 from var_jax.config import ModelConfig, differences, plain, require
 from var_jax.data import loader, sources, tokens, transforms
 from var_jax.errors import UserError
-from var_jax.train.config import TrainConfig
+from var_jax.train.config import MeshConfig, TrainConfig
+from var_jax.train.state import make_mesh
 from var_jax.train.step import make_encode
 
 SHARD_IMAGES = 16384
@@ -62,7 +63,8 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
       UserError: wrong settings, no tokenizer, data that do not read, or a directory with another cache or a model.
     """
     config, directory = dataclasses.replace(config, tokenizer_dir=model), epath.Path(out)
-    host = loader.shard(0, shard_index, shard_count)
+    host = (jax.process_index() if shard_index is None else shard_index,
+            jax.process_count() if shard_count is None else shard_count)
     require(views >= 1, "--views", views, "at least 1")
     require(views == 1 or config.data.resize == "crop", "--views", views,
             f"1 with data.resize {config.data.resize!r}, which makes the same image every time")
@@ -146,7 +148,7 @@ def _parts(role: str, info: tokens.SplitInfo, shard_images: int) -> list[Part]:
 def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
     """(uint8 images -> tokens over this host's devices, their number); other hosts have no part in it."""
     devices = jax.local_devices()
-    mesh = jax.make_mesh((len(devices), 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    mesh = make_mesh(MeshConfig(), devices)
     rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     run = jax.jit(make_encode(config), in_shardings=(replicated, rows), out_shardings=rows)
     params = jax.device_put(params, replicated)

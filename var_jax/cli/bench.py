@@ -1,8 +1,10 @@
-"""Time of sampling or of a training step, beside the time that its FLOPs alone would take on this machine.
+"""Time of sampling or of a training step, beside the time that its FLOPs alone would take on this machine; or, with
+`tokens`, of training from a token cache beside training from images (the split is encoded first: give a short one).
 
 example:
   var-jax bench sample --config configs/imagenet256.py:d16
   var-jax bench train --config configs/digits.py --batch 64 --json bench.json
+  var-jax bench tokens --config configs/digits.py --config.data.train_split=train[:64]
 """
 
 import argparse
@@ -13,9 +15,9 @@ from var_jax.config import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("what", choices=("sample", "train"))
+    parser.add_argument("what", choices=("sample", "train", "tokens"))
     add_config_argument(parser)
-    parser.add_argument("--batch", type=int, help="images at once (default: 1 to sample, the config's to train)")
+    parser.add_argument("--batch", type=int, help="images at once (default: 1 to sample, else the config's)")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (default 5)")
     parser.add_argument("--json", metavar="F", help="also write the figures here")
 
@@ -24,13 +26,18 @@ def run(args: argparse.Namespace) -> int:
     require(args.batch is None or args.batch >= 1, "--batch", args.batch, "at least 1")
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     config = read_config(args.config, args.overrides)
-    from var_jax import bench
+    if args.what == "tokens":
+        from var_jax import bench_tokens  # it reads data, for which `sample` and `train` need no library
 
-    if args.what == "sample":
-        report = bench.sample(config, args.batch or 1, args.repeats)
+        report = bench_tokens.measure(config, args.batch, args.repeats)
+        lines = bench_tokens.lines(report)
     else:
-        report = bench.train(config, args.batch, args.repeats)
-    print("\n".join(bench.lines(report)))
+        from var_jax import bench
+
+        run_bench = bench.sample if args.what == "sample" else bench.train
+        report = run_bench(config, args.batch or (1 if args.what == "sample" else None), args.repeats)
+        lines = bench.lines(report)
+    print("\n".join(lines))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)
