@@ -82,7 +82,9 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     mine = [part for role in roles for part in parts[role]][host[0]::host[1]]
     todo = [part for part in mine if _done(directory, manifest, part) is None]
     encode, devices = _encoder(config, params)
-    batch = devices * (batch or int(np.clip(BATCH_PIXELS // (shape[0] * shape[1]), 1, MAX_BATCH)))
+    largest = max(part.stop - part.start for role in roles for part in parts[role])
+    fitting = np.clip(BATCH_PIXELS // (shape[0] * shape[1]), 1, min(MAX_BATCH, math.ceil(largest / devices)))
+    batch = devices * (batch or int(fitting))
     images, kept = (sum(part.stop - part.start for part in some) for some in (mine, set(mine) - set(todo)))
     with tqdm(total=images, initial=kept, unit=" images", disable=host[0] != 0, smoothing=0.05) as bar:
         for role in roles:
