@@ -106,19 +106,3 @@ def conv(image, kernel, result, rest):
     ("1,4,8", "3,8,5", "1,4,5", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", (4 * 3 - 2) * 8 * 5)])
 def test_products_in_the_guise_of_convolutions(image, kernel, result, rest, products):
     assert conv(image, kernel, result, rest) == 2 * products
-
-
-@pytest.mark.parametrize(("text", "members"), [
-    ("replica_groups={{0,4},{1,5}}, to_apply=%a", (0, 4)),
-    ("replica_groups=[2,3]<=[6], x", (0, 1, 2)),
-    ("replica_groups=[3,2]<=[2,3]T(1,0), x", (0, 3)),
-    ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", (0, 2, 4, 6)),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", (0, 1, 2, 3)),
-    ("source_target_pairs={{0,3},{3,0}}", (0, 3))])
-def test_groups_in_every_notation(text, members):
-    assert hlo.group(text) == members
-
-
-def test_an_unknown_notation_is_not_guessed():
-    with pytest.raises(ValueError, match="unknown notation"):
-        hlo.group("replica_groups=everyone")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from var_jax.aot import groups
+
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {"pred": 1, "token": 0, "s4": 0.5, "u4": 0.5}  # bytes; of the others the name tells the bits
 # Nothing moves: names, views, and the second half of what the first half accounts for.
@@ -149,7 +151,7 @@ class Program:
                 if op.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
                     made -= taken  # the tuple holds both
                 size = taken if kind in ("all-reduce", "collective-permute") else max(taken, made)
-                found.append(Collective(kind, size, group(op.attributes), times))
+                found.append(Collective(kind, size, groups.first(op.attributes), times))
         return found
 
     def hbm_bytes(self) -> float:
@@ -247,39 +249,6 @@ def _products(attributes: str, axis: int, image: int, kernel: int, output: int) 
     places = (np.arange(output)[:, None] * int(setting("stride", "1"))
               + np.arange(kernel)[None] * int(setting("rhs_dilate", "1")) - int(setting("pad", "0_0").split("_")[0]))
     return int(np.sum((places >= 0) & (places <= (image - 1) * hole) & (places % hole == 0)))
-
-
-def group(attributes: str) -> tuple[int, ...]:
-    """The partitions of the first group of a collective, in any of the notations of HLO.
-
-    Raises:
-      ValueError: another notation.
-    """
-    if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes):
-        return int(pairs[1]), int(pairs[2])
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
-        return tuple(int(i) for i in listed[1].split(","))
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
-        return tuple(_iota(iota[3], iota[4])[:int(iota[2])])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?"
-                         r"\{([^}]*)\}", attributes):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        taken = re.findall(r"'(\w+)'", mesh[4])
-        if ":(" not in mesh[4] and mesh[2] is None:
-            strides, stride = {}, 1
-            for name in reversed(sizes):
-                strides[name], stride = stride, stride * sizes[name]
-            members = [0]
-            for name in taken:
-                members = [m + i * strides[name] for m in members for i in range(sizes[name])]
-            return tuple(members)
-    raise ValueError(f"unknown notation of a collective's devices: {attributes[:200]}")
-
-
-def _iota(dims: str, order: str | None) -> list[int]:
-    shape = [int(n) for n in dims.split(",")]
-    array = np.arange(math.prod(shape)).reshape(shape)
-    return array.transpose([int(i) for i in order.split(",")] if order else range(len(shape))).ravel().tolist()
 
 
 def _branches(attributes: str) -> list[str]:
