@@ -1,8 +1,5 @@
 """Visual Autoregressive Modeling (VAR, arXiv 2404.02905) in JAX/Flax."""
 
-from importlib.metadata import version
-
-__version__ = version("var-jax")
 __all__ = ["Pipeline", "__version__"]
 
 
@@ -11,4 +8,8 @@ def __getattr__(name: str):
         from var_jax.pipeline import Pipeline
 
         return Pipeline
+    if name == "__version__":  # not at import: a checkout that is not installed has none
+        from importlib.metadata import version
+
+        return version("var-jax")
     raise AttributeError(f"module 'var_jax' has no attribute {name!r}")

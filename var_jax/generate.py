@@ -1,11 +1,12 @@
 """Scale-by-scale generation and zero-shot editing as one compiled program (VAR, sections 3.2 and 5.3)."""
 
+from __future__ import annotations
+
 import functools
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from var_jax.config import ModelConfig
 from var_jax.models.tokenizer import Tokenizer
@@ -13,6 +14,9 @@ from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import sampling, vq
 from var_jax.ops.resize import resize
 from var_jax.ops.scales import Scales
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int, Key
 
 # Scales of at most this many tokens are the given image's throughout an edit: they hold its overall colour.
 GIVEN_TOKENS = 3

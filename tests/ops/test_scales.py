@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from var_jax.errors import UserError
+from var_jax.ops import masks
 from var_jax.ops.scales import Scales
 
 
@@ -9,7 +10,7 @@ def test_published_lengths_and_pairs():
     scales = Scales.parse("1,2,3,4,5,6,8,10,13,16")
     assert scales.total == 680
     assert scales.offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
-    assert scales.attended_pairs == 286_434
+    assert masks.attended_pairs(scales, "block_causal") == 286_434
     assert Scales.parse("1,2,3,4,6,9,13,18,24,32").total == 2240
 
 

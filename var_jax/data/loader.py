@@ -3,7 +3,7 @@
 import math
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import grain
@@ -60,37 +60,36 @@ class FittedSplit:
 
 
 def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, seed: int,
-                  start_step: int = 0, *, split: Split | None = None, shard_index: int | None = None,
-                  shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+                  start_step: int = 0, *, split: Split | None = None,
+                  rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches in random order, reshuffled every epoch, from step `start_step` on.
 
     Args:
       image_shape: (height, width, channels) that the model takes.
       batch_size: over all hosts; each yields its part.
       split: opened; by default `data.train_split`.
-      shard_index, shard_count: this host's place; by default what JAX says. The hosts' parts together are the same
-        batch for any number of them.
+      rows: positions in the batch, ascending, that this host loads; by default all. The batch is the same whoever
+        loads which of them.
     Yields:
-      {"image": uint8 (batch, height, width, channels), "label": int32 (batch,)}.
+      {"image": uint8 (rows, height, width, channels), "label": int32 (rows,)}.
     Raises:
-      UserError: as `open_split`, a batch that hosts do not divide or that the split does not fill, or an image that
-        does not decode (when its batch comes).
+      UserError: as `open_split`, a batch that the split does not fill, or an image that does not decode (when its
+        batch comes).
     """
-    host = shard(batch_size, shard_index, shard_count)
     transforms.check(image_shape, data.resize)
     split = open_split(data, data.train_split) if split is None else split
 
     def cropped(images: grain.MapDataset, seed: int) -> grain.MapDataset:
         return images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
 
-    return shuffled(FittedSplit(split, image_shape, data.resize), cropped, batch_size, seed, start_step, host,
+    return shuffled(FittedSplit(split, image_shape, data.resize), cropped, batch_size, seed, start_step, rows,
                     name=f"split {data.train_split!r} of {data.name!r}", example_bytes=math.prod(image_shape),
                     workers=data.workers)
 
 
 def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
-                 split: Split | str | None = None, *, shard_index: int | None = None,
-                 shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+                 split: Split | str | None = None, *,
+                 rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """One pass over a split in its order, centre crops; the last batch is padded.
 
     Args:
@@ -98,28 +97,27 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
       split: opened or by name; by default `data.eval_split`.
       The others as `train_batches`.
     Yields:
-      as `train_batches`, and "mask": bool (batch,), False on padding.
+      as `train_batches`, and "mask": bool (rows,), False on padding.
     Raises:
       UserError: as `train_batches`; a split smaller than a batch is none.
     """
-    host = shard(batch_size, shard_index, shard_count)
     transforms.check(image_shape, data.resize)
     opened = open_split(data, split or data.eval_split) if split is None or isinstance(split, str) else split
     fitted = FittedSplit(opened, image_shape, data.resize)
     blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
-    return in_order(len(opened), _Centred(fitted, image_shape), blank, batch_size, limit, host,
+    return in_order(len(opened), _Centred(fitted, image_shape), blank, batch_size, limit, rows,
                     example_bytes=math.prod(image_shape), workers=data.workers)
 
 
 def shuffled(source: Source, vary: Callable[[grain.MapDataset, int], grain.MapDataset], batch_size: int, seed: int,
-             start_step: int, host: tuple[int, int], *, name: str, example_bytes: int,
+             start_step: int, rows: Sequence[int] | None, *, name: str, example_bytes: int,
              workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The endless batches of `train_batches` over any source.
 
     Args:
       vary: what differs from epoch to epoch, of the repeated data set and a seed; what it makes of a place must be a
         function of that place alone.
-      host: (index, count) of `shard`.
+      rows: as `train_batches`.
       name: of the source, for the message.
       example_bytes: size of an example, which limits how many batches are read ahead.
       workers: processes that read; 0 for threads.
@@ -131,19 +129,17 @@ def shuffled(source: Source, vary: Callable[[grain.MapDataset, int], grain.MapDa
     # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds would be the same.
     order, varied = np.random.SeedSequence(seed % 2**64).generate_state(2)
     examples = vary(grain.MapDataset.source(source).shuffle(int(order)).repeat(), int(varied))
-    index, count = host
-    batches = examples[index::count].batch(batch_size // count, drop_remainder=True)
-    return read(batches[start_step:], batch_size // count * example_bytes, workers)
+    batches = _batched(examples, batch_size, rows)
+    return read(batches[start_step:], batch_size * example_bytes, workers)
 
 
 def in_order(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, Any], batch_size: int, limit: int,
-             host: tuple[int, int], *, example_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+             rows: Sequence[int] | None, *, example_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The one pass of `eval_batches` over `length` examples; `blank` fills the last batch. The rest as `shuffled`."""
     examples = min(limit, length) if limit else length
-    index, count = host
     places = grain.MapDataset.range(-(-examples // batch_size) * batch_size)  # every host has as many batches
-    batches = places[index::count].map(_Padded(load, examples, blank)).batch(batch_size // count)
-    return read(batches, batch_size // count * example_bytes, workers)
+    batches = _batched(places.map(_Padded(load, examples, blank)), batch_size, rows)
+    return read(batches, batch_size * example_bytes, workers)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -189,19 +185,27 @@ class _Padded(grain.transforms.Map):
         return {**(self._load(element) if inside else self._blank), "mask": np.bool_(inside)}
 
 
-def shard(batch_size: int, index: int | None, count: int | None) -> tuple[int, int]:
-    """(index, count) of this host, by default what JAX says.
+def _batched(examples: grain.MapDataset, batch_size: int, rows: Sequence[int] | None) -> grain.MapDataset:
+    rows = range(batch_size) if rows is None else rows
+    return _Rows(examples, batch_size, rows).batch(len(rows), drop_remainder=True)
 
-    Raises:
-      UserError: the hosts do not divide the batch.
-    """
-    if index is None or count is None:
-        import jax  # worker processes need none
 
-        index, count = jax.process_index(), jax.process_count()
-    if batch_size % count:
-        raise UserError(f"batch_size is {batch_size}; it must be a multiple of the {count} hosts")
-    return index, count
+class _Rows(grain.MapDataset):
+    """Of every batch of examples, those at some positions; the others are never read."""
+
+    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        super().__init__(examples)
+        self._batch_size = batch_size
+        self._rows = [int(row) for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, place = divmod(index, len(self._rows))
+        return self._parent[batch * self._batch_size + self._rows[place]]
 
 
 def read(batches: grain.MapDataset, batch_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -262,29 +262,27 @@ def open_cache(directory) -> Cache:
 
 
 def train_batches(cache: Cache, batch_size: int, seed: int, start_step: int = 0, *, workers: int = 0,
-                  shard_index: int | None = None, shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+                  rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.train_batches`, in the same order of images; image i is read in view (epoch + i) mod views.
 
     Yields:
-      {"tokens": int32 (batch, L), "label": int32 (batch,)}.
+      {"tokens": int32 (rows, L), "label": int32 (rows,)}.
     Raises:
-      UserError: no training split, a batch that hosts do not divide or the split does not fill, or a damaged shard
+      UserError: no training split, a batch that the split does not fill, or a damaged shard
         (when its batch comes).
     """
-    host = loader.shard(batch_size, shard_index, shard_count)
     split = cache.train
     return loader.shuffled(range(len(split)), lambda images, _: images.map_with_index(_View(split)), batch_size, seed,
-                           start_step, host, name=f"the training split of {cache.directory}",
+                           start_step, rows, name=f"the training split of {cache.directory}",
                            example_bytes=4 * cache.manifest.scales.total, workers=workers)
 
 
-def eval_batches(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0, shard_index: int | None = None,
-                 shard_count: int | None = None) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0,
+                 rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.eval_batches`, with "tokens" for "image"."""
-    host = loader.shard(batch_size, shard_index, shard_count)
     split = cache.test
     blank = {"tokens": np.zeros(cache.manifest.scales.total, np.int32), "label": np.int32(0)}
-    return loader.in_order(len(split), split.__getitem__, blank, batch_size, limit, host,
+    return loader.in_order(len(split), split.__getitem__, blank, batch_size, limit, rows,
                            example_bytes=4 * cache.manifest.scales.total, workers=workers)
 
 

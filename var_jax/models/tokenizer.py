@@ -1,15 +1,21 @@
 """The tokenizer's CNN encoder and decoder (VQGAN f16) around the multi-scale quantizer, in Flax Linen, NHWC."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
 
 from var_jax.config import TokenizerConfig
 from var_jax.models.quantizer import MultiScaleQuantizer
 from var_jax.ops import vq
 from var_jax.ops.partition import constrain, parameter
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 # PyTorch's default for convolutions: uniform within 1/sqrt(fan_in).
 CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

@@ -1,16 +1,20 @@
 """The next-scale transformer: GPT-2-like blocks with class-conditional AdaLN (VAR, section 3.3), in Flax Linen."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from var_jax.config import TransformerConfig
 from var_jax.ops import attention, masks
 from var_jax.ops.partition import constrain, parameter
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 LN_EPS = 1e-6
 MAX_LOG_SCALE = float(np.log(100))

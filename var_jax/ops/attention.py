@@ -7,17 +7,21 @@ The implementations compute the same numbers; which one runs is a matter of the 
 - cudnn: the blocks of xla, the large ones by cuDNN's fused kernel; for GPUs, bfloat16 or float16.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from var_jax.errors import UserError
 from var_jax.ops import masks, splash
 from var_jax.ops.scales import Scales
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float
 
 Implementation = Literal["xla", "splash", "cudnn"]
 

@@ -5,13 +5,17 @@ its area average is wrong for ratios that are not whole. A matrix a side is exac
 and is decided in numpy float64.
 """
 
+from __future__ import annotations
+
 import functools
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 Method = Literal["area", "bicubic", "bilinear"]
 

@@ -1,8 +1,14 @@
 """Choosing tokens from logits: guidance, top-k, top-p, and sampling with a key an image."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
 
 
 def guide(logits: Float[Array, "2b l v"], strength: Float[Array, ""] | float) -> Float[Array, "b l v"]:

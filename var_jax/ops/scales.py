@@ -72,11 +72,6 @@ class Scales:
         """int32 (L,): the scale that each token belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
-    @functools.cached_property
-    def attended_pairs(self) -> int:
-        """M: (query, key) pairs the block-causal mask lets through."""
-        return sum(n * end for n, end in zip(self.lengths, self.offsets[1:], strict=True))
-
     def span(self, k: int) -> slice:
         """Where scale k lies in the sequence."""
         return slice(self.offsets[k], self.offsets[k + 1])

@@ -4,17 +4,22 @@ Tiles in which no token sees another are skipped, the others are computed whole.
 scale and none is empty, so what is saved there is memory and its traffic; at 512 px about a third of them are.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-from jaxtyping import Array, Float
 
 from var_jax.ops import masks, partition
 from var_jax.ops.scales import Scales
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 LANES = 128  # the kernel takes tiles whose sides are multiples of this
 LARGEST_TILE = 512  # float32 logits of a larger one crowd the chip's vector memory

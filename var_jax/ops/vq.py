@@ -3,14 +3,20 @@
 Feature maps are NHWC at the finest scale's size; tokens of all scales lie in one (B, L), coarse to fine.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from var_jax.ops.resize import resize
 from var_jax.ops.scales import Scales
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int
 
 HIGHEST = jax.lax.Precision.HIGHEST
 

@@ -98,11 +98,13 @@ class MeshConfig:
 
     Attributes:
       slices: TPU slices joined by the data-centre network; `data` counts the devices of all of them.
+      replicated_share: of the parameters' bytes, what may lie whole on every device; more stops the run at its start.
     """
 
     data: int = -1
     model: int = 1
     slices: int = 1
+    replicated_share: float = 0.1
 
     def __post_init__(self):
         for axis in ("data", "model"):

@@ -1,6 +1,6 @@
 """Held-out metrics and sample pictures during training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,10 +9,10 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from var_jax import generate, pictures
-from var_jax.data import loader, sources
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.train import losses
 from var_jax.train.config import TrainConfig
+from var_jax.train.inputs import Inputs
 from var_jax.train.step import make_eval_step
 
 PICTURE_ROWS = 4
@@ -21,22 +21,17 @@ PICTURE_ROWS = 4
 class Evaluator:
     """The held-out split of a run, and what is measured on it."""
 
-    def __init__(self, config: TrainConfig, frozen: Any, on_devices: Callable, replicated: NamedSharding):
-        self.config, self.frozen, self.on_devices = config, frozen, on_devices
-        self.split = sources.open_split(config.data, config.data.eval_split)
+    def __init__(self, config: TrainConfig, frozen: Any, data: Inputs, replicated: NamedSharding):
+        self.config, self.frozen, self.data = config, frozen, data
         # Every host reads what comes out, so it lies whole on each of them.
         self.step = jax.jit(make_eval_step(config), out_shardings=replicated)
         self.whole = jax.jit(lambda x: x, out_shardings=replicated)
 
-    def batches(self):
-        c = self.config
-        return loader.eval_batches(c.data, c.tokenizer.image_shape, c.batch_size, limit=c.eval_images, split=self.split)
-
     def metrics(self, params: Any) -> dict[str, Any]:
         """Means over the held-out images; a tokenizer's code usage and perplexity over all of them."""
         sums = None
-        for batch in self.batches():
-            parts = jax.tree.map(np.asarray, self.step(params, self.on_devices(batch), self.frozen))
+        for batch in self.data.held_out():
+            parts = jax.tree.map(np.asarray, self.step(params, self.data.on_devices(batch), self.frozen))
             sums = parts if sums is None else jax.tree.map(np.add, sums, parts)
         count = int(sums.pop("images"))
         counts = sums.pop("code_counts", None)
@@ -51,19 +46,19 @@ class Evaluator:
         """Originals over reconstructions, or samples with one class a column."""
         columns = self.config.sample_classes
         if self.config.stage == "tokenizer":
-            batch = self.on_devices(next(iter(self.batches())))
+            batch = self.data.on_devices(next(self.data.held_out()))
             images, rec, mask = map(np.asarray, self.whole(
                 (batch["image"], _reconstruct(self.config, params, batch["image"]), batch["mask"])))
             shown = np.flatnonzero(mask)[:columns]
             return pictures.grid(np.concatenate([images[shown] / 255, rec[shown]]), columns=len(shown))
-        columns = min(columns, len(self.split.class_names))  # classes beyond the data have no title
+        columns = min(columns, len(self.data.class_names))  # classes beyond the data have no title
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
         keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         static = generate.Static(top_k=0, use_top_p=True, guided=True)
         model = {"tokenizer": self.frozen, "transformer": params}
         images, _ = generate.generate(self.config.model, static, model, labels, keys,
                                       generate.Dynamic(1.5, 0.96, 1.0))
-        names = self.split.class_names
+        names = self.data.class_names
         titles = [names[i] for i in labels[:columns]]
         return pictures.grid(np.asarray(self.whole(images)), columns=columns, titles=titles)
 

@@ -5,7 +5,6 @@ parameters.
 """
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,9 +16,9 @@ from PIL import Image
 from var_jax import pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
-from var_jax.data import loader, sources
 from var_jax.errors import Preempted
-from var_jax.train import evaluation, start, state, step, workdir
+from var_jax.ops import partition
+from var_jax.train import evaluation, inputs, start, state, step, workdir
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rate, make_optimizer
@@ -64,28 +63,21 @@ def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
         train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0,
                              in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated))
         encode = jax.jit(step.make_encode(config), out_shardings=rows) if frozen is not None else None
-
-        def on_devices(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-            """The host's part of a batch as arrays over the mesh; images of the second stage are encoded."""
-            arrays = {name: jax.make_array_from_process_local_data(rows, value) for name, value in batch.items()}
-            if encode is not None and "image" in arrays:
-                arrays["tokens"] = encode(frozen, arrays.pop("image"))
-            return arrays
+        partition.require_sharded(shardings.params, abstract.params, mesh, config.mesh.replicated_share)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        split = sources.open_split(config.data, config.data.train_split)
+        data = inputs.Inputs(config, frozen, encode, rows)
         if config.stage == "transformer":
-            require(config.transformer.num_classes >= len(split.class_names), "transformer.num_classes",
-                    config.transformer.num_classes, f"at least the {len(split.class_names)} classes of the data")
-        evaluator = evaluation.Evaluator(config, frozen, on_devices, replicated)
+            require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
+                    config.transformer.num_classes, f"at least the {len(data.class_names)} classes of the data")
+        evaluator = evaluation.Evaluator(config, frozen, data, replicated)
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
         checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
         run, evaluated = start.first_state(config, optimizer, checkpoints, abstract, shardings)
         first = int(run.step)
-        batches = loader.train_batches(config.data, config.tokenizer.image_shape, config.batch_size, config.seed,
-                                       start_step=first)
+        batches = data.train(start_step=first)
         workdir.claim(directory, config, frozen)
         writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
@@ -129,11 +121,11 @@ def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
                 held_out = evaluate(first)
             for number in range(first + 1, config.steps + 1):
                 vote = preemption.vote()
-                run, metrics = train_step(run, on_devices(next(batches)), frozen)
+                run, metrics = train_step(run, data.on_devices(next(batches)), frozen)
                 unread.append((number, metrics, vote))
                 last = number == config.steps
                 to_evaluate = last or number % config.eval_every == 0
-                to_save = last or number % config.checkpoint_every == 0
+                to_save = last or number % config.checkpoint_every == 0 or number in config.keep_steps
                 if stop := read(left=0 if to_evaluate or to_save else UNREAD_STEPS) and not last:
                     read(left=0)
                 elif to_evaluate:

@@ -3,19 +3,23 @@
 A batch's images are uint8 and its tokens int32; `mask` (evaluation only) marks the rows that count.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, UInt8
 
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 from var_jax.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
 
 Metrics = dict[str, jax.Array]
 

@@ -9,7 +9,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from var_jax import model_directory
-from var_jax.config import ModelConfig, TokenizerConfig, differences, plain, require
+from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain, require
 from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig
 from var_jax.train.meta import run_meta
@@ -49,8 +49,8 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
     """Raises UserError when the workdir holds a run of other settings, naming every one."""
     path = directory / "config.json"
     if path.exists():
-        theirs = model_directory.read_json(path)
-        other = [d for d in differences(plain(config), theirs) if not d.startswith(RESUMABLE)]
+        theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
+        other = [d for d in differences(plain(config), plain(theirs)) if not d.startswith(RESUMABLE)]
         if other:
             raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
                             "give another --workdir, or the settings it was started with")
