@@ -15,7 +15,7 @@ from var_jax.sweep import claims
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 ROOT = Path(__file__).parents[2]
-LONG = 100  # steps of the run that is preempted: more than it takes in the time that the test needs to notice it
+LONG = 200  # steps of the run that is preempted: more than it takes in the time that the test needs to notice it
 # Three runs of different sizes train; of the fourth the loss is not finite at once.
 CONFIG_FILE = f"""{small.CONFIG_FILE.replace("    return config", '''
     config.seed, config.log_every, config.checkpoint_every, config.keep_checkpoints = 3, 1, 20, 1
@@ -107,7 +107,7 @@ def test_a_sweep_with_a_preempted_run_and_one_that_fails(cluster, config, tmp_pa
     # Of three sizes there is no law, and the fourth run counts for nothing.
     subprocess.run(var_jax("fit", str(workdir), "--out", str(tmp_path / "fit"), "--resamples", "0"), check=True)
     law = json.loads((tmp_path / "fit" / "fit.json").read_text())["laws"]["loss~params"]
-    assert law["n_runs"] == 3 and law["alpha"]["value"] is None and law["warnings"]
+    assert law["alpha"]["value"] is None and "3 different params; 4 are needed" in law["warnings"][0]
     report = (tmp_path / "fit" / "report.md").read_text()
     assert any(failed.name in line and "it is failed, not done" in line for line in report.splitlines())
 
@@ -117,7 +117,7 @@ def test_the_batch_script_over_two_tasks_goes_on_after_either_preemption(cluster
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
     workdir, log = tmp_path / "run", tmp_path / "log.txt"
     job = cluster.run("sbatch", "--parsable", "--ntasks=2", f"--output={log}", str(ROOT / "launch" / "slurm.sbatch"),
-                      "--config", config, f"--config.steps={LONG}", "--workdir", str(workdir), cwd=tmp_path)
+                      "--config", config, "--config.steps=100", "--workdir", str(workdir), cwd=tmp_path)
     await_step(workdir, 5, log)
     cluster.run("scancel", "--signal=TERM", job)  # the tasks' own notice: SLURM does not start them again by itself
     cluster.wait(job, "PENDING", seconds=300)
@@ -127,8 +127,8 @@ def test_the_batch_script_over_two_tasks_goes_on_after_either_preemption(cluster
     cluster.run("scontrol", "requeue", job)  # SLURM's preemption
     assert cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED", seconds=600) == "COMPLETED", log.read_text()
     assert (status(workdir)["state"], status(workdir)["restarts"]) == ("done", 2)
-    assert [step for step, _ in losses(workdir)] == list(range(1, LONG + 1))  # and one process alone wrote them
+    assert [step for step, _ in losses(workdir)] == list(range(1, 101))  # and one process alone wrote them
     meta = json.loads((workdir / "meta.json").read_text())
     assert (meta["devices"]["count"], meta["devices"]["processes"]) == (2, 2)
-    expected = uninterrupted(config, tmp_path / "alone", f"--config.steps={LONG}")
+    expected = uninterrupted(config, tmp_path / "alone", "--config.steps=100")
     assert dict(losses(workdir)) == pytest.approx(dict(expected), rel=1e-3)
