@@ -65,8 +65,8 @@ class Cluster:
 
     directory: Path
 
-    def run(self, *argv: str, **kwargs) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60, **kwargs).stdout.strip()
+    def run(self, *argv: str, seconds: float = 60, **kwargs) -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds, **kwargs).stdout.strip()
 
     def state(self, job: str) -> str:
         """State of a job or array task in the controller's memory; "" for none."""
