@@ -66,7 +66,8 @@ class Cluster:
     directory: Path
 
     def run(self, *argv: str, seconds: float = 60, **kwargs) -> str:
-        return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds, **kwargs).stdout.strip()
+        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds, **kwargs)
+        return done.stdout.strip()
 
     def state(self, job: str) -> str:
         """State of a job or array task in the controller's memory; "" for none."""
