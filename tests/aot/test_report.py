@@ -100,3 +100,15 @@ def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
     assert dict(programs.choose_mesh(config, slices.named("v5e:4x8"), 64).shape) == {"data": 16, "model": 2}
+
+
+@pytest.mark.slow
+def test_a_sample_step(tmp_path):
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    args = ["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--step", "sample",
+            "--json", str(tmp_path / "a.json")]
+    assert main(args) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert found["fits"] and found["images"] == 8 * 4 and "chip_hours" not in found
+    one = flops.generation_flops(small.TRANSFORMER, guided=True) + flops.decode_flops(small.TOKENIZER)
+    assert found["flops"] == 32 * one
