@@ -58,6 +58,8 @@ def test_a_shape_that_does_not_exist():
     pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
     with pytest.raises(UserError, match="knows no such slice"):
         slices.named("v5e:3x5")
+    with pytest.raises(UserError, match="as 128 devices, which are not one a chip"):
+        slices.named("v4:4x4x4")
 
 
 def test_a_slice_has_its_chip_and_devices():

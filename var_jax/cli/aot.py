@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
+    directory = os.path.dirname(args.json or "")
+    require(not directory or os.path.isdir(directory), "--json", args.json, "in a directory that exists")
     config = read_config(args.config, args.overrides)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU of this host must not be taken
     import jax
