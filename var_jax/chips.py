@@ -3,7 +3,7 @@
 Peaks are of dense bfloat16 products (NVIDIA prints twice that, with sparsity). A link's rate is of one direction:
 the makers' figures a chip are of all links, and of both directions where they say "bidirectional".
 
-Sources, read in November 2026:
+Sources; the TPU pages were read in November 2026, NVIDIA's sheets through public summaries that agree on them:
   v4   https://cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1200 GB/s, six ports of a 3-D torus at 2400 Gbit/s
        in all each way (Jouppi et al. 2023, arXiv 2304.01433, table 4: 50 GB/s a link)
   v5e  https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, 400 GB/s bidirectional over four
