@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -86,7 +87,8 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     fitting = np.clip(BATCH_PIXELS // (shape[0] * shape[1]), 1, min(MAX_BATCH, math.ceil(largest / devices)))
     batch = devices * (batch or int(fitting))
     images, kept = (sum(part.stop - part.start for part in some) for some in (mine, set(mine) - set(todo)))
-    with tqdm(total=images, initial=kept, unit=" images", disable=host[0] != 0, smoothing=0.05) as bar:
+    with tqdm(total=images, initial=kept, unit=" images", disable=host[0] != 0, smoothing=0.05,
+              mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
         for role in roles:
             rows = [part for part in todo if part.role == role]
             fitted = loader.FittedSplit(splits[role], shape, config.data.resize)
