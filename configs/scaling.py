@@ -33,7 +33,7 @@ LR_DEPTHS = (6, 8, 10)
 BATCH = 768
 
 FASHION_SIZES = ((2, 16), (2, 24), (2, 32), (3, 40), (3, 56), (4, 72), (4, 96))  # (depth, width)
-FASHION_STEPS = (240, 480, 960, 1920)  # 0.13 to 1.02 epochs
+FASHION_STEPS = (160, 320, 640, 1280)  # 0.09 to 0.68 epochs
 FASHION_HEAD = 8
 FASHION_RATE = 6e-3  # at width 64 and batch 32
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -136,6 +136,6 @@ def _fashion():
     config.batch_size = 32
     config.ema = 0.0  # the cooldown does what averaging would
     config.optimizer.warmup_steps = 50
-    _ends(config, FASHION_STEPS, save_every=96)
+    _ends(config, FASHION_STEPS, save_every=64)
     config.eval_images = 2500
     return config

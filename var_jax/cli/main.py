@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except Preempted as error:
         return _fail(str(error), 75)
+    except BrokenPipeError:  # as of `var-jax status D | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno in USER_ERRNOS:
             return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
