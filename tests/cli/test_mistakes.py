@@ -221,6 +221,12 @@ def test_places_that_cannot_be_written(refused, model_dir, weights, config_file,
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_profile_window(config_file, tmp_path):
+    train = ("train", "--config", config_file, "--workdir", tmp_path / "run", "--profile")
+    for window in ("5", "0:3", "a:b", "3:"):
+        assert "it must be STEP:COUNT, such as 100:5" in refused(*train, window)
+
+
 def command(*argv, file_size: int | None = None) -> subprocess.CompletedProcess:
     """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk."""
     limit = "" if file_size is None else f"ulimit -f {file_size}; "

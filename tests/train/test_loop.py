@@ -328,3 +328,9 @@ def test_another_tokenizer_on_the_way_is_refused(configs, whole_run, tmp_path):
     Pipeline(model.config, params).save(tmp_path / "other")
     with pytest.raises(UserError, match=r"holds another tokenizer .* leave tokenizer_dir out"):
         train(dataclasses.replace(config, tokenizer_dir=str(tmp_path / "other")), str(workdir))
+
+
+def test_a_trace_of_some_steps(configs, unevaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(step, "make_train_step", fake_step())
+    train(configs["tokenizer"], str(tmp_path), profile=(2, 1))
+    assert any(file.stat().st_size > 100 for file in (tmp_path / "profile").rglob("*.xplane.pb"))

@@ -20,6 +20,8 @@ from var_jax.errors import Preempted, UserError
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and samples go")
+    parser.add_argument("--profile", metavar="STEP:COUNT", help="trace COUNT steps from STEP on into DIR/profile, for "
+                        "TensorBoard or Perfetto")
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
+    window = _window(args.profile) if args.profile else None
     from var_jax import distributed
 
     distributed.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.train.loop import Diverged, train
 
     try:
-        train(config, args.workdir)
+        train(config, args.workdir, window)
     except Diverged as error:
         code = _fail(error, 1)
     except Preempted:
@@ -53,6 +56,13 @@ def run(args: argparse.Namespace) -> int:
     if distributed.together():
         distributed.leave(code)
     return code
+
+
+def _window(text: str) -> tuple[int, int]:
+    parts = text.split(":")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--profile is {text!r}; it must be STEP:COUNT, such as 100:5")
+    return int(parts[0]), int(parts[1])
 
 
 def _tell(error: BaseException) -> int:

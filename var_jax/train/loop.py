@@ -23,7 +23,7 @@ from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rate, make_optimizer
 from var_jax.train.preemption import Preemption
-from var_jax.train.throughput import Throughput
+from var_jax.train.throughput import Profile, Throughput
 
 UNREAD_STEPS = 1  # dispatched while the one before is still running
 
@@ -32,9 +32,11 @@ class Diverged(RuntimeError):
     """The loss or gradient of a step is not finite; the message names the step and the last good checkpoint."""
 
 
-def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
+def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None) -> dict[str, Any]:
     """Trains one stage to `config.steps` in the workdir `directory`, resuming whatever it holds.
 
+    Args:
+      profile: first step and number of steps that are traced.
     Returns:
       the last evaluation's metrics.
     Raises:
@@ -83,7 +85,7 @@ def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
 
         # Steps: each is dispatched before the one before it is read
         rate = learning_rate(config.optimizer, config.steps, config.batch_size)
-        throughput = Throughput(config, first)
+        throughput, trace = Throughput(config, first), Profile(directory, profile)
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
 
@@ -121,7 +123,9 @@ def train(config: TrainConfig, directory: epath.PathLike) -> dict[str, Any]:
                 held_out = evaluate(first)
             for number in range(first + 1, config.steps + 1):
                 vote = preemption.vote()
+                trace.before(number)
                 run, metrics = train_step(run, data.on_devices(next(batches)), frozen)
+                trace.after(number, metrics)
                 unread.append((number, metrics, vote))
                 last = number == config.steps
                 to_evaluate = last or number % config.eval_every == 0

@@ -1,10 +1,12 @@
-"""How fast a run trains, and what share of the chips' peak that is."""
+"""How fast a run trains, what share of the chips' peak that is, and where the time goes."""
 
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+from etils import epath
 
 from var_jax import chips
 from var_jax.scaling import flops
@@ -41,6 +43,28 @@ class Throughput:
         start = time.perf_counter()
         yield
         self._mark = (self._mark[0], self._mark[1] + time.perf_counter() - start)
+
+
+class Profile:
+    """A trace of a window of steps, for TensorBoard or Perfetto, in the workdir's `profile/`.
+
+    Args:
+      window: first step and number of steps; None for no trace.
+    """
+
+    def __init__(self, directory: epath.Path, window: tuple[int, int] | None):
+        self._directory = directory
+        self._first, self._last = (window[0], sum(window) - 1) if window else (0, 0)
+
+    def before(self, step: int):
+        if step == self._first:
+            jax.profiler.start_trace(str(self._directory / "profile"))
+
+    def after(self, step: int, outputs: Any):
+        """Waits for the outputs of the window's last step, so that it is whole."""
+        if step == self._last:
+            jax.block_until_ready(outputs)
+            jax.profiler.stop_trace()
 
 
 def train_flops_per_image(config: TrainConfig) -> float:
