@@ -18,7 +18,7 @@ LEVELS = (
     ("convert", "generate", "model_directory"),
     ("pipeline", "scaling"),
     ("train",),
-    ("quickstart", "bench", "sweep", "aot"),
+    ("quickstart", "bench", "bench_tokens", "sweep", "aot", "tokenize"),
     ("cli",),
     ("__main__",),
 )
