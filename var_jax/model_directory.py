@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import secrets
 
 from etils import epath
 from flax.traverse_util import flatten_dict
@@ -40,8 +42,8 @@ def save(directory: epath.Path, config: ModelConfig, params: dict):
 
 
 def write_text(path: epath.Path, text: str):
-    """The file whole, or as it was before (OSError)."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    """The file whole, or as it was before (OSError). Several processes may write it: the last one's text stays."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         temporary.write_text(text)
         temporary.replace(path)

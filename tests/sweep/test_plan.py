@@ -1,10 +1,16 @@
 import dataclasses
+import json
 
+import jax
+import numpy as np
 import pytest
 import small
+from etils import epath
 from ml_collections import config_dict
 
-from var_jax.config import plain
+from var_jax import model_directory
+from var_jax.config import ModelConfig, plain
+from var_jax.data import tokens
 from var_jax.errors import UserError
 from var_jax.scaling import flops
 from var_jax.sweep import plan
@@ -90,6 +96,38 @@ def test_a_trunk_comes_with_its_branches_and_before_them():
     assert (branch.config.steps, branch.own_steps, trunk.own_steps) == (50, 10, 100)
 
 
+def test_a_branch_may_leave_between_two_regular_checkpoints():
+    trunk, branch = expand({**BRANCH, "branch_step": 38})
+    assert trunk.config.checkpoint_every == 5 and trunk.config.keep_steps == (38,) and branch.config.branch_step == 38
+
+
+def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
+    """By what the tokenizer is, and not by where it lies or whether a token cache or a model directory tells of it."""
+    model, params = model_directory.load(epath.Path(model_dir))
+    other = jax.tree.map(np.copy, params["tokenizer"])
+    jax.tree.leaves(other)[0][...] += 1e-3
+    for name, weights in (("copy", params["tokenizer"]), ("other", other)):
+        model_directory.save(epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights})
+    manifest = tokens.Manifest(tokens.fingerprint(model.tokenizer, params["tokenizer"]), "digits", "whole", (8, 8, 1),
+                               model.tokenizer.scales, 16, ("a",), 0)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(plain(manifest)))
+
+    def ids(**base) -> list[str]:
+        return [run.id for run in plan.expand([BRANCH], lambda flags: resolve(flags, dataclasses.replace(BASE, **base)),
+                                              "sweep")]
+
+    first, other = ids(tokenizer_dir=str(model_dir)), ids(tokenizer_dir=str(tmp_path / "other"))
+    assert first == ids(tokenizer_dir=str(tmp_path / "copy"))
+    assert first == ids(data=dataclasses.replace(BASE.data, tokens_dir=str(tmp_path / "tokens")))
+    assert len({*first, *other, *ids()}) == 6  # trunk and branch, of each tokenizer and of none
+
+
+@pytest.mark.parametrize("key", ["data.tokens_dir", "tokenizer_dir"])
+def test_a_tokenizer_that_is_not_there_is_named(key, tmp_path):
+    assert str(tmp_path / "none") in refused({key: str(tmp_path / "none")})
+
+
 def test_a_branch_is_the_same_run_wherever_the_sweep_lies():
     ids = [[run.id for run in expand(BRANCH, workdir=place)] for place in ("sweep", "gs://bucket/sweep/")]
     assert ids[0] == ids[1]
@@ -119,6 +157,7 @@ def test_the_command_is_one_that_can_be_given_by_hand():
     assert command.argv[1:6] == ("-m", "var_jax", "train", "--config", "configs/x.py:small")
     assert command.argv[-2:] == ("--workdir", f"sweep/{trunk.id}") and command.directory == f"sweep/{trunk.id}"
     assert (command.run, command.attempt) == (trunk.id, 3)
+    assert command.environment == {"VAR_JAX_FENCE": f"sweep/{trunk.id}/claims/0003.json"}
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -126,7 +165,6 @@ def test_the_command_is_one_that_can_be_given_by_hand():
     ({"branch_step": 45}, "branch_step is 45; the branch has a constant rate from step 1 to 40 only"),
     ({"steps": 95, "branch_step": 85}, "branch_step is 85; the trunk has a constant rate from step 1 to 80 only"),
     ({"branch_step": 0}, "branch_step is 0"),
-    ({"branch_step": 38}, "branch_step is 38; the trunk saves at multiples of checkpoint_every 5 only"),
     ({"optimizer.schedule": "lin0"}, "the branch has optimizer.schedule 'lin0'"),
     ({"optimizer.final_weight_decay": 0.1}, "in more than its end: optimizer.final_weight_decay"),
 ])

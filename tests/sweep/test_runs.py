@@ -20,8 +20,8 @@ def claim(run, attempt: int = 1, ago: float = 0.0, **changes):
     claims.replace(run, made, **{"job": "j", "created": time.time() - ago, "heartbeat": time.time() - ago, **changes})
 
 
-def seen(run, exists: bool | None) -> runs.Observed:
-    return runs.observe(run, lambda _: exists)
+def seen(run, exists: bool | None, may_wait: bool = False) -> runs.Observed:
+    return runs.observe(run, lambda _: exists, may_wait=lambda _: may_wait)
 
 
 @pytest.fixture
@@ -62,6 +62,29 @@ def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
     assert seen(run, None).state == state
 
 
+@pytest.mark.parametrize(("told", "ago", "state"), [
+    (None, 0, "queued"), ("preempted", 9000, "queued"), ("running", 9000, "queued"),  # none a word of this attempt
+    ("preempted", 1000, "queued"),  # SLURM starts it again under its id
+    ("running", 10, "running"), ("running", 1000, "dead"),
+])
+def test_a_job_that_may_be_pending_is_live_however_long_its_scheduler_is_silent(run, told, ago, state):
+    claim(run, ago=5000)
+    if told:
+        status(run, told, ago=ago)
+    assert seen(run, None, may_wait=True).state == state
+    assert not seen(run, False, may_wait=True).live  # the scheduler positively says that it is gone
+
+
+@pytest.mark.parametrize("told", ["failed", "preempted"])
+def test_the_word_of_the_attempt_before_is_not_that_of_one_that_vanished(run, told):
+    claim(run, ago=5000)
+    claim(run, 2, ago=1000)
+    status(run, told, ago=2000)
+    assert seen(run, False).state == "dead"
+    claims.replace(run, claims.read(run)[1], abandoned=True)
+    assert seen(run, False).state == told
+
+
 def test_a_run_without_a_claim_is_somebodys_while_it_speaks(run):
     status(run, "running")
     assert seen(run, None).live
@@ -69,13 +92,17 @@ def test_a_run_without_a_claim_is_somebodys_while_it_speaks(run):
     assert seen(run, None).state == "dead"
 
 
-def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_a_minute(run):
+def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_time_to_have_submitted(run):
     claim(run, job="")
     assert seen(run, False).state == "queued"  # this process
     claim(run, 2, job="", host="elsewhere")
     assert seen(run, False).state == "queued"
-    claim(run, 3, job="", host="elsewhere", ago=100)
-    assert seen(run, False).state == "dead"
+    claim(run, 3, job="", host="elsewhere", ago=260)  # kubectl takes up to 240 s for its two calls
+    assert seen(run, False, may_wait=True).state == "queued"
+    claim(run, 4, job="", pid=2**22 + 1, ago=260)  # of this host, and dead
+    assert seen(run, False, may_wait=True).state == "queued"
+    claim(run, 5, job="", host="elsewhere", ago=1000)
+    assert seen(run, False, may_wait=True).state == "dead"
     status(run, "running", ago=50)  # it had been started after all
     assert seen(run, False).state == "running"
 
@@ -97,8 +124,9 @@ def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
 @pytest.mark.parametrize(("ends", "reason"), [
     ([("failed", 5)], ""),
     ([("failed", 5), ("failed", 5)], "it failed twice at step 5"),
-    ([("dead", 0), ("dead", 0)], "it failed twice at step 0"),
-    ([("failed", 5), ("dead", 5)], "it failed twice at step 5"),
+    ([("dead", 0), ("dead", 0)], ""),  # killed from without, twice within one interval of its words
+    ([("failed", 5), ("dead", 5)], ""),
+    ([("dead", 0)] * 4, "it ended 4 times without being done"),
     ([("failed", 5), ("failed", 7)], ""),
     ([("failed", 5), ("preempted", 5), ("failed", 5)], ""),
     ([("preempted", 5), ("preempted", 5)], ""),

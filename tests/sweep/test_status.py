@@ -1,5 +1,7 @@
 import datetime
 import json
+import sys
+import time
 
 import pytest
 from etils import epath
@@ -56,11 +58,36 @@ def test_a_sweep_with_runs_in_every_state(tmp_path):
     assert summary.endswith(f"{52 / 88:.0%}") and last.name in rows
 
 
+@pytest.mark.parametrize(("backend", "word", "state"), [
+    ("slurm", None, "queued (unconfirmed)"), ("jobset", "2020-01-01T00:00:00+00:00", "queued (unconfirmed)"),
+    ("local", None, "dead"), ("slurm", "in it", "dead"),
+])
+def test_a_job_that_waits_for_long_is_not_called_dead_by_who_asks_no_scheduler(tmp_path, backend, word, state):
+    sweep = drive.sweep(tmp_path, seeds=1, branches=False)
+    driver.write_plan(sweep, [])
+    (run,) = (sweep.directory(one.id) for one in sweep.runs)
+    hour = time.time() - 3600
+    claim = claims.create(run, 1, backend)
+    claims.replace(run, claim, job="elsewhere:1:1.0" if backend == "local" else "12_0", created=hour, heartbeat=hour)
+    if word:  # of an attempt before, or of this one that then fell silent
+        began = datetime.datetime.fromtimestamp(hour + 60, datetime.UTC)
+        told(run, updated=began.isoformat() if word == "in it" else word)
+    (row,) = status.read(tmp_path)
+    assert row.state == state
+    assert f" {state} " in status.lines([row])[1]
+
+
 def test_a_sweep_without_its_plan_still_shows_its_runs(tmp_path):
     told(tmp_path / "a", state="done", step=40)
     told(tmp_path / "b", state="preempted")
     (tmp_path / "notes").mkdir()
     assert [(row.id, row.state) for row in status.read(tmp_path)] == [("a", "done"), ("b", "preempted")]
+
+
+def test_a_bucket_that_cannot_be_reached_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match="^cannot reach gs://bucket/sweep: .*gcsfs"):
+        status.read("gs://bucket/sweep")
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])

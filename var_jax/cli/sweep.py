@@ -45,25 +45,27 @@ def run(args: argparse.Namespace) -> int:
     for name in ("jobs", "max_restarts"):
         require((getattr(args, name) or 0) >= 0, f"--{name.replace('_', '-')}", getattr(args, name), "0 or more")
     require(args.interval > 0, "--interval", args.interval, "above 0")
-    from var_jax.sweep import driver, engine, plan, table
+    from var_jax.sweep import driver, engine, plan, runs, table
 
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
         require(bool(key and equals), "--option", repr(f"{key}{equals}{value}"), "of the form KEY=VALUE")
     backend = engine.make(args.backend, {key: value for key, _, value in options})
     resolve = functools.cache(lambda flags: read_config(args.config, flags))
-    runs = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
+    planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
     jobs = backend.jobs if args.jobs is None else args.jobs
-    sweep = driver.Sweep(runs, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts)
+    sweep = driver.Sweep(planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts)
     if args.dry_run:
-        print("\n".join(table.lines(runs, chip=args.chip, mfu=args.mfu, price=args.price)))
+        print("\n".join(table.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := backend.render(driver.commands(sweep)):
             print(text)
         return 0
+    runs.require_reachable(args.workdir)
     if args.stop:
         asked = driver.stop(sweep)
         print(f"asked {len(asked)} runs to save and end{': ' if asked else ''}{', '.join(asked)}")
         return 0
+    backend.check(args.workdir)
     driver.write_plan(sweep, args.overrides)
     try:
         given_up = driver.drive(sweep, interval=args.interval, retry=args.retry,
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print("var-jax: interrupted; live runs go on: the same command attaches to them, with --stop it ends them",
               file=sys.stderr)
         return 130
-    print(f"{len(runs) - len(given_up)} of {len(runs)} runs are done")
+    print(f"{len(planned) - len(given_up)} of {len(planned)} runs are done")
     for id, reason in given_up.items():
         print(f"var-jax: run {id} in {args.workdir} was given up: {reason}; "
               "put it right and give the command again with --retry", file=sys.stderr)
@@ -86,10 +88,16 @@ def _family(config: str) -> list[dict]:
     spec = importlib.util.spec_from_file_location("sweep_config", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_sweep"):
-        raise UserError(f"{file} has no get_sweep(); a sweep's config returns its list of override dicts from it")
-    family = module.get_sweep(arg) if arg else module.get_sweep()
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise UserError(f"{file} has no get_sweep(); a sweep's config returns its list of override dicts from it")
+        family = module.get_sweep(arg) if arg else module.get_sweep()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        raise UserError(f"get_sweep({repr(arg) if arg else ''}) of {file} ends in {type(error).__name__}: {error}"
+                        ) from error
     if not (isinstance(family, list) and all(isinstance(member, dict) for member in family)):
         raise UserError(f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts")
     return family

@@ -18,7 +18,9 @@ from etils import epath
 
 from var_jax.model_directory import write_text
 
-SUBMIT_SECONDS = 60.0  # a submitter that died before it noted its job may have started it: its files are awaited
+# A submitter that is far away or died may have a job that it has not noted, as kubectl may take minutes: so long is the
+# job's first word awaited. One that comes later finds that its claim is not the newest, and ends (`workdir.FENCE`).
+SUBMIT_SECONDS = 600.0
 SAME_BIRTH = 2.0  # seconds by which a process's birth may seem to move when the clock is set
 
 
@@ -70,13 +72,13 @@ def create(run: epath.Path, attempt: int, backend: str, after: str = "", reached
     now = time.time()
     claim = Claim(attempt, host, pid, born, now, now, backend, after=after, reached=reached)
     (run / "claims").mkdir(parents=True, exist_ok=True)
-    return claim if create_exclusively(_path(run, attempt), _text(claim)) else None
+    return claim if create_exclusively(file(run, attempt), _text(claim)) else None
 
 
 def replace(run: epath.Path, claim: Claim, **changes) -> Claim:
     """The claim with changes, written whole or not at all; only for the process that created it, or a heartbeat."""
     claim = dataclasses.replace(claim, **changes)
-    write_text(_path(run, claim.attempt), _text(claim))
+    write_text(file(run, claim.attempt), _text(claim))
     return claim
 
 
@@ -93,6 +95,11 @@ def read(run: epath.Path) -> list[Claim]:
     return found
 
 
+def file(run: epath.Path, attempt: int) -> epath.Path:
+    """Where the claim of an attempt stands; that of a later attempt has a greater name."""
+    return run / "claims" / f"{attempt:04d}.json"
+
+
 def create_exclusively(path: epath.Path, text: str) -> bool:
     """Writes a new file; False when it is there already, whoever wrote it."""
     try:
@@ -102,15 +109,11 @@ def create_exclusively(path: epath.Path, text: str) -> bool:
             system, name = url_to_fs(str(path))
             system.pipe_file(name, text.encode(), mode="create")
         else:
-            with open(path, "x") as file:  # O_EXCL
-                file.write(text)
+            with open(path, "x") as stream:  # O_EXCL
+                stream.write(text)
     except FileExistsError:
         return False
     return True
-
-
-def _path(run: epath.Path, attempt: int) -> epath.Path:
-    return run / "claims" / f"{attempt:04d}.json"
 
 
 def _text(claim: Claim) -> str:

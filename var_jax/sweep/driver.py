@@ -4,6 +4,7 @@ Nothing is kept in memory that is not in the runs' directories: the process may 
 twice at a time, on several hosts.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -50,7 +51,8 @@ class Sweep:
         return epath.Path(self.workdir) / run
 
     def observe(self, run: str) -> Observed:
-        return runs.observe(self.directory(run), self.alive, self.stale)
+        return runs.observe(self.directory(run), self.alive, self.stale,
+                            may_wait=lambda claim: self.engine.queues and claim.backend == self.backend)
 
     def alive(self, claim: Claim) -> bool | None:
         return self.engine.alive(claim.job) if claim.backend == self.backend else None
@@ -179,7 +181,8 @@ def _note_heartbeat(sweep: Sweep, run: str, one: Observed):
     """Lets a later look, which may not get an answer from the scheduler, know that there was one."""
     if one.claims and (claim := one.claims[-1]).job and time.time() - claim.heartbeat > HEARTBEAT_SECONDS \
             and sweep.alive(claim):
-        claims.replace(sweep.directory(run), claim, heartbeat=time.time())
+        with contextlib.suppress(OSError):  # the next look notes it
+            claims.replace(sweep.directory(run), claim, heartbeat=time.time())
 
 
 def _line(sweep: Sweep, run: Run, one: Observed, now: str) -> str:

@@ -31,12 +31,14 @@ class RunCommand:
       argv: the whole command, from the Python interpreter on. Started again it resumes; it exits with 0 (done),
         75 (preempted, everything saved: start it again), 2 (the user's mistake) or anything else (failed).
       attempt: 1 for the first start, one more with every later one; with `run` it makes a name that is used once.
+      environment: variables that the command must find set besides; part of what is started, on every host.
     """
 
     run: str
     directory: str
     argv: tuple[str, ...]
     attempt: int = 1
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -45,9 +47,16 @@ class Engine(Protocol):
     Attributes:
       jobs (of the class): how many of the sweep's runs may be live at a time unless `--jobs` says; 0 for no bound but
         the scheduler's own.
+      queues (of the class): whether a job may wait, or be started again by the scheduler, for as long as it takes.
     """
 
     jobs: ClassVar[int]
+    queues: ClassVar[bool]
+
+    def check(self, workdir: str) -> None:
+        """Raises UserError when its jobs could not write the sweep's directory, or this process not read what they
+        write. It is called before anything is written there."""
+        ...
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         """Starts or queues every command; job ids in the same order. Jobs outlive the process that submits them.

@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import yaml
@@ -48,6 +48,7 @@ class JobSet:
     """
 
     jobs: ClassVar[int] = 0
+    queues: ClassVar[bool] = True
 
     image: str = ""
     namespace: str = ""
@@ -71,6 +72,9 @@ class JobSet:
         for name, least in (("chips", 1), ("slices", 1), ("restarts", 0), ("save_seconds", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--option {name}={getattr(self, name)}: it must be at least {least}")
+        if self.slices > 1 and not self.topology:
+            raise UserError(f"--option slices={self.slices}: slices are of TPUs; give --option accelerator and "
+                            "--option topology too, or leave slices out")
         if bool(self.accelerator) != bool(self.topology):
             raise UserError("--option accelerator and --option topology go together, such as "
                             "accelerator=tpu-v5-lite-podslice and topology=4x4")
@@ -90,6 +94,13 @@ class JobSet:
     @property
     def _slice_chips(self) -> int:
         return math.prod(map(int, self.topology.split("x")))
+
+    def check(self, workdir: str) -> None:
+        self._require_reachable(workdir)
+        mount = self.volume.partition(":")[2]
+        if "://" not in workdir and not Path(mount).is_dir():
+            raise UserError(f"there is no directory {mount} here, where the runs' files have to be read; mount the "
+                            f"volume of --option volume={self.volume} at the same path, or give a bucket as --workdir")
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         if not commands:
@@ -126,10 +137,7 @@ class JobSet:
         Raises:
           UserError: its directory is neither in a bucket nor on the volume.
         """
-        mount = self.volume.partition(":")[2]
-        if "://" not in command.directory and not (mount and PurePosixPath(command.directory).is_relative_to(mount)):
-            raise UserError(f"no pod of the cluster could write {command.directory}; give a bucket as --workdir, or a "
-                            "path on a volume that --option volume=CLAIM:/PATH mounts")
+        self._require_reachable(command.directory)
         metadata: dict[str, Any] = {"name": name(command)}
         if self.namespace:
             metadata["namespace"] = self.namespace
@@ -165,6 +173,8 @@ class JobSet:
         selector |= _pairs("selector", self.selector)
         claim, _, mount = self.volume.partition(":")
         container: dict[str, Any] = {"name": "train", "image": self.image, "command": [self.python, *command.argv[1:]]}
+        if command.environment:
+            container["env"] = [{"name": key, "value": value} for key, value in command.environment.items()]
         if resources:
             container["resources"] = {"requests": resources, "limits": resources}
         if claim:
@@ -178,6 +188,12 @@ class JobSet:
         if claim:
             pod["volumes"] = [{"name": "work", "persistentVolumeClaim": {"claimName": claim}}]
         return pod
+
+    def _require_reachable(self, directory: str):
+        mount = self.volume.partition(":")[2]
+        if "://" not in directory and not (mount and PurePosixPath(directory).is_relative_to(mount)):
+            raise UserError(f"no pod of the cluster could write {directory}; give a bucket as --workdir, or a path on "
+                            "a volume that --option volume=CLAIM:/PATH mounts")
 
     def _kubectl(self, *args: str, text: str):
         """A call that has to go well."""

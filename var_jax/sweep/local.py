@@ -24,6 +24,10 @@ class Local:
     """
 
     jobs: ClassVar[int] = 1
+    queues: ClassVar[bool] = False
+
+    def check(self, workdir: str) -> None:
+        pass
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         jobs: list[str] = []
@@ -59,7 +63,7 @@ def _start(command: RunCommand) -> str:
         if "://" not in command.directory:
             log = stack.enter_context(open(directory / "log.txt", "ab"))
         process = subprocess.Popen(command.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True)
+                                   start_new_session=True, env={**os.environ, **command.environment})
     try:
         host, pid, born = process_id(process.pid)
     except psutil.NoSuchProcess:  # gone and reaped already

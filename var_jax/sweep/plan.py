@@ -1,22 +1,30 @@
 """A family of override dicts made into runs: resolved, identified, ordered, each with its command."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
+from var_jax import model_directory
 from var_jax.config import differences, plain
+from var_jax.data import tokens
 from var_jax.errors import UserError
 from var_jax.scaling import flops
+from var_jax.sweep import claims
 from var_jax.sweep.engine import RunCommand
 from var_jax.sweep.grid import Overrides
+from var_jax.sweep.runs import require_reachable
 from var_jax.train.config import TrainConfig
+from var_jax.train.workdir import FENCE
 
 # Keys that are no part of a run's id: how often it tells and saves, on what devices and by which kernels it computes,
-# and where its data lie. They may change between a run and its resumption; with another value of any other key it is
-# another run.
+# and where its data and tokenizer lie (the tokenizer itself counts, by its fingerprint). They may change between a run
+# and its resumption; with another value of any other key it is another run.
 VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
             "tokenizer_dir", "data.workers", "data.data_dir", "data.tokens_dir", "transformer.attention",
             "transformer.remat")
@@ -33,7 +41,7 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      id: hash of its resolved configuration without `VOLATILE`.
+      id: hash of its resolved configuration without `VOLATILE`, and of its tokenizer where one is given.
       label: its overrides that vary in the sweep.
       config: the resolved configuration.
       flags: the `--config.KEY=VALUE` of its command.
@@ -76,7 +84,8 @@ class Run:
     def command(self, config_file: str, workdir: str, attempt: int) -> RunCommand:
         directory = f"{workdir.rstrip('/')}/{self.id}"
         argv = (sys.executable, "-m", "var_jax", "train", "--config", config_file, *self.flags, "--workdir", directory)
-        return RunCommand(self.id, directory, argv, attempt)
+        fence = claims.file(epath.Path(directory), attempt)
+        return RunCommand(self.id, directory, argv, attempt, {FENCE: str(fence)})
 
 
 def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, overrides: Sequence[str] = ()) -> list[Run]:
@@ -90,12 +99,14 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
       workdir: the sweep's directory.
       overrides: flags for every run, which win.
     Raises:
-      UserError: a key or value is wrong, a run is no transformer's, or a branch does not fit its trunk.
+      UserError: a key or value is wrong, a run is no transformer's, a branch does not fit its trunk, or the token cache
+        or tokenizer that is given is none.
     """
     if not family:
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
     runs: dict[str, Run] = {}
     given: dict[str, Overrides] = {}
+    fingerprint = functools.cache(tokenizer_fingerprint)
 
     def add(member: Overrides) -> Run:
         member = dict(member)
@@ -109,7 +120,9 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
             raise UserError("a sweep is of transformers; its config has stage 'tokenizer'")
         if trunk is not None:
             _require_branch(config, trunk.config)
-        run = Run(run_id(config, trunk.id if trunk else ""), "", config, flags, trunk.id if trunk else "")
+        above = trunk.id if trunk else ""
+        id = run_id(config, above, fingerprint(config.data.tokens_dir, config.tokenizer_dir))
+        run = Run(id, "", config, flags, above)
         given.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
         return runs.setdefault(run.id, run)
 
@@ -124,8 +137,25 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
     ) for run in runs.values()]
 
 
-def run_id(config: TrainConfig, trunk: str = "") -> str:
-    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id, not its place."""
+def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
+    """Of the tokenizer whose tokens a run learns, by its token cache or its model directory; "" when neither is given.
+
+    Raises:
+      UserError: there is none.
+    """
+    if tokens_dir:
+        require_reachable(tokens_dir)
+        return tokens.read_manifest(epath.Path(tokens_dir)).fingerprint
+    if tokenizer_dir:
+        require_reachable(tokenizer_dir)
+        model, params = model_directory.load(epath.Path(tokenizer_dir))
+        return tokens.fingerprint(model.tokenizer, params["tokenizer"])
+    return ""
+
+
+def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
+    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id, not its place, and a
+    tokenizer by its fingerprint: runs over other tokens belong to another law."""
     values = plain(config)
     for key in VOLATILE:
         *sections, last = key.split(".")
@@ -135,6 +165,8 @@ def run_id(config: TrainConfig, trunk: str = "") -> str:
         node.pop(last, None)
     if trunk:
         values["branch_from"] = trunk
+    if tokenizer:
+        values["tokenizer_fingerprint"] = tokenizer
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
 
 
@@ -156,9 +188,6 @@ def _require_branch(branch: TrainConfig, trunk: TrainConfig):
         if not max(1, trunk.branch_step) <= at <= constant:
             raise UserError(f"branch_step is {at}; the {name} has a constant rate from step "
                             f"{max(1, trunk.branch_step)} to {constant} only")
-    if at % trunk.checkpoint_every:
-        raise UserError(f"branch_step is {at}; the trunk saves at multiples of checkpoint_every "
-                        f"{trunk.checkpoint_every} only")
     if at >= branch.steps:
         raise UserError(f"branch_step is {at}; it must be below the branch's steps {branch.steps}")
 

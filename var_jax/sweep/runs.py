@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from etils import epath
 
+from var_jax.errors import UserError
 from var_jax.sweep import claims
 from var_jax.sweep.claims import Claim
 
@@ -46,12 +47,15 @@ class Observed:
         return len(self.claims)
 
 
-def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS) -> Observed:
+def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS, *,
+            may_wait: Callable[[Claim], bool] = lambda _: False) -> Observed:
     """The state of a run's directory, which need not exist.
 
     Args:
       alive: whether a claim's job exists; None where that cannot be known, and then the heartbeats decide: the run is
         live until `stale` seconds after the last of its status.json's `updated` and its claim's `heartbeat`.
+      may_wait: whether a claim's job, of which nothing is known at present, may be waiting in the queue of a scheduler
+        that will answer again: then only a run that spoke and fell silent is taken for dead.
     """
     attempts = tuple(claims.read(run))
     # The scheduler is asked before the files are read: a job that ends between has its last word in them.
@@ -66,13 +70,24 @@ def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS) -> Obse
         spoke = told == "running" and now - heartbeat < stale
         waits = bool(attempts) and not attempts[-1].abandoned and now - since < _patience(attempts[-1], stale)
         exists = (spoke and heartbeat >= _began(attempts)) or (waits and not _ended_since(status, attempts))
+        if not exists and attempts and attempts[-1].job and may_wait(attempts[-1]):
+            exists = told != "running" or heartbeat < _began(attempts)
     if exists:
         begun = told == "running" and heartbeat >= _began(attempts)
         return Observed("running" if begun else "queued", step, status, attempts)
     if told is None and all(claim.abandoned for claim in attempts):
         return Observed("new", step, status, attempts)
-    ended: State = told if told in ("preempted", "failed") else "dead"
+    own = heartbeat >= _began(tuple(claim for claim in attempts if not claim.abandoned))  # not of an attempt before
+    ended: State = told if told in ("preempted", "failed") and own else "dead"
     return Observed(ended, step, status, attempts)
+
+
+def require_reachable(directory: epath.PathLike):
+    """Raises UserError when the package that reads a bucket of its kind is not installed."""
+    try:
+        epath.Path(directory).exists()
+    except ImportError as error:
+        raise UserError(f"cannot reach {directory}: {' '.join(str(error).split())}") from error
 
 
 def read_status(run: epath.Path) -> dict[str, Any]:
@@ -95,19 +110,24 @@ def updated(status: dict[str, Any]) -> float:
 def hopeless(observed: Observed, max_restarts: int) -> str:
     """Why a run that has ended, but is not done, should not be started again; "" when it should.
 
-    A run that failed twice at the same step would fail there again. Restarts are bounded, except that a preemption
-    with progress is no failure of the run and does not count. `sweep --retry` starts the count afresh.
+    A run that failed twice at the same step, by its own word, would fail there again. Restarts are bounded, except that
+    a preemption with progress is no failure of the run and does not count. `sweep --retry` starts the count afresh.
     """
     history = [claim for claim in observed.claims if not claim.abandoned]
     history = history[max((i for i, claim in enumerate(history) if claim.after == RETRIED), default=0):]
     if not history:
         return ""
     ends = [(claim.after, claim.reached) for claim in history[1:]] + [(observed.state, observed.step)]
-    if len(ends) > 1 and ends[-1][1] == ends[-2][1] and all(state in ("failed", "dead") for state, _ in ends[-2:]):
+    if len(ends) > 1 and ends[-1] == ends[-2] == ("failed", ends[-1][1]):
         return f"it failed twice at step {ends[-1][1]}"
     begins = [history[0].reached, *(step for _, step in ends)]
     counted = sum(state != "preempted" or step <= begin for (state, step), begin in zip(ends, begins, strict=False))
     return f"it ended {counted} times without being done" if counted > max_restarts else ""
+
+
+def silent(observed: Observed) -> bool:
+    """Whether the latest attempt has not said a word."""
+    return updated(observed.status) < _began(observed.claims)
 
 
 def last_words(run: epath.Path) -> str:

@@ -50,6 +50,7 @@ class Slurm:
     """
 
     jobs: ClassVar[int] = 0
+    queues: ClassVar[bool] = True
 
     partition: str = ""
     account: str = ""
@@ -70,6 +71,9 @@ class Slurm:
             if getattr(self, name) < least:
                 raise UserError(f"--option {name}={getattr(self, name)}: it must be at least {least}")
         self._flags()
+
+    def check(self, workdir: str) -> None:
+        pass
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         if not commands:
@@ -98,7 +102,7 @@ class Slurm:
 
     def stop(self, job: str) -> None:
         """SIGTERM, and after the cluster's KillWait SIGKILL; a job that is stopped so is not requeued."""
-        if shutil.which("scancel"):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(["scancel", "--quiet", job], capture_output=True, timeout=SCHEDULER_SECONDS)
 
     def render(self, commands: Sequence[RunCommand]) -> str:
@@ -154,7 +158,7 @@ class Attempt:
     """
 
     def __init__(self, command: RunCommand):
-        self.argv, self.directory = command.argv, command.directory
+        self.argv, self.directory, self.environment = command.argv, command.directory, dict(command.environment)
 
     def __call__(self):
         rank = submitit.JobEnvironment().global_rank
@@ -164,7 +168,7 @@ class Attempt:
         # Until the handler is set, the limit's signal would be submitit's, which knows nothing of the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, {limit})
         child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 preexec_fn=lambda: _ignore(limit))
+                                 env={**os.environ, **self.environment}, preexec_fn=lambda: _ignore(limit))
         signal.signal(limit, lambda *_: os.kill(child.pid, signal.SIGTERM))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
         code = child.wait()

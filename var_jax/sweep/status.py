@@ -11,7 +11,6 @@ from var_jax import chips
 from var_jax.errors import UserError
 from var_jax.sweep import runs
 from var_jax.sweep.claims import Claim
-from var_jax.sweep.engine import ENGINES
 from var_jax.sweep.local import Local
 from var_jax.sweep.table import aligned
 
@@ -23,7 +22,7 @@ class Row:
     """Progress of one run.
 
     Attributes:
-      state: see `runs.Observed`.
+      state: see `runs.Observed`; "queued (unconfirmed)" is a job without a word that only its scheduler knows of.
       step, steps, first: reached, wanted, and where it started (a branch: where it left its trunk).
       eta: seconds left, or None.
       mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not known.
@@ -56,9 +55,10 @@ def read(directory: epath.PathLike) -> list[Row]:
     """The runs of a sweep's directory, or the one run of a workdir.
 
     Raises:
-      UserError: it is neither.
+      UserError: it is neither, or a bucket that cannot be reached.
     """
     path = epath.Path(directory)
+    runs.require_reachable(path)
     if (path / "status.json").exists():
         return [_row(path, {})]
     planned = {run["id"]: run for run in _json(path / "sweep.json").get("runs", [])}
@@ -88,9 +88,11 @@ def lines(rows: list[Row]) -> list[str]:
 def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
     one = runs.observe(directory, _alive)
     status = one.status
+    last = one.claims[-1] if one.claims else None
+    waits = one.state == "dead" and last and last.job and not _here(last) and runs.silent(one)
     speed = status.get("images_per_s") if one.live else None
     return Row(
-        id=directory.name, label=planned.get("label", ""), state=one.state,
+        id=directory.name, label=planned.get("label", ""), state="queued (unconfirmed)" if waits else one.state,
         step=one.step, steps=status.get("steps") or planned.get("steps"), first=planned.get("first_step", 0),
         eta=status.get("eta_s") if one.state == "running" else None,
         mfu=_mfu(_json(directory / "meta.json"), speed), loss=status.get("loss"),
@@ -100,7 +102,12 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
 
 def _alive(claim: Claim) -> bool | None:
     """Processes of this machine are looked at; schedulers are not asked, as they may be slow or far."""
-    return Local().alive(claim.job) if ENGINES.get(claim.backend) == ENGINES["local"] else None
+    return Local().alive(claim.job) if _here(claim) else None
+
+
+def _here(claim: Claim) -> bool:
+    """Whether its job is a process, of this machine or another."""
+    return claim.backend == "local"
 
 
 def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:

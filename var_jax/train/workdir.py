@@ -1,6 +1,7 @@
 """What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
 
 import json
+import os
 from typing import Any
 
 import jax
@@ -20,13 +21,32 @@ RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_check
              "data.tokens_dir", "transformer.attention", "transformer.remat")
 
 
+# Environment variable of whoever starts a run more than once: the file that stands for this start, beside which a later
+# start has one of a greater name.
+FENCE = "VAR_JAX_FENCE"
+
+
+def require_newest_start():
+    """Raises UserError when the run was started again since this process was ordered, or its order is gone: a job that
+    waited for long in a queue must not write where its successor does."""
+    if fence := os.environ.get(FENCE):
+        own = epath.Path(fence)
+        starts = [path.name for path in own.parent.glob(f"*{own.suffix}")] if own.parent.is_dir() else []
+        if own.name not in starts:
+            raise UserError(f"this start's file {own} is gone, so it ends and leaves the run alone; start it again")
+        if (newest := max(starts)) != own.name:
+            raise UserError(f"this start {own} was given up for {newest}, so it ends and leaves the run to that one")
+
+
 def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:
     """(config, parameters) of the tokenizer whose tokens a transformer learns: the workdir's copy, else that of the
     token cache, else `tokenizer_dir`.
 
     Raises:
-      UserError: none is given, or `tokenizer_dir` holds another one than the run was started with.
+      UserError: none is given, `tokenizer_dir` holds another one than the run was started with, or the run was started
+        again meanwhile.
     """
+    require_newest_start()
     kept, given = directory / "tokenizer", config.tokenizer_dir
     if not given and config.data.tokens_dir:
         given = str(epath.Path(config.data.tokens_dir) / "tokenizer")
@@ -46,7 +66,8 @@ def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[Tokeni
 
 
 def refuse_another_run(directory: epath.Path, config: TrainConfig):
-    """Raises UserError when the workdir holds a run of other settings, naming every one."""
+    """Raises UserError when the workdir holds a run of other settings, naming every one, or is a later start's."""
+    require_newest_start()
     path = directory / "config.json"
     if path.exists():
         theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
@@ -60,8 +81,9 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
     """Makes the workdir this run's: config.json, meta.json, and the frozen tokenizer's copy.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or the run was started again meanwhile.
     """
+    require_newest_start()
     if jax.process_count() > 1:  # nobody reads a copy that is being written
         multihost_utils.sync_global_devices("var_jax: settings read")
     if jax.process_index() != 0:

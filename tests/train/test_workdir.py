@@ -1,0 +1,61 @@
+"""That a start which was given up for a later one leaves the run alone."""
+
+import pytest
+import small
+from etils import epath
+
+from var_jax.errors import UserError
+from var_jax.train import workdir
+from var_jax.train.loop import train
+
+
+@pytest.fixture
+def fence(tmp_path, monkeypatch) -> epath.Path:
+    """The first start's file, in its process's environment."""
+    path = epath.Path(tmp_path / "run" / "claims" / "0001.json")
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    monkeypatch.setenv(workdir.FENCE, str(path))
+    return path
+
+
+def test_only_the_newest_start_may_go_on(fence, monkeypatch):
+    workdir.require_newest_start()
+    fence.with_name("0001.json.12-ab.tmp").write_text("")  # a heartbeat that is being written
+    workdir.require_newest_start()
+    fence.with_name("0002.json").write_text("")
+    with pytest.raises(UserError, match=r"0001\.json was given up for 0002\.json"):
+        workdir.require_newest_start()
+    monkeypatch.setenv(workdir.FENCE, str(fence.with_name("0002.json")))
+    workdir.require_newest_start()
+    monkeypatch.delenv(workdir.FENCE)  # given by hand
+    workdir.require_newest_start()
+
+
+def test_a_start_whose_run_was_removed_ends(fence):
+    fence.unlink()
+    with pytest.raises(UserError, match=r"0001\.json is gone"):
+        workdir.require_newest_start()
+    fence.parent.rmdir()
+    with pytest.raises(UserError, match=r"0001\.json is gone"):
+        workdir.require_newest_start()
+
+
+def test_a_run_looks_again_right_before_the_workdir_becomes_its_own(fence, tmp_path):
+    """The later start may be ordered while this one compiles."""
+    config = small.train_config("transformer", tmp_path)
+    workdir.refuse_another_run(fence.parent.parent, config)
+    fence.with_name("0002.json").write_text("")
+    for ask in (lambda run: workdir.refuse_another_run(run, config), lambda run: workdir.claim(run, config, None)):
+        with pytest.raises(UserError, match="given up for"):
+            ask(fence.parent.parent)
+    assert [path.name for path in fence.parent.parent.iterdir()] == ["claims"]
+
+
+def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
+    fence.with_name("0002.json").write_text("")
+    config = small.train_config("transformer", tmp_path / "no data is looked for", tokenizer_dir=str(model_dir))
+    with pytest.raises(UserError, match="given up for 0002.json") as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
