@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from var_jax.config import SCALES_512, TransformerConfig
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Cache, Transformer
+from var_jax.models.transformer import Cache, Transformer, wide_product
 from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 from var_jax.published import abstract
@@ -201,11 +201,28 @@ def test_shared_adaln_is_one_linear_for_all_blocks(inputs):
 
 
 def test_bfloat16_computes_logits_in_float32_near_the_exact_ones(inputs):
-    exact, coarse = logits(inputs), logits(inputs, dtype="bfloat16")
-    assert coarse.dtype == jnp.float32
+    exact, coarse = logits(inputs), np.asarray(logits(inputs, dtype="bfloat16"))
+    assert coarse.dtype == np.float32
     assert 1e-5 < np.abs(coarse - exact).max() / np.abs(exact).max() < 0.1
+    assert np.mean(coarse == coarse.astype(jnp.bfloat16).astype(np.float32)) < 0.1  # not rounded to bfloat16's 8 bits
     config = dataclasses.replace(small.TRANSFORMER, param_dtype="bfloat16")
     assert {leaf.dtype for leaf in abstract(config).values()} == {jnp.dtype("bfloat16")}
+
+
+def test_the_gradients_of_a_product_given_in_float32_are_those_of_a_narrow_one():
+    random = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5)))
+    wanted = jnp.asarray(random.normal(size=(2, 3, 5)), jnp.bfloat16)
+
+    def gradients(product):
+        return jax.grad(lambda x, kernel: jnp.sum(product(x, kernel) * wanted.astype(jnp.float32)), (0, 1))(x, kernel)
+
+    narrow = gradients(lambda x, kernel: jnp.tensordot(x, kernel, 1).astype(jnp.float32))
+    for ours, theirs in zip(gradients(wide_product), narrow, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(ours, theirs)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(wide_product(x, kernel), exact, rtol=0, atol=1e-5)
 
 
 def test_recomputing_changes_no_gradient(inputs):

@@ -36,13 +36,39 @@ class Cache(NamedTuple):
     modulations: jax.Array | None = None
 
 
+@jax.custom_vjp
+def wide_product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    """x W summed and given in float32, from operands of any dtype.
+
+    The backward pass rounds the cotangent to the operands' dtype first, so that both of its products run at that
+    dtype's rate, as those of all other layers do.
+    """
+    return jnp.tensordot(x, kernel, 1, preferred_element_type=jnp.float32)
+
+
+def _wide_forward(x, kernel):
+    return wide_product(x, kernel), (x, kernel)
+
+
+def _wide_backward(operands, cotangent):
+    return jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, 1), *operands)[1](cotangent.astype(operands[0].dtype))
+
+
+wide_product.defvjp(_wide_forward, _wide_backward)
+
+
 class Linear(nn.Module):
-    """x W + b over the last axis, the output of any rank, every dimension with its logical name."""
+    """x W + b over the last axis, the output of any rank, every dimension with its logical name.
+
+    Attributes:
+      wide: the product is summed, biased and given in float32 (logits), whatever the dtype of its operands.
+    """
 
     shape: tuple[int, ...]
     names: tuple[str | None, ...]
     config: TransformerConfig
     init_factor: float = 1.0
+    wide: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
@@ -50,6 +76,8 @@ class Linear(nn.Module):
         init = nn.initializers.normal(self.config.init_std * self.init_factor)
         kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
+        if self.wide and dtype != jnp.float32:
+            return wide_product(x.astype(dtype), kernel.astype(dtype)) + bias.astype(jnp.float32)
         return jnp.tensordot(x.astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
 
 
@@ -189,7 +217,7 @@ class Transformer(nn.Module):
         if c.shared_adaln:
             self.shared_ada = Modulation(6, c)
         self.head_ada = Modulation(2, c, init="head")
-        self.head = Linear((c.vocab_size,), ("embed", "vocab"), c, c.init_head)
+        self.head = Linear((c.vocab_size,), ("embed", "vocab"), c, c.init_head, wide=True)
 
     def __call__(self, inputs: Float[Array, "b L-l1 c"], labels: Int[Array, " b"],
                  rng: PRNGKeyArray | None = None) -> Float[Array, "b L v"]:
@@ -242,4 +270,4 @@ class Transformer(nn.Module):
     def _logits(self, x, cond):
         scale, shift = jnp.moveaxis(self.head_ada(cond), 1, 0)
         logits = self.head(layer_norm(x, scale, shift))
-        return constrain(logits, "batch", "tokens", "act_vocab").astype(jnp.float32)
+        return constrain(logits, "batch", "tokens", "act_vocab")
