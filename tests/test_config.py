@@ -47,10 +47,17 @@ def test_values_of_the_wrong_kind_are_named(cls, mapping, message):
 @pytest.mark.parametrize(("cls", "mapping", "message"), [
     (TokenizerConfig, {"in_channels": 2}, "tokenizer.in_channels is 2; it must be 1 or 3"),
     (TokenizerConfig, {"multipliers": []}, "tokenizer.multipliers"),
+    (TokenizerConfig, {"multipliers": [1, -1]}, "tokenizer.multipliers is (1, -1); it must be at least one level, each"),
+    (TokenizerConfig, {"multipliers": [1, 0]}, "tokenizer.multipliers is (1, 0)"),
     (TokenizerConfig, {"norm_groups": 7}, "tokenizer.norm_groups is 7; it must be a divisor of every level's width"),
     (TokenizerConfig, {"phi": -1}, "tokenizer.phi is -1"),
     (TransformerConfig, {"depth": 0}, "transformer.depth is 0; it must be at least 1"),
     (TransformerConfig, {"heads": 7}, "transformer.heads is 7; it must be a divisor of the width 1024"),
+    (TransformerConfig, {"heads": -2}, "transformer.heads is -2; it must be 0 (by depth) or more"),
+    (TransformerConfig, {"width": -64}, "transformer.width is -64; it must be 0 (by depth) or more"),
+    (TransformerConfig, {"mlp_ratio": -1}, "transformer.mlp_ratio is -1.0; it must be positive"),
+    (TransformerConfig, {"mlp_ratio": 1e-6}, "transformer.mlp_ratio is 1e-06"),
+    (TransformerConfig, {"mlp_ratio": float("nan")}, "transformer.mlp_ratio is nan"),
     (TransformerConfig, {"drop_path": 1.0}, "transformer.drop_path is 1.0; it must be below 1"),
     (TransformerConfig, {"class_dropout": -0.1}, "transformer.class_dropout"),
 ])

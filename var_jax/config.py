@@ -63,7 +63,8 @@ class TokenizerConfig:
         require(self.in_channels in (1, 3), "tokenizer.in_channels", self.in_channels, "1 or 3")
         for name in ("channels", "blocks", "norm_groups", "z_channels", "vocab_size"):
             require(getattr(self, name) >= 1, f"tokenizer.{name}", getattr(self, name), "at least 1")
-        require(len(self.multipliers) >= 1, "tokenizer.multipliers", self.multipliers, "at least one level")
+        require(min(self.multipliers, default=0) >= 1, "tokenizer.multipliers", self.multipliers,
+                "at least one level, each at least 1")
         for width in self.widths:
             require(width % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups,
                     f"a divisor of every level's width {self.widths}")
@@ -138,6 +139,8 @@ class TransformerConfig:
     def __post_init__(self):
         for name in ("depth", "num_classes", "vocab_size", "z_channels"):
             require(getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1")
+        for name in ("width", "heads"):
+            require(getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 (by depth) or more")
         derived = {
             "width": (self.width == 0, 64 * self.depth),
             "heads": (self.heads == 0, self.depth),
@@ -149,6 +152,8 @@ class TransformerConfig:
         if self.init_std < 0:
             object.__setattr__(self, "init_std", (1 / (3 * self.width)) ** 0.5)
         require(self.width % self.heads == 0, "transformer.heads", self.heads, f"a divisor of the width {self.width}")
+        require(0 < self.mlp_ratio < float("inf") and self.hidden >= 1, "transformer.mlp_ratio", self.mlp_ratio,
+                "positive, for a hidden width of at least 1")
         require(self.drop_path < 1, "transformer.drop_path", self.drop_path, "below 1")
         require(0 <= self.class_dropout < 1, "transformer.class_dropout", self.class_dropout, "from 0 to below 1")
 

@@ -114,7 +114,5 @@ def test_an_image_that_does_not_fit_is_one_line(data, workers):
 def test_mistakes_are_named_before_the_first_batch(data):
     with pytest.raises(UserError, match="has 90 images, too few for a batch of 91"):
         loader.train_batches(data, SHAPE, 91, 0)
-    with pytest.raises(UserError, match="workers is -1"):
-        loader.train_batches(dataclasses.replace(data, workers=-1), SHAPE, 8, 0)
     with pytest.raises(UserError, match="1 or 3 channels"):
         loader.eval_batches(data, (16, 16, 4), 8)

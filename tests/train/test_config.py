@@ -50,14 +50,30 @@ def test_a_config_dict_takes_no_new_keys():
 @pytest.mark.parametrize(("section", "key", "value", "message"), [
     ("", "steps", 0, "steps is 0; it must be at least 1"),
     ("", "ema", 1.0, "ema is 1.0"),
+    ("", "seed", -1, "seed is -1; it must be from 0 to 4294967295"),
+    ("", "seed", 10**20, "seed is 100000000000000000000; it must be from 0 to 4294967295"),
+    ("", "sample_classes", 0, "sample_classes is 0; it must be at least 1"),
+    ("", "eval_images", -5, "eval_images is -5; it must be 0 or more"),
+    ("", "branch_step", -1, "branch_step is -1; it must be 0 or more"),
+    ("", "keep_steps", (5, -1), r"keep_steps is \(5, -1\); it must be steps from 0 on"),
     ("", "stage", "both", "config.stage is 'both'; it must be 'tokenizer' or 'transformer'"),
     ("optimizer", "base_lr", -1.0, "optimizer.base_lr is -1.0; it must be positive"),
     ("optimizer", "b2", 1.0, "optimizer.b1 and b2"),
     ("optimizer", "warmup_steps", -1, "optimizer.warmup_steps is -1"),
+    ("optimizer", "warmup_from", 1.5, "optimizer.warmup_from is 1.5; it must be from 0 to 1"),
+    ("optimizer", "warmup_from", -0.1, "optimizer.warmup_from is -0.1"),
+    ("optimizer", "clip", -1.0, "optimizer.clip is -1.0; it must be 0 or more"),
+    ("optimizer", "weight_decay", -0.1, "optimizer.weight_decay is -0.1"),
+    ("optimizer", "final_weight_decay", -0.1, "optimizer.final_weight_decay is -0.1"),
+    ("optimizer", "final_lr_ratio", -0.1, "optimizer.final_lr_ratio is -0.1"),
     ("optimizer", "schedule", "step", "config.optimizer.schedule is 'step'"),
     ("loss", "label_smoothing", 1.0, "loss.label_smoothing is 1.0"),
     ("data", "resize", "squash", "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'"),
+    ("data", "workers", -1, "data.workers is -1; it must be 0, for threads, or the number of processes"),
     ("mesh", "model", 0, "mesh.model is 0"),
+    ("mesh", "slices", 0, "mesh.slices is 0; it must be at least 1"),
+    ("mesh", "replicated_share", 1.1, "mesh.replicated_share is 1.1; it must be from 0 to 1"),
+    ("mesh", "replicated_share", -0.1, "mesh.replicated_share is -0.1"),
     ("tokenizer", "scales", "1,4,2", "scale 2x2 follows 4x4"),
     ("transformer", "heads", 3, "transformer.heads is 3; it must be a divisor of the width 1024"),
 ])
@@ -73,6 +89,8 @@ def test_settings_that_do_not_go_together():
         TrainConfig(batch_size=8, microbatches=3)
     with pytest.raises(UserError, match="mesh is -1 x -1"):
         MeshConfig(-1, -1)
+    with pytest.raises(UserError, match="transformer is None; it must be a section of keys"):
+        TrainConfig(stage="transformer")
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])

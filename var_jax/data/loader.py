@@ -209,13 +209,7 @@ class _Rows(grain.MapDataset):
 
 
 def read(batches: grain.MapDataset, batch_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches made ahead by threads, or by `workers` processes; in their order.
-
-    Raises:
-      UserError: a negative number of workers.
-    """
-    if workers < 0:
-        raise UserError(f"data.workers is {workers}; it must be 0, for threads, or the number of processes")
+    """Batches made ahead by threads, or by `workers` processes; in their order."""
     # A thread works on a whole batch; batches come in order whoever is first.
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // max(1, workers)))
     buffer = max(2, min(threads + 1, AHEAD_BYTES // batch_bytes))

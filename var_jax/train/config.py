@@ -37,6 +37,9 @@ class DataConfig:
     workers: int = 0
     tokens_dir: str = ""
 
+    def __post_init__(self):
+        require(self.workers >= 0, "data.workers", self.workers, "0, for threads, or the number of processes")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -70,7 +73,8 @@ class OptimizerConfig:
     def __post_init__(self):
         require(self.base_lr > 0, "optimizer.base_lr", self.base_lr, "positive")
         require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, "optimizer.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
-        for name in ("warmup_steps", "cooldown_steps"):
+        require(0 <= self.warmup_from <= 1, "optimizer.warmup_from", self.warmup_from, "from 0 to 1")
+        for name in ("warmup_steps", "cooldown_steps", "final_lr_ratio", "weight_decay", "final_weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
 
 
@@ -111,6 +115,8 @@ class MeshConfig:
             size = getattr(self, axis)
             require(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for what is left")
         require((self.data, self.model) != (-1, -1), "mesh", "-1 x -1", "given for at least one axis")
+        require(self.slices >= 1, "mesh.slices", self.slices, "at least 1")
+        require(0 <= self.replicated_share <= 1, "mesh.replicated_share", self.replicated_share, "from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +167,15 @@ class TrainConfig:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
+        require(self.stage == "tokenizer" or self.transformer is not None, "transformer", None,
+                "a section of keys in the transformer's stage")
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "checkpoint_every",
-                     "keep_checkpoints"):
+                     "keep_checkpoints", "sample_classes"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("eval_images", "branch_step"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(min(self.keep_steps, default=0) >= 0, "keep_steps", self.keep_steps, "steps from 0 on")
         require(self.batch_size % self.microbatches == 0, "microbatches", self.microbatches,
                 f"a divisor of batch_size {self.batch_size}")
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
