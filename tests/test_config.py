@@ -47,7 +47,7 @@ def test_values_of_the_wrong_kind_are_named(cls, mapping, message):
 @pytest.mark.parametrize(("cls", "mapping", "message"), [
     (TokenizerConfig, {"in_channels": 2}, "tokenizer.in_channels is 2; it must be 1 or 3"),
     (TokenizerConfig, {"multipliers": []}, "tokenizer.multipliers"),
-    (TokenizerConfig, {"multipliers": [1, -1]}, "tokenizer.multipliers is (1, -1); it must be at least one level, each"),
+    (TokenizerConfig, {"multipliers": [1, -1]}, "tokenizer.multipliers is (1, -1); it must be at least one level"),
     (TokenizerConfig, {"multipliers": [1, 0]}, "tokenizer.multipliers is (1, 0)"),
     (TokenizerConfig, {"norm_groups": 7}, "tokenizer.norm_groups is 7; it must be a divisor of every level's width"),
     (TokenizerConfig, {"phi": -1}, "tokenizer.phi is -1"),
