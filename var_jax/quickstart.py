@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax import Pipeline, pictures
+from var_jax import Pipeline, model_directory, pictures
+from var_jax.checkpoint import Checkpoints
+from var_jax.config import require
 from var_jax.data import loader, sources
 from var_jax.ops.resize import matrix
 from var_jax.train.config import TrainConfig
@@ -27,24 +29,34 @@ def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples:
     """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to `workdir`.
 
     Returns:
-      the report; `lines` prints it.
+      the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run finished, what the
+      earlier report says, and None where none does or the stage was interrupted.
+    Raises:
+      UserError: as `train`, or a config of the wrong stage.
     """
-    directory, started = epath.Path(workdir), time.time()
-    reconstruction = train(tokenizer, str(directory / "tokenizer-run"))
-    trained_tokenizer = time.time()
+    for config, stage in ((tokenizer, "tokenizer"), (transformer, "transformer")):
+        require(config.stage == stage, f"the stage of the {stage}'s config", config.stage, stage)
+    directory, seconds = epath.Path(workdir), {}
     transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
-    held_out = train(transformer, str(directory / "transformer-run"))
-    trained_transformer = time.time()
+    evaluations = {}
+    for config in (tokenizer, transformer):
+        workdir_of = directory / f"{config.stage}-run"
+        begun, started = Checkpoints(workdir_of / "checkpoints", keep=1).latest_step(), time.time()
+        evaluations[config.stage] = train(config, str(workdir_of))
+        if begun is None:
+            seconds[config.stage] = round(time.time() - started, 1)
+        else:
+            seconds[config.stage] = _reported_seconds(directory, config.stage) if begun >= config.steps else None
+    sampling = time.time()
 
     model = Pipeline.from_pretrained(directory / "transformer-run")
     model.save(directory)
-    report: dict[str, Any] = {"reconstruction": reconstruction, "validation": held_out}
+    report: dict[str, Any] = {"reconstruction": evaluations["tokenizer"], "validation": evaluations["transformer"]}
     report["samples"] = judge(model, transformer, samples)
     _samples_picture(model, transformer, directory)
-    report["seconds"] = {"tokenizer": round(trained_tokenizer - started, 1),
-                         "transformer": round(trained_transformer - trained_tokenizer, 1),
-                         "samples": round(time.time() - trained_transformer, 1),
-                         "total": round(time.time() - started, 1)}
+    seconds["samples"] = round(time.time() - sampling, 1)
+    whole = None if None in seconds.values() else round(sum(seconds.values()), 1)
+    report["seconds"] = {**seconds, "total": whole}
     (directory / "report.json").write_text(json.dumps(report, indent=1))
     return report
 
@@ -88,10 +100,17 @@ def lines(report: dict[str, Any]) -> list[str]:
         row = samples[name]
         out.append(f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
                    f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}")
-    out.append(f"time            {report['seconds']['total'] / 60:.1f} minutes "
-               f"(tokenizer {report['seconds']['tokenizer']:.0f} s, "
-               f"transformer {report['seconds']['transformer']:.0f} s, samples {report['seconds']['samples']:.0f} s)")
+    spent = {name: "not known, resumed" if value is None else f"{value:.0f} s"
+             for name, value in report["seconds"].items()}
+    whole = report["seconds"]["total"]
+    out.append(f"time            {spent['total'] if whole is None else f'{whole / 60:.1f} minutes'} "
+               f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, samples {spent['samples']})")
     return out
+
+
+def _reported_seconds(directory: epath.Path, stage: str) -> float | None:
+    report = directory / "report.json"
+    return model_directory.read_json(report).get("seconds", {}).get(stage) if report.exists() else None
 
 
 def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:
