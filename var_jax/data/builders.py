@@ -4,6 +4,7 @@ Images are yielded as encoded files: TFDS encodes arrays with TensorFlow only. N
 take arguments, and their content is told by their configuration's name.
 """
 
+import hashlib
 import io
 from typing import Any
 
@@ -61,6 +62,7 @@ class FashionMnistIdx(_Local, skip_registration=True):
     """Fashion-MNIST, or a set like it, from its four idx files, gzipped or not."""
 
     name = "fashion_mnist_idx"
+    VERSION = tfds.core.Version("1.0.1")  # notes its content
 
     def __init__(self, *, directory: epath.Path, data_dir: str | None):
         if not directory.is_dir():
@@ -76,7 +78,11 @@ class FashionMnistIdx(_Local, skip_registration=True):
         return _info(self, channels=1, class_names=FASHION_CLASSES)
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(*paths) for split, paths in self._read().items()}
+        splits = self._read()
+        metadata: Any = self.info.metadata
+        metadata["content"] = {split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
+                               for split, arrays in splits.items()}
+        return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def _read(self):
         splits = {}
@@ -95,7 +101,10 @@ class FashionMnistIdx(_Local, skip_registration=True):
 
 
 class ImageFolder(_Local, skip_registration=True):
-    """The files of a listing, their bytes as they are; `skipped` names those that were left out of it."""
+    """The files of a listing, their bytes as they are; `skipped` names those that were left out of it.
+
+    What it is made of is told by the bytes: times change with every copy of a folder, and the images do not.
+    """
 
     name = "image_folder"
 
@@ -110,14 +119,19 @@ class ImageFolder(_Local, skip_registration=True):
     def _split_generators(self, dl_manager):
         metadata: Any = self.info.metadata
         metadata["skipped"] = self.skipped
+        metadata["content"] = {}
         files = self._files.without(set(self.skipped)).files
-        return {split: self._generate_examples([f for f in files if f.split == split])
+        return {split: self._generate_examples(split, [f for f in files if f.split == split])
                 for split in sorted({f.split for f in files})}
 
-    def _generate_examples(self, files):
+    def _generate_examples(self, split, files):
+        lines = []
         for file in files:
-            yield file.name, {"image": io.BytesIO((self._files.root / file.name).read_bytes()), "label": file.label,
-                              "file_name": file.name}
+            content = (self._files.root / file.name).read_bytes()
+            lines.append(f"{file.name}\0{file.label}\0{hashlib.sha256(content).hexdigest()}")
+            yield file.name, {"image": io.BytesIO(content), "label": file.label, "file_name": file.name}
+        metadata: Any = self.info.metadata
+        metadata["content"][split] = fingerprint(lines)
 
 
 def _info(builder, channels: int, class_names, **features):

@@ -29,9 +29,11 @@ class Split(Protocol):
 
     Attributes:
       class_names: by label.
+      fingerprint: of the whole data set: of the content of a user's own files, else the version that TFDS gives it.
     """
 
     class_names: tuple[str, ...]
+    fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -48,6 +50,9 @@ class TfdsSplit:
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
         self.class_names = tuple(features["label"].names)
+        content = (builder.info.metadata or {}).get("content")
+        self.fingerprint = (str(builder.info.version) if content is None else
+                            image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())]))
         # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
         # would do, but makes `tfds.testing.mock_data` want TensorFlow.
         features["image"].decode_example_np = bytes

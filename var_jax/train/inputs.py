@@ -1,18 +1,23 @@
 """What a run's steps see: images of a data set, or the tokens of a cache, laid over the mesh."""
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding
 
+from var_jax import model_directory
 from var_jax.config import require
 from var_jax.data import loader, sources, tokens
+from var_jax.errors import UserError
 from var_jax.train import state
 from var_jax.train.config import TrainConfig
 
 HostBatch = Mapping[str, np.ndarray]
+NAMES_SHOWN = 5
 
 
 class Inputs:
@@ -22,6 +27,10 @@ class Inputs:
       frozen: parameters of the tokenizer that a transformer learns from (None in the tokenizer's own stage).
       encode: images to tokens, on devices; unused where tokens come from a cache.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
+    Attributes:
+      class_names: by label.
+      identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same images: "name",
+        "class_names", the images of "train" and "held_out", and the "fingerprint" (a token cache tells none).
     Raises:
       UserError: the data, or the cache, is missing or not what the run says.
     """
@@ -36,10 +45,38 @@ class Inputs:
             self._cache = tokens.open_cache(data.tokens_dir)
             self._cache.check(data, config.tokenizer, tokens.fingerprint(config.tokenizer, frozen))
             self.class_names = self._cache.class_names
+            counts, told = self._cache.counts, {}
+            sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
         else:
             self._train = sources.open_split(data, data.train_split)
-            self._eval = sources.open_split(data, data.eval_split)
+            self._eval = loader.FittedSplit(sources.open_split(data, data.eval_split), config.tokenizer.image_shape,
+                                            data.resize)
             self.class_names = self._train.class_names
+            sizes = {"train": len(self._train), "held_out": len(self._eval)}
+            told = {"fingerprint": self._train.fingerprint}
+        self.identity = {"name": data.name, "class_names": list(self.class_names), **sizes, **told}
+
+    def require_same(self, directory: epath.Path):
+        """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of images
+        is drawn from their number, and a label is a place in the list of classes."""
+        path = directory / "data.json"
+        if path.exists() and (changed := _changes(model_directory.read_json(path), self.identity)):
+            raise UserError(f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
+                            "were, or give another --workdir")
+
+    def note(self, directory: epath.Path):
+        """Writes data.json, once in a run.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        path = directory / "data.json"
+        if jax.process_index() != 0 or path.exists():
+            return
+        try:
+            model_directory.write_text(path, json.dumps(self.identity, indent=1))
+        except OSError as error:
+            raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
 
     def train(self, start_step: int) -> Iterator[HostBatch]:
         """Endless, from a step on: what a step sees is a function of the seed and the step alone."""
@@ -73,3 +110,29 @@ class Inputs:
         if self._encode is not None and "image" in arrays:
             arrays["tokens"] = self._encode(self._frozen, arrays.pop("image"))
         return arrays
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, of what both tell."""
+    differ = {key for key in was.keys() & now.keys() if was[key] != now[key]}
+    changed = []
+    if "name" in differ:
+        changed.append(f"data set {now['name']!r}, then {was['name']!r}")
+    if "class_names" in differ:
+        before, after = was["class_names"], now["class_names"]
+        came, went = ([name for name in some if name not in set(others)] for some, others in
+                      ((after, before), (before, after)))
+        changed += [f"class {_shown(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
+        changed += ["the classes are in another order"] if not came and not went else []
+    for key, split in (("train", "training"), ("held_out", "held-out")):
+        if key in differ:
+            changed.append(f"{now[key]} {split} images, then {was[key]}")
+    if not changed and "fingerprint" in differ:
+        changed.append(f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, then "
+                       f"{was['fingerprint']})")
+    return changed
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
