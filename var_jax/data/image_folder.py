@@ -30,7 +30,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The files of a directory in a fixed order.
+    """The files of a directory in a fixed order, links that lead nowhere or back among them as files of no size.
 
     Attributes:
       root: the directory.
@@ -45,7 +45,7 @@ class Listing:
     @property
     def fingerprint(self) -> str:
         """Changes with every file that is added, removed, renamed or written to."""
-        lines = [f"{self.class_names}", *(f"{f.name}\0{f.size}\0{f.modified}" for f in self.files)]
+        lines = [f"{self.class_names}", *(f"{f.name}\0{f.split}\0{f.size}\0{f.modified}" for f in self.files)]
         return fingerprint(lines)
 
     def without(self, names: set[str]) -> "Listing":
@@ -59,8 +59,8 @@ def fingerprint(lines: list[str]) -> str:
 def listing(directory: str) -> Listing:
     """What is in the directory, files of a class at any depth.
 
-    Without folders for splits, a tenth of every class (by a hash of the names, at least one file where there are
-    two) is held out as "test".
+    Without folders for splits, about a tenth of every class (by a hash of the names, at least one file where there
+    are two) is held out as "test".
 
     Raises:
       UserError: the directory is missing, or has no class folders, or one of them has no files.
@@ -95,8 +95,10 @@ def undecodable(files: Listing) -> dict[str, str]:
         for file in files.files[start:start + FILES_A_TASK]:
             try:
                 transforms.decode((files.root / file.name).read_bytes(), str(files.root / file.name))
-            except (UserError, OSError) as error:
+            except UserError as error:
                 bad.append((file.name, str(error)))
+            except OSError as error:
+                bad.append((file.name, f"{files.root / file.name} cannot be read ({error.strerror or error})"))
         return bad
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
@@ -107,17 +109,34 @@ def _visible(folder: epath.Path) -> Iterator[epath.Path]:
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _walk(folder: epath.Path, prefix: str) -> Iterator[tuple[str, int, float]]:
+def _walk(folder: epath.Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, int, float]]:
+    above = (*above, os.path.realpath(folder))
     for path in _visible(folder):
-        name, stat = f"{prefix}/{path.name}", path.stat()
-        if stat.is_directory:
-            yield from _walk(path, name)
-        else:
+        name = f"{prefix}/{path.name}"
+        try:
+            stat = path.stat()
+        except OSError:  # a link that leads nowhere, or to itself: told when it is to be read
+            yield name, 0, 0.0
+            continue
+        if not stat.is_directory:
             yield name, int(stat.length), stat.mtime
+        elif os.path.realpath(path) in above:
+            yield name, 0, 0.0
+        else:
+            yield from _walk(path, name, above)
 
 
 def _hold_out(files: list[File]) -> list[File]:
-    # By a hash of the name: a file keeps its side when others come, and neighbours in a video are not taken together.
-    order = sorted(files, key=lambda f: hashlib.sha256(f.name.encode("utf-8", "surrogateescape")).digest())
-    count = max(1, round(HELD_OUT * len(files))) if len(files) > 1 else 0
+    """The files of a class, each in its split."""
+    # By its own name's hash alone: a file keeps its side whatever comes or goes, and neighbours in a video are not
+    # taken together. Only a class with no file on one side lends it the nearest one.
+    order = sorted(files, key=lambda f: _hash(f.name))
+    count = sum(_hash(f.name) < HELD_OUT for f in files)
+    count = min(max(count, 1), len(files) - 1)
     return [dataclasses.replace(f, split="test" if i < count else "train") for i, f in enumerate(order)]
+
+
+def _hash(name: str) -> float:
+    """In [0, 1), as good as random."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6]) / 2**48
