@@ -1,6 +1,7 @@
 """The public object: a trained VAR (or a tokenizer alone) that encodes, decodes, samples and edits."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -156,18 +157,19 @@ class Pipeline:
     def _generator(self, seed, cfg, top_k, top_p, temperature, smooth) -> Callable:
         """`generate` with its settings checked and bound, as a function of batched arrays."""
         require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-        require(np.isfinite(cfg) and cfg >= 0, "cfg", cfg, "0 (off) or more")
-        require(0 <= top_p <= 1, "top_p", top_p, "from 0 to 1 (0 or 1: off)")
-        require(top_k == int(top_k) and top_k >= 0, "top_k", top_k, "a whole number, 0 (off) or more")
-        require(np.isfinite(temperature) and temperature > 0, "temperature", temperature, "above 0")
-        require(0 <= seed < 2**32, "seed", seed, "from 0 to 4294967295")
+        require(0 <= _number(cfg) < np.inf, "cfg", cfg, "0 (off) or more")
+        require(0 <= _number(top_p) <= 1, "top_p", top_p, "from 0 to 1 (0 or 1: off)")
+        require(_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number, 0 (off) or more")
+        require(0 < _number(temperature) < np.inf, "temperature", temperature, "above 0")
+        require(_whole(seed) and 0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
         vocab = self.config.transformer.vocab_size
         static = generate.Static(int(top_k) if top_k < vocab else 0, 0 < top_p < 1, cfg > 0, bool(smooth))
         dynamic = generate.Dynamic(*(jnp.float32(x) for x in (cfg, top_p, temperature)))
 
         def run(config, params, labels, indices, tokens=None, keep=None):
             given = None if tokens is None else generate.Given(tokens, keep)
-            return generate.generate(config, static, params, labels, generate.image_keys(seed, indices), dynamic, given)
+            keys = generate.image_keys(int(seed), indices)
+            return generate.generate(config, static, params, labels, keys, dynamic, given)
 
         return run
 
@@ -184,8 +186,9 @@ class Pipeline:
         """`function` over rows in equal batches, so that few programs are compiled; the padding is cut off."""
         rows = len(arrays[0])
         require(rows > 0, "the batch", "empty", "at least one row")
-        require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1")
-        batch_size = min(batch_size or self._fitting_batch(0), 2 ** int(np.ceil(np.log2(rows))))
+        require(batch_size is None or (_whole(batch_size) and batch_size >= 1), "batch_size", batch_size,
+                "a whole number of at least 1")
+        batch_size = min(batch_size and int(batch_size) or self._fitting_batch(0), 2 ** int(np.ceil(np.log2(rows))))
         results = []
         for start in range(0, rows, batch_size):
             parts = [a[start:start + batch_size] for a in arrays]
@@ -236,6 +239,18 @@ class Pipeline:
                 keep.shape, f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels")
         rows = jnp.asarray(keep, jnp.float32).reshape(-1, *keep.shape[-2:], 1)
         return np.asarray(resize(rows, grid, "area") > 0.5).reshape(*keep.shape[:-2], *grid)
+
+
+def _number(value: Any) -> float:
+    """NaN, which is in no range, for what is no number."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _whole(value: Any) -> bool:
+    return _number(value).is_integer()
 
 
 def _taken(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
