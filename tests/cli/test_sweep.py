@@ -9,9 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import jobset_schema
 import numpy as np
 import pytest
 import small
+import yaml
 
 from var_jax.cli.main import main
 from var_jax.scaling import table
@@ -85,12 +87,61 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys
     ("\ndef get_sweep(arg=''):\n    return {}\n", "it must be a list of dicts"),
     ("\ndef get_sweep(arg=''):\n    return []\n", "the sweep has no runs"),
     ("\ndef get_sweep(arg=''):\n    return [{'stepps': 3}]\n", "unknown key"),
+    ("\ndef get_sweep(arg=''):\n    return gird.sweep('steps', [3])\n",
+     "get_sweep() of {} ends in NameError: name 'gird' is not defined"),
+    ("\ndef get_sweep(a, b):\n    return []\n", "get_sweep() of {} ends in TypeError"),
+    ("\nimport sys\nif __name__ == 'sweep_config':\n    sys.nothing\n", "AttributeError"),
 ])
 def test_a_config_that_is_no_sweep_is_named(tmp_path, capsys, text, words):
     path = tmp_path / "small.py"
     path.write_text(small.CONFIG_FILE + text)
     assert main(command("--config", path, "--workdir", tmp_path / "d")) == 2
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words.format(path) in error and error.count("\n") == 1
+
+
+def test_a_get_sweep_that_takes_no_argument_is_named_when_it_is_given_one(tmp_path, capsys):
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE + "\ndef get_sweep():\n    return [{'steps': 3}]\n")
+    assert main(command("--config", f"{path}:d2", "--workdir", tmp_path / "d")) == 2
+    error = capsys.readouterr().err
+    assert f"get_sweep('d2') of {path} ends in TypeError" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--stop"]])
+def test_a_bucket_that_cannot_be_reached_is_named(config, capsys, monkeypatch, more):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    assert main(command("--config", config, "--workdir", "gs://bucket/sweep", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("var-jax: cannot reach gs://bucket/sweep: ") and error.count("\n") == 1
+
+
+JOBSET = ("--backend", "jobset", "--option", "image=registry/var-jax")
+
+
+def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
+    options = ["accelerator=tpu-v5-lite-podslice", "topology=4x4", "slices=2", "queue=tpu"]
+    assert main(command("--config", config, "--workdir", "gs://bucket/d", *JOBSET, "--dry-run",
+                        *(word for option in options for word in ("--option", option)))) == 0
+    printed = capsys.readouterr().out
+    table, _, manifests = printed.partition("apiVersion")
+    trunk, branch = (line.split()[0] for line in table.splitlines()[1:3])
+    found = list(yaml.safe_load_all("apiVersion" + manifests))
+    assert [jobset_schema.problems(manifest) for manifest in found] == [[], []]
+    assert [manifest["metadata"]["name"] for manifest in found] == [f"var-jax-{trunk}-1", f"var-jax-{branch}-1"]
+    for id, manifest in zip((trunk, branch), found, strict=True):
+        (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        assert container["command"][:5] == ["python", "-m", "var_jax", "train", "--config"]
+        assert container["command"][-2:] == ["--workdir", f"gs://bucket/d/{id}"]
+        assert container["env"] == [{"name": "VAR_JAX_FENCE", "value": f"gs://bucket/d/{id}/claims/0001.json"}]
+
+
+def test_a_volume_that_is_not_mounted_here_is_named_before_anything_is_written(config, tmp_path, capsys):
+    assert main(command("--config", config, "--workdir", tmp_path / "v" / "d", *JOBSET, "--option",
+                        f"volume=shared:{tmp_path / 'v'}")) == 2
+    error = capsys.readouterr().err
+    assert f"there is no directory {tmp_path / 'v'} here" in error and error.count("\n") == 1
+    assert not (tmp_path / "v").exists()
 
 
 def test_a_workdir_that_cannot_be_written_is_named(config, tmp_path, capsys):

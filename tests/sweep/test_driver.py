@@ -14,7 +14,8 @@ from sweep import drive
 
 from var_jax.errors import UserError
 from var_jax.scaling import table
-from var_jax.sweep import driver
+from var_jax.sweep import claims, driver
+from var_jax.train import workdir
 
 DRIVE = str(Path(drive.__file__))
 
@@ -73,9 +74,8 @@ def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
     stub(pause=0.01)
     sweep = drive.sweep(tmp_path / "sweep", jobs=2, branches=False, seeds=4)
     assert run(sweep)[0] == {} and states(sweep) == ["done"] * 4
-    claims = [json.loads((sweep.directory(r.id) / "claims" / "0001.json").read_text()) for r in sweep.runs]
+    (begun,) = zip(*([claim.created for claim in claims.read(sweep.directory(r.id))] for r in sweep.runs), strict=True)
     done = [os.stat(sweep.directory(r.id) / "status.json").st_mtime for r in sweep.runs]
-    begun = [claim["created"] for claim in claims]
     assert all(sum(b <= t and t < d for b, d in zip(begun, done, strict=True)) <= 2 for t in begun)
 
 
@@ -87,8 +87,47 @@ def test_a_killed_run_is_started_again_and_resumes(stub, tmp_path):
     assert given_up == {} and starts(sweep) == [2, 2] and states(sweep) == ["done"] * 2
     assert any(line.startswith(f"{first} ") and "dead at step 17" in line for line in said)
     assert any(line.startswith(f"{second} ") and "failed at step 9 (loss of step 9 is nan)" in line for line in said)
-    records = [json.loads(line) for line in (sweep.directory(first) / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [40]
+
+
+def test_steps_that_are_taken_again_have_the_records_of_the_run_that_kept_them(stub, tmp_path):
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False)
+    run_dir = sweep.directory(sweep.runs[0].id)
+    stub(records=True, wrong={run_dir.name: {"vanishes_at": 17, "times": 1}})  # the last checkpoint is of step 15
+    assert run(sweep)[0] == {} and starts(sweep) == [2]
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    train = [(record["step"], record["process"]) for record in records if record["split"] == "train"]
+    killed, resumed = map(int, (run_dir / "starts").read_text().split())
+    assert train == [(n, killed if n <= 15 else resumed) for n in range(1, 41)]
+
+
+def test_a_start_that_comes_after_its_successor_was_claimed_ends(tmp_path, monkeypatch):
+    """Its submitter died before it noted the job, which waited in a queue meanwhile."""
+    (planned,) = (sweep := drive.sweep(tmp_path / "sweep", seeds=1, branches=False)).runs
+    for attempt in (1, 2):
+        claims.create(sweep.directory(planned.id), attempt, "slurm")
+    first, second = (planned.command("stub.py", sweep.workdir, attempt).environment for attempt in (1, 2))
+    for name, value in first.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="given up for 0002.json"):
+        workdir.require_newest_start()
+    for name, value in second.items():
+        monkeypatch.setenv(name, value)
+    workdir.require_newest_start()
+
+
+def test_a_heartbeat_that_cannot_be_noted_does_not_end_the_sweep(stub, tmp_path, monkeypatch):
+    def full(*args, heartbeat=None, **changes):
+        if heartbeat and not changes:
+            refused.append(heartbeat)
+            raise OSError(28, "No space left on device")
+        return replace(*args, **({"heartbeat": heartbeat} if heartbeat else {}), **changes)
+
+    refused, replace = [], claims.replace
+    stub(pause=0.05)
+    monkeypatch.setattr(driver, "HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "replace", full)
+    sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False)
+    assert run(sweep)[0] == {} and refused and states(sweep) == ["done"]
 
 
 def test_a_run_that_fails_twice_at_a_step_is_given_up_and_named_with_its_branches(stub, tmp_path):

@@ -31,7 +31,7 @@ for key, (code, out, err) in answers.items():
 
 def command(run="a1b2c3", directory="gs://bucket/sweep/a1b2c3", attempt=1) -> RunCommand:
     return RunCommand(run, directory, (sys.executable, "-m", "var_jax", "train", "--config", "configs/scaling.py:paper",
-                                       "--config.seed=3", "--workdir", directory), attempt)
+                                       "--config.seed=3", "--workdir", directory), attempt, {"FENCE": "a/0001.json"})
 
 
 TPU = JobSet(image="registry/var-jax:1", accelerator="tpu-v5-lite-podslice", topology="4x4", slices=2, queue="tpu",
@@ -98,6 +98,7 @@ def test_every_host_starts_the_same_command():
     assert (replicated["replicas"], job["parallelism"], job["completions"]) == (2, 4, 4)
     [container] = job["template"]["spec"]["containers"]
     assert container["command"] == ["python", *command().argv[1:]]
+    assert container["env"] == [{"name": "FENCE", "value": "a/0001.json"}]
     assert container["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "google.com/tpu": "4"}
     assert job["template"]["spec"]["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4",
@@ -205,6 +206,7 @@ def test_without_kubectl(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({}, "needs --option image=IMAGE"),
     ({"image": "i", "topology": "4x4"}, "go together"),
+    ({"image": "i", "slices": "2"}, "slices=2: slices are of TPUs; give --option accelerator and --option topology"),
     ({"image": "i", "accelerator": "a", "topology": "4by4"}, "like 4x4"),
     ({"image": "i", "accelerator": "a", "topology": "3x3"}, "whole hosts of 4 chips"),
     ({"image": "i", "volume": "/work"}, "CLAIM:/PATH"),
@@ -217,6 +219,17 @@ def test_mistakes_in_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as caught:
         make("jobset", options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_volume_is_mounted_here_too_or_refused(tmp_path):
+    engine = JobSet(image="i", volume=f"shared:{tmp_path}")
+    engine.check(f"{tmp_path}/sweep")
+    engine.check("gs://bucket/sweep")
+    with pytest.raises(UserError, match="there is no directory .*/gone here.*at the same path"):
+        JobSet(image="i", volume=f"shared:{tmp_path}/gone").check(f"{tmp_path}/gone/sweep")
+    with pytest.raises(UserError, match="no pod of the cluster could write elsewhere"):
+        engine.check("elsewhere")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_no_pod_could_write_is_refused():

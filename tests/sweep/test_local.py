@@ -62,6 +62,14 @@ time.sleep(60)
     wait_for(lambda: not Local().alive(job))
 
 
+def test_a_job_has_its_environment_besides_its_submitters(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINE", "kept")
+    code = "import os; print(os.environ['MINE'], os.environ['FENCE'], flush=True)"
+    (job,) = Local().submit([RunCommand("r", str(tmp_path), (sys.executable, "-c", code), environment={"FENCE": "7"})])
+    wait_for(lambda: Local().alive(job) is False)
+    assert (tmp_path / "log.txt").read_text() == "kept 7\n"
+
+
 def test_what_cannot_be_started_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot start run r: No such file or directory: /no/python"):
         Local().submit([RunCommand("r", str(tmp_path), ("/no/python",))])

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from var_jax.errors import UserError
+from var_jax.sweep import slurm
 from var_jax.sweep.engine import RunCommand, make
 from var_jax.sweep.slurm import Slurm
 
@@ -52,6 +53,16 @@ def test_without_slurm(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
     assert Slurm().alive("1") is None
     Slurm().stop("1")
+
+
+def test_a_controller_that_hangs_is_no_answer_and_no_stack_trace(monkeypatch, tmp_path):
+    monkeypatch.setattr(slurm, "SCHEDULER_SECONDS", 0.2)
+    for name in ("squeue", "scancel"):
+        (tmp_path / name).write_text("#!/bin/sh\nexec sleep 5\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    Slurm().stop("12_3")
+    assert Slurm().alive("12_3") is None
 
 
 @pytest.mark.parametrize(("answer", "code", "alive"), [

@@ -1,5 +1,6 @@
 """A run without a model: takes steps, writes status.json, metrics.jsonl, meta.json and checkpoint directories as
-training does, resumes and branches, and ends as `--config.x.NAME` in its environment's script says.
+training does, resumes and branches, and ends as the plan in its environment says. A record a step goes through
+training's own writer of metrics where the plan has `records`, which takes longer to start.
 
 Its command line is that of `var_jax train`, of which it reads --workdir and some --config keys.
 """
@@ -48,6 +49,11 @@ def main(argv: list[str]) -> int:
     (workdir / "meta.json").write_text(json.dumps({
         "params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": {"exact": 50.0}}))
     status("running")
+    writer = None
+    if plan.get("records"):
+        from var_jax.train.metrics import MetricWriter
+
+        writer = MetricWriter(workdir, steps=steps, resume_step=step)
     while step < steps:
         if step == wrong.get("fails_at") and starts <= wrong.get("times", 99):
             print(f"loss of step {step} is nan", file=sys.stderr)
@@ -61,6 +67,8 @@ def main(argv: list[str]) -> int:
             save()
             status("preempted")
             return 75
+        if writer:
+            writer.write(step, "train", {"loss": 5.0 - step / steps, "process": os.getpid()})
         if step % every == 0 or step in keep or step == steps:
             save()
         status("running")
