@@ -6,8 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import small
+from jax.sharding import NamedSharding, PartitionSpec
+
+from var_jax import bench
+from var_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 # Refuses what our own modules and configs import beyond the six (absl is ml_collections' own); what those six bring
@@ -43,14 +49,54 @@ def bare(*argv) -> subprocess.CompletedProcess:
                           text=True, check=False)
 
 
-@pytest.mark.parametrize("what", ["sample", "train"])
-def test_bench_runs_where_little_is_installed(what, tmp_path):
+# Of one image, by hand. A pass of the transformer: 17 tokens through two blocks of width 16 (MLP 64), a head of 16
+# codes and an embedding of 4 channels; 225 attended pairs; AdaLN's 12 linears in the blocks and 2 before the head.
+FORWARD = 2 * 17 * (2 * (4 * 16**2 + 2 * 16 * 64) + 16 * 16 + 4 * 16) + 2 * 4 * 16 * 225 + 2 * 16**2 * 14
+# Twice (guided), and the head's 2 linears at the two other scales.
+GENERATED = 2 * (FORWARD + 2 * 2 * 16**2 * 2)
+# A 3 x 3 convolution has 70 taps within the 3 x 4 map and 352 within the 6 x 8 image; upsampling, three of phi, and
+# the decoder: two residual blocks in the middle, two at width 16, two at width 8, the first of which has a shortcut.
+DECODED = ((2 * 4 * 3 * 1 * (1 + 4) + 2 * 4 * 3 * 2 * (2 + 4)) + 3 * 2 * 70 * 4 * 4
+           + 2 * 70 * (4 * 4 + 4 * 16) + (2 + 2) * 2 * (2 * 70 * 16**2)
+           + 2 * 352 * 16 * 16 + 2 * 352 * (16 * 8 + 8 * 8) + 2 * 48 * 16 * 8 + 2 * (2 * 352 * 8 * 8) + 2 * 352 * 8 * 1)
+
+
+@pytest.mark.parametrize(("what", "parts"), [
+    ("sample", {"transformer": GENERATED, "tokenizer": DECODED}), ("train", {"transformer": 3 * FORWARD})])
+def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
+    """And a bfloat16 model's floor on a CPU is that of float32."""
     config, report = tmp_path / "small_run.py", tmp_path / "report.json"
     config.write_text(small.CONFIG_FILE)
-    run = bare("bench", what, "--config", config, "--batch", 2, "--repeats", 1, "--json", report)
+    run = bare("bench", what, "--config", config, "--batch", 2, "--repeats", 1, "--json", report,
+               "--config.transformer.dtype=bfloat16")
     assert run.returncode == 0, run.stderr
     found = json.loads(report.read_text())
-    assert found["batch"] == 2 and found["ratio"] == pytest.approx(found["seconds"] / found["floor_seconds"])
+    assert (found["batch"], found["dtype"], found["devices"]) == (2, "bfloat16", 1)
+    assert found["parts"] == {name: {"flops": 2 * flops, "rate": "float32"} for name, flops in parts.items()}
+    rates = found["matmul_flops_per_s"]
+    assert list(rates) == ["float32"]
+    assert found["floor_seconds"] == pytest.approx(2 * sum(parts.values()) / rates["float32"])
+
+
+def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program(monkeypatch):
+    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
+    monkeypatch.setattr(bench, "RATE_DTYPE", {})
+    monkeypatch.setattr(bench, "_seconds", lambda run: 0.25 if run() is spread else 0.5)
+    mesh = jax.make_mesh((8,), ("data",))
+    spread = jax.device_put(np.zeros(8), NamedSharding(mesh, PartitionSpec("data")))
+    parts = {"transformer": bench.Part(3e6, "bfloat16"), "tokenizer": bench.Part(5e6, "float32")}
+    found = bench.beside_floor(lambda: spread, parts, batch=2, repeats=1)
+    rate = 8 * 2 * 64**3 / 0.5
+    assert found["devices"] == 8 and found["matmul_flops_per_s"] == {"bfloat16": rate, "float32": rate}
+    assert {name: part["rate"] for name, part in found["parts"].items()} == {"transformer": "bfloat16",
+                                                                             "tokenizer": "float32"}
+    assert found["floor_seconds"] == pytest.approx(8e6 / rate) and found["images_per_s"] == 8
+    assert found["ratio"] == pytest.approx(0.25 * rate / 8e6)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of mesh.data 8"):
+        bench.train(small.train_config("tokenizer", ""), batch=3)
 
 
 def test_the_guard_refuses_what_is_not_among_them(tmp_path):

@@ -100,6 +100,17 @@ def test_transformer_agrees_with_xla(shared):
     assert flops.generation_flops(config) == 2 * flops.generation_flops(config, guided=False)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(shared):
+    """By hand, for two blocks of width 16 with an MLP of 64, 16 codes of 4 channels, and maps of 1, 4 and 12 tokens."""
+    config = TransformerConfig(depth=2, width=16, heads=2, vocab_size=16, z_channels=4, num_classes=10,
+                               scales=Scales.parse("1,2,3x4"), shared_adaln=shared)
+    tokens = 2 * 17 * (2 * (4 * 16 * 16 + 2 * 16 * 64) + 16 * 16 + 4 * 16)
+    attention = 2 * 4 * 16 * (1 * 1 + 4 * 5 + 12 * 17)
+    adaln = 2 * 16 * 16 * ((6 if shared else 12) + 3 * 2)
+    assert flops.generation_flops(config, guided=False) == tokens + attention + adaln
+
+
 def test_tokenizer_agrees_with_xla():
     config = TokenizerConfig(scales=Scales.parse("1,2,4,8x6"), channels=64, multipliers=(1, 2, 3), norm_groups=8,
                              blocks=1, z_channels=16, vocab_size=256, phi=2)

@@ -8,6 +8,7 @@ Three definitions of training compute are in use and differ in slope against siz
 from var_jax.config import TokenizerConfig, TransformerConfig
 from var_jax.ops import masks
 
+HEAD_LINEARS = 2  # of AdaLN before the head, from width to width: scale and shift
 BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs and of weights
 
 
@@ -26,7 +27,7 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
 def adaln_flops(config: TransformerConfig) -> float:
     """The linears from the class to AdaLN's modulations, once: six a block (or six shared), two before the head."""
-    linears = 6 * (1 if config.shared_adaln else config.depth) + 2
+    linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
     return float(2 * linears * config.width**2)
 
 
@@ -75,9 +76,10 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
     """The transformer's share of generating an image: cached attention, so M pairs as in training.
 
-    AdaLN acts once a scale here. Classifier-free guidance (`guided`) runs a second, unconditional sequence.
+    The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free guidance (`guided`)
+    runs a second, unconditional sequence.
     """
-    sequence = forward_flops(config) + (len(config.scales) - 1) * adaln_flops(config)
+    sequence = forward_flops(config) + (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
     return (2 if guided else 1) * sequence
 
 
