@@ -34,21 +34,33 @@ def grid(images: Images, columns: int, titles: Sequence[str] | None = None, scal
     if len(titles) > len(tiles):
         raise ValueError(f"{len(titles)} titles for {len(tiles)} images")
     starts = range(0, len(tiles), columns)
-    return _draw([tiles[i:i + columns] for i in starts], [titles[i:i + columns] for i in starts], [""] * len(starts))
+    return _draw([tiles[i:i + columns] for i in starts], [titles[i:i + columns] for i in starts])
 
 
-def strip(rows: Sequence[Images], row_titles: Sequence[str] | None = None, column_titles: Sequence[str] | None = None,
-          scale: int | None = None) -> Image.Image:
+def strip(rows: Sequence[Images], column_titles: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
     """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
 
     Args:
       rows: a batch of images a row, as `grid` takes them.
-      row_titles: one a row, to its left.
       column_titles: one a column, above the first row.
     """
-    names = list(row_titles) if row_titles else [""] * len(rows)
     heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
-    return _draw([_tiles(row, scale) for row in rows], heads, names)
+    return _draw([_tiles(row, scale) for row in rows], heads)
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """Where `save_png` may write, to be asked before hours of work.
+
+    Raises:
+      UserError: the path names no file.
+    """
+    path = epath.Path(path)
+    if path.name in ("", "..") or path.is_dir():
+        raise UserError(f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as samples.png")
+    above = [] if "://" in str(path) else path.parents  # buckets have no directories
+    if file := next((one for one in above if one.exists() and not one.is_dir()), None):
+        raise UserError(f"cannot write the picture {path}: {file} is a file, not a directory")
+    return path
 
 
 def save_png(path: epath.PathLike, image: Image.Image):
@@ -57,7 +69,7 @@ def save_png(path: epath.PathLike, image: Image.Image):
     Raises:
       UserError: it cannot be written.
     """
-    path = epath.Path(path)
+    path = place(path)
     temporary = path.with_name(f"{path.name}.tmp")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
@@ -88,28 +100,26 @@ def _tiles(images: Images, scale: int | None) -> list[Image.Image]:
     return [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
 
 
-def _draw(rows: list[list[Image.Image]], heads: list[list[str]], names: list[str]) -> Image.Image:
-    """Tiles in rows; above each row its titles, where it has any, and to the left its name."""
+def _draw(rows: list[list[Image.Image]], heads: list[list[str]]) -> Image.Image:
+    """Tiles in rows; above each row its titles, where it has any."""
     font = ImageFont.load_default(FONT_SIZE)
     line = math.ceil(sum(font.getmetrics())) + 2
-    margin = MARGIN if any(names) or any(map(any, heads)) else 0
+    margin = MARGIN if any(map(any, heads)) else 0
     columns = max(map(len, rows))
     width = max(tile.width for row in rows for tile in row)
-    left = margin + max(math.ceil(font.getlength(name)) for name in names) + (GAP if any(names) else 0)
     head_heights = [line if any(head) else 0 for head in heads]
     heights = [max(tile.height for tile in row) for row in rows]
-    across = left + columns * (width + GAP) - GAP + margin
+    across = margin + columns * (width + GAP) - GAP + margin
     down = 2 * margin + sum(head_heights) + sum(heights) + GAP * (len(rows) - 1)
     canvas = Image.new("RGB", (across, down), PAPER)
     draw = ImageDraw.Draw(canvas)
     y = margin
-    for row, head, name, head_height, height in zip(rows, heads, names, head_heights, heights, strict=True):
+    for row, head, head_height, height in zip(rows, heads, head_heights, heights, strict=True):
         for i, title in enumerate(head):
-            draw.text((left + i * (width + GAP) + width / 2, y), _fit(title, font, width), INK, font, anchor="ma")
+            draw.text((margin + i * (width + GAP) + width / 2, y), _fit(title, font, width), INK, font, anchor="ma")
         y += head_height
         for i, tile in enumerate(row):
-            canvas.paste(tile, (left + i * (width + GAP), y))
-        draw.text((margin, y + height / 2), name, INK, font, anchor="lm")
+            canvas.paste(tile, (margin + i * (width + GAP), y))
         y += height + GAP
     return canvas
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig, from_config_dict
@@ -33,6 +33,9 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise UserError(f"{file}: {_cause(error)}") from error
     if rest[1:]:
         raise UserError(f"unrecognized argument {rest[1]}")
+    if not isinstance(values.config, ConfigDict):
+        raise UserError(f"{file}: get_config returns {type(values.config).__name__}; it must return a ConfigDict, such "
+                        "as var_jax.train.config.default_config() makes")
     return from_config_dict(values.config)
 
 

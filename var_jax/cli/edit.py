@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     from var_jax import Pipeline, pictures
 
+    place = pictures.place(args.out)
     box = parse_box(args.box) if args.box else None
     model = Pipeline.from_pretrained(args.model)
     tokenizer = model.config.tokenizer
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     _check(keep, args)
     edited = model.edit(image[None], keep, None if args.label is None else [args.label],
                         **sampling_arguments(args))
-    pictures.save_png(args.out, pictures.grid(edited, columns=1, scale=1))
+    pictures.save_png(place, pictures.grid(edited, columns=1, scale=1))
     print(f"edited image in {args.out}")
     return 0
 

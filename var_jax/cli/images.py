@@ -10,6 +10,8 @@ from var_jax.config import TokenizerConfig
 from var_jax.data import transforms
 from var_jax.errors import UserError
 
+MOST = 1_000_000  # labels, and images of one grid: what lies beyond is a slip that would fill the memory
+
 
 def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
     """One image file as float32 (H, W, C) in [-1, 1] at the model's size.
@@ -49,6 +51,8 @@ def parse_labels(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UserError(f"--labels {text!r}: {part!r} is not a class id; write 0,1,2 or 0-9")
+        if any(len(end) > len(str(MOST)) or int(end) > MOST for end in (first, last or first)):
+            raise UserError(f"--labels: {part.strip()[:40]!r} goes beyond every model's classes; write 0,1,2 or 0-9")
         if dash and int(last) < int(first):
             raise UserError(f"--labels {text!r}: {part!r} has no classes; write {last}-{first}")
         labels += range(int(first), int(last or first) + 1)

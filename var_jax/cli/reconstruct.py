@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
 
     from var_jax import Pipeline, pictures
 
+    place = pictures.place(args.out)
     files = expand(args.images)
     model = Pipeline.from_pretrained(args.model)
     images = np.stack([read_image(file, model.config.tokenizer, args.resize) for file in files])
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     scales = model.config.tokenizer.scales
     titles = ["original", *(f"{h}x{w}" for h, w in scales.sizes)]
     rows = [[(image + 1) / 2, *((step[i] + 1) / 2 for step in by_scale)] for i, image in enumerate(images)]
-    pictures.save_png(args.out, pictures.strip(rows, column_titles=titles))
+    pictures.save_png(place, pictures.strip(rows, column_titles=titles))
     error = np.mean((by_scale[-1] - images) ** 2, axis=(1, 2, 3)) / 4
     print(f"{len(files)} images in {args.out}; PSNR {np.mean(-10 * np.log10(np.maximum(error, 1e-10))):.2f} dB")
     return 0

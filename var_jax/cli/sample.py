@@ -6,7 +6,7 @@ example:
 
 import argparse
 
-from var_jax.cli.images import parse_labels
+from var_jax.cli.images import MOST, parse_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -34,12 +34,13 @@ def run(args: argparse.Namespace) -> int:
     from var_jax import Pipeline, pictures
     from var_jax.config import require
 
-    require(args.num >= 0, "--num", args.num, "0 or more")
+    place = pictures.place(args.out)
+    require(0 <= args.num <= MOST, "--num", args.num, f"from 0 to {MOST}")
     labels = parse_labels(args.labels)
     model = Pipeline.from_pretrained(args.model)
     every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
     images = model.sample(every, **sampling_arguments(args))
     columns = min(len(labels), len(every))
-    pictures.save_png(args.out, pictures.grid(images, columns=columns, titles=[str(x) for x in every[:columns]]))
+    pictures.save_png(place, pictures.grid(images, columns=columns, titles=[str(x) for x in every[:columns]]))
     print(f"{len(images)} images in {args.out}")
     return 0
