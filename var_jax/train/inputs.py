@@ -57,8 +57,8 @@ class Inputs:
         self.identity = {"name": data.name, "class_names": list(self.class_names), **sizes, **told}
 
     def require_same(self, directory: epath.Path):
-        """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of images
-        is drawn from their number, and a label is a place in the list of classes."""
+        """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of
+        images is drawn from their number, and a label is a place in the list of classes."""
         path = directory / "data.json"
         if path.exists() and (changed := _changes(model_directory.read_json(path), self.identity)):
             raise UserError(f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
