@@ -97,6 +97,23 @@ def test_one_pass_with_a_padded_end_on_any_number_of_hosts(data):
     assert [b["mask"].sum() for b in loader.eval_batches(data, SHAPE, 64, split="train[:3]")] == [3]
 
 
+def test_passes_over_one_fitted_split_decode_an_image_once(data):
+    split, read = sources.open_split(data, data.eval_split), []
+
+    class Counted:
+        def __len__(self):
+            return len(split)
+
+        def __getitem__(self, index):
+            read.append(index)
+            return split[index]
+
+    fitted = loader.FittedSplit(Counted(), SHAPE, data.resize)
+    first, second = (list(loader.eval_batches(data, SHAPE, 8, split=fitted)) for _ in range(2))
+    assert sorted(read) == list(range(50))
+    assert same(first, second) and same(first, list(loader.eval_batches(data, SHAPE, 8)))
+
+
 def test_worker_processes_change_nothing(data):
     threads = take(loader.train_batches(data, SHAPE, 8, 0, 5), 7)
     processes = take(loader.train_batches(dataclasses.replace(data, workers=2), SHAPE, 8, 0, 5), 7)

@@ -88,13 +88,14 @@ def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_s
 
 
 def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
-                 split: Split | str | None = None, *,
+                 split: "Split | FittedSplit | str | None" = None, *,
                  rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """One pass over a split in its order, centre crops; the last batch is padded.
 
     Args:
       limit: images at most; 0 for all.
-      split: opened or by name; by default `data.eval_split`.
+      split: opened, fitted (of several passes, which then share what it keeps) or by name; by default
+        `data.eval_split`.
       The others as `train_batches`.
     Yields:
       as `train_batches`, and "mask": bool (rows,), False on padding.
@@ -103,7 +104,7 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
     """
     transforms.check(image_shape, data.resize)
     opened = open_split(data, split or data.eval_split) if split is None or isinstance(split, str) else split
-    fitted = FittedSplit(opened, image_shape, data.resize)
+    fitted = opened if isinstance(opened, FittedSplit) else FittedSplit(opened, image_shape, data.resize)
     blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
     return in_order(len(opened), _Centred(fitted, image_shape), blank, batch_size, limit, rows,
                     example_bytes=math.prod(image_shape), workers=data.workers)

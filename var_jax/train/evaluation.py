@@ -1,5 +1,6 @@
 """Held-out metrics and sample pictures during training."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ class Evaluator:
         # Every host reads what comes out, so it lies whole on each of them.
         self.step = jax.jit(make_eval_step(config), out_shardings=replicated)
         self.whole = jax.jit(lambda x: x, out_shardings=replicated)
+        self.reconstruct = jax.jit(functools.partial(_reconstruct, config), out_shardings=replicated)
 
     def metrics(self, params: Any) -> dict[str, Any]:
         """Means over the held-out images; a tokenizer's code usage and perplexity over all of them."""
@@ -47,8 +49,8 @@ class Evaluator:
         columns = self.config.sample_classes
         if self.config.stage == "tokenizer":
             batch = self.data.on_devices(next(self.data.held_out()))
-            images, rec, mask = map(np.asarray, self.whole(
-                (batch["image"], _reconstruct(self.config, params, batch["image"]), batch["mask"])))
+            images, mask = map(np.asarray, self.whole((batch["image"], batch["mask"])))
+            rec = np.asarray(self.reconstruct(params, batch["image"]))
             shown = np.flatnonzero(mask)[:columns]
             return pictures.grid(np.concatenate([images[shown] / 255, rec[shown]]), columns=len(shown))
         columns = min(columns, len(self.data.class_names))  # classes beyond the data have no title
@@ -79,11 +81,6 @@ def perplexity(p: np.ndarray) -> float:
 
 def _reconstruct(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
     """Reconstructions in [0, 1] of uint8 images."""
-
-    @jax.jit
-    def run(params, images):
-        model = Tokenizer(config.tokenizer)
-        tokens = model.apply({"params": params}, losses.to_signal(images), method="encode")
-        return (model.apply({"params": params}, tokens, method="decode") + 1) / 2
-
-    return run(params, images)
+    model = Tokenizer(config.tokenizer)
+    tokens = model.apply({"params": params}, losses.to_signal(images), method="encode")
+    return (model.apply({"params": params}, tokens, method="decode") + 1) / 2

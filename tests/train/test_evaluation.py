@@ -1,0 +1,34 @@
+import jax
+import numpy as np
+import small
+from jax.sharding import NamedSharding, PartitionSpec
+
+from var_jax.train import evaluation
+from var_jax.train.evaluation import Evaluator
+
+
+class Held:
+    """Four held-out images, of which the last is padding."""
+
+    def held_out(self):
+        return iter([{"image": np.zeros((4, *small.TOKENIZER.image_shape), np.uint8), "mask": np.arange(4) < 3}])
+
+    def on_devices(self, batch):
+        return batch
+
+
+def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
+    traced = []
+
+    def reconstruct(config, params, images):
+        traced.append(config)
+        return images / 255 + params
+
+    monkeypatch.setattr(evaluation, "_reconstruct", reconstruct)
+    config = small.train_config("tokenizer", "nowhere", sample_classes=5)
+    replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
+    evaluator = Evaluator(config, None, Held(), replicated)
+    pictures = [np.asarray(evaluator.picture(np.float32(value))) for value in (0.0, 0.0, 1.0)]
+    assert traced == [config]
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[2] > pictures[0]).any()  # the parameters of the moment are the ones shown
