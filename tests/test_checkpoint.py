@@ -200,8 +200,7 @@ def test_another_model_is_named(tmp_path):
 def test_a_part(tmp_path):
     checkpoints = saved(tmp_path, [1, 3])
     assert_same(checkpoints.restore_part("ema"), jax.tree.map(np.asarray, make_state(3).ema))
-    half = checkpoints.restore_part("params", step=1, dtype="bfloat16")
-    assert_same(half, jax.tree.map(lambda x: np.asarray(x).astype("bfloat16"), make_state(1).params))
+    assert_same(checkpoints.restore_part("params", step=1), jax.tree.map(np.asarray, make_state(1).params))
     with pytest.raises(UserError, match="no 'weights'; it has .*'params'"):
         checkpoints.restore_part("weights")
 
@@ -256,8 +255,6 @@ def test_arrays_round_trip(tmp_path):
     save_arrays(tmp_path / "x.safetensors", tree)
     assert_same(load_arrays(tmp_path / "x.safetensors"), jax.tree.map(np.asarray, tree))
     assert [f.name for f in tmp_path.iterdir()] == ["x.safetensors"]
-    cast = load_arrays(tmp_path / "x.safetensors", dtype="bfloat16")
-    assert (cast["d"].dtype, cast["a"]["c"].dtype) == (jnp.bfloat16, np.int32)
 
 
 def test_sharded_and_transposed_arrays(tmp_path):

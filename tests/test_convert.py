@@ -40,7 +40,7 @@ def random_params(config) -> dict:
 
 
 def transformer_state(config: TransformerConfig = TRANSFORMER) -> dict:
-    return convert.transformer_to_torch(config, random_params(config))
+    return convert.part_to_torch(config, random_params(config))
 
 
 def assert_same(ours, theirs):
@@ -137,7 +137,7 @@ def test_buffers_are_those_of_the_published_constructors():
 ])
 def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
     config = dataclasses.replace(TOKENIZER, **changes)
-    state = convert.tokenizer_to_torch(config, random_params(config))
+    state = convert.part_to_torch(config, random_params(config))
     assert key in state
     found, params = convert.tokenizer_from_torch(state, SCALES, dtype=config.param_dtype)
     assert found == config
@@ -194,14 +194,14 @@ def test_scales_that_the_weights_were_not_trained_for(scales):
 
 def test_one_phi_a_scale_tells_the_number_of_scales():
     config = dataclasses.replace(TOKENIZER, phi=0)
-    state = convert.tokenizer_to_torch(config, random_params(config))
+    state = convert.part_to_torch(config, random_params(config))
     with pytest.raises(UserError, match="scales is 1,3; it must be 3 sizes"):
         convert.tokenizer_from_torch(state, Scales.parse("1,3"))
 
 
 def test_norm_groups_are_given_since_no_weight_tells_them():
     config = dataclasses.replace(TOKENIZER, channels=16, norm_groups=8)
-    state = convert.tokenizer_to_torch(config, random_params(config))
+    state = convert.part_to_torch(config, random_params(config))
     assert convert.from_torch(state, scales=SCALES, norm_groups=8)[0] == ModelConfig(config)
     with pytest.raises(UserError, match="tokenizer.norm_groups is 32; it must be a divisor of every level's width"):
         convert.from_torch(state, scales=SCALES)
@@ -230,7 +230,7 @@ def test_the_number_of_heads_is_asked_for_only_where_it_must_be():
 
 
 def test_what_is_no_transformer_or_no_weights():
-    tokenizer = convert.tokenizer_to_torch(TOKENIZER, random_params(TOKENIZER))
+    tokenizer = convert.part_to_torch(TOKENIZER, random_params(TOKENIZER))
     assert "misses class_emb.weight" in message(tokenizer, TOKENIZER)
     assert "misses class_emb.weight" in message({}, TOKENIZER)
     state = transformer_state()
@@ -242,7 +242,7 @@ def test_a_dtype_that_no_model_is_stored_in():
 
 
 def test_training_checkpoints_and_wrapped_models_are_taken(tmp_path):
-    tokenizer = convert.tokenizer_to_torch(TOKENIZER, random_params(TOKENIZER))
+    tokenizer = convert.part_to_torch(TOKENIZER, random_params(TOKENIZER))
     nested = {f"trainer.vae_local.{key}": array for key, array in tokenizer.items()}
     nested |= {f"trainer.var_wo_ddp.{key}": array for key, array in transformer_state().items()}
     nested["trainer.var_opt.state.0.exp_avg"] = np.zeros(3, np.float32)
@@ -267,7 +267,7 @@ def test_written_files_read_back(tmp_path):
 
 def test_loading_into_bfloat16_holds_the_target_and_one_tensor(tmp_path):
     config = dataclasses.replace(TRANSFORMER, depth=12, width=192, heads=3, param_dtype="bfloat16")
-    state = convert.transformer_to_torch(config, random_params(config))
+    state = convert.part_to_torch(config, random_params(config))
     torch_writer.save(tmp_path / "x.pth", state)
     target = sum(array.size for array in state.values()) * 2
     largest = max(array.nbytes for array in state.values())

@@ -99,12 +99,12 @@ def test_the_tokenizers_training_forward_and_every_gradient(case):
     assert_close(nchw(rec), case.arrays["vae_rec_train_nchw"])
     assert_close(vq_loss, case.arrays["vq_loss"])
     assert_close(loss, case.arrays["vae_loss"])
-    assert_gradients(convert.tokenizer_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
+    assert_gradients(convert.part_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
 
 
 def test_every_gradient_of_the_transformer(case):
     gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
-    assert_gradients(convert.transformer_to_torch(case.config.transformer, gradients), "var_grad/", case)
+    assert_gradients(convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case)
 
 
 def assert_gradients(ours, prefix: str, case: Case):

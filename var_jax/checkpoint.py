@@ -143,11 +143,9 @@ class Checkpoints:
         self._overtaken = [later for later in self.steps() if later > found]
         return state, extra
 
-    def restore_part(self, part: str, step: int | None = None, dtype: Any = None) -> Any:
+    def restore_part(self, part: str, step: int | None = None) -> Any:
         """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing else is read.
 
-        Args:
-          dtype: what floating-point arrays are cast to.
         Raises:
           UserError: there is no checkpoint, none can be read, or it has no such part.
         """
@@ -159,7 +157,7 @@ class Checkpoints:
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
             return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True))
 
-        return _cast(self._newest_sound(read, step)[1][part], dtype)
+        return self._newest_sound(read, step)[1][part]
 
     def _newest_sound(self, read: Callable, step: int | None) -> tuple[int, Any, dict]:
         """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer one is damaged."""
@@ -224,11 +222,9 @@ def save_arrays(path: epath.PathLike, tree: Any):
         raise UserError(f"cannot write {path}: {_one_line(error)}") from error
 
 
-def load_arrays(path: epath.PathLike, dtype: Any = None) -> dict:
+def load_arrays(path: epath.PathLike) -> dict:
     """The nested dicts of numpy arrays that `save_arrays` wrote.
 
-    Args:
-      dtype: what floating-point arrays are cast to.
     Raises:
       UserError: the file is missing, truncated or of another kind.
     """
@@ -243,19 +239,13 @@ def load_arrays(path: epath.PathLike, dtype: Any = None) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[last] = np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"])
-    return _cast(tree, dtype)
+    return tree
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
     """("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _cast(tree: Any, dtype: Any) -> Any:
-    if dtype is None:
-        return tree
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
 
 @jax.jit

@@ -72,7 +72,7 @@ def to_torch(config: ModelConfig, params: Mapping[str, Any], with_buffers: bool 
     """
 
     def state(sizes: TokenizerConfig | TransformerConfig, part: str) -> State:
-        return _to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})
+        return part_to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})
 
     return state(config.tokenizer, "tokenizer"), config.transformer and state(config.transformer, "transformer")
 
@@ -90,14 +90,14 @@ def untold(config: ModelConfig) -> dict[str, Any]:
     return found
 
 
-def tokenizer_to_torch(config: TokenizerConfig, params: Mapping[str, Any]) -> State:
-    """{published key: float32 array} of a tokenizer's parameters, or of a tree like them, such as gradients."""
-    return _to_torch(config, params)
-
-
-def transformer_to_torch(config: TransformerConfig, params: Mapping[str, Any]) -> State:
-    """{published key: float32 array} of a transformer's parameters, or of a tree like them, such as gradients."""
-    return _to_torch(config, params)
+def part_to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
+    """{published key: float32 array} of one model's parameters, or of a tree like them, such as gradients."""
+    flat: Any = flatten_dict(params, sep="/")
+    state = {}
+    for entry in entries(config, flat):
+        array = np.asarray(flat[entry.path] if entry.index is None else flat[entry.path][entry.index])
+        state[entry.key] = np.ascontiguousarray(entry.outward(array), np.float32)
+    return state
 
 
 def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray],
@@ -241,15 +241,6 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
     for entry in entries(config, parameters):  # one tensor at a time, straight into its place and dtype
         flat[entry.path][... if entry.index is None else entry.index] = entry.inward(weights.read(entry.key))
     return unflatten_dict(flat, sep="/")
-
-
-def _to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
-    flat: Any = flatten_dict(params, sep="/")
-    state = {}
-    for entry in entries(config, flat):
-        array = np.asarray(flat[entry.path] if entry.index is None else flat[entry.path][entry.index])
-        state[entry.key] = np.ascontiguousarray(entry.outward(array), np.float32)
-    return state
 
 
 def _listed(names: Iterable[str]) -> str:

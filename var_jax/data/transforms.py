@@ -5,7 +5,7 @@ The published recipe for photographs: Lanczos resize of the short side to 1.125 
 """
 
 import io
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -14,14 +14,13 @@ from PIL import Image
 from var_jax.errors import UserError, did_you_mean
 
 Resize = Literal["crop", "whole", "pad"]
-RESIZES = ("crop", "whole", "pad")
 SHORT_SIDE = 1.125
 
 
 def check(image_shape: tuple[int, int, int], resize: str):
     """Raises UserError unless (height, width, channels) and the way of resizing can be met."""
-    if resize not in RESIZES:
-        raise UserError(f"data.resize is {resize!r}{did_you_mean(resize, RESIZES)}")
+    if resize not in get_args(Resize):
+        raise UserError(f"data.resize is {resize!r}{did_you_mean(resize, get_args(Resize))}")
     if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):
         raise UserError(f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 channels")
 
