@@ -82,8 +82,8 @@ def test_a_step_is_the_same_on_every_mesh(steps, start, mesh):
 
 def gathered(text: str) -> list[tuple[int, ...]]:
     """Shapes that the all-gathers of a program give, in whatever tuple or order."""
-    lines = [line.split("all-gather")[0] for line in text.splitlines() if re.search(r"= .*all-gather(-start)?\(", line)]
-    return [tuple(map(int, dims.split(","))) for line in lines for dims in re.findall(r"\w\[([\d,]+)\]", line)]
+    results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    return [tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\w\[([\d,]+)\]", result)]
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], ids=str)
