@@ -8,7 +8,7 @@
 | paper | ImageNet 256 | depths 6 to 30, each with its published recipe; steps and rate change with the size |
 | scaling | ImageNet 256 | one recipe for all depths: a constant rate, and a 1 - sqrt cooldown for every token budget |
 | lr | ImageNet 256 | learning rates on the smallest depths of `scaling`, to be run before it |
-| fashion | Fashion-MNIST | as `scaling`, on one CPU core: seven sizes over 1.5 decades, four budgets |
+| fashion | Fashion-MNIST | as `scaling`, on one CPU core: seven sizes over 1.5 decades, three budgets |
 | fashion_lr | Fashion-MNIST | learning rates on the smallest sizes of `fashion` |
 
 `configs/scaling.py:d6` is one run of `scaling`, `configs/scaling.py:tokenizer` its tokenizer's. The recipe's rate falls
@@ -33,7 +33,7 @@ LR_DEPTHS = (6, 8, 10)
 BATCH = 768
 
 FASHION_SIZES = ((2, 16), (2, 24), (2, 32), (3, 40), (3, 56), (4, 72), (4, 96))  # (depth, width)
-FASHION_STEPS = (160, 320, 640, 1280)  # 0.09 to 0.68 epochs
+FASHION_STEPS = (160, 320, 640)  # 0.09 to 0.34 epochs
 FASHION_HEAD = 8
 FASHION_RATE = 6e-3  # at width 64 and batch 32
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
