@@ -99,12 +99,13 @@ def test_a_run_that_saved_itself_is_requeued(cluster, saver, how):
 
 def test_every_process_of_a_run_gets_the_command(cluster, tmp_path):
     run = RunCommand("two", str(tmp_path / "two"), (
-        sys.executable, "-c", "import os, sys; print('rank', os.environ['SLURM_PROCID']); sys.exit(3)"))
+        sys.executable, "-c", "import os, sys; print(*map(os.environ.get, ('SLURM_PROCID', 'FENCE'))); sys.exit(3)"),
+        environment={"FENCE": "a/0001.json"})
     Path(run.directory).mkdir()
     [job] = Slurm(tasks=2, memory_gb=0.5, flags="comment=hello,exclusive", setup="export NODE_SETUP=1").submit([run])
     cluster.wait(job, "FAILED", "COMPLETED")
-    assert Path(run.directory, "log.txt").read_text() == "rank 0\n"
-    assert Path(run.directory, "log_1.txt").read_text() == "rank 1\n"
+    assert Path(run.directory, "log.txt").read_text() == "0 a/0001.json\n"
+    assert Path(run.directory, "log_1.txt").read_text() == "1 a/0001.json\n"
     shown = cluster.run("scontrol", "show", "job", job)
     assert "JobState=FAILED" in shown and "ExitCode=3:0" in shown and "Comment=hello" in shown
 

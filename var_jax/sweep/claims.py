@@ -5,6 +5,9 @@ and so on. A claim is created exclusively (O_EXCL) and never deleted: of two sub
 creates the next claim and the other finds it there. On a shared file system this needs O_EXCL to be atomic, as local
 ones and NFS from version 3 on make it. A bucket has no O_EXCL; it needs creation on the condition that no object is
 there (GCS: generation match 0, S3: If-None-Match), which gcsfs and s3fs do at fsspec's `mode="create"`.
+
+An attempt may be taken for dead and its job start after all. Therefore a run looks itself whether its claim is the
+newest (`var_jax.train.workdir.FENCE`), and ends when it is not.
 """
 
 import dataclasses
