@@ -71,8 +71,16 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
 
 
 def read_config(directory: epath.Path) -> ModelConfig:
-    """The configuration of a directory that `save` wrote."""
-    return build(ModelConfig, {k: v for k, v in read_json(directory / "model.json").items() if k != "format"}, "model")
+    """The configuration of a directory that `save` wrote.
+
+    Raises:
+      UserError: model.json does not read, or is of a later format.
+    """
+    values = read_json(directory / "model.json")
+    if (theirs := values.pop("format", FORMAT)) not in range(1, FORMAT + 1):
+        raise UserError(f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to {FORMAT}; "
+                        "update var-jax, or save the model again")
+    return build(ModelConfig, values, "model")
 
 
 def read_json(path: epath.Path) -> dict:
