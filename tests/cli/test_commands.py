@@ -121,8 +121,9 @@ def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_p
     np.testing.assert_array_equal(ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images)))
 
 
-def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, tmp_path):
+def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, tmp_path, monkeypatch):
     """Two steps of each stage by the command line; the transformer's workdir is a whole model."""
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # alone: this process has used JAX, and cannot join others any more
     file = tmp_path / "small_run.py"
     file.write_text(small.CONFIG_FILE)
     common = (f"--config.data.data_dir={digits_dir}", f"--config.init_from={model_dir}", "--config.ema=0.5")

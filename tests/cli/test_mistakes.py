@@ -4,6 +4,7 @@ import builtins
 import errno
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +139,9 @@ def test_a_checkpoint_cut_short(refused, tmp_path, model_dir):
     (damaged / "model.json").write_text('{"format": 1, "tokenizer": {"chanels": 3}}')
     assert "model.tokenizer.chanels; did you mean 'channels'" in refused(
         "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
+    (damaged / "model.json").write_text((model_dir / "model.json").read_text().replace('"format": 1', '"format": 2'))
+    assert "is of format 2, and this version reads 1 to 1; update var-jax" in refused(
+        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
     (damaged / "model.json").write_text("[]")
     assert "model.json" in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
     (damaged / "model.json").write_text((model_dir / "model.json").read_text().replace('"depth": 2', '"depth": 3'))
@@ -225,6 +229,15 @@ def test_places_that_cannot_be_written(refused, model_dir, weights, config_file,
     assert "cannot write" in refused(*train, tmp_path / "file")
     assert "cannot write" in refused(*train, inside)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_bucket_without_its_library(refused, model_dir, config_file, digits_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    for command in (("sample", "--model", "gs://bucket/model", "--labels", "1", "--out", "{out}.png"),
+                    ("sample", "--model", model_dir, "--labels", "1", "--out", "gs://bucket/a.png"),
+                    ("train", "--config", f"{config_file}:tokenizer", f"--config.data.data_dir={digits_dir}",
+                     "--workdir", "gs://bucket/run")):
+        assert "needs the package gcsfs; install it by pip install 'var-jax[gcs]'" in refused(*command)
 
 
 def test_a_picture_needs_a_files_name(refused, image, tmp_path, monkeypatch):

@@ -58,8 +58,8 @@ def test_a_full_disk_loses_no_model(model_dir, tmp_path):
 
 
 def test_a_full_disk_while_training(config_file, digits_dir, model_dir, tmp_path):
-    """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run ends; the one before
-    is whole, and is where the same command goes on."""
+    """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run ends; the one
+    before is whole, and is where the same command goes on."""
     run = tmp_path / "run"
     train = ("train", "--config", f"{config_file}:tokenizer", f"--config.data.data_dir={digits_dir}",
              f"--config.init_from={model_dir}", "--config.log_every=1", "--workdir", run)

@@ -6,6 +6,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
 from tensorboardX.proto.event_pb2 import Event
 
 from var_jax.errors import UserError
@@ -149,3 +152,43 @@ def test_a_workdir_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="cannot write in the workdir .*file") as caught:
         writer(tmp_path / "file" / "run")
     assert "\n" not in str(caught.value)
+
+
+class Bucket(MemoryFileSystem):
+    """A bucket in memory, which takes whole objects only."""
+
+    store, pseudo_dirs = {}, [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("gs://", "/"))
+
+    def _open(self, path, mode="rb", **keywords):
+        assert "a" not in mode
+        return super()._open(path, mode, **keywords)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: Bucket(), raising=False)
+    monkeypatch.setattr(metrics, "BOARD_LIBRARIES", {"gs": "no_such_module"})
+    Bucket.store.clear()
+    return epath.Path("gs://bucket/run")
+
+
+def test_a_bucket_takes_no_lines_at_an_end(bucket, caplog):
+    first = writer(bucket)
+    assert len(caplog.records) == 1 and "no TensorBoard files in gs://bucket/run" in caplog.text
+    assert "pip install 'var-jax[gcs]' brings it" in caplog.text
+    for step in (1, 2, 3):
+        first.write(step, "train", {"loss": float(step), "loss_scale": np.array([1.0, 2.0])})
+        assert [r["step"] for r in records(bucket)] == list(range(1, step + 1))
+    first.image(3, "samples", np.zeros((4, 4, 3), np.uint8))
+    first.progress(3, 1.0, 2.0)
+    first.close("preempted")
+    assert status(bucket)["state"] == "preempted"
+    again = writer(bucket, resume_step=2)
+    again.write(3, "train", {"loss": 30.0})
+    again.close("done")
+    assert [(r["step"], r["loss"]) for r in records(bucket)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+    assert status(bucket)["restarts"] == 1

@@ -10,6 +10,8 @@ import argparse
 import json
 import os
 
+from etils import epath
+
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.config import require
 
@@ -24,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
-    directory = os.path.dirname(args.json or "")
-    require(not directory or os.path.isdir(directory), "--json", args.json, "in a directory that exists")
+    directory = epath.Path(args.json or "").parent
+    require("://" in str(directory) or directory.is_dir(), "--json", args.json, "in a directory that exists")
     config = read_config(args.config, args.overrides)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU of this host must not be taken
     import jax
@@ -36,6 +38,5 @@ def run(args: argparse.Namespace) -> int:
     found = report.report(config, slices.named(args.topology), args.step, args.images)
     print("\n".join(table.lines(found)))
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(found, file, indent=1)
+        epath.Path(args.json).write_text(json.dumps(found, indent=1))
     return 0 if found["fits"] else 1

@@ -10,6 +10,8 @@ example:
 import argparse
 import json
 
+from etils import epath
+
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.config import require
 
@@ -39,6 +41,5 @@ def run(args: argparse.Namespace) -> int:
         lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(report, file, indent=1)
+        epath.Path(args.json).write_text(json.dumps(report, indent=1))
     return 0

@@ -30,6 +30,9 @@ USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOEN
                errno.EDQUOT, errno.EFBIG)
 
 
+BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line."""
 
@@ -56,8 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno in USER_ERRNOS:
             return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
         raise
+    except ImportError as error:
+        if line := without_bucket_library(error):
+            return _fail(line, 2)
+        raise
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+
+
+def without_bucket_library(error: ImportError) -> str | None:
+    """What to tell when a path in a bucket lacks the library that reads it; None for any other module."""
+    missing = error.name or getattr(error.__cause__, "name", None)
+    if missing not in BUCKET_LIBRARIES:
+        return None
+    return f"a path in a bucket ({BUCKET_LIBRARIES[missing]}) needs the package {missing}; " + (
+        "install it by pip install 'var-jax[gcs]'" if missing == "gcsfs" else f"install it by pip install {missing}")
 
 
 def _dispatch(argv: list[str]) -> int:

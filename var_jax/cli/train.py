@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from var_jax.cli.configs import add_config_argument, read_config
-from var_jax.cli.main import USER_ERRNOS
+from var_jax.cli.main import USER_ERRNOS, without_bucket_library
 from var_jax.errors import Preempted, UserError
 
 
@@ -71,6 +71,8 @@ def _tell(error: BaseException) -> int:
         return _fail(error, 2)
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
         return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
+    if isinstance(error, ImportError) and (line := without_bucket_library(error)):
+        return _fail(line, 2)
     if isinstance(error, KeyboardInterrupt):
         return _fail("interrupted", 130)
     traceback.print_exception(error)

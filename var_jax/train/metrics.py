@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import importlib
 import json
+import logging
 import math
 import sys
 import time
@@ -18,6 +20,9 @@ from tqdm import tqdm
 from var_jax.errors import UserError
 
 QUIET_SECONDS = 10.0
+BOARD_LIBRARIES = {"gs": "google.cloud.storage", "s3": "boto3"}  # with which tensorboardX writes into a bucket
+
+log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "preempted", "failed"]
 
@@ -49,9 +54,9 @@ class MetricWriter:
         self._spoke = -math.inf
         with self._reporting():
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._written = self._drop_records_after(resume_step)
+            self._kept = self._drop_records_after(resume_step)
             self._restarts = self._restarts_before()
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=resume_step + 1)
+            self._board = _board(self._workdir, resume_step + 1)
         self._bar = tqdm(total=steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
         self.status("running")
@@ -62,13 +67,19 @@ class MetricWriter:
         Args:
           values: scalars, or an array with one value a scale; what is not finite becomes null.
         """
-        if not self._enabled or (step, split) in self._written:
+        if not self._enabled or (step, split) in self._kept:
             return
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
         record = {"step": step, "split": split, **{name: _finite(value) for name, value in values.items()}}
-        with self._reporting(), self._records.open("a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._written.add((step, split))
+        self._kept[step, split] = json.dumps(record, allow_nan=False)
+        with self._reporting():
+            if _in_bucket(self._workdir):  # where nothing can be appended to
+                _replace(self._records, _lines(self._kept))
+            else:
+                with self._records.open("a") as file:
+                    file.write(self._kept[step, split] + "\n")
+        if self._board is None:
+            return
         for name, value in values.items():
             if isinstance(value, list):
                 for k, one in enumerate(value):
@@ -79,7 +90,7 @@ class MetricWriter:
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
         """A picture for TensorBoard."""
-        if self._enabled:
+        if self._enabled and self._board is not None:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._board.flush()
 
@@ -121,7 +132,8 @@ class MetricWriter:
         if not self._enabled:
             return
         self._bar.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
         self.status(state)
 
     @property
@@ -129,18 +141,18 @@ class MetricWriter:
         left = self._steps - self._step
         return left * self._seconds_a_step if left else 0.0
 
-    def _drop_records_after(self, step: int) -> set[tuple[int, str]]:
-        """(step, split) of the records that stay; a line that a crash cut short goes too."""
-        if not self._records.exists():
-            return set()
+    def _drop_records_after(self, step: int) -> dict[tuple[int, str], str]:
+        """The records that stay, by step and split; a line that a crash cut short goes too."""
         kept: dict[tuple[int, str], str] = {}
+        if not self._records.exists():
+            return kept
         for line in self._records.read_text().splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 if record["step"] <= step:
                     kept.setdefault((record["step"], record["split"]), line)
-        _replace(self._records, "".join(f"{line}\n" for line in kept.values()))
-        return set(kept)
+        _replace(self._records, _lines(kept))
+        return kept
 
     def _restarts_before(self) -> int:
         status = self._workdir / "status.json"
@@ -161,6 +173,29 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _in_bucket(path: epath.Path) -> bool:
+    return "://" in str(path)
+
+
+def _board(workdir: epath.Path, purge_step: int) -> SummaryWriter | None:
+    """TensorBoard's writer; None, with a warning, in a bucket that it has no library for."""
+    scheme, library = str(workdir).partition("://")[0], None
+    if _in_bucket(workdir):
+        library = BOARD_LIBRARIES.get(scheme)
+        try:
+            importlib.import_module(library or "")
+        except (ImportError, ValueError):
+            remedy = "pip install 'var-jax[gcs]' brings it" if scheme == "gs" else "metrics.jsonl has all figures"
+            log.warning("no TensorBoard files in %s: tensorboardX writes there with %s; %s", workdir,
+                        library or "nothing", remedy)
+            return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
+
+
+def _lines(records: Mapping[tuple[int, str], str]) -> str:
+    return "".join(f"{line}\n" for line in records.values())
 
 
 def _replace(path: epath.Path, text: str):
