@@ -32,6 +32,18 @@ def test_clean_planted_laws_raise_no_warning():
     assert analysed(x, y, ("params", "tokens")).summary["warnings"] == []
 
 
+def test_the_points_are_on_file():
+    x, y, _ = single(runs=12, noise=1e-3)
+    law = analysed(x, y)
+    np.testing.assert_array_equal(law.summary["x"], x[:, 0])
+    np.testing.assert_array_equal(law.summary["loss"], y)
+    np.testing.assert_allclose(law.summary["reducible"], y - law.summary["E"]["value"])
+    np.testing.assert_allclose(law.summary["predicted"], law.fit.predict(x))
+    assert law.summary["run"] == [f"r{i}" for i in range(12)]
+    x, y, _ = joint()
+    assert np.shape(analysed(x, y, ("params", "tokens")).summary["x"]) == x.shape
+
+
 def test_the_largest_is_predicted_better_than_naively():
     x, y, _ = single(runs=10, noise=5e-4)
     held = analysed(x, y).summary["holdout"]

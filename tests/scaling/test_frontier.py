@@ -3,7 +3,7 @@ import pytest
 from scaling.planted import JOINT
 from scipy import optimize
 
-from var_jax.scaling import frontier, samples, solver, table
+from var_jax.scaling import coverage, frontier, samples, solver, table
 
 
 def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
@@ -27,6 +27,30 @@ def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
     assert edge.compute[0] > min(c.compute[0] for c in curves)
     assert edge.weights.sum() == pytest.approx(len(set(edge.run)))
     assert np.all(np.diff(np.log(edge.params)) >= 0)
+
+
+def test_a_frontier_of_few_sizes_is_refused_however_many_runs_it_has():
+    with pytest.raises(samples.Refused, match="few-sizes: the frontier touches 2 different sizes"):
+        samples.sample(grid_table(sizes=3), "loss", ("compute",))
+    assert len(np.unique(samples.sample(grid_table(), "loss", ("compute",)).group)) >= 4
+
+
+def test_redrawn_envelopes_stand_above_that_of_all_runs_and_miss_what_too_few_reach():
+    curves = frontier.curves(grid_table(sizes=5, budgets=5), "loss")
+    edge = frontier.envelope(curves)
+    drawn = frontier.redrawn(curves, edge.compute, 50)
+    assert drawn.shape == (50, len(edge.compute))
+    assert np.all(drawn >= edge.loss * (1 - 1e-12))
+    assert np.any(np.isinf(drawn)) and np.any(drawn > edge.loss * 1.0001)
+
+
+def test_the_planted_frontier_is_the_law_of_the_joint_optimum():
+    planted = coverage.FRONTIERS[0]
+    truth = planted.truth
+    for compute in (1e20, 1e21):
+        best = frontier.optimum(np.array([planted.theta]), frontier.Cost(np.log(6), 1.0, 0.0), compute)
+        loss = solver.predict(np.array([planted.theta]), np.log(best))[0, 0]
+        assert solver.predict(truth[None], np.log([[compute]]))[0, 0] == pytest.approx(loss)
 
 
 def test_a_runs_own_curve_loses_its_warm_up():

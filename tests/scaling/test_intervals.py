@@ -3,7 +3,7 @@ import time
 
 import numpy as np
 import pytest
-from scaling.planted import JOINT, SINGLE, joint, single
+from scaling.planted import JOINT, joint, single
 from scipy import stats
 
 from var_jax.scaling import coverage, intervals, laws, solver
@@ -47,7 +47,7 @@ def test_a_floor_that_cannot_be_told_from_0_has_an_interval_from_0():
 def test_the_interval_of_a_prediction_at_the_origin_is_that_of_e():
     _, _, like = both(single(noise=3e-3, seed=5))
     _, ends, _ = intervals.profile_prediction(like, np.array([1e60]))
-    np.testing.assert_allclose(ends, intervals.profile(like)[0], rtol=1e-4)
+    np.testing.assert_allclose(ends, intervals.profile(like, intervals.EQUAL_TAILS)[0], rtol=1e-4)
 
 
 def test_a_stray_run_hardly_widens_the_interval():
@@ -92,21 +92,58 @@ def test_bootstrap_and_bca_surround_the_law_of_clean_data():
         assert ends[2, 0] < JOINT[2] + 0.03 and ends[2, 1] > JOINT[2] - 0.03
 
 
-@pytest.mark.parametrize("make, theta, sweeps", [(single, SINGLE, 40), (joint, JOINT, 25)], ids=["single", "joint"])
-def test_intervals_hold_the_truth_about_as_often_as_they_say(make, theta, sweeps):
-    """A small share of the study in `var_jax.scaling.coverage`: were it 95 %, less than 84 % would be one in 100."""
-    truth = laws.natural(np.array(theta))
-    inside, widths = [], []
+CASES = {"single": coverage.STUDIES[1], "short range": coverage.STUDIES[2], "joint": coverage.STUDIES[4]}
+
+
+def fitted_sweeps(name, sweeps):
     for seed in range(sweeps):
-        x, y, _ = make(noise=3e-3, seed=seed)
-        p = solver.problem(x, y, laws.DELTA)
-        like = intervals.likelihood(p, np.array(theta))
-        ends = intervals.profile(like)
-        inside.append((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
-        widths.append(np.diff(ends)[:, 0] / np.diff(coverage.reference(p, like))[:, 0])
-    share = np.mean(inside, axis=0)
-    assert np.all(share >= 0.84)
-    assert np.all(np.median(widths, axis=0) < 1.5)
+        p = CASES[name].draw(np.random.default_rng([7, seed]))
+        yield p, intervals.likelihood(p, laws.fit(p).theta)
+
+
+def confidence(like, index, truth):
+    """The level at which an interval of equal tails just reaches the truth."""
+    held = np.arange(len(like.theta)) == index
+    rows = np.stack([like.theta, laws.shift(truth, -like.mean)])
+    rows[:, index] = truth[index]
+    _, costs = solver.solve(like.problem, rows, held)
+    root = np.sqrt(2 * max(costs.min() - like.cost, 0) / like.variance)
+    return 1 - 2 * stats.t.sf(root, like.freedom)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
+    """A few sweeps of the study in `var_jax.scaling.coverage`: too narrow fails as well as too wide."""
+    truth = np.array(CASES[name].theta)
+    levels = np.array([[confidence(like, i, truth) for i in (0, 2)] for _, like in fitted_sweeps(name, 12)])
+    within = np.sum(levels <= 0.5, axis=0)
+    assert np.all((within >= 2) & (within <= 10))  # were each one half, another count would be one in 150
+    assert np.all(np.sum(levels <= 0.95, axis=0) >= 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
+    truth = laws.natural(np.array(CASES[name].theta))
+    found = [(intervals.profile(like), coverage.reference(p, like)) for p, like in fitted_sweeps(name, 200)]
+    reported, textbook = (np.array(rows) for rows in zip(*found, strict=True))
+    share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
+    assert np.all((share >= 0.9) & (share <= 0.98))
+    wider = coverage.widths(reported) / coverage.widths(textbook)
+    assert np.all((wider > 1) & (wider <= 1.5))
+
+
+def test_e_leaves_more_below_its_interval_than_above():
+    _, _, like = both(single(noise=3e-3, seed=5))
+    equal, reported = (intervals.profile(like, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS))
+    np.testing.assert_array_equal(equal[1:], reported[1:])
+    assert np.all(reported[0] > equal[0])
+    below, above = intervals.E_TAILS
+    assert below + above == pytest.approx(1 - intervals.LEVEL)
+    for end, tail in zip(reported[0], intervals.E_TAILS, strict=True):
+        _, costs = solver.solve(like.problem, np.array([[end, *like.theta[1:]]]), np.array([True, False, False]))
+        root = np.sqrt(2 * (costs[0] - like.cost) / like.variance)
+        assert stats.t.sf(root, like.freedom) == pytest.approx(tail, rel=1e-2)
 
 
 def test_wider_noise_wider_interval():

@@ -99,5 +99,44 @@ def test_a_sweeps_finished_runs(tmp_path):
     assert "running" in reasons["r2"] and "cannot be read" in reasons["r3"]
 
 
+def finished(directory, lines, schedule=None, steps=4):
+    directory.mkdir()
+    meta = {"params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": 50}
+    (directory / "meta.json").write_text(json.dumps(meta))
+    (directory / "status.json").write_text('{"state": "done"}')
+    (directory / "metrics.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line)
+                                                       for line in lines))
+    if schedule:
+        (directory / "config.json").write_text(json.dumps({"steps": steps, "optimizer": {"schedule": schedule}}))
+
+
+def test_lines_that_are_no_records_of_a_step_are_skipped_by_name(tmp_path):
+    good = {"step": 4, "split": "val", "loss": 3.0}
+    bad = [{"split": "val", "loss": 4.0}, [1, 2], "7", "{cut", '{"step": null}', '{"step": "4"}']
+    finished(tmp_path / "a", [*bad, good])
+    runs = table.read(str(tmp_path))
+    assert list(runs["loss"]) == [3.0]
+    assert runs.notes == ("bad-rows: 6 lines of metrics.jsonl are no JSON objects with a step and are left out",)
+    assert [reason.split(" is no")[0] for _, reason in runs.dropped] == [f"metrics.jsonl line {i}" for i in range(1, 7)]
+
+
+def test_a_loss_that_is_recorded_under_two_names_is_fitted_once(tmp_path):
+    finished(tmp_path / "a", [{"step": 4, "split": "val", "loss": 3.0, "loss_mean": 3.0, "loss_last": 3.5,
+                               "accuracy_mean": 0.25, "accuracy_last": 0.5}])
+    assert sorted(table.read(str(tmp_path)).fitted) == ["err_last", "err_mean", "loss", "loss_last"]
+
+
+def test_a_run_that_cools_down_gives_its_end_alone(tmp_path):
+    lines = [{"step": step, "split": "val", "loss": 9.0 - step} for step in (1, 2, 3, 4)]
+    finished(tmp_path / "cooled", lines, "cooldown")
+    finished(tmp_path / "cosine", lines, "cosine")
+    finished(tmp_path / "unfinished", lines[:3], "cooldown")
+    runs = table.read(str(tmp_path))
+    assert list(runs.run) == ["cooled"] + ["cosine"] * 4
+    assert runs["loss"][0] == 5.0 and runs["tokens"][0] == 40
+    reasons = dict(runs.dropped)
+    assert reasons["cooled"].startswith("3 validations") and reasons["unfinished"].startswith("3 validations")
+
+
 def test_numbers_that_are_none():
     assert math.isnan(table.build([{"run": "a", "loss": None}, {"run": "b", "loss": 1}])["loss"][0])

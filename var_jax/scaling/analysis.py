@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.scaling import intervals, laws, solver
+from var_jax.scaling import frontier, intervals, laws, solver
 from var_jax.scaling.samples import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
@@ -61,7 +61,7 @@ def analyse(key: str, sample: Sample, *, floor: float | None = None, resamples: 
     ends = intervals.profile(like)
     samples = None
     if resamples:
-        samples = intervals.bootstrap(p, fit.theta, resamples, floor=floor, groups=sample.run.astype(str))
+        samples = resampled(sample, p, fit, floor, resamples)
     names = laws.NAMES[len(sample.inputs)]
     spread = None if samples is None else intervals.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
@@ -76,6 +76,7 @@ def analyse(key: str, sample: Sample, *, floor: float | None = None, resamples: 
         "pearson": pearson(sample, fit),
         "n_runs": sample.runs,
         "points": len(sample.y),
+        **pointwise(sample, fit),
         "selection": sample.text,
         "range": {name: [float(v.min()), float(v.max())] for name, v in zip(sample.inputs, sample.x.T, strict=True)},
         "noise": like.variance**0.5,
@@ -90,11 +91,32 @@ def analyse(key: str, sample: Sample, *, floor: float | None = None, resamples: 
     return Law(key, sample, fit, like, samples, summary)
 
 
+def resampled(sample: Sample, p: solver.Problem, fit: laws.Fit, floor: float | None, resamples: int
+              ) -> Float[Array, "r p"] | None:
+    """The bootstrap over runs; that of a frontier draws its envelope anew each time."""
+    if not sample.curves:
+        return intervals.bootstrap(p, fit.theta, resamples, floor=floor, groups=sample.run.astype(str))
+    losses = frontier.redrawn(list(sample.curves), sample.x[:, 0], resamples)
+    reached = np.isfinite(losses)
+    enough = reached.sum(axis=1) > p.parameters
+    if not enough.any():
+        return None
+    losses, reached = losses[enough], reached[enough]
+    return intervals.refits(p, fit.theta, reached * p.weights, floor, np.log(np.where(reached, losses, 1.0)))
+
+
 def refusal(inputs: tuple[str, ...], reason: str) -> dict:
     """What fit.json holds of a law that is refused."""
     nothing = {"value": None, "ci95": [None, None]}
     return {"form": laws.FORMS[len(inputs)], **dict.fromkeys(laws.NAMES[len(inputs)], nothing), "pearson": None,
             "n_runs": None, "holdout_relative_error": None, "starts_agreeing": None, "warnings": [f"refused: {reason}"]}
+
+
+def pointwise(sample: Sample, fit: laws.Fit) -> dict[str, list]:
+    """Each fitted point: its run, inputs, loss, loss less E, and the law's loss there."""
+    x = sample.x[:, 0] if len(sample.inputs) == 1 else sample.x
+    return {"run": sample.run.astype(str).tolist(), "x": x.tolist(), "loss": sample.y.tolist(),
+            "reducible": (sample.y - fit.theta[0]).tolist(), "predicted": fit.predict(sample.x).tolist()}
 
 
 def pearson(sample: Sample, fit: laws.Fit) -> float | None:

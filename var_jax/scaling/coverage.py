@@ -1,19 +1,23 @@
 """Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side by side.
 
 `python -m var_jax.scaling.coverage` prints the tables of docs/scaling.md (a quarter of an hour on one core).
+Widths are those of E, log amplitudes and exponents: the fitted parameters.
 """
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from var_jax.scaling import intervals, laws, solver
+from var_jax.scaling import analysis, frontier, intervals, laws, samples, solver, table
 from var_jax.scaling.solver import Array
 
 RESAMPLES = 500
+REPORTED, TEXTBOOK, UNBIASED = "profile, F (reported)", "profile, chi-square", "profile, chi-square, RSS/(n-p)"
+METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +61,78 @@ STUDIES = (
 )
 
 
-def reference(p: solver.Problem, like: intervals.Likelihood) -> Float[Array, "p 2"]:
-    """The textbook's profile likelihood: normal noise of unknown variance, the chi-square quantile."""
+@dataclasses.dataclass(frozen=True)
+class PlantedFrontier(Planted):
+    """A joint law of which the frontier is judged: runs cost 6 N D, so losses at the optimum fall as compute to the
+    power -alpha beta / (alpha + beta)."""
+
+    def draw(self, random: np.random.Generator) -> samples.Sample:
+        p = super().draw(random)
+        x, y = np.exp(p.logx), np.exp(p.logy)
+        rows = [{"run": f"{n:.4g} {d:.4g}", "params": n, "tokens": d, "compute": 6 * n * d, "loss": loss}
+                for (n, d), loss in zip(x, y, strict=True)]
+        return samples.sample(table.build(rows), "loss", ("compute",))
+
+    @property
+    def truth(self) -> Float[Array, " p"]:
+        """[E, log A, alpha] of the frontier."""
+        e, log_a, alpha, log_b, beta = self.theta
+        low, high = np.log(self.low).sum() + np.log(6), np.log(self.high).sum() + np.log(6)
+        budgets = np.exp(np.array([low, high]))
+        price = frontier.Cost(float(np.log(6)), 1.0, 0.0)
+        theta = np.array([self.theta])
+        best = np.concatenate([frontier.optimum(theta, price, budget) for budget in budgets])
+        logs = np.log(solver.predict(theta, np.log(best))[0] - e)
+        exponent = alpha * beta / (alpha + beta)
+        return np.array([e, logs[0] + exponent * low, exponent])
+
+
+FRONTIERS = tuple(
+    PlantedFrontier(f"frontier of a joint law, {noise:.1%} noise".replace("%", " %"),
+                    (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367), (3e7, 6e8), (3e9, 6e10),
+                    ((7, 4), (6, 6), (8, 5), (8, 6)), noise) for noise in (0.002, 0.01))
+
+
+def reference(p: solver.Problem, like: intervals.Likelihood, unbiased: bool = False) -> Float[Array, "p 2"]:
+    """The textbook's profile likelihood: normal noise of unknown variance, the chi-square quantile.
+
+    Args:
+      unbiased: the noise's variance is RSS/(n - p) and taken as known, rather than profiled (RSS/n).
+    """
     problem = dataclasses.replace(like.problem, delta=np.full_like(p.delta, np.inf))
     ends, costs = solver.solve(problem, like.theta[None], like.held)
-    runs = len(p.logx)
-    allowed = costs[0] * np.expm1(stats.chi2.ppf(intervals.LEVEL, 1) / runs)
-    return intervals.profile(dataclasses.replace(like, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed))
+    quantile = stats.chi2.ppf(intervals.LEVEL, 1)
+    runs = float(p.weights.sum())
+    allowed = costs[0] * (quantile / like.freedom if unbiased else np.expm1(quantile / runs))
+    whole = dataclasses.replace(like, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed)
+    return intervals.profile(whole, intervals.EQUAL_TAILS)
 
 
-def study(planted: Planted, sweeps: int, seed: int) -> list[str]:
-    """Rows of the table."""
-    truth = laws.natural(np.array(planted.theta))
-    limits = {name: [] for name in ("profile, F (reported)", "profile, chi-square", "bootstrap over runs", "BCa")}
+def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) -> list[str]:
+    """Rows of the table; the bootstraps are drawn for the first `resampled` sweeps."""
+    truth = laws.natural(planted.truth if isinstance(planted, PlantedFrontier) else np.array(planted.theta))
+    limits: dict[str, list[Array]] = {name: [] for name in METHODS}
     values, efficient = [], []
     for sweep in range(sweeps):
-        p = planted.draw(np.random.default_rng([seed, sweep]))
+        drawn = planted.draw(np.random.default_rng([*seed, sweep]))
+        p = analysis.problem(drawn, laws.DELTA) if isinstance(drawn, samples.Sample) else drawn
         fit = laws.fit(p)
         like = intervals.likelihood(p, fit.theta)
-        samples = intervals.bootstrap(p, fit.theta, RESAMPLES, seed=sweep)
-        for name, found in zip(limits, (intervals.profile(like), reference(p, like), intervals.percentile(samples),
-                                        intervals.bca(p, fit.theta, samples)), strict=True):
-            limits[name].append(found)
+        limits[REPORTED].append(intervals.profile(like))
+        limits[TEXTBOOK].append(reference(p, like))
+        limits[UNBIASED].append(reference(p, like, unbiased=True))
         values.append(laws.natural(fit.theta))
         efficient.append(laws.natural(laws.shift(like.theta, like.mean)))
+        if sweep >= resampled:
+            continue
+        if isinstance(drawn, samples.Sample):
+            redrawn = analysis.resampled(drawn, p, fit, None, RESAMPLES)
+            if redrawn is not None:
+                limits["bootstrap over runs"].append(intervals.percentile(redrawn))
+        else:
+            redrawn = intervals.bootstrap(p, fit.theta, RESAMPLES, seed=sweep)
+            limits["bootstrap over runs"].append(intervals.percentile(redrawn))
+            limits["BCa"].append(intervals.bca(p, fit.theta, redrawn))
     names = laws.NAMES[len(truth) // 2]
     exponents = [i for i, name in enumerate(names) if name in ("alpha", "beta")]
     for label, found in (("reported value", values), ("the interval's own", efficient)):
@@ -88,30 +140,41 @@ def study(planted: Planted, sweeps: int, seed: int) -> list[str]:
         print(f"{planted.name}, {label}: " + ", ".join(
             f"{names[i]} bias {errors[:, i].mean():+.4f} +- {errors[:, i].std() / sweeps**0.5:.4f}, "
             f"rms {np.mean(errors[:, i] ** 2) ** 0.5:.4f}" for i in exponents), flush=True)
-    widths: dict[str, Array] = {}
-    for name, rows in limits.items():
-        widths[name] = np.median(np.array(rows)[..., 1] - np.array(rows)[..., 0], axis=0)
-    lines = []
-    for name, rows in limits.items():
-        inside = np.mean((np.array(rows)[..., 0] <= truth) & (truth <= np.array(rows)[..., 1]), axis=0)
-        ratio = widths[name] / widths["profile, chi-square"]
-        lines.append(f"| {planted.name} | {name} | " + ", ".join(
-            f"{n} {share:.1%}" for n, share in zip(names, inside, strict=True)) + " | " + ", ".join(
-            f"{n} {r:.2f}" for n, r in zip(names, ratio, strict=True)) + " |")
-    return lines
+    return [_row(planted.name, name, truth, np.array(rows), np.array(limits[TEXTBOOK]), np.array(limits[UNBIASED]))
+            for name, rows in limits.items() if rows]
+
+
+def _row(title: str, method: str, truth: Float[Array, " p"], rows: Float[Array, "s p 2"],
+         textbook: Float[Array, "s p 2"], unbiased: Float[Array, "s p 2"]) -> str:
+    names = laws.NAMES[len(truth) // 2]
+    inside = np.mean((rows[..., 0] <= truth) & (truth <= rows[..., 1]), axis=0)
+    cells = [", ".join(f"{n} {share:.1%}" for n, share in zip(names, inside, strict=True))]
+    for other in (textbook, unbiased):
+        ratios = widths(rows) / widths(other[:len(rows)])  # over the same sweeps
+        cells.append(", ".join(f"{n} {ratio:.2f}" for n, ratio in zip(names, ratios, strict=True)))
+    return f"| {title} | {method} | {len(rows)} | " + " | ".join(cells) + " |"
+
+
+def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
+    """Median widths of [E, log A, alpha, ...]."""
+    ends = np.array(rows)
+    ends[:, 1::2] = np.log(np.maximum(ends[:, 1::2], solver.TINY))
+    return np.median(ends[..., 1] - ends[..., 0], axis=0)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200)
+    parser.add_argument("--resampled", type=int, default=200, help="sweeps for which bootstrap and BCa are drawn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="studies whose name contains this")
     args = parser.parse_args()
-    chosen = [planted for planted in STUDIES if args.only in planted.name]
-    tables = [study(planted, args.sweeps, args.seed) for planted in chosen]
-    print("\n| planted law | interval | truth inside the 95 % interval | median width over chi-square profile's |")
-    print("|---|---|---|---|")
-    print("\n".join(line for table in tables for line in table))
+    print("| planted law | interval | sweeps | truth inside the 95 % interval | "
+          "median width over chi-square profile's, RSS/n | RSS/(n-p) |\n|---|---|---|---|---|---|")
+    # The index of a study seeds its noise, so that no two judge the methods by the same draws.
+    for index, planted in enumerate((*STUDIES, *FRONTIERS)):
+        if args.only in planted.name:
+            print("\n".join(study(planted, args.sweeps, args.resampled, (args.seed, index))), flush=True)
 
 
 if __name__ == "__main__":

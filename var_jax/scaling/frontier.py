@@ -26,6 +26,9 @@ class Curve:
     loss: Float[Array, " k"]
     run: Array
 
+    def where(self, points) -> "Curve":
+        return dataclasses.replace(self, compute=self.compute[points], loss=self.loss[points], run=self.run[points])
+
     def at(self, compute: Float[Array, " g"]) -> Float[Array, " g"]:
         """Loss interpolated on logarithms; infinite where the curve does not reach."""
         if len(self.compute) == 1:
@@ -102,6 +105,26 @@ def envelope(found: list[Curve]) -> Envelope | None:
     owner = np.array([found[b].name for b in best], dtype=object)
     return Envelope(grid, losses[best, np.arange(len(grid))], np.array([found[b].params for b in best]), owner,
                     np.array(nearest, dtype=object), share, text)
+
+
+def redrawn(found: list[Curve], compute: Float[Array, " g"], resamples: int, seed: int = 0) -> Float[Array, "r g"]:
+    """The envelope's losses at `compute` for runs drawn with replacement: what it owes to the runs that made it.
+
+    Infinite where fewer than two of a resample's curves reach.
+    """
+    found = [curve for curve in found if len(curve.compute) > 1]
+    runs, owner = np.unique(np.concatenate([curve.run for curve in found]).astype(str), return_inverse=True)
+    owners = np.split(owner, np.cumsum([len(curve.run) for curve in found])[:-1])
+    drawn = np.random.default_rng(seed).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples) > 0
+    out = np.full((resamples, len(compute)), np.inf)
+    for row, there in zip(out, drawn, strict=True):
+        losses = np.full((len(found), len(compute)), np.inf)
+        for line, curve, mine in zip(losses, found, owners, strict=True):
+            if (kept := there[mine]).sum() > 1:
+                line[:] = curve.where(kept).at(compute)
+        reached = np.isfinite(losses).sum(axis=0) >= 2
+        row[reached] = losses.min(axis=0)[reached]
+    return out
 
 
 def isoflop(found: list[Curve], at_least: int = 4) -> dict:

@@ -3,7 +3,8 @@
 Profile likelihood is reported because it holds the truth as often as it says at the least width on planted laws
 (docs/scaling.md); with 8 to 12 runs the bootstrap and BCa are 1.2 to 2 times as wide. A parameter is moved away from
 its best value, the others refitted, and the interval ends where the objective has risen by the F quantile for (1, runs
-- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1).
+- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1): 2.5 % of Student's t on
+either side. E shares its 5 % unequally, see `E_TAILS`.
 """
 
 import dataclasses
@@ -17,6 +18,11 @@ from var_jax.scaling.solver import Array, Problem
 
 OUTLIER = 2.5  # noise scales beyond which a run counts linearly: 99 % efficient on clean noise, safe with a stray run
 LEVEL = 0.95
+EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
+# What lies below and above E's interval. Above, the smallest loss is a wall and a stricter end costs next to no width;
+# below, the likelihood is so flat over a short range that a looser end saves a quarter of it. Fixed beforehand: tails
+# picked by each sweep's shortest interval miss the truth more often than they say.
+E_TAILS = (0.04, 0.01)
 CONSTRAINT = 1e6  # weight of a pseudo-run that holds a prediction
 
 
@@ -74,25 +80,27 @@ def _noise_scale(r: Float[Array, " n"], parameters: int) -> float:
     return float(1.4826 * np.median(np.sort(np.abs(r))[min(parameters, len(r) - 1):]))
 
 
-def profile(like: Likelihood) -> Float[Array, "p 2"]:
+def profile(like: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[Array, "p 2"]:
     """95 % intervals of [E, A, alpha, ...] in raw units; NaN without degrees of freedom.
 
-    An interval that does not close ends at the parameter's bound (`solver.bounds`).
+    Those of amplitudes are drawn for log A, the fitted parameter, and raised to e. An interval that does not close ends
+    at the parameter's bound (`solver.bounds`).
     """
     count = len(like.theta)
     if like.freedom <= 0:
         return np.full((count, 2), np.nan)
-    ends = _limits(like.problem, like.theta, like, [i for i in range(count) if i == 0 or i % 2 == 0])
+    ends = _limits(like.problem, like.theta, like, list(range(0, count, 2)), e_tails)
     # Amplitudes are those at x = 1: their profile needs log x as it is.
     raw = dataclasses.replace(like.problem, logx=like.problem.logx + like.mean)
-    amplitudes = _limits(raw, laws.shift(like.theta, like.mean), like, list(range(1, count, 2)))
+    amplitudes = _limits(raw, laws.shift(like.theta, like.mean), like, list(range(1, count, 2)), e_tails)
     out = np.empty((count, 2))
     for index, limits in {**ends, **amplitudes}.items():
         out[index] = limits
     return laws.natural(out.T).T
 
 
-def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: list[int]) -> dict[int, Array]:
+def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: list[int],
+            e_tails: tuple[float, float]) -> dict[int, Array]:
     """Where the profile of each parameter rises by what is allowed, below and above."""
     lower, upper = solver.bounds(p)
     jacobian = solver.log_jacobian(theta[None], p.logx)[0]
@@ -106,6 +114,9 @@ def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: li
         return out
     index = np.array([i for i, _ in sides])
     sign = np.array([s for _, s in sides])
+    quantiles = stats.t.ppf([1 - tail for tail in (*e_tails, *EQUAL_TAILS)], like.freedom)
+    share = (quantiles[:2] / quantiles[2:]) ** 2
+    allowed = like.allowed * np.where(index == 0, np.where(sign < 0, *share), 1.0)
     edge = np.where(sign < 0, lower[index], upper[index])
     held = np.tile(like.held, (len(sides), 1))
     held[np.arange(len(sides)), index] = True
@@ -123,7 +134,7 @@ def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: li
     outer = bounded(inner + sign * step)
     for _ in range(60):  # outward until all have risen enough, or stand at their bound
         trial, cost = refit(outer, inner_theta)
-        below = cost - like.cost <= like.allowed
+        below = cost - like.cost <= allowed
         inner = np.where(below, outer, inner)
         inner_theta = np.where(below[:, None], trial, inner_theta)
         if np.all(~below | (outer == edge)):
@@ -133,7 +144,7 @@ def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: li
     for _ in range(18):
         middle = (inner + outer) / 2
         trial, cost = refit(middle, inner_theta)
-        below = cost - like.cost <= like.allowed
+        below = cost - like.cost <= allowed
         inner = np.where(below, middle, inner)
         inner_theta = np.where(below[:, None], trial, inner_theta)
         outer = np.where(below, outer, middle)
@@ -204,9 +215,13 @@ def bootstrap(p: Problem, theta: Float[Array, " p"], resamples: int, *, floor: f
     return refits(p, theta, draws[:, owner] * p.weights, floor)
 
 
-def refits(p: Problem, theta: Float[Array, " p"], weights: Float[Array, "r n"], floor: float | None = None
-           ) -> Float[Array, "r p"]:
-    """The best law for each row of weights, from the law `theta` and from one with half its exponents."""
+def refits(p: Problem, theta: Float[Array, " p"], weights: Float[Array, "r n"], floor: float | None = None,
+           logy: Float[Array, "r n"] | None = None) -> Float[Array, "r p"]:
+    """The best law for each row of weights, from the law `theta` and from one with half its exponents.
+
+    Args:
+      logy: other log losses for each row.
+    """
     centred, mean = laws.centre(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
@@ -215,7 +230,8 @@ def refits(p: Problem, theta: Float[Array, " p"], weights: Float[Array, "r n"], 
     second[2::2] /= 2
     if floor is None:
         second[0] *= 0.8
-    batch = dataclasses.replace(centred, weights=np.concatenate([weights, weights]))
+    logy = centred.logy if logy is None else np.concatenate([logy, logy])
+    batch = dataclasses.replace(centred, weights=np.concatenate([weights, weights]), logy=logy)
     rows = np.repeat(np.stack([first, second]), len(weights), axis=0)
     ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-6)
     ends, costs = ends.reshape(2, len(weights), -1), costs.reshape(2, -1)

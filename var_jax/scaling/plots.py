@@ -79,21 +79,24 @@ def against(chosen: list[Law], name: str) -> Figure:
         bottom = max(min(y.min() - 0.5 * span, e - 0.1 * span), y.min() - span)
         left.set(title=law.key, ylabel=_unit(law.column), ylim=(bottom, y.max() + 0.15 * span))
         right.set(yscale="log", title=f"{law.key}, reducible", ylabel=f"{law.column} - E")
-        _published(left if law.column.startswith("err") else right, law, name)
+        # A sweep of ours calls its loss over all scales `loss`; a stranger's may be that of anything.
+        ours = law.column == "loss" and any(other.column == "loss_last" for other in chosen)
+        column = "loss_mean" if ours else law.column
+        _published(left if column.startswith("err") else right, law, name, column)
         left.legend(fontsize=8)
         right.legend(fontsize=8)
     return figure
 
 
-def _published(ax: Axes, law: Law, name: str):
+def _published(ax: Axes, law: Law, name: str, column: str):
     """VAR's own law, where it was measured at these sizes and falls within the axes."""
     low, high = (edge(own, theirs) for edge, own, theirs in zip(
         (max, min), (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()), published.RANGES[name], strict=True))
-    if (law.column, name) in published.LAWS and low < high:
+    if (column, name) in published.LAWS and low < high:
         x = np.geomspace(low, high, 50)
-        y = published.evaluate(law.column, name, x)
+        y = published.evaluate(column, name, x)
         bottom, top = ax.get_ylim()
-        if law.column.startswith("loss") or (y.min() < top and y.max() > bottom):
+        if column.startswith("loss") or (y.min() < top and y.max() > bottom):
             ax.plot(x, y, "--", color="tab:red", label="VAR on ImageNet (published)")
 
 

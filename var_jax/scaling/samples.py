@@ -29,6 +29,7 @@ class Sample:
       weights: they sum to the number of independent runs.
       notes: warnings already known, as "name: text".
       text: how the points were chosen.
+      curves: what the points are the lower envelope of, if they are.
     """
 
     inputs: tuple[str, ...]
@@ -39,6 +40,7 @@ class Sample:
     weights: Float[Array, " n"]
     notes: tuple[str, ...]
     text: str
+    curves: tuple[frontier.Curve, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -62,15 +64,19 @@ def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
     whole = table.complete(*inputs, column)
     chosen, notes = whole.finals(), []
     text = "the last row of every run"
-    edge = None
+    edge, curves = None, []
     if inputs == ("params",) and "tokens" in chosen.columns and np.isfinite(chosen["tokens"]).any():
         chosen, text = _longest(chosen, notes)
     if inputs == ("compute",):
-        edge = frontier.envelope(frontier.curves(whole, column))
+        curves = frontier.curves(whole, column)
+        edge = frontier.envelope(curves)
     if edge is not None:
-        found = Sample(inputs, edge.compute[:, None], edge.loss, edge.run, edge.owner, edge.weights, (), edge.text)
-        if found.runs < MIN_SIZES:
-            raise Refused(f"few-sizes: the frontier is touched by {found.runs} runs; {MIN_SIZES} are needed")
+        found = Sample(inputs, edge.compute[:, None], edge.loss, edge.run, edge.owner, edge.weights, (), edge.text,
+                       tuple(curves))
+        # Without sizes, a curve is the nearest thing to one. The envelope of a few sizes follows their own curves.
+        touched = len(np.unique(edge.params if np.isfinite(edge.params).all() else edge.owner.astype(str)))
+        if touched < MIN_SIZES:
+            raise Refused(f"few-sizes: the frontier touches {touched} different sizes; {MIN_SIZES} are needed")
     else:
         x = np.stack([chosen[name] for name in inputs], axis=1)
         found = Sample(inputs, x, chosen[column], chosen.run, x[:, 0], np.ones(len(x)), (), text)

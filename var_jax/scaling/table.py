@@ -15,9 +15,10 @@ from etils import epath
 from jaxtyping import Bool, Float, Shaped
 
 from var_jax.errors import UserError, did_you_mean
+from var_jax.scaling import sweep_runs
+from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
-FITTED = ("loss", "err")  # columns that start so are fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,9 @@ def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str,
     if not source.exists():
         raise UserError(f"{path} does not exist; give a CSV or JSONL file of runs, or a sweep's directory")
     dropped: list[tuple[str, str]] = []
+    notes: list[str] = []
     if source.is_dir():
-        records = sweep_records(source, dropped)
+        records = sweep_runs.records(source, dropped, notes)
     elif source.suffix.lower() in (".jsonl", ".ndjson"):
         records = _jsonl_records(source)
     elif source.suffix.lower() in (".csv", ".tsv"):
@@ -96,13 +98,13 @@ def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str,
     if not records:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
-    return build(_renamed(records, dict(mapping or {}), path), wanted, text, dropped)
+    return build(_renamed(records, dict(mapping or {}), path), wanted, text, dropped, notes)
 
 
 def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tuple[str, ...] = (),
-          dropped: list[tuple[str, str]] | None = None) -> Table:
+          dropped: list[tuple[str, str]] | None = None, notes: list[str] | None = None) -> Table:
     """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
-    dropped, notes = list(dropped or []), []
+    dropped, notes = list(dropped or []), list(notes or [])
     names = list(dict.fromkeys(name for record in records for name in record))
     named = any(record.get("run") not in (None, "") for record in records)
     run = np.array([str(record.get("run") or f"row {i + 1}") for i, record in enumerate(records)], dtype=object)
@@ -217,46 +219,3 @@ def _text(source: epath.Path) -> str:
         return source.read_text().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UserError(f"{source} is not UTF-8 text; save it as such") from error
-
-
-def sweep_records(sweep: epath.Path, dropped: list[tuple[str, str]]) -> list[dict]:
-    """Rows of a sweep's finished runs, one a validation: `<sweep>/<id>/{meta.json,metrics.jsonl,status.json}`.
-
-    `meta.json` gives `params` ({"total", "body"}), `tokens_per_step` and `flops_per_step` ({"exact", "6nd", "dense"}
-    or one number); a row's tokens and compute are those times its step. Runs that are not done are left out with a
-    reason.
-    """
-    records = []
-    for directory in sorted(entry for entry in sweep.iterdir() if entry.is_dir() and (entry / "status.json").exists()):
-        try:
-            status, meta = (json.loads((directory / name).read_text()) for name in ("status.json", "meta.json"))
-            lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-            known = _run_constants(meta)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            dropped.append((directory.name, f"its files cannot be read ({type(error).__name__}: {error})"))
-            continue
-        if status.get("state") != "done":
-            dropped.append((directory.name, f"it is {status.get('state', 'without a state')}, not done"))
-            continue
-        for line in lines:
-            if line.get("split") == "val":
-                scaled = {name: value * line["step"] for name, value in known.items() if not name.startswith("params")}
-                losses = {k: v for k, v in line.items() if k.startswith(FITTED) and isinstance(v, int | float)}
-                records.append({"run": directory.name, **known, **scaled, **_errors(line), **losses})
-        if not any(record["run"] == directory.name for record in records):
-            dropped.append((directory.name, "it has no validation records"))
-    return records
-
-
-def _run_constants(meta: dict) -> dict[str, float]:
-    flops = meta["flops_per_step"]
-    flops = flops if isinstance(flops, dict) else {"exact": flops}
-    others = {f"compute_{name}": float(value) for name, value in flops.items() if name != "exact"}
-    return {"params": float(meta["params"]["total"]), "params_body": float(meta["params"]["body"]),
-            "tokens": float(meta["tokens_per_step"]), "compute": float(flops["exact"]), **others}
-
-
-def _errors(line: dict) -> dict[str, float]:
-    """Token error of every accuracy in a record; `loss_mean` already says what `loss` does."""
-    return {f"err_{name.removeprefix('accuracy_')}": 1 - value for name, value in line.items()
-            if name.startswith("accuracy_") and isinstance(value, int | float)}
