@@ -1,15 +1,20 @@
-"""The published d16 and its tokenizer at full size, from seeded weights of the released shapes (about 4 GB)."""
+"""The published sizes: d16 and its tokenizer from seeded weights of the released shapes (about 4 GB), d36 by shapes."""
 
+import functools
 import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from reference.seeded_weights import seeded_state_dict
 
-from var_jax import Pipeline
-from var_jax.config import SCALES_256
+from var_jax import Pipeline, generate
+from var_jax.config import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.ops.scales import Scales
+from var_jax.published import abstract
 
 RELEASED = json.loads((Path(__file__).parent / "reference" / "released_checkpoints.json").read_text())
 
@@ -33,3 +38,37 @@ def test_d16_is_converted_encodes_decodes_and_samples():
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     assert np.max(logits.max(axis=-1) - chosen) < 1e-3 * np.abs(logits).max()
     assert len(np.unique(tokens)) > 50
+
+    # Guided and filtered: every token is among the 900 likeliest of its place, and within 0.96 of their probability.
+    image, tokens = model.sample([207], seed=1, cfg=1.5, top_k=900, top_p=0.96, return_tokens=True)
+    assert image.shape == (1, 256, 256, 3) and 0 <= image.min() < image.max() <= 1
+    assert len(np.unique(tokens)) > 50
+    ranks, shares = likelier_when_guided(model, tokens, [207], cfg=1.5, top_k=900)
+    assert 0 < ranks.max() < 900 and 0 < shares.max() < 0.961
+
+
+def likelier_when_guided(model: Pipeline, tokens: np.ndarray, labels: list[int], cfg: float, top_k: int):
+    """Of every token: how many codes are (clearly) likelier, and what share of the `top_k` likeliest's probability they
+    hold, under guidance that rises from 0 to `cfg`."""
+    none = [model.config.transformer.num_classes] * len(labels)
+    with_class, without = (model.logits(tokens, given) for given in (labels, none))
+    scales = model.config.tokenizer.scales
+    strength = cfg * np.array([scales.progress(k) for k in range(len(scales))])[scales.level_ids][:, None]
+    guided = (1 + strength) * with_class - strength * without
+    chosen = np.take_along_axis(guided, tokens[..., None], axis=-1)
+    likelier = guided > chosen + 1e-3 * np.abs(guided).max()
+    odds = np.exp(guided - guided.max(axis=-1, keepdims=True))
+    odds *= odds >= np.partition(odds, -top_k, axis=-1)[..., -top_k, None]
+    return likelier.sum(axis=-1), (odds * likelier).sum(axis=-1) / odds.sum(axis=-1)
+
+
+def test_d36_at_512_pixels_generates_images_by_shape():
+    scales = Scales.parse(SCALES_512)
+    model = ModelConfig(TokenizerConfig(scales=scales), TransformerConfig(depth=36, shared_adaln=True, scales=scales))
+    params = {part: unflatten_dict(abstract(getattr(model, part)), sep="/") for part in ("tokenizer", "transformer")}
+    keys = jax.eval_shape(lambda: generate.image_keys(0, jnp.arange(2)))
+    run = functools.partial(generate.generate, model, generate.Static(top_k=900, use_top_p=True, guided=True))
+    image, tokens = jax.eval_shape(run, params, jax.ShapeDtypeStruct((2,), jnp.int32), keys,
+                                   generate.Dynamic(1.5, 0.96, 1.0))
+    assert (image.shape, image.dtype) == ((2, 512, 512, 3), jnp.float32)
+    assert (tokens.shape, tokens.dtype) == ((2, 2240), jnp.int32)
