@@ -20,8 +20,8 @@ OUTLIER = 2.5  # noise scales beyond which a run counts linearly: 99 % efficient
 LEVEL = 0.95
 EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # What lies below and above E's interval. Above, the smallest loss is a wall and a stricter end costs next to no width;
-# below, the likelihood is so flat over a short range that a looser end saves a quarter of it. Fixed beforehand: tails
-# picked by each sweep's shortest interval miss the truth more often than they say.
+# below, the likelihood is so flat over a short range that a looser end saves a quarter of it. Fixed: tails picked for
+# each sweep's shortest interval miss the truth more often.
 E_TAILS = (0.04, 0.01)
 CONSTRAINT = 1e6  # weight of a pseudo-run that holds a prediction
 
