@@ -1,9 +1,11 @@
 """Visual Autoregressive Modeling (VAR, arXiv 2404.02905) in JAX/Flax."""
 
+from typing import Any
+
 __all__ = ["Pipeline", "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "Pipeline":  # imported when asked for: `var-jax --help` need not load JAX
         from var_jax.pipeline import Pipeline
 

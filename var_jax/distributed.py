@@ -93,6 +93,10 @@ def _detected(timeouts: dict[str, int]):
     _prepare()
     try:
         jax.distributed.initialize(**timeouts)
+    except RuntimeError as error:
+        if "must be called before" not in str(error):
+            raise
+        # A Python program that has used JAX already runs by itself: there is no joining any more.
     except ValueError as error:  # how JAX says that there is no cluster that it knows
         if "coordinator_address should be defined" not in str(error):
             raise UserError(f"this cluster's settings do not make a run of several processes: {error}; "

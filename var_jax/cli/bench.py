@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         from var_jax import bench
 
-        run_bench = bench.sample if args.what == "sample" else bench.train
-        report = run_bench(config, args.batch or (1 if args.what == "sample" else None), args.repeats)
+        if args.what == "sample":
+            report = bench.sample(config, args.batch or 1, args.repeats)
+        else:
+            report = bench.train(config, args.batch, args.repeats)
         lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:

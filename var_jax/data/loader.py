@@ -110,8 +110,8 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
                     example_bytes=math.prod(image_shape), workers=data.workers)
 
 
-def shuffled(source: Source, vary: Callable[[grain.MapDataset, int], grain.MapDataset], batch_size: int, seed: int,
-             start_step: int, rows: Sequence[int] | None, *, name: str, example_bytes: int,
+def shuffled(source: Source | Sequence[Any], vary: Callable[[grain.MapDataset, int], grain.MapDataset],
+             batch_size: int, seed: int, start_step: int, rows: Sequence[int] | None, *, name: str, example_bytes: int,
              workers: int) -> Iterator[dict[str, np.ndarray]]:
     """The endless batches of `train_batches` over any source.
 

@@ -89,7 +89,8 @@ def attend(
         q, k, v = (jnp.swapaxes(jnp.pad(t, padding), 1, 2) for t in qkv)
         heads = splash_attention_mask.MultiHeadMask([ScaleMask(scales, mask, length)] * q.shape[1])
         kernel = splash_attention_kernel.make_splash_mha_single_device(heads, block_sizes=sizes, interpret=interpret)
-        return jnp.swapaxes(jax.vmap(kernel)(q, k, v)[:, :, :scales.total], 1, 2)
+        seen = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
+        return seen[:, :scales.total]
 
     if not jax.sharding.get_abstract_mesh().empty:
         spec = partition.spec(("batch", "tokens", "act_heads", None))

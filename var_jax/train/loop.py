@@ -76,11 +76,13 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
+        data.require_same(directory)
         checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
         run, evaluated = start.first_state(config, optimizer, checkpoints, abstract, shardings)
         first = int(run.step)
         batches = data.train(start_step=first)
         workdir.claim(directory, config, frozen)
+        data.note(directory)
         writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
         # Steps: each is dispatched before the one before it is read
