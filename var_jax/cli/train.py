@@ -1,6 +1,6 @@
 """Trains the stage that the config names, and resumes by itself from what the workdir holds.
 
-examples:
+example:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer
   var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer --workdir runs/d2
 
