@@ -194,7 +194,7 @@ def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
     runs = preset("fashion")
     sizes = sorted({run.params["total"] for run in runs})
     assert len(sizes) >= 6 and np.log10(sizes[-1] / sizes[0]) > 1.5
-    assert len({run.tokens for run in runs}) >= 4
+    assert len({run.tokens for run in runs}) >= 3
     assert max(run.config.steps * run.config.batch_size for run in runs) <= 4 * 60_000
     assert sum(run.own_compute for run in runs) < 1e14
 

@@ -121,7 +121,7 @@ def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
     assert np.all(np.sum(levels <= 0.95, axis=0) >= 9)
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
     truth = laws.natural(np.array(CASES[name].theta))

@@ -12,7 +12,7 @@ from var_jax.errors import UserError
 from var_jax.sweep.engine import RunCommand
 from var_jax.sweep.slurm import Slurm
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slurm
 
 # At SIGTERM it takes a second to save, notes it, and exits as training does. Once saved, the next start is done.
 SAVES_AT_SIGTERM = """

@@ -14,7 +14,7 @@ import small
 
 from var_jax.sweep import claims
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("one_device")]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 120  # more than are taken in the time that the tests need to notice that a run goes
