@@ -9,8 +9,7 @@ example:
 
 import argparse
 import json
-
-from etils import epath
+from pathlib import Path
 
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.config import require
@@ -43,5 +42,5 @@ def run(args: argparse.Namespace) -> int:
         lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
-        epath.Path(args.json).write_text(json.dumps(report, indent=1))
+        Path(args.json).write_text(json.dumps(report, indent=1))
     return 0
