@@ -193,7 +193,7 @@ def test_without_labels_an_edit_is_of_no_class(model, given):
     ({"cfg": -1}, "cfg is -1; it must be 0"), ({"cfg": float("inf")}, "cfg is inf"),
     ({"top_p": 1.5}, "top_p is 1.5; it must be from 0 to 1"), ({"top_p": float("nan")}, "top_p is nan"),
     ({"top_k": -1}, "top_k is -1"), ({"top_k": 0.5}, "top_k is 0.5"), ({"temperature": 0}, "temperature is 0"),
-    ({"seed": -1}, "seed is -1"), ({"batch_size": -2}, "batch_size is -2; it must be at least 1"),
+    ({"seed": -1}, "seed is -1"), ({"batch_size": -2}, "batch_size is -2; it must be a whole number of at least 1"),
     ({"labels": [3, 11]}, r"label is 11; it must be from 0 to 9 \(10: no class\)"), ({"labels": []}, "labels is"),
     ({"labels": [0.5]}, "labels is .* whole numbers"), ({"labels": [-1]}, "label is -1"),
 ])
