@@ -61,6 +61,7 @@ def last(workdir) -> int:
     return max(processes.records(workdir), default=0)
 
 
+@pytest.mark.slow
 def test_two_processes_one_killed_one_told_to_stop_and_the_losses_of_one(run, directory, cache, alone):
     workdir, draw = directory / "two", random.Random(0)
     victim, at = draw.randrange(2), draw.randint(5, 9)
@@ -83,6 +84,7 @@ def test_two_processes_one_killed_one_told_to_stop_and_the_losses_of_one(run, di
     assert_same_losses(workdir, alone)
 
 
+@pytest.mark.slow
 def test_four_processes_and_then_one(run, directory, cache, alone):
     workdir = directory / "four"
     with processes.running(run(steps=8), workdir, cache, count=4) as four:
@@ -93,6 +95,7 @@ def test_four_processes_and_then_one(run, directory, cache, alone):
     assert processes.records(workdir) == pytest.approx(alone[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_axis_over_processes(run, directory, cache, alone):
     """Both hold the same rows of the batch."""
     workdir = directory / "model_axis"
