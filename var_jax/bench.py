@@ -79,8 +79,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
         train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0)
         if config.stage == "tokenizer":
             frozen, rows = None, {"image": np.zeros((batch, *config.tokenizer.image_shape), np.uint8)}
-            work = batch * (1 + flops.BACKWARD) * (flops.encode_flops(config.tokenizer)
-                                                   + flops.decode_flops(config.tokenizer))
+            work = batch * flops.tokenizer_train_flops(config.tokenizer)
         else:
             frozen = _random_params(config, "tokenizer")
             tokens = np.random.default_rng(0).integers(config.tokenizer.vocab_size,

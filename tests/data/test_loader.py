@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from batches import same, take
 
 from var_jax.data import loader, sources
 from var_jax.errors import UserError
@@ -18,17 +19,6 @@ def data(tmp_path_factory) -> DataConfig:
     config = DataConfig(data_dir=str(tmp_path_factory.mktemp("tfds")), train_split="train[:90]", eval_split="test[:50]")
     sources.open_split(config, "train")
     return config
-
-
-def take(batches, count: int):
-    taken = list(itertools.islice(batches, count))
-    batches.close()
-    return taken
-
-
-def same(ours, theirs) -> bool:
-    return all(a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-               for a, b in zip(ours, theirs, strict=True))
 
 
 def test_batches_are_bytes_of_the_models_shape(data):

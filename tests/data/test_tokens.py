@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from array_record.python import array_record_module
+from batches import same, take
 from etils import epath
 
 from var_jax.config import TokenizerConfig, plain
@@ -46,17 +47,6 @@ def write_cache(directory, vocab_size: int = 70000):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tokens.open_cache(write_cache(tmp_path_factory.mktemp("cache") / "c"))
-
-
-def take(batches, count: int):
-    taken = list(itertools.islice(batches, count))
-    batches.close()
-    return taken
-
-
-def same(ours, theirs) -> bool:
-    return all(a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-               for a, b in zip(ours, theirs, strict=True))
 
 
 def test_every_record_is_its_image_in_its_view(cache):

@@ -76,7 +76,7 @@ def train(config: TrainConfig, where: Slice) -> Step:
         work = flops.train_flops_per_image(config.transformer)
     else:
         frozen, shapes = None, {"image": (config.tokenizer.image_shape, jnp.uint8)}
-        work = (1 + flops.BACKWARD) * (flops.encode_flops(config.tokenizer) + flops.decode_flops(config.tokenizer))
+        work = flops.tokenizer_train_flops(config.tokenizer)
     batch = {name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
              for name, (shape, dtype) in shapes.items()}
     with jax.set_mesh(mesh):

@@ -120,6 +120,11 @@ def decode_flops(config: TokenizerConfig) -> float:
     return float(total + _conv(c.image_shape[:2], previous, c.in_channels))
 
 
+def tokenizer_train_flops(config: TokenizerConfig) -> float:
+    """Forward and backward of encoder, quantizer and decoder, one image."""
+    return (1 + BACKWARD) * (encode_flops(config) + decode_flops(config))
+
+
 def _conv(size: tuple[int, int], inputs: int, outputs: int, kernel: int = 3) -> int:
     """A stride-1 convolution that keeps the size; border outputs have fewer taps within the map."""
     taps = [n * kernel - 2 * (kernel // 2) for n in size]

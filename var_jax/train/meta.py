@@ -56,8 +56,7 @@ def _flops(config: TrainConfig) -> dict[str, float]:
         return {"exact": flops.train_flops_per_image(config.transformer),
                 "6nd": flops.six_nd_train_flops(config.transformer),
                 "dense": flops.dense_attention_train_flops(config.transformer)}
-    forward = flops.encode_flops(config.tokenizer) + flops.decode_flops(config.tokenizer)
-    return {"exact": (1 + flops.BACKWARD) * forward}
+    return {"exact": flops.tokenizer_train_flops(config.tokenizer)}
 
 
 def _versions() -> dict[str, str]:

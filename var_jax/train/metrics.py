@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from var_jax.errors import UserError
+from var_jax.model_directory import write_text
 
 QUIET_SECONDS = 10.0
 BOARD_LIBRARIES = {"gs": "google.cloud.storage", "s3": "boto3"}  # with which tensorboardX writes into a bucket
@@ -74,7 +75,7 @@ class MetricWriter:
         self._kept[step, split] = json.dumps(record, allow_nan=False)
         with self._reporting():
             if _in_bucket(self._workdir):  # where nothing can be appended to
-                _replace(self._records, _lines(self._kept))
+                write_text(self._records, _lines(self._kept))
             else:
                 with self._records.open("a") as file:
                     file.write(self._kept[step, split] + "\n")
@@ -125,7 +126,7 @@ class MetricWriter:
                   "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
                   "restarts": self._restarts, "updated": now}
         with self._reporting():
-            _replace(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
+            write_text(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
 
     def close(self, state: State):
         """The last status; ends the bar and TensorBoard's file."""
@@ -151,7 +152,7 @@ class MetricWriter:
                 record = json.loads(line)
                 if record["step"] <= step:
                     kept.setdefault((record["step"], record["split"]), line)
-        _replace(self._records, _lines(kept))
+        write_text(self._records, _lines(kept))
         return kept
 
     def _restarts_before(self) -> int:
@@ -196,9 +197,3 @@ def _board(workdir: epath.Path, purge_step: int) -> SummaryWriter | None:
 
 def _lines(records: Mapping[tuple[int, str], str]) -> str:
     return "".join(f"{line}\n" for line in records.values())
-
-
-def _replace(path: epath.Path, text: str):
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

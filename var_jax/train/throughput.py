@@ -71,4 +71,4 @@ def train_flops_per_image(config: TrainConfig) -> float:
     """Forward and backward of the stage that is trained; the frozen tokenizer's encoding is not in it."""
     if config.stage == "transformer":
         return flops.train_flops_per_image(config.transformer)
-    return (1 + flops.BACKWARD) * (flops.encode_flops(config.tokenizer) + flops.decode_flops(config.tokenizer))
+    return flops.tokenizer_train_flops(config.tokenizer)
