@@ -33,9 +33,10 @@ LR_DEPTHS = (6, 8, 10)
 BATCH = 768
 
 FASHION_SIZES = ((2, 16), (2, 24), (2, 32), (3, 40), (3, 56), (4, 72), (4, 96))  # (depth, width)
-FASHION_STEPS = (160, 320, 640)  # 0.09 to 0.34 epochs
+FASHION_BATCH = 16
+FASHION_STEPS = (400, 800, 1600)  # 0.11 to 0.43 epochs
 FASHION_HEAD = 8
-FASHION_RATE = 6e-3  # at width 64 and batch 32
+FASHION_RATE = 8e-3  # at width 64; the best of `fashion_lr`
 LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -104,7 +105,7 @@ def _imagenet_sizes(depths: tuple[int, ...]) -> list[grid.Overrides]:
 
 def _fashion_sizes() -> list[grid.Overrides]:
     return [{"transformer.depth": depth, "transformer.width": width, "transformer.heads": width // FASHION_HEAD,
-             "optimizer.base_lr": FASHION_RATE * 64 / width * 256 / 32} for depth, width in FASHION_SIZES]
+             "optimizer.base_lr": FASHION_RATE * 64 / width * 256 / FASHION_BATCH} for depth, width in FASHION_SIZES]
 
 
 def _recipe(depth: int) -> grid.Overrides:
@@ -133,9 +134,9 @@ def _ends(config, steps: tuple[int, ...], save_every: int):
 def _fashion():
     config = runpy.run_path(str(Path(__file__).with_name("fashion_mnist.py")))["get_config"]("d2")
     _constant(config)
-    config.batch_size = 32
+    config.batch_size = FASHION_BATCH
     config.ema = 0.0  # the cooldown does what averaging would
-    config.optimizer.warmup_steps = 50
-    _ends(config, FASHION_STEPS, save_every=64)
+    config.optimizer.warmup_steps = 40
+    _ends(config, FASHION_STEPS, save_every=160)
     config.eval_images = 2500
     return config

@@ -99,7 +99,7 @@ def encode_flops(config: TokenizerConfig) -> float:
             rows, columns = (3 * n - 1 for n in sizes[i + 1])  # padded on one side only
             total += 2 * rows * columns * width * width
     total += _middle(c, previous) + _conv((h, w), previous, c.z_channels) + _conv((h, w), c.z_channels, c.z_channels)
-    search = 2 * c.scales.total * c.vocab_size * c.z_channels
+    search = 2 * c.scales.total * c.codebook_parameters
     down = sum(_resize((h, w), size, c.z_channels) for size in c.scales.sizes)
     return float(total + search + down + _contributions(c))
 

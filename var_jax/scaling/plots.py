@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from var_jax.scaling import frontier, published, solver
 from var_jax.scaling.analysis import Law
@@ -174,6 +175,7 @@ def residuals(chosen: list[Law]) -> Figure:
         ax.plot(law.sample.x[:, 0], off, **POINT)
         ax.axhline(0, color=FLOOR, ls=":")
         ax.set(xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key)
+        ax.xaxis.set_minor_formatter(NullFormatter())  # over a decade or two the minor labels run into each other
     return figure
 
 

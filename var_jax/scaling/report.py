@@ -157,7 +157,7 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
              "|---|---|---|---|---|"]
     for key, law in result["laws"].items():
         shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
-        error = held_text(law["holdout"]) if law.get("holdout") else "-"
+        error = held_text(law) if law.get("holdout") else "-"
         name = key.replace("|", chr(92) + "|")
         lines.append(f"| {name} | {shown} | {law['n_runs']} | {error} | {_short(law.get('pearson'))} |")
     lines += ["", "Pearson is that of the linearised law and weak evidence: E is chosen to make it large.", ""]
@@ -219,10 +219,10 @@ def _shown(law: Mapping) -> list[str]:
             if name in law and not (name == "alpha" and "exponent" in law)]
 
 
-def held_text(held: Mapping) -> str:
-    """The hold-out's error beside the naive guess's."""
-    relative = abs(held["predicted"] / held["actual"] - 1)
-    text = f"{relative:.2%} ({held['naive_relative_error']:.2%})"
+def held_text(law: Mapping) -> str:
+    """The hold-out's error beside the naive guess's, means over the points left out."""
+    held = law["holdout"]
+    text = f"{law['holdout_relative_error']:.2%} ({held['naive_relative_error']:.2%})"
     with contextlib.suppress(TypeError):
         text += f", {held['error_over_drop']:.2f} of the drop"
     return text
