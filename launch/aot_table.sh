@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The table of docs/scale_aot.md: one report a program and slice in docs/aot, then all of them as Markdown. Reports that
+# The table of docs/scale.md: one report a program and slice in docs/aot, then all of them as Markdown. Reports that
 # are there are kept, so that it goes on where it stopped; delete one to compile it again (minutes each).
 #   bash launch/aot_table.sh                     all
 #   bash launch/aot_table.sh d30_v5p-4x4x8       the named ones
@@ -20,7 +20,10 @@ report() { # NAME CONFIG TOPOLOGY [OPTIONS]
 only=("$@")
 # 350 epochs at batch 2048; the other batches and schedules are the configs' own, which are the published ones.
 report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --config.steps=218949
+# The same slice and batch at a quarter of the depth: compile time must not follow the depth.
+report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048
 report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
+report tokenizer configs/imagenet256.py:tokenizer v5e:16x16
 for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
   report d36 configs/imagenet512.py:d36 $slice
