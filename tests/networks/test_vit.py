@@ -1,0 +1,50 @@
+"""Against PyTorch: `vit.npz` holds every fifth patch token that torch.nn.functional gives in float64 for the weights of
+`drawn` (two heads, three blocks, patches of 4, a grid of 5 x 5), on images of the grid's size and of 24 x 12."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from networks import drawn
+
+from var_jax.errors import UserError
+from var_jax.networks import vit
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(Path(__file__).parent / "vit.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def state(reference):
+    return drawn.state_dict(json.loads(str(reference["shapes"])))
+
+
+@pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])
+def test_tokens_are_pytorchs(reference, state, size, count):
+    params = vit.from_state(state)
+    found = jax.jit(lambda p, x: vit.tokens(p, x, (0, 1, 2)))(params, reference[f"{size}_images"])
+    assert [x.shape for x in found] == [(2, count, vit.width(params))] * 3
+    for i, x in enumerate(found):
+        np.testing.assert_allclose(x[:, ::5], reference[f"{size}_{i}"], atol=2e-5)
+
+
+def test_mistakes_are_named(reference, state):
+    with pytest.raises(UserError, match=r"there is no blocks\.1\.attn\.qkv\.bias"):
+        vit.from_state({key: x for key, x in state.items() if key != "blocks.1.attn.qkv.bias"})
+    with pytest.raises(UserError, match=r"blocks\.1\.attn\.qkv\.weight has the shape .*; it must be 384 x 128"):
+        vit.from_state({**state, "blocks.1.attn.qkv.weight": np.zeros((128, 128))})
+    with pytest.raises(UserError, match=r"unknown key blocks\.9\.norm1\.bias;"):
+        vit.from_state({**state, "blocks.9.norm1.bias": np.zeros(128), "head.weight": np.zeros(1)})
+    with pytest.raises(UserError, match="24 positions"):
+        vit.from_state({**state, "pos_embed": np.zeros((1, 24, 128))})
+    params = vit.from_state(state)
+    with pytest.raises(UserError, match="22 x 20; .* multiples of 4"):
+        vit.tokens(params, np.zeros((1, 22, 20, 3)), (0,))
+    for layers in ((), (0, 3), (1, 0), (-1,)):
+        with pytest.raises(UserError, match="from 0 to 2"):
+            vit.tokens(params, reference["trained_images"], layers)
