@@ -13,6 +13,7 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax import bench
+from var_jax.cli.main import main
 from var_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +61,26 @@ DECODED = ((2 * 4 * 3 * 1 * (1 + 4) + 2 * 4 * 3 * 2 * (2 + 4)) + 3 * 2 * 70 * 4 
            + 2 * 70 * (4 * 4 + 4 * 16) + (2 + 2) * 2 * (2 * 70 * 16**2)
            + 2 * 352 * 16 * 16 + 2 * 352 * (16 * 8 + 8 * 8) + 2 * 48 * 16 * 8 + 2 * (2 * 352 * 8 * 8) + 2 * 352 * 8 * 1)
 
+# Weights in float32: AdaLN's 12 linears in front of the blocks once; at each of 3 scales both blocks, the head, the
+# embedding and the 2 linears before the head. Keys and values in bfloat16, of 2 images guided, in 2 blocks: 1, 1 + 4
+# and 1 + 4 + 12 tokens are touched.
+WEIGHTS = 12 * 16**2 + 3 * (2 * (4 * 16**2 + 2 * 16 * 64) + 16 * 16 + 4 * 16 + 2 * 16**2)
+CACHED = 2 * 2 * 16 * (2 * 2) * (1 + 5 + 17)
+
+
+def convolution(inputs: int, outputs: int, side: int = 3) -> int:
+    return side**2 * inputs * outputs + outputs
+
+
+def residual_block(inputs: int, outputs: int) -> int:
+    norms = 2 * inputs + 2 * outputs
+    return norms + convolution(inputs, outputs) + convolution(outputs, outputs)
+
+
+# Codes, two of phi and the convolution in front of the decoder; in that the blocks as above.
+DECODER = (16 * 4 + 3 * convolution(4, 4) + convolution(4, 16) + 4 * residual_block(16, 16) + convolution(16, 16)
+           + residual_block(16, 8) + convolution(16, 8, 1) + residual_block(8, 8) + 2 * 8 + convolution(8, 1))
+
 
 @pytest.mark.parametrize(("what", "parts"), [
     ("sample", {"transformer": GENERATED, "tokenizer": DECODED}), ("train", {"transformer": 3 * FORWARD})])
@@ -76,6 +97,23 @@ def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
     rates = found["matmul_flops_per_s"]
     assert list(rates) == ["float32"]
     assert found["floor_seconds"] == pytest.approx(2 * sum(parts.values()) / rates["float32"])
+    if what == "sample":
+        assert found["bytes"] == 4 * (WEIGHTS + DECODER) + 2 * CACHED
+        assert found["byte_floor_seconds"] == pytest.approx(found["bytes"] / found["bytes_per_s"])
+        assert set(found["seconds_by_part"]) == {"transformer", "decoder", "sampling"}
+        assert min(found["seconds_by_part"]["transformer"], found["seconds_by_part"]["decoder"]) > 0
+
+
+def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
+    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
+    array = jax.device_put(np.zeros(1))
+    functions = {name: lambda: array for name in ("whole", "transformer", "decoder")}
+    times = {functions["whole"]: iter((9.0, 2.0, 1.0)), functions["transformer"]: iter((1.25, 0.25, 1.5)),
+             functions["decoder"]: iter((0.5, 0.25, 7.0))}  # the medians are 2, 1.25 and 0.5
+    monkeypatch.setattr(bench, "_seconds", lambda run: next(times[run]) if run in times else 0.5)
+    whole = functions.pop("whole")
+    found = bench.beside_floor(whole, {"transformer": bench.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions)
+    assert found["seconds"] == 2 and found["seconds_by_part"] == {"transformer": 1.25, "decoder": 0.5, "sampling": 0.25}
 
 
 def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program(monkeypatch):
@@ -92,6 +130,30 @@ def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program
                                                                              "tokenizer": "float32"}
     assert found["floor_seconds"] == pytest.approx(8e6 / rate) and found["images_per_s"] == 8
     assert found["ratio"] == pytest.approx(0.25 * rate / 8e6)
+
+
+def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
+    def measured(config, batch, repeats):
+        return {"what": "sample", "batch": batch, "dtype": "float32", "devices": 1, "device": "cpu", "seconds": 0.5,
+                "images_per_s": batch / 0.5, "floor_seconds": 0.25, "byte_floor_seconds": 0.125,
+                "seconds_by_part": {"transformer": 0.3, "decoder": 0.15, "sampling": 0.05}}
+
+    config, report = tmp_path / "small_run.py", tmp_path / "report.json"
+    config.write_text(small.CONFIG_FILE)
+    monkeypatch.setattr(bench, "sample", measured)
+    assert main(["bench", "sample", "--config", str(config), "--batch", "1,8,64", "--json", str(report)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[2:] == [[batch, rate, "0.500", "0.250", "0.125", "0.300", "0.050", "0.150"]
+                        for batch, rate in (("1", "2"), ("8", "16"), ("64", "128"))]
+    assert [one["batch"] for one in json.loads(report.read_text())["batches"]] == [1, 8, 64]
+    for what, batch, message in (("sample", "0", "--batch is 0; it must be a whole number of at least 1"),
+                                 ("sample", "1,x", "--batch is 1,x"), ("train", "1,8", "one number for train")):
+        assert main(["bench", what, "--config", str(config), "--batch", batch]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(bench, "sample", lambda *_: pytest.fail("measured before it was refused"))
+    for place, message in ((tmp_path, "it is a directory; name a file"), (config / "a.json", "is a file, not a dir")):
+        assert main(["bench", "sample", "--config", str(config), "--json", str(place)]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

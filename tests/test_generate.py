@@ -208,6 +208,8 @@ def test_arrays_that_do_not_fit_are_named(model, given):
             (lambda: model.edit(images[:, :3], mask), "the images' shape"),
             (lambda: model.edit(images * 2, mask), "the images' range"),
             (lambda: model.edit(images, mask.T), "the mask's shape"),
+            (lambda: model.edit(images, mask * 255), "the mask is of int64 values other than 0 and 1"),
+            (lambda: model.edit(images, mask * 0.7), "the mask is of float64 values"),
             (lambda: model.edit(images, mask, labels[:2]), "the number of labels"),
             (lambda: model.edit(images, mask[None]), "the number of masks"),
             (lambda: model.encode(images[:0]), "the batch is empty"),

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from var_jax.errors import UserError
-from var_jax.pictures import grid, save_png, strip, to_uint8
+from var_jax.pictures import grid, save_gif, save_png, strip, to_uint8
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -89,6 +89,29 @@ def test_save(tmp_path):
     assert read.format == "PNG"
     np.testing.assert_array_equal(np.asarray(read), np.asarray(picture))
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["x.png"]
+
+
+def test_each_writer_has_a_temporary_file_of_its_own(tmp_path):
+    (tmp_path / "x.png.tmp").mkdir()  # as that of another process, whatever it is
+    save_png(tmp_path / "x.png", grid(flat(RED), columns=1))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["x.png", "x.png.tmp"]
+
+
+def test_an_animation_repeats_and_rests_on_its_last_frame(tmp_path):
+    frames = [grid(flat(colour), columns=1) for colour in (RED, GREEN, BLUE)]
+    save_gif(tmp_path / "new" / "x.gif", frames, milliseconds=100)
+    with Image.open(tmp_path / "new" / "x.gif") as opened:
+        assert opened.format == "GIF" and opened.info["loop"] == 0 and opened.n_frames == 3
+        times = []
+        for i, expected in enumerate(frames):
+            opened.seek(i)
+            times.append(opened.info["duration"])
+            np.testing.assert_array_equal(np.asarray(opened.convert("RGB")), np.asarray(expected))
+    assert times == [100, 100, 400]
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["x.gif"]
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="cannot write the picture"):
+        save_gif(tmp_path / "folder.gif", frames)
 
 
 def test_an_unwritable_path(tmp_path):

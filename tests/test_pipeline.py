@@ -1,12 +1,18 @@
 """The public object's construction; what it computes is tested beside what computes it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import small
 
 from var_jax import Pipeline, convert, model_directory
+from var_jax.config import ModelConfig
 from var_jax.errors import UserError
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.ops import vq
+from var_jax.ops.scales import Scales
 
 
 def dicts_only(tree) -> bool:
@@ -48,3 +54,67 @@ def test_whole_numbers_of_any_kind():
     plain = small.pipeline().sample([1, 2], seed=3, top_k=5, batch_size=2)
     other = small.pipeline().sample([1, 2], seed=np.int64(3), top_k=5.0, batch_size=np.float32(2))
     np.testing.assert_array_equal(plain, other)
+
+
+@pytest.fixture(scope="module")
+def binary():
+    """The small model with binary codes, of which there are as many as it has codes."""
+    parts = dict(small.pipeline().params)
+    quantize = {name: leaf for name, leaf in parts["tokenizer"]["quantize"].items() if name != "codebook"}
+    parts["tokenizer"] = {**parts["tokenizer"], "quantize": quantize}
+    return Pipeline(ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq"), small.TRANSFORMER), parts)
+
+
+def test_binary_codes_sample_and_save(binary, tmp_path):
+    images, tokens = binary.sample([1, 2, 3], seed=3, return_tokens=True)
+    np.testing.assert_allclose(images, (binary.decode(tokens) + 1) / 2, atol=1e-5)
+    mixed = binary.sample([1, 2, 3], seed=3, smooth=True)
+    assert mixed.shape == images.shape and not np.allclose(mixed, images, atol=1e-3)
+    binary.save(tmp_path / "model")
+    loaded = Pipeline.from_pretrained(tmp_path / "model")
+    assert loaded.config == binary.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, binary.params)
+
+
+def test_binary_codes_have_no_published_keys(binary):
+    with pytest.raises(UserError, match="tokenizer.codes is 'bsq'; it must be 'euclidean' or 'cosine'"):
+        binary.to_torch()
+
+
+def test_too_many_binary_codes_are_not_mixed():
+    sizes = {"vocab_size": 2**17, "z_channels": 17}
+    config = ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq", **sizes),
+                         dataclasses.replace(small.TRANSFORMER, **sizes))
+    params = dict(small.pipeline().params)
+    kernel, bias = np.zeros((2, 3, 3, 17, 17), np.float32), np.zeros((2, 17), np.float32)
+    params["tokenizer"] = {**params["tokenizer"], "quantize": {"phi_kernel": kernel, "phi_bias": bias}}
+    with pytest.raises(UserError, match="at most 65536 codes .smooth sampling"):
+        Pipeline(config, params).sample([1], smooth=True)
+
+
+@pytest.mark.parametrize("scales", ["1,2x1,2,4,5x6,6x8", "1x1,1x2,2x4"])
+def test_a_tokenizer_at_other_scales(scales):
+    """Against the quantizer's functions on weights and scales put together by hand."""
+    model = small.pipeline()
+    other, sizes = model.with_scales(scales), Scales.parse(scales)
+    shape = (2 * sizes.finest[0], 2 * sizes.finest[1], 1)
+    assert other.config.tokenizer.image_shape == shape and other.config.transformer is None
+    images = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
+    tokens = other.encode(images)
+    apply = jax.jit(lambda p, x: Tokenizer(small.TOKENIZER).apply({"params": p}, x, method="features"))
+    weights = model.params["tokenizer"]["quantize"]
+    quantizer = vq.Quantizer(weights["codebook"], weights["phi_kernel"], weights["phi_bias"], scales=sizes)
+    np.testing.assert_array_equal(tokens, jax.jit(vq.encode)(quantizer, apply(model.params["tokenizer"], images))[0])
+    np.testing.assert_allclose(other.decode(tokens), other.reconstruct(images)[-1], atol=1e-4)
+    with pytest.raises(UserError, match="a tokenizer alone"):
+        other.sample([1])
+
+
+def test_one_convolution_a_scale_needs_as_many_scales():
+    one_each = dataclasses.replace(small.TOKENIZER, phi=0)
+    model = Pipeline(ModelConfig(one_each), {"tokenizer": {}})
+    assert model.with_scales("1,2,6x8").config.tokenizer.scales == Scales.parse("1,2,6x8")
+    with pytest.raises(UserError, match="^the number of scales is 4; it must be 3, as this tokenizer has one"):
+        model.with_scales("1,2,4,8")
+    with pytest.raises(UserError, match="coarse to fine"):
+        model.with_scales("4,2")

@@ -24,7 +24,7 @@ from var_jax.data import loader, tokens
 from var_jax.tokenize import tokenize
 from var_jax.train import state, step
 from var_jax.train.config import TrainConfig
-from var_jax.train.optimizer import make_optimizer
+from var_jax.train.program import Program
 
 ARMS = ("images", "tokens", "encoder")
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
@@ -88,10 +88,8 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def _stepper(config: TrainConfig, mesh: jax.sharding.Mesh, frozen: Any) -> Callable:
-    optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
-    _, shardings = state.state_shardings(config, optimizer, mesh)
-    run = state.init_state(config, optimizer, shardings)
-    train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, None))
+    program = Program(config, mesh)
+    run, train_step = program.first_state(), program.step()
 
     def train(arrays: dict[str, jax.Array]) -> Any:
         nonlocal run

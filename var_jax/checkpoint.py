@@ -4,6 +4,7 @@ Every array's checksum is kept beside it: the storage format notices a short fil
 """
 
 import contextlib
+import dataclasses
 import errno
 import json
 import logging
@@ -132,12 +133,19 @@ class Checkpoints:
         Raises:
           UserError: there is none, none can be read, or its arrays are not those of `abstract_state`.
         """
-        args = jax.tree.map(lambda a: ocp.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape, dtype=a.dtype),
-                            abstract_state)
+
+        def whole(path: epath.Path, wanted: Any) -> Any:
+            args = jax.tree.map(lambda a: ocp.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape,
+                                                               dtype=a.dtype), wanted)
+            return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args))
 
         def read(path: epath.Path, stored: Any) -> Any:
             _require_same(path, stored, abstract_state)
-            return _restore(path, ocp.args.PyTreeRestore(abstract_state, restore_args=args))
+            if not dataclasses.is_dataclass(abstract_state) or set(vars(abstract_state)) <= set(stored):
+                return whole(path, abstract_state)
+            # Of fields that came to the state after the checkpoint was written, none holds an array.
+            held = whole(path, {name: value for name, value in vars(abstract_state).items() if name in stored})
+            return type(abstract_state)(**vars(abstract_state) | held)
 
         found, state, extra = self._newest_sound(read, step)
         self._overtaken = [later for later in self.steps() if later > found]

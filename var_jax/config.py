@@ -18,6 +18,7 @@ SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
 SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
 
 DType = Literal["float32", "bfloat16"]
+MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,17 @@ class TokenizerConfig:
       blocks: residual blocks a level in the encoder (the decoder has one more).
       attention, mid_attention: self-attention at the lowest resolution's blocks, and between the middle blocks.
       norm_groups: groups of every GroupNorm; divides every level's width.
-      z_channels: width of a code.
-      vocab_size: number of codes V.
+      z_channels: width of a code; of "bsq" codes their bits, at most 30.
+      vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
       phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one a scale.
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
-      codes: "euclidean" nearest code, or "cosine": residual and codes are normalised for the search only.
+      codes: "euclidean" nearest code; "cosine": residual and codes are normalised for the search only; "bsq": binary
+        spherical codes without a codebook (`ops.vq`), for vocabularies of any size.
       vq_beta: weight of the commitment half of the VQ loss.
       init_codes: standard deviation that codes start with; at that of the features many codes are used from the start.
+      quantizer_dropout: share of training images whose finest scales are left out, from a random one on.
+      quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
+      remat: what the backward pass recomputes: "none", or every residual block ("full").
       dtype, param_dtype: computation and storage.
     """
 
@@ -53,9 +58,12 @@ class TokenizerConfig:
     vocab_size: int = 4096
     phi: int = 4
     phi_ratio: float = 0.5
-    codes: Literal["euclidean", "cosine"] = "euclidean"
+    codes: Literal["euclidean", "cosine", "bsq"] = "euclidean"
     vq_beta: float = 0.25
     init_codes: float = 0.1
+    quantizer_dropout: float = 0.0
+    quantizer_dropout_from: int = 3
+    remat: Literal["none", "full"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"
 
@@ -69,6 +77,16 @@ class TokenizerConfig:
             require(width % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups,
                     f"a divisor of every level's width {self.widths}")
         require(self.phi >= 0, "tokenizer.phi", self.phi, "0 (one a scale) or more")
+        if self.codes == "bsq":
+            require(self.z_channels <= MAX_BITS, "tokenizer.z_channels", self.z_channels,
+                    f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: 12 for 4096 codes")
+            require(self.vocab_size == 2**self.z_channels, "tokenizer.vocab_size", self.vocab_size,
+                    f"2 ** z_channels = {2**self.z_channels} with codes 'bsq'")
+        require(0 <= self.quantizer_dropout <= 1, "tokenizer.quantizer_dropout", self.quantizer_dropout, "from 0 to 1")
+        finest = len(self.scales) - 1
+        require(self.quantizer_dropout == 0 or 0 <= self.quantizer_dropout_from <= finest,
+                "tokenizer.quantizer_dropout_from", self.quantizer_dropout_from,
+                f"a scale of {self.scales}, counted from 0: at most {finest}")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -78,6 +96,11 @@ class TokenizerConfig:
     def downsampling(self) -> int:
         """Pixels of a token's side: two to the number of halvings."""
         return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def codebook_parameters(self) -> int:
+        """Numbers in the codebook; none where codes are computed."""
+        return 0 if self.codes == "bsq" else self.vocab_size * self.z_channels
 
     @property
     def phi_count(self) -> int:

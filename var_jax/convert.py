@@ -69,7 +69,11 @@ def to_torch(config: ModelConfig, params: Mapping[str, Any], with_buffers: bool 
     Args:
       with_buffers: beside the weights, also what the published modules hold as buffers and released checkpoints
         contain, so that `load_state_dict` takes the dicts as strictly as it can.
+    Raises:
+      UserError: the published tokenizer has no such codes.
     """
+    require(config.tokenizer.codes != "bsq", "tokenizer.codes", "'bsq'",
+            "'euclidean' or 'cosine' for published keys, which are those of a codebook")
 
     def state(sizes: TokenizerConfig | TransformerConfig, part: str) -> State:
         return part_to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})

@@ -19,6 +19,7 @@ from var_jax.errors import UserError
 
 START_SECONDS = 300  # hosts of a slice boot, and pull images, minutes apart
 PEER_SECONDS = 60
+SHUTDOWN_SECONDS = 300
 LEAVE_SECONDS = 5
 EXIT_LOST = 1
 
@@ -31,7 +32,8 @@ _abort_handler = None  # C holds no reference of its own
 
 
 def initialise(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None, *,
-               start_seconds: int = START_SECONDS, peer_seconds: int = PEER_SECONDS):
+               start_seconds: int = START_SECONDS, peer_seconds: int = PEER_SECONDS,
+               shutdown_seconds: int = SHUTDOWN_SECONDS):
     """Joins the other processes of this run, before JAX touches a device; alone, it does nothing.
 
     With no arguments it asks JAX's own detection of TPU pods, SLURM, GKE and Open MPI. On CPUs the processes speak
@@ -42,10 +44,12 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
       num_processes, process_id: how many there are, and which of them this is, from 0.
       start_seconds: until all must be there.
       peer_seconds: without a sign of life of a process, after which all others end with one line and exit code 1.
+      shutdown_seconds: that a process which is done waits for the others to be.
     Raises:
       UserError: arguments that say nothing of use, a port that is taken, or no answer from process 0.
     """
-    timeouts = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": peer_seconds}
+    timeouts = {"initialization_timeout": start_seconds, "heartbeat_timeout_seconds": peer_seconds,
+                "shutdown_timeout_seconds": shutdown_seconds}
     if (coordinator, num_processes, process_id) == (None, None, None):
         _detected(timeouts)
     else:

@@ -1,8 +1,10 @@
-"""Labelled grids of images as PNGs."""
+"""Labelled grids and strips of images as PNGs, and their animations as GIFs."""
 
 import contextlib
 import io
 import math
+import os
+import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +19,7 @@ Images = Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"]
 GAP = 4
 MARGIN = 6
 FONT_SIZE = 14
+FRAME_MS = 400
 VISIBLE = 96  # pixels that the longer side of a magnified image has at least
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -49,7 +52,7 @@ def strip(rows: Sequence[Images], column_titles: Sequence[str] | None = None, sc
 
 
 def place(path: epath.PathLike) -> epath.Path:
-    """Where `save_png` may write, to be asked before hours of work.
+    """Where `save_png` and `save_gif` may write, to be asked before hours of work.
 
     Raises:
       UserError: the path names no file.
@@ -69,13 +72,32 @@ def save_png(path: epath.PathLike, image: Image.Image):
     Raises:
       UserError: it cannot be written.
     """
-    path = place(path)
-    temporary = path.with_name(f"{path.name}.tmp")
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
+    _write(place(path), buffer.getvalue())
+
+
+def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: int = FRAME_MS):
+    """Writes an animation that repeats, whole or not at all.
+
+    Args:
+      frames: of one size.
+      milliseconds: that a frame stands; the last stands four times as long.
+    Raises:
+      UserError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    times = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    _write(place(path), buffer.getvalue())
+
+
+def _write(path: epath.Path, content: bytes):
+    """Several processes may write the same file: each has a temporary one of its own, and the last one's stays."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

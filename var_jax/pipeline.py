@@ -1,23 +1,25 @@
 """The public object: a trained VAR (or a tokenizer alone) that encodes, decodes, samples and edits."""
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from var_jax import convert, generate, model_directory
-from var_jax.config import ModelConfig, require
+from var_jax import convert, generate, inputs, model_directory, schedules
+from var_jax.config import DType, ModelConfig, differences, plain, require
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
-from var_jax.ops.resize import resize
 from var_jax.ops.scales import Scales
+from var_jax.schedules import Settings, whole
 
 # Bytes of keys and values that one batch of generation may hold, by backend.
 CACHE_BYTES = {"cpu": 2**30, "gpu": 2**34, "tpu": 2**32}
@@ -35,6 +37,7 @@ class Pipeline:
     def __init__(self, config: ModelConfig, params: dict[str, Any]):
         self.config = config
         self.params = jax.tree.map(jnp.asarray, params)
+        self._rows: NamedSharding | None = None
 
     @classmethod
     def _owning(cls, config: ModelConfig, params: dict[str, Any]) -> "Pipeline":
@@ -85,50 +88,110 @@ class Pipeline:
         """
         return convert.to_torch(self.config, self.params, with_buffers)
 
+    def spread(self, devices: Sequence[jax.Device] | None = None) -> "Pipeline":
+        """The same model, whole on each of some of this process's devices (by default all), which share every batch."""
+        mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",))
+        spread = Pipeline(self.config, jax.device_put(self.params, NamedSharding(mesh, PartitionSpec())))
+        spread._rows = NamedSharding(mesh, PartitionSpec("data"))
+        return spread
+
+    def astype(self, dtype: DType) -> "Pipeline":
+        """The same model stored and computed in another dtype, "float32" or "bfloat16"."""
+        require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))
+        parts = {name: part and dataclasses.replace(part, dtype=dtype, param_dtype=dtype)
+                 for name, part in vars(self.config).items()}
+        other = Pipeline(ModelConfig(**parts), jax.tree.map(lambda x: x.astype(dtype), self.params))
+        other._rows = self._rows
+        return other
+
+    def with_scales(self, scales) -> "Pipeline":
+        """The tokenizer alone with the same weights and other token maps, so for images of another size or shape.
+
+        Its residual convolutions serve scales by their place among them, so the list may be of any length. A
+        transformer is left behind: its position embeddings are those of its own scales.
+
+        Args:
+          scales: token-map sizes, coarse to fine; the image is the finest times `config.tokenizer.downsampling`.
+        Raises:
+          UserError: the tokenizer has one residual convolution a scale (`phi` 0), and the scales are not as many.
+        """
+        ours = self.config.tokenizer
+        # The dropout of training may not fit fewer scales, and does nothing here.
+        theirs = dataclasses.replace(ours, scales=Scales.parse(scales), quantizer_dropout=0.0)
+        require(theirs.phi_count == ours.phi_count, "the number of scales", len(theirs.scales),
+                f"{len(ours.scales)}, as this tokenizer has one residual convolution a scale")
+        other = Pipeline(ModelConfig(theirs), {"tokenizer": self.params["tokenizer"]})
+        other._rows = self._rows
+        return other
+
     def encode(self, images: Float[np.ndarray, "b H W c"]) -> Int[np.ndarray, "b L"]:
         """Tokens of all scales, coarse to fine, of images in [-1, 1]."""
-        return self._batched(_encode, self._images(images))
+        return self._batched(_encode, inputs.images(self.config.tokenizer, images))
 
     def decode(self, tokens: Int[np.ndarray, "b L"]) -> Float[np.ndarray, "b H W c"]:
         """Images in [-1, 1] of tokens of all scales."""
-        return self._batched(_decode, self._tokens(tokens))
+        return self._batched(_decode, inputs.tokens(self.config.tokenizer, tokens))
 
     def reconstruct(self, images: Float[np.ndarray, "b H W c"]) -> list[Float[np.ndarray, "b H W c"]]:
         """Images in [-1, 1] after the first scale, the first two, ... and all of them."""
-        return self._batched(_reconstruct, self._images(images))
+        return self._batched(_reconstruct, inputs.images(self.config.tokenizer, images))
 
     def logits(self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b L V"]:
         """Teacher-forced logits of all scales, without dropout; label `num_classes` means "no class"."""
-        tokens, labels = self._tokens(tokens), self._labels(labels)
+        tokens, labels = inputs.tokens(self.config.tokenizer, tokens), inputs.labels(self.config, labels)
         require(len(tokens) == len(labels), "the number of labels", len(labels),
                 f"that of the token rows, {len(tokens)}")
         return self._batched(_logits, tokens, labels)
 
-    def sample(self, labels, *, seed: int = 0, cfg: float = 1.5, top_k: int = 900, top_p: float = 0.96,
-               temperature: float = 1.0, smooth: bool = False, return_tokens: bool = False,
-               batch_size: int | None = None):
+    def sample(self, labels, *, seed: int = 0, preset: str = "fid", return_tokens: bool = False,
+               return_steps: bool = False, as_uint8: bool = False, batch_size: int | None = None, first_index: int = 0,
+               then: "Pipeline | None" = None, from_scale: int | None = None, **settings: Unpack[Settings]):
         """Images of classes; image i depends on (seed, i, labels[i]) and the settings alone.
 
         Args:
           labels: class ids; `num_classes` means "no class".
-          cfg: guidance at the last scale, 0 for none.
-          top_k: 0 or >= V is off. top_p: 0 or 1 is off.
-          smooth: mixes code vectors instead of choosing one: prettier, but not for measuring.
+          preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, smooth=False), "pretty" or "greedy".
           return_tokens: also return the tokens.
-          batch_size: images generated at once; by default what fits.
+          return_steps: also return the image after each scale.
+          as_uint8: images as uint8 0 to 255, rounded.
+          batch_size: images that a device generates at once; by default what fits.
+          first_index: index of the first image, so that a long series may be drawn in parts.
+          then, from_scale: another model of the same tokenizer that draws the scales from `from_scale` on (counted from
+            0): a small one is good enough for the many tokens of the last scales (CoDe, arXiv 2411.17787).
+          settings: cfg, top_k, top_p, temperature and smooth, over the preset's; each a number, a `schedules.Ramp`, or
+            a list of one number a scale (see `schedules.Settings`).
         Returns:
-          float32 (B, H, W, C) in [0, 1] [, int32 (B, L)].
+          float32 (B, H, W, C) in [0, 1] [, int32 (B, L)] [, steps (B, K, H, W, C)].
         Raises:
-          UserError: a label or setting out of range.
+          UserError: a label or setting out of range, or a model `then` that does not fit.
         """
-        labels = self._labels(labels)
-        run = self._generator(seed, cfg, top_k, top_p, temperature, smooth)
-        batch_size = self._fitting_batch(cfg) if batch_size is None else batch_size
-        images, tokens = self._batched(run, labels, _indices(labels), batch_size=batch_size)
-        return (images, tokens) if return_tokens else images
+        labels = inputs.labels(self.config, labels)
+        require(whole(first_index) and 0 <= first_index <= 2**32 - len(labels), "first_index", first_index,
+                f"a whole number from 0 to {2**32 - len(labels)}")
+        require((then is None) == (from_scale is None), "from_scale", from_scale,
+                "given together with `then`, the model that goes on from there")
+        if then is not None:
+            from_scale = self._scale("from_scale", from_scale)
+            self._check_partner(then)
+        static, dynamic = self._settings(seed, preset, settings)
+        static = static._replace(steps=return_steps, as_uint8=as_uint8)
 
-    def edit(self, images, keep, labels=None, *, seed: int = 0, cfg: float = 1.5, top_k: int = 900, top_p: float = 0.96,
-             temperature: float = 1.0, smooth: bool = False, batch_size: int | None = None):
+        def run(config, params, labels, indices):
+            keys = generate.Seeded(np.uint32(seed), indices)
+            if then is None:
+                return generate.generate(config, static, params, labels, keys, dynamic)
+            drawn = generate.begin(config, _until(static, from_scale), params, labels, keys, dynamic, from_scale)
+            return generate.generate(then.config, static, then.params, labels, keys, dynamic, None, drawn)
+
+        if batch_size is None:
+            batch_size = min(model._fitting_batch(any(static.guided)) for model in (self, then) if model)
+        images, tokens = self._batched(run, labels, _indices(labels, int(first_index)), batch_size=batch_size)
+        found = [images[:, -1] if return_steps else images]
+        found += [tokens] * return_tokens + [images] * return_steps
+        return tuple(found) if len(found) > 1 else found[0]
+
+    def edit(self, images, keep, labels=None, *, seed: int = 0, preset: str = "fid", from_scale: int | None = None,
+             composite: bool = False, batch_size: int | None = None, **settings: Unpack[Settings]):
         """Zero-shot in-painting, out-painting or class-conditional editing (VAR, section 5.3).
 
         Args:
@@ -136,49 +199,108 @@ class Pipeline:
           keep: bool (h, w) or (B, h, w), True where the image is kept; on the finest token grid, or at image
             resolution, where a token is kept when more than half of its pixels are.
           labels: class ids of the new content; None for "no class".
+          from_scale: the first scale with new content, counted from 0; coarser ones are the image's own everywhere. The
+            later, the closer new content stays to the old. None: the published rule, the first of more than 3 tokens.
+          composite: puts the image's own pixels back where they are kept, instead of the tokenizer's reconstruction.
           The rest as `sample`.
         Returns:
           float32 (B, H, W, C) in [0, 1].
         """
-        images = self._images(images)
-        require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-        keep = self.kept_tokens(keep)
-        require(keep.ndim == 2 or len(keep) == len(images), "the number of masks", len(keep),
+        images = inputs.images(self.config.tokenizer, images)
+        inputs.transformer(self.config)
+        first = None if from_scale is None else self._scale("from_scale", from_scale, least=0)
+        kept = self.kept_tokens(keep)
+        require(kept.ndim == 2 or len(kept) == len(images), "the number of masks", len(kept),
                 f"that of the images, {len(images)}")
-        keep = np.broadcast_to(keep, (len(images), *keep.shape[-2:]))
+        edited = self._redraw(images, kept, labels, first, seed, preset, batch_size, settings)[0]
+        if not composite:
+            return edited
+        return np.where(inputs.kept_pixels(self.config.tokenizer, keep)[..., None], (images + 1) / 2, edited)
+
+    def vary(self, images, labels=None, *, keep_scales: int, seed: int = 0, preset: str = "fid",
+             return_tokens: bool = False, batch_size: int | None = None, **settings: Unpack[Settings]):
+        """New images that share the first scales of given ones: variations of an image with few of them, other fine
+        detail with nearly all.
+
+        Of an image that was enlarged to the model's size, the first scales hold all that there is, and the rest is
+        zero-shot super-resolution.
+
+        Args:
+          images: (B, H, W, C) in [-1, 1].
+          labels: class ids; None for "no class".
+          keep_scales: how many of the first scales are the image's own.
+          return_tokens: also return the tokens.
+          The rest as `sample`.
+        Returns:
+          float32 (B, H, W, C) in [0, 1] [, int32 (B, L)].
+        """
+        images = inputs.images(self.config.tokenizer, images)
+        inputs.transformer(self.config)
+        first, nowhere = self._scale("keep_scales", keep_scales), np.zeros(self.config.tokenizer.scales.finest, bool)
+        images, tokens = self._redraw(images, nowhere, labels, first, seed, preset, batch_size, settings)
+        return (images, tokens) if return_tokens else images
+
+    def check_sampling(self, *, seed: int, preset: str = "fid", **settings: Unpack[Settings]):
+        """Raises the UserError that `sample` would of these settings."""
+        self._settings(seed, preset, settings)
+
+    def _redraw(self, images, kept, labels, first: int | None, seed, preset, batch_size, settings):
+        """Images and tokens with new content where tokens are not kept, from the scale `first` on."""
         if labels is None:
-            labels, cfg = np.full(len(images), self.config.transformer.num_classes), 0.0
-        labels = self._labels(labels)
+            labels, settings = np.full(len(images), inputs.transformer(self.config).num_classes), {**settings, "cfg": 0}
+        labels = inputs.labels(self.config, labels)
         require(len(labels) == len(images), "the number of labels", len(labels), f"that of the images, {len(images)}")
-        run = self._generator(seed, cfg, top_k, top_p, temperature, smooth)
-        batch_size = self._fitting_batch(cfg) if batch_size is None else batch_size
-        return self._batched(run, labels, _indices(labels), self.encode(images), keep, batch_size=batch_size)[0]
+        static, dynamic = self._settings(seed, preset, settings)
+        static = static._replace(given_scales=first)
 
-    def _generator(self, seed, cfg, top_k, top_p, temperature, smooth) -> Callable:
-        """`generate` with its settings checked and bound, as a function of batched arrays."""
-        require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-        require(0 <= _number(cfg) < np.inf, "cfg", cfg, "0 (off) or more")
-        require(0 <= _number(top_p) <= 1, "top_p", top_p, "from 0 to 1 (0 or 1: off)")
-        require(_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number, 0 (off) or more")
-        require(0 < _number(temperature) < np.inf, "temperature", temperature, "above 0")
-        require(_whole(seed) and 0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
-        vocab = self.config.transformer.vocab_size
-        static = generate.Static(int(top_k) if top_k < vocab else 0, 0 < top_p < 1, cfg > 0, bool(smooth))
-        dynamic = generate.Dynamic(*(jnp.float32(x) for x in (cfg, top_p, temperature)))
+        def run(config, params, labels, indices, tokens, keep):
+            keys = generate.Seeded(np.uint32(seed), indices)
+            return generate.generate(config, static, params, labels, keys, dynamic, generate.Given(tokens, keep))
 
-        def run(config, params, labels, indices, tokens=None, keep=None):
-            given = None if tokens is None else generate.Given(tokens, keep)
-            keys = generate.image_keys(int(seed), indices)
-            return generate.generate(config, static, params, labels, keys, dynamic, given)
+        kept = np.broadcast_to(kept, (len(images), *kept.shape[-2:]))
+        batch_size = self._fitting_batch(any(static.guided)) if batch_size is None else batch_size
+        return self._batched(run, labels, _indices(labels), self.encode(images), kept, batch_size=batch_size)
 
-        return run
+    def _settings(self, seed, preset: str, settings: Settings) -> tuple[generate.Static, generate.Dynamic]:
+        """The settings as `generate` takes them, checked: what compiles another program, and what does not."""
+        vocab, scales = inputs.transformer(self.config).vocab_size, self.config.tokenizer.scales
+        require(whole(seed) and 0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
+        given = schedules.resolve(scales, schedules.settings(preset, settings))
+        last = max((k for k, strength in enumerate(given.cfg) if strength > 0), default=-1)
+        static = generate.Static(
+            top_k=tuple(k if k < vocab else 0 for k in given.top_k), use_top_p=tuple(0 < p < 1 for p in given.top_p),
+            guided=tuple(k <= last for k in range(len(scales))), smooth=given.smooth)
+        return static, generate.Dynamic(*(np.float32(x) for x in (given.cfg, given.top_p, given.temperature)))
 
-    def _fitting_batch(self, cfg: float) -> int:
+    def _scale(self, name: str, k: Any, least: int = 1) -> int:
+        most = len(self.config.tokenizer.scales) - 1
+        require(whole(k) and least <= k <= most, name, k,
+                f"a whole number from {least} to {most}, as there are {most + 1} scales")
+        return int(k)
+
+    def _check_partner(self, then: "Pipeline"):
+        """Whether another model may go on with this one's tokens."""
+        ours, theirs = inputs.transformer(self.config), inputs.transformer(then.config)
+        require(theirs.num_classes == ours.num_classes, "the number of classes of `then`", theirs.num_classes,
+                f"that of the first model, {ours.num_classes}")
+        same_sizes = not differences(*({**plain(model.config.tokenizer), "dtype": "", "param_dtype": ""}
+                                       for model in (self, then)))
+        codes = [jax.tree.leaves(model.params["tokenizer"]["quantize"]) for model in (self, then)]
+        require(same_sizes and all(a is b or np.array_equal(a, b) for a, b in zip(*codes, strict=True)),
+                "the tokenizer of `then`", "another one", "the first model's, as it goes on with its tokens")
+        require(self._devices == then._devices, "the devices of `then`", then._devices,
+                f"those of the first model, {self._devices}; spread both, or neither")
+
+    @property
+    def _devices(self) -> list[int] | None:
+        return [device.id for device in self._rows.mesh.devices.flat] if self._rows else None
+
+    def _fitting_batch(self, guided: bool) -> int:
         """Images whose keys and values fit into what the backend may spend on them."""
         t = self.config.transformer
         if t is None:
             return MAX_BATCH
-        an_image = (2 if cfg > 0 else 1) * 2 * t.depth * t.scales.total * t.width * jnp.dtype(t.dtype).itemsize
+        an_image = (2 if guided else 1) * 2 * t.depth * t.scales.total * t.width * jnp.dtype(t.dtype).itemsize
         budget = CACHE_BYTES.get(jax.default_backend(), CACHE_BYTES["gpu"])
         return int(np.clip(budget // an_image, 1, MAX_BATCH))
 
@@ -186,44 +308,19 @@ class Pipeline:
         """`function` over rows in equal batches, so that few programs are compiled; the padding is cut off."""
         rows = len(arrays[0])
         require(rows > 0, "the batch", "empty", "at least one row")
-        require(batch_size is None or (_whole(batch_size) and batch_size >= 1), "batch_size", batch_size,
+        require(batch_size is None or (whole(batch_size) and batch_size >= 1), "batch_size", batch_size,
                 "a whole number of at least 1")
-        batch_size = min(batch_size and int(batch_size) or self._fitting_batch(0), 2 ** int(np.ceil(np.log2(rows))))
+        devices = self._rows.mesh.size if self._rows else 1
+        batch_size = batch_size and int(batch_size) or self._fitting_batch(guided=False)
+        batch_size = devices * min(batch_size, 2 ** math.ceil(math.log2(math.ceil(rows / devices))))
         results = []
         for start in range(0, rows, batch_size):
             parts = [a[start:start + batch_size] for a in arrays]
             missing = batch_size - len(parts[0])
             parts = [np.concatenate([p, np.repeat(p[-1:], missing, axis=0)]) if missing else p for p in parts]
-            out = function(self.config, self.params, *parts)
+            out = function(self.config, self.params, *(jax.device_put(parts, self._rows) if self._rows else parts))
             results.append(jax.tree.map(lambda x, kept=batch_size - missing: np.asarray(x[:kept]), out))
         return jax.tree.map(lambda *xs: np.concatenate(xs), *results)
-
-    def _images(self, images) -> np.ndarray:
-        images = np.asarray(images, np.float32)
-        shape = self.config.tokenizer.image_shape
-        require(images.ndim == 4 and images.shape[1:] == shape, "the images' shape", images.shape,
-                f"(B, {', '.join(map(str, shape))})")
-        require(len(images) > 0, "the batch", "empty", "at least one row")
-        require(bool(np.all(np.abs(images) <= 1 + 1e-6)), "the images' range",
-                f"{images.min():.3g} to {images.max():.3g}", "-1 to 1")
-        return images
-
-    def _tokens(self, tokens) -> np.ndarray:
-        tokens = np.asarray(tokens)
-        length, vocab = self.config.tokenizer.scales.total, self.config.tokenizer.vocab_size
-        require(tokens.ndim == 2 and tokens.shape[1] == length, "the tokens' shape", tokens.shape, f"(B, {length})")
-        known = np.issubdtype(tokens.dtype, np.integer) and tokens.min(initial=0) >= 0 and tokens.max(initial=0) < vocab
-        require(known, "a token", "out of range", f"a whole number from 0 to {vocab - 1}")
-        return tokens.astype(np.int32)
-
-    def _labels(self, labels) -> np.ndarray:
-        require(self.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-        labels, classes = np.atleast_1d(np.asarray(labels)), self.config.transformer.num_classes
-        require(labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer), "labels", labels.tolist(),
-                "whole numbers")
-        for label in labels:
-            require(0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)")
-        return labels.astype(np.int32)
 
     def kept_tokens(self, keep) -> Bool[np.ndarray, "*b h w"]:
         """The mask of `edit` on the finest token grid.
@@ -233,24 +330,7 @@ class Pipeline:
         Raises:
           UserError: it has another shape.
         """
-        keep, grid = np.asarray(keep), self.config.tokenizer.scales.finest
-        pixels = self.config.tokenizer.image_shape[:2]
-        require(keep.ndim in (2, 3) and keep.shape[-2:] in (grid, pixels), "the mask's shape",
-                keep.shape, f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels")
-        rows = jnp.asarray(keep, jnp.float32).reshape(-1, *keep.shape[-2:], 1)
-        return np.asarray(resize(rows, grid, "area") > 0.5).reshape(*keep.shape[:-2], *grid)
-
-
-def _number(value: Any) -> float:
-    """NaN, which is in no range, for what is no number."""
-    try:
-        return math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-
-
-def _whole(value: Any) -> bool:
-    return _number(value).is_integer()
+        return inputs.kept_tokens(self.config.tokenizer, keep)
 
 
 def _taken(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -259,8 +339,14 @@ def _taken(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, tree.pop(name)
 
 
-def _indices(labels: np.ndarray) -> np.ndarray:
-    return np.arange(len(labels), dtype=np.uint32)
+def _until(static: generate.Static, stop: int) -> generate.Static:
+    """Of a program that ends before a scale: what comes after it compiles no other one."""
+    cut = {name: getattr(static, name)[:stop] for name in ("top_k", "use_top_p", "guided")}
+    return static._replace(**cut, steps=False, as_uint8=False)
+
+
+def _indices(labels: np.ndarray, first: int = 0) -> np.ndarray:
+    return (first + np.arange(len(labels), dtype=np.int64)).astype(np.uint32)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,11 @@ from var_jax import Pipeline, model_directory, pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import require
 from var_jax.data import loader, sources
-from var_jax.ops.resize import matrix
+from var_jax.evaluate.classifier import agreement, pixel_classifier, shrink
 from var_jax.train.config import TrainConfig
 from var_jax.train.loop import train
 
-# Side of the images that variance and distance are measured at, and that the classifier sees at most.
-STATISTICS_SIDE, CLASSIFIER_SIDE = 8, 16
+STATISTICS_SIDE = 8  # of the images that variance and distance are measured at
 SETTINGS = {
     "default guidance (cfg 1.5, top-k 900, top-p 0.96)": {},
     "no guidance, no filters (cfg 0, top-k 0, top-p 0)": {"cfg": 0.0, "top_k": 0, "top_p": 0.0},
@@ -70,7 +68,7 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
     """
     images, labels = _split(config, config.data.train_split)
     held_images, held_labels = _split(config, config.data.eval_split)
-    classify = _fit_classifier(images, labels)
+    classify = pixel_classifier(images, labels)
     asked = np.arange(samples) % config.transformer.num_classes
     variance = within_class_variance(held_images, held_labels)
     distance = nearest_distance(held_images, images)
@@ -79,7 +77,7 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
     for name, settings in SETTINGS.items():
         drawn = model.sample(asked, seed=1, **settings)
         report[name] = {
-            "label_accuracy": float(np.mean(classify(drawn) == asked)),
+            "label_accuracy": agreement(classify, drawn, asked)["value"],
             "variance_ratio": within_class_variance(drawn, asked) / variance,
             "nearest_ratio": nearest_distance(drawn, images) / distance,
         }
@@ -125,22 +123,6 @@ def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
 
     neighbours = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))
     return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
-
-
-def shrink(images: np.ndarray, side: int) -> np.ndarray:
-    """(N, H, W, C) to (N, side * side * C) by area means, where the images are larger."""
-    rows, columns = (matrix(n, min(n, side), "area") for n in images.shape[1:3])
-    return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(len(images), -1)
-
-
-def _fit_classifier(images: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import SVC
-
-    features = shrink(images, CLASSIFIER_SIDE)
-    model = make_pipeline(PCA(min(50, *features.shape), random_state=0), SVC(C=10)).fit(features, labels)
-    return lambda x: model.predict(shrink(x, CLASSIFIER_SIDE))
 
 
 def _split(config: TrainConfig, split: str) -> tuple[np.ndarray, np.ndarray]:

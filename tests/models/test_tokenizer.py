@@ -7,6 +7,7 @@ import pytest
 import small
 
 from var_jax.config import TokenizerConfig
+from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import vq
 from var_jax.published import abstract
@@ -112,3 +113,46 @@ def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
     rec, _, loss = apply(params, images, config=config)
     assert rec.dtype == loss.dtype == jnp.float32
     assert apply(params, images, method="features", config=config).dtype == jnp.float32
+
+
+def test_quantizer_dropout_decodes_what_is_left(params, images):
+    """Of images that end at the first scale: its map alone is decoded, and its error alone is the loss."""
+    config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
+    model = Tokenizer(config)
+
+    @jax.jit
+    def forward(params):
+        out = model.apply({"params": params}, images, jax.random.key(7), method="forward")
+        feature = model.apply({"params": params}, images, method="features")
+        totals = vq.encode(model.apply({"params": params}, method="quantizer"), feature)[1]
+        ends = [model.apply({"params": params}, total, method="reconstruct") for total in totals]
+        squares = [jnp.mean((total - feature) ** 2, axis=(1, 2, 3)) for total in totals]
+        return out, jnp.stack(ends), jnp.stack(squares)
+
+    out, ends, squares = jax.tree.map(np.asarray, forward(params))
+    lasts = small.SCALES.level_ids[out.counted.sum(axis=1) - 1]
+    assert len(set(lasts)) > 1  # this key ends images at different scales
+    np.testing.assert_allclose(out.reconstruction, [ends[k, row] for row, k in enumerate(lasts)], atol=1e-5)
+    by_image = [1.25 * squares[:k + 1, row].mean() for row, k in enumerate(lasts)]
+    np.testing.assert_allclose(out.vq_loss, np.mean(by_image), rtol=1e-5)
+
+
+def test_quantizer_dropout_is_off_without_a_key(params, images):
+    config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
+    with_dropout = apply(params, images, method="forward", config=config)
+    assert np.all(with_dropout.counted) and with_dropout.searched.shape == (3, 17, 4)
+    for ours, plain in zip(with_dropout, apply(params, images), strict=False):
+        np.testing.assert_array_equal(ours, plain)
+
+
+def test_binary_codes_have_no_codebook_and_leave_the_rest_as_it_is():
+    binary = dataclasses.replace(small.TOKENIZER, codes="bsq")
+    ours, table = abstract(binary), abstract(small.TOKENIZER)
+    assert table.keys() - ours.keys() == {"quantize/codebook"} and not ours.keys() - table.keys()
+    assert (binary.codebook_parameters, small.TOKENIZER.codebook_parameters) == (0, 64)
+    for changes, message in (({"vocab_size": 4096}, r"vocab_size is 4096; it must be 2 \*\* z_channels = 16"),
+                             ({"z_channels": 31, "vocab_size": 2**31}, "z_channels is 31; it must be at most 30")):
+        with pytest.raises(UserError, match=message):
+            dataclasses.replace(binary, **changes)
+    with pytest.raises(UserError, match="quantizer_dropout_from is 3; .* at most 2"):
+        dataclasses.replace(small.TOKENIZER, quantizer_dropout=0.1)

@@ -79,3 +79,10 @@ def test_one_device_has_everything():
     one = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
     abstract = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32)}
     partition.require_sharded({"kernel": jax.NamedSharding(one, PartitionSpec())}, abstract, one, largest_share=0.0)
+
+
+@pytest.mark.parametrize(("images", "held"), [(16, 2), (8, 1), (4, 1), (12, 3), (6, 6)])
+def test_images_lie_over_as_many_axes_as_divide_them(images, held):
+    with jax.set_mesh(mesh(4, 2)):
+        x = jax.jit(lambda: partition.constrain(jnp.zeros((images, 3)), "images", None))()
+    assert x.sharding.shard_shape(x.shape) == (held, 3)

@@ -58,6 +58,8 @@ def test_volatile_keys_are_no_part_of_the_id(key):
         value = {"attention": "splash", "remat": "full"}[key.removeprefix("transformer.")]
         changed = dataclasses.replace(BASE, transformer=dataclasses.replace(
             small.TRANSFORMER, **{key.removeprefix("transformer."): value}))
+    elif key == "tokenizer.remat":
+        changed = dataclasses.replace(BASE, tokenizer=dataclasses.replace(BASE.tokenizer, remat="full"))
     elif key == "mesh":
         changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
     elif key in other:

@@ -16,6 +16,7 @@ from var_jax.train.config import (
     default_config,
     from_config_dict,
 )
+from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig
 
 
 def test_the_defaults_are_a_run():
@@ -34,6 +35,19 @@ def test_the_transformer_takes_the_tokenizers_sizes():
         given.transformer.vocab_size = 64
     with pytest.raises(UserError, match=r"config.transformer.vocab_size follows config.tokenizer.vocab_size"):
         from_config_dict(given)
+
+
+def test_terms_that_a_codebook_is_missing_for():
+    bits = TokenizerConfig(codes="bsq", z_channels=6, vocab_size=64)
+    with pytest.raises(UserError, match=r"codebook.init and revive_threshold .* have no codebook"):
+        TrainConfig(tokenizer=bits, codebook=CodebookConfig(revive_threshold=0.1))
+    assert TrainConfig(tokenizer=bits, codebook=CodebookConfig(entropy=0.1)).codebook.entropy
+
+
+def test_times_are_steps_or_shares_of_the_run():
+    config = TrainConfig(steps=500, adversarial=AdversarialConfig(weight=0.4, start=0.2, warmup=7))
+    assert (config.adversarial_from, config.steps_of(config.adversarial.warmup)) == (100, 7)
+    assert TrainConfig(steps=500).adversarial_from is None
 
 
 def test_a_run_without_a_transformer():
@@ -68,6 +82,27 @@ def test_a_config_dict_takes_no_new_keys():
     ("optimizer", "final_lr_ratio", -0.1, "optimizer.final_lr_ratio is -0.1"),
     ("optimizer", "schedule", "step", "config.optimizer.schedule is 'step'"),
     ("loss", "label_smoothing", 1.0, "loss.label_smoothing is 1.0"),
+    ("loss", "perceptual", -1.0, "loss.perceptual is -1.0; it must be 0 or more"),
+    ("loss", "perceptual_network", "vgg", "perceptual_network is 'vgg'; it must be 'efficientnet' or 'lpips'"),
+    ("adversarial", "weight", -0.1, "adversarial.weight is -0.1; it must be 0 or more"),
+    ("adversarial", "adaptive_highest", 0.01, "adversarial.adaptive_highest is 0.01; it must be at least"),
+    ("adversarial", "start", -1.0, "adversarial.start is -1.0"),
+    ("adversarial", "warmup", -1.0, "adversarial.warmup is -1.0"),
+    ("adversarial", "discriminator", "pixels", "'patch' or 'features'"),
+    ("adversarial", "channels", 12, "adversarial.channels is 12; it must be a multiple of 8"),
+    ("adversarial", "layers", 0, "adversarial.layers is 0; it must be at least 1"),
+    ("adversarial", "diffaugment", "colour", "adversarial.diffaugment names 'colour'; did you mean 'color'"),
+    ("adversarial", "diffaugment_probability", 1.5, "adversarial.diffaugment_probability is 1.5"),
+    ("adversarial", "lecam_decay", 1.0, "adversarial.lecam_decay is 1.0; it must be from 0 to below 1"),
+    ("adversarial", "r1_every", 0, "adversarial.r1_every is 0"),
+    ("discriminator_optimizer", "base_lr", 0.0, "discriminator_optimizer.base_lr is 0.0; it must be positive"),
+    ("codebook", "init", "zeros", "'normal' or 'sampled' or 'kmeans'"),
+    ("codebook", "revive_threshold", -1.0, "codebook.revive_threshold is -1.0"),
+    ("codebook", "revive_decay", 1.0, "codebook.revive_decay is 1.0; it must be from 0 to below 1"),
+    ("codebook", "entropy_temperature", 0.0, "codebook.entropy_temperature is 0.0; it must be positive"),
+    ("codebook", "collapse_share", 2.0, "codebook.collapse_share is 2.0"),
+    ("progressive", "scales", "1,2,32", "progressive.scales is 1,2,32; it must be no larger than tokenizer.scales"),
+    ("progressive", "until", -0.5, "progressive.until is -0.5"),
     ("data", "resize", "squash", "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'"),
     ("data", "workers", -1, "data.workers is -1; it must be 0, for threads, or the number of processes"),
     ("mesh", "model", 0, "mesh.model is 0"),

@@ -5,6 +5,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.train import evaluation
 from var_jax.train.evaluation import Evaluator
+from var_jax.train.networks import Networks
 
 
 class Held:
@@ -27,7 +28,7 @@ def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
     monkeypatch.setattr(evaluation, "_reconstruct", reconstruct)
     config = small.train_config("tokenizer", "nowhere", sample_classes=5)
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
-    evaluator = Evaluator(config, None, Held(), replicated)
+    evaluator = Evaluator(config, Networks(), None, Held(), replicated)
     pictures = [np.asarray(evaluator.picture(np.float32(value))) for value in (0.0, 0.0, 1.0)]
     assert traced == [config]
     np.testing.assert_array_equal(pictures[0], pictures[1])

@@ -24,17 +24,7 @@ STAGES = ("tokenizer", "transformer")
 TIMES = ("steps_per_s", "images_per_s", "tokens_per_s", "flops_per_s")  # what may differ between equal runs
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Programs are kept between runs, as the command line keeps them, and compiled fast rather than to be fast."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-                "jax_persistent_cache_min_compile_time_secs": 0.1, "jax_disable_most_optimizations": True}
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +182,7 @@ def test_a_model_axis_changes_nothing_but_rounding(whole_run, on_one_device, une
 def fake_step(**late):
     """Steps that learn nothing, whose metrics are the given ones from step 2 on."""
 
-    def make(config, optimizer):
+    def make(*_):
         def step(run, batch, frozen):
             metrics = {name: jnp.where(run.step > 0, late.get(name, 1.0), 1.0) for name in ("loss", "grad_norm")}
             return run.replace(step=run.step + 1), metrics

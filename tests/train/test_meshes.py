@@ -11,9 +11,9 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.errors import UserError
-from var_jax.train import state, step
+from var_jax.train import state
 from var_jax.train.config import MeshConfig
-from var_jax.train.optimizer import make_optimizer
+from var_jax.train.program import Program
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
 BATCH = 8
@@ -41,25 +41,20 @@ def batch() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def start():
     """Parameters that every mesh starts from."""
-    optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps, BATCH)
     mesh = state.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    _, shardings = state.state_shardings(CONFIG, optimizer, mesh)
-    return jax.tree.map(np.asarray, state.init_state(CONFIG, optimizer, shardings).params)
+    return jax.tree.map(np.asarray, Program(CONFIG, mesh).first_state().params)
 
 
 def one_step(data: int, model: int, batch, start):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
     mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[:data * model])
-    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     with jax.set_mesh(mesh):
-        optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps, BATCH)
-        _, shardings = state.state_shardings(CONFIG, optimizer, mesh)
-        run = state.init_state(CONFIG, optimizer, shardings, start)
-        frozen = jax.device_put(small.pipeline().params["tokenizer"], replicated)
-        compiled = jax.jit(step.make_train_step(CONFIG, optimizer), donate_argnums=0,
-                           in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated)
-                           ).lower(run, jax.device_put(batch, rows), frozen).compile()
-        after, metrics = compiled(run, jax.device_put(batch, rows), frozen)
+        program = Program(CONFIG, mesh)
+        run = program.first_state(start)
+        frozen = jax.device_put(small.pipeline().params["tokenizer"], program.replicated)
+        rows = jax.device_put(batch, program.rows)
+        compiled = program.step().lower(run, rows, frozen).compile()
+        after, metrics = compiled(run, rows, frozen)
     return jax.tree.map(np.asarray, after.params), jax.tree.map(np.asarray, metrics), compiled.as_text()
 
 

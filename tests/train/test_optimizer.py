@@ -11,7 +11,8 @@ from var_jax.config import TokenizerConfig, TransformerConfig
 from var_jax.ops.scales import Scales
 from var_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
 from var_jax.train.optimizer import decay_mask, learning_rate, make_optimizer, weight_decay
-from var_jax.train.state import init_params, make_mesh, state_shardings
+from var_jax.train.program import Program
+from var_jax.train.state import init_params, make_mesh
 
 TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
                             norm_groups=4, z_channels=4, vocab_size=16, phi=2)
@@ -144,8 +145,8 @@ def test_three_updates_are_adamw(clip):
 
 def test_state_takes_the_parameters_shardings():
     config = transformer_run(shared_adaln=False)
-    optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
-    abstract, shardings = state_shardings(config, optimizer, make_mesh(MeshConfig()))
-    moments = [sharding for value, sharding in zip(*map(jax.tree.leaves, (abstract.opt_state, shardings.opt_state)),
-                                                   strict=True) if value.shape]
-    assert moments == 2 * jax.tree.leaves(shardings.params)
+    program = Program(config, make_mesh(MeshConfig()))
+    moments = [sharding for value, sharding in zip(
+        *(jax.tree.leaves(tree.opt_state) for tree in (program.abstract, program.shardings)), strict=True)
+        if value.shape]
+    assert moments == 2 * jax.tree.leaves(program.shardings.params)

@@ -16,9 +16,10 @@ from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import partition
 from var_jax.scaling import flops
-from var_jax.train import losses, state, step
+from var_jax.train import losses, state
+from var_jax.train import networks as networks_module
 from var_jax.train.config import TrainConfig
-from var_jax.train.optimizer import make_optimizer
+from var_jax.train.program import Program
 
 SAMPLES_A_DEVICE = 8
 CFG = 1.5
@@ -61,28 +62,23 @@ def choose_mesh(config: TrainConfig, where: Slice, images: int) -> Mesh:
 
 
 def train(config: TrainConfig, where: Slice) -> Step:
-    """The step that `train.loop` jits, a transformer's from tokens (the tokenizer's encoding is its own program).
+    """The step that `train.loop` takes, a transformer's from tokens (the tokenizer's encoding is its own program), a
+    tokenizer's with its discriminator and the frozen networks of its losses, of which no weights are needed.
 
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
+    config, networks = networks_module.load(config, sizes_only=True)
     mesh = choose_mesh(config, where, config.batch_size)
-    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
-    abstract, shardings = state.state_shardings(config, optimizer, mesh)
+    program = Program(config, mesh, networks)
     if config.stage == "transformer":
-        frozen = _abstract(_tokenizer_params(config), replicated)
-        shapes = {"tokens": ((config.tokenizer.scales.total,), jnp.int32), "label": ((), jnp.int32)}
-        work = flops.train_flops_per_image(config.transformer)
+        frozen, work = _tokenizer_params(config), flops.train_flops_per_image(config.transformer)
     else:
-        frozen, shapes = None, {"image": (config.tokenizer.image_shape, jnp.uint8)}
+        frozen = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, networks.params))
         work = flops.tokenizer_train_flops(config.tokenizer)
-    batch = {name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=rows)
-             for name, (shape, dtype) in shapes.items()}
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0,
-                         in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated))
-        lowered = jitted.lower(jax.tree.map(_with, abstract, shardings), batch, frozen)
+        lowered = program.step().lower(program.abstract_state(), program.abstract_batch(),
+                                       _abstract(frozen, program.replicated))
     return Step(lowered, mesh, config.batch_size, work * config.batch_size)
 
 

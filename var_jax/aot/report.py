@@ -35,6 +35,8 @@ def report(config: TrainConfig, where: Slice, what: str, images: int | None = No
         "flops": step.flops, "hbm_bytes": where.chip.hbm_bytes}
     if config.stage == "transformer":
         found |= {"depth": config.transformer.depth, "remat": config.transformer.remat}
+    else:
+        found["remat"] = config.tokenizer.remat
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
         compiled = step.lowered.compile()

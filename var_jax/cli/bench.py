@@ -1,46 +1,80 @@
 """Time of sampling or of a training step, beside the time that its FLOPs alone would take on this machine; or, with
 `tokens`, of training from a token cache beside training from images (the split is encoded first: give a short one).
 
+Sampling is also beside the time that moving its weights, keys and values would take, and split into transformer,
+sampling and decoder.
+
 example:
-  var-jax bench sample --config configs/imagenet256.py:d16
+  var-jax bench sample --config configs/imagenet256.py:d16 --batch 1,8,64
   var-jax bench train --config configs/digits.py --batch 64 --json bench.json
   var-jax bench tokens --config configs/digits.py --config.data.train_split=train[:64]
 """
 
 import argparse
+import contextlib
 import json
+import os
+import secrets
 from pathlib import Path
 
 from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.evaluate import require_writable
 from var_jax.config import require
+from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("what", choices=("sample", "train", "tokens"))
     add_config_argument(parser)
-    parser.add_argument("--batch", type=int, help="images at once (default: 1 to sample, else the config's)")
+    parser.add_argument("--batch", metavar="N[,N...]", help="images at once (default: 1 to sample, else the config's); "
+                        "several for `sample` alone")
     parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (default 5)")
     parser.add_argument("--json", metavar="F", help="also write the figures here")
 
 
 def run(args: argparse.Namespace) -> int:
-    require(args.batch is None or args.batch >= 1, "--batch", args.batch, "at least 1")
+    batches = _batches(args.batch) if args.batch else [None]
+    require(len(batches) == 1 or args.what == "sample", "--batch", args.batch, f"one number for {args.what}")
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
+    if args.json:
+        require_writable(args.json, "the figures")
     config = read_config(args.config, args.overrides)
     if args.what == "tokens":
         from var_jax import bench_tokens  # it reads data, for which `sample` and `train` need no library
 
-        report = bench_tokens.measure(config, args.batch, args.repeats)
+        report = bench_tokens.measure(config, batches[0], args.repeats)
         lines = bench_tokens.lines(report)
     else:
         from var_jax import bench
 
         if args.what == "sample":
-            report = bench.sample(config, args.batch or 1, args.repeats)
+            reports = [bench.sample(config, batch or 1, args.repeats) for batch in batches]
+            report = {"what": "sample", "batches": reports} if len(reports) > 1 else reports[0]
+            lines = bench.table(reports) if len(reports) > 1 else bench.lines(report)
         else:
-            report = bench.train(config, args.batch, args.repeats)
-        lines = bench.lines(report)
+            report = bench.train(config, batches[0], args.repeats)
+            lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1))
+        _write(Path(args.json), json.dumps(report, indent=1))
     return 0
+
+
+def _write(path: Path, text: str):
+    """The file whole or not at all, by the standard library: `sample` and `train` run where little is installed."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write the figures {path}: {error.strerror or error}") from error
+
+
+def _batches(text: str) -> list[int]:
+    parts = text.split(",")
+    right = all(part.strip().isdecimal() and int(part) >= 1 for part in parts)
+    require(right, "--batch", text, "a whole number of at least 1, or several such as 1,8,64")
+    return [int(part) for part in parts]

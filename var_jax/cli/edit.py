@@ -1,48 +1,112 @@
-"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a label, class editing.
+"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a label, class editing;
+and, with --keep-scales, variations and finer detail of whole images.
 
 example:
   var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 --out edited.png
+  var-jax edit --model models/d16 --image 'photos/*.jpg' --mask mask.png --from-scale 4 --out edited/
+  var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 --out another_cat.png
+  var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 --out finer.png
+
+A mask as large as its image goes through the same --resize; one of another size is stretched over the model's view.
+Kept pixels are put back as they were (--no-composite shows the tokenizer's reconstruction there, as published).
 """
 
 import argparse
+import os
+from pathlib import PurePath
 
 import numpy as np
+from etils import epath
 
-from var_jax.cli.images import box_mask, parse_box, read_image, read_mask
-from var_jax.cli.sample import add_sampling_arguments, sampling_arguments
+from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
+from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
 from var_jax.config import require
+from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--image", required=True, metavar="F")
+    parser.add_argument("--image", required=True, nargs="+", metavar="F", help="image files or globs")
     region = parser.add_mutually_exclusive_group(required=True)
     region.add_argument("--mask", metavar="F", help="picture that is white where new content goes")
     region.add_argument("--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width")
+    region.add_argument("--keep-scales", type=int, metavar="K", help="no region: keep the image's first K scales, and "
+                        "generate the finer ones (few: a variation; nearly all: other fine detail)")
     parser.add_argument("--outpaint", action="store_true", help="keep the region and generate the rest")
+    parser.add_argument("--from-scale", type=int, metavar="K", help="first scale with new content, from 0; the later, "
+                        "the closer to the image (default: the first of more than 3 tokens)")
+    parser.add_argument("--composite", action=argparse.BooleanOptionalAction, default=True,
+                        help="put kept pixels back exactly as they were (default)")
     parser.add_argument("--label", type=int, help="class of the new content (default: no class)")
     parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help="how the image is brought to the model's size (default crop)")
-    parser.add_argument("--out", required=True, metavar="F.png")
+                        help="how an image that is not of the model's size is brought to it (default crop)")
+    parser.add_argument("--out", required=True, metavar="F.png", help="a directory of several images or of a glob, and "
+                        "where it ends in / or is one already; it then holds a PNG of each one's name")
+    add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax import Pipeline, pictures
+    from var_jax import pictures
 
-    place = pictures.place(args.out)
     box = parse_box(args.box) if args.box else None
-    model = Pipeline.from_pretrained(args.model)
+    if args.keep_scales is not None and (args.outpaint or args.from_scale is not None):
+        raise UserError("--keep-scales edits no region; leave --outpaint and --from-scale away")
+    files = _files(args.image)
+    places = [pictures.place(place) for place in _places(args.out, args.image, files)]
+    model = load(args.model, args.dtype)
     tokenizer = model.config.tokenizer
-    image = read_image(args.image, tokenizer, args.resize)
-    region = box_mask(box, tokenizer.scales.finest) if box else read_mask(args.mask, tokenizer.image_shape[:2])
-    keep = model.kept_tokens(region if args.outpaint else ~region)
-    _check(keep, args)
-    edited = model.edit(image[None], keep, None if args.label is None else [args.label],
-                        **sampling_arguments(args))
-    pictures.save_png(place, pictures.grid(edited, columns=1, scale=1))
-    print(f"edited image in {args.out}")
+    images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
+    labels = None if args.label is None else [args.label] * len(files)
+    if args.keep_scales is not None:
+        edited = model.vary(images, labels, keep_scales=args.keep_scales, **sampling_arguments(args))
+    else:
+        regions = np.stack([box_mask(box, tokenizer.scales.finest) if box else
+                            read_mask(args.mask, file, tokenizer, args.resize) for file in files])
+        keep = regions if args.outpaint else ~regions
+        for kept in model.kept_tokens(keep):
+            _check(kept, args)
+        edited = model.edit(images, keep, labels, from_scale=args.from_scale, composite=args.composite,
+                            **sampling_arguments(args))
+    for place, one in zip(places, edited, strict=True):
+        pictures.save_png(place, pictures.grid(one[None], columns=1, scale=1))
+    print(f"edited image in {args.out}" if len(files) == 1 else f"{len(files)} edited images in {args.out}")
     return 0
+
+
+def _files(patterns: list[str]) -> list[str]:
+    """Image files; a name without wildcards is told when it is read, and may lie in a bucket."""
+    return [file for pattern in patterns
+            for file in (expand(pattern) if _wild(pattern) else [pattern])]
+
+
+def _wild(pattern: str) -> bool:
+    return bool(set(pattern) & set("*?[")) and not os.path.exists(pattern)
+
+
+def _places(out: str, patterns: list[str], files: list[str]) -> list[str]:
+    """Where each image's edit goes: whether in a directory, the number of files that a glob finds has no say in.
+
+    Raises:
+      UserError: two would go to one file, or all of them.
+    """
+    globbed = any(_wild(pattern) for pattern in patterns)
+    if len(files) == 1 and not globbed and (not out or not out.endswith("/") and not epath.Path(out).is_dir()):
+        return [out]
+    if len(files) > 1 or globbed:
+        why = f"there are {len(files)} images" if len(files) > 1 else "--image has wildcards"
+        require(PurePath(out).suffix != ".png", "--out", out, f"a directory, as {why}")
+    names = [f"{PurePath(file).stem}.png" for file in files]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--image: two images would be written to {out}/{twice}; edit them one at a time")
+    places = [os.path.join(out, name) for name in names]
+    if own := next((place for place in places if any(_same(place, file) for file in files)), None):
+        raise UserError(f"--out {out}: {own} is an image to edit; give another directory")
+    return places
+
+
+def _same(a: str, b: str) -> bool:
+    return os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
 
 
 def _check(keep: np.ndarray, args: argparse.Namespace):

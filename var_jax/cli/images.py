@@ -1,5 +1,6 @@
 """Reading what the user gives: image files as model input, masks, label lists."""
 
+import dataclasses
 import glob
 from collections.abc import Sequence
 
@@ -14,30 +15,39 @@ MOST = 1_000_000  # labels, and images of one grid: what lies beyond is a slip t
 
 
 def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
-    """One image file as float32 (H, W, C) in [-1, 1] at the model's size.
+    """One image file as float32 (H, W, C) in [-1, 1] at the model's size; one of that size already is taken as it is.
 
     Raises:
       UserError: the file is missing or does not decode.
     """
-    pixels = transforms.fit(transforms.decode(_read(path), path), config.image_shape, resize, path)
-    return transforms.crop(pixels, config.image_shape).astype(np.float32) / 127.5 - 1
+    return _at_size(transforms.decode(_read(path), path), config, resize, path).astype(np.float32) / 127.5 - 1
 
 
-def read_mask(path: str, size: tuple[int, int]) -> np.ndarray:
-    """A mask file as bool (h, w) at the given pixels, True where it is white (above one half)."""
-    return transforms.fit(transforms.decode(_read(path), path), (*size, 1), "whole", path)[..., 0] > 127
+def read_mask(path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
+    """A mask file as bool (H, W) at the model's size, True where it is white (above one half).
+
+    A mask as large as the image file is brought to the model's size as that is; one of any other size is taken as drawn
+    over the whole of what the model sees, and stretched.
+    """
+    pixels = transforms.decode(_read(path), path)
+    as_large = pixels.shape[:2] == transforms.decode(_read(image), image).shape[:2]
+    grey = dataclasses.replace(config, in_channels=1)
+    return _at_size(pixels, grey, resize if as_large else "whole", path)[..., 0] > 127
 
 
-def expand(pattern: str) -> list[str]:
-    """The files of a glob pattern, sorted.
+def expand(patterns: str | Sequence[str]) -> list[str]:
+    """The files of glob patterns, sorted, and of names.
 
     Raises:
       UserError: there are none.
     """
-    files = sorted(glob.glob(pattern, recursive=True))
-    if not files:
-        raise UserError(f"no files match {pattern!r}")
-    return files
+    found = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        files = sorted(glob.glob(pattern, recursive=True))
+        if not files:
+            raise UserError(f"no files match {pattern!r}")
+        found += files
+    return found
 
 
 def parse_labels(text: str) -> list[int]:
@@ -76,6 +86,11 @@ def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(grid, bool)
     mask[y0:y1, x0:x1] = True
     return mask
+
+
+def _at_size(pixels: np.ndarray, config: TokenizerConfig, resize: transforms.Resize, name: str) -> np.ndarray:
+    resize = "whole" if pixels.shape[:2] == config.image_shape[:2] else resize
+    return transforms.crop(transforms.fit(pixels, config.image_shape, resize, name), config.image_shape)
 
 
 def _read(path: str) -> bytes:

@@ -17,6 +17,8 @@ COMMANDS = {
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "convert": "published PyTorch weights to a model directory, or back",
     "tokenize": "token cache of a data set, so that training reads no images; resumable",
+    "generate": "evaluation-size sample set as .npz or PNGs; resumable",
+    "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or a tokenizer's reconstruction",
     "quickstart": "both stages of a config, samples and a short report, in one go",
     "bench": "time of sampling or training beside the FLOP floor",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
     parser.add_argument("--images", required=True, metavar="GLOB", help="image files")
     parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help="how an image is brought to the model's size (default crop)")
+                        help="how an image that is not of the model's size is brought to it (default crop)")
     parser.add_argument("--out", required=True, metavar="F.png")
 
 

@@ -2,11 +2,20 @@
 
 example:
   var-jax sample --model runs/quickstart --labels 0-9 --num 100 --out samples.png
+  var-jax sample --model models/d30 --labels 207,250 --preset pretty --strip scales.png --gif scales.gif --out dogs.png
+  var-jax sample --model models/d30 --then models/d16 --from-scale 7 --labels 0-9 --dtype bfloat16 --out fast.png
+  var-jax sample --model models/d16 --labels 207 --cfg 0,0,1,1,2,2,3,3,0,0 --temperature 1.2:0.9 --out schedules.png
 """
 
 import argparse
 
+from var_jax import schedules
 from var_jax.cli.images import MOST, parse_labels
+
+SCHEDULES = """cfg, top-k, top-p and temperature each take
+  NUMBER      the same at every scale; of cfg what it rises to, linearly from 0 at the first scale, as published
+  FIRST:LAST  a linear ramp over the scales; --cfg 2:2 is guidance of 2 at every scale
+  A,B,C,...   one number a scale, coarse to fine"""
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -14,33 +23,88 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--labels", required=True, help="class ids, such as 0,1,2 or 0-9")
     parser.add_argument("--num", type=int, default=0, help="images, labels repeated in turn (default: one a label)")
     parser.add_argument("--out", required=True, metavar="F.png")
+    parser.add_argument("--strip", metavar="F.png", help="also every image after each scale, one image a row")
+    parser.add_argument("--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale")
+    parser.add_argument("--then", metavar="DIR", help="a smaller model of the same tokenizer that draws the last "
+                        "scales, which have the most tokens and need the least")
+    parser.add_argument("--from-scale", type=int, metavar="K", help="the first scale that --then draws, from 0")
+    add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
 
+def add_dtype_argument(parser: argparse.ArgumentParser):
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="what the models compute in (default: as "
+                        "their configs say)")
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance at the last scale, 0 for none (default 1.5)")
-    parser.add_argument("--top-k", type=int, default=900, help="0 for off (default 900)")
-    parser.add_argument("--top-p", type=float, default=0.96, help="0 for off (default 0.96)")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--smooth", action="store_true", help="mix code vectors: prettier, not for measuring")
+    group = parser.add_argument_group("sampling", SCHEDULES)
+    described = "; ".join(f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"
+                          for name, preset in schedules.PRESETS.items())
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--preset", choices=tuple(schedules.PRESETS), default="fid",
+                       help=f"settings that the options below change one by one (default fid; {described})")
+    group.add_argument("--cfg", type=_schedule(float), metavar="SCHEDULE", help="guidance, 0 for none")
+    group.add_argument("--top-k", type=_schedule(int), metavar="SCHEDULE",
+                       help="draw from this many of the likeliest codes, 0 for off")
+    group.add_argument("--top-p", type=_schedule(float), metavar="SCHEDULE",
+                       help="draw from this share of their probability, 0 for off")
+    group.add_argument("--temperature", type=_schedule(float), metavar="SCHEDULE")
+    group.add_argument("--smooth", action=argparse.BooleanOptionalAction,
+                       help="mix code vectors: prettier, not for measuring")
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    return {name: getattr(args, name) for name in ("seed", "cfg", "top_k", "top_p", "temperature", "smooth")}
+    given = {name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "temperature", "smooth")}
+    explicit = {name: value for name, value in given.items() if value is not None}
+    return {"seed": args.seed, **schedules.settings(args.preset, explicit)}
+
+
+def load(directory: str, dtype: str | None):
+    """The model, computing in the given dtype."""
+    from var_jax import Pipeline
+
+    model = Pipeline.from_pretrained(directory)
+    return model.astype(dtype) if dtype else model
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax import Pipeline, pictures
+    from var_jax import pictures
     from var_jax.config import require
 
     place = pictures.place(args.out)
+    strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
     require(0 <= args.num <= MOST, "--num", args.num, f"from 0 to {MOST}")
+    require((args.then is None) == (args.from_scale is None), "--from-scale", args.from_scale,
+            "given together with --then")
     labels = parse_labels(args.labels)
-    model = Pipeline.from_pretrained(args.model)
+    model, then = (directory and load(directory, args.dtype) for directory in (args.model, args.then))
     every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
-    images = model.sample(every, **sampling_arguments(args))
+    wants_steps = bool(strip or gif)
+    found = model.sample(every, return_steps=wants_steps, as_uint8=True, then=then, from_scale=args.from_scale,
+                         **sampling_arguments(args))
+    images, steps = found if wants_steps else (found, None)
     columns = min(len(labels), len(every))
-    pictures.save_png(place, pictures.grid(images, columns=columns, titles=[str(x) for x in every[:columns]]))
-    print(f"{len(images)} images in {args.out}")
+    titles = [str(x) for x in every[:columns]]
+
+    def grid(images):
+        return pictures.grid(images, columns=columns, titles=titles)
+
+    pictures.save_png(place, grid(images))
+    if strip:
+        scales = [f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes]
+        pictures.save_png(strip, pictures.strip(list(steps), column_titles=scales))
+    if gif:
+        pictures.save_gif(gif, [grid(steps[:, k]) for k in range(steps.shape[1])])
+    print(f"{len(images)} images in {', '.join(str(path) for path in (args.out, args.strip, args.gif) if path)}")
     return 0
+
+
+def _schedule(kind: type):
+    def parse(text: str) -> schedules.Schedule:
+        try:
+            return schedules.parse(text, kind)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except BaseException as error:
         if not distributed.together():
             raise
-        code = _fail(f"{distributed.LOST} ({_cause(error)})", 1) if distributed.lost_a_process(error) else _tell(error)
+        code = _fail(f"{distributed.LOST} ({_cause(error)})", 1) if distributed.lost_a_process(error) else tell(error)
     else:
         return 0
     if distributed.together():
@@ -65,7 +65,7 @@ def _window(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def _tell(error: BaseException) -> int:
+def tell(error: BaseException) -> int:
     """As the command line tells an error that ends one process; there is no way back to it from one of several."""
     if isinstance(error, UserError):
         return _fail(error, 2)

@@ -43,13 +43,13 @@ class Split(Protocol):
 
 
 class TfdsSplit:
-    """A split of a prepared TFDS data set, decoded by Pillow."""
+    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class."""
 
     def __init__(self, builder: Any, split: str):
         self._made_of = builder, split
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
-        self.class_names = tuple(features["label"].names)
+        self.class_names: tuple[str, ...] = tuple(features["label"].names) if "label" in features else ("all",)
         content = (builder.info.metadata or {}).get("content")
         self.fingerprint = (str(builder.info.version) if content is None else
                             image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())]))
@@ -72,7 +72,7 @@ class TfdsSplit:
         if isinstance(image, bytes):
             file = example.get("file_name", b"")
             image = transforms.decode(image, f"image {index} of {self._name}" + (f" ({file.decode()})" if file else ""))
-        return {"image": transforms.eight_bits(image), "label": int(example["label"])}
+        return {"image": transforms.eight_bits(image), "label": int(example.get("label", 0))}
 
 
 def open_split(data: "DataConfig", split: str) -> Split:

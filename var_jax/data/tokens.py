@@ -36,7 +36,8 @@ FORMAT = 1
 SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
 ROLES = {"train": "train_split", "test": "eval_split"}  # directory of the cache: the split's key in the config
-TRAINING_ONLY = ("vq_beta", "init_codes")  # of the tokenizer's settings; they change no token
+# Of the tokenizer's settings; they change no token.
+TRAINING_ONLY = ("vq_beta", "init_codes", "quantizer_dropout", "quantizer_dropout_from", "remat")
 
 
 @dataclasses.dataclass(frozen=True)

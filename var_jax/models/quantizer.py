@@ -9,7 +9,7 @@ from var_jax.ops.partition import parameter
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Holds the codebook and the residual convolutions, in float32 whatever the computation's dtype."""
+    """Holds the codebook (none for "bsq") and the residual convolutions; gives them in float32 whatever the dtype."""
 
     config: TokenizerConfig
 
@@ -17,11 +17,13 @@ class MultiScaleQuantizer(nn.Module):
     def __call__(self) -> vq.Quantizer:
         c = self.config
         stored, n, z = jnp.dtype(c.param_dtype), c.phi_count, c.z_channels
-        code_init = nn.initializers.normal(c.init_codes)
-        codebook = parameter(self, "codebook", code_init, (c.vocab_size, z), ("vocab", "code"), stored)
+        codebook = None
+        if c.codes != "bsq":
+            code_init = nn.initializers.normal(c.init_codes)
+            codebook = parameter(self, "codebook", code_init, (c.vocab_size, z), ("vocab", "code"), stored)
         kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", batch_axis=(0,))
         kernel = parameter(self, "phi_kernel", kernel_init, (n, 3, 3, z, z),
                            ("phi", "kernel", "kernel", "code", None), stored)
         bias = parameter(self, "phi_bias", nn.initializers.zeros, (n, z), ("phi", "code"), stored)
-        return vq.Quantizer(*(x.astype(jnp.float32) for x in (codebook, kernel, bias)), scales=c.scales,
-                            phi_ratio=c.phi_ratio, cosine=c.codes == "cosine")
+        arrays = (None if x is None else x.astype(jnp.float32) for x in (codebook, kernel, bias))
+        return vq.Quantizer(*arrays, scales=c.scales, phi_ratio=c.phi_ratio, codes=c.codes)

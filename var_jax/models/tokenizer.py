@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from var_jax.ops import vq
 from var_jax.ops.partition import constrain, parameter
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int
+    from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 # PyTorch's default for convolutions: uniform within 1/sqrt(fan_in).
 CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -43,19 +43,39 @@ class Conv(nn.Module):
         return y + bias.astype(dtype)
 
 
+class GroupNorm(nn.Module):
+    """GroupNorm in float32 (Wu and He 2018), eps 1e-6.
+
+    Ours because Flax's splits the channels of the whole map into (groups, channels of a group): of 160 channels in 32
+    groups that leaves 5 in the last dimension, which a TPU pads to 128. Here sums are taken a channel first, and only
+    they are grouped.
+    """
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        stored, channels = jnp.dtype(self.config.param_dtype), x.shape[-1:]
+        scale, bias = (parameter(self, name, init, channels, ("conv_out",), stored).astype(jnp.float32)
+                       for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros)))
+
+        def mean(y):
+            groups = rearrange(jnp.mean(y, axis=(1, 2)), "b (g c) -> b g c", g=self.config.norm_groups)
+            return jnp.repeat(jnp.mean(groups, axis=-1), groups.shape[-1], axis=-1)[:, None, None]
+
+        y = x.astype(jnp.float32)
+        y -= mean(y)
+        return (y * (jax.lax.rsqrt(mean(y**2) + 1e-6) * scale) + bias).astype(x.dtype)
+
+
 class Norm(nn.Module):
-    """GroupNorm in float32."""
+    """The norm under the name that saved parameters have."""
 
     config: TokenizerConfig
 
     @nn.compact
     def __call__(self, x):
-        names = ("conv_out",)
-        norm = nn.GroupNorm(
-            self.config.norm_groups, epsilon=1e-6, dtype=jnp.float32, param_dtype=jnp.dtype(self.config.param_dtype),
-            scale_init=nn.with_logical_partitioning(nn.initializers.ones, names),
-            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names), use_fast_variance=False, name="group")
-        return norm(x).astype(x.dtype)
+        return GroupNorm(self.config, name="group")(x)
 
 
 class ResBlock(nn.Module):
@@ -96,11 +116,13 @@ class Level(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        block = nn.remat(ResBlock) if self.config.remat == "full" else ResBlock
         for i in range(self.blocks):
-            x = ResBlock(self.features, self.config, name=f"block_{i}")(x)
+            x = block(self.features, self.config, name=f"block_{i}")(x)
             if self.lowest and self.config.attention:
                 x = SelfAttention(self.config, name=f"attn_{i}")(x)
-        return constrain(x, "batch", None, None, None)
+            x = constrain(x, "images", None, None, None)
+        return x
 
 
 class Middle(nn.Module):
@@ -151,6 +173,24 @@ class Decoder(nn.Module):
         return Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")(x).astype(jnp.float32)
 
 
+class Forward(NamedTuple):
+    """What the training forward gives.
+
+    Attributes:
+      reconstruction: not clamped.
+      tokens: of all scales, coarse to fine.
+      vq_loss: of the scales that counted.
+      searched: the vectors that tokens stand for (`vq.Quantized`).
+      counted: tokens of scales that quantizer dropout left in; all of them without it.
+    """
+
+    reconstruction: Float[Array, "b H W i"]
+    tokens: Int[Array, "b L"]
+    vq_loss: Float[Array, ""]
+    searched: Float[Array, "b L c"]
+    counted: Bool[Array, "b L"]
+
+
 class Tokenizer(nn.Module):
     """Images in [-1, 1] to tokens of all scales and back."""
 
@@ -171,11 +211,18 @@ class Tokenizer(nn.Module):
         Returns:
           reconstruction (b, H, W, i), not clamped; tokens (b, L); the VQ loss.
         """
-        feature = self.features(images)
-        tokens, totals = vq.encode(self.quantize(), feature)
-        loss = vq.vq_loss(feature, totals, self.config.vq_beta)
+        return self.forward(images)[:3]
+
+    def forward(self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None) -> Forward:
+        """As the call, with what training looks at besides; quantizer dropout acts when `rng` is given."""
+        c, feature, last = self.config, self.features(images), None
+        if rng is not None and c.quantizer_dropout:
+            last = vq.draw_last(rng, images.shape[0], len(c.scales), c.quantizer_dropout, c.quantizer_dropout_from)
+        tokens, totals, searched = vq.quantize(self.quantize(), feature, last)
+        loss = vq.vq_loss(feature, totals, c.vq_beta, last)
         passed = feature + jax.lax.stop_gradient(totals[-1] - feature)  # straight-through
-        return self.reconstruct(passed), tokens, loss
+        counted = jnp.ones(tokens.shape, bool) if last is None else vq.kept(c.scales, last)
+        return Forward(self.reconstruct(passed), tokens, loss, searched, counted)
 
     def features(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
         """What the quantizer quantises, in float32."""

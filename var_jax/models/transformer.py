@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from var_jax.config import TransformerConfig
 from var_jax.ops import attention, masks
 from var_jax.ops.partition import constrain, parameter
+from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -22,18 +24,21 @@ REMAT = {"full": jax.checkpoint_policies.nothing_saveable,
          "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
-class Cache(NamedTuple):
+@flax.struct.dataclass
+class Cache:
     """What generation keeps between scales; inside a block, one layer's part of it.
 
     Attributes:
       k, v: keys and values of the coarser scales that the next one sees, one entry a scale, each (layers, b, l, h, d).
       modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the weights lies in
         front of it, and it does not change from scale to scale.
+      first: of an empty cache, how many first scales come at once; 0 where one comes at a time.
     """
 
     k: tuple[jax.Array, ...] = ()
     v: tuple[jax.Array, ...] = ()
     modulations: jax.Array | None = None
+    first: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @jax.custom_vjp
@@ -126,7 +131,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
-        """All scales at once under the mask (`cache` None), or one scale that sees itself and the cached ones.
+        """All scales at once under the mask (`cache` None), or the first ones, whose keys and values are given, or one
+        scale that sees itself and the cached ones.
 
         Returns:
           the output (b, l, w), and the new keys and values (None without a cache).
@@ -153,6 +159,11 @@ class Attention(nn.Module):
         implementation = attention.choose(c.attention, dtype, c.head_dim)
         if cache is None:
             y, new = attention.masked(q, k, v, scale, c.scales, c.mask, implementation), None
+        elif cache.first:
+            some = Scales(c.scales.sizes[:cache.first])
+            # Never splash: its tiles are made for whole sequences, and this is a part of one, without gradients.
+            block = "xla" if implementation == "splash" else implementation
+            y, new = attention.masked(q, k, v, scale, some, c.mask, block), (k, v)
         else:
             seen_k, seen_v = jnp.concatenate([*cache.k, k], 1), jnp.concatenate([*cache.v, v], 1)
             y, new = attention.cached(q, seen_k, seen_v, scale, implementation), (k, v)
@@ -252,6 +263,19 @@ class Transformer(nn.Module):
         unseen = masks.first_visible(c.mask, k + 1) - masks.first_visible(c.mask, k)
         kept_k, kept_v = (*cache.k, new_k)[unseen:], (*cache.v, new_v)[unseen:]
         return self._logits(x, cond), Cache(kept_k, kept_v, modulations)
+
+    def prefill(self, n: int, inputs: Float[Array, "b l-l1 c"], labels: Int[Array, " b"]) -> Cache:
+        """The cache for scale n, as `next_scale` leaves it after scales 0 to n - 1, from all of them in one pass.
+
+        Args:
+          inputs: the tokenizer's `teacher_input` as far as those scales need it.
+        """
+        c, cond = self.config, self._condition(labels)
+        x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
+        x = x + self._places(slice(0, c.scales.offsets[n]))
+        _, (k, v, modulations) = self.blocks(x, Cache(first=n), None, self._block_condition(cond))
+        seen = [c.scales.span(i) for i in range(masks.first_visible(c.mask, n), n)]
+        return Cache(tuple(k[:, :, span] for span in seen), tuple(v[:, :, span] for span in seen), modulations)
 
     def _condition(self, labels):
         return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))

@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.errors import UserError, did_you_mean
 
 # Parameters: fully sharded over `data` along the model width, tensor parallel over `model` along what is independent
-# between devices (heads, MLP columns, vocabulary). Activations: batch over `data`.
-RULES: Mapping[str, str | None] = {
+# between devices (heads, MLP columns, vocabulary). Activations: the transformer's batch over `data`; a convolutional
+# network has nothing to split over `model`, so that its images are spread over both.
+RULES: Mapping[str, str | tuple[str, ...] | None] = {
     # parameters
     "layers": None,
     "embed": "data",
@@ -39,6 +40,7 @@ RULES: Mapping[str, str | None] = {
     "phi": None,
     # activations
     "batch": "data",
+    "images": ("data", "model"),
     "tokens": None,
     "act_embed": None,
     "act_heads": "model",
@@ -57,7 +59,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
         if name is not None and name not in RULES:
             raise ValueError(f"logical axis {name!r} has no rule{did_you_mean(name, RULES)}")
     axes = [RULES[name] if name is not None else None for name in names]
-    used = [axis for axis in axes if axis is not None]
+    used = [axis for rule in axes for axis in _each(rule)]
     if len(used) != len(set(used)):
         raise ValueError(f"logical axes {tuple(names)} collide: two of them lie on one mesh axis of {used}")
     return PartitionSpec(*axes)
@@ -66,11 +68,26 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x` held to the sharding of its logical names; `x` itself where no mesh is set.
 
-    Without constraints on activations the compiler may replicate the batch on every device.
+    Without constraints on activations the compiler may replicate the batch on every device. Where several mesh axes
+    together do not divide a dimension, it lies on as many of the first ones as do.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(names))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(
+        _dividing(rule, size, mesh.shape) for rule, size in zip(spec(names), x.shape, strict=True))))
+
+
+def _each(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if rule is None else (rule,) if isinstance(rule, str) else rule
+
+
+def _dividing(rule: str | tuple[str, ...] | None, size: int, mesh: Mapping[str, int]) -> str | tuple[str, ...] | None:
+    if not isinstance(rule, tuple):
+        return rule
+    while rule and size % math.prod(mesh[axis] for axis in rule):
+        rule = rule[:-1]
+    return rule
 
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:

@@ -25,20 +25,26 @@ def filter_logits(
     Args:
       top_k: 0 or >= V: off.
       top_p: None: off. The largest logit always survives.
-    Equal logits at a threshold survive together.
+    Equal logits at a threshold survive together. The threshold lies between the last logit that survives and the next
+    one, not on it, and the largest survives by its place: a compiler may compute the logits once for the ranking and
+    once more, rounded otherwise, for the comparison, which would drop what is compared with itself.
     """
     vocab = logits.shape[-1]
     k = top_k if 0 < top_k < vocab else vocab
     if k == vocab and top_p is None:
         return logits
-    largest = jax.lax.top_k(logits, k)[0]
+    ranked, places = jax.lax.top_k(logits, min(k + 1, vocab))
     if top_p is None:
-        threshold = largest[..., -1:]
+        kept = jnp.full((*logits.shape[:-1], 1), k)
     else:
-        tail = jnp.cumsum(jax.nn.softmax(largest, axis=-1)[..., ::-1], axis=-1)[..., ::-1]
+        tail = jnp.cumsum(jax.nn.softmax(ranked[..., :k], axis=-1)[..., ::-1], axis=-1)[..., ::-1]
         kept = jnp.maximum(jnp.sum(tail > 1 - top_p, axis=-1, keepdims=True), 1)
-        threshold = jnp.take_along_axis(largest, kept - 1, axis=-1)
-    return jnp.where(logits >= threshold, logits, -jnp.inf)
+    ranked = jnp.concatenate([ranked, jnp.full_like(ranked[..., :1], -jnp.inf)], axis=-1)
+    last, following = (jnp.take_along_axis(ranked, at, axis=-1) for at in (kept - 1, kept))
+    middle = (last + following) / 2
+    threshold = jnp.where(middle > following, middle, last)
+    largest = jnp.arange(vocab) == places[..., :1]
+    return jnp.where((logits >= threshold) | largest, logits, -jnp.inf)
 
 
 def sample(keys: Key[Array, " b"], logits: Float[Array, "b l v"]) -> Int[Array, "b l"]:

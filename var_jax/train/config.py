@@ -7,6 +7,7 @@ from ml_collections import config_dict
 
 from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, plain, require
 from var_jax.errors import UserError
+from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, ProgressiveConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,32 @@ class OptimizerConfig:
     clip: float = 2.0
 
     def __post_init__(self):
-        require(self.base_lr > 0, "optimizer.base_lr", self.base_lr, "positive")
-        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, "optimizer.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
-        require(0 <= self.warmup_from <= 1, "optimizer.warmup_from", self.warmup_from, "from 0 to 1")
+        section = self._section()
+        require(self.base_lr > 0, f"{section}.base_lr", self.base_lr, "positive")
+        require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"{section}.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
+        require(0 <= self.warmup_from <= 1, f"{section}.warmup_from", self.warmup_from, "from 0 to 1")
         for name in ("warmup_steps", "cooldown_steps", "final_lr_ratio", "weight_decay", "final_weight_decay", "clip"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}", getattr(self, name), "0 or more")
+            require(getattr(self, name) >= 0, f"{section}.{name}", getattr(self, name), "0 or more")
+
+    def _section(self) -> str:
+        return "optimizer"
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorOptimizerConfig(OptimizerConfig):
+    """The same keys for the discriminator, whose first step is the run's first adversarial one; vaex's by default."""
+
+    base_lr: float = 1e-4
+    schedule: Literal["lin0", "cosine", "constant", "cooldown"] = "cosine"
+    final_lr_ratio: float = 0.3
+    b1: float = 0.5
+    b2: float = 0.9
+    weight_decay: float = 0.005
+    final_weight_decay: float = 0.005
+    clip: float = 10.0
+
+    def _section(self) -> str:
+        return "discriminator_optimizer"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +106,25 @@ class LossConfig:
 
     Attributes:
       l1, l2, vq: of the tokenizer's loss, l1 |rec - image| + l2 (rec - image)^2 + vq * VQ loss, means over pixels.
+      perceptual: of the perceptual distance between image and reconstruction; 0 for none.
+      perceptual_network: "efficientnet" (stages of EfficientNet-Lite0) or "lpips" (VGG-16 with LPIPS's heads).
+      perceptual_weights, perceptual_heads: weight files; "" takes EfficientNet-Lite0's from the package that the extra
+        [perceptual] brings, and where that is not installed, the run leaves the term out with a warning.
       label_smoothing: of the transformer's cross-entropy.
     """
 
     l1: float = 0.2
     l2: float = 1.0
     vq: float = 1.0
+    perceptual: float = 0.0
+    perceptual_network: Literal["efficientnet", "lpips"] = "efficientnet"
+    perceptual_weights: str = ""
+    perceptual_heads: str = ""
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        for name in ("l1", "l2", "vq", "perceptual"):
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
         require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing, "from 0 to below 1")
 
 
@@ -164,6 +196,10 @@ class TrainConfig:
     transformer: TransformerConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    discriminator_optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    progressive: ProgressiveConfig = ProgressiveConfig()
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
@@ -179,6 +215,28 @@ class TrainConfig:
         require(self.batch_size % self.microbatches == 0, "microbatches", self.microbatches,
                 f"a divisor of batch_size {self.batch_size}")
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
+        if self.stage == "tokenizer":
+            self.progressive.check(self.tokenizer)
+            health = self.codebook
+            require(self.tokenizer.codes != "bsq" or (health.init == "normal" and not health.revive_threshold),
+                    "codebook.init and revive_threshold", (health.init, health.revive_threshold),
+                    "'normal' and 0 with tokenizer.codes 'bsq', which have no codebook")
+
+    @property
+    def adversarial_from(self) -> int | None:
+        """Steps done before the first adversarial one; None where there is none."""
+        adversarial = self.adversarial
+        on = self.stage == "tokenizer" and adversarial.weight > 0
+        return self.steps_of(adversarial.start) if on else None
+
+    @property
+    def revives(self) -> bool:
+        """Whether dead codes are moved."""
+        return self.stage == "tokenizer" and self.codebook.revive_threshold > 0
+
+    def steps_of(self, value: float) -> int:
+        """A number of steps: a value below 1 is a share of the run's."""
+        return round(value * self.steps) if value < 1 else round(value)
 
     @property
     def model(self) -> ModelConfig:

@@ -1,6 +1,7 @@
 """Held-out metrics and sample pictures during training."""
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,21 +12,25 @@ from PIL import Image
 
 from var_jax import generate, pictures
 from var_jax.models.tokenizer import Tokenizer
+from var_jax.ops import codebook, partition
 from var_jax.train import losses
 from var_jax.train.config import TrainConfig
 from var_jax.train.inputs import Inputs
+from var_jax.train.networks import Networks
 from var_jax.train.step import make_eval_step
 
 PICTURE_ROWS = 4
+
+log = logging.getLogger(__name__)
 
 
 class Evaluator:
     """The held-out split of a run, and what is measured on it."""
 
-    def __init__(self, config: TrainConfig, frozen: Any, data: Inputs, replicated: NamedSharding):
+    def __init__(self, config: TrainConfig, networks: Networks, frozen: Any, data: Inputs, replicated: NamedSharding):
         self.config, self.frozen, self.data = config, frozen, data
         # Every host reads what comes out, so it lies whole on each of them.
-        self.step = jax.jit(make_eval_step(config), out_shardings=replicated)
+        self.step = jax.jit(make_eval_step(config, networks), out_shardings=replicated)
         self.whole = jax.jit(lambda x: x, out_shardings=replicated)
         self.reconstruct = jax.jit(functools.partial(_reconstruct, config), out_shardings=replicated)
 
@@ -40,6 +45,7 @@ class Evaluator:
         means = {name: (value / count).tolist() for name, value in sums.items()}
         if counts is not None:
             means |= code_metrics(counts)
+            _warn_of_collapse(self.config, counts)
         else:
             means = {"loss": means["loss_mean"], **means}
         return {**means, "images": count}
@@ -65,6 +71,19 @@ class Evaluator:
         return pictures.grid(np.asarray(self.whole(images)), columns=columns, titles=titles)
 
 
+def _warn_of_collapse(config: TrainConfig, counts: np.ndarray):
+    """Names every scale whose codes have collapsed: it carries next to nothing of the image any more.
+
+    Every process computes it and one tells: under a mesh, what one of them computed alone would wait for the others.
+    """
+    for k in codebook.collapsed(counts, config.codebook.collapse_share):
+        height, width = config.tokenizer.scales.sizes[k]
+        used, share = int(codebook.used(counts[k])), float(codebook.perplexity(counts[k]))
+        if jax.process_index() == 0:
+            log.warning("scale %dx%d has collapsed: %d of %d codes are used, with a perplexity of %.1f", height, width,
+                        used, counts.shape[1], share)
+
+
 def code_metrics(counts: np.ndarray) -> Mapping[str, Any]:
     """From (K, V) counts: the share of the vocabulary used and the perplexity, a scale and over all scales."""
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -82,5 +101,6 @@ def perplexity(p: np.ndarray) -> float:
 def _reconstruct(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
     """Reconstructions in [0, 1] of uint8 images."""
     model = Tokenizer(config.tokenizer)
-    tokens = model.apply({"params": params}, losses.to_signal(images), method="encode")
+    signal = partition.constrain(losses.to_signal(images), "images", None, None, None)
+    tokens = model.apply({"params": params}, signal, method="encode")
     return (model.apply({"params": params}, tokens, method="decode") + 1) / 2

@@ -1,10 +1,11 @@
-"""The training loop of both stages, read downward: devices, model, data, resume, steps.
+"""The training loop of both stages, read downward: devices, networks, data, resume, steps.
 
 Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`, else fresh
 parameters.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,11 +19,12 @@ from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
 from var_jax.errors import Preempted
 from var_jax.ops import partition
-from var_jax.train import evaluation, inputs, start, state, step, workdir
+from var_jax.train import codebook_start, evaluation, inputs, networks, start, state, step, workdir
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
-from var_jax.train.optimizer import learning_rate, make_optimizer
+from var_jax.train.optimizer import learning_rates
 from var_jax.train.preemption import Preemption
+from var_jax.train.program import Program
 from var_jax.train.throughput import Profile, Throughput
 
 UNREAD_STEPS = 1  # dispatched while the one before is still running
@@ -48,45 +50,43 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
 
     # Devices
     mesh = state.make_mesh(config.mesh)
-    require(config.batch_size % (mesh.shape["data"] * config.microbatches) == 0, "batch_size", config.batch_size,
-            f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}")
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption:
-        # Model: the tokenizer that the transformer learns from is read first, since it decides the sizes
-        frozen = None
+        # Networks: frozen ones are read first, since they decide sizes and which terms there are
+        config, loaded = networks.load(config)
+        frozen, encode = loaded.params, None
         if config.stage == "transformer":
             tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
             config = config.with_tokenizer(tokenizer)
-            frozen = jax.device_put(frozen, replicated)
-        optimizer = make_optimizer(config.optimizer, config.steps, config.batch_size)
-        abstract, shardings = state.state_shardings(config, optimizer, mesh)
-        train_step = jax.jit(step.make_train_step(config, optimizer), donate_argnums=0,
-                             in_shardings=(shardings, rows, None), out_shardings=(shardings, replicated))
-        encode = jax.jit(step.make_encode(config), out_shardings=rows) if frozen is not None else None
-        partition.require_sharded(shardings.params, abstract.params, mesh, config.mesh.replicated_share)
+            encode = jax.jit(step.make_encode(config), out_shardings=rows)
+        frozen = jax.device_put(frozen, replicated)
+        program = Program(config, mesh, loaded)
+        partition.require_sharded(program.shardings.params, program.abstract.params, mesh,
+                                  config.mesh.replicated_share)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
         data = inputs.Inputs(config, frozen, encode, rows)
         if config.stage == "transformer":
             require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
                     config.transformer.num_classes, f"at least the {len(data.class_names)} classes of the data")
-        evaluator = evaluation.Evaluator(config, frozen, data, replicated)
+        evaluator = evaluation.Evaluator(config, loaded, frozen, data, replicated)
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
         data.require_same(directory)
         checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
-        run, evaluated = start.first_state(config, optimizer, checkpoints, abstract, shardings)
+        run, evaluated, fresh = start.first_state(config, program, checkpoints)
         first = int(run.step)
+        if fresh:
+            run = codebook_start.with_codes_of_data(config, program, data, run)
         batches = data.train(start_step=first)
-        workdir.claim(directory, config, frozen)
+        workdir.claim(directory, config, frozen if config.stage == "transformer" else None)
         data.note(directory)
         writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
         # Steps: each is dispatched before the one before it is read
-        rate = learning_rate(config.optimizer, config.steps, config.batch_size)
+        rates_at = learning_rates(config)
         throughput, trace = Throughput(config, first), Profile(directory, profile)
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
@@ -100,16 +100,15 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
             stop = False
             while len(unread) > left:
                 number, metrics, vote = unread.popleft()
-                for name in ("loss", "grad_norm"):
-                    if not np.isfinite(value := float(metrics[name])):
-                        checkpoints.wait()
-                        raise Diverged(f"{name} of step {number} is {value}; "
-                                       f"the last checkpoint is of step {checkpoints.latest_step()}")
+                if wrong := not_finite(metrics):
+                    checkpoints.wait()
+                    raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; "
+                                   f"the last checkpoint is of step {checkpoints.latest_step()}")
                 stop |= bool(vote)
                 if number % config.log_every == 0 or number == config.steps:
                     rates = throughput.report(number)
                     values = jax.tree.map(np.asarray, metrics)
-                    writer.write(number, "train", {**values, "lr": float(rate(number - 1)), **rates})
+                    writer.write(number, "train", {**values, **rates_at(number - 1), **rates})
                     writer.progress(number, float(values["loss"]), rates["images_per_s"])
             return stop
 
@@ -126,7 +125,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
             for number in range(first + 1, config.steps + 1):
                 vote = preemption.vote()
                 trace.before(number)
-                run, metrics = train_step(run, data.on_devices(next(batches)), frozen)
+                run, metrics = program.step(number - 1)(run, data.on_devices(next(batches)), frozen)
                 trace.after(number, metrics)
                 unread.append((number, metrics, vote))
                 last = number == config.steps
@@ -157,6 +156,21 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         finally:
             checkpoints.close()
     return held_out
+
+
+def not_finite(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+    """The first loss or gradient norm of a step that is not finite, with the network it is of.
+
+    Either network's NaN reaches the other within the step: where the reconstruction itself is finite, the
+    discriminator is looked at first.
+    """
+    names = {"loss": "loss", "grad_norm": "grad_norm"}
+    if "discriminator_loss" in metrics:
+        names = {name: f"the generator's {text}" for name, text in names.items()}
+        theirs = {f"discriminator_{name}": f"the discriminator's {name}" for name in ("loss", "grad_norm")}
+        names = theirs | names if np.isfinite(float(metrics.get("l2", np.nan))) else names | theirs
+    values = ((text, float(metrics[name])) for name, text in names.items())
+    return next(((text, value) for text, value in values if not np.isfinite(value)), None)
 
 
 def _averaged(run: state.TrainState) -> Any:

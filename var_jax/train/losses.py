@@ -14,9 +14,10 @@ import optax
 
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
-from var_jax.ops import vq
+from var_jax.ops import partition, vq
 from var_jax.ops.scales import Scales
-from var_jax.train.config import TrainConfig
+from var_jax.train.config import LossConfig, TrainConfig
+from var_jax.train.networks import Networks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8
@@ -29,17 +30,23 @@ def to_signal(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def tokenizer_loss(config: TrainConfig, params: Any, batch: Mapping[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-    """l1 |rec - image| + l2 (rec - image)^2 + vq * VQ loss, and its parts.
+def image_terms(config: TrainConfig, networks: Networks, frozen: Any, rec: Float[Array, "b H W c"],
+                images: Float[Array, "b H W c"]) -> dict[str, Float[Array, " b"]]:
+    """How far reconstructions are from their images, an image: l1 and l2 (means over pixels), and the perceptual
+    distance where the run has one.
 
-    Perceptual and adversarial terms belong beside the pixel terms here.
+    Args:
+      frozen: weights of the run's frozen networks.
     """
-    images = to_signal(batch["image"])
-    rec, tokens, vq_loss = Tokenizer(config.tokenizer).apply({"params": params}, images)
-    l1, l2 = jnp.mean(jnp.abs(rec - images)), jnp.mean((rec - images) ** 2)
-    loss = config.loss.l1 * l1 + config.loss.l2 * l2 + config.loss.vq * vq_loss
-    counts = vq.code_counts(config.tokenizer.scales, tokens, config.tokenizer.vocab_size)
-    return loss, {"loss": loss, "l1": l1, "l2": l2, "vq": vq_loss, "code_usage": jnp.mean(counts > 0, axis=1)}
+    terms = {"l1": jnp.mean(jnp.abs(rec - images), axis=(1, 2, 3)), "l2": jnp.mean((rec - images) ** 2, axis=(1, 2, 3))}
+    if networks.perceptual is not None:
+        terms["perceptual"] = networks.perceptual.distance(frozen["perceptual"], rec, images)
+    return terms
+
+
+def weighted(weights: LossConfig, terms: Mapping[str, jax.Array]) -> jax.Array:
+    """The sum of terms by their weights in the config."""
+    return sum((getattr(weights, name) * value for name, value in terms.items()), jnp.zeros(()))
 
 
 def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array],
@@ -96,22 +103,22 @@ def token_metrics(scales: Scales, logits: Float[Array, "b L v"], tokens: Int[Arr
     }
 
 
-def reconstruction_metrics(config: TrainConfig, params: Any, batch: Mapping[str, jax.Array]) -> Metrics:
-    """A tokenizer's sums over the rows of one held-out batch that count.
+def reconstruction_metrics(config: TrainConfig, networks: Networks, params: Any, frozen: Any,
+                           batch: Mapping[str, jax.Array]) -> Metrics:
+    """A tokenizer's sums over the rows of one held-out batch that count; adversarial terms have no place in them.
 
     `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed over images.
     """
     c = config.tokenizer
-    images, weights = to_signal(batch["image"]), batch["mask"].astype(jnp.float32)
+    images = partition.constrain(to_signal(batch["image"]), "images", None, None, None)
+    weights = batch["mask"].astype(jnp.float32)
     model = Tokenizer(c)
     feature = model.apply({"params": params}, images, method="features")
     tokens, totals = vq.encode(model.apply({"params": params}, method="quantizer"), feature)
     rec = model.apply({"params": params}, totals[-1], method="decode_feature")
-    l1 = jnp.mean(jnp.abs(rec - images), axis=(1, 2, 3))
-    l2 = jnp.mean((rec - images) ** 2, axis=(1, 2, 3))
-    by_image = {"l1": l1, "l2": l2, "psnr": -10 * jnp.log10(jnp.maximum(l2 / 4, 1e-10)),
-                "vq": jax.vmap(lambda f, t: vq.vq_loss(f, t, c.vq_beta))(feature, totals)}
-    by_image["loss"] = config.loss.l1 * l1 + config.loss.l2 * l2 + config.loss.vq * by_image["vq"]
-    counted = jnp.where(batch["mask"][:, None], tokens, c.vocab_size)  # padding falls into a bin that is cut off
+    by_image = image_terms(config, networks, frozen, rec, images)
+    by_image["vq"] = jax.vmap(lambda f, t: vq.vq_loss(f, t, c.vq_beta))(feature, totals)
+    by_image["loss"] = weighted(config.loss, by_image)
+    by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
     sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
-    return {**sums, "code_counts": vq.code_counts(c.scales, counted, c.vocab_size + 1)[:, :-1]}
+    return {**sums, "code_counts": vq.code_counts(c.scales, tokens, c.vocab_size, batch["mask"][:, None])}

@@ -48,7 +48,7 @@ def _params(config: TrainConfig) -> dict[str, int]:
         return flops.param_count(config.transformer)
     shapes = jax.eval_shape(init_params(config), jax.random.key(0))
     total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    return {"total": total, "body": total - config.tokenizer.vocab_size * config.tokenizer.z_channels}
+    return {"total": total, "body": total - config.tokenizer.codebook_parameters}
 
 
 def _flops(config: TrainConfig) -> dict[str, float]:

@@ -1,17 +1,51 @@
 """AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's parts."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from var_jax.train.config import OptimizerConfig
+from var_jax.train.config import OptimizerConfig, TrainConfig
 
 LIN0_CONSTANT = 0.05
 
 # Neither biases nor 1-D, and still not decayed: learned places, AdaLN's offsets and the scale of QK-norm.
 NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
+
+
+class Optimizers(NamedTuple):
+    """Of a run: the trained stage's, and the discriminator's where there is one."""
+
+    trained: optax.GradientTransformation
+    discriminator: optax.GradientTransformation | None = None
+
+
+def make_optimizers(config: TrainConfig) -> Optimizers:
+    """The schedules of the discriminator go over the adversarial steps alone."""
+    trained, start = make_optimizer(config.optimizer, config.steps, config.batch_size), config.adversarial_from
+    if start is None:
+        return Optimizers(trained)
+    return Optimizers(trained, make_optimizer(config.discriminator_optimizer, adversarial_steps(config),
+                                              config.batch_size))
+
+
+def adversarial_steps(config: TrainConfig) -> int:
+    """How many adversarial steps a run has, at least one."""
+    return max(config.steps - (config.adversarial_from or 0), 1)
+
+
+def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
+    """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too."""
+    rate, start = learning_rate(config.optimizer, config.steps, config.batch_size), config.adversarial_from
+    theirs = learning_rate(config.discriminator_optimizer, adversarial_steps(config), config.batch_size)
+
+    def at(done: int) -> dict[str, float]:
+        both = start is not None and done >= start
+        return {"lr": float(rate(done)), **({"discriminator_lr": float(theirs(done - start))} if both else {})}
+
+    return at
 
 
 def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int) -> optax.GradientTransformation:

@@ -1,10 +1,9 @@
 """Where a run's first state comes from: its own checkpoints, another run's, another model's weights, or nothing."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from etils import epath
 from flax.linen import meta
 
@@ -14,25 +13,35 @@ from var_jax.config import differences
 from var_jax.errors import UserError
 from var_jax.train import state
 from var_jax.train.config import TrainConfig
+from var_jax.train.program import Program
 
 
-def first_state(config: TrainConfig, optimizer: optax.GradientTransformation, checkpoints: Checkpoints,
-                abstract: state.TrainState, shardings: state.TrainState) -> tuple[state.TrainState, bool]:
+class First(NamedTuple):
+    """Attributes:
+      evaluated: whether the evaluation that the state's step may ask for is done.
+      fresh: whether the parameters are those of initialisation.
+    """
+
+    run: state.TrainState
+    evaluated: bool = True
+    fresh: bool = False
+
+
+def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> First:
     """The newest sound checkpoint of the run, else that of `branch_from`, else `init_from`, else fresh parameters.
 
-    Returns:
-      the state, and whether the evaluation that its step may ask for is done.
     Raises:
       UserError: what is there, or was asked for, cannot be read or does not fit.
     """
-    targets = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     if checkpoints.latest_step() is not None:
-        run, extra = checkpoints.restore(targets)
-        return run, extra.get("evaluated", True)
+        run, extra = checkpoints.restore(program.abstract_state())
+        return First(run, extra.get("evaluated", True))
     if config.branch_from:
         trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
-        return trunk.restore(targets, config.branch_step)[0], True
-    return state.init_state(config, optimizer, shardings, _weights(config) if config.init_from else None), True
+        return First(trunk.restore(program.abstract_state(), config.branch_step)[0])
+    if config.init_from:
+        return First(program.first_state(_weights(config)))
+    return First(program.first_state(), fresh=True)
 
 
 def _weights(config: TrainConfig) -> Any:

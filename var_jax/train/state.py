@@ -15,8 +15,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from var_jax.config import require
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
-from var_jax.ops import partition
+from var_jax.ops import codebook, partition
 from var_jax.train.config import MeshConfig, TrainConfig
+from var_jax.train.critic import make_critic
+from var_jax.train.networks import Networks
+from var_jax.train.optimizer import Optimizers
+
+DISCRIMINATOR = 2**32 - 1  # its key of initialisation is the run's with this number folded in
+
+
+@flax.struct.dataclass
+class DiscriminatorState:
+    """Attributes:
+      params, opt_state: its own; they rest until adversarial training begins.
+      spectral: power iteration's vectors (`models.discriminator`).
+      averages: float32 (2,), running means of the logits of real images and of fakes, for LeCam.
+      updates: steps done by it, int32.
+    """
+
+    params: Any
+    opt_state: Any
+    spectral: Any
+    averages: jax.Array
+    updates: jax.Array
 
 
 @flax.struct.dataclass
@@ -26,12 +47,16 @@ class TrainState:
       params: of the trained stage.
       ema: their running average, or None.
       opt_state: optax's.
+      discriminator: None in a run without one.
+      usage: float32 (V,), running share of each code's uses (`ops.codebook.revive`); None in a run without revival.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    discriminator: DiscriminatorState | None = None
+    usage: jax.Array | None = None
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -91,31 +116,56 @@ def init_params(config: TrainConfig) -> Callable[[jax.Array], Any]:
     return lambda key: model.init(key, *inputs)["params"]
 
 
-def state_shardings(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> tuple[Any, TrainState]:
-    """(abstract state, its shardings): parameters by their logical names, the optimizer's and the average like them."""
-    params = partition.shardings(jax.eval_shape(init_params(config), jax.random.key(0)), mesh)
-    abstract = jax.eval_shape(lambda key: _create(config, optimizer, nn.meta.unbox(init_params(config)(key))),
-                              jax.random.key(0))
-    replicated = NamedSharding(mesh, PartitionSpec())
-    opt_state = optax.tree_utils.tree_map_params(
-        optimizer, lambda _, sharding: sharding, abstract.opt_state, params, transform_non_params=lambda _: replicated)
-    shardings = TrainState(replicated, params, params if abstract.ema is not None else None, opt_state)
-    return abstract, shardings
+class Creation:
+    """How a run's state comes to be: its shapes, its shardings, and the state at step 0.
 
+    Attributes:
+      abstract: the state's shapes and dtypes.
+      shardings: parameters by their logical names, the optimizers' and the average like them.
+    """
 
-def init_state(config: TrainConfig, optimizer: optax.GradientTransformation, shardings: TrainState,
-               start: Any = None) -> TrainState:
-    """A state at step 0, from fresh parameters or from `start`, each device holding its part only."""
-    if start is not None:
-        start = jax.device_put(start, shardings.params)
-        return jax.jit(lambda params: _create(config, optimizer, params), out_shardings=shardings)(start)
+    def __init__(self, config: TrainConfig, optimizers: Optimizers, networks: Networks, mesh: Mesh):
+        self._config, self._optimizers = config, optimizers
+        self._critic = make_critic(config, networks)
+        key = jax.random.key(0)
+        self.abstract = jax.eval_shape(self._fresh, key)
+        replicated = NamedSharding(mesh, PartitionSpec())
 
-    def fresh(key):
-        return _create(config, optimizer, nn.meta.unbox(init_params(config)(key)))
+        def of_optimizer(optimizer, opt_state, params):
+            return optax.tree_utils.tree_map_params(optimizer, lambda _, sharding: sharding, opt_state, params,
+                                                    transform_non_params=lambda _: replicated)
 
-    return jax.jit(fresh, out_shardings=shardings)(jax.random.key(config.seed))
+        params = partition.shardings(jax.eval_shape(init_params(config), key), mesh)
+        opt_state = of_optimizer(optimizers.trained, self.abstract.opt_state, params)
+        self.shardings = jax.tree.map(lambda _: replicated, self.abstract).replace(
+            params=params, ema=params if config.ema else None, opt_state=opt_state)
+        if self._critic is not None:
+            held = self.abstract.discriminator
+            critic = partition.shardings(jax.eval_shape(self._critic.init, key)["params"], mesh)
+            self.shardings = self.shardings.replace(discriminator=self.shardings.discriminator.replace(
+                params=critic, opt_state=of_optimizer(optimizers.discriminator, held.opt_state, critic)))
 
+    def first_state(self, start: Any = None) -> TrainState:
+        """A state at step 0, from fresh parameters or from `start`, each device holding its part only."""
+        key = jax.random.key(self._config.seed)
+        if start is None:
+            return jax.jit(self._fresh, out_shardings=self.shardings)(key)
+        start = jax.device_put(start, self.shardings.params)
+        return jax.jit(self._from, out_shardings=self.shardings)(start, key)
 
-def _create(config: TrainConfig, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    ema = jax.tree.map(jnp.copy, params) if config.ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params))
+    def _fresh(self, key: jax.Array) -> TrainState:
+        return self._from(nn.meta.unbox(init_params(self._config)(key)), key)
+
+    def _from(self, params: Any, key: jax.Array) -> TrainState:
+        config = self._config
+        ema = jax.tree.map(jnp.copy, params) if config.ema else None
+        # Of a fixed dtype: a weak one would have the second step compiled anew.
+        usage = codebook.first_usage(config.tokenizer.vocab_size).astype(jnp.float32) if config.revives else None
+        discriminator = None
+        if self._critic is not None:
+            made = nn.meta.unbox(self._critic.init(jax.random.fold_in(key, DISCRIMINATOR)))
+            opt_state = self._optimizers.discriminator.init(made["params"])
+            discriminator = DiscriminatorState(made["params"], opt_state, made["spectral"], jnp.zeros(2),
+                                               jnp.zeros((), jnp.int32))
+        return TrainState(jnp.zeros((), jnp.int32), params, ema, self._optimizers.trained.init(params), discriminator,
+                          usage)

@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import toy_network
+from PIL import Image
+
+from var_jax.cli.main import main
+from var_jax.evaluate import features
+from var_jax.networks import perceptual
+
+DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
+    distance = perceptual.Perceptual("toy distance", None, lambda _, x, y: abs(x - y).mean((1, 2, 3)))
+    monkeypatch.setattr(perceptual, "load", lambda kind, path="", heads="": distance)
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    np.savez(tmp_path / "drawn.npz", DRAWN)
+    return tmp_path / "drawn.npz"
+
+
+def command(digits_dir, tmp_path, *rest) -> list[str]:
+    return ["evaluate", *map(str, rest), "--reference", "digits:test[:60]", "--data-dir", str(digits_dir),
+            "--resize", "whole", "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out" / "report.json")]
+
+
+def test_samples(digits_dir, drawn, tmp_path, capsys):
+    assert main(command(digits_dir, tmp_path, "--samples", drawn, "--floor", "digits:train[:50]")) == 0
+    printed = capsys.readouterr()
+    assert "Fréchet distance, toy of 40 and 60 images, floor" in printed.out
+    assert "(digits:train[:50] against the reference, 50 and 60 images)" in printed.out
+    assert "40/40" in printed.err and "images/s" in printed.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["samples"]["count"] == 40 and report["reference"]["name"] == "digits:test[:60]"
+    assert report["metrics"]["frechet_distance"]["floor"]["counts"] == [50, 60]
+    assert report["reference"]["resize"] == "whole, centred, to 8 x 8"
+    assert set(report["metrics"]) == {"frechet_distance", "inception_score", "precision", "recall", "kid"}
+    assert main([*command(digits_dir, tmp_path, "--samples", drawn), "--num", "30"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["samples"]["count"] == 30
+
+
+def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
+    picture = tmp_path / "rec.png"
+    assert main(command(digits_dir, tmp_path, "--model", model_dir, "--picture", picture)) == 0
+    printed = capsys.readouterr().out
+    assert "codes used by scale" in printed and "for scale, real against real" in printed and "floor" not in printed
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model"] == str(model_dir) and report["metrics"]["perceptual"]["name"] == "toy distance"
+    assert report["reference"]["image_shape"] == [6, 8, 1] and len(report["usage"]["scales"]) == 3
+    with Image.open(picture) as image:
+        assert image.width > 4 * 96
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out", "rec.png"]
+
+
+@pytest.mark.parametrize(("rest", "message"), [
+    (("--samples", "none.npz"), "no file none.npz"),
+    (("--samples", "{drawn}", "--num", 41), "--num is 41; it must be at most the number of images, 40"),
+    (("--samples", "{drawn}", "--num", 3), "is 3; it must be at least 4"),
+    (("--samples", "{drawn}", "--resamples", 1), "--resamples is 1"),
+    (("--samples", "{drawn}", "--picture", "a.png"), "--picture is given with --samples"),
+    (("--samples", "{drawn}", "--perceptual", "none"), "--perceptual is given with --samples; it must"),
+    (("--model", "nowhere", "--floor", "{drawn}"), "--floor is given with --model"),
+    (("--model", "nowhere", "--resamples", 3), "--resamples is given with --model; it must be given with --samples"),
+    (("--model", "nowhere", "--perceptual-heads", "h"), "--perceptual-heads is given without lpips"),
+    (("--model", "nowhere", "--json", "{drawn}/a.json"), "drawn.npz is a file, not a directory"),
+    (("--samples", "{drawn}", "--model", "m"), "not allowed with argument"),
+    (("--model", "nowhere"), "no model directory nowhere"),
+    ((), "one of the arguments --samples --model is required"),
+    (("--samples", "{drawn}", "--features", "vgg"), "invalid choice: 'vgg'"),
+    (("--samples", "{drawn}", "--reference", "{other}"), "it must be (8, 8, 1), as that of what they are compared"),
+    (("--samples", "{drawn}", "--json", "{dir}"), "it is a directory; name a file, such as report.json"),
+])
+def test_mistakes_are_one_line_and_write_nothing(digits_dir, drawn, tmp_path, capsys, rest, message):
+    np.savez(tmp_path / "other.npz", DRAWN[:, :6])
+    names = {"{drawn}": drawn, "{other}": tmp_path / "other.npz", "{dir}": tmp_path,
+             "{drawn}/a.json": drawn / "a.json"}
+    arguments = [str(names.get(r, r)) for r in rest]
+    assert main([*command(digits_dir, tmp_path), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+import small
+import toy_network
+
+from var_jax.cli.main import main
+from var_jax.evaluate import features
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # this process has used JAX, and cannot join others any more
+    monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
+
+
+def command(model_dir, tmp_path, *rest) -> list[str]:
+    return ["generate", "--model", str(model_dir), "--num", "12", "--out", str(tmp_path / "out" / "samples.npz"),
+            "--top-k", "0", "--batch-size", "1", *map(str, rest)]
+
+
+def read(tmp_path):
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as arrays:
+        return arrays["arr_0"], arrays["arr_1"], json.loads(str(arrays["settings"]))
+
+
+def test_balanced_by_default(model_dir, tmp_path, capsys):
+    png = tmp_path / "png"
+    assert main(command(model_dir, tmp_path, "--seed", 4, "--png", png)) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"12 images in {tmp_path / 'out' / 'samples.npz'} and {png}\n" and "12/12" in printed.err
+    images, labels, settings = read(tmp_path)
+    assert images.shape == (12, 6, 8, 1) and images.dtype == np.uint8
+    assert sorted(labels) == sorted([*range(10), 0, 1])
+    assert settings["sampling"] == {"seed": 4, "cfg": 1.5, "top_k": 0, "top_p": 0.96, "temperature": 1.0,
+                                    "smooth": False}
+    assert len(list(png.glob("*.png"))) == 12
+    assert main(command(model_dir, tmp_path, "--seed", 4, "--png", png)) == 0  # there already
+    capsys.readouterr()
+    assert main(command(model_dir, tmp_path, "--seed", 5)) == 2
+    assert "is of other settings: sampling" in capsys.readouterr().err
+
+
+def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
+    arguments = command(model_dir, tmp_path, "--labels", "3,5-6", "--reject-keep", 0.5, "--reject-reference",
+                        "digits:train[:200]", "--data-dir", digits_dir, "--resize", "whole")
+    assert main(arguments) == 0
+    images, labels, settings = read(tmp_path)
+    assert sorted(labels) == [3] * 4 + [5] * 4 + [6] * 4 and settings["keep"] == 0.5
+    assert settings["scorer"].startswith("toy weights0 fitted on ")
+    assert len(np.unique(images.reshape(12, -1), axis=0)) == 12
+
+
+@pytest.mark.parametrize(("rest", "message"), [
+    (("--num", 0), "--num is 0"),
+    (("--labels", "0,cat"), "'cat' is not a class id"),
+    (("--labels", small.CLASSES + 1), "label is 11; it must be from 0 to 9"),
+    (("--top-p", 3), "top_p is 3.0"),
+    (("--batch-size", 0), "--batch-size is 0"),
+    (("--process-id", 0), "--num-processes and --process-id go together"),
+    (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1, as there are 2"),
+    (("--out", "{dir}"), "name a file that ends in .npz"),
+    (("--model", "nowhere"), "no model directory nowhere"),
+    (("--reject-keep", 0.5), "--reject-keep and --reject-reference go together"),
+    (("--reject-keep", 2, "--reject-reference", "{digits}"), "--reject-keep is 2.0"),
+    (("--reject-keep", 0.5, "--reject-reference", "{plain}"), "without labels"),
+])
+def test_mistakes_are_one_line_and_write_nothing(model_dir, digits_dir, tmp_path, capsys, rest, message):
+    plain = tmp_path / "plain.npz"
+    np.savez(plain, np.zeros((5, 6, 8, 1), np.uint8))
+    names = {"{dir}": tmp_path, "{digits}": "digits:test[:20]", "{plain}": plain}
+    arguments = command(model_dir, tmp_path, *(names.get(str(r), r) for r in rest), "--data-dir", digits_dir)
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["plain.npz"]
+
+
+def test_hosts_by_hand_share_files_alone(model_dir, tmp_path, capsys):
+    """One after the other: neither waits for the other to be there."""
+    shared = [*command(model_dir, tmp_path, "--num", 70), "--num-processes", "2", "--process-id"]
+    assert main([*shared, "1"]) == 0  # the second of two files
+    printed = capsys.readouterr()
+    assert printed.out == "" and "the last host to finish writes" in printed.err
+    assert not (tmp_path / "out" / "samples.npz").exists()
+    assert main([*shared, "0"]) == 0
+    assert capsys.readouterr().out.startswith("70 images in ") and len(read(tmp_path)[0]) == 70

@@ -1,0 +1,118 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import toy_network
+from scipy.special import log_softmax
+
+from var_jax.errors import UserError
+from var_jax.evaluate import features
+from var_jax.evaluate.images import Batch, ImageSet
+from var_jax.evaluate.samples import evaluate
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (90, 4, 6, 1), dtype=np.uint8)
+
+
+class Images:
+    """A set of images that counts how often it is read."""
+
+    def __init__(self, pixels, name="images"):
+        self.pixels, self.reads = pixels, 0
+        self.set = ImageSet(name, f"content of {name}", pixels.shape[1:], "none", len(pixels), (), self.read)
+
+    def read(self, batch_size):
+        self.reads += 1
+        for start in range(0, len(self.pixels), batch_size):
+            yield Batch(self.pixels[start:start + batch_size], None)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setitem(features.BATCH, "cpu", 3)  # a device
+
+
+def direct(pixels):
+    network = toy_network.network()
+    return [np.asarray(x) for x in network.apply(network.params, pixels)]
+
+
+def test_features_are_those_of_the_network_over_all_devices():
+    assert jax.local_device_count() == 8  # so that batches of 24 are divided, and the last one is filled up
+    found = features.extract(toy_network.network(), Images(PIXELS).set, probs=True)
+    rows, log_probs = direct(PIXELS)
+    assert found.rows.shape == (90, toy_network.DIMENSIONS) and found.distinct == 90
+    order = np.lexsort(found.rows.T), np.lexsort(rows.T)
+    np.testing.assert_allclose(found.rows[order[0]], rows[order[1]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.log_probs[order[0]], log_probs[order[1]], rtol=1e-5, atol=1e-6)
+    assert found.moments.count == 90
+    np.testing.assert_allclose(found.moments.mean, rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(found.moments.covariance, np.cov(rows.astype(float), rowvar=False), rtol=1e-4, atol=1e-7)
+    sizes = [half.count for half in found.halves]
+    assert sum(sizes) == 90 and min(sizes) > 25
+
+
+def test_the_order_has_no_say_in_any_metric():
+    network, reference = toy_network.network(), Images(PIXELS[:40], "reference").set
+    order = np.random.default_rng(1).permutation(50)
+    reports = [evaluate(Images(pixels).set, reference, network, cache="", resamples=4)
+               for pixels in (PIXELS[40:], PIXELS[40:][order])]
+    assert reports[0].keys() == reports[1].keys() and reports[0]["warnings"] == reports[1]["warnings"]
+    for name, metric in reports[0]["metrics"].items():
+        other = reports[1]["metrics"][name]
+        # Features are float32, and rounded by their place in the batch; the shares are whole numbers of images.
+        assert metric["value"] == pytest.approx(other["value"], rel=1e-5)
+        assert metric["ci95"] == (metric["ci95"] and pytest.approx(other["ci95"], rel=1e-5, abs=1e-7))
+
+
+def test_a_large_set_keeps_some_rows_and_the_moments_of_all():
+    network = toy_network.network()
+    whole, some = (features.extract(network, Images(PIXELS).set, keep=keep) for keep in (0, 20))
+    np.testing.assert_array_equal(some.rows, whole.rows[:20])
+    assert some.moments.count == 90 and some.log_probs is None
+    np.testing.assert_array_equal(some.moments.scatter, whole.moments.scatter)
+
+
+def test_a_reference_is_measured_once(tmp_path):
+    network, images = toy_network.network(), Images(PIXELS)
+    cache = str(tmp_path / "new" / "cache")
+    first = features.of_reference(network, images.set, cache)
+    again = features.of_reference(network, images.set, cache)
+    assert images.reads == 1
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+    for other, changed in ((toy_network.network(seed=1), images.set),
+                           (dataclasses.replace(network, preprocessing="halves"), images.set),
+                           (network, dataclasses.replace(images.set, fingerprint="other"))):
+        before = images.reads
+        features.of_reference(other, changed, cache)
+        assert images.reads == before + 1
+    files = sorted((tmp_path / "new" / "cache").iterdir())
+    assert len(files) == 4 and {file.suffix for file in files} == {".npz"}
+    for file in files:
+        file.write_bytes(file.read_bytes()[:200])  # damaged
+    before = images.reads
+    features.of_reference(network, images.set, cache)
+    features.of_reference(network, images.set, cache)
+    assert images.reads == before + 1
+    features.of_reference(network, images.set, "")
+    assert images.reads == before + 2
+    with pytest.raises(UserError, match="cannot write the cache"):
+        features.of_reference(network, images.set, str(files[0]))
+
+
+@pytest.mark.parametrize("classes", [1008, 1000])
+def test_the_published_score_is_of_logits_without_biases(monkeypatch, classes):
+    """Of the network of 1008 classes, which FID and the score are published with; torchvision's has 1000."""
+    random = np.random.default_rng(0)
+    kernel, bias = random.standard_normal((3, classes)), random.standard_normal(classes)
+    monkeypatch.setattr(features.inception, "pooled", lambda params, images: images)
+    monkeypatch.setattr(features.inception, "logits", lambda params, images: images @ kernel + params["fc"]["bias"])
+    rows = random.standard_normal((4, 3))
+    found = features._inception({"fc": {"bias": bias}}, rows)[1]
+    expected = log_softmax(rows @ kernel + (bias if classes == 1000 else 0), axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_inception_needs_its_weights():
+    with pytest.raises(UserError, match="name it by --weights"):
+        features.load("inception")

@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_jax.data import sources, transforms
+from var_jax.errors import UserError
+from var_jax.evaluate.images import open_images
+from var_jax.train.config import DataConfig
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 6, 3), dtype=np.uint8)
+
+
+def all_of(images, batch_size=3):
+    batches = list(images.read(batch_size))
+    labels = [b.labels for b in batches]
+    return (np.concatenate([b.images for b in batches]),
+            None if labels[0] is None else np.concatenate(labels))
+
+
+def folder(directory, pixels=PIXELS):
+    for i, image in enumerate(pixels):
+        file = directory / f"{i % 2}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    (directory / "notes.txt").write_text("no image")
+    return directory
+
+
+def test_npz(tmp_path):
+    file = tmp_path / "a.npz"
+    for save in (np.savez, np.savez_compressed):
+        save(file, PIXELS, np.arange(7))
+        images = open_images(str(file))
+        assert (images.count, images.shape, len(images.class_names)) == (7, (5, 6, 3), 7)
+        for size in (1, 3, 7, 100):
+            found, labels = all_of(images, size)
+            np.testing.assert_array_equal(found, PIXELS)
+            np.testing.assert_array_equal(labels, np.arange(7))
+    np.savez(file, PIXELS)
+    assert all_of(open_images(str(file)))[1] is None
+    some = open_images(str(file), num=4, seed=5)
+    found = all_of(some, 2)[0]
+    assert len(found) == some.count == 4
+    places = [int(np.flatnonzero((one == PIXELS).all((1, 2, 3)))[0]) for one in found]
+    others = all_of(open_images(str(file), num=4, seed=6), 2)[0]
+    assert len(set(places)) == 4 and others.shape == found.shape and not np.array_equal(others, found)
+    np.testing.assert_array_equal(found, all_of(open_images(str(file), num=4, seed=5), 7)[0])
+
+
+def test_folder(tmp_path):
+    images = open_images(str(folder(tmp_path)))
+    order = [0, 2, 4, 6, 1, 3, 5]  # by path
+    np.testing.assert_array_equal(all_of(images)[0], PIXELS[order])
+    fitted = open_images(str(tmp_path), shape=(4, 4, 1), resize="whole")
+    by_hand = [np.asarray(Image.fromarray(PIXELS[i]).convert("L").resize((4, 4), Image.Resampling.LANCZOS))
+               for i in order]
+    np.testing.assert_array_equal(all_of(fitted)[0][..., 0], by_hand)
+    assert fitted.fingerprint != images.fingerprint and fitted.resize == "whole, centred, to 4 x 4"
+
+
+def test_data_set(digits_dir):
+    images = open_images("digits:test[:5]", data_dir=str(digits_dir), shape=(12, 10, 3), resize="crop")
+    found, labels = all_of(images)
+    split = sources.open_split(DataConfig("digits", data_dir=str(digits_dir)), "test[:5]")
+    for i in range(5):
+        fitted = transforms.crop(transforms.fit(split[i]["image"], (12, 10, 3), "crop"), (12, 10, 3))
+        np.testing.assert_array_equal(found[i], fitted)
+        assert labels[i] == split[i]["label"]
+    assert images.class_names == tuple("0123456789")
+    assert open_images("digits:test[:5]", data_dir=str(digits_dir)).shape == (8, 8, 1)
+
+
+def test_the_fingerprint_is_of_what_is_in_it(tmp_path, digits_dir):
+    a, b = tmp_path / "a.npz", tmp_path / "b.npz"
+    np.savez(a, PIXELS)
+    np.savez(b, PIXELS)
+    assert open_images(str(a)).fingerprint == open_images(str(b)).fingerprint
+    assert open_images(str(a)).fingerprint != open_images(str(a), num=3).fingerprint
+    np.savez(b, PIXELS[::-1])
+    assert open_images(str(a)).fingerprint != open_images(str(b)).fingerprint
+    one, other = folder(tmp_path / "one"), folder(tmp_path / "other")
+    assert open_images(str(one)).fingerprint == open_images(str(other)).fingerprint
+    Image.fromarray(255 - PIXELS[0]).save(other / "0" / "00.png")
+    assert open_images(str(one)).fingerprint != open_images(str(other)).fingerprint
+    digits = {open_images(f"digits:{split}", data_dir=str(digits_dir), shape=shape, resize="pad").fingerprint
+              for split in ("train", "test", "test[:20]") for shape in ((8, 8, 1), (9, 9, 1))}
+    assert len(digits) == 6
+
+
+def test_mistakes(tmp_path, digits_dir):
+    file = str(tmp_path / "a.npz")
+
+    def refused(spec, *arrays, named=None, **options) -> str:
+        if arrays or named:
+            np.savez(file, *arrays, **(named or {}))
+        with pytest.raises(UserError) as error:
+            all_of(open_images(spec, **options))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "has no arr_0, but images; it must hold arr_0, uint8" in refused(file, named={"images": PIXELS})
+    assert "float32 of (7, 5, 6, 3); it must be uint8" in refused(file, PIXELS.astype(np.float32))
+    assert "uint8 of (7, 5, 6)" in refused(file, PIXELS[..., 0])
+    assert "uint8 of (7, 5, 6, 2)" in refused(file, PIXELS[..., :2])
+    assert "empty" in refused(file, PIXELS[:0])
+    assert "(5, 6, 3); it must be (8, 8, 1)" in refused(file, PIXELS, shape=(8, 8, 1))
+    assert "--num is 8; it must be at most the number of images, 7" in refused(file, PIXELS, num=8)
+    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    assert "does not read as .npz" in refused(str(tmp_path / "bad.npz"))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
+    assert "does not read as .npz" in refused(str(tmp_path / "cut.npz"))
+    assert "no file" in refused(str(tmp_path / "none.npz"))
+    assert "give FILE.npz, a directory of images, or DATASET:SPLIT" in refused(str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    assert "holds no image files" in refused(str(tmp_path / "empty"))
+    mixed = folder(tmp_path / "mixed")
+    Image.fromarray(PIXELS[0, :3]).save(mixed / "1" / "99.png")
+    assert "images of different sizes, (5, 6, 3) and (3, 6, 3)" in refused(str(mixed))
+    (mixed / "1" / "99.png").write_bytes(b"nothing")
+    assert "99.png does not decode" in refused(str(mixed))
+    assert "unknown data set 'digist'; did you mean 'digits'" in refused("digist:test")
+    assert "has no split 'val'" in refused("digits:val", data_dir=str(digits_dir))

@@ -1,0 +1,119 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import small
+import toy_network
+from evaluate.test_features import Images
+from scipy.ndimage import correlate1d
+
+from var_jax.evaluate import features, reconstruction
+from var_jax.networks.perceptual import Perceptual
+from var_jax.ops.scales import Scales
+
+RANDOM = np.random.default_rng(0)
+PIXELS = RANDOM.integers(0, 256, (30, 14, 12, 3), dtype=np.uint8)
+SIGNAL = PIXELS.astype(np.float32) / 127.5 - 1
+BACK = np.clip(SIGNAL + 0.3 * RANDOM.standard_normal(SIGNAL.shape) * RANDOM.random((30, 1, 1, 1)), -1, 1).astype("f")
+SCALES = Scales.parse("1,2")
+TOKENS = RANDOM.integers(0, 3, (30, 5)).astype(np.int32)
+
+
+class Model:
+    """Whose tokens and reconstructions are known."""
+
+    config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=8))
+
+    def spread(self):
+        return self
+
+    def encode(self, signal):
+        rows = [int(np.flatnonzero(np.isclose(SIGNAL, one).all((1, 2, 3)))[0]) for one in signal]
+        self.rows = rows
+        return TOKENS[rows]
+
+    def decode(self, tokens):
+        return BACK[self.rows]
+
+
+@pytest.fixture(scope="module")
+def report():
+    apart = Perceptual("half the distance", 0.5, lambda half, x, y: half * abs(x - y).mean((1, 2, 3)))
+    return reconstruction.evaluate(Model(), Images(PIXELS, "real").set, toy_network.network(), apart, cache="")
+
+
+def ssim(x, y) -> float:
+    """Wang et al. 2004 in numpy, one channel: an 11 x 11 Gaussian of sigma 1.5, windows within the image."""
+    kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
+    kernel /= kernel.sum()
+
+    def local(z):
+        for axis in (0, 1):
+            z = correlate1d(z, kernel, axis)
+        return z[5:-5, 5:-5]
+
+    mx, my = local(x), local(y)
+    vx, vy, mixed = local(x * x) - mx**2, local(y * y) - my**2, local(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    return float(np.mean((2 * mx * my + c1) * (2 * mixed + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
+
+
+def test_fidelity(report):
+    x, y = ((images.astype(np.float64) + 1) / 2 for images in (SIGNAL, BACK))
+    mse = ((x - y) ** 2).mean((1, 2, 3))
+    psnr, pooled = -10 * np.log10(mse), -10 * np.log10(mse.mean())
+    metrics = report["metrics"]
+    assert metrics["psnr"]["value"] == pytest.approx(psnr.mean(), rel=1e-5)
+    half = 1.96 * psnr.std(ddof=1) / 30**0.5
+    assert metrics["psnr"]["ci95"] == pytest.approx([psnr.mean() - half, psnr.mean() + half], rel=1e-5)
+    found = metrics["psnr_of_mean_mse"]
+    assert found["value"] == pytest.approx(pooled, rel=1e-5) and found["value"] < metrics["psnr"]["value"] - 1
+    assert found["ci95"][0] < found["value"] < found["ci95"][1]
+    expected = np.mean([ssim(x[i, ..., c], y[i, ..., c]) for i in range(30) for c in range(3)])
+    assert metrics["ssim"]["value"] == pytest.approx(expected, abs=1e-5)
+    assert metrics["perceptual"]["name"] == "half the distance"
+    assert metrics["perceptual"]["value"] == pytest.approx(0.5 * np.abs(SIGNAL - BACK).mean(), rel=1e-5)
+
+
+def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
+    rebuilt = np.rint((BACK + 1) * 127.5).astype(np.uint8)
+    sets = [features.extract(toy_network.network(), Images(p).set) for p in (PIXELS, rebuilt)]
+    from var_jax.evaluate.frechet import frechet_distance
+
+    found = report["metrics"]["frechet_distance"]
+    assert found["value"] == pytest.approx(frechet_distance(sets[0].moments, sets[1].moments), rel=1e-4)
+    assert found["value"] > 0 and found["counts"] == [30, 30] and "floor" not in found
+    assert found["ci95"] is None and "paired" in found["ci95_missing"]
+    context = found["real_against_real"]
+    assert sum(context["counts"]) == 30 and "halves" in context["what"]
+    assert context["value"] == pytest.approx(frechet_distance(*sets[0].halves), rel=1e-4)
+
+
+def test_usage(report):
+    rows = report["usage"]["scales"]
+    assert [row["scale"] for row in rows] == ["1x1", "2x2"] and [row["tokens"] for row in rows] == [30, 120]
+    for row, tokens in zip(rows, (TOKENS[:, :1], TOKENS[:, 1:]), strict=True):
+        codes, counts = np.unique(tokens, return_counts=True)
+        share = counts / counts.sum()
+        assert row["used"] == len(codes) and row["usage"] == len(codes) / 8
+        assert row["perplexity"] == pytest.approx(np.exp(-np.sum(share * np.log(share))))
+    few = reconstruction.usage(reconstruction.token_counts(TOKENS[:2], SCALES, 8), SCALES)
+    used = len(np.unique(TOKENS[:2, 0]))
+    assert few["scales"][0]["attainable_usage"] == used / 2 and few["scales"][0]["usage"] == used / 8
+    assert few["all"]["tokens"] == 10 and few["all"]["used"] == len(np.unique(TOKENS[:2]))
+
+
+def test_a_real_model_on_small_images():
+    """6 x 8 pixels, into which no SSIM window fits."""
+    model = small.pipeline()
+    pixels = RANDOM.integers(0, 256, (6, 6, 8, 1), dtype=np.uint8)
+    report = reconstruction.evaluate(model, Images(pixels).set, toy_network.network(), None, cache="")
+    assert report["metrics"]["ssim"] is None and report["metrics"]["perceptual"] is None
+    assert any("no SSIM" in w for w in report["warnings"])
+    signal = pixels.astype(np.float32) / 127.5 - 1
+    tokens = model.encode(signal)
+    mse = ((model.decode(tokens) - signal) ** 2).mean((1, 2, 3)) / 4
+    assert report["metrics"]["psnr"]["value"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
+    assert report["usage"]["all"]["used"] == len(np.unique(tokens))
+    drawn = reconstruction.picture(model, pixels[:2])
+    assert drawn.width > 96 * (1 + len(small.SCALES)) and drawn.height > 2 * 72

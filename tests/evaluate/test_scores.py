@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from var_jax.evaluate import scores
+
+
+def kl_score(probs) -> float:
+    marginal = probs.mean(0)
+    return float(np.exp(np.mean([np.sum(p * (np.log(p) - np.log(marginal))) for p in probs])))
+
+
+def test_classifier_score_by_its_formula():
+    random = np.random.default_rng(0)
+    log_probs = log_softmax(3 * random.standard_normal((60, 5)), axis=1)
+    found = scores.classifier_score(log_probs, seed=7, resamples=50, splits=3)
+    order = np.random.default_rng(7).permutation(60)
+    expected = [kl_score(np.exp(log_probs[part])) for part in np.split(order, 3)]
+    assert found["value"] == pytest.approx(np.mean(expected)) and found["std"] == pytest.approx(np.std(expected))
+    assert found["ci95"][0] < found["value"] < found["ci95"][1] and found["splits"] == 3
+    assert scores.classifier_score(np.full((40, 5), np.log(0.2)), seed=0, resamples=0)["value"] == pytest.approx(1)
+
+
+def test_classes_in_order_are_shuffled_first():
+    sure = np.log(np.full((1000, 10), 1e-9) + np.repeat(np.eye(10), 100, axis=0))
+    assert kl_score(np.exp(sure[:100])) == pytest.approx(1, abs=1e-3)  # a split of one class
+    assert scores.classifier_score(sure, seed=0, resamples=0)["value"] > 9
+
+
+def naive_mmd(x, y) -> float:
+    kernel = lambda a, b: (a @ b / len(a) + 1) ** 3  # noqa: E731
+    n = len(x)
+    within = [np.mean([kernel(z[i], z[j]) for i in range(n) for j in range(n) if i != j]) for z in (x, y)]
+    return sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
+
+
+def test_kernel_distance_by_its_formula():
+    random = np.random.default_rng(1)
+    x, y = random.standard_normal((12, 4)), random.standard_normal((12, 4)) + 0.5
+    assert scores.mmd(x, y) == pytest.approx(naive_mmd(x, y))
+    assert scores.kernel_distance(x, y[:11], seed=0)["subset"] == 5
+    found = scores.kernel_distance(x, y, seed=3, subset=6, subsets=4)
+    draw, values = np.random.default_rng(3), []
+    for _ in range(4):
+        a, b = draw.permutation(12)[:6], draw.permutation(12)[:6]
+        values.append(naive_mmd(x[a], y[b]))
+    assert found["value"] == pytest.approx(np.mean(values)) and found["std"] == pytest.approx(np.std(values))
+
+
+@pytest.mark.parametrize("subset", [25, 50])  # of 100 rows
+def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subset):
+    random = np.random.default_rng(2)
+    same, apart, within = [], [], []
+    for seed in range(200):
+        x, y, z = random.standard_normal((3, 100, 3))
+        same.append(scores.mmd(x, y))
+        found = scores.kernel_distance(x, z + 0.7, seed=seed, subset=subset, subsets=20)
+        apart.append(found["value"])
+        within.append((found["ci95"][1] - found["ci95"][0]) / 2 / 1.96)
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)
+    assert 0.85 < np.mean(within) / np.std(apart) < 1.25
+
+
+def naive_inside(points, centres, k) -> np.ndarray:
+    inside = []
+    for p in points:
+        found = False
+        for c in centres:
+            radius = sorted(np.linalg.norm(centres - c, axis=1))[k]  # the centre itself comes first
+            found |= np.linalg.norm(p - c) <= radius
+        inside.append(found)
+    return np.array(inside)
+
+
+def test_precision_and_recall_by_their_definition():
+    random = np.random.default_rng(3)
+    x, y = random.standard_normal((40, 2)), 0.7 * random.standard_normal((35, 2)) + 1
+    found = scores.precision_recall(x, y)
+    assert found["precision"]["value"] == naive_inside(x, y, 3).mean()
+    assert found["recall"]["value"] == naive_inside(y, x, 3).mean()
+    assert 0 < found["precision"]["value"] < 1 and found["precision"]["counts"] == [40, 35]
+    for same, value in ((scores.precision_recall(x, x), 1), (scores.precision_recall(x, x + 100), 0)):
+        assert [same[name]["value"] for name in ("precision", "recall")] == [value, value]
+    narrow = scores.precision_recall(0.01 * x, x)  # all samples are real, but few real images are near one
+    assert narrow["precision"]["value"] == 1 and narrow["recall"]["value"] < 0.2
+
+
+def test_intervals():
+    low, high = scores.share_interval(0.3, 50)
+    for end in (low, high):  # Wilson: the shares that lie just 1.96 of their own deviations away
+        assert abs(end - 0.3) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / 50))
+    assert scores.share_interval(0, 10)[0] == 0 and scores.share_interval(1, 10)[1] == 1
+    found = scores.mean_interval(np.array([1.0, 2.0, 3.0, 6.0]))
+    half = 1.96 * np.std([1, 2, 3, 6], ddof=1) / 2
+    assert found["value"] == 3 and found["ci95"] == pytest.approx([3 - half, 3 + half])
+    assert scores.mean_interval(np.array([2.0])) == {"value": 2, "ci95": None}

@@ -1,0 +1,165 @@
+"""Measures a set of samples, or a tokenizer's reconstructions, against real images, and writes a JSON report.
+
+Images are FILE.npz (uint8 arr_0 of images, height, width, channels), a directory of image files, or DATASET:SPLIT as
+a training config names them. The reference is brought to the size of the samples, or of the model.
+
+example:
+  var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad --json report.json
+  var-jax evaluate --samples samples.npz --reference imagenet2012:validation --features inception \\
+      --weights pt_inception-2015-12-05-6726825d.pth --json report.json
+  var-jax evaluate --model runs/tokenizer --reference digits:test --resize whole --json report.json --picture rec.png
+
+The Fréchet distance is called FID only when measured by Inception v3. A sample's intervals (ci95) tell the noise of
+drawing as many images again; the floor tells what real images score against real images, at the counts beside it.
+Reconstructions are paired with the reference, so that their distance has neither floor nor interval: beside it is, for
+scale alone, real_against_real, of two disjoint halves of the reference.
+"""
+
+import argparse
+import json
+import os
+
+from var_jax.config import require
+from var_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--samples", metavar="F", help="images to measure")
+    what.add_argument("--model", metavar="DIR", help="model whose reconstructions of the reference are measured; of a "
+                      "workdir, its averaged weights")
+    parser.add_argument("--reference", required=True, metavar="F", help="real images")
+    parser.add_argument("--json", required=True, metavar="F", help="where the report goes")
+    parser.add_argument("--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale")
+    parser.add_argument("--floor", metavar="F", help="with --samples: other real images to measure the floor by, such "
+                        "as the training split (default: two halves of the reference)")
+    add_image_arguments(parser, "the reference")
+    add_feature_arguments(parser)
+    parser.add_argument("--perceptual", choices=("efficientnet", "lpips", "none"),
+                        help="with --model: perceptual distance (default efficientnet)")
+    parser.add_argument("--perceptual-weights", metavar="F", help="its network's weights")
+    parser.add_argument("--perceptual-heads", metavar="F", help="of lpips: its linear layers")
+    parser.add_argument("--num", type=int, default=0, help="measure this many of the samples, or with --model of the "
+                        "reference, drawn by the seed (default: all)")
+    parser.add_argument("--resamples", type=int, help="with --samples: bootstrap resamples for intervals "
+                        "(default 20)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", metavar="DIR", help="of the reference's features, '' for none (default "
+                        "~/.cache/var_jax/features)")
+
+
+def add_image_arguments(parser: argparse._ActionsContainer, whose: str):
+    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
+                        help=f"how images of {whose} are brought to size, as in training (default crop)")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
+    parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
+
+
+def add_feature_arguments(parser: argparse._ActionsContainer):
+    parser.add_argument("--features", choices=("efficientnet", "inception"), default="efficientnet",
+                        help="network that images are compared by (default efficientnet, at 64 pixels)")
+    parser.add_argument("--weights", default="", metavar="PATH", help="its weights; inception needs them")
+
+
+def run(args: argparse.Namespace) -> int:
+    require(args.seed >= 0, "--seed", args.seed, "0 or more")
+    other, its, ours = ("--samples", ("floor", "resamples"), "--model") if args.samples is None else (
+        "--model", ("picture", "perceptual", "perceptual_weights", "perceptual_heads"), "--samples")
+    for name in its:
+        require(getattr(args, name) is None, f"--{name.replace('_', '-')}", f"given with {ours}", f"given with {other}")
+    require(args.perceptual != "none" or not args.perceptual_weights, "--perceptual-weights",
+            "given with --perceptual none", "given with a distance")
+    require(args.perceptual == "lpips" or not args.perceptual_heads, "--perceptual-heads", "given without lpips",
+            "given with --perceptual lpips")
+    from etils import epath
+
+    from var_jax import model_directory
+    from var_jax.evaluate.images import open_images
+
+    out = epath.Path(args.json)
+    if out.is_dir():
+        raise UserError(f"cannot write the report {args.json!r}: it is a directory; name a file, such as report.json")
+    require_writable(args.json, "the report")
+    if args.picture:
+        require_writable(args.picture, "the picture")
+    found = {"resize": args.resize, "data_dir": args.data_dir, "source_dir": args.source_dir, "seed": args.seed}
+    report = _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        model_directory.write_text(out, json.dumps(report, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise UserError(f"cannot write the report {args.json}: {error.strerror or error}") from error
+    print("\n".join(lines(report)))
+    return 0
+
+
+def _samples(args: argparse.Namespace, found: dict) -> dict:
+    from var_jax.evaluate import features, samples
+    from var_jax.evaluate.images import open_images
+
+    drawn = open_images(args.samples, num=args.num, **found)
+    reference = open_images(args.reference, shape=drawn.shape, **found)
+    floor = open_images(args.floor, shape=drawn.shape, **found) if args.floor else None
+    network = features.load(args.features, args.weights)
+    resamples = samples.RESAMPLES if args.resamples is None else args.resamples
+    return samples.evaluate(drawn, reference, network, seed=args.seed, resamples=resamples, cache=args.cache,
+                            floor=floor)
+
+
+def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict:
+    from var_jax import Pipeline, pictures
+    from var_jax.evaluate import features, reconstruction
+    from var_jax.networks import perceptual
+
+    place = pictures.place(args.picture) if args.picture else None
+    model = Pipeline.from_pretrained(args.model)
+    reference = open_images(args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **found)
+    network = features.load(args.features, args.weights)
+    distance = None if args.perceptual == "none" else perceptual.load(
+        args.perceptual or "efficientnet", args.perceptual_weights or "", args.perceptual_heads or "")
+    report = reconstruction.evaluate(model, reference, network, distance, cache=args.cache)
+    if place is not None:
+        first = next(reference.read(reconstruction.PICTURED)).images
+        pictures.save_png(place, reconstruction.picture(model, first))
+    return {"model": args.model, "seed": args.seed, **report}
+
+
+def require_writable(path: str, what: str):
+    """To be asked before the work: whether a file's directory is there, or can be made, and takes files.
+
+    Raises:
+      UserError: it does not.
+    """
+    if "://" in path:
+        return
+    above = os.path.dirname(os.path.abspath(path))
+    while not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if os.path.isdir(path):
+        raise UserError(f"cannot write {what} {path!r}: it is a directory; name a file")
+    if not os.path.isdir(above):
+        raise UserError(f"cannot write {what} {path}: {above} is a file, not a directory")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write {what} {path}: no permission to write in {above}")
+
+
+def _counts(found: dict) -> str:
+    return f"{found['counts'][0]} and {found['counts'][1]} images"
+
+
+def lines(report: dict) -> list[str]:
+    """The report in a few lines for a terminal."""
+    out = []
+    for metric in report["metrics"].values():
+        if metric is None:
+            continue
+        within = "" if metric["ci95"] is None else f" ({metric['ci95'][0]:.5g} to {metric['ci95'][1]:.5g})"
+        beside = "".join(
+            f" of {_counts(metric)}, {told} {metric[key]['value']:.5g} ({metric[key]['what']}, {_counts(metric[key])})"
+            for key, told in (("floor", "floor"), ("real_against_real", "for scale, real against real"))
+            if metric.get(key))
+        out.append(f"{metric['value']:.5g}{within}  {metric['name']}{beside}")
+    if "usage" in report:
+        out.append("codes used by scale  " + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])
+                   + f", {report['usage']['all']['usage']:.0%} over all scales")
+    return [*out, *(f"note: {warning}" for warning in report["warnings"])]

@@ -1,0 +1,110 @@
+"""Draws a sample set of evaluation size, shuffled, as `.npz`: arr_0 uint8 (N, height, width, channels), arr_1 labels.
+
+Start the same command again after a kill, on any number of hosts: what is drawn is kept, and the file is the same to
+the last byte, on as many devices of one kind a host at one --batch-size (others round the last bits of a pixel
+otherwise, and may not go on with it). On several hosts that see the same --out, the same command on every one: TPU
+pods, SLURM and GKE are recognised; elsewhere add to the I-th  --num-processes N --process-id I  (they share files
+alone, and need not reach each other).
+
+example:
+  var-jax generate --model runs/d16 --num 50000 --out samples.npz
+  var-jax generate --model runs/d16 --num 500 --labels 0-9 --cfg 0 --top-k 0 --top-p 0 --out plain.npz --png plain
+  var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 --reject-reference imagenet2012:train[:100000] \\
+      --out best.npz
+
+With --reject-keep, a classifier of the reference's labels (logistic regression on the network's features) judges how
+well an image shows its class, and the best share of each class is kept.
+"""
+
+import argparse
+import sys
+
+from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
+from var_jax.cli.images import parse_labels
+from var_jax.cli.sample import add_sampling_arguments, sampling_arguments
+from var_jax.cli.train import tell
+from var_jax.config import require
+from var_jax.errors import UserError
+
+SHUTDOWN_SECONDS = 7 * 24 * 3600  # the first host to finish waits for the last one, however long that draws
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument("--num", required=True, type=int, help="images")
+    parser.add_argument("--out", required=True, metavar="F.npz", help="F.npz.partial lies beside it until it is whole")
+    parser.add_argument("--labels", default="balanced", help="class ids in turn, such as 0,1,2 or 0-9 (default: "
+                        "balanced, every class in turn)")
+    parser.add_argument("--png", metavar="DIR", help="also write PNG files, named by place and label")
+    parser.add_argument("--batch-size", type=int, help="images that a device draws at once (default: what fits, or "
+                        "of a set that is begun, what it was begun with)")
+    add_sampling_arguments(parser)
+    reject = parser.add_argument_group("rejection")
+    reject.add_argument("--reject-keep", type=float, default=1.0, metavar="SHARE", help="keep this share of what is "
+                        "drawn, the best of each class (default 1)")
+    reject.add_argument("--reject-reference", metavar="F", help="labelled real images to fit the classifier on: "
+                        "DATASET:SPLIT, or FILE.npz with arr_1")
+    add_image_arguments(reject, "that reference")
+    add_feature_arguments(reject)
+    hosts = parser.add_argument_group("several processes")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    rejecting = args.reject_keep != 1
+    if rejecting != (args.reject_reference is not None):
+        raise UserError("--reject-keep and --reject-reference go together")
+    labels = None if args.labels == "balanced" else parse_labels(args.labels)
+    require(args.batch_size is None or args.batch_size >= 1, "--batch-size", args.batch_size, "at least 1")
+    by_hand = args.num_processes is not None
+    if by_hand != (args.process_id is not None):
+        raise UserError("--num-processes and --process-id go together")
+    if by_hand:
+        require(args.num_processes >= 1, "--num-processes", args.num_processes, "at least 1")
+        require(0 <= args.process_id < args.num_processes, "--process-id", args.process_id,
+                f"from 0 to {args.num_processes - 1}, as there are {args.num_processes} processes")
+        return _draw(args, labels, rejecting)
+    from var_jax import distributed
+
+    distributed.initialise(shutdown_seconds=SHUTDOWN_SECONDS)
+    try:
+        return _draw(args, labels, rejecting)
+    except BaseException as error:
+        if not distributed.together():
+            raise
+        distributed.leave(tell(error))  # the usual way out waits for the others
+        raise
+
+
+def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:
+    from var_jax import Pipeline, sample_set
+
+    model = Pipeline.from_pretrained(args.model)
+    network, reference = _judge(args, model) if rejecting else (None, None)
+    scorer = f"{network.name} {network.weights} fitted on {reference.fingerprint}" if network and reference else ""
+    made = sample_set.plan(model, args.num, labels, keep=args.reject_keep, scorer=scorer, **sampling_arguments(args))
+    out = sample_set.check(made, args.out, args.png)
+    score = None
+    if network and reference and not out.exists():
+        from var_jax.evaluate.classifier import label_scorer
+
+        score = label_scorer(network, reference, sorted(set(made.labels)))
+    if sample_set.generate(model, made, out, png=args.png, score=score, batch_size=args.batch_size,
+                           shard_index=args.process_id, shard_count=args.num_processes):
+        print(f"{args.num} images in {args.out}" + (f" and {args.png}" if args.png else ""))
+    else:
+        print(f"this host's images are drawn; the last host to finish writes {args.out}", file=sys.stderr)
+    return 0
+
+
+def _judge(args: argparse.Namespace, model):
+    """What rejection judges by, opened before anything is drawn."""
+    from var_jax.evaluate import features
+    from var_jax.evaluate.images import open_images
+
+    reference = open_images(args.reject_reference, shape=model.config.tokenizer.image_shape, resize=args.resize,
+                            data_dir=args.data_dir, source_dir=args.source_dir)
+    require(bool(reference.class_names), "--reject-reference", f"{args.reject_reference}, without labels",
+            "DATASET:SPLIT, or FILE.npz with labels in arr_1")
+    return features.load(args.features, args.weights), reference

@@ -1,0 +1,77 @@
+"""Classifiers fitted on real images, which say whether samples show what they were asked for."""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from var_jax.config import require
+from var_jax.evaluate import features, scores
+from var_jax.evaluate.features import FeatureNetwork, OverDevices
+from var_jax.evaluate.images import ImageSet
+from var_jax.ops.resize import matrix
+
+PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most
+Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
+
+
+def shrink(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray, "n d"]:
+    """(N, H, W, C) to (N, side * side * C) by area means, where the images are larger."""
+    rows, columns = (matrix(n, min(n, side), "area") for n in images.shape[1:3])
+    return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(len(images), -1)
+
+
+def pixel_classifier(images: Float[np.ndarray, "n h w c"],
+                     labels: Int[np.ndarray, " n"]) -> Callable[[np.ndarray], np.ndarray]:
+    """images -> labels of a support vector machine on the principal components of small images in [0, 1]."""
+    from sklearn.decomposition import PCA
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import SVC
+
+    pixels = shrink(images, PIXELS_SIDE)
+    model = make_pipeline(PCA(min(50, *pixels.shape), random_state=0), SVC(C=10)).fit(pixels, labels)
+    return lambda x: model.predict(shrink(x, PIXELS_SIDE))
+
+
+def agreement(classify: Callable[[np.ndarray], np.ndarray], images: Float[np.ndarray, "n h w c"],
+              labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    """The share of images that a classifier finds to be what their labels say, and its 95 % interval (Wilson)."""
+    share = float(np.mean(classify(images) == labels))
+    return {"value": share, "ci95": scores.share_interval(share, len(labels)), "count": len(labels)}
+
+
+def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collection[int]) -> Scorer:
+    """(uint8 images, labels) -> log probability of each one's label, by a logistic regression on features.
+
+    It is fitted on the reference, features standardised, with scikit-learn's default regularisation: no chance is in
+    it, and it is the same whenever it is fitted again.
+
+    Raises:
+      UserError: the reference has no labels, or lacks a wanted one.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    require(bool(reference.class_names), "--reject-reference", f"{reference.name}, without labels",
+            "DATASET:SPLIT, or FILE.npz with labels in arr_1")
+    run = OverDevices(network.apply, network.params)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with features.progress(reference.count, f"features of {reference.name}") as bar:
+        for batch in reference.read(run.batch):
+            assert batch.labels is not None
+            found.append((run(batch.images)[0], batch.labels))
+            bar.update(len(batch.images))
+    rows, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+    missing = sorted(set(wanted) - set(labels.tolist()))
+    require(not missing, reference.name, f"without an image of class {missing[:1]}", "of every class that is drawn")
+    require(len(set(labels.tolist())) > 1, reference.name, "of one class", "of at least two, to tell them apart")
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(rows, labels)
+
+    def score(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        parts = [run(images[start:start + run.batch])[0] for start in range(0, len(images), run.batch)]
+        columns = np.searchsorted(model.classes_, labels)
+        return model.predict_log_proba(np.concatenate(parts))[np.arange(len(labels)), columns]
+
+    return score

@@ -1,0 +1,262 @@
+"""Features of image sets by a frozen network, over all devices of this process, those of references cached."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import secrets
+import sys
+import zipfile
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, UInt8, UInt64
+from tqdm import tqdm
+
+from var_jax.config import require
+from var_jax.errors import UserError
+from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.moments import Moments
+from var_jax.networks import efficientnet, inception, weights
+
+VERSION = 1  # of what is cached, and of how images are brought to the networks
+SIDE = 64  # pixels that EfficientNet-Lite0 sees
+ROWS_KEPT = 50_000
+BATCH = {"cpu": 64, "gpu": 256, "tpu": 128}  # images a device
+Kind = Literal["efficientnet", "inception"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+    """A frozen network as metrics use it.
+
+    Attributes:
+      name: of the network, for reports.
+      distance, score: what the Fréchet distance and the Inception Score of its features are called; "" where the
+        network has no class probabilities here.
+      weights: fingerprint of the file they come from.
+      preprocessing: how images are brought to it, for reports and for the cache.
+      dimensions: of the features.
+      params: its weights, an argument of `apply`.
+      apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and, where it has them, log
+        probabilities of classes (b, k), else None.
+    """
+
+    name: str
+    distance: str
+    score: str
+    weights: str
+    preprocessing: str
+    dimensions: int
+    params: Any
+    apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+    def described(self) -> dict[str, Any]:
+        return {"network": self.name, "weights": self.weights, "preprocessing": self.preprocessing,
+                "dimensions": self.dimensions}
+
+
+def load(kind: Kind, path: str = "") -> FeatureNetwork:
+    """A network with its weights.
+
+    Args:
+      kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception", at 299 x 299.
+      path: weights; for EfficientNet-Lite0 "" is the installed package, for Inception a file is needed.
+    Raises:
+      UserError: no weights, or those of another network.
+    """
+    if kind == "efficientnet":
+        params = efficientnet.load(path)
+        told = f"bilinear and antialiased to {SIDE} x {SIDE}"
+        return FeatureNetwork(f"EfficientNet-Lite0 {SIDE} px", f"Fréchet distance, EfficientNet-Lite0 {SIDE} px", "",
+                              weights.fingerprint(efficientnet.find_weights(path)), told, 1280, params, _efficientnet)
+    if not path:
+        raise UserError("features 'inception' need a file of weights, such as pytorch-fid's "
+                        "pt_inception-2015-12-05-6726825d.pth; name it by --weights")
+    params = inception.load(path)
+    classes = jax.eval_shape(_inception, params, jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.uint8))[1].shape[-1]
+    # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
+    whose = "" if classes == inception.TENSORFLOW_CLASSES else " with torchvision's Inception v3"
+    return FeatureNetwork("Inception v3", f"FID{whose}", f"Inception Score{whose}", weights.fingerprint(path),
+                          "bilinear to 299 x 299 within the network", 2048, params, _inception)
+
+
+def _efficientnet(params: Any, images: jax.Array):
+    shape = (images.shape[0], SIDE, SIDE, images.shape[-1])
+    resized = jax.image.resize(images.astype(jnp.float32) / 127.5 - 1, shape, "bilinear", antialias=True)
+    return efficientnet.pooled(params, resized), None
+
+
+def _inception(params: Any, images: jax.Array):
+    logits, bias = inception.logits(params, images), params["fc"]["bias"]
+    if bias.size == inception.TENSORFLOW_CLASSES:  # the published score is of this network's logits without biases
+        logits = logits - bias
+    return inception.pooled(params, images), jax.nn.log_softmax(logits)
+
+
+class Features(NamedTuple):
+    """What is known of a set of images. Nothing in it depends on their order.
+
+    Attributes:
+      halves: moments of two disjoint random parts: which part an image is in, a hash of its pixels says.
+      rows: float32 features in the order of those hashes; of a large set, those of the lowest ones.
+      log_probs: of classes, as `rows`; None where they are not kept.
+      distinct: images that differ from all others.
+    """
+
+    halves: tuple[Moments, Moments]
+    rows: Float[np.ndarray, "n d"]
+    log_probs: Float[np.ndarray, "n k"] | None
+    distinct: int
+
+    @property
+    def moments(self) -> Moments:
+        return self.halves[0].merge(self.halves[1])
+
+
+class OverDevices:
+    """A function of parameters and of rows, over all devices of this process, each with its share of every batch.
+
+    Attributes:
+      batch: rows that it takes at most; fewer are filled up, so that one program is compiled.
+    """
+
+    def __init__(self, function: Callable, params: Any):
+        devices = jax.local_devices()
+        mesh = Mesh(np.asarray(devices), ("data",))
+        self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        self._params = jax.device_put(params, whole)
+        self._run = jax.jit(function, out_shardings=self._rows)
+        self.batch = len(devices) * BATCH.get(jax.default_backend(), BATCH["gpu"])
+
+    def __call__(self, *arrays: np.ndarray) -> Any:
+        """What the function gives of arrays of as many rows, as numpy arrays."""
+        count = len(arrays[0])
+        padded = [np.concatenate([a, np.zeros((self.batch - count, *a.shape[1:]), a.dtype)]) for a in arrays]
+        found = self._run(self._params, *jax.device_put(padded, self._rows))
+        return jax.tree.map(lambda x: np.asarray(x[:count]), found)
+
+
+class Collector:
+    """Gathers `Features` batch by batch.
+
+    Args:
+      keep: rows at most; 0 for all of them.
+      probs: also keep log probabilities.
+    """
+
+    def __init__(self, network: FeatureNetwork, keep: int = 0, probs: bool = False):
+        self._extract, self._keep, self._probs = OverDevices(network.apply, network.params), keep, probs
+        self._halves = [Moments.empty(network.dimensions)] * 2
+        self._kept: list[tuple[np.ndarray, ...]] = []
+        self._hashes: list[UInt64[np.ndarray, " n"]] = []
+        self.batch = self._extract.batch
+
+    def add(self, images: UInt8[np.ndarray, "b h w c"]):
+        for start in range(0, len(images), self.batch):
+            part = images[start:start + self.batch]
+            features, log_probs = self._extract(part)
+            if not np.isfinite(features).all():
+                raise UserError("the network's features are not finite; its weights are damaged")
+            hashes = np.array([_hash(image) for image in part], np.uint64)
+            for side in (0, 1):
+                self._halves[side] = self._halves[side].merge(Moments.of(features[hashes % 2 == side]))
+            self._hashes.append(hashes)
+            kept = (hashes, features)
+            self._kept.append((*kept, log_probs) if self._probs and log_probs is not None else kept)
+            if self._keep and sum(len(kept[0]) for kept in self._kept) > 2 * self._keep:
+                self._kept = [self._sorted()]
+
+    def finish(self) -> Features:
+        _, rows, *rest = self._sorted()
+        distinct = len(np.unique(np.concatenate(self._hashes)))
+        return Features((self._halves[0], self._halves[1]), rows, rest[0] if rest else None, distinct)
+
+    def _sorted(self) -> tuple[np.ndarray, ...]:
+        joined = [np.concatenate(arrays) for arrays in zip(*self._kept, strict=True)]
+        order = np.argsort(joined[0], kind="stable")[:self._keep or None]
+        return tuple(array[order] for array in joined)
+
+
+def extract(network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False) -> Features:
+    """Features of all images of a set; arguments as `Collector`."""
+    collector = Collector(network, keep, probs)
+    with progress(images.count, f"features of {images.name}") as bar:
+        for batch in images.read(collector.batch):
+            collector.add(batch.images)
+            bar.update(len(batch.images))
+    return collector.finish()
+
+
+def of_reference(network: FeatureNetwork, images: ImageSet, cache: str | None = None) -> Features:
+    """Features of a reference, of at most 50,000 images whole, from the cache if they were measured before.
+
+    Args:
+      cache: directory; None for ~/.cache/var_jax/features, "" for none at all.
+    Raises:
+      UserError: the directory cannot be written.
+    """
+    if cache == "":
+        return extract(network, images, keep=ROWS_KEPT)
+    directory = epath.Path(cache or default_cache()).expanduser()
+    about = [VERSION, ROWS_KEPT, images.fingerprint, network.name, network.weights, network.preprocessing]
+    path = directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.npz"
+    if (found := _read(path, network.dimensions)) is not None:
+        return found
+    features = extract(network, images, keep=ROWS_KEPT)
+    _write(path, features)
+    return features
+
+
+def default_cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "features")
+
+
+def progress(total: int, what: str) -> tqdm:
+    """A bar with rate and time left; in a log, a line now and then."""
+    return tqdm(total=total, unit=" images", desc=what[-48:], smoothing=0.05,
+                mininterval=0.1 if sys.stderr.isatty() else 10)
+
+
+def _read(path: epath.Path, dimensions: int) -> Features | None:
+    """What the cache holds; None where it holds nothing, or a damaged file."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            halves = [Moments(int(arrays[f"count{i}"]), arrays[f"mean{i}"], arrays[f"scatter{i}"]) for i in (0, 1)]
+            rows, distinct = arrays["rows"], int(arrays["distinct"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+    fine = rows.ndim == 2 and rows.shape[1] == dimensions and all(half.scatter.shape == (dimensions,) * 2
+                                                                   for half in halves)
+    return Features((halves[0], halves[1]), rows, None, distinct) if fine else None
+
+
+def _write(path: epath.Path, features: Features):
+    arrays = {f"{name}{i}": value for i, half in enumerate(features.halves) for name, value in half._asdict().items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=features.rows, distinct=features.distinct, **arrays)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache") \
+            from error
+
+
+def _hash(image: UInt8[np.ndarray, "h w c"]) -> int:
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest())
+
+
+def require_enough(images: ImageSet, least: int = 4):
+    require(images.count >= least, f"the number of images in {images.name}", images.count, f"at least {least}")

@@ -1,0 +1,105 @@
+"""Samples against a reference: Fréchet distance, Inception Score, precision, recall and KID as one report."""
+
+from typing import Any
+
+from var_jax.config import require
+from var_jax.evaluate import features, scores
+from var_jax.evaluate.features import FeatureNetwork, Features
+from var_jax.evaluate.frechet import Frechet, frechet_distance
+from var_jax.evaluate.images import ImageSet
+
+RESAMPLES = 20
+NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
+
+
+def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *, seed: int = 0,
+             resamples: int = RESAMPLES, cache: str | None = None, floor: ImageSet | None = None) -> dict[str, Any]:
+    """All metrics of samples.
+
+    Args:
+      seed: of the bootstrap, of the splits and of the subsets; nothing depends on the order of the samples.
+      resamples: of the Fréchet distance and the Inception Score, for their intervals; 0 for none.
+      cache: as `features.of_reference`.
+      floor: other real images to measure in place of the samples; by default two halves of the reference.
+    Returns:
+      {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance", "inception_score",
+      "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value", "ci95", ...} or null.
+    Raises:
+      UserError: too few images, or what does not read.
+    """
+    require(resamples == 0 or resamples >= 2, "--resamples", resamples, "0, for no intervals, or at least 2")
+    for images in (samples, reference):
+        features.require_enough(images)
+    real = features.of_reference(network, reference, cache)
+    drawn = features.extract(network, samples, probs=True)
+    other = (floor, features.of_reference(network, floor, cache)) if floor else None
+    warnings = [w for images, found in ((samples, drawn), (reference, real)) for w in doubts(images, found, network)]
+    distance = frechet(network, drawn, real, seed, resamples, other)
+    warnings += floor_doubts(distance)
+    metrics: dict[str, Any] = {
+        "frechet_distance": distance,
+        "inception_score": None, "precision": None, "recall": None}
+    if drawn.log_probs is not None:
+        metrics["inception_score"] = {"name": network.score, **scores.classifier_score(
+            drawn.log_probs, seed=seed, resamples=resamples)}
+    else:
+        warnings.append(f"no Inception Score: {network.name} gives no class probabilities here")
+    count = min(len(drawn.rows), len(real.rows), NEIGHBOUR_ROWS)
+    if count > scores.NEIGHBOURS:
+        pair = scores.precision_recall(drawn.rows[:count], real.rows[:count])
+        metrics |= {name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair}
+    metrics["kid"] = {"name": f"KID, {network.name}", **scores.kernel_distance(drawn.rows, real.rows, seed=seed)}
+    return {"features": network.described(), "samples": samples.described(), "reference": reference.described(),
+            "seed": seed, "resamples": resamples, "metrics": metrics, "warnings": warnings}
+
+
+def frechet(network: FeatureNetwork, drawn: Features, real: Features, seed: int, resamples: int,
+            floor: tuple[ImageSet, Features] | None = None) -> dict[str, Any]:
+    """The distance with its interval and its floor.
+
+    The distance of finite sets is biased upwards, the more so the fewer the images: hence the floor, the distance of
+    real images to real images, with the counts that it is of. The interval is of the noise of drawing as many samples
+    again (bootstrap, the reference fixed): the bias is in it as it is in the value.
+    """
+    reference = Frechet(real.moments)
+    value = reference.distance(drawn.moments)
+    deviation = reference.deviation(drawn.rows, resamples, seed) if resamples else None
+    if floor:
+        images, other = floor
+        ground = {"value": reference.distance(other.moments), "what": f"{images.name} against the reference",
+                  "counts": [other.moments.count, real.moments.count]}
+    else:
+        ground = real_against_real(real)
+    return {"name": network.distance, "value": value, "counts": [drawn.moments.count, real.moments.count],
+            "ci95": None if deviation is None else scores.interval(value, deviation, low=0), "floor": ground}
+
+
+def real_against_real(real: Features) -> dict[str, Any] | None:
+    """The distance of two disjoint halves of a reference, of all its images together; None of too few images."""
+    if min(half.count for half in real.halves) < 2:
+        return None
+    return {"value": frechet_distance(*real.halves), "what": "two disjoint random halves of the reference",
+            "counts": [half.count for half in real.halves]}
+
+
+def floor_doubts(distance: dict[str, Any]) -> list[str]:
+    """Whether the floor is of fewer images than the value, and hence the more biased of the two.
+
+    The bias grows about with the sum of 1 / count of both sides.
+    """
+    floor = distance["floor"]
+    if floor is None or sum(1 / n for n in floor["counts"]) <= sum(1 / n for n in distance["counts"]):
+        return []
+    few, many = (" and ".join(map(str, found["counts"])) for found in (floor, distance))
+    return [f"the floor is of {few} images and the value of {many}: the floor is overstated"]
+
+
+def doubts(images: ImageSet, found: Features, network: FeatureNetwork) -> list[str]:
+    """What a reader should know before trusting the figures."""
+    warnings = []
+    if images.count <= network.dimensions:
+        warnings.append(f"{images.name} has {images.count} images, too few for the covariance of {network.dimensions} "
+                        "features: the Fréchet distance is biased far upwards")
+    if found.distinct < images.count:
+        warnings.append(f"{images.name} holds {images.count - found.distinct} copies of images that it has already")
+    return warnings

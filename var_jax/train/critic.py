@@ -1,0 +1,67 @@
+"""A run's discriminator as the training step uses it: augmentation, frozen features, and the trained module."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from var_jax.config import require
+from var_jax.models import discriminator
+from var_jax.ops.augment import diff_augment
+from var_jax.train.config import TrainConfig
+from var_jax.train.networks import Networks
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+class Critic:
+    """Images to logits.
+
+    Raises:
+      UserError: the images are too small for the discriminator's layers.
+    """
+
+    def __init__(self, config: TrainConfig, networks: Networks):
+        a = config.adversarial
+        self._config, self._features = a, networks.features
+        self._image_shape = config.tokenizer.image_shape
+        if a.discriminator == "patch":
+            side = min(config.tokenizer.image_shape[:2])
+            require(side >= 2**a.layers, "adversarial.layers", a.layers,
+                    f"at most {side.bit_length() - 1} for images of {side} pixels, which every layer halves")
+            self._module = discriminator.PatchDiscriminator(a.channels, a.layers)
+        else:
+            self._module = discriminator.FeatureDiscriminator(a.channels, a.kernel)
+
+    def init(self, key: jax.Array) -> dict[str, Any]:
+        """{"params": boxed with their logical axis names, "spectral": power iteration's vectors, possibly none}."""
+        images = jnp.zeros((1, *self._image_shape))
+        if self._features is None:
+            seen = images
+        else:
+            shapes = jax.eval_shape(self._features.levels, self._features.params, images)
+            seen = [jnp.zeros(level.shape) for level in shapes]
+        variables = self._module.init(key, seen)
+        return {"params": variables["params"], "spectral": variables.get(discriminator.SPECTRAL, {})}
+
+    def logits(self, params: Any, spectral: Any, frozen: Any, images: Float[Array, "b H W c"],
+               key: jax.Array) -> tuple[Float[Array, "b n"], Any]:
+        """Logits of images seen through the augmentation that `key` draws, and power iteration's next vectors.
+
+        Args:
+          frozen: weights of the frozen networks (`Networks.params`).
+        """
+        seen = diff_augment(key, images, self._config.diffaugment, self._config.diffaugment_probability)
+        if self._features is not None:
+            seen = self._features.levels(frozen["features"], seen)
+        variables = {"params": params, discriminator.SPECTRAL: spectral}
+        logits, after = self._module.apply(variables, seen, mutable=[discriminator.SPECTRAL])
+        return logits, after.get(discriminator.SPECTRAL, {})
+
+
+def make_critic(config: TrainConfig, networks: Networks) -> Critic | None:
+    """None in a run without adversarial terms."""
+    return None if config.adversarial_from is None else Critic(config, networks)

@@ -1,0 +1,119 @@
+"""Sections of a run that only the tokenizer's stage has: adversarial terms, the codebook's health, smaller images."""
+
+import dataclasses
+from typing import Literal
+
+from var_jax.config import TokenizerConfig, require
+from var_jax.ops.augment import policy_names
+from var_jax.ops.scales import Scales
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator and what the tokenizer learns from it (weights and times of vaex's recipe by default).
+
+    Attributes:
+      weight: of the generator's loss; 0 for no discriminator.
+      adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of the generator's
+        loss| at the decoder's last kernel, clamped to [adaptive_lowest, adaptive_highest].
+      start, warmup: when adversarial training begins, and how long the weight then grows linearly; from 1 on a number
+        of steps, below it a share of the run's.
+      discriminator: "patch" (PatchGAN on pixels) or "features" (heads on a frozen network's features).
+      channels, layers: width of the discriminator, and strided convolutions of "patch".
+      kernel: taps of the heads' convolutions in "features".
+      feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's ViT).
+      feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra [perceptual] brings, and
+        where that is not installed, the run leaves the adversarial terms out with a warning.
+      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator sees images through;
+        each image with `diffaugment_probability`.
+      lecam, lecam_decay: weight of LeCam regularisation (0 for none), and decay of its averages of logits.
+      r1, r1_every: weight of the gradient penalty at real images (0 for none), and the steps between two; it then
+        counts that many times.
+    """
+
+    weight: float = 0.0
+    adaptive: bool = True
+    adaptive_lowest: float = 0.015
+    adaptive_highest: float = 1e4
+    start: float = 0.2
+    warmup: float = 0.02
+    discriminator: Literal["patch", "features"] = "patch"
+    channels: int = 64
+    layers: int = 3
+    kernel: int = 9
+    feature_network: Literal["efficientnet", "dino"] = "efficientnet"
+    feature_weights: str = ""
+    diffaugment: str = "color,translation,cutout"
+    diffaugment_probability: float = 1.0
+    lecam: float = 0.0
+    lecam_decay: float = 0.999
+    r1: float = 0.0
+    r1_every: int = 16
+
+    def __post_init__(self):
+        for name in ("weight", "start", "warmup", "adaptive_lowest", "lecam", "r1"):
+            require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
+        require(self.adaptive_highest >= self.adaptive_lowest, "adversarial.adaptive_highest", self.adaptive_highest,
+                f"at least adaptive_lowest {self.adaptive_lowest}")
+        for name in ("channels", "layers", "kernel", "r1_every"):
+            require(getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1")
+        require(self.channels % 8 == 0, "adversarial.channels", self.channels, "a multiple of 8")
+        require(0 <= self.diffaugment_probability <= 1, "adversarial.diffaugment_probability",
+                self.diffaugment_probability, "from 0 to 1")
+        require(0 <= self.lecam_decay < 1, "adversarial.lecam_decay", self.lecam_decay, "from 0 to below 1")
+        policy_names(self.diffaugment)
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """What keeps the codebook in use.
+
+    Attributes:
+      init: how codes start: "normal" (of `tokenizer.init_codes`), or from what the encoder gives for the first training
+        images: "sampled" vectors, or their "kmeans" centres.
+      revive_threshold: codes whose running share of all uses falls below this times an equal share are moved onto
+        vectors of the batch (`ops.codebook.revive`); 0 for never.
+      revive_decay: of the running shares.
+      entropy, entropy_temperature: weight of the entropy penalty (0 for none) and the temperature of its soft choice.
+      collapse_share: of the codes; a scale that uses fewer at an evaluation is warned of.
+    """
+
+    init: Literal["normal", "sampled", "kmeans"] = "normal"
+    revive_threshold: float = 0.0
+    revive_decay: float = 0.99
+    entropy: float = 0.0
+    entropy_temperature: float = 1.0
+    collapse_share: float = 0.02
+
+    def __post_init__(self):
+        for name in ("revive_threshold", "entropy"):
+            require(getattr(self, name) >= 0, f"codebook.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.revive_decay < 1, "codebook.revive_decay", self.revive_decay, "from 0 to below 1")
+        require(self.entropy_temperature > 0, "codebook.entropy_temperature", self.entropy_temperature, "positive")
+        require(0 <= self.collapse_share <= 1, "codebook.collapse_share", self.collapse_share, "from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgressiveConfig:
+    """Smaller images for the first part of a run; the parameters are the same.
+
+    Attributes:
+      scales: of that part, such as "1,2,3,4"; images are averaged down to their size. "" for none.
+      until: when the whole size begins: from 1 on a number of steps, below it a share of the run's.
+    """
+
+    scales: str = ""
+    until: float = 0.5
+
+    def __post_init__(self):
+        require(self.until >= 0, "progressive.until", self.until, "0 or more")
+
+    def check(self, tokenizer: TokenizerConfig):
+        """Raises UserError where the smaller scales do not go with a tokenizer."""
+        if not self.scales:
+            return
+        small = Scales.parse(self.scales)
+        fits = all(ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True))
+        require(fits, "progressive.scales", self.scales, f"no larger than tokenizer.scales {tokenizer.scales}")
+        require(tokenizer.phi > 0 or len(small) == len(tokenizer.scales), "progressive.scales", self.scales,
+                f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each")
