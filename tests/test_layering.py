@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent / "var_jax"
 # import each other (without a circle, which Python itself refuses at start).
 LEVELS = (
     ("errors", "chips"),
+    ("whole_file",),
     ("ops",),
     ("config",),
     ("schedules",),
@@ -20,7 +21,8 @@ LEVELS = (
     ("pipeline", "scaling"),
     ("train",),
     ("evaluate",),
-    ("quickstart", "bench", "bench_tokens", "sweep", "aot", "tokenize", "sample_set"),
+    ("quickstart", "bench", "bench_tokens", "sweep", "aot", "tokenize", "sample_set", "demo",
+     "demo_page"),
     ("cli",),
     ("__main__",),
 )

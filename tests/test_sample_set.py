@@ -12,7 +12,7 @@ import pytest
 import small
 from PIL import Image
 
-from var_jax import sample_set
+from var_jax import sample_set, whole_file
 from var_jax.errors import UserError
 
 SETTINGS = {"seed": 3, "cfg": 1.5, "top_k": 0, "top_p": 0.9, "temperature": 1.0, "smooth": False}
@@ -68,14 +68,14 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
     """The hook leaves what a kill leaves: no file, part of a temporary one, or the whole one."""
     out, draw, deaths = tmp_path / "samples.npz", random.Random(0), []
-    replace, join = sample_set._replace, sample_set._join
+    save, join = whole_file.save, sample_set._join
 
-    def fragile_replace(path, parts):
+    def fragile_save(path, parts, what):
         fate = draw.choice(("live", "live", "before", "half", "after"))
         if fate == "half":
             path.with_name(f"{path.name}.1-dead.tmp").write_bytes(bytes(parts[0])[:50])
         if fate in ("live", "after"):
-            replace(path, parts)
+            save(path, parts, what)
         if fate != "live":
             deaths.append(fate)
             raise Killed
@@ -87,7 +87,7 @@ def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
             raise Killed
         join(out, beside, *rest)
 
-    monkeypatch.setattr(sample_set, "_replace", fragile_replace)
+    monkeypatch.setattr(whole_file, "save", fragile_save)
     monkeypatch.setattr(sample_set, "_join", fragile_join)
     for _ in range(50):
         try:

@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialise
 
+from var_jax import whole_file
 from var_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -219,14 +220,10 @@ def save_arrays(path: epath.PathLike, tree: Any):
       UserError: the file cannot be written.
     """
     path = epath.Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
     flat = {name: np.ascontiguousarray(value) for name, value in _named(tree)}
     try:
-        temporary.write_bytes(serialise(flat))
-        temporary.replace(path)
+        whole_file.write(path, [serialise(flat)])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {_one_line(error)}") from error
 
 

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import os
-import secrets
 
 from etils import epath
 from flax.traverse_util import flatten_dict
 
-from var_jax import checkpoint
+from var_jax import checkpoint, whole_file
 from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, differences, plain
 from var_jax.errors import UserError
 from var_jax.published import abstract
@@ -32,25 +30,13 @@ def save(directory: epath.Path, config: ModelConfig, params: dict):
         (directory / "model.json").unlink(missing_ok=True)
         for part, path in new.items():
             path.replace(directory / f"{part}.safetensors")
-        write_text(directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1))
+        whole_file.write(directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}") from error
     finally:
         for path in new.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-
-
-def write_text(path: epath.Path, text: str):
-    """The file whole, or as it was before (OSError). Several processes may write it: the last one's text stays."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(directory: epath.Path) -> tuple[ModelConfig, dict]:

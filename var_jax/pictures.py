@@ -1,10 +1,7 @@
 """Labelled grids and strips of images as PNGs, and their animations as GIFs."""
 
-import contextlib
 import io
 import math
-import os
-import secrets
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +9,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from var_jax import whole_file
 from var_jax.errors import UserError
 
 Images = Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"]
@@ -74,7 +72,7 @@ def save_png(path: epath.PathLike, image: Image.Image):
     """
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    _write(place(path), buffer.getvalue())
+    whole_file.save(place(path), [buffer.getvalue()], "the picture")
 
 
 def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: int = FRAME_MS):
@@ -89,20 +87,7 @@ def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: 
     buffer = io.BytesIO()
     times = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
     frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
-    _write(place(path), buffer.getvalue())
-
-
-def _write(path: epath.Path, content: bytes):
-    """Several processes may write the same file: each has a temporary one of its own, and the last one's stays."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the picture {path}: {error.strerror or error}") from error
+    whole_file.save(place(path), [buffer.getvalue()], "the picture")
 
 
 def to_uint8(images: Images) -> UInt8[np.ndarray, "n h w c"]:

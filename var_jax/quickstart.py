@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax import Pipeline, model_directory, pictures
+from var_jax import Pipeline, model_directory, pictures, whole_file
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import require
 from var_jax.data import loader, sources
@@ -55,7 +55,7 @@ def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples:
     seconds["samples"] = round(time.time() - sampling, 1)
     whole = None if None in seconds.values() else round(sum(seconds.values()), 1)
     report["seconds"] = {**seconds, "total": whole}
-    (directory / "report.json").write_text(json.dumps(report, indent=1))
+    whole_file.write(directory / "report.json", json.dumps(report, indent=1))
     return report
 
 

@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from var_jax import Pipeline, model_directory, pictures
+from var_jax import Pipeline, model_directory, pictures, whole_file
 from var_jax.config import differences, require
 from var_jax.data import tokens
 from var_jax.errors import UserError
@@ -198,7 +197,7 @@ def _claim(partial: epath.Path, made: Plan, batch_size: int | None) -> int | Non
     try:
         partial.mkdir(parents=True, exist_ok=True)
         if not manifest.exists():
-            model_directory.write_text(manifest, json.dumps({**made.settings, "drawn_with": ours}, indent=1))
+            whole_file.write(manifest, json.dumps({**made.settings, "drawn_with": ours}, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the samples {partial}: {error.strerror or error}") from error
     try:
@@ -231,7 +230,7 @@ def _draw(model: Pipeline, made: Plan, partial: epath.Path, host: tuple[int, int
                                    **made.sampling)
             buffer = io.BytesIO()
             np.save(buffer, pictures.to_uint8(images))
-            _replace(_shard(partial, made, shard), [buffer.getbuffer()])
+            whole_file.save(_shard(partial, made, shard), [buffer.getbuffer()], "the samples")
             bar.update(len(shard))
 
 
@@ -261,7 +260,7 @@ def _join(out: epath.Path, beside: epath.Path, made: Plan, stored: list[np.ndarr
     settings = np.array(json.dumps(made.settings))
     members = [("arr_0", _header(np.uint8, rows), images()),
                ("arr_1", b"", [_npy(made.label(chosen))]), ("settings", b"", [_npy(settings)])]
-    temporary = _temporary(beside)
+    temporary = whole_file.temporary_name(beside)
     try:
         with temporary.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             for name, header, parts in members:
@@ -302,7 +301,7 @@ def _stored(path: epath.Path) -> UInt8[np.ndarray, "n h w c"]:
 
 def _write_pngs(out: epath.Path, directory: epath.Path, made: Plan):
     """The images of a set as PNGs, and its settings: the directory is there when all of them are in it."""
-    temporary = _temporary(directory)
+    temporary = whole_file.temporary_name(directory)
     try:
         temporary.mkdir(parents=True)
         (temporary / MANIFEST).write_text(json.dumps(made.settings, indent=1))
@@ -329,23 +328,6 @@ def _images(out: epath.Path) -> Iterator[tuple[UInt8[np.ndarray, "h w c"], int]]
         shape = np.lib.format.read_array_header_1_0(member)[0][1:]
         for label in labels:
             yield np.frombuffer(member.read(math.prod(shape)), np.uint8).reshape(shape), int(label)
-
-
-def _temporary(path: epath.Path) -> epath.Path:
-    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-def _replace(path: epath.Path, parts: Sequence[Any]):
-    temporary = _temporary(path)
-    try:
-        with temporary.open("wb") as file:
-            for part in parts:
-                file.write(part)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the samples {path}: {error.strerror or error}") from error
 
 
 def _remove(partial: epath.Path):

@@ -22,7 +22,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from var_jax import model_directory
+from var_jax import model_directory, whole_file
 from var_jax.config import ModelConfig, differences, plain, require
 from var_jax.data import loader, sources, tokens, transforms
 from var_jax.errors import UserError
@@ -137,7 +137,7 @@ def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -
         try:
             for role in tokens.ROLES:
                 (directory / role).mkdir(parents=True, exist_ok=True)
-            model_directory.write_text(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
+            whole_file.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
         except OSError as error:
             raise UserError(f"cannot write the token cache {directory}: {error.strerror or error}") from error
     return manifest
@@ -259,6 +259,6 @@ def _complete(directory: epath.Path, manifest: tokens.Manifest, parts: dict[str,
             manifest = dataclasses.replace(
                 manifest, **{role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards))})
     own = directory / f"manifest.{host}.json"  # of its own name, since two hosts may finish at once
-    model_directory.write_text(own, json.dumps(plain(manifest), indent=1))
+    whole_file.write(own, json.dumps(plain(manifest), indent=1))
     own.replace(directory / "manifest.json")
     return manifest

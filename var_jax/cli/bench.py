@@ -11,16 +11,13 @@ example:
 """
 
 import argparse
-import contextlib
 import json
-import os
-import secrets
 from pathlib import Path
 
+from var_jax import whole_file
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.cli.evaluate import require_writable
 from var_jax.config import require
-from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -56,21 +53,8 @@ def run(args: argparse.Namespace) -> int:
             lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
-        _write(Path(args.json), json.dumps(report, indent=1))
+        whole_file.save(Path(args.json), json.dumps(report, indent=1), "the figures")
     return 0
-
-
-def _write(path: Path, text: str):
-    """The file whole or not at all, by the standard library: `sample` and `train` run where little is installed."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write the figures {path}: {error.strerror or error}") from error
 
 
 def _batches(text: str) -> list[int]:

@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 
+from var_jax import whole_file
 from var_jax.config import require
 from var_jax.errors import UserError
 
@@ -73,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
             "given with --perceptual lpips")
     from etils import epath
 
-    from var_jax import model_directory
     from var_jax.evaluate.images import open_images
 
     out = epath.Path(args.json)
@@ -84,11 +84,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.picture, "the picture")
     found = {"resize": args.resize, "data_dir": args.data_dir, "source_dir": args.source_dir, "seed": args.seed}
     report = _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        model_directory.write_text(out, json.dumps(report, indent=1, ensure_ascii=False))
-    except OSError as error:
-        raise UserError(f"cannot write the report {args.json}: {error.strerror or error}") from error
+    whole_file.save(out, json.dumps(report, indent=1, ensure_ascii=False), "the report")
     print("\n".join(lines(report)))
     return 0
 

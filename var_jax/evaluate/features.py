@@ -1,12 +1,10 @@
 """Features of image sets by a frozen network, over all devices of this process, those of references cached."""
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
-import secrets
 import sys
 import zipfile
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8, UInt64
 from tqdm import tqdm
 
+from var_jax import whole_file
 from var_jax.config import require
 from var_jax.errors import UserError
 from var_jax.evaluate.images import ImageSet
@@ -242,14 +241,10 @@ def _write(path: epath.Path, features: Features):
     arrays = {f"{name}{i}": value for i, half in enumerate(features.halves) for name, value in half._asdict().items()}
     buffer = io.BytesIO()
     np.savez(buffer, rows=features.rows, distinct=features.distinct, **arrays)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
+        whole_file.write(path, [buffer.getbuffer()])
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache") \
             from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax import whole_file
 from var_jax.errors import UserError
 from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, samples
 from var_jax.scaling.table import Table
@@ -133,8 +134,8 @@ def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
         directory.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             (directory / name).write_bytes(plots.png(figure))
-        (directory / "report.md").write_text(markdown(plain(result), list(pictures), source))
-        (directory / "fit.json").write_text(json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+        whole_file.write(directory / "report.md", markdown(plain(result), list(pictures), source))
+        whole_file.write(directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -19,7 +19,7 @@ import time
 import psutil
 from etils import epath
 
-from var_jax.model_directory import write_text
+from var_jax import whole_file
 
 # A submitter that is far away or died may have a job that it has not noted, as kubectl may take minutes: so long is the
 # job's first word awaited. One that comes later finds that its claim is not the newest, and ends (`workdir.FENCE`).
@@ -81,7 +81,7 @@ def create(run: epath.Path, attempt: int, backend: str, after: str = "", reached
 def replace(run: epath.Path, claim: Claim, **changes) -> Claim:
     """The claim with changes, written whole or not at all; only for the process that created it, or a heartbeat."""
     claim = dataclasses.replace(claim, **changes)
-    write_text(file(run, claim.attempt), _text(claim))
+    whole_file.write(file(run, claim.attempt), _text(claim))
     return claim
 
 

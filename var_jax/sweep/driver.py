@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from var_jax import whole_file
 from var_jax.checkpoint import Checkpoints
 from var_jax.errors import UserError
-from var_jax.model_directory import write_text
 from var_jax.sweep import claims, runs
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.engine import Engine, RunCommand
@@ -71,7 +71,7 @@ def write_plan(sweep: Sweep, overrides: Sequence[str]):
     directory = epath.Path(sweep.workdir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "sweep.json", json.dumps(plan, indent=1))
+        whole_file.write(directory / "sweep.json", json.dumps(plan, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the sweep's directory {sweep.workdir}: {error.strerror or error}") from error
 

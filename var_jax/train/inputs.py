@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from var_jax import model_directory
+from var_jax import model_directory, whole_file
 from var_jax.config import require
 from var_jax.data import loader, sources, tokens
 from var_jax.errors import UserError
@@ -74,7 +74,7 @@ class Inputs:
         if jax.process_index() != 0 or path.exists():
             return
         try:
-            model_directory.write_text(path, json.dumps(self.identity, indent=1))
+            whole_file.write(path, json.dumps(self.identity, indent=1))
         except OSError as error:
             raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
 

@@ -17,8 +17,8 @@ from jaxtyping import UInt8
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from var_jax import whole_file
 from var_jax.errors import UserError
-from var_jax.model_directory import write_text
 
 QUIET_SECONDS = 10.0
 BOARD_LIBRARIES = {"gs": "google.cloud.storage", "s3": "boto3"}  # with which tensorboardX writes into a bucket
@@ -75,7 +75,7 @@ class MetricWriter:
         self._kept[step, split] = json.dumps(record, allow_nan=False)
         with self._reporting():
             if _in_bucket(self._workdir):  # where nothing can be appended to
-                write_text(self._records, _lines(self._kept))
+                whole_file.write(self._records, _lines(self._kept))
             else:
                 with self._records.open("a") as file:
                     file.write(self._kept[step, split] + "\n")
@@ -126,7 +126,7 @@ class MetricWriter:
                   "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
                   "restarts": self._restarts, "updated": now}
         with self._reporting():
-            write_text(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
+            whole_file.write(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
 
     def close(self, state: State):
         """The last status; ends the bar and TensorBoard's file."""
@@ -152,7 +152,7 @@ class MetricWriter:
                 record = json.loads(line)
                 if record["step"] <= step:
                     kept.setdefault((record["step"], record["split"]), line)
-        write_text(self._records, _lines(kept))
+        whole_file.write(self._records, _lines(kept))
         return kept
 
     def _restarts_before(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from var_jax import model_directory
+from var_jax import model_directory, whole_file
 from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain, require
 from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig
@@ -94,8 +94,8 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
         if frozen is not None and not (directory / "tokenizer" / "model.json").exists():
             params = {"tokenizer": jax.tree.map(np.asarray, frozen)}
             model_directory.save(directory / "tokenizer", ModelConfig(config.tokenizer), params)
-        model_directory.write_text(directory / "config.json", json.dumps(plain(config), indent=1))
-        model_directory.write_text(directory / "meta.json", json.dumps(run_meta(config), indent=1))
+        whole_file.write(directory / "config.json", json.dumps(plain(config), indent=1))
+        whole_file.write(directory / "meta.json", json.dumps(run_meta(config), indent=1))
     except OSError as error:
         raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
 
