@@ -1,4 +1,6 @@
-"""That a start which was given up for a later one leaves the run alone."""
+"""Which starts may go on with a workdir's run: the newest one, of the same settings."""
+
+import dataclasses
 
 import pytest
 import small
@@ -7,6 +9,7 @@ from etils import epath
 from var_jax.errors import UserError
 from var_jax.train import workdir
 from var_jax.train.loop import train
+from var_jax.train.tokenizer_config import AdversarialConfig, ProgressiveConfig
 
 
 @pytest.fixture
@@ -59,3 +62,20 @@ def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
+
+
+def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
+    """Shares of the run's length come to other steps; the steps themselves may be given in their place."""
+    directory = epath.Path(tmp_path)
+    parts = {"adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1),
+             "progressive": ProgressiveConfig("1,2", until=0.3)}
+    workdir.claim(directory, small.train_config("tokenizer", tmp_path, steps=10, **parts), None)
+    longer = small.train_config("tokenizer", tmp_path, steps=20, **parts)
+    with pytest.raises(UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"):
+        workdir.refuse_another_run(directory, longer)
+    told = {"adversarial": dataclasses.replace(parts["adversarial"], start=5, warmup=1),
+            "progressive": ProgressiveConfig("1,2", until=3)}
+    workdir.refuse_another_run(directory, dataclasses.replace(longer, **told))
+    without = small.train_config("tokenizer", tmp_path / "other", steps=10)
+    workdir.claim(directory / "other", without, None)
+    workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))

@@ -1,5 +1,6 @@
 """What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
 
+import dataclasses
 import json
 import os
 from typing import Any
@@ -72,10 +73,23 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
     path = directory / "config.json"
     if path.exists():
         theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
-        other = [d for d in differences(plain(config), plain(theirs)) if not d.startswith(RESUMABLE)]
+        other = [d for d in differences(plain(_in_steps(config)), plain(_in_steps(theirs)))
+                 if not d.startswith(RESUMABLE)]
         if other:
             raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
                             "give another --workdir, or the settings it was started with")
+
+
+def _in_steps(config: TrainConfig) -> TrainConfig:
+    """The run with times that are shares of its length as the steps they come to: a run that is made longer must not
+    lose a discriminator, nor the size of its images, for that."""
+    adversarial, progressive = config.adversarial, config.progressive
+    if config.adversarial_from is not None:
+        adversarial = dataclasses.replace(adversarial, start=config.steps_of(adversarial.start),
+                                          warmup=config.steps_of(adversarial.warmup))
+    if progressive.scales:
+        progressive = dataclasses.replace(progressive, until=config.steps_of(progressive.until))
+    return dataclasses.replace(config, adversarial=adversarial, progressive=progressive)
 
 
 def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
