@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the project with its test extra and runs the test suite on the CPU with 8 forced host devices.
-#   bash launch/test.sh                 the default suite, in two processes
+#   bash launch/test.sh                 the default suite
 #   bash launch/test.sh -m slow         the minutes-long rest
 #   bash launch/test.sh tests/ops -x    anything else pytest takes
 set -euo pipefail
@@ -8,5 +8,4 @@ cd "$(dirname "$0")/.."
 source launch/python.sh
 python -m pip install --quiet --editable '.[test]'
 export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=8"
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile  # a module's tests share fixtures and compiled programs
 python -m pytest "$@"

@@ -1,6 +1,7 @@
 """Imports point one way: what is named further down may import what is above it, never the other way round."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,9 @@ LEVELS = (
 CURATED = "__init__"
 
 
+parse = functools.cache(ast.parse)  # every test looks at all sources
+
+
 def level(module: str) -> int:
     """Of a module's name below the package, by the longest name that is it or a package it lies in."""
     found = [(len(name), i) for i, names in enumerate(LEVELS) for name in names
@@ -53,7 +57,7 @@ def imports(source: str, modules: set[str]) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(source))
+    visit(parse(source))
     return {known for name in found if (known := within(name, modules))}
 
 
@@ -71,7 +75,7 @@ def within(name: str, modules: set[str]) -> str | None:
 def outside(source: str) -> set[str]:
     """Every name that a source imports, dotted."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
             found |= {f"{base}{alias.name}" for alias in node.names}
