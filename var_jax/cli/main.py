@@ -15,6 +15,7 @@ COMMANDS = {
     "sample": "labelled image grid from a trained model",
     "reconstruct": "originals beside reconstructions, scale by scale",
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
+    "demo": "local web page that generates and edits",
     "convert": "published PyTorch weights to a model directory, or back",
     "tokenize": "token cache of a data set, so that training reads no images; resumable",
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",

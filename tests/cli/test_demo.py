@@ -1,0 +1,269 @@
+"""`var-jax demo`: its mistakes, and the page in a real Chromium, served as a user would."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import types
+import zlib
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+from processes import free_port
+
+from var_jax import Pipeline
+from var_jax.cli.main import main
+
+WAIT_MS = 120_000  # where several programs share the cores
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Runs the command, with a Gradio that nothing may use, and gives its one line."""
+    monkeypatch.setitem(sys.modules, "gradio", types.ModuleType("gradio"))
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "")  # put back afterwards
+
+    def run(*argv) -> str:
+        assert main(["demo", *map(str, argv)]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1 and printed.out == "", printed
+        return printed.err
+
+    return run
+
+
+def test_mistakes_are_told_before_a_model_is_loaded(refused, model_dir, tmp_path, monkeypatch):
+    port, nowhere = free_port(), tmp_path / "none"
+    assert "no model directory" in refused("--model", nowhere, "--port", port)
+    assert "required: --model" in refused()
+    for wrong in (0, 65536, -1):
+        assert f"--port is {wrong}; it must be from 1 to 65535" in refused("--model", nowhere, "--port", wrong)
+    assert "--port: invalid int value: 'http'" in refused("--model", nowhere, "--port", "http")
+    assert "--host 'no.such.host.invalid' is no address" in refused(
+        "--model", nowhere, "--host", "no.such.host.invalid", "--port", port)
+    assert "--host '192.0.2.1' is no address of this machine; give 127.0.0.1" in refused(
+        "--model", nowhere, "--host", "192.0.2.1", "--port", port)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        busy = listener.getsockname()[1]
+        assert f"--port {busy} is in use on 127.0.0.1; give another one" in refused("--model", nowhere, "--port", busy)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "needs the package gradio; install it by pip install 'var-jax[demo]'" in refused("--model", model_dir)
+
+
+def test_a_tokenizer_alone_has_no_page(refused, model_dir, tmp_path):
+    from var_jax.config import ModelConfig
+
+    whole = Pipeline.from_pretrained(model_dir)
+    Pipeline(ModelConfig(whole.config.tokenizer), {"tokenizer": whole.params["tokenizer"]}).save(tmp_path / "alone")
+    assert "a tokenizer alone; it must be one with a transformer" in refused(
+        "--model", tmp_path / "alone", "--port", free_port())
+
+
+class Server:
+    """The command as a process of its own; its files go where the test sees them."""
+
+    def __init__(self, model, directory, port: int):
+        self.port, self.temporary, self._told = port, directory / "tmp", directory / "told.log"
+        self.temporary.mkdir()
+        environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                       "TMPDIR": str(self.temporary), "JAX_ENABLE_COMPILATION_CACHE": "0"}
+        # What runs in a shell's background ignores Ctrl-C, and so would its children.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        with self._told.open("w") as file:
+            self.process = subprocess.Popen([sys.executable, "-m", "var_jax", "demo", "--model", str(model), "--port",
+                                             str(port)], env=environment, stdout=file, stderr=file)
+        signal.signal(signal.SIGINT, before)
+
+    def told(self) -> str:
+        return self._told.read_text()
+
+    def wait_until_ready(self, seconds: float):
+        end = time.monotonic() + seconds
+        while "ready at" not in self.told():
+            assert self.process.poll() is None and time.monotonic() < end, self.told()
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def server(model_dir, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed (pip install 'var-jax[demo]')")
+    running = Server(model_dir, tmp_path, free_port())
+    try:
+        running.wait_until_ready(400)
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+@pytest.fixture
+def chromium():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        yield browser
+        browser.close()
+
+
+def grey(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as opened:
+        return np.asarray(opened.convert("L"))
+
+
+class Page:
+    """What a visitor does."""
+
+    def __init__(self, page):
+        self.page = page
+
+    def press(self, name: str):
+        self.page.get_by_role("button", name=name, exact=True).click()
+
+    def choose(self, label: str, option: str):
+        field = self.page.get_by_label(label, exact=True)
+        field.click()
+        field.fill(option)
+        self.page.get_by_role("option", name=option, exact=True).click()
+
+    def status(self, where: str, text: str):
+        """Waits for the line below a result."""
+        self.page.locator(f"#{where} [role=status]", has_text=text).wait_for(timeout=WAIT_MS)
+
+    def download(self, where: str, name: str) -> tuple[str, bytes]:
+        with self.page.expect_download() as found:
+            self.page.locator(f"#{where} a", has_text=name).click()
+        with open(found.value.path(), "rb") as file:
+            return found.value.suggested_filename, file.read()
+
+    def tiles(self, where: str) -> list[np.ndarray]:
+        sources = [image.get_attribute("src") for image in self.page.locator(f"#{where} .strip img").all()]
+        return [grey(base64.b64decode(source.partition(",")[2])) for source in sources]
+
+    def paint(self):
+        """A few strokes over the middle of the image, none near its edge."""
+        canvas = self.page.locator("#editor canvas").first
+        canvas.scroll_into_view_if_needed()
+        self.page.wait_for_timeout(1500)  # the editor takes an image in without a sign
+        box = canvas.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        self.page.mouse.move(x - 50, y - 40)
+        self.page.mouse.down()
+        for k in range(6):
+            self.page.mouse.move(x + (50 if k % 2 else -50), y - 40 + 14 * k, steps=8)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(500)
+
+    def upload(self, file):
+        with self.page.expect_file_chooser() as chooser:
+            self.press("Upload an image instead")
+        chooser.value.set_files(file)
+
+    def error(self, text: str):
+        """Waits for an error's line, which goes by itself."""
+        self.page.get_by_test_id("toast-body").filter(has_text=text).first.wait_for(timeout=WAIT_MS)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
+    page = Page(chromium.new_page(viewport={"width": 1280, "height": 900}))
+    page.page.set_default_timeout(WAIT_MS)
+    addresses = set()
+    page.page.on("request", lambda request: addresses.add(request.url))
+    page.page.goto(f"http://127.0.0.1:{server.port}")
+    page.press("Edit")
+    page.error("there is no image to edit yet")
+
+    page.choose("Class", "3")
+    page.page.get_by_label("Seed", exact=True).first.fill("5")
+    page.press("Generate")
+    page.status("generated", "class 3, seed 5, preset fid, guidance 1.5")
+    name, content = page.download("generated", "Download image")
+    image = grey(content)
+    assert name == "class3_seed5.png" and image.shape == (6, 8)
+    expected, steps = Pipeline.from_pretrained(model_dir).sample([3], seed=5, as_uint8=True, return_steps=True)
+    np.testing.assert_allclose(image.astype(int), expected[0, ..., 0], atol=1)
+    tiles = page.tiles("generated")
+    np.testing.assert_allclose(np.stack(tiles).astype(int), steps[0, ..., 0], atol=1)
+    name, content = page.download("generated", "Download strip")
+    assert name == "class3_seed5_strip.png" and grey(content).shape[1] > 3 * 96
+
+    page.paint()
+    page.choose("Class of the new content", "7")
+    page.press("Edit")
+    page.status("edited", "class 7, seed 0")
+    before, mask, after = page.tiles("edited")
+    edited = grey(page.download("edited", "Download image")[1])
+    np.testing.assert_array_equal(before, image)
+    np.testing.assert_array_equal(after, edited)
+    assert 0 < (mask == 255).sum() < mask.size and mask[0].max() == mask[:, 0].max() == 0
+    np.testing.assert_array_equal(edited[mask == 0], image[mask == 0])
+    assert not np.array_equal(edited, image)
+
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    bomb = b"".join((b"\x89PNG\r\n\x1a\n", struct.pack(">I", 13), header, struct.pack(">I", zlib.crc32(header)),
+                     struct.pack(">I", 100), b"IDAT"))
+    for content, line in ((b"not an image", "the upload is not an image that can be read; it must be PNG"),
+                          (bomb, "the upload has too many pixels; it must be at most 50 million"),
+                          (b"\0" * (21 << 20), "exceed the maximum allowed size")):
+        (tmp_path / "bad.png").write_bytes(content)
+        page.upload(tmp_path / "bad.png")
+        page.error(line)
+    np.testing.assert_array_equal(page.tiles("edited")[2], edited)  # what was there stays
+    mine = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
+    Image.fromarray(mine).save(tmp_path / "mine.png")
+    page.upload(tmp_path / "mine.png")
+    page.page.locator("#edited .hint").wait_for()  # the edit of the other image is gone
+    page.page.wait_for_timeout(1500)
+    page.press("Edit")
+    page.error("the painted region is empty")
+    page.paint()
+    page.press("Edit")
+    page.status("edited", "class 7, seed 0")
+    before, mask, after = page.tiles("edited")
+    np.testing.assert_array_equal(before, mine)
+    np.testing.assert_array_equal(after[mask == 0], mine[mask == 0])
+    assert (mask == 255).any()
+    page.press("Edit the result further")
+    page.page.wait_for_timeout(1500)
+    page.paint()
+    old = page.page.locator("#edited .strip img").first.get_attribute("src")
+    page.press("Edit")
+    page.page.wait_for_function("old => document.querySelector('#edited .strip img').src !== old", arg=old)
+    np.testing.assert_array_equal(page.tiles("edited")[0], after)
+
+    page.page.get_by_label("Seed", exact=True).first.fill("6")
+    page.press("Generate")
+    page.status("generated", "class 3, seed 6")
+    page.page.set_viewport_size({"width": 420, "height": 900})
+    assert page.page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert {re.match(r"(?:blob:)?http://127\.0\.0\.1:(\d+)/|data:", url) is not None for url in addresses} == {True}
+    assert "Traceback" not in server.told()
+
+
+@pytest.mark.slow
+def test_the_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
+    here = {connection for process in (psutil.Process(server.process.pid), )
+            for connection in process.net_connections(kind="inet")}
+    assert {c.laddr.port for c in here if c.status == psutil.CONN_LISTEN} == {server.port}
+    assert {end.ip for c in here for end in (c.laddr, c.raddr) if end} == {"127.0.0.1"}
+    assert list(server.temporary.glob("var_jax_demo_*"))
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(timeout=60) == 0
+    told = server.told()
+    assert "Traceback" not in told
+    assert told.endswith(f"ready at http://127.0.0.1:{server.port}/ (Ctrl-C ends it)\nended\n")
+    assert not list(server.temporary.glob("var_jax_demo_*"))
