@@ -53,6 +53,7 @@ def test_a_strip_and_an_animation_end_with_the_image(capsys, model_dir, tmp_path
     assert sorted(file.name for file in tmp_path.rglob("*")) == ["new", "out.png", "steps.gif", "strip.png"]
 
 
+@pytest.mark.slow
 def test_schedules_presets_and_another_model(capsys, model_dir, tmp_path):
     out = tmp_path / "out.png"
     sample = ("sample", "--model", model_dir, "--labels", "0-3", "--out", out)
