@@ -144,6 +144,7 @@ def records(workdir):
     return [{name: value for name, value in line.items() if name not in times} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_resumed_adversarial_run_is_the_uninterrupted_one(digits_dir, unevaluated, tmp_path, monkeypatch):
     """Both networks, their optimizers, power iteration, LeCam's averages and the codes' usage, bit for bit; the start
     of adversarial training lies between the interruption's checkpoint and the end."""
@@ -179,6 +180,7 @@ def test_a_resumed_adversarial_run_is_the_uninterrupted_one(digits_dir, unevalua
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "told"), [
     ("loss", "the generator's loss"), ("grad_norm", "the generator's grad_norm"),
     ("discriminator_loss", "the discriminator's loss"), ("discriminator_grad_norm", "the discriminator's grad_norm")])
@@ -243,6 +245,7 @@ def on_meshes(batch):
     return results
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_step_of_one(on_meshes):
     (one, one_metrics), (eight, eight_metrics) = on_meshes[1], on_meshes[8]
     for name, value in one_metrics.items():
@@ -255,6 +258,7 @@ def test_eight_devices_take_the_step_of_one(on_meshes):
                                    err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_every_part_of_the_discriminator_moves(on_meshes):
     run, metrics = on_meshes[1]
     assert metrics["perceptual"] > 0
@@ -263,6 +267,7 @@ def test_every_part_of_the_discriminator_moves(on_meshes):
     assert all(np.any(np.asarray(m) != 0) for m in moments)
 
 
+@pytest.mark.slow
 def test_microbatches_are_the_batch_for_the_discriminator_too(params, batch):
     """Of a weight that is not adaptive and images that are not augmented, which are drawn an image."""
     adversarial = dataclasses.replace(PATCH, start=0, adaptive=False, diffaugment="", r1=0.0)
@@ -282,6 +287,7 @@ def test_microbatches_are_the_batch_for_the_discriminator_too(params, batch):
         np.testing.assert_allclose(halves_metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_codebook_of_equal_codes_recovers(params, batch):
     """Within a few steps, and revived codes have no memory: neither moments nor an average of the codes before."""
     config = small.train_config("tokenizer", "", codebook=HEALTH)
@@ -350,6 +356,7 @@ def test_phases_of_a_run():
     assert config.adversarial_from == 4 and small.train_config("transformer", "").adversarial_from is None
 
 
+@pytest.mark.slow
 def test_smaller_images_first(params, batch):
     """The step of a smaller phase is the step of a run at that size, on images averaged down."""
     config = small.train_config("tokenizer", "", progressive=ProgressiveConfig("1,2", 0.5))
