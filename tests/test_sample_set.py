@@ -107,13 +107,13 @@ def test_a_process_that_is_killed(model_dir, whole, tmp_path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import small
-from var_jax import sample_set
+from var_jax import whole_file
 from test_sample_set import generate, planned
-replace = sample_set._replace
+save = whole_file.save
 def slowly(*args):
-    replace(*args)
+    save(*args)
     time.sleep(0.3)
-sample_set._replace = slowly
+whole_file.save = slowly
 generate(planned(), {str(out)!r})
 """
     partial, kills = tmp_path / "samples.npz.partial", 0

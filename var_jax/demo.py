@@ -64,8 +64,7 @@ def scale_titles(config: TokenizerConfig) -> list[str]:
 
 def default_from_scale(config: TokenizerConfig) -> int:
     """The first scale with new content by the published rule, which `Pipeline.edit` follows unless told."""
-    few = sum(length <= generate.GIVEN_TOKENS for length in config.scales.lengths)
-    return min(few, len(config.scales) - 1)
+    return min(generate.published_given(config.scales), len(config.scales) - 1)
 
 
 def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
@@ -118,9 +117,7 @@ def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.nd
             f"at most {MAX_PIXELS // 10**6} million")
     require(0 < max(height, width) <= MAX_ASPECT * min(height, width), "the upload", f"of {height} x {width} pixels",
             f"at most {MAX_ASPECT} times as long as it is wide")
-    pixels = transforms.decode(content, "the upload")
-    resize = "whole" if pixels.shape[:2] == config.image_shape[:2] else "crop"
-    return transforms.crop(transforms.fit(pixels, config.image_shape, resize), config.image_shape)
+    return transforms.at_size(transforms.decode(content, "the upload"), config.image_shape)
 
 
 def read_mask(layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig) -> Bool[np.ndarray, "H W"]:

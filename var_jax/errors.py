@@ -1,7 +1,9 @@
 """What the command line turns into one line and an exit code: a user's mistake (2), and preemption (75)."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
+from typing import NoReturn
 
 
 class UserError(ValueError):
@@ -13,6 +15,13 @@ class UserError(ValueError):
 
 class Preempted(Exception):
     """The machine is about to be taken away; everything is saved, and the same command goes on from there."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -144,6 +144,11 @@ def given_scales(static: Static, scales: Scales) -> int:
     """How many first scales of an edit are wholly the given image's."""
     if static.given_scales is not None:
         return static.given_scales
+    return published_given(scales)
+
+
+def published_given(scales: Scales) -> int:
+    """How many first scales the published rule leaves to the given image: those of at most `GIVEN_TOKENS` tokens."""
     return sum(length <= GIVEN_TOKENS for length in scales.lengths)
 
 
@@ -153,7 +158,7 @@ def keep_by_scale(keep: Bool[Array, "b h w"], scales: Scales, given: int | None 
     Args:
       given: first scales of which all are; None for those of at most `GIVEN_TOKENS` tokens.
     """
-    given = sum(length <= GIVEN_TOKENS for length in scales.lengths) if given is None else given
+    given = published_given(scales) if given is None else given
     wide = keep[..., None].astype(jnp.float32)
     parts = []
     for k, (size, length) in enumerate(zip(scales.sizes, scales.lengths, strict=True)):

@@ -9,7 +9,6 @@ batch size: others round the last bits of a pixel otherwise, hence a set that is
 
 import contextlib
 import dataclasses
-import hashlib
 import io
 import json
 import math
@@ -25,7 +24,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from var_jax import Pipeline, model_directory, pictures, whole_file
+from var_jax import Pipeline, inputs, model_directory, pictures, whole_file
 from var_jax.config import differences, require
 from var_jax.data import tokens
 from var_jax.errors import UserError
@@ -93,8 +92,7 @@ def plan(model: Pipeline, num: int, labels: Sequence[int] | None = None, *, keep
     Raises:
       UserError: no transformer, a label that the model does not have, or a number out of range.
     """
-    require(model.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-    classes = model.config.transformer.num_classes
+    classes = inputs.transformer(model.config).num_classes
     require(1 <= num <= 2**31, "--num", num, "from 1 to 2147483648")
     require(0 < keep <= 1, "--reject-keep", keep, "above 0 and at most 1")
     labels = tuple(range(classes)) if labels is None else tuple(int(x) for x in labels)
@@ -103,11 +101,8 @@ def plan(model: Pipeline, num: int, labels: Sequence[int] | None = None, *, keep
     require(keep == 1 or classes not in labels, "a label of a set with rejection", f"{classes}, no class",
             f"from 0 to {classes - 1}")
     model.check_sampling(**sampling)
-    own = [tokens.fingerprint(model.config.tokenizer, model.params["tokenizer"]), repr(model.config.transformer)]
-    for leaf in jax.tree.leaves(model.params["transformer"]):
-        own.append(hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest())
-    digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
-    return Plan(num, labels, sampling, digest, model.config.tokenizer.image_shape, float(keep), scorer, shard_images)
+    own = tokens.model_fingerprint(model.config, model.params)
+    return Plan(num, labels, sampling, own, model.config.tokenizer.image_shape, float(keep), scorer, shard_images)
 
 
 def generate(model: Pipeline, made: Plan, out: epath.PathLike, *, png: epath.PathLike | None = None,

@@ -7,10 +7,12 @@ import small
 import toy_network
 
 from var_jax import Pipeline
+from var_jax.data.tokens import model_fingerprint as fingerprint
 from var_jax.errors import UserError
 from var_jax.evaluate import study
 from var_jax.evaluate.frechet import frechet_distance
 from var_jax.evaluate.images import open_images
+from var_jax.evaluate.samples import Distance
 
 ABOUT = {"study": "toy", "model": "a", "small": None, "reference": {"count": 3}}
 
@@ -59,24 +61,25 @@ def test_what_one_run_does_not_know_another_may_add(tmp_path):
 
 def test_the_fingerprint_is_of_both_parts():
     model = small.pipeline()
-    found = {study.fingerprint(model)}
+    found = {fingerprint(model.config, model.params)}
     for part in ("tokenizer", "transformer"):
         leaves, tree = jax.tree.flatten(model.params[part])
         leaves[-1] = leaves[-1] + 1e-3
-        found.add(study.fingerprint(Pipeline(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)})))
+        found.add(fingerprint(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)}))
     assert len(found) == 3
-    assert study.fingerprint(Pipeline(model.config, model.params)) == study.fingerprint(model)
+    again = Pipeline(model.config, model.params)
+    assert fingerprint(again.config, again.params) == fingerprint(model.config, model.params)
 
 
 def test_distances_are_those_of_the_moments():
     random, network = np.random.default_rng(0), toy_network.network()
     real, other = (study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
                    for high in (256, 200))
-    found = study.Distance(real, 5, 0).of(other)
+    found = Distance(real, 5, 0).of(other)
     assert found["value"] == pytest.approx(frechet_distance(real.moments, other.moments))
     assert found["counts"] == [50, 50] and found["ci95"][0] < found["value"] < found["ci95"][1]
-    assert study.Distance(real, 0, 0).of(real)["value"] == pytest.approx(0, abs=1e-4)
-    assert study.Distance(real, 0, 0).of(real)["ci95"] is None
+    assert Distance(real, 0, 0).of(real)["value"] == pytest.approx(0, abs=1e-4)
+    assert Distance(real, 0, 0).of(real)["ci95"] is None
 
 
 def test_labels_must_be_the_models(tmp_path):

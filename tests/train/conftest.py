@@ -2,6 +2,9 @@
 
 import jax
 import pytest
+from runs import NoEvaluator
+
+from var_jax.train import evaluation
 
 
 @pytest.fixture(scope="module")
@@ -15,3 +18,8 @@ def compiled_once(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture
+def unevaluated(monkeypatch):
+    monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import small
-from PIL import Image
+from runs import losses
 
 from var_jax.checkpoint import Checkpoints
 from var_jax.errors import UserError
@@ -122,28 +122,6 @@ def config_with_everything(digits_dir, **changes):
     return small.train_config("tokenizer", digits_dir, **{"adversarial": PATCH, "codebook": HEALTH, **changes})
 
 
-class NoEvaluator:
-    def __init__(self, *_):
-        pass
-
-    def metrics(self, _):
-        return {"loss": 0.0}
-
-    def picture(self, _):
-        return Image.new("RGB", (2, 2))
-
-
-@pytest.fixture
-def unevaluated(monkeypatch):
-    monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
-
-
-def records(workdir):
-    times = ("steps_per_s", "images_per_s", "tokens_per_s", "flops_per_s")
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in times} for line in lines]
-
-
 @pytest.mark.slow
 def test_a_resumed_adversarial_run_is_the_uninterrupted_one(digits_dir, unevaluated, tmp_path, monkeypatch):
     """Both networks, their optimizers, power iteration, LeCam's averages and the codes' usage, bit for bit; the start
@@ -163,11 +141,11 @@ def test_a_resumed_adversarial_run_is_the_uninterrupted_one(digits_dir, unevalua
     checkpoints = [Checkpoints(tmp_path / name / "checkpoints", keep=3) for name in ("whole", "resumed")]
     assert checkpoints[1].latest_step() == 1
     train(config, str(tmp_path / "resumed"))
-    assert records(tmp_path / "resumed") == records(tmp_path / "whole")
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     for part in ("params", "ema", "opt_state", "discriminator", "usage"):
         whole, resumed = (one.restore_part(part, 3) for one in checkpoints)
         jax.tree.map(np.testing.assert_array_equal, resumed, whole)
-    first, second, third = records(tmp_path / "whole")[:3]
+    first, second, third = losses(tmp_path / "whole")[:3]
     assert not {"hinge", "adaptive_weight", "discriminator_lr"} & first.keys()
     for record in (second, third):
         assert {"hinge", "lecam", "adaptive_weight", "logits_real", "discriminator_grad_norm"} <= record.keys()

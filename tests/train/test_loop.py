@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 from jax.sharding import AxisType
-from PIL import Image
+from runs import NoEvaluator, losses, records
 
 from var_jax import Pipeline
 from var_jax.checkpoint import Checkpoints
@@ -21,7 +21,6 @@ from var_jax.train.metrics import MetricWriter
 from var_jax.train.preemption import Preemption
 
 STAGES = ("tokenizer", "transformer")
-TIMES = ("steps_per_s", "images_per_s", "tokens_per_s", "flops_per_s")  # what may differ between equal runs
 
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -40,14 +39,6 @@ def whole_run(request, configs, tmp_path_factory):
     """(config, workdir, what `train` returned) of an uninterrupted run on a mesh of 8 x 1."""
     config, workdir = configs[request.param], tmp_path_factory.mktemp(request.param)
     return config, workdir, train(config, str(workdir))
-
-
-def records(workdir) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(workdir) -> list[dict]:
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records(workdir)]
 
 
 def weights(workdir, part: str = "params"):
@@ -126,24 +117,6 @@ def test_the_average_follows_the_parameters_and_is_what_a_model_directory_gives(
     loaded = Pipeline.from_pretrained(workdir)
     assert_same(loaded.params[config.stage], ema)
     assert loaded.config == config.model
-
-
-class NoEvaluator:
-    """Stands in where held-out metrics are not asked for: its programs take a third of a small run's time."""
-
-    def __init__(self, *_):
-        pass
-
-    def metrics(self, _):
-        return {"loss": 0.0}
-
-    def picture(self, _):
-        return Image.new("RGB", (2, 2))
-
-
-@pytest.fixture
-def unevaluated(monkeypatch):
-    monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
 
 
 def one_device(_: MeshConfig):

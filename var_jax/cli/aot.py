@@ -12,6 +12,7 @@ import os
 
 from etils import epath
 
+from var_jax import whole_file
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.config import require
 
@@ -38,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
     found = report.report(config, slices.named(args.topology), args.step, args.images)
     print("\n".join(table.lines(found)))
     if args.json:
-        epath.Path(args.json).write_text(json.dumps(found, indent=1))
+        whole_file.save(epath.Path(args.json), json.dumps(found, indent=1), "the figures")
     return 0 if found["fits"] else 1

@@ -1,6 +1,5 @@
 """Reading what the user gives: image files as model input, masks, label lists."""
 
-import dataclasses
 import glob
 from collections.abc import Sequence
 
@@ -20,7 +19,8 @@ def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "
     Raises:
       UserError: the file is missing or does not decode.
     """
-    return _at_size(transforms.decode(_read(path), path), config, resize, path).astype(np.float32) / 127.5 - 1
+    pixels = transforms.decode(_read(path), path)
+    return transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
 
 
 def read_mask(path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
@@ -31,8 +31,8 @@ def read_mask(path: str, image: str, config: TokenizerConfig, resize: transforms
     """
     pixels = transforms.decode(_read(path), path)
     as_large = pixels.shape[:2] == transforms.decode(_read(image), image).shape[:2]
-    grey = dataclasses.replace(config, in_channels=1)
-    return _at_size(pixels, grey, resize if as_large else "whole", path)[..., 0] > 127
+    shape = (*config.image_shape[:2], 1)
+    return transforms.at_size(pixels, shape, resize if as_large else "whole", path)[..., 0] > 127
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
@@ -86,11 +86,6 @@ def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(grid, bool)
     mask[y0:y1, x0:x1] = True
     return mask
-
-
-def _at_size(pixels: np.ndarray, config: TokenizerConfig, resize: transforms.Resize, name: str) -> np.ndarray:
-    resize = "whole" if pixels.shape[:2] == config.image_shape[:2] else resize
-    return transforms.crop(transforms.fit(pixels, config.image_shape, resize, name), config.image_shape)
 
 
 def _read(path: str) -> bytes:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from var_jax.errors import Preempted, UserError, did_you_mean
+from var_jax.errors import Parser, Preempted, UserError, did_you_mean
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
 COMMANDS = {
@@ -34,13 +34,6 @@ USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOEN
 
 
 BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
-
-    def error(self, message: str):
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

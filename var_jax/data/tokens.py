@@ -19,12 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
+import jax
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Int
 
-from var_jax.config import TokenizerConfig, build, differences, plain
+from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain
 from var_jax.data import loader
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
@@ -111,6 +112,14 @@ def fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def model_fingerprint(config: ModelConfig, params: dict) -> str:
+    """Changes with every weight and size of a model; what only training knows of its tokenizer is left out."""
+    own = [fingerprint(config.tokenizer, params["tokenizer"]), repr(config.transformer)]
+    own += [hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+            for leaf in jax.tree.leaves(params.get("transformer"))]
+    return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
 
 
 def record(label: int, tokens: Int[np.ndarray, " L"], vocab_size: int) -> bytes:

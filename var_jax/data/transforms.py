@@ -83,6 +83,13 @@ def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[i
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
+def at_size(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int],
+            resize: Resize = "crop", name: str = "image") -> UInt8[np.ndarray, "new_height new_width new_channels"]:
+    """An image that a user hands a model: `fit` and cut in the centre; one of the model's size is taken as it is."""
+    how = "whole" if pixels.shape[:2] == image_shape[:2] else resize
+    return crop(fit(pixels, image_shape, how, name), image_shape)
+
+
 def crop(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int],
          rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "new_height new_width channels"]:
     """A uniformly random window of the shape's size, or without `rng` the one in the centre."""

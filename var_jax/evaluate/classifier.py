@@ -37,8 +37,7 @@ def pixel_classifier(images: Float[np.ndarray, "n h w c"],
 def agreement(classify: Callable[[np.ndarray], np.ndarray], images: Float[np.ndarray, "n h w c"],
               labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
     """The share of images that a classifier finds to be what their labels say, and its 95 % interval (Wilson)."""
-    share = float(np.mean(classify(images) == labels))
-    return {"value": share, "ci95": scores.share_interval(share, len(labels)), "count": len(labels)}
+    return scores.share(classify(images) == labels)
 
 
 def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collection[int]) -> Scorer:

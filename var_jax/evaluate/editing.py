@@ -19,12 +19,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from var_jax import Pipeline, inputs, pictures, schedules, whole_file
 from var_jax.config import require
+from var_jax.data import tokens
+from var_jax.errors import Parser
 from var_jax.evaluate import features, scores, study
 from var_jax.evaluate.classifier import pixel_classifier
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.fills import TASKS, Region, held_out, mean_image, nearest, nearest_of_class, region, regions_of
 from var_jax.evaluate.images import open_images
-from var_jax.generate import GIVEN_TOKENS
+from var_jax.evaluate.samples import Distance
+from var_jax.generate import published_given
 from var_jax.ops.scales import Scales
 from var_jax.pictures import to_uint8
 
@@ -53,7 +56,7 @@ def strengths(scales: Scales, given: str) -> list[int]:
       UserError: what is given are no scales of the model.
     """
     if not given:
-        first = min(sum(length <= GIVEN_TOKENS for length in scales.lengths), len(scales) - 1)
+        first = min(published_given(scales), len(scales) - 1)
         return sorted({first, min(max(first + 1, len(scales) // 2), len(scales) - 1)})
     for part in given.split(","):
         require(part.isdecimal() and int(part) < len(scales), "--from-scales", given,
@@ -137,21 +140,17 @@ class Editor:
         return apart(np.clip(raw, 0, 1) * 255, some, filled.pixels)
 
 
-def measure(editor: Editor, task: str, method: str | int, network: FeatureNetwork, whole: study.Distance,
-            alone: study.Distance, classify: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
+def measure(editor: Editor, task: str, method: str | int, network: FeatureNetwork, whole: Distance,
+            alone: Distance, classify: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
     """A row."""
     images, filled = editor.fill(task, method), editor.region(task)
     said = classify(images.astype(np.float32) / 255)
-
-    def share(labels: np.ndarray) -> dict[str, Any]:
-        value = float(np.mean(said == labels))
-        return {"value": value, "ci95": scores.share_interval(value, len(said)), "count": len(said)}
-
     return {"kept": {"composited": apart(images, editor.images, filled.pixels),
                      "uncomposited": editor.drift(task, method) if isinstance(method, int) else None},
             "frechet_distance": whole.of(study.features_of(network, images)),
             "region": {**alone.of(study.features_of(network, filled.alone(images))), **filled.described()},
-            "wanted_label": share(editor.wanted(task)), "original_label": share(editor.labels),
+            "wanted_label": scores.share(said == editor.wanted(task)),
+            "original_label": scores.share(said == editor.labels),
             "filled": None if task == ANOTHER else apart(images, editor.images, ~filled.pixels)}
 
 
@@ -166,9 +165,10 @@ def run(args: argparse.Namespace):
               for name in (args.reference, study.training_name(args))]
     drawn, others = held_out(opened[0], args.num, args.seed)
     network = features.load("efficientnet", args.weights)
-    about = {"study": "editing", "model": study.fingerprint(model), "num": args.num, "seed": args.seed,
-             "resamples": args.resamples, "preset": args.preset, "edited": drawn.described(),
-             "reference": others.described(), "training": opened[1].described(), "features": network.described()}
+    about = {"study": "editing", "model": tokens.model_fingerprint(model.config, model.params),
+             "num": args.num, "seed": args.seed, "resamples": args.resamples, "preset": args.preset,
+             "edited": drawn.described(), "reference": others.described(),
+             "training": opened[1].described(), "features": network.described()}
     out = epath.Path(args.out)
     rows = study.Rows(out / "editing.json", about, NOTES)
     wanted = {row_name(task, method): (task, method) for task in TASKS for method in methods}
@@ -179,15 +179,15 @@ def run(args: argparse.Namespace):
         editor = Editor(model.spread(), *held, training, known, args.seed, args.preset)
     if missing:
         classify = pixel_classifier(training.astype(np.float32) / 255, known)
-        whole = study.Distance(features.of_reference(network, others, args.cache), args.resamples, args.seed)
-        alone: dict[str, study.Distance] = {}
-        with study.progress(len(missing)) as bar:
+        whole = Distance(features.of_reference(network, others, args.cache), args.resamples, args.seed)
+        alone: dict[str, Distance] = {}
+        with features.progress(len(missing), "rows", " rows") as bar:
             for name in missing:
                 bar.set_description(name[:40])
                 task, method = wanted[name]
                 if task not in alone:
                     real = features.of_reference(network, regions_of(others, editor.region(task)), args.cache)
-                    alone = {task: study.Distance(real, args.resamples, args.seed)}
+                    alone = {task: Distance(real, args.resamples, args.seed)}
                 rows.add(name, measure(editor, task, method, network, whole, alone[task], classify))
                 bar.update()
     if picture_missing:
@@ -243,7 +243,7 @@ def picture(editor: Editor, from_scale: int) -> Image.Image:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = study.Parser(prog="python -m var_jax.evaluate.editing", description=__doc__,
+    parser = Parser(prog="python -m var_jax.evaluate.editing", description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     study.add_arguments(parser)
     parser.add_argument("--from-scales", default="", metavar="K,K", help="first scales with new content (default: the "

@@ -23,14 +23,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
-from var_jax import Pipeline, pictures, schedules, whole_file
+from var_jax import Pipeline, inputs, pictures, schedules, whole_file
 from var_jax.config import require
-from var_jax.errors import UserError, did_you_mean
+from var_jax.data import tokens
+from var_jax.errors import Parser, UserError, did_you_mean
 from var_jax.evaluate import features, scores, study
 from var_jax.evaluate.classifier import pixel_classifier
 from var_jax.evaluate.features import Collector, FeatureNetwork, Features
 from var_jax.evaluate.images import open_images
-from var_jax.evaluate.samples import NEIGHBOUR_ROWS
+from var_jax.evaluate.samples import NEIGHBOUR_ROWS, Distance
 from var_jax.schedules import Ramp, Settings
 
 BASE = "fid"
@@ -120,7 +121,7 @@ class Judge(NamedTuple):
     """What samples are measured by."""
 
     network: FeatureNetwork
-    distance: study.Distance
+    distance: Distance
     classify: Callable[[np.ndarray], np.ndarray]
 
     def quality(self, found: Features, hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
@@ -128,10 +129,9 @@ class Judge(NamedTuple):
         real = self.distance.real
         count = min(len(found.rows), len(real.rows), NEIGHBOUR_ROWS)
         require(count > scores.NEIGHBOURS, "the number of images", count, f"more than {scores.NEIGHBOURS}")
-        share = float(np.mean(hits))
         return {"frechet_distance": self.distance.of(found),
                 **scores.precision_recall(found.rows[:count], real.rows[:count]),
-                "agreement": {"value": share, "ci95": scores.share_interval(share, len(hits)), "count": len(hits)}}
+                "agreement": scores.share(hits)}
 
     def of_samples(self, draw: Draw, labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
         collector, hits = Collector(self.network), []
@@ -184,14 +184,15 @@ def run(args: argparse.Namespace):
     require(args.speed_images >= 1, "--speed-images", args.speed_images, "at least 1")
     model = Pipeline.from_pretrained(args.model)
     small = Pipeline.from_pretrained(args.small) if args.small else None
-    require(model.config.transformer is not None, "--model", "a tokenizer alone", "a model with a transformer")
-    shape, classes = model.config.tokenizer.image_shape, model.config.transformer.num_classes
+    for one in filter(None, (model, small)):
+        inputs.transformer(one.config)
+    shape, classes = model.config.tokenizer.image_shape, inputs.transformer(model.config).num_classes
     reference = open_images(args.reference, shape=shape, **study.image_arguments(args))
     training = open_images(study.training_name(args), shape=shape, **study.image_arguments(args))
     require(args.num <= training.count, "--num", args.num, f"at most that of the training images, {training.count}")
     network = features.load("efficientnet", args.weights)
-    about = {"study": "effects", "model": study.fingerprint(model),
-             "small": study.fingerprint(small) if small else None,
+    about = {"study": "effects", "model": tokens.model_fingerprint(model.config, model.params),
+             "small": tokens.model_fingerprint(small.config, small.params) if small else None,
              "num": args.num, "seed": args.seed, "resamples": args.resamples, "base": BASE,
              "reference": reference.described(), "training": training.described(), "features": network.described()}
     rows = study.Rows(epath.Path(args.out) / "effects.json", about, NOTES)
@@ -202,11 +203,11 @@ def run(args: argparse.Namespace):
         if small is not None:  # before hours of rows: whether it fits
             model.sample([0], then=small, from_scale=scales - 1)
         (pixels, labels), (held, theirs) = (study.everything(images, classes) for images in (training, reference))
-        real = study.Distance(features.of_reference(network, reference, args.cache), args.resamples, args.seed)
+        real = Distance(features.of_reference(network, reference, args.cache), args.resamples, args.seed)
         judge = Judge(network, real, pixel_classifier(pixels.astype(np.float32) / 255, labels))
         pair = model.spread(), small.spread() if small else None
         asked = np.arange(max(args.num, args.speed_images), dtype=np.int32) % classes
-        with study.progress(len(missing)) as bar:
+        with features.progress(len(missing), "rows", " rows") as bar:
             for name in missing:
                 bar.set_description(name[:40])
                 if name == REAL:
@@ -321,7 +322,7 @@ def _ends(metric: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = study.Parser(prog="python -m var_jax.evaluate.effects", description=__doc__,
+    parser = Parser(prog="python -m var_jax.evaluate.effects", description=__doc__,
                           formatter_class=argparse.RawDescriptionHelpFormatter)
     study.add_arguments(parser)
     parser.add_argument("--small", metavar="DIR", help="a smaller model of the same tokenizer, for the last scales")

@@ -218,9 +218,9 @@ def default_cache() -> str:
     return os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "features")
 
 
-def progress(total: int, what: str) -> tqdm:
+def progress(total: int, what: str, unit: str = " images") -> tqdm:
     """A bar with rate and time left; in a log, a line now and then."""
-    return tqdm(total=total, unit=" images", desc=what[-48:], smoothing=0.05,
+    return tqdm(total=total, unit=unit, desc=what[-48:], smoothing=0.05,
                 mininterval=0.1 if sys.stderr.isatty() else 10)
 
 

@@ -7,6 +7,7 @@ from var_jax.evaluate import features, scores
 from var_jax.evaluate.features import FeatureNetwork, Features
 from var_jax.evaluate.frechet import Frechet, frechet_distance
 from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.moments import Moments
 
 RESAMPLES = 20
 NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
@@ -53,25 +54,40 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
             "seed": seed, "resamples": resamples, "metrics": metrics, "warnings": warnings}
 
 
+class Distance:
+    """Fréchet distances to one set of real images, each with the interval of drawing as many samples again (bootstrap
+    of their rows, the reference fixed): the bias of finite sets is in it as it is in the value."""
+
+    def __init__(self, real: Features, resamples: int, seed: int):
+        self.real, self._resamples, self._seed = real, resamples, seed
+        self._reference = Frechet(real.moments)
+
+    def value(self, moments: Moments) -> float:
+        return self._reference.distance(moments)
+
+    def of(self, found: Features) -> dict[str, Any]:
+        """{"value", "counts", "ci95" (null without resamples)}."""
+        value = self.value(found.moments)
+        deviation = self._reference.deviation(found.rows, self._resamples, self._seed) if self._resamples else None
+        return {"value": value, "counts": [found.moments.count, self.real.moments.count],
+                "ci95": None if deviation is None else scores.interval(value, deviation, low=0)}
+
+
 def frechet(network: FeatureNetwork, drawn: Features, real: Features, seed: int, resamples: int,
             floor: tuple[ImageSet, Features] | None = None) -> dict[str, Any]:
     """The distance with its interval and its floor.
 
     The distance of finite sets is biased upwards, the more so the fewer the images: hence the floor, the distance of
-    real images to real images, with the counts that it is of. The interval is of the noise of drawing as many samples
-    again (bootstrap, the reference fixed): the bias is in it as it is in the value.
+    real images to real images, with the counts that it is of.
     """
-    reference = Frechet(real.moments)
-    value = reference.distance(drawn.moments)
-    deviation = reference.deviation(drawn.rows, resamples, seed) if resamples else None
+    distance = Distance(real, resamples, seed)
     if floor:
         images, other = floor
-        ground = {"value": reference.distance(other.moments), "what": f"{images.name} against the reference",
+        ground = {"value": distance.value(other.moments), "what": f"{images.name} against the reference",
                   "counts": [other.moments.count, real.moments.count]}
     else:
         ground = real_against_real(real)
-    return {"name": network.distance, "value": value, "counts": [drawn.moments.count, real.moments.count],
-            "ci95": None if deviation is None else scores.interval(value, deviation, low=0), "floor": ground}
+    return {"name": network.distance, **distance.of(drawn), "floor": ground}
 
 
 def real_against_real(real: Features) -> dict[str, Any] | None:

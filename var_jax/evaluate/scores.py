@@ -108,6 +108,12 @@ def within_balls(points: Float[np.ndarray, "n d"], centres: Float[np.ndarray, "m
     return np.concatenate(list(chunks))
 
 
+def share(hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
+    """Of independent trials that hit: its value, interval and their count."""
+    value = float(np.mean(hits))
+    return {"value": value, "ci95": share_interval(value, len(hits)), "count": len(hits)}
+
+
 def share_interval(share: float, count: int) -> list[float]:
     """Wilson's 95 % interval of a share of independent trials."""
     z2 = NORMAL**2

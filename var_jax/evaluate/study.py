@@ -1,41 +1,28 @@
 """What the studies of generation and editing share: rows that a kill leaves whole, and what rows are measured by."""
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from tqdm import tqdm
 
-from var_jax import Pipeline, model_directory, whole_file
-from var_jax.config import differences, plain, require
-from var_jax.data import image_folder, tokens
-from var_jax.errors import UserError
-from var_jax.evaluate import scores
+from var_jax import model_directory, whole_file
+from var_jax.config import differences, require
+from var_jax.errors import Parser, UserError
 from var_jax.evaluate.features import Collector, FeatureNetwork, Features
-from var_jax.evaluate.frechet import Frechet
 from var_jax.evaluate.images import ImageSet
 
 FORMAT = 1
 RESAMPLES = 20
 READ = 256  # images at once
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def command(parser: Parser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> int:
@@ -107,16 +94,6 @@ def training_name(args: argparse.Namespace) -> str:
     return f"{name}:train"
 
 
-def fingerprint(model: Pipeline) -> str:
-    """Changes with every weight and size of a model that generates."""
-    require(model.config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer")
-    own = [tokens.fingerprint(model.config.tokenizer, model.params["tokenizer"]),
-           json.dumps(plain(model.config.transformer), sort_keys=True)]
-    own += [hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-            for leaf in jax.tree.leaves(model.params["transformer"])]
-    return image_folder.fingerprint(own)
-
-
 class Rows:
     """Measured rows of one study by name, in a file that is written whole after each one.
 
@@ -181,21 +158,6 @@ def _directory(path: epath.Path):
         raise UserError(f"cannot write to {path}: no permission; give another --out")
 
 
-class Distance:
-    """Fréchet distances to one set of real images, with intervals from a bootstrap of the other side's rows."""
-
-    def __init__(self, real: Features, resamples: int, seed: int):
-        self.real, self._resamples, self._seed = real, resamples, seed
-        self._reference = Frechet(real.moments)
-
-    def of(self, found: Features) -> dict[str, Any]:
-        """{"value", "ci95" (null without resamples), "counts"}."""
-        value = self._reference.distance(found.moments)
-        deviation = self._reference.deviation(found.rows, self._resamples, self._seed) if self._resamples else None
-        return {"value": value, "ci95": None if deviation is None else scores.interval(value, deviation, low=0),
-                "counts": [found.moments.count, self.real.moments.count]}
-
-
 def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -> Features:
     """Of images in memory."""
     collector = Collector(network)
@@ -216,11 +178,6 @@ def everything(images: ImageSet, classes: int) -> tuple[UInt8[np.ndarray, "n h w
             f"below the number of the model's classes, {classes}")
     require(len(np.unique(labels)) > 1, images.name, "of one class", "of at least two, to tell them apart")
     return pixels, labels
-
-
-def progress(total: int) -> tqdm:
-    """Over rows, with the time left."""
-    return tqdm(total=total, unit=" rows", smoothing=0.1)
 
 
 def image_of(figure: Figure) -> Image.Image:
