@@ -17,7 +17,7 @@ equal length:
 |---|---|
 | tokenizer1024_l2 | L1, L2 and VQ |
 | tokenizer1024_perceptual | and the distance of EfficientNet-Lite0's features (extra [perceptual]) |
-| tokenizer1024_adversarial | and a PatchGAN discriminator |
+| tokenizer1024_adversarial | and a discriminator of the same network's features |
 | tokenizer1024_full | and codes that start at features, dead codes revived, an entropy term, quantizer dropout |
 
 The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in `--config.data.source_dir`.

@@ -1,6 +1,7 @@
 """A run on the digits that is killed again and again, beside one that is not.
 
   python tests/kills.py --kills 20 --terms 10
+  python tests/kills.py --kills 3 --terms 2 --adversarial
 
 Every life of the run starts from its newest checkpoint and ends at a random step, by SIGKILL or by SIGTERM. What is
 printed for each: the step it resumed from, the step it had done when the signal came, its exit code, and the newest
@@ -46,14 +47,23 @@ class Kill:
         return self.left > self.began
 
 
-def arguments(directory: Path, steps: int) -> list[str]:
-    """`var-jax train` arguments of a small run over the tokens of a small tokenizer, every step logged."""
+def arguments(directory: Path, steps: int, adversarial: bool = False) -> list[str]:
+    """`var-jax train` arguments of a small run, every step logged: of a transformer over the tokens of a small
+    tokenizer, or of the tokenizer itself with a discriminator and everything that keeps its codebook in use."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.py").write_text(small.CONFIG_FILE)
-    small.pipeline().save(directory / "model")
-    values = {"data.data_dir": directory / "tfds", "tokenizer_dir": directory / "model", "steps": steps,
-              "log_every": 1, "eval_every": steps, "checkpoint_every": CHECKPOINT_EVERY}
-    return ["--config", str(directory / "config.py"), *(f"--config.{key}={value}" for key, value in values.items())]
+    values = {"data.data_dir": directory / "tfds", "steps": steps, "log_every": 1, "eval_every": steps,
+              "checkpoint_every": CHECKPOINT_EVERY}
+    if adversarial:
+        values |= {"adversarial.weight": 0.2, "adversarial.start": 5, "adversarial.warmup": 10,
+                   "adversarial.channels": 8, "adversarial.layers": 1, "adversarial.lecam": 0.01,
+                   "codebook.init": "sampled", "codebook.revive_threshold": 0.1, "codebook.entropy": 0.005}
+    else:
+        small.pipeline().save(directory / "model")
+        values["tokenizer_dir"] = directory / "model"
+    argument = ":tokenizer" if adversarial else ""
+    return ["--config", f"{directory / 'config.py'}{argument}",
+            *(f"--config.{key}={value}" for key, value in values.items())]
 
 
 def newest(workdir: Path) -> int:
@@ -78,18 +88,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (default: %(default)s)")
     parser.add_argument("--terms", type=int, default=10, help="SIGTERMs (default: %(default)s)")
+    parser.add_argument("--adversarial", action="store_true", help="train a tokenizer with a discriminator")
     parser.add_argument("--seed", type=int, default=0, help="of the steps and of the signals' order")
     parser.add_argument("--directory", type=Path, help="where the runs lie (default: one that is deleted)")
     args = parser.parse_args(argv)
     directory = args.directory or Path(tempfile.mkdtemp())
     try:
-        return 0 if report(directory, args.kills, args.terms, args.seed) >= 2 * (args.kills + args.terms) / 3 else 1
+        landed = report(directory, args.kills, args.terms, args.seed, args.adversarial)
+        return 0 if landed >= 2 * (args.kills + args.terms) / 3 else 1
     finally:
         if args.directory is None:
             shutil.rmtree(directory)
 
 
-def report(directory: Path, kills: int, terms: int, seed: int) -> int:
+def report(directory: Path, kills: int, terms: int, seed: int, adversarial: bool = False) -> int:
     """Runs both and prints every life.
 
     Returns:
@@ -99,7 +111,7 @@ def report(directory: Path, kills: int, terms: int, seed: int) -> int:
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
     draw.shuffle(signals)
     steps = 2 * CHECKPOINT_EVERY * (len(signals) + 1)  # a life is worth 15 steps on average, less what is lost
-    run, cache = arguments(directory, steps), directory / "cache"
+    run, cache = arguments(directory, steps, adversarial), directory / "cache"
     whole, killed = directory / "whole", directory / "killed"
     with processes.running(run, whole, cache) as alive:
         assert alive.codes(SECONDS) == [0], alive.told()

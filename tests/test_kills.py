@@ -2,8 +2,9 @@ import kills
 import pytest
 
 
-@pytest.mark.parametrize(("sigkills", "sigterms", "landed"), [
+@pytest.mark.parametrize(("sigkills", "sigterms", "landed", "adversarial"), [
     # A SIGTERM leaves a checkpoint of its own; whether a SIGKILL comes after a new one is the machine's speed.
-    pytest.param(2, 1, 1, marks=pytest.mark.slow), pytest.param(20, 10, 20, marks=pytest.mark.study)])
-def test_a_killed_run_loses_nothing(tmp_path, sigkills, sigterms, landed):
-    assert kills.report(tmp_path, sigkills, sigterms, seed=0) >= landed
+    pytest.param(2, 1, 1, False, marks=pytest.mark.slow), pytest.param(1, 1, 1, True, marks=pytest.mark.slow),
+    pytest.param(20, 10, 20, False, marks=pytest.mark.study)])
+def test_a_killed_run_loses_nothing(tmp_path, sigkills, sigterms, landed, adversarial):
+    assert kills.report(tmp_path, sigkills, sigterms, 0, adversarial) >= landed

@@ -40,7 +40,8 @@ class Conv(nn.Module):
         y = jax.lax.conv_general_dilated(
             x.astype(dtype), kernel.astype(dtype), (self.stride, self.stride), self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return y + bias.astype(dtype)
+        # Held here because the compiler would rather move images to where their channels' weights lie.
+        return constrain(y + bias.astype(dtype), "images", None, None, None)
 
 
 class GroupNorm(nn.Module):
@@ -121,7 +122,6 @@ class Level(nn.Module):
             x = block(self.features, self.config, name=f"block_{i}")(x)
             if self.lowest and self.config.attention:
                 x = SelfAttention(self.config, name=f"attn_{i}")(x)
-            x = constrain(x, "images", None, None, None)
         return x
 
 
