@@ -82,6 +82,7 @@ DECODER = (16 * 4 + 3 * convolution(4, 4) + convolution(4, 16) + 4 * residual_bl
            + residual_block(16, 8) + convolution(16, 8, 1) + residual_block(8, 8) + 2 * 8 + convolution(8, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "parts"), [
     ("sample", {"transformer": GENERATED, "tokenizer": DECODED}), ("train", {"transformer": 3 * FORWARD})])
 def test_bench_runs_where_little_is_installed(what, parts, tmp_path):

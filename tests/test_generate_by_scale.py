@@ -111,6 +111,7 @@ def test_another_model_goes_on_from_a_scale(model, other):
     np.testing.assert_allclose(images, (model.decode(tokens) + 1) / 2, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_with_its_own_scales_as_if_nothing_had_happened(model):
     """Drawn tokens too, as prefilled keys and values are those that it would have cached."""
     settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}

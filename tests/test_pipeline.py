@@ -65,6 +65,7 @@ def binary():
     return Pipeline(ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq"), small.TRANSFORMER), parts)
 
 
+@pytest.mark.slow
 def test_binary_codes_sample_and_save(binary, tmp_path):
     images, tokens = binary.sample([1, 2, 3], seed=3, return_tokens=True)
     np.testing.assert_allclose(images, (binary.decode(tokens) + 1) / 2, atol=1e-5)
@@ -92,7 +93,8 @@ def test_too_many_binary_codes_are_not_mixed():
         Pipeline(config, params).sample([1], smooth=True)
 
 
-@pytest.mark.parametrize("scales", ["1,2x1,2,4,5x6,6x8", "1x1,1x2,2x4"])
+@pytest.mark.parametrize("scales", [
+    "1x1,1x2,2x4", pytest.param("1,2x1,2,4,5x6,6x8", marks=pytest.mark.slow)])
 def test_a_tokenizer_at_other_scales(scales):
     """Against the quantizer's functions on weights and scales put together by hand."""
     model = small.pipeline()

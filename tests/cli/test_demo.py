@@ -79,12 +79,9 @@ class Server:
         self.temporary.mkdir()
         environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                        "TMPDIR": str(self.temporary), "JAX_ENABLE_COMPILATION_CACHE": "0"}
-        # What runs in a shell's background ignores Ctrl-C, and so would its children.
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with self._told.open("w") as file:
             self.process = subprocess.Popen([sys.executable, "-m", "var_jax", "demo", "--model", str(model), "--port",
                                              str(port)], env=environment, stdout=file, stderr=file)
-        signal.signal(signal.SIGINT, before)
 
     def told(self) -> str:
         return self._told.read_text()

@@ -57,6 +57,7 @@ def test_a_full_disk_loses_no_model(model_dir, tmp_path):
     assert {file.name: file.read_bytes() for file in there.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_training(config_file, digits_dir, model_dir, tmp_path):
     """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run ends; the one
     before is whole, and is where the same command goes on."""

@@ -95,6 +95,7 @@ def test_strengths():
             editing.strengths(small.SCALES, given)
 
 
+@pytest.mark.slow
 def test_kept_pixels_are_the_images_own(monkeypatch):
     model = small.pipeline()
     shape = model.config.tokenizer.image_shape

@@ -103,6 +103,7 @@ def test_usage(report):
     assert few["all"]["tokens"] == 10 and few["all"]["used"] == len(np.unique(TOKENS[:2]))
 
 
+@pytest.mark.slow
 def test_a_real_model_on_small_images():
     """6 x 8 pixels, into which no SSIM window fits."""
     model = small.pipeline()

@@ -225,6 +225,7 @@ def test_the_gradients_of_a_product_given_in_float32_are_those_of_a_narrow_one()
     np.testing.assert_allclose(wide_product(x, kernel), exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_recomputing_changes_no_gradient(inputs):
     params, rng = small.pipeline().params["transformer"], jax.random.key(0)
 

@@ -180,6 +180,7 @@ def test_what_is_not_finite_in_either_network_stops_the_run_by_its_name(digits_d
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_network_that_diverged_is_the_one_that_is_named(params, batch):
     """Both networks' losses are NaN where either's weights are: the terms that the generator has alone tell whose."""
     config = small.train_config("tokenizer", "", adversarial=PATCH)
@@ -310,6 +311,7 @@ class PlainState:
     opt_state: dict
 
 
+@pytest.mark.slow
 def test_checkpoints_of_plain_runs_from_before_load(tmp_path):
     config = small.train_config("tokenizer", "")
     mesh = state.make_mesh(MeshConfig(8, 1))

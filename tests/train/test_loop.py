@@ -20,9 +20,6 @@ from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.preemption import Preemption
 
-STAGES = ("tokenizer", "transformer")
-
-
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
@@ -34,7 +31,7 @@ def configs(digits_dir, model_dir):
                                               tokenizer_dir=str(model_dir))}
 
 
-@pytest.fixture(scope="module", params=STAGES)
+@pytest.fixture(scope="module", params=["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)])
 def whole_run(request, configs, tmp_path_factory):
     """(config, workdir, what `train` returned) of an uninterrupted run on a mesh of 8 x 1."""
     config, workdir = configs[request.param], tmp_path_factory.mktemp(request.param)
@@ -146,7 +143,6 @@ def test_eight_devices_change_nothing_but_rounding(whole_run, on_one_device):
     assert_same_to_rounding(whole_run[1], on_one_device)
 
 
-@pytest.mark.parametrize("whole_run", ["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)], indirect=True)
 def test_a_model_axis_changes_nothing_but_rounding(whole_run, on_one_device, unevaluated, tmp_path):
     train(dataclasses.replace(whole_run[0], mesh=MeshConfig(4, 2)), str(tmp_path))
     assert_same_to_rounding(tmp_path, on_one_device)
@@ -219,6 +215,7 @@ def test_a_finished_run_trains_nothing_more(whole_run):
     assert (status["state"], status["step"]) == ("done", 3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_another_class_count(configs, tmp_path, monkeypatch):
     """A real step and a real evaluation of what starts from the weights but for the class embedding."""
     monkeypatch.setattr(evaluation.Evaluator, "picture", NoEvaluator.picture)
@@ -265,6 +262,7 @@ def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(whole_run, t
     assert_same(weights(tmp_path), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_preemption_put_off_is_made_up_for(configs, tmp_path, monkeypatch):
     config = dataclasses.replace(configs["tokenizer"], eval_every=2)
     with monkeypatch.context() as patch, pytest.raises(Preempted):
@@ -300,6 +298,7 @@ def test_another_tokenizer_on_the_way_is_refused(configs, whole_run, tmp_path):
         train(dataclasses.replace(config, tokenizer_dir=str(tmp_path / "other")), str(workdir))
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps(configs, unevaluated, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "make_train_step", fake_step())
     train(configs["tokenizer"], str(tmp_path), profile=(2, 1))

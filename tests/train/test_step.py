@@ -127,6 +127,7 @@ def test_a_step_is_a_function_of_the_seed_and_its_number(params, batch):
     assert len({run(config, 5), run(config, 6), run(other, 5)}) == 3
 
 
+@pytest.mark.slow
 def test_microbatches_are_the_batch(params, batch):
     """Of a model without dropout: the strided halves' gradients have the whole's mean."""
     still = dataclasses.replace(small.TRANSFORMER, drop_path=0.0, class_dropout=0.0)
