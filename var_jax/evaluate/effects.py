@@ -20,7 +20,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int, UInt8
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from PIL import Image
 
 from var_jax import Pipeline, inputs, pictures, schedules, whole_file
@@ -272,21 +271,21 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
 
 
 def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Image:
-    """A panel a setting: Fréchet distance with its interval above, agreement with the label below; the base is a
-    star, real images are dotted lines."""
+    """A panel a setting: Fréchet distance with its interval above, on an axis of the panel's own, agreement with the
+    label below; the base is a star, the classifier's agreement on real images a dotted line."""
     panels = list(dict.fromkeys(entry.panel for entry in measured))
     columns = min(4, len(panels))
     bands = -(-len(panels) // columns)
     figure = Figure(figsize=(3.4 * columns, 4.4 * bands), dpi=110, layout="constrained")
     axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=(2, 1) * bands)
     measures = ("frechet_distance", "agreement")
-    ends = {name: [end for row in (REAL, *(e.row for e in measured)) for end in _ends(rows[row][name])]
-            for name in measures}
+    shares = [end for row in (REAL, *(e.row for e in measured)) for end in _ends(rows[row]["agreement"])]
     for i, panel in enumerate(panels):
         chosen = [entry for entry in measured if entry.panel == panel]
         for half, (name, told) in enumerate(zip(measures, ("Fréchet distance", "as labelled"), strict=True)):
             ax = axes[2 * (i // columns) + half, i % columns]
-            ax.axhline(rows[REAL][name]["value"], color="tab:grey", ls=":", lw=1)
+            if half:
+                ax.axhline(rows[REAL][name]["value"], color="tab:grey", ls=":", lw=1)
             for x, entry in enumerate(chosen):
                 found = rows[entry.row][name]
                 low, high = _ends(found)
@@ -299,12 +298,8 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
             ax.set_xticks(range(len(chosen)), labels if half else [""] * len(chosen), fontsize=8, **tilt)
             ax.set_xlim(-0.5, len(chosen) - 0.5)
             if half:
-                ax.set_ylim(min(ends[name]) - 0.02, max(ends[name]) + 0.02)
+                ax.set_ylim(min(shares) - 0.02, max(shares) + 0.02)
             else:
-                ax.set_yscale("log")
-                ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-                ax.set_ylim(max(min(ends[name]), max(ends[name]) / 1e4) / 1.1, max(ends[name]) * 1.1)
                 ax.set_title("drawn by" if panel == THEN else panel, fontsize=10)
             if i % columns == 0:
                 ax.set_ylabel(told, fontsize=9)
@@ -312,7 +307,8 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
         axes[2 * (i // columns), i % columns].set_axis_off()
         axes[2 * (i // columns) + 1, i % columns].set_axis_off()
     figure.suptitle(f"{rows.about['features']['network']}, {rows.about['num']} samples a row; star: the base, preset "
-                    f"{BASE}; dotted: real images", fontsize=10)
+                    f"{BASE}; as many real images: Fréchet distance {rows[REAL]['frechet_distance']['value']:.1f}, "
+                    "agreement dotted", fontsize=10)
     return study.image_of(figure)
 
 
