@@ -26,13 +26,13 @@ def get_config(arg: str = "d4"):
     config.tokenizer.channels = 16
     config.tokenizer.multipliers = (1, 2, 2, 4)
     config.tokenizer.vocab_size = 1024
-    config.tokenizer.quantizer_dropout = 0.1
 
     if arg == "tokenizer":
         recipes.small_tokenizer(config)
         recipes.small_perceptual(config)
         recipes.small_adversarial(config)
         recipes.small_health(config)
+        config.codebook.entropy = 0.005
         config.optimizer.base_lr = 8e-3
         config.steps = 600
         return config

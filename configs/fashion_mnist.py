@@ -18,7 +18,7 @@ equal length:
 | tokenizer1024_l2 | L1, L2 and VQ |
 | tokenizer1024_perceptual | and the distance of EfficientNet-Lite0's features (extra [perceptual]) |
 | tokenizer1024_adversarial | and a discriminator of the same network's features |
-| tokenizer1024_full | and codes that start at features, dead codes revived, an entropy term, quantizer dropout |
+| tokenizer1024_full | and codes that start at features, dead codes revived, an entropy term |
 
 The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in `--config.data.source_dir`.
 """
@@ -67,5 +67,4 @@ def tokenizer1024(config, terms: int):
     config.optimizer.base_lr = 8e-3
     for add in (recipes.small_perceptual, recipes.small_adversarial, recipes.small_health)[:terms]:
         add(config)
-    config.tokenizer.quantizer_dropout = 0.1 if TERMS[terms] == "full" else 0.0
     return config

@@ -144,7 +144,7 @@ def small_health(config: config_dict.ConfigDict):
     config.codebook.init = "sampled"
     config.codebook.revive_threshold = 0.1
     config.codebook.revive_decay = 0.97
-    config.codebook.entropy, config.codebook.entropy_temperature = 0.005, 0.05  # features are small
+    config.codebook.entropy, config.codebook.entropy_temperature = 0.003, 0.05  # features are small
 
 
 def small_transformer(config: config_dict.ConfigDict, depth: int):
