@@ -1,7 +1,7 @@
 """Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side by side.
 
-`python -m var_jax.scaling.coverage` prints the tables of docs/scaling.md; with `--resampled 0` those of the profiles alone,
-in a quarter of an hour of one core.
+`python -m var_jax.scaling.coverage` prints the tables of docs/scaling.md; with `--resampled 0` those of
+the profiles alone, in a quarter of an hour of one core.
 Widths are those of E, log amplitudes and exponents: the fitted parameters.
 """
 
