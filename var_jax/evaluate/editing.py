@@ -244,7 +244,7 @@ def picture(editor: Editor, from_scale: int) -> Image.Image:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m var_jax.evaluate.editing", description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     study.add_arguments(parser)
     parser.add_argument("--from-scales", default="", metavar="K,K", help="first scales with new content (default: the "
                         "published rule's, the first of more than 3 tokens, and a later one)")

@@ -319,7 +319,7 @@ def _ends(metric: Mapping[str, Any]) -> tuple[float, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m var_jax.evaluate.effects", description=__doc__,
-                          formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     study.add_arguments(parser)
     parser.add_argument("--small", metavar="DIR", help="a smaller model of the same tokenizer, for the last scales")
     parser.add_argument("--what", default="", metavar="A,B", help=f"of {', '.join(PANELS)} (default: all that apply)")
