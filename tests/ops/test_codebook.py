@@ -56,6 +56,19 @@ def test_candidates_come_evenly_from_the_scales_and_none_twice():
     assert np.abs(by_scale - 300).max() < 5 * np.sqrt(900 * 2 / 9)
 
 
+def test_scales_of_few_codes_give_most_candidates():
+    """By 1 / perplexity of their usage: of codes in equal use at 2, 4 and 4 codes, the first scale gives half."""
+    usage = np.zeros((3, 8), np.float32)
+    usage[0, :2], usage[1, 2:6], usage[2, 4:] = 1 / 2, 1 / 4, 1 / 4
+    needs = codebook.needs(usage)
+    np.testing.assert_allclose(needs, [1 / 2, 1 / 4, 1 / 4], rtol=1e-5)
+    vectors = np.arange(4 * 21, dtype=np.float32).reshape(4, 21, 1)
+    first = jax.vmap(lambda key: codebook.candidates(vectors, key, 1, SCALES, needs=needs)[0, 0])(
+        jax.random.split(jax.random.key(1), 900))
+    by_scale = np.bincount(SCALES.level_ids[np.asarray(first).astype(int) % 21], minlength=3)
+    assert np.abs(by_scale - [450, 225, 225]).max() < 5 * np.sqrt(900 / 4)
+
+
 def test_few_features_are_all_taken_and_their_copies_differ():
     features = normal(0, 10, 3)
     codes = np.asarray(codebook.sampled_init(features, jax.random.key(0), 25))
@@ -88,6 +101,13 @@ def first_codes(q, feature, key, how):
     return codes
 
 
+def test_equal_codes_are_all_one_vector():
+    vectors = normal(0, 2, 21, 3)
+    codes = np.asarray(codebook.first_codes(vectors, jax.random.key(0), 16, SCALES, "equal"))
+    assert codes.shape == (16, 3) and len(np.unique(codes, axis=0)) == 1
+    assert (vectors == codes[0]).all(axis=-1).any()
+
+
 @pytest.mark.parametrize("how", ["sampled", "kmeans"])
 def test_first_codes_serve_features_far_from_where_codes_were(how):
     feature = 5 + 3 * normal(0, 32, 4, 4, 3)
@@ -101,20 +121,24 @@ def test_first_codes_serve_features_far_from_where_codes_were(how):
 
 def test_revival_follows_its_rule():
     codes, vectors = normal(0, 6, 2), normal(1, 2, 2)
-    usage = np.array([0.2, 0.01, 0.3, 0.0, 0.01, 0.0], np.float32)
+    usage = np.array([[0.4, 0.02, 0.0, 0.0, 0.02, 0.0], [0.0, 0.0, 0.6, 0.0, 0.0, 0.0]], np.float32)
     counts = np.array([[1, 0, 0, 0, 0, 0], [3, 0, 4, 0, 2, 0]])
     new = codebook.revive(codes, usage, counts, vectors, decay=0.9, threshold=0.1)
-    expected = 0.9 * usage + 0.1 * np.array([1 / 2 + 1 / 6, 0, 2 / 9, 0, 1 / 9, 0])  # (1, 3/9), (0, 4/9), (0, 2/9)
-    dead = expected < 0.1 / 6  # 1, 3 and 5, of which two find a vector
+    expected = 0.9 * usage + 0.1 * np.array([[1, 0, 0, 0, 0, 0], np.array([3, 0, 4, 0, 2, 0]) / 9])
+    dead = expected.mean(axis=0) < 0.1 / 6  # 1, 3 and 5, of which two find a vector
     np.testing.assert_array_equal(np.nonzero(dead)[0], [1, 3, 5])
     np.testing.assert_array_equal(np.nonzero(new.revived)[0], [1, 3])
     np.testing.assert_array_equal(new.codebook[np.array([1, 3])], vectors)
     np.testing.assert_array_equal(new.codebook[np.array([0, 2, 4, 5])], codes[[0, 2, 4, 5]])
     np.testing.assert_allclose(new.usage, np.where(new.revived, 1 / 6, expected), rtol=1e-6)
+    # Scales of which nothing was counted, or that a step does not have, keep their usage.
+    for fewer in (counts[:1], np.array([counts[0], np.zeros(6, int)])):
+        kept = codebook.revive(codes, usage, fewer, vectors, decay=0.9, threshold=0.0)
+        np.testing.assert_allclose(kept.usage, [expected[0], usage[1]], rtol=1e-6)
 
 
 def test_an_unused_code_lives_for_as_long_as_is_said():
-    counts, usage = np.array([7, 0]), codebook.first_usage(2)
+    counts, usage = np.array([[7, 0]]), codebook.first_usage(1, 2)
     steps = 0
     while True:
         steps += 1
@@ -127,14 +151,14 @@ def test_an_unused_code_lives_for_as_long_as_is_said():
 
 def test_codes_that_are_all_equal_recover():
     feature, v, decay, threshold = normal(0, 64, 4, 4, 6), 32, 0.8, 0.1
-    codes, usage = jnp.ones((v, 6)), codebook.first_usage(v)
+    codes, usage = jnp.ones((v, 6)), codebook.first_usage(3, v)
 
     @jax.jit
     def step(codes, usage, key):
         q = make(codes)
         tokens, totals, searched = vq.quantize(q, feature)
         counts = vq.code_counts(SCALES, tokens, v)
-        offered = codebook.candidates(searched, key, v, SCALES)
+        offered = codebook.candidates(searched, key, v, SCALES, needs=codebook.needs(usage))
         new = codebook.revive(codes, usage, counts, offered, decay=decay, threshold=threshold)
         return new.codebook, new.usage, codebook.used(counts), jnp.mean((totals[-1] - feature) ** 2)
 
@@ -242,7 +266,7 @@ def test_a_batch_over_devices_counts_and_revives_as_one():
         counts = vq.code_counts(SCALES, tokens, 12)
         offered = codebook.candidates(searched, jax.random.key(3), 12, SCALES)
         penalty = codebook.entropy_penalty(make(codes), searched, 1.0)
-        new = codebook.revive(codes, codebook.first_usage(12), counts, offered, decay=0.0, threshold=0.7)
+        new = codebook.revive(codes, codebook.first_usage(3, 12), counts, offered, decay=0.0, threshold=0.7)
         return counts, new.codebook, new.usage, penalty
 
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))

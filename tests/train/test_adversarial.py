@@ -181,6 +181,39 @@ def test_what_is_not_finite_in_either_network_stops_the_run_by_its_name(digits_d
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("broken", "told"), [("discriminator", "the discriminator's"), ("decoder", "the generator's")])
+def test_weights_that_are_no_numbers_stop_a_real_run_and_the_last_checkpoint_is_whole(
+        digits_dir, unevaluated, tmp_path, monkeypatch, broken, told):
+    make_train_step = step.make_train_step
+
+    def make(*args, **kwargs):
+        real = make_train_step(*args, **kwargs)
+
+        def breaking(run, batch, frozen):
+            def spoilt(tree):
+                return jax.tree.map(lambda x: jnp.where(run.step == 1, jnp.nan, x), tree)
+
+            if broken == "decoder":
+                run = run.replace(params={**run.params, "decoder": spoilt(run.params["decoder"])})
+            else:
+                run = run.replace(discriminator=run.discriminator.replace(params=spoilt(run.discriminator.params)))
+            return real(run, batch, frozen)
+
+        return breaking
+
+    config = config_with_everything(digits_dir)
+    with monkeypatch.context() as patch, pytest.raises(Diverged, match=f"{told} .* of step 2 is nan; the last check"):
+        patch.setattr(step, "make_train_step", make)
+        train(config, str(tmp_path))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    assert checkpoints.steps() == [1]
+    for part in ("params", "ema", "discriminator"):
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(checkpoints.restore_part(part, 1)))
+    train(config, str(tmp_path))  # and goes on from there
+    assert [record["step"] for record in losses(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_the_network_that_diverged_is_the_one_that_is_named(params, batch):
     """Both networks' losses are NaN where either's weights are: the terms that the generator has alone tell whose."""
     config = small.train_config("tokenizer", "", adversarial=PATCH)
@@ -206,27 +239,29 @@ FEATURES = Features({"mix": jnp.asarray(np.random.default_rng(4).normal(size=(1,
 
 @pytest.fixture(scope="module")
 def on_meshes(batch):
-    """{devices: (state after two steps, metrics)} against heads on features, with a perceptual term and revival."""
+    """{(data, model): (state after two steps, metrics, shardings)} against heads on features, with a perceptual term
+    and revival."""
     adversarial = AdversarialConfig(weight=0.4, start=0, warmup=0, channels=8, discriminator="features",
                                     diffaugment="color,translation", lecam=0.1)
     config = small.train_config("tokenizer", "", adversarial=adversarial, codebook=dataclasses.replace(
         HEALTH, init="normal"), loss=LossConfig(perceptual=0.1))
     loaded, results = Networks(QUARTIC, FEATURES), {}
-    for devices in (1, 8):
-        mesh = state.make_mesh(MeshConfig(devices, 1), jax.devices()[:devices])
+    for sizes in ((1, 1), (8, 1), (4, 2)):
+        mesh = state.make_mesh(MeshConfig(*sizes), jax.devices()[:sizes[0] * sizes[1]])
         with jax.set_mesh(mesh):
             program = Program(config, mesh, loaded)
             run, rows = program.first_state(), jax.device_put(batch, program.rows)
             frozen = jax.device_put(loaded.params, program.replicated)
             for _ in range(2):
                 run, metrics = program.step()(run, rows, frozen)
-        results[devices] = jax.tree.map(np.asarray, (run, metrics))
+        results[sizes] = *jax.tree.map(np.asarray, (run, metrics)), program.shardings
     return results
 
 
 @pytest.mark.slow
-def test_eight_devices_take_the_step_of_one(on_meshes):
-    (one, one_metrics), (eight, eight_metrics) = on_meshes[1], on_meshes[8]
+@pytest.mark.parametrize("sizes", [(8, 1), (4, 2)])
+def test_eight_devices_take_the_step_of_one(on_meshes, sizes):
+    (one, one_metrics, _), (eight, eight_metrics, _) = on_meshes[1, 1], on_meshes[sizes]
     for name, value in one_metrics.items():
         np.testing.assert_allclose(eight_metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path((eight.params, eight.discriminator.params,
@@ -238,8 +273,22 @@ def test_eight_devices_take_the_step_of_one(on_meshes):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(8, 1), (4, 2)])
+def test_both_networks_and_their_moments_lie_split(on_meshes, sizes):
+    run, _, shardings = on_meshes[sizes]
+    pairs = [(run.params, shardings.params), (run.discriminator.params, shardings.discriminator.params)]
+    pairs += [tuple(optax.tree_utils.tree_get(part.opt_state, "mu") for part in both)
+              for both in ((run, shardings), (run.discriminator, shardings.discriminator))]
+    for tree, placed in pairs:
+        sizes_held = [(x.size, int(np.prod(place.shard_shape(x.shape))))
+                      for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)]
+        whole, held = np.sum(sizes_held, axis=0)
+        assert held < whole / 3, (whole, held)
+
+
+@pytest.mark.slow
 def test_every_part_of_the_discriminator_moves(on_meshes):
-    run, metrics = on_meshes[1]
+    run, metrics, _ = on_meshes[1, 1]
     assert metrics["perceptual"] > 0
     assert int(run.discriminator.updates) == 2
     moments = jax.tree.leaves(optax.tree_utils.tree_get(run.discriminator.opt_state, "mu"))
@@ -273,7 +322,7 @@ def test_a_codebook_of_equal_codes_recovers(params, batch):
     optimizer = Optimizers(optax.adam(0.0))
     train_step = jax.jit(step.make_train_step(config, optimizer))
     equal = {**params, "quantize": {**params["quantize"], "codebook": jnp.ones((16, 4))}}
-    run = TrainState(jnp.int32(0), equal, equal, optimizer.trained.init(equal), None, jnp.full(16, 1 / 16))
+    run = TrainState(jnp.int32(0), equal, equal, optimizer.trained.init(equal), None, jnp.full((3, 16), 1 / 16))
     run, metrics = train_step(run, batch, None)
     assert float(np.max(metrics["code_usage"])) == 1 / 16  # every search goes to one of the equal codes
     assert int(metrics["revived"]) == 15  # threshold 0.9: one step at decay 0.5 is enough
@@ -389,3 +438,9 @@ def test_images_too_small_for_the_discriminator_are_refused():
     config = small.train_config("tokenizer", "", adversarial=dataclasses.replace(PATCH, layers=3))
     with pytest.raises(UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"):
         Program(config, state.make_mesh(MeshConfig(8, 1)))
+    fits = dataclasses.replace(config, adversarial=dataclasses.replace(PATCH, start=0, layers=2))
+    smaller = dataclasses.replace(fits, progressive=ProgressiveConfig("1", 0.5))
+    with pytest.raises(UserError, match="adversarial.layers is 2; it must be at most 1 for images of 2 pixels"):
+        Program(smaller, state.make_mesh(MeshConfig(8, 1)))
+    Program(dataclasses.replace(smaller, adversarial=dataclasses.replace(PATCH, start=0.5, layers=2)),
+            state.make_mesh(MeshConfig(8, 1)))

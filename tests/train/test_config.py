@@ -16,7 +16,7 @@ from var_jax.train.config import (
     default_config,
     from_config_dict,
 )
-from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig
+from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, ProgressiveConfig
 
 
 def test_the_defaults_are_a_run():
@@ -42,6 +42,13 @@ def test_terms_that_a_codebook_is_missing_for():
     with pytest.raises(UserError, match=r"codebook.init and revive_threshold .* have no codebook"):
         TrainConfig(tokenizer=bits, codebook=CodebookConfig(revive_threshold=0.1))
     assert TrainConfig(tokenizer=bits, codebook=CodebookConfig(entropy=0.1)).codebook.entropy
+
+
+def test_smaller_scales_must_leave_room_for_quantizer_dropout():
+    tokenizer, progressive = TokenizerConfig(quantizer_dropout=0.1), ProgressiveConfig("1,2,4")
+    with pytest.raises(UserError, match="progressive.scales is 1,2,4; it must be of more than 3 scales, because quant"):
+        TrainConfig(tokenizer=tokenizer, progressive=progressive)
+    assert TrainConfig(tokenizer=tokenizer, progressive=ProgressiveConfig("1,2,3,4")).progressive.scales
 
 
 def test_times_are_steps_or_shares_of_the_run():
@@ -96,12 +103,13 @@ def test_a_config_dict_takes_no_new_keys():
     ("adversarial", "lecam_decay", 1.0, "adversarial.lecam_decay is 1.0; it must be from 0 to below 1"),
     ("adversarial", "r1_every", 0, "adversarial.r1_every is 0"),
     ("discriminator_optimizer", "base_lr", 0.0, "discriminator_optimizer.base_lr is 0.0; it must be positive"),
-    ("codebook", "init", "zeros", "'normal' or 'sampled' or 'kmeans'"),
+    ("codebook", "init", "zeros", "'normal' or 'sampled' or 'kmeans' or 'equal'"),
     ("codebook", "revive_threshold", -1.0, "codebook.revive_threshold is -1.0"),
     ("codebook", "revive_decay", 1.0, "codebook.revive_decay is 1.0; it must be from 0 to below 1"),
     ("codebook", "entropy_temperature", 0.0, "codebook.entropy_temperature is 0.0; it must be positive"),
     ("codebook", "collapse_share", 2.0, "codebook.collapse_share is 2.0"),
     ("progressive", "scales", "1,2,32", "progressive.scales is 1,2,32; it must be no larger than tokenizer.scales"),
+    ("progressive", "scales", "1,1x2,2,3,4,5,6,7,8,9,10", "no more scales than tokenizer.scales, 10"),
     ("progressive", "until", -0.5, "progressive.until is -0.5"),
     ("data", "resize", "squash", "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'"),
     ("data", "workers", -1, "data.workers is -1; it must be 0, for threads, or the number of processes"),

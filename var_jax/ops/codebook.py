@@ -50,14 +50,19 @@ def collapsed(counts: Int[np.ndarray, "k v"], share: float, perplexity_floor: fl
 
 
 def candidates(vectors: Float[Array, "b L c"], key: PRNGKeyArray, count: int, scales: Scales,
-               counted: Bool[Array, "b L"] | None = None) -> Float[Array, "n c"]:
-    """`count` of the vectors in random order, every scale as likely as the others to give the next one.
+               counted: Bool[Array, "b L"] | None = None, needs: Float[Array, " k"] | None = None,
+               ) -> Float[Array, "n c"]:
+    """`count` of the vectors in random order, every scale as likely as the others to give the next one, or in
+    proportion to its `needs`.
 
     Without replacement, so none twice while there are others (a scale of few vectors may run out); beyond that, copies
     with noise. The finest scales would otherwise give nearly all. Vectors that are not `counted` come last.
     """
     weights = np.concatenate([np.full(length, 1 / length) for length in scales.lengths])
-    log_weights = jnp.broadcast_to(jnp.log(jnp.asarray(weights, jnp.float32)), vectors.shape[:2])
+    log_weights = jnp.log(jnp.asarray(weights, jnp.float32))
+    if needs is not None:
+        log_weights += jnp.log(needs)[scales.level_ids]
+    log_weights = jnp.broadcast_to(log_weights, vectors.shape[:2])
     if counted is not None:
         log_weights = jnp.where(counted, log_weights, -jnp.inf)
     return _draw(vectors.reshape(-1, vectors.shape[-1]), log_weights.reshape(-1), key, count)
@@ -88,48 +93,60 @@ def kmeans_init(features: Float[Array, "n c"], key: PRNGKeyArray, vocab_size: in
 
 
 def first_codes(vectors: Float[Array, "b L c"], key: PRNGKeyArray, vocab_size: int, scales: Scales,
-                how: Literal["sampled", "kmeans"]) -> Float[Array, "v c"]:
+                how: Literal["sampled", "kmeans", "equal"]) -> Float[Array, "v c"]:
     """Codes from what is to be represented (`vq.ideal_vectors` of many images), drawn evenly over the scales: drawn as
-    often as they come, hardly any would be of the coarse ones. "kmeans" takes up to 32 vectors a code."""
+    often as they come, hardly any would be of the coarse ones. "kmeans" takes up to 32 vectors a code; "equal" has one
+    vector for all codes, the worst start there is."""
     draw_key, key = jax.random.split(key)
-    count = min(vectors.shape[0] * vectors.shape[1], vocab_size * (1 if how == "sampled" else VECTORS_A_CODE))
-    drawn = candidates(vectors, draw_key, count, scales)
+    wanted = {"sampled": vocab_size, "kmeans": vocab_size * VECTORS_A_CODE, "equal": 1}[how]
+    drawn = candidates(vectors, draw_key, min(vectors.shape[0] * vectors.shape[1], wanted), scales)
+    if how == "equal":
+        return jnp.repeat(drawn, vocab_size, axis=0)
     return {"sampled": sampled_init, "kmeans": kmeans_init}[how](drawn, key, vocab_size)
 
 
 class Revived(NamedTuple):
-    """What `revive` gives: the codes (V, C), their usage (V,), and which of them (V,) were replaced."""
+    """What `revive` gives: the codes (V, C), their usage (K, V), and which of them (V,) were replaced."""
 
     codebook: Float[Array, "v c"]
-    usage: Float[Array, " v"]
+    usage: Float[Array, "k v"]
     revived: Bool[Array, " v"]
 
 
-def first_usage(vocab_size: int) -> Float[Array, " v"]:
-    """What `revive` starts from: every code in equal use."""
-    return jnp.full(vocab_size, 1 / vocab_size)
+def first_usage(scales: int, vocab_size: int) -> Float[Array, "k v"]:
+    """What `revive` starts from: every code in equal use at every scale."""
+    return jnp.full((scales, vocab_size), 1 / vocab_size, jnp.float32)
 
 
-def revive(codebook: Float[Array, "v c"], usage: Float[Array, " v"], counts: Int[Array, "*k v"],
+def needs(usage: Float[Array, "k v"]) -> Float[Array, " k"]:
+    """How much each scale wants for codes: 1 / perplexity of its running usage, so that a scale that few codes serve is
+    where dead ones go. Drawn evenly, a coarse scale whose few codes are all in use would get no more of them than a
+    fine one that has hundreds."""
+    return 1 / perplexity(usage)
+
+
+def revive(codebook: Float[Array, "v c"], usage: Float[Array, "k v"], counts: Int[Array, "j v"],
            vectors: Float[Array, "n c"], *, decay: float, threshold: float) -> Revived:
     """Replaces dead codes by vectors that are searched now.
 
-    The rule: `usage` is the exponential moving average (by `decay`) of each code's share of a scale's searches,
-    mean over scales: among the searches of all together, those of the coarse scales would keep hardly any code
-    alive. A code is dead below `threshold` / V, `threshold` times an equal share. The dead code of the n-th lowest
-    index becomes the n-th vector, and has its usage set to an equal share: an unused code lives for log(threshold)
-    / log(decay) steps. Dead codes beyond the number of vectors wait. Codes that are all equal recover: all searches
-    go to one of them, and all others die in the same step.
+    The rule: `usage` is the exponential moving average (by `decay`) of each code's share of each scale's searches. A
+    code is dead when its mean over scales is below `threshold` / V, `threshold` times an equal share: among the
+    searches of all together, those of the coarse scales would keep hardly any code alive. The dead code of the n-th
+    lowest index becomes the n-th vector, and has its usage set to an equal share: an unused code lives for
+    log(threshold) / log(decay) steps. Dead codes beyond the number of vectors wait. Codes that are all equal recover:
+    all searches go to one of them, and all others die in the same step.
 
     Args:
-      counts: of this step, (K, V) or (V,) (`vq.code_counts`).
-      vectors: of this step (`candidates`, V of them).
+      counts: of this step (`vq.code_counts`). Scales of which nothing was counted keep their usage, and so do those
+        beyond the step's, where it has fewer.
+      vectors: of this step (`candidates` by `needs`, V of them).
     """
     v, offered = codebook.shape[0], vectors.shape[0]
-    by_scale = counts.reshape(-1, v)
-    share = jnp.mean(by_scale / jnp.maximum(jnp.sum(by_scale, axis=1, keepdims=True), 1), axis=0)
-    usage = decay * usage + (1 - decay) * share
-    dead = usage < threshold / v
+    counts = jnp.pad(counts, [(0, usage.shape[0] - counts.shape[0]), (0, 0)])
+    searches = jnp.sum(counts, axis=1, keepdims=True)
+    share = counts / jnp.maximum(searches, 1)
+    usage = jnp.where(searches > 0, decay * usage + (1 - decay) * share, usage)
+    dead = jnp.mean(usage, axis=0) < threshold / v
     rank = jnp.cumsum(dead) - 1
     revived = dead & (rank < offered)
     new = jnp.take(vectors, jnp.clip(rank, 0, offered - 1), axis=0).astype(codebook.dtype)

@@ -12,6 +12,7 @@ from var_jax.models import discriminator
 from var_jax.ops.augment import diff_augment
 from var_jax.train.config import TrainConfig
 from var_jax.train.networks import Networks
+from var_jax.train.phase import phase_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -29,7 +30,8 @@ class Critic:
         self._config, self._features = a, networks.features
         self._image_shape = config.tokenizer.image_shape
         if a.discriminator == "patch":
-            side = min(config.tokenizer.image_shape[:2])
+            phases = (phase_of(config, done) for done in (config.adversarial_from or 0, config.steps))
+            side = min(min(phase.tokenizer(config).image_shape[:2]) for phase in phases)
             require(side >= 2**a.layers, "adversarial.layers", a.layers,
                     f"at most {side.bit_length() - 1} for images of {side} pixels, which every layer halves")
             self._module = discriminator.PatchDiscriminator(a.channels, a.layers)

@@ -74,13 +74,14 @@ def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
 
 def imagenet_tokenizer(config: config_dict.ConfigDict):
     """The closest published recipe (vaex): L1 0.2, L2 1, LPIPS 1, VQ 1, and from a fifth of the run on an adversarial
-    term of 0.4 with the adaptive weight, against heads on frozen DINO features.
+    term of 0.4 with the adaptive weight, against five heads on frozen DINO features.
 
     LPIPS and DINO are files that the config must name (`loss.perceptual_weights`, `loss.perceptual_heads`,
     `adversarial.feature_weights`); "efficientnet" in place of either needs none.
     """
     config.stage = "tokenizer"
     set_epochs(config, 768, 250)
+    config.tokenizer.dtype = "bfloat16"  # of activations; what a v5e chip's memory needs at three images a chip
     config.ema = 0.9999
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.base_lr = 1e-4  # 3e-4 at batch 768
@@ -139,10 +140,10 @@ def small_adversarial(config: config_dict.ConfigDict):
 
 
 def small_health(config: config_dict.ConfigDict):
-    """Codes that start at the encoder's features, come back after 76 steps (log 0.1 / log 0.97) without use, and are
-    spread over what each scale searches."""
+    """Codes that start at the encoder's features, come back after 53 steps (log 0.2 / log 0.97) without use where most
+    are wanted, and are spread over what each scale searches."""
     config.codebook.init = "sampled"
-    config.codebook.revive_threshold = 0.1
+    config.codebook.revive_threshold = 0.2
     config.codebook.revive_decay = 0.97
     config.codebook.entropy, config.codebook.entropy_temperature = 0.003, 0.05  # features are small
 

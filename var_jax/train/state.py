@@ -48,7 +48,8 @@ class TrainState:
       ema: their running average, or None.
       opt_state: optax's.
       discriminator: None in a run without one.
-      usage: float32 (V,), running share of each code's uses (`ops.codebook.revive`); None in a run without revival.
+      usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`); None in a run
+        without revival.
     """
 
     step: jax.Array
@@ -159,8 +160,8 @@ class Creation:
     def _from(self, params: Any, key: jax.Array) -> TrainState:
         config = self._config
         ema = jax.tree.map(jnp.copy, params) if config.ema else None
-        # Of a fixed dtype: a weak one would have the second step compiled anew.
-        usage = codebook.first_usage(config.tokenizer.vocab_size).astype(jnp.float32) if config.revives else None
+        tokenizer = config.tokenizer
+        usage = codebook.first_usage(len(tokenizer.scales), tokenizer.vocab_size) if config.revives else None
         discriminator = None
         if self._critic is not None:
             made = nn.meta.unbox(self._critic.init(jax.random.fold_in(key, DISCRIMINATOR)))

@@ -70,15 +70,17 @@ class CodebookConfig:
 
     Attributes:
       init: how codes start: "normal" (of `tokenizer.init_codes`), or from what the encoder gives for the first training
-        images: "sampled" vectors, or their "kmeans" centres.
-      revive_threshold: codes whose running share of all uses falls below this times an equal share are moved onto
-        vectors of the batch (`ops.codebook.revive`); 0 for never.
+        images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to study recovery.
+      revive_threshold: codes whose running share of uses, mean over scales, falls below this times an equal share are
+        moved onto vectors of the batch, most often of the scales that few codes serve (`ops.codebook.revive`); 0 for
+        never.
       revive_decay: of the running shares.
       entropy, entropy_temperature: weight of the entropy penalty (0 for none) and the temperature of its soft choice.
-      collapse_share: of the codes; a scale that uses fewer at an evaluation is warned of.
+      collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that uses fewer at an
+        evaluation is warned of.
     """
 
-    init: Literal["normal", "sampled", "kmeans"] = "normal"
+    init: Literal["normal", "sampled", "kmeans", "equal"] = "normal"
     revive_threshold: float = 0.0
     revive_decay: float = 0.99
     entropy: float = 0.0
@@ -113,7 +115,12 @@ class ProgressiveConfig:
         if not self.scales:
             return
         small = Scales.parse(self.scales)
+        require(len(small) <= len(tokenizer.scales), "progressive.scales", self.scales,
+                f"no more scales than tokenizer.scales, {len(tokenizer.scales)}")
         fits = all(ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True))
         require(fits, "progressive.scales", self.scales, f"no larger than tokenizer.scales {tokenizer.scales}")
         require(tokenizer.phi > 0 or len(small) == len(tokenizer.scales), "progressive.scales", self.scales,
                 f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each")
+        most = tokenizer.quantizer_dropout_from
+        require(not tokenizer.quantizer_dropout or most < len(small), "progressive.scales", self.scales,
+                f"of more than {most} scales, because quantizer dropout leaves the first {most} alone")

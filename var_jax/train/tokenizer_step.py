@@ -86,7 +86,8 @@ def make_gradients(config: TrainConfig, networks: Networks, critic: Critic | Non
         vectors = None
         if config.revives:
             number = -(-tokenizer.vocab_size // config.microbatches)
-            vectors = codebook.candidates(out.searched, revival_key, number, tokenizer.scales, out.counted)
+            needs = codebook.needs(state.usage)[:len(tokenizer.scales)]
+            vectors = codebook.candidates(out.searched, revival_key, number, tokenizer.scales, out.counted, needs)
         return Gradients(grads, d_critic, {"loss": total, **metrics}, counts, spectral), vectors
 
     return gradients
