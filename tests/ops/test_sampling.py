@@ -28,6 +28,24 @@ def test_filter_keeps_what_the_published_rule_keeps(top_k, top_p):
     np.testing.assert_array_equal(kept, [published_keep(row, top_k, top_p) for row in logits])
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (2, 0.5), (0, 0.6)])
+def test_equal_logits_at_the_threshold_and_signed_zeros(top_k, top_p):
+    logits = np.array([[2.0, 1.0, 1.0, 1.0, -np.inf], [0.0, -0.0, -1.0, -2.0, -1.0], [-5.0, -5.0, -5.0, -5.0, -5.0],
+                       [3e38, -3e38, 1e-40, -1e-40, 0.0]], np.float32)
+    kept = np.isfinite(sampling.filter_logits(jnp.asarray(logits), top_k, top_p))
+    expected = {(3, None): [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]],
+                (2, 0.5): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
+                (0, 0.6): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]}
+    np.testing.assert_array_equal(kept, np.array(expected[top_k, top_p], bool))
+
+
+def test_nothing_is_sorted():
+    logits = jnp.zeros((2, 5, 64))
+    for top_k, top_p in ((1, None), (9, None), (9, 0.9), (0, 0.9)):
+        compiled = jax.jit(sampling.filter_logits, static_argnums=1).lower(logits, top_k, top_p).compile().as_text()
+        assert " sort(" not in compiled and "topk(" not in compiled.lower()
+
+
 def test_guidance_is_linear_and_off_at_zero():
     logits = jnp.array([[[1.0, 2.0]], [[0.5, 3.0]]])
     np.testing.assert_allclose(sampling.guide(logits, 0.0), [[[1, 2]]])
