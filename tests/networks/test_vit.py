@@ -33,6 +33,18 @@ def test_tokens_are_pytorchs(reference, state, size, count):
         np.testing.assert_allclose(x[:, ::5], reference[f"{size}_{i}"], atol=2e-5)
 
 
+def test_the_first_level_is_patches_with_their_positions(reference, state):
+    params, images = vit.from_state(state), reference["trained_images"]
+    embedded, after = vit.tokens(params, images, (vit.EMBEDDED, 0))
+    np.testing.assert_array_equal(after, vit.tokens(params, images, (0,))[0])
+    mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    patches = ((images.astype(np.float64) / 2 + 0.5 - mean) / deviation).reshape(2, 5, 4, 5, 4, 3)
+    kernel, bias = (state[f"patch_embed.proj.{name}"].astype(np.float64) for name in ("weight", "bias"))
+    expected = np.einsum("bhiwjc,dcij->bhwd", patches, kernel).reshape(2, 25, -1) + bias + state["pos_embed"][:, 1:]
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
+    assert len(vit.LAYERS) == 5
+
+
 def test_mistakes_are_named(reference, state):
     with pytest.raises(UserError, match=r"there is no blocks\.1\.attn\.qkv\.bias"):
         vit.from_state({key: x for key, x in state.items() if key != "blocks.1.attn.qkv.bias"})
@@ -45,6 +57,6 @@ def test_mistakes_are_named(reference, state):
     params = vit.from_state(state)
     with pytest.raises(UserError, match="22 x 20; .* multiples of 4"):
         vit.tokens(params, np.zeros((1, 22, 20, 3)), (0,))
-    for layers in ((), (0, 3), (1, 0), (-1,)):
+    for layers in ((), (0, 3), (1, 0), (-2,)):
         with pytest.raises(UserError, match="from 0 to 2"):
             vit.tokens(params, reference["trained_images"], layers)

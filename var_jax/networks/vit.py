@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 MEAN, DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # ImageNet's, of [0, 1]
 EPS = 1e-6
-LAYERS = (2, 5, 8, 11)
+EMBEDDED = -1  # in a list of blocks: the tokens before the first
+LAYERS = (EMBEDDED, 2, 5, 8, 11)  # five levels, as in StyleGAN-T (Sauer et al. 2023) and vaex
 HEAD = 64  # channels of a head in every size of DINO; the weights do not tell
 
 
@@ -88,14 +89,15 @@ def width(params: Params) -> int:
 
 def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int] = LAYERS,
            ) -> list[Float[Array, "b n d"]]:
-    """Patch tokens after the named blocks, row by row, without the class token and without the final norm.
+    """Patch tokens after the named blocks, or with their positions before any, row by row, without the class token and
+    without the final norm.
 
     Away from the size that the network was trained at, position embeddings are resized bicubically by the ratio of the
     grids; the published code adds a tenth of a patch to that ratio against rounding, which moves them by less.
 
     Args:
       images: in [-1, 1], of 1 or 3 channels.
-      layers: numbers of blocks, counted from 0, rising.
+      layers: numbers of blocks, counted from 0, rising; `EMBEDDED` before all.
     Raises:
       UserError: sides that are no multiple of the patch, or no such block.
     """
@@ -103,13 +105,14 @@ def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int
     if images.shape[1] % size or images.shape[2] % size:
         raise UserError(f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need multiples "
                         f"of {size}")
-    if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < depth:
-        raise UserError(f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to {depth - 1}")
+    if not layers or list(layers) != sorted(set(layers)) or not EMBEDDED <= layers[0] <= layers[-1] < depth:
+        raise UserError(f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to {depth - 1}, "
+                        f"or {EMBEDDED} for what comes before")
     x = conv(params["patch"], (rgb(images) * 0.5 + 0.5 - MEAN) / DEVIATION, size, "VALID")
     b, h, w, c = x.shape
     x = x + resize(jnp.asarray(params["positions"]), (h, w), "bicubic")
     x = jnp.concatenate([jnp.broadcast_to(params["class"], (b, 1, c)), x.reshape(b, h * w, c)], axis=1)
-    found = []
+    found = [x[:, 1:]] if EMBEDDED in layers else []
     for number, block in enumerate(params["blocks"][:layers[-1] + 1]):
         qkv = linear(block["qkv"], _normalise(block["norm1"], x)).reshape(b, -1, 3, c // HEAD, HEAD)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
