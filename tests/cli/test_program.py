@@ -47,6 +47,23 @@ def test_the_program_itself(model_dir, tmp_path):
     assert command("--version").stdout.startswith("var-jax ")
 
 
+@pytest.mark.parametrize("name", ["train", "generate", "bench", "sample"])
+def test_compiled_programs_are_kept_by_default(name, tmp_path):
+    """Whether the command's module imports JAX, which reads its settings then, or does so when it runs."""
+    script = f"""
+from var_jax.cli.main import main
+try:
+    main(["{name}", "--help"])
+except SystemExit:
+    import jax
+    print(jax.config.jax_compilation_cache_dir)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
+                         env={**environment, "XDG_CACHE_HOME": str(tmp_path)})
+    assert run.stdout.splitlines()[-1] == str(tmp_path / "var_jax" / "xla")
+
+
 def test_a_full_disk_loses_no_model(model_dir, tmp_path):
     there = tmp_path / "there"
     shutil.copytree(model_dir, there)

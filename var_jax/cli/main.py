@@ -86,6 +86,7 @@ def _dispatch(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
+    _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")
     parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -94,7 +95,6 @@ def _dispatch(argv: list[str]) -> int:
     args.overrides = rest
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
-    _prepare_jax()
     return module.run(args)
 
 
