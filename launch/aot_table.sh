@@ -23,6 +23,7 @@ report d64 configs/imagenet256.py:d64 v5p:8x8x16 --config.batch_size=2048 --conf
 # The same slice and batch at a quarter of the depth: compile time must not follow the depth.
 report d16 configs/imagenet256.py:d16 v5p:8x8x16 --config.batch_size=2048
 report d30-sample configs/imagenet256.py:d30 v5e:4x4 --step sample --config.transformer.param_dtype=bfloat16
+# Unrolled convolutions: 26 CPU-minutes, the others take two or three.
 report tokenizer configs/imagenet256.py:tokenizer v5e:16x16
 for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
