@@ -87,9 +87,9 @@ def test_what_is_held_out_is_not_compared_with(tmp_path):
 
 
 def test_strengths():
-    assert editing.strengths(Scales.parse("1,2,3,4,6,8"), "") == [1, 3]
-    assert editing.strengths(Scales.parse("1,2,3,4,5,6,8,10,13,16"), "") == [1, 5]
-    assert editing.strengths(small.SCALES, "") == [1, 2] and editing.strengths(small.SCALES, "2,0") == [0, 2]
+    assert editing.strengths(Scales.parse("1,2,3,4,6,8"), "") == [0, 1, 3]
+    assert editing.strengths(Scales.parse("1,2,3,4,5,6,8,10,13,16"), "") == [0, 1, 5]
+    assert editing.strengths(small.SCALES, "") == [0, 1, 2] and editing.strengths(small.SCALES, "2,0") == [0, 2]
     for given in ("3", "a", "1,", "-1"):
         with pytest.raises(UserError, match="--from-scales"):
             editing.strengths(small.SCALES, given)
@@ -140,7 +140,7 @@ def test_a_study(study, capsys):
     assert study() == 0
     found = json.loads((study.out / "editing.json").read_text())
     rows = found["rows"]
-    assert len(rows) == len(fills.TASKS) * 5 and found["about"]["reference"]["count"] == 30
+    assert len(rows) == len(fills.TASKS) * 6 and found["about"]["reference"]["count"] == 30
     for task in fills.TASKS:
         truth, model = rows[f"{task}: truth"], rows[f"{task}: model, from scale 1"]
         assert truth["kept"] == {"composited": {"value": 0, "ci95": [0, 0], "largest": 0, "count": 10},
@@ -149,6 +149,9 @@ def test_a_study(study, capsys):
         assert model["kept"]["uncomposited"]["value"] == pytest.approx(3, abs=1e-4)
         assert truth["frechet_distance"]["counts"] == truth["region"]["counts"] == [10, 30]
         assert rows[f"{task}: nearest"]["kept"]["composited"]["largest"] == 0
+        assert truth["region"]["label"]["count"] == 10
+        if task == "in-painting":  # grey alone looks like one class, whatever is kept around it
+            assert model["region"]["label"]["value"] <= 0.5 < truth["region"]["label"]["value"]
         if task == "another class":
             assert truth["filled"] is None and truth["wanted_label"] != truth["original_label"]
         else:
@@ -156,7 +159,7 @@ def test_a_study(study, capsys):
             assert truth["wanted_label"] == truth["original_label"]
     calls = [call for call in study.editor.calls if call["composite"]]
     own, others = calls[0]["labels"], calls[-1]["labels"]
-    assert {call["from_scale"] for call in calls} == {1, 2}
+    assert {call["from_scale"] for call in calls} == {0, 1, 2}
     assert [(label + 1) % 10 for label in own[:len(others)]] == others
     with Image.open(study.out / "editing.png") as image:
         assert min(image.size) > 500

@@ -73,7 +73,7 @@ def test_entries_vary_one_setting_about_the_base():
 
 def test_what_is_the_same_has_one_row():
     rows = effects.entries(effects.PANELS, vocab=512, scales=10)
-    assert [e.label for e in rows if e.panel == "top_k"] == ["off", "10", "50", "200"]
+    assert [e.label for e in rows if e.panel == "top_k"] == ["off", "10", "50", "200", "200:10", "10:200"]
     base = {e.row for e in rows if e.label in ("1.5", "fid", "large alone")}
     assert len(base) == 1 and {e.panel for e in rows if e.row in base} == set(effects.PANELS)
     assert len({e.row for e in rows}) == len(rows) - (len(effects.PANELS) - 1)
@@ -96,7 +96,7 @@ def test_ratios_are_to_the_first(monkeypatch):
 def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
     assert study("--what", "smooth") == 0
     found = json.loads((study.out / "effects.json").read_text())
-    assert len(sampler.measured()) == 2 and len(found["rows"]) == 3
+    assert len(sampler.measured()) == 2 and len(found["rows"]) == 4
     assert sampler.calls[0]["labels"] == [i % 10 for i in range(24)] and {c["seed"] for c in sampler.calls} == {0}
     row = next(row for row in found["rows"].values() if row.get("settings", {}).get("smooth") == "on")
     assert row["frechet_distance"]["counts"] == [24, 40] and row["agreement"]["count"] == 24
@@ -131,9 +131,15 @@ def test_two_models(study, sampler, other_dir, capsys):
     assert all((call["then"] is None) == ("from_scale" not in call) for call in sampler.calls)
     found = json.loads((study.out / "effects.json").read_text())
     contenders = found["rows"]["speed"]["contenders"]
-    assert list(contenders) == ["large alone", "small from scale 2", "small from scale 1", "small alone"]
-    assert contenders["large alone"]["ratio"] == 1 and len(contenders["small alone"]["seconds"]) == 3
+    assert [name.partition(":")[0] for name in contenders] == [
+        "cfg 1.5, top_k off, top_p 0.96, temperature 1, smooth off", "small from scale 2", "small from scale 1",
+        "small alone"]
+    large, *_, alone = contenders.values()
+    assert large["ratio"] == 1 and len(alone["seconds"]) == 3
     assert "images a second" in (study.out / "effects.md").read_text()
+    assert study("--what", "smooth") == 0  # without the small model, whose old times are not beside the new ones
+    found = json.loads((study.out / "effects.json").read_text())
+    assert len(found["rows"]["speed"]["contenders"]) == 2
     capsys.readouterr()
     assert study("--what", "smooth", model=other_dir) == 2
     assert "effects.json is of other settings: model: " in capsys.readouterr().err

@@ -13,6 +13,7 @@ from var_jax.evaluate.images import ImageSet
 from var_jax.ops.resize import matrix
 
 PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most
+Classifier = Callable[[Float[np.ndarray, "n h w c"]], Int[np.ndarray, " n"]]
 Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 
 
@@ -23,7 +24,7 @@ def shrink(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray,
 
 
 def pixel_classifier(images: Float[np.ndarray, "n h w c"],
-                     labels: Int[np.ndarray, " n"]) -> Callable[[np.ndarray], np.ndarray]:
+                     labels: Int[np.ndarray, " n"]) -> Classifier:
     """images -> labels of a support vector machine on the principal components of small images in [0, 1]."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
@@ -34,7 +35,7 @@ def pixel_classifier(images: Float[np.ndarray, "n h w c"],
     return lambda x: model.predict(shrink(x, PIXELS_SIDE))
 
 
-def agreement(classify: Callable[[np.ndarray], np.ndarray], images: Float[np.ndarray, "n h w c"],
+def agreement(classify: Classifier, images: Float[np.ndarray, "n h w c"],
               labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
     """The share of images that a classifier finds to be what their labels say, and its 95 % interval (Wilson)."""
     return scores.share(classify(images) == labels)

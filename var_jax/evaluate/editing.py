@@ -9,7 +9,7 @@ of the training image that is nearest by what is kept.
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from var_jax.config import require
 from var_jax.data import tokens
 from var_jax.errors import Parser
 from var_jax.evaluate import features, scores, study
-from var_jax.evaluate.classifier import pixel_classifier
+from var_jax.evaluate.classifier import Classifier, agreement, pixel_classifier
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.fills import TASKS, Region, held_out, mean_image, nearest, nearest_of_class, region, regions_of
 from var_jax.evaluate.images import open_images
@@ -40,24 +40,26 @@ NOTES = (
     "The edited images are drawn from the reference by the seed, and compared with the others of it: the row 'truth' "
     "is real images against real images at the same counts, the floor of every row of its task.",
     "from_scale is the first scale with new content. Coarser ones are the image's own everywhere, and tell the model "
-    "something of what is to be filled; the mean and the nearest image see kept pixels alone.",
+    "something of what is to be filled; the mean and the nearest image see kept pixels alone, and so does the model "
+    "from scale 0.",
     "kept: mean absolute difference of kept pixels from the image, in levels of 0 to 255: of the pixels put back "
     "(composited), and of the model's own on the first images. region: Fréchet distance of the filled region alone. "
     "filled: mean absolute difference of the filled pixels from the image's own.",
     "All but kept.uncomposited is of composited images. New content is asked for by the image's own label, in "
-    f"'{ANOTHER}' by the next one.",
+    f"'{ANOTHER}' by the next one. region.label: whether a classifier of that region, which sees nothing else, finds "
+    "the wanted class.",
 )
 
 
 def strengths(scales: Scales, given: str) -> list[int]:
-    """First scales with new content: as given, else the published rule's and a later one.
+    """First scales with new content: as given, else 0, the published rule's and a later one.
 
     Raises:
       UserError: what is given are no scales of the model.
     """
     if not given:
         first = min(published_given(scales), len(scales) - 1)
-        return sorted({first, min(max(first + 1, len(scales) // 2), len(scales) - 1)})
+        return sorted({0, first, min(max(first + 1, len(scales) // 2), len(scales) - 1)})
     for part in given.split(","):
         require(part.isdecimal() and int(part) < len(scales), "--from-scales", given,
                 f"whole numbers from 0 to {len(scales) - 1}, separated by commas")
@@ -141,16 +143,18 @@ class Editor:
 
 
 def measure(editor: Editor, task: str, method: str | int, network: FeatureNetwork, whole: Distance,
-            alone: Distance, classify: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """A row."""
+            alone: Distance, classify: Classifier, classify_alone: Classifier) -> dict[str, Any]:
+    """A row; `classify_alone` is of the filled region's own images."""
     images, filled = editor.fill(task, method), editor.region(task)
-    said = classify(images.astype(np.float32) / 255)
+    inside = filled.alone(images)
+    pixels = images.astype(np.float32) / 255
     return {"kept": {"composited": apart(images, editor.images, filled.pixels),
                      "uncomposited": editor.drift(task, method) if isinstance(method, int) else None},
             "frechet_distance": whole.of(study.features_of(network, images)),
-            "region": {**alone.of(study.features_of(network, filled.alone(images))), **filled.described()},
-            "wanted_label": scores.share(said == editor.wanted(task)),
-            "original_label": scores.share(said == editor.labels),
+            "region": {**alone.of(study.features_of(network, inside)), **filled.described(),
+                       "label": agreement(classify_alone, inside.astype(np.float32) / 255, editor.wanted(task))},
+            "wanted_label": agreement(classify, pixels, editor.wanted(task)),
+            "original_label": agreement(classify, pixels, editor.labels),
             "filled": None if task == ANOTHER else apart(images, editor.images, ~filled.pixels)}
 
 
@@ -180,15 +184,17 @@ def run(args: argparse.Namespace):
     if missing:
         classify = pixel_classifier(training.astype(np.float32) / 255, known)
         whole = Distance(features.of_reference(network, others, args.cache), args.resamples, args.seed)
-        alone: dict[str, Distance] = {}
+        alone: dict[str, tuple[Distance, Classifier]] = {}
         with features.progress(len(missing), "rows", " rows") as bar:
             for name in missing:
                 bar.set_description(name[:40])
                 task, method = wanted[name]
                 if task not in alone:
                     real = features.of_reference(network, regions_of(others, editor.region(task)), args.cache)
-                    alone = {task: Distance(real, args.resamples, args.seed)}
-                rows.add(name, measure(editor, task, method, network, whole, alone[task], classify))
+                    inside = editor.region(task).alone(training).astype(np.float32) / 255
+                    alone = {task: (Distance(real, args.resamples, args.seed), pixel_classifier(inside, known))}
+                distance, classify_alone = alone[task]
+                rows.add(name, measure(editor, task, method, network, whole, distance, classify, classify_alone))
                 bar.update()
     if picture_missing:
         pictures.save_png(out / "editing.png", picture(editor, methods[3]))
@@ -205,8 +211,8 @@ def markdown(rows: study.Rows) -> str:
     out = [f"{about['num']} images a row, edited with preset {about['preset']}, against {about['reference']['count']} "
            f"other images of the same split (95 % intervals), {about['features']['network']}; differences in levels of "
            "0 to 255, of kept pixels without putting them back (with: see the JSON, 0)."]
-    heads = ["Fréchet distance", "of the filled region", "as wanted", "as labelled at first", "filled pixels off by",
-             "kept pixels off by"]
+    heads = ["Fréchet distance", "of the filled region", "as wanted", "filled region as wanted",
+             "as labelled at first", "filled pixels off by", "kept pixels off by"]
     for task in TASKS:
         found = {name.partition(": ")[2]: row for name, row in rows.rows.items() if name.startswith(f"{task}: ")}
         if not found:
@@ -216,7 +222,8 @@ def markdown(rows: study.Rows) -> str:
                 f"| {task} | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
         for method, row in found.items():
             cells = [study.told(row["frechet_distance"]), study.told(row["region"]),
-                     f"{row['wanted_label']['value']:.3f}", f"{row['original_label']['value']:.3f}",
+                     f"{row['wanted_label']['value']:.3f}", f"{row['region']['label']['value']:.3f}",
+                     f"{row['original_label']['value']:.3f}",
                      *("" if one is None else study.told(one) for one in (row["filled"], row["kept"]["uncomposited"]))]
             out.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
@@ -230,7 +237,7 @@ def picture(editor: Editor, from_scale: int) -> Image.Image:
         columns = [images, np.where(kept, images, np.uint8(HIDDEN)),
                    *(editor.fill(task, from_scale, seed, PICTURED) for seed in (editor.seed, editor.seed ^ 1)),
                    *(editor.fill(task, method, count=PICTURED) for method in ("mean", "nearest"))]
-        titles = ["original", "masked", "model", "model", "mean", "nearest"]
+        titles = ["original", "masked", "model", "other seed", "mean", "nearest"]
         blocks.append((task, pictures.strip(list(np.stack(columns, axis=1)), titles)))
     font, gap = ImageFont.load_default(18), 28
     width, height = (max(block.size[i] for _, block in blocks) for i in (0, 1))

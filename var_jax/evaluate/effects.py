@@ -2,8 +2,8 @@
 
 `python -m var_jax.evaluate.effects --model D --reference fashion_mnist_idx:test --resize pad --out DIR` writes
 `effects.json`, the tables `effects.md` and `effects.png`; rows that are there already are not measured again. With
-`--small D2` a smaller model draws the last scales (CoDe, arXiv 2411.17787), beside either model alone, and all of them
-are timed in one process in turn.
+`--small D2` a smaller model draws the last scales (CoDe, arXiv 2411.17787), beside either model alone. All rows are
+timed in one process in turn.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from var_jax.schedules import Ramp, Settings
 
 BASE = "fid"
 VALUES: dict[str, tuple[Any, ...]] = {
-    # A number is the published ramp from 0; Ramp(1.5, 1.5) is as strong at every scale.
+    # Of cfg a number is the published ramp from 0; Ramp(1.5, 1.5) is as strong at every scale.
     "cfg": (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, Ramp(1.5, 1.5)),
-    "top_k": (0, 10, 50, 200, 900),
-    "top_p": (0.0, 0.5, 0.8, 0.9, 0.96),
-    "temperature": (0.7, 0.85, 1.0, 1.15, 1.3),
+    "top_k": (0, 10, 50, 200, 900, Ramp(200, 10), Ramp(10, 200)),
+    "top_p": (0.0, 0.5, 0.8, 0.9, 0.96, Ramp(0.99, 0.8), Ramp(0.8, 0.99)),
+    "temperature": (0.7, 0.85, 1.0, 1.15, 1.3, Ramp(1.3, 0.85), Ramp(0.85, 1.3)),
     "smooth": (False, True),
 }
 PRESET, THEN = "preset", "then"
@@ -51,7 +51,8 @@ REPEATS = 3
 NOTES = (
     "Every row is of the same labels, each class in turn, and of the same seed: image i of two rows differs by the "
     "settings alone. cfg 1.5 is guidance that rises from 0 at the first scale to 1.5 at the last, 1.5:1.5 is 1.5 at "
-    "every scale. top_k of the vocabulary or more is off.",
+    "every scale; of any setting A:B goes from A at the first scale to B at the last. top_k of the vocabulary or more "
+    "is off.",
     "'real images' are as many training images against the same reference: what no sampler can be expected to beat. "
     "Its agreement is the classifier's on the reference, as the classifier was fitted on the training images.",
     "Fréchet distances of finite sets are biased upwards, by about as much in every row of as many images.",
@@ -101,7 +102,7 @@ def entries(panels: Sequence[str], vocab: int, scales: int) -> list[Entry]:
     """Rows of the panels, in order; values of top_k that are off for this vocabulary are."""
     def whole(preset: str, explicit: Mapping[str, Any]) -> Settings:
         found = schedules.settings(preset, explicit)
-        return Settings(**{**found, "top_k": found["top_k"] if found["top_k"] < vocab else 0})
+        return Settings(**{**found, "top_k": 0 if _beyond(found["top_k"], vocab) else found["top_k"]})
 
     rows = []
     for panel in panels:
@@ -111,9 +112,13 @@ def entries(panels: Sequence[str], vocab: int, scales: int) -> list[Entry]:
             from_scales = reversed(range(max(1, scales - LAST_SCALES), scales))
             rows += [Entry(panel, _drawn_by(who), whole(BASE, {}), who) for who in ("large", *from_scales, "small")]
         else:
-            values = [v for v in VALUES[panel] if panel != "top_k" or v < vocab]
+            values = [v for v in VALUES[panel] if panel != "top_k" or not _beyond(v, vocab)]
             rows += [Entry(panel, text(panel, value), whole(BASE, {panel: value})) for value in values]
     return rows
+
+
+def _beyond(top_k: int | Ramp, vocab: int) -> bool:
+    return (max(top_k.first, top_k.last) if isinstance(top_k, Ramp) else top_k) >= vocab
 
 
 class Judge(NamedTuple):
@@ -197,7 +202,11 @@ def run(args: argparse.Namespace):
     rows = study.Rows(epath.Path(args.out) / "effects.json", about, NOTES)
     vocab, scales = model.config.transformer.vocab_size, len(model.config.tokenizer.scales)
     wanted = {entry.row: entry for entry in entries(panels, vocab, scales)}
-    missing = rows.missing([REAL, *wanted, *([SPEED] if THEN in panels else [])])
+    base = _base(vocab, scales)
+    before = rows[SPEED]["contenders"] if SPEED in rows else {}
+    timed = {entry.row: entry for entry in entries(PANELS, vocab, scales)  # again, with what is new: in one process
+             if entry.row in {base, *wanted, *before} and (small or entry.who == "large")}
+    missing = rows.missing([REAL, *wanted]) + [SPEED] * bool(timed.keys() - before.keys())
     if missing:
         if small is not None:  # before hours of rows: whether it fits
             model.sample([0], then=small, from_scale=scales - 1)
@@ -215,8 +224,8 @@ def run(args: argparse.Namespace):
                                         judge.classify(held.astype(np.float32) / 255) == theirs)
                 elif name == SPEED:
                     some = asked[:args.speed_images]
-                    row = speed({entry.label: functools.partial(sampler(*pair, entry, args.seed), some, 0)
-                                 for entry in entries([THEN], vocab, scales)}, len(some), _drawn_by("large"))
+                    row = speed({name: functools.partial(sampler(*pair, entry, args.seed), some, 0)
+                                 for name, entry in timed.items()}, len(some), base)
                 else:
                     row = {"settings": {key: text(key, value) for key, value in wanted[name].settings.items()},
                            **judge.of_samples(sampler(*pair, wanted[name], args.seed), asked[:args.num])}
@@ -240,9 +249,14 @@ def finish(rows: study.Rows, vocab: int, scales: int, out: epath.Path):
     # A panel of which nothing is measured but the base, which is in all, would say nothing.
     counts = collections.Counter(entry.panel for entry in measured)
     measured = [entry for entry in measured if counts[entry.panel] > 1]
-    base = Entry("", "", entries([PRESET], vocab, scales)[list(schedules.PRESETS).index(BASE)].settings).row
+    base = _base(vocab, scales)
     whole_file.save(out / "effects.md", markdown(rows, measured, base), "the tables")
     pictures.save_png(out / "effects.png", picture(rows, measured, base))
+
+
+def _base(vocab: int, scales: int) -> str:
+    """The row of the preset that every panel varies."""
+    return entries([PRESET], vocab, scales)[list(schedules.PRESETS).index(BASE)].row
 
 
 def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
@@ -255,17 +269,16 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
            "reference. Bold: the base, preset fid."]
     times = rows[SPEED]["contenders"] if SPEED in rows else {}
     for panel in dict.fromkeys(entry.panel for entry in measured):
-        timed = panel == THEN and bool(times)
         heads = ["drawn by" if panel == THEN else panel, "Fréchet distance", "precision", "recall", "as labelled",
-                 *(["images a second", "of the large model's"] if timed else [])]
+                 *(["images a second", "of the base's"] if times else [])]
         out += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for entry in (e for e in measured if e.panel == panel):
             row = rows[entry.row]
             cells = [f"**{entry.label}**" if entry.row == base else entry.label, study.told(row["frechet_distance"]),
                      *(f"{row[name]['value']:.3f}" for name in ("precision", "recall", "agreement"))]
-            if timed:
-                found = times[entry.label]
-                cells += [f"{found['images_per_second']:.1f}", f"{found['ratio']:.2f}"]
+            if times:
+                found = times.get(entry.row)
+                cells += [f"{found['images_per_second']:.1f}", f"{found['ratio']:.2f}"] if found else ["", ""]
             out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 
