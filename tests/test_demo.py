@@ -4,6 +4,8 @@ import base64
 import io
 import re
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -136,6 +138,51 @@ def test_an_upload_of_too_many_bytes_is_not_read(tmp_path):
         file.truncate(demo.MAX_BYTES + 2**19)
     with pytest.raises(UserError, match=r"the upload is of 20\.5 MB; it must be at most 20 MB"):
         demo.read_upload(tmp_path / "upload.png", small.TOKENIZER)
+
+
+# A process that serves, of a page that is none.
+SERVING = """
+import io, sys, types
+from unittest import mock
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from var_jax import demo, demo_page
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n"
+
+def saved(kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(buffer, format=kind)
+    return buffer.getvalue()
+
+files = {kind: saved(kind) for kind in (*demo.FORMATS, "ICO", "TGA", "JPEG2000", "PCX")}
+files["EPS"] = EPS
+for kind, content in files.items():
+    assert Image.open(io.BytesIO(content), formats=[kind]).format == kind
+sys.modules["gradio"] = types.ModuleType("gradio")
+page = mock.Mock(**{"launch.return_value": (None, "address", None)})
+with mock.patch.object(demo_page, "build", return_value=page), mock.patch.object(demo_page, "_theme"), \
+        demo_page.serving(None, (), "", "127.0.0.1", 1) as address:
+    assert address == "address"
+    for kind, content in files.items():
+        try:
+            image = Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            assert kind not in demo.FORMATS, kind
+        else:
+            assert kind in demo.FORMATS and image.format == kind, kind
+            image.load()
+    for kind in ("PNG", "GIF"):
+        assert saved(kind) == files[kind]
+"""
+
+
+def test_a_serving_process_opens_no_other_kinds_of_files():
+    """Whoever calls Pillow, as Gradio itself does: EPS would start another program."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SERVING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_mask_is_what_is_painted():

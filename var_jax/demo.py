@@ -96,6 +96,20 @@ def redraw(model: Pipeline, image: UInt8[np.ndarray, "H W c"], mask: Bool[np.nda
     return pictures.to_uint8(edited)[0]
 
 
+def open_only_formats():
+    """Leaves Pillow's `Image.open` no other kinds than FORMATS, in the whole process and for good.
+
+    Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of the page tells it
+    otherwise: whichever plugin knows the first bytes reads the file, and that of EPS starts Ghostscript on it. What
+    Pillow can save stays as it was.
+    """
+    Image.init()  # all of them, so that none comes later
+    for kind in set(Image.ID) - set(FORMATS):
+        Image.ID.remove(kind)
+        Image.OPEN.pop(kind, None)
+        Image.MIME.pop(kind, None)
+
+
 def warm_up(model: Pipeline, choices: Choices):
     """Compiles what a visitor needs first: drawing, and editing from the default scale."""
     image = draw(model, choices)[-1]

@@ -230,7 +230,8 @@ def _data_url(image: Image.Image) -> str:
 def serving(model: Pipeline, classes: Sequence[tuple[str, int]], name: str, host: str, port: int) -> Iterator[str]:
     """The page and its server while the block runs; gives the address.
 
-    For a process that does nothing else: sets Pillow's limit of pixels and Gradio's environment.
+    For a process that does nothing else: sets Pillow's limit of pixels and what kinds of files it opens, and Gradio's
+    environment.
 
     Raises:
       UserError: the server does not start there.
@@ -238,6 +239,7 @@ def serving(model: Pipeline, classes: Sequence[tuple[str, int]], name: str, host
     import gradio as gr
 
     # Gradio itself opens what the editor sends, by Pillow.
+    demo.open_only_formats()
     Image.MAX_IMAGE_PIXELS = demo.MAX_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

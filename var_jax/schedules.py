@@ -30,7 +30,8 @@ class Settings(TypedDict, total=False):
       cfg: guidance t of (1 + t) conditional - t unconditional, 0 for none. A number c is the published ramp: t = 0 at
         the first scale, c at the last. For one and the same t at every scale give Ramp(t, t).
       top_k: how many of the likeliest codes may be drawn; 0 or >= V is off. A ramp is rounded to whole numbers.
-      top_p: what share of the probability may be drawn, of what top_k leaves; 0 or 1 is off.
+      top_p: what share of the probability may be drawn, of what top_k leaves; 0 or 1 is off. A ramp of top_k or of
+        top_p has no end of 0.
       temperature: logits are divided by it, before top_k and top_p.
       smooth: mixes code vectors instead of choosing one: prettier, but not for measuring.
     """
@@ -98,13 +99,15 @@ def resolve(scales: Scales, given: Settings) -> Resolved:
         return [float(one) for one in value]
 
     top_k = checked("top_k", lambda x: whole(x) and x >= 0, "a whole number, 0 (off) or more")
-    if isinstance(ramp := values["top_k"], Ramp):
-        require(min(ramp.first, ramp.last) >= 1, "top_k", f"a ramp from {ramp.first} to {ramp.last}",
-                "one between whole numbers of at least 1, as 0 is off")
+    top_p = checked("top_p", lambda x: 0 <= number(x) <= 1, "from 0 to 1 (0 or 1: off)")
+    for name, wanted in (("top_k", "whole numbers of at least 1"), ("top_p", "numbers above 0")):
+        if isinstance(ramp := values[name], Ramp):  # next to 0, where the filter is off, it would be at its strictest
+            require(min(ramp.first, ramp.last) > 0, name, f"a ramp from {ramp.first} to {ramp.last}",
+                    f"one between {wanted}, as 0 is off")
     return Resolved(
         cfg=tuple(checked("cfg", lambda x: 0 <= number(x) < math.inf, "0 (off) or more")),
         top_k=tuple(round(k) for k in top_k),
-        top_p=tuple(checked("top_p", lambda x: 0 <= number(x) <= 1, "from 0 to 1 (0 or 1: off)")),
+        top_p=tuple(top_p),
         temperature=tuple(checked("temperature", lambda x: 0 < number(x) < math.inf, "above 0")),
         smooth=bool(values["smooth"]))
 

@@ -1,3 +1,7 @@
+import io
+import re
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,6 +89,59 @@ def test_the_fingerprint_is_of_what_is_in_it(tmp_path, digits_dir):
     digits = {open_images(f"digits:{split}", data_dir=str(digits_dir), shape=shape, resize="pad").fingerprint
               for split in ("train", "test", "test[:20]") for shape in ((8, 8, 1), (9, 9, 1))}
     assert len(digits) == 6
+
+
+def npy(array) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("label", [-1, 1_000_000, 2**33])
+def test_a_label_that_is_no_class_id(tmp_path, label):
+    file = tmp_path / "a.npz"
+    np.savez(file, PIXELS, np.array([0, 1, 2, 3, 4, 5, label]))
+    told = f"a label in arr_1 of {file} is {label}; it must be from 0 to 999,999"
+    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+        open_images(str(file))
+    np.savez(file, PIXELS, np.array([0, 1, 2, 3, 4, 5, 999_999]))
+    assert len(open_images(str(file)).class_names) == 10**6
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_array_that_ends_before_its_headers_promise(tmp_path, lost):
+    arrays = [npy(PIXELS), npy(np.arange(7))]
+    whole = len(arrays[lost])
+    arrays[lost] = arrays[lost][:-16]  # two labels
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for i, content in enumerate(arrays):
+            archive.writestr(f"arr_{i}.npy", content)
+    promised = whole - 128  # of the header
+    with pytest.raises(UserError, match=f"a.npz is cut off: arr_{lost} holds {promised - 16} bytes of the {promised} "):
+        open_images(str(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_an_archive_that_lists_more_bytes_than_it_holds(tmp_path, lost):
+    names, arrays = ["arr_0.npy", "arr_1.npy"], [npy(PIXELS), npy(np.arange(7))]
+    size = len(arrays[lost])
+    arrays[lost] = arrays[lost][:-16]
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, content in zip(names, arrays, strict=True):
+            archive.writestr(name, content)
+        archive.getinfo(names[lost]).file_size = size  # as the list at the end will say
+    with pytest.raises(UserError, match=f"a.npz is cut off: arr_{lost} ends before its 7 {('images', 'labels')[lost]}"):
+        all_of(open_images(str(tmp_path / "a.npz")), 7)
+
+
+def test_compressed_bytes_that_are_damaged(tmp_path):
+    file = tmp_path / "a.npz"
+    np.savez_compressed(file, np.zeros((7, 50, 60, 3), np.uint8))
+    content = bytearray(file.read_bytes())
+    content[len("arr_0.npy") + 60:len("arr_0.npy") + 90] = bytes(30)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="a.npz does not read as .npz"):
+        all_of(open_images(str(file)))
 
 
 def test_mistakes(tmp_path, digits_dir):

@@ -9,6 +9,7 @@ from scipy.ndimage import correlate1d
 
 from var_jax.evaluate import features, reconstruction
 from var_jax.networks.perceptual import Perceptual
+from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 
 RANDOM = np.random.default_rng(0)
@@ -101,6 +102,32 @@ def test_usage(report):
     used = len(np.unique(TOKENS[:2, 0]))
     assert few["scales"][0]["attainable_usage"] == used / 2 and few["scales"][0]["usage"] == used / 8
     assert few["all"]["tokens"] == 10 and few["all"]["used"] == len(np.unique(TOKENS[:2]))
+
+
+def test_many_codes_are_counted_by_their_lowest_bits():
+    """As in training: a vocabulary of 30 bits has no array of its own size."""
+    tokens = np.array([[5, 2**16 + 5, 2**21 - 1, 7, 2**16], [5, 5, 2**16 - 1, 2**20 + 7, 0]], np.int32)
+    counts = reconstruction.token_counts(tokens, SCALES, 2**21)
+    assert counts.shape == (2, 2**16) and counts.sum() == tokens.size
+    assert counts[0, 5] == 2
+    assert [counts[1, code] for code in (5, 2**16 - 1, 7, 0)] == [2, 2, 2, 2]
+    np.testing.assert_array_equal(counts, vq.code_counts(SCALES, tokens, 2**21))
+    assert reconstruction.usage(counts, SCALES)["all"]["usage"] == 4 / 2**16
+    assert reconstruction.token_counts(tokens % 2**16, SCALES, 2**16).shape == (2, 2**16)
+
+
+def test_a_report_says_that_codes_are_counted_by_their_lowest_bits(report):
+    class Large(Model):
+        config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21))
+
+        def encode(self, signal):
+            return super().encode(signal) + 2**16
+
+    found = reconstruction.evaluate(Large(), Images(PIXELS, "real").set, toy_network.network(), None, cache="")
+    assert found["warnings"] == [*report["warnings"], "codes are counted by their lowest 16 bits, 65536 kinds for "
+                                 "2097152 codes: usage and perplexity are those of the kinds"]
+    assert found["usage"]["all"]["used"] == report["usage"]["all"]["used"]
+    assert found["usage"]["all"]["perplexity"] == pytest.approx(report["usage"]["all"]["perplexity"])
 
 
 @pytest.mark.slow

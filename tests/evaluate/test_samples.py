@@ -35,6 +35,10 @@ def test_a_report():
     assert metrics["inception_score"]["name"] == "toy score" and metrics["inception_score"]["value"] > 1
     assert metrics["precision"]["counts"] == [80, 80] and 0 < metrics["recall"]["value"] < 1
     assert metrics["kid"]["subset"] == 40 and metrics["kid"]["ci95"][0] < metrics["kid"]["value"]
+    for name, words in (("frechet_distance", "bootstrap over samples"), ("inception_score", "bootstrap over samples"),
+                        ("precision", "Wilson over samples"), ("recall", "Wilson over reference images"),
+                        ("kid", "over subsets")):
+        assert words in metrics[name]["ci95_method"]
     assert report["samples"]["count"] == 80 and report["reference"]["name"] == "real"
     assert (report["seed"], report["resamples"]) == (0, 20)
     few = " and ".join(map(str, floor["counts"]))
@@ -49,7 +53,10 @@ def test_a_floor_of_other_real_images():
     assert floor["value"] == pytest.approx(distance(rows(other), rows(REAL)), rel=1e-4)
     assert any("floor is of 70 and 120 images and the value of 80 and 120" in w for w in report["warnings"])
     assert floor["counts"] == [70, 120] and floor["what"] == "training images against the reference"
-    assert report["metrics"]["frechet_distance"]["ci95"] is None
+    metrics = report["metrics"]
+    for name in ("frechet_distance", "inception_score"):
+        assert metrics[name]["ci95"] is None and metrics[name]["ci95_method"] is None
+    assert metrics["kid"]["ci95_method"] and metrics["recall"]["ci95_method"]
 
 
 def test_what_a_reader_should_know():

@@ -61,6 +61,32 @@ def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subs
     assert 0.85 < np.mean(within) / np.std(apart) < 1.25
 
 
+def moments(mean, covariance) -> list[np.ndarray]:
+    """E[1], E[x_i], E[x_i x_j], E[x_i x_j x_k] of a Gaussian."""
+    mixed = np.einsum("i,jk->ijk", mean, covariance)
+    third = np.einsum("i,j,k->ijk", mean, mean, mean) + mixed + mixed.transpose(1, 0, 2) + mixed.transpose(1, 2, 0)
+    return [np.ones(()), mean, covariance + np.outer(mean, mean), third]
+
+
+def test_kernel_distance_of_gaussians_in_closed_form():
+    """(x.y / d + 1)^3 is a sum over powers j of binomial(3, j) / d^j times the product of j-th moments, x's and y's."""
+    means = np.array([0.3, -0.2]), np.array([-0.4, 0.5])
+    roots = np.array([[1.0, 0.0], [0.4, 0.8]]), np.array([[0.7, 0.0], [-0.3, 1.2]])
+    p, q = (moments(mean, root @ root.T) for mean, root in zip(means, roots, strict=True))
+    exact = sum(times / 2**j * np.sum((p[j] - q[j]) ** 2) for j, times in enumerate((1, 3, 3, 1)))
+
+    random, values = np.random.default_rng(4), []
+    for seed in range(100):
+        x, y = (mean + random.standard_normal((400, 2)) @ root.T for mean, root in zip(means, roots, strict=True))
+        values.append(scores.kernel_distance(x, y, seed=seed, subset=100, subsets=20)["value"])
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    assert error < exact / 20  # so that another kernel would show
+    assert abs(np.mean(values) - exact) < 3 * error
+    x, y = (mean + random.standard_normal((4000, 2)) @ root.T for mean, root in zip(means, roots, strict=True))
+    found = scores.kernel_distance(x, y, seed=0)
+    assert abs(found["value"] - exact) < 3 * (found["ci95"][1] - found["ci95"][0]) / 2 / scores.NORMAL
+
+
 def naive_inside(points, centres, k) -> np.ndarray:
     inside = []
     for p in points:

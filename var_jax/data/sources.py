@@ -29,7 +29,8 @@ class Split(Protocol):
 
     Attributes:
       class_names: by label.
-      fingerprint: of the whole data set: of the content of a user's own files, else the version that TFDS gives it.
+      fingerprint: of the whole data set: of the content of a user's own files; else of what TFDS notes of the
+        prepared copy, its name, configuration and version and what lies in each split (of "digits", the version).
     """
 
     class_names: tuple[str, ...]
@@ -43,16 +44,14 @@ class Split(Protocol):
 
 
 class TfdsSplit:
-    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class."""
+    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class, "all"."""
 
     def __init__(self, builder: Any, split: str):
         self._made_of = builder, split
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
         self.class_names: tuple[str, ...] = tuple(features["label"].names) if "label" in features else ("all",)
-        content = (builder.info.metadata or {}).get("content")
-        self.fingerprint = (str(builder.info.version) if content is None else
-                            image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())]))
+        self.fingerprint = _fingerprint(builder.info)
         # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
         # would do, but makes `tfds.testing.mock_data` want TensorFlow.
         features["image"].decode_example_np = bytes
@@ -75,6 +74,19 @@ class TfdsSplit:
         return {"image": transforms.eight_bits(image), "label": int(example.get("label", 0))}
 
 
+def _fingerprint(info: Any) -> str:
+    """Of a `tfds.core.DatasetInfo`; nothing is read."""
+    content = (info.metadata or {}).get("content")
+    if content is not None:
+        return image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+    if info.name in OWN:  # made by the version alone
+        return str(info.version)
+    # Another copy of the same version may be cut, filtered, or in other shards and so in another order.
+    return image_folder.fingerprint([info.full_name, *(
+        f"{name}\0{split.num_examples}\0{split.num_bytes}\0{split.shard_lengths}"
+        for name, split in sorted(info.splits.items()))])
+
+
 def open_split(data: "DataConfig", split: str) -> Split:
     """A split of the data set that `data` names, prepared first if it is not.
 
@@ -87,14 +99,17 @@ def open_split(data: "DataConfig", split: str) -> Split:
       split: a TFDS split, slices such as "train[:90%]" included.
     Raises:
       UserError: an unknown name or split, a missing or empty directory, files that do not decode, a data set
-        without images and class labels, or one that TFDS cannot prepare here.
+        without images or with a "label" that is no class, or one that TFDS cannot prepare here.
     """
     with _quiet(progress=data.name not in OWN):
         builder = _prepared(data)
     features: Any = builder.info.features
-    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
-        if key not in features or type(features[key]).__name__ != kind:
-            raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has {', '.join(features)}")
+    kinds = {key: type(feature).__name__ for key, feature in features.items()}
+    needed = {"image": "Image", **({"label": "ClassLabel"} if "label" in kinds else {})}
+    for key, kind in needed.items():
+        if kinds.get(key) != kind:
+            raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has "
+                            + ", ".join(f"{name} ({found})" for name, found in kinds.items()))
     try:
         return TfdsSplit(builder, split)
     except (ValueError, KeyError) as error:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from var_jax.networks import weights
 from var_jax.train.config import DataConfig
 
 Shape = tuple[int, int, int]
+MAX_LABEL = 999_999  # every class up to the largest label has a name
 NPZ_HINT = "it must hold arr_0, uint8 of (images, height, width, 1 or 3 channels)"
 
 
@@ -173,7 +176,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
             for start in range(0, found[0], batch_size):
                 count = min(batch_size, found[0] - start)
                 content = file.read(count * size)
-                if len(content) < count * size:
+                if len(content) < count * size:  # the archive's own list of sizes was wrong
                     raise UserError(f"{spec} is cut off: arr_0 ends before its {found[0]} images")
                 images = np.frombuffer(content, np.uint8).reshape(count, *found[1:])
                 kept = [i for i in range(count) if start + i in wanted]
@@ -188,7 +191,11 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
 
 @contextlib.contextmanager
 def _member(path: epath.Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """An array of an `.npz`, its bytes to be read in order: (file, shape, dtype)."""
+    """An array of an `.npz`, its bytes to be read in order: (file, shape, dtype).
+
+    Raises:
+      UserError: the file is damaged, or has no such array, or fewer bytes of it than its header promises.
+    """
     try:
         with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
             if name not in archive.namelist():
@@ -200,18 +207,34 @@ def _member(path: epath.Path, name: str) -> Iterator[tuple[Any, tuple[int, ...],
                           np.lib.format.read_array_header_2_0)
                 shape, fortran, dtype = header(file)
                 require(not fortran, f"{name} of {path}", "in Fortran's order", "in C's")
+                # Before anything is made of the shape's size. Pickled objects have no size that a header tells.
+                promised, held = math.prod(shape) * dtype.itemsize, archive.getinfo(name).file_size - file.tell()
+                if held < promised and not dtype.hasobject:
+                    raise UserError(f"{path} is cut off: {name.removesuffix('.npy')} holds {held} bytes of the "
+                                    f"{promised} that its header promises")
                 yield file, shape, dtype
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} does not read as .npz: {error}; {NPZ_HINT}") from error
 
 
 def _npz_labels(path: epath.Path, count: int) -> Int[np.ndarray, " n"] | None:
+    """Of as many images, or None where the file has none that fit.
+
+    Raises:
+      UserError: a label that is no class id, or too large for one; fewer of them than the header promises.
+    """
     with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
         if "arr_1.npy" not in archive.namelist():
             return None
     with _member(path, "arr_1.npy") as (file, shape, dtype):
         if shape != (count,) or dtype.kind not in "iu":
             return None
-        return np.frombuffer(file.read(), dtype)
+        content = file.read(count * dtype.itemsize)
+        if len(content) < count * dtype.itemsize:
+            raise UserError(f"{path} is cut off: arr_1 ends before its {count} labels")
+    labels = np.frombuffer(content, dtype)
+    for end in (labels.min(), labels.max()):
+        require(0 <= end <= MAX_LABEL, f"a label in arr_1 of {path}", end, f"from 0 to {MAX_LABEL:,}")
+    return labels

@@ -16,6 +16,7 @@ from var_jax.evaluate.frechet import Frechet
 from var_jax.evaluate.images import ImageSet
 from var_jax.evaluate.samples import doubts, real_against_real
 from var_jax.networks.perceptual import Perceptual
+from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 from var_jax.train.evaluation import perplexity
 
@@ -48,7 +49,7 @@ def evaluate(model: Pipeline, reference: ImageSet, network: FeatureNetwork, perc
     small = min(reference.shape[:2]) < SSIM_WINDOW
     rebuilt, compare, parts = Collector(network), _fidelity(perceptual, small), []
     sizes = model.config.tokenizer
-    counts = np.zeros((len(sizes.scales), sizes.vocab_size), np.int64)
+    counts = np.zeros((len(sizes.scales), vq.count_bins(sizes.vocab_size)), np.int64)
     with features.progress(reference.count, f"reconstructions of {reference.name}") as bar:
         for batch in reference.read(rebuilt.batch):
             signal = batch.images.astype(np.float32) / 127.5 - 1
@@ -63,6 +64,9 @@ def evaluate(model: Pipeline, reference: ImageSet, network: FeatureNetwork, perc
     warnings = doubts(reference, real, network)
     if small:
         warnings.append(f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}")
+    if counts.shape[1] < sizes.vocab_size:
+        warnings.append(f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for {sizes.vocab_size} "
+                        "codes: usage and perplexity are those of the kinds")
     metrics: dict[str, Any] = {**_psnr(each["mse"]), "ssim": None, "perceptual": None}
     for name, told in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):
         if name in each:
@@ -100,12 +104,18 @@ def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
 
 
 def token_counts(tokens: np.ndarray, scales: Scales, vocab_size: int) -> np.ndarray:
-    """How often each code stands in each scale, (K, V), of tokens (B, L)."""
-    return np.stack([np.bincount(part.ravel(), minlength=vocab_size) for part in scales.split(tokens)])
+    """How often each code stands in each scale, (K, V), of tokens (B, L).
+
+    As in training (`vq.code_counts`): V is the vocabulary up to 65,536 codes, and 65,536 of a larger one, in which
+    tokens fall together that agree in their lowest 16 bits.
+    """
+    bins = vq.count_bins(vocab_size)
+    tokens = tokens % bins if bins < vocab_size else tokens
+    return np.stack([np.bincount(part.ravel(), minlength=bins) for part in scales.split(tokens)])
 
 
 def usage(counts: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Which codes are used.
+    """Which codes are used, of counts (K, V) as `token_counts` gives them.
 
     Returns:
       {"scales": one a scale, "all": of all tokens together}, each with "tokens" (how many there are), "used" (codes),

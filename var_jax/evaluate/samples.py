@@ -10,6 +10,12 @@ from var_jax.evaluate.images import ImageSet
 from var_jax.evaluate.moments import Moments
 
 RESAMPLES = 20
+CI95_METHODS = {
+    "frechet_distance": "normal, deviation by bootstrap over samples, reference fixed",
+    "inception_score": "normal, deviation by bootstrap over samples within splits",
+    "precision": "Wilson over samples, balls fixed",
+    "recall": "Wilson over reference images, balls fixed",
+    "kid": "normal, deviation over subsets rescaled to all images"}
 NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
 
 
@@ -24,7 +30,9 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
       floor: other real images to measure in place of the samples; by default two halves of the reference.
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance", "inception_score",
-      "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value", "ci95", ...} or null.
+      "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value", "ci95", "ci95_method", ...} or null.
+      "ci95_method" says in words how the interval was made, as the metrics differ in it and in what is held fixed; it
+      is null where there is no interval.
     Raises:
       UserError: too few images, or what does not read.
     """
@@ -50,6 +58,9 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
         pair = scores.precision_recall(drawn.rows[:count], real.rows[:count])
         metrics |= {name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair}
     metrics["kid"] = {"name": f"KID, {network.name}", **scores.kernel_distance(drawn.rows, real.rows, seed=seed)}
+    for name, metric in metrics.items():
+        if metric:
+            metric["ci95_method"] = CI95_METHODS[name] if metric["ci95"] else None
     return {"features": network.described(), "samples": samples.described(), "reference": reference.described(),
             "seed": seed, "resamples": resamples, "metrics": metrics, "warnings": warnings}
 
