@@ -1,5 +1,9 @@
+import dataclasses
+import functools
+import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -7,12 +11,14 @@ import time
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small
 from PIL import Image
 
-from var_jax import sample_set, whole_file
+from var_jax import Pipeline, sample_set, whole_file
+from var_jax.config import ModelConfig
 from var_jax.errors import UserError
 
 SETTINGS = {"seed": 3, "cfg": 1.5, "top_k": 0, "top_p": 0.9, "temperature": 1.0, "smooth": False}
@@ -21,12 +27,21 @@ CLASSES = small.CLASSES
 
 
 def planned(num=NUM, labels=None, **changes):
-    options = {"shard_images": 4, **SETTINGS, **changes}
-    return sample_set.plan(small.pipeline(), num, labels, **options)
+    return sample_set.plan(small.pipeline(), num, labels, **{**SETTINGS, **changes})
 
 
 def generate(made, out, **options) -> bool:
-    return sample_set.generate(small.pipeline(), made, out, batch_size=1, **options)
+    return sample_set.generate(small.pipeline(), made, out, **{"batch_size": 1, "shard_images": 4, **options})
+
+
+@functools.cache
+def partner() -> Pipeline:
+    """A shallower transformer with other weights behind the same tokenizer."""
+    params = small.pipeline().params
+    weights = jax.tree.map(lambda x: np.flip(np.asarray(x), -1), params["transformer"])
+    weights = {**weights, "blocks": jax.tree.map(lambda x: x[:1], weights["blocks"])}
+    config = ModelConfig(small.TOKENIZER, dataclasses.replace(small.TRANSFORMER, depth=1))
+    return Pipeline(config, {**params, "transformer": weights})
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +160,8 @@ def test_nothing_is_drawn_twice(whole, monkeypatch):
 def test_other_settings_are_refused(whole, tmp_path):
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)  # half of it
-    for changes in ({"seed": 4}, {"num": NUM + 1}, {"labels": [1]}, {"cfg": 1.0}, {"shard_images": 5}):
+    for changes in ({"seed": 4}, {"num": NUM + 1}, {"labels": [1]}, {"cfg": 1.0},
+                    {"then": partner(), "from_scale": 2}):
         for path in (whole, out):
             with pytest.raises(UserError, match="is of other settings: .*; remove it, or give another --out"):
                 generate(planned(**changes), path)
@@ -160,6 +176,8 @@ def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path
     generate(planned(), out, shard_index=0, shard_count=2)
     with pytest.raises(UserError, match="begun otherwise, .*: batch_size: 2 here, 1 there; go on with"):
         sample_set.generate(small.pipeline(), planned(), out, batch_size=2)
+    with pytest.raises(UserError, match="begun otherwise, .*: shard_images: 5 here, 4 there; go on with"):
+        generate(planned(), out, shard_images=5)
     with monkeypatch.context() as fewer:
         devices = sample_set.jax.local_devices()
         fewer.setattr(sample_set.jax, "local_devices", lambda: devices[:4])
@@ -167,6 +185,67 @@ def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path
             generate(planned(), out)
     assert sample_set.generate(small.pipeline(), planned(), out)  # by default with what it was begun with
     assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(("batch_size", "images"), [(1, 64), (12, 96), (64, 512), (None, 512)])
+def test_files_hold_whole_batches_of_all_devices(tmp_path, monkeypatch, batch_size, images):
+    monkeypatch.setattr(sample_set, "_draw", lambda *_: None)
+    out = tmp_path / "samples.npz"
+    assert not generate(planned(), out, batch_size=batch_size, shard_images=None)
+    manifest = json.loads((tmp_path / "samples.npz.partial" / "manifest.json").read_text())
+    assert manifest["drawn_with"]["shard_images"] == images and manifest["drawn_with"]["devices"] == 8
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path):
+    """And the set is the same as of a single file."""
+    one, many = tmp_path / "one.npz", tmp_path / "many.npz"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(map(int, os.listdir("/dev/fd"))) + 16
+    made = planned(num=few // 2 + 10, keep=0.5, scorer="brightness")
+    assert made.drawn > few
+
+    def brightness(images, _):
+        return images.mean((1, 2, 3))
+
+    assert generate(made, one, score=brightness, shard_images=made.drawn)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        assert generate(made, many, score=brightness, shard_images=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert many.read_bytes() == one.read_bytes()
+
+
+def test_another_model_draws_the_last_scales(tmp_path):
+    out, then = tmp_path / "samples.npz", {"then": partner(), "from_scale": 2}
+    made = planned(**then)
+    assert generate(made, out, then=partner())
+    images, labels = read(out)
+    drawn = small.pipeline().spread().sample(np.arange(NUM) % CLASSES, as_uint8=True, batch_size=1,
+                                             then=partner().spread(), from_scale=2, **SETTINGS)
+    order = np.random.default_rng(SETTINGS["seed"]).permutation(NUM)
+    np.testing.assert_array_equal(images, drawn[order])
+    np.testing.assert_array_equal(labels, order % CLASSES)
+    for changes, told in (({}, "from_scale: None here, 2 there; then: "), ({**then, "from_scale": 1}, "from_scale: 1"),
+                          ({**then, "then": small.pipeline()}, "then: ")):
+        with pytest.raises(UserError, match=f"is of other settings: {told}"):
+            generate(planned(**changes), out)
+
+
+def test_another_dtype_is_another_set(whole, tmp_path):
+    half, out = small.pipeline().astype("bfloat16"), tmp_path / "samples.npz"
+    made = sample_set.plan(half, NUM, **SETTINGS)
+    assert sample_set.generate(half, made, out, batch_size=1, shard_images=4)
+    images, labels = read(out)
+    exact, same = read(whole)
+    np.testing.assert_array_equal(labels, same)
+    assert not np.array_equal(images, exact)
+    with pytest.raises(UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "):
+        sample_set.generate(half, made, whole)
+    begun = tmp_path / "begun.npz"
+    generate(planned(), begun, shard_index=0, shard_count=2)
+    with pytest.raises(UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "):
+        sample_set.generate(half, made, begun)
 
 
 def test_pngs(whole, tmp_path, monkeypatch):
@@ -211,7 +290,9 @@ def test_rejection_keeps_the_best_of_each_class(tmp_path):
 def test_mistakes(tmp_path):
     for changes, message in (({"num": 0}, "--num is 0"), ({"labels": [CLASSES + 1]}, "label is 11"),
                              ({"keep": 0.0}, "--reject-keep is 0"), ({"keep": 0.5, "labels": [CLASSES]}, "no class"),
-                             ({"top_p": 2.0}, "top_p is 2"), ({"seed": -1}, "seed is -1")):
+                             ({"top_p": 2.0}, "top_p is 2"), ({"seed": -1}, "seed is -1"),
+                             ({"then": partner()}, "from_scale is None; it must be given together with `then`"),
+                             ({"then": partner(), "from_scale": 3}, "from_scale is 3; .* number from 1 to 2")):
         with pytest.raises(UserError, match=message):
             planned(**changes)
     for name in ("samples.npy", "."):

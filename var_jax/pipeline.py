@@ -168,11 +168,7 @@ class Pipeline:
         labels = inputs.labels(self.config, labels)
         require(whole(first_index) and 0 <= first_index <= 2**32 - len(labels), "first_index", first_index,
                 f"a whole number from 0 to {2**32 - len(labels)}")
-        require((then is None) == (from_scale is None), "from_scale", from_scale,
-                "given together with `then`, the model that goes on from there")
-        if then is not None:
-            from_scale = self._scale("from_scale", from_scale)
-            self._check_partner(then)
+        from_scale = self._partner_scale(then, from_scale)
         static, dynamic = self._settings(seed, preset, settings)
         static = static._replace(steps=return_steps, as_uint8=as_uint8)
 
@@ -184,7 +180,7 @@ class Pipeline:
             return generate.generate(then.config, static, then.params, labels, keys, dynamic, None, drawn)
 
         if batch_size is None:
-            batch_size = min(model._fitting_batch(any(static.guided)) for model in (self, then) if model)
+            batch_size = self.sampling_batch(seed=seed, preset=preset, then=then, **settings)
         images, tokens = self._batched(run, labels, _indices(labels, int(first_index)), batch_size=batch_size)
         found = [images[:, -1] if return_steps else images]
         found += [tokens] * return_tokens + [images] * return_steps
@@ -240,9 +236,17 @@ class Pipeline:
         images, tokens = self._redraw(images, nowhere, labels, first, seed, preset, batch_size, settings)
         return (images, tokens) if return_tokens else images
 
-    def check_sampling(self, *, seed: int, preset: str = "fid", **settings: Unpack[Settings]):
+    def check_sampling(self, *, seed: int, preset: str = "fid", then: "Pipeline | None" = None,
+                       from_scale: int | None = None, **settings: Unpack[Settings]):
         """Raises the UserError that `sample` would of these settings."""
+        self._partner_scale(then, from_scale)
         self._settings(seed, preset, settings)
+
+    def sampling_batch(self, *, seed: int = 0, preset: str = "fid", then: "Pipeline | None" = None,
+                       **settings: Unpack[Settings]) -> int:
+        """Images that `sample` of these settings generates at once on a device, where no batch size is given."""
+        static, _ = self._settings(seed, preset, settings)
+        return min(model._fitting_batch(any(static.guided)) for model in (self, then) if model)
 
     def _redraw(self, images, kept, labels, first: int | None, seed, preset, batch_size, settings):
         """Images and tokens with new content where tokens are not kept, from the scale `first` on."""
@@ -277,6 +281,16 @@ class Pipeline:
         require(whole(k) and least <= k <= most, name, k,
                 f"a whole number from {least} to {most}, as there are {most + 1} scales")
         return int(k)
+
+    def _partner_scale(self, then: "Pipeline | None", from_scale: Any) -> int | None:
+        """The scale that another model goes on from, both checked; None where there is none."""
+        require((then is None) == (from_scale is None), "from_scale", from_scale,
+                "given together with `then`, the model that goes on from there")
+        if then is None:
+            return None
+        first = self._scale("from_scale", from_scale)
+        self._check_partner(then)
+        return first
 
     def _check_partner(self, then: "Pipeline"):
         """Whether another model may go on with this one's tokens."""

@@ -5,8 +5,9 @@ import pytest
 import toy_network
 from PIL import Image
 
+from var_jax.cli import evaluate
 from var_jax.cli.main import main
-from var_jax.evaluate import features
+from var_jax.evaluate import features, images
 from var_jax.networks import perceptual
 
 DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
@@ -56,6 +57,26 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
     with Image.open(picture) as image:
         assert image.width > 4 * 96
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out", "rec.png"]
+
+
+def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("var_jax.cli.evaluate.trained_on", lambda model: "whole" if model == str(model_dir) else None)
+    opened = []
+    open_images = images.open_images
+    monkeypatch.setattr(images, "open_images", lambda *args, **given: opened.append(given["resize"]) or
+                        open_images(*args, **given))
+    monkeypatch.chdir(tmp_path)
+    shared = ["--reference", "digits:test[:60]", "--data-dir", str(digits_dir), "--cache", ""]
+    assert main(["evaluate", "--model", str(model_dir), *shared]) == 0
+    assert "PSNR" in capsys.readouterr().out and not list(tmp_path.iterdir()) and opened == ["whole"]
+    assert main(["evaluate", "--model", str(model_dir), *shared, "--resize", "crop"]) == 0
+    assert opened == ["whole", "crop"]
+
+
+def test_a_workdir_tells_how_its_images_were_brought_to_size(model_dir, tmp_path):
+    assert evaluate.trained_on(None) is None and evaluate.trained_on(str(model_dir)) is None
+    (tmp_path / "config.json").write_text(json.dumps({"data": {"resize": "pad"}}))
+    assert evaluate.trained_on(str(tmp_path)) == "pad"
 
 
 @pytest.mark.parametrize(("rest", "message"), [

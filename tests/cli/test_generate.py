@@ -5,6 +5,7 @@ import pytest
 import small
 import toy_network
 
+from var_jax import sample_set
 from var_jax.cli.main import main
 from var_jax.evaluate import features
 
@@ -52,12 +53,30 @@ def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
     assert len(np.unique(images.reshape(12, -1), axis=0)) == 12
 
 
+def test_another_model_and_dtype(model_dir, tmp_path, capsys, monkeypatch):
+    """What reaches the set; its own tests draw with them."""
+    handed = []
+    monkeypatch.setattr(sample_set, "_draw", lambda *given: handed.append(given[:2]))
+    rest = ("--then", model_dir, "--from-scale", 2)
+    assert main(command(model_dir, tmp_path, *rest, "--dtype", "bfloat16")) == 0
+    assert [one.config for one in handed[0]] == [small.pipeline().astype("bfloat16").config] * 2
+    settings = json.loads((tmp_path / "out" / "samples.npz.partial" / "manifest.json").read_text())
+    assert settings["dtype"] == "bfloat16" and settings["from_scale"] == 2 and settings["then"] == settings["model"]
+    capsys.readouterr()
+    assert main(command(model_dir, tmp_path, *rest)) == 2
+    assert "is of other settings: dtype: float32 here, bfloat16 there; model: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("rest", "message"), [
     (("--num", 0), "--num is 0"),
     (("--labels", "0,cat"), "'cat' is not a class id"),
     (("--labels", small.CLASSES + 1), "label is 11; it must be from 0 to 9"),
     (("--top-p", 3), "top_p is 3.0"),
     (("--batch-size", 0), "--batch-size is 0"),
+    (("--then", "nowhere"), "--from-scale is None; it must be given together with --then"),
+    (("--from-scale", 2), "--from-scale is 2; it must be given together with --then"),
+    (("--then", "{model}", "--from-scale", 3), "from_scale is 3; it must be a whole number from 1 to 2"),
+    (("--then", "nowhere", "--from-scale", 2), "no model directory nowhere"),
     (("--process-id", 0), "--num-processes and --process-id go together"),
     (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1, as there are 2"),
     (("--out", "{dir}"), "name a file that ends in .npz"),
@@ -69,7 +88,7 @@ def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
 def test_mistakes_are_one_line_and_write_nothing(model_dir, digits_dir, tmp_path, capsys, rest, message):
     plain = tmp_path / "plain.npz"
     np.savez(plain, np.zeros((5, 6, 8, 1), np.uint8))
-    names = {"{dir}": tmp_path, "{digits}": "digits:test[:20]", "{plain}": plain}
+    names = {"{dir}": tmp_path, "{model}": model_dir, "{digits}": "digits:test[:20]", "{plain}": plain}
     arguments = command(model_dir, tmp_path, *(names.get(str(r), r) for r in rest), "--data-dir", digits_dir)
     assert main(arguments) == 2
     printed = capsys.readouterr()

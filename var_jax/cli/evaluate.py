@@ -1,4 +1,4 @@
-"""Measures a set of samples, or a tokenizer's reconstructions, against real images, and writes a JSON report.
+"""Measures a set of samples, or a tokenizer's reconstructions, against real images; --json keeps all of it.
 
 Images are FILE.npz (uint8 arr_0 of images, height, width, channels), a directory of image files, or DATASET:SPLIT as
 a training config names them. The reference is brought to the size of the samples, or of the model.
@@ -7,7 +7,7 @@ example:
   var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad --json report.json
   var-jax evaluate --samples samples.npz --reference imagenet2012:validation --features inception \\
       --weights pt_inception-2015-12-05-6726825d.pth --json report.json
-  var-jax evaluate --model runs/tokenizer --reference digits:test --resize whole --json report.json --picture rec.png
+  var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json --picture rec.png
 
 The Fréchet distance is called FID only when measured by Inception v3. A sample's intervals (ci95) tell the noise of
 drawing as many images again; the floor tells what real images score against real images, at the counts beside it.
@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     what.add_argument("--model", metavar="DIR", help="model whose reconstructions of the reference are measured; of a "
                       "workdir, its averaged weights")
     parser.add_argument("--reference", required=True, metavar="F", help="real images")
-    parser.add_argument("--json", required=True, metavar="F", help="where the report goes")
+    parser.add_argument("--json", metavar="F", help="also write the whole report here")
     parser.add_argument("--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale")
     parser.add_argument("--floor", metavar="F", help="with --samples: other real images to measure the floor by, such "
                         "as the training split (default: two halves of the reference)")
-    add_image_arguments(parser, "the reference")
+    add_image_arguments(parser, "the reference", "crop; of a workdir, as its images were")
     add_feature_arguments(parser)
     parser.add_argument("--perceptual", choices=("efficientnet", "lpips", "none"),
                         help="with --model: perceptual distance (default efficientnet)")
@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser):
                         "~/.cache/var_jax/features)")
 
 
-def add_image_arguments(parser: argparse._ActionsContainer, whose: str):
-    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help=f"how images of {whose} are brought to size, as in training (default crop)")
+def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
+    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop" if default == "crop" else None,
+                        help=f"how images of {whose} are brought to size, as in training (default {default})")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
     parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
 
@@ -76,17 +76,33 @@ def run(args: argparse.Namespace) -> int:
 
     from var_jax.evaluate.images import open_images
 
-    out = epath.Path(args.json)
-    if out.is_dir():
-        raise UserError(f"cannot write the report {args.json!r}: it is a directory; name a file, such as report.json")
-    require_writable(args.json, "the report")
+    if args.json:
+        if epath.Path(args.json).is_dir():
+            raise UserError(f"cannot write the report {args.json!r}: it is a directory; name a file, such as "
+                            "report.json")
+        require_writable(args.json, "the report")
     if args.picture:
         require_writable(args.picture, "the picture")
-    found = {"resize": args.resize, "data_dir": args.data_dir, "source_dir": args.source_dir, "seed": args.seed}
+    found = {"resize": args.resize or trained_on(args.model) or "crop", "data_dir": args.data_dir,
+             "source_dir": args.source_dir, "seed": args.seed}
     report = _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
-    whole_file.save(out, json.dumps(report, indent=1, ensure_ascii=False), "the report")
+    if args.json:
+        whole_file.save(epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report")
     print("\n".join(lines(report)))
     return 0
+
+
+def trained_on(model: str | None) -> str | None:
+    """How a workdir's images were brought to size; None of anything else."""
+    from etils import epath
+
+    from var_jax import model_directory
+
+    path = epath.Path(model or "") / "config.json"
+    if model is None or not path.exists():
+        return None
+    data = model_directory.read_json(path).get("data")
+    return data.get("resize") if isinstance(data, dict) else None
 
 
 def _samples(args: argparse.Namespace, found: dict) -> dict:

@@ -9,6 +9,7 @@ alone, and need not reach each other).
 example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
   var-jax generate --model runs/d16 --num 500 --labels 0-9 --cfg 0 --top-k 0 --top-p 0 --out plain.npz --png plain
+  var-jax generate --model runs/d30 --then runs/d16 --from-scale 7 --dtype bfloat16 --num 50000 --out fast.npz
   var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 --reject-reference imagenet2012:train[:100000] \\
       --out best.npz
 
@@ -21,7 +22,14 @@ import sys
 
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
 from var_jax.cli.images import parse_labels
-from var_jax.cli.sample import add_sampling_arguments, sampling_arguments
+from var_jax.cli.sample import (
+    add_dtype_argument,
+    add_partner_arguments,
+    add_sampling_arguments,
+    check_partner_arguments,
+    load_partners,
+    sampling_arguments,
+)
 from var_jax.cli.train import tell
 from var_jax.config import require
 from var_jax.errors import UserError
@@ -38,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--png", metavar="DIR", help="also write PNG files, named by place and label")
     parser.add_argument("--batch-size", type=int, help="images that a device draws at once (default: what fits, or "
                         "of a set that is begun, what it was begun with)")
+    add_partner_arguments(parser)
+    add_dtype_argument(parser)
     add_sampling_arguments(parser)
     reject = parser.add_argument_group("rejection")
     reject.add_argument("--reject-keep", type=float, default=1.0, metavar="SHARE", help="keep this share of what is "
@@ -55,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     rejecting = args.reject_keep != 1
     if rejecting != (args.reject_reference is not None):
         raise UserError("--reject-keep and --reject-reference go together")
+    check_partner_arguments(args)
     labels = None if args.labels == "balanced" else parse_labels(args.labels)
     require(args.batch_size is None or args.batch_size >= 1, "--batch-size", args.batch_size, "at least 1")
     by_hand = args.num_processes is not None
@@ -78,19 +89,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:
-    from var_jax import Pipeline, sample_set
+    from var_jax import sample_set
 
-    model = Pipeline.from_pretrained(args.model)
+    model, then = load_partners(args)
     network, reference = _judge(args, model) if rejecting else (None, None)
     scorer = f"{network.name} {network.weights} fitted on {reference.fingerprint}" if network and reference else ""
-    made = sample_set.plan(model, args.num, labels, keep=args.reject_keep, scorer=scorer, **sampling_arguments(args))
+    made = sample_set.plan(model, args.num, labels, keep=args.reject_keep, scorer=scorer, then=then,
+                           from_scale=args.from_scale, **sampling_arguments(args))
     out = sample_set.check(made, args.out, args.png)
     score = None
     if network and reference and not out.exists():
         from var_jax.evaluate.classifier import label_scorer
 
         score = label_scorer(network, reference, sorted(set(made.labels)))
-    if sample_set.generate(model, made, out, png=args.png, score=score, batch_size=args.batch_size,
+    if sample_set.generate(model, made, out, then=then, png=args.png, score=score, batch_size=args.batch_size,
                            shard_index=args.process_id, shard_count=args.num_processes):
         print(f"{args.num} images in {args.out}" + (f" and {args.png}" if args.png else ""))
     else:

@@ -11,6 +11,7 @@ import argparse
 
 from var_jax import schedules
 from var_jax.cli.images import MOST, parse_labels
+from var_jax.config import require
 
 SCHEDULES = """cfg, top-k, top-p and temperature each take
   NUMBER      the same at every scale; of cfg what it rises to, linearly from 0 at the first scale, as published
@@ -25,11 +26,20 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--out", required=True, metavar="F.png")
     parser.add_argument("--strip", metavar="F.png", help="also every image after each scale, one image a row")
     parser.add_argument("--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale")
+    add_partner_arguments(parser)
+    add_dtype_argument(parser)
+    add_sampling_arguments(parser)
+
+
+def add_partner_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--then", metavar="DIR", help="a smaller model of the same tokenizer that draws the last "
                         "scales, which have the most tokens and need the least")
     parser.add_argument("--from-scale", type=int, metavar="K", help="the first scale that --then draws, from 0")
-    add_dtype_argument(parser)
-    add_sampling_arguments(parser)
+
+
+def check_partner_arguments(args: argparse.Namespace):
+    require((args.then is None) == (args.from_scale is None), "--from-scale", args.from_scale,
+            "given together with --then")
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser):
@@ -68,17 +78,20 @@ def load(directory: str, dtype: str | None):
     return model.astype(dtype) if dtype else model
 
 
+def load_partners(args: argparse.Namespace) -> tuple:
+    """The model, and the one that goes on from it (None without --then), both computing in the dtype asked for."""
+    return load(args.model, args.dtype), None if args.then is None else load(args.then, args.dtype)
+
+
 def run(args: argparse.Namespace) -> int:
     from var_jax import pictures
-    from var_jax.config import require
 
     place = pictures.place(args.out)
     strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
     require(0 <= args.num <= MOST, "--num", args.num, f"from 0 to {MOST}")
-    require((args.then is None) == (args.from_scale is None), "--from-scale", args.from_scale,
-            "given together with --then")
+    check_partner_arguments(args)
     labels = parse_labels(args.labels)
-    model, then = (directory and load(directory, args.dtype) for directory in (args.model, args.then))
+    model, then = load_partners(args)
     every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
     wants_steps = bool(strip or gif)
     found = model.sample(every, return_steps=wants_steps, as_uint8=True, then=then, from_scale=args.from_scale,
