@@ -32,7 +32,6 @@ def get_config(arg: str = "d4"):
         recipes.small_perceptual(config)
         recipes.small_adversarial(config)
         recipes.small_health(config)
-        config.codebook.entropy = 0.005
         config.optimizer.base_lr = 8e-3
         config.steps = 600
         return config

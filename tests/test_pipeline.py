@@ -1,6 +1,7 @@
 """The public object's construction; what it computes is tested beside what computes it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -120,3 +121,15 @@ def test_one_convolution_a_scale_needs_as_many_scales():
         model.with_scales("1,2,4,8")
     with pytest.raises(UserError, match="coarse to fine"):
         model.with_scales("4,2")
+
+
+@pytest.mark.parametrize(("room", "expected"), [(5.5, 4), (0.2, 1), (10**6, 64), (None, 64)])
+def test_a_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
+    model = small.pipeline()
+    t, v = small.TRANSFORMER, small.TOKENIZER
+    height, width, _ = v.image_shape
+    an_image = 2 * 2 * t.depth * t.scales.total * t.width * 4 + 4 * height * width * v.channels * 4
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    stats = None if room is None else {"bytes_limit": int(weights + 2 * room * an_image)}
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
+    assert model.sampling_batch(seed=0, cfg=1.5) == expected

@@ -21,9 +21,9 @@ from var_jax.ops import vq
 from var_jax.ops.scales import Scales
 from var_jax.schedules import Settings, whole
 
-# Bytes of keys and values that one batch of generation may hold, by backend.
-CACHE_BYTES = {"cpu": 2**30, "gpu": 2**34, "tpu": 2**32}
-MAX_BATCH = 64
+HOST_BYTES = 2**30  # for a batch where the device does not tell its memory, as the CPU does not
+WIDEST_MAPS = 4  # of an image that the decoder holds at once: an estimate
+MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 256}
 
 
 class Pipeline:
@@ -310,13 +310,18 @@ class Pipeline:
         return [device.id for device in self._rows.mesh.devices.flat] if self._rows else None
 
     def _fitting_batch(self, guided: bool) -> int:
-        """Images whose keys and values fit into what the backend may spend on them."""
-        t = self.config.transformer
-        if t is None:
-            return MAX_BATCH
-        an_image = (2 if guided else 1) * 2 * t.depth * t.scales.total * t.width * jnp.dtype(t.dtype).itemsize
-        budget = CACHE_BYTES.get(jax.default_backend(), CACHE_BYTES["gpu"])
-        return int(np.clip(budget // an_image, 1, MAX_BATCH))
+        """Images whose keys, values and decoded maps take at most half of the memory that weights leave on a device,
+        or 1 GiB where it does not tell; a power of two."""
+        v, t = self.config.tokenizer, self.config.transformer
+        height, width, _ = v.image_shape
+        an_image = WIDEST_MAPS * height * width * v.channels * jnp.dtype(v.dtype).itemsize
+        if t is not None:
+            an_image += (2 if guided else 1) * 2 * t.depth * t.scales.total * t.width * jnp.dtype(t.dtype).itemsize
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        weights = sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        budget = HOST_BYTES if limit is None else (limit - weights) // 2
+        most = MAX_BATCH.get(jax.default_backend(), 64)
+        return 2 ** int(np.log2(np.clip(budget // an_image, 1, most)))
 
     def _batched(self, function: Callable, *arrays: np.ndarray, batch_size: int | None = None):
         """`function` over rows in equal batches, so that few programs are compiled; the padding is cut off."""

@@ -71,11 +71,14 @@ def sampling_arguments(args: argparse.Namespace) -> dict:
 
 
 def load(directory: str, dtype: str | None):
-    """The model, computing in the given dtype."""
+    """The model, computing in the given dtype, on all devices of this machine."""
+    import jax
+
     from var_jax import Pipeline
 
     model = Pipeline.from_pretrained(directory)
-    return model.astype(dtype) if dtype else model
+    model = model.astype(dtype) if dtype else model
+    return model.spread() if jax.local_device_count() > 1 else model
 
 
 def load_partners(args: argparse.Namespace) -> tuple:
