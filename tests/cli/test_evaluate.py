@@ -46,6 +46,22 @@ def test_samples(digits_dir, drawn, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["samples"]["count"] == 30
 
 
+def test_class_agreement(digits_dir, tmp_path, capsys):
+    """Of images of the data set itself, a third of them with the next class's label."""
+    real = images.open_images("digits:test[:60]", resize="whole", data_dir=str(digits_dir))
+    batch = next(real.read(60))
+    labels = np.where(np.arange(60) % 3 == 0, (batch.labels + 1) % 10, batch.labels)
+    np.savez(tmp_path / "drawn.npz", batch.images, labels)
+    asked = ("--samples", tmp_path / "drawn.npz", "--agreement", "digits:train[:400]")
+    assert main(command(digits_dir, tmp_path, *asked)) == 0
+    assert "on the reference" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]["agreement"]
+    assert found["count"] == 60 and abs(found["value"] - 2 / 3) < 0.1 and found["on_reference"]["value"] > 0.9
+    np.savez(tmp_path / "drawn.npz", batch.images)
+    assert main(command(digits_dir, tmp_path, *asked)) == 2
+    assert "without labels" in capsys.readouterr().err
+
+
 def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
     picture = tmp_path / "rec.png"
     assert main(command(digits_dir, tmp_path, "--model", model_dir, "--picture", picture)) == 0

@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale")
     parser.add_argument("--floor", metavar="F", help="with --samples: other real images to measure the floor by, such "
                         "as the training split (default: two halves of the reference)")
+    parser.add_argument("--agreement", metavar="F", help="with --samples that have labels: labelled training images to "
+                        "fit a classifier on, which tells how many samples show their class")
     add_image_arguments(parser, "the reference", "crop; of a workdir, as its images were")
     add_feature_arguments(parser)
     parser.add_argument("--perceptual", choices=("efficientnet", "lpips", "none"),
@@ -64,7 +66,7 @@ def add_feature_arguments(parser: argparse._ActionsContainer):
 
 def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "0 or more")
-    other, its, ours = ("--samples", ("floor", "resamples"), "--model") if args.samples is None else (
+    other, its, ours = ("--samples", ("floor", "agreement", "resamples"), "--model") if args.samples is None else (
         "--model", ("picture", "perceptual", "perceptual_weights", "perceptual_heads"), "--samples")
     for name in its:
         require(getattr(args, name) is None, f"--{name.replace('_', '-')}", f"given with {ours}", f"given with {other}")
@@ -114,8 +116,14 @@ def _samples(args: argparse.Namespace, found: dict) -> dict:
     floor = open_images(args.floor, shape=drawn.shape, **found) if args.floor else None
     network = features.load(args.features, args.weights)
     resamples = samples.RESAMPLES if args.resamples is None else args.resamples
-    return samples.evaluate(drawn, reference, network, seed=args.seed, resamples=resamples, cache=args.cache,
-                            floor=floor)
+    training = open_images(args.agreement, shape=drawn.shape, **found) if args.agreement else None
+    # Before the features, which take longer: labels may be missing.
+    agreement = samples.agreement(drawn, training, reference) if training else None
+    report = samples.evaluate(drawn, reference, network, seed=args.seed, resamples=resamples, cache=args.cache,
+                              floor=floor)
+    if agreement:
+        report["metrics"]["agreement"] = agreement
+    return report
 
 
 def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict:
@@ -170,6 +178,8 @@ def lines(report: dict) -> list[str]:
             f" of {_counts(metric)}, {told} {metric[key]['value']:.5g} ({metric[key]['what']}, {_counts(metric[key])})"
             for key, told in (("floor", "floor"), ("real_against_real", "for scale, real against real"))
             if metric.get(key))
+        if metric.get("on_reference"):
+            beside = f" of {metric['count']} images, {metric['on_reference']['value']:.5g} on the reference"
         out.append(f"{metric['value']:.5g}{within}  {metric['name']}{beside}")
     if "usage" in report:
         out.append("codes used by scale  " + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])

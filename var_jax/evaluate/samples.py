@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
+
 from var_jax.config import require
-from var_jax.evaluate import features, scores
+from var_jax.evaluate import classifier, features, scores, study
 from var_jax.evaluate.features import FeatureNetwork, Features
 from var_jax.evaluate.frechet import Frechet, frechet_distance
 from var_jax.evaluate.images import ImageSet
@@ -15,7 +17,8 @@ CI95_METHODS = {
     "inception_score": "normal, deviation by bootstrap over samples within splits",
     "precision": "Wilson over samples, balls fixed",
     "recall": "Wilson over reference images, balls fixed",
-    "kid": "normal, deviation over subsets rescaled to all images"}
+    "kid": "normal, deviation over subsets rescaled to all images",
+    "agreement": "Wilson over samples, classifier fixed"}
 NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
 
 
@@ -63,6 +66,25 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
             metric["ci95_method"] = CI95_METHODS[name] if metric["ci95"] else None
     return {"features": network.described(), "samples": samples.described(), "reference": reference.described(),
             "seed": seed, "resamples": resamples, "metrics": metrics, "warnings": warnings}
+
+
+def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dict[str, Any]:
+    """The share of samples that a classifier of pixels, fitted on labelled training images, finds to be what their
+    labels say; "on_reference" beside it, where the reference has labels.
+
+    Raises:
+      UserError: samples or training images without labels, or of one class.
+    """
+    judged = [samples, reference] if reference.class_names else [samples]
+    classes = 1 + max(len(images.class_names) for images in (training, *judged))
+    pixels, labels = study.everything(training, classes)
+    classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)
+    found = []
+    for images in judged:
+        pixels, labels = study.everything(images, classes)
+        found.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
+    return {"name": f"as labelled, by a classifier of pixels fitted on {training.name}", **found[0],
+            "ci95_method": CI95_METHODS["agreement"], "on_reference": found[1] if len(found) > 1 else None}
 
 
 class Distance:
