@@ -151,6 +151,17 @@ def test_an_edit_keeps_what_is_kept(model, given):
     assert not np.array_equal(edited, model.edit(images, mask, (labels + 1) % 10, **SETTINGS))
 
 
+def test_a_smooth_edit_mixes_codes_where_nothing_is_kept(model, given):
+    images, labels, mask = given
+    smooth = {**SETTINGS, "smooth": True}
+    reconstructed = (model.decode(model.encode(images)) + 1) / 2
+    everything = np.ones(mask.shape, bool)
+    np.testing.assert_allclose(model.edit(images, everything, labels, **smooth), reconstructed, atol=1e-5)
+    edited = model.edit(images, mask, labels, **smooth)
+    assert np.abs(edited - model.edit(images, mask, labels, **SETTINGS)).max() > 0.01
+    np.testing.assert_array_equal(edited, model.edit(images, mask, labels, **smooth))
+
+
 def test_kept_tokens_are_the_images_own(model, given):
     images, labels, mask = given
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
