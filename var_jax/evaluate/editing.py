@@ -58,12 +58,16 @@ def strengths(scales: Scales, given: str) -> list[int]:
       UserError: what is given are no scales of the model.
     """
     if not given:
-        first = min(published_given(scales), len(scales) - 1)
+        first = _published(scales)
         return sorted({0, first, min(max(first + 1, len(scales) // 2), len(scales) - 1)})
     for part in given.split(","):
         require(part.isdecimal() and int(part) < len(scales), "--from-scales", given,
                 f"whole numbers from 0 to {len(scales) - 1}, separated by commas")
     return sorted({int(part) for part in given.split(",")})
+
+
+def _published(scales: Scales) -> int:
+    return min(published_given(scales), len(scales) - 1)
 
 
 def edited(model: Pipeline, images: UInt8[np.ndarray, "n H W c"], keep: Bool[np.ndarray, "h w"],
@@ -197,7 +201,8 @@ def run(args: argparse.Namespace):
                 rows.add(name, measure(editor, task, method, network, whole, distance, classify, classify_alone))
                 bar.update()
     if picture_missing:
-        pictures.save_png(out / "editing.png", picture(editor, methods[3]))
+        pictured = int(args.from_scales.split(",")[0]) if args.from_scales else _published(scales)
+        pictures.save_png(out / "editing.png", picture(editor, pictured))
     whole_file.save(out / "editing.md", markdown(rows), "the tables")
 
 
