@@ -307,7 +307,7 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
                             color="tab:red" if is_base else "tab:blue", marker="*" if is_base else "o",
                             ms=11 if is_base else 5)
             labels = [entry.label for entry in chosen]
-            tilt = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > 8 else {}
+            tilt = {"rotation": 30, "ha": "right"} if max(map(len, labels)) > 8 or sum(map(len, labels)) > 28 else {}
             ax.set_xticks(range(len(chosen)), labels if half else [""] * len(chosen), fontsize=8, **tilt)
             ax.set_xlim(-0.5, len(chosen) - 0.5)
             if half:
