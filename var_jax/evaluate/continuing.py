@@ -23,7 +23,7 @@ from var_jax.evaluate.classifier import agreement, pixel_classifier
 from var_jax.evaluate.fills import held_out
 from var_jax.evaluate.images import open_images
 from var_jax.evaluate.samples import Distance
-from var_jax.ops.resize import matrix
+from var_jax.ops.resize import resize
 from var_jax.pictures import to_uint8
 
 Pixels = UInt8[np.ndarray, "n H W c"]
@@ -38,11 +38,8 @@ NOTES = (
 def enlarged(images: Pixels, factor: int) -> Pixels:
     """Averaged down by a factor and enlarged again bicubically: what is left of an image of that size."""
     height, width = images.shape[1:3]
-    down, across = (matrix(n, n // factor, "area") for n in (height, width))
-    small = np.einsum("Hh,nhwc,Ww->nHWc", down, images.astype(np.float64), across, optimize=True)
-    up, along = (matrix(n // factor, n, "bicubic") for n in (height, width))
-    whole = np.einsum("Hh,nhwc,Ww->nHWc", up, small, along, optimize=True)
-    return np.rint(np.clip(whole, 0, 255)).astype(np.uint8)
+    small = resize(images.astype(np.float32) / 255, (height // factor, width // factor), "area")
+    return to_uint8(np.asarray(resize(small, (height, width), "bicubic")))
 
 
 def methods(scales: int) -> dict[str, tuple[str, int]]:
