@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from var_jax.data import sources, transforms
+from var_jax.data import image_folder, sources, transforms
 from var_jax.errors import UserError
 from var_jax.evaluate.images import open_images
 from var_jax.train.config import DataConfig
@@ -60,6 +60,69 @@ def test_folder(tmp_path):
                for i in order]
     np.testing.assert_array_equal(all_of(fitted)[0][..., 0], by_hand)
     assert fitted.fingerprint != images.fingerprint and fitted.resize == "whole, centred, to 4 x 4"
+
+
+@pytest.mark.parametrize("resize", ["crop", "whole", "pad"])
+def test_open_images_takes_images_of_the_size_as_they_are(tmp_path, digits_dir, resize):
+    """Whatever the way of resizing, pixels of the wanted height and width come unchanged from folders and data sets:
+    "crop" would enlarge them by 1.125 and cut, and set a folder apart from itself."""
+    same = folder(tmp_path / "same")
+    sized = open_images(str(same), shape=(5, 6, 3), resize=resize)
+    np.testing.assert_array_equal(all_of(sized)[0], all_of(open_images(str(same)))[0])
+    digits = [open_images("digits:test[:5]", data_dir=str(digits_dir), shape=shape, resize=resize)
+              for shape in (None, (8, 8, 1))]
+    np.testing.assert_array_equal(*(all_of(images)[0] for images in digits))
+    gray = all_of(open_images(str(same), shape=(5, 6, 1), resize=resize))[0]
+    by_hand = np.asarray(Image.fromarray(PIXELS[0]).convert("L"))
+    np.testing.assert_array_equal(gray[0, ..., 0], by_hand)
+
+
+def test_open_images_crops_only_images_of_another_size(tmp_path):
+    """In one folder, the image of the wanted size is unchanged and the larger one is cropped as in training."""
+    large = np.kron(PIXELS[1], np.ones((3, 3, 1), np.uint8))
+    for name, pixels in (("a", PIXELS[0]), ("b", large)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    images = open_images(str(tmp_path), shape=(5, 6, 3))
+    cropped = transforms.crop(transforms.fit(large, (5, 6, 3), "crop"), (5, 6, 3))
+    np.testing.assert_array_equal(all_of(images)[0], [PIXELS[0], cropped])
+    assert images.resize == "crop, centred, to 5 x 6; images of that size as they are"
+
+
+def test_open_images_and_training_see_the_same_files(tmp_path):
+    """Hidden files and folders at any depth are in neither's list, and what else there is, is in both."""
+    shown = folder(tmp_path / "shown")
+    (shown / "notes.txt").unlink()
+    for hidden in (".ipynb_checkpoints", ".Trash-1000", "0/.ipynb_checkpoints", "1/.thumbnails/large"):
+        (shown / hidden).mkdir(parents=True)
+        Image.fromarray(PIXELS[0]).save(shown / hidden / "copy.png")
+    for name in ("._00.png", ".DS_Store", "0/._00.png", ".hidden.png"):
+        (shown / name).write_bytes(b"no image")
+    (shown / "0" / "deep" / "deeper").mkdir(parents=True)
+    Image.fromarray(PIXELS[0]).save(shown / "0" / "deep" / "deeper" / "x.PNG")
+    images = open_images(str(shown))
+    assert images.count == 8 == len(all_of(images)[0])
+    assert image_folder.listing(str(shown)).class_names == ("0", "1")
+    assert len(image_folder.listing(str(shown)).files) == 8
+
+
+def test_open_images_follows_links_but_not_in_circles(tmp_path):
+    """A link to a folder outside counts as a folder; one back to a folder above it ends there."""
+    folder(tmp_path / "there")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "there" / "back").symlink_to(tmp_path / "there")
+    assert open_images(str(tmp_path / "here")).count == 7
+
+
+@pytest.mark.parametrize("members", [("mu", "sigma"), ("arr_0", "mu", "sigma"), ("arr_0", "mu_s", "sigma_s"),
+                                     ("arr_0", "mu")])
+def test_open_images_refuses_statistics_of_a_published_protocol(tmp_path, members):
+    """Its arr_0 is a part of what its moments are of: measured alone it gives another figure under the same name."""
+    arrays = {"arr_0": PIXELS, "mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    np.savez(tmp_path / "reference.npz", **{name: arrays[name] for name in members})
+    with pytest.raises(UserError, match=f"reference.npz .*{', '.join(members[members[0] == 'arr_0':])} ") as error:
+        open_images(str(tmp_path / "reference.npz"))
+    assert "arr_0" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_data_set(digits_dir):

@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
     parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop" if default == "crop" else None,
-                        help=f"how images of {whose} are brought to size, as in training (default {default})")
+                        help=f"how images of {whose} are brought to size, as in training; those that have it are "
+                        f"taken as they are (default {default})")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
     parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
 

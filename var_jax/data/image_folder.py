@@ -5,11 +5,11 @@ import dataclasses
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator
 
 from etils import epath
 
 from var_jax.data import transforms
+from var_jax.data.visible_files import visible, walk
 from var_jax.errors import UserError
 
 SPLITS = ("train", "test", "val")
@@ -68,9 +68,9 @@ def listing(directory: str) -> Listing:
     root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(f"data.source_dir {directory!r} is no directory; it must hold one folder of images a class")
-    folders = {path.name: path for path in _visible(root) if path.is_dir()}
-    if "train" in folders and set(folders) <= set(SPLITS) and any(p.is_dir() for p in _visible(folders["train"])):
-        splits = {split: {p.name: p for p in _visible(folder) if p.is_dir()} for split, folder in folders.items()}
+    folders = {path.name: path for path in visible(root) if path.is_dir()}
+    if "train" in folders and set(folders) <= set(SPLITS) and any(p.is_dir() for p in visible(folders["train"])):
+        splits = {split: {p.name: p for p in visible(folder) if p.is_dir()} for split, folder in folders.items()}
     else:
         splits = {"": folders}
     class_names = tuple(sorted(set().union(*splits.values())))
@@ -81,7 +81,7 @@ def listing(directory: str) -> Listing:
         for name, folder in classes.items():
             label = class_names.index(name)
             found = [File(path, label, split, size, modified) for path, size, modified in
-                     _walk(folder, f"{split}/{name}".strip("/"))]
+                     walk(folder, f"{split}/{name}".strip("/"))]
             files += found if split else _hold_out(found)
     for label in sorted(set(range(len(class_names))) - {f.label for f in files}):
         raise UserError(f"class folder {class_names[label]!r} of {directory} holds no files; fill it or remove it")
@@ -103,27 +103,6 @@ def undecodable(files: Listing) -> dict[str, str]:
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
         return dict(itertools.chain.from_iterable(pool.map(check, range(0, len(files.files), FILES_A_TASK))))
-
-
-def _visible(folder: epath.Path) -> Iterator[epath.Path]:
-    return (path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _walk(folder: epath.Path, prefix: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, int, float]]:
-    above = (*above, os.path.realpath(folder))
-    for path in _visible(folder):
-        name = f"{prefix}/{path.name}"
-        try:
-            stat = path.stat()
-        except OSError:  # a link that leads nowhere, or to itself: told when it is to be read
-            yield name, 0, 0.0
-            continue
-        if not stat.is_directory:
-            yield name, int(stat.length), stat.mtime
-        elif os.path.realpath(path) in above:
-            yield name, 0, 0.0
-        else:
-            yield from _walk(path, name, above)
 
 
 def _hold_out(files: list[File]) -> list[File]:

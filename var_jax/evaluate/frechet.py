@@ -28,7 +28,8 @@ class Frechet:
         values = scipy.linalg.eigvalsh(self._root @ covariance @ self._root)
         mixed = np.sqrt(np.maximum(values, 0)).sum()
         apart = np.sum((self.reference.mean - other.mean) ** 2)
-        return float(apart + np.trace(self.reference.covariance) + np.trace(covariance) - 2 * mixed)
+        found = apart + np.trace(self.reference.covariance) + np.trace(covariance) - 2 * mixed
+        return float(np.maximum(found, 0))  # equal sets come out a rounding error below zero
 
     def deviation(self, rows: Float[np.ndarray, "n d"], resamples: int, seed: int) -> float:
         """Standard deviation of the distance over bootstrap resamples of rows, the reference fixed."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,13 +16,14 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from var_jax.config import require
-from var_jax.data import loader, sources, transforms
+from var_jax.data import loader, sources, transforms, visible_files
 from var_jax.data.image_folder import fingerprint
 from var_jax.errors import UserError
 from var_jax.networks import weights
 from var_jax.train.config import DataConfig
 
 Shape = tuple[int, int, int]
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # members of the published reference files
 MAX_LABEL = 999_999  # every class up to the largest label has a name
 NPZ_HINT = "it must hold arr_0, uint8 of (images, height, width, 1 or 3 channels)"
 
@@ -66,10 +68,11 @@ def open_images(spec: str, *, shape: Shape | None = None, resize: transforms.Res
     """The images that a user names.
 
     Args:
-      spec: FILE.npz with uint8 `arr_0` (labels, if any, in `arr_1`); a directory, whose image files at any depth are
-        taken; or DATASET:SPLIT, such as fashion_mnist_idx:test, imagenet2012:validation or digits:train[:100].
+      spec: FILE.npz with uint8 `arr_0` (labels, if any, in `arr_1`); a directory, whose visible image files at any
+        depth are taken; or DATASET:SPLIT, such as fashion_mnist_idx:test, imagenet2012:validation or digits:train[:100].
       shape: (height, width, channels) to bring images to; by default that of the first, which all must have.
-      resize: how, as in training, with centre crops; an `.npz` must have the shape already.
+      resize: how, as in training, with centre crops; images of that height and width are taken as they are, and an
+        `.npz` must have the shape already.
       data_dir, source_dir: of DATASET, as in `data` of a training config.
       num: that many of them, drawn by the seed; 0 for all.
     Raises:
@@ -107,18 +110,10 @@ def _rows(length: int, num: int, seed: int) -> np.ndarray:
 
 def _files(directory: epath.Path) -> list[epath.Path]:
     known = Image.registered_extensions()
-    files = sorted(path for path in _walk(directory) if path.suffix.lower() in known)
-    if not files:
+    names = [file.name for file in visible_files.walk(directory) if os.path.splitext(file.name)[1].lower() in known]
+    if not names:
         raise UserError(f"{directory} holds no image files, such as .png or .jpg")
-    return files
-
-
-def _walk(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in directory.iterdir():  # epath has no recursive patterns
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path
+    return [directory / name for name in sorted(names, key=lambda name: name.split("/"))]
 
 
 def _loaded(name: str, load: Callable[[int], dict[str, Any]], rows: np.ndarray, shape: Shape | None,
@@ -136,7 +131,7 @@ def _loaded(name: str, load: Callable[[int], dict[str, Any]], rows: np.ndarray, 
         found = load(int(rows[place]))
         pixels = found["image"]
         if resized:
-            pixels = transforms.crop(transforms.fit(pixels, size, resize, f"image {rows[place]}"), size)
+            pixels = transforms.at_size(pixels, size, resize, f"image {rows[place]}")
         elif pixels.shape != size:
             raise UserError(f"{shown} holds images of different sizes, {size} and {pixels.shape}; all must have one")
         return {"image": pixels, "label": np.int32(found["label"])}
@@ -150,6 +145,8 @@ def _loaded(name: str, load: Callable[[int], dict[str, Any]], rows: np.ndarray, 
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
     told = f"{resize}, centred, to {size[0]} x {size[1]}" if resized else "none"
+    if resized and resize == "crop":
+        told += "; images of that size as they are"
     return ImageSet(name, fingerprint([content, str(size), told]), size, told, len(rows), class_names, read)
 
 
@@ -162,6 +159,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     """Of a file that is read row by row: an evaluation's samples may be larger than the memory."""
     if not path.exists():
         raise UserError(f"no file {spec}")
+    _refuse_statistics(path)
     with _member(path, "arr_0.npy") as (_, found, dtype):
         fine = len(found) == 4 and found[-1] in (1, 3) and dtype == np.uint8
         require(fine, f"arr_0 of {spec}", f"{dtype} of {found}", NPZ_HINT.removeprefix("it must hold arr_0, "))
@@ -187,6 +185,23 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
     content = fingerprint([content, str((num, seed if num else 0))])
     return ImageSet(spec, content, _shape(found[1:]), "none", len(rows), names, read)
+
+
+def _refuse_statistics(path: epath.Path):
+    """Raises UserError of a reference file of a published protocol, which counts by the moments that it holds.
+
+    Such a file's `arr_0` is a part of the images that its `mu` and `sigma` are of: a distance to that part alone is
+    another figure than the published one, under the same name.
+    """
+    try:
+        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return  # `_member` says what is wrong with it
+    if found := [name for name in held if name in STATISTICS]:
+        raise UserError(f"{path} holds the statistics {', '.join(found)} of a published protocol, which this version "
+                        "does not read; its arr_0, if it has one, is a part of the images that they are of. Give the "
+                        "real images themselves: a directory, DATASET:SPLIT, or an .npz of arr_0 alone")
 
 
 @contextlib.contextmanager
