@@ -2,6 +2,8 @@
 # Trains on all workers of a TPU VM slice: the same command on every host, again after a preemption. Run it where gcloud
 # is logged in; all arguments after the slice's name go to `var-jax train`.
 #   ZONE=us-west4-a bash launch/tpu_vm.sh my-v5e-16 --config configs/imagenet256.py:d16 --workdir gs://bucket/d16
+# Compiled programs are kept in WORKDIR/xla, which a bucket shares between all hosts and keeps when the slice is gone,
+# unless JAX_COMPILATION_CACHE_DIR names another place.
 # DIRECTORY (default var_jax) is where the repository and its .venv lie on every worker. A slice that is gone is made
 # anew where CREATE holds what `gcloud compute tpus tpu-vm create` needs, and SETUP the command that installs:
 #   CREATE="--accelerator-type=v5litepod-16 --version=v2-alpha-tpuv5-lite --spot" SETUP="git clone ... && ..."
@@ -21,10 +23,21 @@ state() {
 }
 
 printf -v arguments ' %q' "$@"
+workdir=
+for ((i = 1; i <= $#; i++)); do
+  case ${!i} in
+    --workdir=*) workdir=${!i#*=} ;;
+    --workdir)
+      next=$((i + 1))
+      workdir=${!next:-}
+      ;;
+  esac
+done
+printf -v programs '%q' "${JAX_COMPILATION_CACHE_DIR:-${workdir%/}/xla}"
 # A worker whose connection broke may still be at it: the lock lets one start at a time on a host, and a run that lost
 # its terminal ends with the next line that it prints.
 train="cd ${DIRECTORY:-var_jax} && . .venv/bin/activate && flock --wait 600 --conflict-exit-code 1 /tmp/var-jax.lock"
-train+=" python -m var_jax train$arguments"
+train+=" env JAX_COMPILATION_CACHE_DIR=$programs python -m var_jax train$arguments"
 while true; do
   now=$(state)
   case $now in

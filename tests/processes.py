@@ -27,10 +27,6 @@ class Processes:
                  flags: Sequence[str]):
         self.workdir = Path(workdir)
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
-                       "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-                       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiled fast rather than to be fast
-                       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
         address = f"127.0.0.1:{free_port()}"
         self._told = [self.workdir.parent / f"{self.workdir.name}.{time.monotonic_ns()}.{i}.log" for i in range(count)]
         self.all = []
@@ -39,7 +35,7 @@ class Processes:
             with told.open("w") as file:
                 self.all.append(subprocess.Popen(
                     [sys.executable, "-m", "var_jax", "train", "--workdir", str(workdir), *arguments,
-                     *(together if count > 1 else [])], env=environment, stdout=file, stderr=file))
+                     *(together if count > 1 else [])], env=environment(cache, devices), stdout=file, stderr=file))
 
     def told(self, index: int = 0) -> str:
         """What a process has printed."""
@@ -87,6 +83,54 @@ def running(arguments: Sequence[str], workdir: Path, cache: Path, count: int = 1
             process.kill()  # also ends one that is stopped
         for process in processes.all:
             process.wait()
+
+
+JOINED = """
+import sys
+from var_jax import distributed
+index, count, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+distributed.initialise(address, count, index)
+"""
+
+
+def scripts(code: str, directory: Path, cache: Path, count: int = 2, devices: int = 1,
+            seconds: float = 300) -> list[tuple[int, str]]:
+    """(exit code, what it printed) of a Python script in several processes that form one group.
+
+    Args:
+      code: finds `index` (of its process), `count` and `distributed`.
+      cache: where compiled programs are kept.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / "script.py"
+    file.write_text(JOINED + code)
+    address = f"127.0.0.1:{free_port()}"
+    logs = [directory / f"script.{i}.log" for i in range(count)]
+    started = []
+    try:
+        for i, log in enumerate(logs):
+            with log.open("w") as out:
+                started.append(subprocess.Popen(
+                    [sys.executable, str(file), str(i), str(count), address],
+                    env=environment(cache, devices), stdout=out, stderr=out))
+        end = time.monotonic() + seconds
+        codes = [process.wait(timeout=max(0.1, end - time.monotonic())) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return [(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
+
+
+def environment(cache: Path, devices: int) -> dict[str, str]:
+    """What a process with some host devices finds; programs are compiled fast rather than to be
+    fast, and a script finds the tests' own modules."""
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]),
+                            os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONPATH": path,
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def free_port() -> int:

@@ -123,6 +123,19 @@ class Checkpoints:
         """Steps with a finished checkpoint, ascending."""
         return sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.is_dir() else []
 
+    def agreed_steps(self) -> list[int]:
+        """`steps` as process 0 lists them, the same on every process, all of which must ask.
+
+        Listings of a file system that several hosts share may lag behind one another, and hosts that resumed from
+        different steps would not be one run.
+        """
+        steps = self.steps() if jax.process_index() == 0 else []
+        if jax.process_count() == 1:
+            return steps
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        padded = np.resize(np.array(steps, np.int32), count) if steps else np.zeros(count, np.int32)
+        return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]
+
     def latest_step(self) -> int | None:
         return max(self.steps(), default=None)
 
@@ -149,7 +162,7 @@ class Checkpoints:
             return type(abstract_state)(**vars(abstract_state) | held)
 
         found, state, extra = self._newest_sound(read, step)
-        self._overtaken = [later for later in self.steps() if later > found]
+        self._overtaken = [later for later in self.agreed_steps() if later > found]
         return state, extra
 
     def restore_part(self, part: str, step: int | None = None) -> Any:
@@ -170,7 +183,7 @@ class Checkpoints:
 
     def _newest_sound(self, read: Callable, step: int | None) -> tuple[int, Any, dict]:
         """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer one is damaged."""
-        steps = self.steps()
+        steps = self.agreed_steps()
         if not steps or step not in (None, *steps):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise UserError(f"{wanted} in {self._directory}; steps there: {', '.join(map(str, steps)) or 'none'}")

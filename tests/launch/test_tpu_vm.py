@@ -64,10 +64,12 @@ def test_every_worker_gets_the_command_as_it_was_given(launch, tmp_path):
     (tmp_path / "code" / ".venv" / "bin" / "activate").write_text(f"PATH={tmp_path}/python:$PATH")
     (tmp_path / "python").mkdir()
     (tmp_path / "python" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c '
-                                                '"import json, sys; print(json.dumps(sys.argv[1:]))" "$@"\n')
+                                                '"import json, os, sys; print(json.dumps([*sys.argv[1:], '
+                                                "os.environ['JAX_COMPILATION_CACHE_DIR']]))\" \"$@\"\n")
     (tmp_path / "python" / "python").chmod(0o755)
     told = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=30).stdout
-    assert json.loads(told) == ["-m", "var_jax", "train", *TRAIN[1:]]
+    # And where it finds the programs that another host, or an earlier slice, has compiled.
+    assert json.loads(told) == ["-m", "var_jax", "train", *TRAIN[1:], "gs://bucket/d 16/xla"]
 
 
 def test_it_starts_again_after_a_preemption_and_only_then(launch):

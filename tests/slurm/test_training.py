@@ -146,8 +146,9 @@ def test_the_batch_script_over_two_tasks_goes_on_after_either_preemption(cluster
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
     workdir, log = tmp_path / "run", tmp_path / "log.txt"
-    job = cluster.run("sbatch", "--parsable", "--ntasks=2", f"--output={log}", str(ROOT / "launch" / "slurm.sbatch"),
-                      "--config", config, "--workdir", str(workdir), cwd=tmp_path)
+    job = cluster.run("sbatch", "--parsable", "--ntasks=2", "--cpus-per-task=1", f"--output={log}",
+                      str(ROOT / "launch" / "slurm.sbatch"), "--config", config,
+                      "--workdir", str(workdir), cwd=tmp_path)
     await_step(workdir, 3, log)
     cluster.run("scancel", "--signal=TERM", job)  # the tasks' own notice: SLURM does not start them again by itself
     cluster.wait(job, "PENDING", seconds=300)

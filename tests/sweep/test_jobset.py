@@ -98,7 +98,9 @@ def test_every_host_starts_the_same_command():
     assert (replicated["replicas"], job["parallelism"], job["completions"]) == (2, 4, 4)
     [container] = job["template"]["spec"]["containers"]
     assert container["command"] == ["python", *command().argv[1:]]
-    assert container["env"] == [{"name": "FENCE", "value": "a/0001.json"}]
+    assert container["env"] == [
+        {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://bucket/sweep/a1b2c3/xla"},
+        {"name": "FENCE", "value": "a/0001.json"}]
     assert container["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "google.com/tpu": "4"}
     assert job["template"]["spec"]["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4",

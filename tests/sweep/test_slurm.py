@@ -34,6 +34,26 @@ def test_the_script_that_sbatch_gets():
     assert "# 1: " + " ".join(command("b", "runs/sweep/b").argv) in script
 
 
+def test_slurm_asks_for_cpus_where_a_process_has_a_gpu():
+    """Images are decoded by CPUs; a partition's default is mostly one of them."""
+    assert int(directives(Slurm(gpus=8).render([command()]))["cpus-per-task"]) >= 8
+    assert directives(Slurm(gpus=8, cpus=3).render([command()]))["cpus-per-task"] == "3"
+    assert "cpus-per-task" not in directives(Slurm().render([command()]))
+
+
+def test_slurm_attempt_keeps_compiled_programs_in_the_runs_directory(tmp_path, monkeypatch):
+    """All tasks of a run see its directory; a place that the user named comes first."""
+    script = "import os; print(os.environ['JAX_COMPILATION_CACHE_DIR'])"
+    monkeypatch.setattr(slurm.submitit, "JobEnvironment", lambda: type("E", (), {"global_rank": 0}))
+    monkeypatch.setattr(slurm.submitit.JobEnvironment, "USR_SIG", "USR2", raising=False)
+    for place in (None, "/fast"):
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+        if place:
+            monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", place)
+        slurm.Attempt(RunCommand("a", str(tmp_path), (sys.executable, "-c", script)))()
+    assert (tmp_path / "log.txt").read_text().split() == [f"{tmp_path}/xla", "/fast"]
+
+
 def test_one_command_is_no_array():
     assert "array" not in directives(Slurm().render([command()]))
     assert Slurm().render([]) == "" and Slurm().submit([]) == []

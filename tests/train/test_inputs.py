@@ -83,3 +83,19 @@ def test_a_data_set_of_tfds_is_told_by_its_version(digits_dir, tmp_path):
         same.require_same(tmp_path)
     (tmp_path / "data.json").write_text(json.dumps({"name": "digits"}))  # as from a token cache: less is told
     same.require_same(tmp_path)
+
+
+def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir, monkeypatch):
+    """What a device gets is a view of the batch; a process that holds some of the rows finds them by their place."""
+    config = small.train_config("tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir)))
+    rows = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
+    opened, given = Inputs(config, None, None, rows), []
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, sharding, of: given.extend(
+        of((slice(start, start + 2),)) for start in held) or "array")
+    for held in ((0, 2, 4, 6), (0, 4)):  # of all rows, and of a process whose devices hold every second part
+        opened._held = np.concatenate([np.arange(start, start + 2) for start in held])
+        batch = {"label": 10 * opened._held}
+        given.clear()
+        assert opened.on_devices(batch) == {"label": "array"}
+        assert [part.tolist() for part in given] == [[10 * start, 10 * start + 10] for start in held]
+        assert all(np.shares_memory(part, batch["label"]) for part in given)

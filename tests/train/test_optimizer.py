@@ -6,13 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 
 from var_jax.config import TokenizerConfig, TransformerConfig
 from var_jax.ops.scales import Scales
 from var_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
-from var_jax.train.optimizer import decay_mask, learning_rate, make_optimizer, weight_decay
+from var_jax.train.optimizer import (
+    decay_mask,
+    learning_rate,
+    learning_rate_on_host,
+    learning_rates,
+    make_optimizer,
+    weight_decay,
+)
 from var_jax.train.program import Program
 from var_jax.train.state import init_params, make_mesh
+from var_jax.train.tokenizer_config import AdversarialConfig
 
 TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
                             norm_groups=4, z_channels=4, vocab_size=16, phi=2)
@@ -86,6 +95,29 @@ def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
     for step in range(warmup, steps):
         over = max(0, step - 60) / length  # steps 61 to 100 are the last 40
         np.testing.assert_allclose(rate(step), 2e-4 * (1 - 0.8 * math.sqrt(over)), rtol=2e-6)
+
+
+@pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant", "cooldown"])
+@pytest.mark.parametrize(("steps", "warmup", "length"), [(41, 0, 0), (41, 7, 12), (1, 0, 3), (3, 10, 2)])
+def test_learning_rate_on_host_is_that_of_the_compiled_step(schedule, steps, warmup, length):
+    """Every step of every schedule, runs shorter than their warm-up among them."""
+    config = OptimizerConfig(base_lr=3e-4, schedule=schedule, cooldown_steps=length, warmup_steps=warmup,
+                             warmup_from=0.01, final_lr_ratio=0.2)
+    rate = learning_rate(config, steps, 512)
+    for step in range(steps):  # optax takes differences of numbers as large as the peak, in float32
+        np.testing.assert_allclose(learning_rate_on_host(config, steps, 512, step), rate(step), rtol=2e-6,
+                                   atol=6e-4 * np.finfo(np.float32).eps)
+
+
+def test_learning_rates_of_the_log_run_no_program():
+    """Over several hosts, every small program outside the step is one that all of them have to wait for. A program
+    would need the step's number on a device, which the guard forbids."""
+    config = small.train_config("tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4))
+    rates = learning_rates(config)
+    with jax.transfer_guard("disallow"):
+        found = [rates(step) for step in range(9)]
+    assert all(type(value) is float for one in found for value in one.values())
+    assert [set(one) for one in found] == [{"lr"}] * 4 + [{"lr", "discriminator_lr"}] * 5
 
 
 def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():

@@ -86,7 +86,8 @@ def _dispatch(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
-    _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
+    if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
+        _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")
     parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)

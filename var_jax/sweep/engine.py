@@ -104,6 +104,15 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
     return build(kind, {key: _parsed(hints[key], key, text) for key, text in options.items()}, f"--option {name}")
 
 
+def shared_programs(directory: str) -> dict[str, str]:
+    """The environment that keeps a run's compiled programs in its directory, which all of its hosts see.
+
+    JAX writes them on process 0 alone: in a home directory, which hosts of a slice do not share, every other host
+    compiles everything again at each start.
+    """
+    return {"JAX_COMPILATION_CACHE_DIR": f"{directory.rstrip('/')}/xla"}
+
+
 def _parsed(kind: type, key: str, text: str):
     """A command line's text as the kind of a field."""
     if kind is bool:

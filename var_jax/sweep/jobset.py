@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.engine import RunCommand, shared_programs
 
 PREEMPTED = 75
 KUBECTL_SECONDS = 120  # how long one call may take
@@ -173,8 +173,8 @@ class JobSet:
         selector |= _pairs("selector", self.selector)
         claim, _, mount = self.volume.partition(":")
         container: dict[str, Any] = {"name": "train", "image": self.image, "command": [self.python, *command.argv[1:]]}
-        if command.environment:
-            container["env"] = [{"name": key, "value": value} for key, value in command.environment.items()]
+        environment = {**shared_programs(command.directory), **command.environment}
+        container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         if resources:
             container["resources"] = {"requests": resources, "limits": resources}
         if claim:

@@ -21,9 +21,10 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.engine import RunCommand, shared_programs
 
 PREEMPTED = 75
+CPUS_PER_GPU = 8  # partitions mostly give one, on which decoding images keeps a GPU waiting
 SCHEDULER_SECONDS = 60  # how long its commands may take
 
 
@@ -41,7 +42,7 @@ class Slurm:
       nodes: of every run.
       tasks: processes a node; 0 for one a GPU, or one without GPUs. JAX gives each process one GPU.
       gpus: a node.
-      cpus: a process; 0 for the partition's default.
+      cpus: a process; 0 for 8 where it has a GPU, whose images it decodes, else for the partition's default.
       memory_gb: a node; 0 for the partition's default.
       flags: more options of sbatch, "qos=high,constraint=h100".
       setup: shell line that every node's job runs first, such as "module load cuda".
@@ -120,10 +121,11 @@ class Slurm:
     def _parameters(self, commands: Sequence[RunCommand]) -> dict[str, Any]:
         """As submitit names them."""
         tasks = self.tasks or max(self.gpus, 1)
+        cpus = self.cpus or (CPUS_PER_GPU if self.gpus else 0)
         # srun does not take cpus-per-task over from sbatch; and a process that has saved and left ends no other.
-        srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
+        srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={cpus}"] if cpus else [])]
         given = {"partition": self.partition, "account": self.account, "gpus_per_node": self.gpus,
-                 "cpus_per_task": self.cpus, "setup": [self.setup] if self.setup else []}
+                 "cpus_per_task": cpus, "setup": [self.setup] if self.setup else []}
         memory = {"mem": f"{round(self.memory_gb * 1024)}M"} if self.memory_gb else {}
         return {"job_name": f"var-jax-{Path(commands[0].directory).parent.name}", "time": self.minutes,
                 "signal_delay_s": self.save_seconds, "nodes": self.nodes, "ntasks_per_node": tasks, "srun_args": srun,
@@ -168,7 +170,8 @@ class Attempt:
         # Until the handler is set, the limit's signal would be submitit's, which knows nothing of the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, {limit})
         child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 env={**os.environ, **self.environment}, preexec_fn=lambda: _ignore(limit))
+                                 env={**shared_programs(self.directory), **os.environ, **self.environment},
+                                 preexec_fn=lambda: _ignore(limit))
         signal.signal(limit, lambda *_: os.kill(child.pid, signal.SIGTERM))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
         code = child.wait()

@@ -99,12 +99,15 @@ class Inputs:
     def on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
         """This process's rows of a batch as arrays over the mesh; images of the second stage are encoded."""
         size = self._config.batch_size
-        places = np.arange(size)
 
         def spread(values: np.ndarray) -> jax.Array:
-            return jax.make_array_from_callback(
-                (size, *values.shape[1:]), self._rows,
-                lambda index: values[np.searchsorted(self._held, places[index[0]])])
+            def rows_of(index: tuple[slice, ...]) -> np.ndarray:
+                # A device's rows are neighbors in the batch, and so among those that this process holds: a view.
+                start, stop, _ = index[0].indices(size)
+                first = int(np.searchsorted(self._held, start))
+                return values[first:first + stop - start]
+
+            return jax.make_array_from_callback((size, *values.shape[1:]), self._rows, rows_of)
 
         arrays = {name: spread(values) for name, values in batch.items()}
         if self._encode is not None and "image" in arrays:

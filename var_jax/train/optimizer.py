@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from var_jax.train.config import OptimizerConfig, TrainConfig
@@ -37,13 +38,19 @@ def adversarial_steps(config: TrainConfig) -> int:
 
 
 def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
-    """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too."""
-    rate, start = learning_rate(config.optimizer, config.steps, config.batch_size), config.adversarial_from
-    theirs = learning_rate(config.discriminator_optimizer, adversarial_steps(config), config.batch_size)
+    """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too.
+
+    The figures for the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
+    programs, which are compiled, run on the devices, and waited for.
+    """
+    start = config.adversarial_from
 
     def at(done: int) -> dict[str, float]:
-        both = start is not None and done >= start
-        return {"lr": float(rate(done)), **({"discriminator_lr": float(theirs(done - start))} if both else {})}
+        rates = {"lr": learning_rate_on_host(config.optimizer, config.steps, config.batch_size, done)}
+        if start is not None and done >= start:
+            rates["discriminator_lr"] = learning_rate_on_host(
+                config.discriminator_optimizer, adversarial_steps(config), config.batch_size, done - start)
+        return rates
 
     return at
 
@@ -82,6 +89,26 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
         return after
     warmup = optax.linear_schedule(peak * config.warmup_from, peak, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, done: int) -> float:
+    """The value of `learning_rate` after `done` steps, computed by numpy alone."""
+    peak = config.base_lr * batch_size / 256
+    warmup, final = config.warmup_steps, config.final_lr_ratio
+    if done < warmup:
+        return float(peak * (config.warmup_from + (1 - config.warmup_from) * done / warmup))
+    done, rest = done - warmup, max(steps - 1 - warmup, 1)
+    if config.schedule == "lin0":
+        over = np.clip((done - LIN0_CONSTANT * rest) / ((1 - LIN0_CONSTANT) * rest), 0, 1)
+        factor = 1 - (1 - final) * over
+    elif config.schedule == "cosine":
+        factor = final + (1 - final) * (1 + np.cos(np.pi * min(done / rest, 1))) / 2
+    elif config.schedule == "cooldown" and config.cooldown_steps:
+        over = np.clip((done - (rest - config.cooldown_steps)) / config.cooldown_steps, 0, 1)
+        factor = 1 - (1 - final) * np.sqrt(over)
+    else:
+        factor = 1.0
+    return float(peak * factor)
 
 
 def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.Schedule:

@@ -33,7 +33,7 @@ def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints)
     Raises:
       UserError: what is there, or was asked for, cannot be read or does not fit.
     """
-    if checkpoints.latest_step() is not None:
+    if checkpoints.agreed_steps():
         run, extra = checkpoints.restore(program.abstract_state())
         return First(run, extra.get("evaluated", True))
     if config.branch_from:
