@@ -79,3 +79,12 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
     without = small.train_config("tokenizer", tmp_path / "other", steps=10)
     workdir.claim(directory / "other", without, None)
     workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))
+
+
+def test_a_resumed_run_may_compute_its_batches_in_other_parts(tmp_path):
+    """Microbatches say how a batch is computed, as remat does: a run goes on where memory is scarcer."""
+    config = small.train_config("transformer", tmp_path)
+    workdir.claim(tmp_path / "run", config, None)
+    workdir.refuse_another_run(tmp_path / "run", dataclasses.replace(config, microbatches=2))
+    with pytest.raises(UserError, match="batch_size: 16 here, 8 there"):
+        workdir.refuse_another_run(tmp_path / "run", dataclasses.replace(config, batch_size=16, microbatches=2))

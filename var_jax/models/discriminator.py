@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from var_jax.ops.normalize import l2_normalize
 from var_jax.ops.partition import constrain, parameter
 
 if TYPE_CHECKING:
@@ -168,4 +169,4 @@ def _power(matrix: jax.Array, right: jax.Array, iterations: int) -> tuple[jax.Ar
 
 
 def _unit(x: jax.Array) -> jax.Array:
-    return x / jnp.maximum(jnp.linalg.norm(x), 1e-12)
+    return l2_normalize(x)

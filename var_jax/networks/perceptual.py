@@ -22,6 +22,7 @@ from var_jax.errors import UserError
 from var_jax.networks import efficientnet, vgg
 from var_jax.networks.layers import rgb
 from var_jax.networks.weights import State, fingerprint, zeros
+from var_jax.ops.normalize import l2_normalize
 from var_jax.torch_file import read_tensors
 
 if TYPE_CHECKING:
@@ -111,7 +112,4 @@ def lpips_distance(params: dict[str, Any], x: Float[Array, "b H W c"], y: Float[
 
 
 def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    square = jnp.sum(x * x, -1, keepdims=True)
-    # The root of zero has no gradient: where all features are zero, theirs is that of a constant norm.
-    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-    return x / (norm + EPS)
+    return l2_normalize(x, floor=0.0, added=EPS)

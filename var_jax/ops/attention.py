@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from var_jax.errors import UserError
 from var_jax.ops import masks, splash
+from var_jax.ops.normalize import l2_normalize
 from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ FUSED_QUERIES = 64
 
 def normalise(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
     """`x` over its L2 norm along head_dim, in float32 and back (QK-norm)."""
-    wide = x.astype(jnp.float32)
-    norm = jnp.sqrt(jnp.sum(wide**2, axis=-1, keepdims=True))
-    return (wide / jnp.maximum(norm, 1e-12)).astype(x.dtype)
+    return l2_normalize(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def attend(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.ops import vq
+from var_jax.ops.normalize import l2_normalize
 from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _codebooks(tree: Any, change) -> Any:
 
 
 def _unit(x):
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis=-1, keepdims=True), 1e-12))
+    return l2_normalize(x, floor=1e-6)
 
 
 def _entropy(p):

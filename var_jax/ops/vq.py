@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.errors import UserError
+from var_jax.ops.normalize import l2_normalize
 from var_jax.ops.resize import resize
 from var_jax.ops.scales import Scales
 
@@ -93,9 +94,8 @@ def nearest_code(q: Quantizer, z: Float[Array, "*b c"]) -> Int[Array, "*b"]:
         return jnp.sum((z > 0).astype(jnp.int32) << jnp.arange(z.shape[-1], dtype=jnp.int32), axis=-1)
     codebook = q.table
     if q.codes == "cosine":
-        unit = codebook / jnp.maximum(jnp.linalg.norm(codebook, axis=-1, keepdims=True), 1e-12)
         # The query's own length does not change which code wins.
-        return jnp.argmax(jnp.matmul(z, unit.T, precision=HIGHEST), axis=-1).astype(jnp.int32)
+        return jnp.argmax(jnp.matmul(z, l2_normalize(codebook).T, precision=HIGHEST), axis=-1).astype(jnp.int32)
     squares = jnp.sum(codebook**2, axis=-1)
     distance = jnp.sum(z**2, axis=-1, keepdims=True) + squares - 2 * jnp.matmul(z, codebook.T, precision=HIGHEST)
     return jnp.argmin(distance, axis=-1).astype(jnp.int32)

@@ -87,7 +87,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
 
         # Steps: each is dispatched before the one before it is read
         rates_at = learning_rates(config)
-        throughput, trace = Throughput(config, first), Profile(directory, profile)
+        throughput, trace = Throughput(config, first), Profile(directory, profile, config.steps, first)
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
 
@@ -154,6 +154,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
             writer.close("failed")
             raise
         finally:
+            trace.close()
             checkpoints.close()
     return held_out
 

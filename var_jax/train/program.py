@@ -24,12 +24,17 @@ class Program:
       abstract, shardings: of the state.
       rows, replicated: shardings of a batch, and of what lies whole on every device.
     Raises:
-      UserError: the mesh does not divide the batch or the model.
+      UserError: the mesh does not divide the batch or the model, or weights would be trained in bfloat16.
     """
 
     def __init__(self, config: TrainConfig, mesh: Mesh, networks: Networks | None = None):
         require(config.batch_size % (mesh.shape["data"] * config.microbatches) == 0, "batch_size", config.batch_size,
                 f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}")
+        trained = config.tokenizer if config.stage == "tokenizer" else config.transformer
+        # Updates of a late learning rate are lost between neighboring bfloat16 numbers, and so is
+        # what an average of 0.9999 adds: weights, average and moments are float32.
+        require(trained.param_dtype == "float32", f"{config.stage}.param_dtype", repr(trained.param_dtype),
+                f"'float32' in training; {config.stage}.dtype=bfloat16 computes in bfloat16")
         self._config, self._networks = config, networks or Networks()
         self._optimizers = make_optimizers(config)
         self._creation = Creation(config, self._optimizers, self._networks, mesh)

@@ -1,6 +1,7 @@
 """How fast a run trains, what share of the chips' peak that is, and where the time goes."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,8 @@ from etils import epath
 from var_jax import chips
 from var_jax.scaling import flops
 from var_jax.train.config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 
 class Throughput:
@@ -48,22 +51,42 @@ class Throughput:
 class Profile:
     """A trace of a window of steps, for TensorBoard or Perfetto, in the workdir's `profile/`.
 
+    A run that resumes inside the window traces what is left of it, and one that ends or is stopped
+    inside it keeps what it has traced.
+
     Args:
       window: first step and number of steps; None for no trace.
+      steps: length of the run.
+      resume_step: steps done before this start.
     """
 
-    def __init__(self, directory: epath.Path, window: tuple[int, int] | None):
-        self._directory = directory
-        self._first, self._last = (window[0], sum(window) - 1) if window else (0, 0)
+    def __init__(self, directory: epath.Path, window: tuple[int, int] | None, steps: int,
+                 resume_step: int):
+        self._directory, self._running = directory, False
+        first, last = (window[0], sum(window) - 1) if window else (1, 0)
+        left = range(max(first, resume_step + 1), min(last, steps) + 1)
+        self._left = left
+        if window and len(left) < window[1]:
+            what = f"steps {left[0]} to {left[-1]}" if left else "no step"
+            log.warning("--profile %d:%d traces %s: this start runs steps %d to %d", *window, what,
+                        resume_step + 1, steps)
 
     def before(self, step: int):
-        if step == self._first:
+        """Starts the trace where the next step is the first that is left of the window."""
+        if self._left and step == self._left[0]:
             jax.profiler.start_trace(str(self._directory / "profile"))
+            self._running = True
 
     def after(self, step: int, outputs: Any):
         """Waits for the outputs of the window's last step, so that it is whole."""
-        if step == self._last:
+        if self._running and step == self._left[-1]:
             jax.block_until_ready(outputs)
+            self.close()
+
+    def close(self):
+        """Writes what has been traced, where a run ends inside the window."""
+        if self._running:
+            self._running = False
             jax.profiler.stop_trace()
 
 

@@ -16,11 +16,12 @@ from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig
 from var_jax.train.meta import run_meta
 
-# May differ between a run and its resumption: how long, how often, on what.
-RESUMABLE = ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "eval_images",
-             "mesh", "sample_classes", "tokenizer_dir", "init_from", "branch_from", "data.workers", "data.data_dir",
-             "data.tokens_dir", "transformer.attention", "transformer.remat", "tokenizer.remat",
-             "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
+# May differ between a run and its resumption: how long, how often, on what, in how many parts.
+RESUMABLE = (
+    "steps", "microbatches", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps",
+    "eval_images", "mesh", "sample_classes", "tokenizer_dir", "init_from", "branch_from", "data.workers",
+    "data.data_dir", "data.tokens_dir", "transformer.attention", "transformer.remat", "tokenizer.remat",
+    "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
 
 
 # Environment variable of whoever starts a run more than once: the file that stands for this start, beside which a later

@@ -1,0 +1,36 @@
+"""L2 normalization whose gradient is finite everywhere.
+
+Ours because the root in `jnp.linalg.norm` and `optax.safe_norm`'s floor both leave a zero vector
+with a gradient of no use: NaN in the first, that of a division by the floor in the second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+
+def l2_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b 1"]:
+    """Returns the L2 norm along the last axis, which is kept; its gradient at a zero vector is 0."""
+    square = jnp.sum(x**2, axis=-1, keepdims=True)
+    nonzero = square > 0
+    return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
+
+
+def l2_normalize(x: Float[Array, "*b c"], floor: float = 1e-12,
+                 added: float = 0.0) -> Float[Array, "*b c"]:
+    """Returns x / (max(|x|, floor) + added) along the last axis.
+
+    A zero vector stays zero, and its gradient is 0: there is no direction that it could turn to.
+
+    Args:
+      floor: smallest norm that is divided by.
+      added: constant that some published distances add to the norm.
+    """
+    norm = l2_norm(x)
+    scaled = x / (jnp.maximum(norm, floor) + added)
+    return jnp.where(norm > 0, scaled, 0)
