@@ -137,3 +137,40 @@ def test_a_table_without_losses_or_inputs_is_named(tmp_path):
         (tmp_path / "a.csv").write_text(text)
         with pytest.raises(UserError, match=words):
             run(tmp_path / "a.csv", "--out", tmp_path / "o")
+
+
+@pytest.mark.parametrize("law", [(), ("--law", "loss~params")])
+@pytest.mark.parametrize(("rows", "words"), [
+    ("a,1e6,nan\nb,2e6,\nc,3e6,0\n", "a: loss is 'nan'"), ("a,0,3\nb,-1,2\n", "a: params is '0'"),
+    ("a,1e6,oops\n", "a: loss is 'oops'"), ("a,1e6,\nb,,3\n", "b: params is ''")])
+def test_a_table_of_which_no_row_can_be_used_is_a_mistake(tmp_path, law, rows, words):
+    """An empty report would pass for a fit: the command ends in one line that quotes the first reasons, and writes
+    nothing."""
+    (tmp_path / "a.csv").write_text("run,params,loss\n" + rows)
+    with pytest.raises(UserError, match=f"no row can be fitted.*{words}") as error:
+        run(tmp_path / "a.csv", "--out", tmp_path / "o", *law)
+    assert "\n" not in str(error.value) and not (tmp_path / "o").exists()
+
+
+def test_a_table_whose_rows_all_contradict_each_other_is_a_mistake(tmp_path):
+    """Nothing is left of it, and the reason is told."""
+    (tmp_path / "a.csv").write_text("run,params,loss\na,1e6,3\na,1e6,2\n")
+    with pytest.raises(UserError, match="no row can be fitted.*a: contradicts another row"):
+        run(tmp_path / "a.csv", "--out", tmp_path / "o")
+
+
+def test_a_curve_of_steps_alone_says_what_is_missing(tmp_path):
+    """A run's own metrics know steps and losses, and neither sizes nor costs."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
+    with pytest.raises(UserError, match="neither a params nor a compute column.*directory of a sweep; step alone"):
+        run(tmp_path / "metrics.jsonl", "--out", tmp_path / "o")
+
+
+def test_an_empty_size_beside_compute_takes_no_part(tmp_path):
+    """Rows without params are left out of curves by size, and the other rows are fitted."""
+    x, y, _ = single(noise=1e-3)
+    compute = 6e9 * x[:, 0] * np.linspace(1, 2, len(x))
+    source = table_file(tmp_path / "a.csv", x, y, ["params"], compute=compute)
+    source.write_text(source.read_text() + "extra,,3.0,1e20\n")
+    assert run(source, "--out", tmp_path / "o", "--resamples", 0) == 0
+    assert read_fit(tmp_path / "o")["laws"]["loss~params"]["n_runs"] == len(x)

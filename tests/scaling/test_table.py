@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -140,3 +141,90 @@ def test_a_run_that_cools_down_gives_its_end_alone(tmp_path):
 
 def test_numbers_that_are_none():
     assert math.isnan(table.build([{"run": "a", "loss": None}, {"run": "b", "loss": 1}])["loss"][0])
+
+
+@pytest.mark.parametrize("names", [range(3), [0.0, 1.0, 2.0], [False, True, "x"], ["0", "1", "2"]])
+def test_build_takes_a_run_called_zero_by_its_name(names):
+    """Three runs of two rows each stay three runs, whatever the first one's name is as a truth value."""
+    records = [{"run": name, "params": 10.0 ** (6 + i), "tokens": t, "loss": 3.0 - i - t / 10}
+               for i, name in enumerate(names) for t in (1, 2)]
+    runs = table.build(records)
+    assert list(runs.run) == [str(name) for name in names for _ in (1, 2)]
+    assert len(runs.finals()) == 3 and runs.notes == ()
+
+
+@pytest.mark.parametrize("empty", [None, "", "  ", math.nan])
+def test_build_counts_rows_without_a_name_as_runs_of_their_own(empty):
+    """An empty cell is no name: rows that share it are not one run."""
+    runs = table.build([{"run": empty, "params": 1e6, "loss": 3}, {"run": empty, "params": 2e6, "loss": 2}])
+    assert list(runs.run) == ["row 1", "row 2"] and runs.notes == ()
+
+
+@pytest.mark.parametrize("empty", ["", None, math.nan, "nan", "n/a"])
+@pytest.mark.parametrize("column", ["loss_last", "tokens", "compute"])
+@pytest.mark.parametrize("named", [True, False])
+def test_build_counts_equal_rows_once_where_a_cell_is_empty(empty, column, named):
+    """NaN is unequal to itself, which makes two equal rows neither repeats of each other nor contradictions."""
+    row = {"params": 1e6, "tokens": 1e9, "compute": 1e15, "loss": 3.0, "loss_last": 3.5, column: empty}
+    runs = table.build([{**row, "run": "a"} if named else row] * 2)
+    assert [reason for _, reason in runs.dropped if "repeats" in reason] == ["repeats another row"] and len(runs) == 1
+    assert "duplicate-rows: 1 rows repeat others and count once" in runs.notes
+    assert not [note for note in runs.notes if note.startswith("contradicting")]
+
+
+def test_build_still_finds_contradictions_where_a_cell_is_empty():
+    """Two losses of one run at one point contradict each other, whether or not another cell of both is empty."""
+    runs = table.build([{"run": "a", "params": 1e6, "tokens": "", "loss": loss} for loss in (3.0, 2.0)])
+    assert len(runs) == 0 and "contradicting-rows" in runs.notes[-1]
+
+
+def test_finals_are_not_the_row_without_tokens():
+    """A row whose tokens are missing comes before those that have them, wherever it stands."""
+    for order in ([None, 1, 2], [2, None, 1], [1, 2, None]):
+        runs = table.build([{"run": "a", "params": 1e6, "tokens": t, "loss": 5.0 - (t or 0)} for t in order])
+        assert list(runs.finals()["loss"]) == [3.0]
+    # A column without one number orders nothing: compute does.
+    runs = table.build([{"run": "a", "tokens": "", "compute": c, "loss": 5.0 - c} for c in (2, 1)])
+    assert list(runs.finals()["loss"]) == [3.0]
+
+
+def test_rows_that_have_step_alone_are_a_curve_and_say_what_is_missing(tmp_path):
+    """Rows of a run at different steps contradict nothing; its end is the last step, and a note names what is missing
+    for laws of tokens and compute."""
+    text = "run,params,step,loss\n" + "".join(f"{r},{10 ** (6 + r)},{s},{4 - r / 2 - s / 100}\n"
+                                              for r in range(3) for s in (20, 30, 10))
+    runs = table.read(write(tmp_path / "a.csv", text))
+    assert list(runs.finals()["step"]) == [30, 30, 30] and runs.dropped == ()
+    assert [note.split(":")[0] for note in runs.notes] == ["step-alone"] and "tokens or compute" in runs.notes[0]
+    with_tokens = table.build([{"run": "a", "step": s, "tokens": 10 * s, "loss": 4 - s} for s in (1, 2)])
+    assert with_tokens.notes == ()
+
+
+@pytest.mark.parametrize("name, separator, words", [
+    ("a.csv", ";", "';'; a .csv file needs commas"), ("a.csv", "\t", "name it .tsv"),
+    ("a.csv", "|", "'|'; a .csv file needs commas"), ("a.tsv", ",", "','; a .tsv file needs tabs"),
+    ("a.tsv", ";", "';'; a .tsv file needs tabs")])
+def test_read_names_the_separator_that_a_file_uses(tmp_path, name, separator, words):
+    """A spreadsheet with decimal commas separates columns by semicolons: the line says so, not that a column lacks."""
+    text = separator.join(("run", "params", "loss")) + "\n" + separator.join(("a", "1", "3"))
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        table.read(write(tmp_path / name, text))
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_read_skips_lines_of_separators_alone(tmp_path):
+    """What a spreadsheet leaves below a table is no run; a run whose other cells are empty is."""
+    runs = table.read(write(tmp_path / "a.csv", "run,params,loss\na,1e6,3\n,,\n , ,\nb,,\n"))
+    assert list(runs.run) == ["a", "b"]
+
+
+def test_numbers_that_are_truth_values_are_none():
+    """`true` in a JSONL file is no loss of 1."""
+    assert math.isnan(table.build([{"run": "a", "loss": True}, {"run": "b", "loss": 1}])["loss"][0])
+
+
+def test_a_diverged_runs_loss_under_two_names_is_fitted_once(tmp_path):
+    """The mean of the losses is NaN where they are, and NaN is unequal to itself."""
+    finished(tmp_path / "a", [{"step": 4, "split": "val", "loss": 3.0, "loss_mean": 3.0}])
+    finished(tmp_path / "b", ['{"step": 4, "split": "val", "loss": NaN, "loss_mean": NaN}'])
+    assert table.read(str(tmp_path)).fitted == ["loss"]

@@ -69,7 +69,8 @@ def open_images(spec: str, *, shape: Shape | None = None, resize: transforms.Res
 
     Args:
       spec: FILE.npz with uint8 `arr_0` (labels, if any, in `arr_1`); a directory, whose visible image files at any
-        depth are taken; or DATASET:SPLIT, such as fashion_mnist_idx:test, imagenet2012:validation or digits:train[:100].
+        depth are taken; or DATASET:SPLIT, such as fashion_mnist_idx:test, imagenet2012:validation or
+        digits:train[:100].
       shape: (height, width, channels) to bring images to; by default that of the first, which all must have.
       resize: how, as in training, with centre crops; images of that height and width are taken as they are, and an
         `.npz` must have the shape already.

@@ -69,7 +69,8 @@ def curves(table: Table, column: str) -> list[Curve]:
         groups = {run: rows for run, rows in rows_of.items() if len(rows) > 1}
         warm_up = WARM_UP
     elif np.isfinite(params).any():
-        groups = {f"{size:.4g} parameters": np.flatnonzero(params == size) for size in np.unique(params)}
+        sizes = np.unique(params[np.isfinite(params)])
+        groups = {f"{size:.4g} parameters": np.flatnonzero(params == size) for size in sizes}
         warm_up = 0.0
     else:
         return []

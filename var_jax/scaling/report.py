@@ -35,7 +35,10 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
     if not table.fitted:
         raise UserError("no column starts with loss or err; name one with --map loss=COLUMN")
     if not kinds:
-        raise UserError("there is neither a params nor a compute column; name one with --map params=COLUMN")
+        step = "; step alone says neither how large a run is nor what a step costs" if "step" in table.columns else ""
+        raise UserError("there is neither a params nor a compute column; name one with --map params=COLUMN, or give "
+                        f"the directory of a sweep{step}")
+    _require_rows(table, [(*inputs, column) for inputs in kinds for column in table.fitted])
     floors = dict(floors or {})
     for column in floors:
         if column and column not in table.fitted:
@@ -85,6 +88,7 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
     columns = [name for name in (y, x, sigma) if name]
     for name in columns + ([group] if group else []):
         table[name]  # raises for a name that is not there
+    _require_rows(table, [tuple(columns)])
     whole = table.complete(*columns)
     result: dict[str, Any] = {"laws": {}, "predictions": [], "warnings": list(table.notes),
                               "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped]}
@@ -121,6 +125,17 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
             predicted = {y: {"value": centre, "ci95": ends}}
             result["predictions"].append({"law": key, "at": dict(at), **predicted, "warnings": []})
     return result, {"power.png": plots.power_laws(drawn, y, x)} if drawn else {}
+
+
+def _require_rows(table: Table, laws: Sequence[tuple[str, ...]]):
+    """Raises UserError where no row has a positive number in every column of any law, with the first reasons."""
+    if any(len(table.complete(*columns)) for columns in laws):
+        return
+    reasons = [f"{row}: {reason}" for row, reason in table.dropped]
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    wanted = " or ".join(dict.fromkeys(", ".join(columns) for columns in laws))
+    raise UserError(f"no row can be fitted: a law needs rows with positive numbers as {wanted}"
+                    + (f" ({'; '.join(reasons[:3])}{more})" if reasons else ""))
 
 
 def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 FITTED = ("loss", "err")  # columns that start so are fitted
@@ -77,9 +78,11 @@ def _constants(meta: dict) -> dict[str, float]:
 
 def _row(name: str, known: dict[str, float], record: dict) -> dict[str, Any]:
     scaled = {key: value * record["step"] for key, value in known.items() if not key.startswith("params")}
-    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)
+               and not isinstance(value, bool)}
     losses = {key: value for key, value in numbers.items() if key.startswith(FITTED)}
-    if "loss" in losses and losses.get("loss_mean") == losses["loss"]:
+    # Both may be NaN, of a run that diverged, and NaN is unequal to itself.
+    if {"loss", "loss_mean"} <= set(losses) and np.array_equal(losses["loss_mean"], losses["loss"], equal_nan=True):
         del losses["loss_mean"]
     errors = {f"err_{key.removeprefix('accuracy_')}": 1 - value for key, value in numbers.items()
               if key.startswith("accuracy_")}

@@ -19,6 +19,7 @@ from var_jax.scaling import sweep_runs
 from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
+PROGRESS = ("tokens", "compute", "step")  # how far a run is, the first that a table has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Table:
         """Columns that laws are fitted to."""
         return [name for name in self.columns if name.startswith(FITTED)]
 
+    @property
+    def progress(self) -> str | None:
+        """The column that says how far along its run a row is; None where the table has no such numbers."""
+        return next((name for name in PROGRESS if np.isfinite(self.columns.get(name, np.nan)).any()), None)
+
     def where(self, rows: Bool[np.ndarray, " n"]) -> "Table":
         return dataclasses.replace(self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()})
 
@@ -58,9 +64,12 @@ class Table:
         return self.where(np.all([np.isfinite(self[name]) & (self[name] > 0) for name in names], axis=0))
 
     def finals(self) -> "Table":
-        """The last row of every run: that with the most tokens, or compute."""
-        order = next((self.columns[name] for name in ("tokens", "compute") if name in self.columns), None)
-        order = np.arange(len(self)) if order is None else order
+        """The last row of every run: that with the most tokens, or compute, or steps, whichever the table has.
+
+        A row without that number comes before those that have it.
+        """
+        name = self.progress
+        order = np.arange(len(self)) if name is None else np.nan_to_num(self.columns[name], nan=-np.inf)
         last: dict[Any, int] = {}
         for i, run in enumerate(self.run):
             if run not in last or order[i] >= order[last[run]]:
@@ -106,8 +115,8 @@ def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tup
     """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
     dropped, notes = list(dropped or []), list(notes or [])
     names = list(dict.fromkeys(name for record in records for name in record))
-    named = any(record.get("run") not in (None, "") for record in records)
-    run = np.array([str(record.get("run") or f"row {i + 1}") for i, record in enumerate(records)], dtype=object)
+    given = ["" if _missing(record.get("run")) else str(record["run"]).strip() for record in records]
+    run = np.array([name if name else f"row {i + 1}" for i, name in enumerate(given)], dtype=object)
     columns: dict[str, np.ndarray] = {}
     wanted = tuple(n for n in names if (n in wanted if wanted else n in INPUTS or n.startswith(FITTED)))
     for name in names:
@@ -124,25 +133,48 @@ def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tup
             dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
         if bad:
             notes.append(f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws")
-    keep = _without_duplicates(run, {name: columns[name] for name in names if name in (*wanted, *text)}, named, dropped,
-                               notes)
+    compared = [name for name in names if name in (*wanted, *text)]
+    by_step = Table(run, columns).progress == "step" and any(name.startswith(FITTED) for name in compared)
+    if by_step:
+        compared.append("step")
+        notes.append("step-alone: rows of a run are ordered by step; a law of tokens or compute needs a column of that "
+                     "name, such as step times the tokens of one step")
+    cells = {name: [_cell(columns[name][i], record.get(name)) for i, record in enumerate(records)]
+             for name in compared}
+    keep = _without_duplicates(run, cells, any(given), dropped, notes)
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
 
 
-def _without_duplicates(run, columns, named: bool, dropped, notes) -> Bool[np.ndarray, " n"]:
+def _missing(value: Any) -> bool:
+    """Whether a cell is empty. Zero and False are not: a run may be called 0."""
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and
+                                                                               math.isnan(value))
+
+
+def _cell(number: Any, raw: Any) -> Any:
+    """What a cell is compared by: its number, or of one without, the text that stands there.
+
+    NaN is unequal to itself, so that two rows with the same cell empty would never be the same.
+    """
+    if isinstance(number, str) or math.isfinite(number):
+        return number
+    return "" if _missing(raw) else str(raw).strip().lower()
+
+
+def _without_duplicates(run, cells: Mapping[str, list], named: bool, dropped, notes) -> Bool[np.ndarray, " n"]:
     """Equal rows count once; rows of one run at one point that contradict each other count not at all."""
     keep = np.ones(len(run), bool)
-    at = [name for name in columns if not name.startswith(FITTED)]
+    at = [name for name in cells if not name.startswith(FITTED)]
     groups: dict[tuple, list[int]] = {}
     for i in range(len(run)):
-        point = tuple(columns[name][i] for name in (at if named else columns))
+        point = tuple(cells[name][i] for name in (at if named else cells))
         groups.setdefault((run[i], *point) if named else point, []).append(i)
     same = contrary = 0
     for rows in groups.values():
-        if len(rows) == 1 or not columns:
+        if len(rows) == 1 or not cells:
             continue
-        distinct = {tuple(columns[name][i] for name in columns) for i in rows}
+        distinct = {tuple(cells[name][i] for name in cells) for i in rows}
         if len(distinct) == 1:
             keep[rows[1:]] = False
             same += len(rows) - 1
@@ -159,7 +191,9 @@ def _without_duplicates(run, columns, named: bool, dropped, notes) -> Bool[np.nd
 
 
 def _number(value: Any) -> float:
-    """A float of what a file may hold; lists of one number count as it."""
+    """A float of what a file may hold, NaN of what is no number; lists of one number count as it."""
+    if isinstance(value, bool):
+        return math.nan
     if isinstance(value, str):
         value = value.strip()
         if value.startswith("[") and value.endswith("]"):
@@ -188,15 +222,27 @@ def _csv_records(source: epath.Path) -> list[dict]:
     if not rows:
         return []
     header = [name.strip() for name in rows[0]]
+    _require_delimiter(source, ",".join(rows[0]) if delimiter == "," else "\t".join(rows[0]), delimiter)
     if len(set(header)) < len(header):
         raise UserError(f"{source} names a column twice in its header: {', '.join(header)}")
     records = []
     for number, row in enumerate(rows[1:], start=2):
-        if row and len(row) != len(header):
+        if not any(cell.strip() for cell in row):  # spreadsheets leave lines of separators alone
+            continue
+        if len(row) != len(header):
             raise UserError(f"{source} line {number} has {len(row)} fields; the header has {len(header)}")
-        if row:
-            records.append(dict(zip(header, row, strict=True)))
+        records.append(dict(zip(header, row, strict=True)))
     return records
+
+
+def _require_delimiter(source: epath.Path, header: str, delimiter: str):
+    """Raises UserError where a header is separated by another character than its file's ending promises."""
+    counts = {other: header.count(other) for other in ",;\t|"}
+    used = max(counts, key=lambda other: (counts[other], other == delimiter))
+    if counts[used] > counts[delimiter] == 0:
+        want = "commas" if delimiter == "," else "tabs"
+        raise UserError(f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs {want}, and "
+                        f"numbers with decimal points{': name it .tsv' if used == chr(9) else ''}; save it so")
 
 
 def _jsonl_records(source: epath.Path) -> list[dict]:
