@@ -2,8 +2,11 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable
 from typing import NoReturn
+
+URL_SCHEMES = ("gs", "s3", "az")
 
 
 class UserError(ValueError):
@@ -29,3 +32,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def require_path(path: object, name: str = "path"):
+    """Raises UserError for a URL of a kind that is not read here, such as "hf://"; all else is left to its reader.
+
+    Call it where a path comes from outside: the library behind paths tries to reach hosts by some of these schemes,
+    and ends on others with an error that names neither the path nor the remedy.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", str(path))
+    if scheme is None or scheme[1] in URL_SCHEMES:
+        return
+    right = "a local directory or file, or a URL of " + ", ".join(f"{known}://" for known in URL_SCHEMES)
+    if scheme[1] == "hf":
+        right = ("a local directory: models on the Hugging Face hub are not read yet; "
+                 "fetch it by `hf download OWNER/NAME --local-dir DIR` and give DIR")
+    raise UserError(f"{name} is {str(path)!r}; it must be {right}")

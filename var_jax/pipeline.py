@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 
 from var_jax import convert, generate, inputs, model_directory, schedules
 from var_jax.config import DType, ModelConfig, differences, plain, require
+from var_jax.errors import require_path
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
@@ -74,10 +75,12 @@ class Pipeline:
         Raises:
           UserError: the directory is missing, holds no model, or its files are damaged.
         """
+        require_path(directory, "the model directory")
         return cls._owning(*model_directory.load(epath.Path(directory)))
 
     def save(self, directory):
         """Writes a model directory: `model.json` and one `.safetensors` a part."""
+        require_path(directory, "the model directory")
         model_directory.save(epath.Path(directory), self.config, self.params)
 
     def to_torch(self, *, with_buffers: bool = False) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:

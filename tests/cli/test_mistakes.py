@@ -75,17 +75,47 @@ def test_config_keys(refused, config_file, digits_dir, override, message):
     assert message in line
 
 
-def test_config_files(refused, tmp_path):
-    assert "no config file" in refused("train", "--config", tmp_path / "none.py", "--workdir", "{out}")
+@pytest.mark.parametrize(("source", "arg", "words"), [
+    ("def get_config(arg=''):\n    return 1 / 0\n", "", ["line 2", "ZeroDivisionError: division by zero"]),
+    ("def get_config(arg=''):\n    raise ValueError('a\\nb')\n", "", ["line 2", "ValueError: a b"]),
+    ("def get_config(:\n", "", ["SyntaxError", "line 1"]),
+    ("import not_a_module\n", "", ["line 1", "No module named 'not_a_module'"]),
+    ("x = 1\n", "", ["has no get_config()"]),
+    ("get_config = 3\n", "", ["has int as its get_config()"]),
+    ("import sys\nsys.exit(3)\n", "", ["line 2", "SystemExit: 3"]),
+    ("def get_config(arg=''):\n    return {}['steps']\n", "", ["line 2", "KeyError: 'steps'"]),
+    ("def get_config():\n    return None\n", ":d2", ["get_config('d2')", "TypeError"]),
+    ("def get_config(arg=''):\n    config = {}\n", "", ["get_config returns NoneType; it must return a ConfigDict"]),
+    ("from var_jax.train.config import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+     "    config.stepz = 3\n", "", ["line 4", "unknown key 'stepz'"]),
+    ("from var_jax.train import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n", ":depht=3",
+     ["config argument 'depht=3'", "--config.depht=3"]),
+    ("from var_jax.train.config import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+     "    config.init_from = 'hf://owner/name'\n    return config\n", "", ["init_from is 'hf://owner/name'"]),
+], ids=range(13))
+def test_config_file_that_does_not_run(refused, tmp_path, source, arg, words):
+    """One line of moderate length with the file, the place and the error, and no stack trace inside."""
     broken = tmp_path / "broken.py"
-    broken.write_text("def get_config(arg=''):\n    return 1 / 0\n")
-    assert "ZeroDivisionError: division by zero" in refused("train", "--config", broken, "--workdir", "{out}")
-    broken.write_text("def get_config(:\n")
-    assert "SyntaxError" in refused("train", "--config", broken, "--workdir", "{out}")
-    broken.write_text("def get_config(arg=''):\n    config = {}\n")
-    assert "get_config returns NoneType; it must return a ConfigDict" in refused(
-        "train", "--config", broken, "--workdir", "{out}")
-    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    broken.write_text(source)
+    sys.dont_write_bytecode, before = True, sys.dont_write_bytecode
+    line = refused("train", "--config", f"{broken}{arg}", "--workdir", "{out}")
+    sys.dont_write_bytecode = before
+    assert all(word in line for word in words) and "Traceback" not in line and len(line) < 400
+    assert "broken.py" in line or "init_from" in line
+
+
+def test_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
+    """The line says where configs are: beside it under a close name, in the checkout that runs, or in a checkout."""
+    (tmp_path / "digits.py").write_text("")
+    train = ("train", "--workdir", "{out}", "--config")
+    assert f"no config file '{tmp_path}/digit.py'; did you mean '{tmp_path}/digits.py'?" in refused(
+        *train, tmp_path / "digit.py")
+    monkeypatch.chdir(tmp_path)
+    assert "no config file 'configs/digits.py'; there is " in refused(*train, "configs/digits.py")
+    monkeypatch.setattr("var_jax.cli.configs.CHECKOUT", tmp_path)
+    for command in (train, ("quickstart", *train[1:]), ("sweep", *train[1:])):
+        line = refused(*command, "configs/digits.py")
+        assert "no config file 'configs/digits.py'" in line and "folder configs/ of var_jax's source checkout" in line
 
 
 def test_data_that_is_not_there(refused, config_file, tmp_path):

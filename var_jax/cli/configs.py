@@ -1,14 +1,25 @@
 """`--config FILE.py[:arg]` with `--config.key=value` overrides, as a checked training configuration."""
 
 import argparse
+import difflib
+import importlib.machinery
+import importlib.util
 import os
-from collections.abc import Sequence
+import re
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig, from_config_dict
+
+EXAMPLE = "var_jax.train.config.default_config()"
+CHECKOUT = Path(__file__).parents[2]  # of the sources; elsewhere, the folder of the installed packages
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
@@ -20,39 +31,101 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run that a config file describes, with `--config.key=value` overrides.
 
     Raises:
-      UserError: no such file, an unknown key, or a value of the wrong kind or out of range.
+      UserError: no such file, one that does not run, an unknown key, or a value of the wrong kind or out of range.
     """
-    path = file.partition(":")[0]
-    if not os.path.isfile(path):
-        raise UserError(f"no config file {path}")
-    values, argv = flags.FlagValues(), ["var-jax", f"--config={file}", *overrides]
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values, sys_argv=argv)
+    config = call(file, "get_config")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, such "
+                        f"as {EXAMPLE} makes")
+    values, argv = flags.FlagValues(), ["var-jax", *overrides]
     try:
+        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         rest = values(argv)
-    except Exception as error:  # whatever the file or a value raises, wrapped in the flag library's own errors
-        raise UserError(f"{file}: {_cause(error)}") from error
+    except Exception as error:  # whatever a key or value raises, wrapped in the flag library's own errors
+        raise UserError(f"{file}: {_override_error(error)}") from error
     if rest[1:]:
         raise UserError(f"unrecognized argument {rest[1]}")
-    if not isinstance(values.config, ConfigDict):
-        raise UserError(f"{file}: get_config returns {type(values.config).__name__}; it must return a ConfigDict, such "
-                        "as var_jax.train.config.default_config() makes")
     return from_config_dict(values.config)
 
 
-def _cause(error: BaseException) -> str:
-    """What to tell of an error that the flag library may have wrapped, in one line."""
-    chain = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    for one in chain:
-        if isinstance(one, UserError):
-            return str(one)
+def call(file: str, function: str) -> Any:
+    """What `get_config` or `get_sweep` of FILE.py[:ARG] returns, given ARG where there is one.
+
+    Raises:
+      UserError: there is no such file or function, or the user's code in it raises; the line names the place.
+    """
+    path, colon, arg = file.partition(":")
+    module = _run(path)
+    found = getattr(module, function, None)
+    if not callable(found):
+        what = {"get_config": f"its ConfigDict from it, such as {EXAMPLE} makes",
+                "get_sweep": "its list of override dicts from it"}[function]
+        kind = "no" if found is None else f"{type(found).__name__} as its"
+        raise UserError(f"{path} has {kind} {function}(); a config file returns {what}")
+    try:
+        return _guarded(path, lambda: found(arg) if colon else found(), f"{function}({repr(arg) if colon else ''})")
+    except UserError as error:
+        key, equals, value = arg.partition("=")
+        if not equals:
+            raise
+        raise UserError(f"{error}; a key is set by --config.{key}={value}, apart from the file") from error
+
+
+def _run(path: str) -> types.ModuleType:
+    """The config file as a module."""
+    if not os.path.isfile(path):
+        raise UserError(f"no config file {path!r}; {_where(path)}")
+    loader = importlib.machinery.SourceFileLoader("var_jax_user_config", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    _guarded(path, lambda: loader.exec_module(module), "the file")
+    return module
+
+
+def _where(path: str) -> str:
+    """Where a config file may be found that is not where it was looked for."""
+    beside = [str(file) for file in Path(path).parent.glob("*.py")]
+    if close := difflib.get_close_matches(path, beside, n=1):
+        return f"did you mean {close[0]!r}?"
+    if (elsewhere := CHECKOUT / path).is_file() and not Path(path).is_absolute():
+        return f"there is {elsewhere}"
+    return ("a wheel has no configs: those of the README lie in the folder configs/ of var_jax's source checkout; "
+            "run there, give a path into it, or write a file of your own")
+
+
+def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:
+    """Runs a user's code, and tells in one line what it raises."""
+    try:
+        return run()
+    except UserError as error:  # a config refuses its argument, say
+        raise UserError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        at = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{path}{at}: {what} ends in {_text(error)}") from error
+
+
+def _text(error: BaseException) -> str:
+    """An error in a few words; a key that a ConfigDict does not have, without the list of all that it has."""
+    text = " ".join(str(error).split())
+    if unknown := re.search(r'Key "(\w+)" does not exist and cannot be added since the config is locked', text):
+        return f"unknown key {unknown[1]!r}{_suggested(text)}"
+    return f"{type(error).__name__}{': ' if text else ''}{text[:300]}"
+
+
+def _suggested(text: str) -> str:
+    """The flag library's suggestion."""
+    close = re.search(r'[Dd]id you mean "(\w+)"', text)
+    return f'; did you mean "{close[1]}"?' if close else ""
+
+
+def _override_error(error: BaseException) -> str:
+    """What is wrong with an override, in one line: the flag library wraps what a key or value raises."""
     inner = error
     while inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]
     text = " ".join(str(inner.args[0] if inner.args else inner).split())
     if isinstance(inner, KeyError | AttributeError):
         return f"unknown key {text.replace(' Did you mean', '; did you mean')}"
-    if isinstance(inner, flags.Error) and "whilst parsing config file" not in text:
-        return text
-    return f"{type(chain[-1]).__name__}: {chain[-1]}"
+    return text if isinstance(inner, flags.Error) else f"{type(inner).__name__}: {text}"

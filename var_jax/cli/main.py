@@ -1,13 +1,13 @@
 """The `var-jax` command: finds the command's module, and turns mistakes into one line and an exit code."""
 
 import argparse
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from var_jax.errors import Parser, Preempted, UserError, did_you_mean
+from var_jax.cli.exit import line_and_code
+from var_jax.errors import Parser, UserError, did_you_mean, require_path
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
 COMMANDS = {
@@ -28,13 +28,6 @@ COMMANDS = {
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
 
-# Of the operating system's errors, those that the user can put right.
-USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
-               errno.EDQUOT, errno.EFBIG)
-
-
-BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -44,32 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        return _fail(str(error), 2)
-    except Preempted as error:
-        return _fail(str(error), 75)
     except BrokenPipeError:  # as of `var-jax status D | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno in USER_ERRNOS:
-            return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
-        raise
-    except ImportError as error:
-        if line := without_bucket_library(error):
-            return _fail(line, 2)
-        raise
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-
-
-def without_bucket_library(error: ImportError) -> str | None:
-    """What to tell when a path in a bucket lacks the library that reads it; None for any other module."""
-    missing = error.name or getattr(error.__cause__, "name", None)
-    if missing not in BUCKET_LIBRARIES:
-        return None
-    return f"a path in a bucket ({BUCKET_LIBRARIES[missing]}) needs the package {missing}; " + (
-        "install it by pip install 'var-jax[gcs]'" if missing == "gcsfs" else f"install it by pip install {missing}")
+    except (Exception, KeyboardInterrupt) as error:
+        if (known := line_and_code(error)) is None:
+            raise
+        return _fail(*known)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -86,6 +60,7 @@ def _dispatch(argv: list[str]) -> int:
     name, *rest = argv
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
+    _require_paths(rest)
     if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
         _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")
@@ -97,6 +72,15 @@ def _dispatch(argv: list[str]) -> int:
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
     return module.run(args)
+
+
+def _require_paths(argv: Sequence[str]):
+    """Raises UserError for a URL of a kind that no command reads, before any command has begun."""
+    for before, text in zip(["", *argv], argv, strict=False):
+        flag = before if before.startswith("--") else "the argument"
+        if text.startswith("--"):
+            flag, _, text = text.partition("=")
+        require_path(text, flag)
 
 
 def _prepare_jax():

@@ -10,10 +10,9 @@ example:
 
 import argparse
 import functools
-import importlib.util
 import sys
 
-from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.configs import add_config_argument, call, read_config
 from var_jax.config import require
 from var_jax.errors import UserError
 
@@ -83,21 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _family(config: str) -> list[dict]:
     """What the config file's `get_sweep` returns."""
-    file, _, arg = config.partition(":")
-    read_config(config)  # tells what is wrong with the file before it is imported here
-    spec = importlib.util.spec_from_file_location("sweep_config", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_sweep"):
-            raise UserError(f"{file} has no get_sweep(); a sweep's config returns its list of override dicts from it")
-        family = module.get_sweep(arg) if arg else module.get_sweep()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's file raises
-        raise UserError(f"get_sweep({repr(arg) if arg else ''}) of {file} ends in {type(error).__name__}: {error}"
-                        ) from error
+    read_config(config)  # tells what is wrong with the file's get_config first
+    family = call(config, "get_sweep")
     if not (isinstance(family, list) and all(isinstance(member, dict) for member in family)):
-        raise UserError(f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts")
+        raise UserError(f"get_sweep() of {config} returns {type(family).__name__}; it must be a list of dicts")
     return family

@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from var_jax.cli.configs import add_config_argument, read_config
-from var_jax.cli.main import USER_ERRNOS, without_bucket_library
+from var_jax.cli.exit import line_and_code
 from var_jax.errors import Preempted, UserError
 
 
@@ -67,14 +67,8 @@ def _window(text: str) -> tuple[int, int]:
 
 def tell(error: BaseException) -> int:
     """As the command line tells an error that ends one process; there is no way back to it from one of several."""
-    if isinstance(error, UserError):
-        return _fail(error, 2)
-    if isinstance(error, OSError) and error.errno in USER_ERRNOS:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}", 2)
-    if isinstance(error, ImportError) and (line := without_bucket_library(error)):
-        return _fail(line, 2)
-    if isinstance(error, KeyboardInterrupt):
-        return _fail("interrupted", 130)
+    if known := line_and_code(error):
+        return _fail(*known)
     traceback.print_exception(error)
     return 1
 

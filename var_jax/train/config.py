@@ -6,7 +6,7 @@ from typing import Literal
 from ml_collections import config_dict
 
 from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, plain, require
-from var_jax.errors import UserError
+from var_jax.errors import UserError, require_path
 from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, ProgressiveConfig
 
 
@@ -282,4 +282,9 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
             if name in transformer:
                 raise UserError(f"config.transformer.{name} follows config.tokenizer.{name}; set it there")
         mapping["transformer"] = {**transformer, **_shared(tokenizer)}
-    return build(TrainConfig, {**mapping, "tokenizer": tokenizer})
+    run = build(TrainConfig, {**mapping, "tokenizer": tokenizer})
+    for key in ("tokenizer_dir", "init_from", "branch_from"):
+        require_path(getattr(run, key), key)
+    for key in ("data_dir", "source_dir", "tokens_dir"):
+        require_path(getattr(run.data, key), f"data.{key}")
+    return run

@@ -102,8 +102,9 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 number, metrics, vote = unread.popleft()
                 if wrong := not_finite(metrics):
                     checkpoints.wait()
-                    raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; "
-                                   f"the last checkpoint is of step {checkpoints.latest_step()}")
+                    saved = checkpoints.latest_step()
+                    kept = "there is no checkpoint yet" if saved is None else f"the last checkpoint is of step {saved}"
+                    raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; {kept}")
                 stop |= bool(vote)
                 if number % config.log_every == 0 or number == config.steps:
                     rates = throughput.report(number)
