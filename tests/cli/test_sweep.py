@@ -88,9 +88,9 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys
     ("\ndef get_sweep(arg=''):\n    return []\n", "the sweep has no runs"),
     ("\ndef get_sweep(arg=''):\n    return [{'stepps': 3}]\n", "unknown key"),
     ("\ndef get_sweep(arg=''):\n    return gird.sweep('steps', [3])\n",
-     "get_sweep() of {} ends in NameError: name 'gird' is not defined"),
-    ("\ndef get_sweep(a, b):\n    return []\n", "get_sweep() of {} ends in TypeError"),
-    ("\nimport sys\nif __name__ == 'sweep_config':\n    sys.nothing\n", "AttributeError"),
+     "{}, line 16: get_sweep() ends in NameError: name 'gird' is not defined"),
+    ("\ndef get_sweep(a, b):\n    return []\n", "{}: get_sweep() ends in TypeError"),
+    ("\nimport sys\nif __name__:\n    sys.nothing\n", "AttributeError"),
 ])
 def test_a_config_that_is_no_sweep_is_named(tmp_path, capsys, text, words):
     path = tmp_path / "small.py"
@@ -105,7 +105,7 @@ def test_a_get_sweep_that_takes_no_argument_is_named_when_it_is_given_one(tmp_pa
     path.write_text(small.CONFIG_FILE + "\ndef get_sweep():\n    return [{'steps': 3}]\n")
     assert main(command("--config", f"{path}:d2", "--workdir", tmp_path / "d")) == 2
     error = capsys.readouterr().err
-    assert f"get_sweep('d2') of {path} ends in TypeError" in error and error.count("\n") == 1
+    assert f"{path}: get_sweep('d2') ends in TypeError" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("more", [[], ["--stop"]])

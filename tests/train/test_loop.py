@@ -170,6 +170,13 @@ def test_what_is_not_finite_stops_the_run_before_it_is_saved(configs, unevaluate
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
 
 
+def test_train_diverges_before_the_first_checkpoint(configs, unevaluated, tmp_path, monkeypatch):
+    """There is no step to name, so that the message says that nothing was saved."""
+    monkeypatch.setattr(step, "make_train_step", fake_step(loss=jnp.nan))
+    with pytest.raises(Diverged, match=r"step 2.*there is no checkpoint yet"):
+        train(dataclasses.replace(configs["tokenizer"], checkpoint_every=3), str(tmp_path))
+
+
 @pytest.mark.slow
 def test_a_run_that_diverges_in_earnest(configs, unevaluated, tmp_path):
     config = configs["transformer"]

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def _family(config: str) -> list[dict]:
     """What the config file's `get_sweep` returns."""
     read_config(config)  # tells what is wrong with the file's get_config first
-    family = call(config, "get_sweep")
+    family, file = call(config, "get_sweep"), config.partition(":")[0]
     if not (isinstance(family, list) and all(isinstance(member, dict) for member in family)):
-        raise UserError(f"get_sweep() of {config} returns {type(family).__name__}; it must be a list of dicts")
+        raise UserError(f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts")
     return family
