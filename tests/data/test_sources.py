@@ -237,7 +237,7 @@ def test_links_that_lead_nowhere_or_back(folder):
     assert len(split) == 24 + 12  # elsewhere, and all of the dogs once more below it
 
 
-def test_image_folder_with_folders_for_splits(tmp_path):
+def test_image_folder_with_folders_for_splits(tmp_path, caplog):
     for i, path in enumerate(("train/b/0.png", "train/a/1.png", "train/b/2.png", "val/a/3.png")):
         (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "images" / path)
@@ -245,8 +245,11 @@ def test_image_folder_with_folders_for_splits(tmp_path):
     train, val = sources.open_split(data, "train"), sources.open_split(data, "val")
     assert sorted((int(e["image"][0, 0, 0]), e["label"]) for e in train) == [(0, 1), (1, 0), (2, 1)]
     assert [(int(e["image"][0, 0, 0]), e["label"]) for e in val] == [(3, 0)]
-    with pytest.raises(UserError, match="no split 'test' with images; known: train, val"):
-        sources.open_split(data, "test")
+    for name in ("test", "validation"):  # by any name, the only images that are held out
+        assert [(int(e["image"][0, 0, 0]), e["label"]) for e in sources.open_split(data, name)] == [(3, 0)]
+    assert "no split 'test'; its held-out images are those of its split 'val'" in caplog.text
+    with pytest.raises(UserError, match="no split 'rest' with images; did you mean 'test'|known: train, val"):
+        sources.open_split(data, "rest")
 
 
 def test_image_folders_without_images(tmp_path):

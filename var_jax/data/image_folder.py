@@ -5,16 +5,19 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
+import unicodedata
+from collections.abc import Sequence
 
 from etils import epath
 
-from var_jax.data import transforms
-from var_jax.data.visible_files import visible, walk
+from var_jax.data import split_folders, transforms
+from var_jax.data.visible_files import walk
 from var_jax.errors import UserError
 
-SPLITS = ("train", "test", "val")
 HELD_OUT = 0.1
 FILES_A_TASK = 64
+CONTROLS = ("Cc", "Zl", "Zp")  # categories of Unicode: control characters, and separators of lines and paragraphs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +37,16 @@ class Listing:
 
     Attributes:
       root: the directory.
-      class_names: names of the class folders, sorted; a label is an index into them.
+      class_names: names of the class folders as `printable` gives them; a label is an index into them. Numbers in
+        them count as numbers ("2" before "10"), unless the caller asked for an order of its own.
       files: sorted by name. Hidden files are left out.
+      notes: what the user should know of how the folders were read, a line each.
     """
 
     root: epath.Path
     class_names: tuple[str, ...]
     files: tuple[File, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -48,44 +54,97 @@ class Listing:
         lines = [f"{self.class_names}", *(f"{f.name}\0{f.split}\0{f.size}\0{f.modified}" for f in self.files)]
         return fingerprint(lines)
 
+    @property
+    def counts(self) -> dict[str, tuple[int, ...]]:
+        """{split: files of each class}."""
+        counts = {split: [0] * len(self.class_names) for split in sorted({f.split for f in self.files})}
+        for file in self.files:
+            counts[file.split][file.label] += 1
+        return {split: tuple(some) for split, some in counts.items()}
+
     def without(self, names: set[str]) -> "Listing":
         return dataclasses.replace(self, files=tuple(f for f in self.files if f.name not in names))
+
+    def in_order(self, class_names: Sequence[str]) -> "Listing":
+        """The same files with labels by another order of the same classes."""
+        label = {name: i for i, name in enumerate(class_names)}
+        files = tuple(dataclasses.replace(f, label=label[self.class_names[f.label]]) for f in self.files)
+        return dataclasses.replace(self, class_names=tuple(class_names), files=files)
+
+
+def natural(name: str) -> tuple:
+    """Sorts texts with the numbers in them by value: "img2" before "img10", and "1" before "01"."""
+    parts = re.split(r"(\d+)", name)  # texts at even places, digits at odd ones
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), len(name), name
+
+
+def printable(name: str) -> str:
+    """A file's or folder's name as text that any encoding takes; most names as they are.
+
+    Names on a disk are bytes. Those that are no UTF-8, as old archives leave them, have the bytes in question written
+    as `\\xe9`, and control characters, such as a line break, are escaped likewise.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    escaped = (c.encode("unicode_escape").decode() if unicodedata.category(c) in CONTROLS else c for c in text)
+    return "".join(escaped)
 
 
 def fingerprint(lines: list[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def listing(directory: str) -> Listing:
+def listing(directory: str, class_names: Sequence[str] = (), whole_train: bool = False) -> Listing:
     """What is in the directory, files of a class at any depth.
 
     Without folders for splits, about a tenth of every class (by a hash of the names, at least one file where there
     are two) is held out as "test".
 
+    Args:
+      class_names: the classes as an earlier run knows them. Where the folders are the same, in whatever order, they
+        keep its order, and folders that look like splits stay the classes that they were then.
+      whole_train: do not hold out files of a folder of training images alone.
     Raises:
-      UserError: the directory is missing, or has no class folders, or one of them has no files.
+      UserError: the directory is missing, or has no class folders, or one of them has no files, or folders in it look
+        like splits and cannot be read as such.
     """
     root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(f"data.source_dir {directory!r} is no directory; it must hold one folder of images a class")
-    folders = {path.name: path for path in visible(root) if path.is_dir()}
-    if "train" in folders and set(folders) <= set(SPLITS) and any(p.is_dir() for p in visible(folders["train"])):
-        splits = {split: {p.name: p for p in visible(folder) if p.is_dir()} for split, folder in folders.items()}
-    else:
-        splits = {"": folders}
-    class_names = tuple(sorted(set().union(*splits.values())))
-    if not class_names:
+    folders = split_folders.subfolders(root)
+    if not folders:
         raise UserError(f"{directory} has no folders; it must hold one folder of images a class")
-    files = []
-    for split, classes in splits.items():
-        for name, folder in classes.items():
-            label = class_names.index(name)
-            found = [File(path, label, split, size, modified) for path, size, modified in
-                     walk(folder, f"{split}/{name}".strip("/"))]
-            files += found if split else _hold_out(found)
-    for label in sorted(set(range(len(class_names))) - {f.label for f in files}):
-        raise UserError(f"class folder {class_names[label]!r} of {directory} holds no files; fill it or remove it")
-    return Listing(root, class_names, tuple(sorted(files, key=lambda f: f.name)))
+    if class_names and sorted(class_names) == sorted(_class_names(set(folders), directory).values()):
+        found = split_folders.Layout((split_folders.Part("", "", folders),))
+    else:
+        found = split_folders.layout(root)
+    names = _class_names({name for part in found.parts for name in part.classes}, directory)
+    shown = sorted(names.values(), key=natural)
+    files: list[File] = []
+    for part in found.parts:
+        split = "train" if whole_train and part.prefix and not part.split else part.split
+        for name, folder in part.classes.items():
+            prefix = f"{part.prefix}/{name}".strip("/")
+            seen = [File(path, shown.index(names[name]), split, size, modified)
+                    for path, size, modified in walk(folder, prefix)]
+            files += seen if split else _hold_out(seen)
+    for label in sorted(set(range(len(shown))) - {f.label for f in files}):
+        raise UserError(f"class folder {shown[label]!r} of {directory} holds no files; fill it or remove it")
+    whole = Listing(root, tuple(shown), tuple(sorted(files, key=lambda f: f.name)), found.notes)
+    return whole.in_order(class_names) if sorted(class_names) == sorted(shown) else whole
+
+
+def _class_names(folders: set[str], directory: str) -> dict[str, str]:
+    """{folder's name: the class's}.
+
+    Raises:
+      UserError: two folders would be one class.
+    """
+    names = {folder: printable(folder).strip() or repr(folder) for folder in folders}
+    for name in names.values():
+        if len(same := [folder for folder in folders if names[folder] == name]) > 1:
+            raise UserError(f"folders {', '.join(map(ascii, sorted(same)))} of {directory} would all be the class "
+                            f"{name!r}; rename them")
+    return names
 
 
 def undecodable(files: Listing) -> dict[str, str]:

@@ -3,14 +3,14 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from var_jax.data import image_folder, transforms
+from var_jax.data import image_folder, split_folders, transforms
 from var_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ class Split(Protocol):
 
     Attributes:
       class_names: by label.
+      class_counts: images of each class, where the data set tells; else empty.
       fingerprint: of the whole data set: of the content of a user's own files; else of what TFDS notes of the
         prepared copy, its name, configuration and version and what lies in each split (of "digits", the version).
     """
 
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
     fingerprint: str
 
     def __len__(self) -> int: ...
@@ -44,10 +46,15 @@ class Split(Protocol):
 
 
 class TfdsSplit:
-    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class, "all"."""
+    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class, "all".
 
-    def __init__(self, builder: Any, split: str):
-        self._made_of = builder, split
+    Args:
+      class_counts: as `Split` has them.
+    """
+
+    def __init__(self, builder: Any, split: str, class_counts: tuple[int, ...] = ()):
+        self._made_of = builder, split, class_counts
+        self.class_counts = class_counts
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
         self.class_names: tuple[str, ...] = tuple(features["label"].names) if "label" in features else ("all",)
@@ -87,8 +94,13 @@ def _fingerprint(info: Any) -> str:
         for name, split in sorted(info.splits.items()))])
 
 
-def open_split(data: "DataConfig", split: str) -> Split:
-    """A split of the data set that `data` names, prepared first if it is not.
+def open_split(data: "DataConfig", split: str, class_names: Sequence[str] = ()) -> TfdsSplit:
+    """Opens one split of the data set that `data` names; see `open_splits`."""
+    return open_splits(data, [split], class_names)[0]
+
+
+def open_splits(data: "DataConfig", splits: Sequence[str], class_names: Sequence[str] = ()) -> list[TfdsSplit]:
+    """Opens splits of the data set that `data` names, prepared first if it is not.
 
     What is prepared is written beside its place and renamed when it is whole, so that neither a killed process nor
     another one at the same time spoils it. Copies of a user's files carry a fingerprint of names, sizes and times:
@@ -96,13 +108,24 @@ def open_split(data: "DataConfig", split: str) -> Split:
 
     Args:
       data: its `name`, `data_dir`, `source_dir` and `skip_bad_images`.
-      split: a TFDS split, slices such as "train[:90%]" included.
+      splits: TFDS splits, slices such as "train[:90%]" included. An image folder's "test" is its "val" where it has
+        no other held-out images, and the other way round.
+      class_names: of an image folder, the order of classes that an earlier run has; by default that of numbers, or of
+        a copy that an earlier version prepared.
     Raises:
       UserError: an unknown name or split, a missing or empty directory, files that do not decode, a data set
         without images or with a "label" that is no class, or one that TFDS cannot prepare here.
     """
+    counts: dict[str, tuple[int, ...]] = {}
     with _quiet(progress=data.name not in OWN):
-        builder = _prepared(data)
+        if data.name == "image_folder":
+            # A slice of "train" says that the user divides the images.
+            whole_train = any("[" in name for name in (data.train_split, data.eval_split, *splits))
+            files = image_folder.listing(data.source_dir, class_names, whole_train)
+            builder, counts = _prepare_folder(files, data, keep_order=bool(class_names))
+            splits = [_of_folder(split, builder.info.splits, data.source_dir) for split in splits]
+        else:
+            builder = _prepared(data)
     features: Any = builder.info.features
     kinds = {key: type(feature).__name__ for key, feature in features.items()}
     needed = {"image": "Image", **({"label": "ClassLabel"} if "label" in kinds else {})}
@@ -110,13 +133,26 @@ def open_split(data: "DataConfig", split: str) -> Split:
         if kinds.get(key) != kind:
             raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has "
                             + ", ".join(f"{name} ({found})" for name, found in kinds.items()))
+    return [_opened(builder, split, data.name, counts.get(split, ())) for split in splits]
+
+
+def _opened(builder: Any, split: str, name: str, class_counts: tuple[int, ...]) -> TfdsSplit:
     try:
-        return TfdsSplit(builder, split)
+        return TfdsSplit(builder, split, class_counts)
     except (ValueError, KeyError) as error:
         hint = did_you_mean(split, builder.info.splits)
-        raise UserError(f"data set {data.name!r} has no split {split!r} with images{hint}") from error
+        raise UserError(f"data set {name!r} has no split {split!r} with images{hint}") from error
     except NotImplementedError as error:
         raise UserError(f"{builder.data_dir} is not prepared as array_record; give another data.data_dir") from error
+
+
+def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
+    """The split of an image folder that a user means: held-out images are "test" to some and "val" to others."""
+    name = split_folders.SPLIT_OF.get(split, split)
+    if name not in known and (other := {"test": "val", "val": "test"}.get(name)) in known:
+        log.warning("%s has no split %r; its held-out images are those of its split %r", source_dir, split, other)
+        return other
+    return name
 
 
 def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
@@ -128,8 +164,6 @@ def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
     if data.name == "fashion_mnist_idx":
         directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
         return _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
-    if data.name == "image_folder":
-        return _prepare_folder(image_folder.listing(data.source_dir), data)
     return _prepared_by_tfds(data.name, data_dir)
 
 
@@ -148,10 +182,21 @@ def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
         raise UserError(f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh") from error
 
 
-def _prepare_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.core.DatasetBuilder":
+def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order: bool
+                    ) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
+    """The copy of a folder's files, and {split: images of each class} in it."""
     from var_jax.data import builders
 
-    builder = builders.ImageFolder(files=files, data_dir=data.data_dir or None)
+    def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
+        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
+
+    for note in files.notes:
+        log.warning("%s", note)
+    builder = builder_of(files)
+    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as texts
+        as_texts = files.in_order(sorted(files.class_names))
+        if builder_of(as_texts).is_prepared():
+            files, builder = as_texts, builder_of(as_texts)
     if not builder.is_prepared():
         log.warning("checking and copying the %d files of %s", len(files.files), data.source_dir)
         bad = image_folder.undecodable(files)
@@ -169,7 +214,7 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig") -> "tfds.co
         shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
         log.warning("left out %d files of %s that do not decode (all in %s): %s", len(skipped), data.source_dir,
                     epath.Path(prepared.data_dir) / "metadata.json", shown)
-    return prepared
+    return prepared, files.without(set(skipped)).counts
 
 
 def _bad_files(first: str, count: int) -> UserError:
