@@ -12,7 +12,7 @@ from PIL import Image
 
 from var_jax import generate, inputs, model_directory, pictures
 from var_jax.config import ModelConfig, TokenizerConfig, require
-from var_jax.data import transforms
+from var_jax.data import mask_file, transforms
 from var_jax.errors import UserError
 from var_jax.pipeline import Pipeline
 
@@ -131,7 +131,7 @@ def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.nd
             f"at most {MAX_PIXELS // 10**6} million")
     require(0 < max(height, width) <= MAX_ASPECT * min(height, width), "the upload", f"of {height} x {width} pixels",
             f"at most {MAX_ASPECT} times as long as it is wide")
-    return transforms.at_size(transforms.decode(content, "the upload"), config.image_shape)
+    return transforms.at_size(transforms.decode(content, "the upload", FORMATS), config.image_shape)
 
 
 def read_mask(layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig) -> Bool[np.ndarray, "H W"]:
@@ -139,7 +139,7 @@ def read_mask(layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerCon
     height, width, _ = config.image_shape
     mask = np.zeros((height, width), bool)
     for layer in layers:
-        mask |= transforms.fit(layer[..., 3:], (height, width, 1), "whole")[..., 0] > 127
+        mask |= mask_file.region(layer[..., 3], (height, width), "whole")
     return mask
 
 

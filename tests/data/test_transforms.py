@@ -48,7 +48,7 @@ def test_damage_and_other_files_are_named():
     ((10, 20), (64, 64, 3), (72, 144)),      # upwards too
     ((300, 300), (64, 128, 3), (144, 144)),  # the side that is relatively the shorter decides
     ((100, 1000), (64, 128, 3), (72, 720)),
-    ((1000, 3), (64, 64, 1), (24000, 72)),
+    ((60, 3), (64, 64, 1), (1440, 72)),      # 20 times as long: the longest that is whole
 ])
 def test_crop_resizes_the_short_side(size, shape, expected):
     fitted = transforms.fit(gradient(*size), shape, "crop")
@@ -95,7 +95,6 @@ def test_channels_follow_the_model():
     colour[..., 0] = 255
     assert transforms.fit(colour, (4, 4, 1), "whole").tolist() == [[[76]] * 4] * 4  # ITU-R 601 luma of red
     assert transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "whole").tolist() == [[[9] * 3] * 4] * 4
-    assert transforms.fit(np.full((4, 4, 4), 9, np.uint8), (4, 4, 3), "whole").shape == (4, 4, 3)
 
 
 def test_wrong_settings_are_named():
@@ -103,3 +102,40 @@ def test_wrong_settings_are_named():
         transforms.check((8, 8, 3), "corp")
     with pytest.raises(UserError, match="1 or 3 channels"):
         transforms.check((8, 8, 2), "crop")
+
+
+@pytest.mark.parametrize(("size", "shape"), [((2, 20_000), (64, 64, 3)), ((20_001, 2), (64, 64, 3)),
+                                             ((1, 50_000), (32, 96, 1)), ((60_000, 1), (96, 32, 1))])
+@pytest.mark.parametrize("resize", ["crop", "whole"])
+def test_fit_of_a_thin_image_is_bounded(size, shape, resize, monkeypatch):
+    """Neither the result nor what is resized on the way has more than the longest image's pixels:
+    enlarged whole, a line of pixels would take gigabytes."""
+    made = []
+    original = Image.Image.resize
+
+    def counted(image, new_size, *args, **kwargs):
+        # Pillow makes all rows as wide as the result first.
+        made.append(max(new_size[0] * image.height, new_size[0] * new_size[1]))
+        return original(image, new_size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    pixels = np.full((*size, 3), 7, np.uint8)
+    fitted = transforms.fit(pixels, shape, resize)
+    assert (fitted == 7).all() and fitted.shape[0] >= shape[0] and fitted.shape[1] >= shape[1]
+    assert max(made) <= max(2 * transforms.MAX_ASPECT * 108 * 108, pixels.size)
+
+
+@pytest.mark.parametrize("size", [(8, 200), (200, 8), (9, 301)])
+def test_at_size_of_a_thin_image_is_its_middle(size):
+    """Cutting first gives the pixels of the middle that resizing the whole image gives."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    height, width = transforms._covering(*size, 16, 16)
+    whole = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    middle = transforms.crop(whole, (16, 16, 3))
+    np.testing.assert_array_equal(transforms.at_size(pixels, (16, 16, 3)), middle)
+
+
+def test_fit_composites_a_fourth_channel_on_white():
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:2, :, 3] = 255
+    assert transforms.fit(pixels, (4, 4, 1), "whole")[:, 0, 0].tolist() == [0, 0, 255, 255]

@@ -7,7 +7,10 @@ example:
   var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 --out another_cat.png
   var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 --out finer.png
 
-A mask as large as its image goes through the same --resize; one of another size is stretched over the model's view.
+A mask is black and white of any format and depth, or white (or one color) painted on a transparent page, or the image
+itself with a transparent hole; one that could mean two things is refused. A mask as large as its image goes through the
+same --resize; one of another size is stretched over the model's view. Images are turned upright by their EXIF
+orientation, and composited on white where they are transparent.
 Kept pixels are put back as they were (--no-composite shows the tokenizer's reconstruction there, as published).
 """
 
@@ -28,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
     parser.add_argument("--image", required=True, nargs="+", metavar="F", help="image files or globs")
     region = parser.add_mutually_exclusive_group(required=True)
-    region.add_argument("--mask", metavar="F", help="picture that is white where new content goes")
+    region.add_argument("--mask", metavar="F", help="picture that is white where new content goes, black elsewhere")
     region.add_argument("--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width")
     region.add_argument("--keep-scales", type=int, metavar="K", help="no region: keep the image's first K scales, and "
                         "generate the finer ones (few: a variation; nearly all: other fine detail)")

@@ -1,38 +1,47 @@
 """Reading what the user gives: image files as model input, masks, label lists."""
 
 import glob
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
 from var_jax.config import TokenizerConfig
-from var_jax.data import transforms
+from var_jax.data import image_file, mask_file, transforms
 from var_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 MOST = 1_000_000  # labels, and images of one grid: what lies beyond is a slip that would fill the memory
 
 
 def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
-    """One image file as float32 (H, W, C) in [-1, 1] at the model's size; one of that size already is taken as it is.
+    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size, upright, and on white where it is
+    transparent; one of that size already is taken as it is.
 
     Raises:
       UserError: the file is missing or does not decode.
     """
-    pixels = transforms.decode(_read(path), path)
+    samples = image_file.read(_read(path), path)
+    pixels = image_file.pixels_of(samples, path)
+    for line in image_file.remarks(samples):
+        log.warning("%s %s", path, line)
     return transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
 
 
 def read_mask(path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
-    """A mask file as bool (H, W) at the model's size, True where it is white (above one half).
+    """Returns a mask file as bool (H, W) at the model's size, True where new content goes: where it is white.
 
     A mask as large as the image file is brought to the model's size as that is; one of any other size is taken as drawn
-    over the whole of what the model sees, and stretched.
+    over the whole of what the model sees, and stretched. What counts as white: `mask_file.levels`.
+
+    Raises:
+      UserError: a file is missing or does not decode, or the mask's meaning is not certain.
     """
-    pixels = transforms.decode(_read(path), path)
-    as_large = pixels.shape[:2] == transforms.decode(_read(image), image).shape[:2]
-    shape = (*config.image_shape[:2], 1)
-    return transforms.at_size(pixels, shape, resize if as_large else "whole", path)[..., 0] > 127
+    pixels = transforms.decode(_read(image), image)
+    whiteness = mask_file.levels(_read(path), path, pixels)
+    as_large = whiteness.shape == pixels.shape[:2]
+    return mask_file.region(whiteness, config.image_shape[:2], resize if as_large else "whole")
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from var_jax.cli.exit import line_and_code
@@ -61,6 +62,8 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
     _require_paths(rest)
+    # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
         _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")

@@ -4,17 +4,22 @@ The published recipe for photographs: Lanczos resize of the short side to 1.125 
 (evaluation: centre crop) and no flip.
 """
 
-import io
+import math
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
+from var_jax.data.image_file import decode, eight_bits, on_background
 from var_jax.errors import UserError, did_you_mean
 
+__all__ = ["Resize", "at_size", "check", "crop", "decode", "eight_bits", "fit"]
 Resize = Literal["crop", "whole", "pad"]
 SHORT_SIDE = 1.125
+# "crop" enlarges the short side of a line of pixels to the model's, so that its length would grow
+# without bound: of an image that is longer, the middle counts.
+MAX_ASPECT = 20
 
 
 def check(image_shape: tuple[int, int, int], resize: str):
@@ -25,40 +30,15 @@ def check(image_shape: tuple[int, int, int], resize: str):
         raise UserError(f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 channels")
 
 
-def decode(content: bytes, name: str) -> UInt8[np.ndarray, "height width channels"]:
-    """Pixels of an image file of any Pillow format: grey images with 1 channel, all others with 3.
-
-    Of several frames the first counts; transparency is dropped, as Pillow's conversion does.
-
-    Raises:
-      UserError: the file does not decode to its end; `name` is in the message.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            if image.mode == "F":
-                raise ValueError("floating-point pixels have no known range")
-            if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which Pillow's own conversion clips
-                return eight_bits(np.asarray(image).clip(0, 65535).astype(np.uint16)[..., None])
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB"))
-    except Exception as error:  # Pillow's plugins raise nearly every kind
-        # An image of an unknown kind has Pillow name the buffer, which says nothing to a reader.
-        reason = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UserError(f"{name} does not decode: {reason}") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def eight_bits(pixels: Shaped[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width channels"]:
-    """uint8 of uint8 or uint16 pixels, white staying white."""
-    return (pixels // 257).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-
-
 def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int], resize: Resize,
         name: str = "image") -> UInt8[np.ndarray, "new_height new_width new_channels"]:
     """The part of the transform that is the same in every epoch.
 
+    The memory that it takes is bounded by the sizes of image and shape: of an image that is more than MAX_ASPECT times
+    as long as the shape, "crop" takes a part in the middle that is that long.
+
     Args:
-      pixels: 1, 3 or 4 channels (the last dropped).
+      pixels: 1, 3 or 4 channels (the last is alpha, composited as `decode` does).
       image_shape: (height, width, channels) that the model takes.
       resize: "whole" and "pad" give just that size; "crop" 1.125 times the size along the side that is relatively
         the shorter, and more along the other, for `crop` to cut.
@@ -67,6 +47,10 @@ def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[i
       UserError: "pad", and the image is larger than the shape.
     """
     height, width, channels = image_shape
+    if pixels.shape[-1] == 4:
+        pixels = on_background(pixels[..., :3], pixels[..., 3])
+    if resize == "crop":
+        pixels = _shortened(pixels, height, width)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image = image.convert("L" if channels == 1 else "RGB")
     if resize == "pad":
@@ -79,6 +63,8 @@ def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[i
     else:
         if resize == "crop":
             height, width = _covering(image.height, image.width, height, width)
+        if image.height > MAX_ASPECT * image.width:  # Pillow would make all of its rows as wide as the result first
+            image = image.resize((image.width, height), Image.Resampling.LANCZOS)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
@@ -107,3 +93,15 @@ def _covering(height: int, width: int, want_height: int, want_width: int) -> tup
     if height * least_width <= width * least_height:  # relatively flat: the height decides
         return least_height, max(least_width, width * least_height // height)
     return max(least_height, height * least_width // width), least_width
+
+
+def _shortened(pixels: np.ndarray, want_height: int, want_width: int) -> np.ndarray:
+    """The middle of an image that is more than MAX_ASPECT times as long as what is wanted; others as they are."""
+    for axis, ratio in ((0, want_height / want_width), (1, want_width / want_height)):
+        length, other = pixels.shape[axis], pixels.shape[1 - axis]
+        most = math.ceil(MAX_ASPECT * ratio * other)
+        if length > most:
+            start = (length - most) // 2
+            # As much on either side, so that the middle stays the middle.
+            return pixels[start:length - start] if axis == 0 else pixels[:, start:length - start]
+    return pixels
