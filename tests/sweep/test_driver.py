@@ -144,6 +144,20 @@ def test_a_run_that_fails_twice_at_a_step_is_given_up_and_named_with_its_branche
     assert run(sweep, retry=True)[0] == {} and states(sweep) == ["done"] * 4
 
 
+def test_drive_gives_up_a_refused_run_at_once(stub, tmp_path):
+    """The user's mistake would be the same at every start: one start, the reason said once, the rest of the sweep done;
+    with another chance after it was put right, the run is done too."""
+    sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
+    bad, _ = (r.id for r in sweep.runs)
+    stub(wrong={bad: {"refused": 1}})
+    given_up, said = run(sweep)
+    assert given_up == {bad: "it was refused: data.name is wrong; it must be right"}
+    assert starts(sweep) == [1, 1] and states(sweep) == ["failed", "done"]
+    assert "".join(said).count("data.name is wrong") == 1
+    assert run(sweep)[0] == given_up and starts(sweep) == [1, 1]
+    assert run(sweep, retry=True)[0] == {} and starts(sweep) == [2, 1] and states(sweep) == ["done"] * 2
+
+
 def test_restarts_are_bounded(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False, max_restarts=0)
     stub(wrong={sweep.runs[0].id: {"vanishes_at": 7}})

@@ -145,6 +145,16 @@ def test_a_retry_starts_the_count_afresh(run):
     assert runs.hopeless(observed, max_restarts=3) == "it failed twice at step 5"
 
 
+def test_observe_refusal_is_of_the_latest_attempt(run):
+    """What an earlier attempt was refused for has been put right since, and a job that lives is not refused yet."""
+    claim(run)
+    (run / "claims" / "0001.refused").write_text("steps is 0")
+    assert seen(run, True).refusal == "" and seen(run, True).live
+    assert (seen(run, False).state, seen(run, False).refusal) == ("failed", "steps is 0")
+    claim(run, 2)
+    assert (seen(run, False).state, seen(run, False).refusal) == ("dead", "")
+
+
 def test_last_words(run):
     assert runs.last_words(run) == ""
     run.mkdir()

@@ -46,6 +46,11 @@ def main(argv: list[str]) -> int:
     def save():
         (checkpoints / str(step)).mkdir(parents=True, exist_ok=True)
 
+    if starts <= wrong.get("refused", 0):
+        from var_jax.train import workdir as real
+
+        real.note_refusal("data.name is wrong;\nit must be right")
+        return 2
     (workdir / "meta.json").write_text(json.dumps({
         "params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": {"exact": 50.0}}))
     status("running")

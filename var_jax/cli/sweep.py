@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("jobs", "max_restarts"):
         require((getattr(args, name) or 0) >= 0, f"--{name.replace('_', '-')}", getattr(args, name), "0 or more")
     require(args.interval > 0, "--interval", args.interval, "above 0")
-    from var_jax.sweep import driver, engine, plan, runs, table
+    from var_jax.sweep import driver, engine, plan, preflight, runs, table
 
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
@@ -54,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
     planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
     jobs = backend.jobs if args.jobs is None else args.jobs
     sweep = driver.Sweep(planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts)
+    check = functools.partial(preflight.check, planned, images_are_here=args.backend == "local")
     if args.dry_run:
+        if not (costs_alone := preflight.without_tokenizer(planned)):
+            check()
         print("\n".join(table.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := backend.render(driver.commands(sweep)):
             print(text)
+        if costs_alone:
+            print(f"note: {preflight.NO_TOKENIZER}", file=sys.stderr)
         return 0
     runs.require_reachable(args.workdir)
     if args.stop:
@@ -65,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"asked {len(asked)} runs to save and end{': ' if asked else ''}{', '.join(asked)}")
         return 0
     backend.check(args.workdir)
+    driver.require_directory(args.workdir)
+    check()
     driver.write_plan(sweep, args.overrides)
     try:
         given_up = driver.drive(sweep, interval=args.interval, retry=args.retry,

@@ -33,6 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        return _run(args)
+    except Exception as error:
+        _note_refusal(line_and_code(error))
+        raise
+
+
+def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
     from var_jax import distributed
@@ -68,9 +76,18 @@ def _window(text: str) -> tuple[int, int]:
 def tell(error: BaseException) -> int:
     """As the command line tells an error that ends one process; there is no way back to it from one of several."""
     if known := line_and_code(error):
+        _note_refusal(known)
         return _fail(*known)
     traceback.print_exception(error)
     return 1
+
+
+def _note_refusal(known: tuple[str, int] | None):
+    """The user's mistake ends the run for good: whoever starts it again is told so."""
+    if known is not None and known[1] == 2:
+        from var_jax.train import workdir
+
+        workdir.note_refusal(known[0])
 
 
 def _cause(error: BaseException) -> str:

@@ -155,6 +155,17 @@ def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
     return name
 
 
+def require_raw_files(data: "DataConfig"):
+    """Raises UserError when the user's own files that a data set is made of are not there; prepares nothing."""
+    if data.name == "image_folder":
+        image_folder.listing(data.source_dir)
+    elif data.name == "fashion_mnist_idx":
+        from var_jax.data import builders
+
+        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
+        builders.FashionMnistIdx(directory=directory, data_dir=data.data_dir or None)
+
+
 def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
     from var_jax.data import builders  # TFDS is slow to import
 

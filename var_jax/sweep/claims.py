@@ -20,6 +20,7 @@ import psutil
 from etils import epath
 
 from var_jax import whole_file
+from var_jax.train.workdir import REFUSED
 
 # A submitter that is far away or died may have a job that it has not noted, as kubectl may take minutes: so long is the
 # job's first word awaited. One that comes later finds that its claim is not the newest, and ends (`workdir.FENCE`).
@@ -101,6 +102,14 @@ def read(run: epath.Path) -> list[Claim]:
 def file(run: epath.Path, attempt: int) -> epath.Path:
     """Where the claim of an attempt stands; that of a later attempt has a greater name."""
     return run / "claims" / f"{attempt:04d}.json"
+
+
+def refusal(run: epath.Path, attempt: int) -> str:
+    """Why the run itself ended an attempt by the user's mistake (exit code 2); "" when it did not."""
+    try:
+        return " ".join(file(run, attempt).with_suffix(REFUSED).read_text().split())
+    except OSError:
+        return ""
 
 
 def create_exclusively(path: epath.Path, text: str) -> bool:

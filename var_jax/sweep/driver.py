@@ -58,6 +58,13 @@ class Sweep:
         return self.engine.alive(claim.job) if claim.backend == self.backend else None
 
 
+def require_directory(workdir: str):
+    """Raises UserError when the sweep's directory is something else."""
+    path = epath.Path(workdir)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write the sweep's directory {workdir}: it is a file")
+
+
 def write_plan(sweep: Sweep, overrides: Sequence[str]):
     """sweep.json: what the sweep is made of, for `status`.
 
@@ -188,5 +195,6 @@ def _note_heartbeat(sweep: Sweep, run: str, one: Observed):
 def _line(sweep: Sweep, run: Run, one: Observed, now: str) -> str:
     attempt = f", attempt {one.attempt}" if one.attempt > 1 and one.live else ""
     at = f" at step {one.step}" if now in ("preempted", "failed", "dead") else ""
-    words = runs.last_words(sweep.directory(run.id)) if one.state in ("failed", "dead") else ""
+    told = one.state in ("failed", "dead") and not one.refusal  # a refusal is the reason already
+    words = runs.last_words(sweep.directory(run.id)) if told else ""
     return f"{f'{run.id} {run.label}'.rstrip()}: {now}{at}{attempt}{f' ({words})' if words else ''}"

@@ -31,12 +31,14 @@ class Observed:
       step: last step that it told.
       status: its status.json, {} before there is one.
       claims: its attempts.
+      refusal: the user's mistake for which the latest attempt ended, or "".
     """
 
     state: State
     step: int
     status: dict[str, Any]
     claims: tuple[Claim, ...]
+    refusal: str = ""
 
     @property
     def live(self) -> bool:
@@ -75,6 +77,8 @@ def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS, *,
     if exists:
         begun = told == "running" and heartbeat >= _began(attempts)
         return Observed("running" if begun else "queued", step, status, attempts)
+    if attempts and (refusal := claims.refusal(run, attempts[-1].attempt)):
+        return Observed("failed", step, status, attempts, refusal)
     if told is None and all(claim.abandoned for claim in attempts):
         return Observed("new", step, status, attempts)
     own = heartbeat >= _began(tuple(claim for claim in attempts if not claim.abandoned))  # not of an attempt before
@@ -110,9 +114,12 @@ def updated(status: dict[str, Any]) -> float:
 def hopeless(observed: Observed, max_restarts: int) -> str:
     """Why a run that has ended, but is not done, should not be started again; "" when it should.
 
-    A run that failed twice at the same step, by its own word, would fail there again. Restarts are bounded, except that
-    a preemption with progress is no failure of the run and does not count. `sweep --retry` starts the count afresh.
+    A run that ended by the user's mistake would do so again, and one that failed twice at the same step, by its own
+    word, would fail there again. Restarts are bounded, except that a preemption with progress is no failure of the run
+    and does not count. `sweep --retry` starts the count afresh.
     """
+    if observed.refusal:
+        return f"it was refused: {observed.refusal}"
     history = [claim for claim in observed.claims if not claim.abandoned]
     history = history[max((i for i, claim in enumerate(history) if claim.after == RETRIED), default=0):]
     if not history:

@@ -1,5 +1,6 @@
 """What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ RESUMABLE = (
 # Environment variable of whoever starts a run more than once: the file that stands for this start, beside which a later
 # start has one of a greater name.
 FENCE = "VAR_JAX_FENCE"
+REFUSED = ".refused"  # suffix of the file that tells why such a start ended with exit code 2
 
 
 def require_newest_start():
@@ -39,6 +41,13 @@ def require_newest_start():
             raise UserError(f"this start's file {own} is gone, so it ends and leaves the run alone; start it again")
         if (newest := max(starts)) != own.name:
             raise UserError(f"this start {own} was given up for {newest}, so it ends and leaves the run to that one")
+
+
+def note_refusal(message: str):
+    """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts runs again."""
+    if fence := os.environ.get(FENCE):
+        with contextlib.suppress(OSError):  # the exit code still tells it
+            whole_file.write(epath.Path(fence).with_suffix(REFUSED), message)
 
 
 def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:

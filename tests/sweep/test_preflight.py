@@ -1,0 +1,88 @@
+"""A sweep finds out before it starts any run what every run would find out at its start."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import small
+from etils import epath
+
+from var_jax import model_directory
+from var_jax.cli.main import main
+from var_jax.config import ModelConfig, plain
+from var_jax.data import tokens
+from var_jax.data.tokens import Shard, SplitInfo
+
+SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"
+
+
+@pytest.fixture
+def command(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE + SWEEP)
+    return ["sweep", "--config", str(path), "--workdir", str(tmp_path / "d"), "--interval", "0.1"]
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A token cache of the small tokenizer, complete by its manifest, and the way to write another one."""
+    model = small.pipeline()
+    directory = tmp_path / "tokens"
+    model_directory.save(epath.Path(directory / "tokenizer"), ModelConfig(small.TOKENIZER),
+                         {"tokenizer": model.params["tokenizer"]})
+    splits = {}
+    for role in ("train", "test"):
+        (directory / role).mkdir()
+        (directory / role / "0.array_record").write_bytes(b"1234")
+        splits[role] = SplitInfo(role, 1, 1, (Shard("0.array_record", 1, 4),))
+    manifest = tokens.Manifest(
+        tokens.fingerprint(small.TOKENIZER, model.params["tokenizer"]), "digits", "whole", small.TOKENIZER.image_shape,
+        small.SCALES, 16, tuple("0123456789"), 0, **splits)
+
+    def write(**changes) -> str:
+        text = json.dumps(plain(dataclasses.replace(manifest, **changes)))
+        (directory / "manifest.json").write_text(text)
+        return f"--config.data.tokens_dir={directory}"
+
+    return write
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"data": "fashion_mnist_idx"}, "data.name: digits here, fashion_mnist_idx there"),
+    ({"resize": "crop"}, "data.resize: whole here, crop there"),
+    ({"fingerprint": "0" * 16}, "tokenizer fingerprint"),
+    ({"class_names": tuple("0123456789a")}, "transformer.num_classes is 10; it must be at least the 11 classes"),
+])
+def test_check_token_cache(command, cache, capsys, tmp_path, changes, words, dry):
+    """Another data set's cache: nothing is printed as if it would run, and nothing is started or written."""
+    assert main([*command, cache(**changes), *["--dry-run"] * dry]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
+    assert not (tmp_path / "d").exists()
+
+
+def test_check_token_cache_that_fits(command, cache, capsys, tmp_path):
+    assert main([*command, cache(), "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "tokens" / "test")
+    assert main([*command, cache(), "--dry-run"]) == 2  # as an interrupted copy of a cache
+    assert "0.array_record is missing" in capsys.readouterr().err
+
+
+def test_check_images(command, model_dir, capsys, tmp_path):
+    """Where the runs are processes of this machine, their images are looked for here too."""
+    images = [f"--config.tokenizer_dir={model_dir}", "--config.data.name=image_folder",
+              f"--config.data.source_dir={tmp_path / 'none'}", "--dry-run"]
+    assert main([*command, *images]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_check_without_a_tokenizer(command, capsys, tmp_path):
+    """A sweep's cost may be asked for before there is a tokenizer; its runs may not be started."""
+    assert main([*command, "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert "total" in printed.out and "tokenizer_dir" in printed.err
+    assert main(command) == 2
+    assert "tokenizer_dir is ''" in capsys.readouterr().err and not (tmp_path / "d").exists()

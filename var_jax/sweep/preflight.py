@@ -1,0 +1,47 @@
+"""What a run of a sweep checks before its first step, checked once before any run is started."""
+
+from etils import epath
+
+from var_jax import model_directory
+from var_jax.config import require
+from var_jax.data import sources, tokens
+from var_jax.sweep.plan import Run
+from var_jax.train.config import TrainConfig
+
+NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are empty"
+
+
+def without_tokenizer(runs: list[Run]) -> bool:
+    """Returns whether no run names the tokenizer whose tokens it learns, as when only its cost is asked for."""
+    return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
+
+
+def check(runs: list[Run], images_are_here: bool):
+    """Checks tokenizers, token caches, class counts and images; runs that share them are checked once.
+
+    Args:
+      images_are_here: whether the runs' images lie where this process looks, as on this machine.
+    Raises:
+      UserError: what `train` would refuse; the line begins as the run's own would.
+    """
+    shared = {(run.config.data, run.config.tokenizer_dir, run.config.transformer.num_classes): run.config
+              for run in runs if run.config.transformer is not None}
+    for config in shared.values():
+        _check(config, images_are_here)
+
+
+def _check(config: TrainConfig, images_are_here: bool):
+    data, given = config.data, config.tokenizer_dir
+    if not given and data.tokens_dir:
+        given = str(epath.Path(data.tokens_dir) / "tokenizer")
+    require(bool(given), "tokenizer_dir", repr(given),
+            "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)")
+    model, params = model_directory.load(epath.Path(given))
+    if not data.tokens_dir:
+        if images_are_here:
+            sources.require_raw_files(data)
+        return
+    cache = tokens.open_cache(data.tokens_dir)
+    cache.check(data, model.tokenizer, tokens.fingerprint(model.tokenizer, params["tokenizer"]))
+    classes, held = config.transformer.num_classes, len(cache.class_names)
+    require(classes >= held, "transformer.num_classes", classes, f"at least the {held} classes of the data")
