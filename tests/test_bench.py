@@ -158,7 +158,7 @@ def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
-    with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of mesh.data 8"):
+    with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of 8"):
         bench.train(small.train_config("tokenizer", ""), batch=3)
 
 

@@ -27,8 +27,8 @@ from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import masks
 from var_jax.ops.resize import resize
 from var_jax.scaling import flops
+from var_jax.train import mesh_choice, state
 from var_jax.train import networks as networks_module
-from var_jax.train import state
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
 
@@ -123,10 +123,8 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
       UserError: the mesh does not divide the batch.
     """
     batch = batch or config.batch_size
-    mesh = state.make_mesh(config.mesh)
-    require(batch % (mesh.shape["data"] * config.microbatches) == 0, "the batch", batch,
-            f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}")
     config, networks = networks_module.load(dataclasses.replace(config, batch_size=batch))
+    mesh = mesh_choice.choose(config, name="the batch").mesh
     with jax.set_mesh(mesh):
         program = Program(config, mesh, networks)
         run_state, train_step = program.first_state(), program.step()

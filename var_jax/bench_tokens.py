@@ -22,7 +22,7 @@ from var_jax import model_directory
 from var_jax.config import ModelConfig, require
 from var_jax.data import loader, tokens
 from var_jax.tokenize import tokenize
-from var_jax.train import state, step
+from var_jax.train import mesh_choice, state, step
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
 
@@ -45,7 +45,7 @@ def measure(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> 
     """
     require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
     config = dataclasses.replace(config, batch_size=batch or config.batch_size)
-    mesh = state.make_mesh(config.mesh)
+    mesh = mesh_choice.choose(config).mesh
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     with tempfile.TemporaryDirectory() as directory:
         init = state.init_params(dataclasses.replace(config, stage="tokenizer"))

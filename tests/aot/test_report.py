@@ -1,5 +1,6 @@
 """One small program by the real TPU compiler, for two of the command's reports."""
 
+import dataclasses
 import json
 
 import pytest
@@ -99,7 +100,8 @@ def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
     from var_jax.aot import slices
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
-    assert dict(programs.choose_mesh(config, slices.named("v5e:4x8"), 64).shape) == {"data": 16, "model": 2}
+    config = dataclasses.replace(config, batch_size=64)
+    assert dict(programs.train(config, slices.named("v5e:4x8")).mesh.shape) == {"data": 16, "model": 2}
 
 
 @pytest.mark.slow

@@ -22,4 +22,4 @@ def test_a_mesh_that_does_not_divide_names_what_does(tmp_path, capsys):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     args = ["--topology", "v5e:4x8", "--config.mesh.data=32", "--config.mesh.model=1"]
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
-    assert "which mesh axis data=32 does not divide; data=16 would fit" in capsys.readouterr().err
+    assert "data=16, model=2 would divide more" in capsys.readouterr().err

@@ -30,9 +30,29 @@ def test_a_collision_raises():
         partition.spec(("heads", "mlp"))
 
 
-def test_a_dimension_that_does_not_divide_names_the_parameter_and_what_fits():
-    with pytest.raises(UserError, match=r"layer/kernel has a dimension of 6, .* axis data=4 .* data=2 would fit"):
-        partition.shardings(boxed((6, 8), ("embed", "mlp")), mesh(4, 2))
+def test_shardings_replicate_a_dimension_along_an_axis_that_does_not_divide_it():
+    """Six rows over four devices stay whole, the columns are divided, and the cost is that of three more parts."""
+    tree = boxed((6, 8), ("embed", "mlp"))
+    assert partition.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(None, "model")
+    assert partition.undivided(tree, {"data": 4, "model": 2}) == {"layer/kernel": 6 * 8 * 4 // 2 - 6 * 8 * 4 // 8}
+    assert partition.undivided(tree, {"data": 3, "model": 2}) == {}
+
+
+def test_whole_share_counts_what_lies_whole_on_every_device():
+    """A parameter that one axis divides is not whole, one that none divides is."""
+    tree = boxed((6, 8), ("embed", "mlp")) | {"bias": nn.LogicallyPartitioned(
+        jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))}
+    assert partition.whole_share(tree, {"data": 4, "model": 2}) == 0
+    assert partition.whole_share(tree, {"data": 5, "model": 1}) == 1
+    assert partition.whole_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
+
+
+@pytest.mark.parametrize("rows", [8, 6, 1])
+def test_constrain_leaves_whole_what_an_axis_does_not_divide(rows):
+    """An activation whose size is no multiple of its axis is placed whole instead of being refused."""
+    with jax.set_mesh(mesh(4, 2)):
+        x = jax.jit(lambda: partition.constrain(jnp.zeros((rows, 3, 2)), "batch", "tokens", "act_heads"))()
+    assert x.sharding.shard_shape(x.shape) == (rows // 4 if rows % 4 == 0 else rows, 3, 1)
 
 
 def test_shardings_split_the_parameter():
@@ -60,6 +80,11 @@ LAYERS = {"kernel": ((8, 24), ("embed", "mlp")), "table": ((10, 8), ("levels", N
 
 def test_a_small_share_may_be_replicated():
     partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
+
+
+def test_require_sharded_does_not_count_what_is_excused():
+    """Without the table, 8 of 280 numbers lie whole."""
+    partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.1, excused=["table"])
 
 
 def test_too_large_a_share_names_the_largest_parameters_first():

@@ -116,7 +116,7 @@ def test_the_average_follows_the_parameters_and_is_what_a_model_directory_gives(
     assert loaded.config == config.model
 
 
-def one_device(_: MeshConfig):
+def one_device(*_):
     return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2)
 
 
@@ -207,7 +207,7 @@ def test_a_mistake_does_not_claim_the_workdir(configs, model_dir, tmp_path):
             ("init", {"init_from": str(tmp_path / "none")}, "no model directory"),
             ("width", {"transformer": dataclasses.replace(config.transformer, width=32)}, "does not fit this run"),
             ("mesh", {"mesh": MeshConfig(3, 2)}, "as many devices as there are, 8"),
-            ("batch", {"batch_size": 12}, "a multiple of mesh.data 8"),
+            ("batch", {"batch_size": 6}, "batch_size is 6; it must be a multiple of 4"),
             ("tokenizer", {"tokenizer_dir": ""}, "tokenizer_dir is ''")):
         with pytest.raises(UserError, match=message):
             train(dataclasses.replace(config, **changes), str(tmp_path / name))

@@ -45,11 +45,11 @@ def start():
     return jax.tree.map(np.asarray, Program(CONFIG, mesh).first_state().params)
 
 
-def one_step(data: int, model: int, batch, start):
+def one_step(data: int, model: int, batch, start, config=CONFIG):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
     mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[:data * model])
     with jax.set_mesh(mesh):
-        program = Program(CONFIG, mesh)
+        program = Program(config, mesh)
         run = program.first_state(start)
         frozen = jax.device_put(small.pipeline().params["tokenizer"], program.replicated)
         rows = jax.device_put(batch, program.rows)
@@ -65,7 +65,20 @@ def steps(batch, start):
 
 @pytest.mark.parametrize("mesh", MESHES[1:], ids=str)
 def test_a_step_is_the_same_on_every_mesh(steps, start, mesh):
-    (expected, expected_metrics, _), (params, metrics, _) = steps[1, 1], steps[mesh]
+    assert_same_step(steps[mesh], steps[1, 1], start)
+
+
+@pytest.mark.parametrize("mesh", [(3, 1), (3, 2), (1, 3)], ids=str)
+def test_a_step_is_the_same_on_a_mesh_that_does_not_divide_the_model(batch, start, mesh):
+    """Width 32 and 8 heads do not divide by 3: what stays whole changes where numbers lie, and none of them."""
+    config = dataclasses.replace(CONFIG, batch_size=6)
+    some = {name: rows[:6] for name, rows in batch.items()}
+    assert_same_step(one_step(*mesh, some, start, config), one_step(1, 1, some, start, config), start)
+
+
+def assert_same_step(ours, theirs, start):
+    """Both are what `one_step` returns."""
+    (expected, expected_metrics, _), (params, metrics, _) = theirs, ours
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
     for (path, ours), theirs, before in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected),
@@ -130,6 +143,40 @@ def test_slices_that_are_not_as_the_config_says():
         state.make_mesh(MeshConfig(8, 1), slice_places(8, 2))
     with pytest.raises(UserError, match=r"mesh.data is 1; it must be a multiple of mesh.slices 2"):
         state.make_mesh(MeshConfig(1, 8, 2), slice_places(8, 2))
+
+
+def gpus(gpus_per_process: int) -> list[Device]:
+    """Two hosts of 8 GPUs as JAX describes them: a slice index per host, however many processes it has."""
+    return [Device(i, i // 8, i // gpus_per_process, "gpu", "NVIDIA H100") for i in range(16)]
+
+
+@pytest.mark.parametrize("gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"])
+@pytest.mark.parametrize(("data", "model"), [(-1, 1), (8, 2), (2, 8), (1, 16), (16, 1)], ids=str)
+def test_make_mesh_takes_hosts_of_gpus_as_it_finds_them(gpus_per_process, data, model):
+    """A mesh over two nodes needs no key: rows of a node are neighbors, and a model axis that fits into a node
+    stays inside it, in whatever order the devices come."""
+    devices = gpus(gpus_per_process)
+    mesh = state.make_mesh(MeshConfig(data, model), devices[::-1])
+    assert mesh.devices.ravel().tolist() == devices
+    assert mesh.shape["model"] == model
+    hosts = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    if model <= 8:
+        assert (hosts == hosts[:, :1]).all()
+
+
+@pytest.mark.parametrize("gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"])
+def test_make_mesh_takes_the_right_number_of_gpu_hosts_and_refuses_another(gpus_per_process):
+    """`mesh.slices` may tell how many hosts there are; a number of hosts that are not there is refused."""
+    devices = gpus(gpus_per_process)
+    assert state.make_mesh(MeshConfig(-1, 1, 2), devices) == state.make_mesh(MeshConfig(), devices)
+    with pytest.raises(UserError, match=r"mesh\.slices is 3; .*2"):
+        state.make_mesh(MeshConfig(-1, 1, 3), devices)
+
+
+def test_make_mesh_takes_gpus_without_slices_by_process():
+    """A backend that numbers no hosts: processes are told apart by their index."""
+    devices = [dataclasses.replace(device, slice_index=None) for device in gpus(8)]
+    assert state.make_mesh(MeshConfig(), devices[::-1]).devices.ravel().tolist() == devices
 
 
 def test_a_host_loads_the_rows_that_its_devices_hold():

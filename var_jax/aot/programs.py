@@ -12,11 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax import generate
 from var_jax.aot.slices import Slice
 from var_jax.config import ModelConfig, require
-from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import partition
 from var_jax.scaling import flops
-from var_jax.train import losses, state
+from var_jax.train import losses, mesh_choice, state
 from var_jax.train import networks as networks_module
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
@@ -30,35 +29,14 @@ class Step:
     """Attributes:
       images: of a step, over all devices.
       flops: analytic, of a step over all devices; recomputation does not count.
+      replicated_bytes: of the training state, per device, where the mesh does not divide the model (`mesh_choice`).
     """
 
     lowered: jax.stages.Lowered
     mesh: Mesh
     images: int
     flops: float
-
-
-def choose_mesh(config: TrainConfig, where: Slice, images: int) -> Mesh:
-    """The config's mesh; where its data axis is inferred and does not divide the model, with a larger model axis.
-
-    Raises:
-      UserError: nothing fits, with the reason that the config's own mesh does not.
-    """
-    reason: UserError | None = None
-    model = max(config.mesh.model, 1)
-    while model <= len(where.devices):
-        try:
-            mesh = state.make_mesh(dataclasses.replace(config.mesh, model=model), where.devices)
-            partition.shardings(_boxed_params(config), mesh)
-            require(images % (mesh.shape["data"] * config.microbatches) == 0, "batch_size", images,
-                    f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}")
-            return mesh
-        except UserError as error:
-            reason = reason or error
-        if config.mesh.data != -1:
-            break
-        model *= 2
-    raise reason or UserError("no mesh fits")
+    replicated_bytes: int = 0
 
 
 def train(config: TrainConfig, where: Slice) -> Step:
@@ -69,7 +47,7 @@ def train(config: TrainConfig, where: Slice) -> Step:
       UserError: the mesh does not divide the model or the batch.
     """
     config, networks = networks_module.load(config, sizes_only=True)
-    mesh = choose_mesh(config, where, config.batch_size)
+    mesh, replicated_bytes = mesh_choice.choose(config, where.devices)
     program = Program(config, mesh, networks)
     if config.stage == "transformer":
         frozen, work = _tokenizer_params(config), flops.train_flops_per_image(config.transformer)
@@ -79,7 +57,7 @@ def train(config: TrainConfig, where: Slice) -> Step:
     with jax.set_mesh(mesh):
         lowered = program.step().lower(program.abstract_state(), program.abstract_batch(),
                                        _abstract(frozen, program.replicated))
-    return Step(lowered, mesh, config.batch_size, work * config.batch_size)
+    return Step(lowered, mesh, config.batch_size, work * config.batch_size, replicated_bytes)
 
 
 def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step:
@@ -90,7 +68,7 @@ def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step
     """
     require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
     images = images or SAMPLES_A_DEVICE * len(where.devices)
-    mesh = choose_mesh(config, where, images)
+    mesh = mesh_choice.choose_for_sampling(config, images, where.devices)
     model = ModelConfig(config.tokenizer, config.transformer)
     rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 

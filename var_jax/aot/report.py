@@ -32,7 +32,7 @@ def report(config: TrainConfig, where: Slice, what: str, images: int | None = No
     found: dict[str, Any] = {
         "topology": where.name, "chip": where.chip.name, "step": what, "devices": len(where.devices),
         "mesh": dict(step.mesh.shape), "images": step.images, "microbatches": config.microbatches,
-        "flops": step.flops, "hbm_bytes": where.chip.hbm_bytes}
+        "flops": step.flops, "replicated_bytes": step.replicated_bytes, "hbm_bytes": where.chip.hbm_bytes}
     if config.stage == "transformer":
         found |= {"depth": config.transformer.depth, "remat": config.transformer.remat}
     else:

@@ -22,6 +22,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                               + ("fits" if found["fits"] else "DOES NOT FIT"))]
     if "argument_bytes" in found:
         rows.append(("", f"arguments {gib(found['argument_bytes'])}, temporaries {gib(found['temporary_bytes'])}"))
+    if found.get("replicated_bytes"):
+        rows.append(("", f"of that {gib(found['replicated_bytes'])} replicated, which the mesh does not divide"))
     if "step_seconds" in found:
         rows += [
             ("FLOPs", f"{found['flops']:.4g} analytic, "

@@ -1,11 +1,12 @@
 """One table from logical axis names to mesh axes; the modules know only the logical names.
 
 Flax's own rules leave a name without a rule replicated in silence, and resolve a collision by order; here both
-raise before anything is compiled, and so does a dimension that the mesh does not divide.
+raise before anything is compiled. A dimension that its mesh axis does not divide is replicated along that axis, as
+`undivided` reports.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -68,14 +69,22 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """`x` held to the sharding of its logical names; `x` itself where no mesh is set.
 
-    Without constraints on activations the compiler may replicate the batch on every device. Where several mesh axes
-    together do not divide a dimension, it lies on as many of the first ones as do.
+    Without constraints on activations the compiler may replicate the batch on every device. Where mesh axes do not
+    divide a dimension, it lies on as many of the first ones as do.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(
-        _dividing(rule, size, mesh.shape) for rule, size in zip(spec(names), x.shape, strict=True))))
+    return jax.lax.with_sharding_constraint(x, fitting(names, x.shape, mesh.shape))
+
+
+def fitting(names: Sequence[str | None], shape: Sequence[int], mesh: Mapping[str, int]) -> PartitionSpec:
+    """Returns the mesh axes of an array without those that do not divide its dimensions.
+
+    Args:
+      mesh: devices along each axis.
+    """
+    return PartitionSpec(*(_dividing(rule, size, mesh) for rule, size in zip(spec(names), shape, strict=True)))
 
 
 def _each(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -84,7 +93,7 @@ def _each(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 def _dividing(rule: str | tuple[str, ...] | None, size: int, mesh: Mapping[str, int]) -> str | tuple[str, ...] | None:
     if not isinstance(rule, tuple):
-        return rule
+        return None if rule is None or size % mesh[rule] else rule
     while rule and size % math.prod(mesh[axis] for axis in rule):
         rule = rule[:-1]
     return rule
@@ -93,47 +102,88 @@ def _dividing(rule: str | tuple[str, ...] | None, size: int, mesh: Mapping[str, 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of boxed parameters (`nn.with_logical_partitioning`, abstract or real).
 
-    Raises:
-      UserError: a dimension that its mesh axis does not divide, naming the parameter and what would fit.
+    A dimension that its mesh axis does not divide is replicated along that axis.
     """
-
-    def one(path, leaf):
-        boxed_leaf = isinstance(leaf, nn.LogicallyPartitioned)
-        shape = leaf.value.shape if boxed_leaf else leaf.shape
-        partition = spec(leaf.names if boxed_leaf else (None,) * len(shape))
-        for size, axis in zip(shape, partition, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
-                raise UserError(
-                    f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} has a dimension of {size}, "
-                    f"which mesh axis {axis}={mesh.shape[axis]} does not divide; "
-                    f"{axis}={math.gcd(size, mesh.shape[axis])} would fit")
-        return NamedSharding(mesh, partition)
-
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, fitting(*_named_shape(leaf), mesh.shape)), boxed,
+                        is_leaf=_is_boxed)
 
 
-def require_sharded(shardings: Any, abstract: Any, mesh: Mesh, largest_share: float):
+def undivided(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
+    """Returns the parameters that have a rule which the mesh does not divide.
+
+    Args:
+      mesh: devices along each axis.
+    Returns:
+      {name: bytes that one device holds beyond the even share which the rule would give it}.
+    """
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed):
+        names, shape = _named_shape(leaf)
+        wanted, parts = _parts(spec(names), mesh), _parts(fitting(names, shape, mesh), mesh)
+        if parts < wanted:
+            size = _bytes(leaf.value if _is_boxed(leaf) else leaf)
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = size // parts - size // wanted
+    return found
+
+
+def held_bytes(boxed: Any, mesh: Mapping[str, int]) -> int:
+    """Returns the bytes of parameters that one device of a mesh holds."""
+    return sum(_bytes(leaf.value if _is_boxed(leaf) else leaf) // _parts(fitting(*_named_shape(leaf), mesh), mesh)
+               for leaf in jax.tree.leaves(boxed, is_leaf=_is_boxed))
+
+
+def whole_share(boxed: Any, mesh: Mapping[str, int]) -> float:
+    """Returns the share of the parameters' bytes, 0 to 1, that lies whole on every device of a mesh."""
+    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
+    sizes = [_bytes(leaf.value if _is_boxed(leaf) else leaf) for leaf in leaves]
+    whole = [_parts(fitting(*_named_shape(leaf), mesh), mesh) == 1 for leaf in leaves]
+    return sum(size for size, alone in zip(sizes, whole, strict=True) if alone) / max(sum(sizes), 1)
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
+def _named_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
+    if _is_boxed(leaf):
+        return leaf.names, leaf.value.shape
+    return (None,) * len(leaf.shape), leaf.shape
+
+
+def _parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
+    """How many parts an array of this partition lies in."""
+    return math.prod(mesh[axis] for rule in partition for axis in _each(rule))
+
+
+def _bytes(leaf: Any) -> int:
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+
+
+def require_sharded(shardings: Any, abstract: Any, mesh: Mesh, largest_share: float,
+                    excused: Collection[str] = ()):
     """Checks that not too much lies whole on every device: that is what a forgotten rule or a wrong mesh looks like.
 
     Args:
       shardings, abstract: a tree of NamedShardings, and the shapes and dtypes that they are for.
       largest_share: of all bytes, what may be replicated.
+      excused: names of parameters that do not count, because no mesh divides them.
     Raises:
       UserError: more is; it names the largest of them.
     """
     if mesh.size == 1:
         return
-    sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize, abstract)
+    sizes = jax.tree.map(_bytes, abstract)
     whole = jax.tree.map(lambda sharding, size: size if sharding.is_fully_replicated else 0, shardings, sizes)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): size
              for path, size in jax.tree_util.tree_leaves_with_path(whole) if size}
+    named = {name: size for name, size in named.items() if name not in excused}
     share = sum(named.values()) / max(sum(jax.tree.leaves(sizes)), 1)
     if share > largest_share:
         largest = sorted(named, key=lambda name: -named[name])[:3]
         raise UserError(
             f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, more than "
             f"{largest_share:.0%}; the largest: {', '.join(f'{name} ({named[name]:,} bytes)' for name in largest)}; "
-            f"the mesh is data={mesh.shape['data']}, model={mesh.shape['model']}: move devices to the other axis")
+            f"the mesh is data={mesh.shape['data']}, model={mesh.shape['model']}")
 
 
 def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None],

@@ -92,7 +92,7 @@ def attend(
         seen = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
         return seen[:, :scales.total]
 
-    if not jax.sharding.get_abstract_mesh().empty:
-        spec = partition.spec(("batch", "tokens", "act_heads", None))
+    if not (mesh := jax.sharding.get_abstract_mesh()).empty:
+        spec = partition.fitting(("batch", "tokens", "act_heads", None), q.shape, mesh.shape)
         of_a_device = jax.shard_map(of_a_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
     return of_a_device((q * scale).astype(q.dtype), k, v)

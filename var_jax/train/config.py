@@ -133,8 +133,12 @@ class MeshConfig:
     """Devices along the `data` and `model` axes; one of them may be -1, for what is left.
 
     Attributes:
-      slices: TPU slices joined by the data-centre network; `data` counts the devices of all of them.
+        With `data` -1, a larger model axis is chosen where `data` would not divide the model or the batch
+        (`train.mesh_choice`); what no axis divides is replicated, with a warning that gives its bytes.
+      slices: TPU slices joined by the data-centre network; `data` counts the devices of all of them. Hosts with GPUs
+        are found without it: 1 takes them as they are.
       replicated_share: of the parameters' bytes, what may lie whole on every device; more stops the run at its start.
+        Parameters that no chosen mesh divides do not count where `data` is -1.
     """
 
     data: int = -1

@@ -1,4 +1,4 @@
-"""The training loop of both stages, read downward: devices, networks, data, resume, steps.
+"""The training loop of both stages, read downward: networks, devices, data, resume, steps.
 
 Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`, else fresh
 parameters.
@@ -18,8 +18,7 @@ from var_jax import pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
 from var_jax.errors import Preempted
-from var_jax.ops import partition
-from var_jax.train import codebook_start, evaluation, inputs, networks, start, state, step, workdir
+from var_jax.train import codebook_start, evaluation, inputs, mesh_choice, networks, start, state, step, workdir
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
@@ -48,22 +47,23 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
     """
     directory = epath.Path(directory)
 
+    # Networks: frozen ones are read first, since they decide sizes and which terms there are
+    config, loaded = networks.load(config)
+    frozen = loaded.params
+    if config.stage == "transformer":
+        tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
+        config = config.with_tokenizer(tokenizer)
+
     # Devices
-    mesh = state.make_mesh(config.mesh)
+    mesh = mesh_choice.choose(config).mesh
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption:
-        # Networks: frozen ones are read first, since they decide sizes and which terms there are
-        config, loaded = networks.load(config)
-        frozen, encode = loaded.params, None
+        encode = None
         if config.stage == "transformer":
-            tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
-            config = config.with_tokenizer(tokenizer)
             encode = jax.jit(step.make_encode(config), out_shardings=rows)
         frozen = jax.device_put(frozen, replicated)
         program = Program(config, mesh, loaded)
-        partition.require_sharded(program.shardings.params, program.abstract.params, mesh,
-                                  config.mesh.replicated_share)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
         data = inputs.Inputs(config, frozen, encode, rows)

@@ -21,6 +21,7 @@ from var_jax.train.critic import make_critic
 from var_jax.train.networks import Networks
 from var_jax.train.optimizer import Optimizers
 
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 DISCRIMINATOR = 2**32 - 1  # its key of initialisation is the run's with this number folded in
 
 
@@ -61,7 +62,7 @@ class TrainState:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The (data, model) mesh over all devices; of several slices, the data axis is what goes between them.
+    """The (data, model) mesh over all devices; of several slices or hosts of GPUs, the data axis goes between them.
 
     Args:
       devices: by default all there are; those of a topology description may be compiled for without being there.
@@ -69,19 +70,24 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       UserError: the axes do not multiply to the number of devices, or the slices are not as many as the config says.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = {"data": config.data, "model": config.model}
-    for axis, size in sizes.items():
-        if size == -1:
-            sizes[axis] = len(devices) // int(np.prod([s for a, s in sizes.items() if a != axis]))
-    data, model = sizes["data"], sizes["model"]
+    data, model = axis_sizes(config, len(devices))
     require(data * model == len(devices), "mesh", f"{config.data} x {config.model}",
             f"of as many devices as there are, {len(devices)}")
     # Auto: the compiler places what we do not; Linen's partitioning under scan fails with explicit axes.
     return Mesh(_arranged(config.slices, data, model, devices), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
+def axis_sizes(config: MeshConfig, devices: int) -> tuple[int, int]:
+    """Returns (data, model) for a number of devices, with -1 replaced by what is left, rounded down."""
+    if config.data == -1:
+        return devices // config.model, config.model
+    return config.data, devices // config.data if config.model == -1 else config.model
+
+
 def _arranged(slices: int, data: int, model: int, devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices as (data, model), neighbours on an axis near each other in the network."""
+    if devices[0].platform in GPU_PLATFORMS:
+        return _arranged_by_host(slices, data, model, devices)
     found = len({getattr(device, "slice_index", None) for device in devices})
     if slices == found == 1:
         return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
@@ -92,6 +98,23 @@ def _arranged(slices: int, data: int, model: int, devices: Sequence[jax.Device])
     require(data % slices == 0, "mesh.data", data, f"a multiple of mesh.slices {slices}")
     return mesh_utils.create_hybrid_device_mesh((data // slices, model), (slices, 1), devices,
                                                 process_is_granule=by_process, allow_split_physical_axes=True)
+
+
+def _arranged_by_host(slices: int, data: int, model: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """GPUs as (data, model), those of a host next to each other, along the model axis first.
+
+    JAX numbers the hosts of GPUs (by boot id) as it does TPU slices, whether a process has one GPU or all of a host.
+    """
+    hosts = len({_slice_of(device) for device in devices})
+    require(slices in (1, hosts), "mesh.slices", slices, f"1, or the number of hosts with GPUs, {hosts}")
+    ordered = sorted(devices, key=lambda device: (_slice_of(device), device.process_index, device.id))
+    return np.array(ordered, dtype=object).reshape(data, model)
+
+
+def _slice_of(device: jax.Device) -> int:
+    """The host of a GPU; where JAX does not number hosts, the process, which then has all GPUs of its host."""
+    number = getattr(device, "slice_index", None)
+    return device.process_index if number is None else number
 
 
 def host_rows(rows: NamedSharding, batch_size: int) -> np.ndarray:
