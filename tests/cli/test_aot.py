@@ -20,6 +20,6 @@ def test_a_mistake_is_one_line_before_anything_is_compiled(tmp_path, capsys, arg
 def test_a_mesh_that_does_not_divide_names_what_does(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    args = ["--topology", "v5e:4x8", "--config.mesh.data=32", "--config.mesh.model=1"]
+    args = ["--topology", "v5e:4x8", "--config.batch_size=64", "--config.mesh.data=32", "--config.mesh.model=1"]
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
     assert "data=16, model=2 would divide more" in capsys.readouterr().err
