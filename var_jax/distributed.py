@@ -11,8 +11,11 @@ import signal
 import socket
 import threading
 import time
+import zlib
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from var_jax.config import require
 from var_jax.errors import UserError
@@ -68,6 +71,14 @@ def initialise(coordinator: str | None = None, num_processes: int | None = None,
 def together() -> bool:
     """Whether this process is one of several."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def processes_on_host() -> int:
+    """Returns how many processes of this run share this host, and so its memory; every one of them has to ask."""
+    if jax.process_count() == 1:
+        return 1
+    own = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    return int(np.sum(multihost_utils.process_allgather(own) == own))
 
 
 def lost_a_process(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from var_jax import model_directory, whole_file
 from var_jax.config import ModelConfig, differences, plain, require
-from var_jax.data import loader, sources, tokens, transforms
+from var_jax.data import loader, readahead, sources, tokens, transforms
 from var_jax.errors import UserError
 from var_jax.train.config import MeshConfig, TrainConfig
 from var_jax.train.state import make_mesh
@@ -91,7 +91,7 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
               mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
         for role in roles:
             rows = [part for part in todo if part.role == role]
-            fitted = loader.FittedSplit(splits[role], shape, config.data.resize)
+            fitted = loader.FittedSplit(splits[role], shape, config.data.resize, max(1, config.data.workers))
             crop_seed = config.seed if role == "train" else None
             for part, records in _encoded(rows, _Load(fitted, shape, crop_seed), encode, batch, config, bar.update):
                 _write(directory, manifest, part, records)
@@ -185,8 +185,9 @@ def _encoded(parts: list[Part], load: _Load, encode: Callable, batch: int, confi
     places = [[*p, *p[-1:] * (-len(p) % batch)] for p in places]
     if not places:
         return
-    source = grain.MapDataset.source(np.concatenate([np.asarray(p) for p in places])).map(load).batch(batch)
-    stream = loader.read(source, batch * math.prod(config.tokenizer.image_shape), config.data.workers)
+    source = grain.MapDataset.source(np.concatenate([np.asarray(p) for p in places])).map(load)
+    plan = readahead.plan(batch, math.prod(config.tokenizer.image_shape), config.data.workers)
+    stream = loader.read(source, batch, range(batch), plan)
 
     def dispatched() -> Iterator[tuple[np.ndarray, jax.Array]]:
         unread = None

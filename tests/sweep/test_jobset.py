@@ -78,7 +78,7 @@ def test_a_manifest_is_valid():
     (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec"), ("gracePeriodSeconds", 3)),
     (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0), ("cmd", ["a"])),
     (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0), ("command", "a")),
-    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "volumes", 0, "persistentVolumeClaim"),
+    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "volumes", 1, "persistentVolumeClaim"),
      ("claim", "a")),
 ])
 def test_what_the_schema_refuses(path, value):
@@ -106,6 +106,16 @@ def test_every_host_starts_the_same_command():
         "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4",
         "cloud.google.com/gke-spot": "true"}
     assert manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpu"}
+
+
+def test_shared_memory_is_mounted_with_and_without_a_volume():
+    """A container has 64 MB of it by default, in which batches from worker processes find no room."""
+    for engine, claims in ((JobSet(image="i"), []), (TPU, [("work", "/work")])):
+        pod = engine.manifest(command())["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        mounts = [(mount["name"], mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]]
+        assert mounts == [("shm", "/dev/shm"), *claims]
+        assert pod["volumes"][0] == {"name": "shm", "emptyDir": {"medium": "Memory"}}
+        assert [volume["name"] for volume in pod["volumes"]] == [name for name, _ in mounts]
 
 
 def outcome(manifest: dict, *, exit_code: int = 1, conditions: tuple[str, ...] = ()) -> str:

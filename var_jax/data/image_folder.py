@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from var_jax.data import split_folders, transforms
+from var_jax.data import readahead, split_folders, transforms
 from var_jax.data.visible_files import walk
 from var_jax.errors import UserError
 
@@ -160,7 +160,7 @@ def undecodable(files: Listing) -> dict[str, str]:
                 bad.append((file.name, f"{files.root / file.name} cannot be read ({error.strerror or error})"))
         return bad
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside Python's lock
+    with concurrent.futures.ThreadPoolExecutor(readahead.available_cpus()) as pool:  # Pillow holds no lock meanwhile
         return dict(itertools.chain.from_iterable(pool.map(check, range(0, len(files.files), FILES_A_TASK))))
 
 

@@ -272,7 +272,7 @@ def open_cache(directory) -> Cache:
 
 
 def train_batches(cache: Cache, batch_size: int, seed: int, start_step: int = 0, *, workers: int = 0,
-                  rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+                  rows: Sequence[int] | None = None, processes: int = 1) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.train_batches`, in the same order of images; image i is read in view (epoch + i) mod views.
 
     Yields:
@@ -284,16 +284,28 @@ def train_batches(cache: Cache, batch_size: int, seed: int, start_step: int = 0,
     split = cache.train
     return loader.shuffled(range(len(split)), lambda images, _: images.map_with_index(_View(split)), batch_size, seed,
                            start_step, rows, name=f"the training split of {cache.directory}",
-                           example_bytes=4 * cache.manifest.scales.total, workers=workers)
+                           example_bytes=4 * cache.manifest.scales.total, workers=workers, processes=processes)
 
 
 def eval_batches(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0,
                  rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.eval_batches`, with "tokens" for "image"."""
-    split = cache.test
-    blank = {"tokens": np.zeros(cache.manifest.scales.total, np.int32), "label": np.int32(0)}
+    split, blank = cache.test, _blank(cache)
     return loader.in_order(len(split), split.__getitem__, blank, batch_size, limit, rows,
                            example_bytes=4 * cache.manifest.scales.total, workers=workers)
+
+
+def eval_passes(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0,
+                rows: Sequence[int] | None = None, processes: int = 1) -> loader.Passes:
+    """As `loader.eval_passes`, with "tokens" for "image"."""
+    split, blank = cache.test, _blank(cache)
+    return loader.passes(len(split), split.__getitem__, blank, batch_size, limit, rows,
+                         example_bytes=4 * cache.manifest.scales.total, workers=workers, processes=processes)
+
+
+def _blank(cache: Cache) -> dict[str, Any]:
+    """Returns what fills the last batch."""
+    return {"tokens": np.zeros(cache.manifest.scales.total, np.int32), "label": np.int32(0)}
 
 
 class _View(grain.transforms.MapWithIndex):

@@ -177,17 +177,18 @@ class JobSet:
         container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         if resources:
             container["resources"] = {"requests": resources, "limits": resources}
+        # Processes that decode images hand them over in shared memory, of which a container has 64 MB by default.
+        container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
+        volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
         if claim:
-            container["volumeMounts"] = [{"name": "work", "mountPath": mount}]
+            container["volumeMounts"].append({"name": "work", "mountPath": mount})
+            volumes.append({"name": "work", "persistentVolumeClaim": {"claimName": claim}})
         pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": self.save_seconds}
         if self.service_account:
             pod["serviceAccountName"] = self.service_account
         if selector:
             pod["nodeSelector"] = selector
-        pod["containers"] = [container]
-        if claim:
-            pod["volumes"] = [{"name": "work", "persistentVolumeClaim": {"claimName": claim}}]
-        return pod
+        return {**pod, "containers": [container], "volumes": volumes}
 
     def _require_reachable(self, directory: str):
         mount = self.volume.partition(":")[2]

@@ -24,7 +24,8 @@ class DataConfig:
         the exact size) or "pad" (centred on black, not scaled).
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and leave them out;
         otherwise such a file is an error that names it.
-      workers: processes that decode images; 0 for threads of the training process.
+      workers: processes that decode images, at most as many as this process has processors; 0 for threads of the
+        training process.
       tokens_dir: token cache written by `var-jax tokenize`; with it no image is read and no tokenizer is run.
     """
 

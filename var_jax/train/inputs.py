@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
 
-from var_jax import model_directory, whole_file
+from var_jax import distributed, model_directory, whole_file
 from var_jax.config import require
 from var_jax.data import loader, sources, tokens
 from var_jax.errors import UserError
@@ -38,6 +38,7 @@ class Inputs:
     def __init__(self, config: TrainConfig, frozen: Any, encode: Callable | None, rows: NamedSharding):
         self._config, self._frozen, self._encode, self._rows = config, frozen, encode, rows
         self._held = state.host_rows(rows, config.batch_size)
+        self._processes = distributed.processes_on_host()
         data, self._cache = config.data, None
         if data.tokens_dir:
             require(config.stage == "transformer", "data.tokens_dir", repr(data.tokens_dir),
@@ -50,10 +51,12 @@ class Inputs:
         else:
             self._train = sources.open_split(data, data.train_split)
             self._eval = loader.FittedSplit(sources.open_split(data, data.eval_split), config.tokenizer.image_shape,
-                                            data.resize)
+                                            data.resize, max(1, data.workers))
             self.class_names = self._train.class_names
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
             told = {"fingerprint": self._train.fingerprint}
+        # A cache may lack the split; room in shared memory is asked for before any worker fills it.
+        self._held_out = None if data.tokens_dir and "held_out" not in sizes else self._passes()
         self.identity = {"name": data.name, "class_names": list(self.class_names), **sizes, **told}
 
     def require_same(self, directory: epath.Path):
@@ -83,18 +86,23 @@ class Inputs:
         c = self._config
         if self._cache is not None:
             return tokens.train_batches(self._cache, c.batch_size, c.seed, start_step, rows=self._held,
-                                        workers=c.data.workers)
+                                        workers=c.data.workers, processes=self._processes)
         return loader.train_batches(c.data, c.tokenizer.image_shape, c.batch_size, c.seed, start_step,
-                                    split=self._train, rows=self._held)
+                                    split=self._train, rows=self._held, processes=self._processes)
 
     def held_out(self) -> Iterator[HostBatch]:
-        """One pass; "mask" is False on padding."""
+        """One pass, which ends those begun before it; "mask" is False on padding. What reads lives on for the next."""
+        if self._held_out is None:
+            self._held_out = self._passes()
+        return self._held_out()
+
+    def _passes(self) -> loader.Passes:
         c = self._config
         if self._cache is not None:
-            return tokens.eval_batches(self._cache, c.batch_size, c.eval_images, rows=self._held,
-                                       workers=c.data.workers)
-        return loader.eval_batches(c.data, c.tokenizer.image_shape, c.batch_size, c.eval_images, split=self._eval,
-                                   rows=self._held)
+            return tokens.eval_passes(self._cache, c.batch_size, c.eval_images, rows=self._held,
+                                      workers=c.data.workers, processes=self._processes)
+        return loader.eval_passes(c.data, c.tokenizer.image_shape, c.batch_size, c.eval_images, split=self._eval,
+                                  rows=self._held, processes=self._processes)
 
     def on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
         """This process's rows of a batch as arrays over the mesh; images of the second stage are encoded."""
