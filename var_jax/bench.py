@@ -27,7 +27,7 @@ from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import masks
 from var_jax.ops.resize import resize
 from var_jax.scaling import flops
-from var_jax.train import mesh_choice, state
+from var_jax.train import idle_keys, mesh_choice, state
 from var_jax.train import networks as networks_module
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
@@ -123,6 +123,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
       UserError: the mesh does not divide the batch.
     """
     batch = batch or config.batch_size
+    idle_keys.refuse(config)
     config, networks = networks_module.load(dataclasses.replace(config, batch_size=batch))
     mesh = mesh_choice.choose(config, name="the batch").mesh
     with jax.set_mesh(mesh):

@@ -15,7 +15,7 @@ from var_jax.config import ModelConfig, require
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import partition
 from var_jax.scaling import flops
-from var_jax.train import losses, mesh_choice, state
+from var_jax.train import idle_keys, losses, mesh_choice, state
 from var_jax.train import networks as networks_module
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
@@ -46,6 +46,7 @@ def train(config: TrainConfig, where: Slice) -> Step:
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
+    idle_keys.refuse(config)
     config, networks = networks_module.load(config, sizes_only=True)
     mesh, replicated_bytes = mesh_choice.choose(config, where.devices)
     program = Program(config, mesh, networks)

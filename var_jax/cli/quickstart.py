@@ -22,6 +22,9 @@ def run(args: argparse.Namespace) -> int:
     file = args.config.partition(":")[0]
     tokenizer, transformer = read_config(f"{file}:tokenizer", args.overrides), read_config(args.config, args.overrides)
     from var_jax import quickstart
+    from var_jax.train import idle_keys
+
+    tokenizer, transformer = (idle_keys.reset(config) for config in (tokenizer, transformer))
 
     print("\n".join(quickstart.lines(quickstart.run(tokenizer, transformer, args.workdir, args.samples))))
     return 0

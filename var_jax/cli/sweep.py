@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
     jobs = backend.jobs if args.jobs is None else args.jobs
     sweep = driver.Sweep(planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts)
-    check = functools.partial(preflight.check, planned, images_are_here=args.backend == "local")
+    check = functools.partial(preflight.check, planned, images_are_here=args.backend == "local",
+                              workdir=args.workdir)
     if args.dry_run:
         if not (costs_alone := preflight.without_tokenizer(planned)):
             check()

@@ -12,6 +12,8 @@ import argparse
 import sys
 import traceback
 
+from etils import epath
+
 from var_jax.cli.configs import add_config_argument, read_config
 from var_jax.cli.exit import line_and_code
 from var_jax.errors import Preempted, UserError
@@ -44,6 +46,9 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
     from var_jax import distributed
+    from var_jax.train import idle_keys, workdir
+
+    idle_keys.refuse_flags(config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir)))
 
     distributed.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
                            peer_seconds=args.peer_timeout)

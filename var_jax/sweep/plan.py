@@ -163,6 +163,7 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         for section in sections:
             node = node[section]
         node.pop(last, None)
+    values["microbatches"] = 1  # as the keys above; by its default, so that sweeps of before keep their ids
     if trunk:
         values["branch_from"] = trunk
     if tokenizer:
@@ -172,7 +173,8 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
 
 def _require_branch(branch: TrainConfig, trunk: TrainConfig):
     """Raises UserError unless the branch continues what the trunk does up to the step, and that part is shared."""
-    other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith((*VOLATILE, *BRANCHING))]
+    free = (*VOLATILE, *BRANCHING, "microbatches")
+    other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith(free)]
     if other:
         raise UserError(f"a branch differs from its trunk in more than its end: {'; '.join(other)}")
     at = branch.branch_step

@@ -18,7 +18,18 @@ from var_jax import pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
 from var_jax.errors import Preempted
-from var_jax.train import codebook_start, evaluation, inputs, mesh_choice, networks, start, state, step, workdir
+from var_jax.train import (
+    codebook_start,
+    evaluation,
+    idle_keys,
+    inputs,
+    mesh_choice,
+    networks,
+    start,
+    state,
+    step,
+    workdir,
+)
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
@@ -46,6 +57,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
       Preempted: SIGTERM came; everything is saved.
     """
     directory = epath.Path(directory)
+    idle_keys.refuse(config, workdir.started_with(directory))
 
     # Networks: frozen ones are read first, since they decide sizes and which terms there are
     config, loaded = networks.load(config)

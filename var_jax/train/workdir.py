@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from var_jax import model_directory, whole_file
 from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain, require
 from var_jax.errors import UserError
+from var_jax.train import idle_keys
 from var_jax.train.config import TrainConfig
 from var_jax.train.meta import run_meta
 
@@ -77,13 +78,21 @@ def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[Tokeni
     return tokenizer, params
 
 
+def started_with(directory: epath.Path) -> dict[str, Any] | None:
+    """The plain config that the run in a workdir was started with; None where there is none."""
+    path = directory / "config.json"
+    return model_directory.read_json(path) if path.exists() else None
+
+
 def refuse_another_run(directory: epath.Path, config: TrainConfig):
     """Raises UserError when the workdir holds a run of other settings, naming every one, or is a later start's."""
     require_newest_start()
     path = directory / "config.json"
     if path.exists():
         theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
-        other = [d for d in differences(plain(_in_steps(config)), plain(_in_steps(theirs)))
+        # Keys of the other stage, which runs could hold before they were refused, make no other run.
+        runs = [plain(idle_keys.reset(_in_steps(run))) for run in (config, theirs)]
+        other = [d for d in differences(*runs)
                  if not d.startswith(RESUMABLE)]
         if other:
             raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
