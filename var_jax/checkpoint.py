@@ -26,6 +26,7 @@ from safetensors.numpy import save as serialise
 
 from var_jax import whole_file
 from var_jax.errors import UserError
+from var_jax.file_kinds import refuse_stand_in
 
 log = logging.getLogger(__name__)
 
@@ -246,6 +247,7 @@ def load_arrays(path: epath.PathLike) -> dict:
     Raises:
       UserError: the file is missing, truncated or of another kind.
     """
+    refuse_stand_in(path, "safetensors")
     try:
         flat = deserialize(epath.Path(path).read_bytes())  # the library's own loader has no bfloat16
     except (OSError, SafetensorError) as error:

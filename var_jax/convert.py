@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,15 +11,20 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
-from var_jax import torch_file
+from var_jax import finite, torch_file
 from var_jax.config import DType, ModelConfig, TokenizerConfig, TransformerConfig, require
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
 from var_jax.published import CODE_HITS, abstract, buffers, entries
+from var_jax.state_dicts import unwrapped
 
 State = dict[str, np.ndarray]
 Source = Mapping[str, np.ndarray] | str | os.PathLike
 LISTED = 12  # names in one message
+# Keys that every model of the kind has, by which it is found in a file.
+TOKENIZER_ANCHORS = ("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_in.weight")
+TRANSFORMER_ANCHORS = ("class_emb.weight", "word_embed.weight", "lvl_embed.weight", "pos_1LC", "pos_start",
+                       "head_nm.ada_lin.1.weight", "head.weight")
 
 
 def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: Scales, num_heads: int | None = None,
@@ -50,7 +55,7 @@ def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: 
 def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False, dtype: DType = "float32",
                          norm_groups: int = TokenizerConfig.norm_groups) -> tuple[TokenizerConfig, dict[str, Any]]:
     """The tokenizer's part of `from_torch`."""
-    weights = Weights(source, "the tokenizer", "trainer.vae_local.")
+    weights = Weights(source, "the tokenizer", TOKENIZER_ANCHORS)
     config = tokenizer_config(weights, scales, cosine_codes, dtype, norm_groups)
     return config, _load(config, weights)
 
@@ -58,7 +63,7 @@ def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = Fa
 def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads: int | None = None,
                            dtype: DType = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
     """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
-    weights = Weights(source, "the transformer", "trainer.var_wo_ddp.")
+    weights = Weights(source, "the transformer", TRANSFORMER_ANCHORS)
     config = transformer_config(weights, tokenizer, num_heads, dtype)
     return config, _load(config, weights)
 
@@ -125,23 +130,22 @@ def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray
 class Weights:
     """A state dict with the shapes of its tensors, which a file tells without reading them.
 
-    Keys may lie below the prefix `nested`, or that of a wrapped model (`module.`), or both.
+    Keys may lie below wrappers and containers in any nesting, where they are found by the keys `anchors`.
 
     Attributes:
       name: for messages.
       shapes: {published key: shape}.
     """
 
-    def __init__(self, source: Source, name: str, nested: str = "module."):
+    def __init__(self, source: Source, name: str, anchors: Sequence[str] = ()):
         if isinstance(source, Mapping):
             self.name, self._tensors = name, source
             shapes = {key: tuple(np.shape(value)) for key, value in source.items()}
         else:
             self.name, self._tensors = f"{name} {source}", torch_file.read_tensors(source)
             shapes = self._tensors.shapes
-        prefixes = (f"{nested}module.", nested, "module.")
-        self._prefix = next((p for p in prefixes if any(key.startswith(p) for key in shapes)), "")
-        self.shapes = {k.removeprefix(self._prefix): s for k, s in shapes.items() if k.startswith(self._prefix)}
+        self._names = unwrapped(shapes, anchors, self.name)
+        self.shapes = {key: shapes[name] for key, name in self._names.items()}
 
     def read(self, key: str) -> np.ndarray:
         """One tensor.
@@ -149,7 +153,7 @@ class Weights:
         Raises:
           UserError: it does not hold floats.
         """
-        array = np.asarray(self._tensors[self._prefix + key])
+        array = np.asarray(self._tensors[self._names[key]])
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{self.name}: {key} holds {array.dtype}; weights are floats")
         return array
@@ -242,8 +246,14 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
     check(config, weights.shapes, weights.name)
     parameters = abstract(config)
     flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in parameters.items()}
+    wrong = {}
     for entry in entries(config, parameters):  # one tensor at a time, straight into its place and dtype
-        flat[entry.path][... if entry.index is None else entry.index] = entry.inward(weights.read(entry.key))
+        place = flat[entry.path][... if entry.index is None else entry.index]
+        with np.errstate(over="ignore"):  # what overflows is told below
+            place[...] = entry.inward(weights.read(entry.key))
+        if bad := finite.not_finite(place):  # after the cast, which may overflow
+            wrong[entry.key] = bad, place.size
+    finite.refuse(wrong, weights.name)
     return unflatten_dict(flat, sep="/")
 
 

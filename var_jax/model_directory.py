@@ -9,6 +9,8 @@ from flax.traverse_util import flatten_dict
 from var_jax import checkpoint, whole_file
 from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, differences, plain
 from var_jax.errors import UserError
+from var_jax.file_kinds import refuse_stand_in
+from var_jax.finite import require_finite
 from var_jax.published import abstract
 
 FORMAT = 1
@@ -43,7 +45,7 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     """The configuration and parameters of a model directory or of a training workdir (its averaged weights).
 
     Raises:
-      UserError: there is no such directory, no model in it, or its files are damaged.
+      UserError: there is no such directory, no model in it, its files are damaged, or its weights are not finite.
     """
     if not directory.is_dir():
         raise UserError(f"no model directory {directory}; give a workdir of `train`, or what `convert` wrote")
@@ -75,6 +77,7 @@ def read_json(path: epath.Path) -> dict:
     Raises:
       UserError: the file does not read, or holds something else.
     """
+    refuse_stand_in(path, "JSON")
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -90,6 +93,7 @@ def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) ->
     ours = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
     if other := differences(ours, theirs):
         raise UserError(f"{path} does not fit its model.json: {'; '.join(other[:5])}")
+    require_finite(flatten_dict(params, sep="/").items(), str(path))
     return params
 
 
@@ -101,6 +105,7 @@ def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
     config = build(ModelConfig, {"tokenizer": tokenizer, "transformer": transformer}, str(directory / "config.json"))
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=1)
     trained = checkpoints.restore_part("ema" if run["ema"] else "params")
+    require_finite(flatten_dict(trained, sep="/").items(), f"the newest checkpoint in {directory / 'checkpoints'}")
     if run["stage"] == "tokenizer":
         return config, {"tokenizer": trained}
     return config, {**load(directory / "tokenizer")[1], "transformer": trained}

@@ -24,6 +24,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from var_jax.errors import UserError
+from var_jax.file_kinds import refuse_stand_in
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of PyTorch's format before 1.6
 MAX_DEPTH, MAX_VALUES = 16, 2**20  # dicts that hold each other can pretend to any number
@@ -78,8 +79,21 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     reader = readers.get(os.path.splitext(path)[1].lower())
     if reader is None:
         raise UserError(f"{path}: weights are read from {', '.join(readers)}")
+    refuse_stand_in(path, "weights")
     with _explained(path):
+        _require_format(path)
         return Tensors(path, *reader(path))
+
+
+def _require_format(path: str):
+    """Raises Refused where a file is of another of the formats than its name says."""
+    with epath.Path(path).open("rb") as file:
+        start, name = file.read(10), path.lower()
+    if name.endswith(".safetensors") and start.startswith(b"PK"):
+        raise Refused("a zip file, as PyTorch and numpy write; name it .pth or .npz, as what it is")
+    # Eight bytes of the header's length, and JSON.
+    if not name.endswith(".safetensors") and start[8:10] == b'{"' and not start.startswith(b"PK"):
+        raise Refused("a safetensors file; name it .safetensors")
 
 
 @contextlib.contextmanager

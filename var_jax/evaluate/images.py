@@ -19,6 +19,7 @@ from var_jax.config import require
 from var_jax.data import loader, sources, transforms, visible_files
 from var_jax.data.image_folder import fingerprint
 from var_jax.errors import UserError
+from var_jax.file_kinds import refuse_stand_in
 from var_jax.networks import weights
 from var_jax.train.config import DataConfig
 
@@ -160,6 +161,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     """Of a file that is read row by row: an evaluation's samples may be larger than the memory."""
     if not path.exists():
         raise UserError(f"no file {spec}")
+    refuse_stand_in(path, ".npz")
     _refuse_statistics(path)
     with _member(path, "arr_0.npy") as (_, found, dtype):
         fine = len(found) == 4 and found[-1] in (1, 3) and dtype == np.uint8

@@ -60,7 +60,7 @@ def load(path: str = "") -> Params:
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
     """The parameters from {published key: array}: {"stem", "stages": a list of lists of blocks, "head"}; see `load`."""
-    state = State(tensors, name)
+    state = State(tensors, name, ("_conv_stem.weight",))
     stem = state.conv_norm("_conv_stem", "_bn0", None, 3, 3, 3, eps=EPS)
     trunk: list[list[dict[str, Layer]]] = []
     width, number = stem["bias"].size, 0

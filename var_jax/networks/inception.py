@@ -74,7 +74,7 @@ def load(path: str) -> Params:
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
     """The parameters from {published key: array}; the auxiliary classifier is left out. See `load`."""
-    state, width = State(tensors, name), 3
+    state, width = State(tensors, name, ("Conv2d_1a_3x3.conv.weight",)), 3
     params: Params = {}
     for layer in STEM:
         if layer != "pool":

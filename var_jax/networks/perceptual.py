@@ -88,7 +88,7 @@ def read_heads(tensors: Mapping[str, np.ndarray], channels: tuple[int, ...], nam
     Raises:
       UserError: a key is missing, unknown, or of another shape.
     """
-    state = State(tensors, name)
+    state = State(tensors, name, ("lin0.model.1.weight",))
     heads = [state.take(f"lin{i}.model.1.weight", 1, n, 1, 1).reshape(n) for i, n in enumerate(channels)]
     state.finish()
     return heads

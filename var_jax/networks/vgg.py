@@ -34,7 +34,7 @@ def load(path: str) -> Params:
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
     """The parameters from {torchvision's key: array}; the classifier is left out. See `load`."""
-    state, width, params = State(tensors, name), 3, []
+    state, width, params = State(tensors, name, ("features.0.weight",)), 3, []
     for numbers in CONVOLUTIONS:
         params.append([])
         for number in numbers:

@@ -41,7 +41,7 @@ def load(path: str) -> Params:
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
     """The parameters from {published key: array}; see `load`. The final norm and DINO's head are left out."""
-    state = State(tensors, name)
+    state = State(tensors, name, ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     patch = state.conv("patch_embed.proj", None, 3, None, None)
     c = patch["bias"].size
     positions = state.take("pos_embed", 1, None, c)

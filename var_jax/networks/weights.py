@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
 from var_jax.errors import UserError
+from var_jax.finite import require_finite
+from var_jax.state_dicts import unwrapped
 
 Layer = dict[str, np.ndarray]  # of "kernel" and "bias"
 CHUNK = 2**20
@@ -20,27 +22,30 @@ class State:
     Args:
       tensors: {key: array}, or a `torch_file.Tensors`.
       name: what messages call it, such as its path.
+      anchors: keys that every such state dict has, by which it is found below wrappers and containers.
     """
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], name: str):
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, anchors: Sequence[str] = ()):
         self.name = name
-        self._tensors, self._left = tensors, set(tensors)
+        self._tensors, self._names = tensors, unwrapped(tensors, anchors, name)
+        self._left = set(self._names)
 
     def __contains__(self, key: str) -> bool:
-        return key in self._tensors
+        return key in self._names
 
     def take(self, key: str, *shape: int | None) -> np.ndarray:
         """float32 array of `key`; a None in its shape stands for any size.
 
         Raises:
-          UserError: no such key, or another shape.
+          UserError: no such key, another shape, or values that are not finite.
         """
-        if key not in self._tensors:
+        if key not in self._names:
             raise UserError(f"{self.name}: there is no {key}; these are weights of another network")
-        array = np.asarray(self._tensors[key], np.float32)
+        array = np.asarray(self._tensors[self._names[key]], np.float32)
         if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
             raise UserError(f"{self.name}: {key} has the shape {array.shape}; it must be {wanted}")
+        require_finite([(key, array)], self.name)
         self._left.discard(key)
         return array
 

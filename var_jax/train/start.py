@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from etils import epath
 from flax.linen import meta
 
-from var_jax import model_directory
+from var_jax import finite, model_directory
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import differences
 from var_jax.errors import UserError
@@ -35,13 +35,30 @@ def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints)
     """
     if checkpoints.agreed_steps():
         run, extra = checkpoints.restore(program.abstract_state())
+        _require_finite(run, "the run's checkpoint")
         return First(run, extra.get("evaluated", True))
     if config.branch_from:
         trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
-        return First(trunk.restore(program.abstract_state(), config.branch_step)[0])
+        run = trunk.restore(program.abstract_state(), config.branch_step)[0]
+        _require_finite(run, f"the checkpoint in {config.branch_from}")
+        return First(run)
     if config.init_from:
         return First(program.first_state(_weights(config)))
     return First(program.first_state(), fresh=True)
+
+
+def _require_finite(run: state.TrainState, name: str):
+    """Raises UserError where restored weights are not finite: every step from them would be lost.
+
+    The counts are a program of all processes together, and the same on each.
+    """
+    trees = {"params": run.params, "ema": run.ema}
+    counts = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))(trees)
+    sizes = jax.tree.map(jnp.size, trees)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(counts), jax.tree.leaves(sizes), strict=True)
+    finite.refuse({_name(path): (int(bad), size) for (path, bad), size in pairs if int(bad)},
+                  f"{name} of step {int(run.step)}",
+                  "remove it, so that the one before is taken, or start anew with a lower learning rate")
 
 
 def _weights(config: TrainConfig) -> Any:

@@ -1,0 +1,46 @@
+"""What a file is when it is not what its name says: a pointer, a page or a message in place of a download."""
+
+import os
+
+from etils import epath
+
+from var_jax.errors import UserError
+
+HEAD = 1024  # bytes that tell
+POINTER = b"version https://git-lfs.github.com/spec/"
+ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive",
+            b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive"}
+
+
+def stand_in(head: bytes) -> str | None:
+    """What stands in place of a file's own content, with the remedy, by its first bytes; None where they may be it."""
+    if not head:
+        return "an empty file; download or write it again"
+    if head.startswith(POINTER):
+        return "a Git LFS pointer, not the file that it points to; fetch that by `git lfs pull`, or download it"
+    if head.startswith((b"/annex/objects/", b"../.git/annex/", b".git/annex/")):
+        return "a git-annex pointer, not the file that it points to; fetch that by `git annex get`"
+    for start, kind in ARCHIVES.items():
+        if head.startswith(start):
+            return f"{kind}; unpack it first"
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")) or (text.startswith(b"<") and b"<html" in text):
+        return ("an HTML page, as a server sends in place of a file that needs a login or lies elsewhere; download the "
+                "file itself again")
+    if text.startswith((b"<?xml", b"<error")):
+        return "an XML message, as a server sends in place of a file; download the file itself again"
+    return None
+
+
+def refuse_stand_in(path: str | os.PathLike, what: str):
+    """Raises UserError where something else stands in place of a file's own content, which is `what`.
+
+    A file that is not there, or cannot be opened, is left to whoever reads it.
+    """
+    try:
+        with epath.Path(path).open("rb") as file:
+            kind = stand_in(file.read(HEAD))
+    except OSError:
+        return
+    if kind:
+        raise UserError(f"{os.fspath(path)} does not read as {what}: it is {kind}")
