@@ -85,25 +85,28 @@ def running(arguments: Sequence[str], workdir: Path, cache: Path, count: int = 1
             process.wait()
 
 
-JOINED = """
+ARGUMENTS = """
 import sys
-from var_jax import distributed
 index, count, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+"""
+JOIN = """
+from var_jax import distributed
 distributed.initialise(address, count, index)
 """
 
 
 def scripts(code: str, directory: Path, cache: Path, count: int = 2, devices: int = 1,
-            seconds: float = 300) -> list[tuple[int, str]]:
-    """(exit code, what it printed) of a Python script in several processes that form one group.
+            seconds: float = 300, join: bool = True) -> list[tuple[int, str]]:
+    """(exit code, what it printed) of a Python script in several processes.
 
     Args:
-      code: finds `index` (of its process), `count` and `distributed`.
+      code: finds `index` (of its process), `count` and `address` (where process 0 may listen).
       cache: where compiled programs are kept.
+      join: whether they form one group before the code; else it has to see to that.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "script.py"
-    file.write_text(JOINED + code)
+    file.write_text(ARGUMENTS + (JOIN if join else "") + code)
     address = f"127.0.0.1:{free_port()}"
     logs = [directory / f"script.{i}.log" for i in range(count)]
     started = []

@@ -1,20 +1,29 @@
 import dataclasses
+import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import small
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
 
-from var_jax import Pipeline
+from var_jax import Pipeline, whole_file
+from var_jax import tokenize as module
 from var_jax.data import sources, tokens, transforms
 from var_jax.errors import UserError
 from var_jax.tokenize import tokenize
 from var_jax.train.config import DataConfig
+from var_jax.train.inputs import Inputs
 
 SHAPE = small.TOKENIZER.image_shape
 
@@ -154,3 +163,135 @@ def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, t
     with pytest.raises(UserError, match="holds a model; give another --out"):
         tokenize(config, str(model_dir), str(model_dir))
     assert files(whole) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_shard_is_under_its_name_when_it_is_whole(config, whole, model_dir, tmp_path, monkeypatch):
+    """Killed before a file is renamed into place, a run leaves no shard: another process that reads
+    the directory finds a whole one or none. What it left besides is cleared up at the end."""
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
+    path = type(epath.Path(tmp_path))
+    replace = path.replace
+
+    def killed(self, target):
+        if str(target).endswith(".array_record"):
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(path, "replace", killed)
+        tokenize(config, str(model_dir), str(out), **settings)
+    assert not list(out.rglob("*.array_record"))
+    whole_file.temporary_name(out / "train" / "view00-00000-of-00004.array_record").write_bytes(b"half")
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert files(out) == files(whole)
+
+
+def test_hosts_that_finish_at_once_leave_a_whole_manifest(config, whole, model_dir, tmp_path, monkeypatch):
+    """One host looks for the other's last shard right before it is there, and writes the manifest
+    after the other has: the one that stays has all shards all the same."""
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
+    tokenize(config, str(model_dir), str(out), **settings)
+    done, missed = module._done, []
+
+    def late(directory, manifest, part):
+        if part.role == "test" and len(missed) < 2:  # when work is dealt out, and in the first look at the end
+            missed.append(part)
+            return None
+        return done(directory, manifest, part)
+
+    monkeypatch.setattr(module, "_done", late)
+    monkeypatch.setattr(module, "_write", lambda *_: None)
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert len(missed) == 2 and files(out) == files(whole)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """40 grey images of two classes."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            draw_image(tmp_path / "images" / name / f"{i:02d}.png", random)
+    return tmp_path / "images"
+
+
+def draw_image(path: Path, random: np.random.Generator):
+    Image.fromarray(random.integers(0, 256, (6, 8), np.uint8)).save(path)
+
+
+def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
+    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole",
+                      tokens_dir=str(cache or ""))
+    return small.train_config("transformer", "", data=data)
+
+
+def opened(config) -> Inputs:
+    """A run's inputs, their data compared as at its start."""
+    frozen = small.pipeline().params["tokenizer"]
+    rows = NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data"))
+    inputs = Inputs(config, jax.tree.map(np.asarray, frozen), None, rows)
+    inputs.require_same_on_hosts()
+    return inputs
+
+
+def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
+    """By encoding again and by training, and whether or not the folder was prepared as it now is."""
+    out = tmp_path / "cache"
+    config = folder_config(folder, tmp_path, out)
+    tokenize(config, str(model_dir), str(out), batch=1)
+    before = files(out)
+    assert opened(config).identity["fingerprint"] == json.loads(before["manifest.json"])["data_fingerprint"]
+    tokenize(config, str(model_dir), str(out), batch=1)  # nothing has changed
+    random = np.random.default_rng(1)
+    for i in range(20):
+        draw_image(folder / "cat" / f"{i:02d}.png", random)
+    with pytest.raises(UserError, match="data fingerprint: .* here, .* there.*images changed since") as caught:
+        opened(config)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="data_fingerprint: .*images changed since.*give another --out") as caught:
+        tokenize(config, str(model_dir), str(out), batch=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="data fingerprint: .* here, .* there"):
+        opened(config)  # now from the copy that `tokenize` has prepared
+    assert files(out) == before
+
+
+def test_a_copy_of_the_images_is_the_same_data(folder, model_dir, tmp_path):
+    """Times of files change with every copy; without any images, there is nothing to compare."""
+    out = tmp_path / "cache"
+    tokenize(folder_config(folder, tmp_path), str(model_dir), str(out), batch=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    elsewhere = folder_config(copy, tmp_path / "elsewhere", out)
+    opened(elsewhere)
+    assert not (tmp_path / "elsewhere").exists()  # and training from tokens copies no images
+    opened(folder_config(tmp_path / "none", tmp_path / "elsewhere", out))
+
+
+def test_a_cache_that_notes_no_images_stays_usable(folder, model_dir, tmp_path, monkeypatch, caplog):
+    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go on."""
+    out = tmp_path / "cache"
+    config, manifest_of = folder_config(folder, tmp_path, out), module._manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_manifest", lambda *given: dataclasses.replace(
+            manifest_of(*given), data_fingerprint=""))
+        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["data_fingerprint"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    shards = sorted(out.rglob("*.array_record"))
+    shards[0].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
+    with caplog.at_level(logging.WARNING):
+        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
+        assert shards[0].exists()
+        assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
+        identity = opened(config).identity
+    assert "fingerprint" not in identity and identity["train"] + identity["held_out"] == 40
+    told = [record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()]
+    assert len(told) == 2 and all(str(out) in line for line in told)

@@ -6,12 +6,15 @@ argument). Hence the C signal handler below, which turns the abort into one line
 """
 
 import ctypes
+import json
 import os
 import signal
 import socket
 import threading
 import time
 import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -25,11 +28,15 @@ PEER_SECONDS = 60
 SHUTDOWN_SECONDS = 300
 LEAVE_SECONDS = 5
 EXIT_LOST = 1
+TOLD_CHARACTERS = 500  # of what differs on a host
+HOSTS_TOLD = 4
 
 LOST = ("another process of this run ended or does not answer; "
         "start the same command again on every host, and it resumes from the last checkpoint")
 # What the libraries below say of a process that is gone: Gloo's collectives, JAX's coordination service and barriers.
 SIGNS = ("gloo", "coordination service", "coordinationservice", "heartbeat", "barrier", "socket closed")
+
+Result = TypeVar("Result")
 
 _abort_handler = None  # C holds no reference of its own
 
@@ -79,6 +86,78 @@ def processes_on_host() -> int:
         return 1
     own = np.uint32(zlib.crc32(socket.gethostname().encode()))
     return int(np.sum(multihost_utils.process_allgather(own) == own))
+
+
+def require_same(what: str, mine: Mapping[str, Any], differences: Callable[[Any, Any], list[str]], remedy: str):
+    """Compares what every process of a run holds with what process 0 does; alone, it does nothing.
+
+    All processes have to call it. It tells what differs, which a run would do wrong without a word.
+
+    Args:
+      what: the thing, for the message.
+      mine: what tells it, as JSON takes it.
+      differences: (process 0's, mine) -> what differs, in words.
+      remedy: what would be right.
+    Raises:
+      UserError: on all processes, with the same line, when any of them holds something else.
+    """
+    if not together():
+        return
+    own = json.dumps(mine)
+    first = broadcast_text(own)
+    different = differences(json.loads(first), json.loads(own)) if own != first else []
+    found = gather_texts("; ".join(different)[:TOLD_CHARACTERS])
+    hosts = gather_texts(socket.gethostname()[:TOLD_CHARACTERS])
+    if wrong := [i for i, text in enumerate(found) if text]:
+        told = " | ".join(f"process {i} (host {hosts[i]}): {found[i]}" for i in wrong[:HOSTS_TOLD])
+        more = f" | and {len(wrong) - HOSTS_TOLD} processes more" if len(wrong) > HOSTS_TOLD else ""
+        raise UserError(f"{what} of process 0 (host {hosts[0]}) and others differ: {told}{more}; {remedy}")
+
+
+def everywhere(work: Callable[[], Result]) -> Result:
+    """The result of some work that all processes do, in which none may wait for another.
+
+    Raises:
+      UserError: on all processes, when it was raised on any: the others would wait for that one, and
+        end without knowing why.
+    """
+    result, mistake = None, None
+    try:
+        result = work()
+    except UserError as error:
+        if not together():
+            raise
+        mistake = error
+    found = gather_texts(str(mistake or "")[:TOLD_CHARACTERS])
+    if wrong := [i for i, text in enumerate(found) if text]:
+        if mistake is not None:
+            raise mistake
+        raise UserError(f"process {wrong[0]} has ended: {found[wrong[0]]}")
+    return cast(Result, result)
+
+
+def broadcast_text(text: str) -> str:
+    """Process 0's text, on every process; alone, the text itself."""
+    if not together():
+        return text
+    content = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    padded = np.zeros(length, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = content
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all processes by their index, on every process."""
+    if not together():
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(content))))
+    padded = np.zeros(max(int(lengths.max()), 1), np.uint8)
+    padded[:len(content)] = content
+    rows = np.asarray(multihost_utils.process_allgather(padded)).astype(np.uint8)
+    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
 
 
 def lost_a_process(error: BaseException) -> bool:

@@ -147,6 +147,7 @@ def generate(model: Pipeline, made: Plan, out: epath.PathLike, *, then: Pipeline
         paths = [_shard(partial, made, shard) for shard in shards]
         if not all(path.exists() for path in paths):
             return out.exists()
+        check(made, out)  # two hosts that began at once may each have found nothing there
         try:
             stored = [_stored(path) for path in paths]
             _join(out, partial / "joined", made, shards, stored, _chosen(made, shards, stored, score))
@@ -170,14 +171,19 @@ def check(made: Plan, out: epath.PathLike, png: epath.PathLike | None = None) ->
         raise UserError(f"cannot write the samples {str(out)!r}: name a file that ends in .npz")
     partial = out.with_name(f"{out.name}.partial")
     for path, found in ((out, _settings_of), (partial / MANIFEST, _manifest_settings)):
-        if path.exists() and (different := differences(made.settings, found(path))):
-            told = "; ".join(different[:4])
-            raise UserError(f"{path} is of other settings: {told}; remove it, or give another --out")
+        if path.exists():
+            _require_settings(path, made, found(path))
     if png is not None and epath.Path(png).exists():
         manifest = epath.Path(png) / MANIFEST
         if not out.exists() or not manifest.exists() or _manifest_settings(manifest) != made.settings:
             raise UserError(f"{png} is there already, and not of {out}; remove it, or give another --png")
     return out
+
+
+def _require_settings(path: epath.Path, made: Plan, found: dict[str, Any]):
+    if different := differences(made.settings, found):
+        told = "; ".join(different[:4])
+        raise UserError(f"{path} is of other settings: {told}; remove it, or give another --out")
 
 
 def _manifest_settings(path: epath.Path) -> dict[str, Any]:
@@ -222,6 +228,7 @@ def _claim(partial: epath.Path, made: Plan, batch_size: int | None, shard_images
         raise UserError(f"cannot write the samples {partial}: {error.strerror or error}") from error
     try:
         theirs = model_directory.read_json(manifest).get("drawn_with", ours)
+        _require_settings(manifest, made, _manifest_settings(manifest))  # another host may have been first
     except UserError:
         if manifest.exists():
             raise

@@ -5,9 +5,11 @@ from its own place on. A shard is done when a small JSON file beside it says so,
 finds the last one done completes the manifest. So hosts need not wait for each other, nor a resumed run have as many.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import sys
 import tempfile
@@ -22,7 +24,7 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from var_jax import model_directory, whole_file
+from var_jax import distributed, model_directory, whole_file
 from var_jax.config import ModelConfig, differences, plain, require
 from var_jax.data import loader, readahead, sources, tokens, transforms
 from var_jax.errors import UserError
@@ -33,6 +35,8 @@ from var_jax.train.step import make_encode
 SHARD_IMAGES = 16384
 BATCH_PIXELS = 2**20  # of the default batch of one device: 16 images of 256 x 256
 MAX_BATCH = 128
+
+log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -75,7 +79,11 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     shape = loaded.tokenizer.image_shape
     transforms.check(shape, config.data.resize)
     splits = {role: sources.open_split(config.data, getattr(config.data, tokens.ROLES[role])) for role in roles}
-    manifest = _claim(directory, _manifest(config, params, splits, views), host[0] == 0)
+    manifest = _manifest(config, params, splits, views)
+    distributed.require_same("tokenizer, data and settings", plain(manifest),
+                             lambda first, mine: differences(mine, first),
+                             "give every host the same command, tokenizer and images")
+    manifest = _claim(directory, manifest, host[0] == 0)
     if host[0] == 0 and not (directory / "tokenizer" / "model.json").exists():
         model_directory.save(directory / "tokenizer", ModelConfig(loaded.tokenizer), {"tokenizer": params})
 
@@ -95,7 +103,7 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
             crop_seed = config.seed if role == "train" else None
             for part, records in _encoded(rows, _Load(fitted, shape, crop_seed), encode, batch, config, bar.update):
                 _write(directory, manifest, part, records)
-    return _complete(directory, manifest, parts, host[0])
+    return _complete(directory, manifest, parts)
 
 
 def _manifest(config: TrainConfig, params: Any, splits: dict[str, sources.Split], views: int) -> tokens.Manifest:
@@ -106,9 +114,10 @@ def _manifest(config: TrainConfig, params: Any, splits: dict[str, sources.Split]
     infos = {role: tokens.SplitInfo(getattr(config.data, tokens.ROLES[role]), len(split),
                                     views if role == "train" else 1) for role, split in splits.items()}
     tokenizer = config.tokenizer
+    images = next(iter(splits.values())).fingerprint  # all splits tell that of the whole data set
     return tokens.Manifest(tokens.fingerprint(tokenizer, params), config.data.name, config.data.resize,
                            tokenizer.image_shape, tokenizer.scales, tokenizer.vocab_size, names.pop(), config.seed,
-                           **infos)
+                           data_fingerprint=images, **infos)
 
 
 def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -> tokens.Manifest:
@@ -122,6 +131,10 @@ def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -
             raise UserError(f"{directory} holds a model; give another --out")
     if (directory / "manifest.json").exists():
         before = tokens.read_manifest(directory)
+        if not before.data_fingerprint:
+            if first_host:
+                log.warning(tokens.UNKNOWN_IMAGES, directory)
+            manifest = dataclasses.replace(manifest, data_fingerprint="")
         theirs, ours = before.settings, manifest.settings
         for role in tokens.ROLES:
             old, new = getattr(before, role), getattr(manifest, role)
@@ -130,7 +143,7 @@ def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -
             elif old is not None:
                 theirs[role], ours[role] = (plain(dataclasses.replace(info, shards=())) for info in (old, new))
         if different := differences(ours, theirs):
-            raise UserError(f"{directory} holds another cache: {'; '.join(different)}; give another --out")
+            raise _another(directory, different)
     elif first_host:  # without a manifest, nobody can say whose tokenizer it would be
         (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
     if first_host:
@@ -141,6 +154,12 @@ def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -
         except OSError as error:
             raise UserError(f"cannot write the token cache {directory}: {error.strerror or error}") from error
     return manifest
+
+
+def _another(directory: epath.Path, different: list[str]) -> UserError:
+    changed = any(text.startswith("data_fingerprint:") for text in different)
+    why = " (its images changed since it was written)" if changed else ""
+    return UserError(f"{directory} holds another cache: {'; '.join(different)}{why}; give another --out")
 
 
 def _parts(role: str, info: tokens.SplitInfo, shard_images: int) -> list[Part]:
@@ -232,9 +251,18 @@ def _write(directory: epath.Path, manifest: tokens.Manifest, part: Part, records
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             size = file.stat().length
-            file.copy(path.parent / part.name, overwrite=True)
-        path.write_text(json.dumps({**stamp, "bytes": size}))
+            # Under another name until it is whole: another process may be at the same shard.
+            temporary = whole_file.temporary_name(path.parent / part.name)
+            try:
+                file.copy(temporary, overwrite=True)
+                temporary.replace(path.parent / part.name)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+        whole_file.write(path, json.dumps({**stamp, "bytes": size}))
     except OSError as error:
+        if _done(directory, manifest, part) is not None:
+            return  # another process was first, and has cleared up
         raise UserError(f"cannot write the token cache {directory}: {error.strerror or error}") from error
 
 
@@ -251,15 +279,38 @@ def _done(directory: epath.Path, manifest: tokens.Manifest, part: Part) -> token
     return None
 
 
-def _complete(directory: epath.Path, manifest: tokens.Manifest, parts: dict[str, list[Part]],
-              host: int) -> tokens.Manifest:
-    """The manifest with the shards of every role whose last one is done, written; hosts write the same."""
-    for role, some in parts.items():
-        shards = [_done(directory, manifest, part) for part in some]
-        if all(shards):
-            manifest = dataclasses.replace(
-                manifest, **{role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards))})
-    own = directory / f"manifest.{host}.json"  # of its own name, since two hosts may finish at once
-    whole_file.write(own, json.dumps(plain(manifest), indent=1))
-    own.replace(directory / "manifest.json")
-    return manifest
+def _complete(directory: epath.Path, manifest: tokens.Manifest,
+              parts: dict[str, list[Part]]) -> tokens.Manifest:
+    """The manifest with the shards of every role whose last one is done, written where there is such a role.
+
+    Hosts that finish at the same time each write it. One that still missed another's last shard looks
+    again after it has written, so that the last one to write has seen all of them.
+    """
+    written: set[str] = set()
+    while True:
+        shards = {role: [_done(directory, manifest, part) for part in some] for role, some in parts.items()}
+        complete = {role for role, some in shards.items() if all(some)}
+        if complete == written:
+            return manifest
+        manifest = _with_roles_of(directory, manifest, set(tokens.ROLES) - set(parts))
+        infos = {role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards[role])) for role in complete}
+        manifest, written = dataclasses.replace(manifest, **infos), complete
+        try:
+            whole_file.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
+            for role in complete:  # what killed processes left
+                for leftover in (directory / role).glob("*.tmp"):
+                    leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write the token cache {directory}: {error.strerror or error}") from error
+
+
+def _with_roles_of(directory: epath.Path, manifest: tokens.Manifest, others: set[str]) -> tokens.Manifest:
+    """The manifest with some roles as they lie in the directory: another process may have written them meanwhile.
+
+    Raises:
+      UserError: the directory holds another cache by now.
+    """
+    now = tokens.read_manifest(directory) if (directory / "manifest.json").exists() else manifest
+    if different := differences(manifest.settings, now.settings):
+        raise _another(directory, different)
+    return dataclasses.replace(manifest, **{role: getattr(now, role) for role in others})

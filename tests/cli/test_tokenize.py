@@ -1,7 +1,19 @@
+import json
+import re
+import socket
+
+import numpy as np
+import processes
+import pytest
 import small
 
 from var_jax.cli.main import main
 from var_jax.data import tokens
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")  # this process has used JAX, and cannot join others any more
 
 
 def command(digits_dir, model_dir, tmp_path, *rest) -> list[str]:
@@ -27,6 +39,8 @@ def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path
             (("--splits", "train,val"), "--splits is train,val; it must be train, test or train,test"),
             (("--batch", 0), "--batch is 0"),
             (("--views", "many"), "invalid int value"),
+            (("--process-id", 0), "--num-processes and --process-id go together"),
+            (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1"),
             (("--model", tmp_path / "none"), "no model directory"),
             (("--config.data.train_split=val",), "has no split 'val'"),
             (("--config.data.name=digit",), "did you mean 'digits'"),
@@ -38,3 +52,68 @@ def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path
         printed = capsys.readouterr()
         assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
         assert not (tmp_path / "cache").exists()
+
+
+def test_hosts_by_hand_share_files_alone(digits_dir, model_dir, tmp_path, capsys):
+    """One after the other: neither waits for the other to be there."""
+    arguments = command(digits_dir, model_dir, tmp_path)
+    shared = [*arguments[:7], "--batch", "1", "--num-processes", "2", "--process-id"]
+    assert main([*shared, "1", *arguments[7:]]) == 0
+    assert "train: 20 images x 1 views" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no token cache|not finished"):
+        tokens.open_cache(tmp_path / "cache")
+    assert len(list(tmp_path.glob("cache/*/*.array_record"))) == 1
+    assert main([*shared, "0", *arguments[7:]]) == 0
+    assert tokens.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
+
+
+TASK = """
+import json, os
+os.environ |= {"SLURM_JOB_ID": THE_JOB, "SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count),
+               "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NODELIST": "localhost"}
+from var_jax import tokenize
+from var_jax.cli.main import main
+write = tokenize._write
+def telling(directory, manifest, part, records):
+    print("wrote", part.role, part.name, flush=True)
+    write(directory, manifest, part, records)
+tokenize._write, tokenize.SHARD_IMAGES = telling, 8
+tokenize.tokenize.__kwdefaults__["shard_images"] = 8
+sys.exit(main(json.loads(ARGUMENTS)))
+"""
+
+
+def slurm_job() -> str:
+    """The number of a job whose processes find a free port, as JAX derives it from the number."""
+    for job in range(1000, 1100):
+        with socket.socket() as listener:
+            if listener.connect_ex(("localhost", job % 2**12 + 65535 - 2**12 + 1)):
+                return str(job)
+    raise AssertionError("no free port")
+
+
+def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
+    """Two processes that find nothing but SLURM's variables: no file is written twice, and all are."""
+    code = TASK.replace("THE_JOB", repr(slurm_job())).replace(
+        "ARGUMENTS", repr(json.dumps(command(digits_dir, model_dir, tmp_path, "--batch", 1))))
+    ended = processes.scripts(code, tmp_path / "scripts", tmp_path / "programs", join=False)
+    assert [code for code, _ in ended] == [0, 0], ended
+    wrote = [re.findall(r"wrote \w+ (?:\S+)", told) for _, told in ended]
+    assert [len(some) for some in wrote] == [3, 2] and len({*wrote[0], *wrote[1]}) == 5
+    cache = tokens.open_cache(tmp_path / "cache")
+    assert cache.counts == {"train": 20, "test": 10}
+    assert np.ptp([one["tokens"].sum() for one in cache.train]) > 0
+    assert not list(tmp_path.glob("cache/*/*.tmp"))
+
+
+@pytest.mark.slow
+def test_hosts_with_other_settings_are_refused_together(digits_dir, model_dir, tmp_path):
+    """The seed of the second task's crops is another one: its tokens would not be of the same cache."""
+    arguments = command(digits_dir, model_dir, tmp_path)
+    given = f"json.loads({json.dumps(arguments)!r}) + [f'--config.seed={{index}}']"
+    code = TASK.replace("THE_JOB", repr(slurm_job())).replace("json.loads(ARGUMENTS)", given)
+    ended = processes.scripts(code, tmp_path / "scripts", tmp_path / "programs", join=False)
+    assert [code for code, _ in ended] == [2, 2], ended
+    for _, told in ended:
+        assert "process 1 (host " in told.splitlines()[-1] and "seed: 1 here, 0 there" in told
+    assert not (tmp_path / "cache").exists()

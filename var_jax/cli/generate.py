@@ -21,6 +21,7 @@ import argparse
 import sys
 
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
+from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.cli.images import parse_labels
 from var_jax.cli.sample import (
     add_dtype_argument,
@@ -30,11 +31,8 @@ from var_jax.cli.sample import (
     load_partners,
     sampling_arguments,
 )
-from var_jax.cli.train import tell
 from var_jax.config import require
 from var_jax.errors import UserError
-
-SHUTDOWN_SECONDS = 7 * 24 * 3600  # the first host to finish waits for the last one, however long that draws
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -56,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                         "DATASET:SPLIT, or FILE.npz with arr_1")
     add_image_arguments(reject, "that reference")
     add_feature_arguments(reject)
-    hosts = parser.add_argument_group("several processes")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    add_host_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,24 +64,7 @@ def run(args: argparse.Namespace) -> int:
     check_partner_arguments(args)
     labels = None if args.labels == "balanced" else parse_labels(args.labels)
     require(args.batch_size is None or args.batch_size >= 1, "--batch-size", args.batch_size, "at least 1")
-    by_hand = args.num_processes is not None
-    if by_hand != (args.process_id is not None):
-        raise UserError("--num-processes and --process-id go together")
-    if by_hand:
-        require(args.num_processes >= 1, "--num-processes", args.num_processes, "at least 1")
-        require(0 <= args.process_id < args.num_processes, "--process-id", args.process_id,
-                f"from 0 to {args.num_processes - 1}, as there are {args.num_processes} processes")
-        return _draw(args, labels, rejecting)
-    from var_jax import distributed
-
-    distributed.initialise(shutdown_seconds=SHUTDOWN_SECONDS)
-    try:
-        return _draw(args, labels, rejecting)
-    except BaseException as error:
-        if not distributed.together():
-            raise
-        distributed.leave(tell(error))  # the usual way out waits for the others
-        raise
+    return divided(args, lambda: _draw(args, labels, rejecting))
 
 
 def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:

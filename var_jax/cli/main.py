@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from var_jax.cli.exit import line_and_code
+from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, UserError, did_you_mean, require_path
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
@@ -74,6 +75,7 @@ def _dispatch(argv: list[str]) -> int:
     args.overrides = rest
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
+    refuse_several(name)
     return module.run(args)
 
 

@@ -1,16 +1,25 @@
 """Encodes the data of a config once, so that training reads tokens and needs neither images nor a tokenizer.
 
-Start the same command again after a kill, on any number of hosts: finished files are kept.
+Start the same command again after a kill, on any number of hosts: finished files are kept. On several hosts that see
+the same --out, the same command on every one divides the work: TPU pods, SLURM and GKE are recognized; elsewhere add
+to the I-th  --num-processes N --process-id I  (they share files alone, and need not reach each other).
 
 example:
   var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens --views 8
   var-jax train --config configs/imagenet256.py:d16 --config.data.tokens_dir=data/tokens --workdir runs/d16
 """
 
+from __future__ import annotations
+
 import argparse
+from typing import TYPE_CHECKING
 
 from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.config import require
+
+if TYPE_CHECKING:
+    from var_jax.train.config import TrainConfig
 
 ROLES = ("train", "test")
 
@@ -24,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--splits", default="train,test", help="train (data.train_split), test (data.eval_split) or "
                         "both (default); what the cache has already is kept")
     parser.add_argument("--batch", type=int, help="images a device encodes at once (default: by their size)")
+    add_host_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,9 +41,14 @@ def run(args: argparse.Namespace) -> int:
     require(len(set(roles)) == len(roles) and set(roles) <= set(ROLES), "--splits", args.splits,
             "train, test or train,test")
     config = read_config(args.config, args.overrides)
+    return divided(args, lambda: _encode(args, config, roles))
+
+
+def _encode(args: argparse.Namespace, config: TrainConfig, roles: tuple[str, ...]) -> int:
     from var_jax.tokenize import tokenize
 
-    manifest = tokenize(config, args.model, args.out, views=args.views, roles=roles, batch=args.batch)
+    manifest = tokenize(config, args.model, args.out, views=args.views, roles=roles, batch=args.batch,
+                        shard_index=args.process_id, shard_count=args.num_processes)
     for role in roles:
         info = getattr(manifest, role)
         state = f"{len(info.shards)} files" if info.shards else "other hosts are still at it"

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn import datasets, model_selection
 
 from var_jax.data import idx
-from var_jax.data.image_folder import Listing, fingerprint, printable
+from var_jax.data.image_folder import Listing, content_line, fingerprint, printable
 from var_jax.errors import UserError
 
 FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
@@ -129,7 +129,7 @@ class ImageFolder(_Local, skip_registration=True):
         lines = []
         for file in files:
             content = (self._files.root / file.name).read_bytes()
-            lines.append(f"{file.name}\0{file.label}\0{hashlib.sha256(content).hexdigest()}")
+            lines.append(content_line(file, content))
             shown = printable(file.name)
             # TFDS orders images by a hash of the key, and takes bytes where a name is no text.
             key = file.name if shown == file.name else os.fsencode(file.name)

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -58,7 +58,7 @@ class TfdsSplit:
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
         self.class_names: tuple[str, ...] = tuple(features["label"].names) if "label" in features else ("all",)
-        self.fingerprint = _fingerprint(builder.info)
+        self.fingerprint = fingerprint_of(builder.info)
         # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
         # would do, but makes `tfds.testing.mock_data` want TensorFlow.
         features["image"].decode_example_np = bytes
@@ -81,11 +81,16 @@ class TfdsSplit:
         return {"image": transforms.eight_bits(image), "label": int(example.get("label", 0))}
 
 
-def _fingerprint(info: Any) -> str:
+def content_fingerprint(content: Mapping[str, str]) -> str:
+    """The fingerprint of a data set by those of its splits' content."""
+    return image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+
+
+def fingerprint_of(info: Any) -> str:
     """Of a `tfds.core.DatasetInfo`; nothing is read."""
     content = (info.metadata or {}).get("content")
     if content is not None:
-        return image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+        return content_fingerprint(content)
     if info.name in OWN:  # made by the version alone
         return str(info.version)
     # Another copy of the same version may be cut, filtered, or in other shards and so in another order.

@@ -37,6 +37,8 @@ FORMAT = 1
 SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
 ROLES = {"train": "train_split", "test": "eval_split"}  # directory of the cache: the split's key in the config
+UNKNOWN_IMAGES = ("token cache %s was written before caches noted which images they are of; "
+                  "whether these changed since cannot be told")
 # Of the tokenizer's settings; they change no token.
 TRAINING_ONLY = ("vq_beta", "init_codes", "quantizer_dropout", "quantizer_dropout_from", "remat")
 
@@ -76,6 +78,8 @@ class Manifest:
       data, resize, image_shape: data set, transform, and (height, width, channels) in pixels.
       seed: of the crops.
       train, test: None where that role was not asked for.
+      data_fingerprint: of the images (`sources.Split.fingerprint`); "" in caches that were written
+        before they noted it, whose images may have changed since without being noticed.
     """
 
     fingerprint: str
@@ -89,11 +93,13 @@ class Manifest:
     train: SplitInfo | None = None
     test: SplitInfo | None = None
     format: int = FORMAT
+    data_fingerprint: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
         """All but the splits, plain: what every shard of one cache shares."""
-        return {key: value for key, value in plain(self).items() if key not in ROLES}
+        left_out = ROLES if self.data_fingerprint else (*ROLES, "data_fingerprint")
+        return {key: value for key, value in plain(self).items() if key not in left_out}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -220,9 +226,14 @@ class Cache:
     def test(self) -> TokenSplit:
         return self._split("test")
 
-    def check(self, data: "DataConfig", tokenizer: TokenizerConfig | None = None, fingerprint: str | None = None):
+    def check(self, data: "DataConfig", tokenizer: TokenizerConfig | None = None, fingerprint: str | None = None,
+              data_fingerprint: str | None = None):
         """Compares with what a run says of its data, and of its tokenizer where it names one.
 
+        Args:
+          fingerprint: of the tokenizer.
+          data_fingerprint: of the images, where they are at hand; it is not compared with a cache
+            that does not note its own.
         Raises:
           UserError: something differs; every difference is named.
         """
@@ -238,9 +249,13 @@ class Cache:
                      "image shape": tuple(theirs.image_shape)}
         if fingerprint is not None:
             ours["tokenizer fingerprint"], held["tokenizer fingerprint"] = fingerprint, theirs.fingerprint
+        if data_fingerprint and theirs.data_fingerprint:
+            ours["data fingerprint"], held["data fingerprint"] = data_fingerprint, theirs.data_fingerprint
         if different := differences(ours, held):
+            if ours.get("data fingerprint") != held.get("data fingerprint"):
+                different = [*different, "its images changed since it was written"]
             raise UserError(f"token cache {self.directory} is not this run's: {'; '.join(different)}; "
-                            "give another data.tokens_dir, or the settings it was written with")
+                            "give another data.tokens_dir, or the data and settings it was written with")
 
     def _split(self, role: str) -> TokenSplit:
         info = getattr(self.manifest, role)

@@ -1,8 +1,11 @@
 """What a run's steps see: images of a data set, or the tokens of a cache, laid over the mesh."""
 
+import functools
+import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,14 +13,16 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from var_jax import distributed, model_directory, whole_file
-from var_jax.config import require
-from var_jax.data import loader, sources, tokens
+from var_jax.config import plain, require
+from var_jax.data import at_hand, loader, sources, tokens
 from var_jax.errors import UserError
 from var_jax.train import state
 from var_jax.train.config import TrainConfig
 
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
+
+log = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -30,7 +35,7 @@ class Inputs:
     Attributes:
       class_names: by label.
       identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same images: "name",
-        "class_names", the images of "train" and "held_out", and the "fingerprint" (a token cache tells none).
+        "class_names", the images of "train" and "held_out", and the "fingerprint" (where a token cache notes it).
     Raises:
       UserError: the data, or the cache, is missing or not what the run says.
     """
@@ -44,9 +49,10 @@ class Inputs:
             require(config.stage == "transformer", "data.tokens_dir", repr(data.tokens_dir),
                     "empty in the tokenizer's stage, which learns from images")
             self._cache = tokens.open_cache(data.tokens_dir)
+            noted = self._cache.manifest.data_fingerprint
             self._cache.check(data, config.tokenizer, tokens.fingerprint(config.tokenizer, frozen))
             self.class_names = self._cache.class_names
-            counts, told = self._cache.counts, {}
+            counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
         else:
             self._train = sources.open_split(data, data.train_split)
@@ -58,6 +64,31 @@ class Inputs:
         # A cache may lack the split; room in shared memory is asked for before any worker fills it.
         self._held_out = None if data.tokens_dir and "held_out" not in sizes else self._passes()
         self.identity = {"name": data.name, "class_names": list(self.class_names), **sizes, **told}
+
+    def require_same_on_hosts(self):
+        """Compares the data of all processes with process 0's, and the images that those of a token
+        cache were, where process 0 has them, with what they are. All processes have to call it.
+
+        Raises:
+          UserError: on every process alike. Images would be seen twice, or never, without a word.
+        """
+        held = dict(self.identity)
+        if self._cache is not None:
+            manifest = json.dumps(plain(self._cache.manifest))
+            held["cache"] = hashlib.sha256(manifest.encode()).hexdigest()[:16]
+        distributed.require_same("the data", held, functools.partial(_changes, words=ON_HOSTS),
+                                 "give every host the same images, or the same token cache")
+        if self._cache is None:
+            return
+        data = self._config.data
+        first = jax.process_index() == 0
+        if not self._cache.manifest.data_fingerprint:
+            if first:
+                log.warning(tokens.UNKNOWN_IMAGES, data.tokens_dir)
+            return
+        # One process reads them, and all go by what it says.
+        mine = distributed.everywhere(lambda: at_hand.fingerprint(data, self.class_names) if first else None)
+        self._cache.check(data, data_fingerprint=distributed.broadcast_text(mine or "") or None)
 
     def require_same(self, directory: epath.Path):
         """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of
@@ -123,24 +154,40 @@ class Inputs:
         return arrays
 
 
-def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+class Words(NamedTuple):
+    """How a difference between two data sets is told: what the other one has, and classes of one of them alone."""
+
+    other: str
+    more: str
+    fewer: str
+
+
+OF_A_RUN = Words("then", "came", "went")
+ON_HOSTS = Words("not", "is not on process 0", "is missing")
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A_RUN) -> list[str]:
     """What differs, of what both tell."""
     differ = {key for key in was.keys() & now.keys() if was[key] != now[key]}
     changed = []
     if "name" in differ:
-        changed.append(f"data set {now['name']!r}, then {was['name']!r}")
+        changed.append(f"data set {now['name']!r}, {words.other} {was['name']!r}")
     if "class_names" in differ:
         before, after = was["class_names"], now["class_names"]
         came, went = ([name for name in some if name not in set(others)] for some, others in
                       ((after, before), (before, after)))
-        changed += [f"class {_shown(names)} {verb}" for names, verb in ((came, "came"), (went, "went")) if names]
+        verbs = ((came, words.more), (went, words.fewer))
+        changed += [f"class {_shown(names)} {verb}" for names, verb in verbs if names]
         changed += ["the classes are in another order"] if not came and not went else []
     for key, split in (("train", "training"), ("held_out", "held-out")):
         if key in differ:
-            changed.append(f"{now[key]} {split} images, then {was[key]}")
+            changed.append(f"{now[key]} {split} images, {words.other} {was[key]}")
     if not changed and "fingerprint" in differ:
-        changed.append(f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, then "
-                       f"{was['fingerprint']})")
+        changed.append(f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, "
+                       f"{words.other} {was['fingerprint']})")
+    if not changed and "cache" in differ:
+        changed.append(f"another token cache of the same images (manifest {now['cache']}, {words.other} "
+                       f"{was['cache']})")
     return changed
 
 

@@ -14,13 +14,14 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from var_jax import pictures
+from var_jax import distributed, pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
 from var_jax.errors import Preempted
 from var_jax.train import (
     codebook_start,
     evaluation,
+    hosts,
     idle_keys,
     inputs,
     mesh_choice,
@@ -60,11 +61,14 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
     idle_keys.refuse(config, workdir.started_with(directory))
 
     # Networks: frozen ones are read first, since they decide sizes and which terms there are
-    config, loaded = networks.load(config)
+    hosts.require_same_config(config)
+    config, loaded = distributed.everywhere(lambda: networks.load(config))
     frozen = loaded.params
     if config.stage == "transformer":
         tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
         config = config.with_tokenizer(tokenizer)
+    hosts.require_same_config(config)  # a network that a host lacks may have changed it
+    hosts.require_same_weights("the frozen networks", frozen)
 
     # Devices
     mesh = mesh_choice.choose(config).mesh
@@ -78,7 +82,8 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = inputs.Inputs(config, frozen, encode, rows)
+        data = distributed.everywhere(lambda: inputs.Inputs(config, frozen, encode, rows))
+        data.require_same_on_hosts()
         if config.stage == "transformer":
             require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
                     config.transformer.num_classes, f"at least the {len(data.class_names)} classes of the data")

@@ -1,0 +1,101 @@
+"""Hosts of one run that do not hold the same: they are refused before the first step, all alike."""
+
+import json
+import re
+
+import numpy as np
+import processes
+import pytest
+import small
+from PIL import Image
+
+from var_jax import Pipeline
+
+TRAIN = """
+import json
+from var_jax.cli.main import main
+flags = ["--coordinator", address, "--num-processes", str(count), "--process-id", str(index)]
+sys.exit(main([*json.loads(SHARED), *(json.loads(SECOND) if index else []), *flags]))
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Makes a folder of 16 images a class; of two that are made alike, the bytes are the same."""
+    directory = tmp_path_factory.mktemp("images")
+
+    def made(name: str, without: str = "", other: str = ""):
+        random = np.random.default_rng(0)
+        for kind in ("cat", "dog"):
+            (directory / name / kind).mkdir(parents=True)
+            for i in range(16):
+                pixels, file = random.integers(0, 256, (6, 8), np.uint8), f"{kind}/{i:02d}.png"
+                if file != without:
+                    Image.fromarray(255 - pixels if file == other else pixels).save(directory / name / file)
+        return str(directory / name)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def ended(images, model_dir, tmp_path_factory):
+    """(exit code, last line) of each of two processes, of which the second has other flags."""
+    directory = tmp_path_factory.mktemp("runs")
+    (directory / "config.py").write_text(small.CONFIG_FILE)
+    first = images("first")
+
+    def run(name: str, *second: str) -> list[tuple[int, str]]:
+        shared = ["train", "--config", str(directory / "config.py"), "--workdir", str(directory / name),
+                  "--config.data.name=image_folder", f"--config.data.source_dir={first}",
+                  f"--config.data.data_dir={directory / name}-tfds", f"--config.tokenizer_dir={model_dir}"]
+        code = TRAIN.replace("SHARED", repr(json.dumps(shared))).replace("SECOND", repr(json.dumps(second)))
+        found = processes.scripts(code, directory / f"{name}-scripts", directory / "programs", join=False)
+        assert not (directory / name).exists()
+        return [(code, told.splitlines()[-1]) for code, told in found]
+
+    return run
+
+
+def test_an_image_that_a_host_lacks_is_told_by_every_host(images, ended):
+    """Steps of both would else see some images twice and some never."""
+    second = images("second", without="cat/03.png")
+    found = ended("lacks", f"--config.data.source_dir={second}")
+    assert [code for code, _ in found] == [2, 2], found
+    for _, line in found:
+        assert "process 1 (host " in line and line.startswith("var-jax: the data of process 0 (host ")
+        assert re.search(r"\d+ (training|held-out) images, not \d+", line)
+
+
+@pytest.mark.slow
+def test_another_image_of_the_same_name_is_told_by_every_host(images, ended):
+    second = images("third", other="dog/05.png")
+    found = ended("other", f"--config.data.source_dir={second}")
+    assert [code for code, _ in found] == [2, 2], found
+    assert all("process 1 (host " in line and "as many images, but other ones" in line for _, line in found)
+
+
+@pytest.mark.slow
+def test_data_that_one_host_cannot_open_are_told_by_every_host(ended):
+    """The first process would else wait for the second, and end without knowing why."""
+    found = ended("missing", "--config.data.source_dir=/nowhere")
+    assert [code for code, _ in found] == [2, 2], found
+    assert all("data.source_dir '/nowhere' is no directory" in line for _, line in found)
+
+
+@pytest.mark.slow
+def test_another_setting_is_told_by_every_host(ended):
+    """Processes of different programs would wait for one another's collectives."""
+    found = ended("setting", "--config.optimizer.base_lr=0.5")
+    assert [code for code, _ in found] == [2, 2], found
+    assert all("process 1 (host " in line and "optimizer.base_lr: 0.5 here" in line for _, line in found)
+
+
+@pytest.mark.slow
+def test_another_tokenizer_is_told_by_every_host(ended, tmp_path):
+    model = small.pipeline()
+    params = {**model.params, "tokenizer": {**model.params["tokenizer"]}}
+    params["tokenizer"]["quantize"] = {name: value + 1 for name, value in params["tokenizer"]["quantize"].items()}
+    Pipeline(model.config, params).save(tmp_path / "other")
+    found = ended("tokenizer", f"--config.tokenizer_dir={tmp_path / 'other'}")
+    assert [code for code, _ in found] == [2, 2], found
+    assert all("the frozen networks" in line and "process 1 (host " in line for _, line in found)

@@ -1,0 +1,66 @@
+"""Which images a data set has here, without preparing any: what a token cache is compared with."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from etils import epath
+
+from var_jax.data import image_folder, sources
+from var_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
+
+log = logging.getLogger(__name__)
+
+
+def fingerprint(data: "DataConfig", class_names: Sequence[str] = ()) -> str | None:
+    """The fingerprint of a data set's images as they are here, or None where they are not at hand.
+
+    Training from a token cache needs no images, and must neither fetch nor copy any for this. Files
+    of a folder that was not prepared as it is now are read once to their end.
+
+    Args:
+      data: its `name`, `data_dir`, `source_dir`, splits and `skip_bad_images`.
+      class_names: of an image folder, the order of classes that the token cache has.
+    """
+    try:
+        if data.name == "image_folder":
+            return _of_folder(data, class_names)
+        if data.name in ("digits", "fashion_mnist_idx"):  # small, and prepared in seconds
+            return sources.open_split(data, "train").fingerprint
+        return _of_prepared(data)
+    except UserError as error:
+        if data.source_dir:
+            log.warning("the images could not be compared with those of the token cache: %s", error)
+        return None
+
+
+def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
+    if not data.source_dir or not epath.Path(data.source_dir).expanduser().is_dir():
+        return None
+    from var_jax.data import builders  # TFDS is slow to import
+
+    whole_train = any("[" in split for split in (data.train_split, data.eval_split))
+    files = image_folder.listing(data.source_dir, class_names, whole_train)
+    if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
+        return sources.open_split(data, data.train_split, class_names).fingerprint
+    log.warning("comparing the %d files of %s with those of the token cache", len(files.files), data.source_dir)
+    bad = set(image_folder.undecodable(files)) if data.skip_bad_images else set()
+    return sources.content_fingerprint(image_folder.content(files.without(bad)))
+
+
+def _of_prepared(data: "DataConfig") -> str | None:
+    prepared = epath.Path(data.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    name = data.name.partition(":")[0].partition("/")[0]
+    if not (prepared.expanduser() / name).is_dir():
+        return None
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(data.name, data_dir=data.data_dir or None, file_format="array_record")
+    except Exception as error:  # whatever a builder of somebody else's raises
+        raise UserError(f"data set {data.name!r}: {error}") from error
+    return sources.fingerprint_of(builder.info) if builder.is_prepared() else None

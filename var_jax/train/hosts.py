@@ -1,0 +1,53 @@
+"""What the hosts of one run must have in common, compared with process 0's before anything is trained."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from var_jax import distributed
+from var_jax.config import differences, plain
+from var_jax.train.config import TrainConfig
+
+# Where things lie, and how many processes read them, is a host's own affair.
+OF_A_HOST = ("tokenizer_dir", "init_from", "branch_from", "data.data_dir", "data.source_dir", "data.tokens_dir",
+             "data.workers", "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
+
+
+def require_same_config(config: TrainConfig):
+    """Compares the settings of all processes, which would else wait for one another in different programs.
+
+    Raises:
+      UserError: on every process alike, with what differs.
+    """
+    def changed(first: Any, mine: Any) -> list[str]:
+        return [text for text in differences(mine, first) if not text.startswith(OF_A_HOST)]
+
+    distributed.require_same("the settings", plain(config), changed, "give every host the same command and config")
+
+
+def require_same_weights(what: str, params: Any):
+    """Compares weights that every process reads from its own copy of a file; alone, nothing is read.
+
+    Args:
+      params: nested dicts of arrays on the host, or None.
+    Raises:
+      UserError: on every process alike, where those of one are not process 0's.
+    """
+    if not distributed.together():
+        return
+
+    def changed(first: Any, mine: Any) -> list[str]:
+        return [f"fingerprint {mine['fingerprint']}, not {first['fingerprint']}"] if mine != first else []
+
+    distributed.require_same(what, {"fingerprint": _digest(params)}, changed, "give every host the same files")
+
+
+def _digest(params: Any) -> str:
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:16]
