@@ -182,3 +182,22 @@ def test_a_changing_weight_decay_cannot_be_shared():
 
 def test_an_empty_family_is_refused():
     assert "no runs" in refused()
+
+
+@pytest.mark.parametrize("rates", [np.logspace(-3, -2, 3), list(np.logspace(-3, -2, 3)), np.float32([0.5, 0.25]),
+                                   np.array([np.float64(0.1)])])
+def test_expand_takes_numpys_numbers_as_pythons(rates):
+    """The same runs under the same ids, with flags that say numbers alone, also in a trunk and in tuples."""
+    plain_rates = [float(rate) for rate in rates]
+
+    def family(values, steps):
+        trunk = {"optimizer.base_lr": values[0], "keep_steps": steps}
+        return [*({"optimizer.base_lr": value} for value in values),
+                {**trunk, "steps": 50, "optimizer.cooldown_steps": 10,
+                 "branch_from": trunk, "branch_step": 40}]
+
+    theirs, ours = expand(*family(list(rates), np.array([40, 60]))), expand(*family(plain_rates, (40, 60)))
+    assert [run.id for run in theirs] == [run.id for run in ours]
+    assert [run.flags for run in theirs] == [run.flags for run in ours]
+    assert [run.config.optimizer.base_lr for run in theirs[:len(rates)]] == plain_rates
+    assert not [flag for run in theirs for flag in run.flags if "np." in flag or "array" in flag]

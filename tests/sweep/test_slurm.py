@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_the_script_that_sbatch_gets():
     assert "\nmodule load cuda\n" in script
     [srun] = [line for line in script.splitlines() if line.startswith("srun")]
     assert "--cpus-per-task=12" in srun and "--kill-on-bad-exit=0" in srun
-    assert "# 1: " + " ".join(command("b", "runs/sweep/b").argv) in script
+    assert "# 1: " + shlex.join(command("b", "runs/sweep/b").argv) in script
 
 
 def test_slurm_asks_for_cpus_where_a_process_has_a_gpu():
@@ -52,6 +53,17 @@ def test_slurm_attempt_keeps_compiled_programs_in_the_runs_directory(tmp_path, m
             monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", place)
         slurm.Attempt(RunCommand("a", str(tmp_path), (sys.executable, "-c", script)))()
     assert (tmp_path / "log.txt").read_text().split() == [f"{tmp_path}/xla", "/fast"]
+
+
+def test_render_quotes_what_a_shell_would_split():
+    """Whoever copies a line of the dry run gets the very arguments back, with spaces, brackets and quotes in them."""
+    argv = ("/opt/my python/bin/python", "-m", "var_jax", "--config.data.source_dir=/data/my images",
+            "--config.keep_steps=(1, 2)", "--config.data.train_split=train[:10%]", "it's", "$HOME", "a;b", "*")
+    script = Slurm(folder="/home/a b/jobs").render([RunCommand("a", "runs/a", argv), RunCommand("b", "runs/b", argv)])
+    lines = [line for line in script.splitlines() if line.startswith(("# 0: ", "# 1: "))]
+    assert [tuple(shlex.split(line[5:])) for line in lines] == [argv, argv]
+    [srun] = [line for line in script.splitlines() if line.startswith("srun")]
+    assert shlex.split(srun)[-1] == "/home/a b/jobs/%j"
 
 
 def test_one_command_is_no_array():

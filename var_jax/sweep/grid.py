@@ -1,7 +1,7 @@
 """Families of override dicts, {"optimizer.base_lr": 1e-4, ...}, from smaller ones: what `get_sweep` is written with."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from var_jax.errors import UserError
@@ -11,7 +11,7 @@ Overrides = dict[str, Any]
 
 def sweep(key: str, values: Iterable[Any]) -> list[Overrides]:
     """One key over several values."""
-    return [{key: value} for value in values]
+    return [{key: native(value)} for value in values]
 
 
 def product(*families: Iterable[Overrides]) -> list[Overrides]:
@@ -34,13 +34,32 @@ def zip(*families: Iterable[Overrides]) -> list[Overrides]:
 
 def chain(*families: Iterable[Overrides]) -> list[Overrides]:
     """One family after the other."""
-    return [dict(member) for family in families for member in family]
+    return [native(member) for family in families for member in family]
+
+
+def native(value: Any) -> Any:
+    """A value as Python's own kinds: numbers and arrays of numpy, JAX and ml_dtypes, also within dicts and lists.
+
+    numpy writes a number's type into its repr, "np.float64(0.001)", which no config reads, and an array has no truth
+    value to be compared by. An array becomes a tuple, as configs have them.
+    """
+    if isinstance(value, Mapping):
+        return {key: native(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(native, value)) if type(value) in (list, tuple) else value
+    if hasattr(value, "tolist") and hasattr(value, "shape"):
+        return _as_tuple(value.tolist())
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _merged(members: Iterable[Overrides]) -> Overrides:
     merged: Overrides = {}
     for member in members:
-        for key, value in member.items():
+        for key, value in native(member).items():
             if key in merged and merged[key] != value:
                 raise UserError(f"a sweep sets {key} to {merged[key]!r} and to {value!r} in one run; "
                                 "let one of its families set it")

@@ -15,7 +15,7 @@ from var_jax.config import differences, plain
 from var_jax.data import tokens
 from var_jax.errors import UserError
 from var_jax.scaling import flops
-from var_jax.sweep import claims
+from var_jax.sweep import claims, grid
 from var_jax.sweep.engine import RunCommand
 from var_jax.sweep.grid import Overrides
 from var_jax.sweep.runs import require_reachable
@@ -109,7 +109,7 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
     fingerprint = functools.cache(tokenizer_fingerprint)
 
     def add(member: Overrides) -> Run:
-        member = dict(member)
+        member = grid.native(member)
         trunk = None
         if isinstance(member.get("branch_from"), Mapping):
             trunk = add(member["branch_from"])

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,12 +111,12 @@ class Slurm:
         if not commands:
             return ""
         folder = f"{self._folder(commands)}/%j"
-        worker = f"{sys.executable} -u -m submitit.core._submit {folder}"
+        worker = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", folder])
         parameters = self._parameters(commands)
         if len(commands) > 1:
             parameters["map_count"] = len(commands)
         script = _make_sbatch_string(command=worker, folder=folder, **parameters)
-        tasks = [f"# {i}: {' '.join(command.argv)}" for i, command in enumerate(commands)]
+        tasks = [f"# {i}: {shlex.join(command.argv)}" for i, command in enumerate(commands)]
         return "\n".join([script.rstrip(), "", "# what the worker starts, by array index", *tasks, ""])
 
     def _parameters(self, commands: Sequence[RunCommand]) -> dict[str, Any]:
