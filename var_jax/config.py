@@ -28,9 +28,11 @@ class TokenizerConfig:
     Attributes:
       scales: token-map sizes, coarse to fine; the image is the finest times `downsampling`.
       in_channels: 1 (grey) or 3 (RGB).
-      channels: width of the first level; `multipliers` scale it level by level, halving the image between.
+      channels: width of the first level.
+      multipliers: of that width, level by level; the image is halved between two levels.
       blocks: residual blocks a level in the encoder (the decoder has one more).
-      attention, mid_attention: self-attention at the lowest resolution's blocks, and between the middle blocks.
+      attention: whether the blocks at the lowest resolution have self-attention.
+      mid_attention: whether there is self-attention between the middle blocks.
       norm_groups: groups of every GroupNorm; divides every level's width.
       z_channels: width of a code; of "bsq" codes their bits, at most 30.
       vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
@@ -43,7 +45,8 @@ class TokenizerConfig:
       quantizer_dropout: share of training images whose finest scales are left out, from a random one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
       remat: what the backward pass recomputes: "none", or every residual block ("full").
-      dtype, param_dtype: computation and storage.
+      dtype: of the computation.
+      param_dtype: of the stored parameters.
     """
 
     scales: Scales = Scales.parse(SCALES_256)
@@ -129,12 +132,15 @@ class TransformerConfig:
       drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
       class_dropout: share of training labels replaced by "no class".
       init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
-      init_head, init_adaln, init_adaln_gamma: factors on the head, on AdaLN, and on AdaLN's gamma rows ("alng").
+      init_head: factor on the head's initial weights.
+      init_adaln: factor on AdaLN's initial weights.
+      init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
       mask: which scales a scale attends to (`ops.masks`).
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn" on a GPU in bfloat16,
         else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
-      dtype, param_dtype: computation and storage; softmax, norms, logits and loss are float32 always.
+      dtype: of the computation; softmax, norms, logits and loss are float32 always.
+      param_dtype: of the stored parameters.
     """
 
     depth: int = 16

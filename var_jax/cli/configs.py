@@ -24,7 +24,8 @@ CHECKOUT = Path(__file__).parents[2]  # of the sources; elsewhere, the folder of
 
 def add_config_argument(parser: argparse.ArgumentParser):
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration; "
-                        "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4")
+                        "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4; "
+                        "`var-jax config FILE.py[:ARG]` lists all keys with meanings and defaults")
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -32,6 +33,15 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Raises:
       UserError: no such file, one that does not run, an unknown key, or a value of the wrong kind or out of range.
+    """
+    return from_config_dict(read_config_dict(file, overrides))
+
+
+def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """As `read_config`, the values as they were given: those that follow from others are not filled in.
+
+    Raises:
+      UserError: no such file, one that does not run, an unknown key, or a value that is no value of its key's kind.
     """
     config = call(file, "get_config")
     if not isinstance(config, ConfigDict):
@@ -45,7 +55,7 @@ def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise UserError(f"{file}: {_override_error(error)}") from error
     if rest[1:]:
         raise UserError(f"unrecognized argument {rest[1]}")
-    return from_config_dict(values.config)
+    return values.config
 
 
 def call(file: str, function: str) -> Any:

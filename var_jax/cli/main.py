@@ -14,6 +14,7 @@ from var_jax.errors import Parser, UserError, did_you_mean, require_path
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
 COMMANDS = {
     "train": "train the stage that a config names; resumes by itself",
+    "config": "every key of a config with its value, meaning and default",
     "sample": "labelled image grid from a trained model",
     "reconstruct": "originals beside reconstructions, scale by scale",
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",

@@ -19,7 +19,8 @@ class DataConfig:
       data_dir: where TFDS keeps prepared data sets ("" for its default, ~/tensorflow_datasets).
       source_dir: the raw files of "fashion_mnist_idx" (idx files; "" for where Debian's dataset-fashion-mnist puts
         them) and "image_folder" (directory/class/file).
-      train_split, eval_split: TFDS split names.
+      train_split: name of the TFDS split that is trained on; slices such as "train[:90%]" are splits too.
+      eval_split: name of the TFDS split that is held out.
       resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop), "whole" (Lanczos to
         the exact size) or "pad" (centred on black, not scaled).
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and leave them out;
@@ -52,10 +53,15 @@ class OptimizerConfig:
       schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the final ratio),
         "cosine", "constant", or "cooldown": constant, then 1 - sqrt down to the final ratio over the last
         `cooldown_steps` (so that runs of several lengths can branch off one constant run).
-      warmup_steps, warmup_from: linear from `warmup_from` times the rate.
+      cooldown_steps: of the schedule "cooldown".
+      warmup_steps: steps in which the rate grows linearly.
+      warmup_from: share of the rate that the warm-up begins with.
       final_lr_ratio: last rate over the peak.
-      b1, b2, eps: of Adam.
-      weight_decay, final_weight_decay: decoupled, from the one to the other by a cosine.
+      b1: Adam's decay of the gradients' average.
+      b2: Adam's decay of the squared gradients' average.
+      eps: Adam's number in the denominator.
+      weight_decay: decoupled decay of the weights, at the beginning.
+      final_weight_decay: decay at the end, reached by a cosine.
       clip: global norm that gradients are clipped to; 0 for none.
     """
 
@@ -106,11 +112,14 @@ class LossConfig:
     """Weights of the training losses.
 
     Attributes:
-      l1, l2, vq: of the tokenizer's loss, l1 |rec - image| + l2 (rec - image)^2 + vq * VQ loss, means over pixels.
+      l1: of |reconstruction - image|, mean over pixels, in the tokenizer's loss.
+      l2: of (reconstruction - image)^2, mean over pixels, in the tokenizer's loss.
+      vq: of the quantizer's loss in the tokenizer's.
       perceptual: of the perceptual distance between image and reconstruction; 0 for none.
       perceptual_network: "efficientnet" (stages of EfficientNet-Lite0) or "lpips" (VGG-16 with LPIPS's heads).
-      perceptual_weights, perceptual_heads: weight files; "" takes EfficientNet-Lite0's from the package that the extra
+      perceptual_weights: weight file of the network; "" takes EfficientNet-Lite0's from the package that the extra
         [perceptual] brings, and where that is not installed, the run leaves the term out with a warning.
+      perceptual_heads: weight file of LPIPS's heads.
       label_smoothing: of the transformer's cross-entropy.
     """
 
@@ -131,11 +140,13 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along the `data` and `model` axes; one of them may be -1, for what is left.
+    """Devices along the `data` and `model` axes.
 
     Attributes:
-        With `data` -1, a larger model axis is chosen where `data` would not divide the model or the batch
-        (`train.mesh_choice`); what no axis divides is replicated, with a warning that gives its bytes.
+      data: devices along the axis that batches and parameters are spread over. With -1 these are what `model` leaves,
+        and a larger model axis is chosen where `data` would not divide the model or the batch (`train.mesh_choice`);
+        what no axis divides is replicated, with a warning that gives its bytes.
+      model: devices along the axis of tensor parallelism; -1 for what `data` leaves.
       slices: TPU slices joined by the data-centre network; `data` counts the devices of all of them. Hosts with GPUs
         are found without it: 1 takes them as they are.
       replicated_share: of the parameters' bytes, what may lie whole on every device; more stops the run at its start.
@@ -163,19 +174,23 @@ class TrainConfig:
     Attributes:
       stage: which of the two models is trained.
       seed: of initialisation, data order and dropout.
-      steps, batch_size: length of the run, and images a step over all devices.
+      steps: length of the run; steps * batch_size / images is the number of passes over the training images.
+      batch_size: images per step over all devices.
       microbatches: parts a batch is computed in, gradients averaged.
-      log_every, eval_every, checkpoint_every: in steps; the last step does all three.
-      keep_checkpoints: newest ones kept.
-      eval_images: of the held-out split, at most; 0 for all.
+      log_every: steps between two records of the training loss; the last step has one too.
+      eval_every: steps between two evaluations on held-out images; the last step has one too.
+      checkpoint_every: steps between two checkpoints; the last step has one too.
+      keep_checkpoints: number of newest checkpoints that are kept.
+      eval_images: held-out images that an evaluation takes at most; 0 for all.
       sample_classes: columns of the sample grid, one class each.
       ema: decay of the averaged weights used for evaluation and sampling; 0 for none.
       tokenizer_dir: model directory of the tokenizer whose tokens the transformer learns; its sizes replace
         the `tokenizer` section.
       init_from: model directory whose weights the run starts from; a class embedding of another class count
         starts afresh.
-      branch_from, branch_step: workdir of another run of the same model and optimizer, and the step whose whole
-        state (optimizer and average too) this run starts from; it goes on to `steps`.
+      branch_from: workdir of another run of the same model and optimizer, whose whole state (optimizer and average
+        too) this run starts from; it goes on to `steps`.
+      branch_step: step of that state.
       keep_steps: steps whose checkpoints are never deleted, such as those that other runs branch from.
     """
 

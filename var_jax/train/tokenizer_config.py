@@ -15,20 +15,24 @@ class AdversarialConfig:
     Attributes:
       weight: of the generator's loss; 0 for no discriminator.
       adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of the generator's
-        loss| at the decoder's last kernel, clamped to [adaptive_lowest, adaptive_highest].
-      start, warmup: when adversarial training begins, and how long the weight then grows linearly; from 1 on a number
-        of steps, below it a share of the run's.
+        loss| at the decoder's last kernel.
+      adaptive_lowest: smallest value of that factor.
+      adaptive_highest: largest value of that factor.
+      start: when adversarial training begins; from 1 on a number of steps, below it a share of the run's.
+      warmup: how long the weight then grows linearly; from 1 on a number of steps, below it a share of the run's.
       discriminator: "patch" (PatchGAN on pixels) or "features" (heads on a frozen network's features).
-      channels, layers: width of the discriminator, and strided convolutions of "patch".
+      channels: width of the discriminator.
+      layers: strided convolutions of "patch".
       kernel: taps of the heads' convolutions in "features".
       feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's ViT).
       feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra [perceptual] brings, and
         where that is not installed, the run leaves the adversarial terms out with a warning.
-      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator sees images through;
-        each image with `diffaugment_probability`.
-      lecam, lecam_decay: weight of LeCam regularisation (0 for none), and decay of its averages of logits.
-      r1, r1_every: weight of the gradient penalty at real images (0 for none), and the steps between two; it then
-        counts that many times.
+      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator sees images through.
+      diffaugment_probability: with which an image goes through them; it is left as it is otherwise.
+      lecam: weight of LeCam regularisation; 0 for none.
+      lecam_decay: of LeCam's averages of logits.
+      r1: weight of the gradient penalty at real images; 0 for none.
+      r1_every: steps between two of these penalties; each counts that many times.
     """
 
     weight: float = 0.0
@@ -75,7 +79,8 @@ class CodebookConfig:
         moved onto vectors of the batch, most often of the scales that few codes serve (`ops.codebook.revive`); 0 for
         never.
       revive_decay: of the running shares.
-      entropy, entropy_temperature: weight of the entropy penalty (0 for none) and the temperature of its soft choice.
+      entropy: weight of the entropy penalty; 0 for none.
+      entropy_temperature: of the soft choice whose entropy is penalised.
       collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that uses fewer at an
         evaluation is warned of.
     """

@@ -1,0 +1,69 @@
+"""`var-jax config`: one line per key, with the value that a run has, its meaning and its default."""
+
+import json
+
+import pytest
+import small
+
+from var_jax.cli.main import main
+from var_jax.config import plain
+from var_jax.train.config import default_config
+
+
+@pytest.fixture
+def printed(tmp_path, capsys):
+    path = tmp_path / "small.py"
+    path.write_text(small.CONFIG_FILE)
+
+    def run(arg: str, *args) -> dict[str, str]:
+        """{key: the rest of its line}, after `main` has returned 0."""
+        assert main(["config", f"{path}{arg}", *args]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert all(line.startswith("#") or " = " in line for line in lines if line)
+        return dict(line.split(" = ", 1) for line in lines if " = " in line)
+
+    return run
+
+
+def test_config_prints_every_key(printed):
+    """Values that follow from others are filled in, as in the run: a width of 0 is 64 per block by default."""
+    keys = printed(":d2", "--config.optimizer.base_lr=0.25", "--config.transformer.width=0")
+    assert {"steps", "data.name", "tokenizer.scales", "transformer.depth", "mesh.data"} <= keys.keys()
+    assert keys["optimizer.base_lr"].startswith("0.25 ") and "(default 0.0001)" in keys["optimizer.base_lr"]
+    assert keys["transformer.width"].startswith("128 ") and "(default 0)" in keys["transformer.width"]
+    assert "# which of the two models is trained" in keys["stage"] and "'transformer'" in keys["stage"]
+
+
+def test_config_diff(printed):
+    """Only what was written otherwise than the default: values that follow from others are left out."""
+    keys = printed(":tokenizer", "--diff", "--config.seed=7", "--config.data.resize=crop",
+                   "--config.transformer.width=0")
+    assert keys["seed"].startswith("7 ") and keys["steps"].startswith("2 ")
+    assert not {"data.resize", "transformer.width", "transformer.init_std", "mesh.data"} & keys.keys()
+
+
+def test_config_without_a_file(capsys):
+    assert main(["config"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
+    flat = json.dumps(plain(default_config().to_dict()))
+    assert len(lines) == flat.count(":") - flat.count("{") + 1
+    assert main(["config", "--diff"]) == 0
+    assert capsys.readouterr().out == "# every key has its default value\n"
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["none.py"], "no config file 'none.py'"),
+    (["--config", "none.py"], "no config file 'none.py'"),
+    (["one.py", "--config", "two.py"], "both 'one.py' and --config 'two.py' are given"),
+    (["--config.steps=3"], "--config.steps=3 has no config to override"),
+])
+def test_config_mistakes(args, words, capsys):
+    assert main(["config", *args]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_train_help_points_to_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "var-jax config FILE.py" in " ".join(capsys.readouterr().out.split())
