@@ -3,6 +3,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -112,6 +113,15 @@ def test_idx_files_gzipped_or_not(fashion):
     (folder / "t10k-labels-idx1-ubyte").write_bytes(idx(np.array([5, 5, 5], np.uint8)))
     os.utime(folder / "t10k-labels-idx1-ubyte", (1, 1))
     assert [e["label"] for e in sources.open_split(data, "test")] == [5, 5, 5]
+
+
+def test_idx_files_of_zeros_and_ones_are_called_dark(fashion, caplog):
+    """Binary digits saved as 0 and 1 are nearly black to a model, which no loss shows."""
+    data, arrays, folder = fashion
+    for stem, pack, suffix in (("train", gzip.compress, ".gz"), ("t10k", bytes, "")):
+        (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][0] // 128)))
+    sources.open_split(data, "train")
+    assert "brighter than 1 of 255" in caplog.text and str(folder) in caplog.text
 
 
 @pytest.mark.parametrize(("name", "damage", "reason"), [
@@ -284,6 +294,17 @@ def test_any_tfds_name():
         with pytest.raises(UserError, match=r"'penguins' has no Image feature 'image'; it has .*features \(Tensor"):
             sources.open_split(DataConfig(name="penguins"), "train")
     assert "tensorflow" not in sys.modules
+
+
+def test_images_of_floats_are_refused(monkeypatch):
+    """TFDS stores the bytes of floats as if they were four channels of color."""
+    import tensorflow_datasets as tfds
+
+    image = tfds.features.Image(shape=(None, None, 1), dtype=np.float32)
+    builder = SimpleNamespace(info=SimpleNamespace(features={"image": image}))
+    monkeypatch.setattr(sources, "_prepared", lambda data: builder)
+    with pytest.raises(UserError, match="'depths' has images of float32.*uint8 or uint16"):
+        sources.open_split(DataConfig(name="depths"), "train")
 
 
 @pytest.mark.parametrize("name", ["lsun/bedroom", "open_images_v4"])

@@ -72,6 +72,19 @@ def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, m
     assert (tmp_path / "data.json").read_text() == kept
 
 
+def test_a_run_on_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_path, opened):
+    """A workdir whose images had their transparency dropped does not resume on composited ones, and the line says why;
+    one whose images are the same in both versions does."""
+    opened().note(tmp_path)
+    Image.new("LA", (8, 6), (9, 0)).save(folder / "cat" / "0.png")
+    now = opened().identity
+    before = {**now, "fingerprint": now["fingerprint"].removesuffix("-decoding2")}
+    assert before != now
+    (tmp_path / "data.json").write_text(json.dumps(before))
+    with pytest.raises(UserError, match="the same files, some of which an earlier version decoded without"):
+        opened().require_same(tmp_path)
+
+
 def test_a_data_set_of_tfds_is_told_by_its_version(digits_dir, tmp_path):
     same = inputs(DataConfig("digits", data_dir=str(digits_dir)))
     assert same.identity["fingerprint"] == "1.0.0" and same.identity["train"] == 1437

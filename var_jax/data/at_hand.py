@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from var_jax.data import image_folder, sources
+from var_jax.data import image_folder, sources, survey
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def fingerprint(data: "DataConfig", class_names: Sequence[str] = ()) -> str | No
     """The fingerprint of a data set's images as they are here, or None where they are not at hand.
 
     Training from a token cache needs no images, and must neither fetch nor copy any for this. Files
-    of a folder that was not prepared as it is now are read once to their end.
+    of a folder that was not prepared as it is now are decoded once.
 
     Args:
       data: its `name`, `data_dir`, `source_dir`, splits and `skip_bad_images`.
@@ -48,8 +48,9 @@ def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
     log.warning("comparing the %d files of %s with those of the token cache", len(files.files), data.source_dir)
-    bad = set(image_folder.undecodable(files)) if data.skip_bad_images else set()
-    return sources.content_fingerprint(image_folder.content(files.without(bad)))
+    found = survey.survey(files)
+    bad = set(found.bad) if data.skip_bad_images else set()
+    return sources.content_fingerprint(image_folder.content(files.without(bad)), found.decoding)
 
 
 def _of_prepared(data: "DataConfig") -> str | None:

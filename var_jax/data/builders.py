@@ -83,6 +83,7 @@ class FashionMnistIdx(_Local, skip_registration=True):
         metadata: Any = self.info.metadata
         metadata["content"] = {split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
                                for split, arrays in splits.items()}
+        metadata["brightest"] = max(int(images.max(initial=0)) for images, _ in splits.values())
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def _read(self):

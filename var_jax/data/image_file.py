@@ -41,7 +41,7 @@ class Samples(NamedTuple):
       values: (height, width, 1 or 3), uint8, uint16, int32 or float32: gray or RGB.
       white: the value that is white; None where the file's kind has no known range.
       alpha: (height, width), 255 where opaque; None of an image that is opaque everywhere.
-      rotated: whether an EXIF orientation turned or mirrored it.
+      turned: whether an EXIF orientation turned or mirrored the samples.
       rescaled: whether the file's white differs from what its number of bytes suggests.
       several: whether the file holds more frames or pages; these are the first's samples.
     """
@@ -50,7 +50,7 @@ class Samples(NamedTuple):
     values: Shaped[np.ndarray, "height width channels"]
     white: int | None
     alpha: UInt8[np.ndarray, "height width"] | None
-    rotated: bool
+    turned: bool
     rescaled: bool
     several: bool
 

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
 import os
 import re
 import unicodedata
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from var_jax.data import readahead, split_folders, transforms
+from var_jax.data import split_folders
 from var_jax.data.visible_files import walk
 from var_jax.errors import UserError
 
@@ -164,23 +163,6 @@ def _class_names(folders: set[str], directory: str) -> dict[str, str]:
             raise UserError(f"folders {', '.join(map(ascii, sorted(same)))} of {directory} would all be the class "
                             f"{name!r}; rename them")
     return names
-
-
-def undecodable(files: Listing) -> dict[str, str]:
-    """{name: message} of the files that do not decode; every file is read to its end."""
-    def check(start: int) -> list[tuple[str, str]]:
-        bad = []
-        for file in files.files[start:start + FILES_A_TASK]:
-            try:
-                transforms.decode((files.root / file.name).read_bytes(), str(files.root / file.name))
-            except UserError as error:
-                bad.append((file.name, str(error)))
-            except OSError as error:
-                bad.append((file.name, f"{files.root / file.name} cannot be read ({error.strerror or error})"))
-        return bad
-
-    with concurrent.futures.ThreadPoolExecutor(readahead.available_cpus()) as pool:  # Pillow holds no lock meanwhile
-        return dict(itertools.chain.from_iterable(pool.map(check, range(0, len(files.files), FILES_A_TASK))))
 
 
 def _hold_out(files: list[File]) -> list[File]:

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from var_jax.data import image_folder, split_folders, transforms
+from var_jax.data import image_folder, split_folders, survey, transforms
 from var_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
 NAMES_SHOWN = 10
+NEWLY_DECODED = f"-decoding{survey.DECODING}"
 log = logging.getLogger(__name__)
 
 
@@ -81,16 +82,22 @@ class TfdsSplit:
         return {"image": transforms.eight_bits(image), "label": int(example.get("label", 0))}
 
 
-def content_fingerprint(content: Mapping[str, str]) -> str:
-    """The fingerprint of a data set by those of its splits' content."""
-    return image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+def content_fingerprint(content: Mapping[str, str], decoding: int = 1) -> str:
+    """The fingerprint of a data set by those of its splits' content.
+
+    Args:
+      decoding: `Survey.decoding`: the same files have other pixels where an earlier version decoded them otherwise.
+    """
+    of_files = image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+    return of_files + (NEWLY_DECODED if decoding == survey.DECODING else "")
 
 
 def fingerprint_of(info: Any) -> str:
     """Of a `tfds.core.DatasetInfo`; nothing is read."""
-    content = (info.metadata or {}).get("content")
+    metadata = info.metadata or {}
+    content = metadata.get("content")
     if content is not None:
-        return content_fingerprint(content)
+        return content_fingerprint(content, metadata.get("decoding", 1))
     if info.name in OWN:  # made by the version alone
         return str(info.version)
     # Another copy of the same version may be cut, filtered, or in other shards and so in another order.
@@ -138,6 +145,10 @@ def open_splits(data: "DataConfig", splits: Sequence[str], class_names: Sequence
         if kinds.get(key) != kind:
             raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has "
                             + ", ".join(f"{name} ({found})" for name, found in kinds.items()))
+    dtype = np.dtype(features["image"].np_dtype)
+    if dtype not in (np.uint8, np.uint16):  # TFDS stores others as if their bytes were colors
+        raise UserError(f"data set {data.name!r} has images of {dtype}, which have no known range; they must be uint8 "
+                        "or uint16")
     return [_opened(builder, split, data.name, counts.get(split, ())) for split in splits]
 
 
@@ -179,7 +190,10 @@ def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
         return _prepare(builders.Digits(data_dir=data_dir))
     if data.name == "fashion_mnist_idx":
         directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
-        return _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+        prepared = _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+        for line in survey.dark_remarks(str(directory), (prepared.info.metadata or {}).get("brightest", 255)):
+            survey.say(line)
+        return prepared
     return _prepared_by_tfds(data.name, data_dir)
 
 
@@ -215,14 +229,20 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order:
             files, builder = as_texts, builder_of(as_texts)
     if not builder.is_prepared():
         log.warning("checking and copying the %d files of %s", len(files.files), data.source_dir)
-        bad = image_folder.undecodable(files)
+        found = survey.survey(files)
+        bad = found.bad
         if bad and not data.skip_bad_images:
             raise _bad_files(next(iter(bad.values())), len(bad))
         if len(bad) == len(files.files):
             raise UserError(f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}")
         builder.skipped = sorted(bad)
-    prepared = _prepare(builder)
+        prepared = _prepare(builder)
+        survey.save(found, epath.Path(prepared.data_dir))
+    else:
+        prepared = _prepare(builder)
+        found = _survey_of_copy(prepared, files, data)
     metadata: Any = prepared.info.metadata
+    metadata["decoding"] = found.decoding
     skipped = metadata["skipped"]
     if skipped and not data.skip_bad_images:
         raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
@@ -230,7 +250,32 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order:
         shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
         log.warning("left out %d files of %s that do not decode (all in %s): %s", len(skipped), data.source_dir,
                     epath.Path(prepared.data_dir) / "metadata.json", shown)
+    for line in found.remarks(data.source_dir):
+        survey.say(line)
     return prepared, files.without(set(skipped)).counts
+
+
+def _survey_of_copy(prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
+                    ) -> survey.Survey:
+    """Returns the findings over a copy that is there already, looking for them in one of an earlier version.
+
+    Copies hold files as they are, so that a later decoder needs no other copy, unless it refuses some of them.
+    """
+    directory = epath.Path(prepared.data_dir)
+    if found := survey.load(directory):
+        return found
+    metadata: Any = prepared.info.metadata
+    copied = files.without(set(metadata["skipped"]))
+    log.warning("looking through the %d files of %s, which an earlier version copied", len(copied.files),
+                data.source_dir)
+    found = survey.survey(copied)
+    if found.bad:
+        first = next(iter(found.bad.values()))
+        if not data.skip_bad_images:
+            raise _bad_files(first, len(found.bad))
+        raise UserError(f"{first}; an earlier version took such files into {directory}: remove it to leave them out")
+    survey.save(found, directory)
+    return found
 
 
 def _bad_files(first: str, count: int) -> UserError:

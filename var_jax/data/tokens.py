@@ -38,7 +38,8 @@ SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
 ROLES = {"train": "train_split", "test": "eval_split"}  # directory of the cache: the split's key in the config
 UNKNOWN_IMAGES = ("token cache %s was written before caches noted which images they are of; "
-                  "whether these changed since cannot be told")
+                  "whether these changed since cannot be told, and if they have transparency or an EXIF "
+                  "orientation, its tokens are of pixels without them")
 # Of the tokenizer's settings; they change no token.
 TRAINING_ONLY = ("vq_beta", "init_codes", "quantizer_dropout", "quantizer_dropout_from", "remat")
 

@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from var_jax.config import require
-from var_jax.data import loader, sources, transforms, visible_files
+from var_jax.data import image_file, loader, sources, survey, transforms, visible_files
 from var_jax.data.image_folder import fingerprint
 from var_jax.errors import UserError
 from var_jax.file_kinds import refuse_stand_in
@@ -87,10 +87,15 @@ def open_images(spec: str, *, shape: Shape | None = None, resize: transforms.Res
     if path.is_dir():
         files = _files(path)
         rows, shown = _rows(len(files), num, seed), f"folder {spec}"
-        content = fingerprint([hashlib.sha256(files[i].read_bytes()).hexdigest() for i in rows])
+        content = fingerprint([f"decoding {survey.DECODING}",
+                               *(hashlib.sha256(files[i].read_bytes()).hexdigest() for i in rows)])
 
         def load(i: int) -> dict[str, Any]:
-            return {"image": transforms.decode(files[i].read_bytes(), str(files[i])), "label": -1}
+            samples = image_file.read(files[i].read_bytes(), str(files[i]))
+            if i == rows[0]:  # as a sample of all: a line per file would be too many
+                for remark in image_file.remarks(samples):
+                    survey.say(f"{files[i]} {remark}")
+            return {"image": image_file.pixels_of(samples, str(files[i])), "label": -1}
 
         return _loaded(spec, load, rows, shape, resize, (), content, shown)
     name, colon, split_name = spec.partition(":")

@@ -182,6 +182,9 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
     for key, split in (("train", "training"), ("held_out", "held-out")):
         if key in differ:
             changed.append(f"{now[key]} {split} images, {words.other} {was[key]}")
+    if not changed and "fingerprint" in differ and now["fingerprint"] == was["fingerprint"] + sources.NEWLY_DECODED:
+        return ["the same files, some of which an earlier version decoded without their transparency or EXIF "
+                "orientation"]
     if not changed and "fingerprint" in differ:
         changed.append(f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, "
                        f"{words.other} {was['fingerprint']})")
