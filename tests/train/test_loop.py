@@ -161,6 +161,30 @@ def fake_step(**late):
     return make
 
 
+def test_train_keeps_its_records_before_each_checkpoint(configs, unevaluated, tmp_path, monkeypatch):
+    """What is logged up to a step is flushed before that step's checkpoint is begun: a run that resumes from it never
+    logs those steps again."""
+    calls = []
+
+    def noted(owner, name):
+        method = getattr(owner, name)
+
+        def call(self, *args, **keywords):
+            calls.append((name, *(arg for arg in args[:1] if isinstance(arg, int))))
+            return method(self, *args, **keywords)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for owner, name in ((MetricWriter, "write"), (MetricWriter, "flush"), (Checkpoints, "save")):
+        noted(owner, name)
+    train(configs["transformer"], str(tmp_path))
+    assert [call for call in calls if call[0] == "save"] == [("save", 1), ("save", 2), ("save", 3)]
+    for number in (1, 2, 3):
+        before = calls[:calls.index(("save", number))]
+        flushed = len(before) - 1 - before[::-1].index(("flush",))
+        assert ("write", number) in before[:flushed] and ("write", number) not in before[flushed:]
+
+
 @pytest.mark.parametrize("late", [{"loss": jnp.nan}, {"grad_norm": jnp.inf}], ids=str)
 def test_what_is_not_finite_stops_the_run_before_it_is_saved(configs, unevaluated, late, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "make_train_step", fake_step(**late))

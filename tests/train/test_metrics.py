@@ -1,18 +1,16 @@
 import io
 import json
 import math
+import os
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
-from etils.epath import backend
-from fsspec.implementations.memory import MemoryFileSystem
-from tensorboardX.proto.event_pb2 import Event
+from runs import board_tags
 
 from var_jax.errors import UserError
-from var_jax.train import metrics
+from var_jax.train import metric_files, metrics
 from var_jax.train.metrics import MetricWriter
 
 
@@ -27,19 +25,6 @@ def records(workdir) -> list[dict]:
 
 def status(workdir) -> dict:
     return json.loads((workdir / "status.json").read_text(), parse_constant=pytest.fail)
-
-
-def board_tags(workdir) -> set[tuple[int, str]]:
-    """(step, tag) of every value in the event files: length (8 bytes), checksum (4), event, checksum (4)."""
-    found = set()
-    for file in (workdir / "tensorboard").glob("events*"):
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            length = int.from_bytes(data[at:at + 8], "little")
-            event = Event.FromString(data[at + 12:at + 12 + length])
-            found |= {(event.step, value.tag) for value in event.summary.value}
-            at += 16 + length
-    return found
 
 
 def test_records(tmp_path):
@@ -154,41 +139,29 @@ def test_a_workdir_that_cannot_be(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-class Bucket(MemoryFileSystem):
-    """A bucket in memory, which takes whole objects only."""
-
-    store, pseudo_dirs = {}, [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return super()._strip_protocol(path.replace("gs://", "/"))
-
-    def _open(self, path, mode="rb", **keywords):
-        assert "a" not in mode
-        return super()._open(path, mode, **keywords)
-
-
-@pytest.fixture
-def bucket(monkeypatch):
-    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: Bucket(), raising=False)
-    monkeypatch.setattr(metrics, "BOARD_LIBRARIES", {"gs": "no_such_module"})
-    Bucket.store.clear()
-    return epath.Path("gs://bucket/run")
+def test_records_are_on_the_disk_when_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """`flush` asks the system for it, of the very file that the records are in: without that, a machine that loses
+    power after a checkpoint resumes past records that it has lost."""
+    synced = []
+    monkeypatch.setattr(metric_files.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    w = writer(tmp_path)
+    w.write(1, "train", {"loss": 1.0})
+    inode = (tmp_path / "metrics.jsonl").stat().st_ino
+    assert inode not in synced
+    w.flush()
+    assert synced.count(inode) == 1
+    w.write(2, "train", {"loss": 1.0})
+    w.close("done")
+    # One file throughout, which grows by a line per record.
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == inode and synced.count(inode) == 2
+    assert not (tmp_path / "metrics").exists() and [r["step"] for r in records(tmp_path)] == [1, 2]
 
 
-def test_a_bucket_takes_no_lines_at_an_end(bucket, caplog):
-    first = writer(bucket)
-    assert len(caplog.records) == 1 and "no TensorBoard files in gs://bucket/run" in caplog.text
-    assert "pip install 'var-jax[gcs]' brings it" in caplog.text
-    for step in (1, 2, 3):
-        first.write(step, "train", {"loss": float(step), "loss_scale": np.array([1.0, 2.0])})
-        assert [r["step"] for r in records(bucket)] == list(range(1, step + 1))
-    first.image(3, "samples", np.zeros((4, 4, 3), np.uint8))
-    first.progress(3, 1.0, 2.0)
-    first.close("preempted")
-    assert status(bucket)["state"] == "preempted"
-    again = writer(bucket, resume_step=2)
-    again.write(3, "train", {"loss": 30.0})
-    again.close("done")
-    assert [(r["step"], r["loss"]) for r in records(bucket)] == [(1, 1.0), (2, 2.0), (3, 30.0)]
-    assert status(bucket)["restarts"] == 1
+def test_a_local_copy_of_a_run_in_a_bucket_resumes_in_one_file(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1}\n')
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "000000000-000000002.jsonl").write_text(
+        '{"step": 2, "split": "train", "loss": 2}\n{"step": 3, "split": "train", "loss": 3}\n')
+    w = writer(tmp_path, resume_step=2)
+    assert [r["step"] for r in records(tmp_path)] == [1, 2] and not (tmp_path / "metrics").exists()
+    w.close("preempted")

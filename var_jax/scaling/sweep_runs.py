@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax import run_records
+
 FITTED = ("loss", "err")  # columns that start so are fitted
 
 
@@ -26,7 +28,7 @@ def records(sweep: epath.Path, dropped: list[tuple[str, str]], notes: list[str])
         try:
             status, meta = (_json(directory / file) for file in ("status.json", "meta.json"))
             config = _json(directory / "config.json") if (directory / "config.json").exists() else {}
-            lines = (directory / "metrics.jsonl").read_text().splitlines()
+            lines = run_records.read_lines(directory)
             known = _constants(meta)
             annealed_at = config["steps"] if config.get("optimizer", {}).get("schedule") == "cooldown" else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

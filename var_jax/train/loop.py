@@ -156,6 +156,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 if to_save or stop:
                     put_off = stop and to_evaluate  # there may be no time: the resumed run does it
                     loss = held_out["loss"] if to_evaluate and not put_off else None
+                    writer.flush()
                     checkpoints.save(number, run, {"config": plain(config), "evaluated": not put_off}, loss,
                                      wait=last or stop)
                 if stop:

@@ -2,9 +2,7 @@
 
 import contextlib
 import datetime
-import importlib
 import json
-import logging
 import math
 import sys
 import time
@@ -14,16 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from var_jax import whole_file
 from var_jax.errors import UserError
+from var_jax.train.board import BucketBoard, open_board
+from var_jax.train.metric_files import open_files
 
 QUIET_SECONDS = 10.0
-BOARD_LIBRARIES = {"gs": "google.cloud.storage", "s3": "boto3"}  # with which tensorboardX writes into a bucket
-
-log = logging.getLogger(__name__)
 
 State = Literal["running", "done", "preempted", "failed"]
 
@@ -47,7 +42,6 @@ class MetricWriter:
         if not enabled:
             return
         self._workdir = epath.Path(workdir)
-        self._records = self._workdir / "metrics.jsonl"
         self._steps = steps
         self._step, self._loss = resume_step, None
         self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
@@ -55,12 +49,12 @@ class MetricWriter:
         self._spoke = -math.inf
         with self._reporting():
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._kept = self._drop_records_after(resume_step)
             self._restarts = self._restarts_before()
-            self._board = _board(self._workdir, resume_step + 1)
+            self._files, self._kept = open_files(self._workdir, resume_step)
+            self._board = open_board(self._workdir, resume_step + 1)
         self._bar = tqdm(total=steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
-        self.status("running")
+        self.status("running", at_once=True)
 
     def write(self, step: int, split: Literal["train", "val"], values: Mapping[str, Any]):
         """One record. A split's step that is there already stays as it is.
@@ -72,15 +66,9 @@ class MetricWriter:
             return
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
         record = {"step": step, "split": split, **{name: _finite(value) for name, value in values.items()}}
-        self._kept[step, split] = json.dumps(record, allow_nan=False)
+        self._kept.add((step, split))
         with self._reporting():
-            if _in_bucket(self._workdir):  # where nothing can be appended to
-                whole_file.write(self._records, _lines(self._kept))
-            else:
-                with self._records.open("a") as file:
-                    file.write(self._kept[step, split] + "\n")
-        if self._board is None:
-            return
+            self._files.record(json.dumps(record, allow_nan=False))
         for name, value in values.items():
             if isinstance(value, list):
                 for k, one in enumerate(value):
@@ -91,7 +79,7 @@ class MetricWriter:
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
         """A picture for TensorBoard."""
-        if self._enabled and self._board is not None:
+        if self._enabled:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._board.flush()
 
@@ -117,8 +105,8 @@ class MetricWriter:
                   f"{tqdm.format_interval(self._eta)} left", file=sys.stderr, flush=True)
         self.status("running")
 
-    def status(self, state: State):
-        """Replaces status.json."""
+    def status(self, state: State, at_once: bool = False):
+        """Replaces status.json, in a bucket within some seconds or `at_once`."""
         if not self._enabled:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -126,34 +114,33 @@ class MetricWriter:
                   "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
                   "restarts": self._restarts, "updated": now}
         with self._reporting():
-            whole_file.write(self._workdir / "status.json", json.dumps(values, allow_nan=False) + "\n")
+            self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once)
+
+    def flush(self):
+        """Returns when every record so far is kept, whatever happens to this machine. To be called before a checkpoint
+        is written: a run that resumes from it does not take the steps before it again."""
+        if not self._enabled:
+            return
+        with self._reporting():
+            self._files.flush()
+            if isinstance(self._board, BucketBoard):
+                self._board.upload()
 
     def close(self, state: State):
-        """The last status; ends the bar and TensorBoard's file."""
+        """The last status; ends the bar and the files."""
         if not self._enabled:
             return
         self._bar.close()
-        if self._board is not None:
+        with self._reporting():
             self._board.close()
         self.status(state)
+        with self._reporting():
+            self._files.close(whole=state == "done")
 
     @property
     def _eta(self) -> float:
         left = self._steps - self._step
         return left * self._seconds_a_step if left else 0.0
-
-    def _drop_records_after(self, step: int) -> dict[tuple[int, str], str]:
-        """The records that stay, by step and split; a line that a crash cut short goes too."""
-        kept: dict[tuple[int, str], str] = {}
-        if not self._records.exists():
-            return kept
-        for line in self._records.read_text().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                record = json.loads(line)
-                if record["step"] <= step:
-                    kept.setdefault((record["step"], record["split"]), line)
-        whole_file.write(self._records, _lines(kept))
-        return kept
 
     def _restarts_before(self) -> int:
         status = self._workdir / "status.json"
@@ -174,26 +161,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _in_bucket(path: epath.Path) -> bool:
-    return "://" in str(path)
-
-
-def _board(workdir: epath.Path, purge_step: int) -> SummaryWriter | None:
-    """TensorBoard's writer; None, with a warning, in a bucket that it has no library for."""
-    scheme, library = str(workdir).partition("://")[0], None
-    if _in_bucket(workdir):
-        library = BOARD_LIBRARIES.get(scheme)
-        try:
-            importlib.import_module(library or "")
-        except (ImportError, ValueError):
-            remedy = "pip install 'var-jax[gcs]' brings it" if scheme == "gs" else "metrics.jsonl has all figures"
-            log.warning("no TensorBoard files in %s: tensorboardX writes there with %s; %s", workdir,
-                        library or "nothing", remedy)
-            return None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
-
-
-def _lines(records: Mapping[tuple[int, str], str]) -> str:
-    return "".join(f"{line}\n" for line in records.values())

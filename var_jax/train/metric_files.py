@@ -1,0 +1,166 @@
+"""Where a run's records and status go: files that are appended to and replaced, or objects of a bucket.
+
+A bucket takes whole objects, about one per second of one name, and answers in tens of milliseconds: there a thread
+uploads what the steps left, and they never wait for it.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from etils import epath
+
+from var_jax import run_records, whole_file
+
+UPLOAD_SECONDS = 5.0
+STATUS_SECONDS = 1.0  # between writes of one object, of which Google's store takes no more
+MERGED_PARTS = 32
+
+log = logging.getLogger(__name__)
+
+
+def open_files(workdir: epath.Path, resume_step: int) -> tuple["LocalFiles | BucketFiles", set[tuple[int, str]]]:
+    """Returns a run's files, and the step and split of every record that stays: those after `resume_step`, which the
+    run takes again, are dropped, and with them a line that a crash cut short."""
+    kept = {}
+    if (workdir / run_records.FILE).exists() or run_records.parts(workdir):
+        before = run_records.read_lines(workdir)
+        for line in before:
+            name = run_records.key(line)
+            if name is not None and isinstance(name[0], int) and name[0] <= resume_step:
+                kept[name] = line
+        _merge(workdir, list(kept.values()))
+    if run_records.in_bucket(workdir):
+        return BucketFiles(workdir, list(kept.values())), set(kept)
+    return LocalFiles(workdir), set(kept)
+
+
+class LocalFiles:
+    """One file of records, which grows by a line per record, and one status."""
+
+    def __init__(self, workdir: epath.Path):
+        self._records, self._status = workdir / run_records.FILE, workdir / "status.json"
+
+    def record(self, line: str):
+        with self._records.open("a") as file:
+            file.write(line + "\n")
+
+    def status(self, text: str, at_once: bool = False):
+        whole_file.write(self._status, text)
+
+    def flush(self):
+        """Returns when the records are on the disk, also for a machine that loses power."""
+        if self._records.exists():
+            with self._records.open("a") as file:
+                os.fsync(file.fileno())
+
+    def close(self, whole: bool):
+        self.flush()
+
+
+class BucketFiles:
+    """Records in parts and a status, uploaded by a thread.
+
+    Args:
+      merged: lines of records that `metrics.jsonl` holds.
+    """
+
+    def __init__(self, workdir: epath.Path, merged: Sequence[str]):
+        self._workdir, self._merged = workdir, list(merged)
+        self._lines: list[str] = []  # of this start
+        self._uploaded = 0  # of these
+        self._levels: list[list[tuple[int, int]]] = [[]]  # parts, by how often they were merged
+        self._status = self._status_uploaded = ""
+        self._status_at = -STATUS_SECONDS
+        self._uploading = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._upload_often, name="var_jax uploads metrics", daemon=True)
+        self._thread.start()
+
+    def record(self, line: str):
+        self._lines.append(line)
+
+    def status(self, text: str, at_once: bool = False):
+        self._status = text
+        if at_once:
+            with self._uploading:
+                self._upload_status()
+
+    def flush(self):
+        """Returns when all records are in the bucket."""
+        with self._uploading:
+            self._upload_records()
+
+    def close(self, whole: bool):
+        """Ends the thread; everything is in the bucket then.
+
+        Args:
+          whole: merges all parts into `metrics.jsonl`.
+        """
+        self._ended.set()
+        self._thread.join()
+        self.flush()
+        self.status(self._status, at_once=True)
+        if whole:
+            _merge(self._workdir, [*self._merged, *self._lines])
+
+    def _upload_often(self):
+        failed = False
+        while not self._ended.wait(UPLOAD_SECONDS):
+            try:
+                with self._uploading:
+                    self._upload_records()
+                    self._upload_status()
+                failed = False
+            except Exception as error:  # of the bucket's library; the next time may go well, else `flush` raises it
+                if not failed:
+                    log.warning("cannot write in %s, which is tried again: %s", self._workdir,
+                                " ".join(str(error).split()))
+                failed = True
+
+    def _upload_records(self):
+        end = len(self._lines)
+        if end == self._uploaded:
+            return
+        self._put(self._uploaded, end)
+        self._levels[0].append((self._uploaded, end))
+        self._uploaded = end
+        for level, parts in enumerate(self._levels):
+            if len(parts) < MERGED_PARTS:
+                break
+            self._put(parts[0][0], parts[-1][1])
+            if level + 1 == len(self._levels):
+                self._levels.append([])
+            self._levels[level + 1].append((parts[0][0], parts[-1][1]))
+            self._levels[level] = []
+            for begin, end in parts:
+                run_records.part_path(self._workdir, begin, end).unlink(missing_ok=True)
+
+    def _upload_status(self):
+        if (text := self._status) == self._status_uploaded:
+            return
+        time.sleep(max(0.0, self._status_at + STATUS_SECONDS - time.monotonic()))
+        (self._workdir / "status.json").write_text(text)
+        self._status_uploaded, self._status_at = text, time.monotonic()
+
+    def _put(self, begin: int, end: int):
+        # An object appears whole or not at all, so that it needs no other name first.
+        path = run_records.part_path(self._workdir, begin, end)
+        path.write_text(_text(self._lines[begin:end]))
+
+
+def _merge(workdir: epath.Path, lines: Sequence[str]):
+    """Makes these lines all that there are, in one file."""
+    file, text = workdir / run_records.FILE, _text(lines)
+    if not file.exists() or file.read_text() != text:
+        whole_file.write(file, text)
+    for part in run_records.parts(workdir):
+        part.unlink(missing_ok=True)
+    if not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir():  # a copy of a bucket
+        (workdir / run_records.PARTS).rmdir()
+
+
+def _text(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
