@@ -29,7 +29,6 @@ def get_config(arg: str = "d2"):
     config.steps = 2400
     config.batch_size = 32
     config.eval_every = config.checkpoint_every = 1200
-    config.transformer.num_classes = 10
     config.optimizer.base_lr = 1.2e-2  # 1.5e-3 at batch 32
     config.optimizer.warmup_steps = 40
     return config

@@ -21,7 +21,6 @@ def get_config(arg: str = "d4"):
     config.data.source_dir = "photos/emoji"
     config.data.resize = "whole"
 
-    config.tokenizer.in_channels = 3
     config.tokenizer.scales = "1,2,3,4,5,6,8"
     config.tokenizer.channels = 16
     config.tokenizer.multipliers = (1, 2, 2, 4)
@@ -38,7 +37,6 @@ def get_config(arg: str = "d4"):
 
     recipes.small_transformer(config, recipes.depth_of(arg))
     config.steps = 3000
-    config.transformer.num_classes = 10
     config.optimizer.base_lr = 6e-3
     config.optimizer.warmup_steps = 100
     return config

@@ -50,7 +50,6 @@ def get_config(arg: str = "d3"):
 
     recipes.small_transformer(config, recipes.depth_of(arg))
     config.steps = 1500
-    config.transformer.num_classes = 10
     config.optimizer.base_lr = 6e-3
     config.optimizer.warmup_steps = 100
     return config

@@ -27,7 +27,7 @@ class TokenizerConfig:
 
     Attributes:
       scales: token-map sizes, coarse to fine; the image is the finest times `downsampling`.
-      in_channels: 1 (grey) or 3 (RGB).
+      in_channels: 1 (grey) or 3 (RGB); 0 stands for those of the data, until a run has seen them.
       channels: width of the first level.
       multipliers: of that width, level by level; the image is halved between two levels.
       blocks: residual blocks a level in the encoder (the decoder has one more).
@@ -71,7 +71,8 @@ class TokenizerConfig:
     param_dtype: DType = "float32"
 
     def __post_init__(self):
-        require(self.in_channels in (1, 3), "tokenizer.in_channels", self.in_channels, "1 or 3")
+        require(self.in_channels in (0, 1, 3), "tokenizer.in_channels", self.in_channels,
+                "1 or 3, or 0 for those of the data")
         for name in ("channels", "blocks", "norm_groups", "z_channels", "vocab_size"):
             require(getattr(self, name) >= 1, f"tokenizer.{name}", getattr(self, name), "at least 1")
         require(min(self.multipliers, default=0) >= 1, "tokenizer.multipliers", self.multipliers,
@@ -112,6 +113,7 @@ class TokenizerConfig:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of an image, in pixels."""
+        require_from_data("tokenizer.in_channels", self.in_channels)
         h, w = self.scales.finest
         return h * self.downsampling, w * self.downsampling, self.in_channels
 
@@ -124,7 +126,8 @@ class TransformerConfig:
       depth: blocks; also sets the defaults below.
       width: model width, 0 for 64 * depth.
       heads: attention heads, 0 for depth.
-      num_classes: classes; label `num_classes` means "no class".
+      num_classes: classes; label `num_classes` means "no class". 0 stands for as many as the data have, until a run
+        has seen them.
       vocab_size, z_channels, scales: those of the tokenizer whose tokens it models.
       mlp_ratio: hidden width of the MLP over `width`.
       shared_adaln: one AdaLN linear for all blocks plus a learned offset a block, instead of one linear a block.
@@ -166,8 +169,10 @@ class TransformerConfig:
     param_dtype: DType = "float32"
 
     def __post_init__(self):
-        for name in ("depth", "num_classes", "vocab_size", "z_channels"):
+        for name in ("depth", "vocab_size", "z_channels"):
             require(getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1")
+        require(self.num_classes >= 0, "transformer.num_classes", self.num_classes,
+                "at least 1, or 0 for as many as the data have")
         for name in ("width", "heads"):
             require(getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 (by depth) or more")
         derived = {
@@ -206,11 +211,19 @@ class ModelConfig:
         for name in ("vocab_size", "z_channels", "scales") if self.transformer else ():
             ours, theirs = getattr(self.transformer, name), getattr(self.tokenizer, name)
             require(ours == theirs, f"transformer.{name}", ours, f"the tokenizer's {theirs}")
+        require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
+        if self.transformer:
+            require_from_data("transformer.num_classes", self.transformer.num_classes)
 
 
 def require(holds: bool, name: str, value: Any, wanted: str):
     if not holds:
         raise UserError(f"{name} is {value}; it must be {wanted}")
+
+
+def require_from_data(name: str, size: int):
+    """Raises UserError of a size that is still left to the data (0) where it must be known."""
+    require(size > 0, name, "0, which stands for the data's", "resolved by the data (`train.data_sizes`), or given")
 
 
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):

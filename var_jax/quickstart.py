@@ -13,6 +13,7 @@ from var_jax.checkpoint import Checkpoints
 from var_jax.config import require
 from var_jax.data import loader, sources
 from var_jax.evaluate.classifier import agreement, pixel_classifier, shrink
+from var_jax.train import data_sizes
 from var_jax.train.config import TrainConfig
 from var_jax.train.loop import train
 
@@ -36,6 +37,8 @@ def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples:
         require(config.stage == stage, f"the stage of the {stage}'s config", config.stage, stage)
     directory, seconds = epath.Path(workdir), {}
     transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
+    tokenizer = data_sizes.from_data(tokenizer, directory / "tokenizer-run")
+    transformer = data_sizes.from_data(transformer, directory / "transformer-run")
     evaluations = {}
     for config in (tokenizer, transformer):
         workdir_of = directory / f"{config.stage}-run"

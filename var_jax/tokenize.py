@@ -76,9 +76,12 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     require(batch is None or batch >= 1, "--batch", batch, "at least 1")
     loaded, params = model_directory.load(epath.Path(model))
     config, params = config.with_tokenizer(loaded.tokenizer), params["tokenizer"]
+    # Labels are by the order of classes that the cache has already.
+    begun = tokens.read_manifest(directory).class_names if (directory / "manifest.json").exists() else ()
     shape = loaded.tokenizer.image_shape
     transforms.check(shape, config.data.resize)
-    splits = {role: sources.open_split(config.data, getattr(config.data, tokens.ROLES[role])) for role in roles}
+    opened = sources.open_splits(config.data, [getattr(config.data, tokens.ROLES[role]) for role in roles], begun)
+    splits = dict(zip(roles, opened, strict=True))
     manifest = _manifest(config, params, splits, views)
     distributed.require_same("tokenizer, data and settings", plain(manifest),
                              lambda first, mine: differences(mine, first),

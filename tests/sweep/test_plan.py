@@ -7,10 +7,11 @@ import pytest
 import small
 from etils import epath
 from ml_collections import config_dict
+from PIL import Image
 
 from var_jax import model_directory
 from var_jax.config import ModelConfig, plain
-from var_jax.data import tokens
+from var_jax.data import sources, tokens
 from var_jax.errors import UserError
 from var_jax.scaling import flops
 from var_jax.sweep import plan
@@ -178,6 +179,22 @@ def test_a_changing_weight_decay_cannot_be_shared():
     trunk = {"optimizer.final_weight_decay": 0.1}
     assert "changes its weight decay" in refused({**trunk, "steps": 50, "optimizer.cooldown_steps": 10,
                                                   "branch_step": 40, "branch_from": trunk})
+
+
+def test_runs_have_the_sizes_of_their_data(tmp_path, monkeypatch):
+    """A size that is left to the data counts in a run's id and cost as if it were given; data are looked at once."""
+    for name in ("cat", "dog", "owl"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    looked = []
+    read = sources.sizes
+    monkeypatch.setattr(sources, "sizes", lambda data: looked.append(data) or read(data))
+    data = {"data.name": "image_folder", "data.source_dir": str(tmp_path)}
+    left = expand(*({**data, "tokenizer.in_channels": 0, "transformer.num_classes": 0, "steps": n} for n in (50, 60)))
+    assert len(looked) == 1
+    given = expand(*({**data, "tokenizer.in_channels": 3, "transformer.num_classes": 3, "steps": n} for n in (50, 60)))
+    assert [run.id for run in left] == [run.id for run in given] and left[0].params == given[0].params
+    assert left[0].config.transformer.num_classes == 3 and left[0].config.tokenizer.in_channels == 3
 
 
 def test_an_empty_family_is_refused():

@@ -20,8 +20,10 @@ from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, Pr
 
 
 def test_the_defaults_are_a_run():
+    """The default data set's name tells its channels and classes, which are left to the data."""
     config = from_config_dict(default_config())
-    assert config.tokenizer == TokenizerConfig() and config.transformer == TransformerConfig()
+    assert config.tokenizer == TokenizerConfig(in_channels=1) and config.left_to_data == []
+    assert config.transformer == TransformerConfig(num_classes=10)
     assert config.optimizer == OptimizerConfig() and config.stage == "tokenizer"
 
 

@@ -1,5 +1,6 @@
 """A workdir keeps what its run's data were, and another set of images does not pass for them."""
 
+import dataclasses
 import json
 import os
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
 from var_jax.errors import UserError
+from var_jax.train import data_report
 from var_jax.train.config import DataConfig
 from var_jax.train.inputs import Inputs
 
@@ -25,9 +27,17 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def inputs(data: DataConfig) -> Inputs:
-    config = small.train_config("tokenizer", "", data=data)
-    return Inputs(config, None, None, NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")))
+def described(data: Inputs) -> list[str]:
+    return data_report.described(data._config, data)
+
+
+def doubts(data: Inputs) -> list[str]:
+    return data_report.doubts(data._config, data)
+
+
+def inputs(data: DataConfig, stage: str = "tokenizer", kept: dict | None = None, **changes) -> Inputs:
+    config = small.train_config(stage, "", data=data, **changes)
+    return Inputs(config, None, None, NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")), kept)
 
 
 @pytest.fixture
@@ -112,3 +122,50 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
         assert opened.on_devices(batch) == {"label": "array"}
         assert [part.tolist() for part in given] == [[10 * start, 10 * start + 10] for start in held]
         assert all(np.shares_memory(part, batch["label"]) for part in given)
+
+
+def test_a_run_tells_its_classes_counts_and_splits(opened, folder):
+    """Which id is which class is nowhere else to be seen before images are drawn."""
+    data, classes = described(opened())
+    counts = opened().class_counts
+    identity = opened().identity
+    assert all(text in data for text in ("image_folder", str(folder), f"{identity['train']} training images (train)",
+                                         f"{identity['held_out']} held out (test)", "gray"))
+    assert classes == f"2 classes (training images): 0 cat ({counts[0]}), 1 dog ({counts[1]})"
+    for i in range(30):
+        (folder / f"class{i}").mkdir()
+        (folder / f"class{i}" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes())
+    assert described(opened())[1].endswith("18 class17 (1), 19 class18 (1), and 12 more, all in data.json")
+
+
+def test_a_run_doubts_classes_without_images_and_color_that_it_drops(opened, folder, tmp_path):
+    """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color without a trace."""
+    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole")
+    assert doubts(opened()) == []
+    doubt, = doubts(inputs(data, "transformer"))
+    assert "transformer.num_classes is 10" in doubt and "2 classes" in doubt and "labels 2 to 9" in doubt
+    fitting = dataclasses.replace(small.TRANSFORMER, num_classes=2)
+    assert doubts(inputs(data, "transformer", transformer=fitting)) == []
+    for i in range(6):
+        Image.new("RGB", (8, 6), "red").save(folder / "cat" / f"{i}.png")
+    doubt, = doubts(inputs(data, "transformer", transformer=fitting))
+    assert "have color" in doubt and "the tokenizer has one channel" in doubt
+    assert "tokenizer.in_channels is 1" in doubts(opened())[0]
+
+
+def test_a_resumed_run_keeps_its_order_of_classes(folder, tmp_path):
+    """Numbers were sorted as texts by earlier versions: a run of one goes on, in a directory without its copy too."""
+    for i in range(12):
+        (folder / f"{i}").mkdir()
+        (folder / f"{i}" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes())
+    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole")
+    new = inputs(data).identity
+    older = sorted(new["class_names"])
+    assert new["class_names"] != older
+    first = inputs(data, kept={"class_names": older}).identity
+    assert first["class_names"] == older and first["fingerprint"] != new["fingerprint"]
+    (tmp_path / "data.json").write_text(json.dumps(first))
+    staged = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
+    inputs(staged, kept=first).require_same(tmp_path)
+    with pytest.raises(UserError, match="the classes are in another order"):
+        inputs(dataclasses.replace(data, data_dir=str(tmp_path / "third"))).require_same(tmp_path)

@@ -8,6 +8,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 from var_jax.train import workdir
+from var_jax.train.config import DataConfig
 from var_jax.train.loop import train
 from var_jax.train.tokenizer_config import AdversarialConfig, ProgressiveConfig
 
@@ -62,6 +63,30 @@ def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["claims"]
+
+
+def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, monkeypatch):
+    """With a fingerprint in data.json, images are compared by content, wherever they lie; without one, places are, and
+    a trailing slash or a relative path is the same place."""
+    def run(place: str):
+        return small.train_config("tokenizer", "", data=DataConfig("image_folder", source_dir=place))
+
+    directory = epath.Path(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    workdir.claim(directory, run(str(tmp_path / "photos")), None)
+    for place in ("photos", "photos/", "./photos", f"{tmp_path}//photos/"):
+        workdir.refuse_another_run(directory, run(place))
+    with pytest.raises(UserError, match=r"data\.source_dir: .*copy here"):
+        workdir.refuse_another_run(directory, run("copy"))
+    (directory / "data.json").write_text('{"name": "image_folder"}')  # as from a token cache
+    with pytest.raises(UserError, match=r"data\.source_dir"):
+        workdir.refuse_another_run(directory, run("copy"))
+    (directory / "data.json").write_text('{"fingerprint": "abc"}')
+    workdir.refuse_another_run(directory, run("copy"))
+    with pytest.raises(UserError, match=r"data\.resize") as error:
+        other = dataclasses.replace(run("copy"), data=DataConfig("image_folder", source_dir="copy", resize="pad"))
+        workdir.refuse_another_run(directory, other)
+    assert "source_dir" not in str(error.value)
 
 
 def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):

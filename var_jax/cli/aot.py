@@ -13,7 +13,7 @@ import os
 from etils import epath
 
 from var_jax import whole_file
-from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.configs import add_config_argument, read_sized_config
 from var_jax.config import require
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
     directory = epath.Path(args.json or "").parent
     require("://" in str(directory) or directory.is_dir(), "--json", args.json, "in a directory that exists")
-    config = read_config(args.config, args.overrides)
+    config = read_sized_config(args.config, args.overrides)
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU of this host must not be taken
     import jax
 

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from var_jax import whole_file
-from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.configs import add_config_argument, read_sized_config
 from var_jax.cli.evaluate import require_writable
 from var_jax.config import require
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     if args.json:
         require_writable(args.json, "the figures")
-    config = read_config(args.config, args.overrides)
+    config = read_sized_config(args.config, args.overrides)
     if args.what == "tokens":
         from var_jax import bench_tokens  # it reads data, for which `sample` and `train` need no library
 

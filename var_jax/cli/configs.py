@@ -58,6 +58,20 @@ def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return values.config
 
 
+def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
+    """As `read_config`, with the sizes that the file leaves to the data, for commands that train nothing.
+
+    Raises:
+      UserError: as `read_config`, or the data that would tell are not at hand.
+    """
+    config = read_config(file, overrides)
+    if not config.left_to_data:
+        return config
+    from var_jax.train import data_sizes  # it brings the libraries of all data sets
+
+    return data_sizes.from_data(config)
+
+
 def call(file: str, function: str) -> Any:
     """What `get_config` or `get_sweep` of FILE.py[:ARG] returns, given ARG where there is one.
 

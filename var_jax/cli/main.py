@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from var_jax.cli import log
 from var_jax.cli.exit import line_and_code
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, UserError, did_you_mean, require_path
@@ -67,7 +68,8 @@ def _dispatch(argv: list[str]) -> int:
     # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
-        _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
+        log.show()
+    _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")
     parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)

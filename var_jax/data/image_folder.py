@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from etils import epath
+from PIL import Image
 
 from var_jax.data import split_folders
 from var_jax.data.visible_files import walk
@@ -16,6 +17,7 @@ from var_jax.errors import UserError
 
 HELD_OUT = 0.1
 FILES_A_TASK = 64
+GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # of Pillow
 CONTROLS = ("Cc", "Zl", "Zp")  # categories of Unicode: control characters, and separators of lines and paragraphs
 
 
@@ -163,6 +165,20 @@ def _class_names(folders: set[str], directory: str) -> dict[str, str]:
             raise UserError(f"folders {', '.join(map(ascii, sorted(same)))} of {directory} would all be the class "
                             f"{name!r}; rename them")
     return names
+
+
+def channels(files: Listing) -> int:
+    """3 where a file has color by its header, else 1; the first one with color ends the search."""
+    return 3 if any(_has_color(files.root / file.name) for file in files.files) else 1
+
+
+def _has_color(path: epath.Path) -> bool:
+    """Of what is no image, False: whoever reads it says so."""
+    try:
+        with path.open("rb") as file, Image.open(file) as image:
+            return image.mode not in GREY_MODES and not image.mode.startswith("I;16")
+    except Exception:  # Pillow's plugins raise nearly every kind
+        return False
 
 
 def _hold_out(files: list[File]) -> list[File]:

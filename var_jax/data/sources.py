@@ -283,7 +283,36 @@ def _bad_files(first: str, count: int) -> UserError:
     return UserError(f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out")
 
 
+def sizes(data: "DataConfig") -> tuple[int, int]:
+    """(channels, classes) of an image folder or of a data set of TFDS, of which nothing is prepared.
+
+    An image folder has color where one of its files has, by the files' headers; of another data set its description
+    counts.
+
+    Raises:
+      UserError: there is no such data set or folder.
+    """
+    if data.name == "image_folder":
+        files = image_folder.listing(data.source_dir)
+        return image_folder.channels(files), len(files.class_names)
+    with _quiet(progress=False):
+        features: Any = dict(_tfds_builder(data.name, data.data_dir or None).info.features.items())
+    channels = (getattr(features.get("image"), "shape", None) or (None,))[-1]
+    classes = getattr(features.get("label"), "num_classes", None)
+    return channels or 3, classes or 1  # no labels: one class of all images
+
+
 def _prepared_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    builder = _tfds_builder(name, data_dir)
+    try:
+        _download_and_prepare(builder)
+    except Exception as error:  # a builder of somebody else's: files to fetch by hand, packages it wants, the network
+        raise UserError(f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
+                        "array_record and set data.data_dir") from error
+    return builder
+
+
+def _tfds_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
     import tensorflow_datasets as tfds
 
     try:
@@ -295,11 +324,6 @@ def _prepared_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuil
         raise UserError(f"unknown data set {name!r}{hint}") from error
     except Exception as error:
         raise UserError(f"data set {name!r}: {_first_line(error)}") from error
-    try:
-        _download_and_prepare(builder)
-    except Exception as error:  # a builder of somebody else's: files to fetch by hand, packages it wants, the network
-        raise UserError(f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
-                        "array_record and set data.data_dir") from error
     return builder
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.config import TransformerConfig
+from var_jax.config import TransformerConfig, require_from_data
 from var_jax.ops import attention, masks
 from var_jax.ops.partition import constrain, parameter
 from var_jax.ops.scales import Scales
@@ -210,6 +210,7 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
+        require_from_data("transformer.num_classes", c.num_classes)
         stored = jnp.dtype(c.param_dtype)
         normal = nn.initializers.normal(c.init_std)
         self.word_embed = Linear((c.width,), ("code", "embed"), c)

@@ -5,7 +5,7 @@ Three definitions of training compute are in use and differ in slope against siz
 `train_flops_per_image` (exact), `dense_attention_train_flops` (masked pairs counted too) and `six_nd_train_flops`.
 """
 
-from var_jax.config import TokenizerConfig, TransformerConfig
+from var_jax.config import TokenizerConfig, TransformerConfig, require_from_data
 from var_jax.ops import masks
 
 HEAD_LINEARS = 2  # of AdaLN before the head, from width to width: scale and shift
@@ -63,6 +63,7 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
       (49152 d^3 with shared AdaLN, whose one linear lies outside the blocks), the size that 6ND uses.
     """
     c = config
+    require_from_data("transformer.num_classes", c.num_classes)
     w, h = c.width, c.hidden
     matrices = 4 * w**2 + 2 * w * h + (0 if c.shared_adaln else 6 * w**2)
     # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset); QK-norm's scale a head.
@@ -89,6 +90,7 @@ def encode_flops(config: TokenizerConfig) -> float:
     Multiply-adds with padding zeros are not counted, as XLA's cost analysis does not.
     """
     c = config
+    require_from_data("tokenizer.in_channels", c.in_channels)
     h, w = c.scales.finest
     sizes = [(h * 2**i, w * 2**i) for i in reversed(range(len(c.widths)))]
     total, previous = _conv(sizes[0], c.in_channels, c.channels), c.channels

@@ -19,6 +19,7 @@ from var_jax.sweep import claims, grid
 from var_jax.sweep.engine import RunCommand
 from var_jax.sweep.grid import Overrides
 from var_jax.sweep.runs import require_reachable
+from var_jax.train import data_sizes
 from var_jax.train.config import TrainConfig
 from var_jax.train.workdir import FENCE
 
@@ -106,7 +107,7 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
     runs: dict[str, Run] = {}
     given: dict[str, Overrides] = {}
-    fingerprint = functools.cache(tokenizer_fingerprint)
+    fingerprint, sizes = functools.cache(tokenizer_fingerprint), functools.cache(data_sizes.of_data)
 
     def add(member: Overrides) -> Run:
         member = grid.native(member)
@@ -118,10 +119,12 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
         config = resolve(flags)
         if config.stage != "transformer":
             raise UserError("a sweep is of transformers; its config has stage 'tokenizer'")
+        tokenizer = fingerprint(config.data.tokens_dir, config.tokenizer_dir)
+        config = data_sizes.from_data(config, sizes=sizes)
         if trunk is not None:
             _require_branch(config, trunk.config)
         above = trunk.id if trunk else ""
-        id = run_id(config, above, fingerprint(config.data.tokens_dir, config.tokenizer_dir))
+        id = run_id(config, above, tokenizer)
         run = Run(id, "", config, flags, above)
         given.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
         return runs.setdefault(run.id, run)

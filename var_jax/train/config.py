@@ -9,6 +9,10 @@ from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, buil
 from var_jax.errors import UserError, require_path
 from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, ProgressiveConfig
 
+# Keys that 0 leaves to the data, and the values (channels, classes) of data sets that are the same everywhere.
+SIZES_OF_DATA = ("tokenizer.in_channels", "transformer.num_classes")
+FIXED_SIZES = {"digits": (1, 10), "fashion_mnist_idx": (1, 10)}
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -263,6 +267,21 @@ class TrainConfig:
         """What the run's model directory holds: the tokenizer alone, or both."""
         return ModelConfig(self.tokenizer, self.transformer if self.stage == "transformer" else None)
 
+    @property
+    def left_to_data(self) -> list[str]:
+        """Those of `SIZES_OF_DATA` that are still 0."""
+        sizes = (self.tokenizer.in_channels, self.transformer.num_classes if self.transformer else 1)
+        return [key for key, size in zip(SIZES_OF_DATA, sizes, strict=True) if size == 0]
+
+    def with_sizes(self, channels: int, classes: int) -> "TrainConfig":
+        """This run with sizes of its data in place of those that are left to the data (0)."""
+        tokenizer, transformer = self.tokenizer, self.transformer
+        if tokenizer.in_channels == 0:
+            tokenizer = dataclasses.replace(tokenizer, in_channels=channels)
+        if transformer is not None and transformer.num_classes == 0:
+            transformer = dataclasses.replace(transformer, num_classes=classes)
+        return dataclasses.replace(self, tokenizer=tokenizer, transformer=transformer)
+
     def with_tokenizer(self, tokenizer: TokenizerConfig) -> "TrainConfig":
         """This run over another tokenizer, whose vocabulary, code width and scales the transformer takes."""
         transformer = self.transformer and dataclasses.replace(self.transformer, **_shared(tokenizer))
@@ -276,13 +295,15 @@ def _shared(tokenizer: TokenizerConfig) -> dict:
 def default_config() -> config_dict.ConfigDict:
     """Every key with its default, locked: what a config file starts from.
 
-    The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by depth".
+    The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by depth". Channels of
+    images and the number of classes are 0, for those of the data (`train.data_sizes`).
     """
     values = plain(TrainConfig())
+    values["tokenizer"]["in_channels"] = 0
     values["tokenizer"]["multipliers"] = TokenizerConfig.multipliers  # flags can override a tuple, not a list
     values["keep_steps"] = ()
     config = config_dict.ConfigDict(values)
-    fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
+    fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)} | {"num_classes": 0}
     follows = _shared(TokenizerConfig())
     config.transformer = config_dict.ConfigDict({k: v for k, v in fields.items() if k not in follows})
     return config.lock()
@@ -290,6 +311,8 @@ def default_config() -> config_dict.ConfigDict:
 
 def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
     """The checked, frozen run of a ConfigDict.
+
+    Sizes that it leaves to the data are filled in where the name of the data set alone tells them.
 
     Raises:
       UserError: an unknown key, a value of the wrong kind or out of range.
@@ -307,4 +330,5 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
         require_path(getattr(run, key), key)
     for key in ("data_dir", "source_dir", "tokens_dir"):
         require_path(getattr(run.data, key), f"data.{key}")
-    return run
+    channels, classes = FIXED_SIZES.get(run.data.name, (0, 0))
+    return run.with_sizes(channels, classes)

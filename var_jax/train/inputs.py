@@ -21,6 +21,7 @@ from var_jax.train.config import TrainConfig
 
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
+COLOR_PROBES = 8  # images that are looked at
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,18 @@ class Inputs:
       frozen: parameters of the tokenizer that a transformer learns from (None in the tokenizer's own stage).
       encode: images to tokens, on devices; unused where tokens come from a cache.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
+      kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then has.
     Attributes:
       class_names: by label.
+      class_counts: training images of each class, where the data set tells; else empty.
       identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same images: "name",
         "class_names", the images of "train" and "held_out", and the "fingerprint" (where a token cache notes it).
     Raises:
       UserError: the data, or the cache, is missing or not what the run says.
     """
 
-    def __init__(self, config: TrainConfig, frozen: Any, encode: Callable | None, rows: NamedSharding):
+    def __init__(self, config: TrainConfig, frozen: Any, encode: Callable | None, rows: NamedSharding,
+                 kept: Mapping[str, Any] | None = None):
         self._config, self._frozen, self._encode, self._rows = config, frozen, encode, rows
         self._held = state.host_rows(rows, config.batch_size)
         self._processes = distributed.processes_on_host()
@@ -51,14 +55,14 @@ class Inputs:
             self._cache = tokens.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
             self._cache.check(data, config.tokenizer, tokens.fingerprint(config.tokenizer, frozen))
-            self.class_names = self._cache.class_names
+            self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
         else:
-            self._train = sources.open_split(data, data.train_split)
-            self._eval = loader.FittedSplit(sources.open_split(data, data.eval_split), config.tokenizer.image_shape,
-                                            data.resize, max(1, data.workers))
-            self.class_names = self._train.class_names
+            order = (kept or {}).get("class_names") or ()
+            self._train, held_out = sources.open_splits(data, [data.train_split, data.eval_split], order)
+            self._eval = loader.FittedSplit(held_out, config.tokenizer.image_shape, data.resize, max(1, data.workers))
+            self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
             told = {"fingerprint": self._train.fingerprint}
         # A cache may lack the split; room in shared memory is asked for before any worker fills it.
@@ -90,11 +94,18 @@ class Inputs:
         mine = distributed.everywhere(lambda: at_hand.fingerprint(data, self.class_names) if first else None)
         self._cache.check(data, data_fingerprint=distributed.broadcast_text(mine or "") or None)
 
+    @property
+    def has_color(self) -> bool:
+        """Whether one of a few training images has; False where no images are read."""
+        if self._cache is not None:
+            return False
+        count = len(self._train)
+        return any(self._train[i]["image"].shape[-1] == 3 for i in range(0, count, max(1, count // COLOR_PROBES)))
+
     def require_same(self, directory: epath.Path):
         """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of
         images is drawn from their number, and a label is a place in the list of classes."""
-        path = directory / "data.json"
-        if path.exists() and (changed := _changes(model_directory.read_json(path), self.identity)):
+        if changed := _changes(read_kept(directory) or {}, self.identity):
             raise UserError(f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
                             "were, or give another --workdir")
 
@@ -164,6 +175,16 @@ class Words(NamedTuple):
 
 OF_A_RUN = Words("then", "came", "went")
 ON_HOSTS = Words("not", "is not on process 0", "is missing")
+
+
+def read_kept(directory: epath.Path) -> dict[str, Any] | None:
+    """The `identity` of the data that a workdir's run was started on; None where it keeps none.
+
+    Raises:
+      UserError: data.json does not read.
+    """
+    path = directory / "data.json"
+    return model_directory.read_json(path) if path.exists() else None
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A_RUN) -> list[str]:

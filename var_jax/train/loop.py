@@ -20,6 +20,8 @@ from var_jax.config import plain, require
 from var_jax.errors import Preempted
 from var_jax.train import (
     codebook_start,
+    data_report,
+    data_sizes,
     evaluation,
     hosts,
     idle_keys,
@@ -67,7 +69,8 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
     if config.stage == "transformer":
         tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
         config = config.with_tokenizer(tokenizer)
-    hosts.require_same_config(config)  # a network that a host lacks may have changed it
+    config = distributed.everywhere(lambda: data_sizes.from_data(config, directory))
+    hosts.require_same_config(config)  # a network that a host lacks, or its data, may have changed it
     hosts.require_same_weights("the frozen networks", frozen)
 
     # Devices
@@ -82,7 +85,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = distributed.everywhere(lambda: inputs.Inputs(config, frozen, encode, rows))
+        data = distributed.everywhere(lambda: inputs.Inputs(config, frozen, encode, rows, inputs.read_kept(directory)))
         data.require_same_on_hosts()
         if config.stage == "transformer":
             require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
@@ -100,6 +103,8 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         batches = data.train(start_step=first)
         workdir.claim(directory, config, frozen if config.stage == "transformer" else None)
         data.note(directory)
+        if jax.process_index() == 0:
+            data_report.tell(config, data)
         writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
         # Steps: each is dispatched before the one before it is read

@@ -91,12 +91,27 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
     if path.exists():
         theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
         # Keys of the other stage, which runs could hold before they were refused, make no other run.
-        runs = [plain(idle_keys.reset(_in_steps(run))) for run in (config, theirs)]
-        other = [d for d in differences(*runs)
-                 if not d.startswith(RESUMABLE)]
+        runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, theirs)]
+        resumable = RESUMABLE + ("data.source_dir",) * _keeps_content(directory)
+        other = [d for d in differences(*runs) if not d.startswith(resumable)]
         if other:
             raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
                             "give another --workdir, or the settings it was started with")
+
+
+def _keeps_content(directory: epath.Path) -> bool:
+    """Whether data.json tells images by their content: then a run's images are compared (`Inputs.require_same`), and
+    not the place where they lie, which may be spelled in many ways, or be a staged copy's."""
+    path = directory / "data.json"
+    return path.exists() and "fingerprint" in model_directory.read_json(path)
+
+
+def _at_one_place(config: TrainConfig) -> TrainConfig:
+    """The run with one spelling of a local source_dir, without a trailing slash and absolute."""
+    place = config.data.source_dir
+    if place and "://" not in place:
+        place = os.path.abspath(os.path.expanduser(place))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, source_dir=place))
 
 
 def _in_steps(config: TrainConfig) -> TrainConfig:
