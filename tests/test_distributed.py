@@ -3,6 +3,8 @@
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import processes
@@ -177,6 +179,24 @@ def test_a_port_that_is_taken():
         port = other.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port}: .*; give another port in every process"):
             distributed.initialise(f"127.0.0.1:{port}", 2, 0)
+
+
+def test_processes_of_one_host_are_counted():
+    """Two processes that find each other here both count two; of others, by name, only those of the same host."""
+    address = f"127.0.0.1:{processes.free_port()}"
+    code = ("import sys; from var_jax import distributed\n"
+            f"distributed.initialise({address!r}, 2, int(sys.argv[1]))\n"
+            "print(distributed.processes_on_host())")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True) for i in range(2)]
+    told = [process.communicate(timeout=START) for process in both]
+    assert [out.splitlines()[-1:] for out, _ in told] == [["2"], ["2"]], told  # after what Gloo has to say
+
+
+def test_processes_of_other_hosts_are_not_counted(monkeypatch):
+    assert distributed.processes_on_host() == 1
+    monkeypatch.setattr(distributed, "gather_texts", lambda text: ["other", text, text, "other", text])
+    assert distributed.processes_on_host() == 3
 
 
 def test_alone_nothing_happens():

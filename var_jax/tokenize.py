@@ -70,6 +70,7 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     config, directory = dataclasses.replace(config, tokenizer_dir=model), epath.Path(out)
     host = (jax.process_index() if shard_index is None else shard_index,
             jax.process_count() if shard_count is None else shard_count)
+    processes = distributed.processes_on_host()
     require(views >= 1, "--views", views, "at least 1")
     require(views == 1 or config.data.resize == "crop", "--views", views,
             f"1 with data.resize {config.data.resize!r}, which makes the same image every time")
@@ -97,6 +98,7 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
     largest = max(part.stop - part.start for role in roles for part in parts[role])
     fitting = np.clip(BATCH_PIXELS // (shape[0] * shape[1]), 1, min(MAX_BATCH, math.ceil(largest / devices)))
     batch = devices * (batch or int(fitting))
+    plan = readahead.plan(batch, math.prod(shape), config.data.workers, processes)
     images, kept = (sum(part.stop - part.start for part in some) for some in (mine, set(mine) - set(todo)))
     with tqdm(total=images, initial=kept, unit=" images", disable=host[0] != 0, smoothing=0.05,
               mininterval=0.1 if sys.stderr.isatty() else 10) as bar:
@@ -104,7 +106,8 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
             rows = [part for part in todo if part.role == role]
             fitted = loader.FittedSplit(splits[role], shape, config.data.resize, max(1, config.data.workers))
             crop_seed = config.seed if role == "train" else None
-            for part, records in _encoded(rows, _Load(fitted, shape, crop_seed), encode, batch, config, bar.update):
+            for part, records in _encoded(rows, _Load(fitted, shape, crop_seed), encode, batch, config, bar.update,
+                                           plan=plan):
                 _write(directory, manifest, part, records)
     return _complete(directory, manifest, parts)
 
@@ -200,7 +203,7 @@ class _Load(grain.transforms.Map):
 
 
 def _encoded(parts: list[Part], load: _Load, encode: Callable, batch: int, config: TrainConfig,
-             progress: Callable[[int], Any]) -> Iterator[tuple[Part, list[bytes]]]:
+             progress: Callable[[int], Any], *, plan: readahead.Plan) -> Iterator[tuple[Part, list[bytes]]]:
     """Each part with its records. One stream of batches over all of them, each part padded to whole batches, so that
     its records do not depend on what else is to be done; a batch is encoded while the one before it is packed."""
     places = [[(part.view, i) for i in range(part.start, part.stop)] for part in parts]
@@ -208,7 +211,6 @@ def _encoded(parts: list[Part], load: _Load, encode: Callable, batch: int, confi
     if not places:
         return
     source = grain.MapDataset.source(np.concatenate([np.asarray(p) for p in places])).map(load)
-    plan = readahead.plan(batch, math.prod(config.tokenizer.image_shape), config.data.workers)
     stream = loader.read(source, batch, range(batch), plan)
 
     def dispatched() -> Iterator[tuple[np.ndarray, jax.Array]]:
