@@ -46,6 +46,17 @@ def test_samples(digits_dir, drawn, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "report.json").read_text())["samples"]["count"] == 30
 
 
+def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
+    """With every way of resizing, as the images have the samples' size already; the first line says 0 and not less."""
+    for i, image in enumerate(DRAWN):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
+    for resize in ("crop", "whole", "pad"):
+        assert main(["evaluate", "--samples", str(tmp_path), "--reference", str(tmp_path), "--resamples", "0",
+                     "--resize", resize, "--cache", ""]) == 0
+        value, name = capsys.readouterr().out.splitlines()[0].split("  ", 1)
+        assert 0 <= float(value) < 1e-4 and name.startswith("Fréchet distance, toy of 40 and 40 images")
+
+
 def test_class_agreement(digits_dir, tmp_path, capsys):
     """Of images of the data set itself, a third of them with the next class's label."""
     real = images.open_images("digits:test[:60]", resize="whole", data_dir=str(digits_dir))

@@ -97,15 +97,10 @@ def run(args: argparse.Namespace) -> int:
 
 def trained_on(model: str | None) -> str | None:
     """How a workdir's images were brought to size; None of anything else."""
-    from etils import epath
+    from var_jax.evaluate import training_images
 
-    from var_jax import model_directory
-
-    path = epath.Path(model or "") / "config.json"
-    if model is None or not path.exists():
-        return None
-    data = model_directory.read_json(path).get("data")
-    return data.get("resize") if isinstance(data, dict) else None
+    data = None if model is None else training_images.data_of(model)
+    return data.get("resize") if data else None
 
 
 def _samples(args: argparse.Namespace, found: dict) -> dict:
@@ -129,7 +124,7 @@ def _samples(args: argparse.Namespace, found: dict) -> dict:
 
 def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict:
     from var_jax import Pipeline, pictures
-    from var_jax.evaluate import features, reconstruction
+    from var_jax.evaluate import features, reconstruction, training_images
     from var_jax.networks import perceptual
 
     place = pictures.place(args.picture) if args.picture else None
@@ -142,6 +137,8 @@ def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict
     if place is not None:
         first = next(reference.read(reconstruction.PICTURED)).images
         pictures.save_png(place, reconstruction.picture(model, first))
+    if seen := training_images.warning(args.model, args.reference, args.source_dir):
+        report["warnings"].append(seen)
     return {"model": args.model, "seed": args.seed, **report}
 
 
@@ -169,7 +166,7 @@ def _counts(found: dict) -> str:
 
 
 def lines(report: dict) -> list[str]:
-    """The report in a few lines for a terminal."""
+    """The report for a terminal: a line with each figure and one that says how to read it, then usage and notes."""
     out = []
     for metric in report["metrics"].values():
         if metric is None:
@@ -182,6 +179,8 @@ def lines(report: dict) -> list[str]:
         if metric.get("on_reference"):
             beside = f" of {metric['count']} images, {metric['on_reference']['value']:.5g} on the reference"
         out.append(f"{metric['value']:.5g}{within}  {metric['name']}{beside}")
+        if metric.get("reading"):
+            out.append(f"    {metric['reading']}")
     if "usage" in report:
         out.append("codes used by scale  " + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])
                    + f", {report['usage']['all']['usage']:.0%} over all scales")

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from var_jax import Pipeline, pictures
-from var_jax.evaluate import features, scores
+from var_jax.evaluate import features, readings, scores
 from var_jax.evaluate.features import Collector, FeatureNetwork, OverDevices
 from var_jax.evaluate.frechet import Frechet
 from var_jax.evaluate.images import ImageSet
@@ -75,6 +75,7 @@ def evaluate(model: Pipeline, reference: ImageSet, network: FeatureNetwork, perc
         "name": network.distance, "value": Frechet(real.moments).distance(found.moments),
         "counts": [found.moments.count, real.moments.count], "ci95": None, "ci95_missing": PAIRED,
         "real_against_real": real_against_real(real)}
+    readings.add(metrics, network.dimensions)
     return {"features": network.described(), "reference": reference.described(), "metrics": metrics,
             "usage": usage(counts, sizes.scales), "warnings": warnings}
 

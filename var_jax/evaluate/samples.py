@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from var_jax.config import require
-from var_jax.evaluate import classifier, features, scores, study
+from var_jax.evaluate import classifier, features, readings, scores, study
 from var_jax.evaluate.features import FeatureNetwork, Features
 from var_jax.evaluate.frechet import Frechet, frechet_distance
 from var_jax.evaluate.images import ImageSet
@@ -19,6 +19,7 @@ CI95_METHODS = {
     "recall": "Wilson over reference images, balls fixed",
     "kid": "normal, deviation over subsets rescaled to all images",
     "agreement": "Wilson over samples, classifier fixed"}
+LEAST_KERNEL_ROWS = 4  # of each side, as subsets are of half of them and an unbiased estimate needs two
 NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
 
 
@@ -33,9 +34,9 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
       floor: other real images to measure in place of the samples; by default two halves of the reference.
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance", "inception_score",
-      "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value", "ci95", "ci95_method", ...} or null.
-      "ci95_method" says in words how the interval was made, as the metrics differ in it and in what is held fixed; it
-      is null where there is no interval.
+      "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value", "ci95", "ci95_method", "reading", ...}
+      or null. "ci95_method" says in words how the interval was made, as the metrics differ in it and in what is held
+      fixed; it is null where there is no interval. "reading" says in a line how to read the figure.
     Raises:
       UserError: too few images, or what does not read.
     """
@@ -60,10 +61,13 @@ def evaluate(samples: ImageSet, reference: ImageSet, network: FeatureNetwork, *,
     if count > scores.NEIGHBOURS:
         pair = scores.precision_recall(drawn.rows[:count], real.rows[:count])
         metrics |= {name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair}
-    metrics["kid"] = {"name": f"KID, {network.name}", **scores.kernel_distance(drawn.rows, real.rows, seed=seed)}
+    metrics["kid"] = {
+        "name": f"KID, {network.name}", **scores.kernel_distance(drawn.rows, real.rows, seed=seed),
+        "counts": [len(drawn.rows), len(real.rows)], "floor": kernel_floor(real, seed, other)}
     for name, metric in metrics.items():
         if metric:
             metric["ci95_method"] = CI95_METHODS[name] if metric["ci95"] else None
+    readings.add(metrics, network.dimensions)
     return {"features": network.described(), "samples": samples.described(), "reference": reference.described(),
             "seed": seed, "resamples": resamples, "metrics": metrics, "warnings": warnings}
 
@@ -79,12 +83,13 @@ def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dic
     classes = 1 + max(len(images.class_names) for images in (training, *judged))
     pixels, labels = study.everything(training, classes)
     classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)
-    found = []
+    found: list[dict[str, Any]] = []
     for images in judged:
         pixels, labels = study.everything(images, classes)
         found.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
-    return {"name": f"as labelled, by a classifier of pixels fitted on {training.name}", **found[0],
-            "ci95_method": CI95_METHODS["agreement"], "on_reference": found[1] if len(found) > 1 else None}
+    report = {"name": f"as labelled, by a classifier of pixels fitted on {training.name}", **found[0],
+              "ci95_method": CI95_METHODS["agreement"], "on_reference": found[1] if len(found) > 1 else None}
+    return {**report, "reading": readings.of_agreement(report, len(training.class_names))}
 
 
 class Distance:
@@ -129,6 +134,21 @@ def real_against_real(real: Features) -> dict[str, Any] | None:
         return None
     return {"value": frechet_distance(*real.halves), "what": "two disjoint random halves of the reference",
             "counts": [half.count for half in real.halves]}
+
+
+def kernel_floor(real: Features, seed: int, floor: tuple[ImageSet, Features] | None = None) -> dict[str, Any] | None:
+    """The kernel distance of real images to real images, which gives that of samples a scale; None of too few images.
+
+    Rows are in the order of their images' hashes, so that every second one is a random half.
+    """
+    if floor:
+        images, other = floor
+        pair, what = (other.rows, real.rows), f"{images.name} against the reference"
+    else:
+        pair, what = (real.rows[::2], real.rows[1::2]), "two disjoint random halves of the reference"
+    if min(map(len, pair)) < LEAST_KERNEL_ROWS:
+        return None
+    return {**scores.kernel_distance(*pair, seed=seed), "what": what, "counts": [len(rows) for rows in pair]}
 
 
 def floor_doubts(distance: dict[str, Any]) -> list[str]:

@@ -1,0 +1,75 @@
+"""Whether a reference holds images that a model was trained on: its reconstructions of those say less of new ones."""
+
+import os
+from typing import Any
+
+from etils import epath
+
+from var_jax import model_directory
+from var_jax.data import image_folder
+from var_jax.errors import UserError
+
+WHOLE = "all"  # every split, as TFDS names them together
+
+
+def warning(model: str, reference: str, source_dir: str = "") -> str | None:
+    """A line where a reference is, or may be, in part what a workdir's run was trained on; None where nothing says so.
+
+    Args:
+      model: directory; one without a run's `config.json` says nothing of its training images.
+      reference: DATASET:SPLIT or a directory, as the user named it.
+      source_dir: raw files of DATASET, as the user named them.
+    """
+    data = data_of(model)
+    if data is None:
+        return None
+    what = _split(data, reference, source_dir) or _directory(data, reference)
+    return what and (f"{reference} {what} this run was trained on: reconstructions of images that it has not seen may "
+                     f"be worse; measure {data.get('name')}:{data.get('eval_split')}")
+
+
+def data_of(model: str) -> dict[str, Any] | None:
+    """The section `data` of the config of the run that made a model: of a workdir, or of what `quickstart` wrote, whose
+    tokenizer was trained below it. None of any other directory."""
+    for place in ("config.json", "tokenizer-run/config.json"):
+        path = epath.Path(model) / place
+        if path.exists():
+            data = model_directory.read_json(path).get("data")
+            return data if isinstance(data, dict) else None
+    return None
+
+
+def _split(data: dict[str, Any], reference: str, source_dir: str) -> str | None:
+    name, colon, split = reference.partition(":")
+    if not colon or name != data.get("name") or split == data.get("eval_split"):
+        return None
+    if name == "image_folder" and not _same(source_dir, data.get("source_dir", "")):
+        return None
+    trained = str(data.get("train_split", ""))
+    if split == trained:
+        return "is what"
+    asked = _bases(split)
+    return "may hold images that" if WHOLE in asked or asked & _bases(trained) else None
+
+
+def _bases(split: str) -> set[str]:
+    """The splits that "train[:90%]+test" is of."""
+    return {part.partition("[")[0].strip() for part in split.split("+")}
+
+
+def _directory(data: dict[str, Any], reference: str) -> str | None:
+    source = data.get("source_dir")
+    if data.get("name") != "image_folder" or not source or not os.path.isdir(os.path.expanduser(reference)):
+        return None
+    try:
+        root, files = os.path.realpath(os.path.expanduser(source)), image_folder.listing(source).files
+    except (UserError, OSError):  # moved since: nothing to compare with
+        return None
+    below = os.path.join(os.path.realpath(os.path.expanduser(reference)), "")
+    held = sum(file.split == "train" and os.path.realpath(os.path.join(root, file.name)).startswith(below)
+               for file in files)
+    return f"holds {held} images that" if held else None
+
+
+def _same(one: str, other: str) -> bool:
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
