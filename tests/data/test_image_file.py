@@ -156,7 +156,14 @@ REFUSED = {
     "YCbCr as it is in TIFF": (saved(Image.new("YCbCr", (4, 4)), "TIFF"), "truncated"),
     "more pixels than Pillow's limit": (b"P5 65536 65536 255\n", "limit of 178956970 pixels"),
     "text": (b"no image", "not an image"),
-    "nothing": (b"", "not an image"),
+    "nothing": (b"", "empty file"),
+    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "HTML page": (b"<!DOCTYPE html><html></html>", "HTML page"),
+    "SVG": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC"),
+    "gray and alpha of 16 bits in TIFF": (
+        tiff(bytes(4 * 4), 2, 2, 16, 1, 2, extra=2), "a TIFF whose samples"),
+    "doubles in TIFF": (tiff(bytes(4 * 8), 2, 2, 64, 1, sample_format=3), "a TIFF whose samples"),
 }
 
 

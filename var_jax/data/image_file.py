@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from var_jax import file_kinds
 from var_jax.errors import UserError
 
 BACKGROUND = 255  # transparent images are composited on white, as on a page
@@ -66,7 +67,7 @@ def read(content: bytes, name: str, formats: Sequence[str] | None = None) -> Sam
       UserError: the file does not decode to its end, or its pixels have no meaning that is
         certain; `name` is in the message.
     """
-    with _errors_named(name), Image.open(io.BytesIO(content), formats=formats) as image:
+    with _errors_named(name, content), Image.open(io.BytesIO(content), formats=formats) as image:
         return _samples(image)
 
 
@@ -231,7 +232,7 @@ def _turned(
 
 
 @contextlib.contextmanager
-def _errors_named(name: str) -> Iterator[None]:
+def _errors_named(name: str, content: bytes) -> Iterator[None]:
     try:
         yield
     except UserError:
@@ -242,8 +243,23 @@ def _errors_named(name: str) -> Iterator[None]:
     except Exception as error:  # Pillow's plugins raise nearly every kind
         # An image of an unknown kind has Pillow name the buffer, which says nothing to a reader.
         unknown = isinstance(error, Image.UnidentifiedImageError)
-        reason = "not an image that Pillow knows" if unknown else _first_line(error)
+        reason = _unknown(content) if unknown else _first_line(error)
         raise UserError(f"{name} does not decode: {reason}") from error
+
+
+def _unknown(content: bytes) -> str:
+    """Returns what a file is that no plugin of Pillow takes, by its first bytes."""
+    head = content[:file_kinds.HEAD]
+    if b"<svg" in head.lower():
+        return "SVG files hold drawings, not pixels; save it as PNG"
+    if kind := file_kinds.stand_in(head):
+        return f"it is {kind}"
+    if head[:4] in (b"II*\0", b"MM\0*"):
+        return ("a TIFF whose samples are laid out in a way that Pillow does not read; save it with "
+                "8 bits per channel, or as PNG")
+    if head[4:8] == b"ftyp":
+        return "not an image that Pillow knows (HEIC, perhaps, or a video); save it as JPEG or PNG"
+    return "not an image that Pillow knows"
 
 
 def _first_line(error: Exception) -> str:
