@@ -1,6 +1,7 @@
 """What every command says in its help and leaves on the disk."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -127,9 +128,14 @@ def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, t
     file = tmp_path / "small_run.py"
     file.write_text(small.CONFIG_FILE)
     common = (f"--config.data.data_dir={digits_dir}", f"--config.init_from={model_dir}", "--config.ema=0.5")
-    run(capsys, "train", "--config", f"{file}:tokenizer", "--workdir", tmp_path / "tokenizer", *common)
-    run(capsys, "train", "--config", file, "--workdir", tmp_path / "run", *common,
-        f"--config.tokenizer_dir={tmp_path / 'tokenizer'}")
+    assert main(["train", "--config", f"{file}:tokenizer", "--workdir", str(tmp_path / "tokenizer"), *common]) == 0
+    told = capsys.readouterr().err.splitlines()
+    first = next(i for i, line in enumerate(told) if line.startswith("training the tokenizer on digits; "))
+    assert told[first + 1].startswith("step 1/2, loss ") and told[-3].startswith("step 2/2, loss ")
+    assert "held-out PSNR" in told[-2] and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in told[-2]
+    _, program, *following = shlex.split(told[-1])
+    assert program == "var-jax" and following[-2:] == ["--workdir", f"{tmp_path / 'tokenizer'}-transformer"]
+    run(capsys, *following[:-1], tmp_path / "run", *common)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["stage"], config["ema"], config["steps"]) == ("transformer", 0.5, 2)
     run(capsys, "sample", "--model", tmp_path / "run", "--labels", "1", "--out", tmp_path / "one.png")

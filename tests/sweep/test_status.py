@@ -31,6 +31,21 @@ def test_a_single_run(tmp_path):
     assert line.split() == [tmp_path.name, "running", "10/40", "25%", "0:01:15", "25.0%", "4.25", "2"]
 
 
+def test_lines_name_both_losses_and_refusals(tmp_path):
+    """The loss that is trained on and the one that laws are fitted to are not the same; a refused run says why."""
+    told(tmp_path / "a", held_out_loss=4.5)
+    told(tmp_path / "b", state="failed")
+    gone = claims.create(epath.Path(tmp_path / "b"), 1, "local")
+    claims.replace(epath.Path(tmp_path / "b"), gone, job=f"{gone.host}:{gone.pid}:1.0")
+    (tmp_path / "b" / "claims" / "0001.refused").write_text("steps is 0;\nit must be at least 1")
+    rows = status.read(tmp_path)
+    assert [(row.loss, row.held_out_loss) for row in rows] == [(4.25, 4.5), (4.25, None)]
+    header, first, *_, last = status.lines(rows)
+    assert header.index("train loss") < header.index("held-out loss") and first.split()[-3:] == ["4.25", "4.5", "0"]
+    assert header.index("held-out loss") + len("held-out loss") == first.index("4.5") + len("4.5")
+    assert last == "b was refused: steps is 0; it must be at least 1"
+
+
 def test_an_unknown_chip_has_no_mfu_and_a_silent_run_no_eta(tmp_path):
     told(tmp_path, updated="2020-01-01T00:00:00+00:00")
     (tmp_path / "meta.json").write_text(json.dumps({

@@ -113,6 +113,47 @@ def test_lines_without_a_terminal_are_few(tmp_path, monkeypatch, capsys):
     assert lines[1] == "step 11/100, loss 1.25, 8 images/s, 01:29 left"
 
 
+def test_advance_speaks_from_the_first_step_on(tmp_path, monkeypatch, capsys):
+    """The first step has compilation in it, which says nothing of the time that is left; the records' rate comes with
+    the first record, and no file is written meanwhile."""
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    w = writer(tmp_path)
+    now[0] = 60.0
+    w.advance(1, 3.0)
+    for step in range(2, 20):
+        now[0] += 2
+        w.advance(step, 2.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["step 1/100, loss 3, compiled", "step 6/100, loss 2, 0.5 steps/s, 03:08 left",
+                     "step 11/100, loss 2, 0.5 steps/s, 02:58 left", "step 16/100, loss 2, 0.5 steps/s, 02:48 left"]
+    assert status(tmp_path)["step"] == 0
+    now[0] += 2
+    w.progress(20, 2.0, 32.0)
+    assert status(tmp_path)["eta_s"] == pytest.approx(160) and status(tmp_path)["step"] == 20
+    for step in (21, 22):
+        now[0] += 10
+        w.advance(step, 1.0)
+    assert capsys.readouterr().err.splitlines()[-1] == "step 22/100, loss 1, 32 images/s, 02:36 left"
+    w.advance(100, 1.0)
+    assert capsys.readouterr().err.endswith("step 100/100, loss 1, 32 images/s, 00:00 left\n")
+
+
+def test_status_names_both_losses(tmp_path):
+    """Training's and held-out's stand apart, and a resumed run still has the held-out loss of before."""
+    w = writer(tmp_path)
+    assert status(tmp_path)["held_out_loss"] is None
+    w.write(5, "train", {"loss": 1.0})
+    w.write(5, "val", {"loss": 2.5})
+    w.progress(5, 1.0, 8.0)
+    assert (status(tmp_path)["loss"], status(tmp_path)["held_out_loss"]) == (1.0, 2.5)
+    w.write(10, "val", {"loss": 2.0})
+    w.close("preempted")
+    for resume_step, held_out in ((10, 2.0), (5, 2.5), (0, None)):
+        writer(tmp_path, resume_step=resume_step)
+        assert status(tmp_path)["held_out_loss"] == held_out
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -65,6 +66,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
     _require_paths(rest)
+    _show_notes()
     # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
@@ -80,6 +82,23 @@ def _dispatch(argv: list[str]) -> int:
         parser.error(f"unrecognized argument {rest[0]}")
     refuse_several(name)
     return module.run(args)
+
+
+def _show_notes():
+    """Notes and warnings of the package go to stderr, notes as they are; nothing where the caller has set this up."""
+    if not logging.root.handlers:
+        logging.basicConfig()
+        logging.root.handlers[0].setFormatter(_Notes())
+        logging.getLogger("var_jax").setLevel(logging.INFO)
+
+
+class _Notes(logging.Formatter):
+    """What normally happens is no warning; another library's lines bear its name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        source = "" if record.name.split(".")[0] == "var_jax" else f"{record.name}: "
+        return f"{level}{source}{super().format(record)}"
 
 
 def _require_paths(argv: Sequence[str]):

@@ -1,4 +1,6 @@
-"""Progress of a sweep or of a single run: state, steps, time left, MFU, last loss, restarts.
+"""Progress of a sweep or of a single run: state, steps, time left, MFU, losses, restarts.
+
+The training loss is that of the last logged step, the held-out loss that of the last evaluation.
 
 example:
   var-jax status runs/sweep

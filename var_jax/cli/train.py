@@ -52,10 +52,16 @@ def _run(args: argparse.Namespace) -> int:
 
     distributed.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
                            peer_seconds=args.peer_timeout)
+    import jax
+
+    from var_jax.train import messages
     from var_jax.train.loop import Diverged, train
 
     try:
-        train(config, args.workdir, window)
+        held_out = train(config, args.workdir, window)
+        if jax.process_index() == 0:
+            print(*messages.closing(config, held_out, args.workdir, args.config, args.overrides), sep="\n",
+                  file=sys.stderr)
     except Diverged as error:
         code = _fail(error, 1)
     except Preempted:

@@ -47,7 +47,7 @@ def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     files = image_folder.listing(data.source_dir, class_names, whole_train)
     if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
-    log.warning("comparing the %d files of %s with those of the token cache", len(files.files), data.source_dir)
+    log.info("comparing the %d files of %s with those of the token cache", len(files.files), data.source_dir)
     found = survey.survey(files)
     bad = set(found.bad) if data.skip_bad_images else set()
     return sources.content_fingerprint(image_folder.content(files.without(bad)), found.decoding)

@@ -228,7 +228,7 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order:
         if builder_of(as_texts).is_prepared():
             files, builder = as_texts, builder_of(as_texts)
     if not builder.is_prepared():
-        log.warning("checking and copying the %d files of %s", len(files.files), data.source_dir)
+        log.info("checking and copying the %d files of %s", len(files.files), data.source_dir)
         found = survey.survey(files)
         bad = found.bad
         if bad and not data.skip_bad_images:

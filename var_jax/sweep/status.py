@@ -14,7 +14,7 @@ from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
 from var_jax.sweep.table import aligned
 
-HEADER = ("run", "overrides", "state", "step", "done", "ETA", "MFU", "loss", "restarts")
+HEADER = ("run", "overrides", "state", "step", "done", "ETA", "MFU", "train loss", "held-out loss", "restarts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +27,10 @@ class Row:
       eta: seconds left, or None.
       mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not known.
       loss: the last training loss, or None.
+      held_out_loss: that of the last evaluation, which `fit` calls the run's loss, or None.
       restarts: how often it was started again.
       compute: exact FLOPs of its own steps, or None.
+      refusal: the user's mistake for which its latest start ended, or "".
     """
 
     id: str
@@ -42,6 +44,8 @@ class Row:
     loss: float | None
     restarts: int
     compute: float | None
+    held_out_loss: float | None = None
+    refusal: str = ""
 
     @property
     def share(self) -> float:
@@ -69,9 +73,9 @@ def read(directory: epath.PathLike) -> list[Row]:
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """The table, and for several runs a line that sums up."""
+    """The table, for several runs a line that sums up, and why runs were refused."""
     cells = [[row.id, row.label, row.state, f"{row.step}/{row.steps or '?'}", f"{row.share:.0%}", _span(row.eta),
-              "" if row.mfu is None else f"{row.mfu:.1%}", "" if row.loss is None else f"{row.loss:.4g}",
+              "" if row.mfu is None else f"{row.mfu:.1%}", _loss(row.loss), _loss(row.held_out_loss),
               str(row.restarts)] for row in rows]
     table = aligned([HEADER, *cells], left=3)
     if len(rows) > 1:
@@ -82,7 +86,11 @@ def lines(rows: list[Row]) -> list[str]:
             done = sum((row.compute or 0.0) * row.share for row in rows)
             summary += f"; {done:.3g} of {whole:.3g} FLOPs, {done / whole:.0%}"
         table.append(summary)
-    return table
+    return [*table, *(f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal)]
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4g}"
 
 
 def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
@@ -97,7 +105,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         eta=status.get("eta_s") if one.state == "running" else None,
         mfu=_mfu(_json(directory / "meta.json"), speed), loss=status.get("loss"),
         restarts=max(status.get("restarts") or 0, sum(not c.abandoned for c in one.claims) - 1),
-        compute=planned.get("own_compute"))
+        compute=planned.get("own_compute"), held_out_loss=status.get("held_out_loss"), refusal=one.refusal)
 
 
 def _alive(claim: Claim) -> bool | None:

@@ -4,6 +4,7 @@ Resume order: the newest readable checkpoint of the workdir, else `branch_from`,
 parameters.
 """
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from var_jax.train import (
     idle_keys,
     inputs,
     mesh_choice,
+    messages,
     networks,
     start,
     state,
@@ -107,6 +109,10 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
             data_report.tell(config, data)
         writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
 
+        if jax.process_index() == 0:
+            print(messages.opening(config, data.identity, program.abstract.params, directory, first), file=sys.stderr,
+                  flush=True)
+
         # Steps: each is dispatched before the one before it is read
         rates_at = learning_rates(config)
         throughput, trace = Throughput(config, first), Profile(directory, profile, config.steps, first)
@@ -128,6 +134,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                     kept = "there is no checkpoint yet" if saved is None else f"the last checkpoint is of step {saved}"
                     raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; {kept}")
                 stop |= bool(vote)
+                writer.advance(number, float(metrics["loss"]))
                 if number % config.log_every == 0 or number == config.steps:
                     rates = throughput.report(number)
                     values = jax.tree.map(np.asarray, metrics)

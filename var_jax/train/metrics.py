@@ -14,6 +14,7 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from var_jax import run_records
 from var_jax.errors import UserError
 from var_jax.train.board import BucketBoard, open_board
 from var_jax.train.metric_files import open_files
@@ -43,7 +44,8 @@ class MetricWriter:
             return
         self._workdir = epath.Path(workdir)
         self._steps = steps
-        self._step, self._loss = resume_step, None
+        self._step, self._loss, self._held_out_loss = resume_step, None, None
+        self._seen, self._first = resume_step, None
         self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
         self._images_a_second = math.nan
         self._spoke = -math.inf
@@ -51,6 +53,7 @@ class MetricWriter:
             self._workdir.mkdir(parents=True, exist_ok=True)
             self._restarts = self._restarts_before()
             self._files, self._kept = open_files(self._workdir, resume_step)
+            self._held_out_loss = self._last_held_out_loss()
             self._board = open_board(self._workdir, resume_step + 1)
         self._bar = tqdm(total=steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(),
                          dynamic_ncols=True)
@@ -65,6 +68,8 @@ class MetricWriter:
         if not self._enabled or (step, split) in self._kept:
             return
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
+        if split == "val" and "loss" in values:
+            self._held_out_loss = values["loss"]
         record = {"step": step, "split": split, **{name: _finite(value) for name, value in values.items()}}
         self._kept.add((step, split))
         with self._reporting():
@@ -83,8 +88,29 @@ class MetricWriter:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._board.flush()
 
+    def advance(self, step: int, loss: float):
+        """Moves the bar; without a terminal, prints a line for the first step and then every ten seconds at most.
+
+        Call it at every step; it writes no file.
+        """
+        if not self._enabled or step <= self._seen:
+            return
+        now = time.monotonic()
+        self._seen, self._first = step, self._first or (step, now)
+        pace = self._pace(now)
+        rate = f"{self._images_a_second:.4g} images/s"
+        if math.isnan(self._images_a_second):
+            rate = f"{1 / pace:.3g} steps/s" if math.isfinite(pace) else "compiled"
+        self._bar.set_postfix_str(f"loss {loss:.4g}, {rate}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
+            self._spoke = now
+            seconds = (self._steps - step) * pace if step < self._steps else 0.0
+            left = f", {tqdm.format_interval(seconds)} left" if math.isfinite(seconds) else ""
+            print(f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}", file=sys.stderr, flush=True)
+
     def progress(self, step: int, loss: float, images_per_s: float):
-        """Moves the bar (without a terminal: a line every ten seconds at most) and updates status.json.
+        """`advance`, and updates status.json.
 
         Args:
           images_per_s: of training alone; the time that is left counts evaluation too.
@@ -93,24 +119,23 @@ class MetricWriter:
             return
         now = time.monotonic()
         pace = max(now - self._clock, 1e-9) / (step - self._step)
+        if not self._intervals and self._first is not None and step > self._first[0]:
+            pace = max(now - self._first[1], 1e-9) / (step - self._first[0])
         # The first interval has compilation in it, which says nothing of the time that is left.
         self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
         self._clock, self._intervals, self._step, self._loss = now, self._intervals + 1, step, float(loss)
         self._images_a_second = images_per_s
-        self._bar.set_postfix_str(f"loss {loss:.4g}, {self._images_a_second:.4g} images/s", refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._bar.disable and (now - self._spoke >= QUIET_SECONDS or step == self._steps):
-            self._spoke = now
-            print(f"step {step}/{self._steps}, loss {loss:.4g}, {self._images_a_second:.4g} images/s, "
-                  f"{tqdm.format_interval(self._eta)} left", file=sys.stderr, flush=True)
+        self.advance(step, loss)
         self.status("running")
 
     def status(self, state: State, at_once: bool = False):
-        """Replaces status.json, in a bucket within some seconds or `at_once`."""
+        """Replaces status.json, in a bucket within some seconds or `at_once`: "loss" is training's last one,
+        "held_out_loss" that of the last evaluation."""
         if not self._enabled:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         values = {"step": self._step, "steps": self._steps, "state": state, "loss": _finite(self._loss),
+                  "held_out_loss": _finite(self._held_out_loss),
                   "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
                   "restarts": self._restarts, "updated": now}
         with self._reporting():
@@ -141,6 +166,22 @@ class MetricWriter:
     def _eta(self) -> float:
         left = self._steps - self._step
         return left * self._seconds_a_step if left else 0.0
+
+    def _pace(self, now: float) -> float:
+        """Seconds per step: of the intervals between two records, and before the first is over, of the steps after the
+        first one, which has compilation in it; NaN at the first."""
+        if self._intervals or self._first is None or self._seen == self._first[0]:
+            return self._seconds_a_step
+        step, then = self._first
+        return max(now - then, 1e-9) / (self._seen - step)
+
+    def _last_held_out_loss(self) -> float | None:
+        """Of the records that stay."""
+        steps = [step for step, split in self._kept if split == "val"]
+        for line in run_records.read_lines(self._workdir) if steps else ():
+            if run_records.key(line) == (max(steps), "val"):
+                return json.loads(line).get("loss")
+        return None
 
     def _restarts_before(self) -> int:
         status = self._workdir / "status.json"
