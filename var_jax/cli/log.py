@@ -5,10 +5,15 @@ import sys
 
 
 class Stderr(logging.Handler):
-    """Prints messages alone; stderr is looked up at every line, since a program may replace it."""
+    """Prints notes as they are, and before anything else its level and another library's name.
+
+    stderr is looked up at every line, since a program may replace it.
+    """
 
     def emit(self, record: logging.LogRecord):
-        print(self.format(record), file=sys.stderr, flush=True)
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        source = "" if record.name.split(".")[0] == "var_jax" else f"{record.name}: "
+        print(f"{level}{source}{self.format(record)}", file=sys.stderr, flush=True)
 
 
 def show():

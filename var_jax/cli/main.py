@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 import warnings
@@ -66,12 +65,11 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
     _require_paths(rest)
-    _show_notes()
+    log.show()
     # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
-        log.show()
-    _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
+        _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
     module = importlib.import_module(f"var_jax.cli.{name}")
     parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,23 +80,6 @@ def _dispatch(argv: list[str]) -> int:
         parser.error(f"unrecognized argument {rest[0]}")
     refuse_several(name)
     return module.run(args)
-
-
-def _show_notes():
-    """Notes and warnings of the package go to stderr, notes as they are; nothing where the caller has set this up."""
-    if not logging.root.handlers:
-        logging.basicConfig()
-        logging.root.handlers[0].setFormatter(_Notes())
-        logging.getLogger("var_jax").setLevel(logging.INFO)
-
-
-class _Notes(logging.Formatter):
-    """What normally happens is no warning; another library's lines bear its name."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        source = "" if record.name.split(".")[0] == "var_jax" else f"{record.name}: "
-        return f"{level}{source}{super().format(record)}"
 
 
 def _require_paths(argv: Sequence[str]):
