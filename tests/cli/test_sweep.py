@@ -133,7 +133,9 @@ def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
         (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
         assert container["command"][:5] == ["python", "-m", "var_jax", "train", "--config"]
         assert container["command"][-2:] == ["--workdir", f"gs://bucket/d/{id}"]
-        assert container["env"] == [{"name": "VAR_JAX_FENCE", "value": f"gs://bucket/d/{id}/claims/0001.json"}]
+        assert {variable["name"]: variable["value"] for variable in container["env"]} == {
+            "VAR_JAX_FENCE": f"gs://bucket/d/{id}/claims/0001.json",
+            "JAX_COMPILATION_CACHE_DIR": f"gs://bucket/d/{id}/xla"}
 
 
 def test_a_volume_that_is_not_mounted_here_is_named_before_anything_is_written(config, tmp_path, capsys):
