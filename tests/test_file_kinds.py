@@ -4,9 +4,11 @@ import io
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from var_jax import checkpoint, model_directory
+from var_jax.data import idx, transforms
 from var_jax.errors import UserError
 from var_jax.evaluate.images import open_images
 from var_jax.file_kinds import HEAD, stand_in
@@ -49,14 +51,30 @@ def test_readers_name_what_stands_in_place_of_a_file(tmp_path, reader, kind):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", STAND_INS)
+def test_images_that_are_stand_ins_are_named(kind):
+    """A folder that was cloned without its images' content holds pointers under their names."""
+    with pytest.raises(UserError, match=f"a.jpg does not decode: it is .*{kind}"):
+        transforms.decode(STAND_INS[kind], "a.jpg")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STAND_INS if not kind.startswith("gzip")])
+def test_idx_files_that_are_stand_ins_are_named(tmp_path, kind):
+    """Of a raw data set too."""
+    (tmp_path / "labels").write_bytes(STAND_INS[kind])
+    with pytest.raises(UserError, match=f"labels does not read as an idx file: it is .*{kind}"):
+        idx.read(epath.Path(tmp_path / "labels"), 1)
+
+
 def test_stand_in_takes_sound_files_for_themselves():
     """The first bytes of what readers do read are none of the stand-ins."""
-    buffers = [io.BytesIO() for _ in range(4)]
+    buffers = [io.BytesIO() for _ in range(5)]
     np.savez(buffers[0], np.zeros(3))
     Image.new("L", (3, 3)).save(buffers[1], "PNG")
     buffers[2].write(b"run,loss\na,<1\n")
     buffers[3].write((16).to_bytes(8, "little") + b'{"a":{}}')
-    assert [stand_in(buffer.getvalue()[:HEAD]) for buffer in buffers] == [None] * 4
+    buffers[4].write(b"<?xml version='1.0'?><svg></svg>")
+    assert [stand_in(buffer.getvalue()[:HEAD]) for buffer in buffers] == [None] * 5
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [

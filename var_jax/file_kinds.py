@@ -27,7 +27,7 @@ def stand_in(head: bytes) -> str | None:
     if text.startswith((b"<!doctype html", b"<html")) or (text.startswith(b"<") and b"<html" in text):
         return ("an HTML page, as a server sends in place of a file that needs a login or lies elsewhere; download the "
                 "file itself again")
-    if text.startswith((b"<?xml", b"<error")):
+    if text.startswith((b"<?xml", b"<error")) and b"<svg" not in text:
         return "an XML message, as a server sends in place of a file; download the file itself again"
     return None
 

@@ -8,8 +8,10 @@ import numpy as np
 from etils import epath
 
 from var_jax.errors import UserError
+from var_jax.file_kinds import HEAD, stand_in
 
 UNSIGNED_BYTE = 0x08
+GZIP = b"\x1f\x8b"
 
 
 def find(directory: epath.Path, stem: str) -> epath.Path:
@@ -31,7 +33,10 @@ def read(path: epath.Path, dimensions: int) -> np.ndarray:
       UserError: the file is damaged, or no idx file of unsigned bytes with that many dimensions.
     """
     content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":  # by content: some mirrors unpack a file and keep its name
+    # A gzip file is read here, where elsewhere it stands in place of what it holds.
+    if content[:2] != GZIP and (kind := stand_in(content[:HEAD])):
+        raise UserError(f"{path} does not read as an idx file: it is {kind}")
+    if content[:2] == GZIP:  # by content: some mirrors unpack a file and keep its name
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
