@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent / "var_jax"
 # import each other (without a circle, which Python itself refuses at start).
 LEVELS = (
     ("errors", "chips"),
-    ("whole_file", "file_kinds", "finite", "state_dicts", "run_records"),
+    ("whole_file", "labels", "file_kinds", "finite", "state_dicts", "run_records"),
     ("ops",),
     ("config",),
     ("schedules",),

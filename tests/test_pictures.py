@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from var_jax.errors import UserError
-from var_jax.pictures import grid, save_gif, save_png, strip, to_uint8
+from var_jax.pictures import grid, save_gif, save_png, strip, title, to_uint8
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -123,3 +123,26 @@ def test_an_unwritable_path(tmp_path):
     with pytest.raises(UserError, match="cannot write the picture"):
         save_png(tmp_path / "folder.png", grid(flat(RED), columns=1))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_row_titles_stand_left_of_their_images():
+    """A strip tells whose images it shows, wherever its columns begin; without titles there is no room for them."""
+    rows = [flat(RED, GREEN), flat(BLUE, (255, 255, 0))]
+    picture = strip(rows, column_titles=["1x1", "2x2"], row_titles=["circle", "a long name of a class, and on and on"])
+    ink = np.all(np.asarray(picture) < 100, axis=-1)
+    for colour in (RED, BLUE):
+        left, top, _, bottom = box(picture, colour)
+        assert ink[top:bottom, :left].any() and left < picture.width - 96
+    assert ink[:box(picture, RED)[1], box(picture, RED)[0]:box(picture, RED)[2]].any()
+    without = strip(rows, column_titles=["1x1", "2x2"])
+    assert picture.height == without.height and picture.width > without.width
+    assert box(picture, GREEN)[2] - picture.width == box(without, GREEN)[2] - without.width  # the same on the right
+
+
+def test_titles_are_drawn_in_letters_that_there_are():
+    """Pillow's own font has ASCII alone and draws all else as the same box."""
+    assert title("café, Ωmega, кот", "3") == "café, Ωmega, кот" and title("T-shirt/top", "3") == "T-shirt/top"
+    assert title("\U000f0000", "3") == "3"
+    pictures = [np.asarray(grid(flat(RED), columns=1, titles=[text])) for text in ("é", "ß", "e")]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert grid(flat(RED), columns=1, titles=["two\nlines"]).size == grid(flat(RED), columns=1, titles=["a"]).size

@@ -48,12 +48,10 @@ def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[
       UserError: the model has no transformer, or data.json does not read.
     """
     classes = inputs.transformer(config).num_classes
-    path = epath.Path(directory) / "data.json"
-    names = model_directory.read_json(path).get("class_names", []) if path.exists() else []
-    require(isinstance(names, list), f"class_names in {path}", f"{names!r:.40}", "a list of names")
+    names = model_directory.class_names(epath.Path(directory))
     texts = [str(i) for i in range(classes)]
     for i, name in enumerate(names[:classes]):
-        texts[i] += "" if str(name) == texts[i] else f": {name}"
+        texts[i] += "" if name == texts[i] else f": {name}"
     return [*zip(texts, range(classes), strict=True), ("no class", classes)]
 
 

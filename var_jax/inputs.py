@@ -1,10 +1,13 @@
 """What a caller hands the pipeline, checked: images, tokens, labels and masks as arrays of the model's shapes."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, require
+from var_jax.labels import of_name
 from var_jax.ops.resize import resize
 
 
@@ -49,13 +52,18 @@ def tokens(config: TokenizerConfig, given) -> Int[np.ndarray, "b L"]:
     return given.astype(np.int32)
 
 
-def labels(config: ModelConfig, given) -> Int[np.ndarray, " b"]:
-    """Class ids; `num_classes` means "no class".
+def labels(config: ModelConfig, given, class_names: Sequence[str] = ()) -> Int[np.ndarray, " b"]:
+    """Class ids, of ids or names; `num_classes` means "no class".
 
+    Args:
+      class_names: of the model, by id. A text is always a name, a number always an id.
     Raises:
-      UserError: no transformer, or an id out of range.
+      UserError: no transformer, an id out of range, or a name that no class has.
     """
     classes = transformer(config).num_classes
+    rows = [given] if isinstance(given, str) else given
+    if isinstance(rows, Sequence | np.ndarray) and any(isinstance(row, str) for row in rows):
+        given = [of_name(str(row), class_names) if isinstance(row, str) else row for row in rows]
     given = np.atleast_1d(np.asarray(given))
     require(given.ndim == 1 and np.issubdtype(given.dtype, np.integer), "labels", given.tolist(), "whole numbers")
     for label in given:

@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+from collections.abc import Sequence
 
 from etils import epath
 from flax.traverse_util import flatten_dict
 
 from var_jax import checkpoint, whole_file
-from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, differences, plain
+from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, build, differences, plain, require
 from var_jax.errors import UserError
 from var_jax.file_kinds import refuse_stand_in
 from var_jax.finite import require_finite
@@ -16,8 +17,10 @@ from var_jax.published import abstract
 FORMAT = 1
 
 
-def save(directory: epath.Path, config: ModelConfig, params: dict):
+def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
     """Writes one `.safetensors` a part, and `model.json` last: a directory without it is not a model.
+
+    Class names, where there are any, go into `data.json`, where a workdir has them.
 
     A model that is there already stays until all of the new one is on the disk.
 
@@ -30,6 +33,11 @@ def save(directory: epath.Path, config: ModelConfig, params: dict):
         for part, tree in params.items():
             checkpoint.save_arrays(new[part], tree)
         (directory / "model.json").unlink(missing_ok=True)
+        if not (directory / "checkpoints").exists():  # a workdir's data.json is its run's
+            (directory / "data.json").unlink(missing_ok=True)
+            if class_names:
+                names = {"class_names": list(class_names)}
+                whole_file.write(directory / "data.json", json.dumps(names, indent=1))
         for part, path in new.items():
             path.replace(directory / f"{part}.safetensors")
         whole_file.write(directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1))
@@ -47,8 +55,7 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     Raises:
       UserError: there is no such directory, no model in it, its files are damaged, or its weights are not finite.
     """
-    if not directory.is_dir():
-        raise UserError(f"no model directory {directory}; give a workdir of `train`, or what `convert` wrote")
+    existing(directory)
     if (directory / "model.json").exists():
         config = read_config(directory)
         parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
@@ -56,6 +63,31 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
         return _load_workdir(directory)
     raise UserError(f"{directory} holds no model: neither model.json nor config.json with checkpoints/")
+
+
+def existing(directory: epath.PathLike) -> epath.Path:
+    """The directory of a model.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = epath.Path(directory)
+    if not path.is_dir():
+        raise UserError(f"no model directory {path}; give a workdir of `train`, or what `convert` wrote")
+    return path
+
+
+def class_names(directory: epath.Path) -> tuple[str, ...]:
+    """The names of a model's classes, by id, of its `data.json`; empty where it has none.
+
+    Raises:
+      UserError: the file does not read, or holds something else than names.
+    """
+    path = directory / "data.json"
+    names = read_json(path).get("class_names", []) if path.exists() else []
+    right = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(right, f"class_names in {path}", f"{names!r:.40}", "a list of names")
+    return tuple(names)
 
 
 def read_config(directory: epath.Path) -> ModelConfig:

@@ -33,21 +33,23 @@ class Pipeline:
     Attributes:
       config: frozen; `.tokenizer` and `.transformer` (None for a tokenizer alone).
       params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
+      class_names: by id, where the model's directory carries them; else empty.
     """
 
-    def __init__(self, config: ModelConfig, params: dict[str, Any]):
+    def __init__(self, config: ModelConfig, params: dict[str, Any], class_names: Sequence[str] = ()):
         self.config = config
+        self.class_names = tuple(class_names)
         self.params = jax.tree.map(jnp.asarray, params)
         self._rows: NamedSharding | None = None
 
     @classmethod
-    def _owning(cls, config: ModelConfig, params: dict[str, Any]) -> "Pipeline":
+    def _owning(cls, config: ModelConfig, params: dict[str, Any], class_names: Sequence[str] = ()) -> "Pipeline":
         """Of a tree that nobody else holds: emptied leaf by leaf, so that its weights never lie in memory twice."""
 
         def move(tree):
             return {name: move(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf) for name, leaf in _taken(tree)}
 
-        return cls(config, move(params))
+        return cls(config, move(params), class_names)
 
     @classmethod
     def from_torch(cls, tokenizer, transformer=None, *, scales, num_heads: int | None = None,
@@ -76,12 +78,13 @@ class Pipeline:
           UserError: the directory is missing, holds no model, or its files are damaged.
         """
         require_path(directory, "the model directory")
-        return cls._owning(*model_directory.load(epath.Path(directory)))
+        path = epath.Path(directory)
+        return cls._owning(*model_directory.load(path), model_directory.class_names(path))
 
     def save(self, directory):
         """Writes a model directory: `model.json` and one `.safetensors` a part."""
         require_path(directory, "the model directory")
-        model_directory.save(epath.Path(directory), self.config, self.params)
+        model_directory.save(epath.Path(directory), self.config, self.params, self.class_names)
 
     def to_torch(self, *, with_buffers: bool = False) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """(tokenizer, transformer) state dicts with published keys and layouts; None for a missing transformer.
@@ -94,7 +97,8 @@ class Pipeline:
     def spread(self, devices: Sequence[jax.Device] | None = None) -> "Pipeline":
         """The same model, whole on each of some of this process's devices (by default all), which share every batch."""
         mesh = Mesh(np.asarray(jax.local_devices() if devices is None else devices), ("data",))
-        spread = Pipeline(self.config, jax.device_put(self.params, NamedSharding(mesh, PartitionSpec())))
+        params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
+        spread = Pipeline(self.config, params, self.class_names)
         spread._rows = NamedSharding(mesh, PartitionSpec("data"))
         return spread
 
@@ -103,7 +107,7 @@ class Pipeline:
         require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))
         parts = {name: part and dataclasses.replace(part, dtype=dtype, param_dtype=dtype)
                  for name, part in vars(self.config).items()}
-        other = Pipeline(ModelConfig(**parts), jax.tree.map(lambda x: x.astype(dtype), self.params))
+        other = Pipeline(ModelConfig(**parts), jax.tree.map(lambda x: x.astype(dtype), self.params), self.class_names)
         other._rows = self._rows
         return other
 
@@ -141,7 +145,7 @@ class Pipeline:
 
     def logits(self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b L V"]:
         """Teacher-forced logits of all scales, without dropout; label `num_classes` means "no class"."""
-        tokens, labels = inputs.tokens(self.config.tokenizer, tokens), inputs.labels(self.config, labels)
+        tokens, labels = inputs.tokens(self.config.tokenizer, tokens), self._labels(labels)
         require(len(tokens) == len(labels), "the number of labels", len(labels),
                 f"that of the token rows, {len(tokens)}")
         return self._batched(_logits, tokens, labels)
@@ -152,7 +156,7 @@ class Pipeline:
         """Images of classes; image i depends on (seed, i, labels[i]) and the settings alone.
 
         Args:
-          labels: class ids; `num_classes` means "no class".
+          labels: class ids or, where the model carries them, class names; `num_classes` means "no class".
           preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, smooth=False), "pretty" or "greedy".
           return_tokens: also return the tokens.
           return_steps: also return the image after each scale.
@@ -168,7 +172,7 @@ class Pipeline:
         Raises:
           UserError: a label or setting out of range, or a model `then` that does not fit.
         """
-        labels = inputs.labels(self.config, labels)
+        labels = self._labels(labels)
         require(whole(first_index) and 0 <= first_index <= 2**32 - len(labels), "first_index", first_index,
                 f"a whole number from 0 to {2**32 - len(labels)}")
         from_scale = self._partner_scale(then, from_scale)
@@ -197,7 +201,7 @@ class Pipeline:
           images: (B, H, W, C) in [-1, 1].
           keep: bool (h, w) or (B, h, w), True where the image is kept; on the finest token grid, or at image
             resolution, where a token is kept when more than half of its pixels are.
-          labels: class ids of the new content; None for "no class".
+          labels: classes of the new content, as `sample` takes them; None for "no class".
           from_scale: the first scale with new content, counted from 0; coarser ones are the image's own everywhere. The
             later, the closer new content stays to the old. None: the published rule, the first of more than 3 tokens.
           composite: puts the image's own pixels back where they are kept, instead of the tokenizer's reconstruction.
@@ -251,11 +255,14 @@ class Pipeline:
         static, _ = self._settings(seed, preset, settings)
         return self._at_once(static, then)
 
+    def _labels(self, labels) -> Int[np.ndarray, " b"]:
+        return inputs.labels(self.config, labels, self.class_names)
+
     def _redraw(self, images, kept, labels, first: int | None, seed, preset, batch_size, settings):
         """Images and tokens with new content where tokens are not kept, from the scale `first` on."""
         if labels is None:
             labels, settings = np.full(len(images), inputs.transformer(self.config).num_classes), {**settings, "cfg": 0}
-        labels = inputs.labels(self.config, labels)
+        labels = self._labels(labels)
         require(len(labels) == len(images), "the number of labels", len(labels), f"that of the images, {len(images)}")
         static, dynamic = self._settings(seed, preset, settings)
         static = static._replace(given_scales=first)

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from var_jax import Pipeline, model_directory, pictures, whole_file
+from var_jax import labels as class_labels
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import require
 from var_jax.data import loader, sources
@@ -69,8 +71,8 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
     over that of held-out images; `nearest_ratio` the median distance to the nearest training image over that of
     held-out images. Both are of pixels in [0, 1] at 8x8.
     """
-    images, labels = _split(config, config.data.train_split)
-    held_images, held_labels = _split(config, config.data.eval_split)
+    images, labels = _split(config, config.data.train_split, model.class_names)
+    held_images, held_labels = _split(config, config.data.eval_split, model.class_names)
     classify = pixel_classifier(images, labels)
     asked = np.arange(samples) % config.transformer.num_classes
     variance = within_class_variance(held_images, held_labels)
@@ -128,16 +130,17 @@ def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
 
 
-def _split(config: TrainConfig, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _split(config: TrainConfig, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split in [0, 1] at the model's size, and their labels."""
     batches = list(loader.eval_batches(config.data, config.tokenizer.image_shape, 256,
-                                       split=sources.open_split(config.data, split)))
+                                       split=sources.open_split(config.data, split, class_names)))
     images, labels = (np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label"))
     return images.astype(np.float32) / 255, labels
 
 
 def _samples_picture(model: Pipeline, config: TrainConfig, directory: epath.Path):
-    names = sources.open_split(config.data, config.data.eval_split).class_names
-    columns = min(10, config.transformer.num_classes)
+    classes = config.transformer.num_classes
+    columns = min(10, classes)
+    titles = [pictures.title(class_labels.title(i, model.class_names, classes), str(i)) for i in range(columns)]
     images = model.sample(np.arange(10 * columns) % columns, seed=0)
-    pictures.save_png(directory / "samples.png", pictures.grid(images, columns=columns, titles=names[:columns]))
+    pictures.save_png(directory / "samples.png", pictures.grid(images, columns=columns, titles=titles))

@@ -55,6 +55,7 @@ class Plan:
       scorer: what they are judged by, "" without rejection.
       then: fingerprint of another model that draws the last scales, "" without one.
       from_scale: the first scale that it draws.
+      class_names: of the model, by id, where it carries them.
     """
 
     num: int
@@ -67,6 +68,7 @@ class Plan:
     scorer: str = ""
     then: str = ""
     from_scale: int | None = None
+    class_names: tuple[str, ...] = ()
 
     @property
     def drawn(self) -> int:
@@ -76,7 +78,15 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {"format": FORMAT, **json.loads(json.dumps(dataclasses.asdict(self)))}
+        """What makes the set what it is: class names are told beside it (`noted`)."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        del values["class_names"]
+        return {"format": FORMAT, **values}
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the set's file says of itself: its settings, and the names of classes where the model has them."""
+        return {**self.settings, **({"class_names": list(self.class_names)} if self.class_names else {})}
 
     def label(self, indices: np.ndarray) -> Int[np.ndarray, " n"]:
         return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
@@ -112,7 +122,7 @@ def plan(model: Pipeline, num: int, labels: Sequence[int] | None = None, *, keep
     model.check_sampling(then=then, from_scale=from_scale, **sampling)
     own, partner = (tokens.model_fingerprint(one.config, one.params) if one else "" for one in (model, then))
     return Plan(num, labels, sampling, own, transformer.dtype, model.config.tokenizer.image_shape, float(keep), scorer,
-                partner, None if from_scale is None else int(from_scale))
+                partner, None if from_scale is None else int(from_scale), model.class_names)
 
 
 def generate(model: Pipeline, made: Plan, out: epath.PathLike, *, then: Pipeline | None = None,
@@ -193,8 +203,9 @@ def _manifest_settings(path: epath.Path) -> dict[str, Any]:
 def _settings_of(path: epath.Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return json.loads(str(arrays["settings"]))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            values = json.loads(str(arrays["settings"]))
+            return {key: value for key, value in values.items() if key != "class_names"}
+    except (OSError, KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is no sample set of this program; remove it, or give another --out") from error
 
 
@@ -289,7 +300,7 @@ def _join(out: epath.Path, beside: epath.Path, made: Plan, shards: list[range], 
             yield part.tobytes()
 
     rows = (len(chosen), *made.image_shape)
-    settings = np.array(json.dumps(made.settings))
+    settings = np.array(json.dumps(made.noted))
     members = [("arr_0", _header(np.uint8, rows), images()),
                ("arr_1", b"", [_npy(made.label(chosen))]), ("settings", b"", [_npy(settings)])]
     temporary = whole_file.temporary_name(beside)

@@ -15,16 +15,20 @@ Kept pixels are put back as they were (--no-composite shows the tokenizer's reco
 """
 
 import argparse
+import logging
 import os
 from pathlib import PurePath
 
 import numpy as np
 from etils import epath
 
+from var_jax import labels as class_labels
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
 from var_jax.config import require
 from var_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser):
                         "the closer to the image (default: the first of more than 3 tokens)")
     parser.add_argument("--composite", action=argparse.BooleanOptionalAction, default=True,
                         help="put kept pixels back exactly as they were (default)")
-    parser.add_argument("--label", type=int, help="class of the new content (default: no class)")
+    parser.add_argument("--label", help="class of the new content, by name or id as in `sample` (default: no class)")
     parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
                         help="how an image that is not of the model's size is brought to it (default crop)")
     parser.add_argument("--out", required=True, metavar="F.png", help="a directory of several images or of a glob, and "
@@ -50,17 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax import pictures
+    from var_jax import model_directory, pictures
 
     box = parse_box(args.box) if args.box else None
     if args.keep_scales is not None and (args.outpaint or args.from_scale is not None):
         raise UserError("--keep-scales edits no region; leave --outpaint and --from-scale away")
     files = _files(args.image)
     places = [pictures.place(place) for place in _places(args.out, args.image, files)]
+    names = model_directory.class_names(model_directory.existing(args.model))
+    label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype)
     tokenizer = model.config.tokenizer
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
-    labels = None if args.label is None else [args.label] * len(files)
+    labels = None if label is None else [label] * len(files)
     if args.keep_scales is not None:
         edited = model.vary(images, labels, keep_scales=args.keep_scales, **sampling_arguments(args))
     else:
@@ -74,6 +80,12 @@ def run(args: argparse.Namespace) -> int:
     for place, one in zip(places, edited, strict=True):
         pictures.save_png(place, pictures.grid(one[None], columns=1, scale=1))
     print(f"edited image in {args.out}" if len(files) == 1 else f"{len(files)} edited images in {args.out}")
+    if label is not None:
+        classes = model.config.transformer.num_classes
+        for remark in class_labels.remarks(args.label, [label], names, classes, "--label"):
+            log.warning("%s", remark)
+        if described := class_labels.described([label], names, classes):
+            print(f"class: {described}")
     return 0
 
 

@@ -34,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale")
     parser.add_argument("--floor", metavar="F", help="with --samples: other real images to measure the floor by, such "
                         "as the training split (default: two halves of the reference)")
-    parser.add_argument("--agreement", metavar="F", help="with --samples that have labels: labelled training images to "
-                        "fit a classifier on, which tells how many samples show their class")
+    parser.add_argument("--agreement", metavar="F", help="with --samples that have labels: labelled training images, "
+                        "such as the folder that a run trained on, to fit a classifier on, which tells how many "
+                        "samples show their class")
     add_image_arguments(parser, "the reference", "crop; of a workdir, as its images were")
     add_feature_arguments(parser)
     parser.add_argument("--perceptual", choices=("efficientnet", "lpips", "none"),
@@ -105,14 +106,14 @@ def trained_on(model: str | None) -> str | None:
 
 def _samples(args: argparse.Namespace, found: dict) -> dict:
     from var_jax.evaluate import features, samples
-    from var_jax.evaluate.images import open_images
+    from var_jax.evaluate.images import open_images, open_labelled
 
     drawn = open_images(args.samples, num=args.num, **found)
     reference = open_images(args.reference, shape=drawn.shape, **found)
     floor = open_images(args.floor, shape=drawn.shape, **found) if args.floor else None
     network = features.load(args.features, args.weights)
     resamples = samples.RESAMPLES if args.resamples is None else args.resamples
-    training = open_images(args.agreement, shape=drawn.shape, **found) if args.agreement else None
+    training = open_labelled(args.agreement, shape=drawn.shape, **found) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
     agreement = samples.agreement(drawn, training, reference) if training else None
     report = samples.evaluate(drawn, reference, network, seed=args.seed, resamples=resamples, cache=args.cache,

@@ -20,15 +20,16 @@ well an image shows its class, and the best share of each class is kept.
 import argparse
 import sys
 
+from var_jax import labels as class_labels
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
 from var_jax.cli.hosts import add_host_arguments, divided
-from var_jax.cli.images import parse_labels
 from var_jax.cli.sample import (
     add_dtype_argument,
     add_partner_arguments,
     add_sampling_arguments,
     check_partner_arguments,
     load_partners,
+    read_labels,
     sampling_arguments,
 )
 from var_jax.config import require
@@ -39,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
     parser.add_argument("--num", required=True, type=int, help="images")
     parser.add_argument("--out", required=True, metavar="F.npz", help="F.npz.partial lies beside it until it is whole")
-    parser.add_argument("--labels", default="balanced", help="class ids in turn, such as 0,1,2 or 0-9 (default: "
-                        "balanced, every class in turn)")
+    parser.add_argument("--labels", default="balanced", help=f"in turn: {class_labels.HELP} (default: balanced, every "
+                        "class in turn)")
     parser.add_argument("--png", metavar="DIR", help="also write PNG files, named by place and label")
     parser.add_argument("--batch-size", type=int, help="images that a device draws at once (default: what fits, or "
                         "of a set that is begun, what it was begun with)")
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     reject.add_argument("--reject-keep", type=float, default=1.0, metavar="SHARE", help="keep this share of what is "
                         "drawn, the best of each class (default 1)")
     reject.add_argument("--reject-reference", metavar="F", help="labelled real images to fit the classifier on: "
-                        "DATASET:SPLIT, or FILE.npz with arr_1")
+                        "a directory of class folders, DATASET:SPLIT, or FILE.npz with arr_1")
     add_image_arguments(reject, "that reference")
     add_feature_arguments(reject)
     add_host_arguments(parser)
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     if rejecting != (args.reject_reference is not None):
         raise UserError("--reject-keep and --reject-reference go together")
     check_partner_arguments(args)
-    labels = None if args.labels == "balanced" else parse_labels(args.labels)
+    labels = None if args.labels == "balanced" else read_labels(args.labels, args.model)
     require(args.batch_size is None or args.batch_size >= 1, "--batch-size", args.batch_size, "at least 1")
     return divided(args, lambda: _draw(args, labels, rejecting))
 
@@ -92,10 +93,8 @@ def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -
 def _judge(args: argparse.Namespace, model):
     """What rejection judges by, opened before anything is drawn."""
     from var_jax.evaluate import features
-    from var_jax.evaluate.images import open_images
+    from var_jax.evaluate.images import open_labelled, with_classes_of
 
-    reference = open_images(args.reject_reference, shape=model.config.tokenizer.image_shape, resize=args.resize,
-                            data_dir=args.data_dir, source_dir=args.source_dir)
-    require(bool(reference.class_names), "--reject-reference", f"{args.reject_reference}, without labels",
-            "DATASET:SPLIT, or FILE.npz with labels in arr_1")
-    return features.load(args.features, args.weights), reference
+    reference = open_labelled(args.reject_reference, shape=model.config.tokenizer.image_shape, resize=args.resize,
+                              data_dir=args.data_dir, source_dir=args.source_dir)
+    return features.load(args.features, args.weights), with_classes_of(reference, model.class_names)

@@ -12,7 +12,6 @@ from var_jax.data import image_file, mask_file, transforms
 from var_jax.errors import UserError
 
 log = logging.getLogger(__name__)
-MOST = 1_000_000  # labels, and images of one grid: what lies beyond is a slip that would fill the memory
 
 
 def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
@@ -57,25 +56,6 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
             raise UserError(f"no files match {pattern!r}")
         found += files
     return found
-
-
-def parse_labels(text: str) -> list[int]:
-    """`"0,1,2"` or `"0-9"` or both.
-
-    Raises:
-      UserError: an entry is neither a class id nor a range of them.
-    """
-    labels: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UserError(f"--labels {text!r}: {part!r} is not a class id; write 0,1,2 or 0-9")
-        if any(len(end) > len(str(MOST)) or int(end) > MOST for end in (first, last or first)):
-            raise UserError(f"--labels: {part.strip()[:40]!r} goes beyond every model's classes; write 0,1,2 or 0-9")
-        if dash and int(last) < int(first):
-            raise UserError(f"--labels {text!r}: {part!r} has no classes; write {last}-{first}")
-        labels += range(int(first), int(last or first) + 1)
-    return labels
 
 
 def parse_box(text: str) -> tuple[float, float, float, float]:

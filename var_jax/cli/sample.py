@@ -8,10 +8,13 @@ example:
 """
 
 import argparse
+import logging
 
+from var_jax import labels as class_labels
 from var_jax import schedules
-from var_jax.cli.images import MOST, parse_labels
 from var_jax.config import require
+
+log = logging.getLogger(__name__)
 
 SCHEDULES = """cfg, top-k, top-p and temperature each take
   NUMBER      the same at every scale; of cfg what it rises to, linearly from 0 at the first scale, as published
@@ -21,7 +24,7 @@ SCHEDULES = """cfg, top-k, top-p and temperature each take
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--labels", required=True, help="class ids, such as 0,1,2 or 0-9")
+    parser.add_argument("--labels", required=True, help=class_labels.HELP)
     parser.add_argument("--num", type=int, default=0, help="images, labels repeated in turn (default: one a label)")
     parser.add_argument("--out", required=True, metavar="F.png")
     parser.add_argument("--strip", metavar="F.png", help="also every image after each scale, one image a row")
@@ -70,6 +73,17 @@ def sampling_arguments(args: argparse.Namespace) -> dict:
     return {"seed": args.seed, **schedules.settings(args.preset, explicit)}
 
 
+def read_labels(text: str, model: str) -> list[int]:
+    """The class ids that `--labels` means, by the names that a model directory carries.
+
+    Raises:
+      UserError: there is no model, or it has no such class.
+    """
+    from var_jax import model_directory
+
+    return class_labels.parse(text, model_directory.class_names(model_directory.existing(model)))
+
+
 def load(directory: str, dtype: str | None):
     """The model, computing in the given dtype, on all devices of this machine."""
     import jax
@@ -91,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
 
     place = pictures.place(args.out)
     strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
-    require(0 <= args.num <= MOST, "--num", args.num, f"from 0 to {MOST}")
+    require(0 <= args.num <= class_labels.MOST, "--num", args.num, f"from 0 to {class_labels.MOST}")
     check_partner_arguments(args)
-    labels = parse_labels(args.labels)
+    labels = read_labels(args.labels, args.model)
     model, then = load_partners(args)
     every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
     wants_steps = bool(strip or gif)
@@ -101,7 +115,11 @@ def run(args: argparse.Namespace) -> int:
                          **sampling_arguments(args))
     images, steps = found if wants_steps else (found, None)
     columns = min(len(labels), len(every))
-    titles = [str(x) for x in every[:columns]]
+    names, classes = model.class_names, model.config.transformer.num_classes
+    every_title = [pictures.title(class_labels.title(x, names, classes), str(x)) for x in every]
+    titles = every_title[:columns]
+    for remark in class_labels.remarks(args.labels, labels, names, classes):
+        log.warning("%s", remark)
 
     def grid(images):
         return pictures.grid(images, columns=columns, titles=titles)
@@ -109,10 +127,12 @@ def run(args: argparse.Namespace) -> int:
     pictures.save_png(place, grid(images))
     if strip:
         scales = [f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes]
-        pictures.save_png(strip, pictures.strip(list(steps), column_titles=scales))
+        pictures.save_png(strip, pictures.strip(list(steps), column_titles=scales, row_titles=every_title))
     if gif:
         pictures.save_gif(gif, [grid(steps[:, k]) for k in range(steps.shape[1])])
     print(f"{len(images)} images in {', '.join(str(path) for path in (args.out, args.strip, args.gif) if path)}")
+    if described := class_labels.described(every, names, classes):
+        print(f"classes: {described}")
     return 0
 
 

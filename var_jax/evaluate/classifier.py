@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, UInt8
 from var_jax.config import require
 from var_jax.evaluate import features, scores
 from var_jax.evaluate.features import FeatureNetwork, OverDevices
-from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.images import LABELLED, ImageSet
 from var_jax.ops.resize import matrix
 
 PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most
@@ -54,8 +54,7 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collectio
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    require(bool(reference.class_names), "--reject-reference", f"{reference.name}, without labels",
-            "DATASET:SPLIT, or FILE.npz with labels in arr_1")
+    require(bool(reference.class_names), "--reject-reference", f"{reference.name}, without labels", LABELLED)
     run = OverDevices(network.apply, network.params)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with features.progress(reference.count, f"features of {reference.name}") as bar:

@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from PIL import Image
 from var_jax.config import require
 from var_jax.data import image_file, loader, sources, survey, transforms, visible_files
 from var_jax.data.image_folder import fingerprint
-from var_jax.errors import UserError
+from var_jax.errors import UserError, did_you_mean
 from var_jax.file_kinds import refuse_stand_in
 from var_jax.networks import weights
 from var_jax.train.config import DataConfig
 
+LABELLED = "a directory of class folders, DATASET:SPLIT, or FILE.npz with labels in arr_1"
 Shape = tuple[int, int, int]
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # members of the published reference files
 MAX_LABEL = 999_999  # every class up to the largest label has a name
@@ -110,6 +112,47 @@ def open_images(spec: str, *, shape: Shape | None = None, resize: transforms.Res
     return _loaded(spec, split.__getitem__, rows, shape, resize, split.class_names, content, f"data set {spec}")
 
 
+def open_labelled(spec: str, **options: Any) -> ImageSet:
+    """As `open_images`, for what needs labels: of a directory of class folders, its training images with their classes.
+
+    A directory is read as training reads `data.source_dir`, without what it holds out.
+
+    Raises:
+      UserError: as `open_images`, a directory without class folders, or images that have no labels.
+    """
+    if not spec.endswith(".npz") and epath.Path(spec).expanduser().is_dir():
+        opened = open_images("image_folder:train", **{**options, "source_dir": spec})
+        return dataclasses.replace(opened, name=spec)
+    images = open_images(spec, **options)
+    require(bool(images.class_names), spec, "without labels", LABELLED)
+    return images
+
+
+def with_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
+    """The same images with labels by the ids that others give to the same class names, as two folders need not agree.
+
+    Where either has no names (as `.npz` files, whose classes are called by their ids), labels stay.
+
+    Raises:
+      UserError: a class that the others do not have.
+    """
+    numbers, ours = tuple(map(str, range(len(images.class_names)))), images.class_names
+    if ours == tuple(class_names) or ours == numbers or tuple(class_names) == tuple(map(str, range(len(class_names)))):
+        return images
+    for name in ours:
+        if name not in class_names:
+            raise UserError(f"class {name!r} of {images.name} is none of the samples' classes"
+                            f"{did_you_mean(name, class_names)}")
+    ids = np.asarray([list(class_names).index(name) for name in ours], np.int32)
+
+    def read(batch_size: int) -> Iterator[Batch]:
+        for batch in images.read(batch_size):
+            yield Batch(batch.images, None if batch.labels is None else ids[batch.labels])
+
+    return dataclasses.replace(images, class_names=tuple(class_names), read=read,
+                               fingerprint=fingerprint([images.fingerprint, *class_names]))
+
+
 def _rows(length: int, num: int, seed: int) -> np.ndarray:
     require(num <= length, "--num", num, f"at most the number of images, {length}")
     return np.sort(np.random.default_rng(seed).permutation(length)[:num]) if num else np.arange(length)
@@ -190,7 +233,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
                     yield Batch(images[kept], None if labels is None else labels[start:start + count][kept])
 
     content = weights.fingerprint(str(path))
-    names = () if labels is None else tuple(str(i) for i in range(int(labels.max()) + 1))
+    names = () if labels is None else _npz_class_names(path, int(labels.max()) + 1)
     content = fingerprint([content, str((num, seed if num else 0))])
     return ImageSet(spec, content, _shape(found[1:]), "none", len(rows), names, read)
 
@@ -240,6 +283,18 @@ def _member(path: epath.Path, name: str) -> Iterator[tuple[Any, tuple[int, ...],
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} does not read as .npz: {error}; {NPZ_HINT}") from error
+
+
+def _npz_class_names(path: epath.Path, count: int) -> tuple[str, ...]:
+    """Those that `var-jax generate` notes in its settings, where it knows them; else the ids."""
+    ids = tuple(map(str, range(count)))
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+            names = json.loads(str(arrays["settings"])).get("class_names", ()) if "settings" in arrays.files else ()
+    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+        return ids
+    right = isinstance(names, list) and len(names) >= count and all(isinstance(name, str) for name in names)
+    return tuple(names) if right else ids
 
 
 def _npz_labels(path: epath.Path, count: int) -> Int[np.ndarray, " n"] | None:

@@ -8,7 +8,7 @@ from var_jax.config import require
 from var_jax.evaluate import classifier, features, readings, scores, study
 from var_jax.evaluate.features import FeatureNetwork, Features
 from var_jax.evaluate.frechet import Frechet, frechet_distance
-from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.images import ImageSet, with_classes_of
 from var_jax.evaluate.moments import Moments
 
 RESAMPLES = 20
@@ -79,7 +79,10 @@ def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dic
     Raises:
       UserError: samples or training images without labels, or of one class.
     """
-    judged = [samples, reference] if reference.class_names else [samples]
+    training = with_classes_of(training, samples.class_names)
+    judged = [samples]
+    if reference.class_names:
+        judged.append(with_classes_of(reference, samples.class_names))
     classes = 1 + max(len(images.class_names) for images in (training, *judged))
     pixels, labels = study.everything(training, classes)
     classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)

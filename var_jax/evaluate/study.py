@@ -18,7 +18,7 @@ from var_jax import model_directory, whole_file
 from var_jax.config import differences, require
 from var_jax.errors import Parser, UserError
 from var_jax.evaluate.features import Collector, FeatureNetwork, Features
-from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.images import LABELLED, ImageSet
 
 FORMAT = 1
 RESAMPLES = 20
@@ -171,7 +171,7 @@ def everything(images: ImageSet, classes: int) -> tuple[UInt8[np.ndarray, "n h w
     Raises:
       UserError: it has no labels, or one that the model does not have, or one alone.
     """
-    require(bool(images.class_names), images.name, "without labels", "DATASET:SPLIT, or FILE.npz with labels in arr_1")
+    require(bool(images.class_names), images.name, "without labels", LABELLED)
     batches = list(images.read(READ))
     pixels, labels = np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches])
     require(int(labels.max()) < classes, f"a label of {images.name}", int(labels.max()),

@@ -67,7 +67,7 @@ class Evaluator:
         images, _ = generate.generate(self.config.model, static, model, labels, keys,
                                       generate.Dynamic(1.5, 0.96, 1.0))
         names = self.data.class_names
-        titles = [names[i] for i in labels[:columns]]
+        titles = [pictures.title(names[i], str(i)) for i in labels[:columns]]
         return pictures.grid(np.asarray(self.whole(images)), columns=columns, titles=titles)
 
 

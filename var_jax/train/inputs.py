@@ -59,7 +59,8 @@ class Inputs:
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
         else:
-            order = (kept or {}).get("class_names") or ()
+            names = (kept or {}).get("class_names")
+            order = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
             self._train, held_out = sources.open_splits(data, [data.train_split, data.eval_split], order)
             self._eval = loader.FittedSplit(held_out, config.tokenizer.image_shape, data.resize, max(1, data.workers))
             self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
