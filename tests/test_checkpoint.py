@@ -111,10 +111,27 @@ def test_keeps_the_best_and_those_that_were_asked_for(tmp_path):
         if step == 6:  # what is best is known after a restart too
             checkpoints.close()
             checkpoints = Checkpoints(tmp_path, keep=1, keep_steps=(2,))
-        checkpoints.save(step, make_state(step), {}, loss=loss)
+        checkpoints.save(step, make_state(step), {})
+        if loss is not None:
+            checkpoints.note_loss(step, loss)
     checkpoints.close()
     assert checkpoints.steps() == [2, 3, 6]
     assert_same(checkpoints.restore(abstract(make_state(0)), step=3)[0], make_state(3))
+
+
+def test_a_state_is_evaluated_when_its_loss_is_noted(tmp_path):
+    """A kill between the save and the end of the evaluation leaves a state that is not; what was
+    saved with nothing left to evaluate is."""
+    checkpoints = Checkpoints(tmp_path, keep=5)
+    for step, evaluated in ((1, False), (2, False), (3, True)):
+        checkpoints.save(step, make_state(step), {"evaluated": evaluated})
+    checkpoints.note_loss(2, 0.5)
+    checkpoints.close()
+    later = Checkpoints(tmp_path, keep=5)
+    found = [later.restore(abstract(make_state(0)), step=step)[1]["evaluated"] for step in (1, 2, 3)]
+    assert found == [False, True, True]
+    later.note_loss(1, 0.25)  # as a resumed run does, before it saves anything
+    assert later.restore(abstract(make_state(0)), step=1)[1]["evaluated"]
 
 
 def test_a_given_step(tmp_path):

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 DTYPES = {"BF16": jnp.dtype("bfloat16"), "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool",
           "U8": "uint8", "U32": "uint32", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
 
+LOSS_FILE = "metrics/metrics"  # of a checkpoint, as Orbax names it
+
 # TensorStore buries the system's word for it in a long message.
 SYSTEM_CAUSES = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)]
 
@@ -72,13 +74,12 @@ class Checkpoints:
         self._writing: int | None = None
         self._overtaken: list[int] = []
 
-    def save(self, step: int, state: Any, extra: dict, loss: float | None = None, wait: bool = False):
+    def save(self, step: int, state: Any, extra: dict, wait: bool = False):
         """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`, which JSON takes.
 
         Checkpoints later than the one that was restored are not of this run any more, and are deleted here.
 
         Args:
-          loss: held-out, of this very state, if it is known.
           wait: return when it is on disk.
         Raises:
           UserError: the directory cannot be written, or the save before this one failed.
@@ -97,11 +98,31 @@ class Checkpoints:
                 self._writer = ocp.CheckpointManager(self._absolute(), options=options)
             while self._overtaken:
                 self._writer.delete(self._overtaken.pop())
-            metrics = None if loss is None else {"loss": loss}
-            self._writer.save(step, force=True, metrics=metrics, args=ocp.args.Composite(
+            self._writer.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)))
         if wait:
             self.wait()
+
+    def note_loss(self, step: int, loss: float):
+        """Notes the held-out loss of a saved state, by which the best one is kept; all processes call it.
+
+        A state is saved before it is evaluated, so that no time that is left is lost to the
+        evaluation. `restore` tells by this note whether the evaluation came to its end.
+
+        Raises:
+          UserError: it cannot be written, or the save could not.
+        """
+        self.wait()
+        self._writing = step
+        with self._reporting():
+            if jax.process_index() == 0:
+                path = self._absolute() / str(step) / LOSS_FILE  # where Orbax looks for it
+                path.parent.mkdir(exist_ok=True)
+                whole_file.write(path, json.dumps({"loss": float(loss)}))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"var_jax: loss of step {step} noted")
+            if self._writer is not None:
+                self._writer.reload()
 
     def wait(self):
         """Returns when everything is on disk.
@@ -143,6 +164,8 @@ class Checkpoints:
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
         """(state, extra) of the newest sound checkpoint, or of `step`.
 
+        `extra["evaluated"]` is True where the loss of the state was noted after it was saved.
+
         Args:
           abstract_state: ShapeDtypeStructs with shardings, which need not be those that it was saved with.
         Raises:
@@ -164,7 +187,10 @@ class Checkpoints:
 
         found, state, extra = self._newest_sound(read, step)
         self._overtaken = [later for later in self.agreed_steps() if later > found]
-        return state, extra
+        noted = (self._absolute() / str(found) / LOSS_FILE).exists()
+        if jax.process_count() > 1:  # the word of one of them: files may be seen later elsewhere
+            noted = bool(multihost_utils.broadcast_one_to_all(np.int32(noted)))
+        return state, {**extra, "evaluated": True} if noted and "evaluated" in extra else extra
 
     def restore_part(self, part: str, step: int | None = None) -> Any:
         """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing else is read.

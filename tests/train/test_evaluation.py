@@ -1,11 +1,13 @@
 import jax
 import numpy as np
+import pytest
 import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.train import evaluation
 from var_jax.train.evaluation import Evaluator
 from var_jax.train.networks import Networks
+from var_jax.train.preemption import Told
 
 
 class Held:
@@ -33,3 +35,40 @@ def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
     assert traced == [config]
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert (pictures[2] > pictures[0]).any()  # the parameters of the moment are the ones shown
+
+
+class ToldAfter:
+    """A preemption whose notice comes after so many looks."""
+
+    def __init__(self, looks: int):
+        self.looks = looks
+
+    def check(self):
+        self.looks -= 1
+        if not self.looks:
+            raise Told
+
+    def compiled(self, lowered):
+        return lowered.compile()
+
+
+def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
+    """Three batches of which the third is never evaluated."""
+    seen = []
+
+    class Batches(Held):
+        def held_out(self):
+            for number in range(3):
+                seen.append(number)
+                yield from super().held_out()
+
+    def sums(config, networks):
+        return lambda params, batch, frozen: {"loss_mean": params, "images": params}
+
+    monkeypatch.setattr(evaluation, "make_eval_step", sums)
+    config = small.train_config("transformer", "nowhere")
+    replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
+    evaluator = Evaluator(config, Networks(), None, Batches(), replicated, None, ToldAfter(2))
+    with pytest.raises(Told):
+        evaluator.metrics(np.float32(1))
+    assert seen == [0, 1]

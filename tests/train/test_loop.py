@@ -14,6 +14,7 @@ from runs import NoEvaluator, losses, records
 from var_jax import Pipeline
 from var_jax.checkpoint import Checkpoints
 from var_jax.errors import Preempted, UserError
+from var_jax.tokenize import tokenize
 from var_jax.train import evaluation, state, step
 from var_jax.train.config import MeshConfig
 from var_jax.train.loop import Diverged, train
@@ -291,6 +292,99 @@ def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(whole_run, t
     train(config, str(tmp_path))
     assert losses(tmp_path) == losses(uninterrupted)
     assert_same(weights(tmp_path), weights(uninterrupted))
+
+
+class SlowEvaluator(NoEvaluator):
+    """Evaluates as a large model would, in the sense that something happens meanwhile."""
+
+    def __init__(self, *given):
+        self.preemption = given[-1]
+
+    def metrics(self, params):
+        self.meanwhile()
+        self.preemption.check()  # as after a batch
+        return {"loss": 0.5}
+
+    def meanwhile(self):
+        pass
+
+
+def evaluated(workdir) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [r["step"] for r in records(workdir) if r["split"] == "val"] if path.exists() else []
+
+
+@pytest.fixture
+def fast(configs, monkeypatch):
+    """A run of four steps that learn nothing, evaluated and saved at every second."""
+    monkeypatch.setattr(step, "make_train_step", fake_step())
+    monkeypatch.setattr(evaluation, "Evaluator", SlowEvaluator)
+    return dataclasses.replace(configs["tokenizer"], steps=4, eval_every=2, checkpoint_every=2)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_train_places_what_its_steps_use_of_the_tokenizer(
+        cached, configs, unevaluated, model_dir, tmp_path, monkeypatch):
+    """The decoder is for pictures; from a token cache no image is encoded either."""
+    config, seen = configs["transformer"], []
+
+    def make(*_):
+        def step(run, batch, frozen):
+            seen.append(set(frozen))
+            return run.replace(step=run.step + 1), {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}
+
+        return step
+
+    monkeypatch.setattr(step, "make_train_step", make)
+    if cached:
+        data = dataclasses.replace(config.data, train_split="train[:16]", eval_split="test[:8]")
+        config = dataclasses.replace(config, data=data, steps=1)
+        tokenize(config, str(model_dir), str(tmp_path / "cache"), batch=1)
+        data = dataclasses.replace(data, tokens_dir=str(tmp_path / "cache"))
+        config = dataclasses.replace(config, data=data)
+    train(config, str(tmp_path / "run"))
+    assert seen == [{"quantize"} | (set() if cached else {"encoder", "quant_conv"})]
+    kept = Pipeline.from_pretrained(tmp_path / "run" / "tokenizer")  # and the workdir has all of it
+    assert_same(kept.params["tokenizer"], small.pipeline().params["tokenizer"])
+
+
+def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(fast, tmp_path, monkeypatch):
+    """The evaluation dies as a kill lets it die: the state of its step is there, and the next start
+    evaluates that first."""
+    seen = []
+
+    def killed(self):
+        seen.append(Checkpoints(tmp_path / "checkpoints", keep=3).steps())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SlowEvaluator, "meanwhile", killed)
+        train(fast, str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    train(fast, str(tmp_path))
+    assert evaluated(tmp_path) == [2, 4]
+    train(fast, str(tmp_path))  # and once is enough: only what the caller asks for is measured again
+    assert evaluated(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 100])
+def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, checkpoint_every):
+    """Whether its step is one of those that are saved or not: nothing of the run is lost."""
+    config = dataclasses.replace(fast, checkpoint_every=checkpoint_every)
+    with monkeypatch.context() as patch, pytest.raises(Preempted, match="after step 2 of 4, everything saved"):
+        patch.setattr(SlowEvaluator, "meanwhile", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+        train(config, str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
+    train(config, str(tmp_path))
+    assert evaluated(tmp_path) == [2, 4]
+
+
+def test_train_keeps_the_best_state_by_losses_that_come_after_the_save(fast, tmp_path, monkeypatch):
+    losses_of = iter([0.1, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(SlowEvaluator, "metrics", lambda self, _: {"loss": next(losses_of)})
+    train(dataclasses.replace(fast, steps=8, keep_checkpoints=1), str(tmp_path))
+    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2, 8]
 
 
 @pytest.mark.slow

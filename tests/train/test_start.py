@@ -1,30 +1,78 @@
-"""Which weights of another model a run starts from."""
-
-import dataclasses
+"""Weights that a run begins with lie on the devices part by part, and no host asks another for them."""
 
 import jax
 import numpy as np
-import pytest
+import processes
 import small
 
-from var_jax.errors import UserError
-from var_jax.ops.scales import Scales
 from var_jax.train import start
+from var_jax.train.config import MeshConfig
+from var_jax.train.program import Program
+from var_jax.train.state import make_mesh
+
+COUNTED = """
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+moved = 0
+
+def counting(of):
+    def called(tree, *rest, **named):
+        global moved
+        moved += sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+        return of(tree, *rest, **named)
+    return called
+
+multihost_utils.broadcast_one_to_all = counting(multihost_utils.broadcast_one_to_all)
+multihost_utils.process_allgather = counting(multihost_utils.process_allgather)
+
+import small
+from var_jax.checkpoint import Checkpoints
+from var_jax.ops import partition
+from var_jax.train import start
+from var_jax.train.config import MeshConfig
+from var_jax.train.program import Program
+from var_jax.train.state import make_mesh
+
+config = small.train_config("transformer", "", init_from=MODEL, tokenizer_dir=MODEL)
+mesh = make_mesh(MeshConfig())
+with jax.set_mesh(mesh):
+    program = Program(config, mesh)
+    run = start.first_state(config, program, Checkpoints(EMPTY, keep=1)).run
+    whole = small.pipeline().params
+    place = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), whole["tokenizer"])
+    frozen = partition.place(whole["tokenizer"], place)
+before, held, size = moved, 0, 0
+for ours, theirs in zip(jax.tree.leaves((run.params, frozen)),
+                        jax.tree.leaves((whole["transformer"], whole["tokenizer"])), strict=True):
+    for shard in ours.addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.asarray(theirs)[shard.index])
+for ours in jax.tree.leaves(run.params):
+    size, held = size + ours.nbytes, held + sum(shard.data.nbytes for shard in ours.addressable_shards)
+print("moved", moved, "held", held, "size", size)
+"""
 
 
-def test_a_tokenizer_goes_on_at_other_scales(model_dir):
-    """Its parameters depend on the scales' number at most: smaller images first, then larger ones, in two runs."""
-    for scales in ("1,2,3x4,4,6x8", "1,2"):
-        tokenizer = dataclasses.replace(small.TOKENIZER, scales=Scales.parse(scales))
-        config = small.train_config("tokenizer", "", tokenizer=tokenizer, init_from=str(model_dir))
-        jax.tree.map(np.testing.assert_array_equal, start._weights(config), small.pipeline().params["tokenizer"])
+def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp_path):
+    """Two processes: each puts its own part on its device, and what they tell each other is a small
+    part of the weights (that these are the same)."""
+    code = COUNTED.replace("MODEL", repr(str(model_dir))).replace("EMPTY", repr(str(tmp_path / "none")))
+    for ended, told in processes.scripts(code, tmp_path / "scripts", tmp_path / "programs"):
+        assert ended == 0, told
+        moved, held, size = (int(told.split(name)[-1].split()[0]) for name in ("moved ", "held ", "size "))
+        assert size > 10_000 and moved < size / 10 and held < 0.75 * size
 
 
-@pytest.mark.parametrize(("changes", "named"), [
-    ({"phi": 0}, "quantize/phi_kernel: \\(3, 3, 3, 4, 4\\) here, \\(2, 3, 3, 4, 4\\) there"),
-    ({"codes": "bsq"}, "quantize/codebook: None here, \\(16, 4\\) there")])
-def test_other_codes_or_convolutions_are_named(model_dir, changes, named):
-    config = small.train_config("tokenizer", "", init_from=str(model_dir),
-                                tokenizer=dataclasses.replace(small.TOKENIZER, **changes))
-    with pytest.raises(UserError, match=named):
-        start._weights(config)
+def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
+    """An array that is made on one device first has to fit there."""
+    config = small.train_config("transformer", "", init_from=str(model_dir), tokenizer_dir=str(model_dir))
+    mesh = make_mesh(MeshConfig())
+    program = Program(config, mesh)
+    weights = start._weights(config, program)
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(weights))
+    sharded = [leaf for leaf in jax.tree.leaves(program.first_state(weights).params)
+               if not leaf.sharding.is_fully_replicated]
+    assert sharded and all(
+        8 * shard.data.nbytes == leaf.nbytes for leaf in sharded for shard in leaf.addressable_shards)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from var_jax.cli import log
 from var_jax.cli.exit import line_and_code
 from var_jax.cli.hosts import refuse_several
-from var_jax.errors import Parser, UserError, did_you_mean, require_path
+from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
 COMMANDS = {
@@ -47,7 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:
         if (known := line_and_code(error)) is None:
             raise
-        return _fail(*known)
+        code = _fail(*known)
+        if isinstance(error, Preempted):
+            _leave_compilations(code)
+        return code
+
+
+def _leave_compilations(code: int):
+    """Ends a preempted process that has given up a compilation: the usual way out waits for it, for minutes."""
+    preemption = sys.modules.get("var_jax.train.preemption")
+    if preemption is not None and preemption.compiling():
+        from var_jax import distributed
+
+        sys.stdout.flush()
+        distributed.leave(code)
 
 
 def _dispatch(argv: list[str]) -> int:

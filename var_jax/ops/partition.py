@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.errors import UserError, did_you_mean
@@ -190,3 +191,21 @@ def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: S
               dtype) -> Any:
     """A parameter of `module` with its logical axis names attached."""
     return module.param(name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), dtype)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that lie over devices as `shardings` say, made of values that every process holds whole on its host.
+
+    Each device is given its own part, and no process asks another: `jax.device_put` would compare the
+    values of all processes, which gathers the whole tree on every one of them, and an array that is
+    made on one device first has to fit there.
+
+    Args:
+      tree: numpy arrays, the same on all processes, which is for the caller to see to.
+      shardings: a tree of shardings of the same structure.
+    """
+    def one(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(values)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(one, tree, shardings)

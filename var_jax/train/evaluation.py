@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ from PIL import Image
 from var_jax import generate, pictures
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import codebook, partition
-from var_jax.train import losses
+from var_jax.train import frozen_parts, losses
 from var_jax.train.config import TrainConfig
 from var_jax.train.inputs import Inputs
 from var_jax.train.networks import Networks
+from var_jax.train.preemption import Preemption
 from var_jax.train.step import make_eval_step
 
 PICTURE_ROWS = 4
@@ -25,10 +26,21 @@ log = logging.getLogger(__name__)
 
 
 class Evaluator:
-    """The held-out split of a run, and what is measured on it."""
+    """The held-out split of a run, and what is measured on it.
 
-    def __init__(self, config: TrainConfig, networks: Networks, frozen: Any, data: Inputs, replicated: NamedSharding):
+    Args:
+      frozen: what the steps use of the weights that are not trained, on the devices.
+      tokenizer: all parameters of the tokenizer that a transformer learns from, on the host; what
+        only pictures need of them is placed while one is drawn.
+      preemption: ends every method with `Told` when a host is told to stop: between batches, and
+        while a program is compiled. None in a process that nobody tells.
+    """
+
+    def __init__(self, config: TrainConfig, networks: Networks, frozen: Any, data: Inputs, replicated: NamedSharding,
+                 tokenizer: Any = None, preemption: Preemption | None = None):
         self.config, self.frozen, self.data = config, frozen, data
+        self._tokenizer, self._preemption, self._replicated = tokenizer, preemption, replicated
+        self._programs: dict[str, jax.stages.Compiled] = {}
         # Every host reads what comes out, so it lies whole on each of them.
         self.step = jax.jit(make_eval_step(config, networks), out_shardings=replicated)
         self.whole = jax.jit(lambda x: x, out_shardings=replicated)
@@ -38,7 +50,10 @@ class Evaluator:
         """Means over the held-out images; a tokenizer's code usage and perplexity over all of them."""
         sums = None
         for batch in self.data.held_out():
-            parts = jax.tree.map(np.asarray, self.step(params, self.data.on_devices(batch), self.frozen))
+            arguments = params, self.data.on_devices(batch), self.frozen
+            program = self._compiled("step", lambda: self.step.lower(*arguments))  # noqa: B023 - asked for at once
+            parts = jax.tree.map(np.asarray, program(*arguments))
+            self._check()
             sums = parts if sums is None else jax.tree.map(np.add, sums, parts)
         count = int(sums.pop("images"))
         counts = sums.pop("code_counts", None)
@@ -56,19 +71,38 @@ class Evaluator:
         if self.config.stage == "tokenizer":
             batch = self.data.on_devices(next(self.data.held_out()))
             images, mask = map(np.asarray, self.whole((batch["image"], batch["mask"])))
-            rec = np.asarray(self.reconstruct(params, batch["image"]))
+            program = self._compiled("reconstruct", lambda: self.reconstruct.lower(params, batch["image"]))
+            rec = np.asarray(program(params, batch["image"]))
             shown = np.flatnonzero(mask)[:columns]
             return pictures.grid(np.concatenate([images[shown] / 255, rec[shown]]), columns=len(shown))
         columns = min(columns, len(self.data.class_names))  # classes beyond the data have no title
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
         keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         static = generate.Static(top_k=0, use_top_p=True, guided=True)
-        model = {"tokenizer": self.frozen, "transformer": params}
-        images, _ = generate.generate(self.config.model, static, model, labels, keys,
-                                      generate.Dynamic(1.5, 0.96, 1.0))
+        arguments = self._model(params), labels, keys, generate.Dynamic(1.5, 0.96, 1.0)
+        program = self._compiled("sampler", lambda: generate.generate.lower(self.config.model, static, *arguments))
+        images, _ = program(*arguments)
         names = self.data.class_names
         titles = [pictures.title(names[i], str(i)) for i in labels[:columns]]
         return pictures.grid(np.asarray(self.whole(images)), columns=columns, titles=titles)
+
+
+    def _model(self, params: Any) -> dict[str, Any]:
+        """Parameters of the whole model: of its tokenizer, the parts that turn tokens into images."""
+        held = {name: self._tokenizer[name] for name in frozen_parts.DECODER if name not in self.frozen}
+        decoder = partition.place(held, jax.tree.map(lambda _: self._replicated, held))
+        return {"tokenizer": {**self.frozen, **decoder}, "transformer": params}
+
+    def _compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
+        """A program of this run, compiled when it is first asked for."""
+        if name not in self._programs:
+            lowered = lower()
+            self._programs[name] = self._preemption.compiled(lowered) if self._preemption else lowered.compile()
+        return self._programs[name]
+
+    def _check(self):
+        if self._preemption is not None:
+            self._preemption.check()
 
 
 def _warn_of_collapse(config: TrainConfig, counts: np.ndarray):

@@ -30,7 +30,8 @@ class Inputs:
     """Training and held-out batches of a run.
 
     Args:
-      frozen: parameters of the tokenizer that a transformer learns from (None in the tokenizer's own stage).
+      tokenizer: parameters of the tokenizer that a transformer learns from, on the host (None in the tokenizer's own
+        stage).
       encode: images to tokens, on devices; unused where tokens come from a cache.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
       kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then has.
@@ -43,9 +44,9 @@ class Inputs:
       UserError: the data, or the cache, is missing or not what the run says.
     """
 
-    def __init__(self, config: TrainConfig, frozen: Any, encode: Callable | None, rows: NamedSharding,
+    def __init__(self, config: TrainConfig, tokenizer: Any, encode: Callable | None, rows: NamedSharding,
                  kept: Mapping[str, Any] | None = None):
-        self._config, self._frozen, self._encode, self._rows = config, frozen, encode, rows
+        self._config, self._encode, self._rows = config, encode, rows
         self._held = state.host_rows(rows, config.batch_size)
         self._processes = distributed.processes_on_host()
         data, self._cache = config.data, None
@@ -54,7 +55,7 @@ class Inputs:
                     "empty in the tokenizer's stage, which learns from images")
             self._cache = tokens.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
-            self._cache.check(data, config.tokenizer, tokens.fingerprint(config.tokenizer, frozen))
+            self._cache.check(data, config.tokenizer, tokens.fingerprint(config.tokenizer, tokenizer))
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
@@ -162,7 +163,7 @@ class Inputs:
 
         arrays = {name: spread(values) for name, values in batch.items()}
         if self._encode is not None and "image" in arrays:
-            arrays["tokens"] = self._encode(self._frozen, arrays.pop("image"))
+            arrays["tokens"] = self._encode(arrays.pop("image"))
         return arrays
 
 

@@ -4,6 +4,7 @@ Resume order: the newest readable checkpoint of the workdir, else `branch_from`,
 parameters.
 """
 
+import functools
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -19,11 +20,13 @@ from var_jax import distributed, pictures
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import plain, require
 from var_jax.errors import Preempted
+from var_jax.ops import partition
 from var_jax.train import (
     codebook_start,
     data_report,
     data_sizes,
     evaluation,
+    frozen_parts,
     hosts,
     idle_keys,
     inputs,
@@ -38,7 +41,7 @@ from var_jax.train import (
 from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
-from var_jax.train.preemption import Preemption
+from var_jax.train.preemption import Preemption, Told
 from var_jax.train.program import Program
 from var_jax.train.throughput import Profile, Throughput
 
@@ -67,32 +70,34 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
     # Networks: frozen ones are read first, since they decide sizes and which terms there are
     hosts.require_same_config(config)
     config, loaded = distributed.everywhere(lambda: networks.load(config))
-    frozen = loaded.params
+    tokenizer, frozen = None, loaded.params
     if config.stage == "transformer":
-        tokenizer, frozen = workdir.frozen_tokenizer(config, directory)
-        config = config.with_tokenizer(tokenizer)
+        sizes, tokenizer = workdir.frozen_tokenizer(config, directory)
+        config = config.with_tokenizer(sizes)
+        frozen = frozen_parts.used_in_steps(config, tokenizer)
     config = distributed.everywhere(lambda: data_sizes.from_data(config, directory))
     hosts.require_same_config(config)  # a network that a host lacks, or its data, may have changed it
-    hosts.require_same_weights("the frozen networks", frozen)
+    hosts.require_same_weights("the frozen networks", tokenizer or frozen)
 
     # Devices
     mesh = mesh_choice.choose(config).mesh
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption:
+        frozen = partition.place(frozen, jax.tree.map(lambda _: replicated, frozen))
         encode = None
         if config.stage == "transformer":
-            encode = jax.jit(step.make_encode(config), out_shardings=rows)
-        frozen = jax.device_put(frozen, replicated)
+            encode = functools.partial(jax.jit(step.make_encode(config), out_shardings=rows), frozen)
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = distributed.everywhere(lambda: inputs.Inputs(config, frozen, encode, rows, inputs.read_kept(directory)))
+        data = distributed.everywhere(
+            lambda: inputs.Inputs(config, tokenizer, encode, rows, inputs.read_kept(directory)))
         data.require_same_on_hosts()
         if config.stage == "transformer":
             require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
                     config.transformer.num_classes, f"at least the {len(data.class_names)} classes of the data")
-        evaluator = evaluation.Evaluator(config, loaded, frozen, data, replicated)
+        evaluator = evaluation.Evaluator(config, loaded, frozen, data, replicated, tokenizer, preemption)
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
@@ -103,7 +108,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         if fresh:
             run = codebook_start.with_codes_of_data(config, program, data, run)
         batches = data.train(start_step=first)
-        workdir.claim(directory, config, frozen if config.stage == "transformer" else None)
+        workdir.claim(directory, config, tokenizer)
         data.note(directory)
         if jax.process_index() == 0:
             data_report.tell(config, data)
@@ -142,16 +147,35 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                     writer.progress(number, float(values["loss"]), rates["images_per_s"])
             return stop
 
-        def evaluate(number: int) -> dict[str, Any]:
-            with throughput.paused():
-                metrics = evaluator.metrics(_averaged(run))
-                writer.write(number, "val", metrics)
-                _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
+        def save(number: int, to_evaluate: bool):
+            writer.flush()
+            checkpoints.save(number, run, {"config": plain(config), "evaluated": not to_evaluate})
+
+        def stop_after(number: int):
+            checkpoints.wait()
+            writer.close("preempted")
+            raise Preempted(f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
+                            "the same command goes on")
+
+        def evaluate(number: int, saved: bool) -> dict[str, Any]:
+            """The held-out metrics of a state. A resumed run makes up what a stop or a kill cut off."""
+            try:
+                with throughput.paused():
+                    metrics = evaluator.metrics(_averaged(run))
+                    writer.write(number, "val", metrics)
+                    _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
+            except Told:
+                if not saved:
+                    save(number, to_evaluate=True)
+                stop_after(number)
+            if saved:
+                writer.flush()  # what is noted is not measured again
+                checkpoints.note_loss(number, metrics["loss"])
             return metrics
 
         try:
             if not evaluated:
-                held_out = evaluate(first)
+                held_out = evaluate(first, saved=True)
             for number in range(first + 1, config.steps + 1):
                 vote = preemption.vote()
                 trace.before(number)
@@ -161,24 +185,22 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 last = number == config.steps
                 to_evaluate = last or number % config.eval_every == 0
                 to_save = last or number % config.checkpoint_every == 0 or number in config.keep_steps
-                if stop := read(left=0 if to_evaluate or to_save else UNREAD_STEPS) and not last:
-                    read(left=0)
-                elif to_evaluate:
-                    held_out = evaluate(number)
-                if to_save or stop:
-                    put_off = stop and to_evaluate  # there may be no time: the resumed run does it
-                    loss = held_out["loss"] if to_evaluate and not put_off else None
-                    writer.flush()
-                    checkpoints.save(number, run, {"config": plain(config), "evaluated": not put_off}, loss,
-                                     wait=last or stop)
+                stop = read(left=0 if to_evaluate or to_save else UNREAD_STEPS)
                 if stop:
-                    writer.close("preempted")
-                    raise Preempted(f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
-                                    "the same command goes on")
+                    read(left=0)
+                # Saved first: there may be no time for more, and none for an evaluation
+                if to_save or stop:
+                    save(number, to_evaluate)
+                if stop:
+                    stop_after(number)
+                if to_evaluate:
+                    held_out = evaluate(number, saved=to_save)
             checkpoints.wait()
             if not held_out:  # every step was done before: what the caller asks for is still the last evaluation
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
+        except Told:
+            stop_after(config.steps)
         except Preempted:
             raise
         except BaseException:

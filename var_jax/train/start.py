@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax.linen import meta
 
@@ -11,7 +12,7 @@ from var_jax import finite, model_directory
 from var_jax.checkpoint import Checkpoints
 from var_jax.config import differences
 from var_jax.errors import UserError
-from var_jax.train import state
+from var_jax.train import hosts, state
 from var_jax.train.config import TrainConfig
 from var_jax.train.program import Program
 
@@ -43,7 +44,9 @@ def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints)
         _require_finite(run, f"the checkpoint in {config.branch_from}")
         return First(run)
     if config.init_from:
-        return First(program.first_state(_weights(config)))
+        weights = _weights(config, program)
+        hosts.require_same_weights("the weights of init_from", weights)
+        return First(program.first_state(weights))
     return First(program.first_state(), fresh=True)
 
 
@@ -61,8 +64,8 @@ def _require_finite(run: state.TrainState, name: str):
                   "remove it, so that the one before is taken, or start anew with a lower learning rate")
 
 
-def _weights(config: TrainConfig) -> Any:
-    """The weights of `init_from` for this stage; another class count starts its class embedding afresh.
+def _weights(config: TrainConfig, program: Program) -> Any:
+    """The weights of `init_from` for this stage, on the host; another class count starts its class embedding afresh.
 
     Raises:
       UserError: a parameter of another shape than this run's, named.
@@ -72,13 +75,14 @@ def _weights(config: TrainConfig) -> Any:
         raise UserError(f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one")
     theirs, ours = params[config.stage], jax.eval_shape(_unboxed_init(config), jax.random.key(0))
     if config.stage == "transformer" and model.transformer.num_classes != config.transformer.num_classes:
-        fresh = jax.jit(lambda key: _unboxed_init(config)(key)["class_embed"])  # the rest is never computed
-        theirs["class_embed"] = fresh(jax.random.key(config.seed))
+        fresh = jax.jit(lambda key: _unboxed_init(config)(key)["class_embed"],  # the rest is never computed
+                        out_shardings=program.replicated)
+        theirs["class_embed"] = np.asarray(fresh(jax.random.key(config.seed)))
     shapes = [{_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
               for tree in (ours, theirs)]
     if other := differences(*shapes):
         raise UserError(f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}")
-    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), theirs, ours)
+    return jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype, copy=False), theirs, ours)
 
 
 def _unboxed_init(config: TrainConfig):

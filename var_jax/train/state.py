@@ -174,8 +174,8 @@ class Creation:
         key = jax.random.key(self._config.seed)
         if start is None:
             return jax.jit(self._fresh, out_shardings=self.shardings)(key)
-        start = jax.device_put(start, self.shardings.params)
-        return jax.jit(self._from, out_shardings=self.shardings)(start, key)
+        start = partition.place(start, self.shardings.params)
+        return jax.jit(self._from, out_shardings=self.shardings, donate_argnums=0)(start, key)
 
     def _fresh(self, key: jax.Array) -> TrainState:
         return self._from(nn.meta.unbox(init_params(self._config)(key)), key)

@@ -1,0 +1,103 @@
+"""A notice is heard while a program is compiled, and the process ends without waiting for it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from var_jax.train import preemption
+from var_jax.train.preemption import Preemption, Told
+
+
+class Lowered:
+    """Compiles for as long as it is let."""
+
+    def __init__(self):
+        self.go_on = threading.Event()
+
+    def compile(self):
+        self.go_on.wait(60)
+        return "program"
+
+
+@pytest.fixture
+def notice():
+    with Preemption(Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("data", "model"))) as found:
+        yield found
+
+
+def test_compiled_is_the_program_or_the_error(notice):
+    program = notice.compiled(jax.jit(lambda x: x + 1).lower(jnp.zeros(2)))
+    np.testing.assert_array_equal(program(jnp.ones(2)), [2, 2])
+
+    class Broken:
+        def compile(self):
+            raise ValueError("no such instruction")
+
+    with pytest.raises(ValueError, match="no such instruction"):
+        notice.compiled(Broken())
+    assert not preemption.compiling()
+
+
+def test_compiled_hears_sigterm_at_once(notice):
+    """Python hears no signal while its main thread is in the compiler, which may be for minutes."""
+    lowered = Lowered()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    with pytest.raises(Told):
+        notice.compiled(lowered)
+    assert time.monotonic() - began < 10 and preemption.compiling()
+    lowered.go_on.set()
+    until = time.monotonic() + 10
+    while preemption.compiling() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not preemption.compiling()
+
+
+ENDS = """
+import signal, sys, time
+from var_jax.cli import main
+from var_jax.errors import Preempted
+from var_jax.train import preemption
+import jax, os, threading
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+class Lowered:
+    def compile(self):
+        jax.jit(deep).lower(jnp.ones((8, 8))).compile()
+        time.sleep(100)
+
+def deep(x):
+    for i in range(300):
+        x = jnp.sin(x @ x) + i
+    return x
+
+def work(argv):
+    with preemption.Preemption(Mesh(np.array(jax.devices()), "data")) as notice:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        try:
+            notice.compiled(Lowered())
+        except preemption.Told:
+            print(time.monotonic(), flush=True)
+            raise Preempted("stopped by SIGTERM") from None
+
+main._dispatch = work
+sys.exit(main.main([]))
+"""
+
+
+def test_a_preempted_process_does_not_wait_for_a_compilation():
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.splitlines()[-1] == "var-jax: stopped by SIGTERM"
+    assert time.monotonic() - float(done.stdout.split()[-1]) < 10
