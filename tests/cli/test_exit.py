@@ -106,3 +106,21 @@ def test_main_url_in_an_override(capsys):
 def test_from_pretrained_url_that_is_not_read():
     with pytest.raises(UserError, match="'hf://owner/name'"):
         Pipeline.from_pretrained("hf://owner/name")
+
+
+def test_train_leaves_its_refusal_beside_its_claim(tmp_path, monkeypatch, capsys):
+    """Whoever started the run, and would start it again, reads there that it ends by the user's mistake; a fault of the
+    program leaves nothing, so that it is tried again."""
+    claim = tmp_path / "claims" / "0001.json"
+    claim.parent.mkdir()
+    claim.write_text("{}")
+    monkeypatch.setenv("VAR_JAX_FENCE", str(claim))
+    monkeypatch.setattr("var_jax.cli.train.read_config", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--config", "none.py", "--workdir", str(tmp_path / "run")])
+    assert [path.name for path in claim.parent.iterdir()] == ["0001.json"]
+    monkeypatch.undo()
+    monkeypatch.setenv("VAR_JAX_FENCE", str(claim))
+    assert main(["train", "--config", "none.py", "--workdir", str(tmp_path / "run")]) == 2
+    refusal = claim.with_suffix(".refused").read_text()
+    assert "no config file 'none.py'" in refusal and f"var-jax: {refusal}\n" == capsys.readouterr().err
