@@ -46,7 +46,9 @@ class TokenizerConfig:
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
       remat: what the backward pass recomputes: "none", or every residual block ("full").
       dtype: of the computation.
-      param_dtype: of the stored parameters.
+      param_dtype: of the stored parameters; float32 where the tokenizer is trained.
+      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16" halves the bytes that
+        devices reduce where `dtype` is bfloat16, and has no effect where it is float32.
     """
 
     scales: Scales = Scales.parse(SCALES_256)
@@ -69,6 +71,7 @@ class TokenizerConfig:
     remat: Literal["none", "full"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"
+    gradient_dtype: DType = "float32"
 
     def __post_init__(self):
         require(self.in_channels in (0, 1, 3), "tokenizer.in_channels", self.in_channels,
@@ -143,7 +146,9 @@ class TransformerConfig:
         else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
       dtype: of the computation; softmax, norms, logits and loss are float32 always.
-      param_dtype: of the stored parameters.
+      param_dtype: of the stored parameters; float32 where the transformer is trained.
+      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16" halves the bytes that
+        devices reduce where `dtype` is bfloat16, and has no effect where it is float32.
     """
 
     depth: int = 16
@@ -167,6 +172,7 @@ class TransformerConfig:
     remat: Literal["none", "full", "dots"] = "none"
     dtype: DType = "float32"
     param_dtype: DType = "float32"
+    gradient_dtype: DType = "float32"
 
     def __post_init__(self):
         for name in ("depth", "vocab_size", "z_channels"):

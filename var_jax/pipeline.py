@@ -307,8 +307,8 @@ class Pipeline:
         ours, theirs = inputs.transformer(self.config), inputs.transformer(then.config)
         require(theirs.num_classes == ours.num_classes, "the number of classes of `then`", theirs.num_classes,
                 f"that of the first model, {ours.num_classes}")
-        same_sizes = not differences(*({**plain(model.config.tokenizer), "dtype": "", "param_dtype": ""}
-                                       for model in (self, then)))
+        dtypes = {"dtype": "", "param_dtype": "", "gradient_dtype": ""}
+        same_sizes = not differences(*({**plain(model.config.tokenizer), **dtypes} for model in (self, then)))
         codes = [jax.tree.leaves(model.params["tokenizer"]["quantize"]) for model in (self, then)]
         require(same_sizes and all(a is b or np.array_equal(a, b) for a, b in zip(*codes, strict=True)),
                 "the tokenizer of `then`", "another one", "the first model's, as it goes on with its tokens")

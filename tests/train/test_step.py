@@ -166,3 +166,48 @@ def test_every_kind_of_codes_trains(codes):
     moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), first, run.params)
     assert all(jax.tree.leaves(moved))
     assert found[-1]["perplexity"][-1] > 1
+
+
+def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
+    """(sorted shape, dtype) of what matrix products and convolutions give, wherever in a program."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            out = eqn.outvars[0].aval
+            found.append((tuple(sorted(out.shape)), out.dtype))
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)
+            found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+@pytest.mark.parametrize("gradient_dtype", ["bfloat16", "float32"])
+def test_gradients_of_a_bfloat16_models_weights_have_the_dtype_asked_for(stage, gradient_dtype, params, batch):
+    """Each kernel's gradient leaves its product in that dtype, so that devices sum it in that dtype.
+
+    Shapes tell those products from others: a batch of 5 occurs in no kernel.
+    """
+    config = small.train_config(stage, "")
+    model = dataclasses.replace(getattr(config, stage), dtype="bfloat16", gradient_dtype=gradient_dtype)
+    config = dataclasses.replace(config, **{stage: model})
+    if stage == "transformer":
+        rows = {name: jnp.resize(value, (5, *value.shape[1:])) for name, value in batch.items()}
+
+        def loss(p):
+            return losses.transformer_loss(config, p, params["tokenizer"], rows, None)[0]
+    else:
+        images = jnp.zeros((5, *config.tokenizer.image_shape))
+
+        def loss(p):
+            return jnp.mean(Tokenizer(config.tokenizer).apply({"params": p}, images)[0])
+
+    made = products(jax.make_jaxpr(jax.grad(loss))(params[stage]).jaxpr)
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+             for path, leaf in jax.tree_util.tree_leaves_with_path(params[stage])}
+    phi = tuple(sorted(params["tokenizer"]["quantize"]["phi_kernel"].shape[1:]))  # always float32
+    kernels = {tuple(sorted(shape["blocks" in name:])) for name, shape in names.items()
+               if name.endswith(("kernel", "/qkv", "/proj")) and not name.startswith("quantize")} - {phi}
+    assert len(kernels) > 4
+    for kernel in kernels:
+        assert {dtype for shape, dtype in made if shape == kernel} == {jnp.dtype(gradient_dtype)}, kernel

@@ -66,12 +66,14 @@ class Collective:
       bytes: of the whole array on one device: what a gather makes, what a reduction takes.
       group: partitions that take part with partition 0; for a permutation, one pair of source and target.
       times: how often a step runs it.
+      dtype: of the largest array in it, in HLO's spelling.
     """
 
     kind: str
     bytes: float
     group: tuple[int, ...]
     times: int
+    dtype: str = ""
 
 
 class Program:
@@ -151,7 +153,9 @@ class Program:
                 if op.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):
                     made -= taken  # the tuple holds both
                 size = taken if kind in ("all-reduce", "collective-permute") else max(taken, made)
-                found.append(Collective(kind, size, groups.first(op.attributes), times))
+                arrays = [a for name in op.operands for a in scope[name].outputs]
+                dtype = max(arrays, key=lambda a: a.bytes).dtype if arrays else ""
+                found.append(Collective(kind, size, groups.first(op.attributes), times, dtype))
         return found
 
     def hbm_bytes(self) -> float:

@@ -16,6 +16,7 @@ from var_jax.train.config import TrainConfig
 
 OVERLAP = ("step_seconds: the largest of compute at peak, device-memory traffic and collectives, each wholly hidden "
            "behind the largest; step_seconds_exposed: half of the collectives' time is hidden, half is added")
+REDUCTIONS = ("all-reduce", "reduce-scatter")
 REMAT = ("none", "dots", "full")  # from the least recomputation to the most
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -69,8 +70,11 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
     devices = step.mesh.devices.ravel()
     moved: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
+    reduced: dict[str, float] = defaultdict(float)
     for one in program.collectives():
         moved[one.kind] += one.bytes * one.times
+        if one.kind in REDUCTIONS:
+            reduced[one.dtype] += one.bytes * one.times
         group = [devices[i] for i in one.group]
         seconds[one.kind] += where.seconds(one.kind, one.bytes, group) * one.times
     executed, traffic = program.matrix_flops(kernel_share), program.hbm_bytes()
@@ -81,7 +85,7 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
     at_peak = step.flops / (where.chip.peak_flops * len(devices))
     return {
         "executed_flops": executed * len(devices), "hbm_traffic_bytes": traffic,
-        "collectives": dict(moved), "collective_seconds": dict(seconds),
+        "collectives": dict(moved), "reduced_bytes": dict(reduced), "collective_seconds": dict(seconds),
         "compute_seconds": compute, "hbm_seconds": memory_seconds, "interconnect_seconds": network,
         "overlap": OVERLAP, "step_seconds": hidden, "mfu_bound": at_peak / hidden,
         "step_seconds_exposed": exposed, "mfu_bound_exposed": at_peak / exposed,

@@ -30,6 +30,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                       f"{found['executed_flops'] / found['flops']:.3f} times that executed"),
             ("collectives", ", ".join(f"{kind} {size / 1e9:.3g} GB" for kind, size in found["collectives"].items())
              or "none"),
+            ("reductions", ", ".join(f"{dtype} {size / 1e9:.3g} GB" for dtype, size in
+                                     found.get("reduced_bytes", {}).items()) or "none"),
             ("seconds", f"compute {found['compute_seconds']:.4f}, memory {found['hbm_seconds']:.4f}, "
                         f"interconnect {found['interconnect_seconds']:.4f}"),
             ("overlapped", f"{found['step_seconds']:.4f} s a step, MFU at most {found['mfu_bound']:.1%}"),

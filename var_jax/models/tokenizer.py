@@ -13,6 +13,7 @@ from var_jax.config import TokenizerConfig
 from var_jax.models.quantizer import MultiScaleQuantizer
 from var_jax.ops import vq
 from var_jax.ops.partition import constrain, parameter
+from var_jax.ops.products import add_bias, convolution
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -37,11 +38,10 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", CONV_INIT, shape, ("kernel", "kernel", *self.names), stored)
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
-        y = jax.lax.conv_general_dilated(
-            x.astype(dtype), kernel.astype(dtype), (self.stride, self.stride), self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        summed = jnp.dtype(self.config.gradient_dtype)
+        y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
         # Held here because the compiler would rather move images to where their channels' weights lie.
-        return constrain(y + bias.astype(dtype), "images", None, None, None)
+        return constrain(add_bias(y, bias, summed), "images", None, None, None)
 
 
 class GroupNorm(nn.Module):

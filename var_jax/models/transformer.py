@@ -13,6 +13,7 @@ import numpy as np
 from var_jax.config import TransformerConfig, require_from_data
 from var_jax.ops import attention, masks
 from var_jax.ops.partition import constrain, parameter
+from var_jax.ops.products import add_bias, last_axis_spec, product
 from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
@@ -41,25 +42,13 @@ class Cache:
     first: int = flax.struct.field(pytree_node=False, default=0)
 
 
-@jax.custom_vjp
 def wide_product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """x W summed and given in float32, from operands of any dtype.
 
     The backward pass rounds the cotangent to the operands' dtype first, so that both of its products run at that
     dtype's rate, as those of all other layers do.
     """
-    return jnp.tensordot(x, kernel, 1, preferred_element_type=jnp.float32)
-
-
-def _wide_forward(x, kernel):
-    return wide_product(x, kernel), (x, kernel)
-
-
-def _wide_backward(operands, cotangent):
-    return jax.vjp(lambda x, kernel: jnp.tensordot(x, kernel, 1), *operands)[1](cotangent.astype(operands[0].dtype))
-
-
-wide_product.defvjp(_wide_forward, _wide_backward)
+    return product(last_axis_spec(x.ndim, 1), x, kernel, x.dtype, kernel.dtype, wide=True)
 
 
 class Linear(nn.Module):
@@ -81,9 +70,8 @@ class Linear(nn.Module):
         init = nn.initializers.normal(self.config.init_std * self.init_factor)
         kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
-        if self.wide and dtype != jnp.float32:
-            return wide_product(x.astype(dtype), kernel.astype(dtype)) + bias.astype(jnp.float32)
-        return jnp.tensordot(x.astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
+        spec, summed = last_axis_spec(x.ndim, len(self.shape)), jnp.dtype(self.config.gradient_dtype)
+        return add_bias(product(spec, x, kernel, dtype, summed, wide=self.wide), bias, summed)
 
 
 def gamma_init(config: TransformerConfig, std: float):
@@ -112,7 +100,8 @@ class Modulation(nn.Module):
         names = ("embed", "modulation", "modulated")
         kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
-        return jnp.tensordot(nn.silu(cond).astype(dtype), kernel.astype(dtype), 1) + bias.astype(dtype)
+        summed = jnp.dtype(c.gradient_dtype)
+        return add_bias(product("bw,wnv->bnv", nn.silu(cond), kernel, dtype, summed), bias, summed)
 
 
 def layer_norm(
@@ -142,11 +131,12 @@ class Attention(nn.Module):
         stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
         kernel = parameter(self, "qkv", nn.initializers.normal(c.init_std), (c.width, 3, *heads),
                            ("embed", "qkv", *names), stored)
-        qkv = jnp.einsum("blw,wnhd->blnhd", x.astype(dtype), kernel.astype(dtype))
+        summed = jnp.dtype(c.gradient_dtype)
+        qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed)
         zeros = nn.initializers.zeros
-        q = qkv[:, :, 0] + parameter(self, "q_bias", zeros, heads, names, stored).astype(dtype)
+        q = add_bias(qkv[:, :, 0], parameter(self, "q_bias", zeros, heads, names, stored), summed)
         k = qkv[:, :, 1]
-        v = qkv[:, :, 2] + parameter(self, "v_bias", zeros, heads, names, stored).astype(dtype)
+        v = add_bias(qkv[:, :, 2], parameter(self, "v_bias", zeros, heads, names, stored), summed)
         scale = 0.25 / c.head_dim**0.5
         if c.qk_norm:
             init = nn.initializers.constant(np.log(4.0))
@@ -170,7 +160,7 @@ class Attention(nn.Module):
         std = c.init_std / (2 * c.depth) ** 0.5
         proj = parameter(self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored)
         bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
-        return jnp.einsum("blhd,hdw->blw", y, proj.astype(dtype)) + bias.astype(dtype), new
+        return add_bias(product("blhd,hdw->blw", y, proj, dtype, summed), bias, summed), new
 
 
 class Block(nn.Module):
@@ -188,7 +178,7 @@ class Block(nn.Module):
         elif c.shared_adaln:
             init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
             offset = parameter(self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored)
-            modulations = cond + offset.astype(cond.dtype)
+            modulations = add_bias(cond, offset, jnp.dtype(c.gradient_dtype))
         else:
             modulations = Modulation(6, c, init="block", name="ada")(cond)
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulations[:, i] for i in range(6))
@@ -250,7 +240,7 @@ class Transformer(nn.Module):
             keep = jax.random.bernoulli(path_rng, keep_rate, (c.depth, 2, batch)) / keep_rate
         cond = self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
-        x = x + self._places(slice(0, c.scales.total))
+        x = self._placed(x, slice(0, c.scales.total))
         x, _ = self.blocks(constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond))
         return self._logits(x, cond)
 
@@ -258,7 +248,7 @@ class Transformer(nn.Module):
                    cache: Cache) -> tuple[Float[Array, "b l v"], Cache]:
         """Logits of scale k, and the cache for scale k + 1, in order from 0; `inputs` is unused (None) at the first."""
         cond = self._condition(labels)
-        x = (self._start(cond) if k == 0 else self.word_embed(inputs)) + self._places(self.config.scales.span(k))
+        x = self._placed(self._start(cond) if k == 0 else self.word_embed(inputs), self.config.scales.span(k))
         x, (new_k, new_v, modulations) = self.blocks(x, cache, None, self._block_condition(cond))
         c = self.config
         unseen = masks.first_visible(c.mask, k + 1) - masks.first_visible(c.mask, k)
@@ -273,7 +263,7 @@ class Transformer(nn.Module):
         """
         c, cond = self.config, self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
-        x = x + self._places(slice(0, c.scales.offsets[n]))
+        x = self._placed(x, slice(0, c.scales.offsets[n]))
         _, (k, v, modulations) = self.blocks(x, Cache(first=n), None, self._block_condition(cond))
         seen = [c.scales.span(i) for i in range(masks.first_visible(c.mask, n), n)]
         return Cache(tuple(k[:, :, span] for span in seen), tuple(v[:, :, span] for span in seen), modulations)
@@ -285,12 +275,13 @@ class Transformer(nn.Module):
         return self.shared_ada(cond) if self.config.shared_adaln else cond
 
     def _start(self, cond):
-        return cond[:, None] + self.pos_start.astype(cond.dtype)
+        rows = jnp.repeat(cond[:, None], self.pos_start.shape[0], axis=1)
+        return add_bias(rows, self.pos_start, jnp.dtype(self.config.gradient_dtype))
 
-    def _places(self, span: slice):
-        """Level plus position embedding of the tokens in `span`."""
+    def _placed(self, x, span: slice):
+        """x plus level and position embedding of the tokens in `span`."""
         places = jnp.take(self.level_embed, self.config.scales.level_ids[span], axis=0) + self.pos_embed[span]
-        return places.astype(jnp.dtype(self.config.dtype))
+        return add_bias(x, places, jnp.dtype(self.config.gradient_dtype))
 
     def _logits(self, x, cond):
         scale, shift = jnp.moveaxis(self.head_ada(cond), 1, 0)

@@ -28,7 +28,7 @@ from var_jax.train.workdir import FENCE
 # and its resumption; with another value of any other key it is another run.
 VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
             "tokenizer_dir", "data.workers", "data.data_dir", "data.tokens_dir", "transformer.attention",
-            "transformer.remat", "tokenizer.remat")
+            "transformer.remat", "tokenizer.remat", "transformer.gradient_dtype", "tokenizer.gradient_dtype")
 # What a branch may have otherwise than the run it branches from.
 BRANCHING = ("steps", "branch_from", "branch_step", "optimizer.schedule", "optimizer.cooldown_steps",
              "optimizer.final_lr_ratio")

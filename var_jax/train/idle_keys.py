@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from var_jax.config import plain
+from var_jax.config import TransformerConfig, plain
 from var_jax.errors import UserError
 from var_jax.train.config import TrainConfig
 
@@ -55,6 +55,8 @@ def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[
 # Where one key is off because of another that is off, only the outer one has a rule that applies.
 RULES = (
     *_optimizer_rules("optimizer", lambda c: True),
+    Rule(("transformer.gradient_dtype",), "transformer.dtype",
+         lambda c: c.stage == "transformer" and c.transformer.dtype == "float32"),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
 )
@@ -81,6 +83,7 @@ TOKENIZER_RULES = (
     Rule(("codebook.entropy_temperature",), "codebook.entropy", lambda c: c.codebook.entropy == 0),
     Rule(("codebook.init",), "init_from", lambda c: bool(c.init_from)),
     Rule(("codebook.init",), "branch_from", lambda c: bool(c.branch_from)),
+    Rule(("tokenizer.gradient_dtype",), "tokenizer.dtype", lambda c: c.tokenizer.dtype == "float32"),
     Rule(("progressive.until",), "progressive.scales", lambda c: not c.progressive.scales),
     Rule(("tokenizer.init_codes",), "codebook.init", lambda c: c.codebook.init != "normal"),
     Rule(("tokenizer.init_codes",), "tokenizer.codes", lambda c: c.tokenizer.codes == "bsq"),
@@ -136,7 +139,7 @@ def refuse_flags(config: TrainConfig, keys: Collection[str], started_with: Mappi
       keys: dotted, of all flags.
       started_with: as of `refuse`.
     """
-    ours, defaults = plain(config), plain(TrainConfig())
+    ours, defaults = plain(config), plain(TrainConfig(transformer=TransformerConfig()))
     if config.stage == "tokenizer":
         for key in keys:
             if key.startswith("transformer."):

@@ -23,6 +23,7 @@ RESUMABLE = (
     "steps", "microbatches", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps",
     "eval_images", "mesh", "sample_classes", "tokenizer_dir", "init_from", "branch_from", "data.workers",
     "data.data_dir", "data.tokens_dir", "transformer.attention", "transformer.remat", "tokenizer.remat",
+    "transformer.gradient_dtype", "tokenizer.gradient_dtype",
     "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
 
 

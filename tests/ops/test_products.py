@@ -1,0 +1,74 @@
+"""Products in bfloat16 whose weights' gradients are float32 sums, or bfloat16 ones."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from var_jax.ops.products import add_bias, convolution, last_axis_spec, product
+
+NARROW, WIDE = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+
+
+def drawn(*shape) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+
+
+# (function of x, weight and the dtype of gradients; x; weight), and the same by JAX's own derivatives in float32.
+CASES = {
+    "linear": (lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g), (4, 6, 8), (8, 5),
+               lambda x, w: jnp.tensordot(x, w, 1)),
+    "heads": (lambda x, w, g: product("blw,wnhd->blnhd", x, w, NARROW, g), (4, 6, 8), (8, 3, 2, 4),
+              lambda x, w: jnp.tensordot(x, w, 1)),
+    "joined heads": (lambda x, w, g: product("blhd,hdw->blw", x, w, NARROW, g), (4, 6, 2, 4), (2, 4, 8),
+                     lambda x, w: jnp.tensordot(x, w, 2)),
+    "wide": (lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g, wide=True), (4, 6, 8), (8, 5),
+             lambda x, w: jnp.tensordot(x, w, 1)),
+    "bias": (lambda x, w, g: add_bias(x.astype(NARROW), w, g), (40, 6, 8), (6, 8), lambda x, w: x + w),
+    "convolution": (lambda x, w, g: convolution(x, w, (2, 2), ((0, 1), (0, 1)), NARROW, g), (3, 8, 6, 4), (3, 3, 4, 5),
+                    lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), ((0, 1), (0, 1)),
+                                                              dimension_numbers=("NHWC", "HWIO", "NHWC"))),
+}
+
+
+def rounded(x: jax.Array) -> jax.Array:
+    return x.astype(NARROW).astype(WIDE)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("gradient_dtype", [NARROW, WIDE], ids=str)
+def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_dtype):
+    """Against float32 arithmetic on operands rounded to bfloat16, which are exact in it.
+
+    A float32 gradient is that of float32 arithmetic, to its rounding; a bfloat16 one is a bfloat16 number.
+    """
+    function, x_shape, w_shape, plain = case
+    x, w = rounded(drawn(*x_shape)), rounded(drawn(*w_shape))
+    cotangent = rounded(drawn(*jax.eval_shape(plain, x, w).shape))
+    result, gradients = jax.vjp(functools.partial(function, g=gradient_dtype), x, w)
+    expected, exact = jax.vjp(plain, x, w)
+    np.testing.assert_allclose(result.astype(WIDE), expected, rtol=2**-7, atol=0.05)
+    (d_x, d_w), (exact_x, exact_w) = gradients(cotangent.astype(result.dtype)), exact(cotangent)
+    assert d_w.dtype == WIDE and d_x.dtype == x.dtype
+    np.testing.assert_allclose(d_x, exact_x, rtol=2**-7, atol=0.05)
+    if gradient_dtype == WIDE:
+        np.testing.assert_allclose(d_w, exact_w, rtol=1e-5, atol=1e-5)
+        assert (rounded(d_w) != d_w).any()
+    else:
+        np.testing.assert_allclose(d_w, exact_w, rtol=2**-7, atol=0.05)
+        assert (rounded(d_w) == d_w).all()
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_products_in_float32_are_plain(case):
+    """Where all is float32, the dtype of gradients has no effect."""
+    function, x_shape, w_shape, plain = case
+    x, w = drawn(*x_shape), drawn(*w_shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "NARROW", WIDE)
+        result, gradients = jax.vjp(functools.partial(function, g=jnp.dtype(jnp.bfloat16)), x, w)
+    expected, exact = jax.vjp(plain, x, w)
+    for ours, theirs in zip((result, *gradients(expected)), (expected, *exact(expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

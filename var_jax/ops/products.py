@@ -1,0 +1,124 @@
+"""Products with weights that compute in one dtype and leave the weights' gradient in another.
+
+In bfloat16, autodiff gives a weight's gradient in bfloat16, and devices sum it in bfloat16, because a
+cotangent has the dtype of its primal. The published code sums float32. These products take the float32
+weight itself, so that the sum over a device's own rows and the sum over devices can both be float32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+LETTERS = "abcdefg"
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def product(spec: str, x: Float[Array, ...], kernel: Float[Array, ...], dtype: jnp.dtype,
+            gradient_dtype: jnp.dtype, wide: bool = False) -> Float[Array, ...]:
+    """Returns the einsum of activations and a weight, computed in `dtype`.
+
+    The gradient of the weight leaves its product in `gradient_dtype`; that of the activations, and the
+    cotangent that both are computed from, are of `dtype`.
+
+    Args:
+      spec: such as "blw,wv->blv", in which each letter is in two of the three places.
+      wide: whether the result is given in float32.
+    """
+    out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
+    if dtype == jnp.float32:
+        return jnp.einsum(spec, x.astype(dtype), kernel.astype(dtype))
+    return _product(x.astype(dtype), kernel, spec, jnp.dtype(dtype), jnp.dtype(gradient_dtype), out)
+
+
+def last_axis_spec(rank: int, outputs: int) -> str:
+    """Returns the spec of a product over the last axis of x, with an output of `outputs` dimensions."""
+    rows, made = LETTERS[:rank - 1], "uvw"[:outputs]
+    return f"{rows}z,z{made}->{rows}{made}"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _product(x, kernel, spec, dtype, gradient_dtype, out):
+    return jnp.einsum(spec, x, kernel.astype(dtype), preferred_element_type=out)
+
+
+def _product_forward(x, kernel, spec, dtype, gradient_dtype, out):
+    return _product(x, kernel, spec, dtype, gradient_dtype, out), (x, kernel)
+
+
+def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
+    x, kernel = operands
+    inputs, result = spec.split("->")
+    of_x, of_kernel = inputs.split(",")
+    cotangent = cotangent.astype(dtype)
+    d_x = jnp.einsum(f"{result},{of_kernel}->{of_x}", cotangent, kernel.astype(dtype))
+    d_kernel = jnp.einsum(f"{of_x},{result}->{of_kernel}", x, cotangent, preferred_element_type=gradient_dtype)
+    return d_x, d_kernel.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def add_bias(x: Float[Array, ...], bias: Float[Array, ...], gradient_dtype: jnp.dtype) -> Float[Array, ...]:
+    """Returns x plus a bias of its last dimensions, in the dtype of x; the bias's gradient is summed in
+    `gradient_dtype`."""
+    if x.dtype == jnp.float32:
+        return x + bias.astype(x.dtype)
+    return _add_bias(x, bias, jnp.dtype(gradient_dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _add_bias(x, bias, gradient_dtype):
+    return x + bias.astype(x.dtype)
+
+
+def _bias_forward(x, bias, gradient_dtype):
+    return _add_bias(x, bias, gradient_dtype), bias
+
+
+def _bias_backward(gradient_dtype, bias, cotangent):
+    rows = tuple(range(cotangent.ndim - bias.ndim))
+    return cotangent, jnp.sum(cotangent, axis=rows, dtype=gradient_dtype).astype(bias.dtype)
+
+
+_add_bias.defvjp(_bias_forward, _bias_backward)
+
+
+def convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], strides: tuple[int, int], padding,
+                dtype: jnp.dtype, gradient_dtype: jnp.dtype) -> Float[Array, "b H W o"]:
+    """Returns the convolution of maps with a kernel, computed in `dtype`; the kernel's gradient is computed in
+    `gradient_dtype`, from operands of `dtype`."""
+    x = x.astype(dtype)
+    if dtype == jnp.float32:
+        return _convolve(x, kernel.astype(dtype), strides, padding)
+    return _convolution(x, kernel, strides, padding, jnp.dtype(gradient_dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolution(x, kernel, strides, padding, gradient_dtype):
+    return _convolve(x, kernel.astype(x.dtype), strides, padding)
+
+
+def _convolution_forward(x, kernel, strides, padding, gradient_dtype):
+    return _convolution(x, kernel, strides, padding, gradient_dtype), (x, kernel)
+
+
+def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent):
+    x, kernel = operands
+    narrow_kernel, wide_x = kernel.astype(x.dtype), x.astype(gradient_dtype)
+    d_x, = jax.vjp(lambda x: _convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
+    of_kernel = jax.vjp(lambda k: _convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype))[1]
+    return d_x, of_kernel(cotangent.astype(gradient_dtype))[0].astype(kernel.dtype)
+
+
+_convolution.defvjp(_convolution_forward, _convolution_backward)
+
+
+def _convolve(x, kernel, strides, padding):
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT)
