@@ -7,6 +7,7 @@ import pytest
 import small
 
 from var_jax.config import SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig, build, differences, plain
+from var_jax.data.tokens import TRAINING_ONLY
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
 from var_jax.train.config import from_config_dict
@@ -114,12 +115,80 @@ def test_every_config_file_is_a_run_of_either_stage(file):
     deeper = from_config_dict(module.get_config("d6"))
     assert default.stage == deeper.stage == "transformer" and deeper.transformer.depth == 6
     trained = from_config_dict(module.get_config("tokenizer")).tokenizer
-    # What it computes in while it is trained may differ: a transformer takes its tokenizer as it lies in its directory.
-    assert default.tokenizer == dataclasses.replace(trained, dtype=default.tokenizer.dtype)
+    # What only its training uses may differ: a transformer takes its tokenizer's from its directory.
+    only_training = {name: getattr(default.tokenizer, name) for name in ("dtype", *TRAINING_ONLY)}
+    assert default.tokenizer == dataclasses.replace(trained, **only_training)
     assert f"configs/{file.name}:tokenizer" in module.__doc__ or f"configs/{file.name}:d" in module.__doc__
     for wrong in ("xl", "d", "d0", "d-1"):
         with pytest.raises(UserError, match="is neither 'tokenizer' nor a depth"):
             module.get_config(wrong)
+
+
+def test_the_published_tokenizers_recipe():
+    """Against the defaults of vaex's arguments, by their names there; its rates are of batch 768,
+    ours of 256."""
+    file, = (file for file in CONFIGS if file.stem == "imagenet256")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = from_config_dict(module.get_config("tokenizer"))
+    t, a, d = config.tokenizer, config.adversarial, config.discriminator_optimizer
+    found = {
+        "bs": config.batch_size,
+        "ep": config.steps * config.batch_size // 1_281_167 + 1,
+        "ema": config.ema,
+        "drop_out": t.dropout,
+        "vae_init": -t.init_gain,
+        "vocab_init": config.codebook.init,
+        "vae_wd": config.optimizer.weight_decay,
+        "disc_wd": d.weight_decay,
+        "wp0": d.warmup_from,
+        "grad_clip": (config.optimizer.clip, d.clip),
+        "sche_end": (config.optimizer.final_lr_ratio, d.final_lr_ratio),
+        "disc_start_ep": a.start,
+        "disc_warmup_ep": a.warmup,
+        "warm": d.warmup_steps / config.steps,
+        "fade_blur": a.blur_fade,
+        "ld": a.weight,
+        "bcr": a.bcr,
+        "bcr_cut": a.bcr_cutout,
+        "cutout": a.cutout,
+        "dcrit": a.hinge,
+        "gada": (a.adaptive_lowest, a.adaptive_highest),
+        "img": (a.feature_size, a.feature_crops),
+        "ks": a.kernel,
+        "readout": a.feature_readout,
+        "codebook decays": config.codebook.weight_decay,
+    }
+    assert found == {
+        "bs": 768,
+        "ep": 250,
+        "ema": 0.9999,
+        "drop_out": 0.05,
+        "vae_init": -0.5,
+        "vocab_init": "uniform",
+        "vae_wd": 0.005,
+        "disc_wd": 0.0005,
+        "wp0": 0.005,
+        "grad_clip": (10.0, 10.0),
+        "sche_end": (0.3, 0.3),
+        "disc_start_ep": 0.2,
+        "disc_warmup_ep": 0.02,
+        "warm": pytest.approx(0.02, rel=1e-3),
+        "fade_blur": 0.04,
+        "ld": 0.4,
+        "bcr": 4.0,
+        "bcr_cut": 0.2,
+        "cutout": 0.2,
+        "dcrit": "sum",
+        "gada": (0.015, 1e4),
+        "img": (224, 0.5),
+        "ks": 9,
+        "readout": "patch_and_class",
+        "codebook decays": False,
+    }
+    assert t.init_codes == pytest.approx(t.z_channels**-0.5 / 36, abs=5e-5)
+    assert 3 * config.optimizer.base_lr == 3 * d.base_lr == pytest.approx(3e-4)
 
 
 def test_the_published_recipes():

@@ -156,6 +156,28 @@ def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
     assert np.array_equal(found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None)))
 
 
+def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, tmp_path):
+    """As crops are; with flips, a set that is not cropped has views, and its held-out images are
+    not flipped."""
+    flipped = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, resize="whole", flip=True)
+    )
+    tokenize(flipped, str(model_dir), str(tmp_path / "cache"), views=2, batch=1)
+    cache, model = tokens.open_cache(tmp_path / "cache"), Pipeline.from_pretrained(model_dir)
+    cache.check(flipped.data)
+    still, mirrored = pixels(flipped, "train[:50]", None), 0
+    for view in range(2):
+        images = still.copy()
+        for i in range(50):
+            if np.random.default_rng([flipped.seed, view, i]).random() < 0.5:
+                images[i], mirrored = images[i, :, ::-1], mirrored + 1
+        found = np.stack([cache.train.read(i, view)["tokens"] for i in range(50)])
+        assert np.array_equal(found, model.encode(images))
+    assert 30 < mirrored < 70
+    held_out = np.stack([e["tokens"] for e in cache.test])
+    assert np.array_equal(held_out, model.encode(pixels(flipped, "test[:7]", None)))
+
+
 def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, tmp_path):
     before = files(whole)
     with pytest.raises(UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"):

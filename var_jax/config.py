@@ -42,6 +42,9 @@ class TokenizerConfig:
         spherical codes without a codebook (`ops.vq`), for vocabularies of any size.
       vq_beta: weight of the commitment half of the VQ loss.
       init_codes: standard deviation that codes start with; at that of the features many codes are used from the start.
+      init_gain: gain of the Xavier-normal initialization of convolutions (Glorot and Bengio 2010);
+        0 for PyTorch's default, uniform within 1 / sqrt(fan_in).
+      dropout: in every residual block, before its second convolution; in training alone.
       quantizer_dropout: share of training images whose finest scales are left out, from a random one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
       remat: what the backward pass recomputes: "none", or every residual block ("full").
@@ -66,6 +69,8 @@ class TokenizerConfig:
     codes: Literal["euclidean", "cosine", "bsq"] = "euclidean"
     vq_beta: float = 0.25
     init_codes: float = 0.1
+    init_gain: float = 0.0
+    dropout: float = 0.0
     quantizer_dropout: float = 0.0
     quantizer_dropout_from: int = 3
     remat: Literal["none", "full"] = "none"
@@ -89,6 +94,9 @@ class TokenizerConfig:
                     f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: 12 for 4096 codes")
             require(self.vocab_size == 2**self.z_channels, "tokenizer.vocab_size", self.vocab_size,
                     f"2 ** z_channels = {2**self.z_channels} with codes 'bsq'")
+        for name in ("init_codes", "init_gain"):
+            require(getattr(self, name) >= 0, f"tokenizer.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.dropout < 1, "tokenizer.dropout", self.dropout, "from 0 to below 1")
         require(0 <= self.quantizer_dropout <= 1, "tokenizer.quantizer_dropout", self.quantizer_dropout, "from 0 to 1")
         finest = len(self.scales) - 1
         require(self.quantizer_dropout == 0 or 0 <= self.quantizer_dropout_from <= finest,
@@ -137,6 +145,12 @@ class TransformerConfig:
       qk_norm: L2-normalised q and k with a learned scale a head; without it logits are scaled by 0.25/sqrt(d).
       drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
       class_dropout: share of training labels replaced by "no class".
+      progressive: for how long only the first scales are trained on, one more after the other (the
+        published `pg`); from 1 on a number of steps, below it a share of the run's, 0 for never.
+      progressive_from: the last of them, counted from 0, until the learning rate's warm-up is over
+        (the published `pg0`).
+      progressive_warmup: how long the loss of a scale that is added grows from a hundredth of its
+        weight to all of it (the published `pgwp`); steps or a share, as above.
       init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
       init_head: factor on the head's initial weights.
       init_adaln: factor on AdaLN's initial weights.
@@ -163,6 +177,9 @@ class TransformerConfig:
     qk_norm: bool = True
     drop_path: float = -1.0
     class_dropout: float = 0.1
+    progressive: float = 0.0
+    progressive_from: int = 4
+    progressive_warmup: float = 1 / 300
     init_std: float = -1.0
     init_head: float = 0.02
     init_adaln: float = 0.5
@@ -196,6 +213,17 @@ class TransformerConfig:
                 "positive, for a hidden width of at least 1")
         require(self.drop_path < 1, "transformer.drop_path", self.drop_path, "below 1")
         require(0 <= self.class_dropout < 1, "transformer.class_dropout", self.class_dropout, "from 0 to below 1")
+        for name in ("progressive", "progressive_warmup"):
+            require(
+                getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 or more"
+            )
+        finest = len(self.scales) - 1
+        require(
+            self.progressive == 0 or 0 <= self.progressive_from <= finest,
+            "transformer.progressive_from",
+            self.progressive_from,
+            f"a scale of {self.scales}, counted from 0: at most {finest}",
+        )
 
     @property
     def head_dim(self) -> int:

@@ -72,7 +72,7 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
             jax.process_count() if shard_count is None else shard_count)
     processes = distributed.processes_on_host()
     require(views >= 1, "--views", views, "at least 1")
-    require(views == 1 or config.data.resize == "crop", "--views", views,
+    require(views == 1 or config.data.resize == "crop" or config.data.flip, "--views", views,
             f"1 with data.resize {config.data.resize!r}, which makes the same image every time")
     require(batch is None or batch >= 1, "--batch", batch, "at least 1")
     loaded, params = model_directory.load(epath.Path(model))
@@ -105,9 +105,8 @@ def tokenize(config: TrainConfig, model: str, out: str, *, views: int = 1, roles
         for role in roles:
             rows = [part for part in todo if part.role == role]
             fitted = loader.FittedSplit(splits[role], shape, config.data.resize, max(1, config.data.workers))
-            crop_seed = config.seed if role == "train" else None
-            for part, records in _encoded(rows, _Load(fitted, shape, crop_seed), encode, batch, config, bar.update,
-                                           plan=plan):
+            load = _Load(fitted, shape, config.seed if role == "train" else None, config.data.flip)
+            for part, records in _encoded(rows, load, encode, batch, config, bar.update, plan=plan):
                 _write(directory, manifest, part, records)
     return _complete(directory, manifest, parts)
 
@@ -123,7 +122,7 @@ def _manifest(config: TrainConfig, params: Any, splits: dict[str, sources.Split]
     images = next(iter(splits.values())).fingerprint  # all splits tell that of the whole data set
     return tokens.Manifest(tokens.fingerprint(tokenizer, params), config.data.name, config.data.resize,
                            tokenizer.image_shape, tokenizer.scales, tokenizer.vocab_size, names.pop(), config.seed,
-                           data_fingerprint=images, **infos)
+                           data_fingerprint=images, flip=config.data.flip, **infos)
 
 
 def _claim(directory: epath.Path, manifest: tokens.Manifest, first_host: bool) -> tokens.Manifest:
@@ -190,16 +189,27 @@ def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
 
 
 class _Load(grain.transforms.Map):
-    """(view, index) -> the image, cropped by the seed, the view and the index, or in the centre without a seed."""
+    """(view, index) -> the image, cropped (and flipped, if asked for) by the seed, the view and the
+    index, or cropped in the center without a seed."""
 
-    def __init__(self, fitted: loader.FittedSplit, image_shape: tuple[int, int, int], seed: int | None):
-        self._fitted, self._image_shape, self._seed = fitted, image_shape, seed
+    def __init__(
+        self,
+        fitted: loader.FittedSplit,
+        image_shape: tuple[int, int, int],
+        seed: int | None,
+        flip: bool,
+    ):
+        self._fitted, self._image_shape, self._seed, self._flip = fitted, image_shape, seed, flip
 
     def map(self, element: np.ndarray) -> dict[str, Any]:
         view, index = map(int, element)
         rng = None if self._seed is None else np.random.default_rng([self._seed % 2**64, view, index])
         fitted = self._fitted[index]
-        return {**fitted, "image": transforms.crop(fitted["image"], self._image_shape, rng)}
+        image = transforms.crop(fitted["image"], self._image_shape, rng)
+        return {
+            **fitted,
+            "image": image if rng is None or not self._flip else transforms.flip(image, rng),
+        }
 
 
 def _encoded(parts: list[Part], load: _Load, encode: Callable, batch: int, config: TrainConfig,

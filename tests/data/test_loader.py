@@ -54,6 +54,29 @@ def test_crops_are_drawn_anew_for_every_image_and_epoch(data):
     assert len({image.tobytes() for image in cropped}) > 150  # of 270; 90 images have at most 3 x 4 places each
 
 
+@pytest.mark.parametrize("resize", ["crop", "whole"])
+def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
+    """The batches without flips, about half of their images mirrored; an image is not mirrored in
+    every epoch. A run that resumes draws the same ones."""
+    still = dataclasses.replace(data, resize=resize)
+    flipped = dataclasses.replace(still, flip=True)
+    plain, moved = (
+        np.concatenate([b["image"] for b in take(loader.train_batches(config, SHAPE, 9, 0), 20)])
+        for config in (still, flipped)
+    )
+    mirrored = np.array([not np.array_equal(a, b) for a, b in zip(plain, moved, strict=True)])
+    np.testing.assert_array_equal(
+        moved, np.where(mirrored[:, None, None, None], plain[:, :, ::-1], plain)
+    )
+    assert 60 < mirrored.sum() < 120 and (mirrored[:90] != mirrored[90:]).any()
+    resumed = take(loader.train_batches(flipped, SHAPE, 9, 0, 7), 2)
+    np.testing.assert_array_equal(np.concatenate([b["image"] for b in resumed]), moved[63:81])
+    held_out, = take(loader.eval_batches(flipped, SHAPE, 50), 1)
+    np.testing.assert_array_equal(
+        held_out["image"], next(iter(loader.eval_batches(still, SHAPE, 50)))["image"]
+    )
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_see_the_batch_of_one(data, hosts):
     whole = take(loader.train_batches(data, SHAPE, 8, 0, 7), 6)

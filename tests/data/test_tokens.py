@@ -1,6 +1,8 @@
 import dataclasses
+import hashlib
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from array_record.python import array_record_module
 from batches import same, take
 from etils import epath
 
-from var_jax.config import TokenizerConfig, plain
+from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, plain
 from var_jax.data import loader, tokens
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
@@ -121,6 +123,7 @@ def test_what_differs_from_the_run_is_named(cache):
     differ = dataclasses.replace
     assert "data.name: cifar10 here, digits there" in refused(cache.check, differ(DATA, name="cifar10"))
     assert "data.resize: pad here, crop there" in refused(cache.check, differ(DATA, resize="pad"))
+    assert "data.flip: True here, False there" in refused(cache.check, differ(DATA, flip=True))
     assert "data.train_split: train here, train[:20] there" in refused(cache.check, differ(DATA, train_split="train"))
     assert "data.eval_split: test here" in refused(cache.check, differ(DATA, eval_split="test"))
     assert "tokenizer fingerprint: def here, abc there" in refused(cache.check, DATA, TOKENIZER, "def")
@@ -170,11 +173,37 @@ def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
 def test_the_fingerprint_tells_weights_and_settings_that_matter():
     params = {"a": {"kernel": np.ones((2, 3), np.float32)}, "codebook": np.zeros(3, np.float32)}
     ours = tokens.fingerprint(TOKENIZER, params)
-    assert ours == tokens.fingerprint(dataclasses.replace(TOKENIZER, vq_beta=0.5), dict(reversed(params.items())))
+    trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
+    assert ours == tokens.fingerprint(trained, dict(reversed(params.items())))
     others = [(dataclasses.replace(TOKENIZER, codes="cosine"), params),
               (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
               (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}})]
     assert len({ours, *(tokens.fingerprint(*other) for other in others)}) == 4
+
+
+def test_a_models_fingerprint_is_that_of_before_its_config_had_keys_of_training_alone():
+    """A sample set that an earlier version began goes on: what progressive training adds to a
+    config is not in it."""
+    transformer = TransformerConfig(
+        depth=2, width=16, vocab_size=70000, z_channels=4, scales=TOKENIZER.scales
+    )
+    params = {
+        "tokenizer": {"a": np.ones(2, np.float32)},
+        "transformer": {"b": np.zeros(3, np.float32)},
+    }
+    config = ModelConfig(dataclasses.replace(TOKENIZER, z_channels=4), transformer)
+    text = re.sub(r", progressive\w*=[^,)]+", "", repr(transformer))
+    assert "progressive" in repr(transformer) and "progressive" not in text
+    own = [tokens.fingerprint(config.tokenizer, params["tokenizer"]), text]
+    own.append(hashlib.sha256(params["transformer"]["b"].tobytes()).hexdigest())
+    assert (
+        tokens.model_fingerprint(config, params)
+        == hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
+    )
+    longer = dataclasses.replace(
+        config, transformer=dataclasses.replace(transformer, progressive=0.5, progressive_from=0)
+    )
+    assert tokens.model_fingerprint(longer, params) == tokens.model_fingerprint(config, params)
 
 
 def test_paths_may_be_texts(cache):

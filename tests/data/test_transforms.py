@@ -72,6 +72,16 @@ def test_crop_stays_inside_and_reaches_every_place_and_never_flips():
     np.testing.assert_array_equal(transforms.crop(pixels, (64, 64, 3)), pixels[4:68, 16:80])
 
 
+def test_flip_mirrors_half_of_the_images():
+    """Each comes out as it is or mirrored from left to right, about as often; nothing else
+    changes."""
+    pixels, rng = gradient(20, 30), np.random.default_rng(0)
+    out = [transforms.flip(pixels, rng) for _ in range(400)]
+    mirrored = [np.array_equal(one, pixels[:, ::-1]) for one in out]
+    assert all(m or np.array_equal(one, pixels) for m, one in zip(mirrored, out, strict=True))
+    assert 160 < sum(mirrored) < 240
+
+
 def test_whole_keeps_all_of_the_image_at_the_exact_size():
     fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
     assert fitted.shape == (16, 24, 3)

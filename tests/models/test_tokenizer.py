@@ -1,14 +1,16 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from flax.traverse_util import flatten_dict
 
 from var_jax.config import TokenizerConfig
 from var_jax.errors import UserError
-from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.tokenizer import DROPOUT, ResBlock, Tokenizer
 from var_jax.ops import vq
 from var_jax.published import abstract
 
@@ -113,6 +115,70 @@ def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
     rec, _, loss = apply(params, images, config=config)
     assert rec.dtype == loss.dtype == jnp.float32
     assert apply(params, images, method="features", config=config).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_dropout_acts_in_training_alone(params, images, remat):
+    """With a key it changes what comes out, another way under another key; without one it is as if
+    there were none. It has no parameters, so that any tokenizer may be trained on with it."""
+    config = dataclasses.replace(small.TOKENIZER, dropout=0.5, remat=remat)
+    assert abstract(config).keys() == abstract(small.TOKENIZER).keys()
+
+    @jax.jit
+    def trained(params, seed):
+        rngs = {DROPOUT: jax.random.key(seed)}
+        return (
+            Tokenizer(config)
+            .apply({"params": params}, images, method="forward", rngs=rngs)
+            .reconstruction
+        )
+
+    plain = apply(params, images)[0]
+    np.testing.assert_array_equal(apply(params, images, config=config)[0], plain)
+    first, again, other = trained(params, 0), trained(params, 0), trained(params, 1)
+    np.testing.assert_array_equal(first, again)
+    assert float(jnp.abs(first - plain).max()) > 1e-3 and float(jnp.abs(first - other).max()) > 1e-3
+
+
+def test_dropout_keeps_the_mean_of_what_the_second_convolution_sees():
+    """A residual block whose second convolution sums one channel up: its mean over many images is
+    the value without dropout, because what is kept is scaled up, and every value is a sum of kept
+    ones."""
+    config = dataclasses.replace(small.TOKENIZER, dropout=0.25, norm_groups=1)
+    block = ResBlock(4, config)
+    x = jnp.broadcast_to(
+        jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 4)), jnp.float32),
+        (4000, 2, 2, 4),
+    )
+    params = block.init(jax.random.key(0), x[:1])
+    exact = block.apply(params, x[:1])
+    dropped = block.apply(params, x, rngs={DROPOUT: jax.random.key(1)})
+    spread = np.asarray(dropped).std(axis=0)
+    assert spread.min() > 0
+    np.testing.assert_array_less(
+        np.abs(np.asarray(dropped).mean(axis=0) - exact[0]), 5 * spread / 4000**0.5
+    )
+
+
+def test_xavier_initialization_has_the_published_deviation():
+    """gain sqrt(2 / (fan_in + fan_out)), of every convolution, the quantizer's residual ones among
+    them."""
+    config = dataclasses.replace(small.TOKENIZER, channels=32, z_channels=16, init_gain=0.5)
+    init = jax.jit(Tokenizer(config).init)(jax.random.key(0), jnp.zeros((1, *config.image_shape)))[
+        "params"
+    ]
+    kernels = {path: leaf for path, leaf in flatten_dict(nn.meta.unbox(init), sep="/").items()
+               if path.endswith("kernel") and leaf.size > 500}
+    assert len(kernels) > 10 and "quantize/phi_kernel" in kernels
+    for path, kernel in kernels.items():
+        *taps, fan_in, fan_out = kernel.shape[-4:]
+        deviation = 0.5 * (2 / (np.prod(taps) * (fan_in + fan_out))) ** 0.5
+        np.testing.assert_allclose(
+            kernel.std(), deviation, rtol=5 / (2 * kernel.size) ** 0.5, err_msg=path
+        )
+        assert float(jnp.abs(kernel).max()) > 2.5 * deviation, (
+            path
+        )  # no uniform distribution reaches that
 
 
 def test_quantizer_dropout_decodes_what_is_left(params, images):

@@ -45,6 +45,21 @@ def test_the_first_level_is_patches_with_their_positions(reference, state):
     assert len(vit.LAYERS) == 5
 
 
+def test_the_class_token_may_be_added_to_every_patch_token(reference, state):
+    """The published readout: at every level one vector of an image more, which before the blocks is
+    the class token with its position."""
+    params, images = vit.from_state(state), reference["trained_images"]
+    layers = (vit.EMBEDDED, 0, 2)
+    patches, both = (vit.tokens(params, images, layers, with_class=w) for w in (False, True))
+    for before, after in zip(patches, both, strict=True):
+        added = np.asarray(after - before)
+        np.testing.assert_allclose(added, np.broadcast_to(added[:, :1], added.shape), atol=1e-5)
+    embedded = state["cls_token"] + state["pos_embed"][:, :1]
+    np.testing.assert_allclose((both[0] - patches[0])[:1, :1], embedded, atol=1e-5)
+    # After blocks it is what the class token has become: it attends, so images differ in it.
+    assert float(np.abs((both[2] - patches[2])[0, 0] - (both[2] - patches[2])[1, 0]).max()) > 1e-3
+
+
 def test_mistakes_are_named(reference, state):
     with pytest.raises(UserError, match=r"there is no blocks\.1\.attn\.qkv\.bias"):
         vit.from_state({key: x for key, x in state.items() if key != "blocks.1.attn.qkv.bias"})

@@ -7,6 +7,7 @@ import pytest
 
 from var_jax.errors import UserError
 from var_jax.ops import adversarial, augment
+from var_jax.ops.resize import resize
 
 B, H, W, C, N = 3, 4, 5, 2, 6
 
@@ -36,6 +37,52 @@ def test_hinge_loss_and_its_gradient(linear):
     np.testing.assert_allclose(loss, (relu(1 - d_real).mean() + relu(1 + d_fake).mean()) / 2, rtol=1e-5)
     by_hand = (fake.reshape(B, -1).T @ (d_fake > -1) - real.reshape(B, -1).T @ (d_real < 1)) / (2 * B * N)
     np.testing.assert_allclose(gradient, by_hand, atol=1e-6)
+
+
+def test_hinge_loss_may_be_the_sum_of_its_two_means(linear):
+    """vaex adds both hinges where VQGAN takes their mean: twice the value, and twice the
+    gradient."""
+    real, fake, matrix = linear
+
+    def loss(m, halved):
+        return adversarial.hinge_loss(logits(real, m), logits(fake, m), halved=halved)
+
+    (mean, slope), (both, steeper) = (
+        jax.value_and_grad(loss)(jnp.asarray(matrix), halved) for halved in (True, False)
+    )
+    np.testing.assert_allclose(both, 2 * mean, rtol=1e-6)
+    np.testing.assert_allclose(steeper, 2 * slope, rtol=1e-6)
+
+
+def test_consistency_and_its_gradient(linear):
+    """Of a linear discriminator and a second view of each image; the gradient goes through both
+    passes, so that with W the matrix it is 2 (x' - x)^T (x' - x) W over the number of logits, real
+    and fake."""
+    real, fake, matrix = linear
+    random = np.random.default_rng(3)
+    again = [random.normal(size=x.shape).astype(np.float32) for x in (real, fake)]
+    loss, gradient = jax.value_and_grad(
+        lambda m: adversarial.consistency(*(logits(x, m) for x in (real, fake, *again)))
+    )(jnp.asarray(matrix))
+    apart = [
+        (two - one).reshape(B, -1).astype(np.float64)
+        for one, two in zip((real, fake), again, strict=True)
+    ]
+    np.testing.assert_allclose(loss, sum(((x @ matrix) ** 2).mean() for x in apart), rtol=1e-4)
+    by_hand = sum(2 * x.T @ (x @ matrix) / (B * N) for x in apart)
+    np.testing.assert_allclose(gradient, by_hand, rtol=0, atol=1e-5 * np.abs(by_hand).max())
+
+
+def test_blur_strength_fades_from_the_start_on():
+    assert [float(adversarial.blur_strength(step, 3, 4)) for step in (2, 3, 4, 5, 7, 9)] == [
+        1,
+        1,
+        0.75,
+        0.5,
+        0,
+        0,
+    ]
+    assert [float(adversarial.blur_strength(step, 3, 0)) for step in (2, 3, 4)] == [0, 0, 0]
 
 
 def test_generator_loss_and_its_gradient(linear):
@@ -152,6 +199,87 @@ def test_cutout_leaves_a_hole(images):
         assert one.sum() == rows.sum() * columns.sum()  # a rectangle
         assert rows.sum() <= 8 and columns.sum() <= 6  # half of each side, less where it hangs over
     assert {8} <= set(hole.any(2).sum(1)) and len(set(hole.any(2).sum(1))) > 2
+
+
+@pytest.mark.parametrize(("hole", "most"), [(0.2, (3, 2)), (0.5, (8, 6))])
+def test_cutout_takes_its_share_of_a_side(images, hole, most):
+    """The published 0.2 of 16 and 12 pixels is 3 and 2, where half of a side is 8 and 6."""
+    out = np.asarray(augment.diff_augment(jax.random.key(4), images, "cutout", hole=hole))
+    holes = (out == 0).all(-1)
+    np.testing.assert_array_equal(out, np.where(holes[..., None], 0, images))
+    assert (max(one.any(1).sum() for one in holes), max(one.any(0).sum() for one in holes)) == most
+
+
+def blurred_by_hand(image, strength):
+    """The published blur, pixel by pixel in float64: a kernel 2 ** -(x / s)^2 up to floor(3 s),
+    mirrored borders."""
+    height, width, _ = image.shape
+    deviation = strength * (height / 2) ** 0.5
+    reach = int(3 * deviation)
+    kernel = 2.0 ** -((np.arange(-reach, reach + 1) / deviation) ** 2)
+    kernel /= kernel.sum()
+    padded = np.pad(
+        image.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="reflect"
+    )
+    rows = sum(weight * padded[i:i + height] for i, weight in enumerate(kernel))
+    return sum(weight * rows[:, i:i + width] for i, weight in enumerate(kernel))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.61, 0.2])
+def test_fading_blur_is_the_published_kernel(images, strength):
+    """Its value against the kernel written out, and its gradient against the value: the blur is
+    linear."""
+    blur = jax.jit(augment.fading_blur)
+    out, back = jax.vjp(lambda x: blur(x, jnp.float32(strength)), jnp.asarray(images[:3]))
+    for one, image in zip(out, images, strict=False):
+        np.testing.assert_allclose(one, blurred_by_hand(image, strength), atol=1e-5)
+    cotangent = np.random.default_rng(7).normal(size=out.shape).astype(np.float32)
+    np.testing.assert_allclose(
+        np.vdot(back(cotangent)[0], images[:3]), np.vdot(cotangent, out), rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1])
+def test_fading_blur_ends_at_the_images_themselves(images, strength):
+    """A kernel of less than a pixel to either side is none: 3 * 0.1 * sqrt(8) is 0.85."""
+    out = jax.jit(augment.fading_blur)(images, jnp.float32(strength))
+    np.testing.assert_allclose(out, images, rtol=0, atol=0 if strength == 0 else 1e-6)
+
+
+def test_frames_are_crops_and_averages_in_their_shares(images):
+    """Every frame of 8 pixels is a window of its image, or the image averaged down by area; half
+    are each."""
+    out = np.asarray(jax.jit(lambda x: augment.framed(jax.random.key(8), x, 8, 0.5))(images))
+    averaged = np.asarray(resize(jnp.asarray(images), (8, 8), "area"))
+    places, resized = set(), 0
+    for image, frame, whole in zip(images, out, averaged, strict=True):
+        if np.allclose(frame, whole, atol=1e-6):
+            resized += 1
+            continue
+        found = [(top, left) for top in range(9) for left in range(5)
+                 if np.allclose(frame, image[top:top + 8, left:left + 8], atol=1e-6)]
+        assert len(found) == 1
+        places.update(found)
+    assert 16 < resized < 48
+    assert {top for top, _ in places} == set(range(9)) and {left for _, left in places} == set(
+        range(5)
+    )
+
+
+@pytest.mark.parametrize(("side", "crops", "method"), [(8, 0.0, "area"), (24, 0.5, "bicubic")])
+def test_frames_are_resized_where_nothing_is_cropped(images, side, crops, method):
+    """Images that are smaller than the frame are enlarged as published, whatever the share of
+    crops."""
+    out = augment.framed(jax.random.key(8), jnp.asarray(images), side, crops)
+    np.testing.assert_allclose(out, resize(jnp.asarray(images), (side, side), method), atol=1e-6)
+
+
+def test_frames_have_the_gradient_of_a_linear_function(images):
+    out, back = jax.vjp(lambda x: augment.framed(jax.random.key(9), x, 8, 0.5), jnp.asarray(images))
+    cotangent = np.random.default_rng(7).normal(size=out.shape).astype(np.float32)
+    np.testing.assert_allclose(
+        np.vdot(back(cotangent)[0], images), np.vdot(cotangent, out), rtol=1e-4
+    )
 
 
 def test_augmentations_are_differentiable_and_drawn_an_image(images):

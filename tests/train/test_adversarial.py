@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.networks import efficientnet
 from var_jax.networks.perceptual import Perceptual
+from var_jax.ops import augment
 from var_jax.ops.scales import Scales
 from var_jax.train import evaluation, loop, networks, state, step, tokenizer_step
 from var_jax.train.config import LossConfig, MeshConfig
+from var_jax.train.critic import Critic
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.networks import Features, Networks
@@ -56,7 +59,7 @@ def params():
 class Linear:
     """Flattened images times a matrix: a discriminator whose gradients are written down by hand."""
 
-    def logits(self, params, spectral, frozen, images, key):
+    def logits(self, params, spectral, frozen, images, key, blur):
         return images.reshape(images.shape[0], -1) @ params["matrix"], spectral
 
 
@@ -116,6 +119,123 @@ def test_gradients_with_a_linear_discriminator(params, batch, lowest):
     by_hand = (rec.reshape(rows, -1).T @ ((fake > -1) / 2 - 0.1 * 2 * gap_fake)
                - images.reshape(rows, -1).T @ ((real < 1) / 2 - 0.1 * 2 * gap_real)) / (rows * places)
     np.testing.assert_allclose(found.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max())
+
+
+class TwoViews(Linear):
+    """A linear discriminator that sees images upside down the second time, and dimmed by the
+    blur."""
+
+    def logits(self, params, spectral, frozen, images, key, blur):
+        return super().logits(params, spectral, frozen, images * (1 - blur / 2), key, blur)
+
+    def logits_again(self, params, spectral, frozen, images, key):
+        return super().logits(params, spectral, frozen, images[:, ::-1], key, 0.0)[0]
+
+
+def test_gradients_with_consistency_and_the_sum_of_hinges(params, batch):
+    """The discriminator's loss and gradient are the sum of both hinges and 4 times the consistency,
+    written out for a linear discriminator of two views; the generator sees the first view alone, at
+    the blur's strength of the step."""
+    changes = {
+        "r1": 0.0,
+        "lecam": 0.0,
+        "start": 1,
+        "warmup": 4,
+        "blur_fade": 5,
+        "hinge": "sum",
+        "bcr": 4.0,
+    }
+    config = small.train_config(
+        "tokenizer", "", adversarial=dataclasses.replace(PATCH, adaptive=False, **changes)
+    )
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    random = np.random.default_rng(1)
+    matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
+    critic = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(3))
+    gradients = jax.jit(
+        tokenizer_step.make_gradients(config, Networks(), TwoViews(), Phase(adversarial=True))
+    )
+    found, _ = gradients(
+        TrainState(jnp.int32(2), params, None, None, critic), None, batch, jax.random.key(0)
+    )
+
+    model = Tokenizer(small.TOKENIZER)
+    rec = np.asarray(jax.jit(lambda p: model.apply({"params": p}, images))(params)[0], np.float64)
+    seen = 1 - 0.8 / 2  # one of five steps of fading is over
+    rows, places = len(images), matrix.shape[1]
+    first = [(x * seen).reshape(rows, -1) for x in (images.astype(np.float64), rec)]
+    second = [x[:, ::-1].reshape(rows, -1) for x in (images.astype(np.float64), rec)]
+    real, fake = (x @ matrix for x in first)
+    apart = [two - one for one, two in zip(first, second, strict=True)]
+    hinge = np.maximum(1 - real, 0).mean() + np.maximum(1 + fake, 0).mean()
+    consistency = sum(((x @ matrix) ** 2).mean() for x in apart)
+    metrics = found.metrics
+    np.testing.assert_allclose([metrics["hinge"], metrics["bcr"]], [hinge, consistency], rtol=1e-3)
+    np.testing.assert_allclose(metrics["discriminator_loss"], hinge + 4 * consistency, rtol=1e-3)
+    np.testing.assert_allclose(metrics["generator"], -fake.mean(), rtol=1e-3, atol=1e-5)
+    by_hand = (first[1].T @ (fake > -1) - first[0].T @ (real < 1)) / (rows * places)
+    by_hand += 4 * sum(2 * x.T @ (x @ matrix) for x in apart) / (rows * places)
+    np.testing.assert_allclose(
+        found.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max()
+    )
+
+
+def test_logits_of_both_views_are_of_their_own_augmentations(params, batch):
+    """The first view is blurred and then augmented by its policy; the second is not blurred, and
+    has its own."""
+    whole = dataclasses.replace(
+        PATCH, diffaugment="", blur_fade=0.5, bcr=1.0, bcr_diffaugment="cutout", bcr_cutout=1.0
+    )
+    config = small.train_config("tokenizer", "", adversarial=whole)
+    critic = Critic(config, Networks())
+    made = nn.meta.unbox(critic.init(jax.random.key(0)))
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+
+    def logits(images, blur):
+        return critic.logits(
+            made["params"], {}, None, images, jax.random.key(1), jnp.float32(blur)
+        )[0]
+
+    np.testing.assert_allclose(
+        logits(images, 0.7), logits(augment.fading_blur(images, jnp.float32(0.7)), 0), atol=1e-6
+    )
+    assert float(jnp.abs(logits(images, 0.7) - logits(images, 0)).max()) > 1e-4
+    again = critic.logits_again(made["params"], {}, None, images, jax.random.key(1))
+    many = [
+        critic.logits_again(made["params"], {}, None, images, jax.random.key(k)) for k in range(8)
+    ]
+    # A hole as large as the image leaves nothing where its center is that of the image.
+    assert (
+        not np.allclose(again, logits(images, 0.0))
+        and len({x.tobytes() for x in map(np.asarray, many)}) > 1
+    )
+
+
+def test_features_are_seen_in_frames_of_their_network(batch):
+    """A network for 4 pixels gets images of 4 by 4, whatever the tokenizer's, and its heads as many
+    places."""
+    adversarial = dataclasses.replace(
+        PATCH, discriminator="features", feature_size=4, feature_crops=0.5
+    )
+    config = small.train_config("tokenizer", "", adversarial=adversarial)
+    seen = []
+
+    def levels(weights, images):
+        seen.append(images.shape)
+        return [images * weights]
+
+    critic = Critic(config, Networks(features=Features(jnp.ones(()), levels)))
+    made = nn.meta.unbox(critic.init(jax.random.key(0)))
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    logits, _ = critic.logits(
+        made["params"],
+        made["spectral"],
+        {"features": jnp.ones(())},
+        images,
+        jax.random.key(0),
+        jnp.zeros(()),
+    )
+    assert seen == [(1, 4, 4, 1), (8, 4, 4, 1)] and logits.shape == (8, 16)
 
 
 def config_with_everything(digits_dir, **changes):

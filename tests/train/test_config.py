@@ -105,7 +105,7 @@ def test_a_config_dict_takes_no_new_keys():
     ("adversarial", "lecam_decay", 1.0, "adversarial.lecam_decay is 1.0; it must be from 0 to below 1"),
     ("adversarial", "r1_every", 0, "adversarial.r1_every is 0"),
     ("discriminator_optimizer", "base_lr", 0.0, "discriminator_optimizer.base_lr is 0.0; it must be positive"),
-    ("codebook", "init", "zeros", "'normal' or 'sampled' or 'kmeans' or 'equal'"),
+    ("codebook", "init", "zeros", "'normal' or 'uniform' or 'sampled' or 'kmeans' or 'equal'"),
     ("codebook", "revive_threshold", -1.0, "codebook.revive_threshold is -1.0"),
     ("codebook", "revive_decay", 1.0, "codebook.revive_decay is 1.0; it must be from 0 to below 1"),
     ("codebook", "entropy_temperature", 0.0, "codebook.entropy_temperature is 0.0; it must be positive"),

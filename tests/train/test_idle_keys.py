@@ -88,6 +88,8 @@ FLAGS = [
     ("tokenizer", "tokenizer.quantizer_dropout_from", 1, "tokenizer.quantizer_dropout"),
     ("tokenizer", "optimizer.warmup_from", 0.5, "optimizer.warmup_steps"),
     ("transformer", "optimizer.cooldown_steps", 5, "optimizer.schedule"),
+    ("transformer", "transformer.progressive_warmup", 5.0, "transformer.progressive"),
+    ("transformer", "optimizer.bend", 0.25, "optimizer.schedule"),
     ("transformer", "branch_step", 3, "branch_from")]
 
 
@@ -105,15 +107,91 @@ def test_refuse_flags_names_the_key_that_turns_a_flag_off(stage, key, value, swi
     idle_keys.refuse_flags(config, [key], workdir_config)
 
 
-@pytest.mark.parametrize(("changes", "key", "switch"), [
-    ({"loss": {"perceptual": 1.0, "perceptual_heads": "vgg.pth"}}, "loss.perceptual_heads", "loss.perceptual_network"),
-    ({"adversarial": {"weight": 1.0, "kernel": 5}}, "adversarial.kernel", "adversarial.discriminator"),
-    ({"adversarial": {"weight": 1.0, "discriminator": "features", "layers": 2}}, "adversarial.layers",
-     "adversarial.discriminator"),
-    ({"adversarial": {"weight": 1.0, "adaptive": False, "adaptive_lowest": 0.5}}, "adversarial.adaptive_lowest",
-     "adversarial.adaptive"),
-    ({"tokenizer": {"codes": "bsq", "vocab_size": 16, "init_codes": 0.5}}, "tokenizer.init_codes", "tokenizer.codes"),
-    ({"codebook": {"init": "kmeans"}, "init_from": "runs/other"}, "codebook.init", "init_from")])
+@pytest.mark.parametrize(
+    ("changes", "key", "switch"),
+    [
+        (
+            {"loss": {"perceptual": 1.0, "perceptual_heads": "vgg.pth"}},
+            "loss.perceptual_heads",
+            "loss.perceptual_network",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "kernel": 5}},
+            "adversarial.kernel",
+            "adversarial.discriminator",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "discriminator": "features", "layers": 2}},
+            "adversarial.layers",
+            "adversarial.discriminator",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "adaptive": False, "adaptive_lowest": 0.5}},
+            "adversarial.adaptive_lowest",
+            "adversarial.adaptive",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "feature_size": 8}},
+            "adversarial.feature_size",
+            "adversarial.discriminator",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "discriminator": "features", "feature_crops": 0.5}},
+            "adversarial.feature_crops",
+            "adversarial.feature_size",
+        ),
+        (
+            {
+                "adversarial": {
+                    "weight": 1.0,
+                    "discriminator": "features",
+                    "feature_readout": "patch_and_class",
+                }
+            },
+            "adversarial.feature_readout",
+            "adversarial.feature_network",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "bcr_cutout": 0.3}},
+            "adversarial.bcr_cutout",
+            "adversarial.bcr",
+        ),
+        (
+            {
+                "adversarial": {
+                    "weight": 1.0,
+                    "bcr": 4.0,
+                    "bcr_cutout": 0.3,
+                    "bcr_diffaugment": "color",
+                }
+            },
+            "adversarial.bcr_cutout",
+            "adversarial.bcr_diffaugment",
+        ),
+        (
+            {"adversarial": {"weight": 1.0, "cutout": 0.3, "diffaugment": "color"}},
+            "adversarial.cutout",
+            "adversarial.diffaugment",
+        ),
+        ({"ema": 0.0, "ema_warmup": 2}, "ema_warmup", "ema"),
+        (
+            {"tokenizer": {"init_gain": 0.5}, "init_from": "runs/other"},
+            "tokenizer.init_gain",
+            "init_from",
+        ),
+        (
+            {"codebook": {"init": "kmeans"}, "tokenizer": {"init_codes": 0.5}},
+            "tokenizer.init_codes",
+            "codebook.init",
+        ),
+        (
+            {"tokenizer": {"codes": "bsq", "vocab_size": 16, "init_codes": 0.5}},
+            "tokenizer.init_codes",
+            "tokenizer.codes",
+        ),
+        ({"codebook": {"init": "kmeans"}, "init_from": "runs/other"}, "codebook.init", "init_from"),
+    ],
+)
 def test_refuse_flags_knows_keys_that_a_value_turns_off(changes, key, switch):
     with pytest.raises(UserError, match=rf"{key}=.* has no effect while {switch} is"):
         idle_keys.refuse_flags(run("tokenizer", **changes), [key])

@@ -17,11 +17,12 @@ from var_jax.train.optimizer import (
     learning_rate_on_host,
     learning_rates,
     make_optimizer,
+    make_optimizers,
     weight_decay,
 )
 from var_jax.train.program import Program
 from var_jax.train.state import init_params, make_mesh
-from var_jax.train.tokenizer_config import AdversarialConfig
+from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig
 
 TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
                             norm_groups=4, z_channels=4, vocab_size=16, phi=2)
@@ -69,6 +70,47 @@ def test_mask_of_the_tokenizer():
     assert {name.rsplit("/", 1)[1] for name in rest} == {"bias", "scale", "phi_bias"}
 
 
+def test_weight_decay_may_leave_the_codes_alone():
+    """Of a step without gradients: with the key off, every kernel still shrinks and the codes stay
+    as they are; the optimizer's state has the same leaves, so that a run of before resumes."""
+    params = {"quantize": {"codebook": jnp.ones((3, 2))}, "conv": {"kernel": jnp.ones((2, 2))}}
+    shapes = []
+    for decayed in (True, False):
+        config = TrainConfig(tokenizer=TOKENIZER, codebook=CodebookConfig(weight_decay=decayed))
+        optimizer = make_optimizers(config).trained
+        opt_state = optimizer.init(params)
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
+        assert float(updates["conv"]["kernel"].max()) < 0
+        assert bool(updates["quantize"]["codebook"].any()) == decayed
+        shapes.append(jax.tree.map(jnp.shape, opt_state))
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+    assert [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes[0])
+    ] == [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes[1])]
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_bent_is_two_lines_of_the_published_schedule(warmup):
+    """The published `lin0.4`: to the middle of 1 and of what one straight line would have there,
+    then to the end."""
+    steps, bend, last = 121, 0.4, 0.2
+    config = OptimizerConfig(
+        base_lr=1e-4,
+        schedule="bent",
+        bend=bend,
+        warmup_steps=warmup,
+        warmup_from=0.01,
+        final_lr_ratio=last,
+    )
+    rate = learning_rate(config, steps, 512)
+    middle = (1 + last + (1 - last) * (1 - bend)) / 2
+    for step in range(warmup, steps):
+        passed = (step - warmup) / (steps - 1 - warmup)
+        factor = 1 + (middle - 1) * passed / bend if passed < bend else (
+            last + (middle - last) * (1 - passed) / (1 - bend))
+        np.testing.assert_allclose(rate(step), 2e-4 * factor, rtol=2e-6)
+
+
 @pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_learning_rate(schedule, warmup):
@@ -97,7 +139,7 @@ def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
         np.testing.assert_allclose(rate(step), 2e-4 * (1 - 0.8 * math.sqrt(over)), rtol=2e-6)
 
 
-@pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant", "cooldown"])
+@pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant", "cooldown", "bent"])
 @pytest.mark.parametrize(("steps", "warmup", "length"), [(41, 0, 0), (41, 7, 12), (1, 0, 3), (3, 10, 2)])
 def test_learning_rate_on_host_is_that_of_the_compiled_step(schedule, steps, warmup, length):
     """Every step of every schedule, runs shorter than their warm-up among them."""

@@ -11,10 +11,13 @@ import pytest
 import small
 
 from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+from var_jax.ops.scales import Scales
 from var_jax.train import losses
-from var_jax.train.config import LossConfig, MeshConfig
+from var_jax.train.config import LossConfig, MeshConfig, OptimizerConfig
 from var_jax.train.networks import Networks
 from var_jax.train.optimizer import Optimizers
+from var_jax.train.phase import Phase, phase_of
 from var_jax.train.state import Creation, TrainState, make_mesh
 from var_jax.train.step import make_encode, make_eval_step, make_train_step
 from var_jax.train.tokenizer_config import CodebookConfig
@@ -66,6 +69,157 @@ def test_the_transformers_loss_and_its_parts(params, batch):
         smoothing = config.loss.label_smoothing
         uniform = -log_softmax(logits).mean()
         np.testing.assert_allclose(loss, (1 - smoothing) * entropy.mean() + smoothing * uniform, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("since", "step", "newest"), [(None, 7, 1.0), (6, 6, 0.25), (6, 7, 0.5), (2, 9, 1.0)]
+)
+def test_progressive_loss_of_the_first_scales(params, batch, since, step, newest):
+    """Every token of the first scales keeps its weight in the mean over all 17, those of the newest
+    scale times its share of a warm-up of four steps; the logits are those of the whole sequence,
+    which later scales do not move. So is the gradient, by the whole loss with weights, and that of
+    the absent scale's places is 0."""
+    still = dataclasses.replace(
+        small.TRANSFORMER, progressive=20, progressive_from=0, progressive_warmup=4
+    )
+    config = small.train_config("transformer", "", steps=40, transformer=still)
+    logits = small.pipeline().logits(batch["tokens"], batch["label"])
+    entropy = -np.take_along_axis(log_softmax(logits), batch["tokens"][..., None], axis=-1)[..., 0]
+    hits = logits.argmax(axis=-1) == batch["tokens"]
+
+    def loss(p, phase):
+        return losses.transformer_loss(config, p, params["tokenizer"], batch, None, phase, step)
+
+    def weighted(p):
+        tokens = batch["tokens"]
+        inputs = Tokenizer(small.TOKENIZER).apply(
+            {"params": params["tokenizer"]}, tokens, method="teacher_input"
+        )
+        found = losses.cross_entropy(
+            Transformer(still).apply({"params": p}, inputs, batch["label"]), tokens
+        )
+        return (
+            jnp.mean(
+                found[:, SPANS[0]] @ jnp.ones(1) + newest * jnp.sum(found[:, SPANS[1]], axis=1)
+            )
+            / 17
+        )
+
+    (value, parts), slope = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(
+        params["transformer"], Phase(first=2, since=since))
+    np.testing.assert_allclose(
+        value,
+        (entropy[:, SPANS[0]].sum(1) + newest * entropy[:, SPANS[1]].sum(1)).mean() / 17,
+        rtol=1e-5,
+    )
+    np.testing.assert_allclose(parts["loss_mean"], entropy[:, :5].mean(), rtol=1e-5)
+    np.testing.assert_allclose(parts["accuracy_mean"], hits[:, :5].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        parts["loss_scale"], [entropy[:, span].mean() for span in SPANS[:2]], rtol=1e-5
+    )
+    assert not {"loss_last", "accuracy_last"} & parts.keys()
+    expected = jax.jit(jax.grad(weighted))(params["transformer"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=0, atol=1e-4 * float(jnp.abs(b).max()) + 1e-7
+        ),
+        slope,
+        expected,
+    )
+    assert (
+        not np.asarray(slope["pos_embed"][SPANS[2]]).any()
+        and np.asarray(slope["pos_embed"][SPANS[1]]).any()
+    )
+
+
+def test_progressive_phases_are_the_published_ones():
+    """The published schedule, step by step: `pg0` until the rate is warm, then a scale after the
+    other by `round`, and all of them from the share `pg` on; the step's number alone decides,
+    wherever a run resumes."""
+    t = dataclasses.replace(
+        small.TRANSFORMER, scales=Scales.parse("1,2,3,4,5,6"), progressive=0.5, progressive_from=2
+    )
+    config = small.train_config(
+        "transformer",
+        "",
+        steps=60,
+        transformer=t,
+        optimizer=OptimizerConfig(warmup_steps=6),
+        tokenizer=dataclasses.replace(small.TOKENIZER, scales=t.scales),
+    )
+    last, began = 5, 0
+    previous = 2
+    for done in range(60):
+        if done <= 6:
+            scale = 2
+        elif done >= 60 * 0.5:
+            scale = last
+        else:
+            scale = 2 + round((done - 6) / (60 * 0.5 - 6) * (last - 2))
+        if scale != previous:
+            previous, began = scale, done
+        whole, first = scale == last, scale == 2
+        expected = Phase() if whole else Phase(first=scale + 1, since=None if first else began)
+        assert phase_of(config, done) == expected, done
+    assert len({phase_of(config, done) for done in range(60)}) == 4
+
+
+def test_a_run_without_progressive_training_has_one_phase():
+    config = small.train_config(
+        "transformer", "", steps=60, optimizer=OptimizerConfig(warmup_steps=6)
+    )
+    assert {phase_of(config, done) for done in range(60)} == {Phase()}
+
+
+def test_validation_with_class_dropout_is_its_expectation(params, batch):
+    """The mean over the labels that class dropout makes, each by its chance, which is what random
+    ones come to; the metrics without it are what they were."""
+    t = dataclasses.replace(small.TRANSFORMER, class_dropout=0.25)
+    config = small.train_config("transformer", "", transformer=t)
+    found = jax.jit(make_eval_step(config))(params["transformer"], batch, params["tokenizer"])
+    sums = []
+    for labels in (batch["label"], np.full(4, small.CLASSES, np.int32)):
+        logits = small.pipeline().logits(batch["tokens"], labels)[batch["mask"]]
+        tokens = batch["tokens"][batch["mask"]]
+        entropy = -np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+        hits = logits.argmax(axis=-1) == tokens
+        sums.append(np.array([part[:, span].mean(axis=1).sum() for part in (entropy, hits)
+                              for span in (slice(None), SPANS[-1])]))
+    names = ["loss", "loss_last", "accuracy", "accuracy_last"]
+    np.testing.assert_allclose(
+        [found[f"{name}_with_class_dropout"] for name in names],
+        0.75 * sums[0] + 0.25 * sums[1],
+        rtol=1e-4,
+    )
+    np.testing.assert_allclose(
+        [found[name] for name in ("loss_mean", "loss_last", "accuracy_mean", "accuracy_last")],
+        sums[0],
+        rtol=1e-4,
+    )
+    without = small.train_config(
+        "transformer", "", transformer=dataclasses.replace(t, class_dropout=0.0)
+    )
+    assert "loss_with_class_dropout" not in make_eval_step(without)(
+        params["transformer"], batch, params["tokenizer"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "slowness", "kept"),
+    [(0, 1, 0.1), (9, 1, 10 / 19), (9, 2, 5 / 14), (8, 2, 5 / 14), (1000, 2, 0.9)],
+)
+def test_the_average_warms_up_as_slowly_as_asked(params, batch, step, slowness, kept):
+    """min(decay, (n + 1) / (n + 10)) of the average stays, n of `step // slowness`: the published
+    tokenizer's is 2."""
+    config = small.train_config("tokenizer", "", ema=0.9, ema_warmup=slowness)
+    optimizer = Optimizers(optax.sgd(0.0))
+    zeros = jax.tree.map(jnp.zeros_like, params["tokenizer"])
+    run = TrainState(
+        jnp.int32(step), params["tokenizer"], zeros, optimizer.trained.init(params["tokenizer"])
+    )
+    after, _ = jax.jit(make_train_step(config, optimizer))(run, batch, None)
+    kernel = params["tokenizer"]["quant_conv"]["kernel"]
+    np.testing.assert_allclose(after.ema["quant_conv"]["kernel"], (1 - kept) * kernel, rtol=1e-5)
 
 
 def test_the_tokenizers_loss_and_its_parts(params, batch):

@@ -1,11 +1,40 @@
 """Which steps `--profile` traces, whatever the step that a run starts from and ends at."""
 
+import dataclasses
 import logging
 
 import jax
 import pytest
+import small
 
-from var_jax.train.throughput import Profile
+from var_jax.ops.scales import Scales
+from var_jax.scaling import flops
+from var_jax.train.config import OptimizerConfig
+from var_jax.train.phase import phase_of
+from var_jax.train.throughput import Profile, Throughput
+from var_jax.train.tokenizer_config import ProgressiveConfig
+
+
+def test_rates_of_first_scales_are_of_their_tokens_and_work():
+    """Steps on one, two and all three scales of a transformer count what each computes; so do those
+    of a tokenizer whose images are smaller at first. Two seconds are two seconds whatever is
+    computed in them."""
+    t = dataclasses.replace(small.TRANSFORMER, progressive=4, progressive_from=0)
+    optimizer = OptimizerConfig(warmup_steps=1)
+    config = small.train_config("transformer", "", steps=8, transformer=t, optimizer=optimizer)
+    numbers = [phase_of(config, done).present(config).total for done in range(6)]
+    assert numbers == [1, 1, 5, 5, 17, 17]
+    throughput = Throughput(config, 0)
+    rates = throughput.report(6)
+    work = [
+        flops.train_flops_per_image(dataclasses.replace(t, scales=Scales(t.scales.sizes[:k])))
+        for k in (1, 2, 3)
+    ]
+    assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * sum(numbers) / 6)
+    assert rates["flops_per_s"] == pytest.approx(rates["images_per_s"] * sum(work) / 3)
+    smaller = small.train_config("tokenizer", "", steps=4, progressive=ProgressiveConfig("1,2", 2))
+    rates = Throughput(smaller, 0).report(4)
+    assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * (5 + 5 + 17 + 17) / 4)
 
 
 @pytest.fixture

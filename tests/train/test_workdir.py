@@ -106,6 +106,37 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
     workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))
 
 
+def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tmp_path):
+    """As above, of what else begins or ends at a share of the run."""
+    directory = epath.Path(tmp_path)
+    blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4)
+    workdir.claim(
+        directory / "t",
+        small.train_config("tokenizer", tmp_path, steps=10, adversarial=blurred),
+        None,
+    )
+    longer = small.train_config("tokenizer", tmp_path, steps=20, adversarial=blurred)
+    with pytest.raises(UserError, match=r"adversarial\.blur_fade: 8 here, 4 there"):
+        workdir.refuse_another_run(directory / "t", longer)
+    kept = dataclasses.replace(blurred, blur_fade=4)
+    workdir.refuse_another_run(directory / "t", dataclasses.replace(longer, adversarial=kept))
+    shares = dataclasses.replace(
+        small.TRANSFORMER, progressive=0.5, progressive_from=1, progressive_warmup=0.1
+    )
+    workdir.claim(
+        directory / "v",
+        small.train_config("transformer", tmp_path, steps=10, transformer=shares),
+        None,
+    )
+    longer = small.train_config("transformer", tmp_path, steps=20, transformer=shares)
+    with pytest.raises(
+        UserError, match=r"progressive: 10 here, 5 there.*progressive_warmup: 2 here, 1 there"
+    ):
+        workdir.refuse_another_run(directory / "v", longer)
+    steps = dataclasses.replace(shares, progressive=5, progressive_warmup=1)
+    workdir.refuse_another_run(directory / "v", dataclasses.replace(longer, transformer=steps))
+
+
 def test_a_resumed_run_may_compute_its_batches_in_other_parts(tmp_path):
     """Microbatches say how a batch is computed, as remat does: a run goes on where memory is scarcer."""
     config = small.train_config("transformer", tmp_path)

@@ -91,12 +91,24 @@ def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_s
     transforms.check(image_shape, data.resize)
     split = open_split(data, data.train_split) if split is None else split
 
-    def cropped(images: grain.MapDataset, seed: int) -> grain.MapDataset:
-        return images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
+    def varied(images: grain.MapDataset, seed: int) -> grain.MapDataset:
+        images = (
+            images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
+        )
+        return images.random_map(_Flip(), seed=seed + 1) if data.flip else images
 
-    return shuffled(FittedSplit(split, image_shape, data.resize, max(1, data.workers)), cropped, batch_size, seed,
-                    start_step, rows, name=f"split {data.train_split!r} of {data.name!r}",
-                    example_bytes=math.prod(image_shape), workers=data.workers, processes=processes)
+    return shuffled(
+        FittedSplit(split, image_shape, data.resize, max(1, data.workers)),
+        varied,
+        batch_size,
+        seed,
+        start_step,
+        rows,
+        name=f"split {data.train_split!r} of {data.name!r}",
+        example_bytes=math.prod(image_shape),
+        workers=data.workers,
+        processes=processes,
+    )
 
 
 def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
@@ -305,6 +317,11 @@ class _Crop(grain.transforms.RandomMap):
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {**element, "image": transforms.crop(element["image"], self._image_shape, rng)}
+
+
+class _Flip(grain.transforms.RandomMap):
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        return {**element, "image": transforms.flip(element["image"], rng)}
 
 
 class _Centred:

@@ -25,7 +25,14 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 from jaxtyping import Int
 
-from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain
+from var_jax.config import (
+    ModelConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    build,
+    differences,
+    plain,
+)
 from var_jax.data import loader
 from var_jax.errors import UserError
 from var_jax.ops.scales import Scales
@@ -41,7 +48,15 @@ UNKNOWN_IMAGES = ("token cache %s was written before caches noted which images t
                   "whether these changed since cannot be told, and if they have transparency or an EXIF "
                   "orientation, its tokens are of pixels without them")
 # Of the tokenizer's settings; they change no token.
-TRAINING_ONLY = ("vq_beta", "init_codes", "quantizer_dropout", "quantizer_dropout_from", "remat")
+TRAINING_ONLY = (
+    "vq_beta",
+    "init_codes",
+    "init_gain",
+    "dropout",
+    "quantizer_dropout",
+    "quantizer_dropout_from",
+    "remat",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +92,8 @@ class Manifest:
     Attributes:
       fingerprint: of the tokenizer.
       data, resize, image_shape: data set, transform, and (height, width, channels) in pixels.
-      seed: of the crops.
+      seed: of the crops and flips.
+      flip: whether half of the training images are flipped.
       train, test: None where that role was not asked for.
       data_fingerprint: of the images (`sources.Split.fingerprint`); "" in caches that were written
         before they noted it, whose images may have changed since without being noticed.
@@ -95,12 +111,13 @@ class Manifest:
     test: SplitInfo | None = None
     format: int = FORMAT
     data_fingerprint: str = ""
+    flip: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """All but the splits, plain: what every shard of one cache shares."""
-        left_out = ROLES if self.data_fingerprint else (*ROLES, "data_fingerprint")
-        return {key: value for key, value in plain(self).items() if key not in left_out}
+        unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
+        return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -123,10 +140,23 @@ def fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
     """Changes with every weight and size of a model; what only training knows of its tokenizer is left out."""
-    own = [fingerprint(config.tokenizer, params["tokenizer"]), repr(config.transformer)]
+    own = [
+        fingerprint(config.tokenizer, params["tokenizer"]),
+        _without_training(config.transformer),
+    ]
     own += [hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
             for leaf in jax.tree.leaves(params.get("transformer"))]
     return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
+
+
+def _without_training(config: TransformerConfig | None) -> str:
+    """A transformer's config as it printed itself before it had the keys of progressive training,
+    so that sample sets that were begun then go on."""
+    if config is None:
+        return repr(None)
+    names = [field.name for field in dataclasses.fields(config)]
+    kept = [name for name in names if not name.startswith("progressive")]
+    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in kept)})"
 
 
 def record(label: int, tokens: Int[np.ndarray, " L"], vocab_size: int) -> bytes:
@@ -238,8 +268,11 @@ class Cache:
         Raises:
           UserError: something differs; every difference is named.
         """
-        ours, theirs = {"data.name": data.name, "data.resize": data.resize}, self.manifest
-        held = {"data.name": theirs.data, "data.resize": theirs.resize}
+        ours, theirs = (
+            {"data.name": data.name, "data.resize": data.resize, "data.flip": data.flip},
+            self.manifest,
+        )
+        held = {"data.name": theirs.data, "data.resize": theirs.resize, "data.flip": theirs.flip}
         for role, key in ROLES.items():
             if (info := getattr(theirs, role)) is not None:
                 ours[f"data.{key}"], held[f"data.{key}"] = getattr(data, key), info.split

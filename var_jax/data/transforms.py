@@ -1,7 +1,7 @@
 """From a file's bytes to uint8 pixels of the model's size.
 
 The published recipe for photographs: Lanczos resize of the short side to 1.125 times the size, then a random crop
-(evaluation: centre crop) and no flip.
+(evaluation: centre crop) and no flip, which is there for data that it suits.
 """
 
 import math
@@ -85,6 +85,12 @@ def crop(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[
     else:
         top, left = (int(rng.integers(s + 1)) for s in spare)
     return pixels[top:top + image_shape[0], left:left + image_shape[1]]
+
+
+def flip(pixels: UInt8[np.ndarray, "height width channels"],
+         rng: np.random.Generator) -> UInt8[np.ndarray, "height width channels"]:
+    """The image, or as often its mirror image."""
+    return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
 
 
 def _covering(height: int, width: int, want_height: int, want_width: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from var_jax.config import TokenizerConfig
-from var_jax.models.quantizer import MultiScaleQuantizer
+from var_jax.models.quantizer import MultiScaleQuantizer, conv_init
 from var_jax.ops import vq
 from var_jax.ops.partition import constrain, parameter
 from var_jax.ops.products import add_bias, convolution
@@ -18,8 +18,9 @@ from var_jax.ops.products import add_bias, convolution
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-# PyTorch's default for convolutions: uniform within 1/sqrt(fan_in).
-CONV_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+# The collection of random keys that training gives; without it nothing is dropped.
+DROPOUT = "dropout"
 
 
 class Conv(nn.Module):
@@ -36,7 +37,9 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W f"]:
         stored, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", CONV_INIT, shape, ("kernel", "kernel", *self.names), stored)
+        kernel = parameter(
+            self, "kernel", conv_init(self.config), shape, ("kernel", "kernel", *self.names), stored
+        )
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
         summed = jnp.dtype(self.config.gradient_dtype)
         y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
@@ -86,7 +89,12 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = Conv(self.features, self.config, name="conv1")(nn.silu(Norm(self.config, name="norm1")(x)))
-        y = Conv(self.features, self.config, name="conv2")(nn.silu(Norm(self.config, name="norm2")(y)))
+        y = nn.silu(Norm(self.config, name="norm2")(y))
+        if self.config.dropout and self.has_rng(DROPOUT):
+            y = nn.Dropout(
+                self.config.dropout, deterministic=False, rng_collection=DROPOUT, name="dropout"
+            )(y)
+        y = Conv(self.features, self.config, name="conv2")(y)
         if x.shape[-1] != self.features:
             x = Conv(self.features, self.config, size=1, name="nin_shortcut")(x)
         return x + y
@@ -214,7 +222,8 @@ class Tokenizer(nn.Module):
         return self.forward(images)[:3]
 
     def forward(self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None) -> Forward:
-        """As the call, with what training looks at besides; quantizer dropout acts when `rng` is given."""
+        """As the call, with what training looks at besides; quantizer dropout acts when `rng` is
+        given, dropout in the residual blocks when `apply` has a key for `DROPOUT`."""
         c, feature, last = self.config, self.features(images), None
         if rng is not None and c.quantizer_dropout:
             last = vq.draw_last(rng, images.shape[0], len(c.scales), c.quantizer_dropout, c.quantizer_dropout_from)

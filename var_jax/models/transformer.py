@@ -148,7 +148,8 @@ class Attention(nn.Module):
         q, k, v = (constrain(t, "batch", "tokens", "act_heads", None) for t in (q, k, v))
         implementation = attention.choose(c.attention, dtype, c.head_dim)
         if cache is None:
-            y, new = attention.masked(q, k, v, scale, c.scales, c.mask, implementation), None
+            present = c.scales.of_length(q.shape[1])
+            y, new = attention.masked(q, k, v, scale, present, c.mask, implementation), None
         elif cache.first:
             some = Scales(c.scales.sizes[:cache.first])
             # Never splash: its tiles are made for whole sequences, and this is a part of one, without gradients.
@@ -223,10 +224,11 @@ class Transformer(nn.Module):
 
     def __call__(self, inputs: Float[Array, "b L-l1 c"], labels: Int[Array, " b"],
                  rng: PRNGKeyArray | None = None) -> Float[Array, "b L v"]:
-        """Teacher forcing: logits of all scales at once.
+        """Teacher forcing: logits of all scales at once, or of the first ones.
 
         Args:
-          inputs: the tokenizer's `teacher_input` of the true tokens.
+          inputs: the tokenizer's `teacher_input` of the true tokens, or as much of it as the first
+            scales have.
           labels: class ids; `num_classes` means "no class".
           rng: given in training, draws class dropout and drop-path; without it neither acts.
         """
@@ -240,7 +242,7 @@ class Transformer(nn.Module):
             keep = jax.random.bernoulli(path_rng, keep_rate, (c.depth, 2, batch)) / keep_rate
         cond = self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
-        x = self._placed(x, slice(0, c.scales.total))
+        x = self._placed(x, slice(0, x.shape[1]))
         x, _ = self.blocks(constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond))
         return self._logits(x, cond)
 

@@ -87,10 +87,10 @@ def width(params: Params) -> int:
     return params["patch"]["bias"].size
 
 
-def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int] = LAYERS,
-           ) -> list[Float[Array, "b n d"]]:
-    """Patch tokens after the named blocks, or with their positions before any, row by row, without the class token and
-    without the final norm.
+def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int] = LAYERS, *,
+           with_class: bool = False) -> list[Float[Array, "b n d"]]:
+    """Patch tokens after the named blocks, or with their positions before any, row by row, without
+    the final norm.
 
     Away from the size that the network was trained at, position embeddings are resized bicubically by the ratio of the
     grids; the published code adds a tenth of a patch to that ratio against rounding, which moves them by less.
@@ -98,6 +98,7 @@ def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int
     Args:
       images: in [-1, 1], of 1 or 3 channels.
       layers: numbers of blocks, counted from 0, rising; `EMBEDDED` before all.
+      with_class: whether the class token of the same place is added to every patch token.
     Raises:
       UserError: sides that are no multiple of the patch, or no such block.
     """
@@ -112,7 +113,11 @@ def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int
     b, h, w, c = x.shape
     x = x + resize(jnp.asarray(params["positions"]), (h, w), "bicubic")
     x = jnp.concatenate([jnp.broadcast_to(params["class"], (b, 1, c)), x.reshape(b, h * w, c)], axis=1)
-    found = [x[:, 1:]] if EMBEDDED in layers else []
+
+    def read(x):
+        return x[:, 1:] + x[:, :1] if with_class else x[:, 1:]
+
+    found = [read(x)] if EMBEDDED in layers else []
     for number, block in enumerate(params["blocks"][:layers[-1] + 1]):
         qkv = linear(block["qkv"], _normalise(block["norm1"], x)).reshape(b, -1, 3, c // HEAD, HEAD)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -120,7 +125,7 @@ def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int
         hidden = jax.nn.gelu(linear(block["fc1"], _normalise(block["norm2"], x)), approximate=False)
         x = x + linear(block["fc2"], hidden)
         if number in layers:
-            found.append(x[:, 1:])
+            found.append(read(x))
     return found
 
 

@@ -15,9 +15,32 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-def hinge_loss(real: Float[Array, "b n"], fake: Float[Array, "b n"]) -> Float[Array, ""]:
-    """The discriminator's: (mean relu(1 - D(real)) + mean relu(1 + D(fake))) / 2 (Lim and Ye 2017; VQGAN halves it)."""
-    return (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))) / 2
+def hinge_loss(
+    real: Float[Array, "b n"], fake: Float[Array, "b n"], *, halved: bool = True
+) -> Float[Array, ""]:
+    """The discriminator's hinge loss, mean relu(1 - D(real)) + mean relu(1 + D(fake)) (Lim and Ye
+    2017).
+
+    Args:
+      halved: the mean of the two, as VQGAN has it, in place of their sum, as vaex has it.
+    """
+    both = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
+    return both / 2 if halved else both
+
+
+def consistency(
+    real: Float[Array, "b n"],
+    fake: Float[Array, "b n"],
+    real_again: Float[Array, "b n"],
+    fake_again: Float[Array, "b n"],
+) -> Float[Array, ""]:
+    """Balanced consistency regularization: mean (D(T(real)) - D(real))^2 + mean (D(T(fake)) -
+    D(fake))^2.
+
+    T is a second augmentation; the gradient flows through all four (Zhao et al. 2020, "Improved
+    consistency regularization for GANs", algorithm 2; vaex compares two augmentations, as here).
+    """
+    return jnp.mean((real_again - real) ** 2) + jnp.mean((fake_again - fake) ** 2)
 
 
 def generator_loss(fake: Float[Array, "b n"]) -> Float[Array, ""]:
@@ -37,6 +60,14 @@ def ramp(step: Float[Array, ""] | int, start: int, warmup: int) -> Float[Array, 
     """The share of the adversarial weight at a step, `step` of them being done: 0 before `start`, then
     linearly to 1, which the `warmup`-th step after `start` has."""
     return jnp.clip((jnp.asarray(step) - start + 1) / max(warmup, 1), 0.0, 1.0)
+
+
+def blur_strength(step: Float[Array, ""] | int, start: int, fade: int) -> Float[Array, ""]:
+    """The share of the blur's width at a step, `step` of them being done: 1 at `start`, then
+    linearly to 0, which it has from `fade` steps after `start` on; always 0 for a `fade` of 0."""
+    if not fade:
+        return jnp.zeros(())
+    return 1 - jnp.clip((jnp.asarray(step) - start) / fade, 0.0, 1.0)
 
 
 def lecam(real: Float[Array, "b n"], fake: Float[Array, "b n"], averages: Float[Array, " 2"]) -> Float[Array, ""]:

@@ -72,6 +72,14 @@ class Scales:
         """int32 (L,): the scale that each token belongs to."""
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
+    def of_length(self, tokens: int) -> "Scales":
+        """The first scales that have so many tokens together.
+
+        Raises:
+          ValueError: no first scales have.
+        """
+        return self if tokens == self.total else Scales(self.sizes[:self.offsets.index(tokens)])
+
     def span(self, k: int) -> slice:
         """Where scale k lies in the sequence."""
         return slice(self.offsets[k], self.offsets[k + 1])

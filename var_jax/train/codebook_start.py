@@ -1,4 +1,5 @@
-"""Codes that start where the encoder's features are, once, at the first step of a run from fresh parameters."""
+"""Codes that do not start as the model draws them, once, at the first step of a run from fresh
+parameters: mostly where the encoder's features are."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ CODES = 2**32 - 2  # the key of the draw is the run's with this number folded in
 
 
 def with_codes_of_data(config: TrainConfig, program: Program, data: Inputs, run: TrainState) -> TrainState:
-    """The state with a codebook made of the vectors that the encoder gives for the run's first batches; a function of
-    the seed and the data alone.
+    """The state with a codebook made of the vectors that the encoder gives for the run's first
+    batches, or with codes that are drawn evenly; a function of the seed and the data alone.
 
     What codes represent are residuals, which depend on the codes. So there are two rounds: codes for the residuals that
     codes without any error would leave (`vq.ideal_vectors`), then codes for those that these codes leave.
@@ -32,7 +33,10 @@ def with_codes_of_data(config: TrainConfig, program: Program, data: Inputs, run:
     if config.stage != "tokenizer" or how == "normal":
         return run
     codes, key = None, jax.random.fold_in(jax.random.key(config.seed), CODES)
-    for round_key in jax.random.split(key):
+    if how == "uniform":
+        shape, most = (tokenizer.vocab_size, tokenizer.z_channels), tokenizer.init_codes
+        codes = np.asarray(jax.random.uniform(key, shape, minval=-most, maxval=most))
+    for round_key in jax.random.split(key) if codes is None else ():
         vectors = _vectors(config, program, data, run.params, codes)
         codes = np.asarray(codebook.first_codes(vectors, round_key, tokenizer.vocab_size, tokenizer.scales, how))
         if jax.process_count() > 1:  # hosts may round differently: those of one hold for all

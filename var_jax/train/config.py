@@ -31,6 +31,8 @@ class DataConfig:
         otherwise such a file is an error that names it.
       workers: processes that decode images, at most as many as this process has processors; 0 for threads of the
         training process.
+      flip: whether half of the training images are flipped horizontally, at random (never with
+        digits or letters).
       tokens_dir: token cache written by `var-jax tokenize`; with it no image is read and no tokenizer is run.
     """
 
@@ -42,6 +44,7 @@ class DataConfig:
     resize: Literal["crop", "whole", "pad"] = "crop"
     skip_bad_images: bool = False
     workers: int = 0
+    flip: bool = False
     tokens_dir: str = ""
 
     def __post_init__(self):
@@ -54,10 +57,13 @@ class OptimizerConfig:
 
     Attributes:
       base_lr: learning rate at batch 256; the rate used is base_lr * batch_size / 256.
-      schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the final ratio),
-        "cosine", "constant", or "cooldown": constant, then 1 - sqrt down to the final ratio over the last
-        `cooldown_steps` (so that runs of several lengths can branch off one constant run).
+      schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the
+        final ratio), "cosine", "constant", "cooldown": constant, then 1 - sqrt down to the final
+        ratio over the last `cooldown_steps` (so that runs of several lengths can branch off one
+        constant run), or "bent": two straight lines that meet after a share `bend` of what is left,
+        half as far down as one line would be (published with progressive training).
       cooldown_steps: of the schedule "cooldown".
+      bend: where the lines of the schedule "bent" meet; published: `transformer.progressive`.
       warmup_steps: steps in which the rate grows linearly.
       warmup_from: share of the rate that the warm-up begins with.
       final_lr_ratio: last rate over the peak.
@@ -70,8 +76,9 @@ class OptimizerConfig:
     """
 
     base_lr: float = 1e-4
-    schedule: Literal["lin0", "cosine", "constant", "cooldown"] = "lin0"
+    schedule: Literal["lin0", "cosine", "constant", "cooldown", "bent"] = "lin0"
     cooldown_steps: int = 0
+    bend: float = 0.5
     warmup_steps: int = 0
     warmup_from: float = 0.005
     final_lr_ratio: float = 0.1
@@ -86,6 +93,7 @@ class OptimizerConfig:
         section = self._section()
         require(self.base_lr > 0, f"{section}.base_lr", self.base_lr, "positive")
         require(0 <= self.b1 < 1 and 0 <= self.b2 < 1, f"{section}.b1 and b2", (self.b1, self.b2), "from 0 to below 1")
+        require(0 < self.bend < 1, f"{section}.bend", self.bend, "above 0 and below 1")
         require(0 <= self.warmup_from <= 1, f"{section}.warmup_from", self.warmup_from, "from 0 to 1")
         for name in ("warmup_steps", "cooldown_steps", "final_lr_ratio", "weight_decay", "final_weight_decay", "clip"):
             require(getattr(self, name) >= 0, f"{section}.{name}", getattr(self, name), "0 or more")
@@ -96,10 +104,10 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiscriminatorOptimizerConfig(OptimizerConfig):
-    """The same keys for the discriminator, whose first step is the run's first adversarial one; vaex's by default."""
+    """The same keys for the discriminator, whose first step is the run's first adversarial one."""
 
     base_lr: float = 1e-4
-    schedule: Literal["lin0", "cosine", "constant", "cooldown"] = "cosine"
+    schedule: Literal["lin0", "cosine", "constant", "cooldown", "bent"] = "cosine"
     final_lr_ratio: float = 0.3
     b1: float = 0.5
     b2: float = 0.9
@@ -188,6 +196,8 @@ class TrainConfig:
       eval_images: held-out images that an evaluation takes at most; 0 for all.
       sample_classes: columns of the sample grid, one class each.
       ema: decay of the averaged weights used for evaluation and sampling; 0 for none.
+      ema_warmup: how slowly the average settles: its decay is at most (n + 1) / (n + 10) after n of
+        these numbers of steps.
       tokenizer_dir: model directory of the tokenizer whose tokens the transformer learns; its sizes replace
         the `tokenizer` section.
       init_from: model directory whose weights the run starts from; a class embedding of another class count
@@ -210,6 +220,7 @@ class TrainConfig:
     eval_images: int = 0
     sample_classes: int = 10
     ema: float = 0.0
+    ema_warmup: int = 1
     tokenizer_dir: str = ""
     init_from: str = ""
     branch_from: str = ""
@@ -231,7 +242,7 @@ class TrainConfig:
                 "a section of keys in the transformer's stage")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         for name in ("steps", "batch_size", "microbatches", "log_every", "eval_every", "checkpoint_every",
-                     "keep_checkpoints", "sample_classes"):
+                     "keep_checkpoints", "sample_classes", "ema_warmup"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("eval_images", "branch_step"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

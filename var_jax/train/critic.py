@@ -1,4 +1,5 @@
-"""A run's discriminator as the training step uses it: augmentation, frozen features, and the trained module."""
+"""A run's discriminator as the training step uses it: blur, augmentation, frozen features, and the
+trained module."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ import jax.numpy as jnp
 
 from var_jax.config import require
 from var_jax.models import discriminator
-from var_jax.ops.augment import diff_augment
+from var_jax.ops import augment
 from var_jax.train.config import TrainConfig
 from var_jax.train.networks import Networks
 from var_jax.train.phase import phase_of
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
+
+FRAME = 2**32 - 1  # the key of the frames is the augmentation's with this number folded in
 
 
 class Critic:
@@ -44,21 +47,55 @@ class Critic:
         if self._features is None:
             seen = images
         else:
-            shapes = jax.eval_shape(self._features.levels, self._features.params, images)
+            shapes = jax.eval_shape(self._levels, self._features.params, images, key)
             seen = [jnp.zeros(level.shape) for level in shapes]
         variables = self._module.init(key, seen)
         return {"params": variables["params"], "spectral": variables.get(discriminator.SPECTRAL, {})}
 
-    def logits(self, params: Any, spectral: Any, frozen: Any, images: Float[Array, "b H W c"],
-               key: jax.Array) -> tuple[Float[Array, "b n"], Any]:
+    def logits(
+        self,
+        params: Any,
+        spectral: Any,
+        frozen: Any,
+        images: Float[Array, "b H W c"],
+        key: jax.Array,
+        blur: Float[Array, ""],
+    ) -> tuple[Float[Array, "b n"], Any]:
         """Logits of images seen through the augmentation that `key` draws, and power iteration's next vectors.
 
         Args:
           frozen: weights of the frozen networks (`Networks.params`).
+          blur: strength of the blur that lies before the augmentation, from 0 to 1.
         """
-        seen = diff_augment(key, images, self._config.diffaugment, self._config.diffaugment_probability)
+        a = self._config
+        seen = augment.fading_blur(images, blur) if a.blur_fade else images
+        seen = augment.diff_augment(key, seen, a.diffaugment, a.diffaugment_probability, a.cutout)
+        return self._judged(params, spectral, frozen, seen, key)
+
+    def logits_again(self, params: Any, spectral: Any, frozen: Any, images: Float[Array, "b H W c"],
+                     key: jax.Array) -> Float[Array, "b n"]:
+        """Logits of images seen without blur, through the other augmentation, which consistency is
+        asked for with."""
+        seen = augment.diff_augment(
+            key, images, self._config.bcr_diffaugment, hole=self._config.bcr_cutout
+        )
+        return self._judged(params, spectral, frozen, seen, key)[0]
+
+    def _levels(
+        self, weights: Any, seen: Float[Array, "b H W c"], key: jax.Array
+    ) -> list[jax.Array]:
+        """What the frozen network makes of images, at its own size where the config has one."""
+        a = self._config
+        if a.feature_size:
+            seen = augment.framed(
+                jax.random.fold_in(key, FRAME), seen, a.feature_size, a.feature_crops
+            )
+        return self._features.levels(weights, seen)
+
+    def _judged(self, params: Any, spectral: Any, frozen: Any, seen: Float[Array, "b H W c"],
+                key: jax.Array) -> tuple[Float[Array, "b n"], Any]:
         if self._features is not None:
-            seen = self._features.levels(frozen["features"], seen)
+            seen = self._levels(frozen["features"], seen, key)
         variables = {"params": params, discriminator.SPECTRAL: spectral}
         logits, after = self._module.apply(variables, seen, mutable=[discriminator.SPECTRAL])
         return logits, after.get(discriminator.SPECTRAL, {})

@@ -42,14 +42,36 @@ def _adversarial(config: TrainConfig) -> bool:
     return config.adversarial.weight > 0
 
 
+def _on_features(config: TrainConfig) -> bool:
+    return _adversarial(config) and config.adversarial.discriminator == "features"
+
+
 def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[Rule]:
     def of(config: TrainConfig):
         return getattr(config, section)
 
     return [
-        Rule((f"{section}.cooldown_steps",), f"{section}.schedule", lambda c: used(c) and of(c).schedule != "cooldown"),
-        Rule((f"{section}.final_lr_ratio",), f"{section}.schedule", lambda c: used(c) and of(c).schedule == "constant"),
-        Rule((f"{section}.warmup_from",), f"{section}.warmup_steps", lambda c: used(c) and of(c).warmup_steps == 0)]
+        Rule(
+            (f"{section}.cooldown_steps",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule != "cooldown",
+        ),
+        Rule(
+            (f"{section}.bend",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule != "bent",
+        ),
+        Rule(
+            (f"{section}.final_lr_ratio",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule == "constant",
+        ),
+        Rule(
+            (f"{section}.warmup_from",),
+            f"{section}.warmup_steps",
+            lambda c: used(c) and of(c).warmup_steps == 0,
+        ),
+    ]
 
 
 # Where one key is off because of another that is off, only the outer one has a rule that applies.
@@ -59,6 +81,10 @@ RULES = (
          lambda c: c.stage == "transformer" and c.transformer.dtype == "float32"),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
+    Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
+    Rule(("transformer.progressive_from", "transformer.progressive_warmup"),
+         "transformer.progressive",
+         lambda c: c.stage == "transformer" and c.transformer.progressive == 0),
 )
 TOKENIZER_RULES = (
     Rule(("adversarial.*", "discriminator_optimizer.*"), "adversarial.weight", lambda c: c.adversarial.weight == 0),
@@ -66,8 +92,20 @@ TOKENIZER_RULES = (
          lambda c: _adversarial(c) and not c.adversarial.adaptive),
     Rule(("adversarial.layers",), "adversarial.discriminator",
          lambda c: _adversarial(c) and c.adversarial.discriminator != "patch"),
-    Rule(("adversarial.kernel", "adversarial.feature_network", "adversarial.feature_weights"),
+    Rule(("adversarial.kernel", *(f"adversarial.feature_{name}" for name in
+                                  ("network", "weights", "size", "crops", "readout"))),
          "adversarial.discriminator", lambda c: _adversarial(c) and c.adversarial.discriminator != "features"),
+    Rule(("adversarial.feature_crops",), "adversarial.feature_size",
+         lambda c: _on_features(c) and c.adversarial.feature_size == 0),
+    Rule(("adversarial.feature_readout",), "adversarial.feature_network",
+         lambda c: _on_features(c) and c.adversarial.feature_network != "dino"),
+    Rule(("adversarial.cutout",), "adversarial.diffaugment",
+         lambda c: _adversarial(c) and "cutout" not in c.adversarial.diffaugment),
+    Rule(("adversarial.bcr_diffaugment", "adversarial.bcr_cutout"), "adversarial.bcr",
+         lambda c: _adversarial(c) and c.adversarial.bcr == 0),
+    Rule(("adversarial.bcr_cutout",), "adversarial.bcr_diffaugment",
+         lambda c: _adversarial(c) and c.adversarial.bcr > 0
+         and "cutout" not in c.adversarial.bcr_diffaugment),
     Rule(("adversarial.diffaugment_probability",), "adversarial.diffaugment",
          lambda c: _adversarial(c) and not c.adversarial.diffaugment),
     Rule(("adversarial.lecam_decay",), "adversarial.lecam",
@@ -81,12 +119,15 @@ TOKENIZER_RULES = (
          lambda c: c.loss.perceptual > 0 and c.loss.perceptual_network != "lpips"),
     Rule(("codebook.revive_decay",), "codebook.revive_threshold", lambda c: c.codebook.revive_threshold == 0),
     Rule(("codebook.entropy_temperature",), "codebook.entropy", lambda c: c.codebook.entropy == 0),
-    Rule(("codebook.init",), "init_from", lambda c: bool(c.init_from)),
-    Rule(("codebook.init",), "branch_from", lambda c: bool(c.branch_from)),
-    Rule(("tokenizer.gradient_dtype",), "tokenizer.dtype", lambda c: c.tokenizer.dtype == "float32"),
+    Rule(("codebook.init", "tokenizer.init_gain"), "init_from", lambda c: bool(c.init_from)),
+    Rule(("codebook.init", "tokenizer.init_gain"), "branch_from", lambda c: bool(c.branch_from)),
+    Rule(("tokenizer.gradient_dtype",), "tokenizer.dtype",
+         lambda c: c.tokenizer.dtype == "float32"),
     Rule(("progressive.until",), "progressive.scales", lambda c: not c.progressive.scales),
-    Rule(("tokenizer.init_codes",), "codebook.init", lambda c: c.codebook.init != "normal"),
-    Rule(("tokenizer.init_codes",), "tokenizer.codes", lambda c: c.tokenizer.codes == "bsq"),
+    Rule(("tokenizer.init_codes",), "codebook.init",
+         lambda c: c.codebook.init not in ("normal", "uniform")),
+    Rule(("tokenizer.init_codes", "codebook.weight_decay"), "tokenizer.codes",
+         lambda c: c.tokenizer.codes == "bsq"),
     Rule(("tokenizer.quantizer_dropout_from",), "tokenizer.quantizer_dropout",
          lambda c: c.tokenizer.quantizer_dropout == 0),
 )
@@ -139,7 +180,8 @@ def refuse_flags(config: TrainConfig, keys: Collection[str], started_with: Mappi
       keys: dotted, of all flags.
       started_with: as of `refuse`.
     """
-    ours, defaults = plain(config), plain(TrainConfig(transformer=TransformerConfig()))
+    ours = plain(config)
+    defaults = {**plain(TrainConfig()), "transformer": plain(TransformerConfig())}
     if config.stage == "tokenizer":
         for key in keys:
             if key.startswith("transformer."):

@@ -18,11 +18,21 @@ from var_jax.ops import partition, vq
 from var_jax.ops.scales import Scales
 from var_jax.train.config import LossConfig, TrainConfig
 from var_jax.train.networks import Networks
+from var_jax.train.phase import Phase
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8
 
 Metrics = dict[str, jax.Array]
+ALL_SCALES = Phase()
+LEAST_NEWEST = 0.01  # the least share of its weight that a scale begins with
+# Held-out metrics with class dropout, and those without it that they are made of.
+WITH_CLASS_DROPOUT = {
+    "loss_with_class_dropout": "loss_mean",
+    "loss_last_with_class_dropout": "loss_last",
+    "accuracy_with_class_dropout": "accuracy_mean",
+    "accuracy_last_with_class_dropout": "accuracy_last",
+}
 
 
 def to_signal(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
@@ -50,17 +60,41 @@ def weighted(weights: LossConfig, terms: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array],
-                     rng: jax.Array | None) -> tuple[jax.Array, Metrics]:
+                     rng: jax.Array | None, phase: Phase = ALL_SCALES,
+                     step: jax.Array | int = 0) -> tuple[jax.Array, Metrics]:
     """Mean cross-entropy over the tokens of all scales; class dropout and drop-path act when `rng` is given.
+
+    In progressive training only the first scales are computed. Each of their tokens has the weight
+    that it has in the mean over all, and those of the scale that was added last have a growing
+    share of it.
 
     Args:
       frozen: the tokenizer's parameters; only its quantizer's are used.
+      step: steps done before this one.
     """
-    tokens = batch["tokens"]
+    tokens, scales = batch["tokens"], config.tokenizer.scales
     inputs = Tokenizer(config.tokenizer).apply({"params": frozen}, tokens, method="teacher_input")
+    if phase.first is not None:
+        scales = phase.present(config)
+        tokens, inputs = tokens[:, :scales.total], inputs[:, :scales.total - scales.lengths[0]]
     logits = Transformer(config.transformer).apply({"params": params}, inputs, batch["label"], rng)
-    loss = jnp.mean(cross_entropy(logits, tokens, config.loss.label_smoothing))
-    return loss, {"loss": loss, **token_metrics(config.tokenizer.scales, logits, tokens)}
+    losses = cross_entropy(logits, tokens, config.loss.label_smoothing)
+    if phase.first is None:
+        loss = jnp.mean(losses)
+    else:
+        newest = 1.0
+        if phase.since is not None:
+            warmup = max(config.steps_of(config.transformer.progressive_warmup), 1)
+            newest = jnp.clip((step - phase.since + 1) / warmup, LEAST_NEWEST, 1.0)
+        weights = (
+            jnp.where(scales.level_ids == phase.first - 1, newest, 1.0)
+            / config.tokenizer.scales.total
+        )
+        loss = jnp.mean(losses @ weights)
+    metrics = token_metrics(scales, logits, tokens)
+    if phase.first is not None:  # the last scale of these is not the last
+        metrics = {name: value for name, value in metrics.items() if not name.endswith("_last")}
+    return loss, {"loss": loss, **metrics}
 
 
 def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
@@ -80,11 +114,29 @@ def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
 
 
 def held_out_metrics(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> Metrics:
-    """A transformer's `token_metrics` of one held-out batch, without dropout, summed over the rows that count."""
+    """A transformer's `token_metrics` of one held-out batch, without dropout, summed over the rows
+    that count.
+
+    Those that end in "_with_class_dropout" are what they come to on average when labels are dropped
+    as in training,
+    which the published code does in its validation too: what to compare with its logs.
+    """
     tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
     inputs = Tokenizer(config.tokenizer).apply({"params": frozen}, tokens, method="teacher_input")
-    logits = Transformer(config.transformer).apply({"params": params}, inputs, batch["label"])
-    return token_metrics(config.tokenizer.scales, logits, tokens, weights)
+
+    def measured(labels):
+        logits = Transformer(config.transformer).apply({"params": params}, inputs, labels)
+        return token_metrics(config.tokenizer.scales, logits, tokens, weights)
+
+    found, dropped = measured(batch["label"]), config.transformer.class_dropout
+    if not dropped:
+        return found
+    unlabeled = measured(jnp.full_like(batch["label"], config.transformer.num_classes))
+    mixed = {
+        name: (1 - dropped) * found[of] + dropped * unlabeled[of]
+        for name, of in WITH_CLASS_DROPOUT.items()
+    }
+    return {**found, **mixed}
 
 
 def token_metrics(scales: Scales, logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],

@@ -9,6 +9,7 @@ The networks are imported where they are used: a benchmark of a transformer's st
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -102,8 +103,11 @@ def _features(adversarial, sizes_only: bool) -> Features:
 
     if adversarial.feature_network == "efficientnet":
         return Features(efficientnet.load(adversarial.feature_weights), efficientnet.stages)
+    levels = functools.partial(
+        vit.tokens, with_class=adversarial.feature_readout == "patch_and_class"
+    )
     if sizes_only and not adversarial.feature_weights:
-        return Features(vit.from_state(zeros(vit.published_shapes())), vit.tokens)
+        return Features(vit.from_state(zeros(vit.published_shapes())), levels)
     require(bool(adversarial.feature_weights), "adversarial.feature_weights", repr(adversarial.feature_weights),
             "the path of DINO's ViT-S/16 weights (or give adversarial.feature_network=efficientnet)")
-    return Features(vit.load(adversarial.feature_weights), vit.tokens)
+    return Features(vit.load(adversarial.feature_weights), levels)

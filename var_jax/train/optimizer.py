@@ -1,6 +1,7 @@
 """AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's parts."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,9 @@ class Optimizers(NamedTuple):
 
 def make_optimizers(config: TrainConfig) -> Optimizers:
     """The schedules of the discriminator go over the adversarial steps alone."""
-    trained, start = make_optimizer(config.optimizer, config.steps, config.batch_size), config.adversarial_from
+    kept = () if config.stage != "tokenizer" or config.codebook.weight_decay else ("codebook",)
+    trained = make_optimizer(config.optimizer, config.steps, config.batch_size, kept)
+    start = config.adversarial_from
     if start is None:
         return Optimizers(trained)
     return Optimizers(trained, make_optimizer(config.discriminator_optimizer, adversarial_steps(config),
@@ -55,16 +58,20 @@ def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
     return at
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int,
+                   not_decayed: Collection[str] = ()) -> optax.GradientTransformation:
     """Clipping by global norm, Adam, and decoupled weight decay that the learning rate multiplies (AdamW).
 
     Args:
       steps: length of the whole run, at whose last step the schedules reach their final values.
       batch_size: images a step over all devices, which scales the learning rate.
+      not_decayed: names of parameters that weight decay leaves alone, besides those that it always
+        does.
     """
+    mask = functools.partial(decay_mask, not_decayed=not_decayed)
     parts = [
         optax.scale_by_adam(config.b1, config.b2, config.eps),
-        optax.add_decayed_weights(weight_decay(config, steps), mask=decay_mask),
+        optax.add_decayed_weights(weight_decay(config, steps), mask=mask),
         optax.scale_by_learning_rate(learning_rate(config, steps, batch_size)),
     ]
     return optax.chain(*([optax.clip_by_global_norm(config.clip)] if config.clip else []), *parts)
@@ -84,6 +91,7 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_ratio),
         "constant": optax.constant_schedule(peak),
         "cooldown": _cooldown(peak, config.final_lr_ratio, rest, config.cooldown_steps),
+        "bent": lambda step: peak * jnp.interp(step / rest, *map(jnp.asarray, _bent(config))),
     }[config.schedule]
     if not config.warmup_steps:
         return after
@@ -106,9 +114,17 @@ def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, 
     elif config.schedule == "cooldown" and config.cooldown_steps:
         over = np.clip((done - (rest - config.cooldown_steps)) / config.cooldown_steps, 0, 1)
         factor = 1 - (1 - final) * np.sqrt(over)
+    elif config.schedule == "bent":
+        factor = np.interp(done / rest, *_bent(config))
     else:
         factor = 1.0
     return float(peak * factor)
+
+
+def _bent(config: OptimizerConfig) -> tuple[list[float], list[float]]:
+    """Shares of what is left after the warm-up, and the factors on the rate there."""
+    straight = 1 - (1 - config.final_lr_ratio) * config.bend
+    return [0.0, config.bend, 1.0], [1.0, (1 + straight) / 2, config.final_lr_ratio]
 
 
 def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.Schedule:
@@ -128,16 +144,21 @@ def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return lambda step: final + cosine(step)
 
 
-def decay_mask(params: Any) -> Any:
+def decay_mask(params: Any, not_decayed: Collection[str] = ()) -> Any:
     """True where weights decay: matrices, convolutions, the codebook and the class embedding.
 
     Args:
       params: nested dicts of parameters (or their gradients); under "blocks" they have a leading axis of layers.
+      not_decayed: names of parameters whose weights do not decay either.
     """
 
     def decayed(path, leaf) -> bool:
         names = [entry.key for entry in path]
         rank = leaf.ndim - ("blocks" in names)
-        return rank > 1 and not names[-1].endswith("bias") and names[-1] not in NOT_DECAYED
+        return (
+            rank > 1
+            and not names[-1].endswith("bias")
+            and names[-1] not in {*NOT_DECAYED, *not_decayed}
+        )
 
     return jax.tree_util.tree_map_with_path(decayed, params)

@@ -78,13 +78,19 @@ def imagenet_tokenizer(config: config_dict.ConfigDict):
     """The closest published recipe (vaex): L1 0.2, L2 1, LPIPS 1, VQ 1, and from a fifth of the run on an adversarial
     term of 0.4 with the adaptive weight, against five heads on frozen DINO features.
 
-    LPIPS and DINO are files that the config must name (`loss.perceptual_weights`, `loss.perceptual_heads`,
-    `adversarial.feature_weights`); "efficientnet" in place of either needs none.
+    `configs/imagenet256.py` tells where it departs. LPIPS and DINO are files that the config must
+    name (`loss.perceptual_weights`, `loss.perceptual_heads`, `adversarial.feature_weights`);
+    "efficientnet" in place of either needs none.
     """
     config.stage = "tokenizer"
     set_epochs(config, 768, 250)
     config.tokenizer.dtype = "bfloat16"  # of activations; what a v5e chip's memory needs at three images a chip
-    config.ema = 0.9999
+    config.tokenizer.dropout = 0.05
+    config.tokenizer.init_gain = 0.5
+    config.tokenizer.init_codes = 0.0049  # 1 / (36 sqrt(z_channels))
+    config.codebook.init = "uniform"
+    config.codebook.weight_decay = False
+    config.ema, config.ema_warmup = 0.9999, 2
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.base_lr = 1e-4  # 3e-4 at batch 768
         optimizer.schedule = "cosine"
@@ -93,12 +99,25 @@ def imagenet_tokenizer(config: config_dict.ConfigDict):
         optimizer.weight_decay = optimizer.final_weight_decay = 0.005
         optimizer.clip = 10.0
     config.optimizer.warmup_steps = config.steps // 100
+    config.discriminator_optimizer.warmup_steps = (
+        config.steps // 50
+    )  # while its weight in the tokenizer's loss grows
+    config.discriminator_optimizer.weight_decay = (
+        config.discriminator_optimizer.final_weight_decay
+    ) = 0.0005
     config.loss.perceptual = 1.0
     config.loss.perceptual_network = "lpips"
     config.adversarial.weight = 0.4
     config.adversarial.discriminator = "features"
     config.adversarial.feature_network = "dino"
+    config.adversarial.feature_size, config.adversarial.feature_crops = 224, 0.5
+    config.adversarial.feature_readout = "patch_and_class"
     config.adversarial.channels = 384
+    config.adversarial.hinge = "sum"
+    config.adversarial.diffaugment = config.adversarial.bcr_diffaugment = "translation,color,cutout"
+    config.adversarial.cutout = config.adversarial.bcr_cutout = 0.2
+    config.adversarial.blur_fade = 0.04
+    config.adversarial.bcr = 4.0
 
 
 def small_grey_config() -> config_dict.ConfigDict:

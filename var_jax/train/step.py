@@ -38,7 +38,7 @@ def make_train_step(config: TrainConfig, optimizers: Optimizers, networks: Netwo
 
     def train_step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, losses.Metrics]:
         def gradients(rows, rng):
-            loss = functools.partial(losses.transformer_loss, config)
+            loss = functools.partial(losses.transformer_loss, config, phase=phase, step=state.step)
             return jax.grad(loss, has_aux=True)(state.params, frozen, rows, rng), None
 
         (grads, metrics), _ = _mean_gradients(gradients, batch, _rng(config, state), config.microbatches)
@@ -98,7 +98,7 @@ def _update(config: TrainConfig, optimizer: optax.GradientTransformation, state:
     """The trained stage and its running average after a step."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema and _average(state.ema, params, config.ema, state.step)
+    ema = state.ema and _average(state.ema, params, config.ema, state.step // config.ema_warmup)
     metrics = {**metrics, "grad_norm": optax.tree_utils.tree_norm(grads)}
     return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
@@ -127,6 +127,6 @@ def _mean_gradients(gradients: Callable, batch: Batch, rng: jax.Array, parts: in
 
 
 def _average(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """The running average, its decay warmed up so that early steps do not linger."""
+    """The running average, its decay warmed up over `step` so that early steps do not linger."""
     decay = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, p: (a * decay + p * (1 - decay)).astype(a.dtype), ema, params)

@@ -1,17 +1,22 @@
 """How fast a run trains, what share of the chips' peak that is, and where the time goes."""
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from var_jax import chips
+from var_jax.ops.scales import Scales
 from var_jax.scaling import flops
 from var_jax.train.config import TrainConfig
+from var_jax.train.phase import phase_of
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +30,6 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, step: int):
         self._config = config
-        self._flops = train_flops_per_image(config)
         chip = chips.for_device_kind(jax.devices()[0].device_kind)
         self._peak = chip and chip.peak_flops * jax.device_count()
         self._mark = (step, time.perf_counter())
@@ -34,12 +38,27 @@ class Throughput:
         """steps_per_s, images_per_s, tokens_per_s and flops_per_s over all devices, and mfu (model FLOPs utilisation,
         0 to 1 of the chips' bfloat16 peak) on chips that the table has."""
         now = time.perf_counter()
-        steps = (step - self._mark[0]) / max(now - self._mark[1], 1e-9)
+        seconds = max(now - self._mark[1], 1e-9)
+        computed = [self._work(done) for done in range(self._mark[0], step)]
         self._mark = (step, now)
-        images = steps * self._config.batch_size
-        rates = {"steps_per_s": steps, "images_per_s": images,
-                 "tokens_per_s": images * self._config.tokenizer.scales.total, "flops_per_s": images * self._flops}
+        images_per_s = len(computed) * self._config.batch_size / seconds
+        rates = {
+            "steps_per_s": len(computed) / seconds,
+            "images_per_s": images_per_s,
+            "tokens_per_s": images_per_s
+            * float(np.mean([tokens for tokens, _ in computed] or [0])),
+            "flops_per_s": images_per_s * float(np.mean([work for _, work in computed] or [0])),
+        }
         return rates | ({"mfu": rates["flops_per_s"] / self._peak} if self._peak else {})
+
+    def _work(self, done: int) -> tuple[int, float]:
+        """(tokens, FLOPs) of an image in the step after `done` others: first scales alone, or
+        smaller images, are less of both."""
+        return self._of_scales(phase_of(self._config, done).present(self._config))
+
+    @functools.cache  # noqa: B019 - lives as long as its run
+    def _of_scales(self, scales: Scales) -> tuple[int, float]:
+        return scales.total, train_flops_per_image(self._config, scales)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -90,8 +109,9 @@ class Profile:
             jax.profiler.stop_trace()
 
 
-def train_flops_per_image(config: TrainConfig) -> float:
-    """Forward and backward of the stage that is trained; the frozen tokenizer's encoding is not in it."""
+def train_flops_per_image(config: TrainConfig, scales: Scales) -> float:
+    """Forward and backward of the stage that is trained on these scales; the frozen tokenizer's
+    encoding is not in it."""
     if config.stage == "transformer":
-        return flops.train_flops_per_image(config.transformer)
-    return flops.tokenizer_train_flops(config.tokenizer)
+        return flops.train_flops_per_image(dataclasses.replace(config.transformer, scales=scales))
+    return flops.tokenizer_train_flops(dataclasses.replace(config.tokenizer, scales=scales))

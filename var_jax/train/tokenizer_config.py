@@ -10,7 +10,10 @@ from var_jax.ops.scales import Scales
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
-    """The discriminator and what the tokenizer learns from it (weights and times of vaex's recipe by default).
+    """The discriminator and what the tokenizer learns from it.
+
+    Its weights and times are vaex's by default; `recipes.imagenet_tokenizer` has the rest of vaex's
+    recipe.
 
     Attributes:
       weight: of the generator's loss; 0 for no discriminator.
@@ -25,10 +28,26 @@ class AdversarialConfig:
       layers: strided convolutions of "patch".
       kernel: taps of the heads' convolutions in "features".
       feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's ViT).
+      feature_size: height and width in pixels at which the network sees images; 0 for those that
+        they have.
+      feature_crops: share of images that are brought to `feature_size` by a random crop where they
+        are larger; the others are resized to it.
+      feature_readout: "patch", or "patch_and_class" for patch tokens to which the class token is
+        added; of no effect with "efficientnet", which has none.
       feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra [perceptual] brings, and
         where that is not installed, the run leaves the adversarial terms out with a warning.
-      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator sees images through.
+      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator
+        sees images through, in this order.
       diffaugment_probability: with which an image goes through them; it is left as it is otherwise.
+      cutout: share of a side that "cutout" takes.
+      blur_fade: how long the blur takes to vanish that the discriminator sees images through when
+        adversarial training begins (`ops.augment.fading_blur`); from 1 on a number of steps, below
+        it a share of the run's, 0 for no blur.
+      hinge: whether the discriminator's loss is the "mean" of its two hinges or their "sum".
+      bcr: weight of balanced consistency regularization (`ops.adversarial.consistency`), 0 for
+        none; it costs the discriminator a second pass.
+      bcr_diffaugment: augmentations of that pass, as `diffaugment`; every image goes through them.
+      bcr_cutout: share of a side that "cutout" takes in that pass.
       lecam: weight of LeCam regularisation; 0 for none.
       lecam_decay: of LeCam's averages of logits.
       r1: weight of the gradient penalty at real images; 0 for none.
@@ -47,15 +66,25 @@ class AdversarialConfig:
     kernel: int = 9
     feature_network: Literal["efficientnet", "dino"] = "efficientnet"
     feature_weights: str = ""
+    feature_size: int = 0
+    feature_crops: float = 0.0
+    feature_readout: Literal["patch", "patch_and_class"] = "patch"
     diffaugment: str = "color,translation,cutout"
     diffaugment_probability: float = 1.0
+    cutout: float = 0.5
+    blur_fade: float = 0.0
+    hinge: Literal["mean", "sum"] = "mean"
+    bcr: float = 0.0
+    bcr_diffaugment: str = "color,translation,cutout"
+    bcr_cutout: float = 0.2
     lecam: float = 0.0
     lecam_decay: float = 0.999
     r1: float = 0.0
     r1_every: int = 16
 
     def __post_init__(self):
-        for name in ("weight", "start", "warmup", "adaptive_lowest", "lecam", "r1"):
+        for name in ("weight", "start", "warmup", "adaptive_lowest", "lecam", "r1", "feature_size",
+                     "blur_fade", "bcr"):
             require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
         require(self.adaptive_highest >= self.adaptive_lowest, "adversarial.adaptive_highest", self.adaptive_highest,
                 f"at least adaptive_lowest {self.adaptive_lowest}")
@@ -65,7 +94,15 @@ class AdversarialConfig:
         require(0 <= self.diffaugment_probability <= 1, "adversarial.diffaugment_probability",
                 self.diffaugment_probability, "from 0 to 1")
         require(0 <= self.lecam_decay < 1, "adversarial.lecam_decay", self.lecam_decay, "from 0 to below 1")
-        policy_names(self.diffaugment)
+        for name in ("cutout", "bcr_cutout", "feature_crops"):
+            require(
+                0 <= getattr(self, name) <= 1,
+                f"adversarial.{name}",
+                getattr(self, name),
+                "from 0 to 1",
+            )
+        for name in ("diffaugment", "bcr_diffaugment"):
+            policy_names(getattr(self, name), f"adversarial.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +110,11 @@ class CodebookConfig:
     """What keeps the codebook in use.
 
     Attributes:
-      init: how codes start: "normal" (of `tokenizer.init_codes`), or from what the encoder gives for the first training
-        images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to study recovery.
+      init: how codes start: "normal" (of deviation `tokenizer.init_codes`), "uniform" (from
+        -`tokenizer.init_codes` to it), or from what the encoder gives for the first training
+        images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to
+        study recovery.
+      weight_decay: whether the optimizer's weight decay acts on the codes.
       revive_threshold: codes whose running share of uses, mean over scales, falls below this times an equal share are
         moved onto vectors of the batch, most often of the scales that few codes serve (`ops.codebook.revive`); 0 for
         never.
@@ -85,7 +125,8 @@ class CodebookConfig:
         evaluation is warned of.
     """
 
-    init: Literal["normal", "sampled", "kmeans", "equal"] = "normal"
+    init: Literal["normal", "uniform", "sampled", "kmeans", "equal"] = "normal"
+    weight_decay: bool = True
     revive_threshold: float = 0.0
     revive_decay: float = 0.99
     entropy: float = 0.0

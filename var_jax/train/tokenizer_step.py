@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.tokenizer import DROPOUT, Tokenizer
 from var_jax.ops import adversarial, codebook, partition, vq
 from var_jax.ops.resize import resize
 from var_jax.train import losses
@@ -25,6 +25,10 @@ from var_jax.train.phase import Phase
 if TYPE_CHECKING:
     from var_jax.train.state import DiscriminatorState, TrainState
 
+# The key of the residual blocks' dropout is the quantizer's with this number folded in.
+BLOCKS = 2**32 - 1
+# The key of an image's second augmentation is the first's with this number folded in.
+AGAIN = 2**32 - 2
 LAST_KERNEL = ("decoder", "conv_out", "kernel")
 
 
@@ -54,9 +58,10 @@ def make_gradients(config: TrainConfig, networks: Networks, critic: Critic | Non
         images = partition.constrain(losses.to_signal(batch["image"]), "images", None, None, None)
         images = resize(images, tokenizer.image_shape[:2], "area")
         dropout_key, critic_key, revival_key = jax.random.split(rng, 3)
+        rngs = {DROPOUT: jax.random.fold_in(dropout_key, BLOCKS)}
 
         def forward(params):
-            out = model.apply({"params": params}, images, dropout_key, method="forward")
+            out = model.apply({"params": params}, images, dropout_key, method="forward", rngs=rngs)
             parts, rest = {"vq": out.vq_loss}, loss.vq * out.vq_loss
             if config.codebook.entropy:
                 parts["entropy"] = codebook.scale_entropy_penalty(
@@ -99,9 +104,15 @@ def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState,
     reconstructions, detached and augmented alike."""
     a, start = config.adversarial, config.adversarial_from
     real_key, fake_key = jax.random.split(key)
+    blur = adversarial.blur_strength(step, start, config.steps_of(a.blur_fade))
 
     def logits(params, x, key):
-        return critic.logits(params, state.spectral, frozen, x, key)
+        return critic.logits(params, state.spectral, frozen, x, key, blur)
+
+    def logits_again(params, x, key):
+        return critic.logits_again(
+            params, state.spectral, frozen, x, jax.random.fold_in(key, AGAIN)
+        )
 
     def fools(reconstruction):
         return adversarial.generator_loss(logits(state.params, reconstruction, fake_key)[0])
@@ -115,10 +126,19 @@ def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState,
         weight, metrics["adaptive_weight"] = weight * adaptive, adaptive
 
     def tells_apart(params):
+        detached = jax.lax.stop_gradient(rec)
         real, spectral = logits(params, images, real_key)
-        fake, _ = logits(params, jax.lax.stop_gradient(rec), fake_key)
-        loss = adversarial.hinge_loss(real, fake)
+        fake, _ = logits(params, detached, fake_key)
+        loss = adversarial.hinge_loss(real, fake, halved=a.hinge == "mean")
         found = {"hinge": loss, "logits_real": jnp.mean(real), "logits_fake": jnp.mean(fake)}
+        if a.bcr:
+            found["bcr"] = adversarial.consistency(
+                real,
+                fake,
+                logits_again(params, images, real_key),
+                logits_again(params, detached, fake_key),
+            )
+            loss += a.bcr * found["bcr"]
         if a.lecam:
             found["lecam"] = adversarial.lecam(real, fake, state.averages)
             loss += a.lecam * found["lecam"]

@@ -118,13 +118,28 @@ def _at_one_place(config: TrainConfig) -> TrainConfig:
 def _in_steps(config: TrainConfig) -> TrainConfig:
     """The run with times that are shares of its length as the steps they come to: a run that is made longer must not
     lose a discriminator, nor the size of its images, for that."""
-    adversarial, progressive = config.adversarial, config.progressive
+    adversarial, progressive, transformer = (
+        config.adversarial,
+        config.progressive,
+        config.transformer,
+    )
     if config.adversarial_from is not None:
-        adversarial = dataclasses.replace(adversarial, start=config.steps_of(adversarial.start),
-                                          warmup=config.steps_of(adversarial.warmup))
+        times = {
+            name: config.steps_of(getattr(adversarial, name))
+            for name in ("start", "warmup", "blur_fade")
+        }
+        adversarial = dataclasses.replace(adversarial, **times)
     if progressive.scales:
         progressive = dataclasses.replace(progressive, until=config.steps_of(progressive.until))
-    return dataclasses.replace(config, adversarial=adversarial, progressive=progressive)
+    if transformer is not None and transformer.progressive:
+        times = {
+            name: config.steps_of(getattr(transformer, name))
+            for name in ("progressive", "progressive_warmup")
+        }
+        transformer = dataclasses.replace(transformer, **times)
+    return dataclasses.replace(
+        config, adversarial=adversarial, progressive=progressive, transformer=transformer
+    )
 
 
 def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
