@@ -74,8 +74,8 @@ def test_products_count_in_fusions_and_every_trip(program):
 
 
 def test_collectives_with_their_whole_arrays_and_first_groups(program):
-    assert program.collectives() == [hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5),
-                                     hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5)]
+    assert program.collectives() == [hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5, "bf16"),
+                                     hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5, "bf16")]
 
 
 def test_of_a_stack_only_the_layer_is_read_and_on_chip_results_are_no_traffic(program):

@@ -53,6 +53,25 @@ def test_gradients_and_weights_cross_the_network(found):
     assert sum(found["collectives"].values()) > 2 * 2 * parameters
 
 
+def test_gradients_are_reduced_in_float32(found):
+    """Weights of a bfloat16 model: the compiled program sums them over chips in float32, as the report says."""
+    parameters = flops.param_count(small.TRANSFORMER)["total"]
+    assert found["reduced_bytes"]["f32"] > 4 * parameters / 2  # AdaLN's partial products are summed instead
+    [line] = [line for line in table.lines(found) if line.startswith("reductions")]
+    assert "f32" in line
+
+
+@pytest.mark.slow
+def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(found, tmp_path):
+    (tmp_path / "config.py").write_text(small.CONFIG_FILE)
+    assert main(["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--json",
+                 str(tmp_path / "a.json"), "--config.transformer.dtype=bfloat16",
+                 "--config.transformer.gradient_dtype=bfloat16"]) == 0
+    narrow = json.loads((tmp_path / "a.json").read_text())
+    assert narrow["reduced_bytes"].get("f32", 0) < found["reduced_bytes"]["f32"] / 2
+    assert sum(narrow["collectives"].values()) < sum(found["collectives"].values())
+
+
 def test_the_table_shows_it(found, tmp_path):
     (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(found))
     head, _, row = table.markdown(tmp_path).splitlines()

@@ -22,6 +22,8 @@ CASES = {
                lambda x, w: jnp.tensordot(x, w, 1)),
     "heads": (lambda x, w, g: product("blw,wnhd->blnhd", x, w, NARROW, g), (4, 6, 8), (8, 3, 2, 4),
               lambda x, w: jnp.tensordot(x, w, 1)),
+    "conditions": (lambda x, w, g: product("bw,wnv->bnv", x, w, NARROW, g), (4, 128), (128, 6, 128),
+                   lambda x, w: jnp.tensordot(x, w, 1)),
     "joined heads": (lambda x, w, g: product("blhd,hdw->blw", x, w, NARROW, g), (4, 6, 2, 4), (2, 4, 8),
                      lambda x, w: jnp.tensordot(x, w, 2)),
     "wide": (lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g, wide=True), (4, 6, 8), (8, 5),
@@ -48,16 +50,18 @@ def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_d
     x, w = rounded(drawn(*x_shape)), rounded(drawn(*w_shape))
     cotangent = rounded(drawn(*jax.eval_shape(plain, x, w).shape))
     result, gradients = jax.vjp(functools.partial(function, g=gradient_dtype), x, w)
+    if gradient_dtype == WIDE:  # compiled, rounding between float32 operations may be left out
+        gradients = jax.jit(gradients)
     expected, exact = jax.vjp(plain, x, w)
-    np.testing.assert_allclose(result.astype(WIDE), expected, rtol=2**-7, atol=0.05)
+    np.testing.assert_allclose(result.astype(WIDE), expected, rtol=2**-7, atol=0.2)
     (d_x, d_w), (exact_x, exact_w) = gradients(cotangent.astype(result.dtype)), exact(cotangent)
     assert d_w.dtype == WIDE and d_x.dtype == x.dtype
-    np.testing.assert_allclose(d_x, exact_x, rtol=2**-7, atol=0.05)
+    np.testing.assert_allclose(d_x, exact_x, rtol=2**-7, atol=0.2)
     if gradient_dtype == WIDE:
-        np.testing.assert_allclose(d_w, exact_w, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(d_w, exact_w, rtol=1e-5, atol=1e-4)
         assert (rounded(d_w) != d_w).any()
     else:
-        np.testing.assert_allclose(d_w, exact_w, rtol=2**-7, atol=0.05)
+        np.testing.assert_allclose(d_w, exact_w, rtol=2**-7, atol=0.2)
         assert (rounded(d_w) == d_w).all()
 
 

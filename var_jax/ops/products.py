@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from var_jax.ops.attention import platform
+
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
@@ -58,6 +60,8 @@ def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
     of_x, of_kernel = inputs.split(",")
     cotangent = cotangent.astype(dtype)
     d_x = jnp.einsum(f"{result},{of_kernel}->{of_x}", cotangent, kernel.astype(dtype))
+    if platform() == "cpu":  # where some products of bfloat16 that give float32 compile and do not run
+        x, cotangent = x.astype(gradient_dtype), cotangent.astype(gradient_dtype)
     d_kernel = jnp.einsum(f"{of_x},{result}->{of_kernel}", x, cotangent, preferred_element_type=gradient_dtype)
     return d_x, d_kernel.astype(kernel.dtype)
 
