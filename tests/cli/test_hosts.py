@@ -24,7 +24,7 @@ def no_launcher(monkeypatch):
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("command", ALONE)
-def test_refuse_several_names_the_command_and_the_number_of_tasks(command, launcher, monkeypatch):
+def test_refuse_several_names_the_command_and_its_tasks(command, launcher, monkeypatch):
     """Each task would do all of the work and write the same files: none may begin."""
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
@@ -44,7 +44,7 @@ def test_refuse_several_ends_a_command_before_it_writes(model_dir, tmp_path, mon
 
 
 @pytest.mark.parametrize("variables", [
-    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},  # a batch script, outside of srun
+    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},  # a batch script, not srun
     {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},  # srun --ntasks=1 in it
     {},
 ])

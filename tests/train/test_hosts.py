@@ -29,9 +29,12 @@ def images(tmp_path_factory):
         for kind in ("cat", "dog"):
             (directory / name / kind).mkdir(parents=True)
             for i in range(16):
-                pixels, file = random.integers(0, 256, (6, 8), np.uint8), f"{kind}/{i:02d}.png"
+                file = f"{kind}/{i:02d}.png"
+                pixels = random.integers(0, 256, (6, 8), np.uint8)
+                if file == other:
+                    pixels = 255 - pixels
                 if file != without:
-                    Image.fromarray(255 - pixels if file == other else pixels).save(directory / name / file)
+                    Image.fromarray(pixels).save(directory / name / file)
         return str(directory / name)
 
     return made
@@ -45,11 +48,15 @@ def ended(images, model_dir, tmp_path_factory):
     first = images("first")
 
     def run(name: str, *second: str) -> list[tuple[int, str]]:
-        shared = ["train", "--config", str(directory / "config.py"), "--workdir", str(directory / name),
+        shared = ["train", "--config", str(directory / "config.py"),
+                  "--workdir", str(directory / name),
                   "--config.data.name=image_folder", f"--config.data.source_dir={first}",
-                  f"--config.data.data_dir={directory / name}-tfds", f"--config.tokenizer_dir={model_dir}"]
-        code = TRAIN.replace("SHARED", repr(json.dumps(shared))).replace("SECOND", repr(json.dumps(second)))
-        found = processes.scripts(code, directory / f"{name}-scripts", directory / "programs", join=False)
+                  f"--config.data.data_dir={directory / name}-tfds",
+                  f"--config.tokenizer_dir={model_dir}"]
+        code = TRAIN.replace("SHARED", repr(json.dumps(shared)))
+        code = code.replace("SECOND", repr(json.dumps(second)))
+        found = processes.scripts(code, directory / f"{name}-scripts", directory / "programs",
+                                  join=False)
         assert not (directory / name).exists()
         return [(code, told.splitlines()[-1]) for code, told in found]
 
@@ -62,7 +69,8 @@ def test_an_image_that_a_host_lacks_is_told_by_every_host(images, ended):
     found = ended("lacks", f"--config.data.source_dir={second}")
     assert [code for code, _ in found] == [2, 2], found
     for _, line in found:
-        assert "process 1 (host " in line and line.startswith("var-jax: the data of process 0 (host ")
+        assert "process 1 (host " in line
+        assert line.startswith("var-jax: the data of process 0 (host ")
         assert re.search(r"\d+ (training|held-out) images, not \d+", line)
 
 
@@ -71,7 +79,8 @@ def test_another_image_of_the_same_name_is_told_by_every_host(images, ended):
     second = images("third", other="dog/05.png")
     found = ended("other", f"--config.data.source_dir={second}")
     assert [code for code, _ in found] == [2, 2], found
-    assert all("process 1 (host " in line and "as many images, but other ones" in line for _, line in found)
+    for _, line in found:
+        assert "process 1 (host " in line and "as many images, but other ones" in line
 
 
 @pytest.mark.slow
@@ -87,14 +96,16 @@ def test_another_setting_is_told_by_every_host(ended):
     """Processes of different programs would wait for one another's collectives."""
     found = ended("setting", "--config.optimizer.base_lr=0.5")
     assert [code for code, _ in found] == [2, 2], found
-    assert all("process 1 (host " in line and "optimizer.base_lr: 0.5 here" in line for _, line in found)
+    for _, line in found:
+        assert "process 1 (host " in line and "optimizer.base_lr: 0.5 here" in line
 
 
 @pytest.mark.slow
 def test_another_tokenizer_is_told_by_every_host(ended, tmp_path):
     model = small.pipeline()
-    params = {**model.params, "tokenizer": {**model.params["tokenizer"]}}
-    params["tokenizer"]["quantize"] = {name: value + 1 for name, value in params["tokenizer"]["quantize"].items()}
+    tokenizer = dict(model.params["tokenizer"])
+    tokenizer["quantize"] = {name: leaf + 1 for name, leaf in tokenizer["quantize"].items()}
+    params = {**model.params, "tokenizer": tokenizer}
     Pipeline(model.config, params).save(tmp_path / "other")
     found = ended("tokenizer", f"--config.tokenizer_dir={tmp_path / 'other'}")
     assert [code for code, _ in found] == [2, 2], found

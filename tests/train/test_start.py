@@ -1,4 +1,4 @@
-"""Weights that a run begins with lie on the devices part by part, and no host asks another for them."""
+"""Weights that a run begins with reach the devices part by part, and no host asks another."""
 
 import jax
 import numpy as np
@@ -50,7 +50,8 @@ for ours, theirs in zip(jax.tree.leaves((run.params, frozen)),
     for shard in ours.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.asarray(theirs)[shard.index])
 for ours in jax.tree.leaves(run.params):
-    size, held = size + ours.nbytes, held + sum(shard.data.nbytes for shard in ours.addressable_shards)
+    size += ours.nbytes
+    held += sum(shard.data.nbytes for shard in ours.addressable_shards)
 print("moved", moved, "held", held, "size", size)
 """
 
@@ -58,16 +59,19 @@ print("moved", moved, "held", held, "size", size)
 def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp_path):
     """Two processes: each puts its own part on its device, and what they tell each other is a small
     part of the weights (that these are the same)."""
-    code = COUNTED.replace("MODEL", repr(str(model_dir))).replace("EMPTY", repr(str(tmp_path / "none")))
+    code = COUNTED.replace("MODEL", repr(str(model_dir)))
+    code = code.replace("EMPTY", repr(str(tmp_path / "none")))
     for ended, told in processes.scripts(code, tmp_path / "scripts", tmp_path / "programs"):
         assert ended == 0, told
-        moved, held, size = (int(told.split(name)[-1].split()[0]) for name in ("moved ", "held ", "size "))
+        moved, held, size = (int(told.split(f"{name} ")[-1].split()[0])
+                             for name in ("moved", "held", "size"))
         assert size > 10_000 and moved < size / 10 and held < 0.75 * size
 
 
 def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
     """An array that is made on one device first has to fit there."""
-    config = small.train_config("transformer", "", init_from=str(model_dir), tokenizer_dir=str(model_dir))
+    config = small.train_config("transformer", "", init_from=str(model_dir),
+                                tokenizer_dir=str(model_dir))
     mesh = make_mesh(MeshConfig())
     program = Program(config, mesh)
     weights = start._weights(config, program)
@@ -75,4 +79,5 @@ def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
     sharded = [leaf for leaf in jax.tree.leaves(program.first_state(weights).params)
                if not leaf.sharding.is_fully_replicated]
     assert sharded and all(
-        8 * shard.data.nbytes == leaf.nbytes for leaf in sharded for shard in leaf.addressable_shards)
+        8 * shard.data.nbytes == leaf.nbytes
+        for leaf in sharded for shard in leaf.addressable_shards)

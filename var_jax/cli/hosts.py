@@ -7,7 +7,8 @@ from collections.abc import Callable
 from var_jax.config import require
 from var_jax.errors import UserError
 
-SHUTDOWN_SECONDS = 7 * 24 * 3600  # the first host to finish waits for the last one, however long it is at work
+# The first host to finish waits for the last one, however long that is at work.
+SHUTDOWN_SECONDS = 7 * 24 * 3600
 DIVIDED = ("train", "generate", "tokenize")
 READING = ("status",)  # any number of processes may look at the same files
 
@@ -67,9 +68,9 @@ def refuse_several(command: str):
     for launcher, tasks, single in (("SLURM step", _slurm_tasks(), "srun --ntasks=1"),
                                     ("mpirun", _number("OMPI_COMM_WORLD_SIZE"), "mpirun -n 1")):
         if tasks > 1:
-            raise UserError(f"var-jax {command} is the work of one process, and this {launcher} has {tasks}, which "
-                            f"would write the same files; start it by {single} (what divides its work: "
-                            f"{', '.join(DIVIDED)})")
+            raise UserError(f"var-jax {command} is the work of one process, and this {launcher} "
+                            f"has {tasks}, which would write the same files; start it by {single} "
+                            f"(what divides its work: {', '.join(DIVIDED)})")
 
 
 def _slurm_tasks() -> int:

@@ -194,11 +194,11 @@ def parameter(module: nn.Module, name: str, init, shape: Sequence[int], names: S
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that lie over devices as `shardings` say, made of values that every process holds whole on its host.
+    """Returns arrays over devices, made of values that every process holds whole on its host.
 
-    Each device is given its own part, and no process asks another: `jax.device_put` would compare the
-    values of all processes, which gathers the whole tree on every one of them, and an array that is
-    made on one device first has to fit there.
+    Each device is given its own part, and no process asks another: `jax.device_put` would compare
+    the values of all processes, which gathers the whole tree on every one of them, and an array
+    that is made on one device first has to fit there.
 
     Args:
       tree: numpy arrays, the same on all processes, which is for the caller to see to.

@@ -1,4 +1,4 @@
-"""What the hosts of one run must have in common, compared with process 0's before anything is trained."""
+"""What the hosts of one run must have in common, compared before anything is trained."""
 
 import hashlib
 from typing import Any
@@ -11,12 +11,15 @@ from var_jax.config import differences, plain
 from var_jax.train.config import TrainConfig
 
 # Where things lie, and how many processes read them, is a host's own affair.
-OF_A_HOST = ("tokenizer_dir", "init_from", "branch_from", "data.data_dir", "data.source_dir", "data.tokens_dir",
-             "data.workers", "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
+OF_A_HOST = ("tokenizer_dir", "init_from", "branch_from", "data.data_dir", "data.source_dir",
+             "data.tokens_dir", "data.workers", "loss.perceptual_weights",
+             "loss.perceptual_heads", "adversarial.feature_weights")
 
 
 def require_same_config(config: TrainConfig):
-    """Compares the settings of all processes, which would else wait for one another in different programs.
+    """Compares the settings of all processes with those of process 0.
+
+    Processes of different programs would wait for one another.
 
     Raises:
       UserError: on every process alike, with what differs.
@@ -24,11 +27,14 @@ def require_same_config(config: TrainConfig):
     def changed(first: Any, mine: Any) -> list[str]:
         return [text for text in differences(mine, first) if not text.startswith(OF_A_HOST)]
 
-    distributed.require_same("the settings", plain(config), changed, "give every host the same command and config")
+    distributed.require_same("the settings", plain(config), changed,
+                             "give every host the same command and config")
 
 
 def require_same_weights(what: str, params: Any):
-    """Compares weights that every process reads from its own copy of a file; alone, nothing is read.
+    """Compares weights that every process reads from its own copy of a file.
+
+    Alone, it does nothing.
 
     Args:
       params: nested dicts of arrays on the host, or None.
@@ -39,9 +45,12 @@ def require_same_weights(what: str, params: Any):
         return
 
     def changed(first: Any, mine: Any) -> list[str]:
-        return [f"fingerprint {mine['fingerprint']}, not {first['fingerprint']}"] if mine != first else []
+        if mine == first:
+            return []
+        return [f"fingerprint {mine['fingerprint']}, not {first['fingerprint']}"]
 
-    distributed.require_same(what, {"fingerprint": _digest(params)}, changed, "give every host the same files")
+    distributed.require_same(what, {"fingerprint": _digest(params)}, changed,
+                             "give every host the same files")
 
 
 def _digest(params: Any) -> str:

@@ -24,8 +24,10 @@ class Told(Exception):
 
 
 def compiling() -> bool:
-    """Whether a compilation that was given up still goes on: an exit of the interpreter waits for it, which the notice
-    of a preemption leaves no time for."""
+    """Returns whether a compilation that was given up still goes on.
+
+    The exit of the interpreter waits for it, which the notice of a preemption leaves no time for.
+    """
     return any(thread.name == COMPILATION for thread in threading.enumerate())
 
 
@@ -58,15 +60,15 @@ class Preemption:
         return self.told if jax.process_count() == 1 else self._of_any_host(np.array([self.told]))
 
     def check(self):
-        """Raises Told when any host has been told to stop, on all of them alike; each has to ask."""
+        """Raises Told on every host when any has been told to stop; each has to ask."""
         if bool(self.vote()):
             raise Told
 
     def compiled(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        """The compiled program, unless a host is told to stop before it is there.
+        """Returns the compiled program, unless a host is told to stop before it is there.
 
-        Compilation takes minutes for a large model, in which Python hears no signal: it goes on in a
-        thread of its own, which is left to itself where its program is not wanted any more. The
+        Compilation takes minutes for a large model, in which Python hears no signal: it goes on in
+        a thread of its own, which is left to itself where its program is not wanted any more. The
         interpreter waits for that thread at its exit, unless whoever ends it asks `compiling`.
 
         Raises:
@@ -97,7 +99,11 @@ class Preemption:
         return result
 
     def _of_any_host(self, flags: np.ndarray) -> jax.Array:
-        """Of the flags of each host, a row of them, whether any host has it set; nobody waits here."""
+        """Returns of each flag whether any host has it set; nobody waits for it here.
+
+        Args:
+          flags: this host's, as one row.
+        """
         shape = (self._sharding.num_devices, *flags.shape[1:])
         return self._any(jax.make_array_from_callback(shape, self._sharding, lambda _: flags))
 
