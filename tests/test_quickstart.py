@@ -119,6 +119,8 @@ def planted(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 class Swapped:
     """Gives training images of the labels asked for, and without guidance fresh ones of the other class."""
 
+    class_names = ("left", "right")
+
     def sample(self, labels, *, seed, cfg=1.5, **_):
         images, theirs = planted(40, seed=0) if cfg else planted(40, seed=2)
         return np.stack([images[theirs == (label if cfg else 1 - label)][i // 2] for i, label in enumerate(labels)])
@@ -128,9 +130,11 @@ def test_samples_are_judged_against_real_images(monkeypatch):
     config = small.train_config("transformer", "")
     config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, num_classes=2))
     splits = {config.data.train_split: planted(40, seed=0), config.data.eval_split: planted(30, seed=1)}
-    monkeypatch.setattr(quickstart, "_split", lambda _, split: splits[split])
+    asked = []
+    monkeypatch.setattr(quickstart, "_split", lambda _, split, names: asked.append(names) or splits[split])
     report = quickstart.judge(Swapped(), config, 20)
     assert report["classifier_accuracy_on_held_out"] == 1
+    assert asked == [Swapped.class_names] * 2  # labels are by the order of classes that the model has
     assert (report["held_out_images"], report["count"]) == (30, 20)
     copied, swapped = report[GUIDED], report[PLAIN]
     assert copied["label_accuracy"] == 1 and swapped["label_accuracy"] == 0

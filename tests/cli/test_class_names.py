@@ -105,6 +105,7 @@ def test_samples_are_compared_by_name_with_the_folder_of_a_run(capsys, model, tm
     run(capsys, *evaluate, tmp_path / "photos")
     report = json.loads((tmp_path / "report.json").read_text())["metrics"]["agreement"]
     assert report["value"] == pytest.approx(11 / 12) and report["name"].endswith(str(tmp_path / "photos"))
+    assert "guessing gives 0.333" in report["reading"]  # of the folder's three classes
     (tmp_path / "photos" / "circle").rename(tmp_path / "photos" / "circel")
     assert main([str(a) for a in (*evaluate, tmp_path / "photos")]) == 2
     assert "class 'circel' of" in (line := capsys.readouterr().err) and "did you mean 'circle'" in line

@@ -85,14 +85,14 @@ def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dic
         judged.append(with_classes_of(reference, samples.class_names))
     classes = 1 + max(len(images.class_names) for images in (training, *judged))
     pixels, labels = study.everything(training, classes)
-    classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)
+    classify, guesses = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels), len(np.unique(labels))
     found: list[dict[str, Any]] = []
     for images in judged:
         pixels, labels = study.everything(images, classes)
         found.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
     report = {"name": f"as labelled, by a classifier of pixels fitted on {training.name}", **found[0],
               "ci95_method": CI95_METHODS["agreement"], "on_reference": found[1] if len(found) > 1 else None}
-    return {**report, "reading": readings.of_agreement(report, len(training.class_names))}
+    return {**report, "reading": readings.of_agreement(report, guesses)}
 
 
 class Distance:
