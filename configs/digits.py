@@ -6,7 +6,7 @@
 or both with samples and a report: bash launch/quickstart.sh
 """
 
-from var_jax.train import recipes
+from var_jax.config import recipes
 
 
 def get_config(arg: str = "d2"):

@@ -8,7 +8,7 @@
 The tokenizer has the full recipe: perceptual (extra [perceptual]) and adversarial terms and a codebook kept in use.
 """
 
-from var_jax.train import recipes
+from var_jax.config import recipes
 
 
 def get_config(arg: str = "d4"):

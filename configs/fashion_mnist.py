@@ -23,7 +23,7 @@ equal length:
 The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in `--config.data.source_dir`.
 """
 
-from var_jax.train import recipes
+from var_jax.config import recipes
 
 TERMS = ("l2", "perceptual", "adversarial", "full")  # each with those before it
 

@@ -42,7 +42,7 @@ training does, which the held-out metrics whose names end in `_with_class_dropou
 compared with.
 """
 
-from var_jax.train import recipes
+from var_jax.config import recipes
 
 
 def get_config(arg: str = "d16"):

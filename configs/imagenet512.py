@@ -6,8 +6,8 @@
 No run of this config is on record.
 """
 
-from var_jax.config import SCALES_512
-from var_jax.train import recipes
+from var_jax.config import recipes
+from var_jax.config.model import SCALES_512
 
 
 def get_config(arg: str = "d36"):

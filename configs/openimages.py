@@ -9,7 +9,7 @@ The files are those of configs/imagenet256.py, and so are what stands in for the
 No run of this config is on record.
 """
 
-from var_jax.train import recipes
+from var_jax.config import recipes
 
 
 def get_config(arg: str = "d16"):

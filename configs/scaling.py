@@ -19,9 +19,9 @@ serves all. The longest run of a size is the trunk of the others: a branch costs
 import runpy
 from pathlib import Path
 
+from var_jax.config import recipes
 from var_jax.errors import UserError
 from var_jax.sweep import grid
-from var_jax.train import recipes
 
 PRESETS = ("paper", "scaling", "lr", "fashion", "fashion_lr")
 COOLDOWN = 0.2  # of a run's steps; Hägele et al. 2024 find no gain beyond

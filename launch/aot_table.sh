@@ -29,4 +29,4 @@ for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
   report d36 configs/imagenet512.py:d36 $slice
 done
-python -c 'from var_jax.aot import table; print(table.markdown("docs/aot"))'
+python -c 'from var_jax.perf import aot_report as table; print(table.markdown("docs/aot"))'

@@ -22,9 +22,10 @@ import optax
 from etils import epath
 
 from var_jax import Pipeline
-from var_jax.cli.configs import read_config
+from var_jax.cli.args import read_config
 from var_jax.data import sources, transforms
-from var_jax.train import losses, state
+from var_jax.objectives import losses
+from var_jax.train import state
 from var_jax.train.optimizer import make_optimizers
 
 DEVICES = 8

@@ -16,6 +16,6 @@ export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_dev
 for module in pkgutil.walk_packages(var_jax.__path__, "var_jax."):
     if module.name != "var_jax.__main__":
         importlib.import_module(module.name)'
-[ $# -gt 0 ] || set -- tests/test_parity.py tests/test_convert.py tests/test_checkpoint.py tests/data/test_sources.py \
+[ $# -gt 0 ] || set -- tests/test_parity.py tests/io/test_torch_convert.py tests/io/test_checkpoint.py tests/data/test_sources.py \
   tests/train/test_metrics.py tests/train/test_loop.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit
 "$floors/bin/python" -m pytest "$@"

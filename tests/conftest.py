@@ -28,8 +28,8 @@ def forget_programs():
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
     """Where the digits lie prepared, so that they are only once."""
+    from var_jax.config.train import DataConfig
     from var_jax.data import sources
-    from var_jax.train.config import DataConfig
 
     directory = tmp_path_factory.mktemp("digits")
     sources.open_split(DataConfig("digits", data_dir=str(directory)), "train")

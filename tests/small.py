@@ -9,10 +9,10 @@ from flax.traverse_util import unflatten_dict
 from reference.seeded_weights import seeded_state_dict
 
 from var_jax import Pipeline
-from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.ops.scales import Scales
-from var_jax.published import abstract
-from var_jax.train.config import DataConfig, OptimizerConfig, TrainConfig
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.train import DataConfig, OptimizerConfig, TrainConfig
+from var_jax.io.torch_keys import abstract
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = ("small_l2norm", "small_shared_adaln")
@@ -26,7 +26,7 @@ TRANSFORMER = TransformerConfig(depth=2, width=16, heads=2, num_classes=CLASSES,
 MODEL = ModelConfig(TOKENIZER, TRANSFORMER)
 # The same run for the command line.
 CONFIG_FILE = f"""
-from var_jax.train.config import default_config
+from var_jax.config.train import default_config
 
 def get_config(arg="d2"):
     config = default_config()

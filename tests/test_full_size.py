@@ -11,10 +11,11 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from reference.seeded_weights import seeded_state_dict
 
-from var_jax import Pipeline, generate
-from var_jax.config import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.ops.scales import Scales
-from var_jax.published import abstract
+from var_jax import Pipeline
+from var_jax.config.model import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.io.torch_keys import abstract
+from var_jax.sampling import sampler
 
 RELEASED = json.loads((Path(__file__).parent / "reference" / "released_checkpoints.json").read_text())
 
@@ -66,9 +67,9 @@ def test_d36_at_512_pixels_generates_images_by_shape():
     scales = Scales.parse(SCALES_512)
     model = ModelConfig(TokenizerConfig(scales=scales), TransformerConfig(depth=36, shared_adaln=True, scales=scales))
     params = {part: unflatten_dict(abstract(getattr(model, part)), sep="/") for part in ("tokenizer", "transformer")}
-    keys = jax.eval_shape(lambda: generate.image_keys(0, jnp.arange(2)))
-    run = functools.partial(generate.generate, model, generate.Static(top_k=900, use_top_p=True, guided=True))
+    keys = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(2)))
+    run = functools.partial(sampler.generate, model, sampler.Static(top_k=900, use_top_p=True, guided=True))
     image, tokens = jax.eval_shape(run, params, jax.ShapeDtypeStruct((2,), jnp.int32), keys,
-                                   generate.Dynamic(1.5, 0.96, 1.0))
+                                   sampler.Dynamic(1.5, 0.96, 1.0))
     assert (image.shape, image.dtype) == ((2, 512, 512, 3), jnp.float32)
     assert (tokens.shape, tokens.dtype) == ((2, 2240), jnp.int32)

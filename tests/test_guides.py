@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from var_jax.cli.configs import read_config
+from var_jax.cli.args import read_config
 from var_jax.cli.main import COMMANDS, main
 from var_jax.errors import UserError
 

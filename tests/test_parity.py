@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from reference.seeded_weights import seeded_state_dict
 
-from var_jax import convert
+from var_jax.config.scales import Scales
+from var_jax.io import torch_convert
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = ("small_l2norm", "small_shared_adaln")
@@ -30,7 +30,7 @@ class Case:
         with np.load(REFERENCE / f"{name}.npz") as arrays:
             self.arrays = dict(arrays)
         self.states = [seeded_state_dict(described[part], settings["seed"]) for part in ("vae_shapes", "var_shapes")]
-        self.config, self.params = convert.from_torch(
+        self.config, self.params = torch_convert.from_torch(
             *self.states, scales=Scales.parse(settings["patch_nums"]),
             num_heads=None if settings["attn_l2_norm"] else settings["heads"])
         self.images = np.moveaxis(self.arrays["image_nchw"], 1, -1)
@@ -99,12 +99,12 @@ def test_the_tokenizers_training_forward_and_every_gradient(case):
     assert_close(nchw(rec), case.arrays["vae_rec_train_nchw"])
     assert_close(vq_loss, case.arrays["vq_loss"])
     assert_close(loss, case.arrays["vae_loss"])
-    assert_gradients(convert.part_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
+    assert_gradients(torch_convert.part_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
 
 
 def test_every_gradient_of_the_transformer(case):
     gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
-    assert_gradients(convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case)
+    assert_gradients(torch_convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case)
 
 
 def assert_gradients(ours, prefix: str, case: Case):

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import small
 
-from var_jax import Pipeline, convert, model_directory
-from var_jax.config import ModelConfig
+from var_jax import Pipeline
+from var_jax.config.model import ModelConfig
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
+from var_jax.io import model_directory, torch_convert
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
 
 
 def dicts_only(tree) -> bool:
     return isinstance(tree, dict) and all(map(dicts_only, tree.values()))
 
 
-@pytest.mark.parametrize("loader", [(model_directory, "load"), (convert, "from_torch")])
+@pytest.mark.parametrize("loader", [(model_directory, "load"), (torch_convert, "from_torch")])
 def test_weights_leave_the_loaders_tree_as_they_enter_the_model(loader, monkeypatch):
     """Otherwise every weight would be in memory twice until the last one is there."""
     config = small.MODEL

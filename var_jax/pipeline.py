@@ -13,14 +13,18 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from var_jax import convert, generate, inputs, model_directory, schedules
-from var_jax.config import DType, ModelConfig, differences, plain, require
+from var_jax.config.model import DType, ModelConfig
+from var_jax.config.scales import Scales
+from var_jax.config.strict import differences, plain, require
 from var_jax.errors import require_path
+from var_jax.io import model_directory, torch_convert
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
-from var_jax.schedules import Settings, whole
+from var_jax.sampling import sampler
+from var_jax.sampling import settings as schedules
+from var_jax.sampling import validate as inputs
+from var_jax.sampling.settings import Settings, whole
 
 HOST_BYTES = 2**30  # for a batch where the device does not tell its memory, as the CPU does not
 WIDEST_MAPS = 4  # of an image that the decoder holds at once: an estimate
@@ -66,7 +70,7 @@ class Pipeline:
         Raises:
           UserError: unknown or missing keys, wrong shapes, or scales that do not match.
         """
-        return cls._owning(*convert.from_torch(
+        return cls._owning(*torch_convert.from_torch(
             tokenizer, transformer, scales=Scales.parse(scales), num_heads=num_heads, cosine_codes=cosine_codes,
             norm_groups=norm_groups, dtype=dtype))
 
@@ -92,7 +96,7 @@ class Pipeline:
         Args:
           with_buffers: also the published modules' buffers (masks, level ids), so that those load the dicts strictly.
         """
-        return convert.to_torch(self.config, self.params, with_buffers)
+        return torch_convert.to_torch(self.config, self.params, with_buffers)
 
     def spread(self, devices: Sequence[jax.Device] | None = None) -> "Pipeline":
         """The same model, whole on each of some of this process's devices (by default all), which share every batch."""
@@ -180,11 +184,11 @@ class Pipeline:
         static = static._replace(steps=return_steps, as_uint8=as_uint8)
 
         def run(config, params, labels, indices):
-            keys = generate.Seeded(np.uint32(seed), indices)
+            keys = sampler.Seeded(np.uint32(seed), indices)
             if then is None:
-                return generate.generate(config, static, params, labels, keys, dynamic)
-            drawn = generate.begin(config, _until(static, from_scale), params, labels, keys, dynamic, from_scale)
-            return generate.generate(then.config, static, then.params, labels, keys, dynamic, None, drawn)
+                return sampler.generate(config, static, params, labels, keys, dynamic)
+            drawn = sampler.begin(config, _until(static, from_scale), params, labels, keys, dynamic, from_scale)
+            return sampler.generate(then.config, static, then.params, labels, keys, dynamic, None, drawn)
 
         if batch_size is None:
             batch_size = self._at_once(static, then)
@@ -268,23 +272,23 @@ class Pipeline:
         static = static._replace(given_scales=first)
 
         def run(config, params, labels, indices, tokens, keep):
-            keys = generate.Seeded(np.uint32(seed), indices)
-            return generate.generate(config, static, params, labels, keys, dynamic, generate.Given(tokens, keep))
+            keys = sampler.Seeded(np.uint32(seed), indices)
+            return sampler.generate(config, static, params, labels, keys, dynamic, sampler.Given(tokens, keep))
 
         kept = np.broadcast_to(kept, (len(images), *kept.shape[-2:]))
         batch_size = self._at_once(static) if batch_size is None else batch_size
         return self._batched(run, labels, _indices(labels), self.encode(images), kept, batch_size=batch_size)
 
-    def _settings(self, seed, preset: str, settings: Settings) -> tuple[generate.Static, generate.Dynamic]:
+    def _settings(self, seed, preset: str, settings: Settings) -> tuple[sampler.Static, sampler.Dynamic]:
         """The settings as `generate` takes them, checked: what compiles another program, and what does not."""
         vocab, scales = inputs.transformer(self.config).vocab_size, self.config.tokenizer.scales
         require(whole(seed) and 0 <= seed < 2**32, "seed", seed, "a whole number from 0 to 4294967295")
         given = schedules.resolve(scales, schedules.settings(preset, settings))
         last = max((k for k, strength in enumerate(given.cfg) if strength > 0), default=-1)
-        static = generate.Static(
+        static = sampler.Static(
             top_k=tuple(k if k < vocab else 0 for k in given.top_k), use_top_p=tuple(0 < p < 1 for p in given.top_p),
             guided=tuple(k <= last for k in range(len(scales))), smooth=given.smooth)
-        return static, generate.Dynamic(*(np.float32(x) for x in (given.cfg, given.top_p, given.temperature)))
+        return static, sampler.Dynamic(*(np.float32(x) for x in (given.cfg, given.top_p, given.temperature)))
 
     def _scale(self, name: str, k: Any, least: int = 1) -> int:
         most = len(self.config.tokenizer.scales) - 1
@@ -319,7 +323,7 @@ class Pipeline:
     def _devices(self) -> list[int] | None:
         return [device.id for device in self._rows.mesh.devices.flat] if self._rows else None
 
-    def _at_once(self, static: generate.Static, then: "Pipeline | None" = None) -> int:
+    def _at_once(self, static: sampler.Static, then: "Pipeline | None" = None) -> int:
         """Images that fit where they are generated by this model, and by another one after it."""
         return min(model._fitting_batch(any(static.guided)) for model in (self, then) if model)
 
@@ -372,7 +376,7 @@ def _taken(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield name, tree.pop(name)
 
 
-def _until(static: generate.Static, stop: int) -> generate.Static:
+def _until(static: sampler.Static, stop: int) -> sampler.Static:
     """Of a program that ends before a scale: what comes after it compiles no other one."""
     cut = {name: getattr(static, name)[:stop] for name in ("top_k", "use_top_p", "guided")}
     return static._replace(**cut, steps=False, as_uint8=False)

@@ -8,9 +8,10 @@ import small
 import toy_network
 from PIL import Image
 
-from var_jax import Pipeline, pictures
+from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.evaluate import features
+from var_jax.io import pictures
 
 NAMES = ("circle", "square", "star", "T-shirt/top", "5", "café", "ring, thin", "dot", "line", "cross")
 

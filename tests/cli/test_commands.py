@@ -10,7 +10,7 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.cli.main import COMMANDS, main
-from var_jax.torch_file import read_tensors
+from var_jax.io.torch_file import read_tensors
 
 
 def run(capsys, *argv) -> str:

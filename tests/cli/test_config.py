@@ -6,8 +6,8 @@ import pytest
 import small
 
 from var_jax.cli.main import main
-from var_jax.config import plain
-from var_jax.train.config import default_config
+from var_jax.config.strict import plain
+from var_jax.config.train import default_config
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(refused, model_dir, tmp_path
 
 
 def test_a_tokenizer_alone_has_no_page(refused, model_dir, tmp_path):
-    from var_jax.config import ModelConfig
+    from var_jax.config.model import ModelConfig
 
     whole = Pipeline.from_pretrained(model_dir)
     Pipeline(ModelConfig(whole.config.tokenizer), {"tokenizer": whole.params["tokenizer"]}).save(tmp_path / "alone")

@@ -7,8 +7,8 @@ from PIL import Image
 
 from var_jax.cli import evaluate
 from var_jax.cli.main import main
-from var_jax.evaluate import features, images
-from var_jax.networks import perceptual
+from var_jax.evaluate import features, image_sets
+from var_jax.pretrained import perceptual
 
 DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 
@@ -59,7 +59,7 @@ def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
 
 def test_class_agreement(digits_dir, tmp_path, capsys):
     """Of images of the data set itself, a third of them with the next class's label."""
-    real = images.open_images("digits:test[:60]", resize="whole", data_dir=str(digits_dir))
+    real = image_sets.open_images("digits:test[:60]", resize="whole", data_dir=str(digits_dir))
     batch = next(real.read(60))
     labels = np.where(np.arange(60) % 3 == 0, (batch.labels + 1) % 10, batch.labels)
     np.savez(tmp_path / "drawn.npz", batch.images, labels)
@@ -89,8 +89,8 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
 def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("var_jax.cli.evaluate.trained_on", lambda model: "whole" if model == str(model_dir) else None)
     opened = []
-    open_images = images.open_images
-    monkeypatch.setattr(images, "open_images", lambda *args, **given: opened.append(given["resize"]) or
+    open_images = image_sets.open_images
+    monkeypatch.setattr(image_sets, "open_images", lambda *args, **given: opened.append(given["resize"]) or
                         open_images(*args, **given))
     monkeypatch.chdir(tmp_path)
     shared = ["--reference", "digits:test[:60]", "--data-dir", str(digits_dir), "--cache", ""]

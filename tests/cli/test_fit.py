@@ -9,7 +9,7 @@ from PIL import Image
 
 from var_jax.cli import fit
 from var_jax.errors import UserError
-from var_jax.scaling.coverage import Planted
+from var_jax.studies.interval_coverage import Planted
 
 DATA = pathlib.Path(__file__).parents[1] / "scaling" / "data"
 SINGLE = (1.8, math.log(400), 0.34)

@@ -5,9 +5,8 @@ import pytest
 import small
 import toy_network
 
-from var_jax import sample_set
 from var_jax.cli.main import main
-from var_jax.evaluate import features
+from var_jax.evaluate import features, sample_set
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import pytest
 import small
 from PIL import Image
 
-from var_jax import demo
-from var_jax.cli.images import read_image, read_mask
+from var_jax.cli.args import read_image, read_mask
+from var_jax.config.train import DataConfig
 from var_jax.data import sources
-from var_jax.evaluate.images import open_images
-from var_jax.train.config import DataConfig
+from var_jax.demo import session
+from var_jax.evaluate.image_sets import open_images
 
 SHAPE = small.TOKENIZER.image_shape  # (6, 8, 1)
 
@@ -51,7 +51,7 @@ def test_every_reader_gives_what_a_viewer_shows(save, plain, tmp_path):
     (batch,) = open_images(str(folder)).read(2)
     split = sources.open_split(DataConfig("image_folder", source_dir=str(tmp_path / "photos"),
                                           data_dir=str(tmp_path / "tfds")), "train")
-    for pixels in (command, demo.read_upload(file, small.TOKENIZER), batch.images[0], split[0]["image"]):
+    for pixels in (command, session.read_upload(file, small.TOKENIZER), batch.images[0], split[0]["image"]):
         np.testing.assert_array_equal(pixels[..., 0], plain)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from reference import torch_writer
 
 from var_jax.cli.main import main
-from var_jax.convert import write_torch
+from var_jax.io.torch_convert import write_torch
 
 NOT_A_MODEL = "model directory"
 
@@ -86,11 +86,11 @@ def test_config_keys(refused, config_file, digits_dir, override, message):
     ("def get_config(arg=''):\n    return {}['steps']\n", "", ["line 2", "KeyError: 'steps'"]),
     ("def get_config():\n    return None\n", ":d2", ["get_config('d2')", "TypeError"]),
     ("def get_config(arg=''):\n    config = {}\n", "", ["get_config returns NoneType; it must return a ConfigDict"]),
-    ("from var_jax.train.config import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+    ("from var_jax.config.train import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
      "    config.stepz = 3\n", "", ["line 4", "unknown key 'stepz'"]),
-    ("from var_jax.train import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n", ":depht=3",
+    ("from var_jax.config.model import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n", ":depht=3",
      ["config argument 'depht=3'", "--config.depht=3"]),
-    ("from var_jax.train.config import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+    ("from var_jax.config.train import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
      "    config.init_from = 'hf://owner/name'\n    return config\n", "", ["init_from is 'hf://owner/name'"]),
 ], ids=range(13))
 def test_config_file_that_does_not_run(refused, tmp_path, source, arg, words):
@@ -112,7 +112,7 @@ def test_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
         *train, tmp_path / "digit.py")
     monkeypatch.chdir(tmp_path)
     assert "no config file 'configs/digits.py'; there is " in refused(*train, "configs/digits.py")
-    monkeypatch.setattr("var_jax.cli.configs.CHECKOUT", tmp_path)
+    monkeypatch.setattr("var_jax.cli.args.CHECKOUT", tmp_path)
     for command in (train, ("quickstart", *train[1:]), ("sweep", *train[1:])):
         line = refused(*command, "configs/digits.py")
         assert "no config file 'configs/digits.py'" in line and "folder configs/ of var_jax's source checkout" in line
@@ -199,7 +199,7 @@ def test_sampling_settings(refused, model_dir, settings, message):
 
 def test_a_tokenizer_alone_does_not_sample(refused, model_dir, tmp_path):
     from var_jax import Pipeline
-    from var_jax.config import ModelConfig
+    from var_jax.config.model import ModelConfig
 
     whole = small.pipeline()
     Pipeline(ModelConfig(small.TOKENIZER), {"tokenizer": whole.params["tokenizer"]}).save(tmp_path / "alone")

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import small
 
-from var_jax.checkpoint import Checkpoints
 from var_jax.cli.main import COMMANDS
-from var_jax.convert import write_torch
+from var_jax.io.checkpoint import Checkpoints
+from var_jax.io.torch_convert import write_torch
 
 
 @pytest.fixture

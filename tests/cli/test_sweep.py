@@ -16,9 +16,9 @@ import small
 import yaml
 
 from var_jax.cli.main import main
+from var_jax.config.train import from_config_dict
 from var_jax.scaling import table
 from var_jax.sweep import plan
-from var_jax.train.config import from_config_dict
 
 ROOT = Path(__file__).parents[2]
 SCALING = str(ROOT / "configs" / "scaling.py")
@@ -49,7 +49,7 @@ def preset(name: str) -> list[plan.Run]:
     spec.loader.exec_module(module)
 
     def resolve(flags):
-        from var_jax.cli.configs import read_config
+        from var_jax.cli.args import read_config
 
         return read_config(f"{SCALING}:{name}", flags)
 

@@ -8,7 +8,7 @@ import pytest
 import small
 
 from var_jax.cli.main import main
-from var_jax.data import tokens
+from var_jax.data import token_cache
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_the_command_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path,
     printed = capsys.readouterr()
     assert "train: 20 images x 2 views of 17 tokens" in printed.out and "test: 10 images x 1 views" in printed.out
     assert "50/50" in printed.err and "images/s" in printed.err.replace(" images", "images")
-    assert tokens.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
+    assert token_cache.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
 
 
 def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path, capsys):
@@ -61,17 +61,17 @@ def test_hosts_by_hand_share_files_alone(digits_dir, model_dir, tmp_path, capsys
     assert main([*shared, "1", *arguments[7:]]) == 0
     assert "train: 20 images x 1 views" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no token cache|not finished"):
-        tokens.open_cache(tmp_path / "cache")
+        token_cache.open_cache(tmp_path / "cache")
     assert len(list(tmp_path.glob("cache/*/*.array_record"))) == 1
     assert main([*shared, "0", *arguments[7:]]) == 0
-    assert tokens.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
+    assert token_cache.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
 
 
 TASK = """
 import json, os
 os.environ |= {"SLURM_JOB_ID": THE_JOB, "SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count),
                "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NODELIST": "localhost"}
-from var_jax import tokenize
+from var_jax.train import tokenize
 from var_jax.cli.main import main
 write = tokenize._write
 def telling(directory, manifest, part, records):
@@ -100,7 +100,7 @@ def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
     assert [code for code, _ in ended] == [0, 0], ended
     wrote = [re.findall(r"wrote \w+ (?:\S+)", told) for _, told in ended]
     assert [len(some) for some in wrote] == [3, 2] and len({*wrote[0], *wrote[1]}) == 5
-    cache = tokens.open_cache(tmp_path / "cache")
+    cache = token_cache.open_cache(tmp_path / "cache")
     assert cache.counts == {"train": 20, "test": 10}
     assert np.ptp([one["tokens"].sum() for one in cache.train]) > 0
     assert not list(tmp_path.glob("cache/*/*.tmp"))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from var_jax.config.train import DataConfig
 from var_jax.data import builders, image_folder, sources
 from var_jax.errors import UserError
-from var_jax.train.config import DataConfig
 
 
 def photos(root, names, images=2):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from batches import same, take
 
+from var_jax.config.train import DataConfig
 from var_jax.data import loader, sources
 from var_jax.errors import UserError
-from var_jax.train.config import DataConfig
 
 SHAPE = (16, 12, 1)
 

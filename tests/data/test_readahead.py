@@ -12,9 +12,9 @@ import pytest
 import small
 from batches import same, take
 
+from var_jax.config.train import DataConfig
 from var_jax.data import loader, readahead
 from var_jax.errors import UserError
-from var_jax.train.config import DataConfig
 
 SHAPE = (8, 8, 1)
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from var_jax.config.train import DataConfig
 from var_jax.data import builders, image_folder, loader, sources
 from var_jax.errors import UserError
-from var_jax.train.config import DataConfig
 
 
 def pixels_of(split) -> dict[int, bytes]:
@@ -40,7 +40,7 @@ def test_digits_are_split_once_and_for_all(digits):
 
 
 def test_reading_needs_no_tensorflow(digits):
-    code = ("import sys; from var_jax.data import loader; from var_jax.train.config import DataConfig\n"
+    code = ("import sys; from var_jax.data import loader; from var_jax.config.train import DataConfig\n"
             "assert 'tensorflow_datasets' not in sys.modules\n"
             f"next(loader.train_batches(DataConfig(data_dir={digits.data_dir!r}), (16, 16, 1), 8, 0))\n"
             "assert 'tensorflow' not in sys.modules")

@@ -9,9 +9,9 @@ from etils import epath
 from image_bytes import saved, tiff
 from PIL import Image
 
+from var_jax.config.train import DataConfig
 from var_jax.data import image_folder, sources, survey
 from var_jax.errors import UserError
-from var_jax.train.config import DataConfig
 
 
 def noise(*shape: int, top: int = 256, dtype=np.uint8) -> np.ndarray:

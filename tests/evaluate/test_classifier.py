@@ -4,7 +4,7 @@ import toy_network
 
 from var_jax.errors import UserError
 from var_jax.evaluate import classifier
-from var_jax.evaluate.images import Batch, ImageSet
+from var_jax.evaluate.image_sets import Batch, ImageSet
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.integers(0, 2, 80) * 3  # classes 0 and 3: dark on the left, dark on the right

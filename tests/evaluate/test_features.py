@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from var_jax.errors import UserError
 from var_jax.evaluate import features
-from var_jax.evaluate.images import Batch, ImageSet
+from var_jax.evaluate.image_sets import Batch, ImageSet
 from var_jax.evaluate.samples import evaluate
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 4, 6, 1), dtype=np.uint8)

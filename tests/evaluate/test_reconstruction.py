@@ -7,10 +7,10 @@ import toy_network
 from evaluate.test_features import Images
 from scipy.ndimage import correlate1d
 
+from var_jax.config.scales import Scales
 from var_jax.evaluate import features, reconstruction
-from var_jax.networks.perceptual import Perceptual
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
+from var_jax.pretrained.perceptual import Perceptual
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (30, 14, 12, 3), dtype=np.uint8)
@@ -79,7 +79,7 @@ def test_fidelity(report):
 def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
     rebuilt = np.rint((BACK + 1) * 127.5).astype(np.uint8)
     sets = [features.extract(toy_network.network(), Images(p).set) for p in (PIXELS, rebuilt)]
-    from var_jax.evaluate.frechet import frechet_distance
+    from var_jax.evaluate.fid import frechet_distance
 
     found = report["metrics"]["frechet_distance"]
     assert found["value"] == pytest.approx(frechet_distance(sets[0].moments, sets[1].moments), rel=1e-4)

@@ -5,7 +5,7 @@ from pathlib import Path
 import jobset_schema
 import yaml
 
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.jobset import JobSet
 
 TEMPLATE = (Path(__file__).parents[2] / "launch" / "jobset.yaml").read_text()

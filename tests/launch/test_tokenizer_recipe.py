@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from var_jax.cli.configs import read_config
-from var_jax.train import idle_keys
+from var_jax.cli.args import read_config
+from var_jax.config import idle_keys
 
 ROOT = Path(__file__).parents[2]
 

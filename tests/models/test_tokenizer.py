@@ -8,11 +8,11 @@ import pytest
 import small
 from flax.traverse_util import flatten_dict
 
-from var_jax.config import TokenizerConfig
+from var_jax.config.model import TokenizerConfig
 from var_jax.errors import UserError
+from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import DROPOUT, ResBlock, Tokenizer
 from var_jax.ops import vq
-from var_jax.published import abstract
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 import small
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from var_jax.config import SCALES_512, TransformerConfig
+from var_jax.config.model import SCALES_512, TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer, wide_product
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
-from var_jax.published import abstract
 
 MIDDLING = TransformerConfig(depth=3, width=192, heads=4, num_classes=500, vocab_size=512, z_channels=32,
                              scales=Scales.parse("2,8,12"))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.ops import attention, masks
-from var_jax.ops.scales import Scales
 
 SCALES = Scales.parse("1,2,2x3,4")
 MASKS = ("block_causal", "markov", "block_diagonal")

@@ -9,8 +9,8 @@ import scipy.special
 import scipy.stats
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from var_jax.config.scales import Scales
 from var_jax.ops import codebook, vq
-from var_jax.ops.scales import Scales
 
 SCALES = Scales.parse("1,2,4")
 

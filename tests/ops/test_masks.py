@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from var_jax.config import SCALES_256
+from var_jax.config.model import SCALES_256
+from var_jax.config.scales import Scales
 from var_jax.ops import masks
-from var_jax.ops.scales import Scales
 
 SCALES = Scales.parse("1,2,2x3,4")
 # Which of the scales 0..3 each scale sees.

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.networks import perceptual
+from var_jax.config.scales import Scales
 from var_jax.ops import attention, codebook, vq
 from var_jax.ops.normalize import l2_norm, l2_normalize
-from var_jax.ops.scales import Scales
+from var_jax.pretrained import perceptual
 
 SCALES = Scales.parse("1,2")
 

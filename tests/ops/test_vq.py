@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
 
 
 def make(scales="1,2,3", count=1, codes="euclidean", ratio=0.5, seed=0):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scaling.planted import SINGLE, joint, single
 
-from var_jax.scaling import analysis, published, samples, solver, table
+from var_jax.scaling import analysis, paper_laws, select_runs, solver, table
 
 
 def runs_of(x, y, names=("params",)):
@@ -13,7 +13,7 @@ def runs_of(x, y, names=("params",)):
 
 
 def analysed(x, y, names=("params",), **options):
-    sample = samples.sample(runs_of(x, y, names), "loss", names)
+    sample = select_runs.sample(runs_of(x, y, names), "loss", names)
     return analysis.analyse("loss~" + "+".join(names), sample, **{"resamples": 0, **options})
 
 
@@ -64,15 +64,15 @@ def test_the_exponent_rises_with_the_floor_that_is_assumed():
 
 def test_refusals_are_named():
     x, y, _ = single(runs=3)
-    with pytest.raises(samples.Refused, match="few-sizes: 3 different params"):
+    with pytest.raises(select_runs.Refused, match="few-sizes: 3 different params"):
         analysed(x, y)
     x, y, _ = single(runs=8)
-    with pytest.raises(samples.Refused, match="not-falling"):
+    with pytest.raises(select_runs.Refused, match="not-falling"):
         analysed(x, y[::-1])
-    with pytest.raises(samples.Refused, match="E-too-large"):
+    with pytest.raises(select_runs.Refused, match="E-too-large"):
         analysed(x, y, floor=float(y.max()))
     x, y, _ = joint(shape=(6, 2))
-    with pytest.raises(samples.Refused, match="2 different tokens"):
+    with pytest.raises(select_runs.Refused, match="2 different tokens"):
         analysed(x, y, ("params", "tokens"))
 
 
@@ -94,25 +94,25 @@ def test_warnings_are_named():
 
 def test_sizes_with_unequal_budgets_are_named_and_shorter_runs_left_out():
     x, y, _ = joint()
-    whole = samples.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
+    whole = select_runs.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
     assert whole.runs == 6 and "most tokens" in whole.text and not whole.notes
     x, y, _ = single(runs=6)
     rows = [{"run": str(i), "params": size[0], "tokens": 10.0**i, "loss": loss}
             for i, (size, loss) in enumerate(zip(x, y, strict=True))]
-    assert any("tokens-vary" in note for note in samples.sample(table.build(rows), "loss", ("params",)).notes)
+    assert any("tokens-vary" in note for note in select_runs.sample(table.build(rows), "loss", ("params",)).notes)
 
 
-@pytest.mark.parametrize("column, name", sorted(published.LAWS))
+@pytest.mark.parametrize("column, name", sorted(paper_laws.LAWS))
 def test_published_laws_come_back_from_points_on_them(column, name):
     """Reducible and raw cross-entropy: the exponent survives only where the floor is known or can be fitted."""
-    factor, unit, exponent = published.LAWS[column, name]
-    x = np.geomspace(*published.RANGES[name], 12)[:, None]
-    reducible = published.evaluate(column, name, x[:, 0])
+    factor, unit, exponent = paper_laws.LAWS[column, name]
+    x = np.geomspace(*paper_laws.RANGES[name], 12)[:, None]
+    reducible = paper_laws.evaluate(column, name, x[:, 0])
     pure = analysed(x, reducible, (name,), floor=0.0)
     assert pure.fit.values["alpha"] == pytest.approx(exponent, rel=1e-4)
     assert pure.fit.values["A"] == pytest.approx((factor / unit) ** -exponent, rel=1e-3)
     if column.startswith("loss"):
-        floor = published.IRREDUCIBLE[column]
+        floor = paper_laws.IRREDUCIBLE[column]
         raw = analysed(x, reducible + floor, (name,))
         assert raw.fit.values["alpha"] == pytest.approx(exponent, rel=1e-2)
         assert raw.fit.values["E"] == pytest.approx(floor, rel=1e-2)
@@ -124,7 +124,7 @@ def test_published_laws_come_back_from_points_on_them(column, name):
 
 def test_weights_of_the_frontier_count_runs_not_grid_points():
     x, y, _ = single(runs=40, noise=2e-3, theta=SINGLE)
-    found = samples.sample(runs_of(x, y), "loss", ("params",))
+    found = select_runs.sample(runs_of(x, y), "loss", ("params",))
     halved = analysis.analyse("loss~params", dataclasses.replace(found, weights=np.full(40, 0.25)), resamples=0)
     whole = analysis.analyse("loss~params", found, resamples=0)
     width = [np.diff(law.summary["alpha"]["ci95"])[0] for law in (whole, halved)]

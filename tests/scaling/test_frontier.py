@@ -3,7 +3,8 @@ import pytest
 from scaling.planted import JOINT
 from scipy import optimize
 
-from var_jax.scaling import coverage, frontier, samples, solver, table
+from var_jax.scaling import frontier, select_runs, solver, table
+from var_jax.studies import interval_coverage
 
 
 def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
@@ -30,9 +31,9 @@ def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
 
 
 def test_a_frontier_of_few_sizes_is_refused_however_many_runs_it_has():
-    with pytest.raises(samples.Refused, match="few-sizes: the frontier touches 2 different sizes"):
-        samples.sample(grid_table(sizes=3), "loss", ("compute",))
-    assert len(np.unique(samples.sample(grid_table(), "loss", ("compute",)).group)) >= 4
+    with pytest.raises(select_runs.Refused, match="few-sizes: the frontier touches 2 different sizes"):
+        select_runs.sample(grid_table(sizes=3), "loss", ("compute",))
+    assert len(np.unique(select_runs.sample(grid_table(), "loss", ("compute",)).group)) >= 4
 
 
 def test_redrawn_envelopes_stand_above_that_of_all_runs_and_miss_what_too_few_reach():
@@ -45,7 +46,7 @@ def test_redrawn_envelopes_stand_above_that_of_all_runs_and_miss_what_too_few_re
 
 
 def test_the_planted_frontier_is_the_law_of_the_joint_optimum():
-    planted = coverage.FRONTIERS[0]
+    planted = interval_coverage.FRONTIERS[0]
     truth = planted.truth
     for compute in (1e20, 1e21):
         best = frontier.optimum(np.array([planted.theta]), frontier.Cost(np.log(6), 1.0, 0.0), compute)
@@ -63,7 +64,7 @@ def test_a_runs_own_curve_loses_its_warm_up():
 def test_lone_points_make_no_frontier():
     runs = table.build([{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)])
     assert frontier.envelope(frontier.curves(runs, "loss")) is None
-    found = samples.sample(runs, "loss", ("compute",))
+    found = select_runs.sample(runs, "loss", ("compute",))
     assert found.runs == 5 and found.text == "the last row of every run"
 
 

@@ -6,7 +6,8 @@ import pytest
 from scaling.planted import JOINT, joint, single
 from scipy import stats
 
-from var_jax.scaling import coverage, intervals, laws, solver
+from var_jax.scaling import intervals, laws, solver
+from var_jax.studies import interval_coverage
 
 
 def both(planted):
@@ -92,7 +93,7 @@ def test_bootstrap_and_bca_surround_the_law_of_clean_data():
         assert ends[2, 0] < JOINT[2] + 0.03 and ends[2, 1] > JOINT[2] - 0.03
 
 
-CASES = {"single": coverage.STUDIES[1], "short range": coverage.STUDIES[2], "joint": coverage.STUDIES[4]}
+CASES = {"single": interval_coverage.STUDIES[1], "short range": interval_coverage.STUDIES[2], "joint": interval_coverage.STUDIES[4]}
 
 
 def fitted_sweeps(name, sweeps):
@@ -113,7 +114,7 @@ def confidence(like, index, truth):
 
 @pytest.mark.parametrize("name", CASES)
 def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
-    """A few sweeps of the study in `var_jax.scaling.coverage`: too narrow fails as well as too wide."""
+    """A few sweeps of the study in `var_jax.studies.interval_coverage`: too narrow fails as well as too wide."""
     truth = np.array(CASES[name].theta)
     levels = np.array([[confidence(like, i, truth) for i in (0, 2)] for _, like in fitted_sweeps(name, 12)])
     within = np.sum(levels <= 0.5, axis=0)
@@ -125,11 +126,11 @@ def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
     truth = laws.natural(np.array(CASES[name].theta))
-    found = [(intervals.profile(like), coverage.reference(p, like)) for p, like in fitted_sweeps(name, 200)]
+    found = [(intervals.profile(like), interval_coverage.reference(p, like)) for p, like in fitted_sweeps(name, 200)]
     reported, textbook = (np.array(rows) for rows in zip(*found, strict=True))
     share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
     assert np.all((share >= 0.9) & (share <= 0.98))
-    wider = coverage.widths(reported) / coverage.widths(textbook)
+    wider = interval_coverage.widths(reported) / interval_coverage.widths(textbook)
     assert np.all((wider > 1) & (wider <= 1.5))
 
 

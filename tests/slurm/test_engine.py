@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.slurm import Slurm
 
 pytestmark = pytest.mark.slurm

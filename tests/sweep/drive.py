@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from var_jax.config import TokenizerConfig, TransformerConfig
-from var_jax.ops.scales import Scales
+from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.train import OptimizerConfig, TrainConfig
 from var_jax.sweep import driver, plan
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
-from var_jax.train.config import OptimizerConfig, TrainConfig
 
 SCALES = Scales.parse("1,2")
 BASE = TrainConfig(stage="transformer", steps=40, batch_size=4, checkpoint_every=4,

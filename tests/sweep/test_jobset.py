@@ -9,7 +9,7 @@ import yaml
 
 from var_jax.errors import UserError
 from var_jax.sweep import jobset
-from var_jax.sweep.engine import RunCommand, make
+from var_jax.sweep.backend import RunCommand, make
 from var_jax.sweep.jobset import JobSet
 
 # Notes its calls and its standard input, and answers as the test wrote it down for the first argument that it knows.

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
 
 WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('on', flush=True); " \
@@ -47,7 +47,7 @@ def test_jobs_of_another_host_or_an_earlier_process_are_not_ours():
 def test_jobs_outlive_their_submitter_and_its_ctrl_c(tmp_path):
     code = f"""
 import sys, time
-from var_jax.sweep.engine import RunCommand
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
 print(*Local().submit([RunCommand("r", {str(tmp_path)!r}, (sys.executable, "-c", {WAITS!r}))]), flush=True)
 time.sleep(60)

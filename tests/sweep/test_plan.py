@@ -9,13 +9,14 @@ from etils import epath
 from ml_collections import config_dict
 from PIL import Image
 
-from var_jax import model_directory
-from var_jax.config import ModelConfig, plain
-from var_jax.data import sources, tokens
+from var_jax.config.model import ModelConfig
+from var_jax.config.strict import plain
+from var_jax.config.train import OptimizerConfig, TrainConfig, from_config_dict
+from var_jax.data import sources, token_cache
 from var_jax.errors import UserError
-from var_jax.scaling import flops
+from var_jax.io import model_directory
+from var_jax.models import flops
 from var_jax.sweep import plan
-from var_jax.train.config import OptimizerConfig, TrainConfig, from_config_dict
 from var_jax.train.workdir import RESUMABLE
 
 OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
@@ -111,7 +112,7 @@ def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
     jax.tree.leaves(other)[0][...] += 1e-3
     for name, weights in (("copy", params["tokenizer"]), ("other", other)):
         model_directory.save(epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights})
-    manifest = tokens.Manifest(tokens.fingerprint(model.tokenizer, params["tokenizer"]), "digits", "whole", (8, 8, 1),
+    manifest = token_cache.Manifest(token_cache.fingerprint(model.tokenizer, params["tokenizer"]), "digits", "whole", (8, 8, 1),
                                model.tokenizer.scales, 16, ("a",), 0)
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(plain(manifest)))

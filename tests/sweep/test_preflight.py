@@ -8,11 +8,12 @@ import pytest
 import small
 from etils import epath
 
-from var_jax import model_directory
 from var_jax.cli.main import main
-from var_jax.config import ModelConfig, plain
-from var_jax.data import tokens
-from var_jax.data.tokens import Shard, SplitInfo
+from var_jax.config.model import ModelConfig
+from var_jax.config.strict import plain
+from var_jax.data import token_cache
+from var_jax.data.token_cache import Shard, SplitInfo
+from var_jax.io import model_directory
 
 SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"
 
@@ -36,8 +37,8 @@ def cache(tmp_path):
         (directory / role).mkdir()
         (directory / role / "0.array_record").write_bytes(b"1234")
         splits[role] = SplitInfo(role, 1, 1, (Shard("0.array_record", 1, 4),))
-    manifest = tokens.Manifest(
-        tokens.fingerprint(small.TOKENIZER, model.params["tokenizer"]), "digits", "whole", small.TOKENIZER.image_shape,
+    manifest = token_cache.Manifest(
+        token_cache.fingerprint(small.TOKENIZER, model.params["tokenizer"]), "digits", "whole", small.TOKENIZER.image_shape,
         small.SCALES, 16, tuple("0123456789"), 0, **splits)
 
     def write(**changes) -> str:

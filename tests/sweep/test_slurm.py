@@ -7,7 +7,7 @@ import pytest
 
 from var_jax.errors import UserError
 from var_jax.sweep import slurm
-from var_jax.sweep.engine import RunCommand, make
+from var_jax.sweep.backend import RunCommand, make
 from var_jax.sweep.slurm import Slurm
 
 
@@ -111,7 +111,7 @@ def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
 
 def test_without_submitit_the_extra_is_named():
     code = ("import sys; sys.modules['submitit'] = None\n"
-            "from var_jax.sweep.engine import make\n"
+            "from var_jax.sweep.backend import make\n"
             "try: make('slurm', {})\n"
             "except Exception as error: print(type(error).__name__, error)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -15,24 +15,25 @@ import pytest
 import small
 from runs import losses
 
-from var_jax.checkpoint import Checkpoints
+from var_jax.config.scales import Scales
+from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig, ProgressiveConfig
+from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.errors import UserError
+from var_jax.io.checkpoint import Checkpoints
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.networks import efficientnet
-from var_jax.networks.perceptual import Perceptual
-from var_jax.ops import augment
-from var_jax.ops.scales import Scales
-from var_jax.train import evaluation, loop, networks, state, step, tokenizer_step
-from var_jax.train.config import LossConfig, MeshConfig
-from var_jax.train.critic import Critic
+from var_jax.objectives import step, tokenizer_step
+from var_jax.objectives.critic import Critic
+from var_jax.objectives.phase import Phase, phase_of
+from var_jax.ops import diffaugment
+from var_jax.pretrained import efficientnet
+from var_jax.pretrained.perceptual import Perceptual
+from var_jax.train import evaluation, frozen_networks, loop, state
+from var_jax.train.frozen_networks import Features, Networks
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
-from var_jax.train.networks import Features, Networks
 from var_jax.train.optimizer import Optimizers
-from var_jax.train.phase import Phase, phase_of
 from var_jax.train.program import Program
 from var_jax.train.state import DiscriminatorState, TrainState
-from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig, ProgressiveConfig
 
 PATCH = AdversarialConfig(weight=0.4, start=1, warmup=2, channels=8, layers=1, lecam=0.1, lecam_decay=0.9, r1=0.1,
                           r1_every=2)
@@ -197,7 +198,7 @@ def test_logits_of_both_views_are_of_their_own_augmentations(params, batch):
         )[0]
 
     np.testing.assert_allclose(
-        logits(images, 0.7), logits(augment.fading_blur(images, jnp.float32(0.7)), 0), atol=1e-6
+        logits(images, 0.7), logits(diffaugment.fading_blur(images, jnp.float32(0.7)), 0), atol=1e-6
     )
     assert float(jnp.abs(logits(images, 0.7) - logits(images, 0)).max()) > 1e-4
     again = critic.logits_again(made["params"], {}, None, images, jax.random.key(1))
@@ -535,7 +536,7 @@ def test_without_the_optional_weights_a_run_goes_on_without_the_terms(monkeypatc
         weight=0.4, discriminator="features"))
     monkeypatch.setattr(efficientnet, "find_weights", none)
     with caplog.at_level(logging.WARNING):
-        resolved, loaded = networks.load(config)
+        resolved, loaded = frozen_networks.load(config)
     assert (resolved.loss.perceptual, resolved.adversarial.weight, loaded.params) == (0.0, 0.0, None)
     assert ["loss.perceptual" in caplog.text, "adversarial.weight" in caplog.text] == [True, True]
     assert all("pip install" in record.message and "\n" not in record.message for record in caplog.records)
@@ -551,7 +552,7 @@ def test_weights_that_a_config_names_must_be_there(section, changes, message):
     config = small.train_config("tokenizer", "")
     config = dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **changes)})
     with pytest.raises(UserError, match=message):
-        networks.load(config)
+        frozen_networks.load(config)
 
 
 def test_images_too_small_for_the_discriminator_are_refused():

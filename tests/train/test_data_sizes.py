@@ -8,12 +8,13 @@ import pytest
 import small
 from PIL import Image
 
-from var_jax.config import ModelConfig, TokenizerConfig, TransformerConfig, plain
-from var_jax.data import builders, sources, tokens
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.strict import plain
+from var_jax.config.train import FIXED_SIZES, DataConfig
+from var_jax.data import builders, sources, token_cache
 from var_jax.errors import UserError
-from var_jax.scaling import flops
+from var_jax.models import flops
 from var_jax.train import data_sizes
-from var_jax.train.config import FIXED_SIZES, DataConfig
 from var_jax.train.loop import train
 
 LEFT = {"tokenizer": dataclasses.replace(small.TOKENIZER, in_channels=0),
@@ -70,7 +71,7 @@ def test_a_data_set_of_tfds_tells_its_sizes_unprepared():
 
 
 def test_a_token_cache_tells_its_sizes(tmp_path):
-    manifest = tokens.Manifest("abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0)
+    manifest = token_cache.Manifest("abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0)
     (tmp_path / "manifest.json").write_text(json.dumps(plain(manifest)))
     run = config(DataConfig("image_folder", tokens_dir=str(tmp_path)))
     assert sizes(data_sizes.from_data(run)) == (3, 2)

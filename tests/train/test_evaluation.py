@@ -4,10 +4,10 @@ import pytest
 import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from var_jax.devices.preemption import Told
 from var_jax.train import evaluation
 from var_jax.train.evaluation import Evaluator
-from var_jax.train.networks import Networks
-from var_jax.train.preemption import Told
+from var_jax.train.frozen_networks import Networks
 
 
 class Held:

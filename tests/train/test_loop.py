@@ -12,14 +12,15 @@ from jax.sharding import AxisType
 from runs import NoEvaluator, losses, records
 
 from var_jax import Pipeline
-from var_jax.checkpoint import Checkpoints
+from var_jax.config.train import MeshConfig
+from var_jax.devices.preemption import Preemption
 from var_jax.errors import Preempted, UserError
-from var_jax.tokenize import tokenize
-from var_jax.train import evaluation, state, step
-from var_jax.train.config import MeshConfig
+from var_jax.io.checkpoint import Checkpoints
+from var_jax.objectives import step
+from var_jax.train import evaluation, state
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
-from var_jax.train.preemption import Preemption
+from var_jax.train.tokenize import tokenize
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -10,9 +10,9 @@ import pytest
 import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from var_jax.config.train import MeshConfig
 from var_jax.errors import UserError
 from var_jax.train import state
-from var_jax.train.config import MeshConfig
 from var_jax.train.program import Program
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]

@@ -11,8 +11,8 @@ import pytest
 from bucket import Bucket, bucket  # noqa: F401  (a fixture)
 from runs import board_tags, records
 
-from var_jax import run_records
 from var_jax.errors import UserError
+from var_jax.io import run_records
 from var_jax.scaling import sweep_runs
 from var_jax.train import board, metric_files
 from var_jax.train.metrics import MetricWriter

@@ -8,9 +8,11 @@ import optax
 import pytest
 import small
 
-from var_jax.config import TokenizerConfig, TransformerConfig
-from var_jax.ops.scales import Scales
-from var_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
+from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig
+from var_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
+from var_jax.devices.mesh import make_mesh
 from var_jax.train.optimizer import (
     decay_mask,
     learning_rate,
@@ -21,8 +23,7 @@ from var_jax.train.optimizer import (
     weight_decay,
 )
 from var_jax.train.program import Program
-from var_jax.train.state import init_params, make_mesh
-from var_jax.train.tokenizer_config import AdversarialConfig, CodebookConfig
+from var_jax.train.state import init_params
 
 TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
                             norm_groups=4, z_channels=4, vocab_size=16, phi=2)

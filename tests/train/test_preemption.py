@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from var_jax.train import preemption
-from var_jax.train.preemption import Preemption, Told
+from var_jax.devices import preemption
+from var_jax.devices.preemption import Preemption, Told
 
 
 class Lowered:
@@ -66,7 +66,7 @@ ENDS = """
 import signal, sys, time
 from var_jax.cli import main
 from var_jax.errors import Preempted
-from var_jax.train import preemption
+from var_jax.devices import preemption
 import jax, os, threading
 import jax.numpy as jnp
 import numpy as np

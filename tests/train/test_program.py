@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import pytest
 import small
 
+from var_jax.config.train import MeshConfig
 from var_jax.errors import UserError
+from var_jax.objectives.step import _average
 from var_jax.train import state
-from var_jax.train.config import MeshConfig
 from var_jax.train.program import Program
-from var_jax.train.step import _average
 
 
 def program(config, **model) -> Program:

@@ -10,18 +10,19 @@ import optax
 import pytest
 import small
 
+from var_jax.config.scales import Scales
+from var_jax.config.tokenizer_training import CodebookConfig
+from var_jax.config.train import LossConfig, MeshConfig, OptimizerConfig
+from var_jax.devices.mesh import make_mesh
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
-from var_jax.ops.scales import Scales
-from var_jax.train import losses
-from var_jax.train import step as step_module
-from var_jax.train.config import LossConfig, MeshConfig, OptimizerConfig
-from var_jax.train.networks import Networks
+from var_jax.objectives import losses
+from var_jax.objectives import step as step_module
+from var_jax.objectives.phase import Phase, phase_of
+from var_jax.objectives.step import make_encode, make_eval_step, make_train_step
+from var_jax.train.frozen_networks import Networks
 from var_jax.train.optimizer import Optimizers
-from var_jax.train.phase import Phase, phase_of
-from var_jax.train.state import Creation, TrainState, make_mesh
-from var_jax.train.step import make_encode, make_eval_step, make_train_step
-from var_jax.train.tokenizer_config import CodebookConfig
+from var_jax.train.state import Creation, TrainState
 
 SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
 

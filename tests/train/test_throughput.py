@@ -7,12 +7,12 @@ import jax
 import pytest
 import small
 
-from var_jax.ops.scales import Scales
-from var_jax.scaling import flops
-from var_jax.train.config import OptimizerConfig
-from var_jax.train.phase import phase_of
+from var_jax.config.scales import Scales
+from var_jax.config.tokenizer_training import ProgressiveConfig
+from var_jax.config.train import OptimizerConfig
+from var_jax.models import flops
+from var_jax.objectives.phase import phase_of
 from var_jax.train.throughput import Profile, Throughput
-from var_jax.train.tokenizer_config import ProgressiveConfig
 
 
 def test_rates_of_first_scales_are_of_their_tokens_and_work():

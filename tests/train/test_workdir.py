@@ -6,11 +6,11 @@ import pytest
 import small
 from etils import epath
 
+from var_jax.config.tokenizer_training import AdversarialConfig, ProgressiveConfig
+from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
 from var_jax.train import workdir
-from var_jax.train.config import DataConfig
 from var_jax.train.loop import train
-from var_jax.train.tokenizer_config import AdversarialConfig, ProgressiveConfig
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import os
 
 from etils import epath
 
-from var_jax import whole_file
-from var_jax.cli.configs import add_config_argument, read_sized_config
-from var_jax.config import require
+from var_jax.cli.args import add_config_argument, read_sized_config
+from var_jax.config.strict import require
+from var_jax.io import atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # the compile time is part of the report
-    from var_jax.aot import report, slices, table
+    from var_jax.perf import aot_report, tpu_slices
 
-    found = report.report(config, slices.named(args.topology), args.step, args.images)
-    print("\n".join(table.lines(found)))
+    found = aot_report.report(config, tpu_slices.named(args.topology), args.step, args.images)
+    print("\n".join(aot_report.lines(found)))
     if args.json:
-        whole_file.save(epath.Path(args.json), json.dumps(found, indent=1), "the figures")
+        atomic.save(epath.Path(args.json), json.dumps(found, indent=1), "the figures")
     return 0 if found["fits"] else 1

@@ -14,10 +14,10 @@ import argparse
 import json
 from pathlib import Path
 
-from var_jax import whole_file
-from var_jax.cli.configs import add_config_argument, read_sized_config
+from var_jax.cli.args import add_config_argument, read_sized_config
 from var_jax.cli.evaluate import require_writable
-from var_jax.config import require
+from var_jax.config.strict import require
+from var_jax.io import atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -37,12 +37,12 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.json, "the figures")
     config = read_sized_config(args.config, args.overrides)
     if args.what == "tokens":
-        from var_jax import bench_tokens  # it reads data, for which `sample` and `train` need no library
+        from var_jax.perf import bench_tokens  # it reads data, for which `sample` and `train` need no library
 
         report = bench_tokens.measure(config, batches[0], args.repeats)
         lines = bench_tokens.lines(report)
     else:
-        from var_jax import bench
+        from var_jax.perf import bench
 
         if args.what == "sample":
             reports = [bench.sample(config, batch or 1, args.repeats) for batch in batches]
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
             lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
-        whole_file.save(Path(args.json), json.dumps(report, indent=1), "the figures")
+        atomic.save(Path(args.json), json.dumps(report, indent=1), "the figures")
     return 0
 
 

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from var_jax.config import plain
+from var_jax.config.strict import plain
 from var_jax.errors import UserError
 
 
@@ -30,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"both {args.file!r} and --config {args.config!r} are given; give one")
     if args.overrides and not (args.file or args.config):
         raise UserError(f"{args.overrides[0]} has no config to override; give FILE.py[:ARG]")
-    from var_jax.cli.configs import read_config_dict
-    from var_jax.train.config import default_config, from_config_dict
+    from var_jax.cli.args import read_config_dict
+    from var_jax.config.train import default_config, from_config_dict
 
     file = args.file or args.config
     given = read_config_dict(file, args.overrides) if file else default_config()
@@ -49,7 +49,7 @@ def lines(given: Mapping, resolved: Mapping, default: Mapping, diff: bool = Fals
       resolved: the values that a run has, with those filled in that follow from others.
       diff: whether keys with their default value are left out.
     """
-    from var_jax.train.config_docs import sections
+    from var_jax.config.docs import sections
 
     out: list[str] = []
     for section in sections():

@@ -9,7 +9,7 @@ example:
 import argparse
 from typing import Any
 
-from var_jax.config import require
+from var_jax.config.strict import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -33,12 +33,13 @@ def run(args: argparse.Namespace) -> int:
         require(bool(args.model), "--model", args.model, "given with --to-torch")
     else:
         require(bool(args.tokenizer and args.scales), "--tokenizer and --scales", "missing", "given")
-    from var_jax import Pipeline, convert
+    from var_jax import Pipeline
+    from var_jax.io import torch_convert
 
     if args.to_torch:
         model = Pipeline.from_pretrained(args.model)
-        needed = " ".join(_flag(name, value) for name, value in convert.untold(model.config).items())
-        convert.write_torch(args.out, *model.to_torch(with_buffers=True))
+        needed = " ".join(_flag(name, value) for name, value in torch_convert.untold(model.config).items())
+        torch_convert.write_torch(args.out, *model.to_torch(with_buffers=True))
         print(f"written to {args.out}; `convert` brings it back with {needed}")
     else:
         model = Pipeline.from_torch(args.tokenizer, args.transformer, scales=args.scales, num_heads=args.num_heads,

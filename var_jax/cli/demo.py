@@ -19,7 +19,7 @@ import time
 from pathlib import PurePath
 
 from var_jax.cli.sample import add_dtype_argument, load
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
 
 
@@ -42,18 +42,18 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("the page needs the package gradio; install it by pip install 'var-jax[demo]'") from error
     _check_free(args.host, args.port)
 
-    from var_jax import demo, demo_page
+    from var_jax.demo import page, session
 
     model = load(args.model, args.dtype)
-    classes = demo.class_choices(args.model, model.config)
+    classes = session.class_choices(args.model, model.config)
     print("compiling, once ...", flush=True)
     began = time.perf_counter()
-    demo.warm_up(model, demo.Choices(classes[0][1]))
+    session.warm_up(model, session.Choices(classes[0][1]))
     print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its files are removed then, too
     try:
         name = PurePath(os.path.abspath(args.model)).name
-        with demo_page.serving(model, classes, name, args.host, args.port) as address:
+        with page.serving(model, classes, name, args.host, args.port) as address:
             print(f"ready at {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:

@@ -22,11 +22,11 @@ from pathlib import PurePath
 import numpy as np
 from etils import epath
 
-from var_jax import labels as class_labels
-from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
+from var_jax.cli.args import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.sampling import labels as class_labels
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax import model_directory, pictures
+    from var_jax.io import model_directory, pictures
 
     box = parse_box(args.box) if args.box else None
     if args.keep_scales is not None and (args.outpaint or args.from_scale is not None):

@@ -19,9 +19,9 @@ import argparse
 import json
 import os
 
-from var_jax import whole_file
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.io import atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             "given with --perceptual lpips")
     from etils import epath
 
-    from var_jax.evaluate.images import open_images
+    from var_jax.evaluate.image_sets import open_images
 
     if args.json:
         if epath.Path(args.json).is_dir():
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
              "source_dir": args.source_dir, "seed": args.seed}
     report = _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
     if args.json:
-        whole_file.save(epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report")
+        atomic.save(epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report")
     print("\n".join(lines(report)))
     return 0
 
@@ -106,7 +106,7 @@ def trained_on(model: str | None) -> str | None:
 
 def _samples(args: argparse.Namespace, found: dict) -> dict:
     from var_jax.evaluate import features, samples
-    from var_jax.evaluate.images import open_images, open_labelled
+    from var_jax.evaluate.image_sets import open_images, open_labelled
 
     drawn = open_images(args.samples, num=args.num, **found)
     reference = open_images(args.reference, shape=drawn.shape, **found)
@@ -124,9 +124,10 @@ def _samples(args: argparse.Namespace, found: dict) -> dict:
 
 
 def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict:
-    from var_jax import Pipeline, pictures
+    from var_jax import Pipeline
     from var_jax.evaluate import features, reconstruction, training_images
-    from var_jax.networks import perceptual
+    from var_jax.io import pictures
+    from var_jax.pretrained import perceptual
 
     place = pictures.place(args.picture) if args.picture else None
     model = Pipeline.from_pretrained(args.model)

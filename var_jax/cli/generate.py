@@ -20,7 +20,6 @@ well an image shows its class, and the best share of each class is kept.
 import argparse
 import sys
 
-from var_jax import labels as class_labels
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
 from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.cli.sample import (
@@ -32,8 +31,9 @@ from var_jax.cli.sample import (
     read_labels,
     sampling_arguments,
 )
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.sampling import labels as class_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:
-    from var_jax import sample_set
+    from var_jax.evaluate import sample_set
 
     model, then = load_partners(args)
     network, reference = _judge(args, model) if rejecting else (None, None)
@@ -93,7 +93,7 @@ def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -
 def _judge(args: argparse.Namespace, model):
     """What rejection judges by, opened before anything is drawn."""
     from var_jax.evaluate import features
-    from var_jax.evaluate.images import open_labelled, with_classes_of
+    from var_jax.evaluate.image_sets import open_labelled, with_classes_of
 
     reference = open_labelled(args.reject_reference, shape=model.config.tokenizer.image_shape, resize=args.resize,
                               data_dir=args.data_dir, source_dir=args.source_dir)

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
 
 # The first host to finish waits for the last one, however long that is at work.
@@ -44,16 +44,16 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     """
     if check_host_arguments(args):
         return work()
-    from var_jax import distributed
     from var_jax.cli.train import tell
+    from var_jax.devices import multihost
 
-    distributed.initialise(shutdown_seconds=SHUTDOWN_SECONDS)
+    multihost.initialise(shutdown_seconds=SHUTDOWN_SECONDS)
     try:
         return work()
     except BaseException as error:
-        if not distributed.together():
+        if not multihost.together():
             raise
-        distributed.leave(tell(error))  # the usual way out waits for the others
+        multihost.leave(tell(error))  # the usual way out waits for the others
         raise
 
 

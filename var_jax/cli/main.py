@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _leave_compilations(code: int):
     """Ends a preempted process that has given up a compilation: the usual way out waits for it, for minutes."""
-    preemption = sys.modules.get("var_jax.train.preemption")
+    preemption = sys.modules.get("var_jax.devices.preemption")
     if preemption is not None and preemption.compiling():
-        from var_jax import distributed
+        from var_jax.devices import multihost
 
         sys.stdout.flush()
-        distributed.leave(code)
+        multihost.leave(code)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -6,8 +6,8 @@ example:
 
 import argparse
 
-from var_jax.cli.configs import read_config
-from var_jax.config import require
+from var_jax.cli.args import read_config
+from var_jax.config.strict import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -21,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
     require(args.samples >= 1, "--samples", args.samples, "at least 1")
     file = args.config.partition(":")[0]
     tokenizer, transformer = read_config(f"{file}:tokenizer", args.overrides), read_config(args.config, args.overrides)
-    from var_jax import quickstart
-    from var_jax.train import idle_keys
+    from var_jax.config import idle_keys
+    from var_jax.studies import quickstart
 
     tokenizer, transformer = (idle_keys.reset(config) for config in (tokenizer, transformer))
 

@@ -6,7 +6,7 @@ example:
 
 import argparse
 
-from var_jax.cli.images import expand, read_image
+from var_jax.cli.args import expand, read_image
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from var_jax import Pipeline, pictures
+    from var_jax import Pipeline
+    from var_jax.io import pictures
 
     place = pictures.place(args.out)
     files = expand(args.images)

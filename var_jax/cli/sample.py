@@ -10,9 +10,9 @@ example:
 import argparse
 import logging
 
-from var_jax import labels as class_labels
-from var_jax import schedules
-from var_jax.config import require
+from var_jax.config.strict import require
+from var_jax.sampling import labels as class_labels
+from var_jax.sampling import settings
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ def add_dtype_argument(parser: argparse.ArgumentParser):
 def add_sampling_arguments(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("sampling", SCHEDULES)
     described = "; ".join(f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"
-                          for name, preset in schedules.PRESETS.items())
+                          for name, preset in settings.PRESETS.items())
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--preset", choices=tuple(schedules.PRESETS), default="fid",
+    group.add_argument("--preset", choices=tuple(settings.PRESETS), default="fid",
                        help=f"settings that the options below change one by one (default fid; {described})")
     group.add_argument("--cfg", type=_schedule(float), metavar="SCHEDULE", help="guidance, 0 for none")
     group.add_argument("--top-k", type=_schedule(int), metavar="SCHEDULE",
@@ -70,7 +70,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
 def sampling_arguments(args: argparse.Namespace) -> dict:
     given = {name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "temperature", "smooth")}
     explicit = {name: value for name, value in given.items() if value is not None}
-    return {"seed": args.seed, **schedules.settings(args.preset, explicit)}
+    return {"seed": args.seed, **settings.settings(args.preset, explicit)}
 
 
 def read_labels(text: str, model: str) -> list[int]:
@@ -79,7 +79,7 @@ def read_labels(text: str, model: str) -> list[int]:
     Raises:
       UserError: there is no model, or it has no such class.
     """
-    from var_jax import model_directory
+    from var_jax.io import model_directory
 
     return class_labels.parse(text, model_directory.class_names(model_directory.existing(model)))
 
@@ -101,7 +101,7 @@ def load_partners(args: argparse.Namespace) -> tuple:
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax import pictures
+    from var_jax.io import pictures
 
     place = pictures.place(args.out)
     strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
@@ -137,9 +137,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _schedule(kind: type):
-    def parse(text: str) -> schedules.Schedule:
+    def parse(text: str) -> settings.Schedule:
         try:
-            return schedules.parse(text, kind)
+            return settings.parse(text, kind)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
 

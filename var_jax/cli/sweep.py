@@ -12,8 +12,8 @@ import argparse
 import functools
 import sys
 
-from var_jax.cli.configs import add_config_argument, call, read_config
-from var_jax.config import require
+from var_jax.cli.args import add_config_argument, call, read_config
+from var_jax.config.strict import require
 from var_jax.errors import UserError
 
 
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("jobs", "max_restarts"):
         require((getattr(args, name) or 0) >= 0, f"--{name.replace('_', '-')}", getattr(args, name), "0 or more")
     require(args.interval > 0, "--interval", args.interval, "above 0")
-    from var_jax.sweep import driver, engine, plan, preflight, runs, table
+    from var_jax.sweep import backend as engine
+    from var_jax.sweep import driver, plan, preflight, runs
 
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         if not (costs_alone := preflight.without_tokenizer(planned)):
             check()
-        print("\n".join(table.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
+        print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := backend.render(driver.commands(sweep)):
             print(text)
         if costs_alone:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.hosts import add_host_arguments, divided
-from var_jax.config import require
+from var_jax.config.strict import require
 
 if TYPE_CHECKING:
-    from var_jax.train.config import TrainConfig
+    from var_jax.config.train import TrainConfig
 
 ROLES = ("train", "test")
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encode(args: argparse.Namespace, config: TrainConfig, roles: tuple[str, ...]) -> int:
-    from var_jax.tokenize import tokenize
+    from var_jax.train.tokenize import tokenize
 
     manifest = tokenize(config, args.model, args.out, views=args.views, roles=roles, batch=args.batch,
                         shard_index=args.process_id, shard_count=args.num_processes)

@@ -14,7 +14,7 @@ import traceback
 
 from etils import epath
 
-from var_jax.cli.configs import add_config_argument, read_config
+from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.exit import line_and_code
 from var_jax.errors import Preempted, UserError
 
@@ -45,12 +45,13 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
-    from var_jax import distributed
-    from var_jax.train import idle_keys, workdir
+    from var_jax.config import idle_keys
+    from var_jax.devices import multihost
+    from var_jax.train import workdir
 
     idle_keys.refuse_flags(config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir)))
 
-    distributed.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
+    multihost.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
                            peer_seconds=args.peer_timeout)
     import jax
 
@@ -67,13 +68,13 @@ def _run(args: argparse.Namespace) -> int:
     except Preempted:
         raise  # on every host alike
     except BaseException as error:
-        if not distributed.together():
+        if not multihost.together():
             raise
-        code = _fail(f"{distributed.LOST} ({_cause(error)})", 1) if distributed.lost_a_process(error) else tell(error)
+        code = _fail(f"{multihost.LOST} ({_cause(error)})", 1) if multihost.lost_a_process(error) else tell(error)
     else:
         return 0
-    if distributed.together():
-        distributed.leave(code)
+    if multihost.together():
+        multihost.leave(code)
     return code
 
 

@@ -12,7 +12,7 @@ from var_jax.errors import UserError
 
 if TYPE_CHECKING:
     # For its type alone: data must not depend on training.
-    from var_jax.train.config import DataConfig
+    from var_jax.config.train import DataConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from var_jax.errors import UserError
-from var_jax.file_kinds import HEAD, stand_in
+from var_jax.io.file_kinds import HEAD, stand_in
 
 UNSIGNED_BYTE = 0x08
 GZIP = b"\x1f\x8b"

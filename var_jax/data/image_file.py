@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
-from var_jax import file_kinds
 from var_jax.errors import UserError
+from var_jax.io import file_kinds
 
 BACKGROUND = 255  # transparent images are composited on white, as on a page
 DARK = 0.25  # of white: 14 bits in 16 and fewer have nothing brighter

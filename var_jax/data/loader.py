@@ -14,7 +14,7 @@ from var_jax.data.sources import Split, open_split
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
+    from var_jax.config.train import DataConfig  # for its type alone: data must not depend on training
 
 CACHE_BYTES = 2**28  # per split, over all processes that read it
 SIGBUS_EXIT = "exit code -7"  # as Grain reports a worker that found no room in shared memory

@@ -16,7 +16,7 @@ from var_jax.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from var_jax.train.config import DataConfig  # for its type alone: data must not depend on training
+    from var_jax.config.train import DataConfig  # for its type alone: data must not depend on training
 
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from etils import epath
 
-from var_jax import whole_file
 from var_jax.data import image_file, readahead, transforms
 from var_jax.data.image_folder import FILES_A_TASK, Listing, printable
 from var_jax.errors import UserError
+from var_jax.io import atomic
 
 FILE = "survey.json"
 # 1 dropped transparency and EXIF orientation, and read each 16-bit sample as if its white were 65535.
@@ -134,7 +134,7 @@ def save(found: Survey, directory: epath.Path):
     """Writes the findings beside a prepared copy; where that fails, the next run looks again."""
     values = {"decoding": DECODING, "findings": dataclasses.asdict(found)}
     with contextlib.suppress(OSError):
-        whole_file.write(directory / FILE, json.dumps(values, indent=1))
+        atomic.write(directory / FILE, json.dumps(values, indent=1))
 
 
 @functools.cache

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.evaluate import features, scores
 from var_jax.evaluate.features import FeatureNetwork, OverDevices
-from var_jax.evaluate.images import LABELLED, ImageSet
+from var_jax.evaluate.image_sets import LABELLED, ImageSet
 from var_jax.ops.resize import matrix
 
 PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most

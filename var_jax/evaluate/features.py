@@ -18,12 +18,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8, UInt64
 from tqdm import tqdm
 
-from var_jax import whole_file
-from var_jax.config import require
+from var_jax.config.strict import require
 from var_jax.errors import UserError
-from var_jax.evaluate.images import ImageSet
-from var_jax.evaluate.moments import Moments
-from var_jax.networks import efficientnet, inception, weights
+from var_jax.evaluate.fid import Moments
+from var_jax.evaluate.image_sets import ImageSet
+from var_jax.io import atomic
+from var_jax.pretrained import efficientnet, inception, weights
 
 VERSION = 1  # of what is cached, and of how images are brought to the networks
 SIDE = 64  # pixels that EfficientNet-Lite0 sees
@@ -243,7 +243,7 @@ def _write(path: epath.Path, features: Features):
     np.savez(buffer, rows=features.rows, distinct=features.distinct, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole_file.write(path, [buffer.getbuffer()])
+        atomic.write(path, [buffer.getbuffer()])
     except OSError as error:
         raise UserError(f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache") \
             from error

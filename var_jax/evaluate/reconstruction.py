@@ -9,15 +9,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from var_jax import Pipeline, pictures
+from var_jax import Pipeline
+from var_jax.config.scales import Scales
 from var_jax.evaluate import features, readings, scores
 from var_jax.evaluate.features import Collector, FeatureNetwork, OverDevices
-from var_jax.evaluate.frechet import Frechet
-from var_jax.evaluate.images import ImageSet
+from var_jax.evaluate.fid import Frechet
+from var_jax.evaluate.image_sets import ImageSet
 from var_jax.evaluate.samples import doubts, real_against_real
-from var_jax.networks.perceptual import Perceptual
+from var_jax.io import pictures
 from var_jax.ops import vq
-from var_jax.ops.scales import Scales
+from var_jax.pretrained.perceptual import Perceptual
 from var_jax.train.evaluation import perplexity
 
 SSIM_WINDOW = 11

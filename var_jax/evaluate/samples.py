@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from var_jax.config import require
-from var_jax.evaluate import classifier, features, readings, scores, study
+from var_jax.config.strict import require
+from var_jax.evaluate import classifier, features, readings, scores
 from var_jax.evaluate.features import FeatureNetwork, Features
-from var_jax.evaluate.frechet import Frechet, frechet_distance
-from var_jax.evaluate.images import ImageSet, with_classes_of
-from var_jax.evaluate.moments import Moments
+from var_jax.evaluate.fid import Frechet, Moments, frechet_distance
+from var_jax.evaluate.image_sets import ImageSet, with_classes_of
+from var_jax.studies import rows as study
 
 RESAMPLES = 20
 CI95_METHODS = {

@@ -5,9 +5,9 @@ from typing import Any
 
 from etils import epath
 
-from var_jax import model_directory
 from var_jax.data import image_folder
 from var_jax.errors import UserError
+from var_jax.io import model_directory
 
 WHOLE = "all"  # every split, as TFDS names them together
 

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops.normalize import l2_normalize
-from var_jax.ops.partition import constrain, parameter
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

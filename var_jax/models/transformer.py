@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.config import TransformerConfig, require_from_data
+from var_jax.config.model import TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.strict import require_from_data
+from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops import attention, masks
-from var_jax.ops.partition import constrain, parameter
 from var_jax.ops.products import add_bias, last_axis_spec, product
-from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray

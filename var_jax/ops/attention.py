@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 import jax
 import jax.numpy as jnp
 
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
-from var_jax.ops import masks, splash
+from var_jax.ops import attention_splash, masks
 from var_jax.ops.normalize import l2_normalize
-from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
@@ -80,7 +80,7 @@ def masked(
 ) -> Float[Array, "b L h d"]:
     """Attention of all scales at once, each to those that the mask lets it see."""
     if implementation == "splash":
-        return splash.attend(q, k, v, scale, scales, mask, interpret=platform() == "cpu")
+        return attention_splash.attend(q, k, v, scale, scales, mask, interpret=platform() == "cpu")
     return by_scale(q, k, v, scale, scales, mask, _block(implementation))
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from var_jax.ops.scales import Scales
+from var_jax.config.scales import Scales
 
 Mask = Literal["block_causal", "markov", "block_diagonal"]
 

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.ops.normalize import l2_normalize
 from var_jax.ops.resize import resize
-from var_jax.ops.scales import Scales
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray

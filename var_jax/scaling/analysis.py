@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.scaling import frontier, intervals, laws, solver
-from var_jax.scaling.samples import MIN_SIZES, Refused, Sample
+from var_jax.scaling.select_runs import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
 METHOD = "profile likelihood, F quantile; of E 4 % below and 1 % above"

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from var_jax.scaling import frontier, published, solver
+from var_jax.scaling import frontier, paper_laws, solver
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.power import PowerLaw
 
@@ -92,10 +92,10 @@ def against(chosen: list[Law], name: str) -> Figure:
 def _published(ax: Axes, law: Law, name: str, column: str):
     """VAR's own law, where it was measured at these sizes and falls within the axes."""
     low, high = (edge(own, theirs) for edge, own, theirs in zip(
-        (max, min), (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()), published.RANGES[name], strict=True))
-    if (column, name) in published.LAWS and low < high:
+        (max, min), (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()), paper_laws.RANGES[name], strict=True))
+    if (column, name) in paper_laws.LAWS and low < high:
         x = np.geomspace(low, high, 50)
-        y = published.evaluate(column, name, x)
+        y = paper_laws.evaluate(column, name, x)
         bottom, top = ax.get_ylim()
         if column.startswith("loss") or (y.min() < top and y.max() > bottom):
             ax.plot(x, y, "--", color="tab:red", label="VAR on ImageNet (published)")

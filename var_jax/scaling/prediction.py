@@ -7,7 +7,7 @@ import numpy as np
 from var_jax.errors import UserError
 from var_jax.scaling import frontier, intervals
 from var_jax.scaling.analysis import Law
-from var_jax.scaling.samples import Sample
+from var_jax.scaling.select_runs import Sample
 
 FAR = 1.0  # decades beyond the runs at which a prediction is called an extrapolation
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax import whole_file
 from var_jax.errors import UserError
-from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, samples
+from var_jax.io import atomic
+from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, select_runs
 from var_jax.scaling.table import Table
 
 KINDS = (("params",), ("compute",), ("params", "tokens"))
@@ -48,9 +48,9 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
             try:
-                law = analysis.analyse(key, samples.sample(table, column, inputs), resamples=resamples, delta=delta,
+                law = analysis.analyse(key, select_runs.sample(table, column, inputs), resamples=resamples, delta=delta,
                                        floor=floors.get(column, floors.get("")))
-            except samples.Refused as reason:
+            except select_runs.Refused as reason:
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
             found[key], summaries[key] = law, law.summary
@@ -64,7 +64,7 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
             if edge is not None:
                 result["frontier"][column] = {"compute": edge.compute, "loss": edge.loss, "params": edge.params,
                                               "curve": list(edge.owner), "selection": edge.text}
-            if len({curve.params for curve in curves}) >= samples.MIN_SIZES and any(len(c.compute) > 1 for c in curves):
+            if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(len(c.compute) > 1 for c in curves):
                 result["isoflop"][column] = frontier.isoflop(curves)
     if price is not None:
         result["flops_per_token"] = {"A": math.exp(price.intercept), "exponent": price.slope, "scatter": price.scatter}
@@ -105,10 +105,10 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
                                    "n_runs": len(part), "warnings": [f"refused: {reason}"]}
             continue
         decades = float(np.log10(part[x].max() / part[x].min()))
-        if len(part) < samples.MIN_SIZES:
-            notes.append(f"few-sizes: {len(part)} points; {samples.MIN_SIZES} are wanted")
-        if decades < samples.MIN_DECADES:
-            notes.append(f"short-range: {x} spans {decades:.2f} decades; an exponent wants {samples.MIN_DECADES}")
+        if len(part) < select_runs.MIN_SIZES:
+            notes.append(f"few-sizes: {len(part)} points; {select_runs.MIN_SIZES} are wanted")
+        if decades < select_runs.MIN_DECADES:
+            notes.append(f"short-range: {x} spans {decades:.2f} decades; an exponent wants {select_runs.MIN_DECADES}")
         if law.chi2 is not None and not 1 / 3 < law.chi2 < 3:
             notes.append(f"stated-noise: the scatter's variance is {law.chi2:.2g} of what {sigma} states")
         low, high = law.exponent_ci95
@@ -149,8 +149,8 @@ def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
         directory.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             (directory / name).write_bytes(plots.png(figure))
-        whole_file.write(directory / "report.md", markdown(plain(result), list(pictures), source))
-        whole_file.write(directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+        atomic.write(directory / "report.md", markdown(plain(result), list(pictures), source))
+        atomic.write(directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax import run_records
+from var_jax.io import run_records
 
 FITTED = ("loss", "err")  # columns that start so are fitted
 

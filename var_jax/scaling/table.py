@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Shaped
 
 from var_jax.errors import UserError, did_you_mean
-from var_jax.file_kinds import refuse_stand_in
+from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.scaling import sweep_runs
 from var_jax.scaling.sweep_runs import FITTED
 

@@ -19,7 +19,7 @@ import time
 import psutil
 from etils import epath
 
-from var_jax import whole_file
+from var_jax.io import atomic
 from var_jax.train.workdir import REFUSED
 
 # A submitter that is far away or died may have a job that it has not noted, as kubectl may take minutes: so long is the
@@ -82,7 +82,7 @@ def create(run: epath.Path, attempt: int, backend: str, after: str = "", reached
 def replace(run: epath.Path, claim: Claim, **changes) -> Claim:
     """The claim with changes, written whole or not at all; only for the process that created it, or a heartbeat."""
     claim = dataclasses.replace(claim, **changes)
-    whole_file.write(file(run, claim.attempt), _text(claim))
+    atomic.write(file(run, claim.attempt), _text(claim))
     return claim
 
 

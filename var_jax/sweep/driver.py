@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 
 from etils import epath
 
-from var_jax import whole_file
-from var_jax.checkpoint import Checkpoints
 from var_jax.errors import UserError
+from var_jax.io import atomic
+from var_jax.io.checkpoint import Checkpoints
 from var_jax.sweep import claims, runs
+from var_jax.sweep.backend import Engine, RunCommand
 from var_jax.sweep.claims import Claim
-from var_jax.sweep.engine import Engine, RunCommand
 from var_jax.sweep.plan import Run
 from var_jax.sweep.runs import RETRIED, Observed
 
@@ -78,7 +78,7 @@ def write_plan(sweep: Sweep, overrides: Sequence[str]):
     directory = epath.Path(sweep.workdir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        whole_file.write(directory / "sweep.json", json.dumps(plan, indent=1))
+        atomic.write(directory / "sweep.json", json.dumps(plan, indent=1))
     except OSError as error:
         raise UserError(f"cannot write the sweep's directory {sweep.workdir}: {error.strerror or error}") from error
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand, shared_programs
+from var_jax.sweep.backend import RunCommand, shared_programs
 
 PREEMPTED = 75
 KUBECTL_SECONDS = 120  # how long one call may take

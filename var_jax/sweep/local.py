@@ -12,8 +12,8 @@ import psutil
 from etils import epath
 
 from var_jax.errors import UserError
+from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.claims import process_alive, process_id
-from var_jax.sweep.engine import RunCommand
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from etils import epath
 
-from var_jax import model_directory
-from var_jax.config import require
-from var_jax.data import sources, tokens
+from var_jax.config import idle_keys
+from var_jax.config.strict import require
+from var_jax.config.train import TrainConfig
+from var_jax.data import sources, token_cache
 from var_jax.errors import UserError
+from var_jax.io import model_directory
 from var_jax.sweep.plan import Run
-from var_jax.train import idle_keys
-from var_jax.train.config import TrainConfig
 from var_jax.train.workdir import started_with
 
 NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are empty"
@@ -61,7 +61,7 @@ def _check(config: TrainConfig, images_are_here: bool):
         if images_are_here:
             sources.require_raw_files(data)
         return
-    cache = tokens.open_cache(data.tokens_dir)
-    cache.check(data, model.tokenizer, tokens.fingerprint(model.tokenizer, params["tokenizer"]))
+    cache = token_cache.open_cache(data.tokens_dir)
+    cache.check(data, model.tokenizer, token_cache.fingerprint(model.tokenizer, params["tokenizer"]))
     classes, held = config.transformer.num_classes, len(cache.class_names)
     require(classes >= held, "transformer.num_classes", classes, f"at least the {held} classes of the data")

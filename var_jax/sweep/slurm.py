@@ -22,7 +22,7 @@ from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
 from var_jax.errors import UserError
-from var_jax.sweep.engine import RunCommand, shared_programs
+from var_jax.sweep.backend import RunCommand, shared_programs
 
 PREEMPTED = 75
 CPUS_PER_GPU = 8  # partitions mostly give one, on which decoding images keeps a GPU waiting

@@ -7,12 +7,12 @@ from typing import Any
 
 from etils import epath
 
-from var_jax import chips
+from var_jax.devices import chips
 from var_jax.errors import UserError
 from var_jax.sweep import runs
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
-from var_jax.sweep.table import aligned
+from var_jax.sweep.plan import aligned
 
 HEADER = ("run", "overrides", "state", "step", "done", "ETA", "MFU", "train loss", "held-out loss", "restarts")
 

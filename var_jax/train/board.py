@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from var_jax import run_records
+from var_jax.io import run_records
 
 UPLOAD_SECONDS = 300.0  # each upload adds a file
 

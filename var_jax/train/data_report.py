@@ -2,8 +2,8 @@
 
 import logging
 
-from var_jax.train.config import TrainConfig
-from var_jax.train.inputs import Inputs
+from var_jax.config.train import TrainConfig
+from var_jax.train.batches import Inputs
 
 CLASSES_SHOWN = 20
 

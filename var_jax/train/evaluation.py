@@ -10,15 +10,18 @@ import numpy as np
 from jax.sharding import NamedSharding
 from PIL import Image
 
-from var_jax import generate, pictures
+from var_jax.config.train import TrainConfig
+from var_jax.devices import sharding
+from var_jax.devices.preemption import Preemption
+from var_jax.io import pictures
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.ops import codebook, partition
-from var_jax.train import frozen_parts, losses
-from var_jax.train.config import TrainConfig
-from var_jax.train.inputs import Inputs
-from var_jax.train.networks import Networks
-from var_jax.train.preemption import Preemption
-from var_jax.train.step import make_eval_step
+from var_jax.objectives import losses
+from var_jax.objectives.step import make_eval_step
+from var_jax.ops import codebook
+from var_jax.sampling import sampler
+from var_jax.train import frozen_parts
+from var_jax.train.batches import Inputs
+from var_jax.train.frozen_networks import Networks
 
 PICTURE_ROWS = 4
 
@@ -77,10 +80,10 @@ class Evaluator:
             return pictures.grid(np.concatenate([images[shown] / 255, rec[shown]]), columns=len(shown))
         columns = min(columns, len(self.data.class_names))  # classes beyond the data have no title
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
-        keys = generate.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
-        static = generate.Static(top_k=0, use_top_p=True, guided=True)
-        arguments = self._model(params), labels, keys, generate.Dynamic(1.5, 0.96, 1.0)
-        program = self._compiled("sampler", lambda: generate.generate.lower(self.config.model, static, *arguments))
+        keys = sampler.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
+        static = sampler.Static(top_k=0, use_top_p=True, guided=True)
+        arguments = self._model(params), labels, keys, sampler.Dynamic(1.5, 0.96, 1.0)
+        program = self._compiled("sampler", lambda: sampler.generate.lower(self.config.model, static, *arguments))
         images, _ = program(*arguments)
         names = self.data.class_names
         titles = [pictures.title(names[i], str(i)) for i in labels[:columns]]
@@ -90,7 +93,7 @@ class Evaluator:
     def _model(self, params: Any) -> dict[str, Any]:
         """Parameters of the whole model: of its tokenizer, the parts that turn tokens into images."""
         held = {name: self._tokenizer[name] for name in frozen_parts.DECODER if name not in self.frozen}
-        decoder = partition.place(held, jax.tree.map(lambda _: self._replicated, held))
+        decoder = sharding.place(held, jax.tree.map(lambda _: self._replicated, held))
         return {"tokenizer": {**self.frozen, **decoder}, "transformer": params}
 
     def _compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
@@ -135,6 +138,6 @@ def perplexity(p: np.ndarray) -> float:
 def _reconstruct(config: TrainConfig, params: Any, images: jax.Array) -> jax.Array:
     """Reconstructions in [0, 1] of uint8 images."""
     model = Tokenizer(config.tokenizer)
-    signal = partition.constrain(losses.to_signal(images), "images", None, None, None)
+    signal = sharding.constrain(losses.to_signal(images), "images", None, None, None)
     tokens = model.apply({"params": params}, signal, method="encode")
     return (model.apply({"params": params}, tokens, method="decode") + 1) / 2

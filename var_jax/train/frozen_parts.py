@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from var_jax.train.config import TrainConfig
+from var_jax.config.train import TrainConfig
 
 TEACHER = ("quantize",)  # makes the transformer's input of tokens
 ENCODER = ("encoder", "quant_conv", "quantize")

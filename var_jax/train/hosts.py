@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from var_jax import distributed
-from var_jax.config import differences, plain
-from var_jax.train.config import TrainConfig
+from var_jax.config.strict import differences, plain
+from var_jax.config.train import TrainConfig
+from var_jax.devices import multihost
 
 # Where things lie, and how many processes read them, is a host's own affair.
 OF_A_HOST = ("tokenizer_dir", "init_from", "branch_from", "data.data_dir", "data.source_dir",
@@ -27,7 +27,7 @@ def require_same_config(config: TrainConfig):
     def changed(first: Any, mine: Any) -> list[str]:
         return [text for text in differences(mine, first) if not text.startswith(OF_A_HOST)]
 
-    distributed.require_same("the settings", plain(config), changed,
+    multihost.require_same("the settings", plain(config), changed,
                              "give every host the same command and config")
 
 
@@ -41,7 +41,7 @@ def require_same_weights(what: str, params: Any):
     Raises:
       UserError: on every process alike, where those of one are not process 0's.
     """
-    if not distributed.together():
+    if not multihost.together():
         return
 
     def changed(first: Any, mine: Any) -> list[str]:
@@ -49,7 +49,7 @@ def require_same_weights(what: str, params: Any):
             return []
         return [f"fingerprint {mine['fingerprint']}, not {first['fingerprint']}"]
 
-    distributed.require_same(what, {"fingerprint": _digest(params)}, changed,
+    multihost.require_same(what, {"fingerprint": _digest(params)}, changed,
                              "give every host the same files")
 
 

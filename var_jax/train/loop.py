@@ -16,32 +16,30 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from var_jax import distributed, pictures
-from var_jax.checkpoint import Checkpoints
-from var_jax.config import plain, require
+from var_jax.config import idle_keys
+from var_jax.config.strict import plain, require
+from var_jax.config.train import TrainConfig
+from var_jax.devices import mesh_choice, multihost, sharding
+from var_jax.devices.preemption import Preemption, Told
 from var_jax.errors import Preempted
-from var_jax.ops import partition
+from var_jax.io import pictures
+from var_jax.io.checkpoint import Checkpoints
+from var_jax.objectives import codebook_start, step
+from var_jax.train import batches as inputs
 from var_jax.train import (
-    codebook_start,
     data_report,
     data_sizes,
     evaluation,
+    frozen_networks,
     frozen_parts,
     hosts,
-    idle_keys,
-    inputs,
-    mesh_choice,
     messages,
-    networks,
-    start,
+    resume,
     state,
-    step,
     workdir,
 )
-from var_jax.train.config import TrainConfig
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
-from var_jax.train.preemption import Preemption, Told
 from var_jax.train.program import Program
 from var_jax.train.throughput import Profile, Throughput
 
@@ -69,13 +67,13 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
 
     # Networks: frozen ones are read first, since they decide sizes and which terms there are
     hosts.require_same_config(config)
-    config, loaded = distributed.everywhere(lambda: networks.load(config))
+    config, loaded = multihost.everywhere(lambda: frozen_networks.load(config))
     tokenizer, frozen = None, loaded.params
     if config.stage == "transformer":
         sizes, tokenizer = workdir.frozen_tokenizer(config, directory)
         config = config.with_tokenizer(sizes)
         frozen = frozen_parts.used_in_steps(config, tokenizer)
-    config = distributed.everywhere(lambda: data_sizes.from_data(config, directory))
+    config = multihost.everywhere(lambda: data_sizes.from_data(config, directory))
     hosts.require_same_config(config)  # a network that a host lacks, or its data, may have changed it
     hosts.require_same_weights("the frozen networks", tokenizer or frozen)
 
@@ -84,14 +82,14 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption:
-        frozen = partition.place(frozen, jax.tree.map(lambda _: replicated, frozen))
+        frozen = sharding.place(frozen, jax.tree.map(lambda _: replicated, frozen))
         encode = None
         if config.stage == "transformer":
             encode = functools.partial(jax.jit(step.make_encode(config), out_shardings=rows), frozen)
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = distributed.everywhere(
+        data = multihost.everywhere(
             lambda: inputs.Inputs(config, tokenizer, encode, rows, inputs.read_kept(directory)))
         data.require_same_on_hosts()
         if config.stage == "transformer":
@@ -103,7 +101,7 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         workdir.refuse_another_run(directory, config)
         data.require_same(directory)
         checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
-        run, evaluated, fresh = start.first_state(config, program, checkpoints)
+        run, evaluated, fresh = resume.first_state(config, program, checkpoints)
         first = int(run.step)
         if fresh:
             run = codebook_start.with_codes_of_data(config, program, data, run)

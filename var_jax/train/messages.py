@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from var_jax import model_directory
-from var_jax.train.config import TrainConfig
+from var_jax.config.train import TrainConfig
+from var_jax.io import model_directory
 
 COLUMNS = 10  # of the picture that the closing lines propose
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from var_jax import run_records, whole_file
+from var_jax.io import atomic, run_records
 
 UPLOAD_SECONDS = 5.0
 STATUS_SECONDS = 1.0  # between writes of one object, of which Google's store takes no more
@@ -48,7 +48,7 @@ class LocalFiles:
             file.write(line + "\n")
 
     def status(self, text: str, at_once: bool = False):
-        whole_file.write(self._status, text)
+        atomic.write(self._status, text)
 
     def flush(self):
         """Returns when the records are on the disk, also for a machine that loses power."""
@@ -155,7 +155,7 @@ def _merge(workdir: epath.Path, lines: Sequence[str]):
     """Makes these lines all that there are, in one file."""
     file, text = workdir / run_records.FILE, _text(lines)
     if not file.exists() or file.read_text() != text:
-        whole_file.write(file, text)
+        atomic.write(file, text)
     for part in run_records.parts(workdir):
         part.unlink(missing_ok=True)
     if not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir():  # a copy of a bucket

@@ -14,8 +14,8 @@ from etils import epath
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from var_jax import run_records
 from var_jax.errors import UserError
+from var_jax.io import run_records
 from var_jax.train.board import BucketBoard, open_board
 from var_jax.train.metric_files import open_files
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from var_jax.train.config import OptimizerConfig, TrainConfig
+from var_jax.config.train import OptimizerConfig, TrainConfig
 
 LIN0_CONSTANT = 0.05
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from var_jax import chips
-from var_jax.ops.scales import Scales
-from var_jax.scaling import flops
-from var_jax.train.config import TrainConfig
-from var_jax.train.phase import phase_of
+from var_jax.config.scales import Scales
+from var_jax.config.train import TrainConfig
+from var_jax.devices import chips
+from var_jax.models import flops
+from var_jax.objectives.phase import phase_of
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,13 @@
 """What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
-
 import contextlib
 import dataclasses
+import datetime
+import importlib.metadata
 import json
 import os
+import platform
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +15,16 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from var_jax import model_directory, whole_file
-from var_jax.config import ModelConfig, TokenizerConfig, build, differences, plain, require
+from var_jax.config import idle_keys
+from var_jax.config.model import ModelConfig, TokenizerConfig
+from var_jax.config.strict import build, differences, plain, require
+from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
-from var_jax.train import idle_keys
-from var_jax.train.config import TrainConfig
-from var_jax.train.meta import run_meta
+from var_jax.io import atomic, model_directory
+from var_jax.models import flops
+from var_jax.train.state import init_params
+
+pass
 
 # May differ between a run and its resumption: how long, how often, on what, in how many parts.
 RESUMABLE = (
@@ -49,7 +57,7 @@ def note_refusal(message: str):
     """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts runs again."""
     if fence := os.environ.get(FENCE):
         with contextlib.suppress(OSError):  # the exit code still tells it
-            whole_file.write(epath.Path(fence).with_suffix(REFUSED), message)
+            atomic.write(epath.Path(fence).with_suffix(REFUSED), message)
 
 
 def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:
@@ -158,8 +166,8 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
         if frozen is not None and not (directory / "tokenizer" / "model.json").exists():
             params = {"tokenizer": jax.tree.map(np.asarray, frozen)}
             model_directory.save(directory / "tokenizer", ModelConfig(config.tokenizer), params)
-        whole_file.write(directory / "config.json", json.dumps(plain(config), indent=1))
-        whole_file.write(directory / "meta.json", json.dumps(run_meta(config), indent=1))
+        atomic.write(directory / "config.json", json.dumps(plain(config), indent=1))
+        atomic.write(directory / "meta.json", json.dumps(run_meta(config), indent=1))
     except OSError as error:
         raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
 
@@ -167,3 +175,71 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
 def _load(directory: epath.Path) -> tuple[TokenizerConfig, Any]:
     model, params = model_directory.load(directory)
     return model.tokenizer, params["tokenizer"]
+
+PACKAGES = ("var-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def run_meta(config: TrainConfig) -> dict[str, Any]:
+    """What meta.json holds; nothing is computed on a device.
+
+    Returns:
+      "params": {"total", "body"} of the trained stage (`flops.param_count`; of a tokenizer, "body" leaves the
+      codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and "flops_per_step" of training, by
+      name of the definition: {"exact", "6nd", "dense"}, a tokenizer's {"exact"} alone; "git" ({"commit", "dirty"},
+      None outside a repository); "versions"; "devices"; "host"; "started".
+    """
+    tokens = config.tokenizer.scales.total
+    an_image = _flops(config)
+    return {
+        "params": _params(config),
+        "tokens_per_image": tokens,
+        "tokens_per_step": tokens * config.batch_size,
+        "flops_per_image": an_image,
+        "flops_per_step": {name: value * config.batch_size for name, value in an_image.items()},
+        "git": _git(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "devices": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
+                    "count": jax.device_count(), "processes": jax.process_count()},
+        "host": platform.node(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _params(config: TrainConfig) -> dict[str, int]:
+    if config.stage == "transformer":
+        return flops.param_count(config.transformer)
+    shapes = jax.eval_shape(init_params(config), jax.random.key(0))
+    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+    return {"total": total, "body": total - config.tokenizer.codebook_parameters}
+
+
+def _flops(config: TrainConfig) -> dict[str, float]:
+    if config.stage == "transformer":
+        return {"exact": flops.train_flops_per_image(config.transformer),
+                "6nd": flops.six_nd_train_flops(config.transformer),
+                "dense": flops.dense_attention_train_flops(config.transformer)}
+    return {"exact": flops.tokenizer_train_flops(config.tokenizer)}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+            found[name] = "unknown"
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the source tree, and whether tracked files differ from it."""
+
+    def git(*args: str) -> str:
+        root = Path(__file__).parent
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(),
+                "dirty": bool(git("status", "--porcelain", "--untracked-files=no").strip())}
+    except (OSError, subprocess.SubprocessError):
+        return None

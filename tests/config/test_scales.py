@@ -1,0 +1,34 @@
+import numpy as np
+import pytest
+
+from var_jax.config.scales import Scales
+from var_jax.errors import UserError
+from var_jax.ops import masks
+
+
+def test_published_lengths_and_pairs():
+    scales = Scales.parse("1,2,3,4,5,6,8,10,13,16")
+    assert scales.total == 680
+    assert scales.offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
+    assert masks.attended_pairs(scales, "block_causal") == 286_434
+    assert Scales.parse("1,2,3,4,6,9,13,18,24,32").total == 2240
+
+
+def test_non_square_sizes_and_level_ids():
+    scales = Scales.parse("1,1x2,2x3")
+    assert scales.sizes == ((1, 1), (1, 2), (2, 3))
+    np.testing.assert_array_equal(scales.level_ids, [0, 1, 1, 2, 2, 2, 2, 2, 2])
+    assert [part.shape[1] for part in scales.split(np.zeros((2, 9)))] == [1, 2, 6]
+    assert Scales.parse(str(scales)) == scales == Scales.parse([(1, 1), (1, 2), (2, 3)])
+
+
+def test_progress_runs_from_0_to_1_and_one_scale_is_at_0():
+    assert [Scales.parse("1,2,4").progress(k) for k in range(3)] == [0, 0.5, 1]
+    assert Scales.parse("4").progress(0) == 0
+
+
+@pytest.mark.parametrize("spec, word", [("", "size"), ("1,0", "positive"), ("4,2", "coarse to fine"), ("1,a", "'a'"),
+                                        ("2x2x2", "2x2x2"), ([], "empty"), ([1.5], "1.5")])
+def test_bad_sizes_are_named(spec, word):
+    with pytest.raises(UserError, match=word):
+        Scales.parse(spec)

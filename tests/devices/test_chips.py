@@ -1,0 +1,29 @@
+import dataclasses
+
+import pytest
+
+from var_jax.devices.chips import CHIPS, for_device_kind
+
+
+def test_the_table_cannot_be_changed():
+    with pytest.raises(TypeError):
+        CHIPS["v5p"] = CHIPS["v4"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CHIPS["v5p"].peak_flops = 1.0
+
+
+@pytest.mark.parametrize(("name", "teraflops", "links_gbit"), [("v4", 275, 2400), ("v5e", 197, 1600),
+                                                               ("v5p", 459, 4800), ("v6e", 918, 3200)])
+def test_tpus_have_the_published_peaks(name, teraflops, links_gbit):
+    assert CHIPS[name].peak_flops == teraflops * 1e12
+    assert CHIPS[name].interconnect_bandwidth * 8 == links_gbit * 1e9
+
+
+def test_every_chip_is_found_by_what_jax_calls_it():
+    for chip in CHIPS.values():
+        assert all(for_device_kind(kind) is chip for kind in chip.kinds)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v3"])
+def test_an_unknown_chip_is_none(kind):
+    assert for_device_kind(kind) is None

@@ -1,0 +1,148 @@
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from var_jax.errors import UserError
+from var_jax.io.pictures import grid, save_gif, save_png, strip, title, to_uint8
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def flat(*colours) -> np.ndarray:
+    """32 x 32 images of one colour each."""
+    return np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in colours])
+
+
+def box(picture: Image.Image, colour) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels of that colour, which must fill the box."""
+    found = np.all(np.asarray(picture) == colour, axis=-1)
+    y, x = np.nonzero(found)
+    left, top, right, bottom = x.min(), y.min(), x.max() + 1, y.max() + 1
+    assert found[top:bottom, left:right].all()
+    return left, top, right, bottom
+
+
+def test_grid_lays_out_row_by_row_and_magnifies():
+    picture = grid(flat(RED, GREEN, BLUE), columns=2)
+    red, green, blue = (box(picture, c) for c in (RED, GREEN, BLUE))
+    assert red[2] - red[0] == red[3] - red[1] == 96
+    assert green[1] == red[1] and green[0] > red[2]
+    assert blue[0] == red[0] and blue[1] > red[3]
+
+
+def test_titles_stand_above_their_images():
+    images = flat(RED, GREEN)
+    picture = grid(images, columns=2, titles=["0", "cat"])
+    ink = np.all(np.asarray(picture) < 100, axis=-1)
+    for colour in (RED, GREEN):
+        left, top, right, _ = box(picture, colour)
+        assert ink[:top, left:right].any()
+    assert not np.all(np.asarray(grid(images, columns=2)) < 100, axis=-1).any()
+
+
+def test_a_long_title_stays_over_its_image():
+    picture = grid(flat(RED, GREEN), columns=2, titles=["a very long title of a class, and on", ""])
+    left, top, _, _ = box(picture, GREEN)
+    assert (np.asarray(picture)[:top, left:] == 255).all()
+
+
+def test_magnification_is_by_nearest():
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
+    picture = np.asarray(grid(image, columns=1, scale=3))
+    np.testing.assert_array_equal(picture, np.repeat(np.repeat(np.repeat(image[0], 3, 0), 3, 1), 3, 2))
+
+
+def test_large_images_keep_their_size():
+    assert grid(np.zeros((1, 256, 200, 3)), columns=1).size == (200, 256)
+
+
+def test_floats():
+    np.testing.assert_array_equal(to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(),
+                                  [0, 0, 128, 255, 255])
+    assert to_uint8(jnp.ones((1, 2, 2, 3), jnp.bfloat16)).dtype == np.uint8
+    assert grid(jnp.ones((2, 4, 4, 1)), columns=5).size == (2 * 96 + 4, 96)
+
+
+def test_strip_has_titles_above():
+    picture = strip([flat(RED, GREEN), flat(BLUE)], ["first", "second"])
+    red, green, blue = (box(picture, c) for c in (RED, GREEN, BLUE))
+    assert blue[0] == red[0] and blue[1] == red[3] + 4 and green[1] == red[1]
+    ink = np.all(np.asarray(picture) < 100, axis=-1)
+    assert ink[:red[1], red[0]:red[2]].any() and ink[:red[1], green[0]:green[2]].any()
+    assert not ink[red[3]:].any()
+
+
+def test_titles_of_the_columns():
+    picture = grid(flat(RED, GREEN, BLUE), columns=2, titles=["0", "1"])
+    assert box(picture, BLUE)[1] == box(picture, GREEN)[3] + 4  # no empty line for titles above the second row
+    with pytest.raises(ValueError, match="3 titles for 2 images"):
+        grid(flat(RED, GREEN), columns=2, titles=["0", "1", "2"])
+
+
+def test_save(tmp_path):
+    picture = grid(flat(RED), columns=1)
+    save_png(tmp_path / "new" / "x.png", picture)
+    read = Image.open(io.BytesIO((tmp_path / "new" / "x.png").read_bytes()))
+    assert read.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(picture))
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["x.png"]
+
+
+def test_each_writer_has_a_temporary_file_of_its_own(tmp_path):
+    (tmp_path / "x.png.tmp").mkdir()  # as that of another process, whatever it is
+    save_png(tmp_path / "x.png", grid(flat(RED), columns=1))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["x.png", "x.png.tmp"]
+
+
+def test_an_animation_repeats_and_rests_on_its_last_frame(tmp_path):
+    frames = [grid(flat(colour), columns=1) for colour in (RED, GREEN, BLUE)]
+    save_gif(tmp_path / "new" / "x.gif", frames, milliseconds=100)
+    with Image.open(tmp_path / "new" / "x.gif") as opened:
+        assert opened.format == "GIF" and opened.info["loop"] == 0 and opened.n_frames == 3
+        times = []
+        for i, expected in enumerate(frames):
+            opened.seek(i)
+            times.append(opened.info["duration"])
+            np.testing.assert_array_equal(np.asarray(opened.convert("RGB")), np.asarray(expected))
+    assert times == [100, 100, 400]
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["x.gif"]
+    (tmp_path / "folder.gif").mkdir()
+    with pytest.raises(UserError, match="cannot write the picture"):
+        save_gif(tmp_path / "folder.gif", frames)
+
+
+def test_an_unwritable_path(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write the picture .*x\.png") as caught:
+        save_png(tmp_path / "file" / "x.png", grid(flat(RED), columns=1))
+    assert "\n" not in str(caught.value)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match="cannot write the picture"):
+        save_png(tmp_path / "folder.png", grid(flat(RED), columns=1))
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["file", "folder.png"]
+
+
+def test_row_titles_stand_left_of_their_images():
+    """A strip tells whose images it shows, wherever its columns begin; without titles there is no room for them."""
+    rows = [flat(RED, GREEN), flat(BLUE, (255, 255, 0))]
+    picture = strip(rows, column_titles=["1x1", "2x2"], row_titles=["circle", "a long name of a class, and on and on"])
+    ink = np.all(np.asarray(picture) < 100, axis=-1)
+    for colour in (RED, BLUE):
+        left, top, _, bottom = box(picture, colour)
+        assert ink[top:bottom, :left].any() and left < picture.width - 96
+    assert ink[:box(picture, RED)[1], box(picture, RED)[0]:box(picture, RED)[2]].any()
+    without = strip(rows, column_titles=["1x1", "2x2"])
+    assert picture.height == without.height and picture.width > without.width
+    assert box(picture, GREEN)[2] - picture.width == box(without, GREEN)[2] - without.width  # the same on the right
+
+
+def test_titles_are_drawn_in_letters_that_there_are():
+    """Pillow's own font has ASCII alone and draws all else as the same box."""
+    assert title("café, Ωmega, кот", "3") == "café, Ωmega, кот" and title("T-shirt/top", "3") == "T-shirt/top"
+    assert title("\U000f0000", "3") == "3"
+    pictures = [np.asarray(grid(flat(RED), columns=1, titles=[text])) for text in ("é", "ß", "e")]
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    assert grid(flat(RED), columns=1, titles=["two\nlines"]).size == grid(flat(RED), columns=1, titles=["a"]).size

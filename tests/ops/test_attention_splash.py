@@ -1,0 +1,59 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from var_jax.config.model import SCALES_256, SCALES_512
+from var_jax.config.scales import Scales
+from var_jax.ops import attention, attention_splash, masks
+
+SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block has a tile to skip
+
+
+@pytest.mark.parametrize(("total", "expected"), [(1, (128, 128)), (128, (128, 128)), (129, (256, 256)),
+                                                 (Scales.parse(SCALES_256).total, (768, 384)),
+                                                 (Scales.parse(SCALES_512).total, (2304, 384))])
+def test_tiles_divide_the_padded_length(total, expected):
+    assert attention_splash.tiling(total) == expected
+
+
+@pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
+def test_the_computed_mask_is_the_dense_one_with_padding_that_sees_and_is_not_seen(mask):
+    padded = attention_splash.ScaleMask(SCALES, mask, 256)
+    whole = padded[0:256, 0:256]
+    total = SCALES.total
+    np.testing.assert_array_equal(whole[:total, :total], masks.dense(SCALES, mask))
+    np.testing.assert_array_equal(padded[128:256, 64:256], whole[128:, 64:])
+    assert not whole[:, total:].any() and whole[total:].any(axis=1).all()
+
+
+@pytest.mark.parametrize("mask", ["block_causal", "block_diagonal"])
+def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
+    monkeypatch.setattr(attention_splash, "LARGEST_TILE", 128)
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, SCALES.total, 1, 8))
+
+    def ours(q, k, v):
+        return attention_splash.attend(q, k, v, 0.3, SCALES, mask, interpret=True)
+
+    def dense(q, k, v):
+        return attention.attend(q, k, v, 0.3, masks.dense(SCALES, mask))
+
+    for mine, theirs in zip(*(jax.jit(jax.vjp(f, q, k, v)[1])(q) for f in (ours, dense)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(ours)(q, k, v), dense(q, k, v), atol=2e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
+def test_each_device_computes_its_images_and_heads():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 4, SCALES.total, 2, 8))
+
+    def ours(q, k, v):
+        return attention_splash.attend(q, k, v, 0.3, SCALES, "block_causal", interpret=True)
+
+    alone = jax.jit(ours)(q, k, v)
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(ours, in_shardings=jax.P("data", None, "model"), out_shardings=jax.P("data", None, "model"))
+        compiled = compiled.lower(q, k, v).compile()
+        np.testing.assert_allclose(compiled(q, k, v), alone, atol=1e-5)
+    assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()

@@ -1,0 +1,14 @@
+import hashlib
+
+import pytest
+
+from var_jax.errors import UserError
+from var_jax.pretrained.weights import fingerprint
+
+
+def test_fingerprint_is_the_sha256s_beginning(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"abc" * 10**6)  # longer than what is read at once
+    assert fingerprint(str(file)) == hashlib.sha256(b"abc" * 10**6).hexdigest()[:12]
+    with pytest.raises(UserError, match="none.pth"):
+        fingerprint(str(tmp_path / "none.pth"))

@@ -1,0 +1,94 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+import small
+import toy_network
+
+from var_jax import Pipeline
+from var_jax.data.token_cache import model_fingerprint as fingerprint
+from var_jax.errors import UserError
+from var_jax.evaluate.fid import frechet_distance
+from var_jax.evaluate.image_sets import open_images
+from var_jax.evaluate.samples import Distance
+from var_jax.studies import rows as study
+
+ABOUT = {"study": "toy", "model": "a", "small": None, "reference": {"count": 3}}
+
+
+def test_rows_are_there_after_a_kill(tmp_path):
+    path = tmp_path / "deep" / "rows.json"
+    rows = study.Rows(path, ABOUT, ["a note"])
+    assert rows.missing(["x", "y", "x"]) == ["x", "y"] and not path.exists()
+    rows.add("x", {"value": 1.5, "counts": (1, 2)})
+    again = study.Rows(path, ABOUT)
+    assert again.missing(["x", "y"]) == ["y"] and "x" in again and again["x"] == {"value": 1.5, "counts": [1, 2]}
+    again.add("y", {})
+    assert list(study.Rows(path, ABOUT).rows) == ["x", "y"]
+    assert [file.name for file in path.parent.iterdir()] == ["rows.json"]
+
+
+def test_rows_of_other_settings_are_refused(tmp_path):
+    path = tmp_path / "rows.json"
+    study.Rows(path, ABOUT).add("x", {})
+    before = path.read_bytes()
+    for changed, told in (({"model": "b"}, "model: b here, a there"),
+                          ({"reference": {"count": 4}}, "reference.count: 4 here, 3 there"),
+                          ({"seed": 1}, "seed: 1 here, None there")):
+        with pytest.raises(UserError, match=f"rows.json is of other settings: {told}"):
+            study.Rows(path, {**ABOUT, **changed})
+    assert path.read_bytes() == before
+    for content in ("[]", "{", '{"rows": 3}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match="rows.json"):
+            study.Rows(path, ABOUT)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*; give another --out"):
+        study.Rows(tmp_path / "file" / "rows.json", ABOUT)
+
+
+def test_what_one_run_does_not_know_another_may_add(tmp_path):
+    path = tmp_path / "rows.json"
+    study.Rows(path, ABOUT).add("x", {})
+    study.Rows(path, {**ABOUT, "small": "s"}).add("y", {})
+    assert json.loads(path.read_text())["about"]["small"] == "s"
+    study.Rows(path, ABOUT).add("z", {})  # without it: what is known stays
+    assert json.loads(path.read_text())["about"]["small"] == "s"
+    with pytest.raises(UserError, match="small: t here, s there"):
+        study.Rows(path, {**ABOUT, "small": "t"})
+
+
+def test_the_fingerprint_is_of_both_parts():
+    model = small.pipeline()
+    found = {fingerprint(model.config, model.params)}
+    for part in ("tokenizer", "transformer"):
+        leaves, tree = jax.tree.flatten(model.params[part])
+        leaves[-1] = leaves[-1] + 1e-3
+        found.add(fingerprint(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)}))
+    assert len(found) == 3
+    again = Pipeline(model.config, model.params)
+    assert fingerprint(again.config, again.params) == fingerprint(model.config, model.params)
+
+
+def test_distances_are_those_of_the_moments():
+    random, network = np.random.default_rng(0), toy_network.network()
+    real, other = (study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
+                   for high in (256, 200))
+    found = Distance(real, 5, 0).of(other)
+    assert found["value"] == pytest.approx(frechet_distance(real.moments, other.moments))
+    assert found["counts"] == [50, 50] and found["ci95"][0] < found["value"] < found["ci95"][1]
+    assert Distance(real, 0, 0).of(real)["value"] == pytest.approx(0, abs=1e-4)
+    assert Distance(real, 0, 0).of(real)["ci95"] is None
+
+
+def test_labels_must_be_the_models(tmp_path):
+    file = str(tmp_path / "a.npz")
+    pixels = np.zeros((3, 4, 4, 1), np.uint8)
+    for labels, told in ((None, "without labels"), ([0, 1, 2], "is 2; it must be below the number"),
+                         ([1, 1, 1], "of one class")):
+        np.savez(file, pixels, **({} if labels is None else {"arr_1": np.array(labels)}))
+        with pytest.raises(UserError, match=told):
+            study.everything(open_images(file), classes=2)
+    np.savez(file, pixels, np.array([0, 1, 0]))
+    assert study.everything(open_images(file), classes=2)[1].tolist() == [0, 1, 0]

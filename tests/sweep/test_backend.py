@@ -1,0 +1,51 @@
+import dataclasses
+import sys
+import types
+
+import pytest
+
+from var_jax.errors import UserError
+from var_jax.sweep import backend
+
+
+@dataclasses.dataclass(frozen=True)
+class Fake:
+    partition: str = "main"
+    hours: float = 1.0
+    nodes: int = 1
+    spot: bool = False
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    module = types.ModuleType("fake_engine")
+    module.Fake = Fake
+    monkeypatch.setitem(sys.modules, "fake_engine", module)
+    monkeypatch.setitem(backend.ENGINES, "fake", "fake_engine:Fake")
+
+
+def test_options_become_fields_of_their_kinds(fake):
+    assert backend.make("fake", {}) == Fake()
+    options = {"partition": "tpu", "hours": "2", "nodes": "4", "spot": "True"}
+    assert backend.make("fake", options) == Fake("tpu", 2.0, 4, True)
+
+
+@pytest.mark.parametrize(("name", "options", "words"), [
+    ("fak", {}, "unknown backend 'fak'; did you mean 'fake'"),
+    ("fake", {"node": "1"}, "backend fake has no option 'node'; did you mean 'nodes'"),
+    ("fake", {"nodes": "two"}, "--option nodes=two: it must be a whole number"),
+    ("fake", {"nodes": "1.5"}, "--option nodes=1.5: it must be a whole number"),
+    ("fake", {"hours": "long"}, "--option hours=long: it must be a number"),
+    ("fake", {"spot": "1"}, "--option spot=1: it must be true or false"),
+    ("local", {"jobs": "2"}, "backend local has no option 'jobs'"),
+])
+def test_mistakes_are_named(fake, name, options, words):
+    with pytest.raises(UserError, match=words) as caught:
+        backend.make(name, options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setitem(backend.ENGINES, "slurm", "no_such_scheduler:Slurm")
+    with pytest.raises(UserError, match="backend slurm needs the package no_such_scheduler"):
+        backend.make("slurm", {})

@@ -1,0 +1,320 @@
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small
+from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from PIL import Image
+
+from var_jax import Pipeline
+from var_jax.config.train import DataConfig
+from var_jax.data import sources, token_cache, transforms
+from var_jax.errors import UserError
+from var_jax.io import atomic
+from var_jax.train import tokenize as module
+from var_jax.train.batches import Inputs
+from var_jax.train.tokenize import tokenize
+
+SHAPE = small.TOKENIZER.image_shape
+
+
+@pytest.fixture(scope="module")
+def config(digits_dir):
+    data = DataConfig("digits", data_dir=str(digits_dir), train_split="train[:50]", eval_split="test[:7]")
+    return small.train_config("transformer", digits_dir, data=data)
+
+
+@pytest.fixture(scope="module")
+def whole(config, model_dir, tmp_path_factory):
+    """A cache of two views, 50 + 7 images, in files of 16."""
+    out = tmp_path_factory.mktemp("whole") / "cache"
+    tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
+    return out
+
+
+def files(directory: Path, pattern: str = "*") -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob(pattern) if p.is_file()}
+
+
+def pixels(config, split: str, view: int | None) -> np.ndarray:
+    """The images that a view should have: a view crops image i by a generator of (seed, view, i)."""
+    opened, images = sources.open_split(config.data, split), []
+    for i in range(len(opened)):
+        fitted = transforms.fit(opened[i]["image"], SHAPE, config.data.resize)
+        rng = None if view is None else np.random.default_rng([config.seed, view, i])
+        images.append(transforms.crop(fitted, SHAPE, rng))
+    return np.stack(images).astype(np.float32) / np.float32(127.5) - 1
+
+
+def test_tokens_are_those_of_the_pipeline(config, whole, model_dir):
+    cache, model = token_cache.open_cache(whole), Pipeline.from_pretrained(model_dir)
+    views = []
+    for view in range(2):
+        found = [cache.train.read(i, view) for i in range(50)]
+        views.append(np.stack([f["tokens"] for f in found]))
+        assert np.array_equal(views[-1], model.encode(pixels(config, "train[:50]", view)))
+        labels = [e["label"] for e in sources.open_split(config.data, "train[:50]")]
+        assert [f["label"] for f in found] == labels
+    assert (views[0] != views[1]).any(axis=1).sum() > 10  # other crops, other tokens
+    held_out = np.stack([e["tokens"] for e in cache.test])
+    assert np.array_equal(held_out, model.encode(pixels(config, "test[:7]", None)))
+
+
+def test_the_cache_says_what_it_holds(config, whole, model_dir):
+    cache = token_cache.open_cache(whole)
+    assert cache.manifest.train.views == 2 and cache.manifest.test.views == 1
+    assert cache.counts == {"train": 50, "test": 7}
+    assert [s.images for s in cache.manifest.train.shards] == [16, 16, 16, 2] * 2
+    assert {s.name for s in cache.manifest.train.shards} == {p.name for p in (whole / "train").glob("*.array_record")}
+    ours, theirs = Pipeline.from_pretrained(cache.tokenizer_directory), Pipeline.from_pretrained(model_dir)
+    assert ours.config.transformer is None and ours.config.tokenizer == theirs.config.tokenizer
+    for pipeline in (ours, theirs):
+        cache.check(config.data, pipeline.config.tokenizer,
+                    token_cache.fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]))
+
+
+def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, whole, model_dir, tmp_path):
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2}
+    tokenize(config, str(model_dir), str(out), **settings, shard_index=0)
+    first = files(out, "*.array_record")
+    with pytest.raises(UserError, match="is not finished"):
+        token_cache.open_cache(out)
+    stamps = {p.name: p.stat().st_mtime_ns for p in out.rglob("*.array_record")}
+    tokenize(config, str(model_dir), str(out), **settings, shard_index=1)
+    assert all(p.stat().st_mtime_ns == stamps[p.name] for p in out.rglob("*.array_record") if p.name in stamps)
+    assert len(first) == 5 and files(out) == files(whole)
+
+
+def test_only_what_is_not_whole_is_written_again(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    settings = {"views": 2, "batch": 1, "shard_images": 16}
+    tokenize(config, str(model_dir), str(out), **settings)
+    train = sorted((out / "train").glob("*.array_record"))
+    train[0].write_bytes(train[0].read_bytes()[:100])  # half-written
+    train[1].unlink()
+    (out / "train" / f"{train[2].name}.json").write_text("{")
+    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record") if p not in train[:3]}
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert files(out) == files(whole)
+    assert len(kept) == 6 and all(p.stat().st_mtime_ns == mtime for p, mtime in kept.items())
+
+
+def test_a_split_may_come_later(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    for roles in (("test",), ("train",)):
+        tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16, roles=roles)
+    assert files(out) == files(whole)
+
+
+def test_a_killed_run_is_taken_up(config, whole, model_dir, tmp_path):
+    out = tmp_path / "cache"
+    data = {k: getattr(config.data, k) for k in ("data_dir", "train_split", "eval_split")}
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import time, small
+from var_jax.train import tokenize as module
+from var_jax.config.train import DataConfig
+write = module._write
+def slowly(*args):  # so that there is a middle to kill it in
+    write(*args)
+    time.sleep(0.5)
+module._write = slowly
+config = small.train_config("transformer", "", data=DataConfig("digits", **{data!r}))
+module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shard_images=16)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("train/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = {p: p.stat().st_mtime_ns for p in out.glob("train/*.array_record") if Path(f"{p}.json").exists()}
+    assert 2 <= len(done) < 8
+    tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
+    assert files(out) == files(whole)
+    assert sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1  # the last stamp may be cut
+
+
+def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
+    still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="whole"))
+    with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'whole'"):
+        tokenize(still, str(model_dir), str(tmp_path / "cache"), views=2)
+    assert not (tmp_path / "cache").exists()
+    tokenize(still, str(model_dir), str(tmp_path / "cache"), batch=1)
+    found = np.stack([e["tokens"] for e in token_cache.open_cache(tmp_path / "cache").train])
+    assert np.array_equal(found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None)))
+
+
+def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, tmp_path):
+    """As crops are; with flips, a set that is not cropped has views, and its held-out images are
+    not flipped."""
+    flipped = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, resize="whole", flip=True)
+    )
+    tokenize(flipped, str(model_dir), str(tmp_path / "cache"), views=2, batch=1)
+    cache, model = token_cache.open_cache(tmp_path / "cache"), Pipeline.from_pretrained(model_dir)
+    cache.check(flipped.data)
+    still, mirrored = pixels(flipped, "train[:50]", None), 0
+    for view in range(2):
+        images = still.copy()
+        for i in range(50):
+            if np.random.default_rng([flipped.seed, view, i]).random() < 0.5:
+                images[i], mirrored = images[i, :, ::-1], mirrored + 1
+        found = np.stack([cache.train.read(i, view)["tokens"] for i in range(50)])
+        assert np.array_equal(found, model.encode(images))
+    assert 30 < mirrored < 70
+    held_out = np.stack([e["tokens"] for e in cache.test])
+    assert np.array_equal(held_out, model.encode(pixels(flipped, "test[:7]", None)))
+
+
+def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, tmp_path):
+    before = files(whole)
+    with pytest.raises(UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"):
+        tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(whole), shard_images=16)
+    with pytest.raises(UserError, match="holds a model; give another --out"):
+        tokenize(config, str(model_dir), str(model_dir))
+    assert files(whole) == before
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_shard_is_under_its_name_when_it_is_whole(config, whole, model_dir, tmp_path, monkeypatch):
+    """Killed before a file is renamed into place, a run leaves no shard: another process that reads
+    the directory finds a whole one or none. What it left besides is cleared up at the end."""
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
+    path = type(epath.Path(tmp_path))
+    replace = path.replace
+
+    def killed(self, target):
+        if str(target).endswith(".array_record"):
+            raise Killed
+        return replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(path, "replace", killed)
+        tokenize(config, str(model_dir), str(out), **settings)
+    assert not list(out.rglob("*.array_record"))
+    atomic.temporary_name(out / "train" / "view00-00000-of-00004.array_record").write_bytes(b"half")
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert files(out) == files(whole)
+
+
+def test_hosts_that_finish_at_once_leave_a_whole_manifest(config, whole, model_dir, tmp_path, monkeypatch):
+    """One host looks for the other's last shard right before it is there, and writes the manifest
+    after the other has: the one that stays has all shards all the same."""
+    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
+    tokenize(config, str(model_dir), str(out), **settings)
+    done, missed = module._done, []
+
+    def late(directory, manifest, part):
+        if part.role == "test" and len(missed) < 2:  # when work is dealt out, and in the first look at the end
+            missed.append(part)
+            return None
+        return done(directory, manifest, part)
+
+    monkeypatch.setattr(module, "_done", late)
+    monkeypatch.setattr(module, "_write", lambda *_: None)
+    tokenize(config, str(model_dir), str(out), **settings)
+    assert len(missed) == 2 and files(out) == files(whole)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """40 grey images of two classes."""
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            draw_image(tmp_path / "images" / name / f"{i:02d}.png", random)
+    return tmp_path / "images"
+
+
+def draw_image(path: Path, random: np.random.Generator):
+    Image.fromarray(random.integers(0, 256, (6, 8), np.uint8)).save(path)
+
+
+def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
+    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole",
+                      tokens_dir=str(cache or ""))
+    return small.train_config("transformer", "", data=data)
+
+
+def opened(config) -> Inputs:
+    """A run's inputs, their data compared as at its start."""
+    frozen = small.pipeline().params["tokenizer"]
+    rows = NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data"))
+    inputs = Inputs(config, jax.tree.map(np.asarray, frozen), None, rows)
+    inputs.require_same_on_hosts()
+    return inputs
+
+
+def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
+    """By encoding again and by training, and whether or not the folder was prepared as it now is."""
+    out = tmp_path / "cache"
+    config = folder_config(folder, tmp_path, out)
+    tokenize(config, str(model_dir), str(out), batch=1)
+    before = files(out)
+    assert opened(config).identity["fingerprint"] == json.loads(before["manifest.json"])["data_fingerprint"]
+    tokenize(config, str(model_dir), str(out), batch=1)  # nothing has changed
+    random = np.random.default_rng(1)
+    for i in range(20):
+        draw_image(folder / "cat" / f"{i:02d}.png", random)
+    with pytest.raises(UserError, match="data fingerprint: .* here, .* there.*images changed since") as caught:
+        opened(config)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="data_fingerprint: .*images changed since.*give another --out") as caught:
+        tokenize(config, str(model_dir), str(out), batch=1)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="data fingerprint: .* here, .* there"):
+        opened(config)  # now from the copy that `tokenize` has prepared
+    assert files(out) == before
+
+
+def test_a_copy_of_the_images_is_the_same_data(folder, model_dir, tmp_path):
+    """Times of files change with every copy; without any images, there is nothing to compare."""
+    out = tmp_path / "cache"
+    tokenize(folder_config(folder, tmp_path), str(model_dir), str(out), batch=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
+    elsewhere = folder_config(copy, tmp_path / "elsewhere", out)
+    opened(elsewhere)
+    assert not (tmp_path / "elsewhere").exists()  # and training from tokens copies no images
+    opened(folder_config(tmp_path / "none", tmp_path / "elsewhere", out))
+
+
+def test_a_cache_that_notes_no_images_stays_usable(folder, model_dir, tmp_path, monkeypatch, caplog):
+    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go on."""
+    out = tmp_path / "cache"
+    config, manifest_of = folder_config(folder, tmp_path, out), module._manifest
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_manifest", lambda *given: dataclasses.replace(
+            manifest_of(*given), data_fingerprint=""))
+        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["data_fingerprint"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    shards = sorted(out.rglob("*.array_record"))
+    shards[0].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
+    with caplog.at_level(logging.WARNING):
+        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
+        assert shards[0].exists()
+        assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
+        identity = opened(config).identity
+    assert "fingerprint" not in identity and identity["train"] + identity["held_out"] == 40
+    told = [record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()]
+    assert len(told) == 2 and all(str(out) in line for line in told)

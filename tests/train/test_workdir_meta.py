@@ -1,0 +1,50 @@
+import dataclasses
+import json
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from var_jax.config.train import TrainConfig
+from var_jax.train import workdir
+from var_jax.train.state import init_params
+from var_jax.train.workdir import run_meta
+
+CONFIG = TrainConfig(stage="transformer", batch_size=8, tokenizer=small.TOKENIZER, transformer=small.TRANSFORMER)
+
+
+def parameters(config: TrainConfig) -> int:
+    shapes = jax.eval_shape(init_params(config), jax.random.key(0))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
+def test_counts_are_those_of_the_model_and_it_is_json(stage):
+    config = dataclasses.replace(CONFIG, stage=stage)
+    found = json.loads(json.dumps(run_meta(config), allow_nan=False))
+    assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
+    tokens = 1 + 4 + 12
+    assert (found["tokens_per_image"], found["tokens_per_step"]) == (tokens, 8 * tokens)
+    assert found["devices"]["count"] == jax.device_count() and found["versions"]["jax"] == jax.__version__
+
+
+def test_the_three_definitions_of_compute():
+    found = run_meta(CONFIG)
+    a_step, an_image = found["flops_per_step"], found["flops_per_image"]
+    # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
+    d, w, length, pairs = 2, 16, 17, 225
+    rest = 2 * length * (12 * d * w**2 + 16 * w + 4 * w) + 2 * (6 * d * w**2 + 2 * w**2)
+    assert an_image["exact"] == 3 * (rest + 4 * d * w * pairs)
+    assert an_image["dense"] == 3 * (rest + 4 * d * w * length**2)
+    assert an_image["6nd"] == 6 * found["params"]["body"] * length
+    assert a_step == {name: 8 * value for name, value in an_image.items()}
+
+
+def test_the_commit_is_gits_and_none_without_git(monkeypatch):
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=small.REFERENCE)
+    if asked.returncode == 0:
+        assert workdir._git()["commit"] == asked.stdout.strip()
+    monkeypatch.setenv("PATH", "")
+    assert workdir._git() is None

@@ -1,0 +1,226 @@
+"""Config keys that have no effect in a run, and their refusal by name.
+
+Two kinds are mistakes:
+
+- keys of the other stage, set away from their defaults by whatever file or flag;
+- keys that another key's value turns off, set by a flag (`--config.loss.perceptual_heads=F` with no
+  perceptual term). A recipe may hold such keys: `--config.adversarial.weight=0` takes a term out of
+  one without its other keys, and a flag is accepted where the key that turns it off is a flag, too.
+
+The sections `tokenizer` and `transformer` describe models, and a file may describe both in either
+stage; only a flag for the transformer's section is refused in the tokenizer's stage. Commands that
+train both stages pass one set of flags to both, and take the other stage's keys off (`reset`).
+"""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from var_jax.config.model import TransformerConfig
+from var_jax.config.strict import plain
+from var_jax.config.train import TrainConfig
+from var_jax.errors import UserError
+
+TOKENIZER_SECTIONS = ("adversarial", "discriminator_optimizer", "codebook", "progressive")
+TRANSFORMER_LOSSES = ("label_smoothing",)
+
+
+class Rule(NamedTuple):
+    """Keys that have no effect while another key has a value.
+
+    Attributes:
+      keys: dotted, or a section's name followed by ".*".
+      switch: the key that turns them off.
+      off: whether it does.
+    """
+
+    keys: tuple[str, ...]
+    switch: str
+    off: Callable[[TrainConfig], bool]
+
+
+def _adversarial(config: TrainConfig) -> bool:
+    return config.adversarial.weight > 0
+
+
+def _on_features(config: TrainConfig) -> bool:
+    return _adversarial(config) and config.adversarial.discriminator == "features"
+
+
+def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[Rule]:
+    def of(config: TrainConfig):
+        return getattr(config, section)
+
+    return [
+        Rule(
+            (f"{section}.cooldown_steps",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule != "cooldown",
+        ),
+        Rule(
+            (f"{section}.bend",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule != "bent",
+        ),
+        Rule(
+            (f"{section}.final_lr_ratio",),
+            f"{section}.schedule",
+            lambda c: used(c) and of(c).schedule == "constant",
+        ),
+        Rule(
+            (f"{section}.warmup_from",),
+            f"{section}.warmup_steps",
+            lambda c: used(c) and of(c).warmup_steps == 0,
+        ),
+    ]
+
+
+# Where one key is off because of another that is off, only the outer one has a rule that applies.
+RULES = (
+    *_optimizer_rules("optimizer", lambda c: True),
+    Rule(("transformer.gradient_dtype",), "transformer.dtype",
+         lambda c: c.stage == "transformer" and c.transformer.dtype == "float32"),
+    Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
+    Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
+    Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
+    Rule(("transformer.progressive_from", "transformer.progressive_warmup"),
+         "transformer.progressive",
+         lambda c: c.stage == "transformer" and c.transformer.progressive == 0),
+)
+TOKENIZER_RULES = (
+    Rule(("adversarial.*", "discriminator_optimizer.*"), "adversarial.weight", lambda c: c.adversarial.weight == 0),
+    Rule(("adversarial.adaptive_lowest", "adversarial.adaptive_highest"), "adversarial.adaptive",
+         lambda c: _adversarial(c) and not c.adversarial.adaptive),
+    Rule(("adversarial.layers",), "adversarial.discriminator",
+         lambda c: _adversarial(c) and c.adversarial.discriminator != "patch"),
+    Rule(("adversarial.kernel", *(f"adversarial.feature_{name}" for name in
+                                  ("network", "weights", "size", "crops", "readout"))),
+         "adversarial.discriminator", lambda c: _adversarial(c) and c.adversarial.discriminator != "features"),
+    Rule(("adversarial.feature_crops",), "adversarial.feature_size",
+         lambda c: _on_features(c) and c.adversarial.feature_size == 0),
+    Rule(("adversarial.feature_readout",), "adversarial.feature_network",
+         lambda c: _on_features(c) and c.adversarial.feature_network != "dino"),
+    Rule(("adversarial.cutout",), "adversarial.diffaugment",
+         lambda c: _adversarial(c) and "cutout" not in c.adversarial.diffaugment),
+    Rule(("adversarial.bcr_diffaugment", "adversarial.bcr_cutout"), "adversarial.bcr",
+         lambda c: _adversarial(c) and c.adversarial.bcr == 0),
+    Rule(("adversarial.bcr_cutout",), "adversarial.bcr_diffaugment",
+         lambda c: _adversarial(c) and c.adversarial.bcr > 0
+         and "cutout" not in c.adversarial.bcr_diffaugment),
+    Rule(("adversarial.diffaugment_probability",), "adversarial.diffaugment",
+         lambda c: _adversarial(c) and not c.adversarial.diffaugment),
+    Rule(("adversarial.lecam_decay",), "adversarial.lecam",
+         lambda c: _adversarial(c) and c.adversarial.lecam == 0),
+    Rule(("adversarial.r1_every",), "adversarial.r1",
+         lambda c: _adversarial(c) and c.adversarial.r1 == 0),
+    *_optimizer_rules("discriminator_optimizer", _adversarial),
+    Rule(("loss.perceptual_network", "loss.perceptual_weights", "loss.perceptual_heads"), "loss.perceptual",
+         lambda c: c.loss.perceptual == 0),
+    Rule(("loss.perceptual_heads",), "loss.perceptual_network",
+         lambda c: c.loss.perceptual > 0 and c.loss.perceptual_network != "lpips"),
+    Rule(("codebook.revive_decay",), "codebook.revive_threshold", lambda c: c.codebook.revive_threshold == 0),
+    Rule(("codebook.entropy_temperature",), "codebook.entropy", lambda c: c.codebook.entropy == 0),
+    Rule(("codebook.init", "tokenizer.init_gain"), "init_from", lambda c: bool(c.init_from)),
+    Rule(("codebook.init", "tokenizer.init_gain"), "branch_from", lambda c: bool(c.branch_from)),
+    Rule(("tokenizer.gradient_dtype",), "tokenizer.dtype",
+         lambda c: c.tokenizer.dtype == "float32"),
+    Rule(("progressive.until",), "progressive.scales", lambda c: not c.progressive.scales),
+    Rule(("tokenizer.init_codes",), "codebook.init",
+         lambda c: c.codebook.init not in ("normal", "uniform")),
+    Rule(("tokenizer.init_codes", "codebook.weight_decay"), "tokenizer.codes",
+         lambda c: c.tokenizer.codes == "bsq"),
+    Rule(("tokenizer.quantizer_dropout_from",), "tokenizer.quantizer_dropout",
+         lambda c: c.tokenizer.quantizer_dropout == 0),
+)
+
+
+def other_stage(config: TrainConfig) -> dict[str, Any]:
+    """Returns {dotted key: value} of the other stage's keys that are not at their defaults."""
+    ours, defaults = plain(config), plain(TrainConfig())
+    if config.stage == "tokenizer":
+        keys = [*(f"loss.{name}" for name in TRANSFORMER_LOSSES), "tokenizer_dir"]
+    else:
+        keys = [f"{section}.{key}" for section in TOKENIZER_SECTIONS for key in defaults[section]]
+        keys += [f"loss.{key}" for key in defaults["loss"] if key not in TRANSFORMER_LOSSES]
+    return {key: _at(ours, key) for key in keys if _at(ours, key) != _at(defaults, key)}
+
+
+def reset(config: TrainConfig) -> TrainConfig:
+    """Returns the run with the other stage's keys at their defaults."""
+    defaults = TrainConfig()
+    changed: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for key in other_stage(config):
+        section, _, name = key.rpartition(".")
+        if section:
+            changed.setdefault(section, {})[name] = getattr(getattr(defaults, section), name)
+        else:
+            top[name] = getattr(defaults, name)
+    sections = {section: dataclasses.replace(getattr(config, section), **values)
+                for section, values in changed.items()}
+    return dataclasses.replace(config, **sections, **top)
+
+
+def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
+    """Raises UserError where keys of the other stage are not at their defaults, naming each.
+
+    Args:
+      started_with: the plain config that a run in the workdir was started with; what it holds as well
+        is accepted, so that a run of before these checks resumes by its own command.
+    """
+    found = {key: value for key, value in other_stage(config).items() if not _holds(started_with, key, value)}
+    if found:
+        raise UserError(f"{_listed(found)}: {_no_effect(found)} in the {config.stage}'s stage; leave "
+                        f"{'it' if len(found) == 1 else 'them'} out, or give the other stage's config")
+
+
+def refuse_flags(config: TrainConfig, keys: Collection[str], started_with: Mapping[str, Any] | None = None):
+    """Raises UserError where a key that was given as a flag has no effect because of another key's value.
+
+    Args:
+      keys: dotted, of all flags.
+      started_with: as of `refuse`.
+    """
+    ours = plain(config)
+    defaults = {**plain(TrainConfig()), "transformer": plain(TransformerConfig())}
+    if config.stage == "tokenizer":
+        for key in keys:
+            if key.startswith("transformer."):
+                raise UserError(f"{key} has no effect in the tokenizer's stage; leave it out, or give the "
+                                "transformer's config")
+    for rule in (*RULES, *(TOKENIZER_RULES if config.stage == "tokenizer" else ())):
+        if rule.switch in keys or not rule.off(config):
+            continue
+        for key in keys:
+            if key == rule.switch or not _matches(rule, key) or _at(ours, key) == _at(defaults, key):
+                continue
+            if not _holds(started_with, key, _at(ours, key)):
+                raise UserError(f"{key}={_at(ours, key)} has no effect while {rule.switch} is "
+                                f"{_at(ours, rule.switch)!r}; leave it out, or give {rule.switch}")
+
+
+def flag_keys(overrides: Collection[str]) -> list[str]:
+    """Returns the dotted keys of `--config.KEY=VALUE` flags."""
+    return [text.removeprefix("--config.").partition("=")[0] for text in overrides if text.startswith("--config.")]
+
+
+def _matches(rule: Rule, key: str) -> bool:
+    return any(key == one or one.endswith(".*") and key.startswith(one[:-1]) for one in rule.keys)
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _holds(started_with: Mapping[str, Any] | None, key: str, value: Any) -> bool:
+    return started_with is not None and _at(started_with, key) == value
+
+
+def _listed(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in found.items())
+
+
+def _no_effect(found: Mapping[str, Any]) -> str:
+    return "the key has no effect" if len(found) == 1 else "these keys have no effect"

@@ -1,0 +1,173 @@
+"""Sections of a run that only the tokenizer's stage has: adversarial terms, the codebook's health, smaller images."""
+
+import dataclasses
+from typing import Literal
+
+from var_jax.config.model import TokenizerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.strict import require
+from var_jax.ops.diffaugment import policy_names
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator and what the tokenizer learns from it.
+
+    Its weights and times are vaex's by default; `recipes.imagenet_tokenizer` has the rest of vaex's
+    recipe.
+
+    Attributes:
+      weight: of the generator's loss; 0 for no discriminator.
+      adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of the generator's
+        loss| at the decoder's last kernel.
+      adaptive_lowest: smallest value of that factor.
+      adaptive_highest: largest value of that factor.
+      start: when adversarial training begins; from 1 on a number of steps, below it a share of the run's.
+      warmup: how long the weight then grows linearly; from 1 on a number of steps, below it a share of the run's.
+      discriminator: "patch" (PatchGAN on pixels) or "features" (heads on a frozen network's features).
+      channels: width of the discriminator.
+      layers: strided convolutions of "patch".
+      kernel: taps of the heads' convolutions in "features".
+      feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's ViT).
+      feature_size: height and width in pixels at which the network sees images; 0 for those that
+        they have.
+      feature_crops: share of images that are brought to `feature_size` by a random crop where they
+        are larger; the others are resized to it.
+      feature_readout: "patch", or "patch_and_class" for patch tokens to which the class token is
+        added; of no effect with "efficientnet", which has none.
+      feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra [perceptual] brings, and
+        where that is not installed, the run leaves the adversarial terms out with a warning.
+      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator
+        sees images through, in this order.
+      diffaugment_probability: with which an image goes through them; it is left as it is otherwise.
+      cutout: share of a side that "cutout" takes.
+      blur_fade: how long the blur takes to vanish that the discriminator sees images through when
+        adversarial training begins (`ops.augment.fading_blur`); from 1 on a number of steps, below
+        it a share of the run's, 0 for no blur.
+      hinge: whether the discriminator's loss is the "mean" of its two hinges or their "sum".
+      bcr: weight of balanced consistency regularization (`ops.adversarial.consistency`), 0 for
+        none; it costs the discriminator a second pass.
+      bcr_diffaugment: augmentations of that pass, as `diffaugment`; every image goes through them.
+      bcr_cutout: share of a side that "cutout" takes in that pass.
+      lecam: weight of LeCam regularisation; 0 for none.
+      lecam_decay: of LeCam's averages of logits.
+      r1: weight of the gradient penalty at real images; 0 for none.
+      r1_every: steps between two of these penalties; each counts that many times.
+    """
+
+    weight: float = 0.0
+    adaptive: bool = True
+    adaptive_lowest: float = 0.015
+    adaptive_highest: float = 1e4
+    start: float = 0.2
+    warmup: float = 0.02
+    discriminator: Literal["patch", "features"] = "patch"
+    channels: int = 64
+    layers: int = 3
+    kernel: int = 9
+    feature_network: Literal["efficientnet", "dino"] = "efficientnet"
+    feature_weights: str = ""
+    feature_size: int = 0
+    feature_crops: float = 0.0
+    feature_readout: Literal["patch", "patch_and_class"] = "patch"
+    diffaugment: str = "color,translation,cutout"
+    diffaugment_probability: float = 1.0
+    cutout: float = 0.5
+    blur_fade: float = 0.0
+    hinge: Literal["mean", "sum"] = "mean"
+    bcr: float = 0.0
+    bcr_diffaugment: str = "color,translation,cutout"
+    bcr_cutout: float = 0.2
+    lecam: float = 0.0
+    lecam_decay: float = 0.999
+    r1: float = 0.0
+    r1_every: int = 16
+
+    def __post_init__(self):
+        for name in ("weight", "start", "warmup", "adaptive_lowest", "lecam", "r1", "feature_size",
+                     "blur_fade", "bcr"):
+            require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
+        require(self.adaptive_highest >= self.adaptive_lowest, "adversarial.adaptive_highest", self.adaptive_highest,
+                f"at least adaptive_lowest {self.adaptive_lowest}")
+        for name in ("channels", "layers", "kernel", "r1_every"):
+            require(getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1")
+        require(self.channels % 8 == 0, "adversarial.channels", self.channels, "a multiple of 8")
+        require(0 <= self.diffaugment_probability <= 1, "adversarial.diffaugment_probability",
+                self.diffaugment_probability, "from 0 to 1")
+        require(0 <= self.lecam_decay < 1, "adversarial.lecam_decay", self.lecam_decay, "from 0 to below 1")
+        for name in ("cutout", "bcr_cutout", "feature_crops"):
+            require(
+                0 <= getattr(self, name) <= 1,
+                f"adversarial.{name}",
+                getattr(self, name),
+                "from 0 to 1",
+            )
+        for name in ("diffaugment", "bcr_diffaugment"):
+            policy_names(getattr(self, name), f"adversarial.{name}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """What keeps the codebook in use.
+
+    Attributes:
+      init: how codes start: "normal" (of deviation `tokenizer.init_codes`), "uniform" (from
+        -`tokenizer.init_codes` to it), or from what the encoder gives for the first training
+        images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to
+        study recovery.
+      weight_decay: whether the optimizer's weight decay acts on the codes.
+      revive_threshold: codes whose running share of uses, mean over scales, falls below this times an equal share are
+        moved onto vectors of the batch, most often of the scales that few codes serve (`ops.codebook.revive`); 0 for
+        never.
+      revive_decay: of the running shares.
+      entropy: weight of the entropy penalty; 0 for none.
+      entropy_temperature: of the soft choice whose entropy is penalised.
+      collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that uses fewer at an
+        evaluation is warned of.
+    """
+
+    init: Literal["normal", "uniform", "sampled", "kmeans", "equal"] = "normal"
+    weight_decay: bool = True
+    revive_threshold: float = 0.0
+    revive_decay: float = 0.99
+    entropy: float = 0.0
+    entropy_temperature: float = 1.0
+    collapse_share: float = 0.02
+
+    def __post_init__(self):
+        for name in ("revive_threshold", "entropy"):
+            require(getattr(self, name) >= 0, f"codebook.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.revive_decay < 1, "codebook.revive_decay", self.revive_decay, "from 0 to below 1")
+        require(self.entropy_temperature > 0, "codebook.entropy_temperature", self.entropy_temperature, "positive")
+        require(0 <= self.collapse_share <= 1, "codebook.collapse_share", self.collapse_share, "from 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgressiveConfig:
+    """Smaller images for the first part of a run; the parameters are the same.
+
+    Attributes:
+      scales: of that part, such as "1,2,3,4"; images are averaged down to their size. "" for none.
+      until: when the whole size begins: from 1 on a number of steps, below it a share of the run's.
+    """
+
+    scales: str = ""
+    until: float = 0.5
+
+    def __post_init__(self):
+        require(self.until >= 0, "progressive.until", self.until, "0 or more")
+
+    def check(self, tokenizer: TokenizerConfig):
+        """Raises UserError where the smaller scales do not go with a tokenizer."""
+        if not self.scales:
+            return
+        small = Scales.parse(self.scales)
+        require(len(small) <= len(tokenizer.scales), "progressive.scales", self.scales,
+                f"no more scales than tokenizer.scales, {len(tokenizer.scales)}")
+        fits = all(ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True))
+        require(fits, "progressive.scales", self.scales, f"no larger than tokenizer.scales {tokenizer.scales}")
+        require(tokenizer.phi > 0 or len(small) == len(tokenizer.scales), "progressive.scales", self.scales,
+                f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each")
+        most = tokenizer.quantizer_dropout_from
+        require(not tokenizer.quantizer_dropout or most < len(small), "progressive.scales", self.scales,
+                f"of more than {most} scales, because quantizer dropout leaves the first {most} alone")

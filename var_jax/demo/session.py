@@ -1,0 +1,159 @@
+"""What the page of `var-jax demo` does, without the page: a model and a visitor's choices to pictures."""
+
+import io
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jaxtyping import Bool, UInt8
+from PIL import Image
+
+from var_jax.config.model import ModelConfig, TokenizerConfig
+from var_jax.config.strict import require
+from var_jax.data import mask_file, transforms
+from var_jax.errors import UserError
+from var_jax.io import model_directory, pictures
+from var_jax.pipeline import Pipeline
+from var_jax.sampling import sampler, validate
+
+# Of an uploaded file. Its pixels are counted by its header, before any is decoded.
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 20  # the short side is resized to the model's, so that a line of pixels would grow without bound
+# Kinds that are told by their first bytes and that Pillow decodes by itself; EPS, say, would run another program.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+
+# No guidance, in the program that guides: (1 + t) a - t b is `a` to the last bit, and a cfg of 0 compiles another one.
+NO_CFG = 1e-30
+
+
+class Choices(NamedTuple):
+    """What images are drawn by; see `Pipeline.sample`.
+
+    Attributes:
+      label: class id; `num_classes` means "no class".
+      cfg: what guidance rises to, 0 for none.
+    """
+
+    label: int
+    seed: int = 0
+    preset: str = "fid"
+    cfg: float = 1.5
+
+
+def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[str, int]]:
+    """(text, class id) of every class, and of "no class": with names where a training workdir has them (data.json).
+
+    Raises:
+      UserError: the model has no transformer, or data.json does not read.
+    """
+    classes = validate.transformer(config).num_classes
+    names = model_directory.class_names(epath.Path(directory))
+    texts = [str(i) for i in range(classes)]
+    for i, name in enumerate(names[:classes]):
+        texts[i] += "" if name == texts[i] else f": {name}"
+    return [*zip(texts, range(classes), strict=True), ("no class", classes)]
+
+
+def scale_titles(config: TokenizerConfig) -> list[str]:
+    """`"3x4"`, the token map's size, of every scale."""
+    return [f"{h}x{w}" for h, w in config.scales.sizes]
+
+
+def default_from_scale(config: TokenizerConfig) -> int:
+    """The first scale with new content by the published rule, which `Pipeline.edit` follows unless told."""
+    return min(sampler.published_given(config.scales), len(config.scales) - 1)
+
+
+def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
+    """An image of a class after each scale; the last is the image.
+
+    Raises:
+      UserError: a choice is out of range.
+    """
+    _, steps = model.sample([choices.label], return_steps=True, as_uint8=True, **_settings(choices))
+    return steps[0]
+
+
+def redraw(model: Pipeline, image: UInt8[np.ndarray, "H W c"], mask: Bool[np.ndarray, "H W"], choices: Choices,
+           from_scale: int) -> UInt8[np.ndarray, "H W c"]:
+    """An image with new content where the mask is True (VAR, section 5.3); every other pixel as it was.
+
+    Args:
+      from_scale: the first scale with new content, counted from 0.
+    Raises:
+      UserError: a choice is out of range, or the mask covers no token.
+    """
+    h, w = model.config.tokenizer.scales.finest
+    if model.kept_tokens(~mask).all():
+        painted = "less than a token" if mask.any() else "empty"
+        raise UserError(f"the painted region is {painted}, so that nothing would change; paint over at least "
+                        f"1/{h} of the height by 1/{w} of the width")
+    signal = image[None].astype(np.float32) / 127.5 - 1
+    edited = model.edit(signal, ~mask, [choices.label], from_scale=from_scale, composite=True, **_settings(choices))
+    return pictures.to_uint8(edited)[0]
+
+
+def open_only_formats():
+    """Leaves Pillow's `Image.open` no other kinds than FORMATS, in the whole process and for good.
+
+    Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of the page tells it
+    otherwise: whichever plugin knows the first bytes reads the file, and that of EPS starts Ghostscript on it. What
+    Pillow can save stays as it was.
+    """
+    Image.init()  # all of them, so that none comes later
+    for kind in set(Image.ID) - set(FORMATS):
+        Image.ID.remove(kind)
+        Image.OPEN.pop(kind, None)
+        Image.MIME.pop(kind, None)
+
+
+def warm_up(model: Pipeline, choices: Choices):
+    """Compiles what a visitor needs first: drawing, and editing from the default scale."""
+    image = draw(model, choices)[-1]
+    redraw(model, image, np.ones(image.shape[:2], bool), choices, default_from_scale(model.config.tokenizer))
+
+
+def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.ndarray, "H W c"]:
+    """An uploaded image file at the model's size, cut to its shape as `var-jax edit` does.
+
+    Raises:
+      UserError: too many bytes or pixels, too long and narrow, or not an image that decodes to its end.
+    """
+    size = os.stat(path).st_size
+    require(size <= MAX_BYTES, "the upload", f"of {size / 2**20:.1f} MB", f"at most {MAX_BYTES >> 20} MB")
+    with open(path, "rb") as file:
+        content = file.read()
+    height, width = _header_size(content)
+    require(height * width <= MAX_PIXELS, "the upload", f"of {height} x {width} pixels",
+            f"at most {MAX_PIXELS // 10**6} million")
+    require(0 < max(height, width) <= MAX_ASPECT * min(height, width), "the upload", f"of {height} x {width} pixels",
+            f"at most {MAX_ASPECT} times as long as it is wide")
+    return transforms.at_size(transforms.decode(content, "the upload", FORMATS), config.image_shape)
+
+
+def read_mask(layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig) -> Bool[np.ndarray, "H W"]:
+    """Where something is painted on any layer, RGBA of any size over the whole image; False of no layers."""
+    height, width, _ = config.image_shape
+    mask = np.zeros((height, width), bool)
+    for layer in layers:
+        mask |= mask_file.region(layer[..., 3], (height, width), "whole")
+    return mask
+
+
+def _header_size(content: bytes) -> tuple[int, int]:
+    """(height, width) as the file's header tells them."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.height, image.width
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # beyond Pillow's own limit
+        raise UserError(f"the upload has too many pixels; it must be at most {MAX_PIXELS // 10**6} million") from error
+    except Exception as error:  # Pillow's plugins raise nearly every kind
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise UserError(f"the upload is not an image that can be read; it must be {kinds}") from error
+
+
+def _settings(choices: Choices) -> dict[str, Any]:
+    return {"seed": choices.seed, "preset": choices.preset, "cfg": choices.cfg or NO_CFG}

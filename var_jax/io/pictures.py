@@ -1,0 +1,185 @@
+"""Labelled grids and strips of images as PNGs, and their animations as GIFs."""
+
+import functools
+import importlib.util
+import io
+import math
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from var_jax.errors import UserError
+from var_jax.io import atomic
+
+Images = Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"]
+
+GAP = 4
+MARGIN = 6
+FONT_SIZE = 14
+FRAME_MS = 400
+SIDE_TILES = 2  # that a title to the left of a row is at most as wide as
+VISIBLE = 96  # pixels that the longer side of a magnified image has at least
+INK, PAPER = (20, 20, 20), (255, 255, 255)
+
+
+def grid(images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+    """Images row by row, each below its title; without any titles there is no margin either.
+
+    Args:
+      images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
+      columns: images a row.
+      titles: of the first images, in order; as many as there are columns label the columns.
+      scale: whole number that both sides are magnified by; by default what makes a small image visible.
+    """
+    tiles, titles = _tiles(images, scale), list(titles or [])
+    if len(titles) > len(tiles):
+        raise ValueError(f"{len(titles)} titles for {len(tiles)} images")
+    starts = range(0, len(tiles), columns)
+    return _draw([tiles[i:i + columns] for i in starts], [titles[i:i + columns] for i in starts])
+
+
+def strip(rows: Sequence[Images], column_titles: Sequence[str] | None = None, scale: int | None = None,
+          row_titles: Sequence[str] | None = None) -> Image.Image:
+    """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
+
+    Args:
+      rows: a batch of images a row, as `grid` takes them.
+      column_titles: one a column, above the first row.
+      row_titles: one a row, to its left.
+    """
+    heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
+    return _draw([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
+
+
+def title(text: str, otherwise: str) -> str:
+    """The text, or `otherwise` where there are no letters to draw it with: a row of boxes says nothing."""
+    font = _font(text)
+    missing = _glyph(font, "\uffff")
+    drawn = all(letter.isspace() or _glyph(font, letter) != missing for letter in text)
+    return text if drawn else otherwise
+
+
+def place(path: epath.PathLike) -> epath.Path:
+    """Where `save_png` and `save_gif` may write, to be asked before hours of work.
+
+    Raises:
+      UserError: the path names no file.
+    """
+    path = epath.Path(path)
+    if path.name in ("", "..") or path.is_dir():
+        raise UserError(f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as samples.png")
+    above = [] if "://" in str(path) else path.parents  # buckets have no directories
+    if file := next((one for one in above if one.exists() and not one.is_dir()), None):
+        raise UserError(f"cannot write the picture {path}: {file} is a file, not a directory")
+    return path
+
+
+def save_png(path: epath.PathLike, image: Image.Image):
+    """Writes the file whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    atomic.save(place(path), [buffer.getvalue()], "the picture")
+
+
+def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: int = FRAME_MS):
+    """Writes an animation that repeats, whole or not at all.
+
+    Args:
+      frames: of one size.
+      milliseconds: that a frame stands; the last stands four times as long.
+    Raises:
+      UserError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    times = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    atomic.save(place(path), [buffer.getvalue()], "the picture")
+
+
+def to_uint8(images: Images) -> UInt8[np.ndarray, "n h w c"]:
+    """[0, 1] to 0..255, rounded; uint8 as it is."""
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(np.clip(images.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+
+
+def _tiles(images: Images, scale: int | None) -> list[Image.Image]:
+    pixels = to_uint8(images)
+    scale = scale or math.ceil(VISIBLE / max(pixels.shape[1:3]))
+    if pixels.shape[-1] == 1:
+        pixels = np.repeat(pixels, 3, axis=-1)
+    tiles = [Image.fromarray(one) for one in pixels]
+    return [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont:
+    """The font that has the text's letters, as far as one here has them."""
+    return _fonts()[0 if text.isascii() else 1]
+
+
+@functools.cache
+def _fonts() -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
+    """Pillow's own font, which has ASCII alone, and the one that comes with matplotlib, which has the letters of the
+    Latin, Greek, Cyrillic and other alphabets, and few of East Asia. matplotlib itself takes long to import."""
+    own = ImageFont.load_default(FONT_SIZE)
+    assert isinstance(own, ImageFont.FreeTypeFont)
+    spec = importlib.util.find_spec("matplotlib")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        path = os.path.join(place, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+        if os.path.exists(path):
+            return own, ImageFont.truetype(path, FONT_SIZE)
+    return own, own
+
+
+def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> tuple:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)
+
+
+def _draw(rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence[str] = ()) -> Image.Image:
+    """Tiles in rows; above each row its titles, where it has any, and to its left its own of `sides`."""
+    titles = [title for head in heads for title in head] + list(sides)
+    line = max((math.ceil(sum(_font(title).getmetrics())) + 2 for title in titles), default=0)
+    margin = MARGIN if any(map(any, heads)) or any(sides) else 0
+    columns = max(map(len, rows))
+    width = max(tile.width for row in rows for tile in row)
+    sides = [_fit(side, SIDE_TILES * width) for side in sides]
+    left = margin + max((math.ceil(_font(side).getlength(side)) + GAP for side in sides), default=0)
+    head_heights = [line if any(head) else 0 for head in heads]
+    heights = [max(tile.height for tile in row) for row in rows]
+    across = left + columns * (width + GAP) - GAP + margin
+    down = 2 * margin + sum(head_heights) + sum(heights) + GAP * (len(rows) - 1)
+    canvas = Image.new("RGB", (across, down), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    y = margin
+    for k, (row, head, head_height, height) in enumerate(zip(rows, heads, head_heights, heights, strict=True)):
+        for i, title in enumerate(head):
+            fitted = _fit(title, width)
+            draw.text((left + i * (width + GAP) + width / 2, y), fitted, INK, _font(fitted), anchor="ma")
+        y += head_height
+        if sides:
+            draw.text((left - GAP, y + height / 2), sides[k], INK, _font(sides[k]), anchor="rm")
+        for i, tile in enumerate(row):
+            canvas.paste(tile, (left + i * (width + GAP), y))
+        y += height + GAP
+    return canvas
+
+
+def _fit(title: str, width: int) -> str:
+    """The title on one line, or its beginning and an ellipsis: it must not run into the next one."""
+    title = " ".join(title.split())
+    if _font(title).getlength(title) <= width:
+        return title
+    font = _font("…")
+    while title and font.getlength(f"{title}…") > width:
+        title = title[:-1]
+    return f"{title}…"

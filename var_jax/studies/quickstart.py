@@ -1,0 +1,147 @@
+"""Both stages of a config, samples, and a report that says how good they are, in one go."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from var_jax import Pipeline
+from var_jax.config.strict import require
+from var_jax.config.train import TrainConfig
+from var_jax.data import loader, sources
+from var_jax.evaluate.classifier import agreement, pixel_classifier, shrink
+from var_jax.io import atomic, model_directory, pictures
+from var_jax.io.checkpoint import Checkpoints
+from var_jax.sampling import labels as class_labels
+from var_jax.train import data_sizes
+from var_jax.train.loop import train
+
+STATISTICS_SIDE = 8  # of the images that variance and distance are measured at
+SETTINGS = {
+    "default guidance (cfg 1.5, top-k 900, top-p 0.96)": {},
+    "no guidance, no filters (cfg 0, top-k 0, top-p 0)": {"cfg": 0.0, "top_k": 0, "top_p": 0.0},
+}
+
+
+def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000) -> dict[str, Any]:
+    """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to `workdir`.
+
+    Returns:
+      the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run finished, what the
+      earlier report says, and None where none does or the stage was interrupted.
+    Raises:
+      UserError: as `train`, or a config of the wrong stage.
+    """
+    for config, stage in ((tokenizer, "tokenizer"), (transformer, "transformer")):
+        require(config.stage == stage, f"the stage of the {stage}'s config", config.stage, stage)
+    directory, seconds = epath.Path(workdir), {}
+    transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
+    tokenizer = data_sizes.from_data(tokenizer, directory / "tokenizer-run")
+    transformer = data_sizes.from_data(transformer, directory / "transformer-run")
+    evaluations = {}
+    for config in (tokenizer, transformer):
+        workdir_of = directory / f"{config.stage}-run"
+        begun, started = Checkpoints(workdir_of / "checkpoints", keep=1).latest_step(), time.time()
+        evaluations[config.stage] = train(config, str(workdir_of))
+        if begun is None:
+            seconds[config.stage] = round(time.time() - started, 1)
+        else:
+            seconds[config.stage] = _reported_seconds(directory, config.stage) if begun >= config.steps else None
+    sampling = time.time()
+
+    model = Pipeline.from_pretrained(directory / "transformer-run")
+    model.save(directory)
+    report: dict[str, Any] = {"reconstruction": evaluations["tokenizer"], "validation": evaluations["transformer"]}
+    report["samples"] = judge(model, transformer, samples)
+    _samples_picture(model, transformer, directory)
+    seconds["samples"] = round(time.time() - sampling, 1)
+    whole = None if None in seconds.values() else round(sum(seconds.values()), 1)
+    report["seconds"] = {**seconds, "total": whole}
+    atomic.write(directory / "report.json", json.dumps(report, indent=1))
+    return report
+
+
+def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
+    """Samples against real images: a classifier's agreement with the label, diversity, and distance to training images.
+
+    The classifier is trained on the real training split. `variance_ratio` is the within-class variance of samples
+    over that of held-out images; `nearest_ratio` the median distance to the nearest training image over that of
+    held-out images. Both are of pixels in [0, 1] at 8x8.
+    """
+    images, labels = _split(config, config.data.train_split, model.class_names)
+    held_images, held_labels = _split(config, config.data.eval_split, model.class_names)
+    classify = pixel_classifier(images, labels)
+    asked = np.arange(samples) % config.transformer.num_classes
+    variance = within_class_variance(held_images, held_labels)
+    distance = nearest_distance(held_images, images)
+    report: dict[str, Any] = {"classifier_accuracy_on_held_out": float(np.mean(classify(held_images) == held_labels)),
+                              "held_out_images": len(held_images), "count": samples}
+    for name, settings in SETTINGS.items():
+        drawn = model.sample(asked, seed=1, **settings)
+        report[name] = {
+            "label_accuracy": agreement(classify, drawn, asked)["value"],
+            "variance_ratio": within_class_variance(drawn, asked) / variance,
+            "nearest_ratio": nearest_distance(drawn, images) / distance,
+        }
+    return report
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report in a few lines for a terminal."""
+    rec, val, samples = report["reconstruction"], report["validation"], report["samples"]
+    usage = " ".join(f"{u:.0%}" for u in rec["code_usage"])
+    out = [
+        f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images",
+        f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales",
+        f"validation      loss {val['loss']:.4f} over all scales, {val['loss_last']:.4f} over the last",
+        f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out images",
+    ]
+    for name in SETTINGS:
+        row = samples[name]
+        out.append(f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
+                   f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}")
+    spent = {name: "not known, resumed" if value is None else f"{value:.0f} s"
+             for name, value in report["seconds"].items()}
+    whole = report["seconds"]["total"]
+    out.append(f"time            {spent['total'] if whole is None else f'{whole / 60:.1f} minutes'} "
+               f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, samples {spent['samples']})")
+    return out
+
+
+def _reported_seconds(directory: epath.Path, stage: str) -> float | None:
+    report = directory / "report.json"
+    return model_directory.read_json(report).get("seconds", {}).get(stage) if report.exists() else None
+
+
+def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over classes of the pixels' variance within the class, at 8x8."""
+    small = shrink(images, STATISTICS_SIDE)
+    return float(np.mean([small[labels == c].var(axis=0).mean() for c in np.unique(labels)]))
+
+
+def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
+    """Median Euclidean distance to the nearest reference image, at 8x8."""
+    from sklearn.neighbors import NearestNeighbors
+
+    neighbours = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))
+    return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
+
+
+def _split(config: TrainConfig, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a split in [0, 1] at the model's size, and their labels."""
+    batches = list(loader.eval_batches(config.data, config.tokenizer.image_shape, 256,
+                                       split=sources.open_split(config.data, split, class_names)))
+    images, labels = (np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label"))
+    return images.astype(np.float32) / 255, labels
+
+
+def _samples_picture(model: Pipeline, config: TrainConfig, directory: epath.Path):
+    classes = config.transformer.num_classes
+    columns = min(10, classes)
+    titles = [pictures.title(class_labels.title(i, model.class_names, classes), str(i)) for i in range(columns)]
+    images = model.sample(np.arange(10 * columns) % columns, seed=0)
+    pictures.save_png(directory / "samples.png", pictures.grid(images, columns=columns, titles=titles))

@@ -1,0 +1,194 @@
+"""What the studies of generation and editing share: rows that a kill leaves whole, and what rows are measured by."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from var_jax.config.strict import differences, require
+from var_jax.errors import Parser, UserError
+from var_jax.evaluate.features import Collector, FeatureNetwork, Features
+from var_jax.evaluate.image_sets import LABELLED, ImageSet
+from var_jax.io import atomic, model_directory
+
+FORMAT = 1
+RESAMPLES = 20
+READ = 256  # images at once
+
+
+def command(parser: Parser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> int:
+    """Runs a module as a command.
+
+    Returns:
+      0 done, 2 the user's mistake (one line on stderr), 130 interrupted.
+    """
+    try:
+        run(parser.parse_args(argv))
+    except UserError as error:
+        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_arguments(parser: Parser):
+    """Of both studies."""
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument("--reference", required=True, metavar="DATASET:SPLIT", help="held-out images")
+    parser.add_argument("--training", default="", metavar="DATASET:SPLIT", help="training images, with labels "
+                        "(default: the reference's data set, split train)")
+    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
+                        help="how images are brought to the model's size, as in training (default crop)")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
+    parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
+    parser.add_argument("--num", type=int, default=2000, help="images a row (default 2000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resamples", type=int, default=RESAMPLES,
+                        help=f"bootstrap resamples for intervals, 0 for none (default {RESAMPLES})")
+    parser.add_argument("--weights", default="", metavar="PATH", help="of EfficientNet-Lite0 (default: the package's)")
+    parser.add_argument("--cache", metavar="DIR", help="of the reference's features, '' for none (default "
+                        "~/.cache/var_jax/features)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the JSON, the tables and the picture go; "
+                        "rows that are there already are kept")
+
+
+def check_arguments(args: argparse.Namespace):
+    """What can be told before anything is loaded.
+
+    Raises:
+      UserError: a number out of range.
+    """
+    require(args.num >= 4, "--num", args.num, "at least 4")
+    require(0 <= args.seed < 2**32, "--seed", args.seed, "from 0 to 4294967295")
+    require(args.resamples == 0 or args.resamples >= 2, "--resamples", args.resamples,
+            "0, for no intervals, or at least 2")
+
+
+def image_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `open_images` for both sets of images."""
+    return {"resize": args.resize, "data_dir": args.data_dir, "source_dir": args.source_dir}
+
+
+def training_name(args: argparse.Namespace) -> str:
+    """`--training`, or the training split of the reference's data set.
+
+    Raises:
+      UserError: it is not given, and the reference is of no data set.
+    """
+    if args.training:
+        return args.training
+    name, colon, _ = args.reference.partition(":")
+    require(bool(colon) and "/" not in name, "--training", f"not given, and {args.reference} of no data set",
+            "given, as DATASET:SPLIT")
+    return f"{name}:train"
+
+
+class Rows:
+    """Measured rows of one study by name, in a file that is written whole after each one.
+
+    Args:
+      path: of the file; its directory is made.
+      about: what the rows depend on. A value of None is not known in this run (or was not in an earlier one), and
+        fits any other.
+      notes: what a reader of the file should know.
+    Raises:
+      UserError: the file holds rows of another study or of other settings, or no rows at all; or it cannot be written.
+    """
+
+    def __init__(self, path: epath.PathLike, about: Mapping[str, Any], notes: Sequence[str] = ()):
+        self.path, self.notes = epath.Path(path), list(notes)
+        _directory(self.path.parent)
+        self.about: dict[str, Any] = json.loads(json.dumps(about))
+        self.rows: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():
+            return
+        found = model_directory.read_json(self.path)
+        theirs, rows = found.get("about"), found.get("rows")
+        if found.get("format") != FORMAT or not isinstance(theirs, dict) or not isinstance(rows, dict):
+            raise UserError(f"{self.path} holds no rows of a study; remove it, or give another --out")
+        unknown = {key for key in self.about.keys() & theirs.keys() if None in (self.about[key], theirs[key])}
+        ours, known = ({key: value for key, value in each.items() if key not in unknown}
+                       for each in (self.about, theirs))
+        # The shortest first: a fingerprint that differs says less than the seed that made it.
+        if different := sorted(differences(ours, known), key=len):
+            raise UserError(f"{self.path} is of other settings: {'; '.join(different[:4])}; remove it, or give another "
+                            "--out")
+        self.about |= {key: theirs[key] for key in unknown if theirs[key] is not None}
+        self.rows = rows
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self.rows[name]
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those that are not measured yet, each once, in order."""
+        return [name for name in dict.fromkeys(names) if name not in self.rows]
+
+    def add(self, name: str, row: Mapping[str, Any]):
+        """Keeps a row, on disk too.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        self.rows[name] = json.loads(json.dumps(row))
+        written = {"format": FORMAT, "about": self.about, "notes": self.notes, "rows": self.rows}
+        atomic.save(self.path, json.dumps(written, indent=1, ensure_ascii=False), "the study")
+
+
+def _directory(path: epath.Path):
+    """Made, and known to take files before hours of work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
+    if "://" not in str(path) and not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {path}: no permission; give another --out")
+
+
+def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -> Features:
+    """Of images in memory."""
+    collector = Collector(network)
+    collector.add(images)
+    return collector.finish()
+
+
+def everything(images: ImageSet, classes: int) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """All images of a set and their labels.
+
+    Raises:
+      UserError: it has no labels, or one that the model does not have, or one alone.
+    """
+    require(bool(images.class_names), images.name, "without labels", LABELLED)
+    batches = list(images.read(READ))
+    pixels, labels = np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches])
+    require(int(labels.max()) < classes, f"a label of {images.name}", int(labels.max()),
+            f"below the number of the model's classes, {classes}")
+    require(len(np.unique(labels)) > 1, images.name, "of one class", "of at least two, to tell them apart")
+    return pixels, labels
+
+
+def image_of(figure: Figure) -> Image.Image:
+    """A matplotlib figure as a picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def told(metric: Mapping[str, Any], digits: int = 1) -> str:
+    """A value and its interval, as the tables write them."""
+    value = f"{metric['value']:.{digits}f}"
+    ends = metric.get("ci95")
+    return value if ends is None else f"{value} ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
