@@ -1,4 +1,5 @@
-"""Handwritten digits (scikit-learn's 1,797, 8x8) at 32x32: the quickstart, minutes on two CPU cores.
+"""Handwritten digits (scikit-learn's 1,797, 8x8) at 32x32: the quickstart, minutes on two CPU
+cores.
 
   var-jax train --config configs/digits.py:tokenizer --workdir runs/digits/tokenizer
   var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/digits/tokenizer --workdir runs/digits/d2

@@ -5,7 +5,8 @@
   var-jax train --config configs/emoji.py:d4 --config.data.source_dir=photos/emoji \\
       --config.tokenizer_dir=runs/emoji/tokenizer --workdir runs/emoji/d4
 
-The tokenizer has the full recipe: perceptual (extra [perceptual]) and adversarial terms and a codebook kept in use.
+The tokenizer has the full recipe: perceptual (extra [perceptual]) and adversarial terms and a
+codebook kept in use.
 """
 
 from var_jax.config import recipes

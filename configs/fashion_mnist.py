@@ -1,4 +1,5 @@
-"""Fashion-MNIST (60,000 grey 28x28 images of ten kinds of clothes), padded to 32x32, on two CPU cores.
+"""Fashion-MNIST (60,000 grey 28x28 images of ten kinds of clothes), padded to 32x32, on two CPU
+cores.
 
   bash launch/quickstart.sh configs/fashion_mnist.py runs/fashion_mnist
 
@@ -8,8 +9,8 @@ or a stage at a time:
   var-jax train --config configs/fashion_mnist.py:d3 --config.tokenizer_dir=runs/fashion/tokenizer \\
       --workdir runs/fashion/d3
 
-A larger tokenizer (1,024 codes, 155 tokens) has the terms of the full recipe added one after the other, in runs of
-equal length:
+A larger tokenizer (1,024 codes, 155 tokens) has the terms of the full recipe added one after the
+other, in runs of equal length:
 
   var-jax train --config configs/fashion_mnist.py:tokenizer1024_full --workdir runs/fashion/full
 
@@ -20,7 +21,8 @@ equal length:
 | tokenizer1024_adversarial | and a discriminator of the same network's features |
 | tokenizer1024_full | and codes that start at features, dead codes revived, an entropy term |
 
-The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in `--config.data.source_dir`.
+The idx files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in
+`--config.data.source_dir`.
 """
 
 from var_jax.config import recipes
@@ -58,7 +60,9 @@ def get_config(arg: str = "d3"):
 def tokenizer1024(config, terms: int):
     """The larger tokenizer with this many terms of `TERMS` beyond the first."""
     config.tokenizer.scales = "1,2,3,4,5,6,8"
-    config.tokenizer.channels = 16  # half of the other one's: twice as fast, for more than twice the steps
+    config.tokenizer.channels = (
+        16  # half of the other one's: twice as fast, for more than twice the steps
+    )
     config.tokenizer.multipliers = (1, 2, 4)
     config.tokenizer.vocab_size = 1024
     recipes.small_tokenizer(config)

@@ -7,8 +7,8 @@
       --workdir gs://bucket/tokenizer
 
 The tokenizer's files are torchvision's VGG-16, LPIPS's heads and DINO's ViT-S/16; without them,
-`--config.loss.perceptual_network=efficientnet --config.adversarial.feature_network=efficientnet` takes
-EfficientNet-Lite0 from the extra [perceptual] for both.
+`--config.loss.perceptual_network=efficientnet --config.adversarial.feature_network=efficientnet`
+takes EfficientNet-Lite0 from the extra [perceptual] for both.
 
 The tokenizer's recipe is that of vaex (github.com/FoundationVision/vaex) by its code and the
 defaults

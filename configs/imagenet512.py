@@ -1,9 +1,10 @@
-"""ImageNet at 512x512, the published recipe of depth 36 with shared AdaLN; the tokenizer's weights are the 256 px ones.
+"""ImageNet at 512x512, the published recipe of depth 36 with shared AdaLN; the tokenizer's weights
+are the 256 px ones.
 
   var-jax train --config configs/imagenet512.py:d36 --config.tokenizer_dir=models/vae512 --workdir gs://bucket/d36
 
-`--config.data.data_dir` is where TFDS prepared imagenet2012. Published FID-50k: 2.63 after 350 epochs at batch 768.
-No run of this config is on record.
+`--config.data.data_dir` is where TFDS prepared imagenet2012. Published FID-50k: 2.63 after 350
+epochs at batch 768. No run of this config is on record.
 """
 
 from var_jax.config import recipes

@@ -11,9 +11,10 @@
 | fashion | Fashion-MNIST | as `scaling`, on one CPU core: seven sizes over 1.5 decades, three budgets |
 | fashion_lr | Fashion-MNIST | learning rates on the smallest sizes of `fashion` |
 
-`configs/scaling.py:d6` is one run of `scaling`, `configs/scaling.py:tokenizer` its tokenizer's. The recipe's rate falls
-as 1/width (as muP has it for hidden matrices under Adam: Yang et al. 2022, table 3), so one rate found on small sizes
-serves all. The longest run of a size is the trunk of the others: a branch costs its cooldown alone.
+`configs/scaling.py:d6` is one run of `scaling`, `configs/scaling.py:tokenizer` its tokenizer's. The
+recipe's rate falls as 1/width (as muP has it for hidden matrices under Adam: Yang et al. 2022,
+table 3), so one rate found on small sizes serves all. The longest run of a size is the trunk of the
+others: a branch costs its cooldown alone.
 """
 
 import runpy
@@ -69,28 +70,40 @@ def get_sweep(arg: str = "scaling"):
     if arg == "scaling":
         return grid.chain(*(_budgets(size, STEPS) for size in _imagenet_sizes(DEPTHS)))
     if arg == "lr":
-        return grid.chain(*(_budgets(size, STEPS[:1]) for size in _rates(_imagenet_sizes(LR_DEPTHS))))
+        return grid.chain(
+            *(_budgets(size, STEPS[:1]) for size in _rates(_imagenet_sizes(LR_DEPTHS)))
+        )
     if arg == "fashion":
         return grid.chain(*(_budgets(size, FASHION_STEPS) for size in _fashion_sizes()))
     if arg == "fashion_lr":
-        return grid.chain(*(_budgets(size, FASHION_STEPS[:1]) for size in _rates(_fashion_sizes()[:3])))
+        return grid.chain(
+            *(_budgets(size, FASHION_STEPS[:1]) for size in _rates(_fashion_sizes()[:3]))
+        )
     raise UserError(f"there is no sweep {arg!r}; it must be one of {', '.join(PRESETS)}")
 
 
 def _budgets(size: grid.Overrides, steps: tuple[int, ...]) -> list[grid.Overrides]:
-    """One size trained for several numbers of steps: the longest run, and a branch off it for every other."""
+    """One size trained for several numbers of steps: the longest run, and a branch off it for every
+    other."""
+
     def ends(n: int) -> grid.Overrides:
         return {"steps": n, "optimizer.cooldown_steps": round(COOLDOWN * n)}
 
     trunk = {**size, **ends(steps[-1])}
-    branches = [{**size, **ends(n), "branch_from": trunk, "branch_step": n - round(COOLDOWN * n)} for n in steps[:-1]]
+    branches = [
+        {**size, **ends(n), "branch_from": trunk, "branch_step": n - round(COOLDOWN * n)}
+        for n in steps[:-1]
+    ]
     return [trunk, *branches]
 
 
 def _rates(sizes: list[grid.Overrides]) -> list[grid.Overrides]:
     """Every size with its own learning rate times each of `LR_FACTORS`."""
-    return [{**size, "optimizer.base_lr": factor * size["optimizer.base_lr"]}
-            for size in sizes for factor in LR_FACTORS]
+    return [
+        {**size, "optimizer.base_lr": factor * size["optimizer.base_lr"]}
+        for size in sizes
+        for factor in LR_FACTORS
+    ]
 
 
 def _imagenet_rate(depth: int) -> float:
@@ -99,33 +112,56 @@ def _imagenet_rate(depth: int) -> float:
 
 
 def _imagenet_sizes(depths: tuple[int, ...]) -> list[grid.Overrides]:
-    return grid.zip(grid.sweep("transformer.depth", depths),
-                    grid.sweep("optimizer.base_lr", [_imagenet_rate(depth) for depth in depths]))
+    return grid.zip(
+        grid.sweep("transformer.depth", depths),
+        grid.sweep("optimizer.base_lr", [_imagenet_rate(depth) for depth in depths]),
+    )
 
 
 def _fashion_sizes() -> list[grid.Overrides]:
-    return [{"transformer.depth": depth, "transformer.width": width, "transformer.heads": width // FASHION_HEAD,
-             "optimizer.base_lr": FASHION_RATE * 64 / width * 256 / FASHION_BATCH} for depth, width in FASHION_SIZES]
+    return [
+        {
+            "transformer.depth": depth,
+            "transformer.width": width,
+            "transformer.heads": width // FASHION_HEAD,
+            "optimizer.base_lr": FASHION_RATE * 64 / width * 256 / FASHION_BATCH,
+        }
+        for depth, width in FASHION_SIZES
+    ]
 
 
 def _recipe(depth: int) -> grid.Overrides:
     """The keys in which the published recipe of a depth differs from that of the preset's base."""
     config, base = recipes.imagenet_config(), get_config("paper")
     recipes.imagenet_transformer(config, depth)
-    flat, plain = ({**c, **{f"{section}.{key}": value for section in ("transformer", "optimizer")
-                            for key, value in c[section].items()}} for c in (config.to_dict(), base.to_dict()))
-    return {"transformer.depth": depth, **{k: v for k, v in flat.items() if v != plain[k] and not isinstance(v, dict)}}
+    flat, plain = (
+        {
+            **c,
+            **{
+                f"{section}.{key}": value
+                for section in ("transformer", "optimizer")
+                for key, value in c[section].items()
+            },
+        }
+        for c in (config.to_dict(), base.to_dict())
+    )
+    return {
+        "transformer.depth": depth,
+        **{k: v for k, v in flat.items() if v != plain[k] and not isinstance(v, dict)},
+    }
 
 
 def _constant(config):
-    """The recipe that runs of several lengths can share: nothing but the cooldown depends on the length."""
+    """The recipe that runs of several lengths can share: nothing but the cooldown depends on the
+    length."""
     config.optimizer.schedule = "cooldown"
     config.optimizer.final_lr_ratio = 0.0
     config.optimizer.final_weight_decay = config.optimizer.weight_decay
 
 
 def _ends(config, steps: tuple[int, ...], save_every: int):
-    """The longest of several runs, with checkpoints where the others branch off, and one evaluation, when annealed."""
+    """The longest of several runs, with checkpoints where the others branch off, and one
+    evaluation, when annealed."""
     config.steps = config.eval_every = steps[-1]
     config.checkpoint_every = save_every
     config.optimizer.cooldown_steps = round(COOLDOWN * steps[-1])

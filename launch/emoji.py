@@ -2,10 +2,11 @@
 
   python launch/emoji.py photos/emoji
 
-Needs npm. `emoji-datasource-google` (Noto Color Emoji) and `emoji-datasource-twitter` (Twemoji) are fetched as they are
-published; none of their code is run. An image is laid on white, as training drops transparency. A file goes to
-OUT/train/CATEGORY or OUT/test/CATEGORY, a tenth to the test split: all drawings of an emoji, by both hands and in all
-skin tones, to the same side, so that none is held out which training has seen in another form.
+Needs npm. `emoji-datasource-google` (Noto Color Emoji) and `emoji-datasource-twitter` (Twemoji) are
+fetched as they are published; none of their code is run. An image is laid on white, as training
+drops transparency. A file goes to OUT/train/CATEGORY or OUT/test/CATEGORY, a tenth to the test
+split: all drawings of an emoji, by both hands and in all skin tones, to the same side, so that none
+is held out which training has seen in another form.
 """
 
 import argparse
@@ -21,12 +22,17 @@ from pathlib import Path
 
 from PIL import Image
 
-PACKAGES = {"google": "emoji-datasource-google@16.0.0", "twitter": "emoji-datasource-twitter@16.0.0"}
+PACKAGES = {
+    "google": "emoji-datasource-google@16.0.0",
+    "twitter": "emoji-datasource-twitter@16.0.0",
+}
 TEST_PERCENT = 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="the image folder to make; must not exist")
     out = parser.parse_args(argv).out
     if out.exists():
@@ -36,10 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         made = Path(scratch) / "made"
-        counts = {vendor: unpack(fetch(package, Path(scratch)), vendor, made) for vendor, package in PACKAGES.items()}
+        counts = {
+            vendor: unpack(fetch(package, Path(scratch)), vendor, made)
+            for vendor, package in PACKAGES.items()
+        }
         made.rename(out)
-    print(f"{out}: {', '.join(f'{count} images of {vendor}' for vendor, count in counts.items())}, of them "
-          f"{len(list(out.glob('test/*/*.png')))} held out")
+    print(
+        f"{out}: {', '.join(f'{count} images of {vendor}' for vendor, count in counts.items())}, of them "
+        f"{len(list(out.glob('test/*/*.png')))} held out"
+    )
     return 0
 
 
@@ -50,7 +61,9 @@ def fail(message: str) -> int:
 
 def fetch(package: str, directory: Path) -> Path:
     """The package's archive, as `npm pack` downloads it."""
-    told = subprocess.run(["npm", "pack", "--silent", package], cwd=directory, check=True, stdout=subprocess.PIPE)
+    told = subprocess.run(
+        ["npm", "pack", "--silent", package], cwd=directory, check=True, stdout=subprocess.PIPE
+    )
     return directory / told.stdout.decode().split()[-1]
 
 

@@ -1,12 +1,14 @@
-"""Trains a small bfloat16 transformer with gradients summed over 8 devices in float32 and in bfloat16.
+"""Trains a small bfloat16 transformer with gradients summed over 8 devices in float32 and in
+bfloat16.
 
   python launch/gradient_dtype.py --model runs/quickstart --json docs/bench/gradient_dtype.json
 
-A batch is divided into the rows of 8 devices. A CPU's compiler sums bfloat16 in float32, so that the sum
-over devices is written out here as a ring of accelerators computes it: in the arm "bfloat16" each device's
-gradient, and each of the seven partial sums after it, is rounded to bfloat16; in the arm "float32" nothing
-is. Both arms of a seed have the same initialization, batches and dropout. Beside the losses it reports, over the first
-batches, how far the summed gradient lies from that of the same model computed in float32 throughout.
+A batch is divided into the rows of 8 devices. A CPU's compiler sums bfloat16 in float32, so that
+the sum over devices is written out here as a ring of accelerators computes it: in the arm
+"bfloat16" each device's gradient, and each of the seven partial sums after it, is rounded to
+bfloat16; in the arm "float32" nothing is. Both arms of a seed have the same initialization, batches
+and dropout. Beside the losses it reports, over the first batches, how far the summed gradient lies
+from that of the same model computed in float32 throughout.
 """
 
 import argparse
@@ -34,14 +36,18 @@ COMPARED = 8  # steps whose gradient is compared with that of float32
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="workdir or model directory of digits, for its tokenizer")
+    parser.add_argument(
+        "--model", required=True, help="workdir or model directory of digits, for its tokenizer"
+    )
     parser.add_argument("--config", default="configs/digits.py:d2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", required=True)
     args = parser.parse_args()
     model = Pipeline.from_pretrained(args.model)
-    config = read_config(args.config, (f"--config.steps={args.steps}",)).with_tokenizer(model.config.tokenizer)
+    config = read_config(args.config, (f"--config.steps={args.steps}",)).with_tokenizer(
+        model.config.tokenizer
+    )
     data = {split: encoded(model, config, split) for split in ("train", "test")}
     runs = []
     for seed in range(args.seeds):
@@ -49,8 +55,9 @@ def main():
             start = time.time()
             runs.append({"seed": seed, "arm": arm, **trained(config, model, data, seed, arm)})
             print(f"{runs[-1]} {time.time() - start:.0f} s", flush=True)
-    epath.Path(args.json).write_text(json.dumps({"steps": args.steps, "batch_size": config.batch_size,
-                                                 "runs": runs}, indent=1))
+    epath.Path(args.json).write_text(
+        json.dumps({"steps": args.steps, "batch_size": config.batch_size, "runs": runs}, indent=1)
+    )
 
 
 def encoded(model: Pipeline, config, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -59,23 +66,31 @@ def encoded(model: Pipeline, config, split: str) -> tuple[np.ndarray, np.ndarray
     rows = [images[i] for i in range(len(images))]
     shape = config.tokenizer.image_shape
     fitted = np.stack([transforms.fit(row["image"], shape, config.data.resize) for row in rows])
-    return model.encode(fitted.astype(np.float32) / 127.5 - 1), np.array([row["label"] for row in rows], np.int32)
+    return model.encode(fitted.astype(np.float32) / 127.5 - 1), np.array(
+        [row["label"] for row in rows], np.int32
+    )
 
 
 def trained(config, model: Pipeline, data, seed: int, arm: str) -> dict:
     """Losses and gradient errors of one run."""
-    narrow = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16"))
+    narrow = dataclasses.replace(
+        config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16")
+    )
     frozen = model.params["tokenizer"]
-    params = jax.jit(lambda key: state.nn.meta.unbox(state.init_params(config)(key)))(jax.random.key(seed))
+    params = jax.jit(lambda key: state.nn.meta.unbox(state.init_params(config)(key)))(
+        jax.random.key(seed)
+    )
     optimizer = make_optimizers(config).trained
     opt_state = optimizer.init(params)
 
     def gradients(which, params, rows, rng):
         """(losses, gradients) of each device's rows, one device after the other."""
+
         def of_device(part):
             index, some = part
-            (loss, _), grads = jax.value_and_grad(functools.partial(losses.transformer_loss, which), has_aux=True)(
-                params, frozen, some, jax.random.fold_in(rng, index))
+            (loss, _), grads = jax.value_and_grad(
+                functools.partial(losses.transformer_loss, which), has_aux=True
+            )(params, frozen, some, jax.random.fold_in(rng, index))
             return loss, grads
 
         split = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), rows)
@@ -113,9 +128,16 @@ def trained(config, model: Pipeline, data, seed: int, arm: str) -> dict:
         if wanted is not None:
             apart = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, grads, wanted))
             errors.append(float(apart / optax.tree_utils.tree_norm(wanted)))
-    held = jax.jit(lambda p, t, y: losses.transformer_loss(narrow, p, frozen, {"tokens": t, "label": y}, None)[0])
-    return {"last_50_train_loss": float(np.mean(found[-50:])), "held_out_loss": float(held(params, *data["test"])),
-            "gradient_error": float(np.mean(errors))}
+    held = jax.jit(
+        lambda p, t, y: losses.transformer_loss(narrow, p, frozen, {"tokens": t, "label": y}, None)[
+            0
+        ]
+    )
+    return {
+        "last_50_train_loss": float(np.mean(found[-50:])),
+        "held_out_loss": float(held(params, *data["test"])),
+        "gradient_error": float(np.mean(errors)),
+    }
 
 
 def rounded(x: jax.Array) -> jax.Array:

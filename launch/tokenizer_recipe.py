@@ -44,8 +44,9 @@ def discriminator(steps: int) -> dict[str, object]:
         "blur_fade": 0.2,
     }
     optimizer = {"weight_decay": 0.0005, "final_weight_decay": 0.0005, "warmup_steps": steps // 10}
-    return ({f"adversarial.{key}": value for key, value in keys.items()}
-            | {f"discriminator_optimizer.{key}": value for key, value in optimizer.items()})
+    return {f"adversarial.{key}": value for key, value in keys.items()} | {
+        f"discriminator_optimizer.{key}": value for key, value in optimizer.items()
+    }
 
 
 def variants(steps: int) -> dict[str, Mapping[str, object]]:

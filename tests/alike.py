@@ -2,15 +2,17 @@
 
   python tests/alike.py --model runs/fashion/d3
 
-Prints, for each way to draw the same 64 (seed, index, label), how many images differ from those of one device at batch
-1, by how much at most, and how many tokens do.
+Prints, for each way to draw the same 64 (seed, index, label), how many images differ from those of
+one device at batch 1, by how much at most, and how many tokens do.
 """
 
 import argparse
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -21,20 +23,25 @@ WAYS = ((1, 1), (1, 64), (8, 1), (8, 8))  # (devices, images that each draws at 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", required=True, help="model directory")
     parser.add_argument("--num", type=int, default=64, help="images (default: %(default)s)")
     args = parser.parse_args(argv)
     model, first = Pipeline.from_pretrained(args.model), None
     labels = np.arange(args.num) % model.config.transformer.num_classes
     for devices, batch in WAYS:
-        images, tokens = model.spread(jax.local_devices()[:devices]).sample(labels, batch_size=batch,
-                                                                            return_tokens=True)
+        images, tokens = model.spread(jax.local_devices()[:devices]).sample(
+            labels, batch_size=batch, return_tokens=True
+        )
         first = first or (images, tokens)
         apart = np.abs(images - first[0]).reshape(len(images), -1).max(axis=1)
-        print(f"{devices} devices, {batch} at once each: {np.count_nonzero(apart)} of {len(images)} images differ, by "
-              f"{apart.max():.2g} of 1 at most; {np.count_nonzero(tokens != first[1])} of {tokens.size} tokens",
-              flush=True)
+        print(
+            f"{devices} devices, {batch} at once each: {np.count_nonzero(apart)} of {len(images)} images differ, by "
+            f"{apart.max():.2g} of 1 at most; {np.count_nonzero(tokens != first[1])} of {tokens.size} tokens",
+            flush=True,
+        )
     return 0
 
 

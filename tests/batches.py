@@ -13,5 +13,7 @@ def take(batches, count: int):
 
 
 def same(ours, theirs) -> bool:
-    return all(a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
-               for a, b in zip(ours, theirs, strict=True))
+    return all(
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+        for a, b in zip(ours, theirs, strict=True)
+    )

@@ -13,7 +13,8 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 
 class Request(NamedTuple):
-    """A request: "put", "get", "list", "copy" or "delete", its object, and the thread that waits for it."""
+    """A request: "put", "get", "list", "copy" or "delete", its object, and the thread that waits
+    for it."""
 
     kind: str
     name: str
@@ -23,7 +24,8 @@ class Request(NamedTuple):
 
 
 class Bucket(MemoryFileSystem):
-    """A bucket, which takes whole objects only: they appear when they are closed, and none is appended to.
+    """A bucket, which takes whole objects only: they appear when they are closed, and none is
+    appended to.
 
     Attributes:
       requests: so far, in their order.
@@ -50,7 +52,9 @@ class Bucket(MemoryFileSystem):
 
     @classmethod
     def note(cls, kind: str, name: str, size: int = 0):
-        cls.requests.append(Request(kind, name, size, threading.current_thread().name, time.monotonic()))
+        cls.requests.append(
+            Request(kind, name, size, threading.current_thread().name, time.monotonic())
+        )
 
     @classmethod
     def _strip_protocol(cls, path):

@@ -38,28 +38,60 @@ def seconds(command: list[str]) -> float:
 
 def measure(model: Path, num: int, repeats: int, directory: Path) -> dict:
     def sample(count: int) -> list[str]:
-        return [sys.executable, "-m", "var_jax", "sample", "--model", str(model), "--labels", "0-9",
-                "--num", str(count), "--out", str(directory / "grid.png")]
+        return [
+            sys.executable,
+            "-m",
+            "var_jax",
+            "sample",
+            "--model",
+            str(model),
+            "--labels",
+            "0-9",
+            "--num",
+            str(count),
+            "--out",
+            str(directory / "grid.png"),
+        ]
 
     grid, one = ([seconds(sample(count)) for _ in range(repeats + 1)][1:] for count in (num, 1))
-    told = subprocess.run([sys.executable, "-c", GENERATION, str(model), str(num)], check=True, capture_output=True,
-                          text=True)
-    return {"images": num, "cores": len(os.sched_getaffinity(0)), "device": jax.devices()[0].device_kind,
-            "command_seconds": grid, "one_image_seconds": one, "generation_seconds": float(told.stdout)}
+    told = subprocess.run(
+        [sys.executable, "-c", GENERATION, str(model), str(num)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "images": num,
+        "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
+        "command_seconds": grid,
+        "one_image_seconds": one,
+        "generation_seconds": float(told.stdout),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="model directory or training workdir")
-    parser.add_argument("--num", type=int, default=100, help="images of the grid (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs that count (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="model directory or training workdir"
+    )
+    parser.add_argument(
+        "--num", type=int, default=100, help="images of the grid (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs that count (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as directory:
         found = measure(args.model, args.num, args.repeats, Path(directory))
-    print(f"{args.num} images on {found['cores']} cores: {statistics.median(found['command_seconds']):.2f} s, of one "
-          f"{statistics.median(found['one_image_seconds']):.2f} s; generation alone "
-          f"{found['generation_seconds']:.2f} s")
+    print(
+        f"{args.num} images on {found['cores']} cores: {statistics.median(found['command_seconds']):.2f} s, of one "
+        f"{statistics.median(found['one_image_seconds']):.2f} s; generation alone "
+        f"{found['generation_seconds']:.2f} s"
+    )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     return 0

@@ -1,4 +1,5 @@
-"""Eight host devices for every test, whatever the caller's environment says, set before JAX starts."""
+"""Eight host devices for every test, whatever the caller's environment says, set before JAX
+starts."""
 
 import gc
 import os
@@ -6,7 +7,9 @@ import signal
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    )
 
 import pytest  # noqa: E402
 
@@ -16,8 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Every compiled program holds memory maps, of which Linux gives a process 65,530 (vm.max_map_count): the whole
-    suite's would end it with a segmentation fault."""
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530
+    (vm.max_map_count): the whole suite's would end it with a segmentation fault."""
     yield
     import jax
 

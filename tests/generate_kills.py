@@ -2,8 +2,9 @@
 
   python tests/generate_kills.py --model runs/fashion/d3 --num 2000 --kills 10
 
-Every life goes on with what the earlier ones drew, and is ended by SIGKILL after a random number of new files and a
-random share of a second. At the end both files must be the same to the last byte, and no image be there twice.
+Every life goes on with what the earlier ones drew, and is ended by SIGKILL after a random number of
+new files and a random share of a second. At the end both files must be the same to the last byte,
+and no image be there twice.
 """
 
 import argparse
@@ -19,7 +20,18 @@ import numpy as np
 
 
 def command(model: Path, num: int, out: Path) -> list[str]:
-    return [sys.executable, "-m", "var_jax", "generate", "--model", str(model), "--num", str(num), "--out", str(out)]
+    return [
+        sys.executable,
+        "-m",
+        "var_jax",
+        "generate",
+        "--model",
+        str(model),
+        "--num",
+        str(num),
+        "--out",
+        str(out),
+    ]
 
 
 def one_life(run: list[str], out: Path, draw: random.Random) -> tuple[int, int, int]:
@@ -48,19 +60,26 @@ def report(model: Path, num: int, kills: int, seed: int, directory: Path) -> boo
     for index in range(kills):
         before, after, code = one_life(command(model, num, killed), killed, draw)
         codes.append(code)
-        print(f"{index + 1:3} SIGKILL  files before {before:3}  after {after:3}  exit {code:3}", flush=True)
+        print(
+            f"{index + 1:3} SIGKILL  files before {before:3}  after {after:3}  exit {code:3}",
+            flush=True,
+        )
     subprocess.run(command(model, num, killed), check=True)
     with np.load(killed, allow_pickle=False) as arrays:
         images = arrays["arr_0"]
     distinct = len(np.unique(images.reshape(len(images), -1), axis=0))
     same = killed.read_bytes() == whole.read_bytes()
     landed = codes.count(-signal.SIGKILL)
-    print(f"{landed} of {kills} ended by the signal; {len(images)} images, {distinct} distinct; the same file: {same}")
+    print(
+        f"{landed} of {kills} ended by the signal; {len(images)} images, {distinct} distinct; the same file: {same}"
+    )
     return same and landed == kills and len(images) == num == distinct
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="model directory")
     parser.add_argument("--num", type=int, default=2000, help="images (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=10, help="SIGKILLs (default: %(default)s)")

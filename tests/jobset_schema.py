@@ -1,5 +1,5 @@
-"""Strict validation of JobSet manifests, by the models that Kubeflow generates from the OpenAPI schemas of JobSet
-v1alpha2 and Kubernetes (package `kubeflow-trainer-api`, Apache-2.0)."""
+"""Strict validation of JobSet manifests, by the models that Kubeflow generates from the OpenAPI
+schemas of JobSet v1alpha2 and Kubernetes (package `kubeflow-trainer-api`, Apache-2.0)."""
 
 from typing import Any
 
@@ -9,10 +9,22 @@ from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2Jo
 ALLOWED = {
     "apiVersion": {"jobset.x-k8s.io/v1alpha2"},
     "kind": {"JobSet"},
-    "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts",  # a JobSet's failure policy
-               "FailJob", "FailIndex", "Ignore", "Count"},  # a Job's pod failure policy
-    "onJobFailureReasons": {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded",
-                            "PodFailurePolicy"},
+    "action": {
+        "FailJobSet",
+        "RestartJobSet",
+        "RestartJobSetAndIgnoreMaxRestarts",  # a JobSet's failure policy
+        "FailJob",
+        "FailIndex",
+        "Ignore",
+        "Count",
+    },  # a Job's pod failure policy
+    "onJobFailureReasons": {
+        "BackoffLimitExceeded",
+        "DeadlineExceeded",
+        "FailedIndexes",
+        "MaxFailedIndexesExceeded",
+        "PodFailurePolicy",
+    },
     "operator": {"In", "NotIn"},
     "completionMode": {"Indexed", "NonIndexed"},
     "restartPolicy": {"Never", "OnFailure"},
@@ -20,7 +32,8 @@ ALLOWED = {
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
-    """What the server would refuse: unknown fields, fields of the wrong kind, values that are not allowed."""
+    """What the server would refuse: unknown fields, fields of the wrong kind, values that are not
+    allowed."""
     try:
         known = JobsetV1alpha2JobSet.from_dict(manifest)
     except ValueError as error:
@@ -32,16 +45,35 @@ def problems(manifest: dict[str, Any]) -> list[str]:
 def _lost(given: Any, known: Any, path: str) -> list[str]:
     """Paths of what a manifest has and the models do not know: they read past it."""
     if isinstance(given, dict) and isinstance(known, dict):
-        return [line for key, value in given.items() for line in
-                (_lost(value, known[key], f"{path}.{key}") if key in known else [f"unknown field {path}.{key}"])]
+        return [
+            line
+            for key, value in given.items()
+            for line in (
+                _lost(value, known[key], f"{path}.{key}")
+                if key in known
+                else [f"unknown field {path}.{key}"]
+            )
+        ]
     if isinstance(given, list) and isinstance(known, list) and len(given) == len(known):
-        return [line for i, pair in enumerate(zip(given, known, strict=True)) for line in _lost(*pair, f"{path}[{i}]")]
+        return [
+            line
+            for i, pair in enumerate(zip(given, known, strict=True))
+            for line in _lost(*pair, f"{path}[{i}]")
+        ]
     return [] if given == known else [f"{path} is {given!r}"]
 
 
 def _not_allowed(given: Any, path: str, key: str = "") -> list[str]:
     if isinstance(given, dict):
-        return [line for name, value in given.items() for line in _not_allowed(value, f"{path}.{name}", name)]
+        return [
+            line
+            for name, value in given.items()
+            for line in _not_allowed(value, f"{path}.{name}", name)
+        ]
     if isinstance(given, list):
-        return [line for i, value in enumerate(given) for line in _not_allowed(value, f"{path}[{i}]", key)]
+        return [
+            line
+            for i, value in enumerate(given)
+            for line in _not_allowed(value, f"{path}[{i}]", key)
+        ]
     return [f"{path} is {given!r}"] if key in ALLOWED and given not in ALLOWED[key] else []

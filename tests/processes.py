@@ -23,19 +23,49 @@ class Processes:
       all: as subprocess.Popen has them.
     """
 
-    def __init__(self, arguments: Sequence[str], workdir: Path, cache: Path, count: int, devices: int,
-                 flags: Sequence[str]):
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        workdir: Path,
+        cache: Path,
+        count: int,
+        devices: int,
+        flags: Sequence[str],
+    ):
         self.workdir = Path(workdir)
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{free_port()}"
-        self._told = [self.workdir.parent / f"{self.workdir.name}.{time.monotonic_ns()}.{i}.log" for i in range(count)]
+        self._told = [
+            self.workdir.parent / f"{self.workdir.name}.{time.monotonic_ns()}.{i}.log"
+            for i in range(count)
+        ]
         self.all = []
         for i, told in enumerate(self._told):
-            together = ["--coordinator", address, f"--num-processes={count}", f"--process-id={i}", *flags]
+            together = [
+                "--coordinator",
+                address,
+                f"--num-processes={count}",
+                f"--process-id={i}",
+                *flags,
+            ]
             with told.open("w") as file:
-                self.all.append(subprocess.Popen(
-                    [sys.executable, "-m", "var_jax", "train", "--workdir", str(workdir), *arguments,
-                     *(together if count > 1 else [])], env=environment(cache, devices), stdout=file, stderr=file))
+                self.all.append(
+                    subprocess.Popen(
+                        [
+                            sys.executable,
+                            "-m",
+                            "var_jax",
+                            "train",
+                            "--workdir",
+                            str(workdir),
+                            *arguments,
+                            *(together if count > 1 else []),
+                        ],
+                        env=environment(cache, devices),
+                        stdout=file,
+                        stderr=file,
+                    )
+                )
 
     def told(self, index: int = 0) -> str:
         """What a process has printed."""
@@ -46,7 +76,9 @@ class Processes:
         try:
             return self.all[index].wait(timeout=seconds)
         except subprocess.TimeoutExpired as error:
-            raise AssertionError(f"process {index} has not ended in {seconds} s: {self.told(index)[-2000:]}") from error
+            raise AssertionError(
+                f"process {index} has not ended in {seconds} s: {self.told(index)[-2000:]}"
+            ) from error
 
     def codes(self, seconds: float) -> list[int]:
         end = time.monotonic() + seconds
@@ -67,8 +99,14 @@ class Processes:
 
 
 @contextlib.contextmanager
-def running(arguments: Sequence[str], workdir: Path, cache: Path, count: int = 1, devices: int = 1,
-            flags: Sequence[str] = ()) -> Iterator[Processes]:
+def running(
+    arguments: Sequence[str],
+    workdir: Path,
+    cache: Path,
+    count: int = 1,
+    devices: int = 1,
+    flags: Sequence[str] = (),
+) -> Iterator[Processes]:
     """`var-jax train` with these arguments in `count` processes of `devices` devices each.
 
     Args:
@@ -95,8 +133,15 @@ distributed.initialise(address, count, index)
 """
 
 
-def scripts(code: str, directory: Path, cache: Path, count: int = 2, devices: int = 1,
-            seconds: float = 300, join: bool = True) -> list[tuple[int, str]]:
+def scripts(
+    code: str,
+    directory: Path,
+    cache: Path,
+    count: int = 2,
+    devices: int = 1,
+    seconds: float = 300,
+    join: bool = True,
+) -> list[tuple[int, str]]:
     """(exit code, what it printed) of a Python script in several processes.
 
     Args:
@@ -113,9 +158,14 @@ def scripts(code: str, directory: Path, cache: Path, count: int = 2, devices: in
     try:
         for i, log in enumerate(logs):
             with log.open("w") as out:
-                started.append(subprocess.Popen(
-                    [sys.executable, str(file), str(i), str(count), address],
-                    env=environment(cache, devices), stdout=out, stderr=out))
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, str(file), str(i), str(count), address],
+                        env=environment(cache, devices),
+                        stdout=out,
+                        stderr=out,
+                    )
+                )
         end = time.monotonic() + seconds
         codes = [process.wait(timeout=max(0.1, end - time.monotonic())) for process in started]
     finally:
@@ -128,12 +178,22 @@ def scripts(code: str, directory: Path, cache: Path, count: int = 2, devices: in
 def environment(cache: Path, devices: int) -> dict[str, str]:
     """What a process with some host devices finds; programs are compiled fast rather than to be
     fast, and a script finds the tests' own modules."""
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]),
-                            os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1", "PYTHONPATH": path,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    path = os.pathsep.join(
+        [
+            str(Path(__file__).parent),
+            str(Path(__file__).parents[1]),
+            os.environ.get("PYTHONPATH", ""),
+        ]
+    )
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "PYTHONPATH": path,
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
 
 
 def free_port() -> int:

@@ -18,11 +18,34 @@ REFERENCE = Path(__file__).parent / "reference"
 CASES = ("small_l2norm", "small_shared_adaln")
 SCALES = Scales.parse("1,2,3x4")
 CLASSES = 10
-TOKENIZER = TokenizerConfig(scales=SCALES, in_channels=1, channels=8, multipliers=(1, 2), blocks=1, attention=False,
-                            mid_attention=False, norm_groups=4, z_channels=4, vocab_size=16, phi=2, init_codes=1.0)
+TOKENIZER = TokenizerConfig(
+    scales=SCALES,
+    in_channels=1,
+    channels=8,
+    multipliers=(1, 2),
+    blocks=1,
+    attention=False,
+    mid_attention=False,
+    norm_groups=4,
+    z_channels=4,
+    vocab_size=16,
+    phi=2,
+    init_codes=1.0,
+)
 # Larger at the start than a real one, so that every part moves the logits.
-TRANSFORMER = TransformerConfig(depth=2, width=16, heads=2, num_classes=CLASSES, vocab_size=16, z_channels=4,
-                                scales=SCALES, init_std=0.3, init_head=2.0, init_adaln_gamma=0.5, drop_path=0.2)
+TRANSFORMER = TransformerConfig(
+    depth=2,
+    width=16,
+    heads=2,
+    num_classes=CLASSES,
+    vocab_size=16,
+    z_channels=4,
+    scales=SCALES,
+    init_std=0.3,
+    init_head=2.0,
+    init_adaln_gamma=0.5,
+    drop_path=0.2,
+)
 MODEL = ModelConfig(TOKENIZER, TRANSFORMER)
 # The same run for the command line.
 CONFIG_FILE = f"""
@@ -43,18 +66,29 @@ def get_config(arg="d2"):
 
 def train_config(stage: str, data_dir, **changes) -> TrainConfig:
     settings = {
-        "seed": 3, "steps": 3, "batch_size": 8, "log_every": 1, "eval_every": 3, "checkpoint_every": 1,
-        "keep_checkpoints": 3, "eval_images": 12, "sample_classes": 2, "ema": 0.9,
-        "data": DataConfig("digits", data_dir=str(data_dir), resize="whole"), "tokenizer": TOKENIZER,
+        "seed": 3,
+        "steps": 3,
+        "batch_size": 8,
+        "log_every": 1,
+        "eval_every": 3,
+        "checkpoint_every": 1,
+        "keep_checkpoints": 3,
+        "eval_images": 12,
+        "sample_classes": 2,
+        "ema": 0.9,
+        "data": DataConfig("digits", data_dir=str(data_dir), resize="whole"),
+        "tokenizer": TOKENIZER,
         "transformer": TRANSFORMER if stage == "transformer" else None,
         # eps: Adam would blow the rounding of gradients near zero up to whole steps.
-        "optimizer": OptimizerConfig(base_lr=0.1, schedule="cosine", eps=1e-3)}
+        "optimizer": OptimizerConfig(base_lr=0.1, schedule="cosine", eps=1e-3),
+    }
     return TrainConfig(stage=stage, **{**settings, **changes})
 
 
 @functools.cache
 def pipeline() -> Pipeline:
-    """The small model with weights that numpy draws: compiling the real initialisation takes longer."""
+    """The small model with weights that numpy draws: compiling the real initialisation takes
+    longer."""
     random = np.random.RandomState(0)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -69,8 +103,12 @@ def pipeline() -> Pipeline:
         fan_in = np.prod(shape[stacked:-1]) if len(shape) > 1 + stacked else 1
         return normal / np.float32(fan_in**0.5)
 
-    params = {part: unflatten_dict({path: draw(path, leaf.shape) for path, leaf in abstract(sizes).items()}, sep="/")
-              for part, sizes in (("tokenizer", TOKENIZER), ("transformer", TRANSFORMER))}
+    params = {
+        part: unflatten_dict(
+            {path: draw(path, leaf.shape) for path, leaf in abstract(sizes).items()}, sep="/"
+        )
+        for part, sizes in (("tokenizer", TOKENIZER), ("transformer", TRANSFORMER))
+    }
     return Pipeline(MODEL, params)
 
 
@@ -79,8 +117,14 @@ def reference(name: str) -> tuple[Pipeline, dict, dict[str, np.ndarray]]:
     """A reference case: our model with its weights, its settings and its arrays."""
     described = json.loads((REFERENCE / f"{name}.json").read_text())
     settings = described["config"]
-    states = [seeded_state_dict(described[part], settings["seed"]) for part in ("vae_shapes", "var_shapes")]
-    model = Pipeline.from_torch(*states, scales=settings["patch_nums"],
-                                num_heads=None if settings["attn_l2_norm"] else settings["heads"])
+    states = [
+        seeded_state_dict(described[part], settings["seed"])
+        for part in ("vae_shapes", "var_shapes")
+    ]
+    model = Pipeline.from_torch(
+        *states,
+        scales=settings["patch_nums"],
+        num_heads=None if settings["attn_l2_norm"] else settings["heads"],
+    )
     with np.load(REFERENCE / f"{name}.npz") as arrays:
         return model, settings, dict(arrays)

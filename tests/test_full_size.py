@@ -1,4 +1,5 @@
-"""The published sizes: d16 and its tokenizer from seeded weights of the released shapes (about 4 GB), d36 by shapes."""
+"""The published sizes: d16 and its tokenizer from seeded weights of the released shapes (about 4
+GB), d36 by shapes."""
 
 import functools
 import json
@@ -12,12 +13,20 @@ from flax.traverse_util import unflatten_dict
 from reference.seeded_weights import seeded_state_dict
 
 from var_jax import Pipeline
-from var_jax.config.model import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.model import (
+    SCALES_256,
+    SCALES_512,
+    ModelConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from var_jax.config.scales import Scales
 from var_jax.io.torch_keys import abstract
 from var_jax.sampling import sampler
 
-RELEASED = json.loads((Path(__file__).parent / "reference" / "released_checkpoints.json").read_text())
+RELEASED = json.loads(
+    (Path(__file__).parent / "reference" / "released_checkpoints.json").read_text()
+)
 
 
 @pytest.mark.slow
@@ -25,7 +34,9 @@ def test_d16_is_converted_encodes_decodes_and_samples():
     states = [seeded_state_dict(RELEASED[name], seed=1) for name in ("vae_d16", "d16")]
     model = Pipeline.from_torch(*states, scales=SCALES_256)
     del states
-    counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()}
+    counts = {
+        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in model.params.items()
+    }
     assert counts == {"tokenizer": 108_948_355, "transformer": 310_283_520}
 
     image, tokens = model.sample([207], cfg=0, top_k=1, top_p=0, return_tokens=True)
@@ -34,13 +45,15 @@ def test_d16_is_converted_encodes_decodes_and_samples():
     np.testing.assert_allclose(model.decode(tokens), image * 2 - 1, atol=1e-3)
     assert model.encode(image * 2 - 1).shape == (1, 680)
 
-    # Greedy generation chose, at every place, the largest of the teacher-forced logits (to rounding between near-ties).
+    # Greedy generation chose, at every place, the largest of the teacher-forced logits (to rounding
+    # between near-ties).
     logits = model.logits(tokens, [207])
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
     assert np.max(logits.max(axis=-1) - chosen) < 1e-3 * np.abs(logits).max()
     assert len(np.unique(tokens)) > 50
 
-    # Guided and filtered: every token is among the 900 likeliest of its place, and within 0.96 of their probability.
+    # Guided and filtered: every token is among the 900 likeliest of its place, and within 0.96 of
+    # their probability.
     image, tokens = model.sample([207], seed=1, cfg=1.5, top_k=900, top_p=0.96, return_tokens=True)
     assert image.shape == (1, 256, 256, 3) and 0 <= image.min() < image.max() <= 1
     assert len(np.unique(tokens)) > 50
@@ -48,13 +61,17 @@ def test_d16_is_converted_encodes_decodes_and_samples():
     assert 0 < ranks.max() < 900 and 0 < shares.max() < 0.961
 
 
-def likelier_when_guided(model: Pipeline, tokens: np.ndarray, labels: list[int], cfg: float, top_k: int):
-    """Of every token: how many codes are (clearly) likelier, and what share of the `top_k` likeliest's probability they
-    hold, under guidance that rises from 0 to `cfg`."""
+def likelier_when_guided(
+    model: Pipeline, tokens: np.ndarray, labels: list[int], cfg: float, top_k: int
+):
+    """Of every token: how many codes are (clearly) likelier, and what share of the `top_k`
+    likeliest's probability they hold, under guidance that rises from 0 to `cfg`."""
     none = [model.config.transformer.num_classes] * len(labels)
     with_class, without = (model.logits(tokens, given) for given in (labels, none))
     scales = model.config.tokenizer.scales
-    strength = cfg * np.array([scales.progress(k) for k in range(len(scales))])[scales.level_ids][:, None]
+    strength = (
+        cfg * np.array([scales.progress(k) for k in range(len(scales))])[scales.level_ids][:, None]
+    )
     guided = (1 + strength) * with_class - strength * without
     chosen = np.take_along_axis(guided, tokens[..., None], axis=-1)
     likelier = guided > chosen + 1e-3 * np.abs(guided).max()
@@ -65,11 +82,20 @@ def likelier_when_guided(model: Pipeline, tokens: np.ndarray, labels: list[int],
 
 def test_d36_at_512_pixels_generates_images_by_shape():
     scales = Scales.parse(SCALES_512)
-    model = ModelConfig(TokenizerConfig(scales=scales), TransformerConfig(depth=36, shared_adaln=True, scales=scales))
-    params = {part: unflatten_dict(abstract(getattr(model, part)), sep="/") for part in ("tokenizer", "transformer")}
+    model = ModelConfig(
+        TokenizerConfig(scales=scales),
+        TransformerConfig(depth=36, shared_adaln=True, scales=scales),
+    )
+    params = {
+        part: unflatten_dict(abstract(getattr(model, part)), sep="/")
+        for part in ("tokenizer", "transformer")
+    }
     keys = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(2)))
-    run = functools.partial(sampler.generate, model, sampler.Static(top_k=900, use_top_p=True, guided=True))
-    image, tokens = jax.eval_shape(run, params, jax.ShapeDtypeStruct((2,), jnp.int32), keys,
-                                   sampler.Dynamic(1.5, 0.96, 1.0))
+    run = functools.partial(
+        sampler.generate, model, sampler.Static(top_k=900, use_top_p=True, guided=True)
+    )
+    image, tokens = jax.eval_shape(
+        run, params, jax.ShapeDtypeStruct((2,), jnp.int32), keys, sampler.Dynamic(1.5, 0.96, 1.0)
+    )
     assert (image.shape, image.dtype) == ((2, 512, 512, 3), jnp.float32)
     assert (tokens.shape, tokens.dtype) == ((2, 2240), jnp.int32)

@@ -1,4 +1,5 @@
-"""Imports point one way: what is named further down may import what is above it, never the other way round."""
+"""Imports point one way: what is named further down may import what is above it, never the other
+way round."""
 
 import ast
 import functools
@@ -8,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "var_jax"
 
-# From the bottom to the top; a package stands for all its modules that no longer name gives. Modules of one level may
-# import each other (without a circle, which Python itself refuses at start).
+# From the bottom to the top; a package stands for all its modules that no longer name gives.
+# Modules of one level may import each other (without a circle, which Python itself refuses at
+# start).
 LEVELS = (
     ("errors", "chips"),
     ("whole_file", "labels", "file_kinds", "finite", "state_dicts", "run_records"),
@@ -22,8 +24,17 @@ LEVELS = (
     ("pipeline", "scaling"),
     ("train",),
     ("evaluate",),
-    ("quickstart", "bench", "bench_tokens", "sweep", "aot", "tokenize", "sample_set", "demo",
-     "demo_page"),
+    (
+        "quickstart",
+        "bench",
+        "bench_tokens",
+        "sweep",
+        "aot",
+        "tokenize",
+        "sample_set",
+        "demo",
+        "demo_page",
+    ),
     ("cli",),
     ("__main__",),
 )
@@ -35,19 +46,29 @@ parse = functools.cache(ast.parse)  # every test looks at all sources
 
 
 def level(module: str) -> int:
-    """Of a module's name below the package, by the longest name that is it or a package it lies in."""
-    found = [(len(name), i) for i, names in enumerate(LEVELS) for name in names
-             if module == name or module.startswith(f"{name}.")]
+    """Of a module's name below the package, by the longest name that is it or a package it lies
+    in."""
+    found = [
+        (len(name), i)
+        for i, names in enumerate(LEVELS)
+        for name in names
+        if module == name or module.startswith(f"{name}.")
+    ]
     assert found, f"{module} is on no level of {Path(__file__).name}; put it where it belongs"
     return max(found)[1]
 
 
 def imports(source: str, modules: set[str]) -> set[str]:
-    """Modules of the package that a source imports at run time, wherever in it; not for its types alone."""
+    """Modules of the package that a source imports at run time, wherever in it; not for its types
+    alone."""
     found = set()
 
     def visit(node: ast.AST):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
@@ -62,7 +83,8 @@ def imports(source: str, modules: set[str]) -> set[str]:
 
 
 def within(name: str, modules: set[str]) -> str | None:
-    """The module of the package that holds an imported name: `var_jax.config.strict.build` lies in `config`."""
+    """The module of the package that holds an imported name: `var_jax.config.strict.build` lies in
+    `config`."""
     if name.split(".")[0] != "var_jax":
         return None
     parts = name.split(".")[1:]
@@ -92,7 +114,11 @@ def violations(sources: dict[str, str]) -> list[str]:
         for name in outside(source):
             if name.split(".")[0] == "orbax" and module != "checkpoint":
                 found.append(f"{module} imports orbax, which only checkpoint may")
-            if name.startswith("flax.linen") and module.startswith("ops.") and module != "ops.partition":
+            if (
+                name.startswith("flax.linen")
+                and module.startswith("ops.")
+                and module != "ops.partition"
+            ):
                 found.append(f"{module} imports flax.linen: ops are pure functions")
             if name.split(".")[0] in ("tensorflow", "torch"):
                 found.append(f"{module} imports {name}, which nothing needs")
@@ -101,7 +127,10 @@ def violations(sources: dict[str, str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
-    files = {file.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): file for file in ROOT.rglob("*.py")}
+    files = {
+        file.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): file
+        for file in ROOT.rglob("*.py")
+    }
     return {name.removesuffix(".__init__"): file.read_text() for name, file in files.items()}
 
 
@@ -112,26 +141,44 @@ def test_no_arrow_goes_up(sources):
     assert violations(sources) == []
 
 
-@pytest.mark.parametrize(("module", "line", "found"), [
-    ("errors", "from var_jax.config.model import build", "errors -> config"),
-    ("ops.vq", "import var_jax.models.tokenizer", "ops.vq -> models.tokenizer"),
-    ("models.tokenizer", "from var_jax.objectives import losses", "models.tokenizer -> train.losses"),
-    ("data.loader", "def f():\n    from var_jax.config.train import DataConfig", "data.loader -> train.config"),
-    ("generate", "from var_jax import Pipeline", "generate -> pipeline"),
-    ("train.loop", "from var_jax.cli.main import main", "train.loop -> cli.main"),
-    ("train.state", "import orbax.checkpoint as ocp", "train.state imports orbax, which only checkpoint may"),
-    ("ops.vq", "import flax.linen as nn", "ops.vq imports flax.linen: ops are pure functions"),
-    ("ops.vq", "from flax import linen", "ops.vq imports flax.linen: ops are pure functions"),
-    ("torch_file", "import torch", "torch_file imports torch, which nothing needs"),
-])
+@pytest.mark.parametrize(
+    ("module", "line", "found"),
+    [
+        ("errors", "from var_jax.config.model import build", "errors -> config"),
+        ("ops.vq", "import var_jax.models.tokenizer", "ops.vq -> models.tokenizer"),
+        (
+            "models.tokenizer",
+            "from var_jax.objectives import losses",
+            "models.tokenizer -> train.losses",
+        ),
+        (
+            "data.loader",
+            "def f():\n    from var_jax.config.train import DataConfig",
+            "data.loader -> train.config",
+        ),
+        ("generate", "from var_jax import Pipeline", "generate -> pipeline"),
+        ("train.loop", "from var_jax.cli.main import main", "train.loop -> cli.main"),
+        (
+            "train.state",
+            "import orbax.checkpoint as ocp",
+            "train.state imports orbax, which only checkpoint may",
+        ),
+        ("ops.vq", "import flax.linen as nn", "ops.vq imports flax.linen: ops are pure functions"),
+        ("ops.vq", "from flax import linen", "ops.vq imports flax.linen: ops are pure functions"),
+        ("torch_file", "import torch", "torch_file imports torch, which nothing needs"),
+    ],
+)
 def test_what_it_would_find(sources, module, line, found):
     assert violations({**sources, module: f"{sources[module]}\n{line}\n"}) == [found]
 
 
 def test_what_is_allowed(sources):
-    for module, line in (("data.loader", "if TYPE_CHECKING:\n    from var_jax.config.train import DataConfig"),
-                         ("train.loop", "from var_jax.train import metrics"), ("cli.main", "import var_jax"),
-                         ("train.state", "import orbital")):
+    for module, line in (
+        ("data.loader", "if TYPE_CHECKING:\n    from var_jax.config.train import DataConfig"),
+        ("train.loop", "from var_jax.train import metrics"),
+        ("cli.main", "import var_jax"),
+        ("train.state", "import orbital"),
+    ):
         assert violations({**sources, module: f"{sources[module]}\n{line}\n"}) == []
 
 

@@ -1,4 +1,5 @@
-"""The numbers of the published PyTorch implementation, for seeded weights: tests/reference/CASE.json and CASE.npz."""
+"""The numbers of the published PyTorch implementation, for seeded weights:
+tests/reference/CASE.json and CASE.npz."""
 
 import functools
 import json
@@ -29,10 +30,15 @@ class Case:
         settings = described["config"]
         with np.load(REFERENCE / f"{name}.npz") as arrays:
             self.arrays = dict(arrays)
-        self.states = [seeded_state_dict(described[part], settings["seed"]) for part in ("vae_shapes", "var_shapes")]
+        self.states = [
+            seeded_state_dict(described[part], settings["seed"])
+            for part in ("vae_shapes", "var_shapes")
+        ]
         self.config, self.params = torch_convert.from_torch(
-            *self.states, scales=Scales.parse(settings["patch_nums"]),
-            num_heads=None if settings["attn_l2_norm"] else settings["heads"])
+            *self.states,
+            scales=Scales.parse(settings["patch_nums"]),
+            num_heads=None if settings["attn_l2_norm"] else settings["heads"],
+        )
         self.images = np.moveaxis(self.arrays["image_nchw"], 1, -1)
 
     def tokenizer(self, method: str, *args):
@@ -42,7 +48,8 @@ class Case:
     def cross_entropy(self, params):
         tokens = jnp.asarray(self.arrays["tokens"])
         logits = Transformer(self.config.transformer).apply(
-            {"params": params}, self.arrays["teacher_input"], self.arrays["label"].astype(np.int32))
+            {"params": params}, self.arrays["teacher_input"], self.arrays["label"].astype(np.int32)
+        )
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)
         return -chosen.mean(), logits
 
@@ -87,7 +94,9 @@ def test_an_image_becomes_the_same_features_tokens_and_image(case):
 
 
 def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
-    assert_close(case.tokenizer("teacher_input", case.arrays["tokens"]), case.arrays["teacher_input"])
+    assert_close(
+        case.tokenizer("teacher_input", case.arrays["tokens"]), case.arrays["teacher_input"]
+    )
     loss, logits = jax.jit(case.cross_entropy)(case.params["transformer"])
     assert_close(logits, case.arrays["logits"])
     assert_close(loss, case.arrays["ce_mean"])
@@ -95,20 +104,30 @@ def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
 
 def test_the_tokenizers_training_forward_and_every_gradient(case):
     params = case.params["tokenizer"]
-    (loss, (rec, vq_loss)), gradients = jax.jit(jax.value_and_grad(case.tokenizer_loss, has_aux=True))(params)
+    (loss, (rec, vq_loss)), gradients = jax.jit(
+        jax.value_and_grad(case.tokenizer_loss, has_aux=True)
+    )(params)
     assert_close(nchw(rec), case.arrays["vae_rec_train_nchw"])
     assert_close(vq_loss, case.arrays["vq_loss"])
     assert_close(loss, case.arrays["vae_loss"])
-    assert_gradients(torch_convert.part_to_torch(case.config.tokenizer, gradients), "vae_grad/", case)
+    assert_gradients(
+        torch_convert.part_to_torch(case.config.tokenizer, gradients), "vae_grad/", case
+    )
 
 
 def test_every_gradient_of_the_transformer(case):
     gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
-    assert_gradients(torch_convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case)
+    assert_gradients(
+        torch_convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case
+    )
 
 
 def assert_gradients(ours, prefix: str, case: Case):
-    expected = {key.removeprefix(prefix): value for key, value in case.arrays.items() if key.startswith(prefix)}
+    expected = {
+        key.removeprefix(prefix): value
+        for key, value in case.arrays.items()
+        if key.startswith(prefix)
+    }
     assert expected
     errors = {key: relative_error(ours[key], value) for key, value in expected.items()}
     assert {key: error for key, error in errors.items() if error > TOLERANCE} == {}

@@ -27,7 +27,11 @@ def test_weights_leave_the_loaders_tree_as_they_enter_the_model(loader, monkeypa
     config = small.MODEL
     loaded = jax.tree.map(np.array, small.pipeline().params)
     monkeypatch.setattr(*loader, lambda *args, **kwargs: (config, loaded))
-    model = Pipeline.from_pretrained("there") if loader[1] == "load" else Pipeline.from_torch({}, scales="1")
+    model = (
+        Pipeline.from_pretrained("there")
+        if loader[1] == "load"
+        else Pipeline.from_torch({}, scales="1")
+    )
     assert dicts_only(loaded)
     jax.tree.map(np.testing.assert_array_equal, model.params, small.pipeline().params)
 
@@ -38,14 +42,21 @@ def test_a_callers_own_tree_is_left_alone():
     jax.tree.map(np.testing.assert_array_equal, theirs, small.pipeline().params)
 
 
-@pytest.mark.parametrize(("name", "values", "wanted"), [
-    ("seed", (1.5, -1, 2**32, None, "1", float("nan")), "a whole number from 0 to 4294967295"),
-    ("top_k", (float("nan"), float("inf"), 2.5, -1, None, "many"), "a whole number, 0 \\(off\\) or more"),
-    ("cfg", (float("nan"), float("inf"), -0.1, None, "much"), "0 \\(off\\) or more"),
-    ("top_p", (float("nan"), 1.1, None, "0.5"), "from 0 to 1"),
-    ("temperature", (0, float("inf"), None, "hot"), "above 0"),
-    ("batch_size", (0, 1.5, "all"), "a whole number of at least 1"),
-])
+@pytest.mark.parametrize(
+    ("name", "values", "wanted"),
+    [
+        ("seed", (1.5, -1, 2**32, None, "1", float("nan")), "a whole number from 0 to 4294967295"),
+        (
+            "top_k",
+            (float("nan"), float("inf"), 2.5, -1, None, "many"),
+            "a whole number, 0 \\(off\\) or more",
+        ),
+        ("cfg", (float("nan"), float("inf"), -0.1, None, "much"), "0 \\(off\\) or more"),
+        ("top_p", (float("nan"), 1.1, None, "0.5"), "from 0 to 1"),
+        ("temperature", (0, float("inf"), None, "hot"), "above 0"),
+        ("batch_size", (0, 1.5, "all"), "a whole number of at least 1"),
+    ],
+)
 def test_settings_out_of_range(name, values, wanted):
     for value in values:
         with pytest.raises(UserError, match=f"^{name} is {value}; it must be {wanted}"):
@@ -62,9 +73,13 @@ def test_whole_numbers_of_any_kind():
 def binary():
     """The small model with binary codes, of which there are as many as it has codes."""
     parts = dict(small.pipeline().params)
-    quantize = {name: leaf for name, leaf in parts["tokenizer"]["quantize"].items() if name != "codebook"}
+    quantize = {
+        name: leaf for name, leaf in parts["tokenizer"]["quantize"].items() if name != "codebook"
+    }
     parts["tokenizer"] = {**parts["tokenizer"], "quantize": quantize}
-    return Pipeline(ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq"), small.TRANSFORMER), parts)
+    return Pipeline(
+        ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq"), small.TRANSFORMER), parts
+    )
 
 
 @pytest.mark.slow
@@ -80,23 +95,31 @@ def test_binary_codes_sample_and_save(binary, tmp_path):
 
 
 def test_binary_codes_have_no_published_keys(binary):
-    with pytest.raises(UserError, match="tokenizer.codes is 'bsq'; it must be 'euclidean' or 'cosine'"):
+    with pytest.raises(
+        UserError, match="tokenizer.codes is 'bsq'; it must be 'euclidean' or 'cosine'"
+    ):
         binary.to_torch()
 
 
 def test_too_many_binary_codes_are_not_mixed():
     sizes = {"vocab_size": 2**17, "z_channels": 17}
-    config = ModelConfig(dataclasses.replace(small.TOKENIZER, codes="bsq", **sizes),
-                         dataclasses.replace(small.TRANSFORMER, **sizes))
+    config = ModelConfig(
+        dataclasses.replace(small.TOKENIZER, codes="bsq", **sizes),
+        dataclasses.replace(small.TRANSFORMER, **sizes),
+    )
     params = dict(small.pipeline().params)
     kernel, bias = np.zeros((2, 3, 3, 17, 17), np.float32), np.zeros((2, 17), np.float32)
-    params["tokenizer"] = {**params["tokenizer"], "quantize": {"phi_kernel": kernel, "phi_bias": bias}}
+    params["tokenizer"] = {
+        **params["tokenizer"],
+        "quantize": {"phi_kernel": kernel, "phi_bias": bias},
+    }
     with pytest.raises(UserError, match="at most 65536 codes .smooth sampling"):
         Pipeline(config, params).sample([1], smooth=True)
 
 
-@pytest.mark.parametrize("scales", [
-    "1x1,1x2,2x4", pytest.param("1,2x1,2,4,5x6,6x8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scales", ["1x1,1x2,2x4", pytest.param("1,2x1,2,4,5x6,6x8", marks=pytest.mark.slow)]
+)
 def test_a_tokenizer_at_other_scales(scales):
     """Against the quantizer's functions on weights and scales put together by hand."""
     model = small.pipeline()
@@ -105,10 +128,16 @@ def test_a_tokenizer_at_other_scales(scales):
     assert other.config.tokenizer.image_shape == shape and other.config.transformer is None
     images = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
     tokens = other.encode(images)
-    apply = jax.jit(lambda p, x: Tokenizer(small.TOKENIZER).apply({"params": p}, x, method="features"))
+    apply = jax.jit(
+        lambda p, x: Tokenizer(small.TOKENIZER).apply({"params": p}, x, method="features")
+    )
     weights = model.params["tokenizer"]["quantize"]
-    quantizer = vq.Quantizer(weights["codebook"], weights["phi_kernel"], weights["phi_bias"], scales=sizes)
-    np.testing.assert_array_equal(tokens, jax.jit(vq.encode)(quantizer, apply(model.params["tokenizer"], images))[0])
+    quantizer = vq.Quantizer(
+        weights["codebook"], weights["phi_kernel"], weights["phi_bias"], scales=sizes
+    )
+    np.testing.assert_array_equal(
+        tokens, jax.jit(vq.encode)(quantizer, apply(model.params["tokenizer"], images))[0]
+    )
     np.testing.assert_allclose(other.decode(tokens), other.reconstruct(images)[-1], atol=1e-4)
     with pytest.raises(UserError, match="a tokenizer alone"):
         other.sample([1])
@@ -118,7 +147,9 @@ def test_one_convolution_a_scale_needs_as_many_scales():
     one_each = dataclasses.replace(small.TOKENIZER, phi=0)
     model = Pipeline(ModelConfig(one_each), {"tokenizer": {}})
     assert model.with_scales("1,2,6x8").config.tokenizer.scales == Scales.parse("1,2,6x8")
-    with pytest.raises(UserError, match="^the number of scales is 4; it must be 3, as this tokenizer has one"):
+    with pytest.raises(
+        UserError, match="^the number of scales is 4; it must be 3, as this tokenizer has one"
+    ):
         model.with_scales("1,2,4,8")
     with pytest.raises(UserError, match="coarse to fine"):
         model.with_scales("4,2")

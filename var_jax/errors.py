@@ -1,4 +1,5 @@
-"""What the command line turns into one line and an exit code: a user's mistake (2), and preemption (75)."""
+"""What the command line turns into one line and an exit code: a user's mistake (2), and preemption
+(75)."""
 
 import argparse
 import difflib
@@ -17,7 +18,8 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The machine is about to be taken away; everything is saved, and the same command goes on from there."""
+    """The machine is about to be taken away; everything is saved, and the same command goes on from
+    there."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,16 +37,22 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def require_path(path: object, name: str = "path"):
-    """Raises UserError for a URL of a kind that is not read here, such as "hf://"; all else is left to its reader.
+    """Raises UserError for a URL of a kind that is not read here, such as "hf://"; all else is left
+    to its reader.
 
-    Call it where a path comes from outside: the library behind paths tries to reach hosts by some of these schemes,
+    Call it where a path comes from outside: the library behind paths tries to reach hosts by some
+      of these schemes,
     and ends on others with an error that names neither the path nor the remedy.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", str(path))
     if scheme is None or scheme[1] in URL_SCHEMES:
         return
-    right = "a local directory or file, or a URL of " + ", ".join(f"{known}://" for known in URL_SCHEMES)
+    right = "a local directory or file, or a URL of " + ", ".join(
+        f"{known}://" for known in URL_SCHEMES
+    )
     if scheme[1] == "hf":
-        right = ("a local directory: models on the Hugging Face hub are not read yet; "
-                 "fetch it by `hf download OWNER/NAME --local-dir DIR` and give DIR")
+        right = (
+            "a local directory: models on the Hugging Face hub are not read yet; "
+            "fetch it by `hf download OWNER/NAME --local-dir DIR` and give DIR"
+        )
     raise UserError(f"{name} is {str(path)!r}; it must be {right}")

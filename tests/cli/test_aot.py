@@ -4,12 +4,19 @@ import small
 from var_jax.cli.main import main
 
 
-@pytest.mark.parametrize(("args", "told"), [
-    (["--topology", "v5e"], "--topology is v5e; it must be a chip and the slice's shape, such as v5e:16x16"),
-    (["--topology", "v5x:4x4"], "unknown chip v5x"),
-    (["--topology", "v5e:2x2", "--images", "0"], "--images is 0; it must be at least 1"),
-    (["--topology", "v5e:2x2", "--json", "nowhere/a.json"], "in a directory that exists"),
-    (["--topology", "v5e:2x2", "--step", "serve"], "invalid choice: 'serve'")])
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (
+            ["--topology", "v5e"],
+            "--topology is v5e; it must be a chip and the slice's shape, such as v5e:16x16",
+        ),
+        (["--topology", "v5x:4x4"], "unknown chip v5x"),
+        (["--topology", "v5e:2x2", "--images", "0"], "--images is 0; it must be at least 1"),
+        (["--topology", "v5e:2x2", "--json", "nowhere/a.json"], "in a directory that exists"),
+        (["--topology", "v5e:2x2", "--step", "serve"], "invalid choice: 'serve'"),
+    ],
+)
 def test_a_mistake_is_one_line_before_anything_is_compiled(tmp_path, capsys, args, told):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
@@ -18,8 +25,16 @@ def test_a_mistake_is_one_line_before_anything_is_compiled(tmp_path, capsys, arg
 
 
 def test_a_mesh_that_does_not_divide_names_what_does(tmp_path, capsys):
-    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
+    pytest.importorskip(
+        "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
+    )
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    args = ["--topology", "v5e:4x8", "--config.batch_size=64", "--config.mesh.data=32", "--config.mesh.model=1"]
+    args = [
+        "--topology",
+        "v5e:4x8",
+        "--config.batch_size=64",
+        "--config.mesh.data=32",
+        "--config.mesh.model=1",
+    ]
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
     assert "data=16, model=2 would divide more" in capsys.readouterr().err

@@ -48,20 +48,69 @@ def test_help_lists_the_commands(capsys):
 
 def test_a_grid_of_samples(capsys, model_dir, tmp_path):
     out = tmp_path / "new" / "samples.png"
-    assert run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 5, "--out", out) == (
-        f"6 images in {out}\n")
+    assert run(
+        capsys,
+        "sample",
+        "--model",
+        model_dir,
+        "--labels",
+        "0,3-4",
+        "--num",
+        6,
+        "--seed",
+        5,
+        "--out",
+        out,
+    ) == (f"6 images in {out}\n")
     grid = pixels(out)
     again = tmp_path / "again.png"
-    run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 5, "--out", again)
+    run(
+        capsys,
+        "sample",
+        "--model",
+        model_dir,
+        "--labels",
+        "0,3-4",
+        "--num",
+        6,
+        "--seed",
+        5,
+        "--out",
+        again,
+    )
     np.testing.assert_array_equal(pixels(again), grid)
-    run(capsys, "sample", "--model", model_dir, "--labels", "0,3-4", "--num", 6, "--seed", 6, "--out", again)
+    run(
+        capsys,
+        "sample",
+        "--model",
+        model_dir,
+        "--labels",
+        "0,3-4",
+        "--num",
+        6,
+        "--seed",
+        6,
+        "--out",
+        again,
+    )
     assert not np.array_equal(pixels(again), grid)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.png", "new"]
 
 
 def test_reconstructions_beside_the_original(capsys, model_dir, image, tmp_path):
     out = tmp_path / "rec.png"
-    text = run(capsys, "reconstruct", "--model", model_dir, "--images", image, "--resize", "whole", "--out", out)
+    text = run(
+        capsys,
+        "reconstruct",
+        "--model",
+        model_dir,
+        "--images",
+        image,
+        "--resize",
+        "whole",
+        "--out",
+        out,
+    )
     signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
     rec = Pipeline.from_pretrained(model_dir).reconstruct(signal)[-1]
     psnr = -10 * np.log10(np.mean((rec - signal) ** 2) / 4)
@@ -71,7 +120,20 @@ def test_reconstructions_beside_the_original(capsys, model_dir, image, tmp_path)
 
 
 def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path):
-    edit = ("edit", "--model", model_dir, "--image", image, "--resize", "whole", "--label", 3, "--seed", 1, "--out")
+    edit = (
+        "edit",
+        "--model",
+        model_dir,
+        "--image",
+        image,
+        "--resize",
+        "whole",
+        "--label",
+        3,
+        "--seed",
+        1,
+        "--out",
+    )
     by_box, by_mask, outside = (tmp_path / f"{name}.png" for name in ("box", "mask", "outside"))
     assert run(capsys, *edit, by_box, "--box", "0,0,0.67,0.5") == f"edited image in {by_box}\n"
     mask = np.zeros((6, 8), np.uint8)
@@ -82,7 +144,9 @@ def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path)
     run(capsys, *edit, outside, "--box", "0,0,0.67,0.5", "--outpaint")
     assert not np.array_equal(pixels(outside), pixels(by_box))
     signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
-    expected = Pipeline.from_pretrained(model_dir).edit(signal, mask == 0, [3], seed=1, composite=True)[0, ..., 0]
+    expected = Pipeline.from_pretrained(model_dir).edit(
+        signal, mask == 0, [3], seed=1, composite=True
+    )[0, ..., 0]
     assert pixels(by_box).shape[:2] == (6, 8)
     np.testing.assert_allclose(pixels(by_box).reshape(6, 8, -1)[..., 0], expected * 255, atol=0.51)
 
@@ -93,17 +157,43 @@ def test_conversion_there_and_back(capsys, tmp_path):
     theirs.save(tmp_path / "model")
     text = run(capsys, "convert", "--to-torch", "--model", tmp_path / "model", "--out", torch)
     assert text == f"written to {torch}; `convert` brings it back with --scales {scales}\n"
-    assert sorted(f.name for f in torch.iterdir()) == ["tokenizer.safetensors", "transformer.safetensors"]
-    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--transformer",
-        torch / "transformer.safetensors", "--scales", scales, "--out", back)
+    assert sorted(f.name for f in torch.iterdir()) == [
+        "tokenizer.safetensors",
+        "transformer.safetensors",
+    ]
+    run(
+        capsys,
+        "convert",
+        "--tokenizer",
+        torch / "tokenizer.safetensors",
+        "--transformer",
+        torch / "transformer.safetensors",
+        "--scales",
+        scales,
+        "--out",
+        back,
+    )
     ours = Pipeline.from_pretrained(back)
     for before, after in zip(theirs.to_torch(), ours.to_torch(), strict=True):
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[key], after[key]) for key in before)
     assert ours.config == theirs.config
-    assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(theirs.to_torch(with_buffers=True)[0])
-    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--scales", scales, "--dtype",
-        "bfloat16", "--cosine-codes", "--out", tmp_path / "half")
+    assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(
+        theirs.to_torch(with_buffers=True)[0]
+    )
+    run(
+        capsys,
+        "convert",
+        "--tokenizer",
+        torch / "tokenizer.safetensors",
+        "--scales",
+        scales,
+        "--dtype",
+        "bfloat16",
+        "--cosine-codes",
+        "--out",
+        tmp_path / "half",
+    )
     half = Pipeline.from_pretrained(tmp_path / "half")
     assert half.config.transformer is None and half.config.tokenizer.codes == "cosine"
     assert half.params["tokenizer"]["quantize"]["codebook"].dtype == "bfloat16"
@@ -114,29 +204,77 @@ def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_p
     text = run(capsys, "convert", "--to-torch", "--model", model_dir, "--out", torch)
     needed = text.strip().partition("brings it back with ")[2].split()
     assert needed == ["--scales", str(small.SCALES), "--norm-groups", "4"]
-    run(capsys, "convert", "--tokenizer", torch / "tokenizer.safetensors", "--transformer",
-        torch / "transformer.safetensors", *needed, "--out", again)
+    run(
+        capsys,
+        "convert",
+        "--tokenizer",
+        torch / "tokenizer.safetensors",
+        "--transformer",
+        torch / "transformer.safetensors",
+        *needed,
+        "--out",
+        again,
+    )
     theirs, ours = Pipeline.from_pretrained(model_dir), Pipeline.from_pretrained(again)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 6, 8, 1)).astype(np.float32)
     np.testing.assert_array_equal(ours.encode(images), theirs.encode(images))
-    np.testing.assert_array_equal(ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images)))
+    np.testing.assert_array_equal(
+        ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images))
+    )
 
 
-def test_training_and_sampling_from_the_workdir(capsys, digits_dir, model_dir, tmp_path, monkeypatch):
+def test_training_and_sampling_from_the_workdir(
+    capsys, digits_dir, model_dir, tmp_path, monkeypatch
+):
     """Two steps of each stage by the command line; the transformer's workdir is a whole model."""
-    monkeypatch.setenv("SLURM_NTASKS", "1")  # alone: this process has used JAX, and cannot join others any more
+    monkeypatch.setenv(
+        "SLURM_NTASKS", "1"
+    )  # alone: this process has used JAX, and cannot join others any more
     file = tmp_path / "small_run.py"
     file.write_text(small.CONFIG_FILE)
-    common = (f"--config.data.data_dir={digits_dir}", f"--config.init_from={model_dir}", "--config.ema=0.5")
-    assert main(["train", "--config", f"{file}:tokenizer", "--workdir", str(tmp_path / "tokenizer"), *common]) == 0
+    common = (
+        f"--config.data.data_dir={digits_dir}",
+        f"--config.init_from={model_dir}",
+        "--config.ema=0.5",
+    )
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                f"{file}:tokenizer",
+                "--workdir",
+                str(tmp_path / "tokenizer"),
+                *common,
+            ]
+        )
+        == 0
+    )
     told = capsys.readouterr().err.splitlines()
-    first = next(i for i, line in enumerate(told) if line.startswith("training the tokenizer on digits; "))
+    first = next(
+        i for i, line in enumerate(told) if line.startswith("training the tokenizer on digits; ")
+    )
     assert told[first + 1].startswith("step 1/2, loss ") and told[-3].startswith("step 2/2, loss ")
-    assert "held-out PSNR" in told[-2] and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in told[-2]
+    assert (
+        "held-out PSNR" in told[-2]
+        and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in told[-2]
+    )
     _, program, *following = shlex.split(told[-1])
-    assert program == "var-jax" and following[-2:] == ["--workdir", f"{tmp_path / 'tokenizer'}-transformer"]
+    assert program == "var-jax" and following[-2:] == [
+        "--workdir",
+        f"{tmp_path / 'tokenizer'}-transformer",
+    ]
     run(capsys, *following[:-1], tmp_path / "run", *common)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["stage"], config["ema"], config["steps"]) == ("transformer", 0.5, 2)
-    run(capsys, "sample", "--model", tmp_path / "run", "--labels", "1", "--out", tmp_path / "one.png")
+    run(
+        capsys,
+        "sample",
+        "--model",
+        tmp_path / "run",
+        "--labels",
+        "1",
+        "--out",
+        tmp_path / "one.png",
+    )
     assert pixels(tmp_path / "one.png").std() > 1

@@ -1,4 +1,5 @@
-"""`var-jax config`: one line per key, with the value that a run has, its meaning and its default."""
+"""`var-jax config`: one line per key, with the value that a run has, its meaning and its
+default."""
 
 import json
 
@@ -26,20 +27,42 @@ def printed(tmp_path, capsys):
 
 
 def test_config_prints_every_key(printed):
-    """Values that follow from others are filled in, as in the run: a width of 0 is 64 per block by default."""
+    """Values that follow from others are filled in, as in the run: a width of 0 is 64 per block by
+    default."""
     keys = printed(":d2", "--config.optimizer.base_lr=0.25", "--config.transformer.width=0")
-    assert {"steps", "data.name", "tokenizer.scales", "transformer.depth", "mesh.data"} <= keys.keys()
-    assert keys["optimizer.base_lr"].startswith("0.25 ") and "(default 0.0001)" in keys["optimizer.base_lr"]
-    assert keys["transformer.width"].startswith("128 ") and "(default 0)" in keys["transformer.width"]
-    assert "# which of the two models is trained" in keys["stage"] and "'transformer'" in keys["stage"]
+    assert {
+        "steps",
+        "data.name",
+        "tokenizer.scales",
+        "transformer.depth",
+        "mesh.data",
+    } <= keys.keys()
+    assert (
+        keys["optimizer.base_lr"].startswith("0.25 ")
+        and "(default 0.0001)" in keys["optimizer.base_lr"]
+    )
+    assert (
+        keys["transformer.width"].startswith("128 ") and "(default 0)" in keys["transformer.width"]
+    )
+    assert (
+        "# which of the two models is trained" in keys["stage"] and "'transformer'" in keys["stage"]
+    )
 
 
 def test_config_diff(printed):
-    """Only what was written otherwise than the default: values that follow from others are left out."""
-    keys = printed(":tokenizer", "--diff", "--config.seed=7", "--config.data.resize=crop",
-                   "--config.transformer.width=0")
+    """Only what was written otherwise than the default: values that follow from others are left
+    out."""
+    keys = printed(
+        ":tokenizer",
+        "--diff",
+        "--config.seed=7",
+        "--config.data.resize=crop",
+        "--config.transformer.width=0",
+    )
     assert keys["seed"].startswith("7 ") and keys["steps"].startswith("2 ")
-    assert not {"data.resize", "transformer.width", "transformer.init_std", "mesh.data"} & keys.keys()
+    assert (
+        not {"data.resize", "transformer.width", "transformer.init_std", "mesh.data"} & keys.keys()
+    )
 
 
 def test_config_without_a_file(capsys):
@@ -51,12 +74,15 @@ def test_config_without_a_file(capsys):
     assert capsys.readouterr().out == "# every key has its default value\n"
 
 
-@pytest.mark.parametrize(("args", "words"), [
-    (["none.py"], "no config file 'none.py'"),
-    (["--config", "none.py"], "no config file 'none.py'"),
-    (["one.py", "--config", "two.py"], "both 'one.py' and --config 'two.py' are given"),
-    (["--config.steps=3"], "--config.steps=3 has no config to override"),
-])
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["none.py"], "no config file 'none.py'"),
+        (["--config", "none.py"], "no config file 'none.py'"),
+        (["one.py", "--config", "two.py"], "both 'one.py' and --config 'two.py' are given"),
+        (["--config.steps=3"], "--config.steps=3 has no config to override"),
+    ],
+)
 def test_config_mistakes(args, words, capsys):
     assert main(["config", *args]) == 2
     error = capsys.readouterr().err

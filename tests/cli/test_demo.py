@@ -47,28 +47,39 @@ def test_mistakes_are_told_before_a_model_is_loaded(refused, model_dir, tmp_path
     assert "no model directory" in refused("--model", nowhere, "--port", port)
     assert "required: --model" in refused()
     for wrong in (0, 65536, -1):
-        assert f"--port is {wrong}; it must be from 1 to 65535" in refused("--model", nowhere, "--port", wrong)
+        assert f"--port is {wrong}; it must be from 1 to 65535" in refused(
+            "--model", nowhere, "--port", wrong
+        )
     assert "--port: invalid int value: 'http'" in refused("--model", nowhere, "--port", "http")
     assert "--host 'no.such.host.invalid' is no address" in refused(
-        "--model", nowhere, "--host", "no.such.host.invalid", "--port", port)
+        "--model", nowhere, "--host", "no.such.host.invalid", "--port", port
+    )
     assert "--host '192.0.2.1' is no address of this machine; give 127.0.0.1" in refused(
-        "--model", nowhere, "--host", "192.0.2.1", "--port", port)
+        "--model", nowhere, "--host", "192.0.2.1", "--port", port
+    )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         busy = listener.getsockname()[1]
-        assert f"--port {busy} is in use on 127.0.0.1; give another one" in refused("--model", nowhere, "--port", busy)
+        assert f"--port {busy} is in use on 127.0.0.1; give another one" in refused(
+            "--model", nowhere, "--port", busy
+        )
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert "needs the package gradio; install it by pip install 'var-jax[demo]'" in refused("--model", model_dir)
+    assert "needs the package gradio; install it by pip install 'var-jax[demo]'" in refused(
+        "--model", model_dir
+    )
 
 
 def test_a_tokenizer_alone_has_no_page(refused, model_dir, tmp_path):
     from var_jax.config.model import ModelConfig
 
     whole = Pipeline.from_pretrained(model_dir)
-    Pipeline(ModelConfig(whole.config.tokenizer), {"tokenizer": whole.params["tokenizer"]}).save(tmp_path / "alone")
+    Pipeline(ModelConfig(whole.config.tokenizer), {"tokenizer": whole.params["tokenizer"]}).save(
+        tmp_path / "alone"
+    )
     assert "a tokenizer alone; it must be one with a transformer" in refused(
-        "--model", tmp_path / "alone", "--port", free_port())
+        "--model", tmp_path / "alone", "--port", free_port()
+    )
 
 
 class Server:
@@ -77,11 +88,29 @@ class Server:
     def __init__(self, model, directory, port: int):
         self.port, self.temporary, self._told = port, directory / "tmp", directory / "told.log"
         self.temporary.mkdir()
-        environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                       "TMPDIR": str(self.temporary), "JAX_ENABLE_COMPILATION_CACHE": "0"}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "TMPDIR": str(self.temporary),
+            "JAX_ENABLE_COMPILATION_CACHE": "0",
+        }
         with self._told.open("w") as file:
-            self.process = subprocess.Popen([sys.executable, "-m", "var_jax", "demo", "--model", str(model), "--port",
-                                             str(port)], env=environment, stdout=file, stderr=file)
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "var_jax",
+                    "demo",
+                    "--model",
+                    str(model),
+                    "--port",
+                    str(port),
+                ],
+                env=environment,
+                stdout=file,
+                stderr=file,
+            )
 
     def told(self) -> str:
         return self._told.read_text()
@@ -107,12 +136,18 @@ def server(model_dir, tmp_path):
 
 @pytest.fixture
 def chromium():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
+    )
+    program = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if program is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])  # root has no sandbox
+        browser = play.chromium.launch(
+            executable_path=program, args=["--no-sandbox"]
+        )  # root has no sandbox
         yield browser
         browser.close()
 
@@ -150,7 +185,9 @@ class Page:
             return found.value.suggested_filename, file.read()
 
     def tiles(self, where: str) -> list[np.ndarray]:
-        sources = [image.get_attribute("src") for image in self.page.locator(f"#{where} .strip img").all()]
+        sources = [
+            image.get_attribute("src") for image in self.page.locator(f"#{where} .strip img").all()
+        ]
         return [grey(base64.b64decode(source.partition(",")[2])) for source in sources]
 
     def paint(self):
@@ -168,16 +205,20 @@ class Page:
         self.page.wait_for_timeout(500)
 
     def edit(self):
-        """Paints and edits until there is an edit that was not there: the editor takes an image in without a sign, and
-        strokes that come before it are gone."""
+        """Paints and edits until there is an edit that was not there: the editor takes an image in
+        without a sign, and strokes that come before it are gone."""
         result = self.page.locator("#edited .strip img").first
         old = result.get_attribute("src") if result.count() else None
         for _ in range(4):
             self.paint()
             self.press("Edit")
             with contextlib.suppress(self.late):
-                self.page.wait_for_function("old => { const now = document.querySelector('#edited .strip img');"
-                                            " return now && now.src !== old }", arg=old, timeout=WAIT_MS / 4)
+                self.page.wait_for_function(
+                    "old => { const now = document.querySelector('#edited .strip img');"
+                    " return now && now.src !== old }",
+                    arg=old,
+                    timeout=WAIT_MS / 4,
+                )
                 return
         raise AssertionError("no edit came")
 
@@ -208,7 +249,9 @@ def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
     name, content = page.download("generated", "Download image")
     image = grey(content)
     assert name == "class3_seed5.png" and image.shape == (6, 8)
-    expected, steps = Pipeline.from_pretrained(model_dir).sample([3], seed=5, as_uint8=True, return_steps=True)
+    expected, steps = Pipeline.from_pretrained(model_dir).sample(
+        [3], seed=5, as_uint8=True, return_steps=True
+    )
     np.testing.assert_allclose(image.astype(int), expected[0, ..., 0], atol=1)
     tiles = page.tiles("generated")
     np.testing.assert_allclose(np.stack(tiles).astype(int), steps[0, ..., 0], atol=1)
@@ -227,11 +270,21 @@ def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
     assert not np.array_equal(edited, image)
 
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
-    bomb = b"".join((b"\x89PNG\r\n\x1a\n", struct.pack(">I", 13), header, struct.pack(">I", zlib.crc32(header)),
-                     struct.pack(">I", 100), b"IDAT"))
-    for content, line in ((b"not an image", "the upload is not an image that can be read; it must be PNG"),
-                          (bomb, "the upload has too many pixels; it must be at most 50 million"),
-                          (b"\0" * (21 << 20), "exceed the maximum allowed size")):
+    bomb = b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            struct.pack(">I", 13),
+            header,
+            struct.pack(">I", zlib.crc32(header)),
+            struct.pack(">I", 100),
+            b"IDAT",
+        )
+    )
+    for content, line in (
+        (b"not an image", "the upload is not an image that can be read; it must be PNG"),
+        (bomb, "the upload has too many pixels; it must be at most 50 million"),
+        (b"\0" * (21 << 20), "exceed the maximum allowed size"),
+    ):
         (tmp_path / "bad.png").write_bytes(content)
         page.upload(tmp_path / "bad.png")
         page.error(line)
@@ -258,14 +311,20 @@ def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
     page.status("generated", "class 3, seed 6")
     page.page.set_viewport_size({"width": 420, "height": 900})
     assert page.page.evaluate("document.documentElement.scrollWidth") <= 420
-    assert {re.match(r"(?:blob:)?http://127\.0\.0\.1:(\d+)/|data:", url) is not None for url in addresses} == {True}
+    assert {
+        re.match(r"(?:blob:)?http://127\.0\.0\.1:(\d+)/|data:", url) is not None
+        for url in addresses
+    } == {True}
     assert "Traceback" not in server.told()
 
 
 @pytest.mark.slow
 def test_the_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
-    here = {connection for process in (psutil.Process(server.process.pid), )
-            for connection in process.net_connections(kind="inet")}
+    here = {
+        connection
+        for process in (psutil.Process(server.process.pid),)
+        for connection in process.net_connections(kind="inet")
+    }
     assert {c.laddr.port for c in here if c.status == psutil.CONN_LISTEN} == {server.port}
     assert {end.ip for c in here for end in (c.laddr, c.raddr) if end} == {"127.0.0.1"}
     assert list(server.temporary.glob("var_jax_demo_*"))

@@ -16,7 +16,9 @@ DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
-    distance = perceptual.Perceptual("toy distance", None, lambda _, x, y: abs(x - y).mean((1, 2, 3)))
+    distance = perceptual.Perceptual(
+        "toy distance", None, lambda _, x, y: abs(x - y).mean((1, 2, 3))
+    )
     monkeypatch.setattr(perceptual, "load", lambda kind, path="", heads="": distance)
 
 
@@ -27,12 +29,26 @@ def drawn(tmp_path):
 
 
 def command(digits_dir, tmp_path, *rest) -> list[str]:
-    return ["evaluate", *map(str, rest), "--reference", "digits:test[:60]", "--data-dir", str(digits_dir),
-            "--resize", "whole", "--cache", str(tmp_path / "cache"), "--json", str(tmp_path / "out" / "report.json")]
+    return [
+        "evaluate",
+        *map(str, rest),
+        "--reference",
+        "digits:test[:60]",
+        "--data-dir",
+        str(digits_dir),
+        "--resize",
+        "whole",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--json",
+        str(tmp_path / "out" / "report.json"),
+    ]
 
 
 def test_samples(digits_dir, drawn, tmp_path, capsys):
-    assert main(command(digits_dir, tmp_path, "--samples", drawn, "--floor", "digits:train[:50]")) == 0
+    assert (
+        main(command(digits_dir, tmp_path, "--samples", drawn, "--floor", "digits:train[:50]")) == 0
+    )
     printed = capsys.readouterr()
     assert "Fréchet distance, toy of 40 and 60 images, floor" in printed.out
     assert "(digits:train[:50] against the reference, 50 and 60 images)" in printed.out
@@ -41,20 +57,45 @@ def test_samples(digits_dir, drawn, tmp_path, capsys):
     assert report["samples"]["count"] == 40 and report["reference"]["name"] == "digits:test[:60]"
     assert report["metrics"]["frechet_distance"]["floor"]["counts"] == [50, 60]
     assert report["reference"]["resize"] == "whole, centred, to 8 x 8"
-    assert set(report["metrics"]) == {"frechet_distance", "inception_score", "precision", "recall", "kid"}
+    assert set(report["metrics"]) == {
+        "frechet_distance",
+        "inception_score",
+        "precision",
+        "recall",
+        "kid",
+    }
     assert main([*command(digits_dir, tmp_path, "--samples", drawn), "--num", "30"]) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["samples"]["count"] == 30
 
 
 def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
-    """With every way of resizing, as the images have the samples' size already; the first line says 0 and not less."""
+    """With every way of resizing, as the images have the samples' size already; the first line says
+    0 and not less."""
     for i, image in enumerate(DRAWN):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
     for resize in ("crop", "whole", "pad"):
-        assert main(["evaluate", "--samples", str(tmp_path), "--reference", str(tmp_path), "--resamples", "0",
-                     "--resize", resize, "--cache", ""]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    "--samples",
+                    str(tmp_path),
+                    "--reference",
+                    str(tmp_path),
+                    "--resamples",
+                    "0",
+                    "--resize",
+                    resize,
+                    "--cache",
+                    "",
+                ]
+            )
+            == 0
+        )
         value, name = capsys.readouterr().out.splitlines()[0].split("  ", 1)
-        assert 0 <= float(value) < 1e-4 and name.startswith("Fréchet distance, toy of 40 and 40 images")
+        assert 0 <= float(value) < 1e-4 and name.startswith(
+            "Fréchet distance, toy of 40 and 40 images"
+        )
 
 
 def test_class_agreement(digits_dir, tmp_path, capsys):
@@ -67,7 +108,11 @@ def test_class_agreement(digits_dir, tmp_path, capsys):
     assert main(command(digits_dir, tmp_path, *asked)) == 0
     assert "on the reference" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]["agreement"]
-    assert found["count"] == 60 and abs(found["value"] - 2 / 3) < 0.1 and found["on_reference"]["value"] > 0.9
+    assert (
+        found["count"] == 60
+        and abs(found["value"] - 2 / 3) < 0.1
+        and found["on_reference"]["value"] > 0.9
+    )
     np.savez(tmp_path / "drawn.npz", batch.images)
     assert main(command(digits_dir, tmp_path, *asked)) == 2
     assert "without labels" in capsys.readouterr().err
@@ -77,9 +122,16 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
     picture = tmp_path / "rec.png"
     assert main(command(digits_dir, tmp_path, "--model", model_dir, "--picture", picture)) == 0
     printed = capsys.readouterr().out
-    assert "codes used by scale" in printed and "for scale, real against real" in printed and "floor" not in printed
+    assert (
+        "codes used by scale" in printed
+        and "for scale, real against real" in printed
+        and "floor" not in printed
+    )
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["model"] == str(model_dir) and report["metrics"]["perceptual"]["name"] == "toy distance"
+    assert (
+        report["model"] == str(model_dir)
+        and report["metrics"]["perceptual"]["name"] == "toy distance"
+    )
     assert report["reference"]["image_shape"] == [6, 8, 1] and len(report["usage"]["scales"]) == 3
     with Image.open(picture) as image:
         assert image.width > 4 * 96
@@ -87,15 +139,23 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
 
 
 def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("var_jax.cli.evaluate.trained_on", lambda model: "whole" if model == str(model_dir) else None)
+    monkeypatch.setattr(
+        "var_jax.cli.evaluate.trained_on",
+        lambda model: "whole" if model == str(model_dir) else None,
+    )
     opened = []
     open_images = image_sets.open_images
-    monkeypatch.setattr(image_sets, "open_images", lambda *args, **given: opened.append(given["resize"]) or
-                        open_images(*args, **given))
+    monkeypatch.setattr(
+        image_sets,
+        "open_images",
+        lambda *args, **given: opened.append(given["resize"]) or open_images(*args, **given),
+    )
     monkeypatch.chdir(tmp_path)
     shared = ["--reference", "digits:test[:60]", "--data-dir", str(digits_dir), "--cache", ""]
     assert main(["evaluate", "--model", str(model_dir), *shared]) == 0
-    assert "PSNR" in capsys.readouterr().out and not list(tmp_path.iterdir()) and opened == ["whole"]
+    assert (
+        "PSNR" in capsys.readouterr().out and not list(tmp_path.iterdir()) and opened == ["whole"]
+    )
     assert main(["evaluate", "--model", str(model_dir), *shared, "--resize", "crop"]) == 0
     assert opened == ["whole", "crop"]
 
@@ -106,28 +166,58 @@ def test_a_workdir_tells_how_its_images_were_brought_to_size(model_dir, tmp_path
     assert evaluate.trained_on(str(tmp_path)) == "pad"
 
 
-@pytest.mark.parametrize(("rest", "message"), [
-    (("--samples", "none.npz"), "no file none.npz"),
-    (("--samples", "{drawn}", "--num", 41), "--num is 41; it must be at most the number of images, 40"),
-    (("--samples", "{drawn}", "--num", 3), "is 3; it must be at least 4"),
-    (("--samples", "{drawn}", "--resamples", 1), "--resamples is 1"),
-    (("--samples", "{drawn}", "--picture", "a.png"), "--picture is given with --samples"),
-    (("--samples", "{drawn}", "--perceptual", "none"), "--perceptual is given with --samples; it must"),
-    (("--model", "nowhere", "--floor", "{drawn}"), "--floor is given with --model"),
-    (("--model", "nowhere", "--resamples", 3), "--resamples is given with --model; it must be given with --samples"),
-    (("--model", "nowhere", "--perceptual-heads", "h"), "--perceptual-heads is given without lpips"),
-    (("--model", "nowhere", "--json", "{drawn}/a.json"), "drawn.npz is a file, not a directory"),
-    (("--samples", "{drawn}", "--model", "m"), "not allowed with argument"),
-    (("--model", "nowhere"), "no model directory nowhere"),
-    ((), "one of the arguments --samples --model is required"),
-    (("--samples", "{drawn}", "--features", "vgg"), "invalid choice: 'vgg'"),
-    (("--samples", "{drawn}", "--reference", "{other}"), "it must be (8, 8, 1), as that of what they are compared"),
-    (("--samples", "{drawn}", "--json", "{dir}"), "it is a directory; name a file, such as report.json"),
-])
-def test_mistakes_are_one_line_and_write_nothing(digits_dir, drawn, tmp_path, capsys, rest, message):
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (("--samples", "none.npz"), "no file none.npz"),
+        (
+            ("--samples", "{drawn}", "--num", 41),
+            "--num is 41; it must be at most the number of images, 40",
+        ),
+        (("--samples", "{drawn}", "--num", 3), "is 3; it must be at least 4"),
+        (("--samples", "{drawn}", "--resamples", 1), "--resamples is 1"),
+        (("--samples", "{drawn}", "--picture", "a.png"), "--picture is given with --samples"),
+        (
+            ("--samples", "{drawn}", "--perceptual", "none"),
+            "--perceptual is given with --samples; it must",
+        ),
+        (("--model", "nowhere", "--floor", "{drawn}"), "--floor is given with --model"),
+        (
+            ("--model", "nowhere", "--resamples", 3),
+            "--resamples is given with --model; it must be given with --samples",
+        ),
+        (
+            ("--model", "nowhere", "--perceptual-heads", "h"),
+            "--perceptual-heads is given without lpips",
+        ),
+        (
+            ("--model", "nowhere", "--json", "{drawn}/a.json"),
+            "drawn.npz is a file, not a directory",
+        ),
+        (("--samples", "{drawn}", "--model", "m"), "not allowed with argument"),
+        (("--model", "nowhere"), "no model directory nowhere"),
+        ((), "one of the arguments --samples --model is required"),
+        (("--samples", "{drawn}", "--features", "vgg"), "invalid choice: 'vgg'"),
+        (
+            ("--samples", "{drawn}", "--reference", "{other}"),
+            "it must be (8, 8, 1), as that of what they are compared",
+        ),
+        (
+            ("--samples", "{drawn}", "--json", "{dir}"),
+            "it is a directory; name a file, such as report.json",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    digits_dir, drawn, tmp_path, capsys, rest, message
+):
     np.savez(tmp_path / "other.npz", DRAWN[:, :6])
-    names = {"{drawn}": drawn, "{other}": tmp_path / "other.npz", "{dir}": tmp_path,
-             "{drawn}/a.json": drawn / "a.json"}
+    names = {
+        "{drawn}": drawn,
+        "{other}": tmp_path / "other.npz",
+        "{dir}": tmp_path,
+        "{drawn}/a.json": drawn / "a.json",
+    }
     arguments = [str(names.get(r, r)) for r in rest]
     assert main([*command(digits_dir, tmp_path), *arguments]) == 2
     printed = capsys.readouterr()

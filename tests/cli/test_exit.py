@@ -1,4 +1,5 @@
-"""Errors that a user can put right, or that a remote store causes, are one line and an exit code."""
+"""Errors that a user can put right, or that a remote store causes, are one line and an exit
+code."""
 
 import os
 import subprocess
@@ -27,29 +28,56 @@ def through(file: str, error: str):
     return space["run"]
 
 
-@pytest.mark.parametrize("platform", [
-    pytest.param("cuda", marks=pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")),
-    "rocm",
-    "nonsense",
-])
+@pytest.mark.parametrize(
+    "platform",
+    [
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU"),
+        ),
+        "rocm",
+        "nonsense",
+    ],
+)
 def test_main_platform_that_is_not_there(platform, model_dir, tmp_path):
-    """A process of its own, as JAX reads the variable once; the bare assertion of a missing driver is JAX's own."""
+    """A process of its own, as JAX reads the variable once; the bare assertion of a missing driver
+    is JAX's own."""
     run = subprocess.run(
-        [sys.executable, "-m", "var_jax", "sample", "--model", model_dir, "--labels", "0", "--out",
-         tmp_path / "out.png"],
-        env={**os.environ, "JAX_PLATFORMS": platform}, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            "-m",
+            "var_jax",
+            "sample",
+            "--model",
+            model_dir,
+            "--labels",
+            "0",
+            "--out",
+            tmp_path / "out.png",
+        ],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr.startswith(f"var-jax: JAX_PLATFORMS is '{platform}'") and run.stderr.count("\n") == 1
+    assert (
+        run.stderr.startswith(f"var-jax: JAX_PLATFORMS is '{platform}'")
+        and run.stderr.count("\n") == 1
+    )
     assert "unset" in run.stderr and not (tmp_path / "out.png").exists()
 
 
-@pytest.mark.parametrize(("platform", "words"), [
-    ("cuda", "pip install 'var-jax[cuda]'"),
-    ("tpu", "pip install 'var-jax[tpu]'"),
-    ("cuda,cpu", "pip install 'var-jax[cuda]'"),
-    ("rocm", "no ROCm device"),
-    ("CUDA", "must be cpu, cuda or tpu"),
-])
+@pytest.mark.parametrize(
+    ("platform", "words"),
+    [
+        ("cuda", "pip install 'var-jax[cuda]'"),
+        ("tpu", "pip install 'var-jax[tpu]'"),
+        ("cuda,cpu", "pip install 'var-jax[cuda]'"),
+        ("rocm", "no ROCm device"),
+        ("CUDA", "must be cpu, cuda or tpu"),
+    ],
+)
 def test_line_and_code_platform(platform, words, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", platform)
     line, code = line_and_code(RuntimeError(f"Unable to initialize backend '{platform}': because"))
@@ -65,41 +93,57 @@ def test_line_and_code_memory():
 
 @pytest.mark.parametrize("library", ["huggingface_hub", "gcsfs", "fsspec"])
 def test_line_and_code_remote_library(library):
-    """Whatever class of error a library that reads remote stores has, it is told by the files that it came through."""
-    run = through(f"/venv/lib/python3/site-packages/{library}/core.py", "ConnectionError('Name not known\\n')")
+    """Whatever class of error a library that reads remote stores has, it is told by the files that
+    it came through."""
+    run = through(
+        f"/venv/lib/python3/site-packages/{library}/core.py", "ConnectionError('Name not known\\n')"
+    )
     line, code = line_and_code(raised(run))
     assert code == 1 and "ConnectionError: Name not known" in line and "\n" not in line
 
 
-@pytest.mark.parametrize("error", ["ValueError('wrong')", "AssertionError()", "RuntimeError('wrong')"])
+@pytest.mark.parametrize(
+    "error", ["ValueError('wrong')", "AssertionError()", "RuntimeError('wrong')"]
+)
 def test_line_and_code_fault_of_the_program(error, monkeypatch):
     """A fault of the program keeps its stack trace."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert line_and_code(raised(through("/home/me/fsspec/var_jax/train/loop.py", error))) is None
 
 
-@pytest.mark.parametrize("url", ["hf://owner/name", "hf://owner/name@main/model", "http://host/model", "nonsense://x"])
-@pytest.mark.parametrize(("flag", "command"), [
-    ("--model", ("sample", "--labels", "0", "--out", "x.png", "--model")),
-    ("--model", ("demo", "--model")),
-    ("--out", ("sample", "--labels", "0", "--model", "m", "--out")),
-    ("--samples", ("evaluate", "--reference", "digits:test", "--json", "x.json", "--samples")),
-    ("--tokenizer", ("convert", "--scales", "1,2", "--out", "x", "--tokenizer")),
-    ("the argument", ("status",)),
-    ("the argument", ("fit", "--out", "x")),
-])
+@pytest.mark.parametrize(
+    "url", ["hf://owner/name", "hf://owner/name@main/model", "http://host/model", "nonsense://x"]
+)
+@pytest.mark.parametrize(
+    ("flag", "command"),
+    [
+        ("--model", ("sample", "--labels", "0", "--out", "x.png", "--model")),
+        ("--model", ("demo", "--model")),
+        ("--out", ("sample", "--labels", "0", "--model", "m", "--out")),
+        ("--samples", ("evaluate", "--reference", "digits:test", "--json", "x.json", "--samples")),
+        ("--tokenizer", ("convert", "--scales", "1,2", "--out", "x", "--tokenizer")),
+        ("the argument", ("status",)),
+        ("the argument", ("fit", "--out", "x")),
+    ],
+)
 def test_main_url_that_is_not_read(flag, command, url, capsys, monkeypatch, tmp_path):
     """Named with its flag before anything is looked up: no host is asked."""
     monkeypatch.chdir(tmp_path)
     assert main([*command, url]) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith(f"var-jax: {flag} is {url!r}; it must be ") and printed.err.count("\n") == 1
+    assert (
+        printed.err.startswith(f"var-jax: {flag} is {url!r}; it must be ")
+        and printed.err.count("\n") == 1
+    )
     assert ("hf download" in printed.err) == url.startswith("hf://")
     assert printed.out == "" and not list(tmp_path.iterdir())
 
 
 def test_main_url_in_an_override(capsys):
-    assert main(["train", "--config", "x.py", "--workdir", "w", "--config.tokenizer_dir=hf://a/b"]) == 2
+    assert (
+        main(["train", "--config", "x.py", "--workdir", "w", "--config.tokenizer_dir=hf://a/b"])
+        == 2
+    )
     assert "--config.tokenizer_dir is 'hf://a/b'" in capsys.readouterr().err
 
 
@@ -109,8 +153,8 @@ def test_from_pretrained_url_that_is_not_read():
 
 
 def test_train_leaves_its_refusal_beside_its_claim(tmp_path, monkeypatch, capsys):
-    """Whoever started the run, and would start it again, reads there that it ends by the user's mistake; a fault of the
-    program leaves nothing, so that it is tried again."""
+    """Whoever started the run, and would start it again, reads there that it ends by the user's
+    mistake; a fault of the program leaves nothing, so that it is tried again."""
     claim = tmp_path / "claims" / "0001.json"
     claim.parent.mkdir()
     claim.write_text("{}")
@@ -123,4 +167,6 @@ def test_train_leaves_its_refusal_beside_its_claim(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("VAR_JAX_FENCE", str(claim))
     assert main(["train", "--config", "none.py", "--workdir", str(tmp_path / "run")]) == 2
     refusal = claim.with_suffix(".refused").read_text()
-    assert "no config file 'none.py'" in refusal and f"var-jax: {refusal}\n" == capsys.readouterr().err
+    assert (
+        "no config file 'none.py'" in refusal and f"var-jax: {refusal}\n" == capsys.readouterr().err
+    )

@@ -51,27 +51,56 @@ def read_fit(out):
 def test_a_grid_of_runs_gives_every_law_plot_and_prediction(tmp_path, capsys):
     x, y, theta = joint(shape=(8, 5), noise=1e-3)
     compute = 6 * x[:, 0] * x[:, 1]
-    source = table_file(tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute, err_last=y / 5)
+    source = table_file(
+        tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute, err_last=y / 5
+    )
     out = tmp_path / "out"
-    assert run(source, "--out", out, "--resamples", 100, "--predict", "params=1e10", "--predict", "compute=1e22") == 0
+    assert (
+        run(
+            source,
+            "--out",
+            out,
+            "--resamples",
+            100,
+            "--predict",
+            "params=1e10",
+            "--predict",
+            "compute=1e22",
+        )
+        == 0
+    )
     result = read_fit(out)
     inputs = ("params", "compute", "params+tokens")
-    assert set(result["laws"]) == {f"{column}~{i}" for column in ("loss", "err_last") for i in inputs}
+    assert set(result["laws"]) == {
+        f"{column}~{i}" for column in ("loss", "err_last") for i in inputs
+    }
     law = result["laws"]["loss~params+tokens"]
     assert law["form"] == "E + A * N**-alpha + B * D**-beta"
     for name, true in zip(("E", "A", "alpha", "B", "beta"), theta, strict=True):
         true = math.exp(true) if name in "AB" else true
         low, high = law[name]["ci95"]
         assert low < true < high and low < law[name]["value"] < high
-    assert {"pearson", "n_runs", "holdout_relative_error", "starts_agreeing", "warnings"} <= set(law)
+    assert {"pearson", "n_runs", "holdout_relative_error", "starts_agreeing", "warnings"} <= set(
+        law
+    )
     assert law["n_runs"] == 40
-    for name in ("laws_params", "laws_compute", "laws_joint", "frontier", "isoflop", "residuals", "bootstrap"):
+    for name in (
+        "laws_params",
+        "laws_compute",
+        "laws_joint",
+        "frontier",
+        "isoflop",
+        "residuals",
+        "bootstrap",
+    ):
         assert np.ptp(np.asarray(Image.open(out / f"{name}.png"))) > 0
     best = next(p for p in result["predictions"] if p["law"] == "loss~params+tokens")
     share = 6 * best["optimal_params"]["value"] * best["optimal_tokens"]["value"]
     assert share == pytest.approx(1e22, rel=1e-6)
-    exact = JOINT[0] + sum(math.exp(JOINT[i]) * best[n]["value"] ** -JOINT[i + 1]
-                           for i, n in ((1, "optimal_params"), (3, "optimal_tokens")))
+    exact = JOINT[0] + sum(
+        math.exp(JOINT[i]) * best[n]["value"] ** -JOINT[i + 1]
+        for i, n in ((1, "optimal_params"), (3, "optimal_tokens"))
+    )
     assert best["loss"]["ci95"][0] < exact < best["loss"]["ci95"][1]
     assert best["loss"]["new_run95"][0] < best["loss"]["ci95"][0]
     printed = capsys.readouterr().out
@@ -82,7 +111,16 @@ def test_a_grid_of_runs_gives_every_law_plot_and_prediction(tmp_path, capsys):
 
 def test_missing_columns_skip_laws_and_a_refused_law_says_why(tmp_path):
     x, y, _ = single(runs=3)
-    assert run(table_file(tmp_path / "a.csv", x, y, ["params"]), "--out", tmp_path / "o", "--resamples", 0) == 0
+    assert (
+        run(
+            table_file(tmp_path / "a.csv", x, y, ["params"]),
+            "--out",
+            tmp_path / "o",
+            "--resamples",
+            0,
+        )
+        == 0
+    )
     law = read_fit(tmp_path / "o")["laws"]
     assert list(law) == ["loss~params"]
     assert law["loss~params"]["alpha"] == {"value": None, "ci95": [None, None]}
@@ -99,7 +137,18 @@ def test_given_floor(tmp_path):
 
 
 def test_a_strangers_table(tmp_path):
-    assert run(DATA / "gadre_104.csv", "--out", tmp_path, "--map", "run=name,loss=loss0", "--resamples", 0) == 0
+    assert (
+        run(
+            DATA / "gadre_104.csv",
+            "--out",
+            tmp_path,
+            "--map",
+            "run=name,loss=loss0",
+            "--resamples",
+            0,
+        )
+        == 0
+    )
     law = read_fit(tmp_path)["laws"]["loss~params+tokens"]
     assert law["n_runs"] == 104
     assert 0 < law["alpha"]["value"] < 1
@@ -107,8 +156,22 @@ def test_a_strangers_table(tmp_path):
 
 def test_pure_power_law_of_two_columns(tmp_path):
     source = DATA / "optimal_pairs_refinedweb.csv"
-    assert run(source, "--out", tmp_path, "--law", "n~flops", "--sigma", "n_star_std", "--group", "setting",
-               "--predict", "flops=1e20") == 0
+    assert (
+        run(
+            source,
+            "--out",
+            tmp_path,
+            "--law",
+            "n~flops",
+            "--sigma",
+            "n_star_std",
+            "--group",
+            "setting",
+            "--predict",
+            "flops=1e20",
+        )
+        == 0
+    )
     result = read_fit(tmp_path)
     assert len(result["laws"]) == len(result["predictions"]) == 5
     law = result["laws"]["n~flops[rw|tuned|short|const|standard]"]
@@ -116,13 +179,22 @@ def test_pure_power_law_of_two_columns(tmp_path):
     assert (tmp_path / "power.png").exists()
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--predict", "params"], "name=value"), (["--predict", "params=-1"], "positive"),
-    (["--predict", "tokens=1e9"], "no law takes that"), (["--resamples", "-1"], "0 or more"),
-    (["--map", "params"], "name=value"), (["--irreducible", "x"], "number from 0"),
-    (["--irreducible", "los=1"], "not fitted"), (["--law", "n"], "y~x"), (["--sigma", "params"], "--law"),
-    (["--law", "loss~param"], "did you mean 'params'"), (["--huber", "0"], "above 0"),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--predict", "params"], "name=value"),
+        (["--predict", "params=-1"], "positive"),
+        (["--predict", "tokens=1e9"], "no law takes that"),
+        (["--resamples", "-1"], "0 or more"),
+        (["--map", "params"], "name=value"),
+        (["--irreducible", "x"], "number from 0"),
+        (["--irreducible", "los=1"], "not fitted"),
+        (["--law", "n"], "y~x"),
+        (["--sigma", "params"], "--law"),
+        (["--law", "loss~param"], "did you mean 'params'"),
+        (["--huber", "0"], "above 0"),
+    ],
+)
 def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, words):
     x, y, _ = single(runs=6)
     source = table_file(tmp_path / "a.csv", x, y, ["params"])
@@ -133,19 +205,28 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, wor
 
 
 def test_a_table_without_losses_or_inputs_is_named(tmp_path):
-    for text, words in (("run,params\na,1\n", "starts with loss or err"), ("run,loss\na,1\n", "params nor a compute")):
+    for text, words in (
+        ("run,params\na,1\n", "starts with loss or err"),
+        ("run,loss\na,1\n", "params nor a compute"),
+    ):
         (tmp_path / "a.csv").write_text(text)
         with pytest.raises(UserError, match=words):
             run(tmp_path / "a.csv", "--out", tmp_path / "o")
 
 
 @pytest.mark.parametrize("law", [(), ("--law", "loss~params")])
-@pytest.mark.parametrize(("rows", "words"), [
-    ("a,1e6,nan\nb,2e6,\nc,3e6,0\n", "a: loss is 'nan'"), ("a,0,3\nb,-1,2\n", "a: params is '0'"),
-    ("a,1e6,oops\n", "a: loss is 'oops'"), ("a,1e6,\nb,,3\n", "b: params is ''")])
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("a,1e6,nan\nb,2e6,\nc,3e6,0\n", "a: loss is 'nan'"),
+        ("a,0,3\nb,-1,2\n", "a: params is '0'"),
+        ("a,1e6,oops\n", "a: loss is 'oops'"),
+        ("a,1e6,\nb,,3\n", "b: params is ''"),
+    ],
+)
 def test_a_table_of_which_no_row_can_be_used_is_a_mistake(tmp_path, law, rows, words):
-    """An empty report would pass for a fit: the command ends in one line that quotes the first reasons, and writes
-    nothing."""
+    """An empty report would pass for a fit: the command ends in one line that quotes the first
+    reasons, and writes nothing."""
     (tmp_path / "a.csv").write_text("run,params,loss\n" + rows)
     with pytest.raises(UserError, match=f"no row can be fitted.*{words}") as error:
         run(tmp_path / "a.csv", "--out", tmp_path / "o", *law)
@@ -162,7 +243,9 @@ def test_a_table_whose_rows_all_contradict_each_other_is_a_mistake(tmp_path):
 def test_a_curve_of_steps_alone_says_what_is_missing(tmp_path):
     """A run's own metrics know steps and losses, and neither sizes nor costs."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
-    with pytest.raises(UserError, match="neither a params nor a compute column.*directory of a sweep; step alone"):
+    with pytest.raises(
+        UserError, match="neither a params nor a compute column.*directory of a sweep; step alone"
+    ):
         run(tmp_path / "metrics.jsonl", "--out", tmp_path / "o")
 
 

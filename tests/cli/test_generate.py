@@ -11,13 +11,27 @@ from var_jax.evaluate import features, sample_set
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "1")  # this process has used JAX, and cannot join others any more
+    monkeypatch.setenv(
+        "SLURM_NTASKS", "1"
+    )  # this process has used JAX, and cannot join others any more
     monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
 
 
 def command(model_dir, tmp_path, *rest) -> list[str]:
-    return ["generate", "--model", str(model_dir), "--num", "12", "--out", str(tmp_path / "out" / "samples.npz"),
-            "--top-k", "0", "--batch-size", "1", *map(str, rest)]
+    return [
+        "generate",
+        "--model",
+        str(model_dir),
+        "--num",
+        "12",
+        "--out",
+        str(tmp_path / "out" / "samples.npz"),
+        "--top-k",
+        "0",
+        "--batch-size",
+        "1",
+        *map(str, rest),
+    ]
 
 
 def read(tmp_path):
@@ -29,12 +43,21 @@ def test_balanced_by_default(model_dir, tmp_path, capsys):
     png = tmp_path / "png"
     assert main(command(model_dir, tmp_path, "--seed", 4, "--png", png)) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"12 images in {tmp_path / 'out' / 'samples.npz'} and {png}\n" and "12/12" in printed.err
+    assert (
+        printed.out == f"12 images in {tmp_path / 'out' / 'samples.npz'} and {png}\n"
+        and "12/12" in printed.err
+    )
     images, labels, settings = read(tmp_path)
     assert images.shape == (12, 6, 8, 1) and images.dtype == np.uint8
     assert sorted(labels) == sorted([*range(10), 0, 1])
-    assert settings["sampling"] == {"seed": 4, "cfg": 1.5, "top_k": 0, "top_p": 0.96, "temperature": 1.0,
-                                    "smooth": False}
+    assert settings["sampling"] == {
+        "seed": 4,
+        "cfg": 1.5,
+        "top_k": 0,
+        "top_p": 0.96,
+        "temperature": 1.0,
+        "smooth": False,
+    }
     assert len(list(png.glob("*.png"))) == 12
     assert main(command(model_dir, tmp_path, "--seed", 4, "--png", png)) == 0  # there already
     capsys.readouterr()
@@ -43,8 +66,20 @@ def test_balanced_by_default(model_dir, tmp_path, capsys):
 
 
 def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
-    arguments = command(model_dir, tmp_path, "--labels", "3,5-6", "--reject-keep", 0.5, "--reject-reference",
-                        "digits:train[:200]", "--data-dir", digits_dir, "--resize", "whole")
+    arguments = command(
+        model_dir,
+        tmp_path,
+        "--labels",
+        "3,5-6",
+        "--reject-keep",
+        0.5,
+        "--reject-reference",
+        "digits:train[:200]",
+        "--data-dir",
+        digits_dir,
+        "--resize",
+        "whole",
+    )
     assert main(arguments) == 0
     images, labels, settings = read(tmp_path)
     assert sorted(labels) == [3] * 4 + [5] * 4 + [6] * 4 and settings["keep"] == 0.5
@@ -60,35 +95,60 @@ def test_another_model_and_dtype(model_dir, tmp_path, capsys, monkeypatch):
     assert main(command(model_dir, tmp_path, *rest, "--dtype", "bfloat16")) == 0
     assert [one.config for one in handed[0]] == [small.pipeline().astype("bfloat16").config] * 2
     settings = json.loads((tmp_path / "out" / "samples.npz.partial" / "manifest.json").read_text())
-    assert settings["dtype"] == "bfloat16" and settings["from_scale"] == 2 and settings["then"] == settings["model"]
+    assert (
+        settings["dtype"] == "bfloat16"
+        and settings["from_scale"] == 2
+        and settings["then"] == settings["model"]
+    )
     capsys.readouterr()
     assert main(command(model_dir, tmp_path, *rest)) == 2
-    assert "is of other settings: dtype: float32 here, bfloat16 there; model: " in capsys.readouterr().err
+    assert (
+        "is of other settings: dtype: float32 here, bfloat16 there; model: "
+        in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize(("rest", "message"), [
-    (("--num", 0), "--num is 0"),
-    (("--labels", "0,cat"), "'cat' is not a class id"),
-    (("--labels", small.CLASSES + 1), "label is 11; it must be from 0 to 9"),
-    (("--top-p", 3), "top_p is 3.0"),
-    (("--batch-size", 0), "--batch-size is 0"),
-    (("--then", "nowhere"), "--from-scale is None; it must be given together with --then"),
-    (("--from-scale", 2), "--from-scale is 2; it must be given together with --then"),
-    (("--then", "{model}", "--from-scale", 3), "from_scale is 3; it must be a whole number from 1 to 2"),
-    (("--then", "nowhere", "--from-scale", 2), "no model directory nowhere"),
-    (("--process-id", 0), "--num-processes and --process-id go together"),
-    (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1, as there are 2"),
-    (("--out", "{dir}"), "name a file that ends in .npz"),
-    (("--model", "nowhere"), "no model directory nowhere"),
-    (("--reject-keep", 0.5), "--reject-keep and --reject-reference go together"),
-    (("--reject-keep", 2, "--reject-reference", "{digits}"), "--reject-keep is 2.0"),
-    (("--reject-keep", 0.5, "--reject-reference", "{plain}"), "without labels"),
-])
-def test_mistakes_are_one_line_and_write_nothing(model_dir, digits_dir, tmp_path, capsys, rest, message):
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (("--num", 0), "--num is 0"),
+        (("--labels", "0,cat"), "'cat' is not a class id"),
+        (("--labels", small.CLASSES + 1), "label is 11; it must be from 0 to 9"),
+        (("--top-p", 3), "top_p is 3.0"),
+        (("--batch-size", 0), "--batch-size is 0"),
+        (("--then", "nowhere"), "--from-scale is None; it must be given together with --then"),
+        (("--from-scale", 2), "--from-scale is 2; it must be given together with --then"),
+        (
+            ("--then", "{model}", "--from-scale", 3),
+            "from_scale is 3; it must be a whole number from 1 to 2",
+        ),
+        (("--then", "nowhere", "--from-scale", 2), "no model directory nowhere"),
+        (("--process-id", 0), "--num-processes and --process-id go together"),
+        (
+            ("--num-processes", 2, "--process-id", 2),
+            "--process-id is 2; it must be from 0 to 1, as there are 2",
+        ),
+        (("--out", "{dir}"), "name a file that ends in .npz"),
+        (("--model", "nowhere"), "no model directory nowhere"),
+        (("--reject-keep", 0.5), "--reject-keep and --reject-reference go together"),
+        (("--reject-keep", 2, "--reject-reference", "{digits}"), "--reject-keep is 2.0"),
+        (("--reject-keep", 0.5, "--reject-reference", "{plain}"), "without labels"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    model_dir, digits_dir, tmp_path, capsys, rest, message
+):
     plain = tmp_path / "plain.npz"
     np.savez(plain, np.zeros((5, 6, 8, 1), np.uint8))
-    names = {"{dir}": tmp_path, "{model}": model_dir, "{digits}": "digits:test[:20]", "{plain}": plain}
-    arguments = command(model_dir, tmp_path, *(names.get(str(r), r) for r in rest), "--data-dir", digits_dir)
+    names = {
+        "{dir}": tmp_path,
+        "{model}": model_dir,
+        "{digits}": "digits:test[:20]",
+        "{plain}": plain,
+    }
+    arguments = command(
+        model_dir, tmp_path, *(names.get(str(r), r) for r in rest), "--data-dir", digits_dir
+    )
     assert main(arguments) == 2
     printed = capsys.readouterr()
     assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -7,8 +7,13 @@ from var_jax.cli.main import COMMANDS, main
 from var_jax.errors import UserError
 
 ALONE = sorted(set(COMMANDS) - {"train", "generate", "tokenize", "status"})
-STEP = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",
-        "SLURM_STEP_NODELIST": "node[1-2]"}
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+}
 LAUNCHERS = {
     "slurm": STEP,
     "slurm_step_smaller_than_job": {**STEP, "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "2"},
@@ -43,11 +48,18 @@ def test_refuse_several_ends_a_command_before_it_writes(model_dir, tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("variables", [
-    {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16", "SLURM_PROCID": "0"},  # a batch script, not srun
-    {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},  # srun --ntasks=1 in it
-    {},
-])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {
+            "SLURM_JOB_ID": "7",
+            "SLURM_NTASKS": "16",
+            "SLURM_PROCID": "0",
+        },  # a batch script, not srun
+        {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "16"},  # srun --ntasks=1 in it
+        {},
+    ],
+)
 def test_refuse_several_lets_one_process_work(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

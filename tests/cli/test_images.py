@@ -49,9 +49,18 @@ def test_every_reader_gives_what_a_viewer_shows(save, plain, tmp_path):
     file = folder / "a.png"
     command = np.rint((read_image(str(file), small.TOKENIZER) + 1) * 127.5)
     (batch,) = open_images(str(folder)).read(2)
-    split = sources.open_split(DataConfig("image_folder", source_dir=str(tmp_path / "photos"),
-                                          data_dir=str(tmp_path / "tfds")), "train")
-    for pixels in (command, session.read_upload(file, small.TOKENIZER), batch.images[0], split[0]["image"]):
+    split = sources.open_split(
+        DataConfig(
+            "image_folder", source_dir=str(tmp_path / "photos"), data_dir=str(tmp_path / "tfds")
+        ),
+        "train",
+    )
+    for pixels in (
+        command,
+        session.read_upload(file, small.TOKENIZER),
+        batch.images[0],
+        split[0]["image"],
+    ):
         np.testing.assert_array_equal(pixels[..., 0], plain)
 
 
@@ -62,12 +71,15 @@ def test_a_mask_meets_the_upright_image(plain, tmp_path):
     top = np.zeros_like(large)
     top[:12] = 255
     Image.fromarray(top).save(tmp_path / "top.png")
-    mask = read_mask(str(tmp_path / "top.png"), str(tmp_path / "phone.png"), small.TOKENIZER, "whole")
+    mask = read_mask(
+        str(tmp_path / "top.png"), str(tmp_path / "phone.png"), small.TOKENIZER, "whole"
+    )
     np.testing.assert_array_equal(mask, np.arange(6)[:, None].repeat(8, 1) < 3)
 
 
 def test_read_image_says_what_a_file_hides(tmp_path, caplog):
-    """Frames beyond the first, and 16 bits that hold fewer, are named, as nothing else shows them."""
+    """Frames beyond the first, and 16 bits that hold fewer, are named, as nothing else shows
+    them."""
     frames = [Image.new("L", (8, 6), value) for value in (10, 200)]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(np.full((6, 8), 4095, np.uint16)).save(tmp_path / "twelve.png")

@@ -27,8 +27,22 @@ def command(*argv, file_size: int | None = None) -> subprocess.CompletedProcess:
     """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk."""
     limit = "" if file_size is None else f"ulimit -f {file_size}; "
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
-    return subprocess.run(["bash", "-c", f'{limit}exec "$@"', "bash", sys.executable, "-m", "var_jax",
-                           *map(str, argv)], capture_output=True, text=True, check=False, env=environment)
+    return subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'{limit}exec "$@"',
+            "bash",
+            sys.executable,
+            "-m",
+            "var_jax",
+            *map(str, argv),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
 
 
 def one_line(run: subprocess.CompletedProcess) -> str:
@@ -49,7 +63,8 @@ def test_the_program_itself(model_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["train", "generate", "bench", "sample"])
 def test_compiled_programs_are_kept_by_default(name, tmp_path):
-    """Whether the command's module imports JAX, which reads its settings then, or does so when it runs."""
+    """Whether the command's module imports JAX, which reads its settings then, or does so when it
+    runs."""
     script = f"""
 from var_jax.cli.main import main
 try:
@@ -58,9 +73,16 @@ except SystemExit:
     import jax
     print(jax.config.jax_compilation_cache_dir)
 """
-    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True,
-                         env={**environment, "XDG_CACHE_HOME": str(tmp_path)})
+    environment = {
+        name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "XDG_CACHE_HOME": str(tmp_path)},
+    )
     assert run.stdout.splitlines()[-1] == str(tmp_path / "var_jax" / "xla")
 
 
@@ -69,18 +91,33 @@ def test_a_full_disk_loses_no_model(model_dir, tmp_path):
     shutil.copytree(model_dir, there)
     before = {file.name: file.read_bytes() for file in there.iterdir()}
     write_torch(tmp_path / "weights", *small.reference(small.CASES[0])[0].to_torch())
-    convert = ("convert", "--tokenizer", tmp_path / "weights" / "tokenizer.safetensors", "--scales", "1,2,3,4", "--out")
+    convert = (
+        "convert",
+        "--tokenizer",
+        tmp_path / "weights" / "tokenizer.safetensors",
+        "--scales",
+        "1,2,3,4",
+        "--out",
+    )
     assert "File too large" in one_line(command(*convert, there, file_size=2))
     assert {file.name: file.read_bytes() for file in there.iterdir()} == before
 
 
 @pytest.mark.slow
 def test_a_full_disk_while_training(config_file, digits_dir, model_dir, tmp_path):
-    """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run ends; the one
-    before is whole, and is where the same command goes on."""
+    """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run
+    ends; the one before is whole, and is where the same command goes on."""
     run = tmp_path / "run"
-    train = ("train", "--config", f"{config_file}:tokenizer", f"--config.data.data_dir={digits_dir}",
-             f"--config.init_from={model_dir}", "--config.log_every=1", "--workdir", run)
+    train = (
+        "train",
+        "--config",
+        f"{config_file}:tokenizer",
+        f"--config.data.data_dir={digits_dir}",
+        f"--config.init_from={model_dir}",
+        "--config.log_every=1",
+        "--workdir",
+        run,
+    )
     first = command(*train, "--config.steps=1")
     assert first.returncode == 0, first.stderr
     checkpoints = Checkpoints(run / "checkpoints", keep=1)

@@ -13,41 +13,74 @@ from var_jax.data import token_cache
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
-    monkeypatch.setenv("SLURM_NTASKS", "1")  # this process has used JAX, and cannot join others any more
+    monkeypatch.setenv(
+        "SLURM_NTASKS", "1"
+    )  # this process has used JAX, and cannot join others any more
 
 
 def command(digits_dir, model_dir, tmp_path, *rest) -> list[str]:
     config = tmp_path / "small_run.py"
     config.write_text(small.CONFIG_FILE)
-    return ["tokenize", "--config", str(config), "--model", str(model_dir), "--out", str(tmp_path / "cache"),
-            *map(str, rest), f"--config.data.data_dir={digits_dir}", "--config.data.train_split=train[:20]",
-            "--config.data.eval_split=test[:10]"]
+    return [
+        "tokenize",
+        "--config",
+        str(config),
+        "--model",
+        str(model_dir),
+        "--out",
+        str(tmp_path / "cache"),
+        *map(str, rest),
+        f"--config.data.data_dir={digits_dir}",
+        "--config.data.train_split=train[:20]",
+        "--config.data.eval_split=test[:10]",
+    ]
 
 
 def test_the_command_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, capsys):
-    assert main(command(digits_dir, model_dir, tmp_path, "--views", 2, "--batch", 1, "--config.data.resize=crop")) == 0
+    assert (
+        main(
+            command(
+                digits_dir,
+                model_dir,
+                tmp_path,
+                "--views",
+                2,
+                "--batch",
+                1,
+                "--config.data.resize=crop",
+            )
+        )
+        == 0
+    )
     printed = capsys.readouterr()
-    assert "train: 20 images x 2 views of 17 tokens" in printed.out and "test: 10 images x 1 views" in printed.out
+    assert (
+        "train: 20 images x 2 views of 17 tokens" in printed.out
+        and "test: 10 images x 1 views" in printed.out
+    )
     assert "50/50" in printed.err and "images/s" in printed.err.replace(" images", "images")
     assert token_cache.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
 
 
 def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path, capsys):
     for rest, message in (
-            (("--views", 0), "--views is 0"),
-            (("--views", 2), "1 with data.resize 'whole'"),
-            (("--splits", "train,val"), "--splits is train,val; it must be train, test or train,test"),
-            (("--batch", 0), "--batch is 0"),
-            (("--views", "many"), "invalid int value"),
-            (("--process-id", 0), "--num-processes and --process-id go together"),
-            (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1"),
-            (("--model", tmp_path / "none"), "no model directory"),
-            (("--config.data.train_split=val",), "has no split 'val'"),
-            (("--config.data.name=digit",), "did you mean 'digits'"),
+        (("--views", 0), "--views is 0"),
+        (("--views", 2), "1 with data.resize 'whole'"),
+        (("--splits", "train,val"), "--splits is train,val; it must be train, test or train,test"),
+        (("--batch", 0), "--batch is 0"),
+        (("--views", "many"), "invalid int value"),
+        (("--process-id", 0), "--num-processes and --process-id go together"),
+        (("--num-processes", 2, "--process-id", 2), "--process-id is 2; it must be from 0 to 1"),
+        (("--model", tmp_path / "none"), "no model directory"),
+        (("--config.data.train_split=val",), "has no split 'val'"),
+        (("--config.data.name=digit",), "did you mean 'digits'"),
     ):
         arguments = command(digits_dir, model_dir, tmp_path)
         split = [str(r) for r in rest]
-        arguments = arguments + split if split[0].startswith("--config") else arguments[:7] + split + arguments[7:]
+        arguments = (
+            arguments + split
+            if split[0].startswith("--config")
+            else arguments[:7] + split + arguments[7:]
+        )
         assert main(arguments) == 2, rest
         printed = capsys.readouterr()
         assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
@@ -93,9 +126,11 @@ def slurm_job() -> str:
 
 
 def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
-    """Two processes that find nothing but SLURM's variables: no file is written twice, and all are."""
+    """Two processes that find nothing but SLURM's variables: no file is written twice, and all
+    are."""
     code = TASK.replace("THE_JOB", repr(slurm_job())).replace(
-        "ARGUMENTS", repr(json.dumps(command(digits_dir, model_dir, tmp_path, "--batch", 1))))
+        "ARGUMENTS", repr(json.dumps(command(digits_dir, model_dir, tmp_path, "--batch", 1)))
+    )
     ended = processes.scripts(code, tmp_path / "scripts", tmp_path / "programs", join=False)
     assert [code for code, _ in ended] == [0, 0], ended
     wrote = [re.findall(r"wrote \w+ (?:\S+)", told) for _, told in ended]
@@ -108,7 +143,8 @@ def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
 
 @pytest.mark.slow
 def test_hosts_with_other_settings_are_refused_together(digits_dir, model_dir, tmp_path):
-    """The seed of the second task's crops is another one: its tokens would not be of the same cache."""
+    """The seed of the second task's crops is another one: its tokens would not be of the same
+    cache."""
     arguments = command(digits_dir, model_dir, tmp_path)
     given = f"json.loads({json.dumps(arguments)!r}) + [f'--config.seed={{index}}']"
     code = TASK.replace("THE_JOB", repr(slurm_job())).replace("json.loads(ARGUMENTS)", given)

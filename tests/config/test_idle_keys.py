@@ -1,4 +1,5 @@
-"""Keys that have no effect in a run are refused by name; what is harmless, and what ran before, is not."""
+"""Keys that have no effect in a run are refused by name; what is harmless, and what ran before, is
+not."""
 
 import dataclasses
 import runpy
@@ -17,26 +18,43 @@ from var_jax.train.loop import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
-    ("digits", ("tokenizer", "d2")), ("emoji", ("tokenizer", "d4")),
+    ("digits", ("tokenizer", "d2")),
+    ("emoji", ("tokenizer", "d4")),
     ("fashion_mnist", ("tokenizer", "d3", "tokenizer1024_l2", "tokenizer1024_full")),
-    ("imagenet256", ("tokenizer", "d16", "d30")), ("imagenet512", ("tokenizer", "d36")),
-    ("openimages", ("tokenizer",)), ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr"))]
+    ("imagenet256", ("tokenizer", "d16", "d30")),
+    ("imagenet512", ("tokenizer", "d36")),
+    ("openimages", ("tokenizer",)),
+    ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr")),
+]
 
 
 def run(stage: str, **sections) -> TrainConfig:
-    """A run whose sections have these values changed: run("tokenizer", loss={"vq": 2.0}); others are top-level keys."""
+    """A run whose sections have these values changed: run("tokenizer", loss={"vq": 2.0}); others
+    are top-level keys."""
     config = small.train_config(stage, "")
-    return dataclasses.replace(config, **{
-        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
-        for name, value in sections.items()})
+    return dataclasses.replace(
+        config,
+        **{
+            name: dataclasses.replace(getattr(config, name), **value)
+            if isinstance(value, dict)
+            else value
+            for name, value in sections.items()
+        },
+    )
 
 
 OTHER_STAGE = [
-    ("transformer", "adversarial.weight", 0.4), ("transformer", "adversarial.start", 0.5),
-    ("transformer", "discriminator_optimizer.clip", 1.0), ("transformer", "codebook.init", "kmeans"),
-    ("transformer", "codebook.revive_threshold", 0.2), ("transformer", "progressive.scales", "1,2"),
-    ("transformer", "loss.perceptual", 1.0), ("transformer", "loss.vq", 2.0),
-    ("tokenizer", "loss.label_smoothing", 0.1), ("tokenizer", "tokenizer_dir", "runs/other")]
+    ("transformer", "adversarial.weight", 0.4),
+    ("transformer", "adversarial.start", 0.5),
+    ("transformer", "discriminator_optimizer.clip", 1.0),
+    ("transformer", "codebook.init", "kmeans"),
+    ("transformer", "codebook.revive_threshold", 0.2),
+    ("transformer", "progressive.scales", "1,2"),
+    ("transformer", "loss.perceptual", 1.0),
+    ("transformer", "loss.vq", 2.0),
+    ("tokenizer", "loss.label_smoothing", 0.1),
+    ("tokenizer", "tokenizer_dir", "runs/other"),
+]
 
 
 @pytest.mark.parametrize(("stage", "key", "value"), OTHER_STAGE)
@@ -64,8 +82,11 @@ def test_shipped_configs_have_no_key_of_the_other_stage(file, arg):
 
 
 def test_a_run_of_before_resumes_with_and_without_the_keys(tmp_path):
-    """Its own command goes on, and so does one without the keys; other values are still another run's."""
-    before = run("transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"})
+    """Its own command goes on, and so does one without the keys; other values are still another
+    run's."""
+    before = run(
+        "transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"}
+    )
     workdir.claim(tmp_path, before, None)
     started_with = workdir.started_with(tmp_path)
     idle_keys.refuse(before, started_with)
@@ -91,12 +112,14 @@ FLAGS = [
     ("transformer", "optimizer.cooldown_steps", 5, "optimizer.schedule"),
     ("transformer", "transformer.progressive_warmup", 5.0, "transformer.progressive"),
     ("transformer", "optimizer.bend", 0.25, "optimizer.schedule"),
-    ("transformer", "branch_step", 3, "branch_from")]
+    ("transformer", "branch_step", 3, "branch_from"),
+]
 
 
 @pytest.mark.parametrize(("stage", "key", "value", "switch"), FLAGS)
 def test_refuse_flags_names_the_key_that_turns_a_flag_off(stage, key, value, switch):
-    """A flag without effect is refused; the same value from a file is not, nor beside a flag that turns it off."""
+    """A flag without effect is refused; the same value from a file is not, nor beside a flag that
+    turns it off."""
     section, _, name = key.rpartition(".")
     config = run(stage, **({section: {name: value}} if section else {name: value}))
     with pytest.raises(UserError, match=rf"{key}={value} has no effect while {switch} is"):
@@ -200,20 +223,33 @@ def test_refuse_flags_knows_keys_that_a_value_turns_off(changes, key, switch):
 
 def test_refuse_flags_refuses_the_transformers_section_for_a_tokenizer():
     """A file may describe both models; a flag for the other one is a mistake."""
-    with pytest.raises(UserError, match=r"transformer\.depth has no effect in the tokenizer's stage"):
+    with pytest.raises(
+        UserError, match=r"transformer\.depth has no effect in the tokenizer's stage"
+    ):
         idle_keys.refuse_flags(small.train_config("tokenizer", ""), ["steps", "transformer.depth"])
     idle_keys.refuse_flags(small.train_config("transformer", ""), ["transformer.depth"])
 
 
 def test_flag_keys_are_those_of_the_command_line():
-    assert idle_keys.flag_keys(["--config.loss.vq=2", "--config.steps", "3"]) == ["loss.vq", "steps"]
+    assert idle_keys.flag_keys(["--config.loss.vq=2", "--config.steps", "3"]) == [
+        "loss.vq",
+        "steps",
+    ]
 
 
-@pytest.mark.parametrize(("arg", "flag", "words"), [
-    ("tokenizer", "--config.adversarial.start=0.5", "adversarial.start=0.5 has no effect while adversarial.weight is"),
-    ("tokenizer", "--config.transformer.depth=3", "transformer.depth has no effect"),
-    ("tokenizer", "--config.loss.label_smoothing=0.1", "loss.label_smoothing=0.1"),
-    ("d2", "--config.adversarial.weight=0.4", "adversarial.weight=0.4")])
+@pytest.mark.parametrize(
+    ("arg", "flag", "words"),
+    [
+        (
+            "tokenizer",
+            "--config.adversarial.start=0.5",
+            "adversarial.start=0.5 has no effect while adversarial.weight is",
+        ),
+        ("tokenizer", "--config.transformer.depth=3", "transformer.depth has no effect"),
+        ("tokenizer", "--config.loss.label_smoothing=0.1", "loss.label_smoothing=0.1"),
+        ("d2", "--config.adversarial.weight=0.4", "adversarial.weight=0.4"),
+    ],
+)
 def test_train_refuses_a_flag_without_effect(tmp_path, capsys, arg, flag, words):
     """The command ends with 2 and one line, and leaves no workdir behind."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)

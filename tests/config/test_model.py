@@ -24,45 +24,89 @@ def refused(cls, mapping) -> str:
 
 
 def test_an_unknown_key_is_named_with_the_closest_one():
-    assert refused(TransformerConfig, {"dept": 3}) == "unknown key config.dept; did you mean 'depth'?"
+    assert (
+        refused(TransformerConfig, {"dept": 3}) == "unknown key config.dept; did you mean 'depth'?"
+    )
     nested = refused(ModelConfig, {"tokenizer": {"vocabsize": 3}})
     assert nested == "unknown key config.tokenizer.vocabsize; did you mean 'vocab_size'?"
     assert "known: attention, blocks" in refused(TokenizerConfig, {"xyzzy": 1})
 
 
-@pytest.mark.parametrize(("cls", "mapping", "message"), [
-    (TransformerConfig, {"depth": 2.5}, "config.depth is 2.5; it must be a whole number"),
-    (TransformerConfig, {"depth": True}, "config.depth is True; it must be a whole number"),
-    (TransformerConfig, {"depth": "2"}, "config.depth is '2'; it must be a whole number"),
-    (TransformerConfig, {"mlp_ratio": "4"}, "config.mlp_ratio is '4'; it must be a number"),
-    (TransformerConfig, {"shared_adaln": 1}, "config.shared_adaln is 1; it must be True or False"),
-    (TransformerConfig, {"dtype": "float16"}, "config.dtype is 'float16'; it must be 'float32' or 'bfloat16'"),
-    (TokenizerConfig, {"multipliers": 3}, "config.multipliers is 3; it must be a list"),
-    (TokenizerConfig, {"multipliers": [1, "2"]}, "config.multipliers is '2'; it must be a whole number"),
-    (TokenizerConfig, {"scales": "1,b"}, "scale 'b' is not a size"),
-    (ModelConfig, {"tokenizer": 3}, "config.tokenizer is 3; it must be a section of keys"),
-])
+@pytest.mark.parametrize(
+    ("cls", "mapping", "message"),
+    [
+        (TransformerConfig, {"depth": 2.5}, "config.depth is 2.5; it must be a whole number"),
+        (TransformerConfig, {"depth": True}, "config.depth is True; it must be a whole number"),
+        (TransformerConfig, {"depth": "2"}, "config.depth is '2'; it must be a whole number"),
+        (TransformerConfig, {"mlp_ratio": "4"}, "config.mlp_ratio is '4'; it must be a number"),
+        (
+            TransformerConfig,
+            {"shared_adaln": 1},
+            "config.shared_adaln is 1; it must be True or False",
+        ),
+        (
+            TransformerConfig,
+            {"dtype": "float16"},
+            "config.dtype is 'float16'; it must be 'float32' or 'bfloat16'",
+        ),
+        (TokenizerConfig, {"multipliers": 3}, "config.multipliers is 3; it must be a list"),
+        (
+            TokenizerConfig,
+            {"multipliers": [1, "2"]},
+            "config.multipliers is '2'; it must be a whole number",
+        ),
+        (TokenizerConfig, {"scales": "1,b"}, "scale 'b' is not a size"),
+        (ModelConfig, {"tokenizer": 3}, "config.tokenizer is 3; it must be a section of keys"),
+    ],
+)
 def test_values_of_the_wrong_kind_are_named(cls, mapping, message):
     assert refused(cls, mapping).startswith(message)
 
 
-@pytest.mark.parametrize(("cls", "mapping", "message"), [
-    (TokenizerConfig, {"in_channels": 2}, "tokenizer.in_channels is 2; it must be 1 or 3"),
-    (TokenizerConfig, {"multipliers": []}, "tokenizer.multipliers"),
-    (TokenizerConfig, {"multipliers": [1, -1]}, "tokenizer.multipliers is (1, -1); it must be at least one level"),
-    (TokenizerConfig, {"multipliers": [1, 0]}, "tokenizer.multipliers is (1, 0)"),
-    (TokenizerConfig, {"norm_groups": 7}, "tokenizer.norm_groups is 7; it must be a divisor of every level's width"),
-    (TokenizerConfig, {"phi": -1}, "tokenizer.phi is -1"),
-    (TransformerConfig, {"depth": 0}, "transformer.depth is 0; it must be at least 1"),
-    (TransformerConfig, {"heads": 7}, "transformer.heads is 7; it must be a divisor of the width 1024"),
-    (TransformerConfig, {"heads": -2}, "transformer.heads is -2; it must be 0 (by depth) or more"),
-    (TransformerConfig, {"width": -64}, "transformer.width is -64; it must be 0 (by depth) or more"),
-    (TransformerConfig, {"mlp_ratio": -1}, "transformer.mlp_ratio is -1.0; it must be positive"),
-    (TransformerConfig, {"mlp_ratio": 1e-6}, "transformer.mlp_ratio is 1e-06"),
-    (TransformerConfig, {"mlp_ratio": float("nan")}, "transformer.mlp_ratio is nan"),
-    (TransformerConfig, {"drop_path": 1.0}, "transformer.drop_path is 1.0; it must be below 1"),
-    (TransformerConfig, {"class_dropout": -0.1}, "transformer.class_dropout"),
-])
+@pytest.mark.parametrize(
+    ("cls", "mapping", "message"),
+    [
+        (TokenizerConfig, {"in_channels": 2}, "tokenizer.in_channels is 2; it must be 1 or 3"),
+        (TokenizerConfig, {"multipliers": []}, "tokenizer.multipliers"),
+        (
+            TokenizerConfig,
+            {"multipliers": [1, -1]},
+            "tokenizer.multipliers is (1, -1); it must be at least one level",
+        ),
+        (TokenizerConfig, {"multipliers": [1, 0]}, "tokenizer.multipliers is (1, 0)"),
+        (
+            TokenizerConfig,
+            {"norm_groups": 7},
+            "tokenizer.norm_groups is 7; it must be a divisor of every level's width",
+        ),
+        (TokenizerConfig, {"phi": -1}, "tokenizer.phi is -1"),
+        (TransformerConfig, {"depth": 0}, "transformer.depth is 0; it must be at least 1"),
+        (
+            TransformerConfig,
+            {"heads": 7},
+            "transformer.heads is 7; it must be a divisor of the width 1024",
+        ),
+        (
+            TransformerConfig,
+            {"heads": -2},
+            "transformer.heads is -2; it must be 0 (by depth) or more",
+        ),
+        (
+            TransformerConfig,
+            {"width": -64},
+            "transformer.width is -64; it must be 0 (by depth) or more",
+        ),
+        (
+            TransformerConfig,
+            {"mlp_ratio": -1},
+            "transformer.mlp_ratio is -1.0; it must be positive",
+        ),
+        (TransformerConfig, {"mlp_ratio": 1e-6}, "transformer.mlp_ratio is 1e-06"),
+        (TransformerConfig, {"mlp_ratio": float("nan")}, "transformer.mlp_ratio is nan"),
+        (TransformerConfig, {"drop_path": 1.0}, "transformer.drop_path is 1.0; it must be below 1"),
+        (TransformerConfig, {"class_dropout": -0.1}, "transformer.class_dropout"),
+    ],
+)
 def test_sizes_that_cannot_be_are_named(cls, mapping, message):
     assert refused(cls, mapping).startswith(message)
 
@@ -70,14 +114,28 @@ def test_sizes_that_cannot_be_are_named(cls, mapping, message):
 def test_sizes_that_follow_from_the_depth():
     config = TransformerConfig(depth=24)
     assert (config.width, config.heads, config.head_dim, config.hidden) == (1536, 24, 64, 6144)
-    assert config.drop_path == pytest.approx(0.1) and config.init_std == pytest.approx((1 / 4608) ** 0.5)
+    assert config.drop_path == pytest.approx(0.1) and config.init_std == pytest.approx(
+        (1 / 4608) ** 0.5
+    )
     given = TransformerConfig(depth=24, width=96, heads=3, drop_path=0.0, init_std=0.5, mlp_ratio=2)
-    assert (given.width, given.heads, given.drop_path, given.init_std, given.hidden) == (96, 3, 0.0, 0.5, 192)
+    assert (given.width, given.heads, given.drop_path, given.init_std, given.hidden) == (
+        96,
+        3,
+        0.0,
+        0.5,
+        192,
+    )
 
 
 def test_sizes_that_follow_from_the_levels():
-    config = TokenizerConfig(scales=Scales.parse("1,2x3"), channels=32, multipliers=(1, 2, 4), in_channels=1, phi=0)
-    assert config.image_shape == (8, 12, 1) and config.widths == (32, 64, 128) and config.phi_count == 2
+    config = TokenizerConfig(
+        scales=Scales.parse("1,2x3"), channels=32, multipliers=(1, 2, 4), in_channels=1, phi=0
+    )
+    assert (
+        config.image_shape == (8, 12, 1)
+        and config.widths == (32, 64, 128)
+        and config.phi_count == 2
+    )
     assert TokenizerConfig(scales=Scales.parse(SCALES_512)).image_shape == (512, 512, 3)
 
 
@@ -88,11 +146,15 @@ def test_more_residual_convolutions_than_scales():
 
 def test_the_two_halves_of_a_model_must_fit():
     for name, value in (("vocab_size", 99), ("z_channels", 5), ("scales", Scales.parse("1,2"))):
-        with pytest.raises(UserError, match=f"transformer.{name} is .*; it must be the tokenizer's"):
+        with pytest.raises(
+            UserError, match=f"transformer.{name} is .*; it must be the tokenizer's"
+        ):
             ModelConfig(small.TOKENIZER, dataclasses.replace(small.TRANSFORMER, **{name: value}))
 
 
-@pytest.mark.parametrize("config", [small.MODEL, ModelConfig(TokenizerConfig(scales=Scales.parse(SCALES_512)))])
+@pytest.mark.parametrize(
+    "config", [small.MODEL, ModelConfig(TokenizerConfig(scales=Scales.parse(SCALES_512)))]
+)
 def test_plain_values_are_json_and_build_reads_them_back(config):
     assert build(ModelConfig, json.loads(json.dumps(plain(config)))) == config
 
@@ -102,8 +164,10 @@ def test_differences_name_leaves():
     assert differences(ours, theirs) == []
     theirs["transformer"]["depth"] = 4
     theirs["tokenizer"]["scales"] = "1,2"
-    assert differences(ours, theirs) == ["tokenizer.scales: 1,2,3x4 here, 1,2 there",
-                                         "transformer.depth: 2 here, 4 there"]
+    assert differences(ours, theirs) == [
+        "tokenizer.scales: 1,2,3x4 here, 1,2 there",
+        "transformer.depth: 2 here, 4 there",
+    ]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -116,10 +180,14 @@ def test_every_config_file_is_a_run_of_either_stage(file):
     deeper = from_config_dict(module.get_config("d6"))
     assert default.stage == deeper.stage == "transformer" and deeper.transformer.depth == 6
     trained = from_config_dict(module.get_config("tokenizer")).tokenizer
-    # What only its training uses may differ: a transformer takes its tokenizer's from its directory.
+    # What only its training uses may differ: a transformer takes its tokenizer's from its
+    # directory.
     only_training = {name: getattr(default.tokenizer, name) for name in ("dtype", *TRAINING_ONLY)}
     assert default.tokenizer == dataclasses.replace(trained, **only_training)
-    assert f"configs/{file.name}:tokenizer" in module.__doc__ or f"configs/{file.name}:d" in module.__doc__
+    assert (
+        f"configs/{file.name}:tokenizer" in module.__doc__
+        or f"configs/{file.name}:d" in module.__doc__
+    )
     for wrong in ("xl", "d", "d0", "d-1"):
         with pytest.raises(UserError, match="is neither 'tokenizer' nor a depth"):
             module.get_config(wrong)
@@ -128,7 +196,7 @@ def test_every_config_file_is_a_run_of_either_stage(file):
 def test_the_published_tokenizers_recipe():
     """Against the defaults of vaex's arguments, by their names there; its rates are of batch 768,
     ours of 256."""
-    file, = (file for file in CONFIGS if file.stem == "imagenet256")
+    (file,) = (file for file in CONFIGS if file.stem == "imagenet256")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -195,13 +263,18 @@ def test_the_published_tokenizers_recipe():
 def test_the_published_recipes():
     by_name = {file.stem: file for file in CONFIGS}
     for name, depth, batch, rate, gamma in (
-            ("imagenet256", 16, 768, 1e-4, 1e-3), ("imagenet256", 24, 768, 8e-5, 1e-4),
-            ("imagenet256", 30, 1024, 8e-5, 1e-5), ("imagenet512", 36, 768, 8e-5, 5e-6)):
+        ("imagenet256", 16, 768, 1e-4, 1e-3),
+        ("imagenet256", 24, 768, 8e-5, 1e-4),
+        ("imagenet256", 30, 1024, 8e-5, 1e-5),
+        ("imagenet512", 36, 768, 8e-5, 5e-6),
+    ):
         spec = importlib.util.spec_from_file_location(name, by_name[name])
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = from_config_dict(module.get_config(f"d{depth}"))
         assert (config.batch_size, config.optimizer.base_lr) == (batch, rate)
-        assert config.transformer.init_adaln_gamma == gamma and config.transformer.shared_adaln == (depth == 36)
+        assert config.transformer.init_adaln_gamma == gamma and config.transformer.shared_adaln == (
+            depth == 36
+        )
         assert config.transformer.drop_path == pytest.approx(0.1 * depth / 24)
         assert config.steps // 50 == config.optimizer.warmup_steps

@@ -27,8 +27,18 @@ def test_progress_runs_from_0_to_1_and_one_scale_is_at_0():
     assert Scales.parse("4").progress(0) == 0
 
 
-@pytest.mark.parametrize("spec, word", [("", "size"), ("1,0", "positive"), ("4,2", "coarse to fine"), ("1,a", "'a'"),
-                                        ("2x2x2", "2x2x2"), ([], "empty"), ([1.5], "1.5")])
+@pytest.mark.parametrize(
+    "spec, word",
+    [
+        ("", "size"),
+        ("1,0", "positive"),
+        ("4,2", "coarse to fine"),
+        ("1,a", "'a'"),
+        ("2x2x2", "2x2x2"),
+        ([], "empty"),
+        ([1.5], "1.5"),
+    ],
+)
 def test_bad_sizes_are_named(spec, word):
     with pytest.raises(UserError, match=word):
         Scales.parse(spec)

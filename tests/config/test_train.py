@@ -36,7 +36,9 @@ def test_the_transformer_takes_the_tokenizers_sizes():
     assert config.transformer.scales == Scales.parse("1,2")
     with given.unlocked():
         given.transformer.vocab_size = 64
-    with pytest.raises(UserError, match=r"config.transformer.vocab_size follows config.tokenizer.vocab_size"):
+    with pytest.raises(
+        UserError, match=r"config.transformer.vocab_size follows config.tokenizer.vocab_size"
+    ):
         from_config_dict(given)
 
 
@@ -49,9 +51,14 @@ def test_terms_that_a_codebook_is_missing_for():
 
 def test_smaller_scales_must_leave_room_for_quantizer_dropout():
     tokenizer, progressive = TokenizerConfig(quantizer_dropout=0.1), ProgressiveConfig("1,2,4")
-    with pytest.raises(UserError, match="progressive.scales is 1,2,4; it must be of more than 3 scales, because quant"):
+    with pytest.raises(
+        UserError,
+        match="progressive.scales is 1,2,4; it must be of more than 3 scales, because quant",
+    ):
         TrainConfig(tokenizer=tokenizer, progressive=progressive)
-    assert TrainConfig(tokenizer=tokenizer, progressive=ProgressiveConfig("1,2,3,4")).progressive.scales
+    assert TrainConfig(
+        tokenizer=tokenizer, progressive=ProgressiveConfig("1,2,3,4")
+    ).progressive.scales
 
 
 def test_times_are_steps_or_shares_of_the_run():
@@ -71,58 +78,126 @@ def test_a_config_dict_takes_no_new_keys():
         default_config().batchsize = 3
 
 
-@pytest.mark.parametrize(("section", "key", "value", "message"), [
-    ("", "steps", 0, "steps is 0; it must be at least 1"),
-    ("", "ema", 1.0, "ema is 1.0"),
-    ("", "seed", -1, "seed is -1; it must be from 0 to 4294967295"),
-    ("", "seed", 10**20, "seed is 100000000000000000000; it must be from 0 to 4294967295"),
-    ("", "sample_classes", 0, "sample_classes is 0; it must be at least 1"),
-    ("", "eval_images", -5, "eval_images is -5; it must be 0 or more"),
-    ("", "branch_step", -1, "branch_step is -1; it must be 0 or more"),
-    ("", "keep_steps", (5, -1), r"keep_steps is \(5, -1\); it must be steps from 0 on"),
-    ("", "stage", "both", "config.stage is 'both'; it must be 'tokenizer' or 'transformer'"),
-    ("optimizer", "base_lr", -1.0, "optimizer.base_lr is -1.0; it must be positive"),
-    ("optimizer", "b2", 1.0, "optimizer.b1 and b2"),
-    ("optimizer", "warmup_steps", -1, "optimizer.warmup_steps is -1"),
-    ("optimizer", "warmup_from", 1.5, "optimizer.warmup_from is 1.5; it must be from 0 to 1"),
-    ("optimizer", "warmup_from", -0.1, "optimizer.warmup_from is -0.1"),
-    ("optimizer", "clip", -1.0, "optimizer.clip is -1.0; it must be 0 or more"),
-    ("optimizer", "weight_decay", -0.1, "optimizer.weight_decay is -0.1"),
-    ("optimizer", "final_weight_decay", -0.1, "optimizer.final_weight_decay is -0.1"),
-    ("optimizer", "final_lr_ratio", -0.1, "optimizer.final_lr_ratio is -0.1"),
-    ("optimizer", "schedule", "step", "config.optimizer.schedule is 'step'"),
-    ("loss", "label_smoothing", 1.0, "loss.label_smoothing is 1.0"),
-    ("loss", "perceptual", -1.0, "loss.perceptual is -1.0; it must be 0 or more"),
-    ("loss", "perceptual_network", "vgg", "perceptual_network is 'vgg'; it must be 'efficientnet' or 'lpips'"),
-    ("adversarial", "weight", -0.1, "adversarial.weight is -0.1; it must be 0 or more"),
-    ("adversarial", "adaptive_highest", 0.01, "adversarial.adaptive_highest is 0.01; it must be at least"),
-    ("adversarial", "start", -1.0, "adversarial.start is -1.0"),
-    ("adversarial", "warmup", -1.0, "adversarial.warmup is -1.0"),
-    ("adversarial", "discriminator", "pixels", "'patch' or 'features'"),
-    ("adversarial", "channels", 12, "adversarial.channels is 12; it must be a multiple of 8"),
-    ("adversarial", "layers", 0, "adversarial.layers is 0; it must be at least 1"),
-    ("adversarial", "diffaugment", "colour", "adversarial.diffaugment names 'colour'; did you mean 'color'"),
-    ("adversarial", "diffaugment_probability", 1.5, "adversarial.diffaugment_probability is 1.5"),
-    ("adversarial", "lecam_decay", 1.0, "adversarial.lecam_decay is 1.0; it must be from 0 to below 1"),
-    ("adversarial", "r1_every", 0, "adversarial.r1_every is 0"),
-    ("discriminator_optimizer", "base_lr", 0.0, "discriminator_optimizer.base_lr is 0.0; it must be positive"),
-    ("codebook", "init", "zeros", "'normal' or 'uniform' or 'sampled' or 'kmeans' or 'equal'"),
-    ("codebook", "revive_threshold", -1.0, "codebook.revive_threshold is -1.0"),
-    ("codebook", "revive_decay", 1.0, "codebook.revive_decay is 1.0; it must be from 0 to below 1"),
-    ("codebook", "entropy_temperature", 0.0, "codebook.entropy_temperature is 0.0; it must be positive"),
-    ("codebook", "collapse_share", 2.0, "codebook.collapse_share is 2.0"),
-    ("progressive", "scales", "1,2,32", "progressive.scales is 1,2,32; it must be no larger than tokenizer.scales"),
-    ("progressive", "scales", "1,1x2,2,3,4,5,6,7,8,9,10", "no more scales than tokenizer.scales, 10"),
-    ("progressive", "until", -0.5, "progressive.until is -0.5"),
-    ("data", "resize", "squash", "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'"),
-    ("data", "workers", -1, "data.workers is -1; it must be 0, for threads, or the number of processes"),
-    ("mesh", "model", 0, "mesh.model is 0"),
-    ("mesh", "slices", 0, "mesh.slices is 0; it must be at least 1"),
-    ("mesh", "replicated_share", 1.1, "mesh.replicated_share is 1.1; it must be from 0 to 1"),
-    ("mesh", "replicated_share", -0.1, "mesh.replicated_share is -0.1"),
-    ("tokenizer", "scales", "1,4,2", "scale 2x2 follows 4x4"),
-    ("transformer", "heads", 3, "transformer.heads is 3; it must be a divisor of the width 1024"),
-])
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("", "steps", 0, "steps is 0; it must be at least 1"),
+        ("", "ema", 1.0, "ema is 1.0"),
+        ("", "seed", -1, "seed is -1; it must be from 0 to 4294967295"),
+        ("", "seed", 10**20, "seed is 100000000000000000000; it must be from 0 to 4294967295"),
+        ("", "sample_classes", 0, "sample_classes is 0; it must be at least 1"),
+        ("", "eval_images", -5, "eval_images is -5; it must be 0 or more"),
+        ("", "branch_step", -1, "branch_step is -1; it must be 0 or more"),
+        ("", "keep_steps", (5, -1), r"keep_steps is \(5, -1\); it must be steps from 0 on"),
+        ("", "stage", "both", "config.stage is 'both'; it must be 'tokenizer' or 'transformer'"),
+        ("optimizer", "base_lr", -1.0, "optimizer.base_lr is -1.0; it must be positive"),
+        ("optimizer", "b2", 1.0, "optimizer.b1 and b2"),
+        ("optimizer", "warmup_steps", -1, "optimizer.warmup_steps is -1"),
+        ("optimizer", "warmup_from", 1.5, "optimizer.warmup_from is 1.5; it must be from 0 to 1"),
+        ("optimizer", "warmup_from", -0.1, "optimizer.warmup_from is -0.1"),
+        ("optimizer", "clip", -1.0, "optimizer.clip is -1.0; it must be 0 or more"),
+        ("optimizer", "weight_decay", -0.1, "optimizer.weight_decay is -0.1"),
+        ("optimizer", "final_weight_decay", -0.1, "optimizer.final_weight_decay is -0.1"),
+        ("optimizer", "final_lr_ratio", -0.1, "optimizer.final_lr_ratio is -0.1"),
+        ("optimizer", "schedule", "step", "config.optimizer.schedule is 'step'"),
+        ("loss", "label_smoothing", 1.0, "loss.label_smoothing is 1.0"),
+        ("loss", "perceptual", -1.0, "loss.perceptual is -1.0; it must be 0 or more"),
+        (
+            "loss",
+            "perceptual_network",
+            "vgg",
+            "perceptual_network is 'vgg'; it must be 'efficientnet' or 'lpips'",
+        ),
+        ("adversarial", "weight", -0.1, "adversarial.weight is -0.1; it must be 0 or more"),
+        (
+            "adversarial",
+            "adaptive_highest",
+            0.01,
+            "adversarial.adaptive_highest is 0.01; it must be at least",
+        ),
+        ("adversarial", "start", -1.0, "adversarial.start is -1.0"),
+        ("adversarial", "warmup", -1.0, "adversarial.warmup is -1.0"),
+        ("adversarial", "discriminator", "pixels", "'patch' or 'features'"),
+        ("adversarial", "channels", 12, "adversarial.channels is 12; it must be a multiple of 8"),
+        ("adversarial", "layers", 0, "adversarial.layers is 0; it must be at least 1"),
+        (
+            "adversarial",
+            "diffaugment",
+            "colour",
+            "adversarial.diffaugment names 'colour'; did you mean 'color'",
+        ),
+        (
+            "adversarial",
+            "diffaugment_probability",
+            1.5,
+            "adversarial.diffaugment_probability is 1.5",
+        ),
+        (
+            "adversarial",
+            "lecam_decay",
+            1.0,
+            "adversarial.lecam_decay is 1.0; it must be from 0 to below 1",
+        ),
+        ("adversarial", "r1_every", 0, "adversarial.r1_every is 0"),
+        (
+            "discriminator_optimizer",
+            "base_lr",
+            0.0,
+            "discriminator_optimizer.base_lr is 0.0; it must be positive",
+        ),
+        ("codebook", "init", "zeros", "'normal' or 'uniform' or 'sampled' or 'kmeans' or 'equal'"),
+        ("codebook", "revive_threshold", -1.0, "codebook.revive_threshold is -1.0"),
+        (
+            "codebook",
+            "revive_decay",
+            1.0,
+            "codebook.revive_decay is 1.0; it must be from 0 to below 1",
+        ),
+        (
+            "codebook",
+            "entropy_temperature",
+            0.0,
+            "codebook.entropy_temperature is 0.0; it must be positive",
+        ),
+        ("codebook", "collapse_share", 2.0, "codebook.collapse_share is 2.0"),
+        (
+            "progressive",
+            "scales",
+            "1,2,32",
+            "progressive.scales is 1,2,32; it must be no larger than tokenizer.scales",
+        ),
+        (
+            "progressive",
+            "scales",
+            "1,1x2,2,3,4,5,6,7,8,9,10",
+            "no more scales than tokenizer.scales, 10",
+        ),
+        ("progressive", "until", -0.5, "progressive.until is -0.5"),
+        (
+            "data",
+            "resize",
+            "squash",
+            "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'",
+        ),
+        (
+            "data",
+            "workers",
+            -1,
+            "data.workers is -1; it must be 0, for threads, or the number of processes",
+        ),
+        ("mesh", "model", 0, "mesh.model is 0"),
+        ("mesh", "slices", 0, "mesh.slices is 0; it must be at least 1"),
+        ("mesh", "replicated_share", 1.1, "mesh.replicated_share is 1.1; it must be from 0 to 1"),
+        ("mesh", "replicated_share", -0.1, "mesh.replicated_share is -0.1"),
+        ("tokenizer", "scales", "1,4,2", "scale 2x2 follows 4x4"),
+        (
+            "transformer",
+            "heads",
+            3,
+            "transformer.heads is 3; it must be a divisor of the width 1024",
+        ),
+    ],
+)
 def test_values_out_of_range_are_named(section, key, value, message):
     given = default_config()
     setattr(given[section] if section else given, key, value)
@@ -141,7 +216,9 @@ def test_settings_that_do_not_go_together():
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_a_run_is_read_back_from_json(stage):
-    config = small.train_config(stage, "somewhere", mesh=MeshConfig(4, 2), loss=LossConfig(label_smoothing=0.1))
+    config = small.train_config(
+        stage, "somewhere", mesh=MeshConfig(4, 2), loss=LossConfig(label_smoothing=0.1)
+    )
     assert build(TrainConfig, json.loads(json.dumps(plain(config)))) == config
 
 

@@ -20,8 +20,9 @@ def half_transparent(mode: str) -> Image.Image:
     color = np.full((6, 8, 3), HIDDEN, np.uint8)
     color[RIGHT] = COLOR
     if mode == "LA":
-        return Image.merge("LA", [Image.fromarray(np.full((6, 8), GRAY, np.uint8)),
-                                  Image.fromarray(alpha)])
+        return Image.merge(
+            "LA", [Image.fromarray(np.full((6, 8), GRAY, np.uint8)), Image.fromarray(alpha)]
+        )
     return Image.fromarray(np.dstack([color, alpha])).convert(mode)
 
 
@@ -69,8 +70,11 @@ TRANSPARENT = {
     "LA of 16 bits": (png(colors((7, 0), (90 * 257, 65535)), 16, 4), (90,)),
     "RGBA of 16 bits": (png(257 * colors((*HIDDEN, 0), (*COLOR, 255)), 16, 6), COLOR),
     "premultiplied RGBA in TIFF": (
-        tiff(colors((0, 0, 0, 0), (*COLOR, 255)).astype(np.uint8).tobytes(), 6, 8, 8, 2, 4, extra=1),
-        COLOR),
+        tiff(
+            colors((0, 0, 0, 0), (*COLOR, 255)).astype(np.uint8).tobytes(), 6, 8, 8, 2, 4, extra=1
+        ),
+        COLOR,
+    ),
 }
 
 
@@ -105,25 +109,27 @@ RAMPS = {
     "L in PGM": saved(Image.fromarray(gray_ramp()), "PPM"),
     "I;16 in PNG": png(257 * gray_ramp().astype(np.int64)[..., None], 16, 0),
     "I;16 in TIFF": saved(Image.fromarray(gray_ramp().astype(np.uint16) * 257), "TIFF"),
-    "I;16B in TIFF": saved(Image.frombytes(
-        "I;16B", (8, 6), (gray_ramp().astype(">u2") * 257).tobytes()), "TIFF"),
+    "I;16B in TIFF": saved(
+        Image.frombytes("I;16B", (8, 6), (gray_ramp().astype(">u2") * 257).tobytes()), "TIFF"
+    ),
     "16 bits in PGM": b"P5 8 6 65535\n" + (gray_ramp().astype(">u2") * 257).tobytes(),
     "10 bits in PGM": b"P5 8 6 1023\n" + gray_ramp(">u2", 1023).tobytes(),
     "12 bits in TIFF": tiff(packed12(gray_ramp(np.int64, 4095)), 6, 8, 12, 1),
     "white is zero in TIFF": tiff((255 - gray_ramp()).tobytes(), 6, 8, 8, 0),
     "16 bits, white is zero, in TIFF": tiff(
-        (65535 - gray_ramp().astype("<u2") * 257).tobytes(), 6, 8, 16, 0),
+        (65535 - gray_ramp().astype("<u2") * 257).tobytes(), 6, 8, 16, 0
+    ),
     "P in PNG": saved(Image.fromarray(gray_ramp()).convert("P"), "PNG"),
     "RGB of 16 bits": png(257 * np.repeat(gray_ramp()[..., None], 3, -1).astype(np.int64), 16, 2),
     "CMYK in TIFF": saved(Image.fromarray(gray_ramp()).convert("CMYK"), "TIFF"),
     "CMYK in JPEG": saved(Image.fromarray(gray_ramp()).convert("CMYK"), "JPEG", quality=100),
     "YCbCr in JPEG": saved(Image.fromarray(gray_ramp()).convert("RGB"), "JPEG", quality=100),
     "YCbCr in TIFF": saved(
-        Image.fromarray(gray_ramp()).convert("RGB"), "TIFF", compression="jpeg", quality=100),
+        Image.fromarray(gray_ramp()).convert("RGB"), "TIFF", compression="jpeg", quality=100
+    ),
     "AVIF": saved(Image.fromarray(gray_ramp()).convert("RGB"), "AVIF", quality=100),
     "JPEG 2000": saved(Image.fromarray(gray_ramp()), "JPEG2000"),
-    "16 bits in JPEG 2000": saved(
-        Image.fromarray(gray_ramp().astype(np.uint16) * 257), "JPEG2000"),
+    "16 bits in JPEG 2000": saved(Image.fromarray(gray_ramp().astype(np.uint16) * 257), "JPEG2000"),
 }
 
 
@@ -157,12 +163,17 @@ REFUSED = {
     "more pixels than Pillow's limit": (b"P5 65536 65536 255\n", "limit of 178956970 pixels"),
     "text": (b"no image", "not an image"),
     "nothing": (b"", "empty file"),
-    "Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    "Git LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "git lfs pull",
+    ),
     "HTML page": (b"<!DOCTYPE html><html></html>", "HTML page"),
     "SVG": (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
     "HEIC": (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC"),
     "gray and alpha of 16 bits in TIFF": (
-        tiff(bytes(4 * 4), 2, 2, 16, 1, 2, extra=2), "a TIFF whose samples"),
+        tiff(bytes(4 * 4), 2, 2, 16, 1, 2, extra=2),
+        "a TIFF whose samples",
+    ),
     "doubles in TIFF": (tiff(bytes(4 * 8), 2, 2, 64, 1, sample_format=3), "a TIFF whose samples"),
 }
 
@@ -179,16 +190,23 @@ def test_decode_refuses_a_file_that_is_cut_short(kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     content = saved(Image.fromarray(noise), kind)
     with pytest.raises(UserError, match="cat.jpg does not decode: "):
-        image_file.decode(content[:len(content) // 2], "cat.jpg")
+        image_file.decode(content[: len(content) // 2], "cat.jpg")
 
 
 def corners(orientation: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture whose upper left is dark, and how a file of that EXIF orientation stores it."""
     shown = np.full((16, 24) if orientation < 5 else (24, 16), 255, np.uint8)
     shown[:8, :8] = 0
-    undo = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1],
-            4: lambda a: a[::-1], 5: lambda a: a.T, 6: lambda a: np.rot90(a),
-            7: lambda a: a[::-1, ::-1].T, 8: lambda a: np.rot90(a, -1)}
+    undo = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.T,
+        6: lambda a: np.rot90(a),
+        7: lambda a: a[::-1, ::-1].T,
+        8: lambda a: np.rot90(a, -1),
+    }
     return shown, np.ascontiguousarray(undo[orientation](shown))
 
 
@@ -216,8 +234,9 @@ def test_decode_turns_sixteen_bits_and_alpha_too():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-@pytest.mark.parametrize("damage", [
-    b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40])
+@pytest.mark.parametrize(
+    "damage", [b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40]
+)
 def test_decode_reads_images_whose_exif_is_damaged(damage):
     pixels = image_file.decode(saved(Image.new("RGB", (4, 2)), "JPEG", exif=damage), "x")
     assert pixels.shape == (2, 4, 3)

@@ -27,12 +27,20 @@ def labels_of(split) -> dict[str, int]:
     return {split.class_names[one["label"]]: int(one["image"][0, 0, 0]) // 10 for one in split}
 
 
-@pytest.mark.parametrize("names", [
-    [str(i) for i in range(12)], ["class_1", "class_2", "class_10"], ["img2x3", "img2x10", "img10x1"],
-    ["a", "a0", "a1", "a01", "a1b"], ["B", "a", "c"], ["n01440764", "n01443537", "n15075141"],
-])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [str(i) for i in range(12)],
+        ["class_1", "class_2", "class_10"],
+        ["img2x3", "img2x10", "img10x1"],
+        ["a", "a0", "a1", "a01", "a1b"],
+        ["B", "a", "c"],
+        ["n01440764", "n01443537", "n15075141"],
+    ],
+)
 def test_class_ids_follow_the_numbers_in_names(tmp_path, names):
-    """`sample --labels 2` of folders 0 to 11 is folder 2, and not "10", which texts sort before it."""
+    """`sample --labels 2` of folders 0 to 11 is folder 2, and not "10", which texts sort before
+    it."""
     data = photos(tmp_path / "photos", names)
     split = sources.open_split(data, "train+test")
     assert split.class_names == tuple(names)
@@ -40,43 +48,60 @@ def test_class_ids_follow_the_numbers_in_names(tmp_path, names):
 
 
 def test_a_prepared_copy_keeps_its_order(tmp_path):
-    """A copy that sorted numbers as texts stays in use for the same files, as models that learned from it do."""
+    """A copy that sorted numbers as texts stays in use for the same files, as models that learned
+    from it do."""
     names = [str(i) for i in range(12)]
     data = photos(tmp_path / "photos", names)
     files = image_folder.listing(data.source_dir)
     assert files.class_names == tuple(names)
     older = files.in_order(sorted(names))
-    builders.ImageFolder(files=older, data_dir=data.data_dir).download_and_prepare(file_format="array_record")
+    builders.ImageFolder(files=older, data_dir=data.data_dir).download_and_prepare(
+        file_format="array_record"
+    )
     split = sources.open_split(data, "train+test")
     assert split.class_names == tuple(sorted(names)) == older.class_names
     assert labels_of(split) == {name: i for i, name in enumerate(names)}
-    os.utime(tmp_path / "photos" / "0" / "0.png", (1, 1))  # other files than those that were prepared
+    os.utime(
+        tmp_path / "photos" / "0" / "0.png", (1, 1)
+    )  # other files than those that were prepared
     assert sources.open_split(data, "train").class_names == tuple(names)
 
 
 def test_a_run_keeps_its_order_wherever_its_copy_lies(tmp_path):
-    """The order that a run began with holds in another data_dir too, and content has the fingerprint of that order."""
+    """The order that a run began with holds in another data_dir too, and content has the
+    fingerprint of that order."""
     names = [str(i) for i in range(12)]
     data = photos(tmp_path / "photos", names)
     first = sources.open_split(data, "train+test", class_names=sorted(names))
-    elsewhere = DataConfig("image_folder", source_dir=data.source_dir, data_dir=str(tmp_path / "elsewhere"))
+    elsewhere = DataConfig(
+        "image_folder", source_dir=data.source_dir, data_dir=str(tmp_path / "elsewhere")
+    )
     again = sources.open_split(elsewhere, "train+test", class_names=sorted(names))
     assert again.class_names == first.class_names == tuple(sorted(names))
     assert again.fingerprint == first.fingerprint
     assert labels_of(again) == labels_of(first) == {name: i for i, name in enumerate(names)}
     # Another set of classes has no such order.
-    assert sources.open_split(elsewhere, "train", class_names=["cat", "dog"]).class_names == tuple(names)
+    assert sources.open_split(elsewhere, "train", class_names=["cat", "dog"]).class_names == tuple(
+        names
+    )
 
 
 def test_names_that_are_not_utf8_are_read_like_any_other(tmp_path):
-    r"""Bytes that old archives leave in names, of a file and of a class, are told as \xe9; so is a line break."""
+    r"""Bytes that old archives leave in names, of a file and of a class, are told as \xe9; so is a
+    line break."""
     data = photos(tmp_path / "photos", [b"caf\xe9", b"two\nlines", "naïve".encode(), b"plain"])
-    os.rename(os.fsencode(tmp_path / "photos") + b"/plain/1.png", os.fsencode(tmp_path / "photos") + b"/plain/\xff.png")
+    os.rename(
+        os.fsencode(tmp_path / "photos") + b"/plain/1.png",
+        os.fsencode(tmp_path / "photos") + b"/plain/\xff.png",
+    )
     split = sources.open_split(data, "train+test")
     assert labels_of(split) == {"caf\\xe9": 0, "two\\nlines": 1, "naïve": 2, "plain": 3}
     assert len(split) == 8
     (tmp_path / "photos" / "plain" / "0.png").write_bytes(b"no image")
-    os.rename(tmp_path / "photos" / "plain" / "0.png", os.fsencode(tmp_path / "photos") + b"/plain/\xe9.png")
+    os.rename(
+        tmp_path / "photos" / "plain" / "0.png",
+        os.fsencode(tmp_path / "photos") + b"/plain/\xe9.png",
+    )
     with pytest.raises(UserError, match="does not decode") as error:
         sources.open_split(data, "train")
     assert "\udce9.png" in str(error.value)
@@ -98,5 +123,8 @@ def test_class_counts_are_those_of_the_split(tmp_path):
     data = DataConfig(**{**vars(data), "skip_bad_images": True})
     for split in sources.open_splits(data, ["train", "test"]):
         labels = [one["label"] for one in split]
-        assert split.class_counts == tuple(labels.count(i) for i in range(2)) and min(split.class_counts) > 0
+        assert (
+            split.class_counts == tuple(labels.count(i) for i in range(2))
+            and min(split.class_counts) > 0
+        )
     assert sources.open_split(data, "train[:3]").class_counts == ()  # a slice's are not counted

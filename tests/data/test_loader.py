@@ -15,14 +15,20 @@ SHAPE = (16, 12, 1)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> DataConfig:
     """90 digits: small enough for several epochs, cropped at random."""
-    config = DataConfig(data_dir=str(tmp_path_factory.mktemp("tfds")), train_split="train[:90]", eval_split="test[:50]")
+    config = DataConfig(
+        data_dir=str(tmp_path_factory.mktemp("tfds")),
+        train_split="train[:90]",
+        eval_split="test[:50]",
+    )
     sources.open_split(config, "train")
     return config
 
 
 def test_batches_are_bytes_of_the_models_shape(data):
     for resize, shape in (("crop", SHAPE), ("whole", (5, 7, 3)), ("pad", (8, 11, 3))):
-        batch, = take(loader.train_batches(dataclasses.replace(data, resize=resize), shape, 8, 0), 1)
+        (batch,) = take(
+            loader.train_batches(dataclasses.replace(data, resize=resize), shape, 8, 0), 1
+        )
         assert batch.keys() == {"image", "label"}
         assert batch["image"].shape == (8, *shape) and batch["image"].dtype == np.uint8
         assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
@@ -38,7 +44,9 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_does(data):
 
 def test_every_epoch_has_every_image_once_in_another_order(data):
     plain = dataclasses.replace(data, resize="whole")
-    stream = np.concatenate([b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)])
+    stream = np.concatenate(
+        [b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)]
+    )
     epochs = [[image.tobytes() for image in epoch] for epoch in np.split(stream, 3)]
     assert len(set(epochs[0])) == 90
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
@@ -50,8 +58,12 @@ def test_every_epoch_has_every_image_once_in_another_order(data):
 
 
 def test_crops_are_drawn_anew_for_every_image_and_epoch(data):
-    cropped = np.concatenate([b["image"] for b in take(loader.train_batches(data, SHAPE, 9, 0), 30)])
-    assert len({image.tobytes() for image in cropped}) > 150  # of 270; 90 images have at most 3 x 4 places each
+    cropped = np.concatenate(
+        [b["image"] for b in take(loader.train_batches(data, SHAPE, 9, 0), 30)]
+    )
+    assert (
+        len({image.tobytes() for image in cropped}) > 150
+    )  # of 270; 90 images have at most 3 x 4 places each
 
 
 @pytest.mark.parametrize("resize", ["crop", "whole"])
@@ -71,7 +83,7 @@ def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
     assert 60 < mirrored.sum() < 120 and (mirrored[:90] != mirrored[90:]).any()
     resumed = take(loader.train_batches(flipped, SHAPE, 9, 0, 7), 2)
     np.testing.assert_array_equal(np.concatenate([b["image"] for b in resumed]), moved[63:81])
-    held_out, = take(loader.eval_batches(flipped, SHAPE, 50), 1)
+    (held_out,) = take(loader.eval_batches(flipped, SHAPE, 50), 1)
     np.testing.assert_array_equal(
         held_out["image"], next(iter(loader.eval_batches(still, SHAPE, 50)))["image"]
     )
@@ -80,11 +92,15 @@ def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_see_the_batch_of_one(data, hosts):
     whole = take(loader.train_batches(data, SHAPE, 8, 0, 7), 6)
-    parts = [take(loader.train_batches(data, SHAPE, 8, 0, 7, rows=range(host, 8, hosts)), 6)
-             for host in range(hosts)]
+    parts = [
+        take(loader.train_batches(data, SHAPE, 8, 0, 7, rows=range(host, 8, hosts)), 6)
+        for host in range(hosts)
+    ]
     for step, batch in enumerate(whole):
         for key in batch:
-            assert np.array_equal(np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key])
+            assert np.array_equal(
+                np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
+            )
 
 
 def test_one_pass_with_a_padded_end_on_any_number_of_hosts(data):
@@ -95,10 +111,15 @@ def test_one_pass_with_a_padded_end_on_any_number_of_hosts(data):
     labels = np.concatenate([b["label"][b["mask"]] for b in whole])
     assert labels.tolist() == [e["label"] for e in split]
     assert not whole[-1]["image"][2:].any()
-    parts = [list(loader.eval_batches(data, SHAPE, 16, split=split, rows=range(h, 16, 4))) for h in range(4)]
+    parts = [
+        list(loader.eval_batches(data, SHAPE, 16, split=split, rows=range(h, 16, 4)))
+        for h in range(4)
+    ]
     for step, batch in enumerate(whole):
         for key in batch:
-            assert np.array_equal(np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key])
+            assert np.array_equal(
+                np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
+            )
     assert [b["mask"].sum() for b in loader.eval_batches(data, SHAPE, 16, limit=20)] == [16, 4]
     assert [b["mask"].sum() for b in loader.eval_batches(data, SHAPE, 64, split="train[:3]")] == [3]
 

@@ -74,8 +74,7 @@ MARKED = {
     "white on transparent white": saved(painted(WHITE, WHITE), "PNG"),
     "red on transparent white": saved(painted(RED, WHITE), "PNG"),
     "red on transparent, in WebP": saved(painted(RED, WHITE), "WEBP", lossless=True, exact=True),
-    "LA, white on transparent white": saved(
-        Image.merge("LA", [gray(255, 255), gray(255)]), "PNG"),
+    "LA, white on transparent white": saved(Image.merge("LA", [gray(255, 255), gray(255)]), "PNG"),
     "P with tRNS": saved(palette(WHITE, WHITE), "PNG", transparency=0),
     "transparent in GIF": saved(palette(WHITE, WHITE), "GIF", transparency=0),
     "16 bits with tRNS": png(where(65535, 65534, np.int64)[..., None], 16, 0, (65534,)),
@@ -116,15 +115,21 @@ REFUSED = {
     "palette of classes": (saved(three(0, 1, 2).convert("P"), "PNG"), "2 of 255"),
     "black strokes": (saved(painted(BLACK, WHITE), "PNG"), "transparent in places"),
     "black and white, and transparent": (
-        saved(Image.merge("LA", [gray(255), three(255, 0, 255)]), "PNG"), "transparent in places"),
+        saved(Image.merge("LA", [gray(255), three(255, 0, 255)]), "PNG"),
+        "transparent in places",
+    ),
     "another image with a hole": (
         saved(Image.fromarray(np.dstack([PICTURE[::-1], where(0, 255)])), "PNG"),
-        "transparent in places"),
+        "transparent in places",
+    ),
     "nothing opaque": (
         saved(Image.fromarray(where((255, 255, 255, 90), (0, 0, 0, 0))), "PNG"),
-        "transparent everywhere"),
-    "all transparent": (saved(Image.new("RGBA", (16, 12), (255, 255, 255, 0)), "PNG"),
-                        "transparent everywhere"),
+        "transparent everywhere",
+    ),
+    "all transparent": (
+        saved(Image.new("RGBA", (16, 12), (255, 255, 255, 0)), "PNG"),
+        "transparent everywhere",
+    ),
     "no image": (b"text", "does not decode"),
 }
 

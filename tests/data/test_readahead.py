@@ -56,14 +56,16 @@ def data(workers: int = 0) -> DataConfig:
 @pytest.fixture
 def cpus(monkeypatch):
     """Sets the processors that this process may use."""
+
     def set_to(count: int):
         monkeypatch.setattr(readahead, "available_cpus", lambda: count)
+
     return set_to
 
 
 def test_a_late_start_reads_no_more_than_an_early_one(tmp_path):
-    """A resumed run does not read what came before: the first batch at step 10^9 takes a few batches' records, where
-    reading up to it would take 8 x 10^9."""
+    """A resumed run does not read what came before: the first batch at step 10^9 takes a few
+    batches' records, where reading up to it would take 8 x 10^9."""
     split = Noted(tmp_path / "reads")
     take(loader.train_batches(data(), SHAPE, 8, 0, 10**9, split=split), 1)
     assert 8 <= len(split.reads) <= 8 * 40
@@ -71,8 +73,9 @@ def test_a_late_start_reads_no_more_than_an_early_one(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_read_ahead_stays_within_one_budget_per_host(workers, tmp_path, monkeypatch, cpus):
-    """However many processes read, what they have read and nobody took is at most the budget: counted in records, once
-    every buffer is full. A batch here is an eighth of it, and each worker would fill it by itself."""
+    """However many processes read, what they have read and nobody took is at most the budget:
+    counted in records, once every buffer is full. A batch here is an eighth of it, and each worker
+    would fill it by itself."""
     cpus(4)
     budget = 64 * 8
     monkeypatch.setattr(readahead, "AHEAD_BYTES", budget * readahead.STREAMS * SHAPE[0] * SHAPE[1])
@@ -86,8 +89,8 @@ def test_read_ahead_stays_within_one_budget_per_host(workers, tmp_path, monkeypa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_read_ahead_counts_the_rows_that_this_process_loads(workers, tmp_path, monkeypatch, cpus):
-    """Of 8 hosts, each reads an eighth of a batch: as many batches ahead as for a batch of that size, and with four
-    processes per host each has a quarter of the budget."""
+    """Of 8 hosts, each reads an eighth of a batch: as many batches ahead as for a batch of that
+    size, and with four processes per host each has a quarter of the budget."""
     cpus(2)
     alone = readahead.plan(32, 3 * 256 * 256, workers)
     of_all = readahead.plan(256, 3 * 256 * 256, workers)
@@ -100,42 +103,53 @@ def test_read_ahead_counts_the_rows_that_this_process_loads(workers, tmp_path, m
 
 
 def test_batches_of_many_pieces_are_those_of_one(tmp_path, monkeypatch, cpus):
-    """Pieces are a matter of memory alone: rows, their order and every value are the same, for part of the rows too."""
+    """Pieces are a matter of memory alone: rows, their order and every value are the same, for part
+    of the rows too."""
     cpus(3)
     split = Noted(tmp_path / "reads", 100)
     whole = take(loader.train_batches(data(), SHAPE, 21, 0, 3, split=split), 9)
     monkeypatch.setattr(readahead, "PIECE_BYTES", 5 * 64)
     assert readahead.plan(21, 64, 0).piece_rows == 5
     for workers in (0, 2):
-        assert same(take(loader.train_batches(data(workers), SHAPE, 21, 0, 3, split=split), 9), whole)
+        assert same(
+            take(loader.train_batches(data(workers), SHAPE, 21, 0, 3, split=split), 9), whole
+        )
     part = take(loader.train_batches(data(), SHAPE, 21, 0, 3, split=split, rows=range(1, 21, 2)), 9)
     assert same(part, [{key: value[1::2] for key, value in batch.items()} for batch in whole])
 
 
 def test_workers_and_threads_follow_the_processors_of_this_process(tmp_path, cpus):
-    """16 workers on 2 processors would be in each other's way, with a set of buffers each: 2 read."""
+    """16 workers on 2 processors would be in each other's way, with a set of buffers each: 2
+    read."""
     cpus(2)
     split = Noted(tmp_path / "reads")
     take(loader.train_batches(data(workers=16), SHAPE, 8, 0, split=split), 8)
     assert len({process for process, _ in split.reads}) == 2
     cpus(8)
-    assert (readahead.plan(8, 64, 0).threads, readahead.plan(8, 64, 2).threads, readahead.plan(8, 64, 16)[:2]) == (
-        8, 4, (8, 1))
+    assert (
+        readahead.plan(8, 64, 0).threads,
+        readahead.plan(8, 64, 2).threads,
+        readahead.plan(8, 64, 16)[:2],
+    ) == (8, 4, (8, 1))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to processors")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to processors"
+)
 def test_available_cpus_are_those_that_this_process_is_bound_to():
-    code = ("import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-            "from var_jax.data import loader, readahead\n"
-            "print(readahead.available_cpus(), readahead.plan(8, 64, 0).threads, readahead.plan(8, 64, 4).workers)")
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from var_jax.data import loader, readahead\n"
+        "print(readahead.available_cpus(), readahead.plan(8, 64, 0).threads, readahead.plan(8, 64, 4).workers)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "1 1 1\n", done.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_passes_are_read_by_the_same_processes(workers, tmp_path, cpus):
-    """Three evaluations, and a look at one batch between them: each is the whole split in its order, no record is read
-    for a look, and the workers of the first read the last."""
+    """Three evaluations, and a look at one batch between them: each is the whole split in its
+    order, no record is read for a look, and the workers of the first read the last."""
     cpus(2)
     split = Noted(tmp_path / "reads", 50)
     passes = loader.eval_passes(data(workers), SHAPE, 8, split=split)
@@ -166,10 +180,14 @@ def test_a_pass_that_was_left_is_read_anew(tmp_path):
     whole.close()
 
 
-@pytest.mark.parametrize(("shapes", "keeps"), [(((8, 8, 1),), True), (((8, 8, 1), (8, 80, 1)), False)])
+@pytest.mark.parametrize(
+    ("shapes", "keeps"), [(((8, 8, 1),), True), (((8, 8, 1), (8, 80, 1)), False)]
+)
 def test_fitted_images_are_kept_only_where_all_of_them_fit(shapes, keeps, tmp_path, monkeypatch):
-    """100 images in the room of 150: each is read once, unless long ones, which are kept uncropped, take more than the
-    room. In the room of 99, nothing is kept, since what one epoch leaves is rarely what the next begins with."""
+    """100 images in the room of 150: each is read once, unless long ones, which are kept uncropped,
+    take more than the room. In the room of 99, nothing is kept, since what one epoch leaves is
+    rarely what the next begins with."""
+
     class Longer(Noted):
         def __getitem__(self, index):
             super().__getitem__(index)
@@ -194,12 +212,13 @@ def test_fitted_images_are_kept_only_where_all_of_them_fit(shapes, keeps, tmp_pa
 def free_shared_memory(tmp_path, monkeypatch):
     def set_to(size: int):
         monkeypatch.setattr(readahead.shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
+
     return set_to
 
 
 def test_pieces_are_as_small_as_shared_memory_wants(free_shared_memory, cpus):
-    """A container's usual 64 MB holds what 16 workers hand over of images of 256 pixels, since pieces get smaller; both
-    streams together take at most half of what is free."""
+    """A container's usual 64 MB holds what 16 workers hand over of images of 256 pixels, since
+    pieces get smaller; both streams together take at most half of what is free."""
     cpus(16)
     for megabytes in (64, 1024):
         free_shared_memory(megabytes * 2**20)
@@ -209,11 +228,17 @@ def test_pieces_are_as_small_as_shared_memory_wants(free_shared_memory, cpus):
 
 
 def test_too_little_shared_memory_is_refused_by_name(free_shared_memory, cpus, tmp_path):
-    """16 workers, 4 pieces each of one image of 1024 pixels, 2 streams, half of the room: 805.3 MB."""
+    """16 workers, 4 pieces each of one image of 1024 pixels, 2 streams, half of the room: 805.3
+    MB."""
     cpus(16)
     free_shared_memory(64 * 2**20)
-    for make in (loader.train_batches, lambda *args, split: loader.eval_passes(*args[:3], split=split)):
-        with pytest.raises(UserError, match=r"data\.workers.*/dev/shm.* 67\.1 MB free.* 805\.3 MB") as error:
+    for make in (
+        loader.train_batches,
+        lambda *args, split: loader.eval_passes(*args[:3], split=split),
+    ):
+        with pytest.raises(
+            UserError, match=r"data\.workers.*/dev/shm.* 67\.1 MB free.* 805\.3 MB"
+        ) as error:
             make(data(workers=16), (1024, 1024, 3), 16, 0, split=Noted(tmp_path / "reads"))
         assert "\n" not in str(error.value)
     assert readahead.plan(16, 3 * 2**20, 0).workers == 0  # threads need none
@@ -221,7 +246,9 @@ def test_too_little_shared_memory_is_refused_by_name(free_shared_memory, cpus, t
 
 def test_a_worker_that_shared_memory_ended_is_one_line():
     def pieces():
-        raise RuntimeError("Worker process was terminated unexpectedly with exit code -7. Search the logs above")
+        raise RuntimeError(
+            "Worker process was terminated unexpectedly with exit code -7. Search the logs above"
+        )
         yield
 
     class Pieces:
@@ -241,9 +268,17 @@ def _namespace_missing() -> str:
         return "only root makes mount namespaces"
     if shutil.which("unshare") is None:
         return "unshare is not installed"
-    done = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"],
-                          capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else f"this system refuses a mount namespace: {done.stderr.strip()}"
+    done = subprocess.run(
+        ["unshare", "-m", "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", "/dev/shm"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (
+        ""
+        if done.returncode == 0
+        else f"this system refuses a mount namespace: {done.stderr.strip()}"
+    )
 
 
 @pytest.fixture
@@ -254,24 +289,46 @@ def train_in_namespace(digits_dir, tmp_path):
     config.write_text(small.CONFIG_FILE)
 
     def train(size: str) -> tuple[subprocess.CompletedProcess, object]:
-        """`var-jax train` on batches of 128 x 64 x 64 x 3 bytes, of which eight workers hand over 12 each."""
+        """`var-jax train` on batches of 128 x 64 x 64 x 3 bytes, of which eight workers hand over
+        12 each."""
         workdir = tmp_path / f"run{size}"
-        settings = {"data.data_dir": digits_dir, "data.workers": 8, "batch_size": 128, "steps": 2, "eval_images": 256,
-                    "tokenizer.in_channels": 3, "tokenizer.scales": "1,32"}
-        command = [sys.executable, "-m", "var_jax", "train", "--config", f"{config}:tokenizer", "--workdir",
-                   str(workdir), *(f"--config.{key}={value}" for key, value in settings.items())]
+        settings = {
+            "data.data_dir": digits_dir,
+            "data.workers": 8,
+            "batch_size": 128,
+            "steps": 2,
+            "eval_images": 256,
+            "tokenizer.in_channels": 3,
+            "tokenizer.scales": "1,32",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "var_jax",
+            "train",
+            "--config",
+            f"{config}:tokenizer",
+            "--workdir",
+            str(workdir),
+            *(f"--config.{key}={value}" for key, value in settings.items()),
+        ]
         mount = f"mount -t tmpfs -o size={size} tmpfs /dev/shm"
-        done = subprocess.run(["unshare", "-m", "bash", "-c", f'{mount} && exec "$@"', "bash", *command],
-                              env={**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-                              capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            ["unshare", "-m", "bash", "-c", f'{mount} && exec "$@"', "bash", *command],
+            env={**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         return done, workdir
 
     return train
 
 
 def test_training_in_the_shared_memory_of_a_container(train_in_namespace):
-    """64 MB at /dev/shm, as Docker and Kubernetes give: the run ends well. Where even single images find no room, it is
-    refused in one line before the workdir is made."""
+    """64 MB at /dev/shm, as Docker and Kubernetes give: the run ends well. Where even single images
+    find no room, it is refused in one line before the workdir is made."""
     done, workdir = train_in_namespace("64m")
     assert done.returncode == 0, done.stderr
     assert (workdir / "checkpoints" / "2").is_dir()

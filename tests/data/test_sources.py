@@ -34,23 +34,28 @@ def test_digits_are_split_once_and_for_all(digits):
     # All of scikit-learn's images, each once: 1,797 pictures, of which none is in both parts.
     ours = [*pixels_of(train).values(), *pixels_of(test).values()]
     from sklearn.datasets import load_digits
+
     theirs = np.round(load_digits().images * 255 / 16).astype(np.uint8)
     assert sorted(ours) == sorted(image.tobytes() for image in theirs)
     assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
 
 
 def test_reading_needs_no_tensorflow(digits):
-    code = ("import sys; from var_jax.data import loader; from var_jax.config.train import DataConfig\n"
-            "assert 'tensorflow_datasets' not in sys.modules\n"
-            f"next(loader.train_batches(DataConfig(data_dir={digits.data_dir!r}), (16, 16, 1), 8, 0))\n"
-            "assert 'tensorflow' not in sys.modules")
+    code = (
+        "import sys; from var_jax.data import loader; from var_jax.config.train import DataConfig\n"
+        "assert 'tensorflow_datasets' not in sys.modules\n"
+        f"next(loader.train_batches(DataConfig(data_dir={digits.data_dir!r}), (16, 16, 1), 8, 0))\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_split_names_and_slices(digits):
     assert len(sources.open_split(digits, "train[:10%]")) == 144
-    with pytest.raises(UserError, match="'digits' has no split 'tset' with images; did you mean 'test'"):
+    with pytest.raises(
+        UserError, match="'digits' has no split 'tset' with images; did you mean 'test'"
+    ):
         sources.open_split(digits, "tset")
     with pytest.raises(UserError, match="no split .* with images"):
         sources.open_split(digits, "train[:0]")
@@ -72,7 +77,9 @@ def test_preparing_twice_at_once_and_being_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(builders.Digits, "_split_generators", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sources.open_split(data, "train")
-    (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(parents=True)  # what a killed process leaves
+    (tmp_path / "digits" / "incomplete.ABCDEF_1.0.0").mkdir(
+        parents=True
+    )  # what a killed process leaves
     assert len(sources.open_split(data, "test")) == 360
     assert len(calls) == 3
     assert len(sources.open_split(data, "test")) == 360 and len(calls) == 3
@@ -92,11 +99,20 @@ def fashion(tmp_path):
     folder.mkdir()
     arrays = {}
     for stem, count, pack in (("train", 7, gzip.compress), ("t10k", 3, bytes)):
-        arrays[stem] = rng.integers(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8)
+        arrays[stem] = (
+            rng.integers(0, 256, (count, 28, 28), np.uint8),
+            np.arange(count, dtype=np.uint8),
+        )
         suffix = ".gz" if pack is gzip.compress else ""
         (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][0])))
         (folder / f"{stem}-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][1])))
-    return DataConfig(name="fashion_mnist_idx", source_dir=str(folder), data_dir=str(tmp_path / "tfds")), arrays, folder
+    return (
+        DataConfig(
+            name="fashion_mnist_idx", source_dir=str(folder), data_dir=str(tmp_path / "tfds")
+        ),
+        arrays,
+        folder,
+    )
 
 
 def test_idx_files_gzipped_or_not(fashion):
@@ -119,19 +135,24 @@ def test_idx_files_of_zeros_and_ones_are_called_dark(fashion, caplog):
     """Binary digits saved as 0 and 1 are nearly black to a model, which no loss shows."""
     data, arrays, folder = fashion
     for stem, pack, suffix in (("train", gzip.compress, ".gz"), ("t10k", bytes, "")):
-        (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(pack(idx(arrays[stem][0] // 128)))
+        (folder / f"{stem}-images-idx3-ubyte{suffix}").write_bytes(
+            pack(idx(arrays[stem][0] // 128))
+        )
     sources.open_split(data, "train")
     assert "brighter than 1 of 255" in caplog.text and str(folder) in caplog.text
 
 
-@pytest.mark.parametrize(("name", "damage", "reason"), [
-    ("train-images-idx3-ubyte.gz", lambda c: c[:200], "damaged gzip"),
-    ("t10k-images-idx3-ubyte", lambda c: c[:200], "bytes for the shape"),
-    ("t10k-labels-idx1-ubyte", lambda c: b"\0\0\x0d" + c[3:], "no idx file"),
-    ("t10k-labels-idx1-ubyte", lambda c: idx(np.zeros(4, np.uint8)), "4 labels"),
-    ("t10k-labels-idx1-ubyte", lambda c: idx(np.full(3, 10, np.uint8)), "label 10"),
-    ("t10k-labels-idx1-ubyte", None, "neither"),
-])
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("train-images-idx3-ubyte.gz", lambda c: c[:200], "damaged gzip"),
+        ("t10k-images-idx3-ubyte", lambda c: c[:200], "bytes for the shape"),
+        ("t10k-labels-idx1-ubyte", lambda c: b"\0\0\x0d" + c[3:], "no idx file"),
+        ("t10k-labels-idx1-ubyte", lambda c: idx(np.zeros(4, np.uint8)), "4 labels"),
+        ("t10k-labels-idx1-ubyte", lambda c: idx(np.full(3, 10, np.uint8)), "label 10"),
+        ("t10k-labels-idx1-ubyte", None, "neither"),
+    ],
+)
 def test_a_damaged_idx_file_names_itself_and_nothing_is_prepared(fashion, name, damage, reason):
     data, _, folder = fashion
     if damage is None:
@@ -143,7 +164,9 @@ def test_a_damaged_idx_file_names_itself_and_nothing_is_prepared(fashion, name, 
     assert name in str(error.value) and "\n" not in str(error.value)
     assert not list((folder.parent / "tfds").rglob("dataset_info.json"))
     with pytest.raises(UserError, match="dataset-fashion-mnist"):
-        sources.open_split(DataConfig(name="fashion_mnist_idx", source_dir=str(folder / "none")), "train")
+        sources.open_split(
+            DataConfig(name="fashion_mnist_idx", source_dir=str(folder / "none")), "train"
+        )
 
 
 @pytest.fixture
@@ -153,13 +176,17 @@ def folder(tmp_path):
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         for i in range(10):
-            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).save(
+                root / name / f"{i}.png"
+            )
     Image.new("RGB", (9, 9), "red").convert("P").save(root / "dog" / "palette.gif")
     Image.new("RGBA", (9, 9), "red").save(root / "dog" / "alpha.webp", lossless=True)
     (root / "dog" / "deeper").mkdir()
     Image.new("L", (9, 9), 7).save(root / "dog" / "deeper" / "grey.JPG")
     (root / "dog" / ".hidden").write_text("no image")
-    return root, DataConfig(name="image_folder", source_dir=str(root), data_dir=str(tmp_path / "tfds"))
+    return root, DataConfig(
+        name="image_folder", source_dir=str(root), data_dir=str(tmp_path / "tfds")
+    )
 
 
 def test_image_folder_of_many_formats_with_a_held_out_share(folder):
@@ -169,11 +196,18 @@ def test_image_folder_of_many_formats_with_a_held_out_share(folder):
     assert len(train) + len(test) == 23 and 2 <= len(test) <= 6
     assert {e["label"] for e in test} == {0, 1}
     examples = [*train, *test]
-    sides = [{e["image"].tobytes() for e in side if e["image"].shape == (20, 30, 3)} for side in (train, test)]
+    sides = [
+        {e["image"].tobytes() for e in side if e["image"].shape == (20, 30, 3)}
+        for side in (train, test)
+    ]
     assert len(sides[0] | sides[1]) == len(sides[0]) + len(sides[1]) == 20
     red = [e for e in examples if e["image"].shape == (9, 9, 3)]
     assert len(red) == 2 and all((e["image"] == (255, 0, 0)).all() and e["label"] == 1 for e in red)
-    assert [e["label"] for e in examples if e["image"].shape == (9, 9, 1) and abs(int(e["image"].max()) - 7) < 3] == [1]
+    assert [
+        e["label"]
+        for e in examples
+        if e["image"].shape == (9, 9, 1) and abs(int(e["image"].max()) - 7) < 3
+    ] == [1]
 
 
 def test_an_image_folder_that_changes_is_read_anew(folder):
@@ -205,22 +239,30 @@ def test_what_is_held_out_stays_held_out(tmp_path):
     for i in range(1000, 1300):
         (tmp_path / "cat" / f"{i}.png").touch()
     grown = held()
-    assert first == {name for name in grown if int(name.split("/")[1][:-4]) < 1000} and len(grown) > len(first)
+    assert first == {name for name in grown if int(name.split("/")[1][:-4]) < 1000} and len(
+        grown
+    ) > len(first)
     for i in range(900):  # and when files go
         (tmp_path / "cat" / f"{i}.png").unlink()
-    assert held() == {name for name in grown if name.startswith("dog") or int(name.split("/")[1][:-4]) >= 900}
+    assert held() == {
+        name for name in grown if name.startswith("dog") or int(name.split("/")[1][:-4]) >= 900
+    }
     for i in range(4):
         (tmp_path / "rare" / f"{i}.png").touch()
-    sides = {f.split for f in image_folder.listing(str(tmp_path)).files if f.name.startswith("rare")}
+    sides = {
+        f.split for f in image_folder.listing(str(tmp_path)).files if f.name.startswith("rare")
+    }
     assert sides == {"train", "test"}
 
 
 def test_files_that_do_not_decode_are_named_or_left_out(folder, caplog):
     root, data = folder
     whole = (root / "cat" / "3.png").read_bytes()
-    (root / "cat" / "3.png").write_bytes(whole[:len(whole) // 2])
+    (root / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
     (root / "dog" / "notes.txt").write_text("hello")
-    with pytest.raises(UserError, match=r"cat/3.png does not decode: .* \(and 1 more files\); .*skip_bad_images"):
+    with pytest.raises(
+        UserError, match=r"cat/3.png does not decode: .* \(and 1 more files\); .*skip_bad_images"
+    ):
         sources.open_split(data, "train")
     assert not list((root.parent / "tfds").rglob("dataset_info.json"))
 
@@ -239,11 +281,17 @@ def test_links_that_lead_nowhere_or_back(folder):
     (root / "cat" / "gone.png").symlink_to(root / "none.png")
     (root / "cat" / "itself.png").symlink_to("itself.png")
     (root / "dog" / "deeper" / "up").symlink_to(root / "dog")
-    (root / "cat" / "elsewhere").symlink_to(root / "dog" / "deeper")  # a link like any folder, its own "up" but once
-    with pytest.raises(UserError, match=r"cannot be read \(.*\) \(and \d more files\); .*skip_bad_images") as error:
+    (root / "cat" / "elsewhere").symlink_to(
+        root / "dog" / "deeper"
+    )  # a link like any folder, its own "up" but once
+    with pytest.raises(
+        UserError, match=r"cannot be read \(.*\) \(and \d more files\); .*skip_bad_images"
+    ) as error:
         sources.open_split(data, "train")
     assert "\n" not in str(error.value)
-    split = sources.open_split(DataConfig(**{**data.__dict__, "skip_bad_images": True}), "train+test")
+    split = sources.open_split(
+        DataConfig(**{**data.__dict__, "skip_bad_images": True}), "train+test"
+    )
     assert len(split) == 24 + 12  # elsewhere, and all of the dogs once more below it
 
 
@@ -251,14 +299,20 @@ def test_image_folder_with_folders_for_splits(tmp_path, caplog):
     for i, path in enumerate(("train/b/0.png", "train/a/1.png", "train/b/2.png", "val/a/3.png")):
         (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "images" / path)
-    data = DataConfig(name="image_folder", source_dir=str(tmp_path / "images"), data_dir=str(tmp_path / "tfds"))
+    data = DataConfig(
+        name="image_folder", source_dir=str(tmp_path / "images"), data_dir=str(tmp_path / "tfds")
+    )
     train, val = sources.open_split(data, "train"), sources.open_split(data, "val")
     assert sorted((int(e["image"][0, 0, 0]), e["label"]) for e in train) == [(0, 1), (1, 0), (2, 1)]
     assert [(int(e["image"][0, 0, 0]), e["label"]) for e in val] == [(3, 0)]
     for name in ("test", "validation"):  # by any name, the only images that are held out
-        assert [(int(e["image"][0, 0, 0]), e["label"]) for e in sources.open_split(data, name)] == [(3, 0)]
+        assert [(int(e["image"][0, 0, 0]), e["label"]) for e in sources.open_split(data, name)] == [
+            (3, 0)
+        ]
     assert "no split 'test'; its held-out images are those of its split 'val'" in caplog.text
-    with pytest.raises(UserError, match="no split 'rest' with images; did you mean 'test'|known: train, val"):
+    with pytest.raises(
+        UserError, match="no split 'rest' with images; did you mean 'test'|known: train, val"
+    ):
         sources.open_split(data, "rest")
 
 
@@ -289,9 +343,13 @@ def test_any_tfds_name():
         assert batch["image"].shape == (4, 24, 32, 3) and batch["image"].dtype == np.uint8
         masks = [b["mask"] for b in loader.eval_batches(data, (32, 32, 1), 8, split="validation")]
         assert [m.sum() for m in masks] == [8, 3]
-        with pytest.raises(UserError, match=r"'lfw' has no ClassLabel feature 'label'; it has .*label \(Text\)"):
+        with pytest.raises(
+            UserError, match=r"'lfw' has no ClassLabel feature 'label'; it has .*label \(Text\)"
+        ):
             sources.open_split(DataConfig(name="lfw"), "train")
-        with pytest.raises(UserError, match=r"'penguins' has no Image feature 'image'; it has .*features \(Tensor"):
+        with pytest.raises(
+            UserError, match=r"'penguins' has no Image feature 'image'; it has .*features \(Tensor"
+        ):
             sources.open_split(DataConfig(name="penguins"), "train")
     assert "tensorflow" not in sys.modules
 
@@ -334,10 +392,15 @@ def test_another_prepared_copy_has_another_fingerprint(tmp_path):
         def _split_generators(self, dl_manager):
             pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
             pixels[10] = 0  # of which the file is smaller
-            return {split: self._generate_examples(pixels, np.zeros(20), rows) for split, rows in self._rows.items()}
+            return {
+                split: self._generate_examples(pixels, np.zeros(20), rows)
+                for split, rows in self._rows.items()
+            }
 
     def fingerprint(place: str, train, test=(0, 1), **options) -> str:
-        builder = Theirs(data_dir=str(tmp_path / place), rows={"train": train, "test": test}, **options)
+        builder = Theirs(
+            data_dir=str(tmp_path / place), rows={"train": train, "test": test}, **options
+        )
         builder.download_and_prepare(file_format="array_record")
         prepared = tfds.builder_from_directory(builder.data_dir)
         splits = [sources.TfdsSplit(prepared, split) for split in ("train", "test")]
@@ -346,13 +409,19 @@ def test_another_prepared_copy_has_another_fingerprint(tmp_path):
 
     first = fingerprint("first", range(5))
     assert fingerprint("again", range(5)) == first
-    others = (fingerprint("longer", range(6)), fingerprint("test", range(5), (0, 1, 2)),
-              fingerprint("bytes", (0, 1, 2, 3, 10)), fingerprint("config", range(5), config="large"))
+    others = (
+        fingerprint("longer", range(6)),
+        fingerprint("test", range(5), (0, 1, 2)),
+        fingerprint("bytes", (0, 1, 2, 3, 10)),
+        fingerprint("config", range(5), config="large"),
+    )
     assert len({first, *others}) == 5
 
 
 def test_names_that_tfds_does_not_know_or_cannot_prepare(tmp_path):
-    with pytest.raises(UserError, match="unknown data set 'imagenet2013'; did you mean 'imagenet2012'"):
+    with pytest.raises(
+        UserError, match="unknown data set 'imagenet2013'; did you mean 'imagenet2012'"
+    ):
         sources.open_split(DataConfig(name="imagenet2013", data_dir=str(tmp_path)), "train")
     with pytest.raises(UserError, match="unknown data set 'qqqqqqqqq'; known: digits"):
         sources.open_split(DataConfig(name="qqqqqqqqq", data_dir=str(tmp_path)), "train")

@@ -126,8 +126,16 @@ def test_a_copy_of_an_earlier_version_is_looked_through_once(folder, data, monke
     assert sources.open_split(data, "train").fingerprint == now
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"decoding": 1, "findings": {}}',
-                                     '{"decoding": 2, "findings": {"colors": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"decoding": 1, "findings": {}}',
+        '{"decoding": 2, "findings": {"colors": 3}}',
+    ],
+)
 def test_a_survey_that_does_not_read_is_made_again(folder, data, content):
     sources.open_split(data, "train")
     (copy_of(data) / survey.FILE).write_text(content)

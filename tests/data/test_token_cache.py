@@ -29,7 +29,10 @@ def token(view: int, image: int) -> int:
 def write_cache(directory, vocab_size: int = 70000):
     """A cache whose tokens tell their view and image, in shards of 7 images."""
     infos = {}
-    for role, split, images, views in (("train", DATA.train_split, IMAGES, VIEWS), ("test", DATA.eval_split, 5, 1)):
+    for role, split, images, views in (
+        ("train", DATA.train_split, IMAGES, VIEWS),
+        ("test", DATA.eval_split, 5, 1),
+    ):
         (directory / role).mkdir(parents=True)
         shards = []
         for view, start in itertools.product(range(views), range(0, images, 7)):
@@ -41,8 +44,17 @@ def write_cache(directory, vocab_size: int = 70000):
             writer.close()
             shards.append(token_cache.Shard(file.name, min(7, images - start), file.stat().st_size))
         infos[role] = token_cache.SplitInfo(split, images, views, tuple(shards))
-    manifest = token_cache.Manifest("abc", "digits", "crop", TOKENIZER.image_shape, SCALES, vocab_size,
-                               tuple("0123456789"), 0, **infos)
+    manifest = token_cache.Manifest(
+        "abc",
+        "digits",
+        "crop",
+        TOKENIZER.image_shape,
+        SCALES,
+        vocab_size,
+        tuple("0123456789"),
+        0,
+        **infos,
+    )
     (directory / "manifest.json").write_text(json.dumps(plain(manifest)))
     return directory
 
@@ -56,7 +68,10 @@ def test_every_record_is_its_image_in_its_view(cache):
     assert cache.counts == {"train": 20, "test": 5} and cache.class_names == tuple("0123456789")
     for view, image in itertools.product(range(VIEWS), range(IMAGES)):
         found = cache.train.read(image, view)
-        assert found["tokens"].dtype == np.int32 and found["tokens"].tolist() == [token(view, image)] * 5
+        assert (
+            found["tokens"].dtype == np.int32
+            and found["tokens"].tolist() == [token(view, image)] * 5
+        )
         assert found["label"] == image % 10 and found["label"].dtype == np.int32
     assert len(list(cache.test)) == 5
 
@@ -68,7 +83,12 @@ def test_tokens_take_two_bytes_up_to_65536_codes_and_four_beyond():
 
 
 def test_epochs_show_every_image_once_and_every_view_in_as_many_epochs(cache):
-    found = np.concatenate([b["tokens"][:, 0] for b in take(token_cache.train_batches(cache, 4, 0), 15)]) - 65530
+    found = (
+        np.concatenate(
+            [b["tokens"][:, 0] for b in take(token_cache.train_batches(cache, 4, 0), 15)]
+        )
+        - 65530
+    )
     views, images = (found // 20).reshape(3, 20), (found % 20).reshape(3, 20)
     assert all(sorted(epoch) == list(range(20)) for epoch in images.tolist())
     assert len(set(found.tolist())) == 60  # each of the 3 x 20 once
@@ -97,17 +117,25 @@ def test_a_resumed_run_on_any_hosts_and_workers_sees_the_same(cache):
     assert same(take(token_cache.train_batches(cache, 4, 3, 5), 7), whole[5:])
     assert same(take(token_cache.train_batches(cache, 4, 3, workers=1), 3), whole[:3])
     assert not same(take(token_cache.train_batches(cache, 4, 4), 1), whole[:1])
-    parts = [take(token_cache.train_batches(cache, 4, 3, 2, rows=range(h, 4, 2)), 10) for h in range(2)]
+    parts = [
+        take(token_cache.train_batches(cache, 4, 3, 2, rows=range(h, 4, 2)), 10) for h in range(2)
+    ]
     for step, batch in enumerate(whole[2:]):
         for key in batch:
-            assert np.array_equal(np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key])
+            assert np.array_equal(
+                np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
+            )
 
 
 def test_one_pass_with_a_padded_end(cache):
     batches = list(token_cache.eval_batches(cache, 4))
     assert [b["mask"].sum() for b in batches] == [4, 1]
-    assert [b["tokens"].shape for b in batches] == [(4, 5)] * 2 and not batches[1]["tokens"][1:].any()
-    assert np.concatenate([b["tokens"][b["mask"], 0] for b in batches]).tolist() == [token(0, i) for i in range(5)]
+    assert [b["tokens"].shape for b in batches] == [(4, 5)] * 2 and not batches[1]["tokens"][
+        1:
+    ].any()
+    assert np.concatenate([b["tokens"][b["mask"], 0] for b in batches]).tolist() == [
+        token(0, i) for i in range(5)
+    ]
     assert [b["mask"].sum() for b in token_cache.eval_batches(cache, 4, limit=2)] == [2]
 
 
@@ -122,23 +150,37 @@ def test_what_differs_from_the_run_is_named(cache):
     cache.check(DATA, TOKENIZER, "abc")
     cache.check(DATA)
     differ = dataclasses.replace
-    assert "data.name: cifar10 here, digits there" in refused(cache.check, differ(DATA, name="cifar10"))
+    assert "data.name: cifar10 here, digits there" in refused(
+        cache.check, differ(DATA, name="cifar10")
+    )
     assert "data.resize: pad here, crop there" in refused(cache.check, differ(DATA, resize="pad"))
     assert "data.flip: True here, False there" in refused(cache.check, differ(DATA, flip=True))
-    assert "data.train_split: train here, train[:20] there" in refused(cache.check, differ(DATA, train_split="train"))
+    assert "data.train_split: train here, train[:20] there" in refused(
+        cache.check, differ(DATA, train_split="train")
+    )
     assert "data.eval_split: test here" in refused(cache.check, differ(DATA, eval_split="test"))
-    assert "tokenizer fingerprint: def here, abc there" in refused(cache.check, DATA, TOKENIZER, "def")
-    several = refused(cache.check, DATA, differ(TOKENIZER, scales=Scales.parse("1,3"), vocab_size=16))
-    for part in ("scales: 1,3 here, 1,2 there", "vocab_size: 16 here, 70000 there",
-                 "image shape: (6, 6, 3) here, (4, 4, 3) there"):
+    assert "tokenizer fingerprint: def here, abc there" in refused(
+        cache.check, DATA, TOKENIZER, "def"
+    )
+    several = refused(
+        cache.check, DATA, differ(TOKENIZER, scales=Scales.parse("1,3"), vocab_size=16)
+    )
+    for part in (
+        "scales: 1,3 here, 1,2 there",
+        "vocab_size: 16 here, 70000 there",
+        "image shape: (6, 6, 3) here, (4, 4, 3) there",
+    ):
         assert part in several
 
 
 def test_batches_that_cannot_be_are_named(cache):
-    assert "has 20 images, too few for a batch of 21" in refused(token_cache.train_batches, cache, 21, 0)
+    assert "has 20 images, too few for a batch of 21" in refused(
+        token_cache.train_batches, cache, 21, 0
+    )
     alone = token_cache.Cache(cache.directory, dataclasses.replace(cache.manifest, test=None))
     assert "has no test split; add it by `var-jax tokenize` with --splits test" in refused(
-        token_cache.eval_batches, alone, 4)
+        token_cache.eval_batches, alone, 4
+    )
 
 
 def test_a_directory_that_is_no_whole_cache_is_refused(tmp_path):
@@ -151,7 +193,9 @@ def test_a_directory_that_is_no_whole_cache_is_refused(tmp_path):
         return refused(token_cache.open_cache, directory)
 
     assert "does not read as JSON" in with_manifest("{")
-    assert "of no format" in with_manifest("[]") and "of no format" in with_manifest('{"format": 2}')
+    assert "of no format" in with_manifest("[]") and "of no format" in with_manifest(
+        '{"format": 2}'
+    )
     assert "is incomplete" in with_manifest('{"format": 1}')
     unfinished = {**manifest, "train": {**manifest["train"], "shards": []}}
     assert "is not finished; run the same" in with_manifest(json.dumps(unfinished))
@@ -162,7 +206,9 @@ def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
     shard = directory / "train" / "1-7.array_record"
     content = shard.read_bytes()
     shard.write_bytes(content[:-1])
-    assert f"{shard} has {len(content) - 1} bytes instead of {len(content)}" in refused(token_cache.open_cache, directory)
+    assert f"{shard} has {len(content) - 1} bytes instead of {len(content)}" in refused(
+        token_cache.open_cache, directory
+    )
     shard.unlink()
     assert f"{shard} is missing" in refused(token_cache.open_cache, directory)
     shard.write_bytes(bytes(len(content)))  # of the right size
@@ -176,9 +222,11 @@ def test_the_fingerprint_tells_weights_and_settings_that_matter():
     ours = token_cache.fingerprint(TOKENIZER, params)
     trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
     assert ours == token_cache.fingerprint(trained, dict(reversed(params.items())))
-    others = [(dataclasses.replace(TOKENIZER, codes="cosine"), params),
-              (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
-              (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}})]
+    others = [
+        (dataclasses.replace(TOKENIZER, codes="cosine"), params),
+        (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
+        (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}}),
+    ]
     assert len({ours, *(token_cache.fingerprint(*other) for other in others)}) == 4
 
 
@@ -204,7 +252,9 @@ def test_a_models_fingerprint_is_that_of_before_its_config_had_keys_of_training_
     longer = dataclasses.replace(
         config, transformer=dataclasses.replace(transformer, progressive=0.5, progressive_from=0)
     )
-    assert token_cache.model_fingerprint(longer, params) == token_cache.model_fingerprint(config, params)
+    assert token_cache.model_fingerprint(longer, params) == token_cache.model_fingerprint(
+        config, params
+    )
 
 
 def test_paths_may_be_texts(cache):

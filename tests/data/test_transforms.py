@@ -20,10 +20,25 @@ def gradient(height: int, width: int) -> np.ndarray:
     return np.stack([255 * x // (width - 1), 255 * y // (height - 1), 0 * x], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("mode", "kind", "channels"), [
-    ("L", "PNG", 1), ("1", "PNG", 1), ("LA", "PNG", 1), ("I;16", "PNG", 1), ("RGB", "PNG", 3), ("RGBA", "PNG", 3),
-    ("P", "PNG", 3), ("P", "GIF", 3), ("CMYK", "JPEG", 3), ("L", "JPEG", 1), ("RGB", "WEBP", 3), ("RGB", "BMP", 3),
-    ("RGB", "TIFF", 3), ("RGB", "PPM", 3)])
+@pytest.mark.parametrize(
+    ("mode", "kind", "channels"),
+    [
+        ("L", "PNG", 1),
+        ("1", "PNG", 1),
+        ("LA", "PNG", 1),
+        ("I;16", "PNG", 1),
+        ("RGB", "PNG", 3),
+        ("RGBA", "PNG", 3),
+        ("P", "PNG", 3),
+        ("P", "GIF", 3),
+        ("CMYK", "JPEG", 3),
+        ("L", "JPEG", 1),
+        ("RGB", "WEBP", 3),
+        ("RGB", "BMP", 3),
+        ("RGB", "TIFF", 3),
+        ("RGB", "PPM", 3),
+    ],
+)
 def test_every_mode_becomes_bytes_of_one_or_three_channels(mode, kind, channels):
     if mode == "I;16":
         image = Image.fromarray(np.full((5, 7), 0xFFFF, np.uint16))
@@ -36,20 +51,28 @@ def test_every_mode_becomes_bytes_of_one_or_three_channels(mode, kind, channels)
 
 def test_damage_and_other_files_are_named():
     content = file(Image.fromarray(gradient(64, 64)), "JPEG")
-    for broken in (content[:len(content) // 2], b"no image", b"", file(Image.new("F", (4, 4)), "TIFF")):
+    for broken in (
+        content[: len(content) // 2],
+        b"no image",
+        b"",
+        file(Image.new("F", (4, 4)), "TIFF"),
+    ):
         with pytest.raises(UserError, match="cat.jpg does not decode") as error:
             transforms.decode(broken, "cat.jpg")
         assert "\n" not in str(error.value) and "BytesIO" not in str(error.value)
 
 
-@pytest.mark.parametrize(("size", "shape", "expected"), [
-    ((300, 400), (64, 64, 3), (72, 96)),     # the short side to 1.125 times the size
-    ((400, 300), (64, 64, 3), (96, 72)),
-    ((10, 20), (64, 64, 3), (72, 144)),      # upwards too
-    ((300, 300), (64, 128, 3), (144, 144)),  # the side that is relatively the shorter decides
-    ((100, 1000), (64, 128, 3), (72, 720)),
-    ((60, 3), (64, 64, 1), (1440, 72)),      # 20 times as long: the longest that is whole
-])
+@pytest.mark.parametrize(
+    ("size", "shape", "expected"),
+    [
+        ((300, 400), (64, 64, 3), (72, 96)),  # the short side to 1.125 times the size
+        ((400, 300), (64, 64, 3), (96, 72)),
+        ((10, 20), (64, 64, 3), (72, 144)),  # upwards too
+        ((300, 300), (64, 128, 3), (144, 144)),  # the side that is relatively the shorter decides
+        ((100, 1000), (64, 128, 3), (72, 720)),
+        ((60, 3), (64, 64, 1), (1440, 72)),  # 20 times as long: the longest that is whole
+    ],
+)
 def test_crop_resizes_the_short_side(size, shape, expected):
     fitted = transforms.fit(gradient(*size), shape, "crop")
     assert fitted.shape == (*expected, shape[2]) and fitted.dtype == np.uint8
@@ -64,8 +87,12 @@ def test_crop_stays_inside_and_reaches_every_place_and_never_flips():
         assert window.shape == (64, 64, 3)
         red, green = window[32, :, 0].astype(int), window[:, 32, 1].astype(int)
         assert red[-1] > red[0] and green[-1] > green[0]
-        places = [(t, left) for t in range(9) for left in range(33)
-                  if np.array_equal(pixels[t:t + 64, left:left + 64], window)]
+        places = [
+            (t, left)
+            for t in range(9)
+            for left in range(33)
+            if np.array_equal(pixels[t : t + 64, left : left + 64], window)
+        ]
         seen.update(places)
         assert places
     assert {t for t, _ in seen} == set(range(9)) and {left for _, left in seen} == set(range(33))
@@ -103,8 +130,13 @@ def test_pad_centres_on_black_without_scaling():
 def test_channels_follow_the_model():
     colour = np.zeros((4, 4, 3), np.uint8)
     colour[..., 0] = 255
-    assert transforms.fit(colour, (4, 4, 1), "whole").tolist() == [[[76]] * 4] * 4  # ITU-R 601 luma of red
-    assert transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "whole").tolist() == [[[9] * 3] * 4] * 4
+    assert (
+        transforms.fit(colour, (4, 4, 1), "whole").tolist() == [[[76]] * 4] * 4
+    )  # ITU-R 601 luma of red
+    assert (
+        transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "whole").tolist()
+        == [[[9] * 3] * 4] * 4
+    )
 
 
 def test_wrong_settings_are_named():
@@ -114,8 +146,15 @@ def test_wrong_settings_are_named():
         transforms.check((8, 8, 2), "crop")
 
 
-@pytest.mark.parametrize(("size", "shape"), [((2, 20_000), (64, 64, 3)), ((20_001, 2), (64, 64, 3)),
-                                             ((1, 50_000), (32, 96, 1)), ((60_000, 1), (96, 32, 1))])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ((2, 20_000), (64, 64, 3)),
+        ((20_001, 2), (64, 64, 3)),
+        ((1, 50_000), (32, 96, 1)),
+        ((60_000, 1), (96, 32, 1)),
+    ],
+)
 @pytest.mark.parametrize("resize", ["crop", "whole"])
 def test_fit_of_a_thin_image_is_bounded(size, shape, resize, monkeypatch):
     """Neither the result nor what is resized on the way has more than the longest image's pixels:

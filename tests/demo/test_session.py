@@ -31,7 +31,12 @@ def image() -> np.ndarray:
 def png_header(height: int, width: int) -> bytes:
     """A PNG that ends after its header, which says so many pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    start = (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+    )
     return start + struct.pack(">I", 100) + b"IDAT"
 
 
@@ -56,8 +61,18 @@ def test_a_seed_a_class_and_guidance_compile_nothing(image):
     session.warm_up(model, Choices(0))
     compiled = sampler.generate._cache_size()
     assert compiled > before
-    drawn = [session.draw(model, choices) for choices in (Choices(0), Choices(0, seed=1), Choices(1), Choices(10),
-                                                       Choices(0, cfg=0), Choices(0, cfg=3.0), last)]
+    drawn = [
+        session.draw(model, choices)
+        for choices in (
+            Choices(0),
+            Choices(0, seed=1),
+            Choices(1),
+            Choices(10),
+            Choices(0, cfg=0),
+            Choices(0, cfg=3.0),
+            last,
+        )
+    ]
     assert len({one.tobytes() for one in drawn}) == len(drawn)
     for choices in (Choices(1), Choices(10, seed=3), Choices(2, cfg=0.0), last):
         session.redraw(model, image, MASK, choices, session.default_from_scale(small.TOKENIZER))
@@ -67,7 +82,9 @@ def test_a_seed_a_class_and_guidance_compile_nothing(image):
 @pytest.mark.slow
 def test_no_guidance_is_none():
     unguided = small.pipeline().sample([4], seed=2, cfg=0, as_uint8=True)[0]
-    np.testing.assert_allclose(session.draw(small.pipeline(), Choices(4, seed=2, cfg=0))[-1].astype(int), unguided, atol=1)
+    np.testing.assert_allclose(
+        session.draw(small.pipeline(), Choices(4, seed=2, cfg=0))[-1].astype(int), unguided, atol=1
+    )
     guided = session.draw(small.pipeline(), Choices(4, seed=2, cfg=4.0))[-1]
     assert np.abs(guided.astype(int) - unguided).max() > 1
 
@@ -77,10 +94,15 @@ def test_an_edit_keeps_every_other_pixel(image):
     edited = session.redraw(model, image, MASK, Choices(3, seed=1), 1)
     np.testing.assert_array_equal(edited[~MASK], image[~MASK])
     assert not np.array_equal(edited[MASK], image[MASK])
-    expected = model.edit(image[None].astype(np.float32) / 127.5 - 1, ~MASK, [3], seed=1, from_scale=1, composite=True)
+    expected = model.edit(
+        image[None].astype(np.float32) / 127.5 - 1, ~MASK, [3], seed=1, from_scale=1, composite=True
+    )
     np.testing.assert_array_equal(edited, pictures.to_uint8(expected)[0])
     np.testing.assert_array_equal(edited, session.redraw(model, image, MASK, Choices(3, seed=1), 1))
-    others = [session.redraw(model, image, MASK, choices, 1) for choices in (Choices(3, seed=2), Choices(4, seed=1))]
+    others = [
+        session.redraw(model, image, MASK, choices, 1)
+        for choices in (Choices(3, seed=2), Choices(4, seed=1))
+    ]
     assert all(not np.array_equal(other, edited) for other in others)
     assert session.default_from_scale(small.TOKENIZER) == 1
 
@@ -94,18 +116,26 @@ def test_an_edit_of_nothing_and_choices_out_of_range(image):
     dot = np.zeros((6, 8), bool)
     assert "the painted region is empty, so that nothing would change" in refused(dot, Choices(0))
     dot[0, 0] = True
-    assert "less than a token" in refused(dot, Choices(0)) and "at least 1/3 of the height" in refused(dot, Choices(0))
+    assert "less than a token" in refused(
+        dot, Choices(0)
+    ) and "at least 1/3 of the height" in refused(dot, Choices(0))
     assert "from_scale is 3" in refused(MASK, Choices(0), 3)
     assert "seed is None" in refused(MASK, Choices(0, seed=None))
-    for choices, line in ((Choices(11), "label is 11"), (Choices(0, seed=-1), "seed is -1"),
-                          (Choices(0, cfg=-1.0), "cfg is -1.0"), (Choices(0, preset="best"), "unknown preset 'best'")):
+    for choices, line in (
+        (Choices(11), "label is 11"),
+        (Choices(0, seed=-1), "seed is -1"),
+        (Choices(0, cfg=-1.0), "cfg is -1.0"),
+        (Choices(0, preset="best"), "unknown preset 'best'"),
+    ):
         with pytest.raises(UserError, match=re.escape(line)):
             session.draw(small.pipeline(), choices)
 
 
 def test_uploads_come_at_the_models_size(image, tmp_path):
     (tmp_path / "same.png").write_bytes(encoded(image[..., 0]))
-    np.testing.assert_array_equal(session.read_upload(tmp_path / "same.png", small.TOKENIZER), image)
+    np.testing.assert_array_equal(
+        session.read_upload(tmp_path / "same.png", small.TOKENIZER), image
+    )
     from var_jax.cli.args import read_image
 
     colour = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
@@ -118,21 +148,38 @@ def test_uploads_come_at_the_models_size(image, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize(("content", "message"), [
-    (b"not an image", "not an image that can be read; it must be PNG, JPEG,"),
-    (b"", "not an image that can be read"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n", "not an image that can be read"),
-    (encoded(np.random.default_rng(0).integers(0, 256, (30, 30), dtype=np.uint8))[:300], "the upload does not decode"),
-    (png_header(30, 30), "the upload does not decode"),
-    (png_header(10_000, 9_000), "of 10000 x 9000 pixels; it must be at most 50 million"),
-    (png_header(60_000, 60_000), "too many pixels; it must be at most 50 million"),
-    (encoded(np.zeros((1, 30), np.uint8)), "of 1 x 30 pixels; it must be at most 20 times as long"),
-], ids=("text", "empty", "eps", "cut short", "header alone", "many pixels", "bomb", "line"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not an image", "not an image that can be read; it must be PNG, JPEG,"),
+        (b"", "not an image that can be read"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n",
+            "not an image that can be read",
+        ),
+        (
+            encoded(np.random.default_rng(0).integers(0, 256, (30, 30), dtype=np.uint8))[:300],
+            "the upload does not decode",
+        ),
+        (png_header(30, 30), "the upload does not decode"),
+        (png_header(10_000, 9_000), "of 10000 x 9000 pixels; it must be at most 50 million"),
+        (png_header(60_000, 60_000), "too many pixels; it must be at most 50 million"),
+        (
+            encoded(np.zeros((1, 30), np.uint8)),
+            "of 1 x 30 pixels; it must be at most 20 times as long",
+        ),
+    ],
+    ids=("text", "empty", "eps", "cut short", "header alone", "many pixels", "bomb", "line"),
+)
 def test_bad_uploads_are_refused(content, message, tmp_path):
     (tmp_path / "upload.png").write_bytes(content)
     with pytest.raises(UserError) as told:
         session.read_upload(tmp_path / "upload.png", small.TOKENIZER)
-    assert message in str(told.value) and "\n" not in str(told.value) and str(tmp_path) not in str(told.value)
+    assert (
+        message in str(told.value)
+        and "\n" not in str(told.value)
+        and str(tmp_path) not in str(told.value)
+    )
 
 
 def test_an_upload_of_too_many_bytes_is_not_read(tmp_path):
@@ -183,14 +230,19 @@ with mock.patch.object(demo_page, "build", return_value=page), mock.patch.object
 
 def test_a_serving_process_opens_no_other_kinds_of_files():
     """Whoever calls Pillow, as Gradio itself does: EPS would start another program."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", SERVING], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SERVING], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_mask_is_what_is_painted():
     layer = np.zeros((60, 80, 4), np.uint8)
     layer[..., :3] = 200  # colour counts for nothing
-    assert not session.read_mask([layer], small.TOKENIZER).any() and not session.read_mask([], small.TOKENIZER).any()
+    assert (
+        not session.read_mask([layer], small.TOKENIZER).any()
+        and not session.read_mask([], small.TOKENIZER).any()
+    )
     layer[:40, :40, 3] = 255
     np.testing.assert_array_equal(session.read_mask([layer], small.TOKENIZER), MASK)
     other = np.zeros((6, 8, 4), np.uint8)
@@ -206,7 +258,9 @@ def test_classes_by_name(tmp_path):
     (tmp_path / "data.json").write_text('{"class_names": ["cat", "1"]}')
     assert session.class_choices(tmp_path, small.MODEL)[:3] == [("0: cat", 0), ("1", 1), ("2", 2)]
     (tmp_path / "data.json").write_text('{"class_names": "cat"}')
-    with pytest.raises(UserError, match="class_names in .*data.json is 'cat'; it must be a list of names"):
+    with pytest.raises(
+        UserError, match="class_names in .*data.json is 'cat'; it must be a list of names"
+    ):
         session.class_choices(tmp_path, small.MODEL)
 
 
@@ -214,8 +268,10 @@ def test_the_pages_pictures_are_pixel_by_pixel(image):
     """However large they are shown; those to be downloaded as well."""
     steps = np.stack([image, 255 - image])
     text = page.generated(steps, ["1x1", "<3x4>"], Choices(3, seed=5), "a <b> & c")
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L"))
-             for one in re.findall(r'src="data:image/png;base64,([^"]*)"', text)]
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L"))
+        for one in re.findall(r'src="data:image/png;base64,([^"]*)"', text)
+    ]
     for pixels, expected in zip(shown, [steps[1], steps[0], steps[1]], strict=True):
         np.testing.assert_array_equal(pixels, expected[..., 0])
     files = dict(re.findall(r'download="([^"]*)" href="data:image/png;base64,([^"]*)"', text))
@@ -223,12 +279,20 @@ def test_the_pages_pictures_are_pixel_by_pixel(image):
     saved = Image.open(io.BytesIO(base64.b64decode(files["class3_seed5.png"]))).convert("L")
     np.testing.assert_array_equal(np.asarray(saved), steps[1, ..., 0])
     assert "a &lt;b&gt; &amp; c" in text and text.count("<b>") == 0
-    assert [int(width) for width in re.findall(r'<img class="pixels" width="(\d+)"', text)] == [384, 96, 96]
+    assert [int(width) for width in re.findall(r'<img class="pixels" width="(\d+)"', text)] == [
+        384,
+        96,
+        96,
+    ]
 
 
 def test_an_edit_is_shown_beside_what_it_was(image):
     text = page.edited(image, MASK, 255 - image, Choices(10, seed=1), "")
     sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
-    shown = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L")) for one in sources]
-    for pixels, expected in zip(shown[1:], [image[..., 0], 255 * MASK, 255 - image[..., 0]], strict=True):
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L")) for one in sources
+    ]
+    for pixels, expected in zip(
+        shown[1:], [image[..., 0], 255 * MASK, 255 - image[..., 0]], strict=True
+    ):
         np.testing.assert_array_equal(pixels, expected)

@@ -12,8 +12,10 @@ def test_the_table_cannot_be_changed():
         CHIPS["v5p"].peak_flops = 1.0
 
 
-@pytest.mark.parametrize(("name", "teraflops", "links_gbit"), [("v4", 275, 2400), ("v5e", 197, 1600),
-                                                               ("v5p", 459, 4800), ("v6e", 918, 3200)])
+@pytest.mark.parametrize(
+    ("name", "teraflops", "links_gbit"),
+    [("v4", 275, 2400), ("v5e", 197, 1600), ("v5p", 459, 4800), ("v6e", 918, 3200)],
+)
 def test_tpus_have_the_published_peaks(name, teraflops, links_gbit):
     assert CHIPS[name].peak_flops == teraflops * 1e12
     assert CHIPS[name].interconnect_bandwidth * 8 == links_gbit * 1e9

@@ -39,10 +39,18 @@ def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
     return choice.mesh.shape["data"], choice.mesh.shape["model"]
 
 
-@pytest.mark.parametrize(("arg", "count", "mesh"), [
-    ("d16", 256, (256, 1)), ("d30", 256, (128, 2)), ("tokenizer", 256, (32, 8)), ("d24", 24, (24, 1))])
+@pytest.mark.parametrize(
+    ("arg", "count", "mesh"),
+    [
+        ("d16", 256, (256, 1)),
+        ("d30", 256, (128, 2)),
+        ("tokenizer", 256, (32, 8)),
+        ("d24", 24, (24, 1)),
+    ],
+)
 def test_choose_finds_a_mesh_that_divides_the_model(arg, count, mesh, caplog):
-    """The published models on 256 and 24 devices: where the data axis alone does not divide, the model axis grows."""
+    """The published models on 256 and 24 devices: where the data axis alone does not divide, the
+    model axis grows."""
     choice = mesh_choice.choose(published(arg), devices(count))
     assert sizes(choice) == mesh
     assert choice.replicated_bytes == 0 and not caplog.records
@@ -50,7 +58,8 @@ def test_choose_finds_a_mesh_that_divides_the_model(arg, count, mesh, caplog):
 
 @pytest.mark.parametrize("arg", ["d16", "d20"])
 def test_choose_replicates_what_no_mesh_divides_and_says_so_once(arg, caplog):
-    """24 devices divide neither the width nor the heads of d16 by 3: the data axis leaves the width whole."""
+    """24 devices divide neither the width nor the heads of d16 by 3: the data axis leaves the width
+    whole."""
     config = published(arg)
     with caplog.at_level(logging.WARNING):
         choice = mesh_choice.choose(config, devices(24))
@@ -72,7 +81,9 @@ def test_choose_replicates_a_codebook_that_a_model_axis_of_3_does_not_divide(cap
 
 
 def test_choose_counts_the_average_too():
-    plain, averaged = (mesh_choice.choose(published("d16", ema=ema), devices(24)) for ema in (0.0, 0.99))
+    plain, averaged = (
+        mesh_choice.choose(published("d16", ema=ema), devices(24)) for ema in (0.0, 0.99)
+    )
     assert averaged.replicated_bytes == plain.replicated_bytes // 3 * 4
 
 
@@ -84,10 +95,13 @@ def test_choose_replicates_a_tokenizer_that_nothing_divides(caplog):
 
 
 def test_choose_names_a_better_mesh_where_the_given_one_replicates_too_much():
-    """The hint is a mesh that `choose` takes, and a larger `mesh.replicated_share` accepts the given one."""
+    """The hint is a mesh that `choose` takes, and a larger `mesh.replicated_share` accepts the
+    given one."""
     config = published("d16")
     given = dataclasses.replace(config, mesh=MeshConfig(24, 1))
-    with pytest.raises(UserError, match=r"100% .* data=24, model=1; data=12, model=2 would divide more"):
+    with pytest.raises(
+        UserError, match=r"100% .* data=24, model=1; data=12, model=2 would divide more"
+    ):
         mesh_choice.choose(given, devices(24))
     hinted = dataclasses.replace(config, mesh=MeshConfig(12, 2))
     assert sizes(mesh_choice.choose(hinted, devices(24))) == (12, 2)
@@ -101,11 +115,16 @@ def test_choose_says_that_no_mesh_is_better():
         mesh_choice.choose(given, devices(7))
 
 
-@pytest.mark.parametrize(("batch", "parts", "near"), [(100, 1, "99 or 102"), (2, 1, "3"), (700, 5, "690 or 705")])
+@pytest.mark.parametrize(
+    ("batch", "parts", "near"), [(100, 1, "99 or 102"), (2, 1, "3"), (700, 5, "690 or 705")]
+)
 def test_choose_names_batches_that_fit_24_devices(batch, parts, near):
-    """16 heads allow model axes up to 8, and so 3 parts of a batch at the least; the sizes that are named do fit."""
+    """16 heads allow model axes up to 8, and so 3 parts of a batch at the least; the sizes that are
+    named do fit."""
     config = published("d16", batch_size=batch, microbatches=parts)
-    with pytest.raises(UserError, match=rf"batch_size is {batch}; it must be a multiple of {3 * parts} .*{near}"):
+    with pytest.raises(
+        UserError, match=rf"batch_size is {batch}; it must be a multiple of {3 * parts} .*{near}"
+    ):
         mesh_choice.choose(config, devices(24))
     for size in near.split(" or "):
         mesh_choice.choose(dataclasses.replace(config, batch_size=int(size)), devices(24))
@@ -120,15 +139,25 @@ def test_choose_uses_a_model_axis_for_the_batch_alone():
 
 
 def test_choose_keeps_the_model_axis_of_the_config_as_the_smallest():
-    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(-1, 4)), devices(16))) == (4, 4)
-    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(4, -1)), devices(16))) == (4, 4)
-    with pytest.raises(UserError, match="mesh is -1 x 3; it must be of as many devices as there are, 16"):
+    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(-1, 4)), devices(16))) == (
+        4,
+        4,
+    )
+    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(4, -1)), devices(16))) == (
+        4,
+        4,
+    )
+    with pytest.raises(
+        UserError, match="mesh is -1 x 3; it must be of as many devices as there are, 16"
+    ):
         mesh_choice.choose(published("d16", mesh=MeshConfig(-1, 3)), devices(16))
 
 
 def test_choose_for_sampling_divides_weights_along_the_model_axis_alone():
     """The width of d30 does not matter on 256 devices: a data axis holds whole copies."""
     assert dict(mesh_choice.choose_for_sampling(published("d30"), 512, devices(256)).shape) == {
-        "data": 256, "model": 1}
+        "data": 256,
+        "model": 1,
+    }
     with pytest.raises(UserError, match="--images is 5; it must be a multiple of"):
         mesh_choice.choose_for_sampling(published("d30"), 5, devices(256))

@@ -28,15 +28,28 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(directory, digits_dir, model_dir):
-    """Arguments of a run of some steps with dropout, which depends on where in the batch an image lies."""
+    """Arguments of a run of some steps with dropout, which depends on where in the batch an image
+    lies."""
     (directory / "config.py").write_text(small.CONFIG_FILE)
-    values = {"data.data_dir": digits_dir, "tokenizer_dir": model_dir, "init_from": model_dir,
-              "transformer.drop_path": 0.2, "transformer.class_dropout": 0.3, "optimizer.schedule": "constant",
-              "log_every": 1, "eval_every": STEPS, "checkpoint_every": 4}
+    values = {
+        "data.data_dir": digits_dir,
+        "tokenizer_dir": model_dir,
+        "init_from": model_dir,
+        "transformer.drop_path": 0.2,
+        "transformer.class_dropout": 0.3,
+        "optimizer.schedule": "constant",
+        "log_every": 1,
+        "eval_every": STEPS,
+        "checkpoint_every": 4,
+    }
 
     def arguments(steps: int = STEPS, **changes) -> list[str]:
         given = {**values, "steps": steps, **changes}
-        return ["--config", str(directory / "config.py"), *(f"--config.{key}={value}" for key, value in given.items())]
+        return [
+            "--config",
+            str(directory / "config.py"),
+            *(f"--config.{key}={value}" for key, value in given.items()),
+        ]
 
     return arguments
 
@@ -64,7 +77,9 @@ def last(workdir) -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_one_killed_one_told_to_stop_and_the_losses_of_one(run, directory, cache, alone):
+def test_two_processes_one_killed_one_told_to_stop_and_the_losses_of_one(
+    run, directory, cache, alone
+):
     workdir, draw = directory / "two", random.Random(0)
     victim, at = draw.randrange(2), draw.randint(5, 9)
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
@@ -91,7 +106,9 @@ def test_four_processes_and_then_one(run, directory, cache, alone):
     workdir = directory / "four"
     with processes.running(run(steps=8), workdir, cache, count=4) as four:
         assert four.codes(START) == [0] * 4, four.told()
-    assert_same_losses(workdir, ({step: alone[0][step] for step in range(1, 9)}, processes.records(workdir, "val")))
+    assert_same_losses(
+        workdir, ({step: alone[0][step] for step in range(1, 9)}, processes.records(workdir, "val"))
+    )
     with processes.running(run(), workdir, cache) as one:
         assert one.codes(START) == [0], one.told()
     assert processes.records(workdir) == pytest.approx(alone[0], rel=1e-5)
@@ -104,7 +121,9 @@ def test_a_model_axis_over_processes(run, directory, cache, alone):
     mesh = {"mesh.data": 1, "mesh.model": 2}
     with processes.running(run(steps=4, **mesh), workdir, cache, count=2) as two:
         assert two.codes(START) == [0, 0], two.told()
-    assert processes.records(workdir) == pytest.approx({step: alone[0][step] for step in range(1, 5)}, rel=1e-5)
+    assert processes.records(workdir) == pytest.approx(
+        {step: alone[0][step] for step in range(1, 5)}, rel=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -149,16 +168,25 @@ def test_checkpoint_steps_are_those_that_process_zero_lists(directory, cache):
         assert ended == 0 and "restored [1, 2, 3] [3.0, 3.0, 3.0, 3.0]" in told, told
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ((None, 2, 0), "--coordinator missing: --coordinator, --num-processes and --process-id go together"),
-    (("here:1234", None, None), "--num-processes and --process-id missing"),
-    (("here:1234", 2, 2), "--process-id is 2; it must be from 0 to 1, as there are 2 processes"),
-    (("here:1234", 2, -1), "--process-id is -1"),
-    (("here:1234", 0, 0), "--num-processes is 0; it must be at least 1"),
-    (("here", 2, 0), "--coordinator is 'here'; it must be HOST:PORT"),
-    (("here:port", 2, 0), "must be HOST:PORT"),
-    (("here:123456", 2, 0), "must be HOST:PORT"),
-])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            (None, 2, 0),
+            "--coordinator missing: --coordinator, --num-processes and --process-id go together",
+        ),
+        (("here:1234", None, None), "--num-processes and --process-id missing"),
+        (
+            ("here:1234", 2, 2),
+            "--process-id is 2; it must be from 0 to 1, as there are 2 processes",
+        ),
+        (("here:1234", 2, -1), "--process-id is -1"),
+        (("here:1234", 0, 0), "--num-processes is 0; it must be at least 1"),
+        (("here", 2, 0), "--coordinator is 'here'; it must be HOST:PORT"),
+        (("here:port", 2, 0), "must be HOST:PORT"),
+        (("here:123456", 2, 0), "must be HOST:PORT"),
+    ],
+)
 def test_arguments_that_make_no_run(given, message):
     with pytest.raises(UserError, match=message) as error:
         multihost.initialise(*given)
@@ -166,7 +194,9 @@ def test_arguments_that_make_no_run(given, message):
 
 
 def test_nobody_answers():
-    with pytest.raises(UserError, match=r"no answer from process 0 in 1 s .*; start it, or correct the address"):
+    with pytest.raises(
+        UserError, match=r"no answer from process 0 in 1 s .*; start it, or correct the address"
+    ):
         multihost.initialise(f"127.0.0.1:{processes.free_port()}", 2, 1, start_seconds=1)
     with pytest.raises(UserError, match="no answer from process 0 in 1 s"):
         multihost.initialise("no.such.host.invalid:8476", 2, 1, start_seconds=1)
@@ -177,25 +207,41 @@ def test_a_port_that_is_taken():
         other.bind(("0.0.0.0", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on port {port}: .*; give another port in every process"):
+        with pytest.raises(
+            UserError, match=f"cannot listen on port {port}: .*; give another port in every process"
+        ):
             multihost.initialise(f"127.0.0.1:{port}", 2, 0)
 
 
 def test_processes_of_one_host_are_counted():
-    """Two processes that find each other here both count two; of others, by name, only those of the same host."""
+    """Two processes that find each other here both count two; of others, by name, only those of the
+    same host."""
     address = f"127.0.0.1:{processes.free_port()}"
-    code = ("import sys; from var_jax.devices import multihost as distributed\n"
-            f"distributed.initialise({address!r}, 2, int(sys.argv[1]))\n"
-            "print(distributed.processes_on_host())")
-    both = [subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                             text=True) for i in range(2)]
+    code = (
+        "import sys; from var_jax.devices import multihost as distributed\n"
+        f"distributed.initialise({address!r}, 2, int(sys.argv[1]))\n"
+        "print(distributed.processes_on_host())"
+    )
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(i)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
     told = [process.communicate(timeout=START) for process in both]
-    assert [out.splitlines()[-1:] for out, _ in told] == [["2"], ["2"]], told  # after what Gloo has to say
+    assert [out.splitlines()[-1:] for out, _ in told] == [["2"], ["2"]], (
+        told
+    )  # after what Gloo has to say
 
 
 def test_processes_of_other_hosts_are_not_counted(monkeypatch):
     assert multihost.processes_on_host() == 1
-    monkeypatch.setattr(multihost, "gather_texts", lambda text: ["other", text, text, "other", text])
+    monkeypatch.setattr(
+        multihost, "gather_texts", lambda text: ["other", text, text, "other", text]
+    )
     assert multihost.processes_on_host() == 3
 
 
@@ -206,17 +252,32 @@ def test_alone_nothing_happens():
 
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    code = main(["train", "--config", str(tmp_path / "config.py:tokenizer"), "--workdir", str(tmp_path / "run"),
-                 "--coordinator", "here:1234", "--num-processes", "2"])
+    code = main(
+        [
+            "train",
+            "--config",
+            str(tmp_path / "config.py:tokenizer"),
+            "--workdir",
+            str(tmp_path / "run"),
+            "--coordinator",
+            "here:1234",
+            "--num-processes",
+            "2",
+        ]
+    )
     assert code == 2
     assert capsys.readouterr().err.splitlines() == [
-        "var-jax: --process-id missing: --coordinator, --num-processes and --process-id go together"]
+        "var-jax: --process-id missing: --coordinator, --num-processes and --process-id go together"
+    ]
     assert not (tmp_path / "run").exists()
 
 
 def test_what_a_lost_process_looks_like():
-    for text in ("UNKNOWN: Gloo all-reduce failed: Connection reset by peer", "UNAVAILABLE: Task 1 heartbeat timeout",
-                 "Barrier timed out. Id: save:3"):
+    for text in (
+        "UNKNOWN: Gloo all-reduce failed: Connection reset by peer",
+        "UNAVAILABLE: Task 1 heartbeat timeout",
+        "Barrier timed out. Id: save:3",
+    ):
         try:
             try:
                 raise RuntimeError(text)

@@ -13,7 +13,11 @@ def mesh(data, model):
 
 
 def boxed(shape, names):
-    return {"layer": {"kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)}}
+    return {
+        "layer": {
+            "kernel": nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+        }
+    }
 
 
 def test_names_become_mesh_axes():
@@ -31,17 +35,23 @@ def test_a_collision_raises():
 
 
 def test_shardings_replicate_a_dimension_along_an_axis_that_does_not_divide_it():
-    """Six rows over four devices stay whole, the columns are divided, and the cost is that of three more parts."""
+    """Six rows over four devices stay whole, the columns are divided, and the cost is that of three
+    more parts."""
     tree = boxed((6, 8), ("embed", "mlp"))
-    assert partition.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(None, "model")
-    assert partition.undivided(tree, {"data": 4, "model": 2}) == {"layer/kernel": 6 * 8 * 4 // 2 - 6 * 8 * 4 // 8}
+    assert partition.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(
+        None, "model"
+    )
+    assert partition.undivided(tree, {"data": 4, "model": 2}) == {
+        "layer/kernel": 6 * 8 * 4 // 2 - 6 * 8 * 4 // 8
+    }
     assert partition.undivided(tree, {"data": 3, "model": 2}) == {}
 
 
 def test_whole_share_counts_what_lies_whole_on_every_device():
     """A parameter that one axis divides is not whole, one that none divides is."""
-    tree = boxed((6, 8), ("embed", "mlp")) | {"bias": nn.LogicallyPartitioned(
-        jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))}
+    tree = boxed((6, 8), ("embed", "mlp")) | {
+        "bias": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))
+    }
     assert partition.whole_share(tree, {"data": 4, "model": 2}) == 0
     assert partition.whole_share(tree, {"data": 5, "model": 1}) == 1
     assert partition.whole_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
@@ -49,9 +59,12 @@ def test_whole_share_counts_what_lies_whole_on_every_device():
 
 @pytest.mark.parametrize("rows", [8, 6, 1])
 def test_constrain_leaves_whole_what_an_axis_does_not_divide(rows):
-    """An activation whose size is no multiple of its axis is placed whole instead of being refused."""
+    """An activation whose size is no multiple of its axis is placed whole instead of being
+    refused."""
     with jax.set_mesh(mesh(4, 2)):
-        x = jax.jit(lambda: partition.constrain(jnp.zeros((rows, 3, 2)), "batch", "tokens", "act_heads"))()
+        x = jax.jit(
+            lambda: partition.constrain(jnp.zeros((rows, 3, 2)), "batch", "tokens", "act_heads")
+        )()
     assert x.sharding.shard_shape(x.shape) == (rows // 4 if rows % 4 == 0 else rows, 3, 1)
 
 
@@ -70,12 +83,18 @@ def test_constrain_is_the_identity_without_a_mesh_and_shards_with_one():
 
 def places(data, model, **shapes):
     """Shardings and abstract values of parameters {name: (shape, logical names)}."""
-    tree = {name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
-            for name, (shape, names) in shapes.items()}
+    tree = {
+        name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
+        for name, (shape, names) in shapes.items()
+    }
     return partition.shardings(tree, mesh(data, model)), nn.meta.unbox(tree), mesh(data, model)
 
 
-LAYERS = {"kernel": ((8, 24), ("embed", "mlp")), "table": ((10, 8), ("levels", None)), "bias": ((8,), (None,))}
+LAYERS = {
+    "kernel": ((8, 24), ("embed", "mlp")),
+    "table": ((10, 8), ("levels", None)),
+    "bias": ((8,), (None,)),
+}
 
 
 def test_a_small_share_may_be_replicated():
@@ -88,8 +107,10 @@ def test_require_sharded_does_not_count_what_is_excused():
 
 
 def test_too_large_a_share_names_the_largest_parameters_first():
-    told = (r"31% of .* each of 8 devices, more than 30%; the largest: table \(320 bytes\), bias \(32 bytes\); "
-            "the mesh is data=4, model=2")
+    told = (
+        r"31% of .* each of 8 devices, more than 30%; the largest: table \(320 bytes\), bias \(32 bytes\); "
+        "the mesh is data=4, model=2"
+    )
     with pytest.raises(UserError, match=told):
         partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
 
@@ -101,9 +122,13 @@ def test_an_axis_of_one_device_shards_nothing():
 
 
 def test_one_device_has_everything():
-    one = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    one = jax.make_mesh(
+        (1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1]
+    )
     abstract = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32)}
-    partition.require_sharded({"kernel": jax.NamedSharding(one, PartitionSpec())}, abstract, one, largest_share=0.0)
+    partition.require_sharded(
+        {"kernel": jax.NamedSharding(one, PartitionSpec())}, abstract, one, largest_share=0.0
+    )
 
 
 @pytest.mark.parametrize(("images", "held"), [(16, 2), (8, 1), (4, 1), (12, 3), (6, 6)])

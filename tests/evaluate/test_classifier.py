@@ -15,24 +15,36 @@ for pixels, label in zip(PIXELS, LABELS, strict=True):
 
 
 def labelled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
-    return ImageSet("real", "content", (4, 4, 1), "none", len(pixels), names,
-                    lambda size: iter([Batch(pixels[i:i + size], labels[i:i + size])
-                                       for i in range(0, len(pixels), size)]))
+    return ImageSet(
+        "real",
+        "content",
+        (4, 4, 1),
+        "none",
+        len(pixels),
+        names,
+        lambda size: iter(
+            [Batch(pixels[i : i + size], labels[i : i + size]) for i in range(0, len(pixels), size)]
+        ),
+    )
 
 
 def test_the_scorer_prefers_what_looks_like_its_label():
     score = classifier.label_scorer(toy_network.network(), labelled(), [0, 3])
     asked, swapped = score(PIXELS, LABELS), score(PIXELS, 3 - LABELS)
     assert (asked > swapped).all()
-    np.testing.assert_allclose(np.exp(asked) + np.exp(swapped), 1, atol=1e-6)  # two classes share all
+    np.testing.assert_allclose(
+        np.exp(asked) + np.exp(swapped), 1, atol=1e-6
+    )  # two classes share all
     again = classifier.label_scorer(toy_network.network(), labelled(), [0])
     np.testing.assert_array_equal(again(PIXELS, LABELS), asked)
 
 
 def test_what_a_scorer_cannot_be_fitted_on():
     for reference, wanted, message in (
-            (labelled(names=()), [0], "without labels"), (labelled(), [0, 1], r"without an image of class \[1\]"),
-            (labelled(PIXELS[LABELS == 3], LABELS[LABELS == 3]), [3], "is of one class")):
+        (labelled(names=()), [0], "without labels"),
+        (labelled(), [0, 1], r"without an image of class \[1\]"),
+        (labelled(PIXELS[LABELS == 3], LABELS[LABELS == 3]), [3], "is of one class"),
+    ):
         with pytest.raises(UserError, match=message):
             classifier.label_scorer(toy_network.network(), reference, wanted)
 
@@ -41,4 +53,8 @@ def test_agreement():
     classify = classifier.pixel_classifier(PIXELS / 255, LABELS)
     wrong = np.where(np.arange(80) < 20, 3 - LABELS, LABELS)
     found = classifier.agreement(classify, PIXELS / 255, wrong)
-    assert found["value"] == 0.75 and found["count"] == 80 and found["ci95"][0] < 0.75 < found["ci95"][1]
+    assert (
+        found["value"] == 0.75
+        and found["count"] == 80
+        and found["ci95"][0] < 0.75 < found["ci95"][1]
+    )

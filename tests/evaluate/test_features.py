@@ -19,12 +19,14 @@ class Images:
 
     def __init__(self, pixels, name="images"):
         self.pixels, self.reads = pixels, 0
-        self.set = ImageSet(name, f"content of {name}", pixels.shape[1:], "none", len(pixels), (), self.read)
+        self.set = ImageSet(
+            name, f"content of {name}", pixels.shape[1:], "none", len(pixels), (), self.read
+        )
 
     def read(self, batch_size):
         self.reads += 1
         for start in range(0, len(self.pixels), batch_size):
-            yield Batch(self.pixels[start:start + batch_size], None)
+            yield Batch(self.pixels[start : start + batch_size], None)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,9 @@ def direct(pixels):
 
 
 def test_features_are_those_of_the_network_over_all_devices():
-    assert jax.local_device_count() == 8  # so that batches of 24 are divided, and the last one is filled up
+    assert (
+        jax.local_device_count() == 8
+    )  # so that batches of 24 are divided, and the last one is filled up
     found = features.extract(toy_network.network(), Images(PIXELS).set, probs=True)
     rows, log_probs = direct(PIXELS)
     assert found.rows.shape == (90, toy_network.DIMENSIONS) and found.distinct == 90
@@ -47,7 +51,9 @@ def test_features_are_those_of_the_network_over_all_devices():
     np.testing.assert_allclose(found.log_probs[order[0]], log_probs[order[1]], rtol=1e-5, atol=1e-6)
     assert found.moments.count == 90
     np.testing.assert_allclose(found.moments.mean, rows.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(found.moments.covariance, np.cov(rows.astype(float), rowvar=False), rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(
+        found.moments.covariance, np.cov(rows.astype(float), rowvar=False), rtol=1e-4, atol=1e-7
+    )
     sizes = [half.count for half in found.halves]
     assert sum(sizes) == 90 and min(sizes) > 25
 
@@ -55,14 +61,21 @@ def test_features_are_those_of_the_network_over_all_devices():
 def test_the_order_has_no_say_in_any_metric():
     network, reference = toy_network.network(), Images(PIXELS[:40], "reference").set
     order = np.random.default_rng(1).permutation(50)
-    reports = [evaluate(Images(pixels).set, reference, network, cache="", resamples=4)
-               for pixels in (PIXELS[40:], PIXELS[40:][order])]
-    assert reports[0].keys() == reports[1].keys() and reports[0]["warnings"] == reports[1]["warnings"]
+    reports = [
+        evaluate(Images(pixels).set, reference, network, cache="", resamples=4)
+        for pixels in (PIXELS[40:], PIXELS[40:][order])
+    ]
+    assert (
+        reports[0].keys() == reports[1].keys() and reports[0]["warnings"] == reports[1]["warnings"]
+    )
     for name, metric in reports[0]["metrics"].items():
         other = reports[1]["metrics"][name]
-        # Features are float32, and rounded by their place in the batch; the shares are whole numbers of images.
+        # Features are float32, and rounded by their place in the batch; the shares are whole
+        # numbers of images.
         assert metric["value"] == pytest.approx(other["value"], rel=1e-5)
-        assert metric["ci95"] == (metric["ci95"] and pytest.approx(other["ci95"], rel=1e-5, abs=1e-7))
+        assert metric["ci95"] == (
+            metric["ci95"] and pytest.approx(other["ci95"], rel=1e-5, abs=1e-7)
+        )
 
 
 def test_a_large_set_keeps_some_rows_and_the_moments_of_all():
@@ -79,10 +92,15 @@ def test_a_reference_is_measured_once(tmp_path):
     first = features.of_reference(network, images.set, cache)
     again = features.of_reference(network, images.set, cache)
     assert images.reads == 1
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
-    for other, changed in ((toy_network.network(seed=1), images.set),
-                           (dataclasses.replace(network, preprocessing="halves"), images.set),
-                           (network, dataclasses.replace(images.set, fingerprint="other"))):
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True)
+    )
+    for other, changed in (
+        (toy_network.network(seed=1), images.set),
+        (dataclasses.replace(network, preprocessing="halves"), images.set),
+        (network, dataclasses.replace(images.set, fingerprint="other")),
+    ):
         before = images.reads
         features.of_reference(other, changed, cache)
         assert images.reads == before + 1
@@ -102,11 +120,14 @@ def test_a_reference_is_measured_once(tmp_path):
 
 @pytest.mark.parametrize("classes", [1008, 1000])
 def test_the_published_score_is_of_logits_without_biases(monkeypatch, classes):
-    """Of the network of 1008 classes, which FID and the score are published with; torchvision's has 1000."""
+    """Of the network of 1008 classes, which FID and the score are published with; torchvision's has
+    1000."""
     random = np.random.default_rng(0)
     kernel, bias = random.standard_normal((3, classes)), random.standard_normal(classes)
     monkeypatch.setattr(features.inception, "pooled", lambda params, images: images)
-    monkeypatch.setattr(features.inception, "logits", lambda params, images: images @ kernel + params["fc"]["bias"])
+    monkeypatch.setattr(
+        features.inception, "logits", lambda params, images: images @ kernel + params["fc"]["bias"]
+    )
     rows = random.standard_normal((4, 3))
     found = features._inception({"fc": {"bias": bias}}, rows)[1]
     expected = log_softmax(rows @ kernel + (bias if classes == 1000 else 0), axis=1)

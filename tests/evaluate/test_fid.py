@@ -22,9 +22,13 @@ def test_gaussians_with_a_closed_form():
     a, b = np.array([1.0, 4.0, 0.25]), np.array([9.0, 1.0, 0.25])
     apart = frechet_distance(gaussian([0, 0, 1], np.diag(a)), gaussian([3, 0, -1], np.diag(b)))
     assert apart == pytest.approx(9 + 4 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-12)
-    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]  # covariances that commute, turned
-    turned = frechet_distance(gaussian(turn @ [0, 0, 1], turn * a @ turn.T), gaussian(turn @ [3, 0, -1],
-                                                                                      turn * b @ turn.T))
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[
+        0
+    ]  # covariances that commute, turned
+    turned = frechet_distance(
+        gaussian(turn @ [0, 0, 1], turn * a @ turn.T),
+        gaussian(turn @ [3, 0, -1], turn * b @ turn.T),
+    )
     assert turned == pytest.approx(apart, rel=1e-12)
     same = gaussian([1, 2, 3], turn * a @ turn.T)
     assert frechet_distance(same, same) == pytest.approx(0, abs=1e-9)
@@ -32,7 +36,10 @@ def test_gaussians_with_a_closed_form():
 
 def test_as_the_published_code():
     random = np.random.default_rng(1)
-    x, y = (random.standard_normal((200, 8)) @ random.standard_normal((8, 8)) + shift for shift in (0, 0.3))
+    x, y = (
+        random.standard_normal((200, 8)) @ random.standard_normal((8, 8)) + shift
+        for shift in (0, 0.3)
+    )
     assert frechet_distance(moments(x), moments(y)) == pytest.approx(published(x, y), rel=1e-9)
 
 
@@ -43,8 +50,11 @@ def test_fewer_rows_than_dimensions():
     a, b = ((rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (x, y))
     mixed = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.sum(a**2) + np.sum(b**2) - 2 * mixed
-    # An eigenvalue of zero comes out as eps, and its root as that of eps: at most as many of them as dimensions.
-    assert frechet_distance(moments(x), moments(y)) == pytest.approx(expected, abs=12 * np.finfo(float).eps ** 0.5)
+    # An eigenvalue of zero comes out as eps, and its root as that of eps: at most as many of them
+    # as dimensions.
+    assert frechet_distance(moments(x), moments(y)) == pytest.approx(
+        expected, abs=12 * np.finfo(float).eps ** 0.5
+    )
 
 
 def test_moments_in_batches():
@@ -60,7 +70,9 @@ def test_moments_in_batches():
     weighted, repeated = moments(rows, weights), wide[[1, 1, 1, 2]]
     assert weighted.count == 4
     np.testing.assert_allclose(weighted.mean, repeated.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(weighted.covariance, np.cov(repeated, rowvar=False), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        weighted.covariance, np.cov(repeated, rowvar=False), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_the_deviation_is_that_of_drawing_again():
@@ -73,8 +85,8 @@ def test_the_deviation_is_that_of_drawing_again():
 
 
 def test_frechet_distance_is_never_below_zero():
-    """Of a set from itself, where rounding alone would be printed as a distance below zero: with fewer rows than
-    dimensions, every eigenvalue's rounding error counts against the sum."""
+    """Of a set from itself, where rounding alone would be printed as a distance below zero: with
+    fewer rows than dimensions, every eigenvalue's rounding error counts against the sum."""
     for seed in range(8):
         rows = np.random.default_rng(seed).standard_normal((20, 60)) * 30
         assert 0 <= frechet_distance(moments(rows), moments(rows)) < 1e-3

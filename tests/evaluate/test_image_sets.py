@@ -17,8 +17,10 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 6, 3), dtype=np.uint8)
 def all_of(images, batch_size=3):
     batches = list(images.read(batch_size))
     labels = [b.labels for b in batches]
-    return (np.concatenate([b.images for b in batches]),
-            None if labels[0] is None else np.concatenate(labels))
+    return (
+        np.concatenate([b.images for b in batches]),
+        None if labels[0] is None else np.concatenate(labels),
+    )
 
 
 def folder(directory, pixels=PIXELS):
@@ -47,7 +49,9 @@ def test_npz(tmp_path):
     assert len(found) == some.count == 4
     places = [int(np.flatnonzero((one == PIXELS).all((1, 2, 3)))[0]) for one in found]
     others = all_of(open_images(str(file), num=4, seed=6), 2)[0]
-    assert len(set(places)) == 4 and others.shape == found.shape and not np.array_equal(others, found)
+    assert (
+        len(set(places)) == 4 and others.shape == found.shape and not np.array_equal(others, found)
+    )
     np.testing.assert_array_equal(found, all_of(open_images(str(file), num=4, seed=5), 7)[0])
 
 
@@ -56,21 +60,26 @@ def test_folder(tmp_path):
     order = [0, 2, 4, 6, 1, 3, 5]  # by path
     np.testing.assert_array_equal(all_of(images)[0], PIXELS[order])
     fitted = open_images(str(tmp_path), shape=(4, 4, 1), resize="whole")
-    by_hand = [np.asarray(Image.fromarray(PIXELS[i]).convert("L").resize((4, 4), Image.Resampling.LANCZOS))
-               for i in order]
+    by_hand = [
+        np.asarray(Image.fromarray(PIXELS[i]).convert("L").resize((4, 4), Image.Resampling.LANCZOS))
+        for i in order
+    ]
     np.testing.assert_array_equal(all_of(fitted)[0][..., 0], by_hand)
     assert fitted.fingerprint != images.fingerprint and fitted.resize == "whole, centred, to 4 x 4"
 
 
 @pytest.mark.parametrize("resize", ["crop", "whole", "pad"])
 def test_open_images_takes_images_of_the_size_as_they_are(tmp_path, digits_dir, resize):
-    """Whatever the way of resizing, pixels of the wanted height and width come unchanged from folders and data sets:
-    "crop" would enlarge them by 1.125 and cut, and set a folder apart from itself."""
+    """Whatever the way of resizing, pixels of the wanted height and width come unchanged from
+    folders and data sets: "crop" would enlarge them by 1.125 and cut, and set a folder apart from
+      itself."""
     same = folder(tmp_path / "same")
     sized = open_images(str(same), shape=(5, 6, 3), resize=resize)
     np.testing.assert_array_equal(all_of(sized)[0], all_of(open_images(str(same)))[0])
-    digits = [open_images("digits:test[:5]", data_dir=str(digits_dir), shape=shape, resize=resize)
-              for shape in (None, (8, 8, 1))]
+    digits = [
+        open_images("digits:test[:5]", data_dir=str(digits_dir), shape=shape, resize=resize)
+        for shape in (None, (8, 8, 1))
+    ]
     np.testing.assert_array_equal(*(all_of(images)[0] for images in digits))
     gray = all_of(open_images(str(same), shape=(5, 6, 1), resize=resize))[0]
     by_hand = np.asarray(Image.fromarray(PIXELS[0]).convert("L"))
@@ -78,7 +87,8 @@ def test_open_images_takes_images_of_the_size_as_they_are(tmp_path, digits_dir, 
 
 
 def test_open_images_crops_only_images_of_another_size(tmp_path):
-    """In one folder, the image of the wanted size is unchanged and the larger one is cropped as in training."""
+    """In one folder, the image of the wanted size is unchanged and the larger one is cropped as in
+    training."""
     large = np.kron(PIXELS[1], np.ones((3, 3, 1), np.uint8))
     for name, pixels in (("a", PIXELS[0]), ("b", large)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
@@ -89,10 +99,16 @@ def test_open_images_crops_only_images_of_another_size(tmp_path):
 
 
 def test_open_images_and_training_see_the_same_files(tmp_path):
-    """Hidden files and folders at any depth are in neither's list, and what else there is, is in both."""
+    """Hidden files and folders at any depth are in neither's list, and what else there is, is in
+    both."""
     shown = folder(tmp_path / "shown")
     (shown / "notes.txt").unlink()
-    for hidden in (".ipynb_checkpoints", ".Trash-1000", "0/.ipynb_checkpoints", "1/.thumbnails/large"):
+    for hidden in (
+        ".ipynb_checkpoints",
+        ".Trash-1000",
+        "0/.ipynb_checkpoints",
+        "1/.thumbnails/large",
+    ):
         (shown / hidden).mkdir(parents=True)
         Image.fromarray(PIXELS[0]).save(shown / hidden / "copy.png")
     for name in ("._00.png", ".DS_Store", "0/._00.png", ".hidden.png"):
@@ -114,23 +130,38 @@ def test_open_images_follows_links_but_not_in_circles(tmp_path):
     assert open_images(str(tmp_path / "here")).count == 7
 
 
-@pytest.mark.parametrize("members", [("mu", "sigma"), ("arr_0", "mu", "sigma"), ("arr_0", "mu_s", "sigma_s"),
-                                     ("arr_0", "mu")])
+@pytest.mark.parametrize(
+    "members",
+    [("mu", "sigma"), ("arr_0", "mu", "sigma"), ("arr_0", "mu_s", "sigma_s"), ("arr_0", "mu")],
+)
 def test_open_images_refuses_statistics_of_a_published_protocol(tmp_path, members):
-    """Its arr_0 is a part of what its moments are of: measured alone it gives another figure under the same name."""
-    arrays = {"arr_0": PIXELS, "mu": np.zeros(3), "sigma": np.eye(3), "mu_s": np.zeros(3), "sigma_s": np.eye(3)}
+    """Its arr_0 is a part of what its moments are of: measured alone it gives another figure under
+    the same name."""
+    arrays = {
+        "arr_0": PIXELS,
+        "mu": np.zeros(3),
+        "sigma": np.eye(3),
+        "mu_s": np.zeros(3),
+        "sigma_s": np.eye(3),
+    }
     np.savez(tmp_path / "reference.npz", **{name: arrays[name] for name in members})
-    with pytest.raises(UserError, match=f"reference.npz .*{', '.join(members[members[0] == 'arr_0':])} ") as error:
+    with pytest.raises(
+        UserError, match=f"reference.npz .*{', '.join(members[members[0] == 'arr_0' :])} "
+    ) as error:
         open_images(str(tmp_path / "reference.npz"))
     assert "arr_0" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_data_set(digits_dir):
-    images = open_images("digits:test[:5]", data_dir=str(digits_dir), shape=(12, 10, 3), resize="crop")
+    images = open_images(
+        "digits:test[:5]", data_dir=str(digits_dir), shape=(12, 10, 3), resize="crop"
+    )
     found, labels = all_of(images)
     split = sources.open_split(DataConfig("digits", data_dir=str(digits_dir)), "test[:5]")
     for i in range(5):
-        fitted = transforms.crop(transforms.fit(split[i]["image"], (12, 10, 3), "crop"), (12, 10, 3))
+        fitted = transforms.crop(
+            transforms.fit(split[i]["image"], (12, 10, 3), "crop"), (12, 10, 3)
+        )
         np.testing.assert_array_equal(found[i], fitted)
         assert labels[i] == split[i]["label"]
     assert images.class_names == tuple("0123456789")
@@ -149,8 +180,13 @@ def test_the_fingerprint_is_of_what_is_in_it(tmp_path, digits_dir):
     assert open_images(str(one)).fingerprint == open_images(str(other)).fingerprint
     Image.fromarray(255 - PIXELS[0]).save(other / "0" / "00.png")
     assert open_images(str(one)).fingerprint != open_images(str(other)).fingerprint
-    digits = {open_images(f"digits:{split}", data_dir=str(digits_dir), shape=shape, resize="pad").fingerprint
-              for split in ("train", "test", "test[:20]") for shape in ((8, 8, 1), (9, 9, 1))}
+    digits = {
+        open_images(
+            f"digits:{split}", data_dir=str(digits_dir), shape=shape, resize="pad"
+        ).fingerprint
+        for split in ("train", "test", "test[:20]")
+        for shape in ((8, 8, 1), (9, 9, 1))
+    }
     assert len(digits) == 6
 
 
@@ -180,7 +216,10 @@ def test_an_array_that_ends_before_its_headers_promise(tmp_path, lost):
         for i, content in enumerate(arrays):
             archive.writestr(f"arr_{i}.npy", content)
     promised = whole - 128  # of the header
-    with pytest.raises(UserError, match=f"a.npz is cut off: arr_{lost} holds {promised - 16} bytes of the {promised} "):
+    with pytest.raises(
+        UserError,
+        match=f"a.npz is cut off: arr_{lost} holds {promised - 16} bytes of the {promised} ",
+    ):
         open_images(str(tmp_path / "a.npz"))
 
 
@@ -193,7 +232,10 @@ def test_an_archive_that_lists_more_bytes_than_it_holds(tmp_path, lost):
         for name, content in zip(names, arrays, strict=True):
             archive.writestr(name, content)
         archive.getinfo(names[lost]).file_size = size  # as the list at the end will say
-    with pytest.raises(UserError, match=f"a.npz is cut off: arr_{lost} ends before its 7 {('images', 'labels')[lost]}"):
+    with pytest.raises(
+        UserError,
+        match=f"a.npz is cut off: arr_{lost} ends before its 7 {('images', 'labels')[lost]}",
+    ):
         all_of(open_images(str(tmp_path / "a.npz")), 7)
 
 
@@ -201,7 +243,7 @@ def test_compressed_bytes_that_are_damaged(tmp_path):
     file = tmp_path / "a.npz"
     np.savez_compressed(file, np.zeros((7, 50, 60, 3), np.uint8))
     content = bytearray(file.read_bytes())
-    content[len("arr_0.npy") + 60:len("arr_0.npy") + 90] = bytes(30)
+    content[len("arr_0.npy") + 60 : len("arr_0.npy") + 90] = bytes(30)
     file.write_bytes(content)
     with pytest.raises(UserError, match="a.npz does not read as .npz"):
         all_of(open_images(str(file)))
@@ -218,7 +260,9 @@ def test_mistakes(tmp_path, digits_dir):
         assert "\n" not in str(error.value)
         return str(error.value)
 
-    assert "has no arr_0, but images; it must hold arr_0, uint8" in refused(file, named={"images": PIXELS})
+    assert "has no arr_0, but images; it must hold arr_0, uint8" in refused(
+        file, named={"images": PIXELS}
+    )
     assert "float32 of (7, 5, 6, 3); it must be uint8" in refused(file, PIXELS.astype(np.float32))
     assert "uint8 of (7, 5, 6)" in refused(file, PIXELS[..., 0])
     assert "uint8 of (7, 5, 6, 2)" in refused(file, PIXELS[..., :2])
@@ -230,7 +274,9 @@ def test_mistakes(tmp_path, digits_dir):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:300])
     assert "does not read as .npz" in refused(str(tmp_path / "cut.npz"))
     assert "no file" in refused(str(tmp_path / "none.npz"))
-    assert "give FILE.npz, a directory of images, or DATASET:SPLIT" in refused(str(tmp_path / "none"))
+    assert "give FILE.npz, a directory of images, or DATASET:SPLIT" in refused(
+        str(tmp_path / "none")
+    )
     (tmp_path / "empty").mkdir()
     assert "holds no image files" in refused(str(tmp_path / "empty"))
     mixed = folder(tmp_path / "mixed")

@@ -1,4 +1,5 @@
-"""Every figure comes with a line that says how to read it, and what to read instead where it misleads."""
+"""Every figure comes with a line that says how to read it, and what to read instead where it
+misleads."""
 
 import json
 
@@ -16,8 +17,14 @@ REAL = RANDOM.integers(0, 200, (60, 4, 6, 1), dtype=np.uint8)
 
 
 def report(drawn, real=REAL, **options):
-    return samples.evaluate(Images(drawn, "drawn").set, Images(real, "real").set, toy_network.network(), cache="",
-                            resamples=2, **options)
+    return samples.evaluate(
+        Images(drawn, "drawn").set,
+        Images(real, "real").set,
+        toy_network.network(),
+        cache="",
+        resamples=2,
+        **options,
+    )
 
 
 def test_every_metric_of_a_report_has_one_reading_line():
@@ -30,9 +37,14 @@ def test_every_metric_of_a_report_has_one_reading_line():
         assert shown[place + 1].strip() == metric["reading"] and "\n" not in metric["reading"]
 
 
-@pytest.mark.parametrize(("counts", "trusted"), [((5, 60), False), ((60, 5), False), ((6, 60), True)])
-def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_instead(counts, trusted):
-    """A covariance of as many features as images, or more, is not determined, on whichever side they are few."""
+@pytest.mark.parametrize(
+    ("counts", "trusted"), [((5, 60), False), ((60, 5), False), ((6, 60), True)]
+)
+def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_instead(
+    counts, trusted
+):
+    """A covariance of as many features as images, or more, is not determined, on whichever side
+    they are few."""
     metrics = {"frechet_distance": {"counts": list(counts), "floor": None}, "kid": None}
     readings.add(metrics, dimensions=5)
     text = metrics["frechet_distance"]["reading"]
@@ -43,14 +55,17 @@ def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_inst
 
 
 def test_kid_has_a_scale():
-    """What two halves of the reference score is about zero, whatever their number, and of other images it is not."""
+    """What two halves of the reference score is about zero, whatever their number, and of other
+    images it is not."""
     drawn = np.clip(REAL.astype(int) + 80, 0, 255).astype(np.uint8)
     found = report(drawn)["metrics"]["kid"]
     floor = found["floor"]
     assert floor["counts"] == [30, 30] and found["counts"] == [60, 60]
     assert floor["ci95"][0] < 0 < floor["ci95"][1] and found["value"] > 3 * floor["ci95"][1]
     assert f"real images score {floor['value']:.3g}" in found["reading"]
-    other = report(drawn, floor=Images(RANDOM.integers(0, 200, (20, 4, 6, 1), dtype=np.uint8), "more").set)
+    other = report(
+        drawn, floor=Images(RANDOM.integers(0, 200, (20, 4, 6, 1), dtype=np.uint8), "more").set
+    )
     assert other["metrics"]["kid"]["floor"]["counts"] == [20, 60]
     assert other["metrics"]["kid"]["floor"]["what"] == "more against the reference"
     few = report(drawn, REAL[:6])["metrics"]["kid"]
@@ -58,24 +73,35 @@ def test_kid_has_a_scale():
 
 
 def test_agreement_is_read_between_chance_and_real_images():
-    """A share of classes means nothing without what guessing gives, and what the classifier gives real images."""
+    """A share of classes means nothing without what guessing gives, and what the classifier gives
+    real images."""
     text = readings.of_agreement({"on_reference": {"value": 0.961}}, classes=10)
     assert "guessing gives 0.1" in text and "real images score 0.961" in text
     assert "real images" not in readings.of_agreement({"on_reference": None}, classes=10)
 
 
-@pytest.mark.parametrize(("reference", "words"), [
-    ("digits:train", "digits:train is what this run was trained on"),
-    ("digits:train[:100]", "may hold images that this run was trained on"),
-    ("digits:test+train", "may hold images that this run was trained on"), ("digits:all", "may hold"),
-    ("digits:test", None), ("digits:test[:20]", None), ("fashion_mnist_idx:train", None), ("images.npz", None)])
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("digits:train", "digits:train is what this run was trained on"),
+        ("digits:train[:100]", "may hold images that this run was trained on"),
+        ("digits:test+train", "may hold images that this run was trained on"),
+        ("digits:all", "may hold"),
+        ("digits:test", None),
+        ("digits:test[:20]", None),
+        ("fashion_mnist_idx:train", None),
+        ("images.npz", None),
+    ],
+)
 def test_warning_of_a_reference_that_the_run_was_trained_on(tmp_path, reference, words):
     """By the splits that the run's config names."""
     data = {"name": "digits", "train_split": "train", "eval_split": "test", "source_dir": ""}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
     found = training_images.warning(str(tmp_path), reference)
     assert (found is None) == (words is None)
-    assert words is None or (words in found and found.endswith("measure digits:test") and "\n" not in found)
+    assert words is None or (
+        words in found and found.endswith("measure digits:test") and "\n" not in found
+    )
 
 
 def test_warning_knows_slices_of_one_split(tmp_path):
@@ -88,7 +114,8 @@ def test_warning_knows_slices_of_one_split(tmp_path):
 
 
 def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
-    """By the files: the folder itself, one within it or above it, under whatever name leads there."""
+    """By the files: the folder itself, one within it or above it, under whatever name leads
+    there."""
     for split in ("train", "test"):
         for label in "ab":
             (tmp_path / "photos" / split / label).mkdir(parents=True)
@@ -98,12 +125,29 @@ def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
     data = {"name": "image_folder", "train_split": "train", "eval_split": "test"}
     data["source_dir"] = str(tmp_path / "photos")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"data": data}))
-    for folder, count in (("photos", 2), ("photos/", 2), ("photos/train", 2), ("photos/train/a", 1), ("link", 2),
-                          ("", 2), ("photos/test", 0), ("run", 0), ("none", 0)):
+    for folder, count in (
+        ("photos", 2),
+        ("photos/", 2),
+        ("photos/train", 2),
+        ("photos/train/a", 1),
+        ("link", 2),
+        ("", 2),
+        ("photos/test", 0),
+        ("run", 0),
+        ("none", 0),
+    ):
         found = training_images.warning(str(tmp_path / "run"), f"{tmp_path}/{folder}")
-        assert (found and f"holds {count} images that this run was trained on" in found) or count == 0 and found is None
-    assert "is what" in training_images.warning(str(tmp_path / "run"), "image_folder:train", str(tmp_path / "photos"))
-    assert training_images.warning(str(tmp_path / "run"), "image_folder:train", str(tmp_path)) is None
+        assert (
+            (found and f"holds {count} images that this run was trained on" in found)
+            or count == 0
+            and found is None
+        )
+    assert "is what" in training_images.warning(
+        str(tmp_path / "run"), "image_folder:train", str(tmp_path / "photos")
+    )
+    assert (
+        training_images.warning(str(tmp_path / "run"), "image_folder:train", str(tmp_path)) is None
+    )
 
 
 def test_warning_of_a_model_without_a_runs_config(tmp_path):

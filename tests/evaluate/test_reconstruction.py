@@ -15,7 +15,9 @@ from var_jax.pretrained.perceptual import Perceptual
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (30, 14, 12, 3), dtype=np.uint8)
 SIGNAL = PIXELS.astype(np.float32) / 127.5 - 1
-BACK = np.clip(SIGNAL + 0.3 * RANDOM.standard_normal(SIGNAL.shape) * RANDOM.random((30, 1, 1, 1)), -1, 1).astype("f")
+BACK = np.clip(
+    SIGNAL + 0.3 * RANDOM.standard_normal(SIGNAL.shape) * RANDOM.random((30, 1, 1, 1)), -1, 1
+).astype("f")
 SCALES = Scales.parse("1,2")
 TOKENS = RANDOM.integers(0, 3, (30, 5)).astype(np.int32)
 
@@ -39,12 +41,17 @@ class Model:
 
 @pytest.fixture(scope="module")
 def report():
-    apart = Perceptual("half the distance", 0.5, lambda half, x, y: half * abs(x - y).mean((1, 2, 3)))
-    return reconstruction.evaluate(Model(), Images(PIXELS, "real").set, toy_network.network(), apart, cache="")
+    apart = Perceptual(
+        "half the distance", 0.5, lambda half, x, y: half * abs(x - y).mean((1, 2, 3))
+    )
+    return reconstruction.evaluate(
+        Model(), Images(PIXELS, "real").set, toy_network.network(), apart, cache=""
+    )
 
 
 def ssim(x, y) -> float:
-    """Wang et al. 2004 in numpy, one channel: an 11 x 11 Gaussian of sigma 1.5, windows within the image."""
+    """Wang et al. 2004 in numpy, one channel: an 11 x 11 Gaussian of sigma 1.5, windows within the
+    image."""
     kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
     kernel /= kernel.sum()
 
@@ -56,7 +63,9 @@ def ssim(x, y) -> float:
     mx, my = local(x), local(y)
     vx, vy, mixed = local(x * x) - mx**2, local(y * y) - my**2, local(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2
-    return float(np.mean((2 * mx * my + c1) * (2 * mixed + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))))
+    return float(
+        np.mean((2 * mx * my + c1) * (2 * mixed + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2)))
+    )
 
 
 def test_fidelity(report):
@@ -66,14 +75,21 @@ def test_fidelity(report):
     metrics = report["metrics"]
     assert metrics["psnr"]["value"] == pytest.approx(psnr.mean(), rel=1e-5)
     half = 1.96 * psnr.std(ddof=1) / 30**0.5
-    assert metrics["psnr"]["ci95"] == pytest.approx([psnr.mean() - half, psnr.mean() + half], rel=1e-5)
+    assert metrics["psnr"]["ci95"] == pytest.approx(
+        [psnr.mean() - half, psnr.mean() + half], rel=1e-5
+    )
     found = metrics["psnr_of_mean_mse"]
-    assert found["value"] == pytest.approx(pooled, rel=1e-5) and found["value"] < metrics["psnr"]["value"] - 1
+    assert (
+        found["value"] == pytest.approx(pooled, rel=1e-5)
+        and found["value"] < metrics["psnr"]["value"] - 1
+    )
     assert found["ci95"][0] < found["value"] < found["ci95"][1]
     expected = np.mean([ssim(x[i, ..., c], y[i, ..., c]) for i in range(30) for c in range(3)])
     assert metrics["ssim"]["value"] == pytest.approx(expected, abs=1e-5)
     assert metrics["perceptual"]["name"] == "half the distance"
-    assert metrics["perceptual"]["value"] == pytest.approx(0.5 * np.abs(SIGNAL - BACK).mean(), rel=1e-5)
+    assert metrics["perceptual"]["value"] == pytest.approx(
+        0.5 * np.abs(SIGNAL - BACK).mean(), rel=1e-5
+    )
 
 
 def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
@@ -82,7 +98,9 @@ def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
     from var_jax.evaluate.fid import frechet_distance
 
     found = report["metrics"]["frechet_distance"]
-    assert found["value"] == pytest.approx(frechet_distance(sets[0].moments, sets[1].moments), rel=1e-4)
+    assert found["value"] == pytest.approx(
+        frechet_distance(sets[0].moments, sets[1].moments), rel=1e-4
+    )
     assert found["value"] > 0 and found["counts"] == [30, 30] and "floor" not in found
     assert found["ci95"] is None and "paired" in found["ci95_missing"]
     context = found["real_against_real"]
@@ -92,7 +110,10 @@ def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
 
 def test_usage(report):
     rows = report["usage"]["scales"]
-    assert [row["scale"] for row in rows] == ["1x1", "2x2"] and [row["tokens"] for row in rows] == [30, 120]
+    assert [row["scale"] for row in rows] == ["1x1", "2x2"] and [row["tokens"] for row in rows] == [
+        30,
+        120,
+    ]
     for row, tokens in zip(rows, (TOKENS[:, :1], TOKENS[:, 1:]), strict=True):
         codes, counts = np.unique(tokens, return_counts=True)
         share = counts / counts.sum()
@@ -100,13 +121,17 @@ def test_usage(report):
         assert row["perplexity"] == pytest.approx(np.exp(-np.sum(share * np.log(share))))
     few = reconstruction.usage(reconstruction.token_counts(TOKENS[:2], SCALES, 8), SCALES)
     used = len(np.unique(TOKENS[:2, 0]))
-    assert few["scales"][0]["attainable_usage"] == used / 2 and few["scales"][0]["usage"] == used / 8
+    assert (
+        few["scales"][0]["attainable_usage"] == used / 2 and few["scales"][0]["usage"] == used / 8
+    )
     assert few["all"]["tokens"] == 10 and few["all"]["used"] == len(np.unique(TOKENS[:2]))
 
 
 def test_many_codes_are_counted_by_their_lowest_bits():
     """As in training: a vocabulary of 30 bits has no array of its own size."""
-    tokens = np.array([[5, 2**16 + 5, 2**21 - 1, 7, 2**16], [5, 5, 2**16 - 1, 2**20 + 7, 0]], np.int32)
+    tokens = np.array(
+        [[5, 2**16 + 5, 2**21 - 1, 7, 2**16], [5, 5, 2**16 - 1, 2**20 + 7, 0]], np.int32
+    )
     counts = reconstruction.token_counts(tokens, SCALES, 2**21)
     assert counts.shape == (2, 2**16) and counts.sum() == tokens.size
     assert counts[0, 5] == 2
@@ -123,11 +148,18 @@ def test_a_report_says_that_codes_are_counted_by_their_lowest_bits(report):
         def encode(self, signal):
             return super().encode(signal) + 2**16
 
-    found = reconstruction.evaluate(Large(), Images(PIXELS, "real").set, toy_network.network(), None, cache="")
-    assert found["warnings"] == [*report["warnings"], "codes are counted by their lowest 16 bits, 65536 kinds for "
-                                 "2097152 codes: usage and perplexity are those of the kinds"]
+    found = reconstruction.evaluate(
+        Large(), Images(PIXELS, "real").set, toy_network.network(), None, cache=""
+    )
+    assert found["warnings"] == [
+        *report["warnings"],
+        "codes are counted by their lowest 16 bits, 65536 kinds for "
+        "2097152 codes: usage and perplexity are those of the kinds",
+    ]
     assert found["usage"]["all"]["used"] == report["usage"]["all"]["used"]
-    assert found["usage"]["all"]["perplexity"] == pytest.approx(report["usage"]["all"]["perplexity"])
+    assert found["usage"]["all"]["perplexity"] == pytest.approx(
+        report["usage"]["all"]["perplexity"]
+    )
 
 
 @pytest.mark.slow
@@ -135,13 +167,17 @@ def test_a_real_model_on_small_images():
     """6 x 8 pixels, into which no SSIM window fits."""
     model = small.pipeline()
     pixels = RANDOM.integers(0, 256, (6, 6, 8, 1), dtype=np.uint8)
-    report = reconstruction.evaluate(model, Images(pixels).set, toy_network.network(), None, cache="")
+    report = reconstruction.evaluate(
+        model, Images(pixels).set, toy_network.network(), None, cache=""
+    )
     assert report["metrics"]["ssim"] is None and report["metrics"]["perceptual"] is None
     assert any("no SSIM" in w for w in report["warnings"])
     signal = pixels.astype(np.float32) / 127.5 - 1
     tokens = model.encode(signal)
     mse = ((model.decode(tokens) - signal) ** 2).mean((1, 2, 3)) / 4
-    assert report["metrics"]["psnr"]["value"] == pytest.approx(np.mean(-10 * np.log10(mse)), rel=1e-4)
+    assert report["metrics"]["psnr"]["value"] == pytest.approx(
+        np.mean(-10 * np.log10(mse)), rel=1e-4
+    )
     assert report["usage"]["all"]["used"] == len(np.unique(tokens))
     drawn = reconstruction.picture(model, pixels[:2])
     assert drawn.width > 96 * (1 + len(small.SCALES)) and drawn.height > 2 * 72

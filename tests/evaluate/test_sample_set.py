@@ -33,7 +33,9 @@ def planned(num=NUM, labels=None, **changes):
 
 
 def generate(made, out, **options) -> bool:
-    return sample_set.generate(small.pipeline(), made, out, **{"batch_size": 1, "shard_images": 4, **options})
+    return sample_set.generate(
+        small.pipeline(), made, out, **{"batch_size": 1, "shard_images": 4, **options}
+    )
 
 
 @functools.cache
@@ -74,7 +76,11 @@ def test_the_images_are_those_of_the_pipeline_shuffled(whole):
     assert len(np.unique(images.reshape(NUM, -1), axis=0)) == NUM
     assert [p.name for p in whole.parent.iterdir()] == ["samples.npz"]
     with zipfile.ZipFile(whole) as archive:
-        assert [info.filename for info in archive.infolist()] == ["arr_0.npy", "arr_1.npy", "settings.npy"]
+        assert [info.filename for info in archive.infolist()] == [
+            "arr_0.npy",
+            "arr_1.npy",
+            "settings.npy",
+        ]
         assert archive.testzip() is None
 
 
@@ -162,10 +168,17 @@ def test_nothing_is_drawn_twice(whole, monkeypatch):
 def test_other_settings_are_refused(whole, tmp_path):
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)  # half of it
-    for changes in ({"seed": 4}, {"num": NUM + 1}, {"labels": [1]}, {"cfg": 1.0},
-                    {"then": partner(), "from_scale": 2}):
+    for changes in (
+        {"seed": 4},
+        {"num": NUM + 1},
+        {"labels": [1]},
+        {"cfg": 1.0},
+        {"then": partner(), "from_scale": 2},
+    ):
         for path in (whole, out):
-            with pytest.raises(UserError, match="is of other settings: .*; remove it, or give another --out"):
+            with pytest.raises(
+                UserError, match="is of other settings: .*; remove it, or give another --out"
+            ):
                 generate(planned(**changes), path)
     foreign = tmp_path / "foreign.npz"
     np.savez(foreign, np.zeros(3))
@@ -176,16 +189,22 @@ def test_other_settings_are_refused(whole, tmp_path):
 def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path, monkeypatch):
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)
-    with pytest.raises(UserError, match="begun otherwise, .*: batch_size: 2 here, 1 there; go on with"):
+    with pytest.raises(
+        UserError, match="begun otherwise, .*: batch_size: 2 here, 1 there; go on with"
+    ):
         sample_set.generate(small.pipeline(), planned(), out, batch_size=2)
-    with pytest.raises(UserError, match="begun otherwise, .*: shard_images: 5 here, 4 there; go on with"):
+    with pytest.raises(
+        UserError, match="begun otherwise, .*: shard_images: 5 here, 4 there; go on with"
+    ):
         generate(planned(), out, shard_images=5)
     with monkeypatch.context() as fewer:
         devices = sample_set.jax.local_devices()
         fewer.setattr(sample_set.jax, "local_devices", lambda: devices[:4])
         with pytest.raises(UserError, match="begun otherwise, .*: devices: 4 here, 8 there"):
             generate(planned(), out)
-    assert sample_set.generate(small.pipeline(), planned(), out)  # by default with what it was begun with
+    assert sample_set.generate(
+        small.pipeline(), planned(), out
+    )  # by default with what it was begun with
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -195,7 +214,9 @@ def test_files_hold_whole_batches_of_all_devices(tmp_path, monkeypatch, batch_si
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, batch_size=batch_size, shard_images=None)
     manifest = json.loads((tmp_path / "samples.npz.partial" / "manifest.json").read_text())
-    assert manifest["drawn_with"]["shard_images"] == images and manifest["drawn_with"]["devices"] == 8
+    assert (
+        manifest["drawn_with"]["shard_images"] == images and manifest["drawn_with"]["devices"] == 8
+    )
 
 
 def test_more_files_than_a_process_may_have_open(tmp_path):
@@ -223,13 +244,26 @@ def test_another_model_draws_the_last_scales(tmp_path):
     made = planned(**then)
     assert generate(made, out, then=partner())
     images, labels = read(out)
-    drawn = small.pipeline().spread().sample(np.arange(NUM) % CLASSES, as_uint8=True, batch_size=1,
-                                             then=partner().spread(), from_scale=2, **SETTINGS)
+    drawn = (
+        small.pipeline()
+        .spread()
+        .sample(
+            np.arange(NUM) % CLASSES,
+            as_uint8=True,
+            batch_size=1,
+            then=partner().spread(),
+            from_scale=2,
+            **SETTINGS,
+        )
+    )
     order = np.random.default_rng(SETTINGS["seed"]).permutation(NUM)
     np.testing.assert_array_equal(images, drawn[order])
     np.testing.assert_array_equal(labels, order % CLASSES)
-    for changes, told in (({}, "from_scale: None here, 2 there; then: "), ({**then, "from_scale": 1}, "from_scale: 1"),
-                          ({**then, "then": small.pipeline()}, "then: ")):
+    for changes, told in (
+        ({}, "from_scale: None here, 2 there; then: "),
+        ({**then, "from_scale": 1}, "from_scale: 1"),
+        ({**then, "then": small.pipeline()}, "then: "),
+    ):
         with pytest.raises(UserError, match=f"is of other settings: {told}"):
             generate(planned(**changes), out)
 
@@ -242,11 +276,15 @@ def test_another_dtype_is_another_set(whole, tmp_path):
     exact, same = read(whole)
     np.testing.assert_array_equal(labels, same)
     assert not np.array_equal(images, exact)
-    with pytest.raises(UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "):
+    with pytest.raises(
+        UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "
+    ):
         sample_set.generate(half, made, whole)
     begun = tmp_path / "begun.npz"
     generate(planned(), begun, shard_index=0, shard_count=2)
-    with pytest.raises(UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "):
+    with pytest.raises(
+        UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "
+    ):
         sample_set.generate(half, made, begun)
 
 
@@ -255,7 +293,10 @@ def test_pngs(whole, tmp_path, monkeypatch):
     generate(planned(), out, png=directory)
     images, labels = read(out)
     files = sorted(directory.glob("*.png"))
-    assert sorted(f.name for f in directory.iterdir()) == [*(f.name for f in files), "manifest.json"]
+    assert sorted(f.name for f in directory.iterdir()) == [
+        *(f.name for f in files),
+        "manifest.json",
+    ]
     assert [f.name for f in files] == [f"{i:06d}_{label}.png" for i, label in enumerate(labels)]
     for file, image in zip(files, images, strict=True):
         with Image.open(file) as opened:
@@ -265,13 +306,18 @@ def test_pngs(whole, tmp_path, monkeypatch):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     for place, pictures in ((tmp_path / "other.npz", directory), (out, foreign)):
-        with pytest.raises(UserError, match="is there already, and not of .*; remove it, or give another --png"):
+        with pytest.raises(
+            UserError, match="is there already, and not of .*; remove it, or give another --png"
+        ):
             generate(planned(), place, png=pictures)
     assert not list(foreign.iterdir())
     late = tmp_path / "late"  # another host writes all of it while this one does
     rename = type(late).rename
-    monkeypatch.setattr(type(sample_set.epath.Path(late)), "rename", lambda self, to: (
-        rename(Path(directory), late), rename(Path(self), Path(to))))
+    monkeypatch.setattr(
+        type(sample_set.epath.Path(late)),
+        "rename",
+        lambda self, to: (rename(Path(directory), late), rename(Path(self), Path(to))),
+    )
     assert generate(planned(), out, png=late)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign", "late", "samples.npz"]
 
@@ -282,7 +328,10 @@ def test_rejection_keeps_the_best_of_each_class(tmp_path):
     assert made.drawn == 24  # eight turns, of which three are kept
     generate(made, out, score=lambda images, _: images.mean((1, 2, 3)))
     images, found = read(out)
-    drawn, asked = direct(np.asarray(labels)[np.arange(24) % 3]), np.asarray(labels)[np.arange(24) % 3]
+    drawn, asked = (
+        direct(np.asarray(labels)[np.arange(24) % 3]),
+        np.asarray(labels)[np.arange(24) % 3],
+    )
     assert len(images) == 7
     for label, count in ((2, 5), (5, 2)):  # of 2, 5, 2, 2, 5, 2, 2
         best = np.sort(drawn[asked == label].mean((1, 2, 3)))[-count:]
@@ -290,11 +339,16 @@ def test_rejection_keeps_the_best_of_each_class(tmp_path):
 
 
 def test_mistakes(tmp_path):
-    for changes, message in (({"num": 0}, "--num is 0"), ({"labels": [CLASSES + 1]}, "label is 11"),
-                             ({"keep": 0.0}, "--reject-keep is 0"), ({"keep": 0.5, "labels": [CLASSES]}, "no class"),
-                             ({"top_p": 2.0}, "top_p is 2"), ({"seed": -1}, "seed is -1"),
-                             ({"then": partner()}, "from_scale is None; it must be given together with `then`"),
-                             ({"then": partner(), "from_scale": 3}, "from_scale is 3; .* number from 1 to 2")):
+    for changes, message in (
+        ({"num": 0}, "--num is 0"),
+        ({"labels": [CLASSES + 1]}, "label is 11"),
+        ({"keep": 0.0}, "--reject-keep is 0"),
+        ({"keep": 0.5, "labels": [CLASSES]}, "no class"),
+        ({"top_p": 2.0}, "top_p is 2"),
+        ({"seed": -1}, "seed is -1"),
+        ({"then": partner()}, "from_scale is None; it must be given together with `then`"),
+        ({"then": partner(), "from_scale": 3}, "from_scale is 3; .* number from 1 to 2"),
+    ):
         with pytest.raises(UserError, match=message):
             planned(**changes)
     for name in ("samples.npy", "."):

@@ -24,34 +24,57 @@ def distance(x, y):
 
 
 def test_a_report():
-    report = evaluate(Images(DRAWN, "drawn").set, Images(REAL, "real").set, toy_network.network(), cache="")
+    report = evaluate(
+        Images(DRAWN, "drawn").set, Images(REAL, "real").set, toy_network.network(), cache=""
+    )
     metrics = report["metrics"]
     found = metrics["frechet_distance"]
     assert found["name"] == "Fréchet distance, toy" and found["counts"] == [80, 120]
     assert found["value"] == pytest.approx(distance(rows(DRAWN), rows(REAL)), rel=1e-4)
     assert found["ci95"][0] < found["value"] < found["ci95"][1]
     floor = found["floor"]
-    assert floor["value"] < found["value"] / 3 and sum(floor["counts"]) == 120 and "halves" in floor["what"]
-    assert metrics["inception_score"]["name"] == "toy score" and metrics["inception_score"]["value"] > 1
+    assert (
+        floor["value"] < found["value"] / 3
+        and sum(floor["counts"]) == 120
+        and "halves" in floor["what"]
+    )
+    assert (
+        metrics["inception_score"]["name"] == "toy score"
+        and metrics["inception_score"]["value"] > 1
+    )
     assert metrics["precision"]["counts"] == [80, 80] and 0 < metrics["recall"]["value"] < 1
     assert metrics["kid"]["subset"] == 40 and metrics["kid"]["ci95"][0] < metrics["kid"]["value"]
-    for name, words in (("frechet_distance", "bootstrap over samples"), ("inception_score", "bootstrap over samples"),
-                        ("precision", "Wilson over samples"), ("recall", "Wilson over reference images"),
-                        ("kid", "over subsets")):
+    for name, words in (
+        ("frechet_distance", "bootstrap over samples"),
+        ("inception_score", "bootstrap over samples"),
+        ("precision", "Wilson over samples"),
+        ("recall", "Wilson over reference images"),
+        ("kid", "over subsets"),
+    ):
         assert words in metrics[name]["ci95_method"]
     assert report["samples"]["count"] == 80 and report["reference"]["name"] == "real"
     assert (report["seed"], report["resamples"]) == (0, 20)
     few = " and ".join(map(str, floor["counts"]))
-    assert report["warnings"] == [f"the floor is of {few} images and the value of 80 and 120: the floor is overstated"]
+    assert report["warnings"] == [
+        f"the floor is of {few} images and the value of 80 and 120: the floor is overstated"
+    ]
 
 
 def test_a_floor_of_other_real_images():
     other = RANDOM.integers(0, 200, (70, 4, 6, 1), dtype=np.uint8)
-    report = evaluate(Images(DRAWN).set, Images(REAL).set, toy_network.network(), cache="", resamples=0,
-                      floor=Images(other, "training images").set)
+    report = evaluate(
+        Images(DRAWN).set,
+        Images(REAL).set,
+        toy_network.network(),
+        cache="",
+        resamples=0,
+        floor=Images(other, "training images").set,
+    )
     floor = report["metrics"]["frechet_distance"]["floor"]
     assert floor["value"] == pytest.approx(distance(rows(other), rows(REAL)), rel=1e-4)
-    assert any("floor is of 70 and 120 images and the value of 80 and 120" in w for w in report["warnings"])
+    assert any(
+        "floor is of 70 and 120 images and the value of 80 and 120" in w for w in report["warnings"]
+    )
     assert floor["counts"] == [70, 120] and floor["what"] == "training images against the reference"
     metrics = report["metrics"]
     for name in ("frechet_distance", "inception_score"):
@@ -61,10 +84,17 @@ def test_a_floor_of_other_real_images():
 
 def test_what_a_reader_should_know():
     few = np.concatenate([DRAWN[:4], DRAWN[:1]])
-    report = evaluate(Images(few, "few").set, Images(REAL).set, toy_network.network(), cache="", resamples=2)
-    assert any("few has 5 images, too few for the covariance of 5 features" in w for w in report["warnings"])
+    report = evaluate(
+        Images(few, "few").set, Images(REAL).set, toy_network.network(), cache="", resamples=2
+    )
+    assert any(
+        "few has 5 images, too few for the covariance of 5 features" in w
+        for w in report["warnings"]
+    )
     assert any("few holds 1 copies" in w for w in report["warnings"])
-    with pytest.raises(UserError, match="the number of images in images is 3; it must be at least 4"):
+    with pytest.raises(
+        UserError, match="the number of images in images is 3; it must be at least 4"
+    ):
         evaluate(Images(DRAWN[:3]).set, Images(REAL).set, toy_network.network(), cache="")
     with pytest.raises(UserError, match="--resamples is 1"):
         evaluate(Images(DRAWN).set, Images(REAL).set, toy_network.network(), cache="", resamples=1)

@@ -16,9 +16,13 @@ def test_classifier_score_by_its_formula():
     found = scores.classifier_score(log_probs, seed=7, resamples=50, splits=3)
     order = np.random.default_rng(7).permutation(60)
     expected = [kl_score(np.exp(log_probs[part])) for part in np.split(order, 3)]
-    assert found["value"] == pytest.approx(np.mean(expected)) and found["std"] == pytest.approx(np.std(expected))
+    assert found["value"] == pytest.approx(np.mean(expected)) and found["std"] == pytest.approx(
+        np.std(expected)
+    )
     assert found["ci95"][0] < found["value"] < found["ci95"][1] and found["splits"] == 3
-    assert scores.classifier_score(np.full((40, 5), np.log(0.2)), seed=0, resamples=0)["value"] == pytest.approx(1)
+    assert scores.classifier_score(np.full((40, 5), np.log(0.2)), seed=0, resamples=0)[
+        "value"
+    ] == pytest.approx(1)
 
 
 def test_classes_in_order_are_shuffled_first():
@@ -30,7 +34,9 @@ def test_classes_in_order_are_shuffled_first():
 def naive_mmd(x, y) -> float:
     kernel = lambda a, b: (a @ b / len(a) + 1) ** 3  # noqa: E731
     n = len(x)
-    within = [np.mean([kernel(z[i], z[j]) for i in range(n) for j in range(n) if i != j]) for z in (x, y)]
+    within = [
+        np.mean([kernel(z[i], z[j]) for i in range(n) for j in range(n) if i != j]) for z in (x, y)
+    ]
     return sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
 
 
@@ -44,7 +50,9 @@ def test_kernel_distance_by_its_formula():
     for _ in range(4):
         a, b = draw.permutation(12)[:6], draw.permutation(12)[:6]
         values.append(naive_mmd(x[a], y[b]))
-    assert found["value"] == pytest.approx(np.mean(values)) and found["std"] == pytest.approx(np.std(values))
+    assert found["value"] == pytest.approx(np.mean(values)) and found["std"] == pytest.approx(
+        np.std(values)
+    )
 
 
 @pytest.mark.parametrize("subset", [25, 50])  # of 100 rows
@@ -64,12 +72,18 @@ def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subs
 def moments(mean, covariance) -> list[np.ndarray]:
     """E[1], E[x_i], E[x_i x_j], E[x_i x_j x_k] of a Gaussian."""
     mixed = np.einsum("i,jk->ijk", mean, covariance)
-    third = np.einsum("i,j,k->ijk", mean, mean, mean) + mixed + mixed.transpose(1, 0, 2) + mixed.transpose(1, 2, 0)
+    third = (
+        np.einsum("i,j,k->ijk", mean, mean, mean)
+        + mixed
+        + mixed.transpose(1, 0, 2)
+        + mixed.transpose(1, 2, 0)
+    )
     return [np.ones(()), mean, covariance + np.outer(mean, mean), third]
 
 
 def test_kernel_distance_of_gaussians_in_closed_form():
-    """(x.y / d + 1)^3 is a sum over powers j of binomial(3, j) / d^j times the product of j-th moments, x's and y's."""
+    """(x.y / d + 1)^3 is a sum over powers j of binomial(3, j) / d^j times the product of j-th
+    moments, x's and y's."""
     means = np.array([0.3, -0.2]), np.array([-0.4, 0.5])
     roots = np.array([[1.0, 0.0], [0.4, 0.8]]), np.array([[0.7, 0.0], [-0.3, 1.2]])
     p, q = (moments(mean, root @ root.T) for mean, root in zip(means, roots, strict=True))
@@ -77,14 +91,22 @@ def test_kernel_distance_of_gaussians_in_closed_form():
 
     random, values = np.random.default_rng(4), []
     for seed in range(100):
-        x, y = (mean + random.standard_normal((400, 2)) @ root.T for mean, root in zip(means, roots, strict=True))
+        x, y = (
+            mean + random.standard_normal((400, 2)) @ root.T
+            for mean, root in zip(means, roots, strict=True)
+        )
         values.append(scores.kernel_distance(x, y, seed=seed, subset=100, subsets=20)["value"])
     error = np.std(values, ddof=1) / np.sqrt(len(values))
     assert error < exact / 20  # so that another kernel would show
     assert abs(np.mean(values) - exact) < 3 * error
-    x, y = (mean + random.standard_normal((4000, 2)) @ root.T for mean, root in zip(means, roots, strict=True))
+    x, y = (
+        mean + random.standard_normal((4000, 2)) @ root.T
+        for mean, root in zip(means, roots, strict=True)
+    )
     found = scores.kernel_distance(x, y, seed=0)
-    assert abs(found["value"] - exact) < 3 * (found["ci95"][1] - found["ci95"][0]) / 2 / scores.NORMAL
+    assert (
+        abs(found["value"] - exact) < 3 * (found["ci95"][1] - found["ci95"][0]) / 2 / scores.NORMAL
+    )
 
 
 def naive_inside(points, centres, k) -> np.ndarray:
@@ -105,9 +127,14 @@ def test_precision_and_recall_by_their_definition():
     assert found["precision"]["value"] == naive_inside(x, y, 3).mean()
     assert found["recall"]["value"] == naive_inside(y, x, 3).mean()
     assert 0 < found["precision"]["value"] < 1 and found["precision"]["counts"] == [40, 35]
-    for same, value in ((scores.precision_recall(x, x), 1), (scores.precision_recall(x, x + 100), 0)):
+    for same, value in (
+        (scores.precision_recall(x, x), 1),
+        (scores.precision_recall(x, x + 100), 0),
+    ):
         assert [same[name]["value"] for name in ("precision", "recall")] == [value, value]
-    narrow = scores.precision_recall(0.01 * x, x)  # all samples are real, but few real images are near one
+    narrow = scores.precision_recall(
+        0.01 * x, x
+    )  # all samples are real, but few real images are near one
     assert narrow["precision"]["value"] == 1 and narrow["recall"]["value"] < 0.2
 
 

@@ -28,13 +28,20 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
 
 def make_state(step: int, ema: bool = True, rows: int = 64) -> State:
     key = jax.random.key(step)
-    params = {"blocks": {"kernel": jax.random.normal(key, (rows, 24)), "bias": jnp.full(3, step, jnp.bfloat16)}}
+    params = {
+        "blocks": {
+            "kernel": jax.random.normal(key, (rows, 24)),
+            "bias": jnp.full(3, step, jnp.bfloat16),
+        }
+    }
     average = jax.tree.map(lambda x: x * 2, params) if ema else None
     return State(jnp.int32(step), params, average, OPTIMIZER.init(params))
 
 
 def abstract(state: State) -> State:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def assert_same(a: Any, b: Any):
@@ -128,7 +135,9 @@ def test_a_state_is_evaluated_when_its_loss_is_noted(tmp_path):
     checkpoints.note_loss(2, 0.5)
     checkpoints.close()
     later = Checkpoints(tmp_path, keep=5)
-    found = [later.restore(abstract(make_state(0)), step=step)[1]["evaluated"] for step in (1, 2, 3)]
+    found = [
+        later.restore(abstract(make_state(0)), step=step)[1]["evaluated"] for step in (1, 2, 3)
+    ]
     assert found == [False, True, True]
     later.note_loss(1, 0.25)  # as a resumed run does, before it saves anything
     assert later.restore(abstract(make_state(0)), step=1)[1]["evaluated"]
@@ -154,17 +163,23 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
 def test_other_shardings_than_it_was_saved_with(tmp_path):
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    rows, columns = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", None), (None, "data")))
+    rows, columns = (
+        NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", None), (None, "data"))
+    )
     array = jnp.arange(64.0 * 24).reshape(64, 24)
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save(1, {"x": jax.device_put(array, rows)}, {})
     checkpoints.wait()
-    restored, _ = checkpoints.restore({"x": jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=columns)})
+    restored, _ = checkpoints.restore(
+        {"x": jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=columns)}
+    )
     assert restored["x"].sharding == columns
     np.testing.assert_array_equal(restored["x"], array)
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, lose_data, lose_state, lose_everything, halve_note])
+@pytest.mark.parametrize(
+    "damage", [truncate, flip, lose_data, lose_state, lose_everything, halve_note]
+)
 def test_damage_falls_back_with_one_warning(tmp_path, caplog, damage):
     saved(tmp_path, [1, 2, 3]).close()
     damage(tmp_path)
@@ -217,7 +232,9 @@ def test_another_model_is_named(tmp_path):
 def test_a_part(tmp_path):
     checkpoints = saved(tmp_path, [1, 3])
     assert_same(checkpoints.restore_part("ema"), jax.tree.map(np.asarray, make_state(3).ema))
-    assert_same(checkpoints.restore_part("params", step=1), jax.tree.map(np.asarray, make_state(1).params))
+    assert_same(
+        checkpoints.restore_part("params", step=1), jax.tree.map(np.asarray, make_state(1).params)
+    )
     with pytest.raises(UserError, match="no 'weights'; it has .*'params'"):
         checkpoints.restore_part("weights")
 
@@ -227,7 +244,9 @@ def test_a_part_falls_back_too(tmp_path):
     flip(tmp_path)
     params = Checkpoints(tmp_path, 3).restore_part("params")
     assert float(params["blocks"]["bias"][0]) in (1, 3)
-    assert_same(params, jax.tree.map(np.asarray, make_state(int(params["blocks"]["bias"][0])).params))
+    assert_same(
+        params, jax.tree.map(np.asarray, make_state(int(params["blocks"]["bias"][0])).params)
+    )
 
 
 def test_reading_leaves_a_save_in_progress_alone(tmp_path):
@@ -248,7 +267,9 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write the checkpoint of step 3 in .*: File too large") as caught:
+        with pytest.raises(
+            UserError, match=r"cannot write the checkpoint of step 3 in .*: File too large"
+        ) as caught:
             checkpoints.save(3, make_state(3, rows=4000), {})
             checkpoints.wait()
     finally:
@@ -267,8 +288,14 @@ def test_a_directory_that_cannot_be(tmp_path):
 
 
 def test_arrays_round_trip(tmp_path):
-    tree = {"a": {"b": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3), "c": np.array([1, 2], np.int32)},
-            "d": np.linspace(0, 1, 4, dtype=np.float32).reshape(2, 2).T[::-1], "e": np.array([True, False])}
+    tree = {
+        "a": {
+            "b": jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3),
+            "c": np.array([1, 2], np.int32),
+        },
+        "d": np.linspace(0, 1, 4, dtype=np.float32).reshape(2, 2).T[::-1],
+        "e": np.array([True, False]),
+    }
     save_arrays(tmp_path / "x.safetensors", tree)
     assert_same(load_arrays(tmp_path / "x.safetensors"), jax.tree.map(np.asarray, tree))
     assert [f.name for f in tmp_path.iterdir()] == ["x.safetensors"]

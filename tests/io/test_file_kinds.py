@@ -16,7 +16,9 @@ from var_jax.io.torch_file import read_tensors
 from var_jax.pretrained import dino_vit, efficientnet, inception, perceptual, vgg
 from var_jax.scaling import table
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 443076453\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 443076453\n"
+)
 STAND_INS = {
     "Git LFS pointer": POINTER,
     "git-annex pointer": b"/annex/objects/SHA256E-s443076453--00.pth\n",
@@ -27,7 +29,10 @@ STAND_INS = {
     "empty file": b"",
 }
 READERS = {
-    **{f"read_tensors{ending}": (f"x{ending}", read_tensors) for ending in (".pth", ".pt", ".npz", ".safetensors")},
+    **{
+        f"read_tensors{ending}": (f"x{ending}", read_tensors)
+        for ending in (".pth", ".pt", ".npz", ".safetensors")
+    },
     "model directory": ("x.safetensors", checkpoint.load_arrays),
     "reference": ("x.npz", lambda path: open_images(str(path))),
     "efficientnet": ("x.pth", lambda path: efficientnet.load(str(path))),
@@ -43,7 +48,8 @@ READERS = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", STAND_INS)
 def test_readers_name_what_stands_in_place_of_a_file(tmp_path, reader, kind):
-    """One line with the path and the kind: whoever cloned without `git lfs pull` learns that, and no parser's word."""
+    """One line with the path and the kind: whoever cloned without `git lfs pull` learns that, and
+    no parser's word."""
     name, read = READERS[reader]
     (tmp_path / name).write_bytes(STAND_INS[kind])
     with pytest.raises(UserError, match=f"{name} does not read as .*: it is .*{kind}") as error:
@@ -77,10 +83,22 @@ def test_stand_in_takes_sound_files_for_themselves():
     assert [stand_in(buffer.getvalue()[:HEAD]) for buffer in buffers] == [None] * 5
 
 
-@pytest.mark.parametrize(("name", "content", "words"), [
-    ("x.safetensors", b"PK\3\4" + bytes(60), "a zip file, .* name it .pth or .npz"),
-    ("x.pth", (16).to_bytes(8, "little") + b'{"a":{}}' + bytes(30), "a safetensors file; name it .safetensors"),
-    ("x.npz", (16).to_bytes(8, "little") + b'{"a":{}}' + bytes(30), "a safetensors file; name it .safetensors")])
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.safetensors", b"PK\3\4" + bytes(60), "a zip file, .* name it .pth or .npz"),
+        (
+            "x.pth",
+            (16).to_bytes(8, "little") + b'{"a":{}}' + bytes(30),
+            "a safetensors file; name it .safetensors",
+        ),
+        (
+            "x.npz",
+            (16).to_bytes(8, "little") + b'{"a":{}}' + bytes(30),
+            "a safetensors file; name it .safetensors",
+        ),
+    ],
+)
 def test_read_tensors_names_another_format_than_the_ending_says(tmp_path, name, content, words):
     """A format under another's name is told with the name that it needs."""
     (tmp_path / name).write_bytes(content)

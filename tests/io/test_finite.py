@@ -61,7 +61,9 @@ def test_from_torch_names_the_tensor_that_is_not_finite(tmp_path, value, part, e
         elif ending == ".pth":
             torch_writer.save(tmp_path / f"{name}.pth", state)
     given = [tmp_path / f"{name}{ending}" for name in states] if ending else states.values()
-    with pytest.raises(UserError, match=f"the {part}.*not finite.* in {key} \\(2 of {size}\\)") as error:
+    with pytest.raises(
+        UserError, match=f"the {part}.*not finite.* in {key} \\(2 of {size}\\)"
+    ) as error:
         Pipeline.from_torch(*given, scales=small.SCALES, norm_groups=4)
     assert "\n" not in str(error.value)
 
@@ -96,7 +98,10 @@ def test_commands_refuse_a_model_directory_that_is_not_finite(spoiled_dir, tmp_p
     out = tmp_path / "out.png"
     assert main(["sample", "--model", str(spoiled_dir), "--labels", "0", "--out", str(out)]) == 2
     error = capsys.readouterr().err
-    assert "transformer.safetensors holds values that are not finite" in error and "head/kernel (1 of" in error
+    assert (
+        "transformer.safetensors holds values that are not finite" in error
+        and "head/kernel (1 of" in error
+    )
     assert error.count("\n") == 1 and not out.exists()
 
 
@@ -113,7 +118,11 @@ def test_a_workdir_whose_checkpoint_is_not_finite_is_refused(tmp_path, ema):
     params = jax.tree.map(np.asarray, small.pipeline().params["tokenizer"])
     name = next(iter(flatten_dict(params, sep="/")))
     bad = jax.tree_util.tree_map_with_path(
-        lambda path, x: spoiled(x) if jax.tree_util.keystr(path, simple=True, separator="/") == name else x, params)
+        lambda path, x: (
+            spoiled(x) if jax.tree_util.keystr(path, simple=True, separator="/") == name else x
+        ),
+        params,
+    )
     config = small.train_config("tokenizer", "", ema=ema)
     (tmp_path / "config.json").write_text(json.dumps(plain(config)))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
@@ -125,16 +134,27 @@ def test_a_workdir_whose_checkpoint_is_not_finite_is_refused(tmp_path, ema):
 
 def test_a_resumed_run_refuses_weights_that_are_not_finite():
     """What was restored is counted on the devices, its name, step and remedy told."""
-    params = {"a": {"kernel": np.array([1.0, np.nan, np.inf], np.float32)}, "b": np.ones(2, np.float32)}
+    params = {
+        "a": {"kernel": np.array([1.0, np.nan, np.inf], np.float32)},
+        "b": np.ones(2, np.float32),
+    }
     fields = {field.name: None for field in dataclasses.fields(TrainState)}
-    run = TrainState(**{**fields, "step": np.int32(7), "params": params, "ema": {"c": np.ones(1, np.float32)}})
-    with pytest.raises(UserError, match=r"of step 7 holds .* in params/a/kernel \(2 of 3\), .*; remove it"):
+    run = TrainState(
+        **{**fields, "step": np.int32(7), "params": params, "ema": {"c": np.ones(1, np.float32)}}
+    )
+    with pytest.raises(
+        UserError, match=r"of step 7 holds .* in params/a/kernel \(2 of 3\), .*; remove it"
+    ):
         resume._require_finite(run, "the run's checkpoint")
-    resume._require_finite(dataclasses.replace(run, params=run.ema, ema=None), "the run's checkpoint")
+    resume._require_finite(
+        dataclasses.replace(run, params=run.ema, ema=None), "the run's checkpoint"
+    )
 
 
 @pytest.mark.parametrize("value", BAD)
 def test_feature_networks_refuse_weights_that_are_not_finite(value):
     """Each tensor that a network takes is looked at, and named with the file."""
     with pytest.raises(UserError, match="net.pth holds .* in conv.weight"):
-        State({"conv.weight": spoiled(np.zeros((2, 3), np.float32), value)}, "net.pth").take("conv.weight", 2, 3)
+        State({"conv.weight": spoiled(np.zeros((2, 3), np.float32), value)}, "net.pth").take(
+            "conv.weight", 2, 3
+        )

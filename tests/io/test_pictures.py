@@ -52,7 +52,9 @@ def test_a_long_title_stays_over_its_image():
 def test_magnification_is_by_nearest():
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
     picture = np.asarray(grid(image, columns=1, scale=3))
-    np.testing.assert_array_equal(picture, np.repeat(np.repeat(np.repeat(image[0], 3, 0), 3, 1), 3, 2))
+    np.testing.assert_array_equal(
+        picture, np.repeat(np.repeat(np.repeat(image[0], 3, 0), 3, 1), 3, 2)
+    )
 
 
 def test_large_images_keep_their_size():
@@ -60,8 +62,9 @@ def test_large_images_keep_their_size():
 
 
 def test_floats():
-    np.testing.assert_array_equal(to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(),
-                                  [0, 0, 128, 255, 255])
+    np.testing.assert_array_equal(
+        to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(), [0, 0, 128, 255, 255]
+    )
     assert to_uint8(jnp.ones((1, 2, 2, 3), jnp.bfloat16)).dtype == np.uint8
     assert grid(jnp.ones((2, 4, 4, 1)), columns=5).size == (2 * 96 + 4, 96)
 
@@ -71,13 +74,15 @@ def test_strip_has_titles_above():
     red, green, blue = (box(picture, c) for c in (RED, GREEN, BLUE))
     assert blue[0] == red[0] and blue[1] == red[3] + 4 and green[1] == red[1]
     ink = np.all(np.asarray(picture) < 100, axis=-1)
-    assert ink[:red[1], red[0]:red[2]].any() and ink[:red[1], green[0]:green[2]].any()
-    assert not ink[red[3]:].any()
+    assert ink[: red[1], red[0] : red[2]].any() and ink[: red[1], green[0] : green[2]].any()
+    assert not ink[red[3] :].any()
 
 
 def test_titles_of_the_columns():
     picture = grid(flat(RED, GREEN, BLUE), columns=2, titles=["0", "1"])
-    assert box(picture, BLUE)[1] == box(picture, GREEN)[3] + 4  # no empty line for titles above the second row
+    assert (
+        box(picture, BLUE)[1] == box(picture, GREEN)[3] + 4
+    )  # no empty line for titles above the second row
     with pytest.raises(ValueError, match="3 titles for 2 images"):
         grid(flat(RED, GREEN), columns=2, titles=["0", "1", "2"])
 
@@ -126,23 +131,36 @@ def test_an_unwritable_path(tmp_path):
 
 
 def test_row_titles_stand_left_of_their_images():
-    """A strip tells whose images it shows, wherever its columns begin; without titles there is no room for them."""
+    """A strip tells whose images it shows, wherever its columns begin; without titles there is no
+    room for them."""
     rows = [flat(RED, GREEN), flat(BLUE, (255, 255, 0))]
-    picture = strip(rows, column_titles=["1x1", "2x2"], row_titles=["circle", "a long name of a class, and on and on"])
+    picture = strip(
+        rows,
+        column_titles=["1x1", "2x2"],
+        row_titles=["circle", "a long name of a class, and on and on"],
+    )
     ink = np.all(np.asarray(picture) < 100, axis=-1)
     for colour in (RED, BLUE):
         left, top, _, bottom = box(picture, colour)
         assert ink[top:bottom, :left].any() and left < picture.width - 96
-    assert ink[:box(picture, RED)[1], box(picture, RED)[0]:box(picture, RED)[2]].any()
+    assert ink[: box(picture, RED)[1], box(picture, RED)[0] : box(picture, RED)[2]].any()
     without = strip(rows, column_titles=["1x1", "2x2"])
     assert picture.height == without.height and picture.width > without.width
-    assert box(picture, GREEN)[2] - picture.width == box(without, GREEN)[2] - without.width  # the same on the right
+    assert (
+        box(picture, GREEN)[2] - picture.width == box(without, GREEN)[2] - without.width
+    )  # the same on the right
 
 
 def test_titles_are_drawn_in_letters_that_there_are():
     """Pillow's own font has ASCII alone and draws all else as the same box."""
-    assert title("café, Ωmega, кот", "3") == "café, Ωmega, кот" and title("T-shirt/top", "3") == "T-shirt/top"
+    assert (
+        title("café, Ωmega, кот", "3") == "café, Ωmega, кот"
+        and title("T-shirt/top", "3") == "T-shirt/top"
+    )
     assert title("\U000f0000", "3") == "3"
     pictures = [np.asarray(grid(flat(RED), columns=1, titles=[text])) for text in ("é", "ß", "e")]
     assert len({picture.tobytes() for picture in pictures}) == 3
-    assert grid(flat(RED), columns=1, titles=["two\nlines"]).size == grid(flat(RED), columns=1, titles=["a"]).size
+    assert (
+        grid(flat(RED), columns=1, titles=["two\nlines"]).size
+        == grid(flat(RED), columns=1, titles=["a"]).size
+    )

@@ -12,7 +12,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from reference import torch_writer
 from reference.seeded_weights import seeded_state_dict
 
-from var_jax.config.model import SCALES_256, SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.model import (
+    SCALES_256,
+    SCALES_512,
+    ModelConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
@@ -22,21 +28,32 @@ from var_jax.io.torch_keys import abstract, buffers, entries
 REFERENCE = Path(__file__).parent / "reference"
 SCALES = Scales.parse("1,2,3")
 TOKENIZER = TokenizerConfig(
-    scales=SCALES, channels=32, multipliers=(1, 2), z_channels=8, vocab_size=16, blocks=1, phi=2)
-TRANSFORMER = TransformerConfig(depth=2, width=24, heads=3, num_classes=5, vocab_size=16, z_channels=8, scales=SCALES)
+    scales=SCALES, channels=32, multipliers=(1, 2), z_channels=8, vocab_size=16, blocks=1, phi=2
+)
+TRANSFORMER = TransformerConfig(
+    depth=2, width=24, heads=3, num_classes=5, vocab_size=16, z_channels=8, scales=SCALES
+)
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 
 def states(name: str) -> tuple[dict, dict, dict]:
     described = json.loads((REFERENCE / f"{name}.json").read_text())
     seed = described["config"]["seed"]
-    return (described["config"], *(seeded_state_dict(described[part], seed) for part in ("vae_shapes", "var_shapes")))
+    return (
+        described["config"],
+        *(seeded_state_dict(described[part], seed) for part in ("vae_shapes", "var_shapes")),
+    )
 
 
 def random_params(config) -> dict:
     random = np.random.RandomState(0)
-    return unflatten_dict({path: random.standard_normal(leaf.shape).astype(np.float32)
-                           for path, leaf in abstract(config).items()}, sep="/")
+    return unflatten_dict(
+        {
+            path: random.standard_normal(leaf.shape).astype(np.float32)
+            for path, leaf in abstract(config).items()
+        },
+        sep="/",
+    )
 
 
 def transformer_state(config: TransformerConfig = TRANSFORMER) -> dict:
@@ -60,16 +77,24 @@ def message(*args, **kwargs) -> str:
 @pytest.mark.parametrize("name", ["small_l2norm", "small_shared_adaln"])
 def test_the_way_back_gives_the_very_same_state_dicts(name):
     settings, *given = states(name)
-    config, params = torch_convert.from_torch(*given, scales=Scales.parse(settings["patch_nums"]), cosine_codes=True,
-                                        num_heads=None if settings["attn_l2_norm"] else settings["heads"])
-    assert config.tokenizer.phi == settings["share_quant_resi"] and config.tokenizer.codes == "cosine"
+    config, params = torch_convert.from_torch(
+        *given,
+        scales=Scales.parse(settings["patch_nums"]),
+        cosine_codes=True,
+        num_heads=None if settings["attn_l2_norm"] else settings["heads"],
+    )
+    assert (
+        config.tokenizer.phi == settings["share_quant_resi"] and config.tokenizer.codes == "cosine"
+    )
     assert config.transformer.shared_adaln == settings["shared_aln"]
     assert config.transformer.qk_norm == settings["attn_l2_norm"]
     for attribute in ("vocab_size", "z_channels", "num_classes", "depth", "width", "heads"):
         assert getattr(config.transformer, attribute) == settings[attribute]
     for before, after in zip(given, torch_convert.to_torch(config, params), strict=True):
         assert_same(before, after)
-        assert all(array.flags.c_contiguous and array.dtype == np.float32 for array in after.values())
+        assert all(
+            array.flags.c_contiguous and array.dtype == np.float32 for array in after.values()
+        )
 
 
 RELEASED = json.loads((REFERENCE / "released_checkpoints.json").read_text())
@@ -79,18 +104,26 @@ RELEASED = json.loads((REFERENCE / "released_checkpoints.json").read_text())
 def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name):
     scales = Scales.parse(SCALES_512 if "d36" in name else SCALES_256)
     shapes = {key: tuple(shape) for key, shape in RELEASED[name].items()}
-    weights = torch_convert.Weights({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}, name)
+    weights = torch_convert.Weights(
+        {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}, name
+    )
     if name.startswith("vae"):
         config = torch_convert.tokenizer_config(weights, scales, False, "float32")
         assert config == TokenizerConfig(scales=scales)
     else:
-        config = torch_convert.transformer_config(weights, TokenizerConfig(scales=scales), None, "float32")
-        assert config == TransformerConfig(depth=int(name[1:]), scales=scales, shared_adaln=name == "d36")
+        config = torch_convert.transformer_config(
+            weights, TokenizerConfig(scales=scales), None, "float32"
+        )
+        assert config == TransformerConfig(
+            depth=int(name[1:]), scales=scales, shared_adaln=name == "d36"
+        )
     torch_convert.check(config, shapes, name)
     taken = entries(config)
     assert len({(entry.path, entry.index) for entry in taken}) == len(taken)
     skipped = {key for key in shapes if key.endswith(BUFFERS)}
-    assert {entry.key: entry.shape for entry in taken} == {k: s for k, s in shapes.items() if k not in skipped}
+    assert {entry.key: entry.shape for entry in taken} == {
+        k: s for k, s in shapes.items() if k not in skipped
+    }
     for entry in taken:  # and the way in gives our shapes
         assert entry.inward(np.broadcast_to(np.float32(0), entry.shape)).shape == entry.ours
 
@@ -98,7 +131,11 @@ def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name)
 @pytest.mark.parametrize("name", ["d16", "vae_d16"])
 def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
     scales = Scales.parse(SCALES_256)
-    config = TokenizerConfig(scales=scales) if name.startswith("vae") else TransformerConfig(depth=16, scales=scales)
+    config = (
+        TokenizerConfig(scales=scales)
+        if name.startswith("vae")
+        else TransformerConfig(depth=16, scales=scales)
+    )
     found = buffers(config)
     weights = {entry.key: entry.shape for entry in entries(config)}
     assert not weights.keys() & found.keys()
@@ -109,9 +146,16 @@ def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
 def test_buffers_are_those_of_the_published_constructors():
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
     model = ModelConfig(TOKENIZER, TRANSFORMER)
-    weights, whole = torch_convert.to_torch(model, params), torch_convert.to_torch(model, params, with_buffers=True)
-    added = {key: array for part, with_them in zip(weights, whole, strict=True) for key, array in with_them.items()
-             if key not in part}
+    weights, whole = (
+        torch_convert.to_torch(model, params),
+        torch_convert.to_torch(model, params, with_buffers=True),
+    )
+    added = {
+        key: array
+        for part, with_them in zip(weights, whole, strict=True)
+        for key, array in with_them.items()
+        if key not in part
+    }
     level = np.repeat([0, 1, 2], [1, 4, 9])
     levels = added.pop("lvl_1L")
     assert levels.dtype == np.int64
@@ -125,16 +169,19 @@ def test_buffers_are_those_of_the_published_constructors():
     assert torch_convert.to_torch(ModelConfig(TOKENIZER), params, with_buffers=True)[1] is None
 
 
-@pytest.mark.parametrize("changes, key", [
-    ({"phi": 1}, "quantize.quant_resi.qresi.weight"),
-    ({"phi": 0}, "quantize.quant_resi.2.bias"),
-    ({"phi": 3}, "quantize.quant_resi.qresi_ls.2.weight"),
-    ({"in_channels": 1}, "encoder.conv_in.weight"),
-    ({"attention": False}, "encoder.mid.attn_1.qkv.weight"),
-    ({"mid_attention": False}, "encoder.down.1.attn.0.qkv.weight"),
-    ({"multipliers": (1, 3, 2), "blocks": 2}, "decoder.up.2.block.2.conv2.weight"),
-    ({"multipliers": (1,), "param_dtype": "bfloat16"}, "quant_conv.bias"),
-])
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"phi": 1}, "quantize.quant_resi.qresi.weight"),
+        ({"phi": 0}, "quantize.quant_resi.2.bias"),
+        ({"phi": 3}, "quantize.quant_resi.qresi_ls.2.weight"),
+        ({"in_channels": 1}, "encoder.conv_in.weight"),
+        ({"attention": False}, "encoder.mid.attn_1.qkv.weight"),
+        ({"mid_attention": False}, "encoder.down.1.attn.0.qkv.weight"),
+        ({"multipliers": (1, 3, 2), "blocks": 2}, "decoder.up.2.block.2.conv2.weight"),
+        ({"multipliers": (1,), "param_dtype": "bfloat16"}, "quant_conv.bias"),
+    ],
+)
 def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
     config = dataclasses.replace(TOKENIZER, **changes)
     state = torch_convert.part_to_torch(config, random_params(config))
@@ -145,11 +192,15 @@ def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
     assert_same(params, jax.tree.map(lambda x: x.astype(cast), random_params(config)))
 
 
-@pytest.mark.parametrize("changes", [{}, {"shared_adaln": True}, {"mlp_ratio": 2.5, "depth": 1}, {"qk_norm": False}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"shared_adaln": True}, {"mlp_ratio": 2.5, "depth": 1}, {"qk_norm": False}]
+)
 def test_transformers_of_any_size_are_read_off_their_keys(changes):
     config = dataclasses.replace(TRANSFORMER, **changes)
     heads = None if config.qk_norm else config.heads
-    found, params = torch_convert.transformer_from_torch(transformer_state(config), TOKENIZER, heads)
+    found, params = torch_convert.transformer_from_torch(
+        transformer_state(config), TOKENIZER, heads
+    )
     assert found == dataclasses.replace(config, drop_path=found.drop_path)
     assert_same(params, random_params(config))
 
@@ -165,8 +216,18 @@ def test_missing_unknown_and_bent_keys_are_all_in_one_line():
     assert "blocks.0.attn.proj.weight (24, 23) for (24, 24)" in line
 
 
-@pytest.mark.parametrize("key", ["class_emb.weight", "lvl_embed.weight", "pos_1LC", "head.weight", "word_embed.weight",
-                                 "blocks.0.ffn.fc1.weight", "blocks.0.attn.scale_mul_1H11"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "class_emb.weight",
+        "lvl_embed.weight",
+        "pos_1LC",
+        "head.weight",
+        "word_embed.weight",
+        "blocks.0.ffn.fc1.weight",
+        "blocks.0.attn.scale_mul_1H11",
+    ],
+)
 def test_a_key_that_sizes_are_read_off_may_be_missing_or_bent_too(key):
     state = transformer_state()
     heads = 3  # without the QK scale of the first block the weights seem to have no QK-norm
@@ -179,9 +240,15 @@ def test_a_key_that_sizes_are_read_off_may_be_missing_or_bent_too(key):
 
 def test_buffers_are_skipped_but_must_fit():
     state, total = transformer_state(), SCALES.total
-    buffers = {"lvl_1L": np.zeros((1, total), int), "attn_bias_for_masking": np.zeros((1, 1, total, total)),
-               "blocks.0.attn.zero_k_bias": np.zeros(24)}
-    assert_same(torch_convert.transformer_from_torch({**state, **buffers}, TOKENIZER)[1], random_params(TRANSFORMER))
+    buffers = {
+        "lvl_1L": np.zeros((1, total), int),
+        "attn_bias_for_masking": np.zeros((1, 1, total, total)),
+        "blocks.0.attn.zero_k_bias": np.zeros(24),
+    }
+    assert_same(
+        torch_convert.transformer_from_torch({**state, **buffers}, TOKENIZER)[1],
+        random_params(TRANSFORMER),
+    )
     for key, array in buffers.items():
         assert key in message({**state, **buffers, key: array[..., 1:]}, TOKENIZER)
 
@@ -203,23 +270,35 @@ def test_norm_groups_are_given_since_no_weight_tells_them():
     config = dataclasses.replace(TOKENIZER, channels=16, norm_groups=8)
     state = torch_convert.part_to_torch(config, random_params(config))
     assert torch_convert.from_torch(state, scales=SCALES, norm_groups=8)[0] == ModelConfig(config)
-    with pytest.raises(UserError, match="tokenizer.norm_groups is 32; it must be a divisor of every level's width"):
+    with pytest.raises(
+        UserError, match="tokenizer.norm_groups is 32; it must be a divisor of every level's width"
+    ):
         torch_convert.from_torch(state, scales=SCALES)
 
 
-@pytest.mark.parametrize(("tokenizer", "transformer"), [
-    ({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})])
+@pytest.mark.parametrize(
+    ("tokenizer", "transformer"),
+    [({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})],
+)
 def test_what_the_weights_do_not_tell_is_what_brings_a_model_back(tokenizer, transformer):
-    config = ModelConfig(dataclasses.replace(TOKENIZER, **tokenizer),
-                         None if transformer is None else dataclasses.replace(TRANSFORMER, drop_path=-1, **transformer))
+    config = ModelConfig(
+        dataclasses.replace(TOKENIZER, **tokenizer),
+        None
+        if transformer is None
+        else dataclasses.replace(TRANSFORMER, drop_path=-1, **transformer),
+    )
     params = {"tokenizer": random_params(config.tokenizer)}
     if config.transformer:
         params["transformer"] = random_params(config.transformer)
     given = torch_convert.untold(config)
-    found, _ = torch_convert.from_torch(*torch_convert.to_torch(config, params), scales=Scales.parse(given.pop("scales")), **given)
+    found, _ = torch_convert.from_torch(
+        *torch_convert.to_torch(config, params), scales=Scales.parse(given.pop("scales")), **given
+    )
     assert found == config
-    assert set(given) == {"codes": {"cosine_codes", "num_heads"}, "norm_groups": {"norm_groups"}}.get(
-        next(iter(tokenizer), ""), set())
+    assert set(given) == {
+        "codes": {"cosine_codes", "num_heads"},
+        "norm_groups": {"norm_groups"},
+    }.get(next(iter(tokenizer), ""), set())
 
 
 def test_the_number_of_heads_is_asked_for_only_where_it_must_be():
@@ -247,16 +326,22 @@ def test_training_checkpoints_and_wrapped_models_are_taken(tmp_path):
     nested |= {f"trainer.var_wo_ddp.{key}": array for key, array in transformer_state().items()}
     nested["trainer.var_opt.state.0.exp_avg"] = np.zeros(3, np.float32)
     torch_writer.save(tmp_path / "run.pth", nested)
-    config, params = torch_convert.from_torch(tmp_path / "run.pth", tmp_path / "run.pth", scales=SCALES)
+    config, params = torch_convert.from_torch(
+        tmp_path / "run.pth", tmp_path / "run.pth", scales=SCALES
+    )
     assert config.tokenizer == TOKENIZER and config.transformer.depth == 2
-    assert_same(params, {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)})
+    assert_same(
+        params, {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
+    )
     wrapped = {f"module.{key}": array for key, array in tokenizer.items()}
     assert_same(torch_convert.tokenizer_from_torch(wrapped, SCALES)[1], params["tokenizer"])
 
 
 def test_written_files_read_back(tmp_path):
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
-    torch_convert.write_torch(tmp_path / "out", *torch_convert.to_torch(ModelConfig(TOKENIZER, TRANSFORMER), params))
+    torch_convert.write_torch(
+        tmp_path / "out", *torch_convert.to_torch(ModelConfig(TOKENIZER, TRANSFORMER), params)
+    )
     paths = [tmp_path / "out" / f"{part}.safetensors" for part in params]
     assert sorted((tmp_path / "out").iterdir()) == paths
     assert "quantize.embedding.weight" in read_tensors(paths[0])
@@ -271,13 +356,22 @@ def test_loading_into_bfloat16_holds_the_target_and_one_tensor(tmp_path):
     torch_writer.save(tmp_path / "x.pth", state)
     target = sum(array.size for array in state.values()) * 2
     largest = max(array.nbytes for array in state.values())
-    torch_convert.transformer_from_torch(tmp_path / "x.pth", TOKENIZER, dtype="bfloat16")  # compiles, imports
+    torch_convert.transformer_from_torch(
+        tmp_path / "x.pth", TOKENIZER, dtype="bfloat16"
+    )  # compiles, imports
     tracemalloc.start()
-    _, params = torch_convert.transformer_from_torch(tmp_path / "x.pth", TOKENIZER, dtype="bfloat16")
+    _, params = torch_convert.transformer_from_torch(
+        tmp_path / "x.pth", TOKENIZER, dtype="bfloat16"
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     leaves = flatten_dict(params).values()
-    assert all(leaf.dtype == ml_dtypes.bfloat16 for leaf in leaves) and sum(leaf.nbytes for leaf in leaves) == target
+    assert (
+        all(leaf.dtype == ml_dtypes.bfloat16 for leaf in leaves)
+        and sum(leaf.nbytes for leaf in leaves) == target
+    )
     assert peak < target + 2 * largest + 2**21, (peak / target, largest / target)
     qkv = state["blocks.7.attn.mat_qkv.weight"].T.reshape(192, 3, 3, 64)
-    np.testing.assert_array_equal(params["blocks"]["attn"]["qkv"][7], qkv.astype(ml_dtypes.bfloat16))
+    np.testing.assert_array_equal(
+        params["blocks"]["attn"]["qkv"][7], qkv.astype(ml_dtypes.bfloat16)
+    )

@@ -32,10 +32,18 @@ def refused(path) -> str:
 def test_files_that_pytorch_wrote(name):
     tensors = read_tensors(REFERENCE / name)
     expected = {
-        "plain": COUNTED, "transposed": COUNTED.T, "row": COUNTED[1], "half": COUNTED.astype(np.float16),
-        "brain": COUNTED.astype(ml_dtypes.bfloat16), "double": COUNTED.astype(np.float64), "whole": np.arange(3),
-        "flags": np.array([True, False]), "scalar": np.float32(1.5), "empty": np.zeros((0, 2), np.float32),
-        "parameter": COUNTED[:1]}
+        "plain": COUNTED,
+        "transposed": COUNTED.T,
+        "row": COUNTED[1],
+        "half": COUNTED.astype(np.float16),
+        "brain": COUNTED.astype(ml_dtypes.bfloat16),
+        "double": COUNTED.astype(np.float64),
+        "whole": np.arange(3),
+        "flags": np.array([True, False]),
+        "scalar": np.float32(1.5),
+        "empty": np.zeros((0, 2), np.float32),
+        "parameter": COUNTED[:1],
+    }
     assert list(tensors) == list(expected)
     for key, array in expected.items():
         assert tensors.shapes[key] == tensors[key].shape
@@ -45,7 +53,9 @@ def test_files_that_pytorch_wrote(name):
 
 def test_a_training_checkpoint_gives_its_tensors_by_dotted_name():
     tensors = read_tensors(REFERENCE / "torch_training.pth")
-    np.testing.assert_array_equal(tensors["trainer.var_wo_ddp.weight"], np.arange(6.0).reshape(3, 2))
+    np.testing.assert_array_equal(
+        tensors["trainer.var_wo_ddp.weight"], np.arange(6.0).reshape(3, 2)
+    )
     assert tensors.shapes["trainer.vae_local.bias"] == (3,)
     assert tensors["trainer.var_opt.optimizer.state.0.step"] == 1
     assert not [name for name in tensors if name.startswith(("args", "epoch", "trainer.config"))]
@@ -64,9 +74,15 @@ def test_npz_and_safetensors(tmp_path):
 
 
 def test_big_endian_and_a_storage_that_two_tensors_share(tmp_path):
-    opcodes = writer.mapping({"all": writer.tensor("0", 12, (3, 4), (4, 1)),
-                              "column": writer.tensor("0", 12, (3,), (4,), offset=1)})
-    writer.write_zip(tmp_path / "x.pt", opcodes, {"0": COUNTED.astype(">f4").tobytes()}, order=b"big")
+    opcodes = writer.mapping(
+        {
+            "all": writer.tensor("0", 12, (3, 4), (4, 1)),
+            "column": writer.tensor("0", 12, (3,), (4,), offset=1),
+        }
+    )
+    writer.write_zip(
+        tmp_path / "x.pt", opcodes, {"0": COUNTED.astype(">f4").tobytes()}, order=b"big"
+    )
     tensors = read_tensors(tmp_path / "x.pt")
     np.testing.assert_array_equal(tensors["all"], COUNTED)
     np.testing.assert_array_equal(tensors["column"], COUNTED[:, 1])
@@ -77,11 +93,23 @@ def calls(name: str, *arguments: str) -> bytes:
     return f"c{module}\n{function}\n(".encode() + b"".join(map(writer.text, arguments)) + b"tR"
 
 
-@pytest.mark.parametrize("name", ["posix.system", "builtins.eval", "os.system", "torch.load", "numpy.load",
-                                  "torch._utils._rebuild_device_tensor_from_numpy", "collections.Counter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "posix.system",
+        "builtins.eval",
+        "os.system",
+        "torch.load",
+        "numpy.load",
+        "torch._utils._rebuild_device_tensor_from_numpy",
+        "collections.Counter",
+    ],
+)
 def test_a_pickle_that_names_anything_else_is_refused_by_name_and_not_run(tmp_path, name):
     marker = tmp_path / "ran"
-    opcodes = writer.mapping({"weight": writer.tensor("0", 12, (12,), (1,)), "x": calls(name, f"touch {marker}")})
+    opcodes = writer.mapping(
+        {"weight": writer.tensor("0", 12, (12,), (1,)), "x": calls(name, f"touch {marker}")}
+    )
     writer.write_zip(tmp_path / "x.pth", opcodes, {"0": COUNTED.tobytes()})
     assert name in refused(tmp_path / "x.pth")
     (tmp_path / "legacy.pth").write_bytes(b"\x80\x02" + calls(name, f"touch {marker}") + b".")
@@ -89,32 +117,45 @@ def test_a_pickle_that_names_anything_else_is_refused_by_name_and_not_run(tmp_pa
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("opcodes, reason", [
-    (writer.tensor("0", 2**40, (2**40,), (1,)), "holds 48 bytes"),
-    (writer.tensor("0", 12, (13,), (1,)), "does not fit"),
-    (writer.tensor("0", 12, (3, 4), (5, 1)), "does not fit"),
-    (writer.tensor("0", 12, (2**40,), (0,)), "does not fit"),
-    (writer.tensor("0", 12, (4,), (1,), offset=9), "does not fit"),
-    (writer.tensor("0", 12, (4,), (-1,), offset=4), "whole numbers"),
-    (writer.tensor("0", 12, (4,), (1,), offset=-1), "whole numbers"),
-    (writer.tensor("0", 12, (12, 1), (1,)), "damaged"),
-    (writer.tensor("1", 12, (12,), (1,)), "damaged"),
-    (writer.tensor("0", 12, (12,), (1,), kind=b"UntypedStorage"), "torch.UntypedStorage"),
-    (writer.tensor("0", 12, (12,), (1,)) + b"r\xff\xff\xff\x7f", "more objects than it has bytes"),
-    (writer.text("no tensor"), "no tensors"),
-    (b"}q\x00" + writer.text("itself") + b"h\x00s", "hold each other"),
-    (b"B\xff\xff\xff\x7f", "damaged"),
-    (writer.text("storage") + b"Q", "no storage"),
-])
+@pytest.mark.parametrize(
+    "opcodes, reason",
+    [
+        (writer.tensor("0", 2**40, (2**40,), (1,)), "holds 48 bytes"),
+        (writer.tensor("0", 12, (13,), (1,)), "does not fit"),
+        (writer.tensor("0", 12, (3, 4), (5, 1)), "does not fit"),
+        (writer.tensor("0", 12, (2**40,), (0,)), "does not fit"),
+        (writer.tensor("0", 12, (4,), (1,), offset=9), "does not fit"),
+        (writer.tensor("0", 12, (4,), (-1,), offset=4), "whole numbers"),
+        (writer.tensor("0", 12, (4,), (1,), offset=-1), "whole numbers"),
+        (writer.tensor("0", 12, (12, 1), (1,)), "damaged"),
+        (writer.tensor("1", 12, (12,), (1,)), "damaged"),
+        (writer.tensor("0", 12, (12,), (1,), kind=b"UntypedStorage"), "torch.UntypedStorage"),
+        (
+            writer.tensor("0", 12, (12,), (1,)) + b"r\xff\xff\xff\x7f",
+            "more objects than it has bytes",
+        ),
+        (writer.text("no tensor"), "no tensors"),
+        (b"}q\x00" + writer.text("itself") + b"h\x00s", "hold each other"),
+        (b"B\xff\xff\xff\x7f", "damaged"),
+        (writer.text("storage") + b"Q", "no storage"),
+    ],
+)
 def test_a_pickle_that_declares_what_is_not_there(tmp_path, opcodes, reason):
-    writer.write_zip(tmp_path / "x.pth", writer.mapping({"weight": opcodes}), {"0": COUNTED.tobytes()})
+    writer.write_zip(
+        tmp_path / "x.pth", writer.mapping({"weight": opcodes}), {"0": COUNTED.tobytes()}
+    )
     assert reason in refused(tmp_path / "x.pth")
 
 
 def test_a_pickle_cannot_change_the_functions_that_it_is_given(tmp_path):
-    change = b"ctorch._utils\n_rebuild_tensor_v2\nN}" + writer.text("__defaults__") + b"N\x85s\x86b0"
-    writer.write_zip(tmp_path / "x.pth", change + writer.mapping({"weight": writer.tensor("0", 12, (12,), (1,))}),
-                     {"0": COUNTED.tobytes()})
+    change = (
+        b"ctorch._utils\n_rebuild_tensor_v2\nN}" + writer.text("__defaults__") + b"N\x85s\x86b0"
+    )
+    writer.write_zip(
+        tmp_path / "x.pth",
+        change + writer.mapping({"weight": writer.tensor("0", 12, (12,), (1,))}),
+        {"0": COUNTED.tobytes()},
+    )
     assert read_tensors(tmp_path / "x.pth").shapes == {"weight": (12,)}
     assert torch_file._rebuild.__defaults__ is None
 
@@ -122,8 +163,12 @@ def test_a_pickle_cannot_change_the_functions_that_it_is_given(tmp_path):
 def test_a_file_cut_short_is_refused_at_any_length(tmp_path):
     np.savez(tmp_path / "whole.npz", a=COUNTED)
     save_file({"a": COUNTED}, tmp_path / "whole.safetensors")
-    for source in (REFERENCE / "torch_zip.pth", REFERENCE / "torch_legacy.pth", tmp_path / "whole.npz",
-                   tmp_path / "whole.safetensors"):
+    for source in (
+        REFERENCE / "torch_zip.pth",
+        REFERENCE / "torch_legacy.pth",
+        tmp_path / "whole.npz",
+        tmp_path / "whole.safetensors",
+    ):
         data, cut = source.read_bytes(), tmp_path / f"cut{source.suffix}"
         for length in range(0, len(data) - 1, 37):
             cut.write_bytes(data[:length])
@@ -150,7 +195,9 @@ def test_arrays_of_objects_and_false_headers_in_npz_are_refused(tmp_path):
     refused(tmp_path / "objects.npz")
     header = str({"descr": "<f4", "fortran_order": False, "shape": (2**40,)}).encode() + b"\n"
     with zipfile.ZipFile(tmp_path / "false.npz", "w") as archive:
-        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(16))
+        archive.writestr(
+            "a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(16)
+        )
     assert "does not hold" in refused(tmp_path / "false.npz")
 
 

@@ -1,4 +1,5 @@
-"""The emoji's split: all drawings of an emoji, in all hands and skin tones, are held out together or not at all."""
+"""The emoji's split: all drawings of an emoji, in all hands and skin tones, are held out together
+or not at all."""
 
 import importlib.util
 import io
@@ -23,10 +24,16 @@ def emoji():
 
 
 def described(number: int) -> dict:
-    """As the packages' emoji.json has them: half with two skin tones, every tenth not drawn by Twitter."""
+    """As the packages' emoji.json has them: half with two skin tones, every tenth not drawn by
+    Twitter."""
+
     def one(code):
-        return {"unified": code, "image": f"{code.lower()}.png", "has_img_google": True,
-                "has_img_twitter": bool(number % 10)}
+        return {
+            "unified": code,
+            "image": f"{code.lower()}.png",
+            "has_img_google": True,
+            "has_img_twitter": bool(number % 10),
+        }
 
     code = f"1F{number:03X}"
     tones = {tone: one(f"{code}-{tone}") for tone in ("1F3FB", "1F3FF")} if number % 2 else {}
@@ -39,10 +46,17 @@ def archive(path: Path, emoji: list[dict], vendor: str) -> Path:
     drawn[0, 0] = 0, 0, 255, 255
     png = io.BytesIO()
     Image.fromarray(drawn).save(png, "PNG")
-    names = [x["image"] for one in emoji for x in (one, *one["skin_variations"].values()) if x[f"has_img_{vendor}"]]
+    names = [
+        x["image"]
+        for one in emoji
+        for x in (one, *one["skin_variations"].values())
+        if x[f"has_img_{vendor}"]
+    ]
     with tarfile.open(path, "w:gz") as tar:
-        for name, content in [("package/emoji.json", json.dumps(emoji).encode()),
-                              *((f"package/img/{vendor}/64/{name}", png.getvalue()) for name in names)]:
+        for name, content in [
+            ("package/emoji.json", json.dumps(emoji).encode()),
+            *((f"package/img/{vendor}/64/{name}", png.getvalue()) for name in names),
+        ]:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -63,4 +77,8 @@ def test_the_split_is_by_emoji_never_by_file(emoji, tmp_path):
     held_out = sum(side == {"test"} for side in sides.values())
     assert 20 < held_out < 60  # a tenth
     with Image.open(files[0]) as image:
-        assert image.mode == "RGB" and image.getpixel((0, 0)) == (0, 0, 255) and image.getpixel((9, 9)) == (255,) * 3
+        assert (
+            image.mode == "RGB"
+            and image.getpixel((0, 0)) == (0, 0, 255)
+            and image.getpixel((9, 9)) == (255,) * 3
+        )

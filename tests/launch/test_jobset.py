@@ -9,9 +9,17 @@ from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.jobset import JobSet
 
 TEMPLATE = (Path(__file__).parents[2] / "launch" / "jobset.yaml").read_text()
-VALUES = {"NAME": "var-d16", "IMAGE": "registry/var-jax", "QUEUE": "tpu", "ACCELERATOR": "tpu-v5-lite-podslice",
-          "TOPOLOGY": "4x4", "CHIPS": "4", "HOSTS": "4", "CONFIG": "configs/imagenet256.py:d16",
-          "WORKDIR": "gs://bucket/d16"}
+VALUES = {
+    "NAME": "var-d16",
+    "IMAGE": "registry/var-jax",
+    "QUEUE": "tpu",
+    "ACCELERATOR": "tpu-v5-lite-podslice",
+    "TOPOLOGY": "4x4",
+    "CHIPS": "4",
+    "HOSTS": "4",
+    "CONFIG": "configs/imagenet256.py:d16",
+    "WORKDIR": "gs://bucket/d16",
+}
 
 
 def rendered() -> dict:
@@ -23,8 +31,23 @@ def test_it_is_valid_by_the_schema():
 
 
 def test_it_is_what_a_sweep_applies_for_one_run():
-    engine = JobSet(image="registry/var-jax", queue="tpu", accelerator="tpu-v5-lite-podslice", topology="4x4", chips=4)
-    argv = (sys.executable, "-m", "var_jax", "train", "--config", VALUES["CONFIG"], "--workdir", VALUES["WORKDIR"])
+    engine = JobSet(
+        image="registry/var-jax",
+        queue="tpu",
+        accelerator="tpu-v5-lite-podslice",
+        topology="4x4",
+        chips=4,
+    )
+    argv = (
+        sys.executable,
+        "-m",
+        "var_jax",
+        "train",
+        "--config",
+        VALUES["CONFIG"],
+        "--workdir",
+        VALUES["WORKDIR"],
+    )
     manifest = engine.manifest(RunCommand("d16", VALUES["WORKDIR"], argv))
     manifest["metadata"]["name"] = VALUES["NAME"]
     assert rendered() == manifest

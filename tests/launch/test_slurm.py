@@ -35,11 +35,27 @@ def stubs(tmp_path):
     return tmp_path
 
 
-def start(stubs: Path, code: int, state: str = "RUNNING", takes: float = 0, workdir: tuple = ("--workdir", "a b"),
-          **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(["bash", str(SCRIPT), "--config", "c.py:d16", *workdir], cwd=stubs, env={
-        "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7", "CODE": str(code), "STATE": state,
-        "TAKES": str(takes), "VIRTUAL_ENV": sys.prefix, **environment})
+def start(
+    stubs: Path,
+    code: int,
+    state: str = "RUNNING",
+    takes: float = 0,
+    workdir: tuple = ("--workdir", "a b"),
+    **environment: str,
+) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), "--config", "c.py:d16", *workdir],
+        cwd=stubs,
+        env={
+            "PATH": f"{stubs}{os.pathsep}{os.environ['PATH']}",
+            "SLURM_JOB_ID": "7",
+            "CODE": str(code),
+            "STATE": state,
+            "TAKES": str(takes),
+            "VIRTUAL_ENV": sys.prefix,
+            **environment,
+        },
+    )
 
 
 def calls(stubs: Path) -> list[list[str]]:
@@ -52,32 +68,65 @@ def requeued(stubs: Path) -> bool:
 
 def test_every_task_gets_the_command(stubs):
     assert start(stubs, 0).wait(20) == 0
-    assert calls(stubs) == [["srun", "--kill-on-bad-exit=0", "--cpus-per-task=1", "python", "-m", "var_jax", "train",
-                             "--config", "c.py:d16", "--workdir", "a b"]]
+    assert calls(stubs) == [
+        [
+            "srun",
+            "--kill-on-bad-exit=0",
+            "--cpus-per-task=1",
+            "python",
+            "-m",
+            "var_jax",
+            "train",
+            "--config",
+            "c.py:d16",
+            "--workdir",
+            "a b",
+        ]
+    ]
 
 
 def test_slurm_script_asks_for_cpus_of_each_task(stubs):
-    """srun has to be given the number that sbatch was given: since SLURM 22.05 it does not inherit it."""
-    asked = [line for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH --cpus-per-task=")]
+    """srun has to be given the number that sbatch was given: since SLURM 22.05 it does not inherit
+    it."""
+    asked = [
+        line
+        for line in SCRIPT.read_text().splitlines()
+        if line.startswith("#SBATCH --cpus-per-task=")
+    ]
     assert len(asked) == 1 and int(asked[0].rpartition("=")[2]) > 1
     assert start(stubs, 0, SLURM_CPUS_PER_TASK="12").wait(20) == 0
     assert "--cpus-per-task=12" in calls(stubs)[0]
 
 
-@pytest.mark.parametrize(("workdir", "given", "expected"), [
-    (("--workdir", "a b/"), {}, "a b/xla"),
-    (("--workdir=gs://bucket/d16",), {}, "gs://bucket/d16/xla"),
-    (("--workdir", "a"), {"JAX_COMPILATION_CACHE_DIR": "/fast"}, "/fast"),
-])
-def test_slurm_script_keeps_compiled_programs_where_all_tasks_see_them(stubs, workdir, given, expected):
+@pytest.mark.parametrize(
+    ("workdir", "given", "expected"),
+    [
+        (("--workdir", "a b/"), {}, "a b/xla"),
+        (("--workdir=gs://bucket/d16",), {}, "gs://bucket/d16/xla"),
+        (("--workdir", "a"), {"JAX_COMPILATION_CACHE_DIR": "/fast"}, "/fast"),
+    ],
+)
+def test_slurm_script_keeps_compiled_programs_where_all_tasks_see_them(
+    stubs, workdir, given, expected
+):
     """A home directory is not shared by all hosts, and JAX writes programs on process 0 alone."""
     assert start(stubs, 0, workdir=workdir, **given).wait(20) == 0
-    [environment] = [json.loads(line) for line in (stubs / "environment.jsonl").read_text().splitlines()]
+    [environment] = [
+        json.loads(line) for line in (stubs / "environment.jsonl").read_text().splitlines()
+    ]
     assert environment["JAX_COMPILATION_CACHE_DIR"] == expected
 
 
-@pytest.mark.parametrize(("code", "state", "again"), [
-    (75, "RUNNING", True), (75, "COMPLETING", False), (75, "", False), (1, "RUNNING", False), (2, "RUNNING", False)])
+@pytest.mark.parametrize(
+    ("code", "state", "again"),
+    [
+        (75, "RUNNING", True),
+        (75, "COMPLETING", False),
+        (75, "", False),
+        (1, "RUNNING", False),
+        (2, "RUNNING", False),
+    ],
+)
 def test_it_is_requeued_when_it_saved_itself_and_slurm_does_not_end_it(stubs, code, state, again):
     assert start(stubs, code, state).wait(20) == code
     assert requeued(stubs) is again
@@ -94,5 +143,9 @@ def test_the_shell_outlives_the_signal_that_its_run_saves_at(stubs):
 
 
 def test_slurm_is_told_to_signal_ahead_and_to_requeue():
-    directives = [line.removeprefix("#SBATCH ") for line in SCRIPT.read_text().splitlines() if "#SBATCH" in line]
+    directives = [
+        line.removeprefix("#SBATCH ")
+        for line in SCRIPT.read_text().splitlines()
+        if "#SBATCH" in line
+    ]
     assert {"--requeue", "--signal=TERM@120", "--open-mode=append"} <= set(directives)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "tpu_vm.sh"
-# Notes its arguments and answers with the next line of its subcommand's plan: an exit code and a text.
+# Notes its arguments and answers with the next line of its subcommand's plan: an exit code and a
+# text.
 GCLOUD = """#!{python}
 import json, sys
 from pathlib import Path
@@ -26,35 +27,65 @@ READY, GONE = (0, "READY"), (1, "")
 
 @pytest.fixture
 def launch(tmp_path):
-    """(exit code, gcloud's argument lists after `compute tpus tpu-vm`, stderr) of the script under a plan."""
+    """(exit code, gcloud's argument lists after `compute tpus tpu-vm`, stderr) of the script under
+    a plan."""
     stub = tmp_path / "gcloud"
     stub.write_text(GCLOUD.format(python=sys.executable))
     stub.chmod(0o755)
 
     def run(*args: str, plan: dict, **environment):
-        (tmp_path / "plan.json").write_text(json.dumps({"create": [(0, "")], "delete": [(0, "")], **plan}))
-        done = subprocess.run(["bash", str(SCRIPT), *args], capture_output=True, text=True, timeout=30, env={
-            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "ZONE": "us-west4-a", "POLL": "0", **environment})
+        (tmp_path / "plan.json").write_text(
+            json.dumps({"create": [(0, "")], "delete": [(0, "")], **plan})
+        )
+        done = subprocess.run(
+            ["bash", str(SCRIPT), *args],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env={
+                "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+                "ZONE": "us-west4-a",
+                "POLL": "0",
+                **environment,
+            },
+        )
         file = tmp_path / "calls.jsonl"
-        calls = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        assert all(call[:3] == ["compute", "tpus", "tpu-vm"] and call[4] == "slice" for call in calls)
+        calls = (
+            [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        )
+        assert all(
+            call[:3] == ["compute", "tpus", "tpu-vm"] and call[4] == "slice" for call in calls
+        )
         assert all("--zone=us-west4-a" in call for call in calls)
         return done.returncode, [[call[3], *call[5:]] for call in calls], done.stderr
 
     return run
 
 
-TRAIN = ("slice", "--config", "configs/imagenet256.py:d16", "--workdir", "gs://bucket/d 16",
-         "--config.data.name=a'b")
+TRAIN = (
+    "slice",
+    "--config",
+    "configs/imagenet256.py:d16",
+    "--workdir",
+    "gs://bucket/d 16",
+    "--config.data.name=a'b",
+)
 
 
 def started(calls) -> list[str]:
-    return [word.removeprefix("--command=") for call in calls if call[0] == "ssh" for word in call
-            if "var_jax train" in word]
+    return [
+        word.removeprefix("--command=")
+        for call in calls
+        if call[0] == "ssh"
+        for word in call
+        if "var_jax train" in word
+    ]
 
 
 def test_every_worker_gets_the_command_as_it_was_given(launch, tmp_path):
-    code, calls, _ = launch(*TRAIN, plan={"describe": [READY], "ssh": [(0, "")]}, DIRECTORY=str(tmp_path / "code"))
+    code, calls, _ = launch(
+        *TRAIN, plan={"describe": [READY], "ssh": [(0, "")]}, DIRECTORY=str(tmp_path / "code")
+    )
     assert code == 0
     [ssh] = [call for call in calls if call[0] == "ssh"]
     assert "--worker=all" in ssh
@@ -63,17 +94,23 @@ def test_every_worker_gets_the_command_as_it_was_given(launch, tmp_path):
     (tmp_path / "code" / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / "code" / ".venv" / "bin" / "activate").write_text(f"PATH={tmp_path}/python:$PATH")
     (tmp_path / "python").mkdir()
-    (tmp_path / "python" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -c '
-                                                '"import json, os, sys; print(json.dumps([*sys.argv[1:], '
-                                                "os.environ['JAX_COMPILATION_CACHE_DIR']]))\" \"$@\"\n")
+    (tmp_path / "python" / "python").write_text(
+        f"#!/bin/sh\nexec {sys.executable} -c "
+        '"import json, os, sys; print(json.dumps([*sys.argv[1:], '
+        'os.environ[\'JAX_COMPILATION_CACHE_DIR\']]))" "$@"\n'
+    )
     (tmp_path / "python" / "python").chmod(0o755)
-    told = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True, timeout=30).stdout
+    told = subprocess.run(
+        ["bash", "-c", command], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
     # And where it finds the programs that another host, or an earlier slice, has compiled.
     assert json.loads(told) == ["-m", "var_jax", "train", *TRAIN[1:], "gs://bucket/d 16/xla"]
 
 
 def test_it_starts_again_after_a_preemption_and_only_then(launch):
-    code, calls, _ = launch(*TRAIN, plan={"describe": [READY], "ssh": [(75, ""), (75, ""), (0, "")]})
+    code, calls, _ = launch(
+        *TRAIN, plan={"describe": [READY], "ssh": [(75, ""), (75, ""), (0, "")]}
+    )
     assert code == 0 and len(started(calls)) == 3 and len(set(started(calls))) == 1
 
 
@@ -84,11 +121,21 @@ def test_a_failure_is_handed_on(launch, code):
 
 
 def test_a_slice_that_is_taken_away_is_made_anew(launch):
-    plan = {"describe": [READY, (0, "PREEMPTED"), (0, "PREEMPTED"), (0, "CREATING"), READY],
-            "ssh": [(255, ""), (0, "installed"), (0, "")]}
-    code, calls, stderr = launch(*TRAIN, plan=plan, CREATE="--accelerator-type=v5litepod-16 --spot", SETUP="install it")
+    plan = {
+        "describe": [READY, (0, "PREEMPTED"), (0, "PREEMPTED"), (0, "CREATING"), READY],
+        "ssh": [(255, ""), (0, "installed"), (0, "")],
+    }
+    code, calls, stderr = launch(
+        *TRAIN, plan=plan, CREATE="--accelerator-type=v5litepod-16 --spot", SETUP="install it"
+    )
     assert code == 0 and "is gone" in stderr
-    assert [call[0] for call in calls if call[0] != "describe"] == ["ssh", "delete", "create", "ssh", "ssh"]
+    assert [call[0] for call in calls if call[0] != "describe"] == [
+        "ssh",
+        "delete",
+        "create",
+        "ssh",
+        "ssh",
+    ]
     [create] = [call for call in calls if call[0] == "create"]
     assert create[-2:] == ["--accelerator-type=v5litepod-16", "--spot"]
     [setup] = [call for call in calls if "--command=install it" in call]

@@ -1,4 +1,5 @@
-"""Discriminators against numpy in float64: explicit convolutions, singular values, and finite differences."""
+"""Discriminators against numpy in float64: explicit convolutions, singular values, and finite
+differences."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,9 @@ def convolve(x, kernel, stride, before, after):
     out = np.zeros((x.shape[0], h, w, kernel.shape[-1]))
     for i in range(size):
         for j in range(size):
-            taken = padded[:, i:i + stride * (h - 1) + 1:stride, j:j + stride * (w - 1) + 1:stride]
+            taken = padded[
+                :, i : i + stride * (h - 1) + 1 : stride, j : j + stride * (w - 1) + 1 : stride
+            ]
             out += taken @ kernel[i, j]
     return out
 
@@ -45,7 +48,9 @@ def patch():
     random = np.random.default_rng(0)
     images = random.normal(size=(2, 8, 6, 1))
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(images.shape))["params"]
-    params = jax.tree.map(lambda s: jnp.asarray(0.3 * random.normal(size=s.shape), jnp.float32), nn.meta.unbox(shapes))
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.3 * random.normal(size=s.shape), jnp.float32), nn.meta.unbox(shapes)
+    )
     return module, params, images
 
 
@@ -53,8 +58,9 @@ def test_patch_logits(patch):
     module, params, images = patch
     expected = patch_logits(params, images)
     assert expected.shape == (2, 4 * 3)
-    np.testing.assert_allclose(module.apply({"params": params}, images.astype(np.float32)), expected, rtol=1e-3,
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        module.apply({"params": params}, images.astype(np.float32)), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_gradients_of_patch_logits_are_finite_differences(patch):
@@ -67,13 +73,20 @@ def test_gradients_of_patch_logits_are_finite_differences(patch):
         return jnp.sum(weights * module.apply({"params": params}, images))
 
     slopes = jax.grad(ours, argnums=(0, 1))(params, jnp.asarray(images, jnp.float32))
-    directions = (jax.tree.map(lambda x: random.normal(size=x.shape), params), random.normal(size=images.shape))
+    directions = (
+        jax.tree.map(lambda x: random.normal(size=x.shape), params),
+        random.normal(size=images.shape),
+    )
     expected = 0.0
     for step in (1e-6, -1e-6):
-        moved = jax.tree.map(lambda x, d, s=step: np.asarray(x, np.float64) + s * d, (params, images), directions)
+        moved = jax.tree.map(
+            lambda x, d, s=step: np.asarray(x, np.float64) + s * d, (params, images), directions
+        )
         expected += (weights * patch_logits(*moved)).sum() / (2 * step)
-    found = sum((np.asarray(s, np.float64) * d).sum() for s, d in
-                zip(*map(jax.tree.leaves, (slopes, directions)), strict=True))
+    found = sum(
+        (np.asarray(s, np.float64) * d).sum()
+        for s, d in zip(*map(jax.tree.leaves, (slopes, directions)), strict=True)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
@@ -81,7 +94,9 @@ def test_gradients_of_patch_logits_are_finite_differences(patch):
 def heads():
     module = discriminator.FeatureDiscriminator(channels=8, kernel=9)
     random = np.random.default_rng(2)
-    features = [jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((4, 3, 2, 5), (4, 7, 6))]
+    features = [
+        jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((4, 3, 2, 5), (4, 7, 6))
+    ]
     return module, nn.meta.unbox(module.init(jax.random.key(0), features)), features
 
 
@@ -98,7 +113,9 @@ def test_spectral_norm_is_the_largest_singular_value(heads):
             u = np.asarray(variables["spectral"][name][layer]["u"], np.float64)
             right = np.linalg.svd(matrix)[2][0]
             assert abs(u @ right) == pytest.approx(1, abs=1e-4)
-            assert np.linalg.norm(matrix @ u) == pytest.approx(np.linalg.svd(matrix)[1][0], rel=1e-5)
+            assert np.linalg.norm(matrix @ u) == pytest.approx(
+                np.linalg.svd(matrix)[1][0], rel=1e-5
+            )
 
 
 def test_the_first_estimate_is_close(heads):
@@ -108,11 +125,16 @@ def test_the_first_estimate_is_close(heads):
             kernel = np.asarray(variables["params"][head][layer]["kernel"], np.float64)
             matrix = kernel.reshape(-1, kernel.shape[-1])
             largest = np.linalg.svd(matrix)[1][0]
-            assert 0.9 * largest < np.linalg.norm(matrix @ np.asarray(held["u"], np.float64)) <= 1.00001 * largest
+            assert (
+                0.9 * largest
+                < np.linalg.norm(matrix @ np.asarray(held["u"], np.float64))
+                <= 1.00001 * largest
+            )
 
 
 def sequence_logits(params, spectral, x):
-    """A head on a sequence, with the norm estimated by one more power iteration from the vectors that are held."""
+    """A head on a sequence, with the norm estimated by one more power iteration from the vectors
+    that are held."""
     p, s = (jax.tree.map(lambda a: np.asarray(a, np.float64), tree) for tree in (params, spectral))
 
     def conv(x, layer):
@@ -123,7 +145,7 @@ def sequence_logits(params, spectral, x):
         kernel = kernel / np.linalg.norm(left @ matrix)
         half = kernel.shape[0] // 2
         padded = np.pad(x, ((0, 0), (half, half), (0, 0)))
-        taps = [padded[:, i:i + x.shape[1]] @ kernel[i] for i in range(kernel.shape[0])]
+        taps = [padded[:, i : i + x.shape[1]] @ kernel[i] for i in range(kernel.shape[0])]
         return sum(taps) + p[layer].get("bias", 0)
 
     def norm(x, layer):  # four images share their statistics
@@ -139,8 +161,11 @@ def test_heads_on_features(heads):
     module, variables, features = heads
     logits = module.apply(variables, features)
     assert logits.shape == (4, 3 * 2 + 7)  # a place of a map or of a sequence has one logit
-    expected = sequence_logits(variables["params"]["head_1"], variables["spectral"]["head_1"],
-                               np.asarray(features[1], np.float64))
+    expected = sequence_logits(
+        variables["params"]["head_1"],
+        variables["spectral"]["head_1"],
+        np.asarray(features[1], np.float64),
+    )
     np.testing.assert_allclose(logits[:, 6:], expected, rtol=1e-3, atol=1e-4)
     assert variables["params"]["head_0"]["mix"]["kernel"].shape == (3, 3, 8, 8)
     assert variables["params"]["head_1"]["mix"]["kernel"].shape == (9, 8, 8)
@@ -152,4 +177,6 @@ def test_batch_local_norm_takes_eight_images_together():
     out = np.asarray(module.apply(nn.meta.unbox(module.init(jax.random.key(0), x)), x))
     for part, normed in zip(np.split(x, 2), np.split(out, 2), strict=True):
         mean, variance = part.mean(axis=(0, 1)), part.var(axis=(0, 1))
-        np.testing.assert_allclose(normed, (part - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            normed, (part - mean) / np.sqrt(variance + 1e-5), rtol=1e-4, atol=1e-5
+        )

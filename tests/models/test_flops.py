@@ -21,35 +21,53 @@ def test_published_parameter_counts():
     assert flops.param_count(SHARED_512) == {"total": 2_353_893_904, "body": 49152 * 36**3}
 
 
-@pytest.mark.parametrize("config", [
-    TransformerConfig(depth=3, width=48, heads=4, mlp_ratio=2.5, **SMALL),
-    TransformerConfig(depth=2, width=32, heads=2, shared_adaln=True, qk_norm=False, **SMALL),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        TransformerConfig(depth=3, width=48, heads=4, mlp_ratio=2.5, **SMALL),
+        TransformerConfig(depth=2, width=32, heads=2, shared_adaln=True, qk_norm=False, **SMALL),
+    ],
+)
 def test_parameter_count_is_that_of_the_module(config):
     inputs = jnp.zeros((1, config.scales.total - config.scales.lengths[0], config.z_channels))
-    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), inputs, jnp.zeros(1, jnp.int32))["params"]
+    shapes = jax.eval_shape(
+        Transformer(config).init, jax.random.key(0), inputs, jnp.zeros(1, jnp.int32)
+    )["params"]
     shapes = nn.meta.unbox(shapes)
     count = flops.param_count(config)
     assert count["total"] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    matrices = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["blocks"])
-                if path[-1].key in ("kernel", "qkv", "proj")]
+    matrices = [
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["blocks"])
+        if path[-1].key in ("kernel", "qkv", "proj")
+    ]
     assert count["body"] == sum(leaf.size for leaf in matrices)
 
 
 def test_published_training_flops():
-    assert flops.train_flops_per_image(TransformerConfig(depth=16)) == pytest.approx(8.956e11, rel=1e-3)
-    assert flops.train_flops_per_image(TransformerConfig(depth=30)) == pytest.approx(5.649e12, rel=1e-3)
+    assert flops.train_flops_per_image(TransformerConfig(depth=16)) == pytest.approx(
+        8.956e11, rel=1e-3
+    )
+    assert flops.train_flops_per_image(TransformerConfig(depth=30)) == pytest.approx(
+        5.649e12, rel=1e-3
+    )
 
 
 def test_shared_adaln_has_one_linear_instead_of_one_a_block():
     config = {"depth": 4, "width": 64, "heads": 4, **SMALL}
-    own, shared = (flops.train_flops_per_image(TransformerConfig(shared_adaln=s, **config)) for s in (False, True))
+    own, shared = (
+        flops.train_flops_per_image(TransformerConfig(shared_adaln=s, **config))
+        for s in (False, True)
+    )
     assert own - shared == 3 * 2 * 6 * 64**2 * (4 - 1)
 
 
 def test_the_other_definitions_overstate_compute_and_tilt_it():
-    overstated = {d: flops.six_nd_train_flops(TransformerConfig(depth=d))
-                  / flops.train_flops_per_image(TransformerConfig(depth=d)) for d in (6, 30)}
+    overstated = {
+        d: flops.six_nd_train_flops(TransformerConfig(depth=d))
+        / flops.train_flops_per_image(TransformerConfig(depth=d))
+        for d in (6, 30)
+    }
     assert overstated[6] == pytest.approx(1.13, abs=0.005)
     assert overstated[30] == pytest.approx(1.44, abs=0.005)
     config = TransformerConfig(depth=16)
@@ -65,15 +83,36 @@ def shapes_of(init, *args):
     return nn.meta.unbox(jax.eval_shape(init, *args))
 
 
-# One block, because XLA's analysis counts the body of a loop over layers once; wide, so that products dominate.
-WIDE = TransformerConfig(depth=1, width=512, heads=2, num_classes=5, vocab_size=512, z_channels=32,
-                         scales=Scales.parse("1,2,4,8"))
+# One block, because XLA's analysis counts the body of a loop over layers once; wide, so that
+# products dominate.
+WIDE = TransformerConfig(
+    depth=1,
+    width=512,
+    heads=2,
+    num_classes=5,
+    vocab_size=512,
+    z_channels=32,
+    scales=Scales.parse("1,2,4,8"),
+)
 
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_transformer_agrees_with_xla(shared):
-    config = TransformerConfig(**{f: getattr(WIDE, f) for f in ("depth", "width", "heads", "num_classes", "vocab_size",
-                                                                "z_channels", "scales")}, shared_adaln=shared)
+    config = TransformerConfig(
+        **{
+            f: getattr(WIDE, f)
+            for f in (
+                "depth",
+                "width",
+                "heads",
+                "num_classes",
+                "vocab_size",
+                "z_channels",
+                "scales",
+            )
+        },
+        shared_adaln=shared,
+    )
     model, batch, length = Transformer(config), 4, config.scales.total
     inputs = jax.ShapeDtypeStruct((batch, length - 1, config.z_channels), jnp.float32)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
@@ -90,8 +129,9 @@ def test_transformer_agrees_with_xla(shared):
     def sequence(params, inputs, labels):
         cache, outputs = Cache(), []
         for k in range(len(config.scales)):
-            logits, cache = model.apply(params, k, inputs[:, :config.scales.lengths[k]], labels, cache,
-                                        method="next_scale")
+            logits, cache = model.apply(
+                params, k, inputs[:, : config.scales.lengths[k]], labels, cache, method="next_scale"
+            )
             outputs.append(logits)
         return outputs
 
@@ -102,9 +142,18 @@ def test_transformer_agrees_with_xla(shared):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(shared):
-    """By hand, for two blocks of width 16 with an MLP of 64, 16 codes of 4 channels, and maps of 1, 4 and 12 tokens."""
-    config = TransformerConfig(depth=2, width=16, heads=2, vocab_size=16, z_channels=4, num_classes=10,
-                               scales=Scales.parse("1,2,3x4"), shared_adaln=shared)
+    """By hand, for two blocks of width 16 with an MLP of 64, 16 codes of 4 channels, and maps of 1,
+    4 and 12 tokens."""
+    config = TransformerConfig(
+        depth=2,
+        width=16,
+        heads=2,
+        vocab_size=16,
+        z_channels=4,
+        num_classes=10,
+        scales=Scales.parse("1,2,3x4"),
+        shared_adaln=shared,
+    )
     tokens = 2 * 17 * (2 * (4 * 16 * 16 + 2 * 16 * 64) + 16 * 16 + 4 * 16)
     attention = 2 * 4 * 16 * (1 * 1 + 4 * 5 + 12 * 17)
     adaln = 2 * 16 * 16 * ((6 if shared else 12) + 3 * 2)
@@ -112,8 +161,16 @@ def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(
 
 
 def test_tokenizer_agrees_with_xla():
-    config = TokenizerConfig(scales=Scales.parse("1,2,4,8x6"), channels=64, multipliers=(1, 2, 3), norm_groups=8,
-                             blocks=1, z_channels=16, vocab_size=256, phi=2)
+    config = TokenizerConfig(
+        scales=Scales.parse("1,2,4,8x6"),
+        channels=64,
+        multipliers=(1, 2, 3),
+        norm_groups=8,
+        blocks=1,
+        z_channels=16,
+        vocab_size=256,
+        phi=2,
+    )
     model, batch = Tokenizer(config), 2
     images = jax.ShapeDtypeStruct((batch, *config.image_shape), jnp.float32)
     tokens = jax.ShapeDtypeStruct((batch, config.scales.total), jnp.int32)
@@ -125,5 +182,7 @@ def test_tokenizer_agrees_with_xla():
 
 
 def test_flops_grow_with_the_image():
-    small, large = (flops.decode_flops(TokenizerConfig(scales=Scales.parse(s), phi=1)) for s in ("1,16", "1,32"))
+    small, large = (
+        flops.decode_flops(TokenizerConfig(scales=Scales.parse(s), phi=1)) for s in ("1,16", "1,32")
+    )
     assert 3.9 < large / small < 4.6  # convolutions by four, attention by sixteen

@@ -22,11 +22,17 @@ def params():
 
 @pytest.fixture(scope="module")
 def images():
-    return np.random.default_rng(0).uniform(-1, 1, (3, *small.TOKENIZER.image_shape)).astype(np.float32)
+    return (
+        np.random.default_rng(0)
+        .uniform(-1, 1, (3, *small.TOKENIZER.image_shape))
+        .astype(np.float32)
+    )
 
 
 def apply(params, *args, method=None, config=small.TOKENIZER):
-    return jax.jit(lambda p, *a: Tokenizer(config).apply({"params": p}, *a, method=method))(params, *args)
+    return jax.jit(lambda p, *a: Tokenizer(config).apply({"params": p}, *a, method=method))(
+        params, *args
+    )
 
 
 def test_shapes_of_a_grey_model_that_is_not_square(params, images):
@@ -44,7 +50,11 @@ def test_the_published_tokenizer_has_its_parameters_and_shapes():
     leaves = abstract(config)
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) == 108_948_355
     assert config.image_shape == (256, 256, 3)
-    out = jax.eval_shape(lambda: Tokenizer(config).init_with_output(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))[0])
+    out = jax.eval_shape(
+        lambda: Tokenizer(config).init_with_output(jax.random.key(0), jnp.zeros((1, 256, 256, 3)))[
+            0
+        ]
+    )
     assert [x.shape for x in out] == [(1, 256, 256, 3), (1, 680), ()]
 
 
@@ -54,11 +64,14 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
         return jnp.mean((rec - images) ** 2)
 
     gradients = jax.jit(jax.grad(loss))(params)
-    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients["encoder"]) if g.ndim > 1)
+    assert all(
+        float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(gradients["encoder"]) if g.ndim > 1
+    )
     # Without the VQ loss the codes get nothing: the reconstruction passes over them.
     assert not any(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["quantize"]))
 
-    # The feature's gradient is the decoder's at the quantised map: so is that of quant_conv's bias, summed up.
+    # The feature's gradient is the decoder's at the quantised map: so is that of quant_conv's bias,
+    # summed up.
     quantizer = apply(params, method="quantizer")
     total = vq.encode(quantizer, apply(params, images, method="features"))[1][-1]
 
@@ -66,12 +79,18 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
         rec = Tokenizer(small.TOKENIZER).apply({"params": params}, total, method="reconstruct")
         return jnp.mean((rec - images) ** 2)
 
-    np.testing.assert_allclose(gradients["quant_conv"]["bias"], jax.jit(jax.grad(decoded))(total).sum(axis=(0, 1, 2)),
-                               rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        gradients["quant_conv"]["bias"],
+        jax.jit(jax.grad(decoded))(total).sum(axis=(0, 1, 2)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_the_vq_loss_teaches_encoder_and_codes(params, images):
-    gradients = jax.jit(jax.grad(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images)[2]))(params)
+    gradients = jax.jit(
+        jax.grad(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images)[2])
+    )(params)
     used = np.unique(apply(params, images)[1])
     by_code = jnp.abs(gradients["quantize"]["codebook"]).max(axis=1)
     np.testing.assert_array_equal(np.nonzero(by_code)[0], used)
@@ -81,7 +100,10 @@ def test_the_vq_loss_teaches_encoder_and_codes(params, images):
 
 def test_decoded_images_are_clamped_and_training_ones_are_not(params, images):
     loud = jax.tree.map(lambda x: x, params)
-    loud["decoder"] = {**params["decoder"], "conv_out": jax.tree.map(lambda x: x * 50, params["decoder"]["conv_out"])}
+    loud["decoder"] = {
+        **params["decoder"],
+        "conv_out": jax.tree.map(lambda x: x * 50, params["decoder"]["conv_out"]),
+    }
     rec, tokens, _ = apply(loud, images)
     decoded = apply(loud, tokens, method="decode")
     assert np.abs(rec).max() > 1 and np.abs(decoded).max() == 1
@@ -92,7 +114,10 @@ def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
     cosine = dataclasses.replace(small.TOKENIZER, codes="cosine")
     longer = jax.tree.map(lambda x: x, params)
     lengths = np.linspace(0.5, 2, 16, dtype=np.float32)[:, None]
-    longer["quantize"] = {**params["quantize"], "codebook": params["quantize"]["codebook"] * lengths}
+    longer["quantize"] = {
+        **params["quantize"],
+        "codebook": params["quantize"]["codebook"] * lengths,
+    }
     feature = np.asarray(apply(params, images, method="features"))
     mean = feature.reshape(3, -1, 4).mean(axis=1)  # what the first scale, of one token, sees
 
@@ -102,12 +127,16 @@ def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
     codes = np.asarray(longer["quantize"]["codebook"])
     unit = codes / np.linalg.norm(codes, axis=1, keepdims=True)
     np.testing.assert_array_equal(first(longer, cosine), (mean @ unit.T).argmax(axis=1))
-    np.testing.assert_array_equal(first(longer, cosine), first(params, cosine))  # lengths do not count
+    np.testing.assert_array_equal(
+        first(longer, cosine), first(params, cosine)
+    )  # lengths do not count
     distance = ((mean[:, None] - codes) ** 2).sum(axis=-1)
     np.testing.assert_array_equal(first(longer, small.TOKENIZER), distance.argmin(axis=1))
     tokens = np.asarray(apply(longer, images, method="encode", config=cosine))
-    np.testing.assert_array_equal(apply(longer, tokens, method="decode", config=cosine),
-                                  apply(longer, tokens, method="decode"))
+    np.testing.assert_array_equal(
+        apply(longer, tokens, method="decode", config=cosine),
+        apply(longer, tokens, method="decode"),
+    )
 
 
 def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
@@ -167,8 +196,11 @@ def test_xavier_initialization_has_the_published_deviation():
     init = jax.jit(Tokenizer(config).init)(jax.random.key(0), jnp.zeros((1, *config.image_shape)))[
         "params"
     ]
-    kernels = {path: leaf for path, leaf in flatten_dict(nn.meta.unbox(init), sep="/").items()
-               if path.endswith("kernel") and leaf.size > 500}
+    kernels = {
+        path: leaf
+        for path, leaf in flatten_dict(nn.meta.unbox(init), sep="/").items()
+        if path.endswith("kernel") and leaf.size > 500
+    }
     assert len(kernels) > 10 and "quantize/phi_kernel" in kernels
     for path, kernel in kernels.items():
         *taps, fan_in, fan_out = kernel.shape[-4:]
@@ -182,7 +214,8 @@ def test_xavier_initialization_has_the_published_deviation():
 
 
 def test_quantizer_dropout_decodes_what_is_left(params, images):
-    """Of images that end at the first scale: its map alone is decoded, and its error alone is the loss."""
+    """Of images that end at the first scale: its map alone is decoded, and its error alone is the
+    loss."""
     config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
     model = Tokenizer(config)
 
@@ -198,8 +231,10 @@ def test_quantizer_dropout_decodes_what_is_left(params, images):
     out, ends, squares = jax.tree.map(np.asarray, forward(params))
     lasts = small.SCALES.level_ids[out.counted.sum(axis=1) - 1]
     assert len(set(lasts)) > 1  # this key ends images at different scales
-    np.testing.assert_allclose(out.reconstruction, [ends[k, row] for row, k in enumerate(lasts)], atol=1e-5)
-    by_image = [1.25 * squares[:k + 1, row].mean() for row, k in enumerate(lasts)]
+    np.testing.assert_allclose(
+        out.reconstruction, [ends[k, row] for row, k in enumerate(lasts)], atol=1e-5
+    )
+    by_image = [1.25 * squares[: k + 1, row].mean() for row, k in enumerate(lasts)]
     np.testing.assert_allclose(out.vq_loss, np.mean(by_image), rtol=1e-5)
 
 
@@ -216,8 +251,10 @@ def test_binary_codes_have_no_codebook_and_leave_the_rest_as_it_is():
     ours, table = abstract(binary), abstract(small.TOKENIZER)
     assert table.keys() - ours.keys() == {"quantize/codebook"} and not ours.keys() - table.keys()
     assert (binary.codebook_parameters, small.TOKENIZER.codebook_parameters) == (0, 64)
-    for changes, message in (({"vocab_size": 4096}, r"vocab_size is 4096; it must be 2 \*\* z_channels = 16"),
-                             ({"z_channels": 31, "vocab_size": 2**31}, "z_channels is 31; it must be at most 30")):
+    for changes, message in (
+        ({"vocab_size": 4096}, r"vocab_size is 4096; it must be 2 \*\* z_channels = 16"),
+        ({"z_channels": 31, "vocab_size": 2**31}, "z_channels is 31; it must be at most 30"),
+    ):
         with pytest.raises(UserError, match=message):
             dataclasses.replace(binary, **changes)
     with pytest.raises(UserError, match="quantizer_dropout_from is 3; .* at most 2"):

@@ -15,8 +15,15 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer, wide_product
 from var_jax.ops import vq
 
-MIDDLING = TransformerConfig(depth=3, width=192, heads=4, num_classes=500, vocab_size=512, z_channels=32,
-                             scales=Scales.parse("2,8,12"))
+MIDDLING = TransformerConfig(
+    depth=3,
+    width=192,
+    heads=4,
+    num_classes=500,
+    vocab_size=512,
+    z_channels=32,
+    scales=Scales.parse("2,8,12"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +53,23 @@ def test_a_token_moves_the_logits_of_finer_scales_only():
     config = dataclasses.replace(small.TOKENIZER, scales=scales)
     sizes = dataclasses.replace(small.TRANSFORMER, scales=scales)
     random = np.random.default_rng(0)
-    params = {part: {path: random.normal(size=leaf.shape).astype(np.float32) * 0.3
-                     for path, leaf in abstract(c).items()} for part, c in (("t", config), ("m", sizes))}
+    params = {
+        part: {
+            path: random.normal(size=leaf.shape).astype(np.float32) * 0.3
+            for path, leaf in abstract(c).items()
+        }
+        for part, c in (("t", config), ("m", sizes))
+    }
     tokenizer, model = (unflatten_dict(params[part], sep="/") for part in ("t", "m"))
     tokens = random.integers(0, config.vocab_size, (1, scales.total))
 
     def per_scale(codebooks):
-        """The mean square of each scale's logits, from a codebook a scale, so that a gradient is of its scale alone."""
+        """The mean square of each scale's logits, from a codebook a scale, so that a gradient is of
+        its scale alone."""
         quantizer = Tokenizer(config).apply({"params": tokenizer}, method="quantizer")
-        codes = [jnp.take(codebooks[k], part, axis=0) for k, part in enumerate(scales.split(tokens))]
+        codes = [
+            jnp.take(codebooks[k], part, axis=0) for k, part in enumerate(scales.split(tokens))
+        ]
         total, parts = jnp.zeros((1, *scales.finest, config.z_channels)), []
         for k in range(len(scales) - 1):
             total = total + vq.contribution(quantizer, codes[k], k)
@@ -64,7 +79,9 @@ def test_a_token_moves_the_logits_of_finer_scales_only():
         out = Transformer(sizes).apply({"params": model}, inputs, np.array([1]))
         return jnp.stack([jnp.mean(part**2) for part in scales.split(out)])
 
-    codebooks = jnp.broadcast_to(tokenizer["quantize"]["codebook"], (len(scales), config.vocab_size, config.z_channels))
+    codebooks = jnp.broadcast_to(
+        tokenizer["quantize"]["codebook"], (len(scales), config.vocab_size, config.z_channels)
+    )
     jacobian = jax.jit(jax.jacrev(per_scale))(codebooks)
     moved = np.asarray(jnp.abs(jacobian).max(axis=(2, 3)))  # (logits of scale j, token of scale i)
     j, i = np.indices(moved.shape)
@@ -77,10 +94,12 @@ def test_a_changed_token_moves_the_logits_of_finer_scales_only(tokens, inputs):
     for k in range(len(small.SCALES)):
         changed = tokens.copy()
         changed[:, small.SCALES.span(k).start] = (changed[:, small.SCALES.span(k).start] + 1) % 16
-        after = np.asarray(logits(Tokenizer(small.TOKENIZER).apply(tokenizer, changed, method="teacher_input")))
+        after = np.asarray(
+            logits(Tokenizer(small.TOKENIZER).apply(tokenizer, changed, method="teacher_input"))
+        )
         end = small.SCALES.span(k).stop
         np.testing.assert_array_equal(after[:, :end], before[:, :end])
-        for part in small.SCALES.split(np.abs(after - before))[k + 1:]:
+        for part in small.SCALES.split(np.abs(after - before))[k + 1 :]:
             assert part.max() > 1e-3
 
 
@@ -88,14 +107,16 @@ def test_an_input_moves_its_own_scale_and_finer_ones(inputs):
     first, scales = small.SCALES.lengths[0], small.SCALES
 
     def per_scale(inputs):
-        out = Transformer(small.TRANSFORMER).apply({"params": small.pipeline().params["transformer"]}, inputs, LABELS)
+        out = Transformer(small.TRANSFORMER).apply(
+            {"params": small.pipeline().params["transformer"]}, inputs, LABELS
+        )
         return jnp.stack([jnp.mean(part**2) for part in scales.split(out)])
 
     jacobian = jnp.abs(jax.jit(jax.jacrev(per_scale))(inputs)).max(axis=(1, 3))
     for j in range(len(scales)):
         for i in range(1, len(scales)):
             span = scales.span(i)
-            here = jacobian[j, span.start - first:span.stop - first]
+            here = jacobian[j, span.start - first : span.stop - first]
             assert bool((here > 0).all()) if j >= i else bool((here == 0).all())
 
 
@@ -104,7 +125,9 @@ def test_dropout_acts_with_a_key_only(inputs):
     np.testing.assert_array_equal(plain, logits(inputs, drop_path=0.5, class_dropout=0.9))
     nothing_drops = logits(inputs, jax.random.key(0), drop_path=0.0, class_dropout=0.0)
     np.testing.assert_allclose(nothing_drops, plain, atol=1e-5)
-    assert not np.allclose(logits(inputs, jax.random.key(0), drop_path=0.9, class_dropout=0.0), plain)
+    assert not np.allclose(
+        logits(inputs, jax.random.key(0), drop_path=0.9, class_dropout=0.0), plain
+    )
     same = [logits(inputs, jax.random.key(n), drop_path=0.9, class_dropout=0.0) for n in (1, 1, 2)]
     np.testing.assert_array_equal(same[0], same[1])
     assert not np.array_equal(same[0], same[2])
@@ -112,7 +135,9 @@ def test_dropout_acts_with_a_key_only(inputs):
 
 def test_class_dropout_is_the_label_of_no_class(inputs):
     many, labels = jnp.tile(inputs[:1], (200, 1, 1)), np.full(200, 3)
-    labelled, none = (logits(inputs[:1], labels=np.array([label]))[0] for label in (3, small.CLASSES))
+    labelled, none = (
+        logits(inputs[:1], labels=np.array([label]))[0] for label in (3, small.CLASSES)
+    )
     drawn = np.asarray(logits(many, jax.random.key(5), labels, drop_path=0.0, class_dropout=0.3))
     dropped = np.abs(drawn - none).max(axis=(1, 2)) < 1e-4
     kept = np.abs(drawn - labelled).max(axis=(1, 2)) < 1e-4
@@ -120,7 +145,8 @@ def test_class_dropout_is_the_label_of_no_class(inputs):
 
 
 def test_drop_path_drops_whole_branches_of_an_image(inputs):
-    """Its rate rises from 0 at the first block: of two blocks, the second's two branches are there or not."""
+    """Its rate rises from 0 at the first block: of two blocks, the second's two branches are there
+    or not."""
     many, labels = jnp.tile(inputs[:1], (200, 1, 1)), np.full(200, 3)
     out = np.asarray(logits(many, jax.random.key(1), labels, drop_path=0.5, class_dropout=0.0))
     kinds: list[list[int]] = []
@@ -147,27 +173,44 @@ def test_every_initialisation_factor(fresh):
     config, params = fresh
     std = (1 / (3 * config.width)) ** 0.5
     assert config.init_std == std
-    expected = {"word_embed/kernel": std, "class_embed": std, "pos_start": std, "pos_embed": std, "level_embed": std,
-                "head/kernel": 0.02 * std, "head_ada/kernel": 0.5 * std, "blocks/attn/qkv": std,
-                "blocks/attn/proj": std / (2 * config.depth) ** 0.5, "blocks/fc1/kernel": std,
-                "blocks/fc2/kernel": std / (2 * config.depth) ** 0.5}
+    expected = {
+        "word_embed/kernel": std,
+        "class_embed": std,
+        "pos_start": std,
+        "pos_embed": std,
+        "level_embed": std,
+        "head/kernel": 0.02 * std,
+        "head_ada/kernel": 0.5 * std,
+        "blocks/attn/qkv": std,
+        "blocks/attn/proj": std / (2 * config.depth) ** 0.5,
+        "blocks/fc1/kernel": std,
+        "blocks/fc2/kernel": std / (2 * config.depth) ** 0.5,
+    }
     if config.shared_adaln:
         expected["shared_ada/kernel"] = std
         modulated, wide = params["blocks/ada_offset"], config.width**-0.5
     else:
         modulated, wide = params["blocks/ada/kernel"], std
     for name, value in expected.items():
-        tolerance = 4 / params[name].size**0.5  # over four times the error of an estimated standard deviation
+        tolerance = (
+            4 / params[name].size ** 0.5
+        )  # over four times the error of an estimated standard deviation
         assert abs(params[name].std() / value - 1) < tolerance, name
-        assert abs(params[name].mean()) < 4 * value / params[name].size**0.5, name
+        assert abs(params[name].mean()) < 4 * value / params[name].size ** 0.5, name
         assert np.abs(params[name]).max() > 2.2 * value, name  # not cut at two standard deviations
     rows = np.moveaxis(modulated, -2, 0).reshape(6, -1)
     for row, factor in zip(rows, [0.01, 0.01, 0.5, 0.5, 0.5, 0.5], strict=True):
         assert abs(row.std() / (wide * factor) - 1) < 4 / row.size**0.5
     for name in (name for name in params if name.endswith("bias")):
         assert not params[name].any(), name
-    np.testing.assert_array_equal(params["blocks/attn/log_scale"], np.full((3, 4), np.log(np.float32(4))))
-    named = {*expected, "blocks/attn/log_scale", "blocks/ada_offset" if config.shared_adaln else "blocks/ada/kernel"}
+    np.testing.assert_array_equal(
+        params["blocks/attn/log_scale"], np.full((3, 4), np.log(np.float32(4)))
+    )
+    named = {
+        *expected,
+        "blocks/attn/log_scale",
+        "blocks/ada_offset" if config.shared_adaln else "blocks/ada/kernel",
+    }
     assert {name for name in params if not name.endswith("bias")} == named
 
 
@@ -176,10 +219,17 @@ def test_layers_start_with_weights_of_their_own(fresh):
     assert not np.allclose(qkv[0], qkv[1])
 
 
-@pytest.mark.parametrize(("changes", "count"), [
-    ({"depth": 16}, 310_283_520), ({"depth": 20}, 600_917_136), ({"depth": 24}, 1_033_399_360),
-    ({"depth": 30}, 2_010_020_356),
-    ({"depth": 36, "shared_adaln": True, "scales": Scales.parse(SCALES_512)}, 2_353_893_904)], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({"depth": 16}, 310_283_520),
+        ({"depth": 20}, 600_917_136),
+        ({"depth": 24}, 1_033_399_360),
+        ({"depth": 30}, 2_010_020_356),
+        ({"depth": 36, "shared_adaln": True, "scales": Scales.parse(SCALES_512)}, 2_353_893_904),
+    ],
+    ids=str,
+)
 def test_published_sizes(changes, count):
     leaves = abstract(TransformerConfig(**changes)).values()
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == count
@@ -189,7 +239,9 @@ def test_d36_at_512_pixels_has_logits_of_every_token():
     config = TransformerConfig(depth=36, shared_adaln=True, scales=Scales.parse(SCALES_512))
     params = unflatten_dict(abstract(config), sep="/")
     inputs = jax.ShapeDtypeStruct((1, config.scales.total - 1, config.z_channels), jnp.float32)
-    out = jax.eval_shape(Transformer(config).apply, {"params": params}, inputs, jax.ShapeDtypeStruct((1,), jnp.int32))
+    out = jax.eval_shape(
+        Transformer(config).apply, {"params": params}, inputs, jax.ShapeDtypeStruct((1,), jnp.int32)
+    )
     assert (out.shape, out.dtype) == ((1, 2240, 4096), jnp.float32)
 
 
@@ -204,18 +256,24 @@ def test_bfloat16_computes_logits_in_float32_near_the_exact_ones(inputs):
     exact, coarse = logits(inputs), np.asarray(logits(inputs, dtype="bfloat16"))
     assert coarse.dtype == np.float32
     assert 1e-5 < np.abs(coarse - exact).max() / np.abs(exact).max() < 0.1
-    assert np.mean(coarse == coarse.astype(jnp.bfloat16).astype(np.float32)) < 0.1  # not rounded to bfloat16's 8 bits
+    assert (
+        np.mean(coarse == coarse.astype(jnp.bfloat16).astype(np.float32)) < 0.1
+    )  # not rounded to bfloat16's 8 bits
     config = dataclasses.replace(small.TRANSFORMER, param_dtype="bfloat16")
     assert {leaf.dtype for leaf in abstract(config).values()} == {jnp.dtype("bfloat16")}
 
 
 def test_the_gradients_of_a_product_given_in_float32_are_those_of_a_narrow_one():
     random = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5)))
+    x, kernel = (
+        jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5))
+    )
     wanted = jnp.asarray(random.normal(size=(2, 3, 5)), jnp.bfloat16)
 
     def gradients(product):
-        return jax.grad(lambda x, kernel: jnp.sum(product(x, kernel) * wanted.astype(jnp.float32)), (0, 1))(x, kernel)
+        return jax.grad(
+            lambda x, kernel: jnp.sum(product(x, kernel) * wanted.astype(jnp.float32)), (0, 1)
+        )(x, kernel)
 
     narrow = gradients(lambda x, kernel: jnp.tensordot(x, kernel, 1).astype(jnp.float32))
     for ours, theirs in zip(gradients(wide_product), narrow, strict=True):
@@ -231,12 +289,19 @@ def test_recomputing_changes_no_gradient(inputs):
 
     def gradients(remat: str):
         model = Transformer(dataclasses.replace(small.TRANSFORMER, remat=remat))
-        return jax.jit(jax.grad(lambda p: jnp.mean(model.apply({"params": p}, inputs, LABELS, rng) ** 2)))(params)
+        return jax.jit(
+            jax.grad(lambda p: jnp.mean(model.apply({"params": p}, inputs, LABELS, rng) ** 2))
+        )(params)
 
     plain = gradients("none")
     for remat in ("full", "dots"):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12),
-                     gradients(remat), plain)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12
+            ),
+            gradients(remat),
+            plain,
+        )
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -246,7 +311,10 @@ def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TRANSFORMER, scales=scales, mask=mask, shared_adaln=shared)
     random = np.random.default_rng(0)
-    params = {path: random.normal(size=leaf.shape).astype(np.float32) * 0.3 for path, leaf in abstract(config).items()}
+    params = {
+        path: random.normal(size=leaf.shape).astype(np.float32) * 0.3
+        for path, leaf in abstract(config).items()
+    }
     model, params = Transformer(config), {"params": unflatten_dict(params, sep="/")}
     inputs = random.normal(size=(2, scales.total - 1, config.z_channels)).astype(np.float32)
 
@@ -255,15 +323,20 @@ def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared
         cache, parts, held = Cache(), [], []
         for k in range(len(scales)):
             held.append([entry.shape[2] for entry in cache.k])
-            scale_inputs = None if k == 0 else inputs[:, scales.offsets[k] - 1:scales.offsets[k + 1] - 1]
+            scale_inputs = (
+                None if k == 0 else inputs[:, scales.offsets[k] - 1 : scales.offsets[k + 1] - 1]
+            )
             logits, cache = model.apply(params, k, scale_inputs, LABELS, cache, method="next_scale")
             parts.append(logits)
         return jnp.concatenate(parts, axis=1), held
 
     cached, held = one_by_one(params)
     np.testing.assert_allclose(cached, jax.jit(model.apply)(params, inputs, LABELS), atol=2e-5)
-    expected = {"block_causal": [[], [1], [1, 4], [1, 4, 9]], "markov": [[], [1], [4], [9]],
-                "block_diagonal": [[], [], [], []]}
+    expected = {
+        "block_causal": [[], [1], [1, 4], [1, 4, 9]],
+        "markov": [[], [1], [4], [9]],
+        "block_diagonal": [[], [], [], []],
+    }
     assert held == expected[mask]
 
 
@@ -273,18 +346,33 @@ def test_the_mask_decides_which_scales_inputs_move_the_logits(mask):
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TRANSFORMER, depth=1, scales=scales, mask=mask)
     random = np.random.default_rng(0)
-    params = {path: random.normal(size=leaf.shape).astype(np.float32) * 0.3 for path, leaf in abstract(config).items()}
+    params = {
+        path: random.normal(size=leaf.shape).astype(np.float32) * 0.3
+        for path, leaf in abstract(config).items()
+    }
     params = {"params": unflatten_dict(params, sep="/")}
     inputs = random.normal(size=(2, scales.total - 1, config.z_channels)).astype(np.float32)
 
     def per_scale(inputs):
-        return jnp.stack([jnp.mean(p**2) for p in scales.split(Transformer(config).apply(params, inputs, LABELS))])
+        return jnp.stack(
+            [
+                jnp.mean(p**2)
+                for p in scales.split(Transformer(config).apply(params, inputs, LABELS))
+            ]
+        )
 
     moved = np.abs(jax.jit(jax.jacrev(per_scale))(inputs)).max(axis=(1, 3))
-    moved = np.stack([moved[:, scales.offsets[k] - 1:scales.offsets[k + 1] - 1].max(axis=1) > 0 for k in (1, 2, 3)])
-    expected = {"block_causal": [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]],
-                "markov": [[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 1]],
-                "block_diagonal": [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]}
+    moved = np.stack(
+        [
+            moved[:, scales.offsets[k] - 1 : scales.offsets[k + 1] - 1].max(axis=1) > 0
+            for k in (1, 2, 3)
+        ]
+    )
+    expected = {
+        "block_causal": [[0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]],
+        "markov": [[0, 1, 1, 0], [0, 0, 1, 1], [0, 0, 0, 1]],
+        "block_diagonal": [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+    }
     np.testing.assert_array_equal(moved, np.array(expected[mask], bool))
 
 
@@ -293,7 +381,12 @@ def test_the_kernel_for_tpus_gives_the_models_logits_and_gradients(inputs):
 
     def both(attention):
         model = Transformer(dataclasses.replace(small.TRANSFORMER, attention=attention))
-        return jax.jit(jax.value_and_grad(lambda p: jnp.mean(model.apply({"params": p}, inputs, LABELS) ** 2)))(params)
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.mean(model.apply({"params": p}, inputs, LABELS) ** 2))
+        )(params)
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12),
-                 both("splash"), both("xla"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max() + 1e-12),
+        both("splash"),
+        both("xla"),
+    )

@@ -18,7 +18,8 @@ def random_qkv(scales=SCALES, heads=2, dim=8):
 
 
 def assert_equals_the_dense_reference(ours, mask, scales, qkv):
-    """The output, and the gradients of a weighted sum of it, against attention under the dense mask."""
+    """The output, and the gradients of a weighted sum of it, against attention under the dense
+    mask."""
     weight = jax.random.normal(jax.random.key(1), qkv[0].shape)
 
     def both(attend):
@@ -28,7 +29,9 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
 
         return jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*qkv)
 
-    dense = functools.partial(attention.attend, scale=0.3, mask=jnp.asarray(masks.dense(scales, mask)))
+    dense = functools.partial(
+        attention.attend, scale=0.3, mask=jnp.asarray(masks.dense(scales, mask))
+    )
     for mine, theirs in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(dense)), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
@@ -36,13 +39,16 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_every_implementation_equals_the_dense_mask(implementation, mask):
-    ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation=implementation)
+    ours = functools.partial(
+        attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation=implementation
+    )
     assert_equals_the_dense_reference(ours, mask, SCALES, random_qkv())
 
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_the_blocks_given_to_cudnn_equal_the_dense_mask(mask):
-    """Its kernel by XLA, as there is no GPU here: scales below and above the size that is left to XLA anyway."""
+    """Its kernel by XLA, as there is no GPU here: scales below and above the size that is left to
+    XLA anyway."""
     scales = Scales.parse("1,7,8,9")
     block = functools.partial(attention.fused, backend="xla")
     ours = functools.partial(attention.by_scale, scale=0.3, scales=scales, mask=mask, block=block)
@@ -52,11 +58,15 @@ def test_the_blocks_given_to_cudnn_equal_the_dense_mask(mask):
 def test_blocks_compute_visible_pairs_only():
     qkv = random_qkv(dim=64)
     for mask in MASKS:
-        ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation="xla")
+        ours = functools.partial(
+            attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation="xla"
+        )
         flops = jax.jit(ours).lower(*qkv).cost_analysis()["flops"]
         batch_and_heads, products = 2 * 2, 4 * 64
         pairs = flops / batch_and_heads / products
-        assert masks.attended_pairs(SCALES, mask) <= pairs < 1.06 * masks.attended_pairs(SCALES, mask)
+        assert (
+            masks.attended_pairs(SCALES, mask) <= pairs < 1.06 * masks.attended_pairs(SCALES, mask)
+        )
 
 
 def test_attend_is_the_textbook_formula():
@@ -75,27 +85,50 @@ def test_normalise_keeps_direction_and_survives_zero():
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_softmax_stays_float32_in_bfloat16(implementation):
     q, k, v = random_qkv().astype(jnp.bfloat16)
-    ours = functools.partial(attention.masked, scale=0.3, scales=SCALES, mask="block_causal",
-                             implementation=implementation)
+    ours = functools.partial(
+        attention.masked,
+        scale=0.3,
+        scales=SCALES,
+        mask="block_causal",
+        implementation=implementation,
+    )
     wide = ours(*(t.astype(jnp.float32) for t in (q, k, v)))
     assert ours(q, k, v).dtype == jnp.bfloat16
     np.testing.assert_allclose(ours(q, k, v).astype(jnp.float32), wide, atol=0.02)
 
 
-@pytest.mark.parametrize(("where", "dtype", "chosen"), [
-    ("tpu", "bfloat16", "splash"), ("tpu", "float32", "splash"), ("gpu", "bfloat16", "cudnn"),
-    ("gpu", "float16", "cudnn"), ("gpu", "float32", "xla"), ("cpu", "bfloat16", "xla")])
+@pytest.mark.parametrize(
+    ("where", "dtype", "chosen"),
+    [
+        ("tpu", "bfloat16", "splash"),
+        ("tpu", "float32", "splash"),
+        ("gpu", "bfloat16", "cudnn"),
+        ("gpu", "float16", "cudnn"),
+        ("gpu", "float32", "xla"),
+        ("cpu", "bfloat16", "xla"),
+    ],
+)
 def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
     monkeypatch.setattr(attention, "platform", lambda: where)
     assert attention.choose("auto", jnp.dtype(dtype), 64) == chosen
     assert attention.choose("xla", jnp.dtype(dtype), 64) == "xla"
 
 
-@pytest.mark.parametrize(("where", "wanted", "dtype", "dim", "complaint"), [
-    ("gpu", "splash", "bfloat16", 64, "on a GPU it must be auto, xla or cudnn"),
-    ("cpu", "cudnn", "bfloat16", 64, "on a CPU it must be auto, xla or splash"),
-    ("gpu", "cudnn", "float32", 64, "with float32 and heads of 64; it must be xla, or the dtype bfloat16"),
-    ("gpu", "cudnn", "bfloat16", 12, "with bfloat16 and heads of 12; it must be xla")])
+@pytest.mark.parametrize(
+    ("where", "wanted", "dtype", "dim", "complaint"),
+    [
+        ("gpu", "splash", "bfloat16", 64, "on a GPU it must be auto, xla or cudnn"),
+        ("cpu", "cudnn", "bfloat16", 64, "on a CPU it must be auto, xla or splash"),
+        (
+            "gpu",
+            "cudnn",
+            "float32",
+            64,
+            "with float32 and heads of 64; it must be xla, or the dtype bfloat16",
+        ),
+        ("gpu", "cudnn", "bfloat16", 12, "with bfloat16 and heads of 12; it must be xla"),
+    ],
+)
 def test_what_cannot_run_is_refused(monkeypatch, where, wanted, dtype, dim, complaint):
     monkeypatch.setattr(attention, "platform", lambda: where)
     with pytest.raises(UserError, match=complaint):

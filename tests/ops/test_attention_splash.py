@@ -10,9 +10,16 @@ from var_jax.ops import attention, attention_splash, masks
 SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block has a tile to skip
 
 
-@pytest.mark.parametrize(("total", "expected"), [(1, (128, 128)), (128, (128, 128)), (129, (256, 256)),
-                                                 (Scales.parse(SCALES_256).total, (768, 384)),
-                                                 (Scales.parse(SCALES_512).total, (2304, 384))])
+@pytest.mark.parametrize(
+    ("total", "expected"),
+    [
+        (1, (128, 128)),
+        (128, (128, 128)),
+        (129, (256, 256)),
+        (Scales.parse(SCALES_256).total, (768, 384)),
+        (Scales.parse(SCALES_512).total, (2304, 384)),
+    ],
+)
 def test_tiles_divide_the_padded_length(total, expected):
     assert attention_splash.tiling(total) == expected
 
@@ -38,7 +45,9 @@ def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
     def dense(q, k, v):
         return attention.attend(q, k, v, 0.3, masks.dense(SCALES, mask))
 
-    for mine, theirs in zip(*(jax.jit(jax.vjp(f, q, k, v)[1])(q) for f in (ours, dense)), strict=True):
+    for mine, theirs in zip(
+        *(jax.jit(jax.vjp(f, q, k, v)[1])(q) for f in (ours, dense)), strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
     np.testing.assert_allclose(jax.jit(ours)(q, k, v), dense(q, k, v), atol=2e-5)
 
@@ -51,9 +60,15 @@ def test_each_device_computes_its_images_and_heads():
         return attention_splash.attend(q, k, v, 0.3, SCALES, "block_causal", interpret=True)
 
     alone = jax.jit(ours)(q, k, v)
-    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+    mesh = jax.make_mesh(
+        (2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4]
+    )
     with jax.set_mesh(mesh):
-        compiled = jax.jit(ours, in_shardings=jax.P("data", None, "model"), out_shardings=jax.P("data", None, "model"))
+        compiled = jax.jit(
+            ours,
+            in_shardings=jax.P("data", None, "model"),
+            out_shardings=jax.P("data", None, "model"),
+        )
         compiled = compiled.lower(q, k, v).compile()
         np.testing.assert_allclose(compiled(q, k, v), alone, atol=1e-5)
     assert "all-gather" not in compiled.as_text() and "all-reduce" not in compiled.as_text()

@@ -18,7 +18,14 @@ SCALES = Scales.parse("1,2,4")
 def make(codes, kind="euclidean", scales=SCALES, channels=None):
     """A quantizer without convolutions' say, so that maps are the upsampled codes."""
     c = channels or codes.shape[1]
-    return vq.Quantizer(codes, jnp.zeros((1, 3, 3, c, c)), jnp.zeros((1, c)), scales=scales, phi_ratio=0.0, codes=kind)
+    return vq.Quantizer(
+        codes,
+        jnp.zeros((1, 3, 3, c, c)),
+        jnp.zeros((1, c)),
+        scales=scales,
+        phi_ratio=0.0,
+        codes=kind,
+    )
 
 
 def normal(seed, *shape):
@@ -47,24 +54,29 @@ def test_collapsed_scales_are_those_of_few_codes_for_their_tokens():
 def test_candidates_come_evenly_from_the_scales_and_none_twice():
     vectors = np.arange(4 * 21, dtype=np.float32).reshape(4, 21, 1)
     places = np.arange(4 * 21).reshape(4, 21)
-    drawn = np.asarray(codebook.candidates(vectors, jax.random.key(0), 40, SCALES))[:, 0].astype(int)
+    drawn = np.asarray(codebook.candidates(vectors, jax.random.key(0), 40, SCALES))[:, 0].astype(
+        int
+    )
     assert len(set(drawn)) == 40
     assert set(places[:, 0]) <= set(drawn)  # 40 draws leave none of the 4 of the first scale
     first = jax.vmap(lambda key: codebook.candidates(vectors, key, 1, SCALES)[0, 0])(
-        jax.random.split(jax.random.key(1), 900))
+        jax.random.split(jax.random.key(1), 900)
+    )
     by_scale = np.bincount(SCALES.level_ids[np.asarray(first).astype(int) % 21], minlength=3)
     assert np.abs(by_scale - 300).max() < 5 * np.sqrt(900 * 2 / 9)
 
 
 def test_scales_of_few_codes_give_most_candidates():
-    """By 1 / perplexity of their usage: of codes in equal use at 2, 4 and 4 codes, the first scale gives half."""
+    """By 1 / perplexity of their usage: of codes in equal use at 2, 4 and 4 codes, the first scale
+    gives half."""
     usage = np.zeros((3, 8), np.float32)
     usage[0, :2], usage[1, 2:6], usage[2, 4:] = 1 / 2, 1 / 4, 1 / 4
     needs = codebook.needs(usage)
     np.testing.assert_allclose(needs, [1 / 2, 1 / 4, 1 / 4], rtol=1e-5)
     vectors = np.arange(4 * 21, dtype=np.float32).reshape(4, 21, 1)
     first = jax.vmap(lambda key: codebook.candidates(vectors, key, 1, SCALES, needs=needs)[0, 0])(
-        jax.random.split(jax.random.key(1), 900))
+        jax.random.split(jax.random.key(1), 900)
+    )
     by_scale = np.bincount(SCALES.level_ids[np.asarray(first).astype(int) % 21], minlength=3)
     assert np.abs(by_scale - [450, 225, 225]).max() < 5 * np.sqrt(900 / 4)
 
@@ -82,8 +94,13 @@ def test_few_features_are_all_taken_and_their_copies_differ():
 
 def test_kmeans_moves_codes_to_the_means_of_what_they_serve():
     features = normal(1, 400, 4)
-    start, codes = (np.asarray(init(features, jax.random.key(0), 8)) for init in (
-        codebook.sampled_init, lambda *args: codebook.kmeans_init(*args, iterations=200)))
+    start, codes = (
+        np.asarray(init(features, jax.random.key(0), 8))
+        for init in (
+            codebook.sampled_init,
+            lambda *args: codebook.kmeans_init(*args, iterations=200),
+        )
+    )
     squares, before = (np.sum((features[:, None] - c) ** 2, axis=-1) for c in (codes, start))
     assert squares.min(axis=1).sum() < 0.8 * before.min(axis=1).sum()
     means = [features[squares.argmin(axis=1) == i].mean(axis=0) for i in range(8)]
@@ -142,7 +159,9 @@ def test_an_unused_code_lives_for_as_long_as_is_said():
     steps = 0
     while True:
         steps += 1
-        new = codebook.revive(jnp.eye(2), usage, counts, jnp.ones((2, 2)), decay=0.8, threshold=0.03)
+        new = codebook.revive(
+            jnp.eye(2), usage, counts, jnp.ones((2, 2)), decay=0.8, threshold=0.03
+        )
         usage = new.usage
         if new.revived.any():
             break
@@ -184,7 +203,9 @@ def test_rows_of_moments_and_averages_follow_the_revived_codes():
         before, after = getattr(state[0], moment), getattr(reset[0], moment)
         np.testing.assert_array_equal(after["encoder"]["kernel"], before["encoder"]["kernel"])
         np.testing.assert_array_equal(after["quantize"]["codebook"][1], 0)
-        np.testing.assert_array_equal(after["quantize"]["codebook"][::2], before["quantize"]["codebook"][::2])
+        np.testing.assert_array_equal(
+            after["quantize"]["codebook"][::2], before["quantize"]["codebook"][::2]
+        )
         assert np.all(before["quantize"]["codebook"] != 0)
     average = codebook.set_rows(params, revived, jnp.full((3, 2), 7.0))
     np.testing.assert_array_equal(average["quantize"]["codebook"], [[1, 1], [7, 7], [1, 1]])
@@ -199,7 +220,11 @@ def entropies(p, weights):
 
 @pytest.mark.parametrize("kind", ["euclidean", "cosine"])
 def test_entropy_penalty_whatever_the_chunk(kind):
-    codes, vectors, counted = normal(0, 11, 3), normal(1, 2, 21, 3), np.random.default_rng(2).random((2, 21)) < 0.7
+    codes, vectors, counted = (
+        normal(0, 11, 3),
+        normal(1, 2, 21, 3),
+        np.random.default_rng(2).random((2, 21)) < 0.7,
+    )
     if kind == "cosine":
         unit_codes, unit = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (codes, vectors))
         score = unit @ unit_codes.T
@@ -209,12 +234,18 @@ def test_entropy_penalty_whatever_the_chunk(kind):
     for mask in (None, counted):
         sure, average = entropies(p, np.ones(42) if mask is None else mask.reshape(-1) * 1.0)
         for chunk in (1, 2 * 11 * 5, 10**6):
-            ours = codebook.entropy_penalty(make(jnp.asarray(codes), kind), vectors, 0.7, mask, chunk)
+            ours = codebook.entropy_penalty(
+                make(jnp.asarray(codes), kind), vectors, 0.7, mask, chunk
+            )
             np.testing.assert_allclose(ours, sure - average, rtol=1e-4, atol=1e-6)
 
 
 def test_the_penalty_of_scales_is_the_mean_of_theirs():
-    codes, vectors, counted = make(normal(0, 11, 3)), normal(1, 2, SCALES.total, 3), np.array([[True], [False]])
+    codes, vectors, counted = (
+        make(normal(0, 11, 3)),
+        normal(1, 2, SCALES.total, 3),
+        np.array([[True], [False]]),
+    )
     spans = [SCALES.span(k) for k in range(len(SCALES))]
     for mask, rows in ((None, slice(None)), (counted, slice(1))):
         expected = [codebook.entropy_penalty(codes, vectors[rows, span], 0.7) for span in spans]
@@ -223,14 +254,20 @@ def test_the_penalty_of_scales_is_the_mean_of_theirs():
 
 
 def test_the_penaltys_gradient_is_the_difference_quotient():
-    codes, vectors, direction = normal(0, 7, 3), normal(1, 2, 5, 3), (normal(2, 7, 3), normal(3, 2, 5, 3))
+    codes, vectors, direction = (
+        normal(0, 7, 3),
+        normal(1, 2, 5, 3),
+        (normal(2, 7, 3), normal(3, 2, 5, 3)),
+    )
 
     def penalty(codes, vectors):
         return codebook.entropy_penalty(make(codes), vectors, 1.0, chunk=2 * 7 * 2)
 
     _, slope = jax.jvp(penalty, (codes, vectors), direction)
-    ahead, behind = (penalty(*(x + s * d for x, d in zip((codes, vectors), direction, strict=True)))
-                     for s in (1e-2, -1e-2))
+    ahead, behind = (
+        penalty(*(x + s * d for x, d in zip((codes, vectors), direction, strict=True)))
+        for s in (1e-2, -1e-2)
+    )
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-2, rtol=2e-2)
     gradients = jax.grad(penalty, argnums=(0, 1))(codes, vectors)
     by_reverse = sum(float(jnp.vdot(g, d)) for g, d in zip(gradients, direction, strict=True))
@@ -238,7 +275,8 @@ def test_the_penaltys_gradient_is_the_difference_quotient():
 
 
 def test_the_penalty_of_bits_is_that_of_their_codes():
-    """The first entropy exactly; the second from above, and exactly where the bits are independent."""
+    """The first entropy exactly; the second from above, and exactly where the bits are
+    independent."""
     q, vectors = make(None, "bsq", channels=5), normal(1, 2, 21, 5)
     table = np.asarray(vq.code_vectors(q))
 
@@ -255,7 +293,9 @@ def test_the_penalty_of_bits_is_that_of_their_codes():
     np.testing.assert_allclose(ours, sure - scipy.stats.bernoulli(bits).entropy().sum(), rtol=1e-4)
     every_sign = np.asarray(table, np.float32)[None]  # all corners in equal use: independent bits
     sure, average = by_codes(every_sign)
-    np.testing.assert_allclose(codebook.entropy_penalty(q, every_sign, 0.3), sure - average, rtol=1e-4)
+    np.testing.assert_allclose(
+        codebook.entropy_penalty(q, every_sign, 0.3), sure - average, rtol=1e-4
+    )
 
 
 def test_a_batch_over_devices_counts_and_revives_as_one():
@@ -266,7 +306,9 @@ def test_a_batch_over_devices_counts_and_revives_as_one():
         counts = vq.code_counts(SCALES, tokens, 12)
         offered = codebook.candidates(searched, jax.random.key(3), 12, SCALES)
         penalty = codebook.entropy_penalty(make(codes), searched, 1.0)
-        new = codebook.revive(codes, codebook.first_usage(3, 12), counts, offered, decay=0.0, threshold=0.7)
+        new = codebook.revive(
+            codes, codebook.first_usage(3, 12), counts, offered, decay=0.0, threshold=0.7
+        )
         return counts, new.codebook, new.usage, penalty
 
     mesh = Mesh(np.array(jax.devices()[:4]), ("data",))

@@ -1,4 +1,5 @@
-"""Adversarial losses against numpy: a linear discriminator, whose gradients are written down by hand."""
+"""Adversarial losses against numpy: a linear discriminator, whose gradients are written down by
+hand."""
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +33,15 @@ def test_hinge_loss_and_its_gradient(linear):
     real, fake, matrix = linear
     d_real, d_fake = logits(real, matrix), logits(fake, matrix)
     loss, gradient = jax.value_and_grad(
-        lambda m: gan_losses.hinge_loss(logits(real, m), logits(fake, m)))(jnp.asarray(matrix))
+        lambda m: gan_losses.hinge_loss(logits(real, m), logits(fake, m))
+    )(jnp.asarray(matrix))
     assert 0.1 < (d_real > 1).mean() + (d_fake < -1).mean() < 1.9  # both sides of both hinges
-    np.testing.assert_allclose(loss, (relu(1 - d_real).mean() + relu(1 + d_fake).mean()) / 2, rtol=1e-5)
-    by_hand = (fake.reshape(B, -1).T @ (d_fake > -1) - real.reshape(B, -1).T @ (d_real < 1)) / (2 * B * N)
+    np.testing.assert_allclose(
+        loss, (relu(1 - d_real).mean() + relu(1 + d_fake).mean()) / 2, rtol=1e-5
+    )
+    by_hand = (fake.reshape(B, -1).T @ (d_fake > -1) - real.reshape(B, -1).T @ (d_real < 1)) / (
+        2 * B * N
+    )
     np.testing.assert_allclose(gradient, by_hand, atol=1e-6)
 
 
@@ -87,8 +93,9 @@ def test_blur_strength_fades_from_the_start_on():
 
 def test_generator_loss_and_its_gradient(linear):
     _, fake, matrix = linear
-    loss, gradient = jax.value_and_grad(
-        lambda x: gan_losses.generator_loss(logits(x, matrix)))(jnp.asarray(fake))
+    loss, gradient = jax.value_and_grad(lambda x: gan_losses.generator_loss(logits(x, matrix)))(
+        jnp.asarray(fake)
+    )
     np.testing.assert_allclose(loss, -logits(fake, matrix).mean(), rtol=1e-5)
     by_hand = np.broadcast_to(-matrix.mean(axis=1) / B, (B, H * W * C)).reshape(fake.shape)
     np.testing.assert_allclose(gradient, by_hand, atol=1e-7)
@@ -98,15 +105,35 @@ def test_adaptive_weight():
     random = np.random.default_rng(1)
     pixels, gan = random.normal(size=(3, 3, 4, 1)), 0.01 * random.normal(size=(3, 3, 4, 1))
     ratio = np.sqrt((pixels**2).sum()) / (np.sqrt((gan**2).sum()) + 1e-6)
-    for lowest, highest, expected in ((0.015, 1e4, ratio), (0.015, 5.0, 5.0), (2 * ratio, 1e6, 2 * ratio)):
-        np.testing.assert_allclose(gan_losses.adaptive_weight(pixels, gan, lowest, highest), expected, rtol=1e-5)
-    np.testing.assert_allclose(gan_losses.adaptive_weight(pixels, 0 * gan, 0.015, 1e4), 1e4)  # a flat discriminator
-    slope = jax.grad(lambda x: gan_losses.adaptive_weight(x, jnp.asarray(gan), 0.0, 1e4))(jnp.asarray(pixels))
+    for lowest, highest, expected in (
+        (0.015, 1e4, ratio),
+        (0.015, 5.0, 5.0),
+        (2 * ratio, 1e6, 2 * ratio),
+    ):
+        np.testing.assert_allclose(
+            gan_losses.adaptive_weight(pixels, gan, lowest, highest), expected, rtol=1e-5
+        )
+    np.testing.assert_allclose(
+        gan_losses.adaptive_weight(pixels, 0 * gan, 0.015, 1e4), 1e4
+    )  # a flat discriminator
+    slope = jax.grad(lambda x: gan_losses.adaptive_weight(x, jnp.asarray(gan), 0.0, 1e4))(
+        jnp.asarray(pixels)
+    )
     assert not np.asarray(slope).any()
 
 
 def test_ramp():
-    assert [float(gan_losses.ramp(step, 3, 4)) for step in range(9)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert [float(gan_losses.ramp(step, 3, 4)) for step in range(9)] == [
+        0,
+        0,
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+        1,
+    ]
     assert [float(gan_losses.ramp(step, 2, 0)) for step in range(4)] == [0, 0, 1, 1]
 
 
@@ -116,7 +143,8 @@ def test_lecam(linear):
     averages = np.array([0.4, -0.3], np.float32)
     expected = (relu(d_real + 0.3) ** 2).mean() + (relu(0.4 - d_fake) ** 2).mean()
     loss, (to_logits, to_averages) = jax.value_and_grad(
-        lambda d, a: gan_losses.lecam(d, d_fake, a), argnums=(0, 1))(jnp.asarray(d_real), jnp.asarray(averages))
+        lambda d, a: gan_losses.lecam(d, d_fake, a), argnums=(0, 1)
+    )(jnp.asarray(d_real), jnp.asarray(averages))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(to_logits, 2 * relu(d_real + 0.3) / d_real.size, atol=1e-6)
     assert not np.asarray(to_averages).any()
@@ -125,7 +153,9 @@ def test_lecam(linear):
 def test_lecams_averages_start_at_the_first_logits():
     averages, by_hand = jnp.array([9.0, 9.0]), None
     for updates, (real, fake) in enumerate([(1.0, -1.0), (2.0, 0.5), (-1.0, 3.0)]):
-        averages = gan_losses.lecam_averages(averages, jnp.float32(real), jnp.float32(fake), 0.1, updates)
+        averages = gan_losses.lecam_averages(
+            averages, jnp.float32(real), jnp.float32(fake), 0.1, updates
+        )
         kept = min(0.1, updates / (10 + updates))
         now = np.array([real, fake])
         by_hand = now if by_hand is None else kept * by_hand + (1 - kept) * now
@@ -135,10 +165,13 @@ def test_lecams_averages_start_at_the_first_logits():
 def test_r1_of_a_linear_and_of_a_quadratic_discriminator(linear):
     real, _, matrix = linear
     penalty = gan_losses.r1_penalty(lambda x: logits(x, jnp.asarray(matrix)), jnp.asarray(real))
-    np.testing.assert_allclose(penalty, (matrix.mean(axis=1) ** 2).sum() / 2, rtol=1e-5)  # the same at every image
+    np.testing.assert_allclose(
+        penalty, (matrix.mean(axis=1) ** 2).sum() / 2, rtol=1e-5
+    )  # the same at every image
     # D(x) = |x|^2 has the gradient 2x, and the penalty 2 |x|^2 the gradient 4x / b.
-    value, slope = jax.value_and_grad(lambda x: gan_losses.r1_penalty(
-        lambda y: jnp.sum(y**2, axis=(1, 2, 3))[:, None], x))(jnp.asarray(real))
+    value, slope = jax.value_and_grad(
+        lambda x: gan_losses.r1_penalty(lambda y: jnp.sum(y**2, axis=(1, 2, 3))[:, None], x)
+    )(jnp.asarray(real))
     np.testing.assert_allclose(value, 2 * (real**2).sum() / B, rtol=1e-5)
     np.testing.assert_allclose(slope, 4 * real / B, rtol=1e-4)
 
@@ -150,7 +183,9 @@ def images(request):
 
 def test_no_augmentation_leaves_images_alone(images):
     for policy, probability in (("", 1.0), ("color,translation,cutout", 0.0)):
-        np.testing.assert_array_equal(diffaugment.diff_augment(jax.random.key(0), images, policy, probability), images)
+        np.testing.assert_array_equal(
+            diffaugment.diff_augment(jax.random.key(0), images, policy, probability), images
+        )
 
 
 def test_color_is_affine_in_each_image(images):
@@ -181,8 +216,9 @@ def test_translation_moves_whole_pixels(images):
             for right in range(-2, 3):
                 moved = np.zeros_like(before)
                 h, w = before.shape[:2]
-                moved[max(down, 0):h + min(down, 0), max(right, 0):w + min(right, 0)] = before[
-                    max(-down, 0):h + min(-down, 0), max(-right, 0):w + min(-right, 0)]
+                moved[max(down, 0) : h + min(down, 0), max(right, 0) : w + min(right, 0)] = before[
+                    max(-down, 0) : h + min(-down, 0), max(-right, 0) : w + min(-right, 0)
+                ]
                 if np.array_equal(moved, after):
                     matches.append((down, right))
         assert len(matches) == 1
@@ -221,8 +257,8 @@ def blurred_by_hand(image, strength):
     padded = np.pad(
         image.astype(np.float64), ((reach, reach), (reach, reach), (0, 0)), mode="reflect"
     )
-    rows = sum(weight * padded[i:i + height] for i, weight in enumerate(kernel))
-    return sum(weight * rows[:, i:i + width] for i, weight in enumerate(kernel))
+    rows = sum(weight * padded[i : i + height] for i, weight in enumerate(kernel))
+    return sum(weight * rows[:, i : i + width] for i, weight in enumerate(kernel))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.61, 0.2])
@@ -256,8 +292,12 @@ def test_frames_are_crops_and_averages_in_their_shares(images):
         if np.allclose(frame, whole, atol=1e-6):
             resized += 1
             continue
-        found = [(top, left) for top in range(9) for left in range(5)
-                 if np.allclose(frame, image[top:top + 8, left:left + 8], atol=1e-6)]
+        found = [
+            (top, left)
+            for top in range(9)
+            for left in range(5)
+            if np.allclose(frame, image[top : top + 8, left : left + 8], atol=1e-6)
+        ]
         assert len(found) == 1
         places.update(found)
     assert 16 < resized < 48
@@ -275,7 +315,9 @@ def test_frames_are_resized_where_nothing_is_cropped(images, side, crops, method
 
 
 def test_frames_have_the_gradient_of_a_linear_function(images):
-    out, back = jax.vjp(lambda x: diffaugment.framed(jax.random.key(9), x, 8, 0.5), jnp.asarray(images))
+    out, back = jax.vjp(
+        lambda x: diffaugment.framed(jax.random.key(9), x, 8, 0.5), jnp.asarray(images)
+    )
     cotangent = np.random.default_rng(7).normal(size=out.shape).astype(np.float32)
     np.testing.assert_allclose(
         np.vdot(back(cotangent)[0], images), np.vdot(cotangent, out), rtol=1e-4
@@ -289,10 +331,14 @@ def test_augmentations_are_differentiable_and_drawn_an_image(images):
     run = jax.jit(lambda x: diffaugment.diff_augment(jax.random.key(6), x, policy, 0.5))
     base, back = jax.vjp(run, jnp.asarray(images))
     direction = random.normal(size=images.shape).astype(np.float32)
-    # Every augmentation is affine in the image, so that a difference is the derivative, whatever its length.
+    # Every augmentation is affine in the image, so that a difference is the derivative, whatever
+    # its length.
     difference = np.asarray(run(images + direction), np.float64) - np.asarray(base, np.float64)
-    np.testing.assert_allclose((np.asarray(back(cotangent)[0], np.float64) * direction).sum(),
-                               (cotangent * difference).sum(), rtol=1e-3)
+    np.testing.assert_allclose(
+        (np.asarray(back(cotangent)[0], np.float64) * direction).sum(),
+        (cotangent * difference).sum(),
+        rtol=1e-3,
+    )
     same = (np.asarray(base) == images).all(axis=(1, 2, 3))
     assert 0.25 < same.mean() < 0.75
 

@@ -7,15 +7,19 @@ from var_jax.ops import masks
 
 SCALES = Scales.parse("1,2,2x3,4")
 # Which of the scales 0..3 each scale sees.
-SEEN = {"block_causal": [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]],
-        "markov": [[0], [0, 1], [1, 2], [2, 3]],
-        "block_diagonal": [[0], [1], [2], [3]]}
+SEEN = {
+    "block_causal": [[0], [0, 1], [0, 1, 2], [0, 1, 2, 3]],
+    "markov": [[0], [0, 1], [1, 2], [2, 3]],
+    "block_diagonal": [[0], [1], [2], [3]],
+}
 
 
 @pytest.mark.parametrize("mask", SEEN)
 def test_dense_spans_and_pairs_follow_the_definition(mask):
     level = SCALES.level_ids
-    expected = np.array([[level[key] in SEEN[mask][level[query]] for key in range(27)] for query in range(27)])
+    expected = np.array(
+        [[level[key] in SEEN[mask][level[query]] for key in range(27)] for query in range(27)]
+    )
     np.testing.assert_array_equal(masks.dense(SCALES, mask), expected)
     assert masks.attended_pairs(SCALES, mask) == expected.sum()
     for k in range(4):

@@ -15,8 +15,9 @@ SCALES = Scales.parse("1,2")
 
 def quantizer(codes: jax.Array) -> vq.Quantizer:
     width = codes.shape[-1]
-    return vq.Quantizer(codes, jnp.zeros((1, 3, 3, width, width)), jnp.zeros((1, width)), SCALES,
-                        codes="cosine")
+    return vq.Quantizer(
+        codes, jnp.zeros((1, 3, 3, width, width)), jnp.zeros((1, width)), SCALES, codes="cosine"
+    )
 
 
 def qk_norm(x):
@@ -33,9 +34,14 @@ def binary_entropy(x):
     return codebook.entropy_penalty(bits, x[None], temperature=0.1)
 
 
-PLACES = {"plain": l2_normalize, "norm": l2_norm, "qk_norm": qk_norm,
-          "entropy of cosine codes": cosine_entropy, "entropy of binary codes": binary_entropy,
-          "perceptual distance": perceptual._unit}
+PLACES = {
+    "plain": l2_normalize,
+    "norm": l2_norm,
+    "qk_norm": qk_norm,
+    "entropy of cosine codes": cosine_entropy,
+    "entropy of binary codes": binary_entropy,
+    "perceptual distance": perceptual._unit,
+}
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
@@ -66,4 +72,6 @@ def test_l2_normalize_keeps_floor_and_constant():
     """A vector shorter than the floor is divided by the floor, and `added` is added to the norm."""
     short = jnp.array([[3e-8, 4e-8]])
     np.testing.assert_allclose(l2_normalize(short, floor=1e-6), short / 1e-6, rtol=1e-6)
-    np.testing.assert_allclose(l2_normalize(jnp.array([[3.0, 4.0]]), floor=0, added=5), [[0.3, 0.4]])
+    np.testing.assert_allclose(
+        l2_normalize(jnp.array([[3.0, 4.0]]), floor=0, added=5), [[0.3, 0.4]]
+    )

@@ -16,22 +16,53 @@ def drawn(*shape) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
 
 
-# (function of x, weight and the dtype of gradients; x; weight), and the same by JAX's own derivatives in float32.
+# (function of x, weight and the dtype of gradients; x; weight), and the same by JAX's own
+# derivatives in float32.
 CASES = {
-    "linear": (lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g), (4, 6, 8), (8, 5),
-               lambda x, w: jnp.tensordot(x, w, 1)),
-    "heads": (lambda x, w, g: product("blw,wnhd->blnhd", x, w, NARROW, g), (4, 6, 8), (8, 3, 2, 4),
-              lambda x, w: jnp.tensordot(x, w, 1)),
-    "conditions": (lambda x, w, g: product("bw,wnv->bnv", x, w, NARROW, g), (4, 128), (128, 6, 128),
-                   lambda x, w: jnp.tensordot(x, w, 1)),
-    "joined heads": (lambda x, w, g: product("blhd,hdw->blw", x, w, NARROW, g), (4, 6, 2, 4), (2, 4, 8),
-                     lambda x, w: jnp.tensordot(x, w, 2)),
-    "wide": (lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g, wide=True), (4, 6, 8), (8, 5),
-             lambda x, w: jnp.tensordot(x, w, 1)),
-    "bias": (lambda x, w, g: add_bias(x.astype(NARROW), w, g), (40, 6, 8), (6, 8), lambda x, w: x + w),
-    "convolution": (lambda x, w, g: convolution(x, w, (2, 2), ((0, 1), (0, 1)), NARROW, g), (3, 8, 6, 4), (3, 3, 4, 5),
-                    lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), ((0, 1), (0, 1)),
-                                                              dimension_numbers=("NHWC", "HWIO", "NHWC"))),
+    "linear": (
+        lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g),
+        (4, 6, 8),
+        (8, 5),
+        lambda x, w: jnp.tensordot(x, w, 1),
+    ),
+    "heads": (
+        lambda x, w, g: product("blw,wnhd->blnhd", x, w, NARROW, g),
+        (4, 6, 8),
+        (8, 3, 2, 4),
+        lambda x, w: jnp.tensordot(x, w, 1),
+    ),
+    "conditions": (
+        lambda x, w, g: product("bw,wnv->bnv", x, w, NARROW, g),
+        (4, 128),
+        (128, 6, 128),
+        lambda x, w: jnp.tensordot(x, w, 1),
+    ),
+    "joined heads": (
+        lambda x, w, g: product("blhd,hdw->blw", x, w, NARROW, g),
+        (4, 6, 2, 4),
+        (2, 4, 8),
+        lambda x, w: jnp.tensordot(x, w, 2),
+    ),
+    "wide": (
+        lambda x, w, g: product(last_axis_spec(3, 1), x, w, NARROW, g, wide=True),
+        (4, 6, 8),
+        (8, 5),
+        lambda x, w: jnp.tensordot(x, w, 1),
+    ),
+    "bias": (
+        lambda x, w, g: add_bias(x.astype(NARROW), w, g),
+        (40, 6, 8),
+        (6, 8),
+        lambda x, w: x + w,
+    ),
+    "convolution": (
+        lambda x, w, g: convolution(x, w, (2, 2), ((0, 1), (0, 1)), NARROW, g),
+        (3, 8, 6, 4),
+        (3, 3, 4, 5),
+        lambda x, w: jax.lax.conv_general_dilated(
+            x, w, (2, 2), ((0, 1), (0, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ),
+    ),
 }
 
 
@@ -44,7 +75,8 @@ def rounded(x: jax.Array) -> jax.Array:
 def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_dtype):
     """Against float32 arithmetic on operands rounded to bfloat16, which are exact in it.
 
-    A float32 gradient is that of float32 arithmetic, to its rounding; a bfloat16 one is a bfloat16 number.
+    A float32 gradient is that of float32 arithmetic, to its rounding; a bfloat16 one is a bfloat16
+    number.
     """
     function, x_shape, w_shape, plain = case
     x, w = rounded(drawn(*x_shape)), rounded(drawn(*w_shape))
@@ -74,5 +106,7 @@ def test_products_in_float32_are_plain(case):
         patch.setitem(globals(), "NARROW", WIDE)
         result, gradients = jax.vjp(functools.partial(function, g=jnp.dtype(jnp.bfloat16)), x, w)
     expected, exact = jax.vjp(plain, x, w)
-    for ours, theirs in zip((result, *gradients(expected)), (expected, *exact(expected)), strict=True):
+    for ours, theirs in zip(
+        (result, *gradients(expected)), (expected, *exact(expected)), strict=True
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

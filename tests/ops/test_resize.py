@@ -1,4 +1,5 @@
-"""Against numbers stated by hand; agreement with PyTorch itself is shown by the reference cases of test_parity."""
+"""Against numbers stated by hand; agreement with PyTorch itself is shown by the reference cases of
+test_parity."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,9 @@ def test_area_windows_of_a_ratio_that_is_not_whole():
 def test_bicubic_kernel_of_a_doubling():
     # Keys' kernel with a = -0.75 a quarter and three quarters of a pixel away
     inner = matrix(8, 16, "bicubic")[8]
-    np.testing.assert_allclose(inner[2:6], [-0.03515625, 0.26171875, 0.87890625, -0.10546875], rtol=1e-6)
+    np.testing.assert_allclose(
+        inner[2:6], [-0.03515625, 0.26171875, 0.87890625, -0.10546875], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("method", ["area", "bicubic", "bilinear"])
@@ -26,7 +29,9 @@ def test_constants_stay_constant(method, source, target):
 
 
 def test_bilinear_repeats_the_border():
-    np.testing.assert_allclose(matrix(2, 4, "bilinear"), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        matrix(2, 4, "bilinear"), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], rtol=1e-6
+    )
 
 
 def test_sides_are_resized_independently():

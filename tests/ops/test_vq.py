@@ -10,15 +10,29 @@ from var_jax.ops import vq
 
 def make(scales="1,2,3", count=1, codes="euclidean", ratio=0.5, seed=0):
     rng = np.random.default_rng(seed)
-    arrays = [rng.normal(size=s).astype(np.float32) for s in [(32, 6), (count, 3, 3, 6, 6), (count, 6)]]
-    q = vq.Quantizer(*map(jnp.asarray, (arrays[0], arrays[1] * 0.1, arrays[2] * 0.1)), scales=Scales.parse(scales),
-                     phi_ratio=ratio, codes=codes)
+    arrays = [
+        rng.normal(size=s).astype(np.float32) for s in [(32, 6), (count, 3, 3, 6, 6), (count, 6)]
+    ]
+    q = vq.Quantizer(
+        *map(jnp.asarray, (arrays[0], arrays[1] * 0.1, arrays[2] * 0.1)),
+        scales=Scales.parse(scales),
+        phi_ratio=ratio,
+        codes=codes,
+    )
     return q.replace(codebook=None) if codes == "bsq" else q
 
 
-@pytest.mark.parametrize("scales, count, expected", [
-    (10, 4, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), (7, 4, [0, 0, 1, 2, 2, 3, 3]), (3, 4, [0, 2, 3]),
-    (5, 1, [0] * 5), (6, 6, [0, 1, 2, 3, 4, 5]), (1, 1, [0])])
+@pytest.mark.parametrize(
+    "scales, count, expected",
+    [
+        (10, 4, [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]),
+        (7, 4, [0, 0, 1, 2, 2, 3, 3]),
+        (3, 4, [0, 2, 3]),
+        (5, 1, [0] * 5),
+        (6, 6, [0, 1, 2, 3, 4, 5]),
+        (1, 1, [0]),
+    ],
+)
 def test_which_phi_serves_which_scale(scales, count, expected):
     assert vq.phi_index(scales, count) == expected
 
@@ -26,7 +40,9 @@ def test_which_phi_serves_which_scale(scales, count, expected):
 def test_nearest_code_is_the_brute_force_one():
     q = make()
     z = jax.random.normal(jax.random.key(1), (7, 5, 6))
-    distance = np.sum((np.asarray(z, np.float64)[..., None, :] - np.asarray(q.codebook, np.float64)) ** 2, axis=-1)
+    distance = np.sum(
+        (np.asarray(z, np.float64)[..., None, :] - np.asarray(q.codebook, np.float64)) ** 2, axis=-1
+    )
     np.testing.assert_array_equal(vq.nearest_code(q, z), distance.argmin(axis=-1))
 
 
@@ -53,7 +69,9 @@ def test_encode_maps_are_those_that_decode_rebuilds_and_teacher_input_averages()
 
 def test_later_scales_lower_the_error_when_codes_can():
     q = make("1,2,4", ratio=0.0)
-    q = q.replace(codebook=jnp.concatenate([q.codebook, jnp.zeros((1, 6))]))  # nothing need get worse
+    q = q.replace(
+        codebook=jnp.concatenate([q.codebook, jnp.zeros((1, 6))])
+    )  # nothing need get worse
     feature = jax.random.normal(jax.random.key(3), (8, 4, 4, 6))
     errors = [float(jnp.mean((feature - t) ** 2)) for t in vq.encode(q, feature)[1]]
     assert errors[0] > errors[1] > errors[2]
@@ -88,7 +106,13 @@ def test_counts_of_a_part_and_of_codes_too_many_to_count():
     np.testing.assert_array_equal(by_token, [[0, 1, 0, 1], [0, 5, 1, 0]])
     folded = vq.code_counts(scales, jnp.array([[2**16 + 3, 3, 5, 2**20 + 5, 2**24 - 1]]), 2**24)
     assert folded.shape == (2, vq.count_bins(2**24)) == (2, 2**16)
-    assert (folded[0, 3], folded[1, 3], folded[1, 5], folded[1, -1], folded.sum()) == (1, 1, 2, 1, 5)
+    assert (folded[0, 3], folded[1, 3], folded[1, 5], folded[1, -1], folded.sum()) == (
+        1,
+        1,
+        2,
+        1,
+        5,
+    )
 
 
 def test_binary_codes_are_the_nearest_corners_of_the_sphere():
@@ -102,7 +126,9 @@ def test_binary_codes_are_the_nearest_corners_of_the_sphere():
     assert tokens.dtype == jnp.int32
     np.testing.assert_array_equal(tokens, nearest)
     np.testing.assert_array_equal(tokens, vq.nearest_code(q, 100 * z))
-    assert int(vq.nearest_code(q, jnp.array([1.0, -1, 1, -1, -1, -1]))) == 0b000101  # channel 0 is the lowest bit
+    assert (
+        int(vq.nearest_code(q, jnp.array([1.0, -1, 1, -1, -1, -1]))) == 0b000101
+    )  # channel 0 is the lowest bit
     np.testing.assert_array_equal(vq.lookup(q, tokens), table[nearest])
 
 
@@ -133,18 +159,30 @@ def test_scales_after_an_images_last_add_nothing(codes):
     q, last = make("1,2,3x4", codes=codes), jnp.array([0, 2, 1])
     feature = jax.random.normal(jax.random.key(2), (3, 3, 4, 6))
     whole, dropped = vq.quantize(q, feature), vq.quantize(q, feature, last)
-    np.testing.assert_array_equal(vq.kept(q.scales, last), [[1] + [0] * 16, [1] * 17, [1] * 5 + [0] * 12])
+    np.testing.assert_array_equal(
+        vq.kept(q.scales, last), [[1] + [0] * 16, [1] * 17, [1] * 5 + [0] * 12]
+    )
     for row, k in enumerate([0, 2, 1]):
         for j in range(3):
             np.testing.assert_array_equal(dropped.totals[j][row], whole.totals[min(j, k)][row])
         span = slice(0, q.scales.offsets[k + 1])
         np.testing.assert_array_equal(dropped.tokens[row, span], whole.tokens[row, span])
-        errors = [np.mean((np.asarray(whole.totals[j][row]) - feature[row]) ** 2) for j in range(k + 1)]
-        one = vq.vq_loss(feature[row:row + 1], [t[row:row + 1] for t in dropped.totals], 0.25, last[row:row + 1])
+        errors = [
+            np.mean((np.asarray(whole.totals[j][row]) - feature[row]) ** 2) for j in range(k + 1)
+        ]
+        one = vq.vq_loss(
+            feature[row : row + 1],
+            [t[row : row + 1] for t in dropped.totals],
+            0.25,
+            last[row : row + 1],
+        )
         np.testing.assert_allclose(one, 1.25 * np.mean(errors), rtol=1e-5)
     none = jnp.full(3, 2)
-    np.testing.assert_allclose(vq.vq_loss(feature, whole.totals, 0.25, none), vq.vq_loss(feature, whole.totals, 0.25),
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+        vq.vq_loss(feature, whole.totals, 0.25, none),
+        vq.vq_loss(feature, whole.totals, 0.25),
+        rtol=1e-6,
+    )
 
 
 def test_what_is_searched_is_what_tokens_stand_for():
@@ -154,7 +192,8 @@ def test_what_is_searched_is_what_tokens_stand_for():
     np.testing.assert_allclose(searched[:, 0], np.mean(feature, axis=(1, 2)), atol=1e-6)
     np.testing.assert_allclose(searched[:, 5:], (feature - totals[1]).reshape(2, 12, 6), atol=1e-6)
     np.testing.assert_array_equal(vq.nearest_code(q, searched), tokens)
-    # A codebook that holds every vector asked for makes no error: the residuals are then the ideal ones.
+    # A codebook that holds every vector asked for makes no error: the residuals are then the ideal
+    # ones.
     ideal = vq.ideal_vectors(q, feature)
     exact = vq.quantize(q.replace(codebook=ideal.reshape(-1, 6)), feature)
     np.testing.assert_allclose(exact.searched, ideal, atol=1e-5)

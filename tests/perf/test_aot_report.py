@@ -11,25 +11,49 @@ from var_jax.devices.chips import CHIPS
 from var_jax.models import flops
 from var_jax.perf import aot, aot_report
 
-pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
+pytest.importorskip(
+    "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
+)
 
-KEYS = {"fits", "devices", "hbm_bytes", "peak_bytes", "flops", "collectives", "step_seconds", "mfu_bound",
-        "step_seconds_exposed", "mfu_bound_exposed"}
+KEYS = {
+    "fits",
+    "devices",
+    "hbm_bytes",
+    "peak_bytes",
+    "flops",
+    "collectives",
+    "step_seconds",
+    "mfu_bound",
+    "step_seconds_exposed",
+    "mfu_bound_exposed",
+}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     directory = tmp_path_factory.mktemp("aot")
     (directory / "config.py").write_text(small.CONFIG_FILE)
-    args = ["aot", "--config", str(directory / "config.py"), "--topology", "v5e:2x2",
-            "--json", str(directory / "a.json"), "--config.transformer.dtype=bfloat16"]
+    args = [
+        "aot",
+        "--config",
+        str(directory / "config.py"),
+        "--topology",
+        "v5e:2x2",
+        "--json",
+        str(directory / "a.json"),
+        "--config.transformer.dtype=bfloat16",
+    ]
     assert main(args) == 0
     return json.loads((directory / "a.json").read_text())
 
 
 def test_a_step_that_fits(found):
     assert found.keys() >= KEYS and found["fits"] is True
-    assert (found["devices"], found["hbm_bytes"], found["mesh"]) == (4, CHIPS["v5e"].hbm_bytes, {"data": 4, "model": 1})
+    assert (found["devices"], found["hbm_bytes"], found["mesh"]) == (
+        4,
+        CHIPS["v5e"].hbm_bytes,
+        {"data": 4, "model": 1},
+    )
     assert 0 < found["argument_bytes"] < found["peak_bytes"] < found["hbm_bytes"]
     assert found["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
 
@@ -48,15 +72,19 @@ def test_its_times_follow_from_its_figures(found):
 
 
 def test_gradients_and_weights_cross_the_network(found):
-    """Every weight is gathered and its gradient reduced: at least two bytes a parameter, each way."""
+    """Every weight is gathered and its gradient reduced: at least two bytes a parameter, each
+    way."""
     parameters = flops.param_count(small.TRANSFORMER)["total"]
     assert sum(found["collectives"].values()) > 2 * 2 * parameters
 
 
 def test_gradients_are_reduced_in_float32(found):
-    """Weights of a bfloat16 model: the compiled program sums them over chips in float32, as the report says."""
+    """Weights of a bfloat16 model: the compiled program sums them over chips in float32, as the
+    report says."""
     parameters = flops.param_count(small.TRANSFORMER)["total"]
-    assert found["reduced_bytes"]["f32"] > 4 * parameters / 2  # AdaLN's partial products are summed instead
+    assert (
+        found["reduced_bytes"]["f32"] > 4 * parameters / 2
+    )  # AdaLN's partial products are summed instead
     [line] = [line for line in aot_report.lines(found) if line.startswith("reductions")]
     assert "f32" in line
 
@@ -64,9 +92,22 @@ def test_gradients_are_reduced_in_float32(found):
 @pytest.mark.slow
 def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(found, tmp_path):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    assert main(["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--json",
-                 str(tmp_path / "a.json"), "--config.transformer.dtype=bfloat16",
-                 "--config.transformer.gradient_dtype=bfloat16"]) == 0
+    assert (
+        main(
+            [
+                "aot",
+                "--config",
+                str(tmp_path / "config.py"),
+                "--topology",
+                "v5e:2x2",
+                "--json",
+                str(tmp_path / "a.json"),
+                "--config.transformer.dtype=bfloat16",
+                "--config.transformer.gradient_dtype=bfloat16",
+            ]
+        )
+        == 0
+    )
     narrow = json.loads((tmp_path / "a.json").read_text())
     assert narrow["reduced_bytes"].get("f32", 0) < found["reduced_bytes"]["f32"] / 2
     assert sum(narrow["collectives"].values()) < sum(found["collectives"].values())
@@ -75,7 +116,11 @@ def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(found, tmp_path
 def test_the_table_shows_it(found, tmp_path):
     (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(found))
     head, _, row = aot_report.markdown(tmp_path).splitlines()
-    assert head.count("|") == row.count("|") and "v5e:2x2" in row and f"{found['mfu_bound']:.1%}" in row
+    assert (
+        head.count("|") == row.count("|")
+        and "v5e:2x2" in row
+        and f"{found['mfu_bound']:.1%}" in row
+    )
     assert any("fits" in line for line in aot_report.lines(found))
 
 
@@ -90,19 +135,42 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     assert any("mesh.model=2" in text for text in told["would_help"])
 
 
-@pytest.mark.parametrize(("message", "size"), [
-    ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (180.76G) exceeds "
-     "available HBM (15.75G).", 180.76 * 2**30),
-    ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. Exceeded hbm capacity by "
-     "2.75G.", 18.5 * 2**30)])
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (180.76G) exceeds "
+            "available HBM (15.75G).",
+            180.76 * 2**30,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. Exceeded hbm capacity by "
+            "2.75G.",
+            18.5 * 2**30,
+        ),
+    ],
+)
 def test_what_the_compiler_says_it_would_need(message, size):
     assert aot_report._wanted(message) == size
 
 
 def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, capsys):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    assert main(["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--json",
-                 str(tmp_path / "a.json"), "--config.batch_size=16777216"]) == 1
+    assert (
+        main(
+            [
+                "aot",
+                "--config",
+                str(tmp_path / "config.py"),
+                "--topology",
+                "v5e:2x2",
+                "--json",
+                str(tmp_path / "a.json"),
+                "--config.batch_size=16777216",
+            ]
+        )
+        == 1
+    )
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["fits"] is False and found["peak_bytes"] > found["hbm_bytes"]
     assert found["over_bytes"] == found["peak_bytes"] - found["hbm_bytes"]
@@ -120,16 +188,30 @@ def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
     config = dataclasses.replace(config, batch_size=64)
-    assert dict(aot.train(config, tpu_slices.named("v5e:4x8")).mesh.shape) == {"data": 16, "model": 2}
+    assert dict(aot.train(config, tpu_slices.named("v5e:4x8")).mesh.shape) == {
+        "data": 16,
+        "model": 2,
+    }
 
 
 @pytest.mark.slow
 def test_a_sample_step(tmp_path):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
-    args = ["aot", "--config", str(tmp_path / "config.py"), "--topology", "v5e:2x2", "--step", "sample",
-            "--json", str(tmp_path / "a.json")]
+    args = [
+        "aot",
+        "--config",
+        str(tmp_path / "config.py"),
+        "--topology",
+        "v5e:2x2",
+        "--step",
+        "sample",
+        "--json",
+        str(tmp_path / "a.json"),
+    ]
     assert main(args) == 0
     found = json.loads((tmp_path / "a.json").read_text())
     assert found["fits"] and found["images"] == 8 * 4 and "chip_hours" not in found
-    one = flops.generation_flops(small.TRANSFORMER, guided=True) + flops.decode_flops(small.TOKENIZER)
+    one = flops.generation_flops(small.TRANSFORMER, guided=True) + flops.decode_flops(
+        small.TOKENIZER
+    )
     assert found["flops"] == 32 * one

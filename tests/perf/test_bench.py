@@ -1,4 +1,5 @@
-"""`var-jax bench` where JAX, Flax, Optax, einops, ml_collections and NumPy are installed, and nothing else of ours."""
+"""`var-jax bench` where JAX, Flax, Optax, einops, ml_collections and NumPy are installed, and
+nothing else of ours."""
 
 import json
 import os
@@ -17,8 +18,8 @@ from var_jax.errors import UserError
 from var_jax.perf import bench
 
 ROOT = Path(__file__).parent.parent
-# Refuses what our own modules and configs import beyond the six (absl is ml_collections' own); what those six bring
-# along for themselves is theirs. The project is not installed there either.
+# Refuses what our own modules and configs import beyond the six (absl is ml_collections' own); what
+# those six bring along for themselves is theirs. The project is not installed there either.
 BARE = """
 import builtins, importlib.metadata, sys
 allowed = {"jax", "flax", "optax", "einops", "ml_collections", "numpy", "absl", "var_jax", *sys.stdlib_module_names}
@@ -45,25 +46,46 @@ sys.exit(main(sys.argv[1:]))
 
 
 def bare(*argv) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", BARE, *map(str, argv)], env=environment, capture_output=True,
-                          text=True, check=False)
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", BARE, *map(str, argv)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-# Of one image, by hand. A pass of the transformer: 17 tokens through two blocks of width 16 (MLP 64), a head of 16
-# codes and an embedding of 4 channels; 225 attended pairs; AdaLN's 12 linears in the blocks and 2 before the head.
-FORWARD = 2 * 17 * (2 * (4 * 16**2 + 2 * 16 * 64) + 16 * 16 + 4 * 16) + 2 * 4 * 16 * 225 + 2 * 16**2 * 14
+# Of one image, by hand. A pass of the transformer: 17 tokens through two blocks of width 16 (MLP
+# 64), a head of 16 codes and an embedding of 4 channels; 225 attended pairs; AdaLN's 12 linears in
+# the blocks and 2 before the head.
+FORWARD = (
+    2 * 17 * (2 * (4 * 16**2 + 2 * 16 * 64) + 16 * 16 + 4 * 16) + 2 * 4 * 16 * 225 + 2 * 16**2 * 14
+)
 # Twice (guided), and the head's 2 linears at the two other scales.
 GENERATED = 2 * (FORWARD + 2 * 2 * 16**2 * 2)
-# A 3 x 3 convolution has 70 taps within the 3 x 4 map and 352 within the 6 x 8 image; upsampling, three of phi, and
-# the decoder: two residual blocks in the middle, two at width 16, two at width 8, the first of which has a shortcut.
-DECODED = ((2 * 4 * 3 * 1 * (1 + 4) + 2 * 4 * 3 * 2 * (2 + 4)) + 3 * 2 * 70 * 4 * 4
-           + 2 * 70 * (4 * 4 + 4 * 16) + (2 + 2) * 2 * (2 * 70 * 16**2)
-           + 2 * 352 * 16 * 16 + 2 * 352 * (16 * 8 + 8 * 8) + 2 * 48 * 16 * 8 + 2 * (2 * 352 * 8 * 8) + 2 * 352 * 8 * 1)
+# A 3 x 3 convolution has 70 taps within the 3 x 4 map and 352 within the 6 x 8 image; upsampling,
+# three of phi, and the decoder: two residual blocks in the middle, two at width 16, two at width 8,
+# the first of which has a shortcut.
+DECODED = (
+    (2 * 4 * 3 * 1 * (1 + 4) + 2 * 4 * 3 * 2 * (2 + 4))
+    + 3 * 2 * 70 * 4 * 4
+    + 2 * 70 * (4 * 4 + 4 * 16)
+    + (2 + 2) * 2 * (2 * 70 * 16**2)
+    + 2 * 352 * 16 * 16
+    + 2 * 352 * (16 * 8 + 8 * 8)
+    + 2 * 48 * 16 * 8
+    + 2 * (2 * 352 * 8 * 8)
+    + 2 * 352 * 8 * 1
+)
 
-# Weights in float32: AdaLN's 12 linears in front of the blocks once; at each of 3 scales both blocks, the head, the
-# embedding and the 2 linears before the head. Keys and values in bfloat16, of 2 images guided, in 2 blocks: 1, 1 + 4
-# and 1 + 4 + 12 tokens are touched.
+# Weights in float32: AdaLN's 12 linears in front of the blocks once; at each of 3 scales both
+# blocks, the head, the embedding and the 2 linears before the head. Keys and values in bfloat16, of
+# 2 images guided, in 2 blocks: 1, 1 + 4 and 1 + 4 + 12 tokens are touched.
 WEIGHTS = 12 * 16**2 + 3 * (2 * (4 * 16**2 + 2 * 16 * 64) + 16 * 16 + 4 * 16 + 2 * 16**2)
 CACHED = 2 * 2 * 16 * (2 * 2) * (1 + 5 + 17)
 
@@ -78,23 +100,51 @@ def residual_block(inputs: int, outputs: int) -> int:
 
 
 # Codes, two of phi and the convolution in front of the decoder; in that the blocks as above.
-DECODER = (16 * 4 + 3 * convolution(4, 4) + convolution(4, 16) + 4 * residual_block(16, 16) + convolution(16, 16)
-           + residual_block(16, 8) + convolution(16, 8, 1) + residual_block(8, 8) + 2 * 8 + convolution(8, 1))
+DECODER = (
+    16 * 4
+    + 3 * convolution(4, 4)
+    + convolution(4, 16)
+    + 4 * residual_block(16, 16)
+    + convolution(16, 16)
+    + residual_block(16, 8)
+    + convolution(16, 8, 1)
+    + residual_block(8, 8)
+    + 2 * 8
+    + convolution(8, 1)
+)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "parts"), [
-    ("sample", {"transformer": GENERATED, "tokenizer": DECODED}), ("train", {"transformer": 3 * FORWARD})])
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("sample", {"transformer": GENERATED, "tokenizer": DECODED}),
+        ("train", {"transformer": 3 * FORWARD}),
+    ],
+)
 def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
     """And a bfloat16 model's floor on a CPU is that of float32."""
     config, report = tmp_path / "small_run.py", tmp_path / "report.json"
     config.write_text(small.CONFIG_FILE)
-    run = bare("bench", what, "--config", config, "--batch", 2, "--repeats", 1, "--json", report,
-               "--config.transformer.dtype=bfloat16")
+    run = bare(
+        "bench",
+        what,
+        "--config",
+        config,
+        "--batch",
+        2,
+        "--repeats",
+        1,
+        "--json",
+        report,
+        "--config.transformer.dtype=bfloat16",
+    )
     assert run.returncode == 0, run.stderr
     found = json.loads(report.read_text())
     assert (found["batch"], found["dtype"], found["devices"]) == (2, "bfloat16", 1)
-    assert found["parts"] == {name: {"flops": 2 * flops, "rate": "float32"} for name, flops in parts.items()}
+    assert found["parts"] == {
+        name: {"flops": 2 * flops, "rate": "float32"} for name, flops in parts.items()
+    }
     rates = found["matmul_flops_per_s"]
     assert list(rates) == ["float32"]
     assert found["floor_seconds"] == pytest.approx(2 * sum(parts.values()) / rates["float32"])
@@ -109,12 +159,21 @@ def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
     monkeypatch.setitem(bench.MATRIX, "cpu", 64)
     array = jax.device_put(np.zeros(1))
     functions = {name: lambda: array for name in ("whole", "transformer", "decoder")}
-    times = {functions["whole"]: iter((9.0, 2.0, 1.0)), functions["transformer"]: iter((1.25, 0.25, 1.5)),
-             functions["decoder"]: iter((0.5, 0.25, 7.0))}  # the medians are 2, 1.25 and 0.5
+    times = {
+        functions["whole"]: iter((9.0, 2.0, 1.0)),
+        functions["transformer"]: iter((1.25, 0.25, 1.5)),
+        functions["decoder"]: iter((0.5, 0.25, 7.0)),
+    }  # the medians are 2, 1.25 and 0.5
     monkeypatch.setattr(bench, "_seconds", lambda run: next(times[run]) if run in times else 0.5)
     whole = functions.pop("whole")
-    found = bench.beside_floor(whole, {"transformer": bench.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions)
-    assert found["seconds"] == 2 and found["seconds_by_part"] == {"transformer": 1.25, "decoder": 0.5, "sampling": 0.25}
+    found = bench.beside_floor(
+        whole, {"transformer": bench.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions
+    )
+    assert found["seconds"] == 2 and found["seconds_by_part"] == {
+        "transformer": 1.25,
+        "decoder": 0.5,
+        "sampling": 0.25,
+    }
 
 
 def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program(monkeypatch):
@@ -126,33 +185,60 @@ def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program
     parts = {"transformer": bench.Part(3e6, "bfloat16"), "tokenizer": bench.Part(5e6, "float32")}
     found = bench.beside_floor(lambda: spread, parts, batch=2, repeats=1)
     rate = 8 * 2 * 64**3 / 0.5
-    assert found["devices"] == 8 and found["matmul_flops_per_s"] == {"bfloat16": rate, "float32": rate}
-    assert {name: part["rate"] for name, part in found["parts"].items()} == {"transformer": "bfloat16",
-                                                                             "tokenizer": "float32"}
+    assert found["devices"] == 8 and found["matmul_flops_per_s"] == {
+        "bfloat16": rate,
+        "float32": rate,
+    }
+    assert {name: part["rate"] for name, part in found["parts"].items()} == {
+        "transformer": "bfloat16",
+        "tokenizer": "float32",
+    }
     assert found["floor_seconds"] == pytest.approx(8e6 / rate) and found["images_per_s"] == 8
     assert found["ratio"] == pytest.approx(0.25 * rate / 8e6)
 
 
 def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
     def measured(config, batch, repeats):
-        return {"what": "sample", "batch": batch, "dtype": "float32", "devices": 1, "device": "cpu", "seconds": 0.5,
-                "images_per_s": batch / 0.5, "floor_seconds": 0.25, "byte_floor_seconds": 0.125,
-                "seconds_by_part": {"transformer": 0.3, "decoder": 0.15, "sampling": 0.05}}
+        return {
+            "what": "sample",
+            "batch": batch,
+            "dtype": "float32",
+            "devices": 1,
+            "device": "cpu",
+            "seconds": 0.5,
+            "images_per_s": batch / 0.5,
+            "floor_seconds": 0.25,
+            "byte_floor_seconds": 0.125,
+            "seconds_by_part": {"transformer": 0.3, "decoder": 0.15, "sampling": 0.05},
+        }
 
     config, report = tmp_path / "small_run.py", tmp_path / "report.json"
     config.write_text(small.CONFIG_FILE)
     monkeypatch.setattr(bench, "sample", measured)
-    assert main(["bench", "sample", "--config", str(config), "--batch", "1,8,64", "--json", str(report)]) == 0
+    assert (
+        main(
+            ["bench", "sample", "--config", str(config), "--batch", "1,8,64", "--json", str(report)]
+        )
+        == 0
+    )
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[2:] == [[batch, rate, "0.500", "0.250", "0.125", "0.300", "0.050", "0.150"]
-                        for batch, rate in (("1", "2"), ("8", "16"), ("64", "128"))]
+    assert rows[2:] == [
+        [batch, rate, "0.500", "0.250", "0.125", "0.300", "0.050", "0.150"]
+        for batch, rate in (("1", "2"), ("8", "16"), ("64", "128"))
+    ]
     assert [one["batch"] for one in json.loads(report.read_text())["batches"]] == [1, 8, 64]
-    for what, batch, message in (("sample", "0", "--batch is 0; it must be a whole number of at least 1"),
-                                 ("sample", "1,x", "--batch is 1,x"), ("train", "1,8", "one number for train")):
+    for what, batch, message in (
+        ("sample", "0", "--batch is 0; it must be a whole number of at least 1"),
+        ("sample", "1,x", "--batch is 1,x"),
+        ("train", "1,8", "one number for train"),
+    ):
         assert main(["bench", what, "--config", str(config), "--batch", batch]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setattr(bench, "sample", lambda *_: pytest.fail("measured before it was refused"))
-    for place, message in ((tmp_path, "it is a directory; name a file"), (config / "a.json", "is a file, not a dir")):
+    for place, message in (
+        (tmp_path, "it is a directory; name a file"),
+        (config / "a.json", "is a file, not a dir"),
+    ):
         assert main(["bench", "sample", "--config", str(config), "--json", str(place)]) == 2
         assert message in capsys.readouterr().err
 

@@ -2,8 +2,8 @@ import pytest
 
 from var_jax.perf import hlo
 
-# As the TPU compiler prints them: a scan over 5 layers whose body gathers a weight, multiplies, and reduces; arrays
-# with S(1) lie on the chip.
+# As the TPU compiler prints them: a scan over 5 layers whose body gathers a weight, multiplies, and
+# reduces; arrays with S(1) lie on the chip.
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -74,8 +74,10 @@ def test_products_count_in_fusions_and_every_trip(program):
 
 
 def test_collectives_with_their_whole_arrays_and_first_groups(program):
-    assert program.collectives() == [hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5, "bf16"),
-                                     hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5, "bf16")]
+    assert program.collectives() == [
+        hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5, "bf16"),
+        hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5, "bf16"),
+    ]
 
 
 def test_of_a_stack_only_the_layer_is_read_and_on_chip_results_are_no_traffic(program):
@@ -93,16 +95,42 @@ def conv(image, kernel, result, rest):
     return hlo.Program(text).matrix_flops()
 
 
-@pytest.mark.parametrize(("image", "kernel", "result", "rest", "products"), [
-    # (8, 64) x (64, 3, 16): padding everywhere but at one position
-    ("8,64,1,1", "64,3,16,32", "8,3,16,32",
-     "window={size=3x16 pad=2_2x15_15 rhs_reversal=1x1}, dim_labels=bf01_i01o->b01f", 8 * 64 * 3 * 16 * 32),
-    # batch dimensions 3 and 16 of a product (256, 64) x (64, 680)
-    ("3,16,64,256", "3,16,64,680", "3,16,256,680",
-     "window={size=3x16 stride=2x15 lhs_dilate=3x16}, dim_labels=01fb_01io->01bf", 3 * 16 * 256 * 64 * 680),
-    # a gradient of weights, which sums over 3 images
-    ("3,680,64", "3,680,32", "64,32,1", "window={size=3}, dim_labels=0fb_0io->bf0", 3 * 680 * 64 * 32),
-    # a real convolution: two of the twelve rows of three taps fall outside at each end
-    ("1,4,8", "3,8,5", "1,4,5", "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f", (4 * 3 - 2) * 8 * 5)])
+@pytest.mark.parametrize(
+    ("image", "kernel", "result", "rest", "products"),
+    [
+        # (8, 64) x (64, 3, 16): padding everywhere but at one position
+        (
+            "8,64,1,1",
+            "64,3,16,32",
+            "8,3,16,32",
+            "window={size=3x16 pad=2_2x15_15 rhs_reversal=1x1}, dim_labels=bf01_i01o->b01f",
+            8 * 64 * 3 * 16 * 32,
+        ),
+        # batch dimensions 3 and 16 of a product (256, 64) x (64, 680)
+        (
+            "3,16,64,256",
+            "3,16,64,680",
+            "3,16,256,680",
+            "window={size=3x16 stride=2x15 lhs_dilate=3x16}, dim_labels=01fb_01io->01bf",
+            3 * 16 * 256 * 64 * 680,
+        ),
+        # a gradient of weights, which sums over 3 images
+        (
+            "3,680,64",
+            "3,680,32",
+            "64,32,1",
+            "window={size=3}, dim_labels=0fb_0io->bf0",
+            3 * 680 * 64 * 32,
+        ),
+        # a real convolution: two of the twelve rows of three taps fall outside at each end
+        (
+            "1,4,8",
+            "3,8,5",
+            "1,4,5",
+            "window={size=3 pad=1_1}, dim_labels=b0f_0io->b0f",
+            (4 * 3 - 2) * 8 * 5,
+        ),
+    ],
+)
 def test_products_in_the_guise_of_convolutions(image, kernel, result, rest, products):
     assert conv(image, kernel, result, rest) == 2 * products

@@ -3,16 +3,26 @@ import pytest
 from var_jax.perf import hlo
 
 
-@pytest.mark.parametrize(("text", "members"), [
-    ("replica_groups={{0,4},{1,5}}, to_apply=%a", (0, 4)),
-    ("replica_groups=[2,3]<=[6], x", (0, 1, 2)),
-    ("replica_groups=[3,2]<=[2,3]T(1,0), x", (0, 3)),
-    ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", (0, 2, 4, 6)),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", (0, 1, 2, 3)),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_0'}, x", (0, 1)),
-    ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0':(2)2}, x", (0, 4)),
-    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(1)2,'b'}, x", (0, 4, 2, 6)),
-    ("source_target_pairs={{0,3},{3,0}}", (0, 3))])
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("replica_groups={{0,4},{1,5}}, to_apply=%a", (0, 4)),
+        ("replica_groups=[2,3]<=[6], x", (0, 1, 2)),
+        ("replica_groups=[3,2]<=[2,3]T(1,0), x", (0, 3)),
+        ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", (0, 2, 4, 6)),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", (0, 1, 2, 3)),
+        (
+            "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_0'}, x",
+            (0, 1),
+        ),
+        ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0':(2)2}, x", (0, 4)),
+        (
+            "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a':(1)2,'b'}, x",
+            (0, 4, 2, 6),
+        ),
+        ("source_target_pairs={{0,3},{3,0}}", (0, 3)),
+    ],
+)
 def test_groups_in_every_notation(text, members):
     assert hlo.first(text) == members
 

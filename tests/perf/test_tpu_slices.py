@@ -10,21 +10,31 @@ from var_jax.perf import tpu_slices
 
 
 def fake(chip, *dims):
-    devices = tuple(types.SimpleNamespace(coords=coords) for coords in itertools.product(*map(range, dims)))
+    devices = tuple(
+        types.SimpleNamespace(coords=coords) for coords in itertools.product(*map(range, dims))
+    )
     return tpu_slices.Slice("fake", CHIPS[chip], dims, devices)
 
 
 def part(where, **fixed):
     """The devices with these coordinates, x, y or z."""
-    return [d for d in where.devices if all(d.coords["xyz".index(axis)] == value for axis, value in fixed.items())]
+    return [
+        d
+        for d in where.devices
+        if all(d.coords["xyz".index(axis)] == value for axis, value in fixed.items())
+    ]
 
 
-@pytest.mark.parametrize(("where", "fixed", "links"), [
-    (fake("v5e", 16, 16), {}, [(16, 2), (16, 2)]),
-    (fake("v5e", 16, 16), {"y": 0}, [(16, 2)]),
-    (fake("v5e", 4, 8), {}, [(4, 1), (8, 1)]),  # no ring short of the whole pod
-    (fake("v5p", 4, 4, 8), {}, [(4, 2), (4, 2), (8, 2)]),
-    (fake("v5p", 2, 2, 1), {}, [(2, 1), (2, 1)])])
+@pytest.mark.parametrize(
+    ("where", "fixed", "links"),
+    [
+        (fake("v5e", 16, 16), {}, [(16, 2), (16, 2)]),
+        (fake("v5e", 16, 16), {"y": 0}, [(16, 2)]),
+        (fake("v5e", 4, 8), {}, [(4, 1), (8, 1)]),  # no ring short of the whole pod
+        (fake("v5p", 4, 4, 8), {}, [(4, 2), (4, 2), (8, 2)]),
+        (fake("v5p", 2, 2, 1), {}, [(2, 1), (2, 1)]),
+    ],
+)
 def test_links_of_a_group(where, fixed, links):
     assert where.links(part(where, **fixed)) == links
 
@@ -42,20 +52,30 @@ def test_times_are_bytes_over_the_links_in_use():
     assert where.seconds("all-reduce", 1e9, where.devices) == 2 * gather
     assert where.seconds("collective-permute", 1e9, where.devices[:2]) == pytest.approx(1e9 / 100e9)
     # half of what each of 8 devices has crosses the middle of the ring, over two links each way
-    assert where.seconds("all-to-all", 1e9, part(where, x=0, y=0)) == pytest.approx(8 * 1e9 / 4 / 2 / 100e9)
+    assert where.seconds("all-to-all", 1e9, part(where, x=0, y=0)) == pytest.approx(
+        8 * 1e9 / 4 / 2 / 100e9
+    )
     assert where.seconds("all-gather", 1e9, where.devices[:1]) == 0.0
 
 
-@pytest.mark.parametrize(("name", "told"), [
-    ("v5e", "such as v5e:16x16"), ("v5f:4x4", "unknown chip v5f; did you mean 'v5"), ("H100:2x4", "unknown chip H100"),
-    ("v5e:4", "such as v5e:16x16")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("v5e", "such as v5e:16x16"),
+        ("v5f:4x4", "unknown chip v5f; did you mean 'v5"),
+        ("H100:2x4", "unknown chip H100"),
+        ("v5e:4", "such as v5e:16x16"),
+    ],
+)
 def test_a_name_that_is_no_slice(name, told):
     with pytest.raises(UserError, match=told):
         tpu_slices.named(name)
 
 
 def test_a_shape_that_does_not_exist():
-    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
+    pytest.importorskip(
+        "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
+    )
     with pytest.raises(UserError, match="knows no such slice"):
         tpu_slices.named("v5e:3x5")
     with pytest.raises(UserError, match="as 128 devices, which are not one a chip"):
@@ -63,7 +83,9 @@ def test_a_shape_that_does_not_exist():
 
 
 def test_a_slice_has_its_chip_and_devices():
-    pytest.importorskip("libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')")
+    pytest.importorskip(
+        "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
+    )
     where = tpu_slices.named("v5p:4x4x8")
     assert where.chip == CHIPS["v5p"] and len(where.devices) == 128 and where.dims == (4, 4, 8)
     assert dataclasses.replace(where, name="x").links(where.devices) == [(4, 2), (4, 2), (8, 2)]

@@ -1,10 +1,12 @@
-"""Seeded weights for the keys and shapes of a state dict, drawn so that activations neither vanish nor blow up."""
+"""Seeded weights for the keys and shapes of a state dict, drawn so that activations neither vanish
+nor blow up."""
 
 import numpy as np
 
 
 def state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Every key from a stream of its own place in the order; normal weights of deviation sqrt(2 / inputs)."""
+    """Every key from a stream of its own place in the order; normal weights of deviation sqrt(2 /
+    inputs)."""
     state = {}
     for i, (key, shape) in enumerate(shapes.items()):
         random = np.random.RandomState([seed, i])

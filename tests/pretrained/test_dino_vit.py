@@ -1,5 +1,6 @@
-"""Against PyTorch: `vit.npz` holds every fifth patch token that torch.nn.functional gives in float64 for the weights of
-`drawn` (two heads, three blocks, patches of 4, a grid of 5 x 5), on images of the grid's size and of 24 x 12."""
+"""Against PyTorch: `vit.npz` holds every fifth patch token that torch.nn.functional gives in
+float64 for the weights of `drawn` (two heads, three blocks, patches of 4, a grid of 5 x 5), on
+images of the grid's size and of 24 x 12."""
 
 import json
 from pathlib import Path
@@ -27,7 +28,9 @@ def state(reference):
 @pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])
 def test_tokens_are_pytorchs(reference, state, size, count):
     params = dino_vit.from_state(state)
-    found = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(params, reference[f"{size}_images"])
+    found = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(
+        params, reference[f"{size}_images"]
+    )
     assert [x.shape for x in found] == [(2, count, dino_vit.width(params))] * 3
     for i, x in enumerate(found):
         np.testing.assert_allclose(x[:, ::5], reference[f"{size}_{i}"], atol=2e-5)
@@ -39,8 +42,14 @@ def test_the_first_level_is_patches_with_their_positions(reference, state):
     np.testing.assert_array_equal(after, dino_vit.tokens(params, images, (0,))[0])
     mean, deviation = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     patches = ((images.astype(np.float64) / 2 + 0.5 - mean) / deviation).reshape(2, 5, 4, 5, 4, 3)
-    kernel, bias = (state[f"patch_embed.proj.{name}"].astype(np.float64) for name in ("weight", "bias"))
-    expected = np.einsum("bhiwjc,dcij->bhwd", patches, kernel).reshape(2, 25, -1) + bias + state["pos_embed"][:, 1:]
+    kernel, bias = (
+        state[f"patch_embed.proj.{name}"].astype(np.float64) for name in ("weight", "bias")
+    )
+    expected = (
+        np.einsum("bhiwjc,dcij->bhwd", patches, kernel).reshape(2, 25, -1)
+        + bias
+        + state["pos_embed"][:, 1:]
+    )
     np.testing.assert_allclose(embedded, expected, atol=1e-5)
     assert len(dino_vit.LAYERS) == 5
 
@@ -63,10 +72,14 @@ def test_the_class_token_may_be_added_to_every_patch_token(reference, state):
 def test_mistakes_are_named(reference, state):
     with pytest.raises(UserError, match=r"there is no blocks\.1\.attn\.qkv\.bias"):
         dino_vit.from_state({key: x for key, x in state.items() if key != "blocks.1.attn.qkv.bias"})
-    with pytest.raises(UserError, match=r"blocks\.1\.attn\.qkv\.weight has the shape .*; it must be 384 x 128"):
+    with pytest.raises(
+        UserError, match=r"blocks\.1\.attn\.qkv\.weight has the shape .*; it must be 384 x 128"
+    ):
         dino_vit.from_state({**state, "blocks.1.attn.qkv.weight": np.zeros((128, 128))})
     with pytest.raises(UserError, match=r"unknown key blocks\.9\.norm1\.bias;"):
-        dino_vit.from_state({**state, "blocks.9.norm1.bias": np.zeros(128), "head.weight": np.zeros(1)})
+        dino_vit.from_state(
+            {**state, "blocks.9.norm1.bias": np.zeros(128), "head.weight": np.zeros(1)}
+        )
     with pytest.raises(UserError, match="24 positions"):
         dino_vit.from_state({**state, "pos_embed": np.zeros((1, 24, 128))})
     params = dino_vit.from_state(state)

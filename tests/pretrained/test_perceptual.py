@@ -1,4 +1,5 @@
-"""LPIPS against its formulae in numpy and scipy on a narrow VGG16 with seeded weights; gradients by differences."""
+"""LPIPS against its formulae in numpy and scipy on a narrow VGG16 with seeded weights; gradients by
+differences."""
 
 import hashlib
 
@@ -18,9 +19,14 @@ WIDTHS = (3, 4, 5, 6, 7)
 @pytest.fixture(scope="module")
 def state():
     shapes, width = {}, 3
-    for numbers, wide in zip(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), WIDTHS, strict=True):
+    for numbers, wide in zip(
+        ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), WIDTHS, strict=True
+    ):
         for number in numbers:
-            shapes |= {f"features.{number}.weight": (wide, width, 3, 3), f"features.{number}.bias": (wide,)}
+            shapes |= {
+                f"features.{number}.weight": (wide, width, 3, 3),
+                f"features.{number}.bias": (wide,),
+            }
             width = wide
     return drawn.state_dict(shapes)
 
@@ -28,18 +34,26 @@ def state():
 @pytest.fixture(scope="module")
 def heads():
     random = np.random.RandomState(1)
-    return {f"lin{i}.model.1.weight": random.uniform(0, 1, (1, n, 1, 1)).astype(np.float32)
-            for i, n in enumerate(WIDTHS)}
+    return {
+        f"lin{i}.model.1.weight": random.uniform(0, 1, (1, n, 1, 1)).astype(np.float32)
+        for i, n in enumerate(WIDTHS)
+    }
 
 
 @pytest.fixture(scope="module")
 def lpips(tmp_path_factory, state, heads):
     folder = tmp_path_factory.mktemp("lpips")
-    save_file({**state, "classifier.0.weight": np.zeros((2, 2), np.float32)}, folder / "vgg.safetensors")
+    save_file(
+        {**state, "classifier.0.weight": np.zeros((2, 2), np.float32)}, folder / "vgg.safetensors"
+    )
     save_file(heads, folder / "heads.safetensors")
-    loaded = perceptual.load("lpips", str(folder / "vgg.safetensors"), str(folder / "heads.safetensors"))
-    digests = [hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
-               for name in ("vgg", "heads")]
+    loaded = perceptual.load(
+        "lpips", str(folder / "vgg.safetensors"), str(folder / "heads.safetensors")
+    )
+    digests = [
+        hashlib.sha256((folder / f"{name}.safetensors").read_bytes()).hexdigest()[:12]
+        for name in ("vgg", "heads")
+    ]
     assert loaded.name == f"lpips vgg16 {digests[0]} heads {digests[1]}"
     return loaded
 
@@ -51,6 +65,7 @@ def images():
 
 def formula(state, heads, x, y) -> float:
     """LPIPS of two images (3, h, w) in [-1, 1], in float64."""
+
     def features(image):
         shift, scale = [-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]
         a = (image - np.reshape(shift, (3, 1, 1))) / np.reshape(scale, (3, 1, 1))
@@ -58,24 +73,33 @@ def formula(state, heads, x, y) -> float:
         for convolutions in (2, 2, 3, 3, 3):
             if found:
                 h, w = (n // 2 for n in a.shape[1:])
-                a = a[:, :2 * h, :2 * w].reshape(-1, h, 2, w, 2).max((2, 4))
+                a = a[:, : 2 * h, : 2 * w].reshape(-1, h, 2, w, 2).max((2, 4))
                 number += 1
             for _ in range(convolutions):
                 weight, bias = state[f"features.{number}.weight"], state[f"features.{number}.bias"]
-                a = np.stack([sum(correlate2d(p, k, "same") for p, k in zip(a, kernels, strict=True)) + b
-                              for kernels, b in zip(weight.astype(np.float64), bias, strict=True)])
+                a = np.stack(
+                    [
+                        sum(correlate2d(p, k, "same") for p, k in zip(a, kernels, strict=True)) + b
+                        for kernels, b in zip(weight.astype(np.float64), bias, strict=True)
+                    ]
+                )
                 a, number = np.maximum(a, 0), number + 2
             found.append(a / (np.sqrt((a * a).sum(0)) + 1e-10))
         return found
 
-    return sum((head[0] * (a - b) ** 2).sum(0).mean()
-               for head, a, b in zip(heads.values(), features(x), features(y), strict=True))
+    return sum(
+        (head[0] * (a - b) ** 2).sum(0).mean()
+        for head, a, b in zip(heads.values(), features(x), features(y), strict=True)
+    )
 
 
 def test_lpips_is_its_formula(lpips, state, heads, images):
     x, y = images
     distance = jax.jit(lpips.distance)(lpips.params, x, y)
-    expected = [formula(state, heads, a.transpose(2, 0, 1), b.transpose(2, 0, 1)) for a, b in zip(x, y, strict=True)]
+    expected = [
+        formula(state, heads, a.transpose(2, 0, 1), b.transpose(2, 0, 1))
+        for a, b in zip(x, y, strict=True)
+    ]
     np.testing.assert_allclose(distance, expected, rtol=1e-5)
     np.testing.assert_array_equal(lpips.distance(lpips.params, x, x), [0, 0])
 
@@ -87,7 +111,9 @@ def test_efficientnet_is_its_formula_on_the_stages(images):
     stages = jax.jit(perceptual.efficientnet.stages)
     terms = []
     for a, b in zip(stages(loaded.params, x), stages(loaded.params, y), strict=True):
-        a, b = (f / np.linalg.norm(f, axis=-1, keepdims=True) for f in (np.float64(a), np.float64(b)))
+        a, b = (
+            f / np.linalg.norm(f, axis=-1, keepdims=True) for f in (np.float64(a), np.float64(b))
+        )
         terms.append(((a - b) ** 2).sum(-1).mean((1, 2)))
     distance = jax.jit(loaded.distance)
     np.testing.assert_allclose(distance(loaded.params, x, y), np.mean(terms, 0), rtol=1e-4)
@@ -101,7 +127,9 @@ def test_gradient_to_the_image_is_the_slope(kind, lpips, images):
     with jax.enable_x64(True):
         params = jax.tree.map(np.float64, loaded.params)
         x, y = images[:, :1, :20, :20].astype(np.float64)
-        value = jax.jit(jax.value_and_grad(lambda p, x, y: loaded.distance(p, x, y).sum(), argnums=2))
+        value = jax.jit(
+            jax.value_and_grad(lambda p, x, y: loaded.distance(p, x, y).sum(), argnums=2)
+        )
         direction = np.random.RandomState(3).standard_normal(y.shape)
         slope = float((value(params, x, y)[1] * direction).sum())
         above, below = (float(value(params, x, y + h * direction)[0]) for h in (1e-6, -1e-6))
@@ -110,11 +138,21 @@ def test_gradient_to_the_image_is_the_slope(kind, lpips, images):
 
 
 def test_gradient_is_finite_where_all_features_are_zero(state, heads, images):
-    params = {"network": vgg.from_state({key: -np.abs(x) if key.endswith("bias") else x for key, x in state.items()}),
-              "heads": perceptual.read_heads(heads, WIDTHS)}
-    flat = np.zeros((1, 16, 16, 3), np.float32) + perceptual.SHIFT  # zero after normalisation: every ReLU is shut
-    gradient = jax.jit(jax.grad(lambda p, x, y: perceptual.lpips_distance(p, x, y).sum(), argnums=2))
-    assert not any(np.any(x) for x in jax.jit(vgg.stages)(params["network"], flat - perceptual.SHIFT))
+    params = {
+        "network": vgg.from_state(
+            {key: -np.abs(x) if key.endswith("bias") else x for key, x in state.items()}
+        ),
+        "heads": perceptual.read_heads(heads, WIDTHS),
+    }
+    flat = (
+        np.zeros((1, 16, 16, 3), np.float32) + perceptual.SHIFT
+    )  # zero after normalisation: every ReLU is shut
+    gradient = jax.jit(
+        jax.grad(lambda p, x, y: perceptual.lpips_distance(p, x, y).sum(), argnums=2)
+    )
+    assert not any(
+        np.any(x) for x in jax.jit(vgg.stages)(params["network"], flat - perceptual.SHIFT)
+    )
     assert np.isfinite(gradient(params, images[0, :1, :16, :16], flat)).all()
 
 
@@ -122,12 +160,17 @@ def test_gradient_is_finite_where_all_features_are_zero(state, heads, images):
 def test_weights_are_arguments(kind, lpips):
     loaded = lpips if kind == "lpips" else perceptual.load(kind)
     x = np.zeros((1, 16, 16, 3), np.float32)
-    assert sum(np.size(c) for c in jax.make_jaxpr(loaded.distance)(loaded.params, x, x).consts) < 100
+    assert (
+        sum(np.size(c) for c in jax.make_jaxpr(loaded.distance)(loaded.params, x, x).consts) < 100
+    )
 
 
 def test_mistakes_are_named(tmp_path, state, heads, lpips):
     for change, message in (
-        ({"lin2.model.1.weight": np.zeros((1, 4, 1, 1))}, r"lin2\.model\.1\.weight .*; it must be 1 x 5 x 1 x 1"),
+        (
+            {"lin2.model.1.weight": np.zeros((1, 4, 1, 1))},
+            r"lin2\.model\.1\.weight .*; it must be 1 x 5 x 1 x 1",
+        ),
         ({"lin5.model.1.weight": np.zeros((1, 4, 1, 1))}, r"unknown key lin5\.model\.1\.weight"),
     ):
         with pytest.raises(UserError, match=message):

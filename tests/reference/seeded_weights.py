@@ -2,14 +2,20 @@
 
 numpy's legacy RandomState stream is frozen, so these arrays are identical everywhere.
 """
+
 import zlib
 
 import numpy as np
 
 
 def seeded_array(key: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """float32 array for one parameter of the released PyTorch checkpoints, by its state-dict key."""
-    n = np.random.RandomState(zlib.crc32(f"{seed}/{key}".encode())).standard_normal(shape).astype(np.float32)
+    """float32 array for one parameter of the released PyTorch checkpoints, by its state-dict
+    key."""
+    n = (
+        np.random.RandomState(zlib.crc32(f"{seed}/{key}".encode()))
+        .standard_normal(shape)
+        .astype(np.float32)
+    )
     leaf = key.rsplit(".", 1)[-1]
     if "scale_mul" in key:
         return np.float32(np.log(4.0)) + np.float32(0.1) * n

@@ -1,4 +1,5 @@
-"""PyTorch's zip format from numpy arrays, and pickles that no PyTorch would write, opcode by opcode."""
+"""PyTorch's zip format from numpy arrays, and pickles that no PyTorch would write, opcode by
+opcode."""
 
 import struct
 import zipfile
@@ -22,11 +23,29 @@ def numbers(values) -> bytes:
     return b"(" + b"".join(map(whole, values)) + b"t"
 
 
-def tensor(key: str, size: int, shape, strides, offset: int = 0, kind: bytes = b"FloatStorage") -> bytes:
+def tensor(
+    key: str, size: int, shape, strides, offset: int = 0, kind: bytes = b"FloatStorage"
+) -> bytes:
     """The opcodes that rebuild a tensor on storage `key` of `size` numbers."""
-    storage = b"(" + text("storage") + b"ctorch\n" + kind + b"\n" + text(key) + text("cpu") + whole(size) + b"tQ"
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(offset) + numbers(shape) + numbers(strides)
-            + b"\x89ccollections\nOrderedDict\n)RtR")
+    storage = (
+        b"("
+        + text("storage")
+        + b"ctorch\n"
+        + kind
+        + b"\n"
+        + text(key)
+        + text("cpu")
+        + whole(size)
+        + b"tQ"
+    )
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + whole(offset)
+        + numbers(shape)
+        + numbers(strides)
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def mapping(items: dict[str, bytes]) -> bytes:
@@ -34,7 +53,13 @@ def mapping(items: dict[str, bytes]) -> bytes:
     return b"}(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
 
 
-def write_zip(path: Path, opcodes: bytes, storages: dict[str, bytes], order: bytes = b"little", **others: bytes):
+def write_zip(
+    path: Path,
+    opcodes: bytes,
+    storages: dict[str, bytes],
+    order: bytes = b"little",
+    **others: bytes,
+):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + opcodes + b".")
         archive.writestr("archive/byteorder", order)

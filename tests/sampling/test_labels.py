@@ -1,4 +1,5 @@
-"""What users write for classes: names, ids and ranges, and what is said where it is none of them."""
+"""What users write for classes: names, ids and ranges, and what is said where it is none of
+them."""
 
 import numpy as np
 import pytest
@@ -8,17 +9,46 @@ from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.sampling import labels, validate
 
-NAMES = ("circle", "square", "T-shirt/top", "tench, Tinca", "7", "2-3", "Straße", 'the "best"', "Cat", "cat")
+NAMES = (
+    "circle",
+    "square",
+    "T-shirt/top",
+    "tench, Tinca",
+    "7",
+    "2-3",
+    "Straße",
+    'the "best"',
+    "Cat",
+    "cat",
+)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("circle", [0]), ("circle,square", [0, 1]), (" square , 0 ", [1, 0]), ("0-2,square,9", [0, 1, 2, 1, 9]),
-    ("T-shirt/top", [2]), ("circle,T-shirt/top,3-4", [0, 2, 3, 4]),
-    ("7", [7]), ('"7"', [4]), ('"7",7', [4, 7]), ("2-3", [2, 3]), ('"2-3"', [5]),  # a number is an id
-    ('"tench, Tinca"', [3]), ('0,"tench, Tinca",1', [0, 3, 1]), ("tench, Tinca", [3]),
-    ('"the ""best"""', [7]),
-    ("CIRCLE", [0]), ("strasse", [6]), ("Strasse", [6]), ("Cat", [8]), ("cat", [9]), ('"circle"', [0]),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("circle", [0]),
+        ("circle,square", [0, 1]),
+        (" square , 0 ", [1, 0]),
+        ("0-2,square,9", [0, 1, 2, 1, 9]),
+        ("T-shirt/top", [2]),
+        ("circle,T-shirt/top,3-4", [0, 2, 3, 4]),
+        ("7", [7]),
+        ('"7"', [4]),
+        ('"7",7', [4, 7]),
+        ("2-3", [2, 3]),
+        ('"2-3"', [5]),  # a number is an id
+        ('"tench, Tinca"', [3]),
+        ('0,"tench, Tinca",1', [0, 3, 1]),
+        ("tench, Tinca", [3]),
+        ('"the ""best"""', [7]),
+        ("CIRCLE", [0]),
+        ("strasse", [6]),
+        ("Strasse", [6]),
+        ("Cat", [8]),
+        ("cat", [9]),
+        ('"circle"', [0]),
+    ],
+)
 def test_parse_reads_names_ids_and_ranges(text, expected):
     assert labels.parse(text, NAMES) == expected
 
@@ -28,17 +58,32 @@ def test_parse_compares_accents_however_they_are_composed():
     assert labels.parse("caf\u00e9", ["cafe\u0301", "tea"]) == [0]
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("squre", "'squre' is no class of the model; did you mean 'square'?"), ("CIRCEL", "did you mean 'circle'?"),
-    ("circle,xyzzy", "'xyzzy' is no class of the model; classes: circle, square"), ("CAT", "'CAT' is no class"),
-    ("", "'' is not a class id"), ("circle,,1", "'' is not a class id"), ('"circle', "double quote"),
-    ('"circle"s', "double quote"), ('""', "is not a class id"), ("5-3", "write 3-5"), ("99999999", "goes beyond"),
-    ('"3"', "'3' is no class"), ("-1", "'-1' is no class"), ("1-", "'1-' is no class"), ("tench, Tinka", "'tench'"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("squre", "'squre' is no class of the model; did you mean 'square'?"),
+        ("CIRCEL", "did you mean 'circle'?"),
+        ("circle,xyzzy", "'xyzzy' is no class of the model; classes: circle, square"),
+        ("CAT", "'CAT' is no class"),
+        ("", "'' is not a class id"),
+        ("circle,,1", "'' is not a class id"),
+        ('"circle', "double quote"),
+        ('"circle"s', "double quote"),
+        ('""', "is not a class id"),
+        ("5-3", "write 3-5"),
+        ("99999999", "goes beyond"),
+        ('"3"', "'3' is no class"),
+        ("-1", "'-1' is no class"),
+        ("1-", "'1-' is no class"),
+        ("tench, Tinka", "'tench'"),
+    ],
+)
 def test_parse_names_what_is_no_class(text, told):
     with pytest.raises(UserError) as error:
         labels.parse(text, NAMES)
-    assert told in str(error.value) and "--labels" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        told in str(error.value) and "--labels" in str(error.value) and "\n" not in str(error.value)
+    )
 
 
 def test_parse_lists_few_of_many_classes():
@@ -49,7 +94,9 @@ def test_parse_lists_few_of_many_classes():
 
 def test_parse_without_names_takes_ids_alone():
     assert labels.parse("0-2,5") == [0, 1, 2, 5]
-    with pytest.raises(UserError, match="'circle' is not a class id, and the model carries no class names"):
+    with pytest.raises(
+        UserError, match="'circle' is not a class id, and the model carries no class names"
+    ):
         labels.parse("circle")
 
 
@@ -61,10 +108,10 @@ def test_parse_one_refuses_several():
 
 def test_remarks_tell_ids_that_are_other_classes_names():
     """Folders 1 to 3 have ids 0 to 2: who writes 1 may mean either."""
-    note, = labels.remarks("1", [1], ("1", "2", "3"), 3)
+    (note,) = labels.remarks("1", [1], ("1", "2", "3"), 3)
     assert "the class of id 1, '2'" in note and "the class named '1' has id 0" in note
     assert labels.remarks('"1",0,2', [0, 0, 2], ("0", "1", "2"), 3) == []
-    note, = labels.remarks("999", [999], ("cat", "dog"), 1000)
+    (note,) = labels.remarks("999", [999], ("cat", "dog"), 1000)
     assert "999" in note and "2 classes" in note
     assert labels.remarks("1000,1", [1000, 1], ("cat", "dog"), 1000) == []  # no class
 
@@ -73,13 +120,20 @@ def test_titles_and_descriptions():
     assert [labels.title(i, ("cat", "dog"), 3) for i in (1, 2, 3)] == ["dog", "2", "no class"]
     assert labels.described([1, 0, 1], ("cat", "dog"), 2) == "1 dog, 0 cat"
     assert labels.described([1, 0], ("0", "1"), 2) == labels.described([1, 0], (), 2) == ""
-    assert labels.described(range(12), [f"c{i}" for i in range(12)], 12).endswith("9 c9, ... (12 classes)")
+    assert labels.described(range(12), [f"c{i}" for i in range(12)], 12).endswith(
+        "9 c9, ... (12 classes)"
+    )
 
 
 def test_the_pipeline_takes_names():
     """In Python a text is a name and a number an id, whatever the name looks like."""
     names = ("a", "b", "0", *"defghij")
-    for given, expected in (("b", [1]), (["b", 0, "0"], [1, 0, 2]), (np.asarray(["b", "a"]), [1, 0]), ([2, 1], [2, 1])):
+    for given, expected in (
+        ("b", [1]),
+        (["b", 0, "0"], [1, 0, 2]),
+        (np.asarray(["b", "a"]), [1, 0]),
+        ([2, 1], [2, 1]),
+    ):
         assert validate.labels(small.MODEL, given, names).tolist() == expected
     with pytest.raises(UserError, match="label 'k' is no class of the model"):
         validate.labels(small.MODEL, ["k"], names)
@@ -95,7 +149,12 @@ def test_a_model_directory_carries_class_names(tmp_path):
     model = Pipeline(small.MODEL, small.pipeline().params, names)
     model.save(tmp_path / "model")
     loaded = Pipeline.from_pretrained(tmp_path / "model")
-    assert loaded.class_names == names == loaded.astype("bfloat16").class_names == loaded.spread().class_names
+    assert (
+        loaded.class_names
+        == names
+        == loaded.astype("bfloat16").class_names
+        == loaded.spread().class_names
+    )
     small.pipeline().save(tmp_path / "model")  # of a model without them, no others' stay
     assert Pipeline.from_pretrained(tmp_path / "model").class_names == ()
     for broken in ('{"class_names": 3}', '{"class_names": [1]}', "[]", "{"):

@@ -7,7 +7,8 @@ from var_jax.sampling import logits as sampling
 
 
 def published_keep(logits, top_k, top_p):
-    """The published rule in numpy, token by token: top-k by threshold, then top-p by ascending cumulative sum."""
+    """The published rule in numpy, token by token: top-k by threshold, then top-p by ascending
+    cumulative sum."""
     logits = logits.astype(np.float64).copy()
     if top_k:
         logits[logits < np.sort(logits)[-top_k]] = -np.inf
@@ -30,19 +31,33 @@ def test_filter_keeps_what_the_published_rule_keeps(top_k, top_p):
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (2, 0.5), (0, 0.6)])
 def test_equal_logits_at_the_threshold_and_signed_zeros(top_k, top_p):
-    logits = np.array([[2.0, 1.0, 1.0, 1.0, -np.inf], [0.0, -0.0, -1.0, -2.0, -1.0], [-5.0, -5.0, -5.0, -5.0, -5.0],
-                       [3e38, -3e38, 1e-40, -1e-40, 0.0]], np.float32)
+    logits = np.array(
+        [
+            [2.0, 1.0, 1.0, 1.0, -np.inf],
+            [0.0, -0.0, -1.0, -2.0, -1.0],
+            [-5.0, -5.0, -5.0, -5.0, -5.0],
+            [3e38, -3e38, 1e-40, -1e-40, 0.0],
+        ],
+        np.float32,
+    )
     kept = np.isfinite(sampling.filter_logits(jnp.asarray(logits), top_k, top_p))
-    expected = {(3, None): [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]],
-                (2, 0.5): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
-                (0, 0.6): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]]}
+    expected = {
+        (3, None): [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]],
+        (2, 0.5): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
+        (0, 0.6): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
+    }
     np.testing.assert_array_equal(kept, np.array(expected[top_k, top_p], bool))
 
 
 def test_nothing_is_sorted():
     logits = jnp.zeros((2, 5, 64))
     for top_k, top_p in ((1, None), (9, None), (9, 0.9), (0, 0.9)):
-        compiled = jax.jit(sampling.filter_logits, static_argnums=1).lower(logits, top_k, top_p).compile().as_text()
+        compiled = (
+            jax.jit(sampling.filter_logits, static_argnums=1)
+            .lower(logits, top_k, top_p)
+            .compile()
+            .as_text()
+        )
         assert " sort(" not in compiled and "topk(" not in compiled.lower()
 
 
@@ -66,7 +81,9 @@ def test_smooth_codes_sharpen_from_a_mix_to_a_choice():
     keys = jax.random.split(jax.random.key(0), 8)
     logits = jax.random.normal(jax.random.key(1), (8, 4, 16))
     codebook = jnp.eye(16)
-    first, last = (sampling.smooth_codes(keys, logits, codebook, progress) for progress in (0.0, 1.0))
+    first, last = (
+        sampling.smooth_codes(keys, logits, codebook, progress) for progress in (0.0, 1.0)
+    )
     np.testing.assert_allclose(first.sum(axis=-1), 1, rtol=1e-5)
     assert float(last.max(axis=-1).mean()) > float(first.max(axis=-1).mean())
     filtered = jnp.where(jnp.arange(16) < 3, logits, -jnp.inf)

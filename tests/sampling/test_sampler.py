@@ -1,4 +1,5 @@
-"""Generation and editing: the published implementation's numbers, the cache, and what an image depends on."""
+"""Generation and editing: the published implementation's numbers, the cache, and what an image
+depends on."""
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,11 @@ def given(model):
     """Eight images in [-1, 1], a label each, and a mask on the token grid."""
     random = np.random.default_rng(0)
     shape = model.config.tokenizer.image_shape
-    return (random.uniform(-1, 1, (8, *shape)).astype(np.float32), np.array([3, 1, 4, 1, 5, 9, 2, 6]),
-            random.random(model.config.tokenizer.scales.finest) < 0.5)
+    return (
+        random.uniform(-1, 1, (8, *shape)).astype(np.float32),
+        np.array([3, 1, 4, 1, 5, 9, 2, 6]),
+        random.random(model.config.tokenizer.scales.finest) < 0.5,
+    )
 
 
 def assert_close(ours, reference_nchw):
@@ -47,7 +51,9 @@ def assert_close(ours, reference_nchw):
 
 def test_greedy_generation_is_the_published_one(case):
     model, settings, arrays = case
-    images, tokens = model.sample(arrays["label"], cfg=settings["cfg"], top_k=1, top_p=0, return_tokens=True)
+    images, tokens = model.sample(
+        arrays["label"], cfg=settings["cfg"], top_k=1, top_p=0, return_tokens=True
+    )
     np.testing.assert_array_equal(tokens, arrays["greedy_tokens"])
     assert_close(images, arrays["greedy_image_nchw"])
 
@@ -56,8 +62,14 @@ def test_greedy_generation_is_the_published_one(case):
 def test_greedy_edits_are_the_published_ones(case, edit):
     model, settings, arrays = case
     box = box_mask(BOX, model.config.tokenizer.scales.finest)
-    edited = model.edit(np.moveaxis(arrays["image_nchw"], 1, -1), ~box if edit == "inpaint" else box,
-                        None if edit == "uncond" else arrays["label"], cfg=settings["cfg"], top_k=1, top_p=0)
+    edited = model.edit(
+        np.moveaxis(arrays["image_nchw"], 1, -1),
+        ~box if edit == "inpaint" else box,
+        None if edit == "uncond" else arrays["label"],
+        cfg=settings["cfg"],
+        top_k=1,
+        top_p=0,
+    )
     assert_close(edited, arrays[f"edit_{edit}_image_nchw"])
 
 
@@ -67,7 +79,9 @@ def test_filters_keep_exactly_what_the_published_ones_keep(case):
     assert len(expected) == 3
     for name, kept in expected.items():
         top_k, top_p = name.removeprefix("filter_keep_k").split("_p")
-        filtered = sampling.filter_logits(jnp.asarray(arrays["filter_logits"]), int(top_k), float(top_p) or None)
+        filtered = sampling.filter_logits(
+            jnp.asarray(arrays["filter_logits"]), int(top_k), float(top_p) or None
+        )
         np.testing.assert_array_equal(np.isfinite(filtered), kept.astype(bool), err_msg=name)
 
 
@@ -83,27 +97,40 @@ def test_cached_logits_are_the_teacher_forced_ones_scale_by_scale(case):
         first = scales.lengths[0]
         for k in range(len(scales)):
             span = scales.span(k)
-            part = inputs[:, span.start - first:span.stop - first] if k else None
-            logits, cache = transformer.apply({"params": params}, k, part, labels, cache, method="next_scale")
+            part = inputs[:, span.start - first : span.stop - first] if k else None
+            logits, cache = transformer.apply(
+                {"params": params}, k, part, labels, cache, method="next_scale"
+            )
             found.append(logits)
         return found
 
     parts = cached(model.params["transformer"], jnp.asarray(arrays["teacher_input"]))
     for k, ours in enumerate(parts):
-        np.testing.assert_allclose(ours, whole[:, scales.span(k)], rtol=0, atol=1e-5 * np.abs(whole).max())
+        np.testing.assert_allclose(
+            ours, whole[:, scales.span(k)], rtol=0, atol=1e-5 * np.abs(whole).max()
+        )
 
 
 def test_settings_that_change_often_compile_nothing(model):
     model.sample([1, 2], seed=0, temperature=1.0, **SETTINGS)
     compiled = sampler.generate._cache_size()
-    images = [model.sample([1, 2], **changed) for changed in (
-        SETTINGS, SETTINGS | {"seed": 7}, SETTINGS | {"cfg": 4.0}, SETTINGS | {"top_p": 0.5},
-        SETTINGS | {"temperature": 3.0})]
+    images = [
+        model.sample([1, 2], **changed)
+        for changed in (
+            SETTINGS,
+            SETTINGS | {"seed": 7},
+            SETTINGS | {"cfg": 4.0},
+            SETTINGS | {"top_p": 0.5},
+            SETTINGS | {"temperature": 3.0},
+        )
+    ]
     images.append(model.sample([8, 9], **SETTINGS))
     assert sampler.generate._cache_size() == compiled
     for other in images[1:]:
         assert not np.array_equal(images[0], other)
-    np.testing.assert_array_equal(images[0], model.sample([1, 2], seed=0, temperature=1.0, **SETTINGS))
+    np.testing.assert_array_equal(
+        images[0], model.sample([1, 2], seed=0, temperature=1.0, **SETTINGS)
+    )
 
 
 def test_an_image_depends_on_the_seed_its_index_and_its_label_only(model):
@@ -119,8 +146,9 @@ def test_an_image_depends_on_the_seed_its_index_and_its_label_only(model):
     alone, first = model.sample(labels[:1], return_tokens=True, **SETTINGS)
     np.testing.assert_array_equal(first, tokens[:1])
     np.testing.assert_allclose(alone, images[:1], atol=1e-5)
-    np.testing.assert_array_equal(model.sample([3, 9, 9, 1, 9], return_tokens=True, **SETTINGS)[1][[0, 3]],
-                                  tokens[[0, 3]])  # the neighbours' labels have no say
+    np.testing.assert_array_equal(
+        model.sample([3, 9, 9, 1, 9], return_tokens=True, **SETTINGS)[1][[0, 3]], tokens[[0, 3]]
+    )  # the neighbours' labels have no say
     assert not np.array_equal(tokens[1], tokens[3])  # one label, another index
 
 
@@ -146,7 +174,9 @@ def test_an_edit_keeps_what_is_kept(model, given):
     images, labels, mask = given
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
     everything = np.ones(mask.shape, bool)
-    np.testing.assert_allclose(model.edit(images, everything, labels, **SETTINGS), reconstructed, atol=1e-5)
+    np.testing.assert_allclose(
+        model.edit(images, everything, labels, **SETTINGS), reconstructed, atol=1e-5
+    )
     edited = model.edit(images, mask, labels, **SETTINGS)
     assert edited.shape == images.shape and np.abs(edited - reconstructed).max() > 0.05
     assert not np.array_equal(edited, model.edit(images, mask, (labels + 1) % 10, **SETTINGS))
@@ -157,7 +187,9 @@ def test_a_smooth_edit_mixes_codes_where_nothing_is_kept(model, given):
     smooth = {**SETTINGS, "smooth": True}
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
     everything = np.ones(mask.shape, bool)
-    np.testing.assert_allclose(model.edit(images, everything, labels, **smooth), reconstructed, atol=1e-5)
+    np.testing.assert_allclose(
+        model.edit(images, everything, labels, **smooth), reconstructed, atol=1e-5
+    )
     edited = model.edit(images, mask, labels, **smooth)
     assert np.abs(edited - model.edit(images, mask, labels, **SETTINGS)).max() > 0.01
     np.testing.assert_array_equal(edited, model.edit(images, mask, labels, **smooth))
@@ -166,10 +198,20 @@ def test_a_smooth_edit_mixes_codes_where_nothing_is_kept(model, given):
 def test_kept_tokens_are_the_images_own(model, given):
     images, labels, mask = given
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
-    static, dynamic = sampler.Static(5, True, True), sampler.Dynamic(*map(jnp.float32, (1.5, 0.9, 1.0)))
+    static, dynamic = (
+        sampler.Static(5, True, True),
+        sampler.Dynamic(*map(jnp.float32, (1.5, 0.9, 1.0))),
+    )
     keys = sampler.image_keys(0, np.arange(8, dtype=np.uint32))
-    _, chosen = sampler.generate(model.config, static, model.params, labels.astype(np.int32), keys, dynamic,
-                                  sampler.Given(tokens, keep))
+    _, chosen = sampler.generate(
+        model.config,
+        static,
+        model.params,
+        labels.astype(np.int32),
+        keys,
+        dynamic,
+        sampler.Given(tokens, keep),
+    )
     parts = [np.asarray(part) for part in sampler.keep_by_scale(jnp.asarray(keep), small.SCALES)]
     assert parts[0].all() and not parts[1].all()  # scales of at most three tokens are given
     np.testing.assert_array_equal(parts[-1], keep.reshape(8, -1))
@@ -184,31 +226,46 @@ def test_a_mask_of_pixels_is_the_same_as_one_of_tokens(model, given):
     assert pixels.shape == model.config.tokenizer.image_shape[:2]
     expected = model.edit(images, mask, labels, **SETTINGS)
     np.testing.assert_array_equal(model.edit(images, pixels, labels, **SETTINGS), expected)
-    np.testing.assert_array_equal(model.edit(images, np.stack([mask] * 8), labels, **SETTINGS), expected)
+    np.testing.assert_array_equal(
+        model.edit(images, np.stack([mask] * 8), labels, **SETTINGS), expected
+    )
     half = pixels.copy()  # just half of a token's pixels is not enough to keep it
     y, x = np.argwhere(mask)[0]
-    half[2 * y, 2 * x:2 * x + 2] = False
+    half[2 * y, 2 * x : 2 * x + 2] = False
     dropped = mask.copy()
     dropped[y, x] = False
-    np.testing.assert_array_equal(model.edit(images, half, labels, **SETTINGS),
-                                  model.edit(images, dropped, labels, **SETTINGS))
+    np.testing.assert_array_equal(
+        model.edit(images, half, labels, **SETTINGS),
+        model.edit(images, dropped, labels, **SETTINGS),
+    )
 
 
 def test_without_labels_an_edit_is_of_no_class(model, given):
     images, _, mask = given
     none = np.full(8, small.CLASSES)
-    np.testing.assert_allclose(model.edit(images, mask, **SETTINGS), model.edit(images, mask, none, **SETTINGS),
-                               atol=1e-4)
+    np.testing.assert_allclose(
+        model.edit(images, mask, **SETTINGS), model.edit(images, mask, none, **SETTINGS), atol=1e-4
+    )
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"cfg": -1}, "cfg is -1; it must be 0"), ({"cfg": float("inf")}, "cfg is inf"),
-    ({"top_p": 1.5}, "top_p is 1.5; it must be from 0 to 1"), ({"top_p": float("nan")}, "top_p is nan"),
-    ({"top_k": -1}, "top_k is -1"), ({"top_k": 0.5}, "top_k is 0.5"), ({"temperature": 0}, "temperature is 0"),
-    ({"seed": -1}, "seed is -1"), ({"batch_size": -2}, "batch_size is -2; it must be a whole number of at least 1"),
-    ({"labels": [3, 11]}, r"label is 11; it must be from 0 to 9 \(10: no class\)"), ({"labels": []}, "labels is"),
-    ({"labels": [0.5]}, "labels is .* whole numbers"), ({"labels": [-1]}, "label is -1"),
-])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cfg": -1}, "cfg is -1; it must be 0"),
+        ({"cfg": float("inf")}, "cfg is inf"),
+        ({"top_p": 1.5}, "top_p is 1.5; it must be from 0 to 1"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 0.5}, "top_k is 0.5"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch_size": -2}, "batch_size is -2; it must be a whole number of at least 1"),
+        ({"labels": [3, 11]}, r"label is 11; it must be from 0 to 9 \(10: no class\)"),
+        ({"labels": []}, "labels is"),
+        ({"labels": [0.5]}, "labels is .* whole numbers"),
+        ({"labels": [-1]}, "label is -1"),
+    ],
+)
 def test_mistakes_are_named(model, settings, message):
     with pytest.raises(UserError, match=message):
         model.sample(settings.pop("labels", [1]), **settings)
@@ -217,19 +274,26 @@ def test_mistakes_are_named(model, settings, message):
 def test_arrays_that_do_not_fit_are_named(model, given):
     images, labels, mask = given
     for call, message in (
-            (lambda: model.edit(images[:, :3], mask), "the images' shape"),
-            (lambda: model.edit(images * 2, mask), "the images' range"),
-            (lambda: model.edit(images, mask.T), "the mask's shape"),
-            (lambda: model.edit(images, mask * 255), "the mask is of int64 values other than 0 and 1"),
-            (lambda: model.edit(images, mask * 0.7), "the mask is of float64 values"),
-            (lambda: model.edit(images, mask, labels[:2]), "the number of labels"),
-            (lambda: model.edit(images, mask[None]), "the number of masks"),
-            (lambda: model.encode(images[:0]), "the batch is empty"),
-            (lambda: model.decode([[0] * 3]), "the tokens' shape"),
-            (lambda: model.decode(np.full((1, small.SCALES.total), 16)), "a token is out of range"),
-            (lambda: model.logits(np.zeros((2, small.SCALES.total), int), [1]), "the number of labels"),
-            (lambda: Pipeline(ModelConfig(small.TOKENIZER), model.params).sample([1]), "a tokenizer alone"),
-            (lambda: Pipeline(ModelConfig(small.TOKENIZER), model.params).edit(images, mask), "a tokenizer alone")):
+        (lambda: model.edit(images[:, :3], mask), "the images' shape"),
+        (lambda: model.edit(images * 2, mask), "the images' range"),
+        (lambda: model.edit(images, mask.T), "the mask's shape"),
+        (lambda: model.edit(images, mask * 255), "the mask is of int64 values other than 0 and 1"),
+        (lambda: model.edit(images, mask * 0.7), "the mask is of float64 values"),
+        (lambda: model.edit(images, mask, labels[:2]), "the number of labels"),
+        (lambda: model.edit(images, mask[None]), "the number of masks"),
+        (lambda: model.encode(images[:0]), "the batch is empty"),
+        (lambda: model.decode([[0] * 3]), "the tokens' shape"),
+        (lambda: model.decode(np.full((1, small.SCALES.total), 16)), "a token is out of range"),
+        (lambda: model.logits(np.zeros((2, small.SCALES.total), int), [1]), "the number of labels"),
+        (
+            lambda: Pipeline(ModelConfig(small.TOKENIZER), model.params).sample([1]),
+            "a tokenizer alone",
+        ),
+        (
+            lambda: Pipeline(ModelConfig(small.TOKENIZER), model.params).edit(images, mask),
+            "a tokenizer alone",
+        ),
+    ):
         with pytest.raises(UserError, match=message):
             call()
 

@@ -1,4 +1,5 @@
-"""Generation that differs from scale to scale, against teacher-forced logits mixed and chosen from in numpy."""
+"""Generation that differs from scale to scale, against teacher-forced logits mixed and chosen from
+in numpy."""
 
 import dataclasses
 
@@ -39,20 +40,26 @@ def other(model) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def images(model) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-1, 1, (8, *model.config.tokenizer.image_shape)).astype(np.float32)
+    return (
+        np.random.default_rng(0)
+        .uniform(-1, 1, (8, *model.config.tokenizer.image_shape))
+        .astype(np.float32)
+    )
 
 
 def mixed(model, tokens, labels, strengths) -> np.ndarray:
     """(1 + t) conditional - t unconditional teacher-forced logits, with one t a scale."""
-    conditional, unconditional = (model.logits(tokens, given) for given in (labels, np.full(len(labels), 10)))
+    conditional, unconditional = (
+        model.logits(tokens, given) for given in (labels, np.full(len(labels), 10))
+    )
     t = np.repeat(strengths, LENGTHS)[:, None]
     return (1 + t) * conditional - t * unconditional
 
 
 @pytest.mark.parametrize("cfg", [[0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 def test_guidance_that_goes_off_and_on(model, cfg):
-    """Greedy tokens are the largest of the mixed logits, whether the unconditional branch ends before the last scale or
-    only counts there."""
+    """Greedy tokens are the largest of the mixed logits, whether the unconditional branch ends
+    before the last scale or only counts there."""
     tokens = model.sample(LABELS, cfg=cfg, top_k=1, top_p=0, return_tokens=True)[1]
     expected = mixed(model, tokens, LABELS, cfg)
     np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
@@ -65,7 +72,9 @@ def test_filters_and_temperature_by_scale(model):
     tokens = model.sample(LABELS, **settings)[1]
     logits = model.logits(tokens, LABELS)
     chosen = np.take_along_axis(logits, tokens[..., None], axis=-1)
-    ranks = [part.sum(axis=-1) for part in np.split(logits > chosen, np.cumsum(LENGTHS)[:-1], axis=1)]
+    ranks = [
+        part.sum(axis=-1) for part in np.split(logits > chosen, np.cumsum(LENGTHS)[:-1], axis=1)
+    ]
     assert ranks[0].max() > 2 and 0 < ranks[1].max() <= 2 and ranks[2].max() == 0
     compiled = sampler.generate._cache_size()
     cold = model.sample(LABELS, temperature=[9.0, 1e-4, 1.0], **settings)[1]
@@ -77,8 +86,12 @@ def test_filters_and_temperature_by_scale(model):
 def test_a_constant_list_and_a_ramp_are_the_number(model):
     number = model.sample([1, 2], cfg=1.5, top_k=5, top_p=0.9)
     compiled = sampler.generate._cache_size()
-    lists = model.sample([1, 2], cfg=[0, 0.75, 1.5], top_k=[5] * 3, top_p=[0.9] * 3, temperature=[1] * 3)
-    ramps = model.sample([1, 2], cfg=Ramp(0, 1.5), top_k=Ramp(5, 5), top_p=Ramp(0.9, 0.9), temperature=Ramp(1, 1))
+    lists = model.sample(
+        [1, 2], cfg=[0, 0.75, 1.5], top_k=[5] * 3, top_p=[0.9] * 3, temperature=[1] * 3
+    )
+    ramps = model.sample(
+        [1, 2], cfg=Ramp(0, 1.5), top_k=Ramp(5, 5), top_p=Ramp(0.9, 0.9), temperature=Ramp(1, 1)
+    )
     np.testing.assert_array_equal(lists, number)
     np.testing.assert_array_equal(ramps, number)
     assert sampler.generate._cache_size() == compiled
@@ -86,20 +99,25 @@ def test_a_constant_list_and_a_ramp_are_the_number(model):
 
 def test_one_number_in_the_program_is_the_published_ramp(model):
     """As those give it who call `generate` themselves."""
-    keys, args = sampler.image_keys(3, np.arange(2, dtype=np.uint32)), (model.params, np.array([1, 2], np.int32))
+    keys, args = (
+        sampler.image_keys(3, np.arange(2, dtype=np.uint32)),
+        (model.params, np.array([1, 2], np.int32)),
+    )
     static = sampler.Static(top_k=5, use_top_p=True, guided=True)
     dynamic = sampler.Dynamic(*map(jnp.float32, (1.5, 0.9, 1.0)))
     tokens = sampler.generate(model.config, static, *args, keys, dynamic)[1]
-    np.testing.assert_array_equal(tokens, model.sample([1, 2], seed=3, cfg=1.5, top_k=5, top_p=0.9,
-                                                       return_tokens=True)[1])
+    np.testing.assert_array_equal(
+        tokens, model.sample([1, 2], seed=3, cfg=1.5, top_k=5, top_p=0.9, return_tokens=True)[1]
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**32 - 1])
 def test_keys_made_inside_a_program_are_those_made_before_it(seed):
     indices = np.array([0, 7, 2**32 - 1], np.uint32)
     inside = jax.jit(sampler.image_keys)(np.uint32(seed), indices)
-    np.testing.assert_array_equal(jax.random.key_data(inside),
-                                  jax.random.key_data(sampler.image_keys(seed, indices)))
+    np.testing.assert_array_equal(
+        jax.random.key_data(inside), jax.random.key_data(sampler.image_keys(seed, indices))
+    )
 
 
 def test_another_model_goes_on_from_a_scale(model, other):
@@ -117,23 +135,32 @@ def test_a_model_goes_on_with_its_own_scales_as_if_nothing_had_happened(model):
     """Drawn tokens too, as prefilled keys and values are those that it would have cached."""
     settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}
     alone = model.sample(LABELS, **settings)[1]
-    np.testing.assert_array_equal(model.sample(LABELS, then=model, from_scale=1, **settings)[1], alone)
+    np.testing.assert_array_equal(
+        model.sample(LABELS, then=model, from_scale=1, **settings)[1], alone
+    )
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
 def test_prefilled_caches_are_those_of_scale_by_scale(model, mask):
     transformer = Transformer(dataclasses.replace(small.TRANSFORMER, mask=mask))
-    labels, given = jnp.array([1, 2]), np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
+    labels, given = (
+        jnp.array([1, 2]),
+        np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32),
+    )
 
     @jax.jit
     def both(params, given):
         cache = Cache()
         for k, part in enumerate((None, given)):
-            cache = transformer.apply({"params": params}, k, part, labels, cache, method="next_scale")[1]
+            cache = transformer.apply(
+                {"params": params}, k, part, labels, cache, method="next_scale"
+            )[1]
         return cache, transformer.apply({"params": params}, 2, given, labels, method="prefill")
 
     expected, found = both(model.params["transformer"], given)
-    assert len(found.k) == len(found.v) == {"block_causal": 2, "markov": 1, "block_diagonal": 0}[mask]
+    assert (
+        len(found.k) == len(found.v) == {"block_causal": 2, "markov": 1, "block_diagonal": 0}[mask]
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
@@ -162,7 +189,9 @@ def test_kept_pixels_are_put_back_exactly(model):
     for keep in (random.random((8, 6, 8)) < 0.5, random.random((3, 4)) < 0.5):
         plain = model.edit(images, keep, **settings)
         back = model.edit(images, keep, composite=True, **settings)
-        wide = np.broadcast_to(keep if keep.ndim == 3 else np.kron(keep, np.ones((2, 2))), (8, 6, 8)).astype(bool)
+        wide = np.broadcast_to(
+            keep if keep.ndim == 3 else np.kron(keep, np.ones((2, 2))), (8, 6, 8)
+        ).astype(bool)
         np.testing.assert_array_equal(to_uint8(back)[wide], pixels[wide])
         np.testing.assert_array_equal(back[~wide], plain[~wide])
         assert not np.array_equal(to_uint8(plain)[wide], pixels[wide])
@@ -171,8 +200,9 @@ def test_kept_pixels_are_put_back_exactly(model):
 
 
 def test_steps_are_the_images_of_the_map_after_each_scale(model):
-    images, tokens, steps = model.sample(LABELS, cfg=0, top_k=5, top_p=0, return_tokens=True, return_steps=True,
-                                         as_uint8=True)
+    images, tokens, steps = model.sample(
+        LABELS, cfg=0, top_k=5, top_p=0, return_tokens=True, return_steps=True, as_uint8=True
+    )
     assert steps.shape == (8, 3, *images.shape[1:]) and steps.dtype == images.dtype == np.uint8
     np.testing.assert_array_equal(steps[:, -1], images)
 
@@ -183,7 +213,9 @@ def test_steps_are_the_images_of_the_map_after_each_scale(model):
 
         quantizer = apply("quantizer")
         codes = jnp.take(quantizer.codebook, tokens, axis=0)
-        total = vq.contribution(quantizer, codes[:, :1], 0) + vq.contribution(quantizer, codes[:, 1:5], 1)
+        total = vq.contribution(quantizer, codes[:, :1], 0) + vq.contribution(
+            quantizer, codes[:, 1:5], 1
+        )
         return apply("decode_feature", total)
 
     # Another program may round the other way.
@@ -207,18 +239,43 @@ def test_mistakes_are_named(model, other, images):
     quantize = {**model.params["tokenizer"]["quantize"], "codebook": np.ones((16, 4), np.float32)}
     tokenizer = {**model.params["tokenizer"], "quantize": quantize}
     stranger = Pipeline(model.config, {**model.params, "tokenizer": tokenizer})
-    fewer = Pipeline(ModelConfig(small.TOKENIZER, dataclasses.replace(small.TRANSFORMER, num_classes=9)), model.params)
+    fewer = Pipeline(
+        ModelConfig(small.TOKENIZER, dataclasses.replace(small.TRANSFORMER, num_classes=9)),
+        model.params,
+    )
     for call, message in (
-            (lambda: model.sample([1], then=other), "from_scale is None; it must be given together with `then`"),
-            (lambda: model.sample([1], from_scale=2), "from_scale is 2; it must be given together"),
-            (lambda: model.sample([1], then=other, from_scale=3), "from_scale is 3; it must be a whole number from 1"),
-            (lambda: model.sample([1], then=stranger, from_scale=2), "the tokenizer of `then` is another one"),
-            (lambda: model.sample([1], then=fewer, from_scale=2), "the number of classes of `then` is 9"),
-            (lambda: model.sample([1], then=other.spread(), from_scale=2), "spread both, or neither"),
-            (lambda: model.sample([1], cfg=[1, 2]), "cfg is a list of 2; it must be of 3 numbers"),
-            (lambda: model.sample([1], preset="best"), "unknown preset 'best'"),
-            (lambda: model.sample([1], topk=3), "unknown sampling setting 'topk'; did you mean 'top_k'"),
-            (lambda: model.vary(images, keep_scales=0), "keep_scales is 0; it must be a whole number from 1 to 2"),
-            (lambda: model.edit(images, np.ones((3, 4)), from_scale=3), "from_scale is 3; .* number from 0 to 2")):
+        (
+            lambda: model.sample([1], then=other),
+            "from_scale is None; it must be given together with `then`",
+        ),
+        (lambda: model.sample([1], from_scale=2), "from_scale is 2; it must be given together"),
+        (
+            lambda: model.sample([1], then=other, from_scale=3),
+            "from_scale is 3; it must be a whole number from 1",
+        ),
+        (
+            lambda: model.sample([1], then=stranger, from_scale=2),
+            "the tokenizer of `then` is another one",
+        ),
+        (
+            lambda: model.sample([1], then=fewer, from_scale=2),
+            "the number of classes of `then` is 9",
+        ),
+        (lambda: model.sample([1], then=other.spread(), from_scale=2), "spread both, or neither"),
+        (lambda: model.sample([1], cfg=[1, 2]), "cfg is a list of 2; it must be of 3 numbers"),
+        (lambda: model.sample([1], preset="best"), "unknown preset 'best'"),
+        (
+            lambda: model.sample([1], topk=3),
+            "unknown sampling setting 'topk'; did you mean 'top_k'",
+        ),
+        (
+            lambda: model.vary(images, keep_scales=0),
+            "keep_scales is 0; it must be a whole number from 1 to 2",
+        ),
+        (
+            lambda: model.edit(images, np.ones((3, 4)), from_scale=3),
+            "from_scale is 3; .* number from 0 to 2",
+        ),
+    ):
         with pytest.raises(UserError, match=message):
             call()

@@ -1,4 +1,5 @@
-"""Settings by scale: what a number, a ramp, a list and a preset mean, and how the command line writes them."""
+"""Settings by scale: what a number, a ramp, a list and a preset mean, and how the command line
+writes them."""
 
 import re
 
@@ -22,17 +23,28 @@ def test_a_number_is_the_same_everywhere_and_of_guidance_a_ramp_to_it():
     found = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
     np.testing.assert_allclose(found.cfg, [0, 0.5, 1, 1.5, 2])
     assert found[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
-    assert resolve(Scales.parse("4"), settings("fid", {})).cfg == (0,)  # one scale alone is the first
+    assert resolve(Scales.parse("4"), settings("fid", {})).cfg == (
+        0,
+    )  # one scale alone is the first
 
 
 def test_ramps_and_lists():
-    found = resolved(cfg=Ramp(1, 3), top_k=Ramp(900, 603), top_p=[0, 0.1, 0.2, 1, 0.5], temperature=Ramp(1.5, 0.5))
+    found = resolved(
+        cfg=Ramp(1, 3),
+        top_k=Ramp(900, 603),
+        top_p=[0, 0.1, 0.2, 1, 0.5],
+        temperature=Ramp(1.5, 0.5),
+    )
     np.testing.assert_allclose(found.cfg, [1, 1.5, 2, 2.5, 3])
     assert found.top_k == (900, 826, 752, 677, 603)
     np.testing.assert_allclose(found.top_p, [0, 0.1, 0.2, 1, 0.5])
     np.testing.assert_allclose(found.temperature, [1.5, 1.25, 1, 0.75, 0.5])
     assert resolved(cfg=(0, 1, 0, 2, 0)).cfg == (0, 1, 0, 2, 0)
-    for third in (1 / 3, 0.1, 7.3):  # a number, its ramp and its list are one to the last bit of a float32
+    for third in (
+        1 / 3,
+        0.1,
+        7.3,
+    ):  # a number, its ramp and its list are one to the last bit of a float32
         number, ramp = (np.float32(resolved(cfg=given).cfg) for given in (third, Ramp(0, third)))
         np.testing.assert_array_equal(number, ramp)
         by_program = [np.float32(third) * np.float32(k / 4) for k in range(5)]
@@ -45,22 +57,41 @@ def test_presets_are_what_the_published_code_samples_with():
     assert settings("fid", {}) == FID
     assert settings("greedy", {})["top_k"] == 1 and settings("pretty", {})["smooth"]
     assert settings("pretty", {"cfg": 2.0, "smooth": False}) == {
-        "cfg": 2.0, "top_k": 900, "top_p": 0.95, "temperature": 1.0, "smooth": False}
+        "cfg": 2.0,
+        "top_k": 900,
+        "top_p": 0.95,
+        "temperature": 1.0,
+        "smooth": False,
+    }
     assert settings.PRESETS["fid"] == FID  # and are left alone by what is put over them
 
 
-@pytest.mark.parametrize(("given", "message"), [
-    ({"cfg": [1, 2]}, "cfg is a list of 2; it must be of 5 numbers, one for each of the scales 1,2,3,4,5"),
-    ({"cfg": [0, 1, -1, 0, 0]}, "cfg at scale 2 is -1; it must be 0 (off) or more"),
-    ({"cfg": Ramp(0, float("inf"))}, "cfg.last is inf"), ({"top_p": Ramp(2, 0)}, "top_p.first is 2"),
-    ({"top_k": [1, 2, 3, 4, 0.5]}, "top_k at scale 4 is 0.5; it must be a whole number"),
-    ({"top_k": Ramp(0, 9)}, "top_k is a ramp from 0 to 9; it must be one between whole numbers of at least 1"),
-    ({"top_p": Ramp(0, 0.9)}, "top_p is a ramp from 0 to 0.9; it must be one between numbers above 0, as 0 is off"),
-    ({"top_p": Ramp(1, 0.0)}, "top_p is a ramp from 1 to 0.0"),
-    ({"temperature": [1, 1, 0, 1, 1]}, "temperature at scale 2 is 0"),
-    ({"temperature": "hot"}, "temperature is hot; it must be above 0"), ({"cfg": [None] * 5}, "cfg at scale 0 is None"),
-    ({"cgf": 3}, "unknown sampling setting 'cgf'; did you mean 'cfg'?"),
-])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"cfg": [1, 2]},
+            "cfg is a list of 2; it must be of 5 numbers, one for each of the scales 1,2,3,4,5",
+        ),
+        ({"cfg": [0, 1, -1, 0, 0]}, "cfg at scale 2 is -1; it must be 0 (off) or more"),
+        ({"cfg": Ramp(0, float("inf"))}, "cfg.last is inf"),
+        ({"top_p": Ramp(2, 0)}, "top_p.first is 2"),
+        ({"top_k": [1, 2, 3, 4, 0.5]}, "top_k at scale 4 is 0.5; it must be a whole number"),
+        (
+            {"top_k": Ramp(0, 9)},
+            "top_k is a ramp from 0 to 9; it must be one between whole numbers of at least 1",
+        ),
+        (
+            {"top_p": Ramp(0, 0.9)},
+            "top_p is a ramp from 0 to 0.9; it must be one between numbers above 0, as 0 is off",
+        ),
+        ({"top_p": Ramp(1, 0.0)}, "top_p is a ramp from 1 to 0.0"),
+        ({"temperature": [1, 1, 0, 1, 1]}, "temperature at scale 2 is 0"),
+        ({"temperature": "hot"}, "temperature is hot; it must be above 0"),
+        ({"cfg": [None] * 5}, "cfg at scale 0 is None"),
+        ({"cgf": 3}, "unknown sampling setting 'cgf'; did you mean 'cfg'?"),
+    ],
+)
 def test_mistakes_are_named(given, message):
     with pytest.raises(UserError, match=re.escape(message)):
         resolved(**given)
@@ -75,7 +106,9 @@ def test_what_the_command_line_writes():
     assert parse("1.5") == 1.5 and parse("900", int) == 900 and isinstance(parse("900", int), int)
     assert parse("0:3") == Ramp(0, 3) and parse("900,900,600", int) == (900, 900, 600)
     for text in ("much", "1:", "1,,2", "1:2:3", ""):
-        with pytest.raises(ValueError, match="invalid float value: .*; write a number, a ramp such as 0:3"):
+        with pytest.raises(
+            ValueError, match="invalid float value: .*; write a number, a ramp such as 0:3"
+        ):
             parse(text)
     with pytest.raises(ValueError, match="invalid int value: '0.5'"):
         parse("1,0.5", int)

@@ -8,8 +8,12 @@ from var_jax.scaling import analysis, paper_laws, select_runs, solver, table
 
 
 def runs_of(x, y, names=("params",)):
-    return table.build([{"run": f"r{i}", **dict(zip(names, row, strict=True)), "loss": value}
-                        for i, (row, value) in enumerate(zip(x, y, strict=True))])
+    return table.build(
+        [
+            {"run": f"r{i}", **dict(zip(names, row, strict=True)), "loss": value}
+            for i, (row, value) in enumerate(zip(x, y, strict=True))
+        ]
+    )
 
 
 def analysed(x, y, names=("params",), **options):
@@ -97,14 +101,20 @@ def test_sizes_with_unequal_budgets_are_named_and_shorter_runs_left_out():
     whole = select_runs.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
     assert whole.runs == 6 and "most tokens" in whole.text and not whole.notes
     x, y, _ = single(runs=6)
-    rows = [{"run": str(i), "params": size[0], "tokens": 10.0**i, "loss": loss}
-            for i, (size, loss) in enumerate(zip(x, y, strict=True))]
-    assert any("tokens-vary" in note for note in select_runs.sample(table.build(rows), "loss", ("params",)).notes)
+    rows = [
+        {"run": str(i), "params": size[0], "tokens": 10.0**i, "loss": loss}
+        for i, (size, loss) in enumerate(zip(x, y, strict=True))
+    ]
+    assert any(
+        "tokens-vary" in note
+        for note in select_runs.sample(table.build(rows), "loss", ("params",)).notes
+    )
 
 
 @pytest.mark.parametrize("column, name", sorted(paper_laws.LAWS))
 def test_published_laws_come_back_from_points_on_them(column, name):
-    """Reducible and raw cross-entropy: the exponent survives only where the floor is known or can be fitted."""
+    """Reducible and raw cross-entropy: the exponent survives only where the floor is known or can
+    be fitted."""
     factor, unit, exponent = paper_laws.LAWS[column, name]
     x = np.geomspace(*paper_laws.RANGES[name], 12)[:, None]
     reducible = paper_laws.evaluate(column, name, x[:, 0])
@@ -116,7 +126,8 @@ def test_published_laws_come_back_from_points_on_them(column, name):
         raw = analysed(x, reducible + floor, (name,))
         assert raw.fit.values["alpha"] == pytest.approx(exponent, rel=1e-2)
         assert raw.fit.values["E"] == pytest.approx(floor, rel=1e-2)
-        # A power law without a floor correlates about as well and is wrong by a factor: Pearson proves little.
+        # A power law without a floor correlates about as well and is wrong by a factor: Pearson
+        # proves little.
         wrong = analysed(x, reducible + floor, (name,), floor=0.0)
         assert wrong.summary["pearson"] < -0.98
         assert wrong.fit.values["alpha"] < 0.3 * exponent
@@ -125,8 +136,12 @@ def test_published_laws_come_back_from_points_on_them(column, name):
 def test_weights_of_the_frontier_count_runs_not_grid_points():
     x, y, _ = single(runs=40, noise=2e-3, theta=SINGLE)
     found = select_runs.sample(runs_of(x, y), "loss", ("params",))
-    halved = analysis.analyse("loss~params", dataclasses.replace(found, weights=np.full(40, 0.25)), resamples=0)
+    halved = analysis.analyse(
+        "loss~params", dataclasses.replace(found, weights=np.full(40, 0.25)), resamples=0
+    )
     whole = analysis.analyse("loss~params", found, resamples=0)
     width = [np.diff(law.summary["alpha"]["ci95"])[0] for law in (whole, halved)]
     assert width[1] > 1.9 * width[0]
-    assert solver.objective(halved.like.problem, halved.like.theta[None])[0] == pytest.approx(halved.like.cost)
+    assert solver.objective(halved.like.problem, halved.like.theta[None])[0] == pytest.approx(
+        halved.like.cost
+    )

@@ -13,8 +13,15 @@ def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
     for n in np.geomspace(low, high, sizes):
         for d in np.geomspace(6e8, 6e10, budgets):
             loss = float(solver.predict(np.array([JOINT]), np.log([[n, d]]))[0, 0])
-            rows.append({"run": f"{n:.3g}-{d:.3g}", "params": n, "tokens": d, "compute": flops_per_param * n * d,
-                         "loss": loss})
+            rows.append(
+                {
+                    "run": f"{n:.3g}-{d:.3g}",
+                    "params": n,
+                    "tokens": d,
+                    "compute": flops_per_param * n * d,
+                    "loss": loss,
+                }
+            )
     return table.build(rows)
 
 
@@ -31,7 +38,9 @@ def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
 
 
 def test_a_frontier_of_few_sizes_is_refused_however_many_runs_it_has():
-    with pytest.raises(select_runs.Refused, match="few-sizes: the frontier touches 2 different sizes"):
+    with pytest.raises(
+        select_runs.Refused, match="few-sizes: the frontier touches 2 different sizes"
+    ):
         select_runs.sample(grid_table(sizes=3), "loss", ("compute",))
     assert len(np.unique(select_runs.sample(grid_table(), "loss", ("compute",)).group)) >= 4
 
@@ -49,20 +58,27 @@ def test_the_planted_frontier_is_the_law_of_the_joint_optimum():
     planted = interval_coverage.FRONTIERS[0]
     truth = planted.truth
     for compute in (1e20, 1e21):
-        best = frontier.optimum(np.array([planted.theta]), frontier.Cost(np.log(6), 1.0, 0.0), compute)
+        best = frontier.optimum(
+            np.array([planted.theta]), frontier.Cost(np.log(6), 1.0, 0.0), compute
+        )
         loss = solver.predict(np.array([planted.theta]), np.log(best))[0, 0]
         assert solver.predict(truth[None], np.log([[compute]]))[0, 0] == pytest.approx(loss)
 
 
 def test_a_runs_own_curve_loses_its_warm_up():
-    rows = [{"run": run, "params": p, "tokens": t, "compute": p * t, "loss": 10 - np.log(p * t)}
-            for run, p in (("a", 1), ("b", 2)) for t in range(1, 101)]
+    rows = [
+        {"run": run, "params": p, "tokens": t, "compute": p * t, "loss": 10 - np.log(p * t)}
+        for run, p in (("a", 1), ("b", 2))
+        for t in range(1, 101)
+    ]
     for curve in frontier.curves(table.build(rows), "loss"):
         assert curve.compute[0] == pytest.approx(0.1 * curve.compute[-1])
 
 
 def test_lone_points_make_no_frontier():
-    runs = table.build([{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)])
+    runs = table.build(
+        [{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)]
+    )
     assert frontier.envelope(frontier.curves(runs, "loss")) is None
     found = select_runs.sample(runs, "loss", ("compute",))
     assert found.runs == 5 and found.text == "the last row of every run"
@@ -74,7 +90,9 @@ def test_isoflop_minima_follow_the_planted_optimum_and_stay_within_the_sizes():
     assert found["exponent"]["value"] == pytest.approx(beta / (alpha + beta), abs=0.03)
     for minimum in found["minima"]:
         assert 3e7 < minimum["params"] < 3e9
-        best = frontier.optimum(np.array([JOINT]), frontier.Cost(np.log(6), 1.0, 0.0), minimum["compute"])[0, 0]
+        best = frontier.optimum(
+            np.array([JOINT]), frontier.Cost(np.log(6), 1.0, 0.0), minimum["compute"]
+        )[0, 0]
         assert minimum["params"] == pytest.approx(best, rel=0.12)
 
 
@@ -83,11 +101,15 @@ def test_isoflop_minimum_outside_the_sampled_sizes_is_refused():
     for c in (1e20, 1e21):  # optimal sizes are far above these
         for n in np.geomspace(1e6, 1e7, 6):
             loss = float(solver.predict(np.array([JOINT]), np.log([[n, c / 6 / n]]))[0, 0])
-            rows.append({"run": f"{c}{n}", "params": n, "tokens": c / 6 / n, "compute": c, "loss": loss})
+            rows.append(
+                {"run": f"{c}{n}", "params": n, "tokens": c / 6 / n, "compute": c, "loss": loss}
+            )
     found = frontier.isoflop(frontier.curves(table.build(rows), "loss"))
     assert not found["minima"] and found["exponent"] is None
     assert len(found["refused"]) == 2
-    assert all("minimum" in r["reason"] or "smallest or largest" in r["reason"] for r in found["refused"])
+    assert all(
+        "minimum" in r["reason"] or "smallest or largest" in r["reason"] for r in found["refused"]
+    )
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.94])
@@ -98,7 +120,9 @@ def test_optimum_is_where_a_search_finds_it(slope):
         x = [[log_n, np.log(compute) - price.intercept - price.slope * log_n]]
         return float(solver.predict(np.array([JOINT]), np.array(x))[0, 0])
 
-    found = optimize.minimize_scalar(loss, bounds=(10, 30), method="bounded", options={"xatol": 1e-9})
+    found = optimize.minimize_scalar(
+        loss, bounds=(10, 30), method="bounded", options={"xatol": 1e-9}
+    )
     params, tokens = frontier.optimum(np.array([JOINT]), price, compute)[0]
     assert np.log(params) == pytest.approx(found.x, abs=1e-4)
     assert price.per_token(params) * tokens == pytest.approx(compute)

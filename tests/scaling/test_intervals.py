@@ -26,7 +26,9 @@ def test_pure_power_law_has_the_textbooks_t_interval():
     half = stats.t.ppf(0.975, len(y) - 2) * line.stderr
     np.testing.assert_allclose(ends[2], [-line.slope - half, -line.slope + half], rtol=1e-4)
     half = stats.t.ppf(0.975, len(y) - 2) * line.intercept_stderr
-    np.testing.assert_allclose(ends[1], np.exp([line.intercept - half, line.intercept + half]), rtol=1e-3)
+    np.testing.assert_allclose(
+        ends[1], np.exp([line.intercept - half, line.intercept + half]), rtol=1e-3
+    )
     np.testing.assert_array_equal(ends[0], [0, 0])
 
 
@@ -93,7 +95,11 @@ def test_bootstrap_and_bca_surround_the_law_of_clean_data():
         assert ends[2, 0] < JOINT[2] + 0.03 and ends[2, 1] > JOINT[2] - 0.03
 
 
-CASES = {"single": interval_coverage.STUDIES[1], "short range": interval_coverage.STUDIES[2], "joint": interval_coverage.STUDIES[4]}
+CASES = {
+    "single": interval_coverage.STUDIES[1],
+    "short range": interval_coverage.STUDIES[2],
+    "joint": interval_coverage.STUDIES[4],
+}
 
 
 def fitted_sweeps(name, sweeps):
@@ -114,11 +120,16 @@ def confidence(like, index, truth):
 
 @pytest.mark.parametrize("name", CASES)
 def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
-    """A few sweeps of the study in `var_jax.studies.interval_coverage`: too narrow fails as well as too wide."""
+    """A few sweeps of the study in `var_jax.studies.interval_coverage`: too narrow fails as well as
+    too wide."""
     truth = np.array(CASES[name].theta)
-    levels = np.array([[confidence(like, i, truth) for i in (0, 2)] for _, like in fitted_sweeps(name, 12)])
+    levels = np.array(
+        [[confidence(like, i, truth) for i in (0, 2)] for _, like in fitted_sweeps(name, 12)]
+    )
     within = np.sum(levels <= 0.5, axis=0)
-    assert np.all((within >= 2) & (within <= 10))  # were each one half, another count would be one in 150
+    assert np.all(
+        (within >= 2) & (within <= 10)
+    )  # were each one half, another count would be one in 150
     assert np.all(np.sum(levels <= 0.95, axis=0) >= 9)
 
 
@@ -126,7 +137,10 @@ def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
 @pytest.mark.parametrize("name", CASES)
 def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
     truth = laws.natural(np.array(CASES[name].theta))
-    found = [(intervals.profile(like), interval_coverage.reference(p, like)) for p, like in fitted_sweeps(name, 200)]
+    found = [
+        (intervals.profile(like), interval_coverage.reference(p, like))
+        for p, like in fitted_sweeps(name, 200)
+    ]
     reported, textbook = (np.array(rows) for rows in zip(*found, strict=True))
     share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
     assert np.all((share >= 0.9) & (share <= 0.98))
@@ -136,13 +150,17 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
 
 def test_e_leaves_more_below_its_interval_than_above():
     _, _, like = both(single(noise=3e-3, seed=5))
-    equal, reported = (intervals.profile(like, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS))
+    equal, reported = (
+        intervals.profile(like, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS)
+    )
     np.testing.assert_array_equal(equal[1:], reported[1:])
     assert np.all(reported[0] > equal[0])
     below, above = intervals.E_TAILS
     assert below + above == pytest.approx(1 - intervals.LEVEL)
     for end, tail in zip(reported[0], intervals.E_TAILS, strict=True):
-        _, costs = solver.solve(like.problem, np.array([[end, *like.theta[1:]]]), np.array([True, False, False]))
+        _, costs = solver.solve(
+            like.problem, np.array([[end, *like.theta[1:]]]), np.array([True, False, False])
+        )
         root = np.sqrt(2 * (costs[0] - like.cost) / like.variance)
         assert stats.t.sf(root, like.freedom) == pytest.approx(tail, rel=1e-2)
 

@@ -20,7 +20,9 @@ def test_least_squares_and_variable_projection_meet(noise):
     for x, y, _ in (single(noise=noise, seed=1), joint(noise=noise, seed=2)):
         p = solver.problem(x, y, laws.DELTA)
         centred, _ = laws.centre(p)
-        ends = [laws._least_squares(centred, start, None) for start in laws.starts(centred, None)[::4]]
+        ends = [
+            laws._least_squares(centred, start, None) for start in laws.starts(centred, None)[::4]
+        ]
         best = min(solver.objective(centred, np.array(ends)))
         _, projected = laws.variable_projection(centred)
         assert projected == pytest.approx(best, rel=1e-5)
@@ -47,7 +49,10 @@ def test_a_shift_of_the_inputs_is_no_change_of_the_law():
     x, _, theta = joint()
     by = np.array([3.0, -1.0])
     moved = laws.shift(np.array(theta), by)
-    before, after = solver.predict(np.array([theta]), np.log(x)), solver.predict(moved[None], np.log(x) + by)
+    before, after = (
+        solver.predict(np.array([theta]), np.log(x)),
+        solver.predict(moved[None], np.log(x) + by),
+    )
     np.testing.assert_allclose(after, before)
 
 

@@ -4,11 +4,16 @@ from scipy import optimize
 
 from var_jax.scaling import solver
 
-THETA = np.array([[1.8, np.log(480), 0.35, np.log(2100), 0.37], [0.5, np.log(90), 0.2, np.log(40), 0.15]])
+THETA = np.array(
+    [[1.8, np.log(480), 0.35, np.log(2100), 0.37], [0.5, np.log(90), 0.2, np.log(40), 0.15]]
+)
 
 
 def joint_inputs():
-    return np.stack([a.ravel() for a in np.meshgrid(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 5e10, 5))], axis=1)
+    return np.stack(
+        [a.ravel() for a in np.meshgrid(np.geomspace(2e7, 2e9, 6), np.geomspace(5e8, 5e10, 5))],
+        axis=1,
+    )
 
 
 def test_jacobian_is_the_derivative():
@@ -16,7 +21,9 @@ def test_jacobian_is_the_derivative():
     jacobian = solver.log_jacobian(THETA, logx)
     for i in range(5):
         step = 1e-6 * np.eye(5)[i]
-        numeric = (np.log(solver.predict(THETA + step, logx)) - np.log(solver.predict(THETA - step, logx))) / 2e-6
+        numeric = (
+            np.log(solver.predict(THETA + step, logx)) - np.log(solver.predict(THETA - step, logx))
+        ) / 2e-6
         np.testing.assert_allclose(jacobian[..., i], numeric, rtol=1e-5, atol=1e-9)
 
 
@@ -24,7 +31,10 @@ def test_huber_is_quadratic_then_linear_and_smooth():
     delta = np.array([0.5])
     np.testing.assert_allclose(solver.huber(np.array([0.2, -0.2]), delta), 0.02)
     np.testing.assert_allclose(solver.huber(np.array([3.0, -3.0]), delta), 0.5 * (3 - 0.25))
-    below, above = solver.huber(np.array([0.5 - 1e-7]), delta), solver.huber(np.array([0.5 + 1e-7]), delta)
+    below, above = (
+        solver.huber(np.array([0.5 - 1e-7]), delta),
+        solver.huber(np.array([0.5 + 1e-7]), delta),
+    )
     assert above - below == pytest.approx(1e-7, rel=1e-3)
 
 
@@ -40,14 +50,20 @@ def test_every_row_of_a_batch_is_as_good_as_a_general_minimiser(delta):
     theta, cost = solver.solve(p, start, np.zeros(3, bool))
     for row, value, w in zip(theta, cost, weights, strict=True):
         one = solver.Problem(logx, np.log(y), w, p.delta)
-        found = optimize.minimize(lambda t, one=one: solver.objective(one, t[None])[0] * 1e4, row, method="Nelder-Mead",
-                                  options={"xatol": 1e-10, "fatol": 1e-12, "maxiter": 4000})
+        found = optimize.minimize(
+            lambda t, one=one: solver.objective(one, t[None])[0] * 1e4,
+            row,
+            method="Nelder-Mead",
+            options={"xatol": 1e-10, "fatol": 1e-12, "maxiter": 4000},
+        )
         assert value <= found.fun / 1e4 * (1 + 1e-6)
 
 
 def test_held_parameters_stay_and_bounds_hold():
     x = np.geomspace(1e6, 1e9, 8)[:, None]
-    falling = np.exp(8 - 0.5 * np.log(x[:, 0]) - 0.02 * (np.log(x[:, 0]) - 17) ** 2)  # bends down: E wants below 0
+    falling = np.exp(
+        8 - 0.5 * np.log(x[:, 0]) - 0.02 * (np.log(x[:, 0]) - 17) ** 2
+    )  # bends down: E wants below 0
     p = solver.problem(x, falling, 1.0)
     theta, _ = solver.solve(p, np.array([[0.1, 8.0, 0.5]]), np.zeros(3, bool))
     assert theta[0, 0] == 0

@@ -44,7 +44,11 @@ def test_bad_repeated_and_contradicting_rows_are_named_and_left_out(tmp_path):
     assert reasons["a"] == "repeats another row"
     assert "contradicts" in reasons["c"]
     assert "loss is 'nan'" in reasons["b"] and "'-4e6'" in reasons["d"] and "'oops'" in reasons["e"]
-    assert {note.split(":")[0] for note in runs.notes} == {"bad-rows", "duplicate-rows", "contradicting-rows"}
+    assert {note.split(":")[0] for note in runs.notes} == {
+        "bad-rows",
+        "duplicate-rows",
+        "contradicting-rows",
+    }
 
 
 def test_rows_without_names_are_runs_of_their_own_and_seeds_are_no_duplicates(tmp_path):
@@ -53,16 +57,25 @@ def test_rows_without_names_are_runs_of_their_own_and_seeds_are_no_duplicates(tm
 
 
 def test_finals_are_the_rows_with_the_most_tokens():
-    runs = table.build([{"run": r, "tokens": t, "loss": x} for r, t, x in [("a", 2, 3), ("a", 1, 4), ("b", 1, 5)]])
+    runs = table.build(
+        [{"run": r, "tokens": t, "loss": x} for r, t, x in [("a", 2, 3), ("a", 1, 4), ("b", 1, 5)]]
+    )
     assert list(runs.finals()["loss"]) == [3, 5]
 
 
-@pytest.mark.parametrize("name, text, mapping, words", [
-    ("a.txt", "x", {}, "neither"), ("a.csv", "", {}, "no runs"), ("a.csv", "run,loss\n", {}, "no runs"),
-    ("a.csv", "loss,loss\n1,2\n", {}, "twice"), ("a.csv", "loss,params\n1\n", {}, "line 2"),
-    ("a.jsonl", "{}\n[1]\n", {}, "line 2"), ("a.jsonl", "{\n", {}, "line 1"),
-    ("a.csv", "name,loss0\na,1\n", {"loss": "los0"}, "did you mean 'loss0'"),
-])
+@pytest.mark.parametrize(
+    "name, text, mapping, words",
+    [
+        ("a.txt", "x", {}, "neither"),
+        ("a.csv", "", {}, "no runs"),
+        ("a.csv", "run,loss\n", {}, "no runs"),
+        ("a.csv", "loss,loss\n1,2\n", {}, "twice"),
+        ("a.csv", "loss,params\n1\n", {}, "line 2"),
+        ("a.jsonl", "{}\n[1]\n", {}, "line 2"),
+        ("a.jsonl", "{\n", {}, "line 1"),
+        ("a.csv", "name,loss0\na,1\n", {"loss": "los0"}, "did you mean 'loss0'"),
+    ],
+)
 def test_a_malformed_file_is_one_line_that_names_it(tmp_path, name, text, mapping, words):
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=words) as error:
@@ -79,10 +92,16 @@ def test_a_missing_file_or_binary_one_is_named(tmp_path):
 
 
 def test_a_sweeps_finished_runs(tmp_path):
-    meta = {"params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": {"exact": 50, "6nd": 60}}
-    lines = [{"step": 1, "split": "train", "loss": 9.0},
-             {"step": 2, "split": "val", "loss": 4.0, "loss_scale": [1, 2], "accuracy_last": 0.25},
-             {"step": 4, "split": "val", "loss": 3.0, "loss_scale": [1, 2], "accuracy_last": 0.5}]
+    meta = {
+        "params": {"total": 1000, "body": 700},
+        "tokens_per_step": 10,
+        "flops_per_step": {"exact": 50, "6nd": 60},
+    }
+    lines = [
+        {"step": 1, "split": "train", "loss": 9.0},
+        {"step": 2, "split": "val", "loss": 4.0, "loss_scale": [1, 2], "accuracy_last": 0.25},
+        {"step": 4, "split": "val", "loss": 3.0, "loss_scale": [1, 2], "accuracy_last": 0.5},
+    ]
     for name, state in (("r1", "done"), ("r2", "running"), ("r3", "done")):
         directory = tmp_path / name
         directory.mkdir()
@@ -94,8 +113,10 @@ def test_a_sweeps_finished_runs(tmp_path):
     assert list(runs.run) == ["r1", "r1"]
     assert runs.fitted == ["err_last", "loss"]
     last = runs.finals()
-    assert [last[n][0] for n in ("params", "params_body", "tokens", "compute", "compute_6nd", "loss", "err_last")] == [
-        1000, 700, 40, 200, 240, 3.0, 0.5]
+    assert [
+        last[n][0]
+        for n in ("params", "params_body", "tokens", "compute", "compute_6nd", "loss", "err_last")
+    ] == [1000, 700, 40, 200, 240, 3.0, 0.5]
     reasons = dict(runs.dropped)
     assert "running" in reasons["r2"] and "cannot be read" in reasons["r3"]
 
@@ -105,10 +126,13 @@ def finished(directory, lines, schedule=None, steps=4):
     meta = {"params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": 50}
     (directory / "meta.json").write_text(json.dumps(meta))
     (directory / "status.json").write_text('{"state": "done"}')
-    (directory / "metrics.jsonl").write_text("\n".join(line if isinstance(line, str) else json.dumps(line)
-                                                       for line in lines))
+    (directory / "metrics.jsonl").write_text(
+        "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    )
     if schedule:
-        (directory / "config.json").write_text(json.dumps({"steps": steps, "optimizer": {"schedule": schedule}}))
+        (directory / "config.json").write_text(
+            json.dumps({"steps": steps, "optimizer": {"schedule": schedule}})
+        )
 
 
 def test_lines_that_are_no_records_of_a_step_are_skipped_by_name(tmp_path):
@@ -117,13 +141,29 @@ def test_lines_that_are_no_records_of_a_step_are_skipped_by_name(tmp_path):
     finished(tmp_path / "a", [*bad, good])
     runs = table.read(str(tmp_path))
     assert list(runs["loss"]) == [3.0]
-    assert runs.notes == ("bad-rows: 6 lines of metrics.jsonl are no JSON objects with a step and are left out",)
-    assert [reason.split(" is no")[0] for _, reason in runs.dropped] == [f"metrics.jsonl line {i}" for i in range(1, 7)]
+    assert runs.notes == (
+        "bad-rows: 6 lines of metrics.jsonl are no JSON objects with a step and are left out",
+    )
+    assert [reason.split(" is no")[0] for _, reason in runs.dropped] == [
+        f"metrics.jsonl line {i}" for i in range(1, 7)
+    ]
 
 
 def test_a_loss_that_is_recorded_under_two_names_is_fitted_once(tmp_path):
-    finished(tmp_path / "a", [{"step": 4, "split": "val", "loss": 3.0, "loss_mean": 3.0, "loss_last": 3.5,
-                               "accuracy_mean": 0.25, "accuracy_last": 0.5}])
+    finished(
+        tmp_path / "a",
+        [
+            {
+                "step": 4,
+                "split": "val",
+                "loss": 3.0,
+                "loss_mean": 3.0,
+                "loss_last": 3.5,
+                "accuracy_mean": 0.25,
+                "accuracy_last": 0.5,
+            }
+        ],
+    )
     assert sorted(table.read(str(tmp_path)).fitted) == ["err_last", "err_mean", "loss", "loss_last"]
 
 
@@ -136,7 +176,9 @@ def test_a_run_that_cools_down_gives_its_end_alone(tmp_path):
     assert list(runs.run) == ["cooled"] + ["cosine"] * 4
     assert runs["loss"][0] == 5.0 and runs["tokens"][0] == 40
     reasons = dict(runs.dropped)
-    assert reasons["cooled"].startswith("3 validations") and reasons["unfinished"].startswith("3 validations")
+    assert reasons["cooled"].startswith("3 validations") and reasons["unfinished"].startswith(
+        "3 validations"
+    )
 
 
 def test_numbers_that_are_none():
@@ -145,9 +187,13 @@ def test_numbers_that_are_none():
 
 @pytest.mark.parametrize("names", [range(3), [0.0, 1.0, 2.0], [False, True, "x"], ["0", "1", "2"]])
 def test_build_takes_a_run_called_zero_by_its_name(names):
-    """Three runs of two rows each stay three runs, whatever the first one's name is as a truth value."""
-    records = [{"run": name, "params": 10.0 ** (6 + i), "tokens": t, "loss": 3.0 - i - t / 10}
-               for i, name in enumerate(names) for t in (1, 2)]
+    """Three runs of two rows each stay three runs, whatever the first one's name is as a truth
+    value."""
+    records = [
+        {"run": name, "params": 10.0 ** (6 + i), "tokens": t, "loss": 3.0 - i - t / 10}
+        for i, name in enumerate(names)
+        for t in (1, 2)
+    ]
     runs = table.build(records)
     assert list(runs.run) == [str(name) for name in names for _ in (1, 2)]
     assert len(runs.finals()) == 3 and runs.notes == ()
@@ -156,7 +202,9 @@ def test_build_takes_a_run_called_zero_by_its_name(names):
 @pytest.mark.parametrize("empty", [None, "", "  ", math.nan])
 def test_build_counts_rows_without_a_name_as_runs_of_their_own(empty):
     """An empty cell is no name: rows that share it are not one run."""
-    runs = table.build([{"run": empty, "params": 1e6, "loss": 3}, {"run": empty, "params": 2e6, "loss": 2}])
+    runs = table.build(
+        [{"run": empty, "params": 1e6, "loss": 3}, {"run": empty, "params": 2e6, "loss": 2}]
+    )
     assert list(runs.run) == ["row 1", "row 2"] and runs.notes == ()
 
 
@@ -164,24 +212,39 @@ def test_build_counts_rows_without_a_name_as_runs_of_their_own(empty):
 @pytest.mark.parametrize("column", ["loss_last", "tokens", "compute"])
 @pytest.mark.parametrize("named", [True, False])
 def test_build_counts_equal_rows_once_where_a_cell_is_empty(empty, column, named):
-    """NaN is unequal to itself, which makes two equal rows neither repeats of each other nor contradictions."""
-    row = {"params": 1e6, "tokens": 1e9, "compute": 1e15, "loss": 3.0, "loss_last": 3.5, column: empty}
+    """NaN is unequal to itself, which makes two equal rows neither repeats of each other nor
+    contradictions."""
+    row = {
+        "params": 1e6,
+        "tokens": 1e9,
+        "compute": 1e15,
+        "loss": 3.0,
+        "loss_last": 3.5,
+        column: empty,
+    }
     runs = table.build([{**row, "run": "a"} if named else row] * 2)
-    assert [reason for _, reason in runs.dropped if "repeats" in reason] == ["repeats another row"] and len(runs) == 1
+    assert [reason for _, reason in runs.dropped if "repeats" in reason] == [
+        "repeats another row"
+    ] and len(runs) == 1
     assert "duplicate-rows: 1 rows repeat others and count once" in runs.notes
     assert not [note for note in runs.notes if note.startswith("contradicting")]
 
 
 def test_build_still_finds_contradictions_where_a_cell_is_empty():
-    """Two losses of one run at one point contradict each other, whether or not another cell of both is empty."""
-    runs = table.build([{"run": "a", "params": 1e6, "tokens": "", "loss": loss} for loss in (3.0, 2.0)])
+    """Two losses of one run at one point contradict each other, whether or not another cell of both
+    is empty."""
+    runs = table.build(
+        [{"run": "a", "params": 1e6, "tokens": "", "loss": loss} for loss in (3.0, 2.0)]
+    )
     assert len(runs) == 0 and "contradicting-rows" in runs.notes[-1]
 
 
 def test_finals_are_not_the_row_without_tokens():
     """A row whose tokens are missing comes before those that have them, wherever it stands."""
     for order in ([None, 1, 2], [2, None, 1], [1, 2, None]):
-        runs = table.build([{"run": "a", "params": 1e6, "tokens": t, "loss": 5.0 - (t or 0)} for t in order])
+        runs = table.build(
+            [{"run": "a", "params": 1e6, "tokens": t, "loss": 5.0 - (t or 0)} for t in order]
+        )
         assert list(runs.finals()["loss"]) == [3.0]
     # A column without one number orders nothing: compute does.
     runs = table.build([{"run": "a", "tokens": "", "compute": c, "loss": 5.0 - c} for c in (2, 1)])
@@ -189,23 +252,35 @@ def test_finals_are_not_the_row_without_tokens():
 
 
 def test_rows_that_have_step_alone_are_a_curve_and_say_what_is_missing(tmp_path):
-    """Rows of a run at different steps contradict nothing; its end is the last step, and a note names what is missing
-    for laws of tokens and compute."""
-    text = "run,params,step,loss\n" + "".join(f"{r},{10 ** (6 + r)},{s},{4 - r / 2 - s / 100}\n"
-                                              for r in range(3) for s in (20, 30, 10))
+    """Rows of a run at different steps contradict nothing; its end is the last step, and a note
+    names what is missing for laws of tokens and compute."""
+    text = "run,params,step,loss\n" + "".join(
+        f"{r},{10 ** (6 + r)},{s},{4 - r / 2 - s / 100}\n" for r in range(3) for s in (20, 30, 10)
+    )
     runs = table.read(write(tmp_path / "a.csv", text))
     assert list(runs.finals()["step"]) == [30, 30, 30] and runs.dropped == ()
-    assert [note.split(":")[0] for note in runs.notes] == ["step-alone"] and "tokens or compute" in runs.notes[0]
-    with_tokens = table.build([{"run": "a", "step": s, "tokens": 10 * s, "loss": 4 - s} for s in (1, 2)])
+    assert [note.split(":")[0] for note in runs.notes] == [
+        "step-alone"
+    ] and "tokens or compute" in runs.notes[0]
+    with_tokens = table.build(
+        [{"run": "a", "step": s, "tokens": 10 * s, "loss": 4 - s} for s in (1, 2)]
+    )
     assert with_tokens.notes == ()
 
 
-@pytest.mark.parametrize("name, separator, words", [
-    ("a.csv", ";", "';'; a .csv file needs commas"), ("a.csv", "\t", "name it .tsv"),
-    ("a.csv", "|", "'|'; a .csv file needs commas"), ("a.tsv", ",", "','; a .tsv file needs tabs"),
-    ("a.tsv", ";", "';'; a .tsv file needs tabs")])
+@pytest.mark.parametrize(
+    "name, separator, words",
+    [
+        ("a.csv", ";", "';'; a .csv file needs commas"),
+        ("a.csv", "\t", "name it .tsv"),
+        ("a.csv", "|", "'|'; a .csv file needs commas"),
+        ("a.tsv", ",", "','; a .tsv file needs tabs"),
+        ("a.tsv", ";", "';'; a .tsv file needs tabs"),
+    ],
+)
 def test_read_names_the_separator_that_a_file_uses(tmp_path, name, separator, words):
-    """A spreadsheet with decimal commas separates columns by semicolons: the line says so, not that a column lacks."""
+    """A spreadsheet with decimal commas separates columns by semicolons: the line says so, not that
+    a column lacks."""
     text = separator.join(("run", "params", "loss")) + "\n" + separator.join(("a", "1", "3"))
     with pytest.raises(UserError, match=re.escape(words)) as error:
         table.read(write(tmp_path / name, text))

@@ -1,7 +1,8 @@
-"""A SLURM of one node on this machine, in a directory of its own, for the tests that need a real one.
+"""A SLURM of one node on this machine, in a directory of its own, for the tests that need a real
+one.
 
-Debian's packages `slurm-wlm` and `munge`, without cgroups and without an accounting database. Every process that is
-started here is stopped here.
+Debian's packages `slurm-wlm` and `munge`, without cgroups and without an accounting database. Every
+process that is started here is stopped here.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol")
-# cred_expire: a requeued job waits until its old credential has expired, 120 s unless told. KillWait: seconds
+# cred_expire: a requeued job waits until its old credential has expired, 120 s unless told.
+# KillWait: seconds
 CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -61,25 +63,34 @@ def _which(program: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What a test needs of a running SLURM; SLURM_CONF in the environment makes its commands talk to it."""
+    """What a test needs of a running SLURM; SLURM_CONF in the environment makes its commands talk
+    to it."""
 
     directory: Path
 
     def run(self, *argv: str, seconds: float = 60, **kwargs) -> str:
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=seconds, **kwargs)
+        done = subprocess.run(
+            argv, check=True, capture_output=True, text=True, timeout=seconds, **kwargs
+        )
         return done.stdout.strip()
 
     def state(self, job: str) -> str:
         """State of a job or array task in the controller's memory; "" for none."""
-        done = subprocess.run(["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
-                              capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         return done.stdout.strip()
 
     def wait(self, job: str, *states: str, seconds: float = 120) -> str:
         """Waits for one of the states, and tells which."""
         until = time.monotonic() + seconds
         while (state := self.state(job)) not in states:
-            assert time.monotonic() < until, f"job {job} is {state or 'unknown'} after {seconds} s, not {states}"
+            assert time.monotonic() < until, (
+                f"job {job} is {state or 'unknown'} after {seconds} s, not {states}"
+            )
             time.sleep(0.2)
         return state
 
@@ -89,7 +100,8 @@ def started(directory: Path, cpus: int = 4) -> Iterator[Cluster]:
     """Runs the daemons while the context lasts, with SLURM_CONF set in this process's environment.
 
     Args:
-      directory: empty; keys, sockets, logs and spools go there. Short, as a socket's path may have 107 characters.
+      directory: empty; keys, sockets, logs and spools go there. Short, as a socket's path may have
+        107 characters.
       cpus: processors that the node says it has, whatever the machine has.
     """
     daemons: list[subprocess.Popen] = []
@@ -101,19 +113,41 @@ def started(directory: Path, cpus: int = 4) -> Iterator[Cluster]:
     host = socket.gethostname().split(".")[0]
     ctld_port, slurmd_port = _free_ports(2)
     config = directory / "slurm.conf"
-    config.write_text(CONFIG.format(host=host, directory=directory, ctld_port=ctld_port, slurmd_port=slurmd_port,
-                                    cpus=cpus, user=_user()))
+    config.write_text(
+        CONFIG.format(
+            host=host,
+            directory=directory,
+            ctld_port=ctld_port,
+            slurmd_port=slurmd_port,
+            cpus=cpus,
+            user=_user(),
+        )
+    )
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(config)
     try:
-        daemons.append(_start(directory, "munged", "--foreground", "--force", f"--key-file={directory}/munge.key",
-                              f"--socket={directory}/munge.socket", f"--pid-file={directory}/munge.pid",
-                              f"--log-file={directory}/munge.log", f"--seed-file={directory}/munge.seed"))
+        daemons.append(
+            _start(
+                directory,
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={directory}/munge.key",
+                f"--socket={directory}/munge.socket",
+                f"--pid-file={directory}/munge.pid",
+                f"--log-file={directory}/munge.log",
+                f"--seed-file={directory}/munge.seed",
+            )
+        )
         _until((directory / "munge.socket").exists, "munged opens its socket", directory)
         daemons.append(_start(directory, "slurmctld", "-D", "-c", "-f", str(config)))
         daemons.append(_start(directory, "slurmd", "-D", "-c", "-f", str(config), "-N", host))
         cluster = Cluster(directory)
-        _until(lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"), "the node is idle", directory)
+        _until(
+            lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"),
+            "the node is idle",
+            directory,
+        )
         yield cluster
     finally:
         _end_jobs()
@@ -140,8 +174,13 @@ def _end_jobs():
 
 def _start(directory: Path, program: str, *args: str) -> subprocess.Popen:
     with (directory / f"{program}.out").open("wb") as output:
-        return subprocess.Popen([_which(program) or program, *args], stdin=subprocess.DEVNULL, stdout=output,
-                                stderr=output, start_new_session=True)
+        return subprocess.Popen(
+            [_which(program) or program, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def _output(*argv: str) -> str:
@@ -155,7 +194,10 @@ def _until(ready, what: str, directory: Path, seconds: float = 30):
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:
-            logs = "\n".join(f"{file.name}: {file.read_text()[-800:]}" for file in directory.glob("*.[lo][ou][gt]"))
+            logs = "\n".join(
+                f"{file.name}: {file.read_text()[-800:]}"
+                for file in directory.glob("*.[lo][ou][gt]")
+            )
             raise AssertionError(f"waited {seconds} s until {what}\n{logs}")
         time.sleep(0.2)
 

@@ -9,17 +9,21 @@ from slurm import cluster as slurm_cluster
 def cluster():
     """A running SLURM that the commands of the test find."""
     if missing := slurm_cluster.missing():
-        pytest.skip(f"no SLURM on this machine ({', '.join(missing)} missing): apt-get install slurm-wlm munge")
+        pytest.skip(
+            f"no SLURM on this machine ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
+        )
     # Not below pytest's own directory: the path of a socket may not be long.
-    with tempfile.TemporaryDirectory(prefix="slurm") as directory, \
-            slurm_cluster.started(Path(directory)) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm") as directory,
+        slurm_cluster.started(Path(directory)) as running,
+    ):
         yield running
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the tests, and programs
-    compiled once and fast."""
+    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the
+    tests, and programs compiled once and fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XLA_FLAGS", raising=False)
         patch.setenv("JAX_PLATFORMS", "cpu")

@@ -14,7 +14,8 @@ from var_jax.sweep.slurm import Slurm
 
 pytestmark = pytest.mark.slurm
 
-# At SIGTERM it takes a second to save, notes it, and exits as training does. Once saved, the next start is done.
+# At SIGTERM it takes a second to save, notes it, and exits as training does. Once saved, the next
+# start is done.
 SAVES_AT_SIGTERM = """
 import signal, sys, time
 from pathlib import Path
@@ -47,7 +48,9 @@ def saver(tmp_path):
     def command(name: str) -> RunCommand:
         directory = tmp_path / "sweep" / name
         directory.mkdir(parents=True)
-        return RunCommand(name, str(directory), (sys.executable, str(script), str(directory / "notes.txt")))
+        return RunCommand(
+            name, str(directory), (sys.executable, str(script), str(directory / "notes.txt"))
+        )
 
     return command
 
@@ -90,19 +93,29 @@ def test_a_run_that_saved_itself_is_requeued(cluster, saver, how):
     [job] = engine.submit([run])
     await_start(run)
     if how == "own notice":  # as a host's agent may send it, to the run alone
-        [pid] = subprocess.run(["pgrep", "-f", f"saver.py {run.directory}"], capture_output=True,
-                               text=True).stdout.split()
+        [pid] = subprocess.run(
+            ["pgrep", "-f", f"saver.py {run.directory}"], capture_output=True, text=True
+        ).stdout.split()
         os.kill(int(pid), 15)
     assert cluster.wait(job, "COMPLETED", "FAILED", "TIMEOUT", "CANCELLED") == "COMPLETED"
     assert notes(run) == PREEMPTED_ONCE
 
 
 def test_every_process_of_a_run_gets_the_command(cluster, tmp_path):
-    run = RunCommand("two", str(tmp_path / "two"), (
-        sys.executable, "-c", "import os, sys; print(*map(os.environ.get, ('SLURM_PROCID', 'FENCE'))); sys.exit(3)"),
-        environment={"FENCE": "a/0001.json"})
+    run = RunCommand(
+        "two",
+        str(tmp_path / "two"),
+        (
+            sys.executable,
+            "-c",
+            "import os, sys; print(*map(os.environ.get, ('SLURM_PROCID', 'FENCE'))); sys.exit(3)",
+        ),
+        environment={"FENCE": "a/0001.json"},
+    )
     Path(run.directory).mkdir()
-    [job] = Slurm(tasks=2, memory_gb=0.5, flags="comment=hello,exclusive", setup="export NODE_SETUP=1").submit([run])
+    [job] = Slurm(
+        tasks=2, memory_gb=0.5, flags="comment=hello,exclusive", setup="export NODE_SETUP=1"
+    ).submit([run])
     cluster.wait(job, "FAILED", "COMPLETED")
     assert Path(run.directory, "log.txt").read_text() == "0 a/0001.json\n"
     assert Path(run.directory, "log_1.txt").read_text() == "1 a/0001.json\n"
@@ -112,7 +125,9 @@ def test_every_process_of_a_run_gets_the_command(cluster, tmp_path):
 
 def test_what_sbatch_refuses_is_one_line_and_starts_nothing(cluster, saver, capfd):
     run = saver("run")
-    with pytest.raises(UserError, match="^sbatch refuses: invalid partition.*Invalid partition") as caught:
+    with pytest.raises(
+        UserError, match="^sbatch refuses: invalid partition.*Invalid partition"
+    ) as caught:
         Slurm(partition="gpu").submit([run, saver("other")])
     assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
     assert cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING") == ""

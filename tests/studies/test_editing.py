@@ -52,7 +52,10 @@ def test_the_nearest_of_a_training_image_is_itself(monkeypatch):
 
 def test_the_nearest_by_kept_pixels():
     images = RANDOM.integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
-    by_hand = [((image[KEPT].astype(int) - TRAINING[:, KEPT].astype(int)) ** 2).sum((1, 2)) for image in images]
+    by_hand = [
+        ((image[KEPT].astype(int) - TRAINING[:, KEPT].astype(int)) ** 2).sum((1, 2))
+        for image in images
+    ]
     np.testing.assert_array_equal(fills.nearest(images, TRAINING, KEPT), np.argmin(by_hand, axis=1))
     wanted = np.array([2, 0, 1, 1, 2])
     found = fills.nearest_of_class(images, wanted, TRAINING, LABELS, KEPT)
@@ -65,16 +68,23 @@ def test_the_nearest_by_kept_pixels():
 
 def test_the_mean_image(monkeypatch):
     monkeypatch.setattr(fills, "CHUNK", 7)
-    np.testing.assert_array_equal(fills.mean_image(TRAINING), np.rint(TRAINING.mean(axis=0)).astype(np.uint8))
+    np.testing.assert_array_equal(
+        fills.mean_image(TRAINING), np.rint(TRAINING.mean(axis=0)).astype(np.uint8)
+    )
 
 
 def test_what_is_held_out_is_not_compared_with(tmp_path):
     np.savez(tmp_path / "a.npz", TRAINING, LABELS)
     images = open_images(str(tmp_path / "a.npz"))
     drawn, others = fills.held_out(images, 11, seed=3)
-    found = [[np.concatenate(column) for column in zip(*part.read(4), strict=True)] for part in (drawn, others)]
+    found = [
+        [np.concatenate(column) for column in zip(*part.read(4), strict=True)]
+        for part in (drawn, others)
+    ]
     assert [len(part[0]) for part in found] == [drawn.count, others.count] == [11, 19]
-    places = [np.flatnonzero((image == TRAINING).all((1, 2, 3)))[0] for part in found for image in part[0]]
+    places = [
+        np.flatnonzero((image == TRAINING).all((1, 2, 3)))[0] for part in found for image in part[0]
+    ]
     assert sorted(places) == list(range(30)) and places[:11] == sorted(places[:11])
     np.testing.assert_array_equal(np.concatenate([found[0][1], found[1][1]]), LABELS[places])
     other = fills.held_out(images, 11, seed=4)
@@ -90,7 +100,9 @@ def test_what_is_held_out_is_not_compared_with(tmp_path):
 def test_strengths():
     assert editing.strengths(Scales.parse("1,2,3,4,6,8"), "") == [0, 1, 3]
     assert editing.strengths(Scales.parse("1,2,3,4,5,6,8,10,13,16"), "") == [0, 1, 5]
-    assert editing.strengths(small.SCALES, "") == [0, 1, 2] and editing.strengths(small.SCALES, "2,0") == [0, 2]
+    assert editing.strengths(small.SCALES, "") == [0, 1, 2] and editing.strengths(
+        small.SCALES, "2,0"
+    ) == [0, 2]
     for given in ("3", "a", "1,", "-1"):
         with pytest.raises(UserError, match="--from-scales"):
             editing.strengths(small.SCALES, given)
@@ -102,36 +114,73 @@ def test_kept_pixels_are_the_images_own(monkeypatch):
     shape = model.config.tokenizer.image_shape
     images = RANDOM.integers(0, 256, (3, *shape), dtype=np.uint8)
     monkeypatch.setattr(editing, "PART", 2)
-    editor = editing.Editor(model, images, np.array([0, 1, 9]), images[:2], np.array([0, 1]), 0, "fid")
+    editor = editing.Editor(
+        model, images, np.array([0, 1, 9]), images[:2], np.array([0, 1]), 0, "fid"
+    )
     filled, kept = editor.fill("out-painting", 1), editor.region("out-painting").pixels
-    assert editing.apart(filled, images, kept) == {"value": 0, "ci95": [0, 0], "largest": 0, "count": 3}
+    assert editing.apart(filled, images, kept) == {
+        "value": 0,
+        "ci95": [0, 0],
+        "largest": 0,
+        "count": 3,
+    }
     assert editing.apart(filled, images, ~kept)["value"] > 1
     assert editor.drift("out-painting", 1)["value"] > 1  # random weights reconstruct nothing
-    assert editor.wanted("another class").tolist() == [1, 2, 0] and editor.wanted("lower half").tolist() == [0, 1, 9]
+    assert editor.wanted("another class").tolist() == [1, 2, 0] and editor.wanted(
+        "lower half"
+    ).tolist() == [0, 1, 9]
 
 
 class Editor:
-    """In place of `Pipeline.edit`: whatever is filled is grey, whatever is kept is three levels off, for nothing."""
+    """In place of `Pipeline.edit`: whatever is filled is grey, whatever is kept is three levels
+    off, for nothing."""
 
     def __init__(self, monkeypatch):
         self.calls = []
         monkeypatch.setattr(features, "load", lambda *_: toy_network.network())
-        monkeypatch.setattr(Pipeline, "edit", lambda model, images, keep, labels, **given: self.edit(
-            np.asarray(images), model.config.tokenizer.downsampling, keep, labels, **given))
+        monkeypatch.setattr(
+            Pipeline,
+            "edit",
+            lambda model, images, keep, labels, **given: self.edit(
+                np.asarray(images), model.config.tokenizer.downsampling, keep, labels, **given
+            ),
+        )
 
     def edit(self, images, factor, keep, labels, *, composite, **given):
         self.calls.append({**given, "composite": composite, "labels": list(labels), "keep": keep})
         kept = np.kron(keep, np.ones((factor, factor), bool))[..., None]
         own = (images + 1) / 2
-        return np.where(kept, own if composite else own + np.where(own > 0.5, -3, 3) / 255, np.float32(0.5))
+        return np.where(
+            kept, own if composite else own + np.where(own > 0.5, -3, 3) / 255, np.float32(0.5)
+        )
 
 
 @pytest.fixture
 def study(model_dir, digits_dir, tmp_path, monkeypatch):
     def run(*options):
-        return editing.main(["--model", str(model_dir), "--reference", "digits:test[:40]", "--training",
-                             "digits:train[:80]", "--resize", "whole", "--data-dir", str(digits_dir), "--num", "10",
-                             "--resamples", "0", "--cache", "", "--out", str(tmp_path / "out"), *options])
+        return editing.main(
+            [
+                "--model",
+                str(model_dir),
+                "--reference",
+                "digits:test[:40]",
+                "--training",
+                "digits:train[:80]",
+                "--resize",
+                "whole",
+                "--data-dir",
+                str(digits_dir),
+                "--num",
+                "10",
+                "--resamples",
+                "0",
+                "--cache",
+                "",
+                "--out",
+                str(tmp_path / "out"),
+                *options,
+            ]
+        )
 
     run.out, run.editor = tmp_path / "out", Editor(monkeypatch)
     return run
@@ -144,8 +193,10 @@ def test_a_study(study, capsys):
     assert len(rows) == len(fills.TASKS) * 6 and found["about"]["reference"]["count"] == 30
     for task in fills.TASKS:
         truth, model = rows[f"{task}: truth"], rows[f"{task}: model, from scale 1"]
-        assert truth["kept"] == {"composited": {"value": 0, "ci95": [0, 0], "largest": 0, "count": 10},
-                                 "uncomposited": None}
+        assert truth["kept"] == {
+            "composited": {"value": 0, "ci95": [0, 0], "largest": 0, "count": 10},
+            "uncomposited": None,
+        }
         assert model["kept"]["composited"]["largest"] == 0
         assert model["kept"]["uncomposited"]["value"] == pytest.approx(3, abs=1e-4)
         assert truth["frechet_distance"]["counts"] == truth["region"]["counts"] == [10, 30]
@@ -161,21 +212,30 @@ def test_a_study(study, capsys):
     calls = [call for call in study.editor.calls if call["composite"]]
     own, others = calls[0]["labels"], calls[-1]["labels"]
     assert {call["from_scale"] for call in calls} == {0, 1, 2}
-    assert [(label + 1) % 10 for label in own[:len(others)]] == others
+    assert [(label + 1) % 10 for label in own[: len(others)]] == others
     with Image.open(study.out / "editing.png") as image:
         assert min(image.size) > 500
     tables = (study.out / "editing.md").read_text()
-    assert tables.count("\n| model, from scale 2 |") == len(fills.TASKS) and "16.7% filled" in tables
+    assert (
+        tables.count("\n| model, from scale 2 |") == len(fills.TASKS) and "16.7% filled" in tables
+    )
 
     count = len(study.editor.calls)
     assert study() == 0 and len(study.editor.calls) == count
     rows.pop("lower half: nearest")
     (study.out / "editing.json").write_text(json.dumps({**found, "rows": rows}))
     assert study() == 0
-    assert json.loads((study.out / "editing.json").read_text())["rows"].keys() == {*rows, "lower half: nearest"}
+    assert json.loads((study.out / "editing.json").read_text())["rows"].keys() == {
+        *rows,
+        "lower half: nearest",
+    }
     capsys.readouterr()
-    for options, told in ((["--seed", "1"], "seed: 1 here, 0 there"), (["--num", "37"], "--num is 37"),
-                          (["--preset", "x"], "--preset is x"), (["--from-scales", "3"], "--from-scales is 3")):
+    for options, told in (
+        (["--seed", "1"], "seed: 1 here, 0 there"),
+        (["--num", "37"], "--num is 37"),
+        (["--preset", "x"], "--preset is x"),
+        (["--from-scales", "3"], "--from-scales is 3"),
+    ):
         assert study(*options) == 2
         err = capsys.readouterr().err
         assert told in err and err.count("\n") == 1

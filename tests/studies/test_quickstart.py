@@ -17,32 +17,47 @@ GUIDED, PLAIN = quickstart.SETTINGS
 @pytest.mark.slow
 def test_both_stages_samples_and_a_report(digits_dir, tmp_path):
     settings = {"steps": 2, "init_from": ""}
-    stages = [small.train_config(stage, digits_dir, **settings) for stage in ("tokenizer", "transformer")]
+    stages = [
+        small.train_config(stage, digits_dir, **settings) for stage in ("tokenizer", "transformer")
+    ]
     report = quickstart.run(*stages, str(tmp_path), samples=20)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert report.keys() == {"reconstruction", "validation", "samples", "seconds"}
-    assert report["samples"].keys() == {"classifier_accuracy_on_held_out", "held_out_images", "count", GUIDED, PLAIN}
+    assert report["samples"].keys() == {
+        "classifier_accuracy_on_held_out",
+        "held_out_images",
+        "count",
+        GUIDED,
+        PLAIN,
+    }
     assert report["samples"]["count"] == 20
     for row in (report["samples"][GUIDED], report["samples"][PLAIN]):
         assert row.keys() == {"label_accuracy", "variance_ratio", "nearest_ratio"}
         assert all(np.isfinite(value) for value in row.values())
-    assert report["seconds"]["total"] == pytest.approx(sum(report["seconds"][k] for k in report["seconds"]) / 2)
+    assert report["seconds"]["total"] == pytest.approx(
+        sum(report["seconds"][k] for k in report["seconds"]) / 2
+    )
     assert len(quickstart.lines(report)) == 7
 
     model = Pipeline.from_pretrained(tmp_path)
     assert model.config == stages[1].model
     with Image.open(tmp_path / "samples.png") as grid:
-        assert grid.width > 10 * 96 and grid.height > 10 * 72  # ten magnified images of 6 x 8 pixels a side
+        assert (
+            grid.width > 10 * 96 and grid.height > 10 * 72
+        )  # ten magnified images of 6 x 8 pixels a side
 
     again = quickstart.run(*stages, str(tmp_path), samples=20)  # everything is trained already
     for stage in ("tokenizer", "transformer"):
         assert again["seconds"][stage] == report["seconds"][stage]
-    assert again["seconds"]["total"] == pytest.approx(sum(again["seconds"][k] for k in again["seconds"]) / 2)
+    assert again["seconds"]["total"] == pytest.approx(
+        sum(again["seconds"][k] for k in again["seconds"]) / 2
+    )
 
 
 @pytest.fixture
 def untrained(monkeypatch):
-    """Training that only leaves the last step's checkpoint, and no model; what was called, in order."""
+    """Training that only leaves the last step's checkpoint, and no model; what was called, in
+    order."""
     calls = []
 
     def train(config, directory):
@@ -52,8 +67,15 @@ def untrained(monkeypatch):
     monkeypatch.setattr(quickstart, "train", train)
     monkeypatch.setattr(quickstart, "judge", lambda *_: {})
     monkeypatch.setattr(quickstart, "_samples_picture", lambda *_: None)
-    monkeypatch.setattr(quickstart, "Pipeline", SimpleNamespace(
-        from_pretrained=lambda _: SimpleNamespace(save=lambda directory: directory.mkdir(exist_ok=True))))
+    monkeypatch.setattr(
+        quickstart,
+        "Pipeline",
+        SimpleNamespace(
+            from_pretrained=lambda _: SimpleNamespace(
+                save=lambda directory: directory.mkdir(exist_ok=True)
+            )
+        ),
+    )
     return calls
 
 
@@ -69,17 +91,24 @@ def test_both_stages_are_asked_for_before_anything_is_trained(untrained, tmp_pat
     assert not untrained
 
 
-@pytest.mark.parametrize(("at", "reported", "expected"), [
-    ((None, None), None, (0.0, 0.0)),
-    ((3, 3), {"tokenizer": 5.0, "transformer": 7.0}, (5.0, 7.0)),
-    ((3, 1), {"tokenizer": 5.0, "transformer": 7.0}, (5.0, None)),
-    ((3, 1), None, (None, None)),
-    ((3, None), {"tokenizer": None, "transformer": 7.0}, (None, 0.0)),
-], ids=["fresh", "finished", "half way", "no report", "never known"])
+@pytest.mark.parametrize(
+    ("at", "reported", "expected"),
+    [
+        ((None, None), None, (0.0, 0.0)),
+        ((3, 3), {"tokenizer": 5.0, "transformer": 7.0}, (5.0, 7.0)),
+        ((3, 1), {"tokenizer": 5.0, "transformer": 7.0}, (5.0, None)),
+        ((3, 1), None, (None, None)),
+        ((3, None), {"tokenizer": None, "transformer": 7.0}, (None, 0.0)),
+    ],
+    ids=["fresh", "finished", "half way", "no report", "never known"],
+)
 def test_seconds_are_of_whole_stages(untrained, tmp_path, monkeypatch, at, reported, expected):
     done = dict(zip(("tokenizer-run", "transformer-run"), at, strict=True))
-    monkeypatch.setattr(quickstart, "Checkpoints",
-                        lambda path, keep: SimpleNamespace(latest_step=lambda: done[path.parent.name]))
+    monkeypatch.setattr(
+        quickstart,
+        "Checkpoints",
+        lambda path, keep: SimpleNamespace(latest_step=lambda: done[path.parent.name]),
+    )
     if reported is not None:
         (tmp_path / "report.json").write_text(json.dumps({"seconds": reported}))
     seconds = quickstart.run(*stages(), str(tmp_path))["seconds"]
@@ -92,20 +121,32 @@ def test_seconds_are_of_whole_stages(untrained, tmp_path, monkeypatch, at, repor
 
 def flat(values, side: int = 8) -> np.ndarray:
     """One grey image a value."""
-    return np.broadcast_to(np.asarray(values, np.float32)[:, None, None, None], (len(values), side, side, 1))
+    return np.broadcast_to(
+        np.asarray(values, np.float32)[:, None, None, None], (len(values), side, side, 1)
+    )
 
 
 def test_variance_within_classes():
     labels = np.array([0, 0, 1, 1])
-    assert quickstart.within_class_variance(flat([0, 1, 0.3, 0.3]), labels) == pytest.approx(0.25 / 2)
-    assert quickstart.within_class_variance(flat([0, 0, 1, 1]), labels) == 0  # between classes does not count
+    assert quickstart.within_class_variance(flat([0, 1, 0.3, 0.3]), labels) == pytest.approx(
+        0.25 / 2
+    )
+    assert (
+        quickstart.within_class_variance(flat([0, 0, 1, 1]), labels) == 0
+    )  # between classes does not count
     fine = np.indices((16, 16)).sum(axis=0)[..., None] % 2
-    assert quickstart.within_class_variance(np.stack([fine, 1 - fine]), np.zeros(2)) == pytest.approx(0)  # at 8x8
+    assert quickstart.within_class_variance(
+        np.stack([fine, 1 - fine]), np.zeros(2)
+    ) == pytest.approx(0)  # at 8x8
 
 
 def test_distance_to_the_nearest():
-    assert quickstart.nearest_distance(flat([0.5]), flat([0, 0.75])) == pytest.approx(64**0.5 * 0.25)
-    assert quickstart.nearest_distance(flat([0, 0.5, 1]), flat([0])) == pytest.approx(64**0.5 * 0.5)  # the median
+    assert quickstart.nearest_distance(flat([0.5]), flat([0, 0.75])) == pytest.approx(
+        64**0.5 * 0.25
+    )
+    assert quickstart.nearest_distance(flat([0, 0.5, 1]), flat([0])) == pytest.approx(
+        64**0.5 * 0.5
+    )  # the median
 
 
 def planted(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,44 +159,80 @@ def planted(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Swapped:
-    """Gives training images of the labels asked for, and without guidance fresh ones of the other class."""
+    """Gives training images of the labels asked for, and without guidance fresh ones of the other
+    class."""
 
     class_names = ("left", "right")
 
     def sample(self, labels, *, seed, cfg=1.5, **_):
         images, theirs = planted(40, seed=0) if cfg else planted(40, seed=2)
-        return np.stack([images[theirs == (label if cfg else 1 - label)][i // 2] for i, label in enumerate(labels)])
+        return np.stack(
+            [
+                images[theirs == (label if cfg else 1 - label)][i // 2]
+                for i, label in enumerate(labels)
+            ]
+        )
 
 
 def test_samples_are_judged_against_real_images(monkeypatch):
     config = small.train_config("transformer", "")
-    config = dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, num_classes=2))
-    splits = {config.data.train_split: planted(40, seed=0), config.data.eval_split: planted(30, seed=1)}
+    config = dataclasses.replace(
+        config, transformer=dataclasses.replace(config.transformer, num_classes=2)
+    )
+    splits = {
+        config.data.train_split: planted(40, seed=0),
+        config.data.eval_split: planted(30, seed=1),
+    }
     asked = []
-    monkeypatch.setattr(quickstart, "_split", lambda _, split, names: asked.append(names) or splits[split])
+    monkeypatch.setattr(
+        quickstart, "_split", lambda _, split, names: asked.append(names) or splits[split]
+    )
     report = quickstart.judge(Swapped(), config, 20)
     assert report["classifier_accuracy_on_held_out"] == 1
-    assert asked == [Swapped.class_names] * 2  # labels are by the order of classes that the model has
+    assert (
+        asked == [Swapped.class_names] * 2
+    )  # labels are by the order of classes that the model has
     assert (report["held_out_images"], report["count"]) == (30, 20)
     copied, swapped = report[GUIDED], report[PLAIN]
     assert copied["label_accuracy"] == 1 and swapped["label_accuracy"] == 0
-    assert copied["nearest_ratio"] == pytest.approx(0, abs=1e-3) and 0.8 < swapped["nearest_ratio"] < 1.25
+    assert (
+        copied["nearest_ratio"] == pytest.approx(0, abs=1e-3)
+        and 0.8 < swapped["nearest_ratio"] < 1.25
+    )
     assert 0.8 < copied["variance_ratio"] < 1.25 and 0.8 < swapped["variance_ratio"] < 1.25
 
 
 def test_the_report_in_lines():
     row = {"label_accuracy": 0.975, "variance_ratio": 0.8, "nearest_ratio": 1.1}
-    report = {"reconstruction": {"psnr": 25.678, "images": 360, "code_usage": [0.5, 1.0], "code_usage_all": 1.0},
-              "validation": {"loss": 3.25, "loss_last": 3.5},
-              "samples": {"classifier_accuracy_on_held_out": 0.98, "count": 1000, GUIDED: row, PLAIN: row},
-              "seconds": {"tokenizer": 100.0, "transformer": 200.0, "samples": 30.0, "total": 330.0}}
+    report = {
+        "reconstruction": {
+            "psnr": 25.678,
+            "images": 360,
+            "code_usage": [0.5, 1.0],
+            "code_usage_all": 1.0,
+        },
+        "validation": {"loss": 3.25, "loss_last": 3.5},
+        "samples": {
+            "classifier_accuracy_on_held_out": 0.98,
+            "count": 1000,
+            GUIDED: row,
+            PLAIN: row,
+        },
+        "seconds": {"tokenizer": 100.0, "transformer": 200.0, "samples": 30.0, "total": 330.0},
+    }
     out = quickstart.lines(report)
     assert out[0] == "reconstruction  PSNR 25.68 dB on 360 held-out images"
     assert out[1] == "codes used      50% 100% by scale, 100% over all scales"
     assert out[2] == "validation      loss 3.2500 over all scales, 3.5000 over the last"
     assert out[3] == "classifier      0.980 right on real held-out images"
-    assert out[4].startswith("1000 samples    0.975 as labelled, variance ratio 0.80, nearest-training ratio 1.10: def")
-    assert out[6] == "time            5.5 minutes (tokenizer 100 s, transformer 200 s, samples 30 s)"
+    assert out[4].startswith(
+        "1000 samples    0.975 as labelled, variance ratio 0.80, nearest-training ratio 1.10: def"
+    )
+    assert (
+        out[6] == "time            5.5 minutes (tokenizer 100 s, transformer 200 s, samples 30 s)"
+    )
     report["seconds"] |= {"transformer": None, "total": None}
-    assert quickstart.lines(report)[6] == ("time            not known, resumed (tokenizer 100 s, "
-                                           "transformer not known, resumed, samples 30 s)")
+    assert quickstart.lines(report)[6] == (
+        "time            not known, resumed (tokenizer 100 s, "
+        "transformer not known, resumed, samples 30 s)"
+    )

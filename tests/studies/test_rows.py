@@ -23,7 +23,11 @@ def test_rows_are_there_after_a_kill(tmp_path):
     assert rows.missing(["x", "y", "x"]) == ["x", "y"] and not path.exists()
     rows.add("x", {"value": 1.5, "counts": (1, 2)})
     again = study.Rows(path, ABOUT)
-    assert again.missing(["x", "y"]) == ["y"] and "x" in again and again["x"] == {"value": 1.5, "counts": [1, 2]}
+    assert (
+        again.missing(["x", "y"]) == ["y"]
+        and "x" in again
+        and again["x"] == {"value": 1.5, "counts": [1, 2]}
+    )
     again.add("y", {})
     assert list(study.Rows(path, ABOUT).rows) == ["x", "y"]
     assert [file.name for file in path.parent.iterdir()] == ["rows.json"]
@@ -33,9 +37,11 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})
     before = path.read_bytes()
-    for changed, told in (({"model": "b"}, "model: b here, a there"),
-                          ({"reference": {"count": 4}}, "reference.count: 4 here, 3 there"),
-                          ({"seed": 1}, "seed: 1 here, None there")):
+    for changed, told in (
+        ({"model": "b"}, "model: b here, a there"),
+        ({"reference": {"count": 4}}, "reference.count: 4 here, 3 there"),
+        ({"seed": 1}, "seed: 1 here, None there"),
+    ):
         with pytest.raises(UserError, match=f"rows.json is of other settings: {told}"):
             study.Rows(path, {**ABOUT, **changed})
     assert path.read_bytes() == before
@@ -65,7 +71,9 @@ def test_the_fingerprint_is_of_both_parts():
     for part in ("tokenizer", "transformer"):
         leaves, tree = jax.tree.flatten(model.params[part])
         leaves[-1] = leaves[-1] + 1e-3
-        found.add(fingerprint(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)}))
+        found.add(
+            fingerprint(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)})
+        )
     assert len(found) == 3
     again = Pipeline(model.config, model.params)
     assert fingerprint(again.config, again.params) == fingerprint(model.config, model.params)
@@ -73,8 +81,10 @@ def test_the_fingerprint_is_of_both_parts():
 
 def test_distances_are_those_of_the_moments():
     random, network = np.random.default_rng(0), toy_network.network()
-    real, other = (study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
-                   for high in (256, 200))
+    real, other = (
+        study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
+        for high in (256, 200)
+    )
     found = Distance(real, 5, 0).of(other)
     assert found["value"] == pytest.approx(frechet_distance(real.moments, other.moments))
     assert found["counts"] == [50, 50] and found["ci95"][0] < found["value"] < found["ci95"][1]
@@ -85,8 +95,11 @@ def test_distances_are_those_of_the_moments():
 def test_labels_must_be_the_models(tmp_path):
     file = str(tmp_path / "a.npz")
     pixels = np.zeros((3, 4, 4, 1), np.uint8)
-    for labels, told in ((None, "without labels"), ([0, 1, 2], "is 2; it must be below the number"),
-                         ([1, 1, 1], "of one class")):
+    for labels, told in (
+        (None, "without labels"),
+        ([0, 1, 2], "is 2; it must be below the number"),
+        ([1, 1, 1], "of one class"),
+    ):
         np.savez(file, pixels, **({} if labels is None else {"arr_1": np.array(labels)}))
         with pytest.raises(UserError, match=told):
             study.everything(open_images(file), classes=2)

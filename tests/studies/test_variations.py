@@ -22,8 +22,11 @@ def test_what_is_left_of_a_small_image():
 
 def test_rows_keep_every_number_of_scales():
     assert variations.methods(3) == {
-        "enlarged, first 1 scales kept": ("enlarged", 1), "enlarged, first 2 scales kept": ("enlarged", 2),
-        "variation, first 1 kept": ("truth", 1), "variation, first 2 kept": ("truth", 2)}
+        "enlarged, first 1 scales kept": ("enlarged", 1),
+        "enlarged, first 2 scales kept": ("enlarged", 2),
+        "variation, first 1 kept": ("truth", 1),
+        "variation, first 2 kept": ("truth", 2),
+    }
 
 
 @pytest.mark.slow
@@ -31,15 +34,39 @@ def test_a_study(model_dir, digits_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(features, "load", lambda *_: toy_network.network())
 
     def study(*options):
-        return variations.main(["--model", str(model_dir), "--reference", "digits:test[:40]", "--training",
-                                "digits:train[:80]", "--resize", "whole", "--data-dir", str(digits_dir), "--num", "10",
-                                "--resamples", "0", "--cache", "", "--factor", "2", "--out", str(tmp_path), *options])
+        return variations.main(
+            [
+                "--model",
+                str(model_dir),
+                "--reference",
+                "digits:test[:40]",
+                "--training",
+                "digits:train[:80]",
+                "--resize",
+                "whole",
+                "--data-dir",
+                str(digits_dir),
+                "--num",
+                "10",
+                "--resamples",
+                "0",
+                "--cache",
+                "",
+                "--factor",
+                "2",
+                "--out",
+                str(tmp_path),
+                *options,
+            ]
+        )
 
     assert study() == 0
     rows = json.loads((tmp_path / "continuing.json").read_text())["rows"]
     assert len(rows) == 3 + 4 and rows["truth"]["off"]["value"] == 0
     assert rows["truth"]["frechet_distance"]["counts"] == [10, 30]
-    assert 0 < rows["enlarged"]["off"]["value"] < rows["variation, first 1 kept"]["off"]["value"]  # of random weights
+    assert (
+        0 < rows["enlarged"]["off"]["value"] < rows["variation, first 1 kept"]["off"]["value"]
+    )  # of random weights
     with Image.open(tmp_path / "continuing.png") as image:
         assert min(image.size) > 300
     table = (tmp_path / "continuing.md").read_text()

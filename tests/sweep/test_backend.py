@@ -30,15 +30,18 @@ def test_options_become_fields_of_their_kinds(fake):
     assert backend.make("fake", options) == Fake("tpu", 2.0, 4, True)
 
 
-@pytest.mark.parametrize(("name", "options", "words"), [
-    ("fak", {}, "unknown backend 'fak'; did you mean 'fake'"),
-    ("fake", {"node": "1"}, "backend fake has no option 'node'; did you mean 'nodes'"),
-    ("fake", {"nodes": "two"}, "--option nodes=two: it must be a whole number"),
-    ("fake", {"nodes": "1.5"}, "--option nodes=1.5: it must be a whole number"),
-    ("fake", {"hours": "long"}, "--option hours=long: it must be a number"),
-    ("fake", {"spot": "1"}, "--option spot=1: it must be true or false"),
-    ("local", {"jobs": "2"}, "backend local has no option 'jobs'"),
-])
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("fak", {}, "unknown backend 'fak'; did you mean 'fake'"),
+        ("fake", {"node": "1"}, "backend fake has no option 'node'; did you mean 'nodes'"),
+        ("fake", {"nodes": "two"}, "--option nodes=two: it must be a whole number"),
+        ("fake", {"nodes": "1.5"}, "--option nodes=1.5: it must be a whole number"),
+        ("fake", {"hours": "long"}, "--option hours=long: it must be a number"),
+        ("fake", {"spot": "1"}, "--option spot=1: it must be true or false"),
+        ("local", {"jobs": "2"}, "backend local has no option 'jobs'"),
+    ],
+)
 def test_mistakes_are_named(fake, name, options, words):
     with pytest.raises(UserError, match=words) as caught:
         backend.make(name, options)

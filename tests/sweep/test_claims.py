@@ -14,17 +14,30 @@ from var_jax.sweep import claims
 def test_one_of_many_submitters_gets_the_claim(tmp_path):
     run = epath.Path(tmp_path)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        won = [c for c in pool.map(lambda _: claims.create(run, 1, "local"), range(64)) if c is not None]
+        won = [
+            c
+            for c in pool.map(lambda _: claims.create(run, 1, "local"), range(64))
+            if c is not None
+        ]
     assert len(won) == 1 and claims.read(run) == won
 
 
 def test_one_of_two_processes_gets_the_claim(tmp_path):
-    code = ("import sys, time; from etils import epath; from var_jax.sweep import claims; time.sleep(max(0, "
-            "float(sys.argv[2]) - time.time())); print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)")
+    code = (
+        "import sys, time; from etils import epath; from var_jax.sweep import claims; time.sleep(max(0, "
+        "float(sys.argv[2]) - time.time())); print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)"
+    )
     begin = str(time.time() + 2.5)
-    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), begin], stdout=subprocess.PIPE, text=True)
-            for _ in range(2)]
-    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == ["False", "True"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path), begin], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in both) == [
+        "False",
+        "True",
+    ]
 
 
 def test_later_attempts_keep_the_history(tmp_path):
@@ -33,7 +46,12 @@ def test_later_attempts_keep_the_history(tmp_path):
     first = claims.replace(run, first, job="host:1:2.0")
     second = claims.create(run, 2, "slurm", after="preempted", reached=30)
     assert claims.read(run) == [first, second]
-    assert (first.host, first.pid, second.after, second.reached) == (os.uname().nodename, os.getpid(), "preempted", 30)
+    assert (first.host, first.pid, second.after, second.reached) == (
+        os.uname().nodename,
+        os.getpid(),
+        "preempted",
+        30,
+    )
     assert claims.create(run, 2, "local") is None
 
 

@@ -23,6 +23,7 @@ DRIVE = str(Path(drive.__file__))
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
     """Sets what the stub does."""
+
     def tell(**plan):
         monkeypatch.setenv("STUB_PLAN", drive.plan_file(tmp_path / "plan.json", **plan))
 
@@ -74,7 +75,10 @@ def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
     stub(pause=0.01)
     sweep = drive.sweep(tmp_path / "sweep", jobs=2, branches=False, seeds=4)
     assert run(sweep)[0] == {} and states(sweep) == ["done"] * 4
-    (begun,) = zip(*([claim.created for claim in claims.read(sweep.directory(r.id))] for r in sweep.runs), strict=True)
+    (begun,) = zip(
+        *([claim.created for claim in claims.read(sweep.directory(r.id))] for r in sweep.runs),
+        strict=True,
+    )
     done = [os.stat(sweep.directory(r.id) / "status.json").st_mtime for r in sweep.runs]
     assert all(sum(b <= t and t < d for b, d in zip(begun, done, strict=True)) <= 2 for t in begun)
 
@@ -86,16 +90,23 @@ def test_a_killed_run_is_started_again_and_resumes(stub, tmp_path):
     given_up, said = run(sweep)
     assert given_up == {} and starts(sweep) == [2, 2] and states(sweep) == ["done"] * 2
     assert any(line.startswith(f"{first} ") and "dead at step 17" in line for line in said)
-    assert any(line.startswith(f"{second} ") and "failed at step 9 (loss of step 9 is nan)" in line for line in said)
+    assert any(
+        line.startswith(f"{second} ") and "failed at step 9 (loss of step 9 is nan)" in line
+        for line in said
+    )
 
 
 def test_steps_that_are_taken_again_have_the_records_of_the_run_that_kept_them(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False)
     run_dir = sweep.directory(sweep.runs[0].id)
-    stub(records=True, wrong={run_dir.name: {"vanishes_at": 17, "times": 1}})  # the last checkpoint is of step 15
+    stub(
+        records=True, wrong={run_dir.name: {"vanishes_at": 17, "times": 1}}
+    )  # the last checkpoint is of step 15
     assert run(sweep)[0] == {} and starts(sweep) == [2]
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    train = [(record["step"], record["process"]) for record in records if record["split"] == "train"]
+    train = [
+        (record["step"], record["process"]) for record in records if record["split"] == "train"
+    ]
     killed, resumed = map(int, (run_dir / "starts").read_text().split())
     assert train == [(n, killed if n <= 15 else resumed) for n in range(1, 41)]
 
@@ -105,7 +116,9 @@ def test_a_start_that_comes_after_its_successor_was_claimed_ends(tmp_path, monke
     (planned,) = (sweep := drive.sweep(tmp_path / "sweep", seeds=1, branches=False)).runs
     for attempt in (1, 2):
         claims.create(sweep.directory(planned.id), attempt, "slurm")
-    first, second = (planned.command("stub.py", sweep.workdir, attempt).environment for attempt in (1, 2))
+    first, second = (
+        planned.command("stub.py", sweep.workdir, attempt).environment for attempt in (1, 2)
+    )
     for name, value in first.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="given up for 0002.json"):
@@ -135,18 +148,22 @@ def test_a_run_that_fails_twice_at_a_step_is_given_up_and_named_with_its_branche
     bad, good, bad_branch, _ = (r.id for r in sweep.runs)
     stub(wrong={bad: {"fails_at": 9}})
     given_up, said = run(sweep)
-    assert given_up == {bad: "it failed twice at step 9",
-                        bad_branch: f"its trunk {bad} was given up before step 16"}
+    assert given_up == {
+        bad: "it failed twice at step 9",
+        bad_branch: f"its trunk {bad} was given up before step 16",
+    }
     assert states(sweep) == ["failed", "done", "new", "done"]
     assert not sweep.directory(bad_branch).exists() and any("given up" in line for line in said)
-    assert run(sweep)[0] == given_up and (sweep.directory(bad) / "starts").read_text().count("\n") == 2
+    assert (
+        run(sweep)[0] == given_up and (sweep.directory(bad) / "starts").read_text().count("\n") == 2
+    )
     stub()
     assert run(sweep, retry=True)[0] == {} and states(sweep) == ["done"] * 4
 
 
 def test_drive_gives_up_a_refused_run_at_once(stub, tmp_path):
-    """The user's mistake would be the same at every start: one start, the reason said once, the rest of the sweep done;
-    with another chance after it was put right, the run is done too."""
+    """The user's mistake would be the same at every start: one start, the reason said once, the
+    rest of the sweep done; with another chance after it was put right, the run is done too."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
     bad, _ = (r.id for r in sweep.runs)
     stub(wrong={bad: {"refused": 1}})
@@ -155,7 +172,11 @@ def test_drive_gives_up_a_refused_run_at_once(stub, tmp_path):
     assert starts(sweep) == [1, 1] and states(sweep) == ["failed", "done"]
     assert "".join(said).count("data.name is wrong") == 1
     assert run(sweep)[0] == given_up and starts(sweep) == [1, 1]
-    assert run(sweep, retry=True)[0] == {} and starts(sweep) == [2, 1] and states(sweep) == ["done"] * 2
+    assert (
+        run(sweep, retry=True)[0] == {}
+        and starts(sweep) == [2, 1]
+        and states(sweep) == ["done"] * 2
+    )
 
 
 def test_restarts_are_bounded(stub, tmp_path):
@@ -183,7 +204,10 @@ def test_the_sweeps_process_can_be_killed_and_started_again(stub, tmp_path):
 def test_two_submitters_start_no_run_twice(stub, tmp_path):
     stub(pause=0.02)
     sweep = drive.sweep(tmp_path / "sweep")
-    both = [subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"], stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"], stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert states(sweep) == ["done"] * 6 and starts(sweep) == [1] * 6
 
@@ -220,9 +244,16 @@ def test_the_plan_is_written_whole(stub, tmp_path):
     driver.write_plan(sweep, ["--config.seed=1"])
     plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     trunk, branch = plan["runs"]
-    assert (plan["backend"], plan["overrides"], branch["trunk"]) == ("local", ["--config.seed=1"], trunk["id"])
+    assert (plan["backend"], plan["overrides"], branch["trunk"]) == (
+        "local",
+        ["--config.seed=1"],
+        trunk["id"],
+    )
     assert (branch["steps"], branch["first_step"], trunk["first_step"]) == (20, 16, 0)
-    assert branch["own_compute"] == pytest.approx(branch["compute"] / 5) and trunk["params"]["total"] > 0
+    assert (
+        branch["own_compute"] == pytest.approx(branch["compute"] / 5)
+        and trunk["params"]["total"] > 0
+    )
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the sweep's directory"):
         driver.write_plan(drive.sweep(tmp_path / "file"), [])

@@ -10,7 +10,12 @@ A, B = grid.sweep("a", [1, 2]), grid.sweep("b", "xy")
 
 
 def test_product_zip_and_chain():
-    assert grid.product(A, B) == [{"a": 1, "b": "x"}, {"a": 1, "b": "y"}, {"a": 2, "b": "x"}, {"a": 2, "b": "y"}]
+    assert grid.product(A, B) == [
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
     assert grid.zip(A, B) == [{"a": 1, "b": "x"}, {"a": 2, "b": "y"}]
     assert grid.chain(A, B) == [{"a": 1}, {"a": 2}, {"b": "x"}, {"b": "y"}]
     nested = grid.product(grid.chain(A, [{"a": 3}]), grid.zip(B, grid.sweep("c", [0, 1])))
@@ -31,13 +36,31 @@ def test_what_does_not_fit_together_is_named():
     assert grid.product(A[:1], [{"a": 1, "b": 2}]) == [{"a": 1, "b": 2}]
 
 
-@pytest.mark.parametrize(("given", "value"), [
-    (np.float64(0.001), 0.001), (np.float32(0.5), 0.5), (np.float16(0.5), 0.5), (np.int64(3), 3), (np.uint8(3), 3),
-    (np.bool_(True), True), (np.str_("cosine"), "cosine"), (np.array(2.5), 2.5), (np.array([1, 2]), (1, 2)),
-    (np.array([[1, 2], [3, 4]]), ((1, 2), (3, 4))), ([np.int32(1), np.float64(0.5)], [1, 0.5]),
-    ((np.int32(1),), (1,)), ({"a": np.int8(1), "b": {"c": np.float64(2)}}, {"a": 1, "b": {"c": 2.0}}),
-    (jnp.float32(0.5), 0.5), (jnp.arange(2), (0, 1)), (ml_dtypes.bfloat16(0.5), 0.5), (0.1, 0.1), ("x", "x"),
-    (None, None), (range(2), range(2))])
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        (np.float64(0.001), 0.001),
+        (np.float32(0.5), 0.5),
+        (np.float16(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.uint8(3), 3),
+        (np.bool_(True), True),
+        (np.str_("cosine"), "cosine"),
+        (np.array(2.5), 2.5),
+        (np.array([1, 2]), (1, 2)),
+        (np.array([[1, 2], [3, 4]]), ((1, 2), (3, 4))),
+        ([np.int32(1), np.float64(0.5)], [1, 0.5]),
+        ((np.int32(1),), (1,)),
+        ({"a": np.int8(1), "b": {"c": np.float64(2)}}, {"a": 1, "b": {"c": 2.0}}),
+        (jnp.float32(0.5), 0.5),
+        (jnp.arange(2), (0, 1)),
+        (ml_dtypes.bfloat16(0.5), 0.5),
+        (0.1, 0.1),
+        ("x", "x"),
+        (None, None),
+        (range(2), range(2)),
+    ],
+)
 def test_native_turns_every_kind_of_number_into_pythons(given, value):
     """The text of a value is what the config reads: numpy would write its type into it."""
     found = grid.native(given)
@@ -45,7 +68,8 @@ def test_native_turns_every_kind_of_number_into_pythons(given, value):
 
 
 def test_families_of_arrays_are_merged_by_their_values():
-    """Two members that set a key to equal arrays agree, and to different ones do not: an array has no truth value."""
+    """Two members that set a key to equal arrays agree, and to different ones do not: an array has
+    no truth value."""
     one, same, other = ([{"keep_steps": np.array(steps)}] for steps in ([1, 2], [1, 2], [1, 3]))
     assert grid.product(one, same) == [{"keep_steps": (1, 2)}]
     with pytest.raises(UserError, match=r"sets keep_steps to \(1, 2\) and to \(1, 3\)"):

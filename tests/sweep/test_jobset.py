@@ -12,7 +12,8 @@ from var_jax.sweep import jobset
 from var_jax.sweep.backend import RunCommand, make
 from var_jax.sweep.jobset import JobSet
 
-# Notes its calls and its standard input, and answers as the test wrote it down for the first argument that it knows.
+# Notes its calls and its standard input, and answers as the test wrote it down for the first
+# argument that it knows.
 KUBECTL = """#!{python}
 import json, os, sys
 from pathlib import Path
@@ -30,13 +31,38 @@ for key, (code, out, err) in answers.items():
 
 
 def command(run="a1b2c3", directory="gs://bucket/sweep/a1b2c3", attempt=1) -> RunCommand:
-    return RunCommand(run, directory, (sys.executable, "-m", "var_jax", "train", "--config", "configs/scaling.py:paper",
-                                       "--config.seed=3", "--workdir", directory), attempt, {"FENCE": "a/0001.json"})
+    return RunCommand(
+        run,
+        directory,
+        (
+            sys.executable,
+            "-m",
+            "var_jax",
+            "train",
+            "--config",
+            "configs/scaling.py:paper",
+            "--config.seed=3",
+            "--workdir",
+            directory,
+        ),
+        attempt,
+        {"FENCE": "a/0001.json"},
+    )
 
 
-TPU = JobSet(image="registry/var-jax:1", accelerator="tpu-v5-lite-podslice", topology="4x4", slices=2, queue="tpu",
-             namespace="ml", selector="cloud.google.com/gke-spot=true", resources="cpu=8,memory=32Gi",
-             service_account="trainer", volume="shared:/work", restarts=5)
+TPU = JobSet(
+    image="registry/var-jax:1",
+    accelerator="tpu-v5-lite-podslice",
+    topology="4x4",
+    slices=2,
+    queue="tpu",
+    namespace="ml",
+    selector="cloud.google.com/gke-spot=true",
+    resources="cpu=8,memory=32Gi",
+    service_account="trainer",
+    volume="shared:/work",
+    restarts=5,
+)
 
 
 @pytest.fixture
@@ -54,33 +80,79 @@ def kubectl(tmp_path, monkeypatch):
 
     def calls():
         file = directory / "calls.jsonl"
-        return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+        return (
+            [tuple(json.loads(line)) for line in file.read_text().splitlines()]
+            if file.exists()
+            else []
+        )
 
     answer()
     return answer, calls
 
 
 def test_a_manifest_is_valid():
-    for engine in (TPU, JobSet(image="var-jax"), JobSet(image="var-jax", resources="nvidia.com/gpu=8")):
+    for engine in (
+        TPU,
+        JobSet(image="var-jax"),
+        JobSet(image="var-jax", resources="nvidia.com/gpu=8"),
+    ):
         assert jobset_schema.problems(engine.manifest(command())) == []
 
 
-@pytest.mark.parametrize(("path", "value"), [
-    ((), ("statsu", {})),
-    (("metadata",), ("label", {"a": "b"})),
-    (("spec",), ("maxRestarts", 3)),
-    (("spec", "failurePolicy", "rules", 0), ("onJobFailureReason", ["PodFailurePolicy"])),
-    (("spec", "failurePolicy", "rules", 0), ("onJobFailureReasons", ["Preempted"])),
-    (("spec", "failurePolicy"), ("maxRestarts", "3")),
-    (("spec", "replicatedJobs", 0), ("replica", 1)),
-    (("spec", "replicatedJobs", 0, "template", "spec"), ("completionMode", "Index")),
-    (("spec", "replicatedJobs", 0, "template", "spec", "podFailurePolicy", "rules", 0, "onExitCodes"), ("code", 75)),
-    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec"), ("gracePeriodSeconds", 3)),
-    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0), ("cmd", ["a"])),
-    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0), ("command", "a")),
-    (("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "volumes", 1, "persistentVolumeClaim"),
-     ("claim", "a")),
-])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ((), ("statsu", {})),
+        (("metadata",), ("label", {"a": "b"})),
+        (("spec",), ("maxRestarts", 3)),
+        (("spec", "failurePolicy", "rules", 0), ("onJobFailureReason", ["PodFailurePolicy"])),
+        (("spec", "failurePolicy", "rules", 0), ("onJobFailureReasons", ["Preempted"])),
+        (("spec", "failurePolicy"), ("maxRestarts", "3")),
+        (("spec", "replicatedJobs", 0), ("replica", 1)),
+        (("spec", "replicatedJobs", 0, "template", "spec"), ("completionMode", "Index")),
+        (
+            (
+                "spec",
+                "replicatedJobs",
+                0,
+                "template",
+                "spec",
+                "podFailurePolicy",
+                "rules",
+                0,
+                "onExitCodes",
+            ),
+            ("code", 75),
+        ),
+        (
+            ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec"),
+            ("gracePeriodSeconds", 3),
+        ),
+        (
+            ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0),
+            ("cmd", ["a"]),
+        ),
+        (
+            ("spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0),
+            ("command", "a"),
+        ),
+        (
+            (
+                "spec",
+                "replicatedJobs",
+                0,
+                "template",
+                "spec",
+                "template",
+                "spec",
+                "volumes",
+                1,
+                "persistentVolumeClaim",
+            ),
+            ("claim", "a"),
+        ),
+    ],
+)
 def test_what_the_schema_refuses(path, value):
     manifest = TPU.manifest(command())
     at = manifest
@@ -100,27 +172,36 @@ def test_every_host_starts_the_same_command():
     assert container["command"] == ["python", *command().argv[1:]]
     assert container["env"] == [
         {"name": "JAX_COMPILATION_CACHE_DIR", "value": "gs://bucket/sweep/a1b2c3/xla"},
-        {"name": "FENCE", "value": "a/0001.json"}]
+        {"name": "FENCE", "value": "a/0001.json"},
+    ]
     assert container["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "google.com/tpu": "4"}
     assert job["template"]["spec"]["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice", "cloud.google.com/gke-tpu-topology": "4x4",
-        "cloud.google.com/gke-spot": "true"}
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
     assert manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "tpu"}
 
 
 def test_shared_memory_is_mounted_with_and_without_a_volume():
-    """A container has 64 MB of it by default, in which batches from worker processes find no room."""
+    """A container has 64 MB of it by default, in which batches from worker processes find no
+    room."""
     for engine, claims in ((JobSet(image="i"), []), (TPU, [("work", "/work")])):
-        pod = engine.manifest(command())["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-        mounts = [(mount["name"], mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]]
+        pod = engine.manifest(command())["spec"]["replicatedJobs"][0]["template"]["spec"][
+            "template"
+        ]["spec"]
+        mounts = [
+            (mount["name"], mount["mountPath"]) for mount in pod["containers"][0]["volumeMounts"]
+        ]
         assert mounts == [("shm", "/dev/shm"), *claims]
         assert pod["volumes"][0] == {"name": "shm", "emptyDir": {"medium": "Memory"}}
         assert [volume["name"] for volume in pod["volumes"]] == [name for name, _ in mounts]
 
 
 def outcome(manifest: dict, *, exit_code: int = 1, conditions: tuple[str, ...] = ()) -> str:
-    """What Kubernetes does when a pod fails, by the rules of Job's podFailurePolicy (first match wins, else the
-    backoff limit counts) and JobSet's failurePolicy (first match wins, else RestartJobSet)."""
+    """What Kubernetes does when a pod fails, by the rules of Job's podFailurePolicy (first match
+    wins, else the backoff limit counts) and JobSet's failurePolicy (first match wins, else
+    RestartJobSet)."""
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # a podFailurePolicy needs it
     assert job["backoffLimit"] == 0
@@ -128,7 +209,8 @@ def outcome(manifest: dict, *, exit_code: int = 1, conditions: tuple[str, ...] =
     for rule in job["podFailurePolicy"]["rules"]:
         codes = rule.get("onExitCodes")
         if (codes and codes["operator"] == "In" and exit_code in codes["values"]) or any(
-                condition["type"] in conditions for condition in rule.get("onPodConditions", ())):
+            condition["type"] in conditions for condition in rule.get("onPodConditions", ())
+        ):
             assert rule["action"] == "FailJob"
             reason = "PodFailurePolicy"
             break
@@ -141,13 +223,20 @@ def outcome(manifest: dict, *, exit_code: int = 1, conditions: tuple[str, ...] =
 def test_preemptions_restart_it_as_often_as_they_come_and_failures_a_few_times():
     manifest = TPU.manifest(command())
     assert outcome(manifest, exit_code=75) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert outcome(manifest, exit_code=137, conditions=("DisruptionTarget",)) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert (
+        outcome(manifest, exit_code=137, conditions=("DisruptionTarget",))
+        == "RestartJobSetAndIgnoreMaxRestarts"
+    )
     assert outcome(manifest, exit_code=1) == outcome(manifest, exit_code=137) == "RestartJobSet"
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 5
 
 
 def test_names_are_labels_that_are_used_once():
-    names = {jobset.name(command(run, attempt=attempt)) for run in ("0a1b2c", "x" * 80, "A_b.c") for attempt in (1, 12)}
+    names = {
+        jobset.name(command(run, attempt=attempt))
+        for run in ("0a1b2c", "x" * 80, "A_b.c")
+        for attempt in (1, 12)
+    }
     assert len(names) == 6
     for name in names:
         assert jobset.re.fullmatch(r"[a-z]([a-z0-9-]*[a-z0-9])?", name)
@@ -168,11 +257,16 @@ def test_submit_checks_all_before_it_creates_one(kubectl):
 
 def test_what_was_created_is_taken_back_when_the_rest_is_refused(kubectl):
     answer, calls = kubectl
-    answer(**{"--dry-run=server": (0, "", ""), "apply": (1, "", "error: quota exceeded\nfor pods\n")})
+    answer(
+        **{"--dry-run=server": (0, "", ""), "apply": (1, "", "error: quota exceeded\nfor pods\n")}
+    )
     with pytest.raises(UserError, match=r"^kubectl apply refuses: error: quota exceeded for pods$"):
         TPU.submit([command()])
     assert [next(word for word in args if not word.startswith("--")) for args, _ in calls()] == [
-        "apply", "apply", "delete"]
+        "apply",
+        "apply",
+        "delete",
+    ]
     assert "--ignore-not-found" in calls()[-1][0] and calls()[-1][1] == TPU.render([command()])
 
 
@@ -184,26 +278,41 @@ def test_nothing_is_created_when_the_server_refuses_one(kubectl):
     assert len(calls()) == 1
 
 
-@pytest.mark.parametrize(("answer", "alive"), [
-    ((0, "var-jax-a1b2c3-1 ", ""), True),
-    ((0, "var-jax-a1b2c3-1 Completed", ""), False),
-    ((0, "var-jax-a1b2c3-1 Failed", ""), False),
-    ((0, "", ""), False),
-    ((1, "", "Unable to connect to the server"), None),
-])
+@pytest.mark.parametrize(
+    ("answer", "alive"),
+    [
+        ((0, "var-jax-a1b2c3-1 ", ""), True),
+        ((0, "var-jax-a1b2c3-1 Completed", ""), False),
+        ((0, "var-jax-a1b2c3-1 Failed", ""), False),
+        ((0, "", ""), False),
+        ((1, "", "Unable to connect to the server"), None),
+    ],
+)
 def test_alive(kubectl, answer, alive):
     set_answer, calls = kubectl
     set_answer(get=answer)
     assert JobSet(image="other").alive("east/ml/var-jax-a1b2c3-1") is alive
     [(args, _)] = calls()
-    assert args[:5] == ["--context=east", "--namespace=ml", "get", "jobsets.jobset.x-k8s.io", "var-jax-a1b2c3-1"]
+    assert args[:5] == [
+        "--context=east",
+        "--namespace=ml",
+        "get",
+        "jobsets.jobset.x-k8s.io",
+        "var-jax-a1b2c3-1",
+    ]
 
 
 def test_stop_deletes(kubectl):
     _, calls = kubectl
     TPU.stop("/ml/var-jax-a1b2c3-1")
-    assert calls()[0][0] == ["--namespace=ml", "delete", "jobsets.jobset.x-k8s.io", "var-jax-a1b2c3-1",
-                             "--ignore-not-found", "--wait=false"]
+    assert calls()[0][0] == [
+        "--namespace=ml",
+        "delete",
+        "jobsets.jobset.x-k8s.io",
+        "var-jax-a1b2c3-1",
+        "--ignore-not-found",
+        "--wait=false",
+    ]
 
 
 def test_without_kubectl(monkeypatch, tmp_path):
@@ -215,18 +324,24 @@ def test_without_kubectl(monkeypatch, tmp_path):
     assert TPU.render([command()])  # --dry-run needs no cluster
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "needs --option image=IMAGE"),
-    ({"image": "i", "topology": "4x4"}, "go together"),
-    ({"image": "i", "slices": "2"}, "slices=2: slices are of TPUs; give --option accelerator and --option topology"),
-    ({"image": "i", "accelerator": "a", "topology": "4by4"}, "like 4x4"),
-    ({"image": "i", "accelerator": "a", "topology": "3x3"}, "whole hosts of 4 chips"),
-    ({"image": "i", "volume": "/work"}, "CLAIM:/PATH"),
-    ({"image": "i", "selector": "spot"}, "'spot' is not KEY=VALUE"),
-    ({"image": "i", "chips": "0"}, "at least 1"),
-    ({"image": "i", "chips": "four"}, "whole number"),
-    ({"image": "i", "topolgy": "4x4"}, "did you mean 'topology'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs --option image=IMAGE"),
+        ({"image": "i", "topology": "4x4"}, "go together"),
+        (
+            {"image": "i", "slices": "2"},
+            "slices=2: slices are of TPUs; give --option accelerator and --option topology",
+        ),
+        ({"image": "i", "accelerator": "a", "topology": "4by4"}, "like 4x4"),
+        ({"image": "i", "accelerator": "a", "topology": "3x3"}, "whole hosts of 4 chips"),
+        ({"image": "i", "volume": "/work"}, "CLAIM:/PATH"),
+        ({"image": "i", "selector": "spot"}, "'spot' is not KEY=VALUE"),
+        ({"image": "i", "chips": "0"}, "at least 1"),
+        ({"image": "i", "chips": "four"}, "whole number"),
+        ({"image": "i", "topolgy": "4x4"}, "did you mean 'topology'"),
+    ],
+)
 def test_mistakes_in_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as caught:
         make("jobset", options)

@@ -10,8 +10,10 @@ from var_jax.errors import UserError
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
 
-WAITS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('on', flush=True); " \
-        "time.sleep(60)"
+WAITS = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('on', flush=True); "
+    "time.sleep(60)"
+)
 
 
 def command(tmp_path, code: str) -> RunCommand:
@@ -52,8 +54,9 @@ from var_jax.sweep.local import Local
 print(*Local().submit([RunCommand("r", {str(tmp_path)!r}, (sys.executable, "-c", {WAITS!r}))]), flush=True)
 time.sleep(60)
 """
-    submitter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                                 start_new_session=True)
+    submitter = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     job = submitter.stdout.readline().strip()
     wait_for(lambda: (tmp_path / "log.txt").read_text() == "on\n")
     os.killpg(submitter.pid, signal.SIGINT)  # what a terminal does
@@ -65,11 +68,15 @@ time.sleep(60)
 def test_a_job_has_its_environment_besides_its_submitters(tmp_path, monkeypatch):
     monkeypatch.setenv("MINE", "kept")
     code = "import os; print(os.environ['MINE'], os.environ['FENCE'], flush=True)"
-    (job,) = Local().submit([RunCommand("r", str(tmp_path), (sys.executable, "-c", code), environment={"FENCE": "7"})])
+    (job,) = Local().submit(
+        [RunCommand("r", str(tmp_path), (sys.executable, "-c", code), environment={"FENCE": "7"})]
+    )
     wait_for(lambda: Local().alive(job) is False)
     assert (tmp_path / "log.txt").read_text() == "kept 7\n"
 
 
 def test_what_cannot_be_started_is_named(tmp_path):
-    with pytest.raises(UserError, match="cannot start run r: No such file or directory: /no/python"):
+    with pytest.raises(
+        UserError, match="cannot start run r: No such file or directory: /no/python"
+    ):
         Local().submit([RunCommand("r", str(tmp_path), ("/no/python",))])

@@ -20,10 +20,23 @@ from var_jax.sweep import plan
 from var_jax.train.workdir import RESUMABLE
 
 OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
-BASE = TrainConfig(stage="transformer", steps=100, batch_size=4, checkpoint_every=5, tokenizer=small.TOKENIZER,
-                   transformer=small.TRANSFORMER, optimizer=OPTIMIZER)
+BASE = TrainConfig(
+    stage="transformer",
+    steps=100,
+    batch_size=4,
+    checkpoint_every=5,
+    tokenizer=small.TOKENIZER,
+    transformer=small.TRANSFORMER,
+    optimizer=OPTIMIZER,
+)
 TRUNK = {"transformer.depth": 2}
-BRANCH = {**TRUNK, "steps": 50, "optimizer.cooldown_steps": 10, "branch_from": TRUNK, "branch_step": 40}
+BRANCH = {
+    **TRUNK,
+    "steps": 50,
+    "optimizer.cooldown_steps": 10,
+    "branch_from": TRUNK,
+    "branch_step": 40,
+}
 
 
 def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
@@ -34,9 +47,20 @@ def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
     config = config_dict.ConfigDict(values)
     for flag in flags:
         key, _, text = flag.removeprefix("--config.").partition("=")
-        old = config.get_ref(key).get() if "." not in key else config[key.split(".")[0]][key.split(".")[1]]
-        value = text if isinstance(old, str) else () if text == "()" else type(old)(float(text)) if isinstance(
-            old, int | float) else tuple(int(n) for n in text.strip("()").split(",") if n.strip())
+        old = (
+            config.get_ref(key).get()
+            if "." not in key
+            else config[key.split(".")[0]][key.split(".")[1]]
+        )
+        value = (
+            text
+            if isinstance(old, str)
+            else ()
+            if text == "()"
+            else type(old)(float(text))
+            if isinstance(old, int | float)
+            else tuple(int(n) for n in text.strip("()").split(",") if n.strip())
+        )
         config.update_from_flattened_dict({key: value})
     return from_config_dict(config)
 
@@ -54,30 +78,51 @@ def refused(*family) -> str:
 
 @pytest.mark.parametrize("key", plan.VOLATILE)
 def test_volatile_keys_are_no_part_of_the_id(key):
-    other = {"log_every": 7, "eval_every": 7, "checkpoint_every": 7, "keep_checkpoints": 7, "keep_steps": (7,),
-             "sample_classes": 7, "tokenizer_dir": "x"}
+    other = {
+        "log_every": 7,
+        "eval_every": 7,
+        "checkpoint_every": 7,
+        "keep_checkpoints": 7,
+        "keep_steps": (7,),
+        "sample_classes": 7,
+        "tokenizer_dir": "x",
+    }
     if key.startswith("transformer."):
         value = {"attention": "splash", "remat": "full"}[key.removeprefix("transformer.")]
-        changed = dataclasses.replace(BASE, transformer=dataclasses.replace(
-            small.TRANSFORMER, **{key.removeprefix("transformer."): value}))
+        changed = dataclasses.replace(
+            BASE,
+            transformer=dataclasses.replace(
+                small.TRANSFORMER, **{key.removeprefix("transformer."): value}
+            ),
+        )
     elif key == "tokenizer.remat":
-        changed = dataclasses.replace(BASE, tokenizer=dataclasses.replace(BASE.tokenizer, remat="full"))
+        changed = dataclasses.replace(
+            BASE, tokenizer=dataclasses.replace(BASE.tokenizer, remat="full")
+        )
     elif key == "mesh":
         changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
     elif key in other:
         changed = dataclasses.replace(BASE, **{key: other[key]})
     else:
         field = key.removeprefix("data.")
-        changed = dataclasses.replace(BASE, data=dataclasses.replace(BASE.data, **{field: 1 if field == "workers"
-                                                                                   else "x"}))
+        changed = dataclasses.replace(
+            BASE, data=dataclasses.replace(BASE.data, **{field: 1 if field == "workers" else "x"})
+        )
     assert changed != BASE and plan.run_id(changed) == plan.run_id(BASE)
 
 
-@pytest.mark.parametrize("changes", [
-    {"steps": 101}, {"seed": 1}, {"batch_size": 8}, {"branch_step": 1}, {"eval_images": 5},
-    {"transformer": dataclasses.replace(small.TRANSFORMER, depth=3)},
-    {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 101},
+        {"seed": 1},
+        {"batch_size": 8},
+        {"branch_step": 1},
+        {"eval_images": 5},
+        {"transformer": dataclasses.replace(small.TRANSFORMER, depth=3)},
+        {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
+    ],
+)
 def test_every_other_key_is(changes):
     assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
 
@@ -102,24 +147,43 @@ def test_a_trunk_comes_with_its_branches_and_before_them():
 
 def test_a_branch_may_leave_between_two_regular_checkpoints():
     trunk, branch = expand({**BRANCH, "branch_step": 38})
-    assert trunk.config.checkpoint_every == 5 and trunk.config.keep_steps == (38,) and branch.config.branch_step == 38
+    assert (
+        trunk.config.checkpoint_every == 5
+        and trunk.config.keep_steps == (38,)
+        and branch.config.branch_step == 38
+    )
 
 
 def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
-    """By what the tokenizer is, and not by where it lies or whether a token cache or a model directory tells of it."""
+    """By what the tokenizer is, and not by where it lies or whether a token cache or a model
+    directory tells of it."""
     model, params = model_directory.load(epath.Path(model_dir))
     other = jax.tree.map(np.copy, params["tokenizer"])
     jax.tree.leaves(other)[0][...] += 1e-3
     for name, weights in (("copy", params["tokenizer"]), ("other", other)):
-        model_directory.save(epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights})
-    manifest = token_cache.Manifest(token_cache.fingerprint(model.tokenizer, params["tokenizer"]), "digits", "whole", (8, 8, 1),
-                               model.tokenizer.scales, 16, ("a",), 0)
+        model_directory.save(
+            epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights}
+        )
+    manifest = token_cache.Manifest(
+        token_cache.fingerprint(model.tokenizer, params["tokenizer"]),
+        "digits",
+        "whole",
+        (8, 8, 1),
+        model.tokenizer.scales,
+        16,
+        ("a",),
+        0,
+    )
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(plain(manifest)))
 
     def ids(**base) -> list[str]:
-        return [run.id for run in plan.expand([BRANCH], lambda flags: resolve(flags, dataclasses.replace(BASE, **base)),
-                                              "sweep")]
+        return [
+            run.id
+            for run in plan.expand(
+                [BRANCH], lambda flags: resolve(flags, dataclasses.replace(BASE, **base)), "sweep"
+            )
+        ]
 
     first, other = ids(tokenizer_dir=str(model_dir)), ids(tokenizer_dir=str(tmp_path / "other"))
     assert first == ids(tokenizer_dir=str(tmp_path / "copy"))
@@ -133,7 +197,10 @@ def test_a_tokenizer_that_is_not_there_is_named(key, tmp_path):
 
 
 def test_a_branch_is_the_same_run_wherever_the_sweep_lies():
-    ids = [[run.id for run in expand(BRANCH, workdir=place)] for place in ("sweep", "gs://bucket/sweep/")]
+    ids = [
+        [run.id for run in expand(BRANCH, workdir=place)]
+        for place in ("sweep", "gs://bucket/sweep/")
+    ]
     assert ids[0] == ids[1]
     other = {**BRANCH, "branch_from": {"transformer.depth": 2, "seed": 1}, "seed": 1}
     assert {run.id for run in expand(other)}.isdisjoint(ids[0])
@@ -150,40 +217,76 @@ def test_what_a_run_costs():
 def test_labels_tell_the_runs_apart():
     labels = [run.label for run in expand({"steps": 50, "seed": 1}, {"steps": 60, "seed": 1})]
     assert labels == ["steps=50", "steps=60"]
-    labels = [run.label for run in expand(*({"transformer.depth": d, "optimizer.base_lr": 1 / d, "steps": n}
-                                            for d in (2, 4) for n in (50, 60)))]
-    assert labels == ["depth=2 steps=50", "depth=2 steps=60", "depth=4 steps=50", "depth=4 steps=60"]
+    labels = [
+        run.label
+        for run in expand(
+            *(
+                {"transformer.depth": d, "optimizer.base_lr": 1 / d, "steps": n}
+                for d in (2, 4)
+                for n in (50, 60)
+            )
+        )
+    ]
+    assert labels == [
+        "depth=2 steps=50",
+        "depth=2 steps=60",
+        "depth=4 steps=50",
+        "depth=4 steps=60",
+    ]
 
 
 def test_the_command_is_one_that_can_be_given_by_hand():
     trunk, _ = expand(BRANCH)
     command = trunk.command("configs/x.py:small", "sweep", 3)
     assert command.argv[1:6] == ("-m", "var_jax", "train", "--config", "configs/x.py:small")
-    assert command.argv[-2:] == ("--workdir", f"sweep/{trunk.id}") and command.directory == f"sweep/{trunk.id}"
+    assert (
+        command.argv[-2:] == ("--workdir", f"sweep/{trunk.id}")
+        and command.directory == f"sweep/{trunk.id}"
+    )
     assert (command.run, command.attempt) == (trunk.id, 3)
     assert command.environment == {"VAR_JAX_FENCE": f"sweep/{trunk.id}/claims/0003.json"}
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"seed": 5}, "differs from its trunk in more than its end: seed: 5 here, 0 there"),
-    ({"branch_step": 45}, "branch_step is 45; the branch has a constant rate from step 1 to 40 only"),
-    ({"steps": 95, "branch_step": 85}, "branch_step is 85; the trunk has a constant rate from step 1 to 80 only"),
-    ({"branch_step": 0}, "branch_step is 0"),
-    ({"optimizer.schedule": "lin0"}, "the branch has optimizer.schedule 'lin0'"),
-    ({"optimizer.final_weight_decay": 0.1}, "in more than its end: optimizer.final_weight_decay"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 5}, "differs from its trunk in more than its end: seed: 5 here, 0 there"),
+        (
+            {"branch_step": 45},
+            "branch_step is 45; the branch has a constant rate from step 1 to 40 only",
+        ),
+        (
+            {"steps": 95, "branch_step": 85},
+            "branch_step is 85; the trunk has a constant rate from step 1 to 80 only",
+        ),
+        ({"branch_step": 0}, "branch_step is 0"),
+        ({"optimizer.schedule": "lin0"}, "the branch has optimizer.schedule 'lin0'"),
+        (
+            {"optimizer.final_weight_decay": 0.1},
+            "in more than its end: optimizer.final_weight_decay",
+        ),
+    ],
+)
 def test_a_branch_that_does_not_fit_its_trunk_is_refused(changes, words):
     assert words in refused({**BRANCH, **changes})
 
 
 def test_a_changing_weight_decay_cannot_be_shared():
     trunk = {"optimizer.final_weight_decay": 0.1}
-    assert "changes its weight decay" in refused({**trunk, "steps": 50, "optimizer.cooldown_steps": 10,
-                                                  "branch_step": 40, "branch_from": trunk})
+    assert "changes its weight decay" in refused(
+        {
+            **trunk,
+            "steps": 50,
+            "optimizer.cooldown_steps": 10,
+            "branch_step": 40,
+            "branch_from": trunk,
+        }
+    )
 
 
 def test_runs_have_the_sizes_of_their_data(tmp_path, monkeypatch):
-    """A size that is left to the data counts in a run's id and cost as if it were given; data are looked at once."""
+    """A size that is left to the data counts in a run's id and cost as if it were given; data are
+    looked at once."""
     for name in ("cat", "dog", "owl"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
@@ -191,10 +294,22 @@ def test_runs_have_the_sizes_of_their_data(tmp_path, monkeypatch):
     read = sources.sizes
     monkeypatch.setattr(sources, "sizes", lambda data: looked.append(data) or read(data))
     data = {"data.name": "image_folder", "data.source_dir": str(tmp_path)}
-    left = expand(*({**data, "tokenizer.in_channels": 0, "transformer.num_classes": 0, "steps": n} for n in (50, 60)))
+    left = expand(
+        *(
+            {**data, "tokenizer.in_channels": 0, "transformer.num_classes": 0, "steps": n}
+            for n in (50, 60)
+        )
+    )
     assert len(looked) == 1
-    given = expand(*({**data, "tokenizer.in_channels": 3, "transformer.num_classes": 3, "steps": n} for n in (50, 60)))
-    assert [run.id for run in left] == [run.id for run in given] and left[0].params == given[0].params
+    given = expand(
+        *(
+            {**data, "tokenizer.in_channels": 3, "transformer.num_classes": 3, "steps": n}
+            for n in (50, 60)
+        )
+    )
+    assert [run.id for run in left] == [run.id for run in given] and left[0].params == given[
+        0
+    ].params
     assert left[0].config.transformer.num_classes == 3 and left[0].config.tokenizer.in_channels == 3
 
 
@@ -202,20 +317,38 @@ def test_an_empty_family_is_refused():
     assert "no runs" in refused()
 
 
-@pytest.mark.parametrize("rates", [np.logspace(-3, -2, 3), list(np.logspace(-3, -2, 3)), np.float32([0.5, 0.25]),
-                                   np.array([np.float64(0.1)])])
+@pytest.mark.parametrize(
+    "rates",
+    [
+        np.logspace(-3, -2, 3),
+        list(np.logspace(-3, -2, 3)),
+        np.float32([0.5, 0.25]),
+        np.array([np.float64(0.1)]),
+    ],
+)
 def test_expand_takes_numpys_numbers_as_pythons(rates):
-    """The same runs under the same ids, with flags that say numbers alone, also in a trunk and in tuples."""
+    """The same runs under the same ids, with flags that say numbers alone, also in a trunk and in
+    tuples."""
     plain_rates = [float(rate) for rate in rates]
 
     def family(values, steps):
         trunk = {"optimizer.base_lr": values[0], "keep_steps": steps}
-        return [*({"optimizer.base_lr": value} for value in values),
-                {**trunk, "steps": 50, "optimizer.cooldown_steps": 10,
-                 "branch_from": trunk, "branch_step": 40}]
+        return [
+            *({"optimizer.base_lr": value} for value in values),
+            {
+                **trunk,
+                "steps": 50,
+                "optimizer.cooldown_steps": 10,
+                "branch_from": trunk,
+                "branch_step": 40,
+            },
+        ]
 
-    theirs, ours = expand(*family(list(rates), np.array([40, 60]))), expand(*family(plain_rates, (40, 60)))
+    theirs, ours = (
+        expand(*family(list(rates), np.array([40, 60]))),
+        expand(*family(plain_rates, (40, 60))),
+    )
     assert [run.id for run in theirs] == [run.id for run in ours]
     assert [run.flags for run in theirs] == [run.flags for run in ours]
-    assert [run.config.optimizer.base_lr for run in theirs[:len(rates)]] == plain_rates
+    assert [run.config.optimizer.base_lr for run in theirs[: len(rates)]] == plain_rates
     assert not [flag for run in theirs for flag in run.flags if "np." in flag or "array" in flag]

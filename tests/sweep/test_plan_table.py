@@ -8,15 +8,31 @@ from var_jax.sweep import plan
 
 def rows(**settings) -> list[list[str]]:
     sweep = drive.sweep("sweep", seeds=1)
-    return [line.split() for line in plan.lines(sweep.runs, **{"chip": "v5p", "mfu": 0.4, **settings})]
+    return [
+        line.split() for line in plan.lines(sweep.runs, **{"chip": "v5p", "mfu": 0.4, **settings})
+    ]
 
 
 def test_the_table_adds_up():
     trunk, branch = drive.sweep("sweep", seeds=1).runs
     header, first, second, total = rows(price=1e9)
-    assert header == ["run", "overrides", "params", "body", "tokens", "FLOPs", "to", "do", "v5p-hours", "cost"]
+    assert header == [
+        "run",
+        "overrides",
+        "params",
+        "body",
+        "tokens",
+        "FLOPs",
+        "to",
+        "do",
+        "v5p-hours",
+        "cost",
+    ]
     assert first[0] == trunk.id and second[0] == branch.id
-    assert [int(text.replace(",", "")) for text in first[-7:-5]] == [trunk.params["total"], trunk.params["body"]]
+    assert [int(text.replace(",", "")) for text in first[-7:-5]] == [
+        trunk.params["total"],
+        trunk.params["body"],
+    ]
     to_do, hours, cost = (float(text.replace(",", "")) for text in total[-3:])
     assert to_do == pytest.approx(trunk.compute + branch.compute / 5, rel=5e-3)
     assert hours == pytest.approx(to_do / (0.4 * CHIPS["v5p"].peak_flops * 3600), rel=1e-2)
@@ -28,12 +44,15 @@ def test_no_price_no_cost():
     assert rows()[0][-1] == "v5p-hours" and len(rows()[-1]) == len(rows(price=1.0)[-1]) - 1
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"chip": "v5q"}, "--chip 'v5q' is not in the table; did you mean 'v5p'"),
-    ({"mfu": 0.0}, "--mfu is 0; it must be above 0 and at most 1"),
-    ({"mfu": 40.0}, "--mfu is 40"),
-    ({"price": -1.0}, "--price is -1"),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"chip": "v5q"}, "--chip 'v5q' is not in the table; did you mean 'v5p'"),
+        ({"mfu": 0.0}, "--mfu is 0; it must be above 0 and at most 1"),
+        ({"mfu": 40.0}, "--mfu is 40"),
+        ({"price": -1.0}, "--price is -1"),
+    ],
+)
 def test_mistakes_are_named(settings, words):
     with pytest.raises(UserError, match=words):
         rows(**settings)

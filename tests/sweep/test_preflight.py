@@ -27,19 +27,31 @@ def command(tmp_path):
 
 @pytest.fixture
 def cache(tmp_path):
-    """A token cache of the small tokenizer, complete by its manifest, and the way to write another one."""
+    """A token cache of the small tokenizer, complete by its manifest, and the way to write another
+    one."""
     model = small.pipeline()
     directory = tmp_path / "tokens"
-    model_directory.save(epath.Path(directory / "tokenizer"), ModelConfig(small.TOKENIZER),
-                         {"tokenizer": model.params["tokenizer"]})
+    model_directory.save(
+        epath.Path(directory / "tokenizer"),
+        ModelConfig(small.TOKENIZER),
+        {"tokenizer": model.params["tokenizer"]},
+    )
     splits = {}
     for role in ("train", "test"):
         (directory / role).mkdir()
         (directory / role / "0.array_record").write_bytes(b"1234")
         splits[role] = SplitInfo(role, 1, 1, (Shard("0.array_record", 1, 4),))
     manifest = token_cache.Manifest(
-        token_cache.fingerprint(small.TOKENIZER, model.params["tokenizer"]), "digits", "whole", small.TOKENIZER.image_shape,
-        small.SCALES, 16, tuple("0123456789"), 0, **splits)
+        token_cache.fingerprint(small.TOKENIZER, model.params["tokenizer"]),
+        "digits",
+        "whole",
+        small.TOKENIZER.image_shape,
+        small.SCALES,
+        16,
+        tuple("0123456789"),
+        0,
+        **splits,
+    )
 
     def write(**changes) -> str:
         text = json.dumps(plain(dataclasses.replace(manifest, **changes)))
@@ -50,14 +62,21 @@ def cache(tmp_path):
 
 
 @pytest.mark.parametrize("dry", [True, False])
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"data": "fashion_mnist_idx"}, "data.name: digits here, fashion_mnist_idx there"),
-    ({"resize": "crop"}, "data.resize: whole here, crop there"),
-    ({"fingerprint": "0" * 16}, "tokenizer fingerprint"),
-    ({"class_names": tuple("0123456789a")}, "transformer.num_classes is 10; it must be at least the 11 classes"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": "fashion_mnist_idx"}, "data.name: digits here, fashion_mnist_idx there"),
+        ({"resize": "crop"}, "data.resize: whole here, crop there"),
+        ({"fingerprint": "0" * 16}, "tokenizer fingerprint"),
+        (
+            {"class_names": tuple("0123456789a")},
+            "transformer.num_classes is 10; it must be at least the 11 classes",
+        ),
+    ],
+)
 def test_check_token_cache(command, cache, capsys, tmp_path, changes, words, dry):
-    """Another data set's cache: nothing is printed as if it would run, and nothing is started or written."""
+    """Another data set's cache: nothing is printed as if it would run, and nothing is started or
+    written."""
     assert main([*command, cache(**changes), *["--dry-run"] * dry]) == 2
     printed = capsys.readouterr()
     assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""
@@ -74,8 +93,12 @@ def test_check_token_cache_that_fits(command, cache, capsys, tmp_path):
 
 def test_check_images(command, model_dir, capsys, tmp_path):
     """Where the runs are processes of this machine, their images are looked for here too."""
-    images = [f"--config.tokenizer_dir={model_dir}", "--config.data.name=image_folder",
-              f"--config.data.source_dir={tmp_path / 'none'}", "--dry-run"]
+    images = [
+        f"--config.tokenizer_dir={model_dir}",
+        "--config.data.name=image_folder",
+        f"--config.data.source_dir={tmp_path / 'none'}",
+        "--dry-run",
+    ]
     assert main([*command, *images]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
 

@@ -12,12 +12,20 @@ from var_jax.sweep import claims, runs
 def status(run, state: str, step: int = 5, ago: float = 0.0):
     when = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=ago)
     run.mkdir(parents=True, exist_ok=True)
-    (run / "status.json").write_text(json.dumps({"state": state, "step": step, "updated": when.isoformat()}))
+    (run / "status.json").write_text(
+        json.dumps({"state": state, "step": step, "updated": when.isoformat()})
+    )
 
 
 def claim(run, attempt: int = 1, ago: float = 0.0, **changes):
-    made = claims.create(run, attempt, "local", **{k: changes.pop(k) for k in ("after", "reached") if k in changes})
-    claims.replace(run, made, **{"job": "j", "created": time.time() - ago, "heartbeat": time.time() - ago, **changes})
+    made = claims.create(
+        run, attempt, "local", **{k: changes.pop(k) for k in ("after", "reached") if k in changes}
+    )
+    claims.replace(
+        run,
+        made,
+        **{"job": "j", "created": time.time() - ago, "heartbeat": time.time() - ago, **changes},
+    )
 
 
 def seen(run, exists: bool | None, may_wait: bool = False) -> runs.Observed:
@@ -33,11 +41,21 @@ def test_a_directory_that_is_not_there_is_a_new_run(run):
     assert seen(run, None).state == "new" and not run.exists()
 
 
-@pytest.mark.parametrize(("told", "exists", "state"), [
-    (None, True, "queued"), (None, False, "dead"), ("running", True, "running"), ("running", False, "dead"),
-    ("failed", False, "failed"), ("preempted", False, "preempted"), ("preempted", True, "queued"),
-    ("done", True, "done"), ("done", False, "done"), ("done", None, "done"),
-])
+@pytest.mark.parametrize(
+    ("told", "exists", "state"),
+    [
+        (None, True, "queued"),
+        (None, False, "dead"),
+        ("running", True, "running"),
+        ("running", False, "dead"),
+        ("failed", False, "failed"),
+        ("preempted", False, "preempted"),
+        ("preempted", True, "queued"),
+        ("done", True, "done"),
+        ("done", False, "done"),
+        ("done", None, "done"),
+    ],
+)
 def test_state_where_the_scheduler_knows(run, told, exists, state):
     claim(run, ago=10)
     if told:
@@ -47,14 +65,18 @@ def test_state_where_the_scheduler_knows(run, told, exists, state):
     assert found.step == (5 if told else 0)
 
 
-@pytest.mark.parametrize(("told", "ago", "claimed", "state"), [
-    ("running", 10, 5000, "running"),  # a fresh heartbeat, however old the claim
-    ("running", 2000, 5000, "dead"),
-    (None, 0, 10, "queued"), (None, 0, 5000, "dead"),
-    ("failed", 5, 10, "failed"),  # the run's own word counts before patience does
-    ("preempted", 500, 10, "queued"),  # the word of the attempt before
-    ("running", 500, 10, "queued"),
-])
+@pytest.mark.parametrize(
+    ("told", "ago", "claimed", "state"),
+    [
+        ("running", 10, 5000, "running"),  # a fresh heartbeat, however old the claim
+        ("running", 2000, 5000, "dead"),
+        (None, 0, 10, "queued"),
+        (None, 0, 5000, "dead"),
+        ("failed", 5, 10, "failed"),  # the run's own word counts before patience does
+        ("preempted", 500, 10, "queued"),  # the word of the attempt before
+        ("running", 500, 10, "queued"),
+    ],
+)
 def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
     claim(run, ago=claimed)
     if told:
@@ -62,12 +84,20 @@ def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
     assert seen(run, None).state == state
 
 
-@pytest.mark.parametrize(("told", "ago", "state"), [
-    (None, 0, "queued"), ("preempted", 9000, "queued"), ("running", 9000, "queued"),  # none a word of this attempt
-    ("preempted", 1000, "queued"),  # SLURM starts it again under its id
-    ("running", 10, "running"), ("running", 1000, "dead"),
-])
-def test_a_job_that_may_be_pending_is_live_however_long_its_scheduler_is_silent(run, told, ago, state):
+@pytest.mark.parametrize(
+    ("told", "ago", "state"),
+    [
+        (None, 0, "queued"),
+        ("preempted", 9000, "queued"),
+        ("running", 9000, "queued"),  # none a word of this attempt
+        ("preempted", 1000, "queued"),  # SLURM starts it again under its id
+        ("running", 10, "running"),
+        ("running", 1000, "dead"),
+    ],
+)
+def test_a_job_that_may_be_pending_is_live_however_long_its_scheduler_is_silent(
+    run, told, ago, state
+):
     claim(run, ago=5000)
     if told:
         status(run, told, ago=ago)
@@ -121,19 +151,25 @@ def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
     return dataclasses.replace(seen(run, False), state=ends[-1][0], step=ends[-1][1], **last)
 
 
-@pytest.mark.parametrize(("ends", "reason"), [
-    ([("failed", 5)], ""),
-    ([("failed", 5), ("failed", 5)], "it failed twice at step 5"),
-    ([("dead", 0), ("dead", 0)], ""),  # killed from without, twice within one interval of its words
-    ([("failed", 5), ("dead", 5)], ""),
-    ([("dead", 0)] * 4, "it ended 4 times without being done"),
-    ([("failed", 5), ("failed", 7)], ""),
-    ([("failed", 5), ("preempted", 5), ("failed", 5)], ""),
-    ([("preempted", 5), ("preempted", 5)], ""),
-    ([("preempted", step) for step in range(1, 20)], ""),
-    ([("preempted", 5)] * 5, "it ended 4 times without being done"),
-    ([("failed", step) for step in range(1, 5)], "it ended 4 times without being done"),
-])
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        ([("failed", 5)], ""),
+        ([("failed", 5), ("failed", 5)], "it failed twice at step 5"),
+        (
+            [("dead", 0), ("dead", 0)],
+            "",
+        ),  # killed from without, twice within one interval of its words
+        ([("failed", 5), ("dead", 5)], ""),
+        ([("dead", 0)] * 4, "it ended 4 times without being done"),
+        ([("failed", 5), ("failed", 7)], ""),
+        ([("failed", 5), ("preempted", 5), ("failed", 5)], ""),
+        ([("preempted", 5), ("preempted", 5)], ""),
+        ([("preempted", step) for step in range(1, 20)], ""),
+        ([("preempted", 5)] * 5, "it ended 4 times without being done"),
+        ([("failed", step) for step in range(1, 5)], "it ended 4 times without being done"),
+    ],
+)
 def test_what_is_hopeless(run, ends, reason):
     assert runs.hopeless(ended(run, *ends), max_restarts=3) == reason
 
@@ -146,7 +182,8 @@ def test_a_retry_starts_the_count_afresh(run):
 
 
 def test_observe_refusal_is_of_the_latest_attempt(run):
-    """What an earlier attempt was refused for has been put right since, and a job that lives is not refused yet."""
+    """What an earlier attempt was refused for has been put right since, and a job that lives is not
+    refused yet."""
     claim(run)
     (run / "claims" / "0001.refused").write_text("steps is 0")
     assert seen(run, True).refusal == "" and seen(run, True).live

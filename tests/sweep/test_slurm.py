@@ -12,22 +12,52 @@ from var_jax.sweep.slurm import Slurm
 
 
 def command(run="a", directory="runs/sweep/a") -> RunCommand:
-    return RunCommand(run, directory, (sys.executable, "-m", "var_jax", "train", "--workdir", directory))
+    return RunCommand(
+        run, directory, (sys.executable, "-m", "var_jax", "train", "--workdir", directory)
+    )
 
 
 def directives(script: str) -> dict[str, str]:
-    pairs = [line.removeprefix("#SBATCH --").partition("=") for line in script.splitlines() if "#SBATCH" in line]
+    pairs = [
+        line.removeprefix("#SBATCH --").partition("=")
+        for line in script.splitlines()
+        if "#SBATCH" in line
+    ]
     return {key: value for key, _, value in pairs}
 
 
 def test_the_script_that_sbatch_gets():
-    engine = Slurm(partition="tpu", account="lab", minutes=90, save_seconds=60, nodes=2, gpus=8, cpus=12,
-                   memory_gb=100, flags="qos=high,exclusive", setup="module load cuda")
-    script = engine.render([command("a"), command("b", "runs/sweep/b"), command("c", "runs/sweep/c")])
+    engine = Slurm(
+        partition="tpu",
+        account="lab",
+        minutes=90,
+        save_seconds=60,
+        nodes=2,
+        gpus=8,
+        cpus=12,
+        memory_gb=100,
+        flags="qos=high,exclusive",
+        setup="module load cuda",
+    )
+    script = engine.render(
+        [command("a"), command("b", "runs/sweep/b"), command("c", "runs/sweep/c")]
+    )
     found = directives(script)
-    assert {"array": "0-2%3", "partition": "tpu", "account": "lab", "time": "90", "signal": "USR2@60", "nodes": "2",
-            "ntasks-per-node": "8", "gpus-per-node": "8", "cpus-per-task": "12", "mem": "102400M", "qos": "high",
-            "job-name": "var-jax-sweep", "open-mode": "append"}.items() <= found.items()
+    assert {
+        "array": "0-2%3",
+        "partition": "tpu",
+        "account": "lab",
+        "time": "90",
+        "signal": "USR2@60",
+        "nodes": "2",
+        "ntasks-per-node": "8",
+        "gpus-per-node": "8",
+        "cpus-per-task": "12",
+        "mem": "102400M",
+        "qos": "high",
+        "job-name": "var-jax-sweep",
+        "open-mode": "append",
+    }.items() <= found.items()
     assert "requeue" in found and "exclusive" in found and "wckey" not in found
     assert "\nmodule load cuda\n" in script
     [srun] = [line for line in script.splitlines() if line.startswith("srun")]
@@ -56,10 +86,23 @@ def test_slurm_attempt_keeps_compiled_programs_in_the_runs_directory(tmp_path, m
 
 
 def test_render_quotes_what_a_shell_would_split():
-    """Whoever copies a line of the dry run gets the very arguments back, with spaces, brackets and quotes in them."""
-    argv = ("/opt/my python/bin/python", "-m", "var_jax", "--config.data.source_dir=/data/my images",
-            "--config.keep_steps=(1, 2)", "--config.data.train_split=train[:10%]", "it's", "$HOME", "a;b", "*")
-    script = Slurm(folder="/home/a b/jobs").render([RunCommand("a", "runs/a", argv), RunCommand("b", "runs/b", argv)])
+    """Whoever copies a line of the dry run gets the very arguments back, with spaces, brackets and
+    quotes in them."""
+    argv = (
+        "/opt/my python/bin/python",
+        "-m",
+        "var_jax",
+        "--config.data.source_dir=/data/my images",
+        "--config.keep_steps=(1, 2)",
+        "--config.data.train_split=train[:10%]",
+        "it's",
+        "$HOME",
+        "a;b",
+        "*",
+    )
+    script = Slurm(folder="/home/a b/jobs").render(
+        [RunCommand("a", "runs/a", argv), RunCommand("b", "runs/b", argv)]
+    )
     lines = [line for line in script.splitlines() if line.startswith(("# 0: ", "# 1: "))]
     assert [tuple(shlex.split(line[5:])) for line in lines] == [argv, argv]
     [srun] = [line for line in script.splitlines() if line.startswith("srun")]
@@ -97,33 +140,46 @@ def test_a_controller_that_hangs_is_no_answer_and_no_stack_trace(monkeypatch, tm
     assert Slurm().alive("12_3") is None
 
 
-@pytest.mark.parametrize(("answer", "code", "alive"), [
-    ("echo RUNNING", 0, True), ("echo PENDING", 0, True), ("true", 0, False),
-    ("echo slurm_load_jobs error: Invalid job id specified >&2", 1, False),
-    ("echo slurm_load_jobs error: Unable to contact slurm controller >&2", 1, None)])
+@pytest.mark.parametrize(
+    ("answer", "code", "alive"),
+    [
+        ("echo RUNNING", 0, True),
+        ("echo PENDING", 0, True),
+        ("true", 0, False),
+        ("echo slurm_load_jobs error: Invalid job id specified >&2", 1, False),
+        ("echo slurm_load_jobs error: Unable to contact slurm controller >&2", 1, None),
+    ],
+)
 def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
     stub = tmp_path / "squeue"
-    stub.write_text(f"#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n{answer}\nexit {code}\n")
+    stub.write_text(
+        f"#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n{answer}\nexit {code}\n"
+    )
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert Slurm().alive("12_3") is alive
 
 
 def test_without_submitit_the_extra_is_named():
-    code = ("import sys; sys.modules['submitit'] = None\n"
-            "from var_jax.sweep.backend import make\n"
-            "try: make('slurm', {})\n"
-            "except Exception as error: print(type(error).__name__, error)")
+    code = (
+        "import sys; sys.modules['submitit'] = None\n"
+        "from var_jax.sweep.backend import make\n"
+        "try: make('slurm', {})\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("UserError") and "pip install 'var-jax[slurm]'" in done.stdout
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"partitoin": "a"}, "did you mean 'partition'"),
-    ({"minutes": "0"}, "minutes=0: it must be at least 1"),
-    ({"nodes": "two"}, "whole number"),
-    ({"flags": "qos=high,=3"}, "'=3' is no option of sbatch"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"partitoin": "a"}, "did you mean 'partition'"),
+        ({"minutes": "0"}, "minutes=0: it must be at least 1"),
+        ({"nodes": "two"}, "whole number"),
+        ({"flags": "qos=high,=3"}, "'=3' is no option of sbatch"),
+    ],
+)
 def test_mistakes_in_options_are_one_line(options, message):
     with pytest.raises(UserError, match=message) as caught:
         make("slurm", options)

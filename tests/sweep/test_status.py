@@ -14,25 +14,57 @@ from var_jax.sweep import claims, driver, status
 
 def told(run, **changes):
     run.mkdir(parents=True, exist_ok=True)
-    values = {"step": 10, "steps": 40, "state": "running", "loss": 4.25, "images_per_s": 100.0, "eta_s": 75.0,
-              "restarts": 0, "updated": datetime.datetime.now(datetime.UTC).isoformat(), **changes}
+    values = {
+        "step": 10,
+        "steps": 40,
+        "state": "running",
+        "loss": 4.25,
+        "images_per_s": 100.0,
+        "eta_s": 75.0,
+        "restarts": 0,
+        "updated": datetime.datetime.now(datetime.UTC).isoformat(),
+        **changes,
+    }
     (run / "status.json").write_text(json.dumps(values))
 
 
 def test_a_single_run(tmp_path):
     chip = CHIPS["v5e"]
     told(tmp_path, restarts=2)
-    (tmp_path / "meta.json").write_text(json.dumps({
-        "flops_per_image": {"exact": chip.peak_flops / 100}, "devices": {"kind": chip.kinds[0], "count": 4}}))
+    (tmp_path / "meta.json").write_text(
+        json.dumps(
+            {
+                "flops_per_image": {"exact": chip.peak_flops / 100},
+                "devices": {"kind": chip.kinds[0], "count": 4},
+            }
+        )
+    )
     (row,) = status.read(tmp_path)
-    assert (row.state, row.step, row.steps, row.share, row.loss, row.restarts) == ("running", 10, 40, 0.25, 4.25, 2)
+    assert (row.state, row.step, row.steps, row.share, row.loss, row.restarts) == (
+        "running",
+        10,
+        40,
+        0.25,
+        4.25,
+        2,
+    )
     assert row.mfu == pytest.approx(0.25) and row.eta == 75.0
     header, line = status.lines([row])
-    assert line.split() == [tmp_path.name, "running", "10/40", "25%", "0:01:15", "25.0%", "4.25", "2"]
+    assert line.split() == [
+        tmp_path.name,
+        "running",
+        "10/40",
+        "25%",
+        "0:01:15",
+        "25.0%",
+        "4.25",
+        "2",
+    ]
 
 
 def test_lines_name_both_losses_and_refusals(tmp_path):
-    """The loss that is trained on and the one that laws are fitted to are not the same; a refused run says why."""
+    """The loss that is trained on and the one that laws are fitted to are not the same; a refused
+    run says why."""
     told(tmp_path / "a", held_out_loss=4.5)
     told(tmp_path / "b", state="failed")
     gone = claims.create(epath.Path(tmp_path / "b"), 1, "local")
@@ -41,15 +73,20 @@ def test_lines_name_both_losses_and_refusals(tmp_path):
     rows = status.read(tmp_path)
     assert [(row.loss, row.held_out_loss) for row in rows] == [(4.25, 4.5), (4.25, None)]
     header, first, *_, last = status.lines(rows)
-    assert header.index("train loss") < header.index("held-out loss") and first.split()[-3:] == ["4.25", "4.5", "0"]
+    assert header.index("train loss") < header.index("held-out loss") and first.split()[-3:] == [
+        "4.25",
+        "4.5",
+        "0",
+    ]
     assert header.index("held-out loss") + len("held-out loss") == first.index("4.5") + len("4.5")
     assert last == "b was refused: steps is 0; it must be at least 1"
 
 
 def test_an_unknown_chip_has_no_mfu_and_a_silent_run_no_eta(tmp_path):
     told(tmp_path, updated="2020-01-01T00:00:00+00:00")
-    (tmp_path / "meta.json").write_text(json.dumps({
-        "flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}}))
+    (tmp_path / "meta.json").write_text(
+        json.dumps({"flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}})
+    )
     (row,) = status.read(tmp_path)
     assert (row.state, row.mfu, row.eta) == ("dead", None, None)
 
@@ -73,17 +110,30 @@ def test_a_sweep_with_runs_in_every_state(tmp_path):
     assert summary.endswith(f"{52 / 88:.0%}") and last.name in rows
 
 
-@pytest.mark.parametrize(("backend", "word", "state"), [
-    ("slurm", None, "queued (unconfirmed)"), ("jobset", "2020-01-01T00:00:00+00:00", "queued (unconfirmed)"),
-    ("local", None, "dead"), ("slurm", "in it", "dead"),
-])
-def test_a_job_that_waits_for_long_is_not_called_dead_by_who_asks_no_scheduler(tmp_path, backend, word, state):
+@pytest.mark.parametrize(
+    ("backend", "word", "state"),
+    [
+        ("slurm", None, "queued (unconfirmed)"),
+        ("jobset", "2020-01-01T00:00:00+00:00", "queued (unconfirmed)"),
+        ("local", None, "dead"),
+        ("slurm", "in it", "dead"),
+    ],
+)
+def test_a_job_that_waits_for_long_is_not_called_dead_by_who_asks_no_scheduler(
+    tmp_path, backend, word, state
+):
     sweep = drive.sweep(tmp_path, seeds=1, branches=False)
     driver.write_plan(sweep, [])
     (run,) = (sweep.directory(one.id) for one in sweep.runs)
     hour = time.time() - 3600
     claim = claims.create(run, 1, backend)
-    claims.replace(run, claim, job="elsewhere:1:1.0" if backend == "local" else "12_0", created=hour, heartbeat=hour)
+    claims.replace(
+        run,
+        claim,
+        job="elsewhere:1:1.0" if backend == "local" else "12_0",
+        created=hour,
+        heartbeat=hour,
+    )
     if word:  # of an attempt before, or of this one that then fell silent
         began = datetime.datetime.fromtimestamp(hour + 60, datetime.UTC)
         told(run, updated=began.isoformat() if word == "in it" else word)
@@ -96,7 +146,10 @@ def test_a_sweep_without_its_plan_still_shows_its_runs(tmp_path):
     told(tmp_path / "a", state="done", step=40)
     told(tmp_path / "b", state="preempted")
     (tmp_path / "notes").mkdir()
-    assert [(row.id, row.state) for row in status.read(tmp_path)] == [("a", "done"), ("b", "preempted")]
+    assert [(row.id, row.state) for row in status.read(tmp_path)] == [
+        ("a", "done"),
+        ("b", "preempted"),
+    ]
 
 
 def test_a_bucket_that_cannot_be_reached_is_named(monkeypatch):

@@ -1,6 +1,7 @@
-"""A run without a model: takes steps, writes status.json, metrics.jsonl, meta.json and checkpoint directories as
-training does, resumes and branches, and ends as the plan in its environment says. A record a step goes through
-training's own writer of metrics where the plan has `records`, which takes longer to start.
+"""A run without a model: takes steps, writes status.json, metrics.jsonl, meta.json and checkpoint
+directories as training does, resumes and branches, and ends as the plan in its environment says. A
+record a step goes through training's own writer of metrics where the plan has `records`, which
+takes longer to start.
 
 Its command line is that of `var_jax train`, of which it reads --workdir and some --config keys.
 """
@@ -15,7 +16,9 @@ from pathlib import Path
 
 
 def main(argv: list[str]) -> int:
-    keys = dict(arg.removeprefix("--config.").split("=", 1) for arg in argv if arg.startswith("--config."))
+    keys = dict(
+        arg.removeprefix("--config.").split("=", 1) for arg in argv if arg.startswith("--config.")
+    )
     workdir = Path(argv[argv.index("--workdir") + 1])
     plan = json.loads(Path(os.environ["STUB_PLAN"]).read_text())
     pause, wrong = plan.get("pause", 0.0), plan.get("wrong", {}).get(workdir.name, {})
@@ -29,7 +32,9 @@ def main(argv: list[str]) -> int:
     first = max(saved, default=0)
     if not saved and keys.get("branch_from"):
         first = int(keys["branch_step"])
-        assert (Path(keys["branch_from"]) / "checkpoints" / str(first)).is_dir(), "the trunk has not got there"
+        assert (Path(keys["branch_from"]) / "checkpoints" / str(first)).is_dir(), (
+            "the trunk has not got there"
+        )
     starts = len((workdir / "starts").read_text().split())
     step = first
     stopped = []
@@ -37,9 +42,18 @@ def main(argv: list[str]) -> int:
 
     def status(state: str):
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        text = json.dumps({"step": step, "steps": steps, "state": state, "loss": 5.0 - step / steps,
-                           "images_per_s": 10.0, "eta_s": (steps - step) * pause, "restarts": starts - 1,
-                           "updated": now})
+        text = json.dumps(
+            {
+                "step": step,
+                "steps": steps,
+                "state": state,
+                "loss": 5.0 - step / steps,
+                "images_per_s": 10.0,
+                "eta_s": (steps - step) * pause,
+                "restarts": starts - 1,
+                "updated": now,
+            }
+        )
         (workdir / "status.tmp").write_text(text)
         (workdir / "status.tmp").replace(workdir / "status.json")
 
@@ -51,8 +65,15 @@ def main(argv: list[str]) -> int:
 
         real.note_refusal("data.name is wrong;\nit must be right")
         return 2
-    (workdir / "meta.json").write_text(json.dumps({
-        "params": {"total": 1000, "body": 700}, "tokens_per_step": 10, "flops_per_step": {"exact": 50.0}}))
+    (workdir / "meta.json").write_text(
+        json.dumps(
+            {
+                "params": {"total": 1000, "body": 700},
+                "tokens_per_step": 10,
+                "flops_per_step": {"exact": 50.0},
+            }
+        )
+    )
     status("running")
     writer = None
     if plan.get("records"):

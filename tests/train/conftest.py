@@ -9,9 +9,13 @@ from var_jax.train import evaluation
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-    """Programs are kept between runs, as the command line keeps them, and compiled fast rather than to be fast."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-                "jax_persistent_cache_min_compile_time_secs": 0.1, "jax_disable_most_optimizations": True}
+    """Programs are kept between runs, as the command line keeps them, and compiled fast rather than
+    to be fast."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_disable_most_optimizations": True,
+    }
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)

@@ -23,7 +23,9 @@ def folder(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for i in range(6):
-            Image.fromarray(random.integers(0, 256, (6, 8), np.uint8)).save(tmp_path / "images" / name / f"{i}.png")
+            Image.fromarray(random.integers(0, 256, (6, 8), np.uint8)).save(
+                tmp_path / "images" / name / f"{i}.png"
+            )
     return tmp_path / "images"
 
 
@@ -35,14 +37,24 @@ def doubts(data: Inputs) -> list[str]:
     return data_report.doubts(data._config, data)
 
 
-def inputs(data: DataConfig, stage: str = "tokenizer", kept: dict | None = None, **changes) -> Inputs:
+def inputs(
+    data: DataConfig, stage: str = "tokenizer", kept: dict | None = None, **changes
+) -> Inputs:
     config = small.train_config(stage, "", data=data, **changes)
-    return Inputs(config, None, None, NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")), kept)
+    return Inputs(
+        config,
+        None,
+        None,
+        NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")),
+        kept,
+    )
 
 
 @pytest.fixture
 def opened(folder, tmp_path):
-    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole")
+    data = DataConfig(
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+    )
     return lambda: inputs(data)
 
 
@@ -60,14 +72,31 @@ def test_what_a_workdir_keeps_of_its_data(opened, folder, tmp_path):
     opened().require_same(tmp_path)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda folder: (folder / "cat" / "0.png").rename(folder / "cat" / "new.png"), "as many images|images, then"),
-    (lambda folder: (folder / "cat" / "0.png").write_bytes((folder / "cat" / "1.png").read_bytes()),
-     "as many images, but other ones or of other names \\(fingerprint "),
-    (lambda folder: (folder / "cat" / "more.png").write_bytes((folder / "cat" / "1.png").read_bytes()),
-     r"\d+ (training|held-out) images, then \d+"),
-    (lambda folder: (folder / "cat").rename(folder / "ant"), "class 'ant' came; class 'cat' went"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: (folder / "cat" / "0.png").rename(folder / "cat" / "new.png"),
+            "as many images|images, then",
+        ),
+        (
+            lambda folder: (folder / "cat" / "0.png").write_bytes(
+                (folder / "cat" / "1.png").read_bytes()
+            ),
+            "as many images, but other ones or of other names \\(fingerprint ",
+        ),
+        (
+            lambda folder: (folder / "cat" / "more.png").write_bytes(
+                (folder / "cat" / "1.png").read_bytes()
+            ),
+            r"\d+ (training|held-out) images, then \d+",
+        ),
+        (
+            lambda folder: (folder / "cat").rename(folder / "ant"),
+            "class 'ant' came; class 'cat' went",
+        ),
+    ],
+)
 def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, message):
     opened().note(tmp_path)
     kept = (tmp_path / "data.json").read_text()
@@ -75,7 +104,9 @@ def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, m
     for file in folder.rglob("*.png"):
         os.utime(file, (1, 1))  # a change within the same second is none to the copy of the folder
     other = opened()
-    with pytest.raises(UserError, match=f"holds a run on other data: .*({message}).*put the data back") as error:
+    with pytest.raises(
+        UserError, match=f"holds a run on other data: .*({message}).*put the data back"
+    ) as error:
         other.require_same(tmp_path)
     assert "\n" not in str(error.value)
     other.note(tmp_path)  # a run's first note stays
@@ -83,44 +114,65 @@ def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, m
 
 
 def test_a_run_on_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_path, opened):
-    """A workdir whose images had their transparency dropped does not resume on composited ones, and the line says why;
-    one whose images are the same in both versions does."""
+    """A workdir whose images had their transparency dropped does not resume on composited ones, and
+    the line says why; one whose images are the same in both versions does."""
     opened().note(tmp_path)
     Image.new("LA", (8, 6), (9, 0)).save(folder / "cat" / "0.png")
     now = opened().identity
     before = {**now, "fingerprint": now["fingerprint"].removesuffix("-decoding2")}
     assert before != now
     (tmp_path / "data.json").write_text(json.dumps(before))
-    with pytest.raises(UserError, match="the same files, some of which an earlier version decoded without"):
+    with pytest.raises(
+        UserError, match="the same files, some of which an earlier version decoded without"
+    ):
         opened().require_same(tmp_path)
 
 
 def test_a_data_set_of_tfds_is_told_by_its_version(digits_dir, tmp_path):
     same = inputs(DataConfig("digits", data_dir=str(digits_dir)))
     assert same.identity["fingerprint"] == "1.0.0" and same.identity["train"] == 1437
-    (tmp_path / "data.json").write_text(json.dumps({**same.identity, "fingerprint": "2.0.0", "train": 5}))
+    (tmp_path / "data.json").write_text(
+        json.dumps({**same.identity, "fingerprint": "2.0.0", "train": 5})
+    )
     with pytest.raises(UserError, match="1437 training images, then 5; put"):
         same.require_same(tmp_path)
-    (tmp_path / "data.json").write_text(json.dumps({"name": "digits", "class_names": list("1023456789")}))
+    (tmp_path / "data.json").write_text(
+        json.dumps({"name": "digits", "class_names": list("1023456789")})
+    )
     with pytest.raises(UserError, match="the classes are in another order"):
         same.require_same(tmp_path)
-    (tmp_path / "data.json").write_text(json.dumps({"name": "digits"}))  # as from a token cache: less is told
+    (tmp_path / "data.json").write_text(
+        json.dumps({"name": "digits"})
+    )  # as from a token cache: less is told
     same.require_same(tmp_path)
 
 
 def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir, monkeypatch):
-    """What a device gets is a view of the batch; a process that holds some of the rows finds them by their place."""
-    config = small.train_config("tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir)))
+    """What a device gets is a view of the batch; a process that holds some of the rows finds them
+    by their place."""
+    config = small.train_config(
+        "tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir))
+    )
     rows = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
     opened, given = Inputs(config, None, None, rows), []
-    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, sharding, of: given.extend(
-        of((slice(start, start + 2),)) for start in held) or "array")
-    for held in ((0, 2, 4, 6), (0, 4)):  # of all rows, and of a process whose devices hold every second part
+    monkeypatch.setattr(
+        jax,
+        "make_array_from_callback",
+        lambda shape, sharding, of: (
+            given.extend(of((slice(start, start + 2),)) for start in held) or "array"
+        ),
+    )
+    for held in (
+        (0, 2, 4, 6),
+        (0, 4),
+    ):  # of all rows, and of a process whose devices hold every second part
         opened._held = np.concatenate([np.arange(start, start + 2) for start in held])
         batch = {"label": 10 * opened._held}
         given.clear()
         assert opened.on_devices(batch) == {"label": "array"}
-        assert [part.tolist() for part in given] == [[10 * start, 10 * start + 10] for start in held]
+        assert [part.tolist() for part in given] == [
+            [10 * start, 10 * start + 10] for start in held
+        ]
         assert all(np.shares_memory(part, batch["label"]) for part in given)
 
 
@@ -129,36 +181,56 @@ def test_a_run_tells_its_classes_counts_and_splits(opened, folder):
     data, classes = described(opened())
     counts = opened().class_counts
     identity = opened().identity
-    assert all(text in data for text in ("image_folder", str(folder), f"{identity['train']} training images (train)",
-                                         f"{identity['held_out']} held out (test)", "gray"))
+    assert all(
+        text in data
+        for text in (
+            "image_folder",
+            str(folder),
+            f"{identity['train']} training images (train)",
+            f"{identity['held_out']} held out (test)",
+            "gray",
+        )
+    )
     assert classes == f"2 classes (training images): 0 cat ({counts[0]}), 1 dog ({counts[1]})"
     for i in range(30):
         (folder / f"class{i}").mkdir()
         (folder / f"class{i}" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes())
-    assert described(opened())[1].endswith("18 class17 (1), 19 class18 (1), and 12 more, all in data.json")
+    assert described(opened())[1].endswith(
+        "18 class17 (1), 19 class18 (1), and 12 more, all in data.json"
+    )
 
 
 def test_a_run_doubts_classes_without_images_and_color_that_it_drops(opened, folder, tmp_path):
-    """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color without a trace."""
-    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole")
+    """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color
+    without a trace."""
+    data = DataConfig(
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+    )
     assert doubts(opened()) == []
-    doubt, = doubts(inputs(data, "transformer"))
-    assert "transformer.num_classes is 10" in doubt and "2 classes" in doubt and "labels 2 to 9" in doubt
+    (doubt,) = doubts(inputs(data, "transformer"))
+    assert (
+        "transformer.num_classes is 10" in doubt
+        and "2 classes" in doubt
+        and "labels 2 to 9" in doubt
+    )
     fitting = dataclasses.replace(small.TRANSFORMER, num_classes=2)
     assert doubts(inputs(data, "transformer", transformer=fitting)) == []
     for i in range(6):
         Image.new("RGB", (8, 6), "red").save(folder / "cat" / f"{i}.png")
-    doubt, = doubts(inputs(data, "transformer", transformer=fitting))
+    (doubt,) = doubts(inputs(data, "transformer", transformer=fitting))
     assert "have color" in doubt and "the tokenizer has one channel" in doubt
     assert "tokenizer.in_channels is 1" in doubts(opened())[0]
 
 
 def test_a_resumed_run_keeps_its_order_of_classes(folder, tmp_path):
-    """Numbers were sorted as texts by earlier versions: a run of one goes on, in a directory without its copy too."""
+    """Numbers were sorted as texts by earlier versions: a run of one goes on, in a directory
+    without its copy too."""
     for i in range(12):
         (folder / f"{i}").mkdir()
         (folder / f"{i}" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes())
-    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole")
+    data = DataConfig(
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+    )
     new = inputs(data).identity
     older = sorted(new["class_names"])
     assert new["class_names"] != older

@@ -1,4 +1,5 @@
-"""Channels and classes that a config leaves to its data: where they come from, and where they must be known."""
+"""Channels and classes that a config leaves to its data: where they come from, and where they must
+be known."""
 
 import dataclasses
 import json
@@ -17,15 +18,19 @@ from var_jax.models import flops
 from var_jax.train import data_sizes
 from var_jax.train.loop import train
 
-LEFT = {"tokenizer": dataclasses.replace(small.TOKENIZER, in_channels=0),
-        "transformer": dataclasses.replace(small.TRANSFORMER, num_classes=0)}
+LEFT = {
+    "tokenizer": dataclasses.replace(small.TOKENIZER, in_channels=0),
+    "transformer": dataclasses.replace(small.TRANSFORMER, num_classes=0),
+}
 
 
 def folder(root, mode: str, classes=("cat", "dog", "owl"), images=4) -> DataConfig:
     for name in classes:
         (root / name).mkdir(parents=True)
         for i in range(images):
-            Image.fromarray(np.full((6, 8, 3), 30 * i, np.uint8)).convert(mode).save(root / name / f"{i}.png")
+            Image.fromarray(np.full((6, 8, 3), 30 * i, np.uint8)).convert(mode).save(
+                root / name / f"{i}.png"
+            )
     return DataConfig("image_folder", source_dir=str(root), data_dir=f"{root}-tfds", resize="whole")
 
 
@@ -37,10 +42,13 @@ def sizes(run) -> tuple[int, int]:
     return run.tokenizer.in_channels, run.transformer.num_classes
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("LA", 1), ("I;16", 1), ("1", 1), ("P", 3),
-                                                ("RGBA", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("RGB", 3), ("L", 1), ("LA", 1), ("I;16", 1), ("1", 1), ("P", 3), ("RGBA", 3)],
+)
 def test_an_image_folder_tells_its_sizes(tmp_path, mode, channels):
-    """As `transforms.decode` reads each kind of file; one with color among gray ones makes a set with color."""
+    """As `transforms.decode` reads each kind of file; one with color among gray ones makes a set
+    with color."""
     data = folder(tmp_path / "photos", mode)
     run = config(data)
     assert run.left_to_data == ["tokenizer.in_channels", "transformer.num_classes"]
@@ -54,13 +62,18 @@ def test_what_a_config_gives_stays(tmp_path):
     data = folder(tmp_path / "photos", "RGB")
     assert sizes(data_sizes.from_data(config(data, tokenizer=small.TOKENIZER))) == (1, 3)
     given = config(data, transformer=small.TRANSFORMER, tokenizer=small.TOKENIZER)
-    assert data_sizes.from_data(dataclasses.replace(given, data=DataConfig("nowhere"))).left_to_data == []
+    assert (
+        data_sizes.from_data(dataclasses.replace(given, data=DataConfig("nowhere"))).left_to_data
+        == []
+    )
 
 
 def test_sizes_known_by_name_are_those_of_the_data(digits_dir):
     split = sources.open_split(DataConfig("digits", data_dir=str(digits_dir)), "train")
-    expected = {"digits": (split[0]["image"].shape[-1], len(split.class_names)),
-                "fashion_mnist_idx": (1, len(builders.FASHION_CLASSES))}
+    expected = {
+        "digits": (split[0]["image"].shape[-1], len(split.class_names)),
+        "fashion_mnist_idx": (1, len(builders.FASHION_CLASSES)),
+    }
     assert expected == FIXED_SIZES
 
 
@@ -71,17 +84,21 @@ def test_a_data_set_of_tfds_tells_its_sizes_unprepared():
 
 
 def test_a_token_cache_tells_its_sizes(tmp_path):
-    manifest = token_cache.Manifest("abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0)
+    manifest = token_cache.Manifest(
+        "abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0
+    )
     (tmp_path / "manifest.json").write_text(json.dumps(plain(manifest)))
     run = config(DataConfig("image_folder", tokens_dir=str(tmp_path)))
     assert sizes(data_sizes.from_data(run)) == (3, 2)
 
 
 def test_a_resumed_run_has_the_sizes_it_was_started_with(tmp_path):
-    """A run of an earlier version, whose config gave ten classes, goes on although its data have three."""
+    """A run of an earlier version, whose config gave ten classes, goes on although its data have
+    three."""
     data = folder(tmp_path / "photos", "RGB")
-    (tmp_path / "config.json").write_text(json.dumps({"tokenizer": {"in_channels": 1},
-                                                      "transformer": {"num_classes": 10}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"tokenizer": {"in_channels": 1}, "transformer": {"num_classes": 10}})
+    )
     assert sizes(data_sizes.from_data(config(data), tmp_path)) == (1, 10)
     for broken in ("{", "[]", '{"tokenizer": 3, "transformer": {"num_classes": "x"}}', "{}"):
         (tmp_path / "config.json").write_text(broken)
@@ -95,15 +112,18 @@ def test_data_that_are_not_there_are_named_with_the_keys(tmp_path):
     assert all(text in str(error.value) for text in (str(tmp_path / "none"), *run.left_to_data))
 
 
-@pytest.mark.parametrize(("use", "key"), [
-    (lambda: LEFT["tokenizer"].image_shape, "tokenizer.in_channels"),
-    (lambda: flops.tokenizer_train_flops(LEFT["tokenizer"]), "tokenizer.in_channels"),
-    (lambda: flops.param_count(LEFT["transformer"]), "transformer.num_classes"),
-    (lambda: ModelConfig(LEFT["tokenizer"]), "tokenizer.in_channels"),
-    (lambda: ModelConfig(small.TOKENIZER, LEFT["transformer"]), "transformer.num_classes"),
-    (lambda: TokenizerConfig(in_channels=2), "tokenizer.in_channels is 2"),
-    (lambda: TransformerConfig(num_classes=-1), "transformer.num_classes is -1"),
-])
+@pytest.mark.parametrize(
+    ("use", "key"),
+    [
+        (lambda: LEFT["tokenizer"].image_shape, "tokenizer.in_channels"),
+        (lambda: flops.tokenizer_train_flops(LEFT["tokenizer"]), "tokenizer.in_channels"),
+        (lambda: flops.param_count(LEFT["transformer"]), "transformer.num_classes"),
+        (lambda: ModelConfig(LEFT["tokenizer"]), "tokenizer.in_channels"),
+        (lambda: ModelConfig(small.TOKENIZER, LEFT["transformer"]), "transformer.num_classes"),
+        (lambda: TokenizerConfig(in_channels=2), "tokenizer.in_channels is 2"),
+        (lambda: TransformerConfig(num_classes=-1), "transformer.num_classes is -1"),
+    ],
+)
 def test_sizes_that_are_needed_and_not_known_are_named(use, key):
     with pytest.raises(UserError, match=key):
         use()

@@ -14,7 +14,14 @@ class Held:
     """Four held-out images, of which the last is padding."""
 
     def held_out(self):
-        return iter([{"image": np.zeros((4, *small.TOKENIZER.image_shape), np.uint8), "mask": np.arange(4) < 3}])
+        return iter(
+            [
+                {
+                    "image": np.zeros((4, *small.TOKENIZER.image_shape), np.uint8),
+                    "mask": np.arange(4) < 3,
+                }
+            ]
+        )
 
     def on_devices(self, batch):
         return batch

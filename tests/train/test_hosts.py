@@ -48,15 +48,22 @@ def ended(images, model_dir, tmp_path_factory):
     first = images("first")
 
     def run(name: str, *second: str) -> list[tuple[int, str]]:
-        shared = ["train", "--config", str(directory / "config.py"),
-                  "--workdir", str(directory / name),
-                  "--config.data.name=image_folder", f"--config.data.source_dir={first}",
-                  f"--config.data.data_dir={directory / name}-tfds",
-                  f"--config.tokenizer_dir={model_dir}"]
+        shared = [
+            "train",
+            "--config",
+            str(directory / "config.py"),
+            "--workdir",
+            str(directory / name),
+            "--config.data.name=image_folder",
+            f"--config.data.source_dir={first}",
+            f"--config.data.data_dir={directory / name}-tfds",
+            f"--config.tokenizer_dir={model_dir}",
+        ]
         code = TRAIN.replace("SHARED", repr(json.dumps(shared)))
         code = code.replace("SECOND", repr(json.dumps(second)))
-        found = processes.scripts(code, directory / f"{name}-scripts", directory / "programs",
-                                  join=False)
+        found = processes.scripts(
+            code, directory / f"{name}-scripts", directory / "programs", join=False
+        )
         assert not (directory / name).exists()
         return [(code, told.splitlines()[-1]) for code, told in found]
 

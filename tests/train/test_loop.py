@@ -28,12 +28,17 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 @pytest.fixture(scope="module")
 def configs(digits_dir, model_dir):
     """A run of each stage, from given weights."""
-    return {"tokenizer": small.train_config("tokenizer", digits_dir, init_from=str(model_dir)),
-            "transformer": small.train_config("transformer", digits_dir, init_from=str(model_dir),
-                                              tokenizer_dir=str(model_dir))}
+    return {
+        "tokenizer": small.train_config("tokenizer", digits_dir, init_from=str(model_dir)),
+        "transformer": small.train_config(
+            "transformer", digits_dir, init_from=str(model_dir), tokenizer_dir=str(model_dir)
+        ),
+    }
 
 
-@pytest.fixture(scope="module", params=["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["transformer", pytest.param("tokenizer", marks=pytest.mark.slow)]
+)
 def whole_run(request, configs, tmp_path_factory):
     """(config, workdir, what `train` returned) of an uninterrupted run on a mesh of 8 x 1."""
     config, workdir = configs[request.param], tmp_path_factory.mktemp(request.param)
@@ -50,7 +55,11 @@ def assert_same(ours, theirs):
 
 def assert_close(ours, theirs, tolerance: float):
     """Every array to a share of its own largest magnitude."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max()), ours, theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max()),
+        ours,
+        theirs,
+    )
 
 
 def interrupt_at(monkeypatch, step: int):
@@ -71,7 +80,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(whole_run, tmp_path,
         train(config, str(tmp_path))
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
     assert checkpoints.latest_step() == 1
-    assert Pipeline.from_pretrained(tmp_path).config == config.model  # whole from the first checkpoint on
+    assert (
+        Pipeline.from_pretrained(tmp_path).config == config.model
+    )  # whole from the first checkpoint on
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
     train(config, str(tmp_path))
     assert losses(tmp_path) == losses(uninterrupted)
@@ -93,7 +104,12 @@ def test_what_a_run_leaves(whole_run):
     scales = len(config.tokenizer.scales)
     if config.stage == "tokenizer":
         assert {"l1", "l2", "vq", "psnr", "code_usage", "perplexity"} <= last.keys()
-        assert len(last["code_usage"]) == len(last["perplexity"]) == len(train_records[0]["code_usage"]) == scales
+        assert (
+            len(last["code_usage"])
+            == len(last["perplexity"])
+            == len(train_records[0]["code_usage"])
+            == scales
+        )
     else:
         for record in (*train_records, last):
             assert {"loss_mean", "loss_last", "accuracy_mean", "accuracy_last"} <= record.keys()
@@ -106,12 +122,19 @@ def test_what_a_run_leaves(whole_run):
 def test_the_average_follows_the_parameters_and_is_what_a_model_directory_gives(whole_run):
     config, workdir, _ = whole_run
     params, ema = weights(workdir), weights(workdir, "ema")
-    assert any(not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, ema)), strict=True))
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, ema)), strict=True)
+    )
     by_hand = small.pipeline().params[config.stage]
     for done in range(3):  # its decay is warmed up
-        at, decay = Checkpoints(workdir / "checkpoints", keep=3), min(config.ema, (1 + done) / (10 + done))
+        at, decay = (
+            Checkpoints(workdir / "checkpoints", keep=3),
+            min(config.ema, (1 + done) / (10 + done)),
+        )
         after = at.restore_part("params", step=done + 1)
-        by_hand = jax.tree.map(lambda a, p, d=decay: np.asarray(a) * d + p * (1 - d), by_hand, after)
+        by_hand = jax.tree.map(
+            lambda a, p, d=decay: np.asarray(a) * d + p * (1 - d), by_hand, after
+        )
     assert_close(ema, by_hand, 1e-5)
     loaded = Pipeline.from_pretrained(workdir)
     assert_same(loaded.params[config.stage], ema)
@@ -119,7 +142,9 @@ def test_the_average_follows_the_parameters_and_is_what_a_model_directory_gives(
 
 
 def one_device(*_):
-    return jax.make_mesh((1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (1, 1), ("data", "model"), devices=jax.devices()[:1], axis_types=(AxisType.Auto,) * 2
+    )
 
 
 def train_losses(workdir) -> list[float]:
@@ -155,7 +180,10 @@ def fake_step(**late):
 
     def make(*_):
         def step(run, batch, frozen):
-            metrics = {name: jnp.where(run.step > 0, late.get(name, 1.0), 1.0) for name in ("loss", "grad_norm")}
+            metrics = {
+                name: jnp.where(run.step > 0, late.get(name, 1.0), 1.0)
+                for name in ("loss", "grad_norm")
+            }
             return run.replace(step=run.step + 1), metrics
 
         return step
@@ -163,9 +191,11 @@ def fake_step(**late):
     return make
 
 
-def test_train_keeps_its_records_before_each_checkpoint(configs, unevaluated, tmp_path, monkeypatch):
-    """What is logged up to a step is flushed before that step's checkpoint is begun: a run that resumes from it never
-    logs those steps again."""
+def test_train_keeps_its_records_before_each_checkpoint(
+    configs, unevaluated, tmp_path, monkeypatch
+):
+    """What is logged up to a step is flushed before that step's checkpoint is begun: a run that
+    resumes from it never logs those steps again."""
     calls = []
 
     def noted(owner, name):
@@ -182,13 +212,15 @@ def test_train_keeps_its_records_before_each_checkpoint(configs, unevaluated, tm
     train(configs["transformer"], str(tmp_path))
     assert [call for call in calls if call[0] == "save"] == [("save", 1), ("save", 2), ("save", 3)]
     for number in (1, 2, 3):
-        before = calls[:calls.index(("save", number))]
+        before = calls[: calls.index(("save", number))]
         flushed = len(before) - 1 - before[::-1].index(("flush",))
         assert ("write", number) in before[:flushed] and ("write", number) not in before[flushed:]
 
 
 @pytest.mark.parametrize("late", [{"loss": jnp.nan}, {"grad_norm": jnp.inf}], ids=str)
-def test_what_is_not_finite_stops_the_run_before_it_is_saved(configs, unevaluated, late, tmp_path, monkeypatch):
+def test_what_is_not_finite_stops_the_run_before_it_is_saved(
+    configs, unevaluated, late, tmp_path, monkeypatch
+):
     monkeypatch.setattr(step, "make_train_step", fake_step(**late))
     with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
         train(configs["tokenizer"], str(tmp_path))
@@ -216,8 +248,12 @@ def test_a_run_that_diverges_in_earnest(configs, unevaluated, tmp_path):
 def test_another_runs_workdir_is_refused_and_left_alone(whole_run):
     config, workdir, _ = whole_run
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
-    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, base_lr=0.5))
-    with pytest.raises(UserError, match=r"another run; optimizer.base_lr: 0.5 here, 0.1 there; give another") as caught:
+    other = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, base_lr=0.5)
+    )
+    with pytest.raises(
+        UserError, match=r"another run; optimizer.base_lr: 0.5 here, 0.1 there; give another"
+    ) as caught:
         train(other, str(workdir))
     assert "\n" not in str(caught.value)
     assert {file: file.stat().st_mtime_ns for file in workdir.rglob("*")} == before
@@ -227,14 +263,23 @@ def test_a_mistake_does_not_claim_the_workdir(configs, model_dir, tmp_path):
     config = configs["transformer"]
     fewer = dataclasses.replace(config.transformer, num_classes=9)
     for name, changes, message in (
-            ("large", {"batch_size": 8000}, "lower batch_size"),
-            ("split", {"data": dataclasses.replace(config.data, eval_split="tset")}, "did you mean 'test'"),
-            ("classes", {"transformer": fewer}, "num_classes is 9; it must be at least the 10 classes"),
-            ("init", {"init_from": str(tmp_path / "none")}, "no model directory"),
-            ("width", {"transformer": dataclasses.replace(config.transformer, width=32)}, "does not fit this run"),
-            ("mesh", {"mesh": MeshConfig(3, 2)}, "as many devices as there are, 8"),
-            ("batch", {"batch_size": 6}, "batch_size is 6; it must be a multiple of 4"),
-            ("tokenizer", {"tokenizer_dir": ""}, "tokenizer_dir is ''")):
+        ("large", {"batch_size": 8000}, "lower batch_size"),
+        (
+            "split",
+            {"data": dataclasses.replace(config.data, eval_split="tset")},
+            "did you mean 'test'",
+        ),
+        ("classes", {"transformer": fewer}, "num_classes is 9; it must be at least the 10 classes"),
+        ("init", {"init_from": str(tmp_path / "none")}, "no model directory"),
+        (
+            "width",
+            {"transformer": dataclasses.replace(config.transformer, width=32)},
+            "does not fit this run",
+        ),
+        ("mesh", {"mesh": MeshConfig(3, 2)}, "as many devices as there are, 8"),
+        ("batch", {"batch_size": 6}, "batch_size is 6; it must be a multiple of 4"),
+        ("tokenizer", {"tokenizer_dir": ""}, "tokenizer_dir is ''"),
+    ):
         with pytest.raises(UserError, match=message):
             train(dataclasses.replace(config, **changes), str(tmp_path / name))
         assert not (tmp_path / name).exists(), name
@@ -250,17 +295,22 @@ def test_a_finished_run_trains_nothing_more(whole_run):
 
 @pytest.mark.slow
 def test_fine_tuning_with_another_class_count(configs, tmp_path, monkeypatch):
-    """A real step and a real evaluation of what starts from the weights but for the class embedding."""
+    """A real step and a real evaluation of what starts from the weights but for the class
+    embedding."""
     monkeypatch.setattr(evaluation.Evaluator, "picture", NoEvaluator.picture)
     config = configs["transformer"]
-    config = dataclasses.replace(config, steps=1, transformer=dataclasses.replace(config.transformer, num_classes=12))
+    config = dataclasses.replace(
+        config, steps=1, transformer=dataclasses.replace(config.transformer, num_classes=12)
+    )
     result = train(config, str(tmp_path))
     ours, theirs = weights(tmp_path), dict(small.pipeline().params["transformer"])
     fresh = ours.pop("class_embed")
     assert fresh.shape == (13, 16) and abs(fresh.std() / config.transformer.init_std - 1) < 0.2
     del theirs["class_embed"]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)
-    rate = config.optimizer.base_lr * config.batch_size / 256  # what a step of Adam moves a weight by at most
+    rate = (
+        config.optimizer.base_lr * config.batch_size / 256
+    )  # what a step of Adam moves a weight by at most
     assert all(0 < most < 1.5 * rate for most in jax.tree.leaves(moved)), moved
     training, held_out = records(tmp_path)
     assert training["grad_norm"] > 0 and np.isfinite(training["loss"])
@@ -281,10 +331,15 @@ def signal_in_step(monkeypatch, at: int):
     monkeypatch.setattr(Preemption, "vote", told)
 
 
-def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(whole_run, tmp_path, monkeypatch):
+def test_sigterm_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    whole_run, tmp_path, monkeypatch
+):
     config, uninterrupted, _ = whole_run
     config = dataclasses.replace(config, checkpoint_every=100)
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="after step 2 of 3, everything saved"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Preempted, match="after step 2 of 3, everything saved"),
+    ):
         signal_in_step(patch, 1)
         train(config, str(tmp_path))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
@@ -325,7 +380,8 @@ def fast(configs, monkeypatch):
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_train_places_what_its_steps_use_of_the_tokenizer(
-        cached, configs, unevaluated, model_dir, tmp_path, monkeypatch):
+    cached, configs, unevaluated, model_dir, tmp_path, monkeypatch
+):
     """The decoder is for pictures; from a token cache no image is encoded either."""
     config, seen = configs["transformer"], []
 
@@ -349,7 +405,9 @@ def test_train_places_what_its_steps_use_of_the_tokenizer(
     assert_same(kept.params["tokenizer"], small.pipeline().params["tokenizer"])
 
 
-def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(fast, tmp_path, monkeypatch):
+def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(
+    fast, tmp_path, monkeypatch
+):
     """The evaluation dies as a kill lets it die: the state of its step is there, and the next start
     evaluates that first."""
     seen = []
@@ -361,10 +419,14 @@ def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(fast, 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SlowEvaluator, "meanwhile", killed)
         train(fast, str(tmp_path))
-    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    assert (
+        Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    )
     train(fast, str(tmp_path))
     assert evaluated(tmp_path) == [2, 4]
-    train(fast, str(tmp_path))  # and once is enough: only what the caller asks for is measured again
+    train(
+        fast, str(tmp_path)
+    )  # and once is enough: only what the caller asks for is measured again
     assert evaluated(tmp_path) == [2, 4]
 
 
@@ -372,10 +434,15 @@ def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(fast, 
 def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, checkpoint_every):
     """Whether its step is one of those that are saved or not: nothing of the run is lost."""
     config = dataclasses.replace(fast, checkpoint_every=checkpoint_every)
-    with monkeypatch.context() as patch, pytest.raises(Preempted, match="after step 2 of 4, everything saved"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Preempted, match="after step 2 of 4, everything saved"),
+    ):
         patch.setattr(SlowEvaluator, "meanwhile", lambda self: os.kill(os.getpid(), signal.SIGTERM))
         train(config, str(tmp_path))
-    assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    assert (
+        Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [2] and evaluated(tmp_path) == []
+    )
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "preempted"
     train(config, str(tmp_path))
     assert evaluated(tmp_path) == [2, 4]

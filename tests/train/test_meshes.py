@@ -1,4 +1,5 @@
-"""One step on every mesh of 8 devices is the step of one device; and how devices come to lie in a mesh."""
+"""One step on every mesh of 8 devices is the step of one device; and how devices come to lie in a
+mesh."""
 
 import dataclasses
 import re
@@ -34,8 +35,10 @@ def compiled_fast():
 @pytest.fixture(scope="module")
 def batch() -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
-    return {"tokens": random.integers(0, 16, (BATCH, small.SCALES.total)).astype(np.int32),
-            "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32)}
+    return {
+        "tokens": random.integers(0, 16, (BATCH, small.SCALES.total)).astype(np.int32),
+        "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def start():
 
 def one_step(data: int, model: int, batch, start, config=CONFIG):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
-    mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[:data * model])
+    mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
         program = Program(config, mesh)
         run = program.first_state(start)
@@ -55,7 +58,11 @@ def one_step(data: int, model: int, batch, start, config=CONFIG):
         rows = jax.device_put(batch, program.rows)
         compiled = program.step().lower(run, rows, frozen).compile()
         after, metrics = compiled(run, rows, frozen)
-    return jax.tree.map(np.asarray, after.params), jax.tree.map(np.asarray, metrics), compiled.as_text()
+    return (
+        jax.tree.map(np.asarray, after.params),
+        jax.tree.map(np.asarray, metrics),
+        compiled.as_text(),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +77,13 @@ def test_a_step_is_the_same_on_every_mesh(steps, start, mesh):
 
 @pytest.mark.parametrize("mesh", [(3, 1), (3, 2), (1, 3)], ids=str)
 def test_a_step_is_the_same_on_a_mesh_that_does_not_divide_the_model(batch, start, mesh):
-    """Width 32 and 8 heads do not divide by 3: what stays whole changes where numbers lie, and none of them."""
+    """Width 32 and 8 heads do not divide by 3: what stays whole changes where numbers lie, and none
+    of them."""
     config = dataclasses.replace(CONFIG, batch_size=6)
     some = {name: rows[:6] for name, rows in batch.items()}
-    assert_same_step(one_step(*mesh, some, start, config), one_step(1, 1, some, start, config), start)
+    assert_same_step(
+        one_step(*mesh, some, start, config), one_step(1, 1, some, start, config), start
+    )
 
 
 def assert_same_step(ours, theirs, start):
@@ -81,22 +91,36 @@ def assert_same_step(ours, theirs, start):
     (expected, expected_metrics, _), (params, metrics, _) = theirs, ours
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for (path, ours), theirs, before in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected),
-                                            jax.tree.leaves(start), strict=True):
+    for (path, ours), theirs, before in zip(
+        jax.tree_util.tree_leaves_with_path(params),
+        jax.tree.leaves(expected),
+        jax.tree.leaves(start),
+        strict=True,
+    ):
         moved = np.abs(theirs - before).max()
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max() + 1e-3 * moved,
-                                   err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            ours,
+            theirs,
+            rtol=0,
+            atol=1e-6 * np.abs(theirs).max() + 1e-3 * moved,
+            err_msg=jax.tree_util.keystr(path),
+        )
 
 
 def gathered(text: str) -> list[tuple[int, ...]]:
     """Shapes that the all-gathers of a program give, in whatever tuple or order."""
     results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
-    return [tuple(map(int, dims.split(","))) for result in results for dims in re.findall(r"\w\[([\d,]+)\]", result)]
+    return [
+        tuple(map(int, dims.split(",")))
+        for result in results
+        for dims in re.findall(r"\w\[([\d,]+)\]", result)
+    ]
 
 
 @pytest.mark.parametrize("mesh", [(8, 1), (4, 2)], ids=str)
 def test_no_stack_of_parameters_is_gathered_whole(steps, start, mesh):
-    """A block's parameters are gathered when it is its turn: all layers at once would take the memory of all."""
+    """A block's parameters are gathered when it is its turn: all layers at once would take the
+    memory of all."""
     stacks = {leaf.shape for leaf in jax.tree.leaves(start["blocks"])}
     assert all(shape[0] == TRANSFORMER.depth for shape in stacks)
     shapes = gathered(steps[mesh][2])
@@ -106,9 +130,13 @@ def test_no_stack_of_parameters_is_gathered_whole(steps, start, mesh):
 
 
 def test_what_a_gather_of_a_stack_would_look_like():
-    line = "  %all-gather.3 = f32[2,32,128]{2,1,0} all-gather(%param.7), channel_id=3, dimensions={1}"
+    line = (
+        "  %all-gather.3 = f32[2,32,128]{2,1,0} all-gather(%param.7), channel_id=3, dimensions={1}"
+    )
     assert gathered(line) == [(2, 32, 128)]
-    assert gathered("  %ag = (f32[2,4]{1,0}, f32[2,32]{1,0}) all-gather-start(%p), dimensions={1}") == [(2, 4), (2, 32)]
+    assert gathered(
+        "  %ag = (f32[2,4]{1,0}, f32[2,32]{1,0}) all-gather-start(%p), dimensions={1}"
+    ) == [(2, 4), (2, 32)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,28 +161,37 @@ def test_slices_are_joined_along_the_data_axis(data, model, slices):
     assert (mesh.shape["data"], mesh.shape["model"]) == (8 // model, model)
     places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (places == places[:, :1]).all()  # the model axis stays within a slice
-    assert places[:, 0].tolist() == sorted(places[:, 0].tolist())  # and so does a contiguous part of the data axis
+    assert places[:, 0].tolist() == sorted(
+        places[:, 0].tolist()
+    )  # and so does a contiguous part of the data axis
 
 
 def test_slices_that_are_not_as_the_config_says():
-    with pytest.raises(UserError, match=r"mesh.slices is 4; it must be the number of slices there are, 2"):
+    with pytest.raises(
+        UserError, match=r"mesh.slices is 4; it must be the number of slices there are, 2"
+    ):
         state.make_mesh(MeshConfig(8, 1, 4), slice_places(8, 2))
-    with pytest.raises(UserError, match=r"mesh.slices is 1; it must be the number of slices there are, 2"):
+    with pytest.raises(
+        UserError, match=r"mesh.slices is 1; it must be the number of slices there are, 2"
+    ):
         state.make_mesh(MeshConfig(8, 1), slice_places(8, 2))
     with pytest.raises(UserError, match=r"mesh.data is 1; it must be a multiple of mesh.slices 2"):
         state.make_mesh(MeshConfig(1, 8, 2), slice_places(8, 2))
 
 
 def gpus(gpus_per_process: int) -> list[Device]:
-    """Two hosts of 8 GPUs as JAX describes them: a slice index per host, however many processes it has."""
+    """Two hosts of 8 GPUs as JAX describes them: a slice index per host, however many processes it
+    has."""
     return [Device(i, i // 8, i // gpus_per_process, "gpu", "NVIDIA H100") for i in range(16)]
 
 
-@pytest.mark.parametrize("gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"])
+@pytest.mark.parametrize(
+    "gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"]
+)
 @pytest.mark.parametrize(("data", "model"), [(-1, 1), (8, 2), (2, 8), (1, 16), (16, 1)], ids=str)
 def test_make_mesh_takes_hosts_of_gpus_as_it_finds_them(gpus_per_process, data, model):
-    """A mesh over two nodes needs no key: rows of a node are neighbors, and a model axis that fits into a node
-    stays inside it, in whatever order the devices come."""
+    """A mesh over two nodes needs no key: rows of a node are neighbors, and a model axis that fits
+    into a node stays inside it, in whatever order the devices come."""
     devices = gpus(gpus_per_process)
     mesh = state.make_mesh(MeshConfig(data, model), devices[::-1])
     assert mesh.devices.ravel().tolist() == devices
@@ -164,9 +201,12 @@ def test_make_mesh_takes_hosts_of_gpus_as_it_finds_them(gpus_per_process, data, 
         assert (hosts == hosts[:, :1]).all()
 
 
-@pytest.mark.parametrize("gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"])
+@pytest.mark.parametrize(
+    "gpus_per_process", [8, 1], ids=["one process per node", "one process per GPU"]
+)
 def test_make_mesh_takes_the_right_number_of_gpu_hosts_and_refuses_another(gpus_per_process):
-    """`mesh.slices` may tell how many hosts there are; a number of hosts that are not there is refused."""
+    """`mesh.slices` may tell how many hosts there are; a number of hosts that are not there is
+    refused."""
     devices = gpus(gpus_per_process)
     assert state.make_mesh(MeshConfig(-1, 1, 2), devices) == state.make_mesh(MeshConfig(), devices)
     with pytest.raises(UserError, match=r"mesh\.slices is 3; .*2"):
@@ -186,7 +226,12 @@ def test_a_host_loads_the_rows_that_its_devices_hold():
         return state.host_rows(sharding, 8).tolist()
 
     assert held(slice(2, 4), slice(2, 4)) == [2, 3]  # a model axis within the host
-    assert held(slice(6, 8), slice(0, 2)) == [0, 1, 6, 7]  # neighbours in the mesh are not neighbours in the batch
+    assert held(slice(6, 8), slice(0, 2)) == [
+        0,
+        1,
+        6,
+        7,
+    ]  # neighbours in the mesh are not neighbours in the batch
     assert held(slice(None)) == list(range(8))
     mesh = state.make_mesh(MeshConfig(4, 2))
     assert state.host_rows(NamedSharding(mesh, PartitionSpec("data")), 8).tolist() == list(range(8))

@@ -13,16 +13,28 @@ from var_jax.train import messages
 IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 360}
 
 
-@pytest.mark.parametrize(("stage", "first", "words"), [
-    ("tokenizer", 0, ["training the tokenizer on digits; ", "images of 6x8x1, 17 tokens each"]),
-    ("transformer", 2, ["training the transformer on digits from step 2 on; ", "depth 2, width 16"]),
-])
+@pytest.mark.parametrize(
+    ("stage", "first", "words"),
+    [
+        ("tokenizer", 0, ["training the tokenizer on digits; ", "images of 6x8x1, 17 tokens each"]),
+        (
+            "transformer",
+            2,
+            ["training the transformer on digits from step 2 on; ", "depth 2, width 16"],
+        ),
+    ],
+)
 def test_opening_names_all_that_a_run_is(stage, first, words):
     config = small.train_config(stage, "nowhere", steps=100, batch_size=8)
     params = {"a": np.zeros((3, 4)), "b": np.zeros(5)}
     line = messages.opening(config, IDENTITY, params, epath.Path("runs/x"), first)
     assert "\n" not in line and all(word in line for word in words)
-    for word in ("17 parameters", "8 devices (cpu)", "100 steps of 8 images (0.557 passes", "in runs/x"):
+    for word in (
+        "17 parameters",
+        "8 devices (cpu)",
+        "100 steps of 8 images (0.557 passes",
+        "in runs/x",
+    ):
         assert word in line
 
 
@@ -33,21 +45,41 @@ def test_closing_of_a_tokenizer(tmp_path):
     picture = workdir / "samples" / "step_0000003.png"
     config = small.train_config("tokenizer", "nowhere")
     overrides = ["--config.data.source_dir=my photos", "--config.steps=3"]
-    done, following = messages.closing(config, {"psnr": 21.239, "loss": 0.5, "images": 12}, str(workdir),
-                                       "configs/a.py:tokenizer", overrides)
+    done, following = messages.closing(
+        config,
+        {"psnr": 21.239, "loss": 0.5, "images": 12},
+        str(workdir),
+        "configs/a.py:tokenizer",
+        overrides,
+    )
     assert "step 3, held-out PSNR 21.24 dB on 12 images" in done and "picture" not in done
     assert shlex.split(following) == [
-        "next:", "var-jax", "train", "--config", "configs/a.py", f"--config.tokenizer_dir={workdir}",
-        "--config.data.source_dir=my photos", "--workdir", f"{workdir}-transformer"]
+        "next:",
+        "var-jax",
+        "train",
+        "--config",
+        "configs/a.py",
+        f"--config.tokenizer_dir={workdir}",
+        "--config.data.source_dir=my photos",
+        "--workdir",
+        f"{workdir}-transformer",
+    ]
     picture.touch()
     assert f"picture: {picture}" in messages.closing(config, {"loss": 0.5}, str(workdir), "a.py")[0]
 
 
-@pytest.mark.parametrize(("classes", "labels"), [(12, "0-9 --num 40"), (3, "0-2 --num 12"), (1, "0 --num 4")])
+@pytest.mark.parametrize(
+    ("classes", "labels"), [(12, "0-9 --num 40"), (3, "0-2 --num 12"), (1, "0 --num 4")]
+)
 def test_closing_of_a_transformer(classes, labels, tmp_path):
     """The command draws classes that the data have, which may be fewer than the model's."""
-    (tmp_path / "data.json").write_text(json.dumps({"class_names": [str(i) for i in range(classes)]}))
-    done, following = messages.closing(small.train_config("transformer", "nowhere"), {"loss": 2.34567}, str(tmp_path),
-                                       "a.py:d2")
+    (tmp_path / "data.json").write_text(
+        json.dumps({"class_names": [str(i) for i in range(classes)]})
+    )
+    done, following = messages.closing(
+        small.train_config("transformer", "nowhere"), {"loss": 2.34567}, str(tmp_path), "a.py:d2"
+    )
     assert "held-out loss 2.346" in done
-    assert following == f"next: var-jax sample --model {tmp_path} --labels {labels} --out samples.png"
+    assert (
+        following == f"next: var-jax sample --model {tmp_path} --labels {labels} --out samples.png"
+    )

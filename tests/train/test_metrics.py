@@ -29,15 +29,23 @@ def status(workdir) -> dict:
 
 def test_records(tmp_path):
     w = writer(tmp_path / "run")
-    w.write(20, "train", {"loss": jnp.float32(1.5), "loss_scale": jnp.array([1.0, 2.0]), "lr": 0.25})
+    w.write(
+        20, "train", {"loss": jnp.float32(1.5), "loss_scale": jnp.array([1.0, 2.0]), "lr": 0.25}
+    )
     w.write(20, "val", {"loss": np.float64(3)})
     assert records(tmp_path / "run") == [
         {"step": 20, "split": "train", "loss": 1.5, "loss_scale": [1.0, 2.0], "lr": 0.25},
-        {"step": 20, "split": "val", "loss": 3.0}]
+        {"step": 20, "split": "val", "loss": 3.0},
+    ]
     w.image(20, "samples", np.zeros((4, 5, 3), np.uint8))
     w.close("done")
-    assert {(20, "train/loss"), (20, "train/loss_scale/scale_0"), (20, "train/loss_scale/scale_1"), (20, "val/loss"),
-            (20, "samples")} <= board_tags(tmp_path / "run")
+    assert {
+        (20, "train/loss"),
+        (20, "train/loss_scale/scale_0"),
+        (20, "train/loss_scale/scale_1"),
+        (20, "val/loss"),
+        (20, "samples"),
+    } <= board_tags(tmp_path / "run")
 
 
 def test_a_step_is_never_there_twice(tmp_path):
@@ -64,7 +72,9 @@ def test_resuming_drops_what_is_done_again(tmp_path):
 
 
 def test_a_cut_line_before_the_resumed_step_does_not_join_the_next(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 10, "split": "train", "loss": 1}\n{"step": 20, "spl')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 10, "split": "train", "loss": 1}\n{"step": 20, "spl'
+    )
     writer(tmp_path, resume_step=20).write(20, "train", {"loss": 2})
     assert [r["step"] for r in records(tmp_path)] == [10, 20]
 
@@ -73,7 +83,9 @@ def test_not_a_number_is_null(tmp_path):
     w = writer(tmp_path)
     w.write(1, "train", {"loss": math.nan, "loss_scale": jnp.array([1.0, jnp.inf])})
     w.progress(1, math.nan, 8.0)
-    assert records(tmp_path) == [{"step": 1, "split": "train", "loss": None, "loss_scale": [1.0, None]}]
+    assert records(tmp_path) == [
+        {"step": 1, "split": "train", "loss": None, "loss_scale": [1.0, None]}
+    ]
     assert status(tmp_path)["loss"] is None
 
 
@@ -82,7 +94,12 @@ def test_status(tmp_path, monkeypatch):
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
     first = status(tmp_path)
-    assert (first["step"], first["steps"], first["state"], first["restarts"]) == (0, 100, "running", 0)
+    assert (first["step"], first["steps"], first["state"], first["restarts"]) == (
+        0,
+        100,
+        "running",
+        0,
+    )
     assert first["loss"] is None and first["eta_s"] is None and first["images_per_s"] is None
     now[0] += 60  # compiles
     w.progress(10, 3.0, 1.5)
@@ -114,8 +131,8 @@ def test_lines_without_a_terminal_are_few(tmp_path, monkeypatch, capsys):
 
 
 def test_advance_speaks_from_the_first_step_on(tmp_path, monkeypatch, capsys):
-    """The first step has compilation in it, which says nothing of the time that is left; the records' rate comes with
-    the first record, and no file is written meanwhile."""
+    """The first step has compilation in it, which says nothing of the time that is left; the
+    records' rate comes with the first record, and no file is written meanwhile."""
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
@@ -125,8 +142,12 @@ def test_advance_speaks_from_the_first_step_on(tmp_path, monkeypatch, capsys):
         now[0] += 2
         w.advance(step, 2.0)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["step 1/100, loss 3, compiled", "step 6/100, loss 2, 0.5 steps/s, 03:08 left",
-                     "step 11/100, loss 2, 0.5 steps/s, 02:58 left", "step 16/100, loss 2, 0.5 steps/s, 02:48 left"]
+    assert lines == [
+        "step 1/100, loss 3, compiled",
+        "step 6/100, loss 2, 0.5 steps/s, 03:08 left",
+        "step 11/100, loss 2, 0.5 steps/s, 02:58 left",
+        "step 16/100, loss 2, 0.5 steps/s, 02:48 left",
+    ]
     assert status(tmp_path)["step"] == 0
     now[0] += 2
     w.progress(20, 2.0, 32.0)
@@ -134,13 +155,16 @@ def test_advance_speaks_from_the_first_step_on(tmp_path, monkeypatch, capsys):
     for step in (21, 22):
         now[0] += 10
         w.advance(step, 1.0)
-    assert capsys.readouterr().err.splitlines()[-1] == "step 22/100, loss 1, 32 images/s, 02:36 left"
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "step 22/100, loss 1, 32 images/s, 02:36 left"
+    )
     w.advance(100, 1.0)
     assert capsys.readouterr().err.endswith("step 100/100, loss 1, 32 images/s, 00:00 left\n")
 
 
 def test_status_names_both_losses(tmp_path):
-    """Training's and held-out's stand apart, and a resumed run still has the held-out loss of before."""
+    """Training's and held-out's stand apart, and a resumed run still has the held-out loss of
+    before."""
     w = writer(tmp_path)
     assert status(tmp_path)["held_out_loss"] is None
     w.write(5, "train", {"loss": 1.0})
@@ -181,10 +205,12 @@ def test_a_workdir_that_cannot_be(tmp_path):
 
 
 def test_records_are_on_the_disk_when_a_checkpoint_is_written(tmp_path, monkeypatch):
-    """`flush` asks the system for it, of the very file that the records are in: without that, a machine that loses
-    power after a checkpoint resumes past records that it has lost."""
+    """`flush` asks the system for it, of the very file that the records are in: without that, a
+    machine that loses power after a checkpoint resumes past records that it has lost."""
     synced = []
-    monkeypatch.setattr(metric_files.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    monkeypatch.setattr(
+        metric_files.os, "fsync", lambda number: synced.append(os.fstat(number).st_ino)
+    )
     w = writer(tmp_path)
     w.write(1, "train", {"loss": 1.0})
     inode = (tmp_path / "metrics.jsonl").stat().st_ino
@@ -202,7 +228,8 @@ def test_a_local_copy_of_a_run_in_a_bucket_resumes_in_one_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1}\n')
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "000000000-000000002.jsonl").write_text(
-        '{"step": 2, "split": "train", "loss": 2}\n{"step": 3, "split": "train", "loss": 3}\n')
+        '{"step": 2, "split": "train", "loss": 2}\n{"step": 3, "split": "train", "loss": 3}\n'
+    )
     w = writer(tmp_path, resume_step=2)
     assert [r["step"] for r in records(tmp_path)] == [1, 2] and not (tmp_path / "metrics").exists()
     w.close("preempted")

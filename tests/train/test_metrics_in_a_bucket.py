@@ -1,4 +1,5 @@
-"""Records, status and TensorBoard's files of a run in an object store, by the requests and bytes that they take."""
+"""Records, status and TensorBoard's files of a run in an object store, by the requests and bytes
+that they take."""
 
 import json
 import shutil
@@ -38,8 +39,9 @@ def by_hand(monkeypatch):
 
 
 def test_a_run_in_a_bucket_is_read_as_a_local_one(bucket, by_hand):  # noqa: F811
-    """While it runs, from its parts; when it is done, from one file, as a local run leaves it. A resumed run drops what
-    it takes again, and no step is there twice, whichever parts a crash left."""
+    """While it runs, from its parts; when it is done, from one file, as a local run leaves it. A
+    resumed run drops what it takes again, and no step is there twice, whichever parts a crash
+    left."""
     first = writer(bucket)
     assert status(bucket)["state"] == "running"
     for step in (1, 2, 3):
@@ -53,7 +55,9 @@ def test_a_run_in_a_bucket_is_read_as_a_local_one(bucket, by_hand):  # noqa: F81
     left = (bucket / "metrics" / "000000001-000000002.jsonl").read_text()
     again = writer(bucket, resume_step=2)
     assert [r["step"] for r in records(bucket)] == [1, 2]
-    (bucket / "metrics" / "000000001-000000002.jsonl").write_text(left)  # as if it had ended before deleting it
+    (bucket / "metrics" / "000000001-000000002.jsonl").write_text(
+        left
+    )  # as if it had ended before deleting it
     again.write(2, "train", {"loss": 20.0})
     again.write(3, "train", {"loss": 30.0})
     again.close("done")
@@ -63,7 +67,8 @@ def test_a_run_in_a_bucket_is_read_as_a_local_one(bucket, by_hand):  # noqa: F81
 
 
 def test_the_fit_reads_parts(bucket, by_hand):  # noqa: F811
-    """A sweep's rows are those of a local sweep, also of a run that was not merged into one file."""
+    """A sweep's rows are those of a local sweep, also of a run that was not merged into one
+    file."""
     run = bucket / "a1"
     w = writer(run)
     for step in (10, 20):
@@ -75,14 +80,18 @@ def test_the_fit_reads_parts(bucket, by_hand):  # noqa: F811
     dropped, notes = [], []
     rows = sweep_runs.records(bucket, dropped, notes)
     assert len(run_records.parts(run)) == 2 and not (run / "metrics.jsonl").exists()
-    assert [(row["run"], row["tokens"], row["loss"]) for row in rows] == [("a1", 20, 0.3), ("a1", 40, 0.15)]
+    assert [(row["run"], row["tokens"], row["loss"]) for row in rows] == [
+        ("a1", 20, 0.3),
+        ("a1", 40, 0.15),
+    ]
     assert dropped == [] and notes == []
     w.close("done")
 
 
 def test_bytes_and_parts_grow_with_the_records_not_with_their_square(bucket, by_hand, monkeypatch):  # noqa: F811
-    """600 uploads of a record each: every record is written once per level of parts, of which there are log_8 600 < 4,
-    and once more at the end. Rewriting the file at every record takes 300 times the records' bytes."""
+    """600 uploads of a record each: every record is written once per level of parts, of which there
+    are log_8 600 < 4, and once more at the end. Rewriting the file at every record takes 300 times
+    the records' bytes."""
     monkeypatch.setattr(metric_files, "MERGED_PARTS", 8)
     monkeypatch.setattr(board.BucketBoard, "upload", lambda self: None)
     w, most = writer(bucket), 0
@@ -102,8 +111,9 @@ def test_bytes_and_parts_grow_with_the_records_not_with_their_square(bucket, by_
 
 
 def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatch):  # noqa: F811
-    """300 steps that are logged as fast as they come, over two seconds and a half: their records and status go out
-    about every half second, from another thread, however many there are; no object is written twice in a second."""
+    """300 steps that are logged as fast as they come, over two seconds and a half: their records
+    and status go out about every half second, from another thread, however many there are; no
+    object is written twice in a second."""
     monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 0.5)
     w = writer(bucket)
     Bucket.requests.clear()
@@ -124,17 +134,21 @@ def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatc
 
 
 def test_a_bucket_that_fails_for_a_while_loses_nothing(bucket, monkeypatch, caplog):  # noqa: F811
-    """Uploads are tried again, with one line of warning; a checkpoint is not written past records that are not kept."""
+    """Uploads are tried again, with one line of warning; a checkpoint is not written past records
+    that are not kept."""
     monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 0.05)
     w = writer(bucket)
     Bucket.broken = OSError("503 slow down")
     w.write(1, "train", {"loss": 1.0})
     time.sleep(1)
     w.write(2, "train", {"loss": 2.0})
-    with pytest.raises(UserError, match="cannot write in the workdir gs://bucket/run: 503 slow down"):
+    with pytest.raises(
+        UserError, match="cannot write in the workdir gs://bucket/run: 503 slow down"
+    ):
         w.flush()
     assert [r.message for r in caplog.records] == [
-        "cannot write in gs://bucket/run, which is tried again: 503 slow down"]
+        "cannot write in gs://bucket/run, which is tried again: 503 slow down"
+    ]
     Bucket.broken = None
     w.flush()
     assert steps(bucket) == [1, 2]
@@ -154,7 +168,9 @@ def test_a_reader_that_parts_are_merged_under_reads_again(bucket, by_hand, monke
         return listed if len(lists) == 1 else parts(run)
 
     parts = run_records.parts
-    (bucket / "metrics" / "000000000-000000002.jsonl").write_text("".join(path.read_text() for path in listed))
+    (bucket / "metrics" / "000000000-000000002.jsonl").write_text(
+        "".join(path.read_text() for path in listed)
+    )
     for path in listed:
         path.unlink()
     monkeypatch.setattr(run_records, "parts", stale)
@@ -163,7 +179,8 @@ def test_a_reader_that_parts_are_merged_under_reads_again(bucket, by_hand, monke
 
 
 def test_tensorboards_files_are_added_not_rewritten(bucket, by_hand, tmp_path):  # noqa: F811
-    """Each upload has the events since the one before; together they are all events, in files that lie in order."""
+    """Each upload has the events since the one before; together they are all events, in files that
+    lie in order."""
     w, sizes = writer(bucket), []
     for step in (1, 2, 3):
         w.write(step, "train", {"loss": float(step), "loss_scale": np.array([1.0, 2.0])})
@@ -180,8 +197,14 @@ def test_tensorboards_files_are_added_not_rewritten(bucket, by_hand, tmp_path): 
     for step, name in enumerate(names, start=1):
         shutil.rmtree(tmp_path / "tensorboard")
         (tmp_path / "tensorboard").mkdir()
-        Path(tmp_path / "tensorboard" / name).write_bytes((bucket / "tensorboard" / name).read_bytes())
+        Path(tmp_path / "tensorboard" / name).write_bytes(
+            (bucket / "tensorboard" / name).read_bytes()
+        )
         tags = board_tags(tmp_path)
         assert {number for number, _ in tags} == {step}
         found |= tags
-    assert {(step, tag) for step in (1, 2, 3) for tag in ("train/loss", "train/loss_scale/scale_1", "samples")} <= found
+    assert {
+        (step, tag)
+        for step in (1, 2, 3)
+        for tag in ("train/loss", "train/loss_scale/scale_1", "samples")
+    } <= found

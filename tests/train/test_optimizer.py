@@ -25,23 +25,56 @@ from var_jax.train.optimizer import (
 from var_jax.train.program import Program
 from var_jax.train.state import init_params
 
-TOKENIZER = TokenizerConfig(scales=Scales.parse("1,2"), in_channels=1, channels=8, multipliers=(1, 1), blocks=1,
-                            norm_groups=4, z_channels=4, vocab_size=16, phi=2)
+TOKENIZER = TokenizerConfig(
+    scales=Scales.parse("1,2"),
+    in_channels=1,
+    channels=8,
+    multipliers=(1, 1),
+    blocks=1,
+    norm_groups=4,
+    z_channels=4,
+    vocab_size=16,
+    phi=2,
+)
 
 DECAYED = {
-    "blocks/ada/kernel", "blocks/attn/proj", "blocks/attn/qkv", "blocks/fc1/kernel", "blocks/fc2/kernel",
-    "class_embed", "head/kernel", "head_ada/kernel", "word_embed/kernel",
+    "blocks/ada/kernel",
+    "blocks/attn/proj",
+    "blocks/attn/qkv",
+    "blocks/fc1/kernel",
+    "blocks/fc2/kernel",
+    "class_embed",
+    "head/kernel",
+    "head_ada/kernel",
+    "word_embed/kernel",
 }
 NOT_DECAYED = {
-    "blocks/ada/bias", "blocks/attn/log_scale", "blocks/attn/proj_bias", "blocks/attn/q_bias", "blocks/attn/v_bias",
-    "blocks/fc1/bias", "blocks/fc2/bias", "head/bias", "head_ada/bias", "level_embed", "pos_embed", "pos_start",
+    "blocks/ada/bias",
+    "blocks/attn/log_scale",
+    "blocks/attn/proj_bias",
+    "blocks/attn/q_bias",
+    "blocks/attn/v_bias",
+    "blocks/fc1/bias",
+    "blocks/fc2/bias",
+    "head/bias",
+    "head_ada/bias",
+    "level_embed",
+    "pos_embed",
+    "pos_start",
     "word_embed/bias",
 }
 
 
 def transformer_run(shared_adaln: bool) -> TrainConfig:
-    transformer = TransformerConfig(depth=2, width=16, num_classes=3, vocab_size=16, z_channels=4,
-                                    scales=TOKENIZER.scales, shared_adaln=shared_adaln)
+    transformer = TransformerConfig(
+        depth=2,
+        width=16,
+        num_classes=3,
+        vocab_size=16,
+        z_channels=4,
+        scales=TOKENIZER.scales,
+        shared_adaln=shared_adaln,
+    )
     return TrainConfig(stage="transformer", tokenizer=TOKENIZER, transformer=transformer)
 
 
@@ -49,7 +82,9 @@ def split(config: TrainConfig) -> tuple[set[str], set[str]]:
     """(paths that decay, paths that do not) of a run's parameters."""
     params = nn.meta.unbox(jax.eval_shape(init_params(config), jax.random.key(0)))
     leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(params))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): decayed for path, decayed in leaves}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): decayed for path, decayed in leaves
+    }
     return {n for n, d in named.items() if d}, {n for n, d in named.items() if not d}
 
 
@@ -65,7 +100,12 @@ def test_mask_with_shared_adaln():
 
 def test_mask_of_the_tokenizer():
     decayed, rest = split(TrainConfig(tokenizer=TOKENIZER))
-    assert {"quantize/codebook", "quantize/phi_kernel", "encoder/conv_in/kernel", "quant_conv/kernel"} <= decayed
+    assert {
+        "quantize/codebook",
+        "quantize/phi_kernel",
+        "encoder/conv_in/kernel",
+        "quant_conv/kernel",
+    } <= decayed
     assert {"quantize/phi_bias", "encoder/conv_in/bias", "encoder/norm_out/group/scale"} <= rest
     assert {name.rsplit("/", 1)[1] for name in decayed} == {"kernel", "codebook", "phi_kernel"}
     assert {name.rsplit("/", 1)[1] for name in rest} == {"bias", "scale", "phi_bias"}
@@ -107,8 +147,11 @@ def test_bent_is_two_lines_of_the_published_schedule(warmup):
     middle = (1 + last + (1 - last) * (1 - bend)) / 2
     for step in range(warmup, steps):
         passed = (step - warmup) / (steps - 1 - warmup)
-        factor = 1 + (middle - 1) * passed / bend if passed < bend else (
-            last + (middle - last) * (1 - passed) / (1 - bend))
+        factor = (
+            1 + (middle - 1) * passed / bend
+            if passed < bend
+            else (last + (middle - last) * (1 - passed) / (1 - bend))
+        )
         np.testing.assert_allclose(rate(step), 2e-4 * factor, rtol=2e-6)
 
 
@@ -116,24 +159,34 @@ def test_bent_is_two_lines_of_the_published_schedule(warmup):
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_learning_rate(schedule, warmup):
     steps, batch = 121, 512
-    config = OptimizerConfig(base_lr=1e-4, schedule=schedule, warmup_steps=warmup, warmup_from=0.01, final_lr_ratio=0.2)
+    config = OptimizerConfig(
+        base_lr=1e-4, schedule=schedule, warmup_steps=warmup, warmup_from=0.01, final_lr_ratio=0.2
+    )
     rate = learning_rate(config, steps, batch)
     for step in range(steps):
         if step < warmup:
             factor = 0.01 + 0.99 * step / warmup
         else:
             passed = (step - warmup) / (steps - 1 - warmup)
-            factor = {"lin0": 1 if passed < 0.05 else 0.2 + 0.8 * (1 - passed) / 0.95,
-                      "cosine": 0.2 + 0.8 * (1 + math.cos(math.pi * passed)) / 2,
-                      "constant": 1}[schedule]
+            factor = {
+                "lin0": 1 if passed < 0.05 else 0.2 + 0.8 * (1 - passed) / 0.95,
+                "cosine": 0.2 + 0.8 * (1 + math.cos(math.pi * passed)) / 2,
+                "constant": 1,
+            }[schedule]
         np.testing.assert_allclose(rate(step), 2e-4 * factor, rtol=2e-6)
 
 
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
     steps, length = 101, 40
-    config = OptimizerConfig(base_lr=1e-4, schedule="cooldown", cooldown_steps=length, warmup_steps=warmup,
-                             warmup_from=0.01, final_lr_ratio=0.2)
+    config = OptimizerConfig(
+        base_lr=1e-4,
+        schedule="cooldown",
+        cooldown_steps=length,
+        warmup_steps=warmup,
+        warmup_from=0.01,
+        final_lr_ratio=0.2,
+    )
     rate = learning_rate(config, steps, 512)
     for step in range(warmup, steps):
         over = max(0, step - 60) / length  # steps 61 to 100 are the last 40
@@ -141,21 +194,35 @@ def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
 
 
 @pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant", "cooldown", "bent"])
-@pytest.mark.parametrize(("steps", "warmup", "length"), [(41, 0, 0), (41, 7, 12), (1, 0, 3), (3, 10, 2)])
+@pytest.mark.parametrize(
+    ("steps", "warmup", "length"), [(41, 0, 0), (41, 7, 12), (1, 0, 3), (3, 10, 2)]
+)
 def test_learning_rate_on_host_is_that_of_the_compiled_step(schedule, steps, warmup, length):
     """Every step of every schedule, runs shorter than their warm-up among them."""
-    config = OptimizerConfig(base_lr=3e-4, schedule=schedule, cooldown_steps=length, warmup_steps=warmup,
-                             warmup_from=0.01, final_lr_ratio=0.2)
+    config = OptimizerConfig(
+        base_lr=3e-4,
+        schedule=schedule,
+        cooldown_steps=length,
+        warmup_steps=warmup,
+        warmup_from=0.01,
+        final_lr_ratio=0.2,
+    )
     rate = learning_rate(config, steps, 512)
     for step in range(steps):  # optax takes differences of numbers as large as the peak, in float32
-        np.testing.assert_allclose(learning_rate_on_host(config, steps, 512, step), rate(step), rtol=2e-6,
-                                   atol=6e-4 * np.finfo(np.float32).eps)
+        np.testing.assert_allclose(
+            learning_rate_on_host(config, steps, 512, step),
+            rate(step),
+            rtol=2e-6,
+            atol=6e-4 * np.finfo(np.float32).eps,
+        )
 
 
 def test_learning_rates_of_the_log_run_no_program():
-    """Over several hosts, every small program outside the step is one that all of them have to wait for. A program
-    would need the step's number on a device, which the guard forbids."""
-    config = small.train_config("tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4))
+    """Over several hosts, every small program outside the step is one that all of them have to wait
+    for. A program would need the step's number on a device, which the guard forbids."""
+    config = small.train_config(
+        "tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4)
+    )
     rates = learning_rates(config)
     with jax.transfer_guard("disallow"):
         found = [rates(step) for step in range(9)]
@@ -165,7 +232,9 @@ def test_learning_rates_of_the_log_run_no_program():
 
 def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
     def rates(steps, length, count):
-        config = OptimizerConfig(schedule="cooldown", cooldown_steps=length, warmup_steps=5, final_lr_ratio=0.0)
+        config = OptimizerConfig(
+            schedule="cooldown", cooldown_steps=length, warmup_steps=5, final_lr_ratio=0.0
+        )
         return [float(learning_rate(config, steps, 256)(step)) for step in range(count)]
 
     constant = OptimizerConfig(schedule="constant", warmup_steps=5)
@@ -193,8 +262,9 @@ def test_weight_decay(first, last):
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_three_updates_are_adamw(clip):
-    config = OptimizerConfig(base_lr=0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1,
-                             final_weight_decay=0.3, clip=clip)
+    config = OptimizerConfig(
+        base_lr=0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1, final_weight_decay=0.3, clip=clip
+    )
     steps, batch = 3, 256
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)}
@@ -204,7 +274,9 @@ def test_three_updates_are_adamw(clip):
     m, v = ({k: np.zeros_like(p) for k, p in params.items()} for _ in range(2))
     for t in range(steps):
         grads = {k: rng.normal(size=p.shape) for k, p in params.items()}
-        updates, state = optimizer.update(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, ours)
+        updates, state = optimizer.update(
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, ours
+        )
         ours = optax.apply_updates(ours, updates)
         norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
         for k, g in grads.items():
@@ -221,7 +293,12 @@ def test_three_updates_are_adamw(clip):
 def test_state_takes_the_parameters_shardings():
     config = transformer_run(shared_adaln=False)
     program = Program(config, make_mesh(MeshConfig()))
-    moments = [sharding for value, sharding in zip(
-        *(jax.tree.leaves(tree.opt_state) for tree in (program.abstract, program.shardings)), strict=True)
-        if value.shape]
+    moments = [
+        sharding
+        for value, sharding in zip(
+            *(jax.tree.leaves(tree.opt_state) for tree in (program.abstract, program.shardings)),
+            strict=True,
+        )
+        if value.shape
+    ]
     assert moments == 2 * jax.tree.leaves(program.shardings.params)

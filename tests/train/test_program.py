@@ -22,9 +22,13 @@ def program(config, **model) -> Program:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_program_refuses_to_train_bfloat16_weights(stage):
-    """Weights without float32 masters are refused by the key's name; to compute in bfloat16 is not."""
+    """Weights without float32 masters are refused by the key's name; to compute in bfloat16 is
+    not."""
     config = small.train_config(stage, "")
-    with pytest.raises(UserError, match=rf"{stage}\.param_dtype is 'bfloat16'; it must be 'float32'.*{stage}\.dtype"):
+    with pytest.raises(
+        UserError,
+        match=rf"{stage}\.param_dtype is 'bfloat16'; it must be 'float32'.*{stage}\.dtype",
+    ):
         program(config, param_dtype="bfloat16")
     held = program(config, dtype="bfloat16").abstract
     for leaf in jax.tree.leaves((held.params, held.ema)):
@@ -39,6 +43,11 @@ def test_program_keeps_an_average_that_moves():
     held = program(small.train_config("transformer", "", ema=0.9999)).abstract.ema
     dtype = jax.tree.leaves(held)[0].dtype
     steps = jnp.arange(100_000, 170_000)  # past the warm-up of the decay
-    average = jax.jit(lambda: jax.lax.scan(
-        lambda ema, step: (_average(ema, jnp.ones((), dtype), 0.9999, step), None), jnp.zeros((), dtype), steps)[0])
+    average = jax.jit(
+        lambda: jax.lax.scan(
+            lambda ema, step: (_average(ema, jnp.ones((), dtype), 0.9999, step), None),
+            jnp.zeros((), dtype),
+            steps,
+        )[0]
+    )
     assert float(average()) == pytest.approx(1 - 0.9999**70_000, abs=1e-3)

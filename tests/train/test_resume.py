@@ -63,21 +63,28 @@ def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp
     code = code.replace("EMPTY", repr(str(tmp_path / "none")))
     for ended, told in processes.scripts(code, tmp_path / "scripts", tmp_path / "programs"):
         assert ended == 0, told
-        moved, held, size = (int(told.split(f"{name} ")[-1].split()[0])
-                             for name in ("moved", "held", "size"))
+        moved, held, size = (
+            int(told.split(f"{name} ")[-1].split()[0]) for name in ("moved", "held", "size")
+        )
         assert size > 10_000 and moved < size / 10 and held < 0.75 * size
 
 
 def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
     """An array that is made on one device first has to fit there."""
-    config = small.train_config("transformer", "", init_from=str(model_dir),
-                                tokenizer_dir=str(model_dir))
+    config = small.train_config(
+        "transformer", "", init_from=str(model_dir), tokenizer_dir=str(model_dir)
+    )
     mesh = make_mesh(MeshConfig())
     program = Program(config, mesh)
     weights = resume._weights(config, program)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(weights))
-    sharded = [leaf for leaf in jax.tree.leaves(program.first_state(weights).params)
-               if not leaf.sharding.is_fully_replicated]
+    sharded = [
+        leaf
+        for leaf in jax.tree.leaves(program.first_state(weights).params)
+        if not leaf.sharding.is_fully_replicated
+    ]
     assert sharded and all(
         8 * shard.data.nbytes == leaf.nbytes
-        for leaf in sharded for shard in leaf.addressable_shards)
+        for leaf in sharded
+        for shard in leaf.addressable_shards
+    )

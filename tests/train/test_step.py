@@ -30,9 +30,12 @@ SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
 @pytest.fixture(scope="module")
 def batch():
     random = np.random.default_rng(0)
-    return {"image": random.integers(0, 256, (4, *small.TOKENIZER.image_shape), dtype=np.uint8),
-            "tokens": random.integers(0, 16, (4, small.SCALES.total)).astype(np.int32),
-            "label": np.array([1, 0, 9, 10], np.int32), "mask": np.array([True, False, True, True])}
+    return {
+        "image": random.integers(0, 256, (4, *small.TOKENIZER.image_shape), dtype=np.uint8),
+        "tokens": random.integers(0, 16, (4, small.SCALES.total)).astype(np.int32),
+        "label": np.array([1, 0, 9, 10], np.int32),
+        "mask": np.array([True, False, True, True]),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,10 @@ def log_softmax(logits):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy(smoothing):
     random = np.random.default_rng(1)
-    logits, tokens = random.normal(size=(2, 5, 7)).astype(np.float32) * 3, random.integers(0, 7, (2, 5))
+    logits, tokens = (
+        random.normal(size=(2, 5, 7)).astype(np.float32) * 3,
+        random.integers(0, 7, (2, 5)),
+    )
     logs = log_softmax(logits)
     chosen = np.take_along_axis(logs, tokens[..., None], axis=-1)[..., 0]
     expected = -(1 - smoothing) * chosen - smoothing * logs.mean(axis=-1)
@@ -59,18 +65,25 @@ def test_the_transformers_loss_and_its_parts(params, batch):
     logits = small.pipeline().logits(batch["tokens"], batch["label"])
     entropy = -np.take_along_axis(log_softmax(logits), batch["tokens"][..., None], axis=-1)[..., 0]
     hits = logits.argmax(axis=-1) == batch["tokens"]
-    plain, smooth = (small.train_config("transformer", "", loss=LossConfig(label_smoothing=s)) for s in (0.0, 0.2))
+    plain, smooth = (
+        small.train_config("transformer", "", loss=LossConfig(label_smoothing=s))
+        for s in (0.0, 0.2)
+    )
     for config in (plain, smooth):
         compute = jax.jit(functools.partial(losses.transformer_loss, config, batch=batch, rng=None))
         loss, parts = compute(params=params["transformer"], frozen=params["tokenizer"])
         np.testing.assert_allclose(parts["loss_mean"], entropy.mean(), rtol=1e-5)  # never smoothed
-        np.testing.assert_allclose(parts["loss_scale"], [entropy[:, span].mean() for span in SPANS], rtol=1e-5)
+        np.testing.assert_allclose(
+            parts["loss_scale"], [entropy[:, span].mean() for span in SPANS], rtol=1e-5
+        )
         np.testing.assert_allclose(parts["loss_last"], entropy[:, SPANS[-1]].mean(), rtol=1e-5)
         np.testing.assert_allclose(parts["accuracy_mean"], hits.mean(), rtol=1e-5)
         np.testing.assert_allclose(parts["accuracy_last"], hits[:, SPANS[-1]].mean(), rtol=1e-5)
         smoothing = config.loss.label_smoothing
         uniform = -log_softmax(logits).mean()
-        np.testing.assert_allclose(loss, (1 - smoothing) * entropy.mean() + smoothing * uniform, rtol=1e-5)
+        np.testing.assert_allclose(
+            loss, (1 - smoothing) * entropy.mean() + smoothing * uniform, rtol=1e-5
+        )
 
 
 def test_progressive_loss_of_the_first_scales(params, batch):
@@ -171,8 +184,15 @@ def test_validation_with_class_dropout_is_its_expectation(params, batch):
         tokens = batch["tokens"][batch["mask"]]
         entropy = -np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
         hits = logits.argmax(axis=-1) == tokens
-        sums.append(np.array([part[:, span].mean(axis=1).sum() for part in (entropy, hits)
-                              for span in (slice(None), SPANS[-1])]))
+        sums.append(
+            np.array(
+                [
+                    part[:, span].mean(axis=1).sum()
+                    for part in (entropy, hits)
+                    for span in (slice(None), SPANS[-1])
+                ]
+            )
+        )
     names = ["loss", "loss_last", "accuracy", "accuracy_last"]
     np.testing.assert_allclose(
         [found[f"{name}_with_class_dropout"] for name in names],
@@ -198,7 +218,8 @@ def test_validation_with_class_dropout_is_its_expectation(params, batch):
 )
 def test_the_average_warms_up_as_slowly_as_asked(number, ema_warmup, kept):
     """min(decay, (n + 1) / (n + 10)) of the average stays, n of `step // ema_warmup`: the published
-    tokenizer's is 2. An update that changes nothing leaves the average between it and the weights."""
+    tokenizer's is 2. An update that changes nothing leaves the average between it and the
+    weights."""
     config = small.train_config("tokenizer", "", ema=0.9, ema_warmup=ema_warmup)
     still, weights = optax.sgd(0.0), {"kernel": jnp.full(3, 2.0)}
     zeros = jax.tree.map(jnp.zeros_like, weights)
@@ -214,7 +235,9 @@ def test_the_tokenizers_loss_and_its_parts(params, batch):
     apply = jax.jit(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, signal))
     rec, tokens, vq = (np.asarray(x) for x in apply(params["tokenizer"]))
     still = Optimizers(optax.sgd(0.0))
-    state = TrainState(jnp.int32(0), params["tokenizer"], None, still.trained.init(params["tokenizer"]))
+    state = TrainState(
+        jnp.int32(0), params["tokenizer"], None, still.trained.init(params["tokenizer"])
+    )
     _, parts = jax.jit(make_train_step(config, still))(state, batch, None)
     l1, l2 = np.abs(rec - signal).mean(), ((rec - signal) ** 2).mean()
     np.testing.assert_allclose([parts["l1"], parts["l2"], parts["vq"]], [l1, l2, vq], rtol=1e-5)
@@ -231,15 +254,22 @@ def test_evaluation_sums_over_the_rows_that_count(params, batch, stage):
     together = step(params[stage], batch, frozen)
     other = {**batch, "image": batch["image"].copy(), "tokens": batch["tokens"].copy()}
     other["image"][1], other["tokens"][1] = 255, 3
-    three = [{name: value[i:i + 1].repeat(4, axis=0) for name, value in batch.items()} for i in (0, 2, 3)]
+    three = [
+        {name: value[i : i + 1].repeat(4, axis=0) for name, value in batch.items()}
+        for i in (0, 2, 3)
+    ]
     alone = [step(params[stage], {**one, "mask": np.arange(4) == 0}, frozen) for one in three]
     for name, value in together.items():
         expected = sum(np.asarray(one[name]) for one in alone)
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=name)
-        np.testing.assert_allclose(step(params[stage], other, frozen)[name], value, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            step(params[stage], other, frozen)[name], value, rtol=1e-6, err_msg=name
+        )
     if stage == "tokenizer":
         assert together["code_counts"].shape == (3, 16)
-        np.testing.assert_array_equal(together["code_counts"].sum(axis=1), 3 * np.array(small.SCALES.lengths))
+        np.testing.assert_array_equal(
+            together["code_counts"].sum(axis=1), 3 * np.array(small.SCALES.lengths)
+        )
 
 
 def test_encoded_batches_are_the_pipelines_tokens(params, batch):
@@ -249,17 +279,23 @@ def test_encoded_batches_are_the_pipelines_tokens(params, batch):
 
 
 def test_a_step_is_a_function_of_the_seed_and_its_number(params, batch):
-    """A plain gradient step, so that what a step did is its gradient; its dropout is drawn anew every step."""
+    """A plain gradient step, so that what a step did is its gradient; its dropout is drawn anew
+    every step."""
     config = small.train_config("transformer", "", ema=0.0)
     optimizer = optax.sgd(1.0)
 
     def run(config, number):
-        state = TrainState(jnp.int32(number), params["transformer"], None, optimizer.init(params["transformer"]))
+        state = TrainState(
+            jnp.int32(number), params["transformer"], None, optimizer.init(params["transformer"])
+        )
         after, metrics = steps[config.seed](state, batch, params["tokenizer"])
         moved = jax.tree.map(lambda a, b: np.asarray(a - b), params["transformer"], after.params)
         assert int(after.step) == number + 1 and after.ema is None
-        np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(moved))),
-                                   rtol=1e-3)
+        np.testing.assert_allclose(
+            metrics["grad_norm"],
+            np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(moved))),
+            rtol=1e-3,
+        )
         return float(metrics["loss"])
 
     other = dataclasses.replace(config, seed=4)
@@ -274,12 +310,22 @@ def test_microbatches_are_the_batch(params, batch):
     still = dataclasses.replace(small.TRANSFORMER, drop_path=0.0, class_dropout=0.0)
     optimizer, results = optax.sgd(1.0), []
     for parts in (1, 2):
-        config = small.train_config("transformer", "", transformer=still, ema=0.0, microbatches=parts)
-        state = TrainState(jnp.int32(0), params["transformer"], None, optimizer.init(params["transformer"]))
-        after, metrics = jax.jit(make_train_step(config, Optimizers(optimizer)))(state, batch, params["tokenizer"])
+        config = small.train_config(
+            "transformer", "", transformer=still, ema=0.0, microbatches=parts
+        )
+        state = TrainState(
+            jnp.int32(0), params["transformer"], None, optimizer.init(params["transformer"])
+        )
+        after, metrics = jax.jit(make_train_step(config, Optimizers(optimizer)))(
+            state, batch, params["tokenizer"]
+        )
         results.append((after.params, metrics))
     (whole, whole_metrics), (halves, halves_metrics) = results
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()), halves, whole)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()),
+        halves,
+        whole,
+    )
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(halves_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -287,9 +333,12 @@ def test_microbatches_are_the_batch(params, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", ["euclidean", "cosine", "bsq"])
 def test_every_kind_of_codes_trains(codes):
-    """Forty steps on one batch: the loss falls, every part moves, and reconstructions follow the images."""
+    """Forty steps on one batch: the loss falls, every part moves, and reconstructions follow the
+    images."""
     tokenizer = dataclasses.replace(small.TOKENIZER, codes=codes)
-    care = CodebookConfig(entropy=0.003, entropy_temperature=0.5, revive_threshold=0.0 if codes == "bsq" else 0.1)
+    care = CodebookConfig(
+        entropy=0.003, entropy_temperature=0.5, revive_threshold=0.0 if codes == "bsq" else 0.1
+    )
     config = small.train_config("tokenizer", "", tokenizer=tokenizer, codebook=care, ema=0.0)
     optimizers = Optimizers(optax.adam(3e-3))
     creation = Creation(config, optimizers, Networks(), make_mesh(MeshConfig(8, 1)))
@@ -302,13 +351,16 @@ def test_every_kind_of_codes_trains(codes):
         found.append(metrics)
     assert found[-1]["loss"] < 0.7 * found[0]["loss"] and found[-1]["l2"] < 0.5 * found[0]["l2"]
     assert ("codebook" in first["quantize"]) == (codes != "bsq")
-    moved = jax.tree.map(lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), first, run.params)
+    moved = jax.tree.map(
+        lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), first, run.params
+    )
     assert all(jax.tree.leaves(moved))
     assert found[-1]["perplexity"][-1] > 1
 
 
 def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
-    """(sorted shape, dtype) of what matrix products and convolutions give, wherever in a program."""
+    """(sorted shape, dtype) of what matrix products and convolutions give, wherever in a
+    program."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -322,13 +374,18 @@ def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 @pytest.mark.parametrize("gradient_dtype", ["bfloat16", "float32"])
-def test_gradients_of_a_bfloat16_models_weights_have_the_dtype_asked_for(stage, gradient_dtype, params, batch):
-    """Each kernel's gradient leaves its product in that dtype, so that devices sum it in that dtype.
+def test_gradients_of_a_bfloat16_models_weights_have_the_dtype_asked_for(
+    stage, gradient_dtype, params, batch
+):
+    """Each kernel's gradient leaves its product in that dtype, so that devices sum it in that
+    dtype.
 
     Shapes tell those products from others: a batch of 5 occurs in no kernel.
     """
     config = small.train_config(stage, "")
-    model = dataclasses.replace(getattr(config, stage), dtype="bfloat16", gradient_dtype=gradient_dtype)
+    model = dataclasses.replace(
+        getattr(config, stage), dtype="bfloat16", gradient_dtype=gradient_dtype
+    )
     config = dataclasses.replace(config, **{stage: model})
     if stage == "transformer":
         rows = {name: jnp.resize(value, (5, *value.shape[1:])) for name, value in batch.items()}
@@ -342,11 +399,18 @@ def test_gradients_of_a_bfloat16_models_weights_have_the_dtype_asked_for(stage, 
             return jnp.mean(Tokenizer(config.tokenizer).apply({"params": p}, images)[0])
 
     made = products(jax.make_jaxpr(jax.grad(loss))(params[stage]).jaxpr)
-    names = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-             for path, leaf in jax.tree_util.tree_leaves_with_path(params[stage])}
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params[stage])
+    }
     phi = tuple(sorted(params["tokenizer"]["quantize"]["phi_kernel"].shape[1:]))  # always float32
-    kernels = {tuple(sorted(shape["blocks" in name:])) for name, shape in names.items()
-               if name.endswith(("kernel", "/qkv", "/proj")) and not name.startswith("quantize")} - {phi}
+    kernels = {
+        tuple(sorted(shape["blocks" in name :]))
+        for name, shape in names.items()
+        if name.endswith(("kernel", "/qkv", "/proj")) and not name.startswith("quantize")
+    } - {phi}
     assert len(kernels) > 4
     for kernel in kernels:
-        assert {dtype for shape, dtype in made if shape == kernel} == {jnp.dtype(gradient_dtype)}, kernel
+        assert {dtype for shape, dtype in made if shape == kernel} == {jnp.dtype(gradient_dtype)}, (
+            kernel
+        )

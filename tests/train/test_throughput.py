@@ -70,25 +70,38 @@ def traced(profiler, tmp_path, window, first, last, steps=20) -> list[int]:
     return steps_traced
 
 
-@pytest.mark.parametrize(("window", "first", "last", "expected"), [
-    ((5, 3), 0, 20, [5, 6, 7]),
-    ((5, 3), 4, 20, [5, 6, 7]),
-    ((5, 3), 5, 20, [6, 7]),  # the start before was killed inside the window
-    ((5, 3), 6, 20, [7]),
-    ((5, 3), 7, 20, []),
-    ((5, 3), 0, 6, [5, 6]),  # preempted inside the window
-    ((18, 5), 0, 20, [18, 19, 20]),  # the window is longer than the run
-    ((30, 5), 0, 20, []),
-    (None, 0, 20, []),
-], ids=str)
-def test_profile_traces_what_is_left_of_its_window(profiler, tmp_path, window, first, last, expected):
+@pytest.mark.parametrize(
+    ("window", "first", "last", "expected"),
+    [
+        ((5, 3), 0, 20, [5, 6, 7]),
+        ((5, 3), 4, 20, [5, 6, 7]),
+        ((5, 3), 5, 20, [6, 7]),  # the start before was killed inside the window
+        ((5, 3), 6, 20, [7]),
+        ((5, 3), 7, 20, []),
+        ((5, 3), 0, 6, [5, 6]),  # preempted inside the window
+        ((18, 5), 0, 20, [18, 19, 20]),  # the window is longer than the run
+        ((30, 5), 0, 20, []),
+        (None, 0, 20, []),
+    ],
+    ids=str,
+)
+def test_profile_traces_what_is_left_of_its_window(
+    profiler, tmp_path, window, first, last, expected
+):
     """A resume inside or behind the window is no error, and each trace that starts is written."""
     assert traced(profiler, tmp_path, window, first, last) == expected
 
 
-@pytest.mark.parametrize(("window", "first", "words"), [
-    ((5, 3), 0, None), ((5, 3), 5, "steps 6 to 7"), ((5, 3), 9, "no step"),
-    ((18, 5), 0, "steps 18 to 20")], ids=str)
+@pytest.mark.parametrize(
+    ("window", "first", "words"),
+    [
+        ((5, 3), 0, None),
+        ((5, 3), 5, "steps 6 to 7"),
+        ((5, 3), 9, "no step"),
+        ((18, 5), 0, "steps 18 to 20"),
+    ],
+    ids=str,
+)
 def test_profile_warns_of_a_window_that_is_cut(tmp_path, caplog, window, first, words):
     """One line names the window and what is traced of it; a whole window has no warning."""
     with caplog.at_level(logging.WARNING):

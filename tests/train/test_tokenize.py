@@ -31,7 +31,9 @@ SHAPE = small.TOKENIZER.image_shape
 
 @pytest.fixture(scope="module")
 def config(digits_dir):
-    data = DataConfig("digits", data_dir=str(digits_dir), train_split="train[:50]", eval_split="test[:7]")
+    data = DataConfig(
+        "digits", data_dir=str(digits_dir), train_split="train[:50]", eval_split="test[:7]"
+    )
     return small.train_config("transformer", digits_dir, data=data)
 
 
@@ -44,11 +46,16 @@ def whole(config, model_dir, tmp_path_factory):
 
 
 def files(directory: Path, pattern: str = "*") -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob(pattern) if p.is_file()}
+    return {
+        str(p.relative_to(directory)): p.read_bytes()
+        for p in directory.rglob(pattern)
+        if p.is_file()
+    }
 
 
 def pixels(config, split: str, view: int | None) -> np.ndarray:
-    """The images that a view should have: a view crops image i by a generator of (seed, view, i)."""
+    """The images that a view should have: a view crops image i by a generator of (seed, view,
+    i)."""
     opened, images = sources.open_split(config.data, split), []
     for i in range(len(opened)):
         fitted = transforms.fit(opened[i]["image"], SHAPE, config.data.resize)
@@ -76,23 +83,38 @@ def test_the_cache_says_what_it_holds(config, whole, model_dir):
     assert cache.manifest.train.views == 2 and cache.manifest.test.views == 1
     assert cache.counts == {"train": 50, "test": 7}
     assert [s.images for s in cache.manifest.train.shards] == [16, 16, 16, 2] * 2
-    assert {s.name for s in cache.manifest.train.shards} == {p.name for p in (whole / "train").glob("*.array_record")}
-    ours, theirs = Pipeline.from_pretrained(cache.tokenizer_directory), Pipeline.from_pretrained(model_dir)
+    assert {s.name for s in cache.manifest.train.shards} == {
+        p.name for p in (whole / "train").glob("*.array_record")
+    }
+    ours, theirs = (
+        Pipeline.from_pretrained(cache.tokenizer_directory),
+        Pipeline.from_pretrained(model_dir),
+    )
     assert ours.config.transformer is None and ours.config.tokenizer == theirs.config.tokenizer
     for pipeline in (ours, theirs):
-        cache.check(config.data, pipeline.config.tokenizer,
-                    token_cache.fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]))
+        cache.check(
+            config.data,
+            pipeline.config.tokenizer,
+            token_cache.fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]),
+        )
 
 
 def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, whole, model_dir, tmp_path):
-    out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2}
+    out, settings = (
+        tmp_path / "cache",
+        {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2},
+    )
     tokenize(config, str(model_dir), str(out), **settings, shard_index=0)
     first = files(out, "*.array_record")
     with pytest.raises(UserError, match="is not finished"):
         token_cache.open_cache(out)
     stamps = {p.name: p.stat().st_mtime_ns for p in out.rglob("*.array_record")}
     tokenize(config, str(model_dir), str(out), **settings, shard_index=1)
-    assert all(p.stat().st_mtime_ns == stamps[p.name] for p in out.rglob("*.array_record") if p.name in stamps)
+    assert all(
+        p.stat().st_mtime_ns == stamps[p.name]
+        for p in out.rglob("*.array_record")
+        if p.name in stamps
+    )
     assert len(first) == 5 and files(out) == files(whole)
 
 
@@ -134,17 +156,29 @@ module._write = slowly
 config = small.train_config("transformer", "", data=DataConfig("digits", **{data!r}))
 module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shard_images=16)
 """
-    process = subprocess.Popen([sys.executable, "-c", script], env=os.environ, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
-    while len(list(out.glob("train/*.json"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+    while (
+        len(list(out.glob("train/*.json"))) < 2
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = {p: p.stat().st_mtime_ns for p in out.glob("train/*.array_record") if Path(f"{p}.json").exists()}
+    done = {
+        p: p.stat().st_mtime_ns
+        for p in out.glob("train/*.array_record")
+        if Path(f"{p}.json").exists()
+    }
     assert 2 <= len(done) < 8
     tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
     assert files(out) == files(whole)
-    assert sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1  # the last stamp may be cut
+    assert (
+        sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1
+    )  # the last stamp may be cut
 
 
 def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
@@ -154,7 +188,9 @@ def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
     assert not (tmp_path / "cache").exists()
     tokenize(still, str(model_dir), str(tmp_path / "cache"), batch=1)
     found = np.stack([e["tokens"] for e in token_cache.open_cache(tmp_path / "cache").train])
-    assert np.array_equal(found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None)))
+    assert np.array_equal(
+        found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None))
+    )
 
 
 def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, tmp_path):
@@ -181,7 +217,9 @@ def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, t
 
 def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, tmp_path):
     before = files(whole)
-    with pytest.raises(UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"):
+    with pytest.raises(
+        UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"
+    ):
         tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(whole), shard_images=16)
     with pytest.raises(UserError, match="holds a model; give another --out"):
         tokenize(config, str(model_dir), str(model_dir))
@@ -192,7 +230,9 @@ class Killed(BaseException):
     pass
 
 
-def test_a_shard_is_under_its_name_when_it_is_whole(config, whole, model_dir, tmp_path, monkeypatch):
+def test_a_shard_is_under_its_name_when_it_is_whole(
+    config, whole, model_dir, tmp_path, monkeypatch
+):
     """Killed before a file is renamed into place, a run leaves no shard: another process that reads
     the directory finds a whole one or none. What it left besides is cleared up at the end."""
     out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
@@ -213,7 +253,9 @@ def test_a_shard_is_under_its_name_when_it_is_whole(config, whole, model_dir, tm
     assert files(out) == files(whole)
 
 
-def test_hosts_that_finish_at_once_leave_a_whole_manifest(config, whole, model_dir, tmp_path, monkeypatch):
+def test_hosts_that_finish_at_once_leave_a_whole_manifest(
+    config, whole, model_dir, tmp_path, monkeypatch
+):
     """One host looks for the other's last shard right before it is there, and writes the manifest
     after the other has: the one that stays has all shards all the same."""
     out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
@@ -221,7 +263,9 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(config, whole, model_d
     done, missed = module._done, []
 
     def late(directory, manifest, part):
-        if part.role == "test" and len(missed) < 2:  # when work is dealt out, and in the first look at the end
+        if (
+            part.role == "test" and len(missed) < 2
+        ):  # when work is dealt out, and in the first look at the end
             missed.append(part)
             return None
         return done(directory, manifest, part)
@@ -248,8 +292,13 @@ def draw_image(path: Path, random: np.random.Generator):
 
 
 def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
-    data = DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole",
-                      tokens_dir=str(cache or ""))
+    data = DataConfig(
+        "image_folder",
+        source_dir=str(folder),
+        data_dir=str(tmp_path / "tfds"),
+        resize="whole",
+        tokens_dir=str(cache or ""),
+    )
     return small.train_config("transformer", "", data=data)
 
 
@@ -263,20 +312,28 @@ def opened(config) -> Inputs:
 
 
 def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
-    """By encoding again and by training, and whether or not the folder was prepared as it now is."""
+    """By encoding again and by training, and whether or not the folder was prepared as it now
+    is."""
     out = tmp_path / "cache"
     config = folder_config(folder, tmp_path, out)
     tokenize(config, str(model_dir), str(out), batch=1)
     before = files(out)
-    assert opened(config).identity["fingerprint"] == json.loads(before["manifest.json"])["data_fingerprint"]
+    assert (
+        opened(config).identity["fingerprint"]
+        == json.loads(before["manifest.json"])["data_fingerprint"]
+    )
     tokenize(config, str(model_dir), str(out), batch=1)  # nothing has changed
     random = np.random.default_rng(1)
     for i in range(20):
         draw_image(folder / "cat" / f"{i:02d}.png", random)
-    with pytest.raises(UserError, match="data fingerprint: .* here, .* there.*images changed since") as caught:
+    with pytest.raises(
+        UserError, match="data fingerprint: .* here, .* there.*images changed since"
+    ) as caught:
         opened(config)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="data_fingerprint: .*images changed since.*give another --out") as caught:
+    with pytest.raises(
+        UserError, match="data_fingerprint: .*images changed since.*give another --out"
+    ) as caught:
         tokenize(config, str(model_dir), str(out), batch=1)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="data fingerprint: .* here, .* there"):
@@ -296,13 +353,19 @@ def test_a_copy_of_the_images_is_the_same_data(folder, model_dir, tmp_path):
     opened(folder_config(tmp_path / "none", tmp_path / "elsewhere", out))
 
 
-def test_a_cache_that_notes_no_images_stays_usable(folder, model_dir, tmp_path, monkeypatch, caplog):
-    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go on."""
+def test_a_cache_that_notes_no_images_stays_usable(
+    folder, model_dir, tmp_path, monkeypatch, caplog
+):
+    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go
+    on."""
     out = tmp_path / "cache"
     config, manifest_of = folder_config(folder, tmp_path, out), module._manifest
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_manifest", lambda *given: dataclasses.replace(
-            manifest_of(*given), data_fingerprint=""))
+        patch.setattr(
+            module,
+            "_manifest",
+            lambda *given: dataclasses.replace(manifest_of(*given), data_fingerprint=""),
+        )
         tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
     manifest = json.loads((out / "manifest.json").read_text())
     del manifest["data_fingerprint"]
@@ -316,5 +379,7 @@ def test_a_cache_that_notes_no_images_stays_usable(folder, model_dir, tmp_path, 
         assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
         identity = opened(config).identity
     assert "fingerprint" not in identity and identity["train"] + identity["held_out"] == 40
-    told = [record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()]
+    told = [
+        record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()
+    ]
     assert len(told) == 2 and all(str(out) in line for line in told)

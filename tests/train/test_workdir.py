@@ -50,7 +50,10 @@ def test_a_run_looks_again_right_before_the_workdir_becomes_its_own(fence, tmp_p
     config = small.train_config("transformer", tmp_path)
     workdir.refuse_another_run(fence.parent.parent, config)
     fence.with_name("0002.json").write_text("")
-    for ask in (lambda run: workdir.refuse_another_run(run, config), lambda run: workdir.claim(run, config, None)):
+    for ask in (
+        lambda run: workdir.refuse_another_run(run, config),
+        lambda run: workdir.claim(run, config, None),
+    ):
         with pytest.raises(UserError, match="given up for"):
             ask(fence.parent.parent)
     assert [path.name for path in fence.parent.parent.iterdir()] == ["claims"]
@@ -58,7 +61,9 @@ def test_a_run_looks_again_right_before_the_workdir_becomes_its_own(fence, tmp_p
 
 def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
     fence.with_name("0002.json").write_text("")
-    config = small.train_config("transformer", tmp_path / "no data is looked for", tokenizer_dir=str(model_dir))
+    config = small.train_config(
+        "transformer", tmp_path / "no data is looked for", tokenizer_dir=str(model_dir)
+    )
     with pytest.raises(UserError, match="given up for 0002.json") as caught:
         train(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -66,10 +71,13 @@ def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
 
 
 def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, monkeypatch):
-    """With a fingerprint in data.json, images are compared by content, wherever they lie; without one, places are, and
-    a trailing slash or a relative path is the same place."""
+    """With a fingerprint in data.json, images are compared by content, wherever they lie; without
+    one, places are, and a trailing slash or a relative path is the same place."""
+
     def run(place: str):
-        return small.train_config("tokenizer", "", data=DataConfig("image_folder", source_dir=place))
+        return small.train_config(
+            "tokenizer", "", data=DataConfig("image_folder", source_dir=place)
+        )
 
     directory = epath.Path(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -84,22 +92,31 @@ def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, mon
     (directory / "data.json").write_text('{"fingerprint": "abc"}')
     workdir.refuse_another_run(directory, run("copy"))
     with pytest.raises(UserError, match=r"data\.resize") as error:
-        other = dataclasses.replace(run("copy"), data=DataConfig("image_folder", source_dir="copy", resize="pad"))
+        other = dataclasses.replace(
+            run("copy"), data=DataConfig("image_folder", source_dir="copy", resize="pad")
+        )
         workdir.refuse_another_run(directory, other)
     assert "source_dir" not in str(error.value)
 
 
 def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
-    """Shares of the run's length come to other steps; the steps themselves may be given in their place."""
+    """Shares of the run's length come to other steps; the steps themselves may be given in their
+    place."""
     directory = epath.Path(tmp_path)
-    parts = {"adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1),
-             "progressive": ProgressiveConfig("1,2", until=0.3)}
+    parts = {
+        "adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1),
+        "progressive": ProgressiveConfig("1,2", until=0.3),
+    }
     workdir.claim(directory, small.train_config("tokenizer", tmp_path, steps=10, **parts), None)
     longer = small.train_config("tokenizer", tmp_path, steps=20, **parts)
-    with pytest.raises(UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"):
+    with pytest.raises(
+        UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"
+    ):
         workdir.refuse_another_run(directory, longer)
-    told = {"adversarial": dataclasses.replace(parts["adversarial"], start=5, warmup=1),
-            "progressive": ProgressiveConfig("1,2", until=3)}
+    told = {
+        "adversarial": dataclasses.replace(parts["adversarial"], start=5, warmup=1),
+        "progressive": ProgressiveConfig("1,2", until=3),
+    }
     workdir.refuse_another_run(directory, dataclasses.replace(longer, **told))
     without = small.train_config("tokenizer", tmp_path / "other", steps=10)
     workdir.claim(directory / "other", without, None)
@@ -138,9 +155,12 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
 
 
 def test_a_resumed_run_may_compute_its_batches_in_other_parts(tmp_path):
-    """Microbatches say how a batch is computed, as remat does: a run goes on where memory is scarcer."""
+    """Microbatches say how a batch is computed, as remat does: a run goes on where memory is
+    scarcer."""
     config = small.train_config("transformer", tmp_path)
     workdir.claim(tmp_path / "run", config, None)
     workdir.refuse_another_run(tmp_path / "run", dataclasses.replace(config, microbatches=2))
     with pytest.raises(UserError, match="batch_size: 16 here, 8 there"):
-        workdir.refuse_another_run(tmp_path / "run", dataclasses.replace(config, batch_size=16, microbatches=2))
+        workdir.refuse_another_run(
+            tmp_path / "run", dataclasses.replace(config, batch_size=16, microbatches=2)
+        )

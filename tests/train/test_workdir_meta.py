@@ -12,7 +12,9 @@ from var_jax.train import workdir
 from var_jax.train.state import init_params
 from var_jax.train.workdir import run_meta
 
-CONFIG = TrainConfig(stage="transformer", batch_size=8, tokenizer=small.TOKENIZER, transformer=small.TRANSFORMER)
+CONFIG = TrainConfig(
+    stage="transformer", batch_size=8, tokenizer=small.TOKENIZER, transformer=small.TRANSFORMER
+)
 
 
 def parameters(config: TrainConfig) -> int:
@@ -27,7 +29,10 @@ def test_counts_are_those_of_the_model_and_it_is_json(stage):
     assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
     tokens = 1 + 4 + 12
     assert (found["tokens_per_image"], found["tokens_per_step"]) == (tokens, 8 * tokens)
-    assert found["devices"]["count"] == jax.device_count() and found["versions"]["jax"] == jax.__version__
+    assert (
+        found["devices"]["count"] == jax.device_count()
+        and found["versions"]["jax"] == jax.__version__
+    )
 
 
 def test_the_three_definitions_of_compute():
@@ -43,7 +48,9 @@ def test_the_three_definitions_of_compute():
 
 
 def test_the_commit_is_gits_and_none_without_git(monkeypatch):
-    asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=small.REFERENCE)
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=small.REFERENCE
+    )
     if asked.returncode == 0:
         assert workdir._git()["commit"] == asked.stdout.strip()
     monkeypatch.setenv("PATH", "")

@@ -1,4 +1,5 @@
 """Reading what the user gives: image files as model input, masks, label lists."""
+
 import argparse
 import difflib
 import glob
@@ -26,9 +27,11 @@ from var_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
-    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size, upright, and on white where it is
-    transparent; one of that size already is taken as it is.
+def read_image(
+    path: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
+) -> np.ndarray:
+    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size, upright, and on
+    white where it is transparent; one of that size already is taken as it is.
 
     Raises:
       UserError: the file is missing or does not decode.
@@ -37,14 +40,20 @@ def read_image(path: str, config: TokenizerConfig, resize: transforms.Resize = "
     pixels = image_file.pixels_of(samples, path)
     for line in image_file.remarks(samples):
         log.warning("%s %s", path, line)
-    return transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
+    return (
+        transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
+    )
 
 
-def read_mask(path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop") -> np.ndarray:
-    """Returns a mask file as bool (H, W) at the model's size, True where new content goes: where it is white.
+def read_mask(
+    path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
+) -> np.ndarray:
+    """Returns a mask file as bool (H, W) at the model's size, True where new content goes: where it
+    is white.
 
-    A mask as large as the image file is brought to the model's size as that is; one of any other size is taken as drawn
-    over the whole of what the model sees, and stretched. What counts as white: `mask_file.levels`.
+    A mask as large as the image file is brought to the model's size as that is; one of any other
+    size is taken as drawn over the whole of what the model sees, and stretched. What counts as
+      white: `mask_file.levels`.
 
     Raises:
       UserError: a file is missing or does not decode, or the mask's meaning is not certain.
@@ -95,40 +104,57 @@ def _read(path: str) -> bytes:
     except FileNotFoundError:
         raise UserError(f"no image file {path}") from None
 
+
 EXAMPLE = "var_jax.config.train.default_config()"
-CHECKOUT = Path(__file__).parents[2]  # of the sources; elsewhere, the folder of the installed packages
+CHECKOUT = Path(__file__).parents[
+    2
+]  # of the sources; elsewhere, the folder of the installed packages
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help="configuration; "
-                        "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4; "
-                        "`var-jax config FILE.py[:ARG]` lists all keys with meanings and defaults")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="configuration; "
+        "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4; "
+        "`var-jax config FILE.py[:ARG]` lists all keys with meanings and defaults",
+    )
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """The run that a config file describes, with `--config.key=value` overrides.
 
     Raises:
-      UserError: no such file, one that does not run, an unknown key, or a value of the wrong kind or out of range.
+      UserError: no such file, one that does not run, an unknown key, or a value of the wrong kind
+        or out of range.
     """
     return from_config_dict(read_config_dict(file, overrides))
 
 
 def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """As `read_config`, the values as they were given: those that follow from others are not filled in.
+    """As `read_config`, the values as they were given: those that follow from others are not filled
+    in.
 
     Raises:
-      UserError: no such file, one that does not run, an unknown key, or a value that is no value of its key's kind.
+      UserError: no such file, one that does not run, an unknown key, or a value that is no value of
+        its key's kind.
     """
     config = call(file, "get_config")
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, such "
-                        f"as {EXAMPLE} makes")
+        raise UserError(
+            f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, such "
+            f"as {EXAMPLE} makes"
+        )
     values, argv = flags.FlagValues(), ["var-jax", *overrides]
     try:
-        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
+        config_flags.DEFINE_config_dict(
+            "config", config, lock_config=True, flag_values=values, sys_argv=argv
+        )
         rest = values(argv)
-    except Exception as error:  # whatever a key or value raises, wrapped in the flag library's own errors
+    except (
+        Exception
+    ) as error:  # whatever a key or value raises, wrapped in the flag library's own errors
         raise UserError(f"{file}: {_override_error(error)}") from error
     if rest[1:]:
         raise UserError(f"unrecognized argument {rest[1]}")
@@ -136,7 +162,8 @@ def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """As `read_config`, with the sizes that the file leaves to the data, for commands that train nothing.
+    """As `read_config`, with the sizes that the file leaves to the data, for commands that train
+    nothing.
 
     Raises:
       UserError: as `read_config`, or the data that would tell are not at hand.
@@ -153,23 +180,32 @@ def call(file: str, function: str) -> Any:
     """What `get_config` or `get_sweep` of FILE.py[:ARG] returns, given ARG where there is one.
 
     Raises:
-      UserError: there is no such file or function, or the user's code in it raises; the line names the place.
+      UserError: there is no such file or function, or the user's code in it raises; the line names
+        the place.
     """
     path, colon, arg = file.partition(":")
     module = _run(path)
     found = getattr(module, function, None)
     if not callable(found):
-        what = {"get_config": f"its ConfigDict from it, such as {EXAMPLE} makes",
-                "get_sweep": "its list of override dicts from it"}[function]
+        what = {
+            "get_config": f"its ConfigDict from it, such as {EXAMPLE} makes",
+            "get_sweep": "its list of override dicts from it",
+        }[function]
         kind = "no" if found is None else f"{type(found).__name__} as its"
         raise UserError(f"{path} has {kind} {function}(); a config file returns {what}")
     try:
-        return _guarded(path, lambda: found(arg) if colon else found(), f"{function}({repr(arg) if colon else ''})")
+        return _guarded(
+            path,
+            lambda: found(arg) if colon else found(),
+            f"{function}({repr(arg) if colon else ''})",
+        )
     except UserError as error:
         key, equals, value = arg.partition("=")
         if not equals:
             raise
-        raise UserError(f"{error}; a key is set by --config.{key}={value}, apart from the file") from error
+        raise UserError(
+            f"{error}; a key is set by --config.{key}={value}, apart from the file"
+        ) from error
 
 
 def _run(path: str) -> types.ModuleType:
@@ -191,8 +227,10 @@ def _where(path: str) -> str:
         return f"did you mean {close[0]!r}?"
     if (elsewhere := CHECKOUT / path).is_file() and not Path(path).is_absolute():
         return f"there is {elsewhere}"
-    return ("a wheel has no configs: those of the README lie in the folder configs/ of var_jax's source checkout; "
-            "run there, give a path into it, or write a file of your own")
+    return (
+        "a wheel has no configs: those of the README lie in the folder configs/ of var_jax's source checkout; "
+        "run there, give a path into it, or write a file of your own"
+    )
 
 
 def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:
@@ -202,15 +240,22 @@ def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:
     except UserError as error:  # a config refuses its argument, say
         raise UserError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         at = f", line {lines[-1]}" if lines else ""
         raise UserError(f"{path}{at}: {what} ends in {_text(error)}") from error
 
 
 def _text(error: BaseException) -> str:
-    """An error in a few words; a key that a ConfigDict does not have, without the list of all that it has."""
+    """An error in a few words; a key that a ConfigDict does not have, without the list of all that
+    it has."""
     text = " ".join(str(error).split())
-    if unknown := re.search(r'Key "(\w+)" does not exist and cannot be added since the config is locked', text):
+    if unknown := re.search(
+        r'Key "(\w+)" does not exist and cannot be added since the config is locked', text
+    ):
         return f"unknown key {unknown[1]!r}{_suggested(text)}"
     return f"{type(error).__name__}{': ' if text else ''}{text[:300]}"
 
@@ -222,7 +267,8 @@ def _suggested(text: str) -> str:
 
 
 def _override_error(error: BaseException) -> str:
-    """What is wrong with an override, in one line: the flag library wraps what a key or value raises."""
+    """What is wrong with an override, in one line: the flag library wraps what a key or value
+    raises."""
     inner = error
     while inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]

@@ -1,8 +1,9 @@
-"""Time of sampling or of a training step, beside the time that its FLOPs alone would take on this machine; or, with
-`tokens`, of training from a token cache beside training from images (the split is encoded first: give a short one).
+"""Time of sampling or of a training step, beside the time that its FLOPs alone would take on this
+machine; or, with `tokens`, of training from a token cache beside training from images (the split is
+encoded first: give a short one).
 
-Sampling is also beside the time that moving its weights, keys and values would take, and split into transformer,
-sampling and decoder.
+Sampling is also beside the time that moving its weights, keys and values would take, and split into
+transformer, sampling and decoder.
 
 example:
   var-jax bench sample --config configs/imagenet256.py:d16 --batch 1,8,64
@@ -23,21 +24,36 @@ from var_jax.io import atomic
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("what", choices=("sample", "train", "tokens"))
     add_config_argument(parser)
-    parser.add_argument("--batch", metavar="N[,N...]", help="images at once (default: 1 to sample, else the config's); "
-                        "several for `sample` alone")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements, of which the median counts (default 5)")
+    parser.add_argument(
+        "--batch",
+        metavar="N[,N...]",
+        help="images at once (default: 1 to sample, else the config's); several for `sample` alone",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="measurements, of which the median counts (default 5)",
+    )
     parser.add_argument("--json", metavar="F", help="also write the figures here")
 
 
 def run(args: argparse.Namespace) -> int:
     batches = _batches(args.batch) if args.batch else [None]
-    require(len(batches) == 1 or args.what == "sample", "--batch", args.batch, f"one number for {args.what}")
+    require(
+        len(batches) == 1 or args.what == "sample",
+        "--batch",
+        args.batch,
+        f"one number for {args.what}",
+    )
     require(args.repeats >= 1, "--repeats", args.repeats, "at least 1")
     if args.json:
         require_writable(args.json, "the figures")
     config = read_sized_config(args.config, args.overrides)
     if args.what == "tokens":
-        from var_jax.perf import bench_tokens  # it reads data, for which `sample` and `train` need no library
+        from var_jax.perf import (
+            bench_tokens,
+        )  # it reads data, for which `sample` and `train` need no library
 
         report = bench_tokens.measure(config, batches[0], args.repeats)
         lines = bench_tokens.lines(report)

@@ -1,7 +1,8 @@
-"""Prints a training config as `train` resolves it: one line per key with its value, meaning and default.
+"""Prints a training config as `train` resolves it: one line per key with its value, meaning and
+default.
 
-Without a file it lists all keys with their defaults. Keys of the tokenizer's section are replaced by
-those of `tokenizer_dir` when a transformer's run starts.
+Without a file it lists all keys with their defaults. Keys of the tokenizer's section are replaced
+by those of `tokenizer_dir` when a transformer's run starts.
 
 example:
   var-jax config configs/digits.py:d2
@@ -17,12 +18,18 @@ from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("file", nargs="?", metavar="FILE.py[:ARG]",
-                        help="the config (default: the defaults alone); --config.KEY=VALUE overrides "
-                             "one key")
-    parser.add_argument("--config", metavar="FILE.py[:ARG]", help="the same, as other commands take it")
-    parser.add_argument("--diff", action="store_true",
-                        help="only the keys whose value is not the default")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.py[:ARG]",
+        help="the config (default: the defaults alone); --config.KEY=VALUE overrides one key",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE.py[:ARG]", help="the same, as other commands take it"
+    )
+    parser.add_argument(
+        "--diff", action="store_true", help="only the keys whose value is not the default"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,8 +43,16 @@ def run(args: argparse.Namespace) -> int:
     file = args.file or args.config
     given = read_config_dict(file, args.overrides) if file else default_config()
     resolved = from_config_dict(given)
-    print("\n".join(lines(plain(given.to_dict()), plain(resolved), plain(default_config().to_dict()),
-                          args.diff)))
+    print(
+        "\n".join(
+            lines(
+                plain(given.to_dict()),
+                plain(resolved),
+                plain(default_config().to_dict()),
+                args.diff,
+            )
+        )
+    )
     return 0
 
 
@@ -60,7 +75,9 @@ def lines(given: Mapping, resolved: Mapping, default: Mapping, diff: bool = Fals
                 continue
             value = _at(resolved, key.path)
             meaning = f"{key.meaning} (default {usual!r}{_others(key.choices, usual)})"
-            rows.append(f"{f'{key.path} = {written if value is None else value!r}':<44}  # {meaning}")
+            rows.append(
+                f"{f'{key.path} = {written if value is None else value!r}':<44}  # {meaning}"
+            )
         if rows:
             out += [*([""] if out else []), f"# {section.name or 'run'}: {section.about}", *rows]
     return out or ["# every key has its default value"]

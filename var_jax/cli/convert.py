@@ -13,17 +13,32 @@ from var_jax.config.strict import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--tokenizer", metavar="F", help="published tokenizer weights (.pth, .pt, .safetensors, .npz)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="F",
+        help="published tokenizer weights (.pth, .pt, .safetensors, .npz)",
+    )
     parser.add_argument("--transformer", metavar="F", help="published transformer weights")
     parser.add_argument("--scales", help="token-map sizes, coarse to fine, such as 1,2,3,4")
     parser.add_argument("--num-heads", type=int, help="needed without QK-norm only")
     parser.add_argument("--cosine-codes", action="store_true", help="codes are searched by cosine")
-    parser.add_argument("--norm-groups", type=int, default=32,
-                        help="groups of the tokenizer's GroupNorms, which its weights do not tell (default 32)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32",
-                        help="what weights are stored in (default float32)")
-    parser.add_argument("--to-torch", action="store_true",
-                        help="the way back: tokenizer.safetensors, transformer.safetensors")
+    parser.add_argument(
+        "--norm-groups",
+        type=int,
+        default=32,
+        help="groups of the tokenizer's GroupNorms, which its weights do not tell (default 32)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="what weights are stored in (default float32)",
+    )
+    parser.add_argument(
+        "--to-torch",
+        action="store_true",
+        help="the way back: tokenizer.safetensors, transformer.safetensors",
+    )
     parser.add_argument("--model", metavar="DIR", help="model directory to convert back")
     parser.add_argument("--out", required=True, metavar="DIR")
 
@@ -32,18 +47,29 @@ def run(args: argparse.Namespace) -> int:
     if args.to_torch:
         require(bool(args.model), "--model", args.model, "given with --to-torch")
     else:
-        require(bool(args.tokenizer and args.scales), "--tokenizer and --scales", "missing", "given")
+        require(
+            bool(args.tokenizer and args.scales), "--tokenizer and --scales", "missing", "given"
+        )
     from var_jax import Pipeline
     from var_jax.io import torch_convert
 
     if args.to_torch:
         model = Pipeline.from_pretrained(args.model)
-        needed = " ".join(_flag(name, value) for name, value in torch_convert.untold(model.config).items())
+        needed = " ".join(
+            _flag(name, value) for name, value in torch_convert.untold(model.config).items()
+        )
         torch_convert.write_torch(args.out, *model.to_torch(with_buffers=True))
         print(f"written to {args.out}; `convert` brings it back with {needed}")
     else:
-        model = Pipeline.from_torch(args.tokenizer, args.transformer, scales=args.scales, num_heads=args.num_heads,
-                                    cosine_codes=args.cosine_codes, norm_groups=args.norm_groups, dtype=args.dtype)
+        model = Pipeline.from_torch(
+            args.tokenizer,
+            args.transformer,
+            scales=args.scales,
+            num_heads=args.num_heads,
+            cosine_codes=args.cosine_codes,
+            norm_groups=args.norm_groups,
+            dtype=args.dtype,
+        )
         model.save(args.out)
         print(f"written to {args.out}")
     return 0

@@ -1,12 +1,13 @@
-"""Serves a local web page that generates images of a class, coarse to fine, and edits them where one paints.
+"""Serves a local web page that generates images of a class, coarse to fine, and edits them where
+one paints.
 
 example:
   var-jax demo --model runs/quickstart
   var-jax demo --model models/d16 --dtype bfloat16 --port 8000
 
-Needs the extra: pip install 'var-jax[demo]'. The page is for this machine alone, unless --host is another address of
-it (0.0.0.0 is all of them): then everybody who reaches that may use it, without a password. Nothing is sent anywhere.
-Ctrl-C ends it.
+Needs the extra: pip install 'var-jax[demo]'. The page is for this machine alone, unless --host is
+another address of it (0.0.0.0 is all of them): then everybody who reaches that may use it, without
+a password. Nothing is sent anywhere. Ctrl-C ends it.
 """
 
 import argparse
@@ -24,9 +25,18 @@ from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir; its "
-                        "data.json, where it has one, names the classes")
-    parser.add_argument("--host", default="127.0.0.1", help="address of this machine to serve at (default 127.0.0.1)")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="model directory or training workdir; its "
+        "data.json, where it has one, names the classes",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address of this machine to serve at (default 127.0.0.1)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     add_dtype_argument(parser)
 
@@ -39,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise UserError("the page needs the package gradio; install it by pip install 'var-jax[demo]'") from error
+        raise UserError(
+            "the page needs the package gradio; install it by pip install 'var-jax[demo]'"
+        ) from error
     _check_free(args.host, args.port)
 
     from var_jax.demo import page, session
@@ -64,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_free(host: str, port: int):
     """Raises UserError unless a server may listen there: told before a model is loaded."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM
+        )[0]
         with socket.socket(family, kind, protocol) as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
@@ -73,5 +87,7 @@ def _check_free(host: str, port: int):
             raise UserError(f"--port {port} is in use on {host}; give another one") from error
         if error.errno == errno.EACCES:
             raise UserError(f"--port {port} is reserved; give one from 1024 on") from error
-        raise UserError(f"--host {host!r} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all of "
-                        "them") from error
+        raise UserError(
+            f"--host {host!r} is no address of this machine; give 127.0.0.1, or 0.0.0.0 for all of "
+            "them"
+        ) from error

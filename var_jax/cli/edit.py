@@ -1,5 +1,5 @@
-"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a label, class editing;
-and, with --keep-scales, variations and finer detail of whole images.
+"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a
+label, class editing; and, with --keep-scales, variations and finer detail of whole images.
 
 example:
   var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 --out edited.png
@@ -7,11 +7,12 @@ example:
   var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 --out another_cat.png
   var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 --out finer.png
 
-A mask is black and white of any format and depth, or white (or one color) painted on a transparent page, or the image
-itself with a transparent hole; one that could mean two things is refused. A mask as large as its image goes through the
-same --resize; one of another size is stretched over the model's view. Images are turned upright by their EXIF
-orientation, and composited on white where they are transparent.
-Kept pixels are put back as they were (--no-composite shows the tokenizer's reconstruction there, as published).
+A mask is black and white of any format and depth, or white (or one color) painted on a transparent
+page, or the image itself with a transparent hole; one that could mean two things is refused. A mask
+as large as its image goes through the same --resize; one of another size is stretched over the
+model's view. Images are turned upright by their EXIF orientation, and composited on white where
+they are transparent. Kept pixels are put back as they were (--no-composite shows the tokenizer's
+reconstruction there, as published).
 """
 
 import argparse
@@ -32,23 +33,58 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--image", required=True, nargs="+", metavar="F", help="image files or globs")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or training workdir"
+    )
+    parser.add_argument(
+        "--image", required=True, nargs="+", metavar="F", help="image files or globs"
+    )
     region = parser.add_mutually_exclusive_group(required=True)
-    region.add_argument("--mask", metavar="F", help="picture that is white where new content goes, black elsewhere")
-    region.add_argument("--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width")
-    region.add_argument("--keep-scales", type=int, metavar="K", help="no region: keep the image's first K scales, and "
-                        "generate the finer ones (few: a variation; nearly all: other fine detail)")
-    parser.add_argument("--outpaint", action="store_true", help="keep the region and generate the rest")
-    parser.add_argument("--from-scale", type=int, metavar="K", help="first scale with new content, from 0; the later, "
-                        "the closer to the image (default: the first of more than 3 tokens)")
-    parser.add_argument("--composite", action=argparse.BooleanOptionalAction, default=True,
-                        help="put kept pixels back exactly as they were (default)")
-    parser.add_argument("--label", help="class of the new content, by name or id as in `sample` (default: no class)")
-    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help="how an image that is not of the model's size is brought to it (default crop)")
-    parser.add_argument("--out", required=True, metavar="F.png", help="a directory of several images or of a glob, and "
-                        "where it ends in / or is one already; it then holds a PNG of each one's name")
+    region.add_argument(
+        "--mask", metavar="F", help="picture that is white where new content goes, black elsewhere"
+    )
+    region.add_argument(
+        "--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width"
+    )
+    region.add_argument(
+        "--keep-scales",
+        type=int,
+        metavar="K",
+        help="no region: keep the image's first K scales, and "
+        "generate the finer ones (few: a variation; nearly all: other fine detail)",
+    )
+    parser.add_argument(
+        "--outpaint", action="store_true", help="keep the region and generate the rest"
+    )
+    parser.add_argument(
+        "--from-scale",
+        type=int,
+        metavar="K",
+        help="first scale with new content, from 0; the later, "
+        "the closer to the image (default: the first of more than 3 tokens)",
+    )
+    parser.add_argument(
+        "--composite",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="put kept pixels back exactly as they were (default)",
+    )
+    parser.add_argument(
+        "--label", help="class of the new content, by name or id as in `sample` (default: no class)"
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("crop", "whole", "pad"),
+        default="crop",
+        help="how an image that is not of the model's size is brought to it (default crop)",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="F.png",
+        help="a directory of several images or of a glob, and "
+        "where it ends in / or is one already; it then holds a PNG of each one's name",
+    )
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
@@ -68,18 +104,36 @@ def run(args: argparse.Namespace) -> int:
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
     labels = None if label is None else [label] * len(files)
     if args.keep_scales is not None:
-        edited = model.vary(images, labels, keep_scales=args.keep_scales, **sampling_arguments(args))
+        edited = model.vary(
+            images, labels, keep_scales=args.keep_scales, **sampling_arguments(args)
+        )
     else:
-        regions = np.stack([box_mask(box, tokenizer.scales.finest) if box else
-                            read_mask(args.mask, file, tokenizer, args.resize) for file in files])
+        regions = np.stack(
+            [
+                box_mask(box, tokenizer.scales.finest)
+                if box
+                else read_mask(args.mask, file, tokenizer, args.resize)
+                for file in files
+            ]
+        )
         keep = regions if args.outpaint else ~regions
         for kept in model.kept_tokens(keep):
             _check(kept, args)
-        edited = model.edit(images, keep, labels, from_scale=args.from_scale, composite=args.composite,
-                            **sampling_arguments(args))
+        edited = model.edit(
+            images,
+            keep,
+            labels,
+            from_scale=args.from_scale,
+            composite=args.composite,
+            **sampling_arguments(args),
+        )
     for place, one in zip(places, edited, strict=True):
         pictures.save_png(place, pictures.grid(one[None], columns=1, scale=1))
-    print(f"edited image in {args.out}" if len(files) == 1 else f"{len(files)} edited images in {args.out}")
+    print(
+        f"edited image in {args.out}"
+        if len(files) == 1
+        else f"{len(files)} edited images in {args.out}"
+    )
     if label is not None:
         classes = model.config.transformer.num_classes
         for remark in class_labels.remarks(args.label, [label], names, classes, "--label"):
@@ -91,8 +145,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _files(patterns: list[str]) -> list[str]:
     """Image files; a name without wildcards is told when it is read, and may lie in a bucket."""
-    return [file for pattern in patterns
-            for file in (expand(pattern) if _wild(pattern) else [pattern])]
+    return [
+        file for pattern in patterns for file in (expand(pattern) if _wild(pattern) else [pattern])
+    ]
 
 
 def _wild(pattern: str) -> bool:
@@ -100,20 +155,27 @@ def _wild(pattern: str) -> bool:
 
 
 def _places(out: str, patterns: list[str], files: list[str]) -> list[str]:
-    """Where each image's edit goes: whether in a directory, the number of files that a glob finds has no say in.
+    """Where each image's edit goes: whether in a directory, the number of files that a glob finds
+    has no say in.
 
     Raises:
       UserError: two would go to one file, or all of them.
     """
     globbed = any(_wild(pattern) for pattern in patterns)
-    if len(files) == 1 and not globbed and (not out or not out.endswith("/") and not epath.Path(out).is_dir()):
+    if (
+        len(files) == 1
+        and not globbed
+        and (not out or not out.endswith("/") and not epath.Path(out).is_dir())
+    ):
         return [out]
     if len(files) > 1 or globbed:
         why = f"there are {len(files)} images" if len(files) > 1 else "--image has wildcards"
         require(PurePath(out).suffix != ".png", "--out", out, f"a directory, as {why}")
     names = [f"{PurePath(file).stem}.png" for file in files]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--image: two images would be written to {out}/{twice}; edit them one at a time")
+        raise UserError(
+            f"--image: two images would be written to {out}/{twice}; edit them one at a time"
+        )
     places = [os.path.join(out, name) for name in names]
     if own := next((place for place in places if any(_same(place, file) for file in files)), None):
         raise UserError(f"--out {out}: {own} is an image to edit; give another directory")
@@ -125,11 +187,17 @@ def _same(a: str, b: str) -> bool:
 
 
 def _check(keep: np.ndarray, args: argparse.Namespace):
-    """Holds that an edit both generates something and, where a region is to be kept, keeps something."""
+    """Holds that an edit both generates something and, where a region is to be kept, keeps
+    something."""
     given = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
     some, everything, (h, w) = bool(keep.any()), bool(keep.all()), keep.shape
     token = f"one token of the {h}x{w} grid, 1/{h} of the height by 1/{w} of the width"
     if args.outpaint:
         require(some, given, "less than a token, so that nothing is kept", f"at least {token}")
         require(not everything, given, "the whole image, so that nothing is generated", "smaller")
-    require(not everything, given, "less than a token, so that nothing is generated", f"at least {token}")
+    require(
+        not everything,
+        given,
+        "less than a token, so that nothing is generated",
+        f"at least {token}",
+    )

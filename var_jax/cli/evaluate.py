@@ -1,7 +1,9 @@
-"""Measures a set of samples, or a tokenizer's reconstructions, against real images; --json keeps all of it.
+"""Measures a set of samples, or a tokenizer's reconstructions, against real images; --json keeps
+all of it.
 
-Images are FILE.npz (uint8 arr_0 of images, height, width, channels), a directory of image files, or DATASET:SPLIT as
-a training config names them. The reference is brought to the size of the samples, or of the model.
+Images are FILE.npz (uint8 arr_0 of images, height, width, channels), a directory of image files, or
+DATASET:SPLIT as a training config names them. The reference is brought to the size of the samples,
+or of the model.
 
 example:
   var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad --json report.json
@@ -9,10 +11,11 @@ example:
       --weights pt_inception-2015-12-05-6726825d.pth --json report.json
   var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json --picture rec.png
 
-The Fréchet distance is called FID only when measured by Inception v3. A sample's intervals (ci95) tell the noise of
-drawing as many images again; the floor tells what real images score against real images, at the counts beside it.
-Reconstructions are paired with the reference, so that their distance has neither floor nor interval: beside it is, for
-scale alone, real_against_real, of two disjoint halves of the reference.
+The Fréchet distance is called FID only when measured by Inception v3. A sample's intervals (ci95)
+tell the noise of drawing as many images again; the floor tells what real images score against real
+images, at the counts beside it. Reconstructions are paired with the reference, so that their
+distance has neither floor nor interval: beside it is, for scale alone, real_against_real, of two
+disjoint halves of the reference.
 """
 
 import argparse
@@ -27,71 +30,149 @@ from var_jax.io import atomic
 def add_arguments(parser: argparse.ArgumentParser):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--samples", metavar="F", help="images to measure")
-    what.add_argument("--model", metavar="DIR", help="model whose reconstructions of the reference are measured; of a "
-                      "workdir, its averaged weights")
+    what.add_argument(
+        "--model",
+        metavar="DIR",
+        help="model whose reconstructions of the reference are measured; of a "
+        "workdir, its averaged weights",
+    )
     parser.add_argument("--reference", required=True, metavar="F", help="real images")
     parser.add_argument("--json", metavar="F", help="also write the whole report here")
-    parser.add_argument("--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale")
-    parser.add_argument("--floor", metavar="F", help="with --samples: other real images to measure the floor by, such "
-                        "as the training split (default: two halves of the reference)")
-    parser.add_argument("--agreement", metavar="F", help="with --samples that have labels: labelled training images, "
-                        "such as the folder that a run trained on, to fit a classifier on, which tells how many "
-                        "samples show their class")
+    parser.add_argument(
+        "--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale"
+    )
+    parser.add_argument(
+        "--floor",
+        metavar="F",
+        help="with --samples: other real images to measure the floor by, such "
+        "as the training split (default: two halves of the reference)",
+    )
+    parser.add_argument(
+        "--agreement",
+        metavar="F",
+        help="with --samples that have labels: labelled training images, "
+        "such as the folder that a run trained on, to fit a classifier on, which tells how many "
+        "samples show their class",
+    )
     add_image_arguments(parser, "the reference", "crop; of a workdir, as its images were")
     add_feature_arguments(parser)
-    parser.add_argument("--perceptual", choices=("efficientnet", "lpips", "none"),
-                        help="with --model: perceptual distance (default efficientnet)")
+    parser.add_argument(
+        "--perceptual",
+        choices=("efficientnet", "lpips", "none"),
+        help="with --model: perceptual distance (default efficientnet)",
+    )
     parser.add_argument("--perceptual-weights", metavar="F", help="its network's weights")
     parser.add_argument("--perceptual-heads", metavar="F", help="of lpips: its linear layers")
-    parser.add_argument("--num", type=int, default=0, help="measure this many of the samples, or with --model of the "
-                        "reference, drawn by the seed (default: all)")
-    parser.add_argument("--resamples", type=int, help="with --samples: bootstrap resamples for intervals "
-                        "(default 20)")
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=0,
+        help="measure this many of the samples, or with --model of the "
+        "reference, drawn by the seed (default: all)",
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        help="with --samples: bootstrap resamples for intervals (default 20)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", metavar="DIR", help="of the reference's features, '' for none (default "
-                        "~/.cache/var_jax/features)")
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="of the reference's features, '' for none (default ~/.cache/var_jax/features)",
+    )
 
 
 def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
-    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop" if default == "crop" else None,
-                        help=f"how images of {whose} are brought to size, as in training; those that have it are "
-                        f"taken as they are (default {default})")
-    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
-    parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
+    parser.add_argument(
+        "--resize",
+        choices=("crop", "whole", "pad"),
+        default="crop" if default == "crop" else None,
+        help=f"how images of {whose} are brought to size, as in training; those that have it are "
+        f"taken as they are (default {default})",
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="",
+        metavar="DIR",
+        help="where prepared data sets lie, as data.data_dir",
+    )
+    parser.add_argument(
+        "--source-dir",
+        default="",
+        metavar="DIR",
+        help="raw files of a data set, as data.source_dir",
+    )
 
 
 def add_feature_arguments(parser: argparse._ActionsContainer):
-    parser.add_argument("--features", choices=("efficientnet", "inception"), default="efficientnet",
-                        help="network that images are compared by (default efficientnet, at 64 pixels)")
-    parser.add_argument("--weights", default="", metavar="PATH", help="its weights; inception needs them")
+    parser.add_argument(
+        "--features",
+        choices=("efficientnet", "inception"),
+        default="efficientnet",
+        help="network that images are compared by (default efficientnet, at 64 pixels)",
+    )
+    parser.add_argument(
+        "--weights", default="", metavar="PATH", help="its weights; inception needs them"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "0 or more")
-    other, its, ours = ("--samples", ("floor", "agreement", "resamples"), "--model") if args.samples is None else (
-        "--model", ("picture", "perceptual", "perceptual_weights", "perceptual_heads"), "--samples")
+    other, its, ours = (
+        ("--samples", ("floor", "agreement", "resamples"), "--model")
+        if args.samples is None
+        else (
+            "--model",
+            ("picture", "perceptual", "perceptual_weights", "perceptual_heads"),
+            "--samples",
+        )
+    )
     for name in its:
-        require(getattr(args, name) is None, f"--{name.replace('_', '-')}", f"given with {ours}", f"given with {other}")
-    require(args.perceptual != "none" or not args.perceptual_weights, "--perceptual-weights",
-            "given with --perceptual none", "given with a distance")
-    require(args.perceptual == "lpips" or not args.perceptual_heads, "--perceptual-heads", "given without lpips",
-            "given with --perceptual lpips")
+        require(
+            getattr(args, name) is None,
+            f"--{name.replace('_', '-')}",
+            f"given with {ours}",
+            f"given with {other}",
+        )
+    require(
+        args.perceptual != "none" or not args.perceptual_weights,
+        "--perceptual-weights",
+        "given with --perceptual none",
+        "given with a distance",
+    )
+    require(
+        args.perceptual == "lpips" or not args.perceptual_heads,
+        "--perceptual-heads",
+        "given without lpips",
+        "given with --perceptual lpips",
+    )
     from etils import epath
 
     from var_jax.evaluate.image_sets import open_images
 
     if args.json:
         if epath.Path(args.json).is_dir():
-            raise UserError(f"cannot write the report {args.json!r}: it is a directory; name a file, such as "
-                            "report.json")
+            raise UserError(
+                f"cannot write the report {args.json!r}: it is a directory; name a file, such as "
+                "report.json"
+            )
         require_writable(args.json, "the report")
     if args.picture:
         require_writable(args.picture, "the picture")
-    found = {"resize": args.resize or trained_on(args.model) or "crop", "data_dir": args.data_dir,
-             "source_dir": args.source_dir, "seed": args.seed}
-    report = _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
+    found = {
+        "resize": args.resize or trained_on(args.model) or "crop",
+        "data_dir": args.data_dir,
+        "source_dir": args.source_dir,
+        "seed": args.seed,
+    }
+    report = (
+        _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
+    )
     if args.json:
-        atomic.save(epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report")
+        atomic.save(
+            epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report"
+        )
     print("\n".join(lines(report)))
     return 0
 
@@ -116,8 +197,15 @@ def _samples(args: argparse.Namespace, found: dict) -> dict:
     training = open_labelled(args.agreement, shape=drawn.shape, **found) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
     agreement = samples.agreement(drawn, training, reference) if training else None
-    report = samples.evaluate(drawn, reference, network, seed=args.seed, resamples=resamples, cache=args.cache,
-                              floor=floor)
+    report = samples.evaluate(
+        drawn,
+        reference,
+        network,
+        seed=args.seed,
+        resamples=resamples,
+        cache=args.cache,
+        floor=floor,
+    )
     if agreement:
         report["metrics"]["agreement"] = agreement
     return report
@@ -131,10 +219,19 @@ def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict
 
     place = pictures.place(args.picture) if args.picture else None
     model = Pipeline.from_pretrained(args.model)
-    reference = open_images(args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **found)
+    reference = open_images(
+        args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **found
+    )
     network = features.load(args.features, args.weights)
-    distance = None if args.perceptual == "none" else perceptual.load(
-        args.perceptual or "efficientnet", args.perceptual_weights or "", args.perceptual_heads or "")
+    distance = (
+        None
+        if args.perceptual == "none"
+        else perceptual.load(
+            args.perceptual or "efficientnet",
+            args.perceptual_weights or "",
+            args.perceptual_heads or "",
+        )
+    )
     report = reconstruction.evaluate(model, reference, network, distance, cache=args.cache)
     if place is not None:
         first = next(reference.read(reconstruction.PICTURED)).images
@@ -145,7 +242,8 @@ def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict
 
 
 def require_writable(path: str, what: str):
-    """To be asked before the work: whether a file's directory is there, or can be made, and takes files.
+    """To be asked before the work: whether a file's directory is there, or can be made, and takes
+    files.
 
     Raises:
       UserError: it does not.
@@ -168,22 +266,34 @@ def _counts(found: dict) -> str:
 
 
 def lines(report: dict) -> list[str]:
-    """The report for a terminal: a line with each figure and one that says how to read it, then usage and notes."""
+    """The report for a terminal: a line with each figure and one that says how to read it, then
+    usage and notes."""
     out = []
     for metric in report["metrics"].values():
         if metric is None:
             continue
-        within = "" if metric["ci95"] is None else f" ({metric['ci95'][0]:.5g} to {metric['ci95'][1]:.5g})"
+        within = (
+            ""
+            if metric["ci95"] is None
+            else f" ({metric['ci95'][0]:.5g} to {metric['ci95'][1]:.5g})"
+        )
         beside = "".join(
             f" of {_counts(metric)}, {told} {metric[key]['value']:.5g} ({metric[key]['what']}, {_counts(metric[key])})"
-            for key, told in (("floor", "floor"), ("real_against_real", "for scale, real against real"))
-            if metric.get(key))
+            for key, told in (
+                ("floor", "floor"),
+                ("real_against_real", "for scale, real against real"),
+            )
+            if metric.get(key)
+        )
         if metric.get("on_reference"):
             beside = f" of {metric['count']} images, {metric['on_reference']['value']:.5g} on the reference"
         out.append(f"{metric['value']:.5g}{within}  {metric['name']}{beside}")
         if metric.get("reading"):
             out.append(f"    {metric['reading']}")
     if "usage" in report:
-        out.append("codes used by scale  " + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])
-                   + f", {report['usage']['all']['usage']:.0%} over all scales")
+        out.append(
+            "codes used by scale  "
+            + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])
+            + f", {report['usage']['all']['usage']:.0%} over all scales"
+        )
     return [*out, *(f"note: {warning}" for warning in report["warnings"])]

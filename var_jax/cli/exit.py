@@ -1,4 +1,5 @@
-"""Exceptions as the command line's exit code and its one line on stderr, in one place for every command."""
+"""Exceptions as the command line's exit code and its one line on stderr, in one place for every
+command."""
 
 import errno
 import os
@@ -9,17 +10,32 @@ import traceback
 from var_jax.errors import Preempted, UserError
 
 # Of the operating system's errors, those that the user can put right.
-USER_ERRNOS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR,
-               errno.EISDIR, errno.EDQUOT, errno.EFBIG)
+USER_ERRNOS = (
+    errno.ENOSPC,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EDQUOT,
+    errno.EFBIG,
+)
 BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
 REMOTE_LIBRARIES = ("fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub")
-# Platforms of JAX_PLATFORMS: the device's name in a sentence, and the extra that brings its library.
-PLATFORMS = {"cuda": ("CUDA device", "cuda"), "gpu": ("GPU", "cuda"), "tpu": ("TPU", "tpu"),
-             "rocm": ("ROCm device", "")}
+# Platforms of JAX_PLATFORMS: the device's name in a sentence, and the extra that brings its
+# library.
+PLATFORMS = {
+    "cuda": ("CUDA device", "cuda"),
+    "gpu": ("GPU", "cuda"),
+    "tpu": ("TPU", "tpu"),
+    "rocm": ("ROCm device", ""),
+}
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
-    """Returns what stderr gets and the exit code, or None for an error that deserves its stack trace.
+    """Returns what stderr gets and the exit code, or None for an error that deserves its stack
+    trace.
 
     Codes: 2 the user's mistake, 75 preempted with everything saved, 130 interrupted, and 1 for a
     remote store that does not answer, which may answer the next time.
@@ -44,13 +60,16 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
 
 
 def without_bucket_library(error: ImportError) -> str | None:
-    """Returns the line for a path in a bucket whose library is missing; None for any other module."""
+    """Returns the line for a path in a bucket whose library is missing; None for any other
+    module."""
     missing = error.name or getattr(error.__cause__, "name", None)
     if missing not in BUCKET_LIBRARIES:
         return None
     package = "'var-jax[gcs]'" if missing == "gcsfs" else missing
-    return (f"a path in a bucket ({BUCKET_LIBRARIES[missing]}) needs the package {missing}; "
-            f"install it by pip install {package}")
+    return (
+        f"a path in a bucket ({BUCKET_LIBRARIES[missing]}) needs the package {missing}; "
+        f"install it by pip install {package}"
+    )
 
 
 def without_device(error: BaseException) -> str | None:
@@ -61,22 +80,28 @@ def without_device(error: BaseException) -> str | None:
     """
     asked = os.environ.get("JAX_PLATFORMS", "")
     said = isinstance(error, RuntimeError) and str(error).startswith(
-        ("Unable to initialize backend", "Unknown backend"))
+        ("Unable to initialize backend", "Unknown backend")
+    )
     asserted = isinstance(error, AssertionError) and not error.args and bool(asked)
     if not (said or (asserted and _no_devices())):
         return None
     known = [name for name in asked.split(",") if name in PLATFORMS]
     if not known:
-        return (f"JAX_PLATFORMS is {asked!r}, which JAX does not know; it must be cpu, cuda or tpu, "
-                "or be left unset for what the machine has")
+        return (
+            f"JAX_PLATFORMS is {asked!r}, which JAX does not know; it must be cpu, cuda or tpu, "
+            "or be left unset for what the machine has"
+        )
     device, extra = PLATFORMS[known[0]]
     install = f"install the library by pip install 'var-jax[{extra}]', " if extra else ""
-    return (f"JAX_PLATFORMS is {asked!r}, and JAX finds no {device} here; {install}run on a machine "
-            "that has one, or unset JAX_PLATFORMS")
+    return (
+        f"JAX_PLATFORMS is {asked!r}, and JAX finds no {device} here; {install}run on a machine "
+        "that has one, or unset JAX_PLATFORMS"
+    )
 
 
 def _no_devices() -> bool:
-    """Returns whether JAX has no backend; asked again, because it hides where an error came from."""
+    """Returns whether JAX has no backend; asked again, because it hides where an error came
+    from."""
     try:
         sys.modules["jax"].devices()
     except Exception:
@@ -90,8 +115,10 @@ def out_of_memory(error: BaseException) -> str | None:
     exhausted = type(error).__name__ == "JaxRuntimeError" and text.startswith("RESOURCE_EXHAUSTED")
     if not (exhausted or isinstance(error, MemoryError)):
         return None
-    return (f"out of memory ({text[:200] or 'no memory is left'}); take a smaller batch or model, "
-            "in training also --config.microbatches=2 or more")
+    return (
+        f"out of memory ({text[:200] or 'no memory is left'}); take a smaller batch or model, "
+        "in training also --config.microbatches=2 or more"
+    )
 
 
 def unreachable(error: BaseException) -> str | None:
@@ -106,5 +133,7 @@ def unreachable(error: BaseException) -> str | None:
 def _files(error: BaseException) -> list[str]:
     """Returns the source files that an error went through, from the package's folder on."""
     frames = traceback.extract_tb(error.__traceback__)
-    return [re.split(r"[\\/](?:site|dist)-packages[\\/]", frame.filename)[-1].replace("\\", "/")
-            for frame in frames]
+    return [
+        re.split(r"[\\/](?:site|dist)-packages[\\/]", frame.filename)[-1].replace("\\", "/")
+        for frame in frames
+    ]

@@ -1,8 +1,8 @@
 """Power-law fits of a sweep or of any table of runs, with intervals, plots and predictions.
 
-Reads the columns run, params, tokens, compute (FLOPs) and every one that starts with loss or err from a CSV or JSONL
-file, or the runs of a sweep's directory; fits E + A x^-alpha against params and compute, and E + A N^-alpha + B D^-beta
-jointly. Writes fit.json, report.md and PNGs.
+Reads the columns run, params, tokens, compute (FLOPs) and every one that starts with loss or err
+from a CSV or JSONL file, or the runs of a sweep's directory; fits E + A x^-alpha against params and
+compute, and E + A N^-alpha + B D^-beta jointly. Writes fit.json, report.md and PNGs.
 
 example:
   var-jax fit runs.csv --out fits --map run=name,loss=val_loss --predict params=1e9 --predict compute=1e21
@@ -15,28 +15,61 @@ from var_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("source", metavar="D|F.csv|F.jsonl", help="a sweep's directory, or a table of runs")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where fit.json, report.md and PNGs go")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N",
-                        help="of the bootstrap over runs; 0 leaves it out (default 1000)")
-    parser.add_argument("--map", default="", metavar="OURS=THEIRS,...", help="the file's names of our columns")
-    parser.add_argument("--predict", action="append", default=[], metavar="NAME=X[,NAME=X]",
-                        help="loss at params=1e9, at compute=1e21 (with the optimal size), or at params=..,tokens=..")
-    parser.add_argument("--irreducible", default="", metavar="E|COLUMN=E,...",
-                        help="E is given rather than fitted; 0 makes a pure power law")
-    parser.add_argument("--huber", type=float, default=1e-3, metavar="DELTA",
-                        help="where the loss of a log-loss residual turns linear (default 1e-3, as published)")
-    parser.add_argument("--law", default="", metavar="Y~X", help="instead: y = A x^exponent of any two columns")
-    parser.add_argument("--sigma", default=None, metavar="COLUMN", help="with --law: standard deviation of log y")
-    parser.add_argument("--group", default=None, metavar="COLUMN", help="with --law: one law a value of this column")
+    parser.add_argument(
+        "source", metavar="D|F.csv|F.jsonl", help="a sweep's directory, or a table of runs"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="where fit.json, report.md and PNGs go"
+    )
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="of the bootstrap over runs; 0 leaves it out (default 1000)",
+    )
+    parser.add_argument(
+        "--map", default="", metavar="OURS=THEIRS,...", help="the file's names of our columns"
+    )
+    parser.add_argument(
+        "--predict",
+        action="append",
+        default=[],
+        metavar="NAME=X[,NAME=X]",
+        help="loss at params=1e9, at compute=1e21 (with the optimal size), or at params=..,tokens=..",
+    )
+    parser.add_argument(
+        "--irreducible",
+        default="",
+        metavar="E|COLUMN=E,...",
+        help="E is given rather than fitted; 0 makes a pure power law",
+    )
+    parser.add_argument(
+        "--huber",
+        type=float,
+        default=1e-3,
+        metavar="DELTA",
+        help="where the loss of a log-loss residual turns linear (default 1e-3, as published)",
+    )
+    parser.add_argument(
+        "--law", default="", metavar="Y~X", help="instead: y = A x^exponent of any two columns"
+    )
+    parser.add_argument(
+        "--sigma", default=None, metavar="COLUMN", help="with --law: standard deviation of log y"
+    )
+    parser.add_argument(
+        "--group", default=None, metavar="COLUMN", help="with --law: one law a value of this column"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from var_jax.scaling import report, table
 
     mapping = dict(_pairs(args.map, "--map"))
-    predict = [{name: _number(value, "--predict") for name, value in _pairs(text, "--predict")}
-               for text in args.predict]
+    predict = [
+        {name: _number(value, "--predict") for name, value in _pairs(text, "--predict")}
+        for text in args.predict
+    ]
     if args.resamples < 0:
         raise UserError(f"--resamples is {args.resamples}; it must be 0 or more")
     if not args.huber > 0:
@@ -49,13 +82,20 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--irreducible does not go with --law, which has no floor")
         wanted = tuple(name for name in (y, x, args.sigma) if name)
         runs = table.read(args.source, mapping, wanted, (args.group,) if args.group else ())
-        result, pictures = report.fit_power(runs, y, x, sigma=args.sigma, group=args.group, predict=predict)
+        result, pictures = report.fit_power(
+            runs, y, x, sigma=args.sigma, group=args.group, predict=predict
+        )
     else:
         if args.sigma or args.group:
             raise UserError("--sigma and --group go with --law y~x")
         runs = table.read(args.source, mapping)
-        result, pictures = report.fit_table(runs, resamples=args.resamples, floors=_floors(args.irreducible),
-                                            delta=args.huber, predict=predict)
+        result, pictures = report.fit_table(
+            runs,
+            resamples=args.resamples,
+            floors=_floors(args.irreducible),
+            delta=args.huber,
+            predict=predict,
+        )
     report.write(args.out, result, pictures, args.source)
     for line in report.terminal_lines(result):
         print(line)

@@ -1,10 +1,11 @@
-"""Draws a sample set of evaluation size, shuffled, as `.npz`: arr_0 uint8 (N, height, width, channels), arr_1 labels.
+"""Draws a sample set of evaluation size, shuffled, as `.npz`: arr_0 uint8 (N, height, width,
+channels), arr_1 labels.
 
-Start the same command again after a kill, on any number of hosts: what is drawn is kept, and the file is the same to
-the last byte, on as many devices of one kind a host at one --batch-size (others round the last bits of a pixel
-otherwise, and may not go on with it). On several hosts that see the same --out, the same command on every one: TPU
-pods, SLURM and GKE are recognised; elsewhere add to the I-th  --num-processes N --process-id I  (they share files
-alone, and need not reach each other).
+Start the same command again after a kill, on any number of hosts: what is drawn is kept, and the
+file is the same to the last byte, on as many devices of one kind a host at one --batch-size (others
+round the last bits of a pixel otherwise, and may not go on with it). On several hosts that see the
+same --out, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere add to
+the I-th  --num-processes N --process-id I  (they share files alone, and need not reach each other).
 
 example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
@@ -13,8 +14,8 @@ example:
   var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 --reject-reference imagenet2012:train[:100000] \\
       --out best.npz
 
-With --reject-keep, a classifier of the reference's labels (logistic regression on the network's features) judges how
-well an image shows its class, and the best share of each class is kept.
+With --reject-keep, a classifier of the reference's labels (logistic regression on the network's
+features) judges how well an image shows its class, and the best share of each class is kept.
 """
 
 import argparse
@@ -37,22 +38,47 @@ from var_jax.sampling import labels as class_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or training workdir"
+    )
     parser.add_argument("--num", required=True, type=int, help="images")
-    parser.add_argument("--out", required=True, metavar="F.npz", help="F.npz.partial lies beside it until it is whole")
-    parser.add_argument("--labels", default="balanced", help=f"in turn: {class_labels.HELP} (default: balanced, every "
-                        "class in turn)")
-    parser.add_argument("--png", metavar="DIR", help="also write PNG files, named by place and label")
-    parser.add_argument("--batch-size", type=int, help="images that a device draws at once (default: what fits, or "
-                        "of a set that is begun, what it was begun with)")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="F.npz",
+        help="F.npz.partial lies beside it until it is whole",
+    )
+    parser.add_argument(
+        "--labels",
+        default="balanced",
+        help=f"in turn: {class_labels.HELP} (default: balanced, every class in turn)",
+    )
+    parser.add_argument(
+        "--png", metavar="DIR", help="also write PNG files, named by place and label"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        help="images that a device draws at once (default: what fits, or "
+        "of a set that is begun, what it was begun with)",
+    )
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
     reject = parser.add_argument_group("rejection")
-    reject.add_argument("--reject-keep", type=float, default=1.0, metavar="SHARE", help="keep this share of what is "
-                        "drawn, the best of each class (default 1)")
-    reject.add_argument("--reject-reference", metavar="F", help="labelled real images to fit the classifier on: "
-                        "a directory of class folders, DATASET:SPLIT, or FILE.npz with arr_1")
+    reject.add_argument(
+        "--reject-keep",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="keep this share of what is drawn, the best of each class (default 1)",
+    )
+    reject.add_argument(
+        "--reject-reference",
+        metavar="F",
+        help="labelled real images to fit the classifier on: "
+        "a directory of class folders, DATASET:SPLIT, or FILE.npz with arr_1",
+    )
     add_image_arguments(reject, "that reference")
     add_feature_arguments(reject)
     add_host_arguments(parser)
@@ -64,7 +90,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--reject-keep and --reject-reference go together")
     check_partner_arguments(args)
     labels = None if args.labels == "balanced" else read_labels(args.labels, args.model)
-    require(args.batch_size is None or args.batch_size >= 1, "--batch-size", args.batch_size, "at least 1")
+    require(
+        args.batch_size is None or args.batch_size >= 1,
+        "--batch-size",
+        args.batch_size,
+        "at least 1",
+    )
     return divided(args, lambda: _draw(args, labels, rejecting))
 
 
@@ -73,20 +104,44 @@ def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -
 
     model, then = load_partners(args)
     network, reference = _judge(args, model) if rejecting else (None, None)
-    scorer = f"{network.name} {network.weights} fitted on {reference.fingerprint}" if network and reference else ""
-    made = sample_set.plan(model, args.num, labels, keep=args.reject_keep, scorer=scorer, then=then,
-                           from_scale=args.from_scale, **sampling_arguments(args))
+    scorer = (
+        f"{network.name} {network.weights} fitted on {reference.fingerprint}"
+        if network and reference
+        else ""
+    )
+    made = sample_set.plan(
+        model,
+        args.num,
+        labels,
+        keep=args.reject_keep,
+        scorer=scorer,
+        then=then,
+        from_scale=args.from_scale,
+        **sampling_arguments(args),
+    )
     out = sample_set.check(made, args.out, args.png)
     score = None
     if network and reference and not out.exists():
         from var_jax.evaluate.classifier import label_scorer
 
         score = label_scorer(network, reference, sorted(set(made.labels)))
-    if sample_set.generate(model, made, out, then=then, png=args.png, score=score, batch_size=args.batch_size,
-                           shard_index=args.process_id, shard_count=args.num_processes):
+    if sample_set.generate(
+        model,
+        made,
+        out,
+        then=then,
+        png=args.png,
+        score=score,
+        batch_size=args.batch_size,
+        shard_index=args.process_id,
+        shard_count=args.num_processes,
+    ):
         print(f"{args.num} images in {args.out}" + (f" and {args.png}" if args.png else ""))
     else:
-        print(f"this host's images are drawn; the last host to finish writes {args.out}", file=sys.stderr)
+        print(
+            f"this host's images are drawn; the last host to finish writes {args.out}",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -95,6 +150,11 @@ def _judge(args: argparse.Namespace, model):
     from var_jax.evaluate import features
     from var_jax.evaluate.image_sets import open_labelled, with_classes_of
 
-    reference = open_labelled(args.reject_reference, shape=model.config.tokenizer.image_shape, resize=args.resize,
-                              data_dir=args.data_dir, source_dir=args.source_dir)
+    reference = open_labelled(
+        args.reject_reference,
+        shape=model.config.tokenizer.image_shape,
+        resize=args.resize,
+        data_dir=args.data_dir,
+        source_dir=args.source_dir,
+    )
     return features.load(args.features, args.weights), with_classes_of(reference, model.class_names)

@@ -31,8 +31,12 @@ def check_host_arguments(args: argparse.Namespace) -> bool:
         raise UserError("--num-processes and --process-id go together")
     if by_hand:
         require(args.num_processes >= 1, "--num-processes", args.num_processes, "at least 1")
-        require(0 <= args.process_id < args.num_processes, "--process-id", args.process_id,
-                f"from 0 to {args.num_processes - 1}, as there are {args.num_processes} processes")
+        require(
+            0 <= args.process_id < args.num_processes,
+            "--process-id",
+            args.process_id,
+            f"from 0 to {args.num_processes - 1}, as there are {args.num_processes} processes",
+        )
     return by_hand
 
 
@@ -65,12 +69,16 @@ def refuse_several(command: str):
     """
     if command in (*DIVIDED, *READING):
         return
-    for launcher, tasks, single in (("SLURM step", _slurm_tasks(), "srun --ntasks=1"),
-                                    ("mpirun", _number("OMPI_COMM_WORLD_SIZE"), "mpirun -n 1")):
+    for launcher, tasks, single in (
+        ("SLURM step", _slurm_tasks(), "srun --ntasks=1"),
+        ("mpirun", _number("OMPI_COMM_WORLD_SIZE"), "mpirun -n 1"),
+    ):
         if tasks > 1:
-            raise UserError(f"var-jax {command} is the work of one process, and this {launcher} "
-                            f"has {tasks}, which would write the same files; start it by {single} "
-                            f"(what divides its work: {', '.join(DIVIDED)})")
+            raise UserError(
+                f"var-jax {command} is the work of one process, and this {launcher} "
+                f"has {tasks}, which would write the same files; start it by {single} "
+                f"(what divides its work: {', '.join(DIVIDED)})"
+            )
 
 
 def _slurm_tasks() -> int:

@@ -17,9 +17,11 @@ class Stderr(logging.Handler):
 
 
 def show():
-    """Prints the package's notes (INFO), and other libraries' warnings; where a handler is set already, that one does.
+    """Prints the package's notes (INFO), and other libraries' warnings; where a handler is set
+    already, that one does.
 
-    Call it where a command starts, before libraries are imported: some set a handler of their own with the first thing
+    Call it where a command starts, before libraries are imported: some set a handler of their own
+      with the first thing
     that they log.
     """
     root = logging.getLogger()

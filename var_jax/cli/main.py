@@ -1,4 +1,5 @@
-"""The `var-jax` command: finds the command's module, and turns mistakes into one line and an exit code."""
+"""The `var-jax` command: finds the command's module, and turns mistakes into one line and an exit
+code."""
 
 import argparse
 import importlib
@@ -12,7 +13,8 @@ from var_jax.cli.exit import line_and_code
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
 
-# Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring that is its help.
+# Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring
+# that is its help.
 COMMANDS = {
     "train": "train the stage that a config names; resumes by itself",
     "config": "every key of a config with its value, meaning and default",
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-      0 done, 2 the user's mistake (one line on stderr), 75 preempted with everything saved, 1 anything else.
+      0 done, 2 the user's mistake (one line on stderr), 75 preempted with everything saved, 1
+      anything else.
     """
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -54,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_compilations(code: int):
-    """Ends a preempted process that has given up a compilation: the usual way out waits for it, for minutes."""
+    """Ends a preempted process that has given up a compilation: the usual way out waits for it, for
+    minutes."""
     preemption = sys.modules.get("var_jax.devices.preemption")
     if preemption is not None and preemption.compiling():
         from var_jax.devices import multihost
@@ -67,7 +71,12 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
-        print("usage: var-jax COMMAND [options]", *lines, "var-jax COMMAND --help tells its options.", sep="\n")
+        print(
+            "usage: var-jax COMMAND [options]",
+            *lines,
+            "var-jax COMMAND --help tells its options.",
+            sep="\n",
+        )
         return 0
     if argv[0] == "--version":
         from var_jax import __version__
@@ -81,11 +90,17 @@ def _dispatch(argv: list[str]) -> int:
     log.show()
     # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    if name != "sweep":  # whose jobs inherit its environment, and keep programs where all of their hosts see them
-        _prepare_jax()  # before the import: JAX reads its settings when it is imported, and some commands import it
+    if (
+        name != "sweep"
+    ):  # whose jobs inherit its environment, and keep programs where all of their hosts see them
+        # Before the import: JAX reads its settings when it is imported, and some commands import it
+        _prepare_jax()
     module = importlib.import_module(f"var_jax.cli.{name}")
-    parser = Parser(prog=f"var-jax {name}", description=module.__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog=f"var-jax {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     module.add_arguments(parser)
     args, rest = parser.parse_known_args(rest)
     args.overrides = rest
@@ -105,8 +120,11 @@ def _require_paths(argv: Sequence[str]):
 
 
 def _prepare_jax():
-    """Compiled programs are kept between commands, unless the user's own JAX settings say otherwise."""
-    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla")
+    """Compiled programs are kept between commands, unless the user's own JAX settings say
+    otherwise."""
+    cache = os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla"
+    )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
 
 

@@ -11,20 +11,35 @@ from var_jax.config.strict import require
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--config", required=True, metavar="FILE.py",
-                        help="a config with both stages: FILE.py:tokenizer, and FILE.py for the transformer")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where model, samples and report go")
-    parser.add_argument("--samples", type=int, default=1000, help="samples that the report judges (default 1000)")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py",
+        help="a config with both stages: FILE.py:tokenizer, and FILE.py for the transformer",
+    )
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="where model, samples and report go"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="samples that the report judges (default 1000)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     require(args.samples >= 1, "--samples", args.samples, "at least 1")
     file = args.config.partition(":")[0]
-    tokenizer, transformer = read_config(f"{file}:tokenizer", args.overrides), read_config(args.config, args.overrides)
+    tokenizer, transformer = (
+        read_config(f"{file}:tokenizer", args.overrides),
+        read_config(args.config, args.overrides),
+    )
     from var_jax.config import idle_keys
     from var_jax.studies import quickstart
 
     tokenizer, transformer = (idle_keys.reset(config) for config in (tokenizer, transformer))
 
-    print("\n".join(quickstart.lines(quickstart.run(tokenizer, transformer, args.workdir, args.samples))))
+    print(
+        "\n".join(
+            quickstart.lines(quickstart.run(tokenizer, transformer, args.workdir, args.samples))
+        )
+    )
     return 0

@@ -10,10 +10,16 @@ from var_jax.cli.args import expand, read_image
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or training workdir"
+    )
     parser.add_argument("--images", required=True, metavar="GLOB", help="image files")
-    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help="how an image that is not of the model's size is brought to it (default crop)")
+    parser.add_argument(
+        "--resize",
+        choices=("crop", "whole", "pad"),
+        default="crop",
+        help="how an image that is not of the model's size is brought to it (default crop)",
+    )
     parser.add_argument("--out", required=True, metavar="F.png")
 
 
@@ -30,8 +36,13 @@ def run(args: argparse.Namespace) -> int:
     by_scale = model.reconstruct(images)
     scales = model.config.tokenizer.scales
     titles = ["original", *(f"{h}x{w}" for h, w in scales.sizes)]
-    rows = [[(image + 1) / 2, *((step[i] + 1) / 2 for step in by_scale)] for i, image in enumerate(images)]
+    rows = [
+        [(image + 1) / 2, *((step[i] + 1) / 2 for step in by_scale)]
+        for i, image in enumerate(images)
+    ]
     pictures.save_png(place, pictures.strip(rows, column_titles=titles))
     error = np.mean((by_scale[-1] - images) ** 2, axis=(1, 2, 3)) / 4
-    print(f"{len(files)} images in {args.out}; PSNR {np.mean(-10 * np.log10(np.maximum(error, 1e-10))):.2f} dB")
+    print(
+        f"{len(files)} images in {args.out}; PSNR {np.mean(-10 * np.log10(np.maximum(error, 1e-10))):.2f} dB"
+    )
     return 0

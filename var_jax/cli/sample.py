@@ -23,52 +23,94 @@ SCHEDULES = """cfg, top-k, top-p and temperature each take
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or training workdir"
+    )
     parser.add_argument("--labels", required=True, help=class_labels.HELP)
-    parser.add_argument("--num", type=int, default=0, help="images, labels repeated in turn (default: one a label)")
+    parser.add_argument(
+        "--num", type=int, default=0, help="images, labels repeated in turn (default: one a label)"
+    )
     parser.add_argument("--out", required=True, metavar="F.png")
-    parser.add_argument("--strip", metavar="F.png", help="also every image after each scale, one image a row")
-    parser.add_argument("--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale")
+    parser.add_argument(
+        "--strip", metavar="F.png", help="also every image after each scale, one image a row"
+    )
+    parser.add_argument(
+        "--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale"
+    )
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
 
 def add_partner_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("--then", metavar="DIR", help="a smaller model of the same tokenizer that draws the last "
-                        "scales, which have the most tokens and need the least")
-    parser.add_argument("--from-scale", type=int, metavar="K", help="the first scale that --then draws, from 0")
+    parser.add_argument(
+        "--then",
+        metavar="DIR",
+        help="a smaller model of the same tokenizer that draws the last "
+        "scales, which have the most tokens and need the least",
+    )
+    parser.add_argument(
+        "--from-scale", type=int, metavar="K", help="the first scale that --then draws, from 0"
+    )
 
 
 def check_partner_arguments(args: argparse.Namespace):
-    require((args.then is None) == (args.from_scale is None), "--from-scale", args.from_scale,
-            "given together with --then")
+    require(
+        (args.then is None) == (args.from_scale is None),
+        "--from-scale",
+        args.from_scale,
+        "given together with --then",
+    )
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser):
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="what the models compute in (default: as "
-                        "their configs say)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="what the models compute in (default: as their configs say)",
+    )
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("sampling", SCHEDULES)
-    described = "; ".join(f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"
-                          for name, preset in settings.PRESETS.items())
+    described = "; ".join(
+        f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"
+        for name, preset in settings.PRESETS.items()
+    )
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--preset", choices=tuple(settings.PRESETS), default="fid",
-                       help=f"settings that the options below change one by one (default fid; {described})")
-    group.add_argument("--cfg", type=_schedule(float), metavar="SCHEDULE", help="guidance, 0 for none")
-    group.add_argument("--top-k", type=_schedule(int), metavar="SCHEDULE",
-                       help="draw from this many of the likeliest codes, 0 for off")
-    group.add_argument("--top-p", type=_schedule(float), metavar="SCHEDULE",
-                       help="draw from this share of their probability, 0 for off")
+    group.add_argument(
+        "--preset",
+        choices=tuple(settings.PRESETS),
+        default="fid",
+        help=f"settings that the options below change one by one (default fid; {described})",
+    )
+    group.add_argument(
+        "--cfg", type=_schedule(float), metavar="SCHEDULE", help="guidance, 0 for none"
+    )
+    group.add_argument(
+        "--top-k",
+        type=_schedule(int),
+        metavar="SCHEDULE",
+        help="draw from this many of the likeliest codes, 0 for off",
+    )
+    group.add_argument(
+        "--top-p",
+        type=_schedule(float),
+        metavar="SCHEDULE",
+        help="draw from this share of their probability, 0 for off",
+    )
     group.add_argument("--temperature", type=_schedule(float), metavar="SCHEDULE")
-    group.add_argument("--smooth", action=argparse.BooleanOptionalAction,
-                       help="mix code vectors: prettier, not for measuring")
+    group.add_argument(
+        "--smooth",
+        action=argparse.BooleanOptionalAction,
+        help="mix code vectors: prettier, not for measuring",
+    )
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    given = {name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "temperature", "smooth")}
+    given = {
+        name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "temperature", "smooth")
+    }
     explicit = {name: value for name, value in given.items() if value is not None}
     return {"seed": args.seed, **settings.settings(args.preset, explicit)}
 
@@ -96,7 +138,8 @@ def load(directory: str, dtype: str | None):
 
 
 def load_partners(args: argparse.Namespace) -> tuple:
-    """The model, and the one that goes on from it (None without --then), both computing in the dtype asked for."""
+    """The model, and the one that goes on from it (None without --then), both computing in the
+    dtype asked for."""
     return load(args.model, args.dtype), None if args.then is None else load(args.then, args.dtype)
 
 
@@ -111,8 +154,14 @@ def run(args: argparse.Namespace) -> int:
     model, then = load_partners(args)
     every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
     wants_steps = bool(strip or gif)
-    found = model.sample(every, return_steps=wants_steps, as_uint8=True, then=then, from_scale=args.from_scale,
-                         **sampling_arguments(args))
+    found = model.sample(
+        every,
+        return_steps=wants_steps,
+        as_uint8=True,
+        then=then,
+        from_scale=args.from_scale,
+        **sampling_arguments(args),
+    )
     images, steps = found if wants_steps else (found, None)
     columns = min(len(labels), len(every))
     names, classes = model.class_names, model.config.transformer.num_classes
@@ -127,10 +176,14 @@ def run(args: argparse.Namespace) -> int:
     pictures.save_png(place, grid(images))
     if strip:
         scales = [f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes]
-        pictures.save_png(strip, pictures.strip(list(steps), column_titles=scales, row_titles=every_title))
+        pictures.save_png(
+            strip, pictures.strip(list(steps), column_titles=scales, row_titles=every_title)
+        )
     if gif:
         pictures.save_gif(gif, [grid(steps[:, k]) for k in range(steps.shape[1])])
-    print(f"{len(images)} images in {', '.join(str(path) for path in (args.out, args.strip, args.gif) if path)}")
+    print(
+        f"{len(images)} images in {', '.join(str(path) for path in (args.out, args.strip, args.gif) if path)}"
+    )
     if described := class_labels.described(every, names, classes):
         print(f"classes: {described}")
     return 0

@@ -1,7 +1,9 @@
-"""Expands a config's get_sweep() into runs and sees them through: submits, polls, starts dead ones again, exits.
+"""Expands a config's get_sweep() into runs and sees them through: submits, polls, starts dead ones
+again, exits.
 
-Done runs are skipped and live ones attached to, so the command may be killed (Ctrl-C too) and given again at any time:
-the runs go on meanwhile. `--stop` asks them to save and end. `var-jax status D` tells how far they are.
+Done runs are skipped and live ones attached to, so the command may be killed (Ctrl-C too) and given
+again at any time: the runs go on meanwhile. `--stop` asks them to save and end. `var-jax status D`
+tells how far they are.
 
 example:
   var-jax sweep --config configs/scaling.py:fashion --config.data.tokens_dir=runs/fashion/tokens \\
@@ -19,44 +21,92 @@ from var_jax.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, metavar="D", help="the sweep's directory; a run is in D/ID")
-    parser.add_argument("--backend", choices=("local", "slurm", "jobset"), default="local",
-                        help="what starts the runs (default local: processes of this machine)")
-    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
-                        help="of the backend, such as partition=tpu")
-    parser.add_argument("--jobs", type=int, metavar="N",
-                        help="runs at a time, 0 for no bound (default: local 1, others no bound)")
-    parser.add_argument("--max-restarts", type=int, default=5, metavar="N",
-                        help="of a run that fails, before it is given up; preemptions with progress do not count "
-                             "(default 5)")
-    parser.add_argument("--retry", action="store_true", help="give runs that were given up another chance")
-    parser.add_argument("--interval", type=float, default=10.0, metavar="S",
-                        help="seconds between two looks at the runs (default 10)")
-    parser.add_argument("--stop", action="store_true", help="ask the live runs to save and end, and exit")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print the runs, their FLOPs and cost, and what the scheduler would get")
-    parser.add_argument("--chip", default="v5p", help="chip that --dry-run counts hours of (default v5p)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of its peak that is reached (default 0.4)")
-    parser.add_argument("--price", type=float, default=0.0, help="of a chip-hour, for the cost column")
+    parser.add_argument(
+        "--workdir", required=True, metavar="D", help="the sweep's directory; a run is in D/ID"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("local", "slurm", "jobset"),
+        default="local",
+        help="what starts the runs (default local: processes of this machine)",
+    )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the backend, such as partition=tpu",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="runs at a time, 0 for no bound (default: local 1, others no bound)",
+    )
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=5,
+        metavar="N",
+        help="of a run that fails, before it is given up; preemptions with progress do not count "
+        "(default 5)",
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="give runs that were given up another chance"
+    )
+    parser.add_argument(
+        "--interval",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds between two looks at the runs (default 10)",
+    )
+    parser.add_argument(
+        "--stop", action="store_true", help="ask the live runs to save and end, and exit"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the runs, their FLOPs and cost, and what the scheduler would get",
+    )
+    parser.add_argument(
+        "--chip", default="v5p", help="chip that --dry-run counts hours of (default v5p)"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.4, help="share of its peak that is reached (default 0.4)"
+    )
+    parser.add_argument(
+        "--price", type=float, default=0.0, help="of a chip-hour, for the cost column"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     for name in ("jobs", "max_restarts"):
-        require((getattr(args, name) or 0) >= 0, f"--{name.replace('_', '-')}", getattr(args, name), "0 or more")
+        require(
+            (getattr(args, name) or 0) >= 0,
+            f"--{name.replace('_', '-')}",
+            getattr(args, name),
+            "0 or more",
+        )
     require(args.interval > 0, "--interval", args.interval, "above 0")
     from var_jax.sweep import backend as engine
     from var_jax.sweep import driver, plan, preflight, runs
 
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
-        require(bool(key and equals), "--option", repr(f"{key}{equals}{value}"), "of the form KEY=VALUE")
+        require(
+            bool(key and equals), "--option", repr(f"{key}{equals}{value}"), "of the form KEY=VALUE"
+        )
     backend = engine.make(args.backend, {key: value for key, _, value in options})
     resolve = functools.cache(lambda flags: read_config(args.config, flags))
     planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
     jobs = backend.jobs if args.jobs is None else args.jobs
-    sweep = driver.Sweep(planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts)
-    check = functools.partial(preflight.check, planned, images_are_here=args.backend == "local",
-                              workdir=args.workdir)
+    sweep = driver.Sweep(
+        planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts
+    )
+    check = functools.partial(
+        preflight.check, planned, images_are_here=args.backend == "local", workdir=args.workdir
+    )
     if args.dry_run:
         if not (costs_alone := preflight.without_tokenizer(planned)):
             check()
@@ -76,16 +126,25 @@ def run(args: argparse.Namespace) -> int:
     check()
     driver.write_plan(sweep, args.overrides)
     try:
-        given_up = driver.drive(sweep, interval=args.interval, retry=args.retry,
-                                say=functools.partial(print, flush=True))
+        given_up = driver.drive(
+            sweep,
+            interval=args.interval,
+            retry=args.retry,
+            say=functools.partial(print, flush=True),
+        )
     except KeyboardInterrupt:
-        print("var-jax: interrupted; live runs go on: the same command attaches to them, with --stop it ends them",
-              file=sys.stderr)
+        print(
+            "var-jax: interrupted; live runs go on: the same command attaches to them, with --stop it ends them",
+            file=sys.stderr,
+        )
         return 130
     print(f"{len(planned) - len(given_up)} of {len(planned)} runs are done")
     for id, reason in given_up.items():
-        print(f"var-jax: run {id} in {args.workdir} was given up: {reason}; "
-              "put it right and give the command again with --retry", file=sys.stderr)
+        print(
+            f"var-jax: run {id} in {args.workdir} was given up: {reason}; "
+            "put it right and give the command again with --retry",
+            file=sys.stderr,
+        )
     return 1 if given_up else 0
 
 
@@ -94,5 +153,7 @@ def _family(config: str) -> list[dict]:
     read_config(config)  # tells what is wrong with the file's get_config first
     family, file = call(config, "get_sweep"), config.partition(":")[0]
     if not (isinstance(family, list) and all(isinstance(member, dict) for member in family)):
-        raise UserError(f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts")
+        raise UserError(
+            f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts"
+        )
     return family

@@ -1,8 +1,10 @@
-"""Encodes the data of a config once, so that training reads tokens and needs neither images nor a tokenizer.
+"""Encodes the data of a config once, so that training reads tokens and needs neither images nor a
+tokenizer.
 
-Start the same command again after a kill, on any number of hosts: finished files are kept. On several hosts that see
-the same --out, the same command on every one divides the work: TPU pods, SLURM and GKE are recognized; elsewhere add
-to the I-th  --num-processes N --process-id I  (they share files alone, and need not reach each other).
+Start the same command again after a kill, on any number of hosts: finished files are kept. On
+several hosts that see the same --out, the same command on every one divides the work: TPU pods,
+SLURM and GKE are recognized; elsewhere add to the I-th  --num-processes N --process-id I  (they
+share files alone, and need not reach each other).
 
 example:
   var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens --views 8
@@ -26,20 +28,37 @@ ROLES = ("train", "test")
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or workdir of the tokenizer")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or workdir of the tokenizer"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the cache")
-    parser.add_argument("--views", type=int, default=1, help="passes over the training split, each with random crops "
-                        "of its own, drawn by the config's seed (default 1)")
-    parser.add_argument("--splits", default="train,test", help="train (data.train_split), test (data.eval_split) or "
-                        "both (default); what the cache has already is kept")
-    parser.add_argument("--batch", type=int, help="images a device encodes at once (default: by their size)")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        help="passes over the training split, each with random crops "
+        "of its own, drawn by the config's seed (default 1)",
+    )
+    parser.add_argument(
+        "--splits",
+        default="train,test",
+        help="train (data.train_split), test (data.eval_split) or "
+        "both (default); what the cache has already is kept",
+    )
+    parser.add_argument(
+        "--batch", type=int, help="images a device encodes at once (default: by their size)"
+    )
     add_host_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     roles = tuple(args.splits.split(","))
-    require(len(set(roles)) == len(roles) and set(roles) <= set(ROLES), "--splits", args.splits,
-            "train, test or train,test")
+    require(
+        len(set(roles)) == len(roles) and set(roles) <= set(ROLES),
+        "--splits",
+        args.splits,
+        "train, test or train,test",
+    )
     config = read_config(args.config, args.overrides)
     return divided(args, lambda: _encode(args, config, roles))
 
@@ -47,11 +66,21 @@ def run(args: argparse.Namespace) -> int:
 def _encode(args: argparse.Namespace, config: TrainConfig, roles: tuple[str, ...]) -> int:
     from var_jax.train.tokenize import tokenize
 
-    manifest = tokenize(config, args.model, args.out, views=args.views, roles=roles, batch=args.batch,
-                        shard_index=args.process_id, shard_count=args.num_processes)
+    manifest = tokenize(
+        config,
+        args.model,
+        args.out,
+        views=args.views,
+        roles=roles,
+        batch=args.batch,
+        shard_index=args.process_id,
+        shard_count=args.num_processes,
+    )
     for role in roles:
         info = getattr(manifest, role)
         state = f"{len(info.shards)} files" if info.shards else "other hosts are still at it"
-        print(f"{role}: {info.images} images x {info.views} views of {manifest.scales.total} tokens in "
-              f"{args.out}/{role} ({state})")
+        print(
+            f"{role}: {info.images} images x {info.views} views of {manifest.scales.total} tokens in "
+            f"{args.out}/{role} ({state})"
+        )
     return 0

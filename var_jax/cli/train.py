@@ -4,7 +4,8 @@ example:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer
   var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer --workdir runs/d2
 
-On several hosts, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere add to the I-th
+On several hosts, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere
+add to the I-th
   --coordinator HOST:PORT --num-processes N --process-id I
 """
 
@@ -21,17 +22,32 @@ from var_jax.errors import Preempted, UserError
 
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and samples go")
-    parser.add_argument("--profile", metavar="STEP:COUNT", help="trace COUNT steps from STEP on into DIR/profile, for "
-                        "TensorBoard or Perfetto")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and samples go"
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="STEP:COUNT",
+        help="trace COUNT steps from STEP on into DIR/profile, for TensorBoard or Perfetto",
+    )
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
     hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
-    hosts.add_argument("--start-timeout", type=int, default=300, metavar="SECONDS",
-                       help="in which all must have come (default: %(default)s)")
-    hosts.add_argument("--peer-timeout", type=int, default=60, metavar="SECONDS",
-                       help="all end when one gives no sign of life for as long (default: %(default)s)")
+    hosts.add_argument(
+        "--start-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="in which all must have come (default: %(default)s)",
+    )
+    hosts.add_argument(
+        "--peer-timeout",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="all end when one gives no sign of life for as long (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,10 +65,17 @@ def _run(args: argparse.Namespace) -> int:
     from var_jax.devices import multihost
     from var_jax.train import workdir
 
-    idle_keys.refuse_flags(config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir)))
+    idle_keys.refuse_flags(
+        config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir))
+    )
 
-    multihost.initialise(args.coordinator, args.num_processes, args.process_id, start_seconds=args.start_timeout,
-                           peer_seconds=args.peer_timeout)
+    multihost.initialise(
+        args.coordinator,
+        args.num_processes,
+        args.process_id,
+        start_seconds=args.start_timeout,
+        peer_seconds=args.peer_timeout,
+    )
     import jax
 
     from var_jax.train import messages
@@ -61,8 +84,11 @@ def _run(args: argparse.Namespace) -> int:
     try:
         held_out = train(config, args.workdir, window)
         if jax.process_index() == 0:
-            print(*messages.closing(config, held_out, args.workdir, args.config, args.overrides), sep="\n",
-                  file=sys.stderr)
+            print(
+                *messages.closing(config, held_out, args.workdir, args.config, args.overrides),
+                sep="\n",
+                file=sys.stderr,
+            )
     except Diverged as error:
         code = _fail(error, 1)
     except Preempted:
@@ -70,7 +96,11 @@ def _run(args: argparse.Namespace) -> int:
     except BaseException as error:
         if not multihost.together():
             raise
-        code = _fail(f"{multihost.LOST} ({_cause(error)})", 1) if multihost.lost_a_process(error) else tell(error)
+        code = (
+            _fail(f"{multihost.LOST} ({_cause(error)})", 1)
+            if multihost.lost_a_process(error)
+            else tell(error)
+        )
     else:
         return 0
     if multihost.together():
@@ -86,7 +116,8 @@ def _window(text: str) -> tuple[int, int]:
 
 
 def tell(error: BaseException) -> int:
-    """As the command line tells an error that ends one process; there is no way back to it from one of several."""
+    """As the command line tells an error that ends one process; there is no way back to it from one
+    of several."""
     if known := line_and_code(error):
         _note_refusal(known)
         return _fail(*known)

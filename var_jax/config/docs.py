@@ -1,7 +1,7 @@
 """Meanings of config keys, read from the docstrings of the config's dataclasses, their only source.
 
-`var-jax config` prints them. The parser is our own because it is short: `Attributes:` holds `NAME, NAME: meaning`, and
-lines that are indented further go on.
+`var-jax config` prints them. The parser is our own because it is short: `Attributes:` holds `NAME,
+NAME: meaning`, and lines that are indented further go on.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ def sections() -> list[Section]:
 
 
 def attribute_docs(cls: type) -> Mapping[str, str]:
-    """Meanings by name of a dataclass's fields, those of its bases included; names of one entry share its text.
-    """
+    """Meanings by name of a dataclass's fields, those of its bases included; names of one entry
+    share its text."""
     found: dict[str, str] = {}
     for base in reversed(inspect.getmro(cls)):
         lines = inspect.cleandoc(base.__doc__ or "").splitlines()
@@ -80,18 +80,29 @@ def _section(name: str, cls: type) -> Section:
     hints, meanings = typing.get_type_hints(cls), attribute_docs(cls)
     # What the transformer takes from the tokenizer is no key of its own.
     follows = ("vocab_size", "z_channels", "scales") if cls is TransformerConfig else ()
-    keys = (_key(f"{name}.{field.name}", hints[field.name], meanings[field.name])
-            for field in dataclasses.fields(cls) if field.name not in follows)
+    keys = (
+        _key(f"{name}.{field.name}", hints[field.name], meanings[field.name])
+        for field in dataclasses.fields(cls)
+        if field.name not in follows
+    )
     return Section(name, _first_line(cls), tuple(keys))
 
 
 def _key(path: str, hint: Any, meaning: str) -> Key:
-    return Key(path, meaning.rstrip("."), typing.get_args(hint) if typing.get_origin(hint) is Literal else ())
+    return Key(
+        path,
+        meaning.rstrip("."),
+        typing.get_args(hint) if typing.get_origin(hint) is Literal else (),
+    )
 
 
 def _dataclass_of(hint: Any) -> type | None:
     """The dataclass that a field holds, also where it may be None."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    kinds = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (types.UnionType, typing.Union)
+        else (hint,)
+    )
     sections = (kind for kind in kinds if dataclasses.is_dataclass(kind) and kind is not Scales)
     return next(sections, None)
 

@@ -78,59 +78,129 @@ def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[
 # Where one key is off because of another that is off, only the outer one has a rule that applies.
 RULES = (
     *_optimizer_rules("optimizer", lambda c: True),
-    Rule(("transformer.gradient_dtype",), "transformer.dtype",
-         lambda c: c.stage == "transformer" and c.transformer.dtype == "float32"),
+    Rule(
+        ("transformer.gradient_dtype",),
+        "transformer.dtype",
+        lambda c: c.stage == "transformer" and c.transformer.dtype == "float32",
+    ),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
     Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
-    Rule(("transformer.progressive_from", "transformer.progressive_warmup"),
-         "transformer.progressive",
-         lambda c: c.stage == "transformer" and c.transformer.progressive == 0),
+    Rule(
+        ("transformer.progressive_from", "transformer.progressive_warmup"),
+        "transformer.progressive",
+        lambda c: c.stage == "transformer" and c.transformer.progressive == 0,
+    ),
 )
 TOKENIZER_RULES = (
-    Rule(("adversarial.*", "discriminator_optimizer.*"), "adversarial.weight", lambda c: c.adversarial.weight == 0),
-    Rule(("adversarial.adaptive_lowest", "adversarial.adaptive_highest"), "adversarial.adaptive",
-         lambda c: _adversarial(c) and not c.adversarial.adaptive),
-    Rule(("adversarial.layers",), "adversarial.discriminator",
-         lambda c: _adversarial(c) and c.adversarial.discriminator != "patch"),
-    Rule(("adversarial.kernel", *(f"adversarial.feature_{name}" for name in
-                                  ("network", "weights", "size", "crops", "readout"))),
-         "adversarial.discriminator", lambda c: _adversarial(c) and c.adversarial.discriminator != "features"),
-    Rule(("adversarial.feature_crops",), "adversarial.feature_size",
-         lambda c: _on_features(c) and c.adversarial.feature_size == 0),
-    Rule(("adversarial.feature_readout",), "adversarial.feature_network",
-         lambda c: _on_features(c) and c.adversarial.feature_network != "dino"),
-    Rule(("adversarial.cutout",), "adversarial.diffaugment",
-         lambda c: _adversarial(c) and "cutout" not in c.adversarial.diffaugment),
-    Rule(("adversarial.bcr_diffaugment", "adversarial.bcr_cutout"), "adversarial.bcr",
-         lambda c: _adversarial(c) and c.adversarial.bcr == 0),
-    Rule(("adversarial.bcr_cutout",), "adversarial.bcr_diffaugment",
-         lambda c: _adversarial(c) and c.adversarial.bcr > 0
-         and "cutout" not in c.adversarial.bcr_diffaugment),
-    Rule(("adversarial.diffaugment_probability",), "adversarial.diffaugment",
-         lambda c: _adversarial(c) and not c.adversarial.diffaugment),
-    Rule(("adversarial.lecam_decay",), "adversarial.lecam",
-         lambda c: _adversarial(c) and c.adversarial.lecam == 0),
-    Rule(("adversarial.r1_every",), "adversarial.r1",
-         lambda c: _adversarial(c) and c.adversarial.r1 == 0),
+    Rule(
+        ("adversarial.*", "discriminator_optimizer.*"),
+        "adversarial.weight",
+        lambda c: c.adversarial.weight == 0,
+    ),
+    Rule(
+        ("adversarial.adaptive_lowest", "adversarial.adaptive_highest"),
+        "adversarial.adaptive",
+        lambda c: _adversarial(c) and not c.adversarial.adaptive,
+    ),
+    Rule(
+        ("adversarial.layers",),
+        "adversarial.discriminator",
+        lambda c: _adversarial(c) and c.adversarial.discriminator != "patch",
+    ),
+    Rule(
+        (
+            "adversarial.kernel",
+            *(
+                f"adversarial.feature_{name}"
+                for name in ("network", "weights", "size", "crops", "readout")
+            ),
+        ),
+        "adversarial.discriminator",
+        lambda c: _adversarial(c) and c.adversarial.discriminator != "features",
+    ),
+    Rule(
+        ("adversarial.feature_crops",),
+        "adversarial.feature_size",
+        lambda c: _on_features(c) and c.adversarial.feature_size == 0,
+    ),
+    Rule(
+        ("adversarial.feature_readout",),
+        "adversarial.feature_network",
+        lambda c: _on_features(c) and c.adversarial.feature_network != "dino",
+    ),
+    Rule(
+        ("adversarial.cutout",),
+        "adversarial.diffaugment",
+        lambda c: _adversarial(c) and "cutout" not in c.adversarial.diffaugment,
+    ),
+    Rule(
+        ("adversarial.bcr_diffaugment", "adversarial.bcr_cutout"),
+        "adversarial.bcr",
+        lambda c: _adversarial(c) and c.adversarial.bcr == 0,
+    ),
+    Rule(
+        ("adversarial.bcr_cutout",),
+        "adversarial.bcr_diffaugment",
+        lambda c: (
+            _adversarial(c)
+            and c.adversarial.bcr > 0
+            and "cutout" not in c.adversarial.bcr_diffaugment
+        ),
+    ),
+    Rule(
+        ("adversarial.diffaugment_probability",),
+        "adversarial.diffaugment",
+        lambda c: _adversarial(c) and not c.adversarial.diffaugment,
+    ),
+    Rule(
+        ("adversarial.lecam_decay",),
+        "adversarial.lecam",
+        lambda c: _adversarial(c) and c.adversarial.lecam == 0,
+    ),
+    Rule(
+        ("adversarial.r1_every",),
+        "adversarial.r1",
+        lambda c: _adversarial(c) and c.adversarial.r1 == 0,
+    ),
     *_optimizer_rules("discriminator_optimizer", _adversarial),
-    Rule(("loss.perceptual_network", "loss.perceptual_weights", "loss.perceptual_heads"), "loss.perceptual",
-         lambda c: c.loss.perceptual == 0),
-    Rule(("loss.perceptual_heads",), "loss.perceptual_network",
-         lambda c: c.loss.perceptual > 0 and c.loss.perceptual_network != "lpips"),
-    Rule(("codebook.revive_decay",), "codebook.revive_threshold", lambda c: c.codebook.revive_threshold == 0),
+    Rule(
+        ("loss.perceptual_network", "loss.perceptual_weights", "loss.perceptual_heads"),
+        "loss.perceptual",
+        lambda c: c.loss.perceptual == 0,
+    ),
+    Rule(
+        ("loss.perceptual_heads",),
+        "loss.perceptual_network",
+        lambda c: c.loss.perceptual > 0 and c.loss.perceptual_network != "lpips",
+    ),
+    Rule(
+        ("codebook.revive_decay",),
+        "codebook.revive_threshold",
+        lambda c: c.codebook.revive_threshold == 0,
+    ),
     Rule(("codebook.entropy_temperature",), "codebook.entropy", lambda c: c.codebook.entropy == 0),
     Rule(("codebook.init", "tokenizer.init_gain"), "init_from", lambda c: bool(c.init_from)),
     Rule(("codebook.init", "tokenizer.init_gain"), "branch_from", lambda c: bool(c.branch_from)),
-    Rule(("tokenizer.gradient_dtype",), "tokenizer.dtype",
-         lambda c: c.tokenizer.dtype == "float32"),
+    Rule(
+        ("tokenizer.gradient_dtype",), "tokenizer.dtype", lambda c: c.tokenizer.dtype == "float32"
+    ),
     Rule(("progressive.until",), "progressive.scales", lambda c: not c.progressive.scales),
-    Rule(("tokenizer.init_codes",), "codebook.init",
-         lambda c: c.codebook.init not in ("normal", "uniform")),
-    Rule(("tokenizer.init_codes", "codebook.weight_decay"), "tokenizer.codes",
-         lambda c: c.tokenizer.codes == "bsq"),
-    Rule(("tokenizer.quantizer_dropout_from",), "tokenizer.quantizer_dropout",
-         lambda c: c.tokenizer.quantizer_dropout == 0),
+    Rule(
+        ("tokenizer.init_codes",),
+        "codebook.init",
+        lambda c: c.codebook.init not in ("normal", "uniform"),
+    ),
+    Rule(
+        ("tokenizer.init_codes", "codebook.weight_decay"),
+        "tokenizer.codes",
+        lambda c: c.tokenizer.codes == "bsq",
+    ),
+    Rule(
+        ("tokenizer.quantizer_dropout_from",),
+        "tokenizer.quantizer_dropout",
+        lambda c: c.tokenizer.quantizer_dropout == 0,
+    ),
 )
 
 
@@ -156,8 +226,10 @@ def reset(config: TrainConfig) -> TrainConfig:
             changed.setdefault(section, {})[name] = getattr(getattr(defaults, section), name)
         else:
             top[name] = getattr(defaults, name)
-    sections = {section: dataclasses.replace(getattr(config, section), **values)
-                for section, values in changed.items()}
+    sections = {
+        section: dataclasses.replace(getattr(config, section), **values)
+        for section, values in changed.items()
+    }
     return dataclasses.replace(config, **sections, **top)
 
 
@@ -165,17 +237,26 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
     """Raises UserError where keys of the other stage are not at their defaults, naming each.
 
     Args:
-      started_with: the plain config that a run in the workdir was started with; what it holds as well
-        is accepted, so that a run of before these checks resumes by its own command.
+      started_with: the plain config that a run in the workdir was started with; what it holds as
+        well is accepted, so that a run of before these checks resumes by its own command.
     """
-    found = {key: value for key, value in other_stage(config).items() if not _holds(started_with, key, value)}
+    found = {
+        key: value
+        for key, value in other_stage(config).items()
+        if not _holds(started_with, key, value)
+    }
     if found:
-        raise UserError(f"{_listed(found)}: {_no_effect(found)} in the {config.stage}'s stage; leave "
-                        f"{'it' if len(found) == 1 else 'them'} out, or give the other stage's config")
+        raise UserError(
+            f"{_listed(found)}: {_no_effect(found)} in the {config.stage}'s stage; leave "
+            f"{'it' if len(found) == 1 else 'them'} out, or give the other stage's config"
+        )
 
 
-def refuse_flags(config: TrainConfig, keys: Collection[str], started_with: Mapping[str, Any] | None = None):
-    """Raises UserError where a key that was given as a flag has no effect because of another key's value.
+def refuse_flags(
+    config: TrainConfig, keys: Collection[str], started_with: Mapping[str, Any] | None = None
+):
+    """Raises UserError where a key that was given as a flag has no effect because of another key's
+    value.
 
     Args:
       keys: dotted, of all flags.
@@ -186,22 +267,34 @@ def refuse_flags(config: TrainConfig, keys: Collection[str], started_with: Mappi
     if config.stage == "tokenizer":
         for key in keys:
             if key.startswith("transformer."):
-                raise UserError(f"{key} has no effect in the tokenizer's stage; leave it out, or give the "
-                                "transformer's config")
+                raise UserError(
+                    f"{key} has no effect in the tokenizer's stage; leave it out, or give the "
+                    "transformer's config"
+                )
     for rule in (*RULES, *(TOKENIZER_RULES if config.stage == "tokenizer" else ())):
         if rule.switch in keys or not rule.off(config):
             continue
         for key in keys:
-            if key == rule.switch or not _matches(rule, key) or _at(ours, key) == _at(defaults, key):
+            if (
+                key == rule.switch
+                or not _matches(rule, key)
+                or _at(ours, key) == _at(defaults, key)
+            ):
                 continue
             if not _holds(started_with, key, _at(ours, key)):
-                raise UserError(f"{key}={_at(ours, key)} has no effect while {rule.switch} is "
-                                f"{_at(ours, rule.switch)!r}; leave it out, or give {rule.switch}")
+                raise UserError(
+                    f"{key}={_at(ours, key)} has no effect while {rule.switch} is "
+                    f"{_at(ours, rule.switch)!r}; leave it out, or give {rule.switch}"
+                )
 
 
 def flag_keys(overrides: Collection[str]) -> list[str]:
     """Returns the dotted keys of `--config.KEY=VALUE` flags."""
-    return [text.removeprefix("--config.").partition("=")[0] for text in overrides if text.startswith("--config.")]
+    return [
+        text.removeprefix("--config.").partition("=")[0]
+        for text in overrides
+        if text.startswith("--config.")
+    ]
 
 
 def _matches(rule: Rule, key: str) -> bool:

@@ -1,8 +1,10 @@
-"""Model sizes as frozen dataclasses, and the strict building of any of our dataclasses from a mapping.
+"""Model sizes as frozen dataclasses, and the strict building of any of our dataclasses from a
+mapping.
 
-`build` is ours because neither ml_collections nor dataclasses checks both the names and the kinds of nested
-keys; it is what turns `--config.transformer.dept=3` into one line that names the key.
+`build` is ours because neither ml_collections nor dataclasses checks both the names and the kinds
+of nested keys; it is what turns `--config.transformer.dept=3` into one line that names the key.
 """
+
 import dataclasses
 from typing import Literal
 
@@ -32,22 +34,27 @@ class TokenizerConfig:
       norm_groups: groups of every GroupNorm; divides every level's width.
       z_channels: width of a code; of "bsq" codes their bits, at most 30.
       vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
-      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one a scale.
+      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one a
+        scale.
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
-      codes: "euclidean" nearest code; "cosine": residual and codes are normalised for the search only; "bsq": binary
-        spherical codes without a codebook (`ops.vq`), for vocabularies of any size.
+      codes: "euclidean" nearest code; "cosine": residual and codes are normalised for the search
+        only; "bsq": binary spherical codes without a codebook (`ops.vq`), for vocabularies of any
+        size.
       vq_beta: weight of the commitment half of the VQ loss.
-      init_codes: standard deviation that codes start with; at that of the features many codes are used from the start.
+      init_codes: standard deviation that codes start with; at that of the features many codes are
+        used from the start.
       init_gain: gain of the Xavier-normal initialization of convolutions (Glorot and Bengio 2010);
         0 for PyTorch's default, uniform within 1 / sqrt(fan_in).
       dropout: in every residual block, before its second convolution; in training alone.
-      quantizer_dropout: share of training images whose finest scales are left out, from a random one on.
+      quantizer_dropout: share of training images whose finest scales are left out, from a random
+        one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
       remat: what the backward pass recomputes: "none", or every residual block ("full").
       dtype: of the computation.
       param_dtype: of the stored parameters; float32 where the tokenizer is trained.
-      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16" halves the bytes that
-        devices reduce where `dtype` is bfloat16, and has no effect where it is float32.
+      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16"
+        halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect where it
+        is float32.
     """
 
     scales: Scales = Scales.parse(SCALES_256)
@@ -75,29 +82,59 @@ class TokenizerConfig:
     gradient_dtype: DType = "float32"
 
     def __post_init__(self):
-        require(self.in_channels in (0, 1, 3), "tokenizer.in_channels", self.in_channels,
-                "1 or 3, or 0 for those of the data")
+        require(
+            self.in_channels in (0, 1, 3),
+            "tokenizer.in_channels",
+            self.in_channels,
+            "1 or 3, or 0 for those of the data",
+        )
         for name in ("channels", "blocks", "norm_groups", "z_channels", "vocab_size"):
-            require(getattr(self, name) >= 1, f"tokenizer.{name}", getattr(self, name), "at least 1")
-        require(min(self.multipliers, default=0) >= 1, "tokenizer.multipliers", self.multipliers,
-                "at least one level, each at least 1")
+            require(
+                getattr(self, name) >= 1, f"tokenizer.{name}", getattr(self, name), "at least 1"
+            )
+        require(
+            min(self.multipliers, default=0) >= 1,
+            "tokenizer.multipliers",
+            self.multipliers,
+            "at least one level, each at least 1",
+        )
         for width in self.widths:
-            require(width % self.norm_groups == 0, "tokenizer.norm_groups", self.norm_groups,
-                    f"a divisor of every level's width {self.widths}")
+            require(
+                width % self.norm_groups == 0,
+                "tokenizer.norm_groups",
+                self.norm_groups,
+                f"a divisor of every level's width {self.widths}",
+            )
         require(self.phi >= 0, "tokenizer.phi", self.phi, "0 (one a scale) or more")
         if self.codes == "bsq":
-            require(self.z_channels <= MAX_BITS, "tokenizer.z_channels", self.z_channels,
-                    f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: 12 for 4096 codes")
-            require(self.vocab_size == 2**self.z_channels, "tokenizer.vocab_size", self.vocab_size,
-                    f"2 ** z_channels = {2**self.z_channels} with codes 'bsq'")
+            require(
+                self.z_channels <= MAX_BITS,
+                "tokenizer.z_channels",
+                self.z_channels,
+                f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: 12 for 4096 codes",
+            )
+            require(
+                self.vocab_size == 2**self.z_channels,
+                "tokenizer.vocab_size",
+                self.vocab_size,
+                f"2 ** z_channels = {2**self.z_channels} with codes 'bsq'",
+            )
         for name in ("init_codes", "init_gain"):
             require(getattr(self, name) >= 0, f"tokenizer.{name}", getattr(self, name), "0 or more")
         require(0 <= self.dropout < 1, "tokenizer.dropout", self.dropout, "from 0 to below 1")
-        require(0 <= self.quantizer_dropout <= 1, "tokenizer.quantizer_dropout", self.quantizer_dropout, "from 0 to 1")
+        require(
+            0 <= self.quantizer_dropout <= 1,
+            "tokenizer.quantizer_dropout",
+            self.quantizer_dropout,
+            "from 0 to 1",
+        )
         finest = len(self.scales) - 1
-        require(self.quantizer_dropout == 0 or 0 <= self.quantizer_dropout_from <= finest,
-                "tokenizer.quantizer_dropout_from", self.quantizer_dropout_from,
-                f"a scale of {self.scales}, counted from 0: at most {finest}")
+        require(
+            self.quantizer_dropout == 0 or 0 <= self.quantizer_dropout_from <= finest,
+            "tokenizer.quantizer_dropout_from",
+            self.quantizer_dropout_from,
+            f"a scale of {self.scales}, counted from 0: at most {finest}",
+        )
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -133,12 +170,14 @@ class TransformerConfig:
       depth: blocks; also sets the defaults below.
       width: model width, 0 for 64 * depth.
       heads: attention heads, 0 for depth.
-      num_classes: classes; label `num_classes` means "no class". 0 stands for as many as the data have, until a run
-        has seen them.
+      num_classes: classes; label `num_classes` means "no class". 0 stands for as many as the data
+        have, until a run has seen them.
       vocab_size, z_channels, scales: those of the tokenizer whose tokens it models.
       mlp_ratio: hidden width of the MLP over `width`.
-      shared_adaln: one AdaLN linear for all blocks plus a learned offset a block, instead of one linear a block.
-      qk_norm: L2-normalised q and k with a learned scale a head; without it logits are scaled by 0.25/sqrt(d).
+      shared_adaln: one AdaLN linear for all blocks plus a learned offset a block, instead of one
+        linear a block.
+      qk_norm: L2-normalised q and k with a learned scale a head; without it logits are scaled by
+        0.25/sqrt(d).
       drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
       class_dropout: share of training labels replaced by "no class".
       progressive: for how long only the first scales are trained on, one more after the other (the
@@ -152,13 +191,14 @@ class TransformerConfig:
       init_adaln: factor on AdaLN's initial weights.
       init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
       mask: which scales a scale attends to (`ops.masks`).
-      attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn" on a GPU in bfloat16,
-        else "xla". It changes no result beyond rounding.
+      attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
+        on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
       dtype: of the computation; softmax, norms, logits and loss are float32 always.
       param_dtype: of the stored parameters; float32 where the transformer is trained.
-      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16" halves the bytes that
-        devices reduce where `dtype` is bfloat16, and has no effect where it is float32.
+      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16"
+        halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect where it
+        is float32.
     """
 
     depth: int = 16
@@ -189,11 +229,22 @@ class TransformerConfig:
 
     def __post_init__(self):
         for name in ("depth", "vocab_size", "z_channels"):
-            require(getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1")
-        require(self.num_classes >= 0, "transformer.num_classes", self.num_classes,
-                "at least 1, or 0 for as many as the data have")
+            require(
+                getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1"
+            )
+        require(
+            self.num_classes >= 0,
+            "transformer.num_classes",
+            self.num_classes,
+            "at least 1, or 0 for as many as the data have",
+        )
         for name in ("width", "heads"):
-            require(getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 (by depth) or more")
+            require(
+                getattr(self, name) >= 0,
+                f"transformer.{name}",
+                getattr(self, name),
+                "0 (by depth) or more",
+            )
         derived = {
             "width": (self.width == 0, 64 * self.depth),
             "heads": (self.heads == 0, self.depth),
@@ -204,11 +255,25 @@ class TransformerConfig:
                 object.__setattr__(self, name, value)
         if self.init_std < 0:
             object.__setattr__(self, "init_std", (1 / (3 * self.width)) ** 0.5)
-        require(self.width % self.heads == 0, "transformer.heads", self.heads, f"a divisor of the width {self.width}")
-        require(0 < self.mlp_ratio < float("inf") and self.hidden >= 1, "transformer.mlp_ratio", self.mlp_ratio,
-                "positive, for a hidden width of at least 1")
+        require(
+            self.width % self.heads == 0,
+            "transformer.heads",
+            self.heads,
+            f"a divisor of the width {self.width}",
+        )
+        require(
+            0 < self.mlp_ratio < float("inf") and self.hidden >= 1,
+            "transformer.mlp_ratio",
+            self.mlp_ratio,
+            "positive, for a hidden width of at least 1",
+        )
         require(self.drop_path < 1, "transformer.drop_path", self.drop_path, "below 1")
-        require(0 <= self.class_dropout < 1, "transformer.class_dropout", self.class_dropout, "from 0 to below 1")
+        require(
+            0 <= self.class_dropout < 1,
+            "transformer.class_dropout",
+            self.class_dropout,
+            "from 0 to below 1",
+        )
         for name in ("progressive", "progressive_warmup"):
             require(
                 getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 or more"
@@ -244,15 +309,3 @@ class ModelConfig:
         require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
         if self.transformer:
             require_from_data("transformer.num_classes", self.transformer.num_classes)
-
-
-
-
-
-
-
-
-
-
-
-

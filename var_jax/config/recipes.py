@@ -1,6 +1,7 @@
 """Training recipes that several configs share, applied to a ConfigDict.
 
-Those on ImageNet are the published ones (VAR, appendix; the released code), those on small grey images are ours.
+Those on ImageNet are the published ones (VAR, appendix; the released code), those on small grey
+images are ours.
 """
 
 from typing import NamedTuple
@@ -14,8 +15,9 @@ IMAGENET_IMAGES = 1_281_167
 
 
 class Recipe(NamedTuple):
-    """Attributes: images a step, passes over ImageNet, learning rate at batch 256, the factor on AdaLN's gamma rows
-    at initialisation ("alng"), last learning rate over the peak, last weight decay."""
+    """Attributes: images a step, passes over ImageNet, learning rate at batch 256, the factor on
+    AdaLN's gamma rows at initialisation ("alng"), last learning rate over the peak, last weight
+    decay."""
 
     batch_size: int
     epochs: int
@@ -75,8 +77,9 @@ def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
 
 
 def imagenet_tokenizer(config: config_dict.ConfigDict):
-    """The closest published recipe (vaex): L1 0.2, L2 1, LPIPS 1, VQ 1, and from a fifth of the run on an adversarial
-    term of 0.4 with the adaptive weight, against five heads on frozen DINO features.
+    """The closest published recipe (vaex): L1 0.2, L2 1, LPIPS 1, VQ 1, and from a fifth of the run
+    on an adversarial term of 0.4 with the adaptive weight, against five heads on frozen DINO
+    features.
 
     `configs/imagenet256.py` tells where it departs. LPIPS and DINO are files that the config must
     name (`loss.perceptual_weights`, `loss.perceptual_heads`, `adversarial.feature_weights`);
@@ -84,7 +87,9 @@ def imagenet_tokenizer(config: config_dict.ConfigDict):
     """
     config.stage = "tokenizer"
     set_epochs(config, 768, 250)
-    config.tokenizer.dtype = "bfloat16"  # of activations; what a v5e chip's memory needs at three images a chip
+    config.tokenizer.dtype = (
+        "bfloat16"  # of activations; what a v5e chip's memory needs at three images a chip
+    )
     config.tokenizer.dropout = 0.05
     config.tokenizer.init_gain = 0.5
     config.tokenizer.init_codes = 0.0049  # 1 / (36 sqrt(z_channels))
@@ -121,7 +126,8 @@ def imagenet_tokenizer(config: config_dict.ConfigDict):
 
 
 def small_grey_config() -> config_dict.ConfigDict:
-    """The defaults with a tokenizer of small images that two CPU cores train in minutes; the data tell the channels."""
+    """The defaults with a tokenizer of small images that two CPU cores train in minutes; the data
+    tell the channels."""
     config = default_config()
     config.batch_size = 64
     config.tokenizer.norm_groups = 8
@@ -142,14 +148,15 @@ def small_tokenizer(config: config_dict.ConfigDict):
 
 
 def small_perceptual(config: config_dict.ConfigDict):
-    """A perceptual term on EfficientNet-Lite0, for runs of minutes; about as large as the pixel terms."""
+    """A perceptual term on EfficientNet-Lite0, for runs of minutes; about as large as the pixel
+    terms."""
     config.loss.perceptual = 0.1
 
 
 def small_adversarial(config: config_dict.ConfigDict):
-    """Heads on EfficientNet-Lite0's features for runs of minutes: a discriminator of pixels learns too little in them.
-    Spectrally normalised heads take a high rate (2e-3 at batch 32); LeCam because so few steps on so little augmented
-    data overfit a discriminator soon."""
+    """Heads on EfficientNet-Lite0's features for runs of minutes: a discriminator of pixels learns
+    too little in them. Spectrally normalised heads take a high rate (2e-3 at batch 32); LeCam
+    because so few steps on so little augmented data overfit a discriminator soon."""
     config.adversarial.weight = 0.2
     config.adversarial.start, config.adversarial.warmup = 0.3, 0.1
     config.adversarial.discriminator = "features"
@@ -160,8 +167,8 @@ def small_adversarial(config: config_dict.ConfigDict):
 
 
 def small_health(config: config_dict.ConfigDict):
-    """Codes that start at the encoder's features, come back after 53 steps (log 0.2 / log 0.97) without use where most
-    are wanted, and are spread over what each scale searches."""
+    """Codes that start at the encoder's features, come back after 53 steps (log 0.2 / log 0.97)
+    without use where most are wanted, and are spread over what each scale searches."""
     config.codebook.init = "sampled"
     config.codebook.revive_threshold = 0.2
     config.codebook.revive_decay = 0.97

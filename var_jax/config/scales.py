@@ -78,7 +78,7 @@ class Scales:
         Raises:
           ValueError: no first scales have.
         """
-        return self if tokens == self.total else Scales(self.sizes[:self.offsets.index(tokens)])
+        return self if tokens == self.total else Scales(self.sizes[: self.offsets.index(tokens)])
 
     def span(self, k: int) -> slice:
         """Where scale k lies in the sequence."""
@@ -100,5 +100,7 @@ def _parse_size(entry) -> tuple[int, int]:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 2):
-        raise UserError(f"scale {entry!r} is not a size; write 4 for 4x4, or 2x3 for height 2 and width 3")
+        raise UserError(
+            f"scale {entry!r} is not a size; write 4 for 4x4, or 2x3 for height 2 and width 3"
+        )
     return numbers[0], numbers[-1]

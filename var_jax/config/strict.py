@@ -17,7 +17,12 @@ def require(holds: bool, name: str, value: Any, wanted: str):
 
 def require_from_data(name: str, size: int):
     """Raises UserError of a size that is still left to the data (0) where it must be known."""
-    require(size > 0, name, "0, which stands for the data's", "resolved by the data (`train.data_sizes`), or given")
+    require(
+        size > 0,
+        name,
+        "0, which stands for the data's",
+        "resolved by the data (`train.data_sizes`), or given",
+    )
 
 
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
@@ -30,15 +35,20 @@ def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
     for key in mapping:
         if key not in hints:
             raise UserError(f"unknown key {path}.{key}{did_you_mean(key, hints)}")
-    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()})
+    return cls(
+        **{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()}
+    )
 
 
 def plain(value: Any) -> Any:
-    """The nested dicts, lists and numbers of a config dataclass, as JSON takes them; `build` reads it back."""
+    """The nested dicts, lists and numbers of a config dataclass, as JSON takes them; `build` reads
+    it back."""
     if isinstance(value, Scales):
         return str(value)
     if dataclasses.is_dataclass(value):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
@@ -48,7 +58,11 @@ def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
     """`"a.b: 1 here, 2 there"` for every leaf in which two plain configs differ."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = sorted({*ours, *theirs})
-        return [d for key in keys for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".strip("."))]
+        return [
+            d
+            for key in keys
+            for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".strip("."))
+        ]
     return [] if ours == theirs else [f"{path}: {ours} here, {theirs} there"]
 
 
@@ -74,6 +88,12 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    require(right, path, repr(value), {int: "a whole number", float: "a number", bool: "True or False",
-                                       str: "a text"}.get(kind, str(kind)))
+    require(
+        right,
+        path,
+        repr(value),
+        {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}.get(
+            kind, str(kind)
+        ),
+    )
     return value

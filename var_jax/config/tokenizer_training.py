@@ -1,4 +1,5 @@
-"""Sections of a run that only the tokenizer's stage has: adversarial terms, the codebook's health, smaller images."""
+"""Sections of a run that only the tokenizer's stage has: adversarial terms, the codebook's health,
+smaller images."""
 
 import dataclasses
 from typing import Literal
@@ -18,25 +19,30 @@ class AdversarialConfig:
 
     Attributes:
       weight: of the generator's loss; 0 for no discriminator.
-      adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of the generator's
-        loss| at the decoder's last kernel.
+      adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of
+        the generator's loss| at the decoder's last kernel.
       adaptive_lowest: smallest value of that factor.
       adaptive_highest: largest value of that factor.
-      start: when adversarial training begins; from 1 on a number of steps, below it a share of the run's.
-      warmup: how long the weight then grows linearly; from 1 on a number of steps, below it a share of the run's.
-      discriminator: "patch" (PatchGAN on pixels) or "features" (heads on a frozen network's features).
+      start: when adversarial training begins; from 1 on a number of steps, below it a share of the
+        run's.
+      warmup: how long the weight then grows linearly; from 1 on a number of steps, below it a share
+        of the run's.
+      discriminator: "patch" (PatchGAN on pixels) or "features" (heads on a frozen network's
+        features).
       channels: width of the discriminator.
       layers: strided convolutions of "patch".
       kernel: taps of the heads' convolutions in "features".
-      feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's ViT).
+      feature_network: "efficientnet" (stages of EfficientNet-Lite0) or "dino" (tokens of DINO's
+        ViT).
       feature_size: height and width in pixels at which the network sees images; 0 for those that
         they have.
       feature_crops: share of images that are brought to `feature_size` by a random crop where they
         are larger; the others are resized to it.
       feature_readout: "patch", or "patch_and_class" for patch tokens to which the class token is
         added; of no effect with "efficientnet", which has none.
-      feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra [perceptual] brings, and
-        where that is not installed, the run leaves the adversarial terms out with a warning.
+      feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra
+        [perceptual] brings, and where that is not installed, the run leaves the adversarial terms
+        out with a warning.
       diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator
         sees images through, in this order.
       diffaugment_probability: with which an image goes through them; it is left as it is otherwise.
@@ -84,17 +90,43 @@ class AdversarialConfig:
     r1_every: int = 16
 
     def __post_init__(self):
-        for name in ("weight", "start", "warmup", "adaptive_lowest", "lecam", "r1", "feature_size",
-                     "blur_fade", "bcr"):
-            require(getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more")
-        require(self.adaptive_highest >= self.adaptive_lowest, "adversarial.adaptive_highest", self.adaptive_highest,
-                f"at least adaptive_lowest {self.adaptive_lowest}")
+        for name in (
+            "weight",
+            "start",
+            "warmup",
+            "adaptive_lowest",
+            "lecam",
+            "r1",
+            "feature_size",
+            "blur_fade",
+            "bcr",
+        ):
+            require(
+                getattr(self, name) >= 0, f"adversarial.{name}", getattr(self, name), "0 or more"
+            )
+        require(
+            self.adaptive_highest >= self.adaptive_lowest,
+            "adversarial.adaptive_highest",
+            self.adaptive_highest,
+            f"at least adaptive_lowest {self.adaptive_lowest}",
+        )
         for name in ("channels", "layers", "kernel", "r1_every"):
-            require(getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1")
+            require(
+                getattr(self, name) >= 1, f"adversarial.{name}", getattr(self, name), "at least 1"
+            )
         require(self.channels % 8 == 0, "adversarial.channels", self.channels, "a multiple of 8")
-        require(0 <= self.diffaugment_probability <= 1, "adversarial.diffaugment_probability",
-                self.diffaugment_probability, "from 0 to 1")
-        require(0 <= self.lecam_decay < 1, "adversarial.lecam_decay", self.lecam_decay, "from 0 to below 1")
+        require(
+            0 <= self.diffaugment_probability <= 1,
+            "adversarial.diffaugment_probability",
+            self.diffaugment_probability,
+            "from 0 to 1",
+        )
+        require(
+            0 <= self.lecam_decay < 1,
+            "adversarial.lecam_decay",
+            self.lecam_decay,
+            "from 0 to below 1",
+        )
         for name in ("cutout", "bcr_cutout", "feature_crops"):
             require(
                 0 <= getattr(self, name) <= 1,
@@ -116,14 +148,14 @@ class CodebookConfig:
         images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to
         study recovery.
       weight_decay: whether the optimizer's weight decay acts on the codes.
-      revive_threshold: codes whose running share of uses, mean over scales, falls below this times an equal share are
-        moved onto vectors of the batch, most often of the scales that few codes serve (`ops.codebook.revive`); 0 for
-        never.
+      revive_threshold: codes whose running share of uses, mean over scales, falls below this times
+        an equal share are moved onto vectors of the batch, most often of the scales that few codes
+        serve (`ops.codebook.revive`); 0 for never.
       revive_decay: of the running shares.
       entropy: weight of the entropy penalty; 0 for none.
       entropy_temperature: of the soft choice whose entropy is penalised.
-      collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that uses fewer at an
-        evaluation is warned of.
+      collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that
+        uses fewer at an evaluation is warned of.
     """
 
     init: Literal["normal", "uniform", "sampled", "kmeans", "equal"] = "normal"
@@ -137,9 +169,24 @@ class CodebookConfig:
     def __post_init__(self):
         for name in ("revive_threshold", "entropy"):
             require(getattr(self, name) >= 0, f"codebook.{name}", getattr(self, name), "0 or more")
-        require(0 <= self.revive_decay < 1, "codebook.revive_decay", self.revive_decay, "from 0 to below 1")
-        require(self.entropy_temperature > 0, "codebook.entropy_temperature", self.entropy_temperature, "positive")
-        require(0 <= self.collapse_share <= 1, "codebook.collapse_share", self.collapse_share, "from 0 to 1")
+        require(
+            0 <= self.revive_decay < 1,
+            "codebook.revive_decay",
+            self.revive_decay,
+            "from 0 to below 1",
+        )
+        require(
+            self.entropy_temperature > 0,
+            "codebook.entropy_temperature",
+            self.entropy_temperature,
+            "positive",
+        )
+        require(
+            0 <= self.collapse_share <= 1,
+            "codebook.collapse_share",
+            self.collapse_share,
+            "from 0 to 1",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,12 +209,31 @@ class ProgressiveConfig:
         if not self.scales:
             return
         small = Scales.parse(self.scales)
-        require(len(small) <= len(tokenizer.scales), "progressive.scales", self.scales,
-                f"no more scales than tokenizer.scales, {len(tokenizer.scales)}")
-        fits = all(ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True))
-        require(fits, "progressive.scales", self.scales, f"no larger than tokenizer.scales {tokenizer.scales}")
-        require(tokenizer.phi > 0 or len(small) == len(tokenizer.scales), "progressive.scales", self.scales,
-                f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each")
+        require(
+            len(small) <= len(tokenizer.scales),
+            "progressive.scales",
+            self.scales,
+            f"no more scales than tokenizer.scales, {len(tokenizer.scales)}",
+        )
+        fits = all(
+            ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True)
+        )
+        require(
+            fits,
+            "progressive.scales",
+            self.scales,
+            f"no larger than tokenizer.scales {tokenizer.scales}",
+        )
+        require(
+            tokenizer.phi > 0 or len(small) == len(tokenizer.scales),
+            "progressive.scales",
+            self.scales,
+            f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each",
+        )
         most = tokenizer.quantizer_dropout_from
-        require(not tokenizer.quantizer_dropout or most < len(small), "progressive.scales", self.scales,
-                f"of more than {most} scales, because quantizer dropout leaves the first {most} alone")
+        require(
+            not tokenizer.quantizer_dropout or most < len(small),
+            "progressive.scales",
+            self.scales,
+            f"of more than {most} scales, because quantizer dropout leaves the first {most} alone",
+        )

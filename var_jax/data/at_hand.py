@@ -48,8 +48,11 @@ def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     files = image_folder.listing(data.source_dir, class_names, whole_train)
     if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
-    log.info("comparing the %d files of %s with those of the token cache", len(files.files),
-             data.source_dir)
+    log.info(
+        "comparing the %d files of %s with those of the token cache",
+        len(files.files),
+        data.source_dir,
+    )
     found = survey.survey(files)
     bad = set(found.bad) if data.skip_bad_images else set()
     return sources.content_fingerprint(image_folder.content(files.without(bad)), found.decoding)
@@ -63,8 +66,9 @@ def _of_prepared(data: "DataConfig") -> str | None:
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(data.name, data_dir=data.data_dir or None,
-                               file_format="array_record")
+        builder = tfds.builder(
+            data.name, data_dir=data.data_dir or None, file_format="array_record"
+        )
     except Exception as error:  # whatever a builder of somebody else's raises
         raise UserError(f"data set {data.name!r}: {error}") from error
     return sources.fingerprint_of(builder.info) if builder.is_prepared() else None

@@ -1,7 +1,8 @@
-"""TFDS builders of the data sets that TFDS does not have, written as array_record without TensorFlow.
+"""TFDS builders of the data sets that TFDS does not have, written as array_record without
+TensorFlow.
 
-Images are yielded as encoded files: TFDS encodes arrays with TensorFlow only. None is registered by name: they
-take arguments, and their content is told by their configuration's name.
+Images are yielded as encoded files: TFDS encodes arrays with TensorFlow only. None is registered by
+name: they take arguments, and their content is told by their configuration's name.
 """
 
 import hashlib
@@ -19,14 +20,25 @@ from var_jax.data import idx
 from var_jax.data.image_folder import Listing, content_line, fingerprint, printable
 from var_jax.errors import UserError
 
-FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                   "Ankle boot")
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 FASHION_STEMS = {"train": "train", "test": "t10k"}
 DIGITS_TEST = 360
 
 
 class _Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder that fetches nothing, so that TFDS has no checksums to look for and no sizes to tell."""
+    """A builder that fetches nothing, so that TFDS has no checksums to look for and no sizes to
+    tell."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None
@@ -39,7 +51,8 @@ class _Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Digits(_Local, skip_registration=True):
-    """scikit-learn's 1,797 digits, 8 x 8 grey: 1,437 to train and 360 to test, classes in proportion, fixed."""
+    """scikit-learn's 1,797 digits, 8 x 8 grey: 1,437 to train and 360 to test, classes in
+    proportion, fixed."""
 
     name = "digits"
 
@@ -49,10 +62,13 @@ class Digits(_Local, skip_registration=True):
     def _split_generators(self, dl_manager):
         images, labels = datasets.load_digits(return_X_y=True)
         images = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        train, test = model_selection.train_test_split(np.arange(len(labels)), test_size=DIGITS_TEST, random_state=0,
-                                                       stratify=labels)
-        return {split: self._generate_examples(images, labels, rows) for split, rows in
-                (("train", train), ("test", test))}
+        train, test = model_selection.train_test_split(
+            np.arange(len(labels)), test_size=DIGITS_TEST, random_state=0, stratify=labels
+        )
+        return {
+            split: self._generate_examples(images, labels, rows)
+            for split, rows in (("train", train), ("test", test))
+        }
 
     def _generate_examples(self, images, labels, rows):
         for row in rows:
@@ -67,13 +83,22 @@ class FashionMnistIdx(_Local, skip_registration=True):
 
     def __init__(self, *, directory: epath.Path, data_dir: str | None):
         if not directory.is_dir():
-            raise UserError(f"{directory} is no directory; data.source_dir must be the folder of Fashion-MNIST's idx "
-                            "files (on Debian, the package dataset-fashion-mnist brings them)")
-        self._paths = {split: [idx.find(directory, f"{stem}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")]
-                       for split, stem in FASHION_STEMS.items()}
+            raise UserError(
+                f"{directory} is no directory; data.source_dir must be the folder of Fashion-MNIST's idx "
+                "files (on Debian, the package dataset-fashion-mnist brings them)"
+            )
+        self._paths = {
+            split: [
+                idx.find(directory, f"{stem}-{kind}-ubyte")
+                for kind in ("images-idx3", "labels-idx1")
+            ]
+            for split, stem in FASHION_STEMS.items()
+        }
         stats = [(path.name, path.stat()) for pair in self._paths.values() for path in pair]
-        super().__init__(data_dir=data_dir,
-                         config=_content([f"{name}\0{stat.length}\0{stat.mtime}" for name, stat in stats]))
+        super().__init__(
+            data_dir=data_dir,
+            config=_content([f"{name}\0{stat.length}\0{stat.mtime}" for name, stat in stats]),
+        )
 
     def _info(self):
         return _info(self, channels=1, class_names=FASHION_CLASSES)
@@ -81,8 +106,10 @@ class FashionMnistIdx(_Local, skip_registration=True):
     def _split_generators(self, dl_manager):
         splits = self._read()
         metadata: Any = self.info.metadata
-        metadata["content"] = {split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
-                               for split, arrays in splits.items()}
+        metadata["content"] = {
+            split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
+            for split, arrays in splits.items()
+        }
         metadata["brightest"] = max(int(images.max(initial=0)) for images, _ in splits.values())
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
@@ -91,7 +118,9 @@ class FashionMnistIdx(_Local, skip_registration=True):
         for split, (image_path, label_path) in self._paths.items():
             images, labels = idx.read(image_path, 3), idx.read(label_path, 1)
             if len(images) != len(labels):
-                raise UserError(f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels")
+                raise UserError(
+                    f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels"
+                )
             if len(labels) and labels.max() >= len(FASHION_CLASSES):
                 raise UserError(f"{label_path} holds the label {labels.max()}; labels go up to 9")
             splits[split] = images, labels
@@ -103,9 +132,11 @@ class FashionMnistIdx(_Local, skip_registration=True):
 
 
 class ImageFolder(_Local, skip_registration=True):
-    """The files of a listing, their bytes as they are; `skipped` names those that were left out of it.
+    """The files of a listing, their bytes as they are; `skipped` names those that were left out of
+    it.
 
-    What it is made of is told by the bytes: times change with every copy of a folder, and the images do not.
+    What it is made of is told by the bytes: times change with every copy of a folder, and the
+      images do not.
     """
 
     name = "image_folder"
@@ -116,15 +147,19 @@ class ImageFolder(_Local, skip_registration=True):
         super().__init__(data_dir=data_dir, config=_content([files.fingerprint]))
 
     def _info(self):
-        return _info(self, channels=3, class_names=self._files.class_names, file_name=tfds.features.Text())
+        return _info(
+            self, channels=3, class_names=self._files.class_names, file_name=tfds.features.Text()
+        )
 
     def _split_generators(self, dl_manager):
         metadata: Any = self.info.metadata
         metadata["skipped"] = self.skipped
         metadata["content"] = {}
         files = self._files.without(set(self.skipped)).files
-        return {split: self._generate_examples(split, [f for f in files if f.split == split])
-                for split in sorted({f.split for f in files})}
+        return {
+            split: self._generate_examples(split, [f for f in files if f.split == split])
+            for split in sorted({f.split for f in files})
+        }
 
     def _generate_examples(self, split, files):
         lines = []
@@ -141,9 +176,16 @@ class ImageFolder(_Local, skip_registration=True):
 
 def _info(builder, channels: int, class_names, **features):
     return tfds.core.DatasetInfo(
-        builder=builder, metadata=tfds.core.MetadataDict(),
-        features=tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(None, None, channels)),
-                                             "label": tfds.features.ClassLabel(names=list(class_names)), **features}))
+        builder=builder,
+        metadata=tfds.core.MetadataDict(),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, channels)),
+                "label": tfds.features.ClassLabel(names=list(class_names)),
+                **features,
+            }
+        ),
+    )
 
 
 def _content(lines: list[str]) -> tfds.core.BuilderConfig:

@@ -23,7 +23,9 @@ def find(directory: epath.Path, stem: str) -> epath.Path:
     for path in (directory / stem, directory / f"{stem}.gz"):
         if path.exists():
             return path
-    raise UserError(f"{directory} holds neither {stem} nor {stem}.gz; data.source_dir must be the idx files' folder")
+    raise UserError(
+        f"{directory} holds neither {stem} nor {stem}.gz; data.source_dir must be the idx files' folder"
+    )
 
 
 def read(path: epath.Path, dimensions: int) -> np.ndarray:
@@ -46,5 +48,7 @@ def read(path: epath.Path, dimensions: int) -> np.ndarray:
         raise UserError(f"{path} is no idx file of unsigned bytes with {dimensions} dimensions")
     shape = tuple(int(size) for size in np.frombuffer(content, ">u4", dimensions, 4))
     if len(content) - start != math.prod(shape):
-        raise UserError(f"{path} holds {len(content) - start} bytes for the shape {shape}; copy it again")
+        raise UserError(
+            f"{path} holds {len(content) - start} bytes for the shape {shape}; copy it again"
+        )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

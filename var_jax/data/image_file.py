@@ -249,14 +249,16 @@ def _errors_named(name: str, content: bytes) -> Iterator[None]:
 
 def _unknown(content: bytes) -> str:
     """Returns what a file is that no plugin of Pillow takes, by its first bytes."""
-    head = content[:file_kinds.HEAD]
+    head = content[: file_kinds.HEAD]
     if b"<svg" in head.lower():
         return "SVG files hold drawings, not pixels; save it as PNG"
     if kind := file_kinds.stand_in(head):
         return f"it is {kind}"
     if head[:4] in (b"II*\0", b"MM\0*"):
-        return ("a TIFF whose samples are laid out in a way that Pillow does not read; save it with "
-                "8 bits per channel, or as PNG")
+        return (
+            "a TIFF whose samples are laid out in a way that Pillow does not read; save it with "
+            "8 bits per channel, or as PNG"
+        )
     if head[4:8] == b"ftyp":
         return "not an image that Pillow knows (HEIC, perhaps, or a video); save it as JPEG or PNG"
     return "not an image that Pillow knows"

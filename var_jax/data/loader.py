@@ -1,4 +1,5 @@
-"""Batches by Grain: what step s sees is a function of (seed, s) alone, on any number of hosts, threads or processes."""
+"""Batches by Grain: what step s sees is a function of (seed, s) alone, on any number of hosts,
+threads or processes."""
 
 import math
 import weakref
@@ -14,7 +15,9 @@ from var_jax.data.sources import Split, open_split
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from var_jax.config.train import DataConfig  # for its type alone: data must not depend on training
+    from var_jax.config.train import (
+        DataConfig,
+    )  # for its type alone: data must not depend on training
 
 CACHE_BYTES = 2**28  # per split, over all processes that read it
 SIGBUS_EXIT = "exit code -7"  # as Grain reports a worker that found no room in shared memory
@@ -31,20 +34,26 @@ class Source(Protocol):
 class FittedSplit:
     """A split with the transform's fixed part applied.
 
-    The results are kept where CACHE_BYTES hold those of the whole split, in every process that reads it: of a larger
+    The results are kept where CACHE_BYTES hold those of the whole split, in every process that
+      reads it: of a larger
     split, what one epoch leaves is rarely what the next one asks for first.
 
     Args:
       processes: that read the split, each with a copy of its own.
     """
 
-    def __init__(self, split: Split, image_shape: tuple[int, int, int], resize: transforms.Resize,
-                 processes: int = 1):
+    def __init__(
+        self,
+        split: Split,
+        image_shape: tuple[int, int, int],
+        resize: transforms.Resize,
+        processes: int = 1,
+    ):
         self._split = split
         self._image_shape = image_shape
         self._resize: transforms.Resize = resize
         self._room = CACHE_BYTES // processes
-        least = math.prod(image_shape) * (transforms.SHORT_SIDE ** 2 if resize == "crop" else 1)
+        least = math.prod(image_shape) * (transforms.SHORT_SIDE**2 if resize == "crop" else 1)
         self._keeps = len(split) * least <= self._room
         self._kept: dict[int, dict[str, Any]] = {}
         self._kept_bytes = 0
@@ -62,7 +71,9 @@ class FittedSplit:
         if self._keeps:
             self._kept[index] = fitted
             self._kept_bytes += image.nbytes
-            if self._kept_bytes > self._room:  # long images, which are cropped later, took more than was expected
+            if (
+                self._kept_bytes > self._room
+            ):  # long images, which are cropped later, took more than was expected
                 self._keeps, self._kept = False, {}
         return fitted
 
@@ -70,23 +81,31 @@ class FittedSplit:
         return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
 
 
-def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, seed: int,
-                  start_step: int = 0, *, split: Split | None = None, rows: Sequence[int] | None = None,
-                  processes: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def train_batches(
+    data: "DataConfig",
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    *,
+    split: Split | None = None,
+    rows: Sequence[int] | None = None,
+    processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches in random order, reshuffled every epoch, from step `start_step` on.
 
     Args:
       image_shape: (height, width, channels) that the model takes.
       batch_size: over all hosts; each yields its part.
       split: opened; by default `data.train_split`.
-      rows: positions in the batch, ascending, that this host loads; by default all. The batch is the same whoever
-        loads which of them.
+      rows: positions in the batch, ascending, that this host loads; by default all. The batch is
+        the same whoever loads which of them.
       processes: of this run on this host, which share its memory.
     Yields:
       {"image": uint8 (rows, height, width, channels), "label": int32 (rows,)}.
     Raises:
-      UserError: as `open_split`, a batch that the split does not fill, too little shared memory for `data.workers`, or
-        an image that does not decode (when its batch comes).
+      UserError: as `open_split`, a batch that the split does not fill, too little shared memory for
+        `data.workers`, or an image that does not decode (when its batch comes).
     """
     transforms.check(image_shape, data.resize)
     split = open_split(data, data.train_split) if split is None else split
@@ -111,15 +130,21 @@ def train_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_s
     )
 
 
-def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
-                 split: "Split | FittedSplit | str | None" = None, *,
-                 rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    data: "DataConfig",
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    limit: int = 0,
+    split: "Split | FittedSplit | str | None" = None,
+    *,
+    rows: Sequence[int] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """One pass over a split in its order, centre crops; the last batch is padded.
 
     Args:
       limit: images at most; 0 for all.
-      split: opened, fitted (of several passes, which then share what it keeps) or by name; by default
-        `data.eval_split`.
+      split: opened, fitted (of several passes, which then share what it keeps) or by name; by
+        default `data.eval_split`.
       The others as `train_batches`.
     Yields:
       as `train_batches`, and "mask": bool (rows,), False on padding.
@@ -127,38 +152,81 @@ def eval_batches(data: "DataConfig", image_shape: tuple[int, int, int], batch_si
       UserError: as `train_batches`; a split smaller than a batch is none.
     """
     length, load, blank = _held_out(data, image_shape, split)
-    return in_order(length, load, blank, batch_size, limit, rows, example_bytes=math.prod(image_shape),
-                    workers=data.workers)
+    return in_order(
+        length,
+        load,
+        blank,
+        batch_size,
+        limit,
+        rows,
+        example_bytes=math.prod(image_shape),
+        workers=data.workers,
+    )
 
 
-def eval_passes(data: "DataConfig", image_shape: tuple[int, int, int], batch_size: int, limit: int = 0,
-                split: "Split | FittedSplit | str | None" = None, *, rows: Sequence[int] | None = None,
-                processes: int = 1) -> "Passes":
-    """Passes over a split, as many as are asked for, each as `eval_batches`; the same workers read all of them."""
+def eval_passes(
+    data: "DataConfig",
+    image_shape: tuple[int, int, int],
+    batch_size: int,
+    limit: int = 0,
+    split: "Split | FittedSplit | str | None" = None,
+    *,
+    rows: Sequence[int] | None = None,
+    processes: int = 1,
+) -> "Passes":
+    """Passes over a split, as many as are asked for, each as `eval_batches`; the same workers read
+    all of them."""
     length, load, blank = _held_out(data, image_shape, split)
-    return passes(length, load, blank, batch_size, limit, rows, example_bytes=math.prod(image_shape),
-                  workers=data.workers, processes=processes)
+    return passes(
+        length,
+        load,
+        blank,
+        batch_size,
+        limit,
+        rows,
+        example_bytes=math.prod(image_shape),
+        workers=data.workers,
+        processes=processes,
+    )
 
 
-def _held_out(data: "DataConfig", image_shape: tuple[int, int, int], split: "Split | FittedSplit | str | None"
-              ) -> tuple[int, Callable[[int], dict[str, Any]], dict[str, Any]]:
+def _held_out(
+    data: "DataConfig", image_shape: tuple[int, int, int], split: "Split | FittedSplit | str | None"
+) -> tuple[int, Callable[[int], dict[str, Any]], dict[str, Any]]:
     """Returns the length of a split, what loads an image of it, and the padding."""
     transforms.check(image_shape, data.resize)
-    opened = open_split(data, split or data.eval_split) if split is None or isinstance(split, str) else split
-    fitted = opened if isinstance(opened, FittedSplit) else FittedSplit(opened, image_shape, data.resize,
-                                                                        max(1, data.workers))
+    opened = (
+        open_split(data, split or data.eval_split)
+        if split is None or isinstance(split, str)
+        else split
+    )
+    fitted = (
+        opened
+        if isinstance(opened, FittedSplit)
+        else FittedSplit(opened, image_shape, data.resize, max(1, data.workers))
+    )
     blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
     return len(opened), _Centred(fitted, image_shape), blank
 
 
-def shuffled(source: Source | Sequence[Any], vary: Callable[[grain.MapDataset, int], grain.MapDataset],
-             batch_size: int, seed: int, start_step: int, rows: Sequence[int] | None, *, name: str, example_bytes: int,
-             workers: int, processes: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def shuffled(
+    source: Source | Sequence[Any],
+    vary: Callable[[grain.MapDataset, int], grain.MapDataset],
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    rows: Sequence[int] | None,
+    *,
+    name: str,
+    example_bytes: int,
+    workers: int,
+    processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
     """The endless batches of `train_batches` over any source.
 
     Args:
-      vary: what differs from epoch to epoch, of the repeated data set and a seed; what it makes of a place must be a
-        function of that place alone.
+      vary: what differs from epoch to epoch, of the repeated data set and a seed; what it makes of
+        a place must be a function of that place alone.
       rows: as `train_batches`.
       name: of the source, for the message.
       example_bytes: size of an example, which limits how much is read ahead.
@@ -168,8 +236,11 @@ def shuffled(source: Source | Sequence[Any], vary: Callable[[grain.MapDataset, i
       UserError: the source is smaller than a batch, or shared memory too small for the workers.
     """
     if len(source) < batch_size:
-        raise UserError(f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower batch_size")
-    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds would be the same.
+        raise UserError(
+            f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower batch_size"
+        )
+    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds
+    # would be the same.
     order, varied = np.random.SeedSequence(seed % 2**64).generate_state(2)
     examples = vary(grain.MapDataset.source(source).shuffle(int(order)).repeat(), int(varied))
     rows = range(batch_size) if rows is None else rows
@@ -177,16 +248,36 @@ def shuffled(source: Source | Sequence[Any], vary: Callable[[grain.MapDataset, i
     return read(examples, batch_size, rows, plan, start_step)
 
 
-def in_order(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, Any], batch_size: int, limit: int,
-             rows: Sequence[int] | None, *, example_bytes: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
-    """The one pass of `eval_batches` over `length` examples; `blank` fills the last batch. The rest as `shuffled`."""
+def in_order(
+    length: int,
+    load: Callable[[int], dict[str, Any]],
+    blank: dict[str, Any],
+    batch_size: int,
+    limit: int,
+    rows: Sequence[int] | None,
+    *,
+    example_bytes: int,
+    workers: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """The one pass of `eval_batches` over `length` examples; `blank` fills the last batch. The rest
+    as `shuffled`."""
     examples = _padded(length, load, blank, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
     return read(examples, batch_size, rows, readahead.plan(len(rows), example_bytes, workers))
 
 
-def passes(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, Any], batch_size: int, limit: int,
-           rows: Sequence[int] | None, *, example_bytes: int, workers: int, processes: int = 1) -> "Passes":
+def passes(
+    length: int,
+    load: Callable[[int], dict[str, Any]],
+    blank: dict[str, Any],
+    batch_size: int,
+    limit: int,
+    rows: Sequence[int] | None,
+    *,
+    example_bytes: int,
+    workers: int,
+    processes: int = 1,
+) -> "Passes":
     """Passes over `length` examples, each as `in_order`.
 
     Raises:
@@ -194,37 +285,59 @@ def passes(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, 
     """
     examples = _padded(length, load, blank, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
-    plan = readahead.plan(len(rows), example_bytes, workers, processes)  # before any stream fills shared memory
-    return Passes(lambda: read(examples.repeat(), batch_size, rows, plan), len(examples) // batch_size)
+    plan = readahead.plan(
+        len(rows), example_bytes, workers, processes
+    )  # before any stream fills shared memory
+    return Passes(
+        lambda: read(examples.repeat(), batch_size, rows, plan), len(examples) // batch_size
+    )
 
 
-def _padded(length: int, load: Callable[[int], dict[str, Any]], blank: dict[str, Any], batch_size: int,
-            limit: int) -> grain.MapDataset:
+def _padded(
+    length: int,
+    load: Callable[[int], dict[str, Any]],
+    blank: dict[str, Any],
+    batch_size: int,
+    limit: int,
+) -> grain.MapDataset:
     examples = min(limit, length) if limit else length
-    places = grain.MapDataset.range(-(-examples // batch_size) * batch_size)  # every host has as many batches
+    places = grain.MapDataset.range(
+        -(-examples // batch_size) * batch_size
+    )  # every host has as many batches
     return places.map(_Padded(load, examples, blank))
 
 
-def read(examples: grain.MapDataset, batch_size: int, rows: Sequence[int], plan: readahead.Plan,
-         start: int = 0) -> "Batches":
-    """Batches of examples in their order from batch `start` on, made ahead by the plan's threads or processes.
+def read(
+    examples: grain.MapDataset,
+    batch_size: int,
+    rows: Sequence[int],
+    plan: readahead.Plan,
+    start: int = 0,
+) -> "Batches":
+    """Batches of examples in their order from batch `start` on, made ahead by the plan's threads or
+    processes.
 
     Args:
       rows: as `train_batches`.
     """
     pieces = _Pieces(examples, batch_size, rows, plan.piece_rows)
-    ahead = pieces[start * pieces.per_batch:].to_iter_dataset(
-        grain.ReadOptions(num_threads=plan.threads, prefetch_buffer_size=plan.buffer))
+    ahead = pieces[start * pieces.per_batch :].to_iter_dataset(
+        grain.ReadOptions(num_threads=plan.threads, prefetch_buffer_size=plan.buffer)
+    )
     if plan.workers:
-        if not flags.FLAGS.is_parsed():  # Grain asks for a flag of its own, also in programs without absl's
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # Grain asks for a flag of its own, also in programs without absl's
             flags.FLAGS.mark_as_parsed()
-        ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(num_workers=plan.workers, per_worker_buffer_size=1))
+        ahead = ahead.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=plan.workers, per_worker_buffer_size=1)
+        )
     return Batches(iter(ahead), len(rows), pieces.per_batch)
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Batches put together from Grain's iterator over their pieces, whose threads and processes end with it; `close`
-    ends them earlier.
+    """Batches put together from Grain's iterator over their pieces, whose threads and processes end
+    with it; `close` ends them earlier.
 
     Args:
       rows: of each batch.
@@ -233,15 +346,23 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
     def __init__(self, pieces: grain.DatasetIterator, rows: int, per_batch: int):
         self._pieces, self._rows, self._per_batch = pieces, rows, per_batch
-        # Also at the interpreter's exit, where Grain's own clean-up comes too late and prints tracebacks.
+        # Also at the interpreter's exit, where Grain's own clean-up comes too late and prints
+        # tracebacks.
         self.close = weakref.finalize(self, pieces.close)
 
     def __next__(self) -> dict[str, np.ndarray]:
         piece = self._next_piece()
         if self._per_batch == 1:
-            # Copied out of the shared memory that workers hand over: it is freed at once, whoever keeps batches.
-            return {key: value if type(value) is np.ndarray else np.array(value) for key, value in piece.items()}
-        batch = {key: np.empty((self._rows, *value.shape[1:]), value.dtype) for key, value in piece.items()}
+            # Copied out of the shared memory that workers hand over: it is freed at once, whoever
+            # keeps batches.
+            return {
+                key: value if type(value) is np.ndarray else np.array(value)
+                for key, value in piece.items()
+            }
+        batch = {
+            key: np.empty((self._rows, *value.shape[1:]), value.dtype)
+            for key, value in piece.items()
+        }
         begin = 0
         for number in range(self._per_batch):
             piece = piece if number == 0 else self._next_piece()
@@ -257,15 +378,19 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         except RuntimeError as error:
             if SIGBUS_EXIT not in str(error):
                 raise
-            raise UserError(f"{readahead.SHARED_MEMORY} is full, and processes of data.workers hand over images there: "
-                            "mount a larger one, or set data.workers to fewer, 0 for threads") from error
+            raise UserError(
+                f"{readahead.SHARED_MEMORY} is full, and processes of data.workers hand over images there: "
+                "mount a larger one, or set data.workers to fewer, 0 for threads"
+            ) from error
 
 
 class Passes:
-    """Passes over a set, one after the other, whose threads or processes live from the first to the last.
+    """Passes over a set, one after the other, whose threads or processes live from the first to the
+    last.
 
-    After a pass, the beginning of the next is read ahead. A pass that was left after its first batch is taken up again
-    by the next one, so that looking at one batch costs nothing; one that was left later is read anew.
+    After a pass, the beginning of the next is read ahead. A pass that was left after its first
+    batch is taken up again by the next one, so that looking at one batch costs nothing; one that
+    was left later is read anew.
 
     Args:
       open_stream: opens the endless sequence of all passes.
@@ -346,13 +471,16 @@ class _Padded(grain.transforms.Map):
 
 
 class _Pieces(grain.MapDataset):
-    """Batches of examples in pieces of some rows each; rows that are not asked for are never read."""
+    """Batches of examples in pieces of some rows each; rows that are not asked for are never
+    read."""
 
-    def __init__(self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int], piece_rows: int):
+    def __init__(
+        self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int], piece_rows: int
+    ):
         super().__init__(examples)
         self._batch_size = batch_size
         rows = [int(row) for row in rows]
-        self._rows = [rows[i:i + piece_rows] for i in range(0, len(rows), piece_rows)]
+        self._rows = [rows[i : i + piece_rows] for i in range(0, len(rows), piece_rows)]
 
     @property
     def per_batch(self) -> int:

@@ -87,8 +87,9 @@ def _opaque(samples: image_file.Samples, name: str) -> UInt8[np.ndarray, "height
     # All is dark, or has no known range: two levels can mean only one thing.
     if len(found) == 2 and darkest == 0:
         range_ = f"of {white}" if white else "of no known range"
-        log.warning("%s has the values 0 and %s %s: taken for black and white",
-                    name, found[1], range_)
+        log.warning(
+            "%s has the values 0 and %s %s: taken for black and white", name, found[1], range_
+        )
         return np.where(values > 0, 255, 0).astype(np.uint8)
     if white is None:
         raise UserError(

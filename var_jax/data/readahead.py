@@ -1,7 +1,8 @@
 """How far ahead batches are read, by what the host has: processors, memory and shared memory.
 
-A batch is made of pieces, each of some of its rows. Threads and processes work on pieces rather than whole batches: all
-of them work on the next batch, and what waits is a small multiple of a piece per worker instead of a batch.
+A batch is made of pieces, each of some of its rows. Threads and processes work on pieces rather
+than whole batches: all of them work on the next batch, and what waits is a small multiple of a
+piece per worker instead of a batch.
 """
 
 import os
@@ -17,9 +18,11 @@ AHEAD_BATCHES = 4  # that are read ahead where memory allows it
 PIECE_BYTES = 2**22
 MAX_THREADS = 16
 SHARED_MEMORY = Path("/dev/shm")
-SHARED_PART = 2  # at most 1/2 of what is free: collectives between devices of a host pass through it too
-# Of each worker, with Grain's buffers of one piece: one in the queue between the processes, one before it, one in the
-# buffer of the thread that empties the queue, and one before that.
+SHARED_PART = (
+    2  # at most 1/2 of what is free: collectives between devices of a host pass through it too
+)
+# Of each worker, with Grain's buffers of one piece: one in the queue between the processes, one
+# before it, one in the buffer of the thread that empties the queue, and one before that.
 SHARED_PIECES = 4
 
 
@@ -40,13 +43,15 @@ class Plan(NamedTuple):
 
     @property
     def pieces(self) -> int:
-        """Returns how many pieces exist at once at most, those included that threads put together."""
+        """Returns how many pieces exist at once at most, those included that threads put
+        together."""
         shared = SHARED_PIECES if self.workers else 0
         return max(1, self.workers) * (shared + self.buffer + self.threads)
 
 
 def available_cpus() -> int:
-    """Returns the number of processors that this process may use, which may be fewer than the machine has."""
+    """Returns the number of processors that this process may use, which may be fewer than the
+    machine has."""
     count = getattr(os, "process_cpu_count", None)  # of Python 3.13
     if count is not None:
         return count() or 1
@@ -56,8 +61,8 @@ def available_cpus() -> int:
 def plan(rows: int, example_bytes: int, workers: int, processes: int = 1) -> Plan:
     """Returns how to read batches so that this host's streams together stay within AHEAD_BYTES.
 
-    Where a single row per worker is too much, fewer workers are started; one always is. Processes hand pieces over in
-    shared memory, so these are made small enough for what is free of it.
+    Where a single row per worker is too much, fewer workers are started; one always is. Processes
+    hand pieces over in shared memory, so these are made small enough for what is free of it.
 
     Args:
       rows: of each batch, that this process loads.
@@ -77,12 +82,17 @@ def plan(rows: int, example_bytes: int, workers: int, processes: int = 1) -> Pla
     shared = SHARED_PIECES if workers else 0
     piece_bytes = min(PIECE_BYTES, budget // (readers * (shared + 2 * threads)))
     if workers:
-        piece_bytes = min(piece_bytes, _shared_bytes(workers, example_bytes, processes) // (workers * SHARED_PIECES))
+        piece_bytes = min(
+            piece_bytes,
+            _shared_bytes(workers, example_bytes, processes) // (workers * SHARED_PIECES),
+        )
     piece_rows = min(rows, max(1, piece_bytes // example_bytes))
     pieces_per_batch = -(-rows // piece_rows)
     piece_rows = -(-rows // pieces_per_batch)  # of nearly equal size
     room = budget // (readers * piece_rows * example_bytes) - shared - threads
-    buffer = max(threads, min(room, max(threads + 1, -(-AHEAD_BATCHES * pieces_per_batch // readers))))
+    buffer = max(
+        threads, min(room, max(threads + 1, -(-AHEAD_BATCHES * pieces_per_batch // readers)))
+    )
     return Plan(workers, threads, buffer, piece_rows)
 
 
@@ -99,10 +109,12 @@ def _shared_bytes(workers: int, example_bytes: int, processes: int) -> int:
     if (share := free // (SHARED_PART * streams)) >= workers * SHARED_PIECES * example_bytes:
         return share
     need = SHARED_PART * streams * workers * SHARED_PIECES * example_bytes
-    raise UserError(f"data.workers: {workers} processes hand over what they read in {SHARED_MEMORY}, which has "
-                    f"{_megabytes(free)} MB free; they need at least {_megabytes(need)} MB: mount a larger one "
-                    f"(`docker run --shm-size=8g`; in Kubernetes an emptyDir of medium Memory), or set data.workers to "
-                    "fewer, 0 for threads")
+    raise UserError(
+        f"data.workers: {workers} processes hand over what they read in {SHARED_MEMORY}, which has "
+        f"{_megabytes(free)} MB free; they need at least {_megabytes(need)} MB: mount a larger one "
+        f"(`docker run --shm-size=8g`; in Kubernetes an emptyDir of medium Memory), or set data.workers to "
+        "fewer, 0 for threads"
+    )
 
 
 def _megabytes(size: int) -> str:

@@ -16,7 +16,9 @@ from var_jax.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    from var_jax.config.train import DataConfig  # for its type alone: data must not depend on training
+    from var_jax.config.train import (
+        DataConfig,
+    )  # for its type alone: data must not depend on training
 
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
@@ -31,8 +33,9 @@ class Split(Protocol):
     Attributes:
       class_names: by label.
       class_counts: images of each class, where the data set tells; else empty.
-      fingerprint: of the whole data set: of the content of a user's own files; else of what TFDS notes of the
-        prepared copy, its name, configuration and version and what lies in each split (of "digits", the version).
+      fingerprint: of the whole data set: of the content of a user's own files; else of what TFDS
+        notes of the prepared copy, its name, configuration and version and what lies in each split
+        (of "digits", the version).
     """
 
     class_names: tuple[str, ...]
@@ -47,7 +50,8 @@ class Split(Protocol):
 
 
 class TfdsSplit:
-    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of one class, "all".
+    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of
+    one class, "all".
 
     Args:
       class_counts: as `Split` has them.
@@ -58,10 +62,12 @@ class TfdsSplit:
         self.class_counts = class_counts
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
-        self.class_names: tuple[str, ...] = tuple(features["label"].names) if "label" in features else ("all",)
+        self.class_names: tuple[str, ...] = (
+            tuple(features["label"].names) if "label" in features else ("all",)
+        )
         self.fingerprint = fingerprint_of(builder.info)
-        # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its SkipDecoding
-        # would do, but makes `tfds.testing.mock_data` want TensorFlow.
+        # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its
+        # SkipDecoding would do, but makes `tfds.testing.mock_data` want TensorFlow.
         features["image"].decode_example_np = bytes
         self._source = builder.as_data_source(split)
 
@@ -71,14 +77,18 @@ class TfdsSplit:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> dict[str, UInt8[np.ndarray, "height width channels"] | int]:
+    def __getitem__(
+        self, index: int
+    ) -> dict[str, UInt8[np.ndarray, "height width channels"] | int]:
         if not 0 <= index < len(self):
             raise IndexError(index)  # which also ends a plain loop
         example = self._source[index]
         image = example["image"]
         if isinstance(image, bytes):
             file = example.get("file_name", b"")
-            image = transforms.decode(image, f"image {index} of {self._name}" + (f" ({file.decode()})" if file else ""))
+            image = transforms.decode(
+                image, f"image {index} of {self._name}" + (f" ({file.decode()})" if file else "")
+            )
         return {"image": transforms.eight_bits(image), "label": int(example.get("label", 0))}
 
 
@@ -86,9 +96,12 @@ def content_fingerprint(content: Mapping[str, str], decoding: int = 1) -> str:
     """The fingerprint of a data set by those of its splits' content.
 
     Args:
-      decoding: `Survey.decoding`: the same files have other pixels where an earlier version decoded them otherwise.
+      decoding: `Survey.decoding`: the same files have other pixels where an earlier version decoded
+        them otherwise.
     """
-    of_files = image_folder.fingerprint([f"{name}\0{value}" for name, value in sorted(content.items())])
+    of_files = image_folder.fingerprint(
+        [f"{name}\0{value}" for name, value in sorted(content.items())]
+    )
     return of_files + (NEWLY_DECODED if decoding == survey.DECODING else "")
 
 
@@ -100,10 +113,17 @@ def fingerprint_of(info: Any) -> str:
         return content_fingerprint(content, metadata.get("decoding", 1))
     if info.name in OWN:  # made by the version alone
         return str(info.version)
-    # Another copy of the same version may be cut, filtered, or in other shards and so in another order.
-    return image_folder.fingerprint([info.full_name, *(
-        f"{name}\0{split.num_examples}\0{split.num_bytes}\0{split.shard_lengths}"
-        for name, split in sorted(info.splits.items()))])
+    # Another copy of the same version may be cut, filtered, or in other shards and so in another
+    # order.
+    return image_folder.fingerprint(
+        [
+            info.full_name,
+            *(
+                f"{name}\0{split.num_examples}\0{split.num_bytes}\0{split.shard_lengths}"
+                for name, split in sorted(info.splits.items())
+            ),
+        ]
+    )
 
 
 def open_split(data: "DataConfig", split: str, class_names: Sequence[str] = ()) -> TfdsSplit:
@@ -111,22 +131,25 @@ def open_split(data: "DataConfig", split: str, class_names: Sequence[str] = ()) 
     return open_splits(data, [split], class_names)[0]
 
 
-def open_splits(data: "DataConfig", splits: Sequence[str], class_names: Sequence[str] = ()) -> list[TfdsSplit]:
+def open_splits(
+    data: "DataConfig", splits: Sequence[str], class_names: Sequence[str] = ()
+) -> list[TfdsSplit]:
     """Opens splits of the data set that `data` names, prepared first if it is not.
 
-    What is prepared is written beside its place and renamed when it is whole, so that neither a killed process nor
-    another one at the same time spoils it. Copies of a user's files carry a fingerprint of names, sizes and times:
-    a folder that changes is prepared anew.
+    What is prepared is written beside its place and renamed when it is whole, so that neither a
+    killed process nor another one at the same time spoils it. Copies of a user's files carry a
+    fingerprint of names, sizes and times: a folder that changes is prepared anew.
 
     Args:
       data: its `name`, `data_dir`, `source_dir` and `skip_bad_images`.
-      splits: TFDS splits, slices such as "train[:90%]" included. An image folder's "test" is its "val" where it has
-        no other held-out images, and the other way round.
-      class_names: of an image folder, the order of classes that an earlier run has; by default that of numbers, or of
-        a copy that an earlier version prepared.
+      splits: TFDS splits, slices such as "train[:90%]" included. An image folder's "test" is its
+        "val" where it has no other held-out images, and the other way round.
+      class_names: of an image folder, the order of classes that an earlier run has; by default that
+        of numbers, or of a copy that an earlier version prepared.
     Raises:
-      UserError: an unknown name or split, a missing or empty directory, files that do not decode, a data set
-        without images or with a "label" that is no class, or one that TFDS cannot prepare here.
+      UserError: an unknown name or split, a missing or empty directory, files that do not decode, a
+        data set without images or with a "label" that is no class, or one that TFDS cannot prepare
+        here.
     """
     counts: dict[str, tuple[int, ...]] = {}
     with _quiet(progress=data.name not in OWN):
@@ -143,12 +166,16 @@ def open_splits(data: "DataConfig", splits: Sequence[str], class_names: Sequence
     needed = {"image": "Image", **({"label": "ClassLabel"} if "label" in kinds else {})}
     for key, kind in needed.items():
         if kinds.get(key) != kind:
-            raise UserError(f"data set {data.name!r} has no {kind} feature {key!r}; it has "
-                            + ", ".join(f"{name} ({found})" for name, found in kinds.items()))
+            raise UserError(
+                f"data set {data.name!r} has no {kind} feature {key!r}; it has "
+                + ", ".join(f"{name} ({found})" for name, found in kinds.items())
+            )
     dtype = np.dtype(features["image"].np_dtype)
     if dtype not in (np.uint8, np.uint16):  # TFDS stores others as if their bytes were colors
-        raise UserError(f"data set {data.name!r} has images of {dtype}, which have no known range; they must be uint8 "
-                        "or uint16")
+        raise UserError(
+            f"data set {data.name!r} has images of {dtype}, which have no known range; they must be uint8 "
+            "or uint16"
+        )
     return [_opened(builder, split, data.name, counts.get(split, ())) for split in splits]
 
 
@@ -159,20 +186,29 @@ def _opened(builder: Any, split: str, name: str, class_counts: tuple[int, ...]) 
         hint = did_you_mean(split, builder.info.splits)
         raise UserError(f"data set {name!r} has no split {split!r} with images{hint}") from error
     except NotImplementedError as error:
-        raise UserError(f"{builder.data_dir} is not prepared as array_record; give another data.data_dir") from error
+        raise UserError(
+            f"{builder.data_dir} is not prepared as array_record; give another data.data_dir"
+        ) from error
 
 
 def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
-    """The split of an image folder that a user means: held-out images are "test" to some and "val" to others."""
+    """The split of an image folder that a user means: held-out images are "test" to some and "val"
+    to others."""
     name = split_folders.SPLIT_OF.get(split, split)
     if name not in known and (other := {"test": "val", "val": "test"}.get(name)) in known:
-        log.warning("%s has no split %r; its held-out images are those of its split %r", source_dir, split, other)
+        log.warning(
+            "%s has no split %r; its held-out images are those of its split %r",
+            source_dir,
+            split,
+            other,
+        )
         return other
     return name
 
 
 def require_raw_files(data: "DataConfig"):
-    """Raises UserError when the user's own files that a data set is made of are not there; prepares nothing."""
+    """Raises UserError when the user's own files that a data set is made of are not there; prepares
+    nothing."""
     if data.name == "image_folder":
         image_folder.listing(data.source_dir)
     elif data.name == "fashion_mnist_idx":
@@ -191,29 +227,37 @@ def _prepared(data: "DataConfig") -> "tfds.core.DatasetBuilder":
     if data.name == "fashion_mnist_idx":
         directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
         prepared = _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
-        for line in survey.dark_remarks(str(directory), (prepared.info.metadata or {}).get("brightest", 255)):
+        for line in survey.dark_remarks(
+            str(directory), (prepared.info.metadata or {}).get("brightest", 255)
+        ):
             survey.say(line)
         return prepared
     return _prepared_by_tfds(data.name, data_dir)
 
 
 def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
-    """A builder that needs nothing but the prepared files, which this one writes if there are none."""
+    """A builder that needs nothing but the prepared files, which this one writes if there are
+    none."""
     import tensorflow_datasets as tfds
 
     try:
         if not builder.is_prepared():
             _download_and_prepare(builder)
     except OSError as error:
-        raise UserError(f"{builder.data_dir} cannot be written ({error}); give another data.data_dir") from error
+        raise UserError(
+            f"{builder.data_dir} cannot be written ({error}); give another data.data_dir"
+        ) from error
     try:
         return tfds.builder_from_directory(builder.data_dir)
     except Exception as error:  # files lost from a directory that was whole once
-        raise UserError(f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh") from error
+        raise UserError(
+            f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh"
+        ) from error
 
 
-def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order: bool
-                    ) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
+def _prepare_folder(
+    files: image_folder.Listing, data: "DataConfig", keep_order: bool
+) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
     """The copy of a folder's files, and {split: images of each class} in it."""
     from var_jax.data import builders
 
@@ -234,7 +278,9 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order:
         if bad and not data.skip_bad_images:
             raise _bad_files(next(iter(bad.values())), len(bad))
         if len(bad) == len(files.files):
-            raise UserError(f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}")
+            raise UserError(
+                f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}"
+            )
         builder.skipped = sorted(bad)
         prepared = _prepare(builder)
         survey.save(found, epath.Path(prepared.data_dir))
@@ -248,46 +294,62 @@ def _prepare_folder(files: image_folder.Listing, data: "DataConfig", keep_order:
         raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
     if skipped:
         shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
-        log.warning("left out %d files of %s that do not decode (all in %s): %s", len(skipped), data.source_dir,
-                    epath.Path(prepared.data_dir) / "metadata.json", shown)
+        log.warning(
+            "left out %d files of %s that do not decode (all in %s): %s",
+            len(skipped),
+            data.source_dir,
+            epath.Path(prepared.data_dir) / "metadata.json",
+            shown,
+        )
     for line in found.remarks(data.source_dir):
         survey.say(line)
     return prepared, files.without(set(skipped)).counts
 
 
-def _survey_of_copy(prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
-                    ) -> survey.Survey:
-    """Returns the findings over a copy that is there already, looking for them in one of an earlier version.
+def _survey_of_copy(
+    prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
+) -> survey.Survey:
+    """Returns the findings over a copy that is there already, looking for them in one of an earlier
+    version.
 
-    Copies hold files as they are, so that a later decoder needs no other copy, unless it refuses some of them.
+    Copies hold files as they are, so that a later decoder needs no other copy, unless it refuses
+    some of them.
     """
     directory = epath.Path(prepared.data_dir)
     if found := survey.load(directory):
         return found
     metadata: Any = prepared.info.metadata
     copied = files.without(set(metadata["skipped"]))
-    log.warning("looking through the %d files of %s, which an earlier version copied", len(copied.files),
-                data.source_dir)
+    log.warning(
+        "looking through the %d files of %s, which an earlier version copied",
+        len(copied.files),
+        data.source_dir,
+    )
     found = survey.survey(copied)
     if found.bad:
         first = next(iter(found.bad.values()))
         if not data.skip_bad_images:
             raise _bad_files(first, len(found.bad))
-        raise UserError(f"{first}; an earlier version took such files into {directory}: remove it to leave them out")
+        raise UserError(
+            f"{first}; an earlier version took such files into {directory}: remove it to leave them out"
+        )
     survey.save(found, directory)
     return found
 
 
 def _bad_files(first: str, count: int) -> UserError:
     others = f" (and {count - 1} more files)" if count > 1 else ""
-    return UserError(f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out")
+    return UserError(
+        f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out"
+    )
 
 
 def sizes(data: "DataConfig") -> tuple[int, int]:
-    """(channels, classes) of an image folder or of a data set of TFDS, of which nothing is prepared.
+    """(channels, classes) of an image folder or of a data set of TFDS, of which nothing is
+    prepared.
 
-    An image folder has color where one of its files has, by the files' headers; of another data set its description
-    counts.
+    An image folder has color where one of its files has, by the files' headers; of another data set
+    its description counts.
 
     Raises:
       UserError: there is no such data set or folder.
@@ -306,9 +368,12 @@ def _prepared_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuil
     builder = _tfds_builder(name, data_dir)
     try:
         _download_and_prepare(builder)
-    except Exception as error:  # a builder of somebody else's: files to fetch by hand, packages it wants, the network
-        raise UserError(f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
-                        "array_record and set data.data_dir") from error
+    # A builder of somebody else's: files to fetch by hand, packages it wants, the network
+    except Exception as error:
+        raise UserError(
+            f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
+            "array_record and set data.data_dir"
+        ) from error
     return builder
 
 
@@ -320,7 +385,9 @@ def _tfds_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder"
     except tfds.core.DatasetNotFoundError as error:
         hint = did_you_mean(name, [*OWN, *tfds.list_builders(with_community_datasets=False)])
         # TFDS knows hundreds: without a close one, only our own are named.
-        hint = hint if "did you mean" in hint else f"; known: {', '.join(OWN)} and the names of TFDS"
+        hint = (
+            hint if "did you mean" in hint else f"; known: {', '.join(OWN)} and the names of TFDS"
+        )
         raise UserError(f"unknown data set {name!r}{hint}") from error
     except Exception as error:
         raise UserError(f"data set {name!r}: {_first_line(error)}") from error
@@ -331,10 +398,14 @@ def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
     import tensorflow_datasets as tfds
 
     try:
-        builder.download_and_prepare(file_format="array_record",
-                                     download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
     except OSError:
-        if not builder.data_path.exists():  # else another process was first, and its copy is the same
+        if (
+            not builder.data_path.exists()
+        ):  # else another process was first, and its copy is the same
             raise
 
 
@@ -344,7 +415,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """TFDS's warnings, announcements and, unless wanted, progress bars kept away: what matters is raised."""
+    """TFDS's warnings, announcements and, unless wanted, progress bars kept away: what matters is
+    raised."""
     import tensorflow_datasets as tfds
 
     absl = logging.getLogger("absl")

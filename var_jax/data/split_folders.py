@@ -1,7 +1,8 @@
 """Tells the folders of an image folder that are splits from those that are classes.
 
-Whoever takes a folder `valid/` for a class trains on held-out images without a word, and whoever takes a class for a
-split loses its images. So only layouts that leave no doubt are read; the others are refused, or noted, by name.
+Whoever takes a folder `valid/` for a class trains on held-out images without a word, and whoever
+takes a class for a split loses its images. So only layouts that leave no doubt are read; the others
+are refused, or noted, by name.
 """
 
 import re
@@ -14,8 +15,11 @@ from PIL import Image
 from var_jax.data.visible_files import visible, walk
 from var_jax.errors import UserError
 
-ROLES = {"train": ("train", "training"), "test": ("test", "testing"),
-         "val": ("val", "valid", "validation", "dev", "eval", "evaluation")}
+ROLES = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+}
 SPLIT_OF = {word: role for role, words in ROLES.items() for word in words}
 NAMES_SHOWN = 5
 
@@ -27,7 +31,8 @@ class Part(NamedTuple):
 
     Attributes:
       split: "train", "test" or "val"; "" where files are yet to be held out.
-      prefix: the split's folder below the root, as it is spelled; "" where the classes lie in the root.
+      prefix: the split's folder below the root, as it is spelled; "" where the classes lie in the
+        root.
       classes: {name as it lies on the disk: folder}.
     """
 
@@ -38,7 +43,7 @@ class Part(NamedTuple):
 
 class Layout(NamedTuple):
     """Attributes:
-      notes: what the user should know of the layout, a line each.
+    notes: what the user should know of the layout, a line each.
     """
 
     parts: tuple[Part, ...]
@@ -48,9 +53,10 @@ class Layout(NamedTuple):
 def layout(root: epath.Path) -> Layout:
     """Reads which folders of an image folder are splits, and which are classes.
 
-    Folders are splits when one of them is named train (or training), has class folders, and stands beside another
-    split, or beside no other images. Names that only contain such a word, such as train_images, must share a class
-    folder with each other. Whatever else lies beside splits is left out, with a note.
+    Folders are splits when one of them is named train (or training), has class folders, and stands
+    beside another split, or beside no other images. Names that only contain such a word, such as
+    train_images, must share a class folder with each other. Whatever else lies beside splits is
+    left out, with a note.
 
     Raises:
       UserError: folders look like splits, and could not be read as such without guessing.
@@ -79,70 +85,107 @@ def listed(names) -> str:
 
 
 def _role_within(name: str) -> str | None:
-    """The one role that a word of the name stands for: "train" of "train_images" and "Train2017"."""
+    """The one role that a word of the name stands for: "train" of "train_images" and
+    "Train2017"."""
     roles = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.casefold()) if word in SPLIT_OF}
     return roles.pop() if len(roles) == 1 else None
 
 
-def _are_splits(root: epath.Path, folders: Folders, inside: Mapping[str, Folders], roles: Mapping[str, str],
-                must_share: bool) -> bool:
+def _are_splits(
+    root: epath.Path,
+    folders: Folders,
+    inside: Mapping[str, Folders],
+    roles: Mapping[str, str],
+    must_share: bool,
+) -> bool:
     train = [name for name, role in roles.items() if role == "train" and inside[name]]
     if not train:
         return False
     held = [name for name, role in roles.items() if role != "train"]
-    if must_share and not any(inside[one].keys() & inside[other].keys() for one in train for other in held):
+    if must_share and not any(
+        inside[one].keys() & inside[other].keys() for one in train for other in held
+    ):
         return False
-    if not held and any(_holds_images(folder) for name, folder in folders.items() if name not in roles):
+    if not held and any(
+        _holds_images(folder) for name, folder in folders.items() if name not in roles
+    ):
         return False
     for role in ROLES:
         same = [name for name in roles if roles[name] == role and inside[name]]
         if len(same) > 1:
-            raise UserError(f"{root} has {listed(same)}, which are all the split {role!r}; keep one of them, or move "
-                            "its class folders into the other")
+            raise UserError(
+                f"{root} has {listed(same)}, which are all the split {role!r}; keep one of them, or move "
+                "its class folders into the other"
+            )
     return True
 
 
-def _with_splits(root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]) -> Layout:
+def _with_splits(
+    root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]
+) -> Layout:
     """Training files are held out from where no other split has class folders."""
     with_classes = {role: name for name, role in roles.items() if inside[name]}
     alone = len(with_classes) == 1
-    parts = tuple(Part("" if alone else role, name, inside[name]) for role, name in with_classes.items())
-    notes = [f"folder {name!r} of {root} looks like a split and has no class folders; it is left out"
-             for name in roles if not inside[name]]
+    parts = tuple(
+        Part("" if alone else role, name, inside[name]) for role, name in with_classes.items()
+    )
+    notes = [
+        f"folder {name!r} of {root} looks like a split and has no class folders; it is left out"
+        for name in roles
+        if not inside[name]
+    ]
     if others := inside.keys() - roles.keys():
-        notes.append(f"{root} holds splits ({listed(with_classes.values())}); what lies beside them is left out: "
-                     f"{listed(others)}")
+        notes.append(
+            f"{root} holds splits ({listed(with_classes.values())}); what lies beside them is left out: "
+            f"{listed(others)}"
+        )
     return Layout(parts, tuple(notes))
 
 
-def _refuse_splits_among_classes(root: epath.Path, folders: Folders, inside: Mapping[str, Folders],
-                                 exact: Mapping[str, str]):
-    """Raises UserError of held-out images that would be trained on, as a class or as part of one."""
+def _refuse_splits_among_classes(
+    root: epath.Path, folders: Folders, inside: Mapping[str, Folders], exact: Mapping[str, str]
+):
+    """Raises UserError of held-out images that would be trained on, as a class or as part of
+    one."""
     remedy = f"it must be {root}/train/CLASS/FILE and {root}/test/CLASS/FILE"
     if exact and exact.keys() == folders.keys() and (len(exact) > 1 or any(inside.values())):
-        what = "but none for training" if "train" not in exact.values() else "that hold no class folders"
-        raise UserError(f"{root} has folders that look like splits ({listed(exact)}), {what}; {remedy}")
+        what = (
+            "but none for training"
+            if "train" not in exact.values()
+            else "that hold no class folders"
+        )
+        raise UserError(
+            f"{root} has folders that look like splits ({listed(exact)}), {what}; {remedy}"
+        )
     for name in exact:
         if shared := inside[name].keys() & folders.keys():
-            raise UserError(f"folder {name!r} of {root} looks like a split beside the class folders "
-                            f"{listed(shared)}, which it holds too; {remedy}")
+            raise UserError(
+                f"folder {name!r} of {root} looks like a split beside the class folders "
+                f"{listed(shared)}, which it holds too; {remedy}"
+            )
     for name, below in inside.items():
         roles = {SPLIT_OF.get(one.strip().casefold()) for one in below} - {None}
         if "train" in roles and len(roles) > 1 and len(folders) == 1:
-            raise UserError(f"{root} holds one folder, {name!r}, whose folders are splits; give data.source_dir="
-                            f"{root / name}")
+            raise UserError(
+                f"{root} holds one folder, {name!r}, whose folders are splits; give data.source_dir="
+                f"{root / name}"
+            )
         if "train" in roles and len(roles) > 1:
-            raise UserError(f"class folder {name!r} of {root} holds splits ({listed(below)}); {remedy}")
+            raise UserError(
+                f"class folder {name!r} of {root} holds splits ({listed(below)}); {remedy}"
+            )
 
 
 def _class_notes(root: epath.Path, inside: Mapping[str, Folders], similar: Mapping[str, str]):
     if similar:
         yield f"folders of {root} that look like splits are taken for classes: {listed(similar)}"
     if len(inside) == 1:
-        (name, below), = inside.items()
+        ((name, below),) = inside.items()
         if len(below) > 1:
-            yield (f"{root} holds one class, {name!r}, with folders in it ({listed(below)}); if those are the classes, "
-                   f"give data.source_dir={root / name}")
+            yield (
+                f"{root} holds one class, {name!r}, with folders in it ({listed(below)}); if those are the classes, "
+                f"give data.source_dir={root / name}"
+            )
 
 
 def _holds_images(folder: epath.Path) -> bool:

@@ -23,7 +23,8 @@ from var_jax.errors import UserError
 from var_jax.io import atomic
 
 FILE = "survey.json"
-# 1 dropped transparency and EXIF orientation, and read each 16-bit sample as if its white were 65535.
+# 1 dropped transparency and EXIF orientation, and read each 16-bit sample as if its white were
+# 65535.
 DECODING = 2
 KINDS = ("transparent", "turned", "rescaled", "thin", "several")
 NAMES_SHOWN = 3
@@ -62,11 +63,18 @@ class Survey:
     def remarks(self, directory: str) -> list[str]:
         """Returns what a user should know before training, a line each."""
         most = transforms.MAX_ASPECT
-        lines = [f"{_some(names, self.images)} of {directory} {what}" for names, what in (
-            (self.transparent, "are transparent in places and are composited on white"),
-            (self.several, "have several frames or pages, of which the first is used"),
-            (self.thin, f"are more than {most} times as long as wide; crops come from their middle"),
-        ) if names]
+        lines = [
+            f"{_some(names, self.images)} of {directory} {what}"
+            for names, what in (
+                (self.transparent, "are transparent in places and are composited on white"),
+                (self.several, "have several frames or pages, of which the first is used"),
+                (
+                    self.thin,
+                    f"are more than {most} times as long as wide; crops come from their middle",
+                ),
+            )
+            if names
+        ]
         brightest = self.brightest if self.images else 255
         return [*lines, *dark_remarks(directory, brightest, self.brightest_deep)]
 
@@ -79,12 +87,16 @@ def dark_remarks(directory: str, brightest: int, brightest_deep: int | None = No
       brightest, brightest_deep: as `Survey` has them.
     """
     if brightest_deep is not None and brightest_deep < 65535 * image_file.DARK:
-        return [f"no 16-bit image of {directory} is brighter than {brightest_deep // 257} of 255 "
-                f"({brightest_deep} of 65535): if their white is lower than 65535, as that of 10, "
-                "12 or 14 bits, scale them first"]
+        return [
+            f"no 16-bit image of {directory} is brighter than {brightest_deep // 257} of 255 "
+            f"({brightest_deep} of 65535): if their white is lower than 65535, as that of 10, "
+            "12 or 14 bits, scale them first"
+        ]
     if brightest < 255 * image_file.DARK:
-        return [f"no image of {directory} is brighter than {brightest} of 255: if their white is "
-                "lower than 255, scale them first"]
+        return [
+            f"no image of {directory} is brighter than {brightest} of 255: if their white is "
+            "lower than 255, scale them first"
+        ]
     return []
 
 
@@ -103,7 +115,7 @@ def survey(files: Listing) -> Survey:
     starts = range(0, len(files.files), FILES_A_TASK)
 
     def some(start: int) -> list[_Facts]:
-        return [_facts(files, file.name) for file in files.files[start:start + FILES_A_TASK]]
+        return [_facts(files, file.name) for file in files.files[start : start + FILES_A_TASK]]
 
     # Pillow decodes outside Python's lock.
     with concurrent.futures.ThreadPoolExecutor(readahead.available_cpus()) as pool:
@@ -120,11 +132,14 @@ def survey(files: Listing) -> Survey:
 
 
 def load(directory: epath.Path) -> Survey | None:
-    """Returns the findings beside a prepared copy; None of a copy without, or of another version's."""
+    """Returns the findings beside a prepared copy; None of a copy without, or of another
+    version's."""
     try:
         values = json.loads((directory / FILE).read_text())
-        kept = {key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.pop("findings").items()}
+        kept = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.pop("findings").items()
+        }
         return Survey(**kept) if values == {"decoding": DECODING} else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -154,8 +169,13 @@ def _facts(files: Listing, name: str) -> _Facts:
         return _Facts(name, f"{path} cannot be read ({error.strerror or error})")
     height, width = samples.values.shape[:2]
     is_thin = max(height, width) > transforms.MAX_ASPECT * min(height, width)
-    holds = {"transparent": samples.alpha is not None, "turned": samples.turned,
-             "rescaled": samples.rescaled, "thin": is_thin, "several": samples.several}
+    holds = {
+        "transparent": samples.alpha is not None,
+        "turned": samples.turned,
+        "rescaled": samples.rescaled,
+        "thin": is_thin,
+        "several": samples.several,
+    }
     kinds = tuple(kind for kind in KINDS if holds[kind])
     return _Facts(name, "", kinds, int(samples.values.max()), samples.white == 65535)
 

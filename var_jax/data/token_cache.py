@@ -1,14 +1,17 @@
-"""Token caches: what `var-jax tokenize` wrote, read in the order and on the hosts of `loader`, without any image.
+"""Token caches: what `var-jax tokenize` wrote, read in the order and on the hosts of `loader`,
+without any image.
 
 A cache is a directory:
 
-  manifest.json            `Manifest`: what was encoded with what, and every shard's name, images and bytes
-  tokenizer/               model directory of the tokenizer; its codes and phi make the transformer's input
-  train/*.array_record     each view of the training split in the split's order, cut into shards
-  test/*.array_record      the held-out split, centre crops
+  manifest.json            `Manifest`: what was encoded with what, and every shard's name, images
+    and bytes
+  tokenizer/               model directory of the tokenizer; its codes and phi make the
+  transformer's input train/*.array_record     each view of the training split in the split's order,
+  cut into shards test/*.array_record      the held-out split, centre crops
 
-A record is one image: its label as a little-endian int32, then its L tokens, coarse to fine, as little-endian uint16
-(uint32 where the vocabulary is larger than 65,536). Shards have one record a group, as Grain reads them.
+A record is one image: its label as a little-endian int32, then its L tokens, coarse to fine, as
+little-endian uint16 (uint32 where the vocabulary is larger than 65,536). Shards have one record a
+group, as Grain reads them.
 """
 
 import dataclasses
@@ -32,15 +35,22 @@ from var_jax.data import loader
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from var_jax.config.train import DataConfig  # for its type alone: data must not depend on training
+    from var_jax.config.train import (
+        DataConfig,
+    )  # for its type alone: data must not depend on training
 
 FORMAT = 1
 SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
-ROLES = {"train": "train_split", "test": "eval_split"}  # directory of the cache: the split's key in the config
-UNKNOWN_IMAGES = ("token cache %s was written before caches noted which images they are of; "
-                  "whether these changed since cannot be told, and if they have transparency or an EXIF "
-                  "orientation, its tokens are of pixels without them")
+ROLES = {
+    "train": "train_split",
+    "test": "eval_split",
+}  # directory of the cache: the split's key in the config
+UNKNOWN_IMAGES = (
+    "token cache %s was written before caches noted which images they are of; "
+    "whether these changed since cannot be told, and if they have transparency or an EXIF "
+    "orientation, its tokens are of pixels without them"
+)
 # Of the tokenizer's settings; they change no token.
 TRAINING_ONLY = (
     "vq_beta",
@@ -119,11 +129,14 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
-    """Changes with every weight and setting that a token depends on; not with settings that are at their default,
-    so that a later version's new ones leave it as it is."""
+    """Changes with every weight and setting that a token depends on; not with settings that are at
+    their default, so that a later version's new ones leave it as it is."""
     defaults = {field.name: plain(field.default) for field in dataclasses.fields(TokenizerConfig)}
-    settings = {key: value for key, value in plain(config).items()
-                if key not in TRAINING_ONLY and value != defaults[key]}
+    settings = {
+        key: value
+        for key, value in plain(config).items()
+        if key not in TRAINING_ONLY and value != defaults[key]
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, leaf in sorted(flatten_dict(params, sep="/").items()):
         array = np.ascontiguousarray(leaf)
@@ -133,13 +146,16 @@ def fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
 
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
-    """Changes with every weight and size of a model; what only training knows of its tokenizer is left out."""
+    """Changes with every weight and size of a model; what only training knows of its tokenizer is
+    left out."""
     own = [
         fingerprint(config.tokenizer, params["tokenizer"]),
         _without_training(config.transformer),
     ]
-    own += [hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-            for leaf in jax.tree.leaves(params.get("transformer"))]
+    own += [
+        hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+        for leaf in jax.tree.leaves(params.get("transformer"))
+    ]
     return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
 
 
@@ -165,7 +181,9 @@ def read_manifest(directory: epath.Path) -> Manifest:
     """
     path = directory / "manifest.json"
     if not path.exists():
-        raise UserError(f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` wrote")
+        raise UserError(
+            f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` wrote"
+        )
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -186,10 +204,16 @@ class TokenSplit:
         self._length = manifest.scales.total
         self._dtype = token_dtype(manifest.vocab_size)
         # With the counts given, no file is opened before it is read.
-        self._source = grain.sources.ArrayRecordDataSource([f"{directory / s.name}[0:{s.images}]" for s in info.shards])
+        self._source = grain.sources.ArrayRecordDataSource(
+            [f"{directory / s.name}[0:{s.images}]" for s in info.shards]
+        )
 
     def __reduce__(self):
-        return TokenSplit, (self._directory, self._info, self._manifest)  # a worker process opens the files itself
+        return TokenSplit, (
+            self._directory,
+            self._info,
+            self._manifest,
+        )  # a worker process opens the files itself
 
     def __len__(self) -> int:
         return self._info.images
@@ -213,11 +237,15 @@ class TokenSplit:
         try:
             content = self._source[view * len(self) + int(index)]
         except Exception as error:  # array_record raises several kinds
-            raise UserError(f"{self._directory} has a damaged shard ({' '.join(str(error).split())}); remove it and "
-                            "run the same `var-jax tokenize` again") from error
+            raise UserError(
+                f"{self._directory} has a damaged shard ({' '.join(str(error).split())}); remove it and "
+                "run the same `var-jax tokenize` again"
+            ) from error
         if len(content) != LABEL.itemsize + self._length * self._dtype.itemsize:
-            raise UserError(f"{self._directory} has a record of {len(content)} bytes, which is not {self._length} "
-                            "tokens; write the cache again")
+            raise UserError(
+                f"{self._directory} has a record of {len(content)} bytes, which is not {self._length} "
+                "tokens; write the cache again"
+            )
         tokens = np.frombuffer(content, self._dtype, offset=LABEL.itemsize).astype(np.int32)
         return {"tokens": tokens, "label": np.frombuffer(content, LABEL, 1)[0].astype(np.int32)}
 
@@ -241,7 +269,11 @@ class Cache:
     @property
     def counts(self) -> dict[str, int]:
         """Images of each role that is there."""
-        return {role: info.images for role in ROLES if (info := getattr(self.manifest, role)) is not None}
+        return {
+            role: info.images
+            for role in ROLES
+            if (info := getattr(self.manifest, role)) is not None
+        }
 
     @functools.cached_property
     def train(self) -> TokenSplit:
@@ -251,8 +283,13 @@ class Cache:
     def test(self) -> TokenSplit:
         return self._split("test")
 
-    def check(self, data: "DataConfig", tokenizer: TokenizerConfig | None = None, fingerprint: str | None = None,
-              data_fingerprint: str | None = None):
+    def check(
+        self,
+        data: "DataConfig",
+        tokenizer: TokenizerConfig | None = None,
+        fingerprint: str | None = None,
+        data_fingerprint: str | None = None,
+    ):
         """Compares with what a run says of its data, and of its tokenizer where it names one.
 
         Args:
@@ -271,25 +308,41 @@ class Cache:
             if (info := getattr(theirs, role)) is not None:
                 ours[f"data.{key}"], held[f"data.{key}"] = getattr(data, key), info.split
         if tokenizer is not None:
-            ours |= {"scales": str(tokenizer.scales), "vocab_size": tokenizer.vocab_size,
-                     "image shape": tuple(tokenizer.image_shape)}
-            held |= {"scales": str(theirs.scales), "vocab_size": theirs.vocab_size,
-                     "image shape": tuple(theirs.image_shape)}
+            ours |= {
+                "scales": str(tokenizer.scales),
+                "vocab_size": tokenizer.vocab_size,
+                "image shape": tuple(tokenizer.image_shape),
+            }
+            held |= {
+                "scales": str(theirs.scales),
+                "vocab_size": theirs.vocab_size,
+                "image shape": tuple(theirs.image_shape),
+            }
         if fingerprint is not None:
-            ours["tokenizer fingerprint"], held["tokenizer fingerprint"] = fingerprint, theirs.fingerprint
+            ours["tokenizer fingerprint"], held["tokenizer fingerprint"] = (
+                fingerprint,
+                theirs.fingerprint,
+            )
         if data_fingerprint and theirs.data_fingerprint:
-            ours["data fingerprint"], held["data fingerprint"] = data_fingerprint, theirs.data_fingerprint
+            ours["data fingerprint"], held["data fingerprint"] = (
+                data_fingerprint,
+                theirs.data_fingerprint,
+            )
         if different := differences(ours, held):
             if ours.get("data fingerprint") != held.get("data fingerprint"):
                 different = [*different, "its images changed since it was written"]
-            raise UserError(f"token cache {self.directory} is not this run's: {'; '.join(different)}; "
-                            "give another data.tokens_dir, or the data and settings it was written with")
+            raise UserError(
+                f"token cache {self.directory} is not this run's: {'; '.join(different)}; "
+                "give another data.tokens_dir, or the data and settings it was written with"
+            )
 
     def _split(self, role: str) -> TokenSplit:
         info = getattr(self.manifest, role)
         if info is None:
-            raise UserError(f"token cache {self.directory} has no {role} split; add it by `var-jax tokenize` with "
-                            f"--splits {role}")
+            raise UserError(
+                f"token cache {self.directory} has no {role} split; add it by `var-jax tokenize` with "
+                f"--splits {role}"
+            )
         return TokenSplit(self.directory / role, info, self.manifest)
 
 
@@ -297,7 +350,8 @@ def open_cache(directory) -> Cache:
     """A cache, its manifest and the sizes of its shards checked.
 
     Raises:
-      UserError: it is none, not finished, or a shard is missing or of another size than when it was written.
+      UserError: it is none, not finished, or a shard is missing or of another size than when it was
+        written.
     """
     directory = epath.Path(directory)
     manifest = read_manifest(directory)
@@ -305,18 +359,35 @@ def open_cache(directory) -> Cache:
         if (info := getattr(manifest, role)) is None:
             continue
         if not info.shards:
-            raise UserError(f"token cache {directory} is not finished; run the same `var-jax tokenize` again")
-        sizes = {path.name: path.stat().length for path in (directory / role).glob("*.array_record")}
+            raise UserError(
+                f"token cache {directory} is not finished; run the same `var-jax tokenize` again"
+            )
+        sizes = {
+            path.name: path.stat().length for path in (directory / role).glob("*.array_record")
+        }
         for shard in info.shards:
             if (size := sizes.get(shard.name)) != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
-                raise UserError(f"{directory / role / shard.name} {found}; run the same `var-jax tokenize` again")
+                found = (
+                    "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
+                )
+                raise UserError(
+                    f"{directory / role / shard.name} {found}; run the same `var-jax tokenize` again"
+                )
     return Cache(directory, manifest)
 
 
-def train_batches(cache: Cache, batch_size: int, seed: int, start_step: int = 0, *, workers: int = 0,
-                  rows: Sequence[int] | None = None, processes: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """As `loader.train_batches`, in the same order of images; image i is read in view (epoch + i) mod views.
+def train_batches(
+    cache: Cache,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    *,
+    workers: int = 0,
+    rows: Sequence[int] | None = None,
+    processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """As `loader.train_batches`, in the same order of images; image i is read in view (epoch + i)
+    mod views.
 
     Yields:
       {"tokens": int32 (rows, L), "label": int32 (rows,)}.
@@ -325,25 +396,64 @@ def train_batches(cache: Cache, batch_size: int, seed: int, start_step: int = 0,
         (when its batch comes).
     """
     split = cache.train
-    return loader.shuffled(range(len(split)), lambda images, _: images.map_with_index(_View(split)), batch_size, seed,
-                           start_step, rows, name=f"the training split of {cache.directory}",
-                           example_bytes=4 * cache.manifest.scales.total, workers=workers, processes=processes)
+    return loader.shuffled(
+        range(len(split)),
+        lambda images, _: images.map_with_index(_View(split)),
+        batch_size,
+        seed,
+        start_step,
+        rows,
+        name=f"the training split of {cache.directory}",
+        example_bytes=4 * cache.manifest.scales.total,
+        workers=workers,
+        processes=processes,
+    )
 
 
-def eval_batches(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0,
-                 rows: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+    cache: Cache,
+    batch_size: int,
+    limit: int = 0,
+    *,
+    workers: int = 0,
+    rows: Sequence[int] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.eval_batches`, with "tokens" for "image"."""
     split, blank = cache.test, _blank(cache)
-    return loader.in_order(len(split), split.__getitem__, blank, batch_size, limit, rows,
-                           example_bytes=4 * cache.manifest.scales.total, workers=workers)
+    return loader.in_order(
+        len(split),
+        split.__getitem__,
+        blank,
+        batch_size,
+        limit,
+        rows,
+        example_bytes=4 * cache.manifest.scales.total,
+        workers=workers,
+    )
 
 
-def eval_passes(cache: Cache, batch_size: int, limit: int = 0, *, workers: int = 0,
-                rows: Sequence[int] | None = None, processes: int = 1) -> loader.Passes:
+def eval_passes(
+    cache: Cache,
+    batch_size: int,
+    limit: int = 0,
+    *,
+    workers: int = 0,
+    rows: Sequence[int] | None = None,
+    processes: int = 1,
+) -> loader.Passes:
     """As `loader.eval_passes`, with "tokens" for "image"."""
     split, blank = cache.test, _blank(cache)
-    return loader.passes(len(split), split.__getitem__, blank, batch_size, limit, rows,
-                         example_bytes=4 * cache.manifest.scales.total, workers=workers, processes=processes)
+    return loader.passes(
+        len(split),
+        split.__getitem__,
+        blank,
+        batch_size,
+        limit,
+        rows,
+        example_bytes=4 * cache.manifest.scales.total,
+        workers=workers,
+        processes=processes,
+    )
 
 
 def _blank(cache: Cache) -> dict[str, Any]:
@@ -352,10 +462,13 @@ def _blank(cache: Cache) -> dict[str, Any]:
 
 
 class _View(grain.transforms.MapWithIndex):
-    """An image's tokens, each view once in as many epochs as there are views, and all views in every epoch."""
+    """An image's tokens, each view once in as many epochs as there are views, and all views in
+    every epoch."""
 
     def __init__(self, split: TokenSplit):
         self._split = split
 
     def map_with_index(self, index: int, element: int) -> dict[str, Any]:
-        return self._split.read(element, (index // len(self._split) + int(element)) % self._split.views)
+        return self._split.read(
+            element, (index // len(self._split) + int(element)) % self._split.views
+        )

@@ -1,7 +1,7 @@
 """From a file's bytes to uint8 pixels of the model's size.
 
-The published recipe for photographs: Lanczos resize of the short side to 1.125 times the size, then a random crop
-(evaluation: centre crop) and no flip, which is there for data that it suits.
+The published recipe for photographs: Lanczos resize of the short side to 1.125 times the size, then
+a random crop (evaluation: centre crop) and no flip, which is there for data that it suits.
 """
 
 import math
@@ -27,21 +27,28 @@ def check(image_shape: tuple[int, int, int], resize: str):
     if resize not in get_args(Resize):
         raise UserError(f"data.resize is {resize!r}{did_you_mean(resize, get_args(Resize))}")
     if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):
-        raise UserError(f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 channels")
+        raise UserError(
+            f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 channels"
+        )
 
 
-def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int], resize: Resize,
-        name: str = "image") -> UInt8[np.ndarray, "new_height new_width new_channels"]:
+def fit(
+    pixels: UInt8[np.ndarray, "height width channels"],
+    image_shape: tuple[int, int, int],
+    resize: Resize,
+    name: str = "image",
+) -> UInt8[np.ndarray, "new_height new_width new_channels"]:
     """The part of the transform that is the same in every epoch.
 
-    The memory that it takes is bounded by the sizes of image and shape: of an image that is more than MAX_ASPECT times
+    The memory that it takes is bounded by the sizes of image and shape: of an image that is more
+      than MAX_ASPECT times
     as long as the shape, "crop" takes a part in the middle that is that long.
 
     Args:
       pixels: 1, 3 or 4 channels (the last is alpha, composited as `decode` does).
       image_shape: (height, width, channels) that the model takes.
-      resize: "whole" and "pad" give just that size; "crop" 1.125 times the size along the side that is relatively
-        the shorter, and more along the other, for `crop` to cut.
+      resize: "whole" and "pad" give just that size; "crop" 1.125 times the size along the side that
+        is relatively the shorter, and more along the other, for `crop` to cut.
       name: for the message.
     Raises:
       UserError: "pad", and the image is larger than the shape.
@@ -55,40 +62,53 @@ def fit(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[i
     image = image.convert("L" if channels == 1 else "RGB")
     if resize == "pad":
         if image.height > height or image.width > width:
-            raise UserError(f"{name} has {image.height} x {image.width} pixels, more than the {height} x {width} that "
-                            "data.resize 'pad' fills; take 'whole' or 'crop'")
+            raise UserError(
+                f"{name} has {image.height} x {image.width} pixels, more than the {height} x {width} that "
+                "data.resize 'pad' fills; take 'whole' or 'crop'"
+            )
         canvas = Image.new(image.mode, (width, height))
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         image = canvas
     else:
         if resize == "crop":
             height, width = _covering(image.height, image.width, height, width)
-        if image.height > MAX_ASPECT * image.width:  # Pillow would make all of its rows as wide as the result first
+        if (
+            image.height > MAX_ASPECT * image.width
+        ):  # Pillow would make all of its rows as wide as the result first
             image = image.resize((image.width, height), Image.Resampling.LANCZOS)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def at_size(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int],
-            resize: Resize = "crop", name: str = "image") -> UInt8[np.ndarray, "new_height new_width new_channels"]:
-    """An image that a user hands a model: `fit` and cut in the centre; one of the model's size is taken as it is."""
+def at_size(
+    pixels: UInt8[np.ndarray, "height width channels"],
+    image_shape: tuple[int, int, int],
+    resize: Resize = "crop",
+    name: str = "image",
+) -> UInt8[np.ndarray, "new_height new_width new_channels"]:
+    """An image that a user hands a model: `fit` and cut in the centre; one of the model's size is
+    taken as it is."""
     how = "whole" if pixels.shape[:2] == image_shape[:2] else resize
     return crop(fit(pixels, image_shape, how, name), image_shape)
 
 
-def crop(pixels: UInt8[np.ndarray, "height width channels"], image_shape: tuple[int, int, int],
-         rng: np.random.Generator | None = None) -> UInt8[np.ndarray, "new_height new_width channels"]:
+def crop(
+    pixels: UInt8[np.ndarray, "height width channels"],
+    image_shape: tuple[int, int, int],
+    rng: np.random.Generator | None = None,
+) -> UInt8[np.ndarray, "new_height new_width channels"]:
     """A uniformly random window of the shape's size, or without `rng` the one in the centre."""
     spare = [have - want for have, want in zip(pixels.shape[:2], image_shape[:2], strict=True)]
     if rng is None:
         top, left = (round(s / 2) for s in spare)
     else:
         top, left = (int(rng.integers(s + 1)) for s in spare)
-    return pixels[top:top + image_shape[0], left:left + image_shape[1]]
+    return pixels[top : top + image_shape[0], left : left + image_shape[1]]
 
 
-def flip(pixels: UInt8[np.ndarray, "height width channels"],
-         rng: np.random.Generator) -> UInt8[np.ndarray, "height width channels"]:
+def flip(
+    pixels: UInt8[np.ndarray, "height width channels"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width channels"]:
     """The image, or as often its mirror image."""
     return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
 
@@ -102,12 +122,15 @@ def _covering(height: int, width: int, want_height: int, want_width: int) -> tup
 
 
 def _shortened(pixels: np.ndarray, want_height: int, want_width: int) -> np.ndarray:
-    """The middle of an image that is more than MAX_ASPECT times as long as what is wanted; others as they are."""
+    """The middle of an image that is more than MAX_ASPECT times as long as what is wanted; others
+    as they are."""
     for axis, ratio in ((0, want_height / want_width), (1, want_width / want_height)):
         length, other = pixels.shape[axis], pixels.shape[1 - axis]
         most = math.ceil(MAX_ASPECT * ratio * other)
         if length > most:
             start = (length - most) // 2
             # As much on either side, so that the middle stays the middle.
-            return pixels[start:length - start] if axis == 0 else pixels[:, start:length - start]
+            return (
+                pixels[start : length - start] if axis == 0 else pixels[:, start : length - start]
+            )
     return pixels

@@ -22,15 +22,16 @@ class Seen(NamedTuple):
 
 
 def visible(folder: epath.Path) -> Iterator[epath.Path]:
-    """What a folder holds without hidden files and folders: `.ipynb_checkpoints`, `.Trash-1000`, macOS's `._x.png`."""
+    """What a folder holds without hidden files and folders: `.ipynb_checkpoints`, `.Trash-1000`,
+    macOS's `._x.png`."""
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def walk(folder: epath.Path, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[Seen]:
     """Every visible file below a folder, at any depth and in no particular order.
 
-    A link that leads nowhere, or back to a folder above it, comes as a file without bytes, so that whoever reads it
-    names it. epath has no recursive patterns, hence this function.
+    A link that leads nowhere, or back to a folder above it, comes as a file without bytes, so that
+    whoever reads it names it. epath has no recursive patterns, hence this function.
 
     Args:
       prefix: goes in front of every name, with a "/" between them.

@@ -1,4 +1,5 @@
-"""What the page of `var-jax demo` does, without the page: a model and a visitor's choices to pictures."""
+"""What the page of `var-jax demo` does, without the page: a model and a visitor's choices to
+pictures."""
 
 import io
 import os
@@ -21,11 +22,14 @@ from var_jax.sampling import sampler, validate
 # Of an uploaded file. Its pixels are counted by its header, before any is decoded.
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
-MAX_ASPECT = 20  # the short side is resized to the model's, so that a line of pixels would grow without bound
-# Kinds that are told by their first bytes and that Pillow decodes by itself; EPS, say, would run another program.
+# The short side is resized to the model's, so that a line of pixels would grow without bound
+MAX_ASPECT = 20
+# Kinds that are told by their first bytes and that Pillow decodes by itself; EPS, say, would run
+# another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 
-# No guidance, in the program that guides: (1 + t) a - t b is `a` to the last bit, and a cfg of 0 compiles another one.
+# No guidance, in the program that guides: (1 + t) a - t b is `a` to the last bit, and a cfg of 0
+# compiles another one.
 NO_CFG = 1e-30
 
 
@@ -44,7 +48,8 @@ class Choices(NamedTuple):
 
 
 def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[str, int]]:
-    """(text, class id) of every class, and of "no class": with names where a training workdir has them (data.json).
+    """(text, class id) of every class, and of "no class": with names where a training workdir has
+    them (data.json).
 
     Raises:
       UserError: the model has no transformer, or data.json does not read.
@@ -63,7 +68,8 @@ def scale_titles(config: TokenizerConfig) -> list[str]:
 
 
 def default_from_scale(config: TokenizerConfig) -> int:
-    """The first scale with new content by the published rule, which `Pipeline.edit` follows unless told."""
+    """The first scale with new content by the published rule, which `Pipeline.edit` follows unless
+    told."""
     return min(sampler.published_given(config.scales), len(config.scales) - 1)
 
 
@@ -77,9 +83,15 @@ def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
     return steps[0]
 
 
-def redraw(model: Pipeline, image: UInt8[np.ndarray, "H W c"], mask: Bool[np.ndarray, "H W"], choices: Choices,
-           from_scale: int) -> UInt8[np.ndarray, "H W c"]:
-    """An image with new content where the mask is True (VAR, section 5.3); every other pixel as it was.
+def redraw(
+    model: Pipeline,
+    image: UInt8[np.ndarray, "H W c"],
+    mask: Bool[np.ndarray, "H W"],
+    choices: Choices,
+    from_scale: int,
+) -> UInt8[np.ndarray, "H W c"]:
+    """An image with new content where the mask is True (VAR, section 5.3); every other pixel as it
+    was.
 
     Args:
       from_scale: the first scale with new content, counted from 0.
@@ -89,18 +101,23 @@ def redraw(model: Pipeline, image: UInt8[np.ndarray, "H W c"], mask: Bool[np.nda
     h, w = model.config.tokenizer.scales.finest
     if model.kept_tokens(~mask).all():
         painted = "less than a token" if mask.any() else "empty"
-        raise UserError(f"the painted region is {painted}, so that nothing would change; paint over at least "
-                        f"1/{h} of the height by 1/{w} of the width")
+        raise UserError(
+            f"the painted region is {painted}, so that nothing would change; paint over at least "
+            f"1/{h} of the height by 1/{w} of the width"
+        )
     signal = image[None].astype(np.float32) / 127.5 - 1
-    edited = model.edit(signal, ~mask, [choices.label], from_scale=from_scale, composite=True, **_settings(choices))
+    edited = model.edit(
+        signal, ~mask, [choices.label], from_scale=from_scale, composite=True, **_settings(choices)
+    )
     return pictures.to_uint8(edited)[0]
 
 
 def open_only_formats():
     """Leaves Pillow's `Image.open` no other kinds than FORMATS, in the whole process and for good.
 
-    Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of the page tells it
-    otherwise: whichever plugin knows the first bytes reads the file, and that of EPS starts Ghostscript on it. What
+    Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of
+    the page tells it otherwise: whichever plugin knows the first bytes reads the file, and that of
+      EPS starts Ghostscript on it. What
     Pillow can save stays as it was.
     """
     Image.init()  # all of them, so that none comes later
@@ -113,29 +130,52 @@ def open_only_formats():
 def warm_up(model: Pipeline, choices: Choices):
     """Compiles what a visitor needs first: drawing, and editing from the default scale."""
     image = draw(model, choices)[-1]
-    redraw(model, image, np.ones(image.shape[:2], bool), choices, default_from_scale(model.config.tokenizer))
+    redraw(
+        model,
+        image,
+        np.ones(image.shape[:2], bool),
+        choices,
+        default_from_scale(model.config.tokenizer),
+    )
 
 
 def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.ndarray, "H W c"]:
     """An uploaded image file at the model's size, cut to its shape as `var-jax edit` does.
 
     Raises:
-      UserError: too many bytes or pixels, too long and narrow, or not an image that decodes to its end.
+      UserError: too many bytes or pixels, too long and narrow, or not an image that decodes to its
+        end.
     """
     size = os.stat(path).st_size
-    require(size <= MAX_BYTES, "the upload", f"of {size / 2**20:.1f} MB", f"at most {MAX_BYTES >> 20} MB")
+    require(
+        size <= MAX_BYTES,
+        "the upload",
+        f"of {size / 2**20:.1f} MB",
+        f"at most {MAX_BYTES >> 20} MB",
+    )
     with open(path, "rb") as file:
         content = file.read()
     height, width = _header_size(content)
-    require(height * width <= MAX_PIXELS, "the upload", f"of {height} x {width} pixels",
-            f"at most {MAX_PIXELS // 10**6} million")
-    require(0 < max(height, width) <= MAX_ASPECT * min(height, width), "the upload", f"of {height} x {width} pixels",
-            f"at most {MAX_ASPECT} times as long as it is wide")
+    require(
+        height * width <= MAX_PIXELS,
+        "the upload",
+        f"of {height} x {width} pixels",
+        f"at most {MAX_PIXELS // 10**6} million",
+    )
+    require(
+        0 < max(height, width) <= MAX_ASPECT * min(height, width),
+        "the upload",
+        f"of {height} x {width} pixels",
+        f"at most {MAX_ASPECT} times as long as it is wide",
+    )
     return transforms.at_size(transforms.decode(content, "the upload", FORMATS), config.image_shape)
 
 
-def read_mask(layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig) -> Bool[np.ndarray, "H W"]:
-    """Where something is painted on any layer, RGBA of any size over the whole image; False of no layers."""
+def read_mask(
+    layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig
+) -> Bool[np.ndarray, "H W"]:
+    """Where something is painted on any layer, RGBA of any size over the whole image; False of no
+    layers."""
     height, width, _ = config.image_shape
     mask = np.zeros((height, width), bool)
     for layer in layers:
@@ -148,11 +188,18 @@ def _header_size(content: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.height, image.width
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # beyond Pillow's own limit
-        raise UserError(f"the upload has too many pixels; it must be at most {MAX_PIXELS // 10**6} million") from error
+    except (
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # beyond Pillow's own limit
+        raise UserError(
+            f"the upload has too many pixels; it must be at most {MAX_PIXELS // 10**6} million"
+        ) from error
     except Exception as error:  # Pillow's plugins raise nearly every kind
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise UserError(f"the upload is not an image that can be read; it must be {kinds}") from error
+        raise UserError(
+            f"the upload is not an image that can be read; it must be {kinds}"
+        ) from error
 
 
 def _settings(choices: Choices) -> dict[str, Any]:

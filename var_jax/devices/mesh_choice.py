@@ -1,8 +1,9 @@
 """The mesh of a run: one choice for training, for compilation ahead of time and for benchmarks.
 
-Where the config leaves the data axis open (`mesh.data` -1), the model axis grows, from `mesh.model` on,
-until the model and the batch divide. Where no mesh of the devices divides the whole model, parameters
-that are not divided are replicated along that axis, which is logged once with the bytes that it costs.
+Where the config leaves the data axis open (`mesh.data` -1), the model axis grows, from `mesh.model`
+on, until the model and the batch divide. Where no mesh of the devices divides the whole model,
+parameters that are not divided are replicated along that axis, which is logged once with the bytes
+that it costs.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ class Choice(NamedTuple):
     """A mesh and what it leaves undivided.
 
     Attributes:
-      replicated_bytes: of parameters, moments and average, what one device holds beyond the even share
-        of parameters which the mesh does not divide.
+      replicated_bytes: of parameters, moments and average, what one device holds beyond the even
+        share of parameters which the mesh does not divide.
     """
 
     mesh: Mesh
@@ -54,8 +55,9 @@ class Candidate(NamedTuple):
     idle: bool
 
 
-def choose(config: TrainConfig, devices: Sequence[jax.Device] | None = None,
-           name: str = "batch_size") -> Choice:
+def choose(
+    config: TrainConfig, devices: Sequence[jax.Device] | None = None, name: str = "batch_size"
+) -> Choice:
     """Returns the mesh that a run trains on.
 
     Args:
@@ -72,7 +74,9 @@ def choose(config: TrainConfig, devices: Sequence[jax.Device] | None = None,
     if _is_given(config.mesh):
         _require_sharded(config, devices, boxed, mesh)
     else:
-        sharding.require_sharded(shardings, abstract, mesh, config.mesh.replicated_share, excused=best.undivided)
+        sharding.require_sharded(
+            shardings, abstract, mesh, config.mesh.replicated_share, excused=best.undivided
+        )
     copies = 3 + (config.ema > 0)  # the parameters, Adam's two moments, the average
     extra = copies * sum(best.undivided.values())
     if best.undivided and jax.process_index() == 0:
@@ -80,12 +84,20 @@ def choose(config: TrainConfig, devices: Sequence[jax.Device] | None = None,
         log.warning(
             "the mesh data=%d, model=%d does not divide %d of the parameters; they are replicated, which takes "
             "%s bytes per device beyond an even share (with moments and average); the largest: %s",
-            mesh.shape["data"], mesh.shape["model"], len(best.undivided), f"{extra:,}", ", ".join(largest))
+            mesh.shape["data"],
+            mesh.shape["model"],
+            len(best.undivided),
+            f"{extra:,}",
+            ", ".join(largest),
+        )
     return Choice(mesh, extra)
 
 
-def choose_for_sampling(config: TrainConfig, images: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh that generates `images` at once, with weights divided along the model axis alone.
+def choose_for_sampling(
+    config: TrainConfig, images: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns the mesh that generates `images` at once, with weights divided along the model axis
+    alone.
 
     Raises:
       UserError: no mesh of the devices divides the images.
@@ -95,13 +107,20 @@ def choose_for_sampling(config: TrainConfig, images: int, devices: Sequence[jax.
     return _best(config, devices, boxed, images, 1, "--images", sampling=True)[1]
 
 
-def _best(config: TrainConfig, devices: Sequence[jax.Device], boxed: Any, images: int, parts: int,
-          name: str = "batch_size", sampling: bool = False) -> tuple[Candidate, Mesh]:
+def _best(
+    config: TrainConfig,
+    devices: Sequence[jax.Device],
+    boxed: Any,
+    images: int,
+    parts: int,
+    name: str = "batch_size",
+    sampling: bool = False,
+) -> tuple[Candidate, Mesh]:
     """The best of the meshes that the devices can form, and the mesh.
 
-    Among those that leave no more than `mesh.replicated_share` whole, it is the one that divides all
-    that has a rule, else any, each of the smallest model axis; if there is none, the one that holds least
-    per device. For sampling it is the one of the smallest model axis.
+    Among those that leave no more than `mesh.replicated_share` whole, it is the one that divides
+    all that has a rule, else any, each of the smallest model axis; if there is none, the one that
+    holds least per device. For sampling it is the one of the smallest model axis.
     """
     reason: UserError | None = None
     found: list[tuple[Candidate, Mesh]] = []
@@ -119,8 +138,14 @@ def _best(config: TrainConfig, devices: Sequence[jax.Device], boxed: Any, images
     if config.stage == "tokenizer" or any(not candidate.idle for candidate in candidates):
         found = [one for one in found if not one[0].idle or _is_given(config.mesh)]
     if not found:
-        _refuse_batch([state.axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
-                      or [state.axis_sizes(candidates[0].config, len(devices))], config, images, parts, name)
+        _refuse_batch(
+            [state.axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
+            or [state.axis_sizes(candidates[0].config, len(devices))],
+            config,
+            images,
+            parts,
+            name,
+        )
     if sampling:
         return found[0]
     spread = [one for one in found if one[0].whole_share <= config.mesh.replicated_share]
@@ -130,23 +155,41 @@ def _best(config: TrainConfig, devices: Sequence[jax.Device], boxed: Any, images
     return min(found, key=lambda one: one[0].held_bytes)
 
 
-def _candidates(config: TrainConfig, devices: int, boxed: Any, rows: int, sampling: bool) -> list[Candidate]:
+def _candidates(
+    config: TrainConfig, devices: int, boxed: Any, rows: int, sampling: bool
+) -> list[Candidate]:
     """By the size of the model axis, from the smallest."""
-    meshes = [config.mesh] if _is_given(config.mesh) else [
-        dataclasses.replace(config.mesh, model=model) for model in _model_sizes(config.mesh, devices)]
+    meshes = (
+        [config.mesh]
+        if _is_given(config.mesh)
+        else [
+            dataclasses.replace(config.mesh, model=model)
+            for model in _model_sizes(config.mesh, devices)
+        ]
+    )
     found = []
     for mesh in meshes:
         data, model = state.axis_sizes(mesh, devices)
         sizes = {"data": 1 if sampling else data, "model": model}
         undivided = sharding.undivided(boxed, sizes)
-        found.append(Candidate(mesh, undivided, sharding.whole_share(boxed, sizes),
-                               sharding.held_bytes(boxed, sizes), _is_idle(config, data, model, rows)))
+        found.append(
+            Candidate(
+                mesh,
+                undivided,
+                sharding.whole_share(boxed, sizes),
+                sharding.held_bytes(boxed, sizes),
+                _is_idle(config, data, model, rows),
+            )
+        )
     return found
 
 
 def _model_sizes(mesh: MeshConfig, devices: int) -> list[int]:
-    """Multiples of the config's model axis that divide the devices; it alone where it does not divide them."""
-    return [m for m in range(mesh.model, devices + 1, mesh.model) if devices % m == 0] or [mesh.model]
+    """Multiples of the config's model axis that divide the devices; it alone where it does not
+    divide them."""
+    return [m for m in range(mesh.model, devices + 1, mesh.model) if devices % m == 0] or [
+        mesh.model
+    ]
 
 
 def _is_given(mesh: MeshConfig) -> bool:
@@ -154,37 +197,56 @@ def _is_given(mesh: MeshConfig) -> bool:
 
 
 def _is_idle(config: TrainConfig, data: int, model: int, rows: int) -> bool:
-    """Whether there is nothing to divide along the model axis: the heads and hidden units of a transformer,
-    the images of a convolutional network."""
+    """Whether there is nothing to divide along the model axis: the heads and hidden units of a
+    transformer, the images of a convolutional network."""
     if config.stage == "tokenizer":
         return rows % (data * model) != 0
     return config.transformer.heads % model != 0 or config.transformer.hidden % model != 0
 
 
-def _refuse_batch(sizes: Sequence[tuple[int, int]], config: TrainConfig, images: int, parts: int, name: str):
-    """Raises UserError with the batch sizes next to it that a mesh of these (data, model) sizes divides."""
+def _refuse_batch(
+    sizes: Sequence[tuple[int, int]], config: TrainConfig, images: int, parts: int, name: str
+):
+    """Raises UserError with the batch sizes next to it that a mesh of these (data, model) sizes
+    divides."""
     over_both = config.stage == "tokenizer" and not _is_given(config.mesh)
     smallest = min(data * model if over_both else data for data, model in sizes)
     unit = smallest * parts
     near = sorted({max(images // unit, 1) * unit, math.ceil(images / unit) * unit})
-    raise UserError(f"{name} is {images}; it must be a multiple of {unit} (a mesh of {smallest} parts times "
-                    f"microbatches {parts}), such as {' or '.join(map(str, near))}")
+    raise UserError(
+        f"{name} is {images}; it must be a multiple of {unit} (a mesh of {smallest} parts times "
+        f"microbatches {parts}), such as {' or '.join(map(str, near))}"
+    )
 
 
 def _require_sharded(config: TrainConfig, devices: Sequence[jax.Device], boxed: Any, mesh: Mesh):
-    """Raises UserError where the mesh that the config gives leaves too much whole, naming a better one."""
+    """Raises UserError where the mesh that the config gives leaves too much whole, naming a better
+    one."""
     try:
-        sharding.require_sharded(sharding.shardings(boxed, mesh), nn.meta.unbox(boxed), mesh,
-                                  config.mesh.replicated_share)
+        sharding.require_sharded(
+            sharding.shardings(boxed, mesh),
+            nn.meta.unbox(boxed),
+            mesh,
+            config.mesh.replicated_share,
+        )
     except UserError as error:
         open_mesh = dataclasses.replace(config.mesh, data=-1, model=1)
         try:
-            better = _best(dataclasses.replace(config, mesh=open_mesh), devices, boxed, config.batch_size,
-                           config.microbatches)[0]
+            better = _best(
+                dataclasses.replace(config, mesh=open_mesh),
+                devices,
+                boxed,
+                config.batch_size,
+                config.microbatches,
+            )[0]
         except UserError:
             raise error from None
         data, model = state.axis_sizes(better.config, len(devices))
         if (data, model) == (mesh.shape["data"], mesh.shape["model"]):
-            raise UserError(f"{error}; no mesh of these devices divides more: mesh.replicated_share="
-                            f"{better.whole_share:.2g} accepts it") from None
-        raise UserError(f"{error}; data={data}, model={model} would divide more, and mesh.data=-1 chooses it") from None
+            raise UserError(
+                f"{error}; no mesh of these devices divides more: mesh.replicated_share="
+                f"{better.whole_share:.2g} accepts it"
+            ) from None
+        raise UserError(
+            f"{error}; data={data}, model={model} would divide more, and mesh.data=-1 chooses it"
+        ) from None

@@ -1,7 +1,8 @@
 """SIGTERM, as clusters send it before they take a machine: every host stops after one agreed step.
 
-JAX's own SIGTERM notifier and a Python handler replace one another, and its notice reaches only the hosts of one
-job manager: the handler here takes the signal of one host, and a vote in the step loop tells all the others.
+JAX's own SIGTERM notifier and a Python handler replace one another, and its notice reaches only the
+hosts of one job manager: the handler here takes the signal of one host, and a vote in the step loop
+tells all the others.
 """
 
 import os
@@ -32,7 +33,8 @@ def compiling() -> bool:
 
 
 class Preemption:
-    """Notices SIGTERM while the block lasts (in the main thread; elsewhere Python takes no signals).
+    """Notices SIGTERM while the block lasts (in the main thread; elsewhere Python takes no
+    signals).
 
     Attributes:
       told: whether this host was told to stop.
@@ -41,8 +43,9 @@ class Preemption:
     def __init__(self, mesh: Mesh):
         self.told = False
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._any = jax.jit(lambda flags: jnp.any(flags, axis=0),
-                            out_shardings=NamedSharding(mesh, PartitionSpec()))
+        self._any = jax.jit(
+            lambda flags: jnp.any(flags, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
+        )
         self._before = None
 
     def __enter__(self) -> "Preemption":
@@ -55,8 +58,8 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def vote(self) -> jax.Array | bool:
-        """Whether any host has been told to stop by now, the same on every host; several hosts do not wait for it
-        here, but where they read it."""
+        """Whether any host has been told to stop by now, the same on every host; several hosts do
+        not wait for it here, but where they read it."""
         return self.told if jax.process_count() == 1 else self._of_any_host(np.array([self.told]))
 
     def check(self):

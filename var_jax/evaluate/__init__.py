@@ -1,1 +1,2 @@
-"""Metrics of sample sets and of reconstructions, with intervals, floors and the names of what they were measured by."""
+"""Metrics of sample sets and of reconstructions, with intervals, floors and the names of what they
+were measured by."""

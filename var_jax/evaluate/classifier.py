@@ -20,32 +20,41 @@ Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[n
 def shrink(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray, "n d"]:
     """(N, H, W, C) to (N, side * side * C) by area means, where the images are larger."""
     rows, columns = (matrix(n, min(n, side), "area") for n in images.shape[1:3])
-    return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(len(images), -1)
+    return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(
+        len(images), -1
+    )
 
 
-def pixel_classifier(images: Float[np.ndarray, "n h w c"],
-                     labels: Int[np.ndarray, " n"]) -> Classifier:
-    """images -> labels of a support vector machine on the principal components of small images in [0, 1]."""
+def pixel_classifier(
+    images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+) -> Classifier:
+    """images -> labels of a support vector machine on the principal components of small images in
+    [0, 1]."""
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
 
     pixels = shrink(images, PIXELS_SIDE)
-    model = make_pipeline(PCA(min(50, *pixels.shape), random_state=0), SVC(C=10)).fit(pixels, labels)
+    model = make_pipeline(PCA(min(50, *pixels.shape), random_state=0), SVC(C=10)).fit(
+        pixels, labels
+    )
     return lambda x: model.predict(shrink(x, PIXELS_SIDE))
 
 
-def agreement(classify: Classifier, images: Float[np.ndarray, "n h w c"],
-              labels: Int[np.ndarray, " n"]) -> dict[str, Any]:
-    """The share of images that a classifier finds to be what their labels say, and its 95 % interval (Wilson)."""
+def agreement(
+    classify: Classifier, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """The share of images that a classifier finds to be what their labels say, and its 95 %
+    interval (Wilson)."""
     return scores.share(classify(images) == labels)
 
 
 def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collection[int]) -> Scorer:
-    """(uint8 images, labels) -> log probability of each one's label, by a logistic regression on features.
+    """(uint8 images, labels) -> log probability of each one's label, by a logistic regression on
+    features.
 
-    It is fitted on the reference, features standardised, with scikit-learn's default regularisation: no chance is in
-    it, and it is the same whenever it is fitted again.
+    It is fitted on the reference, features standardised, with scikit-learn's default
+    regularisation: no chance is in it, and it is the same whenever it is fitted again.
 
     Raises:
       UserError: the reference has no labels, or lacks a wanted one.
@@ -54,7 +63,12 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collectio
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    require(bool(reference.class_names), "--reject-reference", f"{reference.name}, without labels", LABELLED)
+    require(
+        bool(reference.class_names),
+        "--reject-reference",
+        f"{reference.name}, without labels",
+        LABELLED,
+    )
     run = OverDevices(network.apply, network.params)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with features.progress(reference.count, f"features of {reference.name}") as bar:
@@ -64,12 +78,24 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collectio
             bar.update(len(batch.images))
     rows, labels = (np.concatenate(column) for column in zip(*found, strict=True))
     missing = sorted(set(wanted) - set(labels.tolist()))
-    require(not missing, reference.name, f"without an image of class {missing[:1]}", "of every class that is drawn")
-    require(len(set(labels.tolist())) > 1, reference.name, "of one class", "of at least two, to tell them apart")
+    require(
+        not missing,
+        reference.name,
+        f"without an image of class {missing[:1]}",
+        "of every class that is drawn",
+    )
+    require(
+        len(set(labels.tolist())) > 1,
+        reference.name,
+        "of one class",
+        "of at least two, to tell them apart",
+    )
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(rows, labels)
 
     def score(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        parts = [run(images[start:start + run.batch])[0] for start in range(0, len(images), run.batch)]
+        parts = [
+            run(images[start : start + run.batch])[0] for start in range(0, len(images), run.batch)
+        ]
         columns = np.searchsorted(model.classes_, labels)
         return model.predict_log_proba(np.concatenate(parts))[np.arange(len(labels)), columns]
 

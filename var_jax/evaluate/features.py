@@ -1,4 +1,5 @@
-"""Features of image sets by a frozen network, over all devices of this process, those of references cached."""
+"""Features of image sets by a frozen network, over all devices of this process, those of references
+cached."""
 
 import dataclasses
 import hashlib
@@ -38,14 +39,14 @@ class FeatureNetwork:
 
     Attributes:
       name: of the network, for reports.
-      distance, score: what the Fréchet distance and the Inception Score of its features are called; "" where the
-        network has no class probabilities here.
+      distance, score: what the Fréchet distance and the Inception Score of its features are called;
+        "" where the network has no class probabilities here.
       weights: fingerprint of the file they come from.
       preprocessing: how images are brought to it, for reports and for the cache.
       dimensions: of the features.
       params: its weights, an argument of `apply`.
-      apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and, where it has them, log
-        probabilities of classes (b, k), else None.
+      apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and, where it has
+        them, log probabilities of classes (b, k), else None.
     """
 
     name: str
@@ -58,44 +59,74 @@ class FeatureNetwork:
     apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
 
     def described(self) -> dict[str, Any]:
-        return {"network": self.name, "weights": self.weights, "preprocessing": self.preprocessing,
-                "dimensions": self.dimensions}
+        return {
+            "network": self.name,
+            "weights": self.weights,
+            "preprocessing": self.preprocessing,
+            "dimensions": self.dimensions,
+        }
 
 
 def load(kind: Kind, path: str = "") -> FeatureNetwork:
     """A network with its weights.
 
     Args:
-      kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception", at 299 x 299.
-      path: weights; for EfficientNet-Lite0 "" is the installed package, for Inception a file is needed.
+      kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception",
+        at 299 x 299.
+      path: weights; for EfficientNet-Lite0 "" is the installed package, for Inception a file is
+        needed.
     Raises:
       UserError: no weights, or those of another network.
     """
     if kind == "efficientnet":
         params = efficientnet.load(path)
         told = f"bilinear and antialiased to {SIDE} x {SIDE}"
-        return FeatureNetwork(f"EfficientNet-Lite0 {SIDE} px", f"Fréchet distance, EfficientNet-Lite0 {SIDE} px", "",
-                              weights.fingerprint(efficientnet.find_weights(path)), told, 1280, params, _efficientnet)
+        return FeatureNetwork(
+            f"EfficientNet-Lite0 {SIDE} px",
+            f"Fréchet distance, EfficientNet-Lite0 {SIDE} px",
+            "",
+            weights.fingerprint(efficientnet.find_weights(path)),
+            told,
+            1280,
+            params,
+            _efficientnet,
+        )
     if not path:
-        raise UserError("features 'inception' need a file of weights, such as pytorch-fid's "
-                        "pt_inception-2015-12-05-6726825d.pth; name it by --weights")
+        raise UserError(
+            "features 'inception' need a file of weights, such as pytorch-fid's "
+            "pt_inception-2015-12-05-6726825d.pth; name it by --weights"
+        )
     params = inception.load(path)
-    classes = jax.eval_shape(_inception, params, jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.uint8))[1].shape[-1]
+    classes = jax.eval_shape(_inception, params, jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.uint8))[
+        1
+    ].shape[-1]
     # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
     whose = "" if classes == inception.TENSORFLOW_CLASSES else " with torchvision's Inception v3"
-    return FeatureNetwork("Inception v3", f"FID{whose}", f"Inception Score{whose}", weights.fingerprint(path),
-                          "bilinear to 299 x 299 within the network", 2048, params, _inception)
+    return FeatureNetwork(
+        "Inception v3",
+        f"FID{whose}",
+        f"Inception Score{whose}",
+        weights.fingerprint(path),
+        "bilinear to 299 x 299 within the network",
+        2048,
+        params,
+        _inception,
+    )
 
 
 def _efficientnet(params: Any, images: jax.Array):
     shape = (images.shape[0], SIDE, SIDE, images.shape[-1])
-    resized = jax.image.resize(images.astype(jnp.float32) / 127.5 - 1, shape, "bilinear", antialias=True)
+    resized = jax.image.resize(
+        images.astype(jnp.float32) / 127.5 - 1, shape, "bilinear", antialias=True
+    )
     return efficientnet.pooled(params, resized), None
 
 
 def _inception(params: Any, images: jax.Array):
     logits, bias = inception.logits(params, images), params["fc"]["bias"]
-    if bias.size == inception.TENSORFLOW_CLASSES:  # the published score is of this network's logits without biases
+    if (
+        bias.size == inception.TENSORFLOW_CLASSES
+    ):  # the published score is of this network's logits without biases
         logits = logits - bias
     return inception.pooled(params, images), jax.nn.log_softmax(logits)
 
@@ -104,7 +135,8 @@ class Features(NamedTuple):
     """What is known of a set of images. Nothing in it depends on their order.
 
     Attributes:
-      halves: moments of two disjoint random parts: which part an image is in, a hash of its pixels says.
+      halves: moments of two disjoint random parts: which part an image is in, a hash of its pixels
+        says.
       rows: float32 features in the order of those hashes; of a large set, those of the lowest ones.
       log_probs: of classes, as `rows`; None where they are not kept.
       distinct: images that differ from all others.
@@ -121,7 +153,8 @@ class Features(NamedTuple):
 
 
 class OverDevices:
-    """A function of parameters and of rows, over all devices of this process, each with its share of every batch.
+    """A function of parameters and of rows, over all devices of this process, each with its share
+    of every batch.
 
     Attributes:
       batch: rows that it takes at most; fewer are filled up, so that one program is compiled.
@@ -130,7 +163,10 @@ class OverDevices:
     def __init__(self, function: Callable, params: Any):
         devices = jax.local_devices()
         mesh = Mesh(np.asarray(devices), ("data",))
-        self._rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+        self._rows, whole = (
+            NamedSharding(mesh, PartitionSpec("data")),
+            NamedSharding(mesh, PartitionSpec()),
+        )
         self._params = jax.device_put(params, whole)
         self._run = jax.jit(function, out_shardings=self._rows)
         self.batch = len(devices) * BATCH.get(jax.default_backend(), BATCH["gpu"])
@@ -138,7 +174,10 @@ class OverDevices:
     def __call__(self, *arrays: np.ndarray) -> Any:
         """What the function gives of arrays of as many rows, as numpy arrays."""
         count = len(arrays[0])
-        padded = [np.concatenate([a, np.zeros((self.batch - count, *a.shape[1:]), a.dtype)]) for a in arrays]
+        padded = [
+            np.concatenate([a, np.zeros((self.batch - count, *a.shape[1:]), a.dtype)])
+            for a in arrays
+        ]
         found = self._run(self._params, *jax.device_put(padded, self._rows))
         return jax.tree.map(lambda x: np.asarray(x[:count]), found)
 
@@ -152,7 +191,11 @@ class Collector:
     """
 
     def __init__(self, network: FeatureNetwork, keep: int = 0, probs: bool = False):
-        self._extract, self._keep, self._probs = OverDevices(network.apply, network.params), keep, probs
+        self._extract, self._keep, self._probs = (
+            OverDevices(network.apply, network.params),
+            keep,
+            probs,
+        )
         self._halves = [Moments.empty(network.dimensions)] * 2
         self._kept: list[tuple[np.ndarray, ...]] = []
         self._hashes: list[UInt64[np.ndarray, " n"]] = []
@@ -160,13 +203,15 @@ class Collector:
 
     def add(self, images: UInt8[np.ndarray, "b h w c"]):
         for start in range(0, len(images), self.batch):
-            part = images[start:start + self.batch]
+            part = images[start : start + self.batch]
             features, log_probs = self._extract(part)
             if not np.isfinite(features).all():
                 raise UserError("the network's features are not finite; its weights are damaged")
             hashes = np.array([_hash(image) for image in part], np.uint64)
             for side in (0, 1):
-                self._halves[side] = self._halves[side].merge(Moments.of(features[hashes % 2 == side]))
+                self._halves[side] = self._halves[side].merge(
+                    Moments.of(features[hashes % 2 == side])
+                )
             self._hashes.append(hashes)
             kept = (hashes, features)
             self._kept.append((*kept, log_probs) if self._probs and log_probs is not None else kept)
@@ -176,15 +221,19 @@ class Collector:
     def finish(self) -> Features:
         _, rows, *rest = self._sorted()
         distinct = len(np.unique(np.concatenate(self._hashes)))
-        return Features((self._halves[0], self._halves[1]), rows, rest[0] if rest else None, distinct)
+        return Features(
+            (self._halves[0], self._halves[1]), rows, rest[0] if rest else None, distinct
+        )
 
     def _sorted(self) -> tuple[np.ndarray, ...]:
         joined = [np.concatenate(arrays) for arrays in zip(*self._kept, strict=True)]
-        order = np.argsort(joined[0], kind="stable")[:self._keep or None]
+        order = np.argsort(joined[0], kind="stable")[: self._keep or None]
         return tuple(array[order] for array in joined)
 
 
-def extract(network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False) -> Features:
+def extract(
+    network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False
+) -> Features:
     """Features of all images of a set; arguments as `Collector`."""
     collector = Collector(network, keep, probs)
     with progress(images.count, f"features of {images.name}") as bar:
@@ -195,7 +244,8 @@ def extract(network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: 
 
 
 def of_reference(network: FeatureNetwork, images: ImageSet, cache: str | None = None) -> Features:
-    """Features of a reference, of at most 50,000 images whole, from the cache if they were measured before.
+    """Features of a reference, of at most 50,000 images whole, from the cache if they were measured
+    before.
 
     Args:
       cache: directory; None for ~/.cache/var_jax/features, "" for none at all.
@@ -205,7 +255,14 @@ def of_reference(network: FeatureNetwork, images: ImageSet, cache: str | None = 
     if cache == "":
         return extract(network, images, keep=ROWS_KEPT)
     directory = epath.Path(cache or default_cache()).expanduser()
-    about = [VERSION, ROWS_KEPT, images.fingerprint, network.name, network.weights, network.preprocessing]
+    about = [
+        VERSION,
+        ROWS_KEPT,
+        images.fingerprint,
+        network.name,
+        network.weights,
+        network.preprocessing,
+    ]
     path = directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.npz"
     if (found := _read(path, network.dimensions)) is not None:
         return found
@@ -215,43 +272,68 @@ def of_reference(network: FeatureNetwork, images: ImageSet, cache: str | None = 
 
 
 def default_cache() -> str:
-    return os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "features")
+    return os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "features"
+    )
 
 
 def progress(total: int, what: str, unit: str = " images") -> tqdm:
     """A bar with rate and time left; in a log, a line now and then."""
-    return tqdm(total=total, unit=unit, desc=what[-48:], smoothing=0.05,
-                mininterval=0.1 if sys.stderr.isatty() else 10)
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=what[-48:],
+        smoothing=0.05,
+        mininterval=0.1 if sys.stderr.isatty() else 10,
+    )
 
 
 def _read(path: epath.Path, dimensions: int) -> Features | None:
     """What the cache holds; None where it holds nothing, or a damaged file."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            halves = [Moments(int(arrays[f"count{i}"]), arrays[f"mean{i}"], arrays[f"scatter{i}"]) for i in (0, 1)]
+            halves = [
+                Moments(int(arrays[f"count{i}"]), arrays[f"mean{i}"], arrays[f"scatter{i}"])
+                for i in (0, 1)
+            ]
             rows, distinct = arrays["rows"], int(arrays["distinct"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return None
-    fine = rows.ndim == 2 and rows.shape[1] == dimensions and all(half.scatter.shape == (dimensions,) * 2
-                                                                   for half in halves)
+    fine = (
+        rows.ndim == 2
+        and rows.shape[1] == dimensions
+        and all(half.scatter.shape == (dimensions,) * 2 for half in halves)
+    )
     return Features((halves[0], halves[1]), rows, None, distinct) if fine else None
 
 
 def _write(path: epath.Path, features: Features):
-    arrays = {f"{name}{i}": value for i, half in enumerate(features.halves) for name, value in half._asdict().items()}
+    arrays = {
+        f"{name}{i}": value
+        for i, half in enumerate(features.halves)
+        for name, value in half._asdict().items()
+    }
     buffer = io.BytesIO()
     np.savez(buffer, rows=features.rows, distinct=features.distinct, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(path, [buffer.getbuffer()])
     except OSError as error:
-        raise UserError(f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache") \
-            from error
+        raise UserError(
+            f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache"
+        ) from error
 
 
 def _hash(image: UInt8[np.ndarray, "h w c"]) -> int:
-    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest())
+    return int.from_bytes(
+        hashlib.blake2b(np.ascontiguousarray(image).tobytes(), digest_size=8).digest()
+    )
 
 
 def require_enough(images: ImageSet, least: int = 4):
-    require(images.count >= least, f"the number of images in {images.name}", images.count, f"at least {least}")
+    require(
+        images.count >= least,
+        f"the number of images in {images.name}",
+        images.count,
+        f"at least {least}",
+    )

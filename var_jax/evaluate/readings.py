@@ -1,4 +1,5 @@
-"""How to read each figure of a report: one line per metric, by what was measured and of how many images."""
+"""How to read each figure of a report: one line per metric, by what was measured and of how many
+images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -41,17 +42,29 @@ def of_agreement(found: Mapping[str, Any], classes: int) -> str:
 def _frechet(metric: Mapping[str, Any], dimensions: int) -> str:
     fewest, paired = min(metric["counts"]), "floor" not in metric
     if fewest > dimensions:
-        beside = "0 for perfect reconstructions" if paired else "the floor is what real images score"
+        beside = (
+            "0 for perfect reconstructions" if paired else "the floor is what real images score"
+        )
         return f"lower is better; {beside}; it falls with the number of images: compare figures of as many alone"
-    instead = ("PSNR, SSIM and the perceptual distance, which are means over images" if paired else
-               "KID, which has no bias, beside what real images score, and precision with recall")
-    return (f"lower is better, but not to be trusted here: {fewest} images do not determine {dimensions} features, and "
-            f"the distance comes out far too large; read {instead}")
+    instead = (
+        "PSNR, SSIM and the perceptual distance, which are means over images"
+        if paired
+        else "KID, which has no bias, beside what real images score, and precision with recall"
+    )
+    return (
+        f"lower is better, but not to be trusted here: {fewest} images do not determine {dimensions} features, and "
+        f"the distance comes out far too large; read {instead}"
+    )
 
 
 def _kid(metric: Mapping[str, Any]) -> str:
     floor = metric.get("floor")
-    scale = ("too few reference images to tell what real images score" if floor is None else
-             f"real images score {floor['value']:.3g} ({floor['ci95'][0]:.3g} to {floor['ci95'][1]:.3g})")
-    return ("lower is better; 0 where both sets are alike, whatever their number, and below 0 by chance alone; for "
-            f"scale, {scale}")
+    scale = (
+        "too few reference images to tell what real images score"
+        if floor is None
+        else f"real images score {floor['value']:.3g} ({floor['ci95'][0]:.3g} to {floor['ci95'][1]:.3g})"
+    )
+    return (
+        "lower is better; 0 where both sets are alike, whatever their number, and below 0 by chance alone; for "
+        f"scale, {scale}"
+    )

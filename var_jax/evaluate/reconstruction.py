@@ -28,12 +28,20 @@ PAIRED = "each image is paired with its reconstruction: resampling one side alon
 PEAK_MSE = 1e-10  # of an image that is the same to the last bit: 100 dB
 
 
-def evaluate(model: Pipeline, reference: ImageSet, network: FeatureNetwork, perceptual: Perceptual | None, *,
-             cache: str | None = None) -> dict[str, Any]:
+def evaluate(
+    model: Pipeline,
+    reference: ImageSet,
+    network: FeatureNetwork,
+    perceptual: Perceptual | None,
+    *,
+    cache: str | None = None,
+) -> dict[str, Any]:
     """Reconstructs every image of a reference from all its tokens, and measures.
 
-    The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0. "real_against_real" beside it, of two
-    disjoint halves of the reference, is a scale to read it by and no bound; it is of fewer images, and biased upwards.
+    The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0.
+      "real_against_real" beside it, of two
+    disjoint halves of the reference, is a scale to read it by and no bound; it is of fewer images,
+    and biased upwards.
 
     Args:
       reference: at the model's size.
@@ -60,34 +68,56 @@ def evaluate(model: Pipeline, reference: ImageSet, network: FeatureNetwork, perc
             rebuilt.add(pictures.to_uint8((back + 1) / 2))
             parts.append(compare(signal, back))
             bar.update(len(tokens))
-    each = {name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]}
+    each = {
+        name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]
+    }
     real, found = features.of_reference(network, reference, cache), rebuilt.finish()
     warnings = doubts(reference, real, network)
     if small:
-        warnings.append(f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}")
+        warnings.append(
+            f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}"
+        )
     if counts.shape[1] < sizes.vocab_size:
-        warnings.append(f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for {sizes.vocab_size} "
-                        "codes: usage and perplexity are those of the kinds")
+        warnings.append(
+            f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for {sizes.vocab_size} "
+            "codes: usage and perplexity are those of the kinds"
+        )
     metrics: dict[str, Any] = {**_psnr(each["mse"]), "ssim": None, "perceptual": None}
     for name, told in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):
         if name in each:
             metrics[name] = {"name": told, **scores.mean_interval(each[name])}
     metrics["frechet_distance"] = {
-        "name": network.distance, "value": Frechet(real.moments).distance(found.moments),
-        "counts": [found.moments.count, real.moments.count], "ci95": None, "ci95_missing": PAIRED,
-        "real_against_real": real_against_real(real)}
+        "name": network.distance,
+        "value": Frechet(real.moments).distance(found.moments),
+        "counts": [found.moments.count, real.moments.count],
+        "ci95": None,
+        "ci95_missing": PAIRED,
+        "real_against_real": real_against_real(real),
+    }
     readings.add(metrics, network.dimensions)
-    return {"features": network.described(), "reference": reference.described(), "metrics": metrics,
-            "usage": usage(counts, sizes.scales), "warnings": warnings}
+    return {
+        "features": network.described(),
+        "reference": reference.described(),
+        "metrics": metrics,
+        "usage": usage(counts, sizes.scales),
+        "warnings": warnings,
+    }
 
 
 def _fidelity(perceptual: Perceptual | None, small: bool) -> OverDevices:
-    """(signal, reconstruction) -> what is measured of each image: "mse" in [0, 1], and what else applies."""
-    def measure(params: Any, x: Float[jax.Array, "b H W c"], y: Float[jax.Array, "b H W c"]) -> dict[str, jax.Array]:
+    """(signal, reconstruction) -> what is measured of each image: "mse" in [0, 1], and what else
+    applies."""
+
+    def measure(
+        params: Any, x: Float[jax.Array, "b H W c"], y: Float[jax.Array, "b H W c"]
+    ) -> dict[str, jax.Array]:
         found = {"mse": jnp.mean((x - y) ** 2, axis=(1, 2, 3)) / 4}
         if not small:  # Wang et al. 2004, windows within the image, each channel by itself
-            found["ssim"] = jnp.asarray(dm_pix.ssim((x + 1) / 2, (y + 1) / 2, max_val=1.0, filter_size=SSIM_WINDOW,
-                                                    filter_sigma=1.5))
+            found["ssim"] = jnp.asarray(
+                dm_pix.ssim(
+                    (x + 1) / 2, (y + 1) / 2, max_val=1.0, filter_size=SSIM_WINDOW, filter_sigma=1.5
+                )
+            )
         if perceptual:
             found["perceptual"] = perceptual.distance(params, x, y)
         return found
@@ -96,20 +126,28 @@ def _fidelity(perceptual: Perceptual | None, small: bool) -> OverDevices:
 
 
 def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Of images in [0, 1]: the mean over images, and that of the mean squared error, which is the lower."""
+    """Of images in [0, 1]: the mean over images, and that of the mean squared error, which is the
+    lower."""
     each = -10 * np.log10(np.maximum(mse, PEAK_MSE))
     pooled = scores.mean_interval(mse)
-    ends = pooled["ci95"] and [float(-10 * np.log10(max(end, PEAK_MSE))) for end in reversed(pooled["ci95"])]
-    return {"psnr": {"name": "PSNR, mean over images, dB", **scores.mean_interval(each)},
-            "psnr_of_mean_mse": {"name": "PSNR of the squared error's mean over all images, dB",
-                                 "value": float(-10 * np.log10(max(pooled["value"], PEAK_MSE))), "ci95": ends}}
+    ends = pooled["ci95"] and [
+        float(-10 * np.log10(max(end, PEAK_MSE))) for end in reversed(pooled["ci95"])
+    ]
+    return {
+        "psnr": {"name": "PSNR, mean over images, dB", **scores.mean_interval(each)},
+        "psnr_of_mean_mse": {
+            "name": "PSNR of the squared error's mean over all images, dB",
+            "value": float(-10 * np.log10(max(pooled["value"], PEAK_MSE))),
+            "ci95": ends,
+        },
+    }
 
 
 def token_counts(tokens: np.ndarray, scales: Scales, vocab_size: int) -> np.ndarray:
     """How often each code stands in each scale, (K, V), of tokens (B, L).
 
-    As in training (`vq.code_counts`): V is the vocabulary up to 65,536 codes, and 65,536 of a larger one, in which
-    tokens fall together that agree in their lowest 16 bits.
+    As in training (`vq.code_counts`): V is the vocabulary up to 65,536 codes, and 65,536 of a
+    larger one, in which tokens fall together that agree in their lowest 16 bits.
     """
     bins = vq.count_bins(vocab_size)
     tokens = tokens % bins if bins < vocab_size else tokens
@@ -120,23 +158,34 @@ def usage(counts: np.ndarray, scales: Scales) -> dict[str, Any]:
     """Which codes are used, of counts (K, V) as `token_counts` gives them.
 
     Returns:
-      {"scales": one a scale, "all": of all tokens together}, each with "tokens" (how many there are), "used" (codes),
-      "usage" (used / V), "attainable_usage" (used / min(V, tokens), as a few tokens cannot use every code) and
-      "perplexity".
+      {"scales": one a scale, "all": of all tokens together}, each with "tokens" (how many there
+      are), "used" (codes), "usage" (used / V), "attainable_usage" (used / min(V, tokens), as a few
+      tokens cannot use every code) and "perplexity".
     """
+
     def of(row: np.ndarray) -> dict[str, Any]:
         tokens, used = int(row.sum()), int((row > 0).sum())
-        return {"tokens": tokens, "used": used, "usage": used / len(row),
-                "attainable_usage": used / min(len(row), tokens), "perplexity": perplexity(row / tokens)}
+        return {
+            "tokens": tokens,
+            "used": used,
+            "usage": used / len(row),
+            "attainable_usage": used / min(len(row), tokens),
+            "perplexity": perplexity(row / tokens),
+        }
 
-    rows = [{"scale": f"{h}x{w}", **of(row)} for (h, w), row in zip(scales.sizes, counts, strict=True)]
+    rows = [
+        {"scale": f"{h}x{w}", **of(row)} for (h, w), row in zip(scales.sizes, counts, strict=True)
+    ]
     return {"scales": rows, "all": of(counts.sum(axis=0))}
 
 
 def picture(model: Pipeline, images: UInt8[np.ndarray, "n h w c"]) -> Image.Image:
-    """Originals beside their reconstructions from the first scale, the first two, ... and all of them."""
+    """Originals beside their reconstructions from the first scale, the first two, ... and all of
+    them."""
     by_scale = model.reconstruct(images.astype(np.float32) / 127.5 - 1)
-    rows = [np.stack([image / np.float32(255), *((step[i] + 1) / 2 for step in by_scale)])
-            for i, image in enumerate(images)]
+    rows = [
+        np.stack([image / np.float32(255), *((step[i] + 1) / 2 for step in by_scale)])
+        for i, image in enumerate(images)
+    ]
     titles = ["original", *(f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes)]
     return pictures.strip(rows, column_titles=titles)

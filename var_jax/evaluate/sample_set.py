@@ -1,10 +1,12 @@
-"""Sample sets of evaluation size: drawn in files that a kill leaves whole, by any number of hosts, then joined.
+"""Sample sets of evaluation size: drawn in files that a kill leaves whole, by any number of hosts,
+then joined.
 
-Image i depends on the seed, i and its label alone, and which images lie in which file on what the set was begun with: a
-host draws every `shard_count`-th file from its own place on, and what is there already is kept. Files are renamed into
-place when they are whole. Whoever finds all of them there joins them, so hosts need not wait for each other, nor a
-resumed run have as many. The joined file is the same to the last byte, on as many devices of one kind a host at one
-batch size: others round the last bits of a pixel otherwise, hence a set that is begun goes on with its own alone.
+Image i depends on the seed, i and its label alone, and which images lie in which file on what the
+set was begun with: a host draws every `shard_count`-th file from its own place on, and what is
+there already is kept. Files are renamed into place when they are whole. Whoever finds all of them
+there joins them, so hosts need not wait for each other, nor a resumed run have as many. The joined
+file is the same to the last byte, on as many devices of one kind a host at one batch size: others
+round the last bits of a pixel otherwise, hence a set that is begun goes on with its own alone.
 """
 
 import contextlib
@@ -38,7 +40,14 @@ FORMAT = 2
 SHARD_IMAGES = 64  # of a file at least: smaller ones would be many
 ROWS = 256  # written at once
 MANIFEST = "manifest.json"
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can tell: the same file whenever it is written
+EPOCH = (
+    1980,
+    1,
+    1,
+    0,
+    0,
+    0,
+)  # the first time that a zip can tell: the same file whenever it is written
 Stored = Callable[[], UInt8[np.ndarray, "n h w c"]]
 
 
@@ -49,7 +58,8 @@ class Plan:
     Attributes:
       num: images of the set.
       labels: of the images in turn; image i has label `labels[i % len(labels)]`.
-      sampling: keyword arguments of `Pipeline.sample`, the seed among them; it also shuffles the set.
+      sampling: keyword arguments of `Pipeline.sample`, the seed among them; it also shuffles the
+        set.
       model: fingerprint of its weights and sizes.
       dtype: what the model computes in.
       image_shape: (height, width, channels).
@@ -87,30 +97,46 @@ class Plan:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """What the set's file says of itself: its settings, and the names of classes where the model has them."""
-        return {**self.settings, **({"class_names": list(self.class_names)} if self.class_names else {})}
+        """What the set's file says of itself: its settings, and the names of classes where the
+        model has them."""
+        return {
+            **self.settings,
+            **({"class_names": list(self.class_names)} if self.class_names else {}),
+        }
 
     def label(self, indices: np.ndarray) -> Int[np.ndarray, " n"]:
         return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
 
     def shards(self, images: int) -> list[range]:
         """Indices of the drawn images file by file, so many in each but the last."""
-        return [range(start, min(start + images, self.drawn)) for start in range(0, self.drawn, images)]
+        return [
+            range(start, min(start + images, self.drawn)) for start in range(0, self.drawn, images)
+        ]
 
 
-def plan(model: Pipeline, num: int, labels: Sequence[int] | None = None, *, keep: float = 1.0, scorer: str = "",
-         then: Pipeline | None = None, from_scale: int | None = None, **sampling: Any) -> Plan:
+def plan(
+    model: Pipeline,
+    num: int,
+    labels: Sequence[int] | None = None,
+    *,
+    keep: float = 1.0,
+    scorer: str = "",
+    then: Pipeline | None = None,
+    from_scale: int | None = None,
+    **sampling: Any,
+) -> Plan:
     """The plan of a set.
 
     Args:
       num: images.
-      labels: one an image, repeated in turn; by default every class in turn, so that none has two more than another.
+      labels: one an image, repeated in turn; by default every class in turn, so that none has two
+        more than another.
       keep, scorer: for rejection, of each class the share that the named scorer likes best.
       then, from_scale: as `Pipeline.sample` takes them.
       sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
     Raises:
-      UserError: no transformer, a label that the model does not have, a number out of range, or a model `then` that
-        does not fit.
+      UserError: no transformer, a label that the model does not have, a number out of range, or a
+        model `then` that does not fit.
     """
     transformer = validate.transformer(model.config)
     classes = transformer.num_classes
@@ -118,34 +144,67 @@ def plan(model: Pipeline, num: int, labels: Sequence[int] | None = None, *, keep
     require(0 < keep <= 1, "--reject-keep", keep, "above 0 and at most 1")
     labels = tuple(range(classes)) if labels is None else tuple(int(x) for x in labels)
     for label in labels:
-        require(0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)")
-    require(keep == 1 or classes not in labels, "a label of a set with rejection", f"{classes}, no class",
-            f"from 0 to {classes - 1}")
+        require(
+            0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)"
+        )
+    require(
+        keep == 1 or classes not in labels,
+        "a label of a set with rejection",
+        f"{classes}, no class",
+        f"from 0 to {classes - 1}",
+    )
     model.check_sampling(then=then, from_scale=from_scale, **sampling)
-    own, partner = (token_cache.model_fingerprint(one.config, one.params) if one else "" for one in (model, then))
-    return Plan(num, labels, sampling, own, transformer.dtype, model.config.tokenizer.image_shape, float(keep), scorer,
-                partner, None if from_scale is None else int(from_scale), model.class_names)
+    own, partner = (
+        token_cache.model_fingerprint(one.config, one.params) if one else ""
+        for one in (model, then)
+    )
+    return Plan(
+        num,
+        labels,
+        sampling,
+        own,
+        transformer.dtype,
+        model.config.tokenizer.image_shape,
+        float(keep),
+        scorer,
+        partner,
+        None if from_scale is None else int(from_scale),
+        model.class_names,
+    )
 
 
-def generate(model: Pipeline, made: Plan, out: epath.PathLike, *, then: Pipeline | None = None,
-             png: epath.PathLike | None = None, score: Scorer | None = None, batch_size: int | None = None,
-             shard_images: int | None = None, shard_index: int | None = None, shard_count: int | None = None) -> bool:
+def generate(
+    model: Pipeline,
+    made: Plan,
+    out: epath.PathLike,
+    *,
+    then: Pipeline | None = None,
+    png: epath.PathLike | None = None,
+    score: Scorer | None = None,
+    batch_size: int | None = None,
+    shard_images: int | None = None,
+    shard_index: int | None = None,
+    shard_count: int | None = None,
+) -> bool:
     """Draws what is missing of a set, and writes it when all of it is there.
 
-    The `.npz` holds `arr_0` (uint8 images, shuffled by the seed), `arr_1` (int32 labels) and `settings` (JSON).
+    The `.npz` holds `arr_0` (uint8 images, shuffled by the seed), `arr_1` (int32 labels) and
+    `settings` (JSON).
 
     Args:
       then: the other model of a plan with one.
       png: also write PNG files there, named by place and label.
       score: of a plan with rejection.
-      batch_size: images that a device draws at once; by default what fits, or what the set was begun with.
-      shard_images: images a file; by default whole batches of all devices, 64 or more, or what the set was begun with.
+      batch_size: images that a device draws at once; by default what fits, or what the set was
+        begun with.
+      shard_images: images a file; by default whole batches of all devices, 64 or more, or what the
+        set was begun with.
       shard_index, shard_count: this host's place; by default what JAX says.
     Returns:
       whether the set is complete; False while other hosts still draw.
     Raises:
-      UserError: `out` or its parts are of other settings, or its parts of other devices, another batch size or another
-        number of images, or they cannot be written.
+      UserError: `out` or its parts are of other settings, or its parts of other devices, another
+        batch size or another number of images, or they cannot be written.
     """
     out = check(made, out, png)
     partial = out.with_name(f"{out.name}.partial")
@@ -153,16 +212,20 @@ def generate(model: Pipeline, made: Plan, out: epath.PathLike, *, then: Pipeline
         usual = _shard_images(model, then, made, batch_size)
         batch_size, shard_images = _claim(partial, made, batch_size, shard_images, usual)
         shards = made.shards(shard_images)
-        host = (jax.process_index() if shard_index is None else shard_index,
-                jax.process_count() if shard_count is None else shard_count)
-        _draw(model, then, made, partial, shards[host[0]::host[1]], batch_size)
+        host = (
+            jax.process_index() if shard_index is None else shard_index,
+            jax.process_count() if shard_count is None else shard_count,
+        )
+        _draw(model, then, made, partial, shards[host[0] :: host[1]], batch_size)
         paths = [_shard(partial, made, shard) for shard in shards]
         if not all(path.exists() for path in paths):
             return out.exists()
         check(made, out)  # two hosts that began at once may each have found nothing there
         try:
             stored = [_stored(path) for path in paths]
-            _join(out, partial / "joined", made, shards, stored, _chosen(made, shards, stored, score))
+            _join(
+                out, partial / "joined", made, shards, stored, _chosen(made, shards, stored, score)
+            )
         except FileNotFoundError:  # another host has joined them, and taken them away
             if not out.exists():
                 raise
@@ -187,8 +250,14 @@ def check(made: Plan, out: epath.PathLike, png: epath.PathLike | None = None) ->
             _require_settings(path, made, found(path))
     if png is not None and epath.Path(png).exists():
         manifest = epath.Path(png) / MANIFEST
-        if not out.exists() or not manifest.exists() or _manifest_settings(manifest) != made.settings:
-            raise UserError(f"{png} is there already, and not of {out}; remove it, or give another --png")
+        if (
+            not out.exists()
+            or not manifest.exists()
+            or _manifest_settings(manifest) != made.settings
+        ):
+            raise UserError(
+                f"{png} is there already, and not of {out}; remove it, or give another --png"
+            )
     return out
 
 
@@ -199,7 +268,9 @@ def _require_settings(path: epath.Path, made: Plan, found: dict[str, Any]):
 
 
 def _manifest_settings(path: epath.Path) -> dict[str, Any]:
-    return {key: value for key, value in model_directory.read_json(path).items() if key != "drawn_with"}
+    return {
+        key: value for key, value in model_directory.read_json(path).items() if key != "drawn_with"
+    }
 
 
 def _settings_of(path: epath.Path) -> dict[str, Any]:
@@ -208,18 +279,27 @@ def _settings_of(path: epath.Path) -> dict[str, Any]:
             values = json.loads(str(arrays["settings"]))
             return {key: value for key, value in values.items() if key != "class_names"}
     except (OSError, KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no sample set of this program; remove it, or give another --out") from error
+        raise UserError(
+            f"{path} is no sample set of this program; remove it, or give another --out"
+        ) from error
 
 
-def _shard_images(model: Pipeline, then: Pipeline | None, made: Plan, batch_size: int | None) -> int:
-    """Images a file by default: whole batches of all devices, so that each of them draws as many at once as it may."""
-    at_once = len(jax.local_devices()) * (batch_size or model.sampling_batch(then=then, **made.sampling))
+def _shard_images(
+    model: Pipeline, then: Pipeline | None, made: Plan, batch_size: int | None
+) -> int:
+    """Images a file by default: whole batches of all devices, so that each of them draws as many at
+    once as it may."""
+    at_once = len(jax.local_devices()) * (
+        batch_size or model.sampling_batch(then=then, **made.sampling)
+    )
     return math.ceil(SHARD_IMAGES / at_once) * at_once
 
 
-def _claim(partial: epath.Path, made: Plan, batch_size: int | None, shard_images: int | None,
-           usual: int) -> tuple[int | None, int]:
-    """Marks the directory as one of this plan, before any file of it is there; all hosts write the same.
+def _claim(
+    partial: epath.Path, made: Plan, batch_size: int | None, shard_images: int | None, usual: int
+) -> tuple[int | None, int]:
+    """Marks the directory as one of this plan, before any file of it is there; all hosts write the
+    same.
 
     Args:
       batch_size, shard_images: None for what the set was begun with.
@@ -230,8 +310,12 @@ def _claim(partial: epath.Path, made: Plan, batch_size: int | None, shard_images
       UserError: it was begun with others than those given, or on other devices.
     """
     devices = jax.local_devices()
-    ours = {"batch_size": batch_size, "devices": len(devices), "device_kind": devices[0].device_kind,
-            "shard_images": usual if shard_images is None else shard_images}
+    ours = {
+        "batch_size": batch_size,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "shard_images": usual if shard_images is None else shard_images,
+    }
     manifest = partial / MANIFEST
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -241,7 +325,9 @@ def _claim(partial: epath.Path, made: Plan, batch_size: int | None, shard_images
         raise UserError(f"cannot write the samples {partial}: {error.strerror or error}") from error
     try:
         theirs = model_directory.read_json(manifest).get("drawn_with", ours)
-        _require_settings(manifest, made, _manifest_settings(manifest))  # another host may have been first
+        _require_settings(
+            manifest, made, _manifest_settings(manifest)
+        )  # another host may have been first
     except UserError:
         if manifest.exists():
             raise
@@ -250,8 +336,10 @@ def _claim(partial: epath.Path, made: Plan, batch_size: int | None, shard_images
         if given is None:
             ours[name] = theirs.get(name)
     if different := differences(ours, theirs):
-        raise UserError(f"{partial} was begun otherwise, and its pixels would differ in their last bits: "
-                        f"{'; '.join(different)}; go on with what it was begun with, remove it, or give another --out")
+        raise UserError(
+            f"{partial} was begun otherwise, and its pixels would differ in their last bits: "
+            f"{'; '.join(different)}; go on with what it was begun with, remove it, or give another --out"
+        )
     return ours["batch_size"], ours["shard_images"]
 
 
@@ -259,8 +347,14 @@ def _shard(partial: epath.Path, made: Plan, indices: range) -> epath.Path:
     return partial / f"{indices.start:09d}-of-{made.drawn:09d}.npy"
 
 
-def _draw(model: Pipeline, then: Pipeline | None, made: Plan, partial: epath.Path, mine: list[range],
-          batch_size: int | None):
+def _draw(
+    model: Pipeline,
+    then: Pipeline | None,
+    made: Plan,
+    partial: epath.Path,
+    mine: list[range],
+    batch_size: int | None,
+):
     """This host's files that are not there yet."""
     todo = [shard for shard in mine if not _shard(partial, made, shard).exists()]
     if todo:
@@ -268,33 +362,57 @@ def _draw(model: Pipeline, then: Pipeline | None, made: Plan, partial: epath.Pat
     with progress(sum(map(len, mine)), "samples") as bar:
         bar.update(sum(map(len, mine)) - sum(map(len, todo)))
         for shard in todo:
-            images = model.sample(made.label(np.asarray(shard)), first_index=shard.start, batch_size=batch_size,
-                                  as_uint8=True, then=then, from_scale=made.from_scale, **made.sampling)
+            images = model.sample(
+                made.label(np.asarray(shard)),
+                first_index=shard.start,
+                batch_size=batch_size,
+                as_uint8=True,
+                then=then,
+                from_scale=made.from_scale,
+                **made.sampling,
+            )
             atomic.save(_shard(partial, made, shard), [_npy(images)], "the samples")
             bar.update(len(shard))
 
 
-def _chosen(made: Plan, shards: list[range], stored: list[Stored], score: Scorer | None) -> np.ndarray:
+def _chosen(
+    made: Plan, shards: list[range], stored: list[Stored], score: Scorer | None
+) -> np.ndarray:
     """Indices of the drawn images that make the set, in its order."""
     indices = np.arange(made.num)
     if made.keep < 1:
         if score is None:
             raise ValueError("a plan with rejection needs a scorer")
         wanted = np.bincount(made.label(indices))
-        scores = np.concatenate([score(np.asarray(images()), made.label(np.asarray(shard)))
-                                 for images, shard in zip(stored, shards, strict=True)])
+        scores = np.concatenate(
+            [
+                score(np.asarray(images()), made.label(np.asarray(shard)))
+                for images, shard in zip(stored, shards, strict=True)
+            ]
+        )
         labels = made.label(np.arange(made.drawn))
         best = np.argsort(-scores, kind="stable")
-        indices = np.sort(np.concatenate([best[labels[best] == label][:count] for label, count in enumerate(wanted)]))
+        indices = np.sort(
+            np.concatenate(
+                [best[labels[best] == label][:count] for label, count in enumerate(wanted)]
+            )
+        )
     return np.random.default_rng(made.sampling.get("seed", 0)).permutation(indices)
 
 
-def _join(out: epath.Path, beside: epath.Path, made: Plan, shards: list[range], stored: list[Stored],
-          chosen: np.ndarray):
+def _join(
+    out: epath.Path,
+    beside: epath.Path,
+    made: Plan,
+    shards: list[range],
+    stored: list[Stored],
+    chosen: np.ndarray,
+):
     """Writes the set, under a name like `beside` until it is whole."""
+
     def images() -> Iterator[bytes]:
         for start in range(0, len(chosen), ROWS):
-            files, places = np.divmod(chosen[start:start + ROWS], len(shards[0]))
+            files, places = np.divmod(chosen[start : start + ROWS], len(shards[0]))
             part = np.empty((len(files), *made.image_shape), np.uint8)
             for file in np.unique(files):
                 here = files == file
@@ -303,13 +421,21 @@ def _join(out: epath.Path, beside: epath.Path, made: Plan, shards: list[range], 
 
     rows = (len(chosen), *made.image_shape)
     settings = np.array(json.dumps(made.noted))
-    members = [("arr_0", _header(np.uint8, rows), images()),
-               ("arr_1", b"", [_npy(made.label(chosen))]), ("settings", b"", [_npy(settings)])]
+    members = [
+        ("arr_0", _header(np.uint8, rows), images()),
+        ("arr_1", b"", [_npy(made.label(chosen))]),
+        ("settings", b"", [_npy(settings)]),
+    ]
     temporary = atomic.temporary_name(beside)
     try:
-        with temporary.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with (
+            temporary.open("wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        ):
             for name, header, parts in members:
-                with archive.open(zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True) as member:
+                with archive.open(
+                    zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True
+                ) as member:
                     member.write(header)
                     for part in parts:
                         member.write(part)
@@ -325,7 +451,11 @@ def _join(out: epath.Path, beside: epath.Path, made: Plan, shards: list[range], 
 
 def _header(dtype: Any, shape: tuple[int, ...]) -> bytes:
     buffer = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    described = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
     np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
@@ -337,9 +467,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _stored(path: epath.Path) -> Stored:
-    """What gives a file's images: a local one's are read when they are asked for, a bucket's file whole and once.
+    """What gives a file's images: a local one's are read when they are asked for, a bucket's file
+    whole and once.
 
-    A local file is opened anew at every call and closed with the array that comes of it: all files of a large set open
+    A local file is opened anew at every call and closed with the array that comes of it: all files
+      of a large set open
     at once are more than a process may have.
     """
     if "://" not in str(path):
@@ -350,7 +482,8 @@ def _stored(path: epath.Path) -> Stored:
 
 
 def _write_pngs(out: epath.Path, directory: epath.Path, made: Plan):
-    """The images of a set as PNGs, and its settings: the directory is there when all of them are in it."""
+    """The images of a set as PNGs, and its settings: the directory is there when all of them are in
+    it."""
     temporary = atomic.temporary_name(directory)
     try:
         temporary.mkdir(parents=True)
@@ -361,9 +494,13 @@ def _write_pngs(out: epath.Path, directory: epath.Path, made: Plan):
                 Image.fromarray(pixels).save(file, "PNG")
         temporary.rename(directory)
     except OSError as error:
-        if (directory / MANIFEST).exists() and _manifest_settings(directory / MANIFEST) == made.settings:
+        if (directory / MANIFEST).exists() and _manifest_settings(
+            directory / MANIFEST
+        ) == made.settings:
             return  # another host was first
-        raise UserError(f"cannot write the pictures {directory}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the pictures {directory}: {error.strerror or error}"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             _remove(temporary)
@@ -373,7 +510,11 @@ def _images(out: epath.Path) -> Iterator[tuple[UInt8[np.ndarray, "h w c"], int]]
     """Images and labels of a set one by one: all pixels may be more than the memory takes."""
     with out.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         labels = arrays["arr_1"]
-    with out.open("rb") as file, zipfile.ZipFile(file) as archive, archive.open("arr_0.npy") as member:
+    with (
+        out.open("rb") as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open("arr_0.npy") as member,
+    ):
         np.lib.format.read_magic(member)
         shape = np.lib.format.read_array_header_1_0(member)[0][1:]
         for label in labels:

@@ -1,4 +1,5 @@
-"""Whether a reference holds images that a model was trained on: its reconstructions of those say less of new ones."""
+"""Whether a reference holds images that a model was trained on: its reconstructions of those say
+less of new ones."""
 
 import os
 from typing import Any
@@ -13,7 +14,8 @@ WHOLE = "all"  # every split, as TFDS names them together
 
 
 def warning(model: str, reference: str, source_dir: str = "") -> str | None:
-    """A line where a reference is, or may be, in part what a workdir's run was trained on; None where nothing says so.
+    """A line where a reference is, or may be, in part what a workdir's run was trained on; None
+    where nothing says so.
 
     Args:
       model: directory; one without a run's `config.json` says nothing of its training images.
@@ -24,13 +26,15 @@ def warning(model: str, reference: str, source_dir: str = "") -> str | None:
     if data is None:
         return None
     what = _split(data, reference, source_dir) or _directory(data, reference)
-    return what and (f"{reference} {what} this run was trained on: reconstructions of images that it has not seen may "
-                     f"be worse; measure {data.get('name')}:{data.get('eval_split')}")
+    return what and (
+        f"{reference} {what} this run was trained on: reconstructions of images that it has not seen may "
+        f"be worse; measure {data.get('name')}:{data.get('eval_split')}"
+    )
 
 
 def data_of(model: str) -> dict[str, Any] | None:
-    """The section `data` of the config of the run that made a model: of a workdir, or of what `quickstart` wrote, whose
-    tokenizer was trained below it. None of any other directory."""
+    """The section `data` of the config of the run that made a model: of a workdir, or of what
+    `quickstart` wrote, whose tokenizer was trained below it. None of any other directory."""
     for place in ("config.json", "tokenizer-run/config.json"):
         path = epath.Path(model) / place
         if path.exists():
@@ -59,15 +63,24 @@ def _bases(split: str) -> set[str]:
 
 def _directory(data: dict[str, Any], reference: str) -> str | None:
     source = data.get("source_dir")
-    if data.get("name") != "image_folder" or not source or not os.path.isdir(os.path.expanduser(reference)):
+    if (
+        data.get("name") != "image_folder"
+        or not source
+        or not os.path.isdir(os.path.expanduser(reference))
+    ):
         return None
     try:
-        root, files = os.path.realpath(os.path.expanduser(source)), image_folder.listing(source).files
+        root, files = (
+            os.path.realpath(os.path.expanduser(source)),
+            image_folder.listing(source).files,
+        )
     except (UserError, OSError):  # moved since: nothing to compare with
         return None
     below = os.path.join(os.path.realpath(os.path.expanduser(reference)), "")
-    held = sum(file.split == "train" and os.path.realpath(os.path.join(root, file.name)).startswith(below)
-               for file in files)
+    held = sum(
+        file.split == "train" and os.path.realpath(os.path.join(root, file.name)).startswith(below)
+        for file in files
+    )
     return f"holds {held} images that" if held else None
 
 

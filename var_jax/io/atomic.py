@@ -1,4 +1,5 @@
-"""Files written whole or not at all, by the standard library alone: benchmarks run where little is installed."""
+"""Files written whole or not at all, by the standard library alone: benchmarks run where little is
+installed."""
 
 import contextlib
 import os
@@ -9,12 +10,14 @@ from var_jax.errors import UserError
 
 
 def temporary_name(path):
-    """Beside a path (pathlib's or etils'), of this process and call alone: several may write the same file."""
+    """Beside a path (pathlib's or etils'), of this process and call alone: several may write the
+    same file."""
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def write(path, content: str | Sequence):
-    """The file whole, or as it was before (OSError). Of several writers the last one's content stays.
+    """The file whole, or as it was before (OSError). Of several writers the last one's content
+    stays.
 
     Args:
       path: pathlib's or etils'.

@@ -1,6 +1,8 @@
-"""Checkpoints of a run (Orbax; the only file that knows it), and single files of arrays (safetensors).
+"""Checkpoints of a run (Orbax; the only file that knows it), and single files of arrays
+(safetensors).
 
-Every array's checksum is kept beside it: the storage format notices a short file, but hands out flipped bits as values.
+Every array's checksum is kept beside it: the storage format notices a short file, but hands out
+flipped bits as values.
 """
 
 import contextlib
@@ -30,18 +32,34 @@ from var_jax.io.file_kinds import refuse_stand_in
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"BF16": jnp.dtype("bfloat16"), "F16": "float16", "F32": "float32", "F64": "float64", "BOOL": "bool",
-          "U8": "uint8", "U32": "uint32", "I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"}
+DTYPES = {
+    "BF16": jnp.dtype("bfloat16"),
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U32": "uint32",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+}
 
 LOSS_FILE = "metrics/metrics"  # of a checkpoint, as Orbax names it
 
 # TensorStore buries the system's word for it in a long message.
-SYSTEM_CAUSES = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)]
+SYSTEM_CAUSES = [
+    os.strerror(code)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+]
 
-# What is raised is reported here in one line: Orbax's log adds a stack trace of it, and TensorStore's other writes
-# another one each when they find Orbax's event loop gone.
+# What is raised is reported here in one line: Orbax's log adds a stack trace of it, and
+# TensorStore's other writes another one each when they find Orbax's event loop gone.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+)
 
 
 def _without_closed_loops(hook: Callable) -> Callable:
@@ -59,8 +77,8 @@ class Mismatch(UserError):
 class Checkpoints:
     """Checkpoints in a directory (a path or bucket URL), written while training goes on.
 
-    A write that failed raises UserError at the next `save`, `wait` or `close`; earlier checkpoints stay as they were.
-    Reading alone changes nothing in the directory.
+    A write that failed raises UserError at the next `save`, `wait` or `close`; earlier checkpoints
+    stay as they were. Reading alone changes nothing in the directory.
 
     Args:
       keep: the newest ones that are kept; the one of the lowest loss is kept besides.
@@ -75,9 +93,11 @@ class Checkpoints:
         self._overtaken: list[int] = []
 
     def save(self, step: int, state: Any, extra: dict, wait: bool = False):
-        """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`, which JSON takes.
+        """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`,
+        which JSON takes.
 
-        Checkpoints later than the one that was restored are not of this run any more, and are deleted here.
+        Checkpoints later than the one that was restored are not of this run any more, and are
+        deleted here.
 
         Args:
           wait: return when it is on disk.
@@ -90,21 +110,32 @@ class Checkpoints:
         self._writing = step
         with self._reporting():
             if self._writer is None:
-                best = preserve.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
+                best = preserve.BestN(
+                    get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False
+                )
                 kept = [preserve.LatestN(self._keep), preserve.CustomSteps(self._keep_steps), best]
-                options = ocp.CheckpointManagerOptions(  # without `best_fn`, metrics are neither kept nor read
-                    preservation_policy=preserve.AnyPreservationPolicy(kept), best_fn=_goodness,
-                    cleanup_tmp_directories=True)
+                # Without `best_fn`, metrics are neither kept nor read
+                options = ocp.CheckpointManagerOptions(
+                    preservation_policy=preserve.AnyPreservationPolicy(kept),
+                    best_fn=_goodness,
+                    cleanup_tmp_directories=True,
+                )
                 self._writer = ocp.CheckpointManager(self._absolute(), options=options)
             while self._overtaken:
                 self._writer.delete(self._overtaken.pop())
-            self._writer.save(step, force=True, args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)))
+            self._writer.save(
+                step,
+                force=True,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state), note=ocp.args.JsonSave(note)
+                ),
+            )
         if wait:
             self.wait()
 
     def note_loss(self, step: int, loss: float):
-        """Notes the held-out loss of a saved state, by which the best one is kept; all processes call it.
+        """Notes the held-out loss of a saved state, by which the best one is kept; all processes
+        call it.
 
         A state is saved before it is evaluated, so that no time that is left is lost to the
         evaluation. `restore` tells by this note whether the evaluation came to its end.
@@ -143,13 +174,15 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, ascending."""
-        return sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.is_dir() else []
+        return (
+            sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.is_dir() else []
+        )
 
     def agreed_steps(self) -> list[int]:
         """`steps` as process 0 lists them, the same on every process, all of which must ask.
 
-        Listings of a file system that several hosts share may lag behind one another, and hosts that resumed from
-        different steps would not be one run.
+        Listings of a file system that several hosts share may lag behind one another, and hosts
+        that resumed from different steps would not be one run.
         """
         steps = self.steps() if jax.process_index() == 0 else []
         if jax.process_count() == 1:
@@ -167,22 +200,34 @@ class Checkpoints:
         `extra["evaluated"]` is True where the loss of the state was noted after it was saved.
 
         Args:
-          abstract_state: ShapeDtypeStructs with shardings, which need not be those that it was saved with.
+          abstract_state: ShapeDtypeStructs with shardings, which need not be those that it was
+            saved with.
         Raises:
-          UserError: there is none, none can be read, or its arrays are not those of `abstract_state`.
+          UserError: there is none, none can be read, or its arrays are not those of
+            `abstract_state`.
         """
 
         def whole(path: epath.Path, wanted: Any) -> Any:
-            args = jax.tree.map(lambda a: ocp.ArrayRestoreArgs(sharding=a.sharding, global_shape=a.shape,
-                                                               dtype=a.dtype), wanted)
+            args = jax.tree.map(
+                lambda a: ocp.ArrayRestoreArgs(
+                    sharding=a.sharding, global_shape=a.shape, dtype=a.dtype
+                ),
+                wanted,
+            )
             return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args))
 
         def read(path: epath.Path, stored: Any) -> Any:
             _require_same(path, stored, abstract_state)
-            if not dataclasses.is_dataclass(abstract_state) or set(vars(abstract_state)) <= set(stored):
+            if not dataclasses.is_dataclass(abstract_state) or set(vars(abstract_state)) <= set(
+                stored
+            ):
                 return whole(path, abstract_state)
-            # Of fields that came to the state after the checkpoint was written, none holds an array.
-            held = whole(path, {name: value for name, value in vars(abstract_state).items() if name in stored})
+            # Of fields that came to the state after the checkpoint was written, none holds an
+            # array.
+            held = whole(
+                path,
+                {name: value for name, value in vars(abstract_state).items() if name in stored},
+            )
             return type(abstract_state)(**vars(abstract_state) | held)
 
         found, state, extra = self._newest_sound(read, step)
@@ -193,7 +238,8 @@ class Checkpoints:
         return state, {**extra, "evaluated": True} if noted and "evaluated" in extra else extra
 
     def restore_part(self, part: str, step: int | None = None) -> Any:
-        """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing else is read.
+        """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing
+        else is read.
 
         Raises:
           UserError: there is no checkpoint, none can be read, or it has no such part.
@@ -201,19 +247,26 @@ class Checkpoints:
 
         def read(path: epath.Path, stored: Any) -> Any:
             if not jax.tree.leaves(stored.get(part)):
-                raise Mismatch(f"checkpoint {path} has no {part!r}; it has {', '.join(map(repr, stored))}")
+                raise Mismatch(
+                    f"checkpoint {path} has no {part!r}; it has {', '.join(map(repr, stored))}"
+                )
             wanted = {part: jax.tree.map(lambda _: 0, stored[part])}
             args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True))
+            return _restore(
+                path, ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
+            )
 
         return self._newest_sound(read, step)[1][part]
 
     def _newest_sound(self, read: Callable, step: int | None) -> tuple[int, Any, dict]:
-        """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer one is damaged."""
+        """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer
+        one is damaged."""
         steps = self.agreed_steps()
         if not steps or step not in (None, *steps):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise UserError(f"{wanted} in {self._directory}; steps there: {', '.join(map(str, steps)) or 'none'}")
+            raise UserError(
+                f"{wanted} in {self._directory}; steps there: {', '.join(map(str, steps)) or 'none'}"
+            )
         causes = []
         for candidate in reversed(steps) if step is None else [step]:
             path = self._absolute() / str(candidate)
@@ -223,7 +276,9 @@ class Checkpoints:
                 value, extra, sums = read(path, _stored(path)), note["extra"], note["checksums"]
             except Mismatch:
                 raise
-            except Exception as error:  # damaged files raise whatever the parser of the damaged place raises
+            except (
+                Exception
+            ) as error:  # damaged files raise whatever the parser of the damaged place raises
                 cause = _one_line(error)
             # Checksums are a program of all processes together: none may start it alone.
             if _agreed(not cause):
@@ -232,10 +287,16 @@ class Checkpoints:
                     return candidate, value, extra
             causes.append(f"step {candidate}: {cause or 'another process could not read it'}")
             if step is None and candidate != steps[0]:
-                log.warning("checkpoint of step %d in %s cannot be read (%s); trying the one before", candidate,
-                            self._directory, cause)
-        raise UserError(f"no checkpoint in {self._directory} can be read ({'; '.join(causes)}); "
-                        "restore the directory from a copy, or start in an empty one")
+                log.warning(
+                    "checkpoint of step %d in %s cannot be read (%s); trying the one before",
+                    candidate,
+                    self._directory,
+                    cause,
+                )
+        raise UserError(
+            f"no checkpoint in {self._directory} can be read ({'; '.join(causes)}); "
+            "restore the directory from a copy, or start in an empty one"
+        )
 
     def _absolute(self) -> epath.Path:
         return self._directory.resolve() if "://" not in str(self._directory) else self._directory
@@ -244,9 +305,15 @@ class Checkpoints:
     def _reporting(self):
         try:
             yield
-        except (OSError, ValueError, RuntimeError) as error:  # Orbax and TensorStore raise all three for a full disk
-            raise UserError(f"cannot write the checkpoint of step {self._writing} in {self._directory}: "
-                            f"{_one_line(error)}; checkpoints before it are kept") from error
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # Orbax and TensorStore raise all three for a full disk
+            raise UserError(
+                f"cannot write the checkpoint of step {self._writing} in {self._directory}: "
+                f"{_one_line(error)}; checkpoints before it are kept"
+            ) from error
 
 
 def _goodness(metrics: dict[str, float]) -> float:
@@ -275,7 +342,9 @@ def load_arrays(path: epath.PathLike) -> dict:
     """
     refuse_stand_in(path, "safetensors")
     try:
-        flat = deserialize(epath.Path(path).read_bytes())  # the library's own loader has no bfloat16
+        flat = deserialize(
+            epath.Path(path).read_bytes()
+        )  # the library's own loader has no bfloat16
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} does not read as safetensors: {_one_line(error)}") from error
     tree: dict = {}
@@ -290,8 +359,10 @@ def load_arrays(path: epath.PathLike) -> dict:
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
     """("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 @jax.jit
@@ -332,16 +403,21 @@ def _stored(path: epath.Path) -> Any:
 
 
 def _restore(path: epath.Path, args: Any) -> Any:
-    """Without Orbax's checkpointer, at whose barrier sound processes would wait for one that failed."""
+    """Without Orbax's checkpointer, at whose barrier sound processes would wait for one that
+    failed."""
     return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
 
 
 def _require_same(path: epath.Path, stored: Any, wanted: Any):
     """Raises Mismatch when two trees differ in their arrays."""
-    ours, theirs = ({name: (tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for name, leaf in _named(tree)}
-                    for tree in (wanted, stored))
+    ours, theirs = (
+        {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for name, leaf in _named(tree)}
+        for tree in (wanted, stored)
+    )
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             here, there = (tree.get(name, "not there") for tree in (ours, theirs))
-            raise Mismatch(f"checkpoint {path} is of another model or optimizer: {name} is {there} in it and {here} "
-                           "in this run")
+            raise Mismatch(
+                f"checkpoint {path} is of another model or optimizer: {name} is {there} in it and {here} "
+                "in this run"
+            )

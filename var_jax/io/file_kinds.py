@@ -1,4 +1,5 @@
-"""What a file is when it is not what its name says: a pointer, a page or a message in place of a download."""
+"""What a file is when it is not what its name says: a pointer, a page or a message in place of a
+download."""
 
 import os
 
@@ -8,12 +9,18 @@ from var_jax.errors import UserError
 
 HEAD = 1024  # bytes that tell
 POINTER = b"version https://git-lfs.github.com/spec/"
-ARCHIVES = {b"\x1f\x8b": "a gzip archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive",
-            b"7z\xbc\xaf": "a 7-Zip archive", b"Rar!": "a RAR archive"}
+ARCHIVES = {
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+}
 
 
 def stand_in(head: bytes) -> str | None:
-    """What stands in place of a file's own content, with the remedy, by its first bytes; None where they may be it."""
+    """What stands in place of a file's own content, with the remedy, by its first bytes; None where
+    they may be it."""
     if not head:
         return "an empty file; download or write it again"
     if head.startswith(POINTER):
@@ -24,16 +31,23 @@ def stand_in(head: bytes) -> str | None:
         if head.startswith(start):
             return f"{kind}; unpack it first"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")) or (text.startswith(b"<") and b"<html" in text):
-        return ("an HTML page, as a server sends in place of a file that needs a login or lies elsewhere; download the "
-                "file itself again")
+    if text.startswith((b"<!doctype html", b"<html")) or (
+        text.startswith(b"<") and b"<html" in text
+    ):
+        return (
+            "an HTML page, as a server sends in place of a file that needs a login or lies elsewhere; download the "
+            "file itself again"
+        )
     if text.startswith((b"<?xml", b"<error")) and b"<svg" not in text:
-        return "an XML message, as a server sends in place of a file; download the file itself again"
+        return (
+            "an XML message, as a server sends in place of a file; download the file itself again"
+        )
     return None
 
 
 def refuse_stand_in(path: str | os.PathLike, what: str):
-    """Raises UserError where something else stands in place of a file's own content, which is `what`.
+    """Raises UserError where something else stands in place of a file's own content, which is
+    `what`.
 
     A file that is not there, or cannot be opened, is left to whoever reads it.
     """

@@ -1,4 +1,5 @@
-"""Model directories on disk: what `Pipeline.save`, `convert` and `train` leave, and how it is found again."""
+"""Model directories on disk: what `Pipeline.save`, `convert` and `train` leave, and how it is found
+again."""
 
 import contextlib
 import json
@@ -19,7 +20,8 @@ FORMAT = 1
 
 
 def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
-    """Writes one `.safetensors` a part, and `model.json` last: a directory without it is not a model.
+    """Writes one `.safetensors` a part, and `model.json` last: a directory without it is not a
+    model.
 
     Class names, where there are any, go into `data.json`, where a workdir has them.
 
@@ -41,9 +43,13 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
                 atomic.write(directory / "data.json", json.dumps(names, indent=1))
         for part, path in new.items():
             path.replace(directory / f"{part}.safetensors")
-        atomic.write(directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1))
+        atomic.write(
+            directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1)
+        )
     except OSError as error:
-        raise UserError(f"cannot write the model directory {directory}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the model directory {directory}: {error.strerror or error}"
+        ) from error
     finally:
         for path in new.values():
             with contextlib.suppress(OSError):
@@ -51,19 +57,26 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
 
 
 def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
-    """The configuration and parameters of a model directory or of a training workdir (its averaged weights).
+    """The configuration and parameters of a model directory or of a training workdir (its averaged
+    weights).
 
     Raises:
-      UserError: there is no such directory, no model in it, its files are damaged, or its weights are not finite.
+      UserError: there is no such directory, no model in it, its files are damaged, or its weights
+        are not finite.
     """
     existing(directory)
     if (directory / "model.json").exists():
         config = read_config(directory)
         parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
-        return config, {part: _load_part(directory / f"{part}.safetensors", getattr(config, part)) for part in parts}
+        return config, {
+            part: _load_part(directory / f"{part}.safetensors", getattr(config, part))
+            for part in parts
+        }
     if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
         return _load_workdir(directory)
-    raise UserError(f"{directory} holds no model: neither model.json nor config.json with checkpoints/")
+    raise UserError(
+        f"{directory} holds no model: neither model.json nor config.json with checkpoints/"
+    )
 
 
 def existing(directory: epath.PathLike) -> epath.Path:
@@ -74,7 +87,9 @@ def existing(directory: epath.PathLike) -> epath.Path:
     """
     path = epath.Path(directory)
     if not path.is_dir():
-        raise UserError(f"no model directory {path}; give a workdir of `train`, or what `convert` wrote")
+        raise UserError(
+            f"no model directory {path}; give a workdir of `train`, or what `convert` wrote"
+        )
     return path
 
 
@@ -99,8 +114,10 @@ def read_config(directory: epath.Path) -> ModelConfig:
     """
     values = read_json(directory / "model.json")
     if (theirs := values.pop("format", FORMAT)) not in range(1, FORMAT + 1):
-        raise UserError(f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to {FORMAT}; "
-                        "update var-jax, or save the model again")
+        raise UserError(
+            f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to {FORMAT}; "
+            "update var-jax, or save the model again"
+        )
     return build(ModelConfig, values, "model")
 
 
@@ -133,12 +150,24 @@ def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) ->
 def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
     run = read_json(directory / "config.json")
     if missing := [key for key in ("stage", "tokenizer", "transformer", "ema") if key not in run]:
-        raise UserError(f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`")
-    tokenizer, transformer = run["tokenizer"], run["transformer"] if run["stage"] == "transformer" else None
-    config = build(ModelConfig, {"tokenizer": tokenizer, "transformer": transformer}, str(directory / "config.json"))
+        raise UserError(
+            f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`"
+        )
+    tokenizer, transformer = (
+        run["tokenizer"],
+        run["transformer"] if run["stage"] == "transformer" else None,
+    )
+    config = build(
+        ModelConfig,
+        {"tokenizer": tokenizer, "transformer": transformer},
+        str(directory / "config.json"),
+    )
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=1)
     trained = checkpoints.restore_part("ema" if run["ema"] else "params")
-    require_finite(flatten_dict(trained, sep="/").items(), f"the newest checkpoint in {directory / 'checkpoints'}")
+    require_finite(
+        flatten_dict(trained, sep="/").items(),
+        f"the newest checkpoint in {directory / 'checkpoints'}",
+    )
     if run["stage"] == "tokenizer":
         return config, {"tokenizer": trained}
     return config, {**load(directory / "tokenizer")[1], "transformer": trained}

@@ -26,24 +26,33 @@ VISIBLE = 96  # pixels that the longer side of a magnified image has at least
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
-def grid(images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None) -> Image.Image:
+def grid(
+    images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None
+) -> Image.Image:
     """Images row by row, each below its title; without any titles there is no margin either.
 
     Args:
       images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
       columns: images a row.
       titles: of the first images, in order; as many as there are columns label the columns.
-      scale: whole number that both sides are magnified by; by default what makes a small image visible.
+      scale: whole number that both sides are magnified by; by default what makes a small image
+        visible.
     """
     tiles, titles = _tiles(images, scale), list(titles or [])
     if len(titles) > len(tiles):
         raise ValueError(f"{len(titles)} titles for {len(tiles)} images")
     starts = range(0, len(tiles), columns)
-    return _draw([tiles[i:i + columns] for i in starts], [titles[i:i + columns] for i in starts])
+    return _draw(
+        [tiles[i : i + columns] for i in starts], [titles[i : i + columns] for i in starts]
+    )
 
 
-def strip(rows: Sequence[Images], column_titles: Sequence[str] | None = None, scale: int | None = None,
-          row_titles: Sequence[str] | None = None) -> Image.Image:
+def strip(
+    rows: Sequence[Images],
+    column_titles: Sequence[str] | None = None,
+    scale: int | None = None,
+    row_titles: Sequence[str] | None = None,
+) -> Image.Image:
     """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
 
     Args:
@@ -56,7 +65,8 @@ def strip(rows: Sequence[Images], column_titles: Sequence[str] | None = None, sc
 
 
 def title(text: str, otherwise: str) -> str:
-    """The text, or `otherwise` where there are no letters to draw it with: a row of boxes says nothing."""
+    """The text, or `otherwise` where there are no letters to draw it with: a row of boxes says
+    nothing."""
     font = _font(text)
     missing = _glyph(font, "\uffff")
     drawn = all(letter.isspace() or _glyph(font, letter) != missing for letter in text)
@@ -71,7 +81,9 @@ def place(path: epath.PathLike) -> epath.Path:
     """
     path = epath.Path(path)
     if path.name in ("", "..") or path.is_dir():
-        raise UserError(f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as samples.png")
+        raise UserError(
+            f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as samples.png"
+        )
     above = [] if "://" in str(path) else path.parents  # buckets have no directories
     if file := next((one for one in above if one.exists() and not one.is_dir()), None):
         raise UserError(f"cannot write the picture {path}: {file} is a file, not a directory")
@@ -100,7 +112,9 @@ def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: 
     """
     buffer = io.BytesIO()
     times = [milliseconds] * (len(frames) - 1) + [4 * milliseconds]
-    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    frames[0].save(
+        buffer, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0
+    )
     atomic.save(place(path), [buffer.getvalue()], "the picture")
 
 
@@ -118,7 +132,10 @@ def _tiles(images: Images, scale: int | None) -> list[Image.Image]:
     if pixels.shape[-1] == 1:
         pixels = np.repeat(pixels, 3, axis=-1)
     tiles = [Image.fromarray(one) for one in pixels]
-    return [tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST) for tile in tiles]
+    return [
+        tile.resize((tile.width * scale, tile.height * scale), Image.Resampling.NEAREST)
+        for tile in tiles
+    ]
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:
@@ -128,8 +145,9 @@ def _font(text: str) -> ImageFont.FreeTypeFont:
 
 @functools.cache
 def _fonts() -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
-    """Pillow's own font, which has ASCII alone, and the one that comes with matplotlib, which has the letters of the
-    Latin, Greek, Cyrillic and other alphabets, and few of East Asia. matplotlib itself takes long to import."""
+    """Pillow's own font, which has ASCII alone, and the one that comes with matplotlib, which has
+    the letters of the Latin, Greek, Cyrillic and other alphabets, and few of East Asia. matplotlib
+    itself takes long to import."""
     own = ImageFont.load_default(FONT_SIZE)
     assert isinstance(own, ImageFont.FreeTypeFont)
     spec = importlib.util.find_spec("matplotlib")
@@ -145,8 +163,11 @@ def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> tuple:
     return mask.size, bytes(mask)
 
 
-def _draw(rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence[str] = ()) -> Image.Image:
-    """Tiles in rows; above each row its titles, where it has any, and to its left its own of `sides`."""
+def _draw(
+    rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence[str] = ()
+) -> Image.Image:
+    """Tiles in rows; above each row its titles, where it has any, and to its left its own of
+    `sides`."""
     titles = [title for head in heads for title in head] + list(sides)
     line = max((math.ceil(sum(_font(title).getmetrics())) + 2 for title in titles), default=0)
     margin = MARGIN if any(map(any, heads)) or any(sides) else 0
@@ -161,10 +182,14 @@ def _draw(rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence
     canvas = Image.new("RGB", (across, down), PAPER)
     draw = ImageDraw.Draw(canvas)
     y = margin
-    for k, (row, head, head_height, height) in enumerate(zip(rows, heads, head_heights, heights, strict=True)):
+    for k, (row, head, head_height, height) in enumerate(
+        zip(rows, heads, head_heights, heights, strict=True)
+    ):
         for i, title in enumerate(head):
             fitted = _fit(title, width)
-            draw.text((left + i * (width + GAP) + width / 2, y), fitted, INK, _font(fitted), anchor="ma")
+            draw.text(
+                (left + i * (width + GAP) + width / 2, y), fitted, INK, _font(fitted), anchor="ma"
+            )
         y += head_height
         if sides:
             draw.text((left - GAP, y + height / 2), sides[k], INK, _font(sides[k]), anchor="rm")
@@ -175,7 +200,8 @@ def _draw(rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence
 
 
 def _fit(title: str, width: int) -> str:
-    """The title on one line, or its beginning and an ellipsis: it must not run into the next one."""
+    """The title on one line, or its beginning and an ellipsis: it must not run into the next
+    one."""
     title = " ".join(title.split())
     if _font(title).getlength(title) <= width:
         return title

@@ -1,7 +1,9 @@
-"""Records of a run, a JSON object per line: `metrics.jsonl`, and what a run in a bucket has not merged into it yet.
+"""Records of a run, a JSON object per line: `metrics.jsonl`, and what a run in a bucket has not
+merged into it yet.
 
-Nothing can be appended to an object of a bucket. There a run writes its records in parts, `metrics/BEGIN-END.jsonl`, of
-which it makes fewer and larger ones as it goes, and one `metrics.jsonl` when it starts and when it is done.
+Nothing can be appended to an object of a bucket. There a run writes its records in parts,
+`metrics/BEGIN-END.jsonl`, of which it makes fewer and larger ones as it goes, and one
+`metrics.jsonl` when it starts and when it is done.
 """
 
 import json

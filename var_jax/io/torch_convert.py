@@ -23,28 +23,49 @@ State = dict[str, np.ndarray]
 Source = Mapping[str, np.ndarray] | str | os.PathLike
 LISTED = 12  # names in one message
 # Keys that every model of the kind has, by which it is found in a file.
-TOKENIZER_ANCHORS = ("quantize.embedding.weight", "encoder.conv_in.weight", "decoder.conv_in.weight")
-TRANSFORMER_ANCHORS = ("class_emb.weight", "word_embed.weight", "lvl_embed.weight", "pos_1LC", "pos_start",
-                       "head_nm.ada_lin.1.weight", "head.weight")
+TOKENIZER_ANCHORS = (
+    "quantize.embedding.weight",
+    "encoder.conv_in.weight",
+    "decoder.conv_in.weight",
+)
+TRANSFORMER_ANCHORS = (
+    "class_emb.weight",
+    "word_embed.weight",
+    "lvl_embed.weight",
+    "pos_1LC",
+    "pos_start",
+    "head_nm.ada_lin.1.weight",
+    "head.weight",
+)
 
 
-def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: Scales, num_heads: int | None = None,
-               cosine_codes: bool = False, norm_groups: int = TokenizerConfig.norm_groups,
-               dtype: DType = "float32") -> tuple[ModelConfig, dict[str, Any]]:
-    """A whole model from published weights: the configuration, and {"tokenizer": ..., "transformer": ...}.
+def from_torch(
+    tokenizer: Source,
+    transformer: Source | None = None,
+    *,
+    scales: Scales,
+    num_heads: int | None = None,
+    cosine_codes: bool = False,
+    norm_groups: int = TokenizerConfig.norm_groups,
+    dtype: DType = "float32",
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """A whole model from published weights: the configuration, and {"tokenizer": ...,
+    "transformer": ...}.
 
     Args:
-      tokenizer, transformer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz). Training checkpoints
-        of the published code, which hold both, are taken for either.
+      tokenizer, transformer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz).
+        Training checkpoints of the published code, which hold both, are taken for either.
       scales: token-map sizes, coarse to fine.
       num_heads: needed only without QK-norm, where the weights do not tell it.
       cosine_codes: codes are searched by cosine.
-      norm_groups: groups of the tokenizer's GroupNorms, which the weights do not tell; 32 in the published code.
+      norm_groups: groups of the tokenizer's GroupNorms, which the weights do not tell; 32 in the
+        published code.
       dtype: what the weights are stored in, "float32" or "bfloat16".
     Returns:
       the configuration and nested dicts of numpy arrays.
     Raises:
-      UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not fit the weights.
+      UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not
+        fit the weights.
     """
     ours, params = tokenizer_from_torch(tokenizer, scales, cosine_codes, dtype, norm_groups)
     if transformer is None:
@@ -53,42 +74,61 @@ def from_torch(tokenizer: Source, transformer: Source | None = None, *, scales: 
     return ModelConfig(ours, theirs), {"tokenizer": params, "transformer": weights}
 
 
-def tokenizer_from_torch(source: Source, scales: Scales, cosine_codes: bool = False, dtype: DType = "float32",
-                         norm_groups: int = TokenizerConfig.norm_groups) -> tuple[TokenizerConfig, dict[str, Any]]:
+def tokenizer_from_torch(
+    source: Source,
+    scales: Scales,
+    cosine_codes: bool = False,
+    dtype: DType = "float32",
+    norm_groups: int = TokenizerConfig.norm_groups,
+) -> tuple[TokenizerConfig, dict[str, Any]]:
     """The tokenizer's part of `from_torch`."""
     weights = Weights(source, "the tokenizer", TOKENIZER_ANCHORS)
     config = tokenizer_config(weights, scales, cosine_codes, dtype, norm_groups)
     return config, _load(config, weights)
 
 
-def transformer_from_torch(source: Source, tokenizer: TokenizerConfig, num_heads: int | None = None,
-                           dtype: DType = "float32") -> tuple[TransformerConfig, dict[str, Any]]:
+def transformer_from_torch(
+    source: Source,
+    tokenizer: TokenizerConfig,
+    num_heads: int | None = None,
+    dtype: DType = "float32",
+) -> tuple[TransformerConfig, dict[str, Any]]:
     """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
     weights = Weights(source, "the transformer", TRANSFORMER_ANCHORS)
     config = transformer_config(weights, tokenizer, num_heads, dtype)
     return config, _load(config, weights)
 
 
-def to_torch(config: ModelConfig, params: Mapping[str, Any], with_buffers: bool = False) -> tuple[State, State | None]:
-    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing transformer.
+def to_torch(
+    config: ModelConfig, params: Mapping[str, Any], with_buffers: bool = False
+) -> tuple[State, State | None]:
+    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing
+    transformer.
 
     Args:
-      with_buffers: beside the weights, also what the published modules hold as buffers and released checkpoints
-        contain, so that `load_state_dict` takes the dicts as strictly as it can.
+      with_buffers: beside the weights, also what the published modules hold as buffers and released
+        checkpoints contain, so that `load_state_dict` takes the dicts as strictly as it can.
     Raises:
       UserError: the published tokenizer has no such codes.
     """
-    require(config.tokenizer.codes != "bsq", "tokenizer.codes", "'bsq'",
-            "'euclidean' or 'cosine' for published keys, which are those of a codebook")
+    require(
+        config.tokenizer.codes != "bsq",
+        "tokenizer.codes",
+        "'bsq'",
+        "'euclidean' or 'cosine' for published keys, which are those of a codebook",
+    )
 
     def state(sizes: TokenizerConfig | TransformerConfig, part: str) -> State:
         return part_to_torch(sizes, params[part]) | (buffers(sizes) if with_buffers else {})
 
-    return state(config.tokenizer, "tokenizer"), config.transformer and state(config.transformer, "transformer")
+    return state(config.tokenizer, "tokenizer"), config.transformer and state(
+        config.transformer, "transformer"
+    )
 
 
 def untold(config: ModelConfig) -> dict[str, Any]:
-    """What published weights do not tell of a model: the keywords that bring it back through `from_torch`."""
+    """What published weights do not tell of a model: the keywords that bring it back through
+    `from_torch`."""
     c, t = config.tokenizer, config.transformer
     found: dict[str, Any] = {"scales": str(c.scales)}
     if c.norm_groups != TokenizerConfig.norm_groups:
@@ -101,18 +141,25 @@ def untold(config: ModelConfig) -> dict[str, Any]:
 
 
 def part_to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
-    """{published key: float32 array} of one model's parameters, or of a tree like them, such as gradients."""
+    """{published key: float32 array} of one model's parameters, or of a tree like them, such as
+    gradients."""
     flat: Any = flatten_dict(params, sep="/")
     state = {}
     for entry in entries(config, flat):
-        array = np.asarray(flat[entry.path] if entry.index is None else flat[entry.path][entry.index])
+        array = np.asarray(
+            flat[entry.path] if entry.index is None else flat[entry.path][entry.index]
+        )
         state[entry.key] = np.ascontiguousarray(entry.outward(array), np.float32)
     return state
 
 
-def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray],
-                transformer: Mapping[str, np.ndarray] | None = None):
-    """Writes what `to_torch` gave as `tokenizer.safetensors` and `transformer.safetensors` into a directory.
+def write_torch(
+    directory: str | os.PathLike,
+    tokenizer: Mapping[str, np.ndarray],
+    transformer: Mapping[str, np.ndarray] | None = None,
+):
+    """Writes what `to_torch` gave as `tokenizer.safetensors` and `transformer.safetensors` into a
+    directory.
 
     Raises:
       UserError: the directory cannot be written.
@@ -131,7 +178,8 @@ def write_torch(directory: str | os.PathLike, tokenizer: Mapping[str, np.ndarray
 class Weights:
     """A state dict with the shapes of its tensors, which a file tells without reading them.
 
-    Keys may lie below wrappers and containers in any nesting, where they are found by the keys `anchors`.
+    Keys may lie below wrappers and containers in any nesting, where they are found by the keys
+    `anchors`.
 
     Attributes:
       name: for messages.
@@ -160,11 +208,14 @@ class Weights:
         return array
 
     def size(self, key: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor that sizes are read off; raises UserError if it is missing or of another rank."""
+        """The shape of a tensor that sizes are read off; raises UserError if it is missing or of
+        another rank."""
         if key not in self.shapes:
             raise UserError(f"{self.name} misses {key}; it has {_listed(self.shapes)}")
         if len(self.shapes[key]) != rank or 0 in self.shapes[key]:
-            raise UserError(f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none empty")
+            raise UserError(
+                f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none empty"
+            )
         return self.shapes[key]
 
     def count(self, pattern: str) -> int:
@@ -172,62 +223,117 @@ class Weights:
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
-def tokenizer_config(weights: Weights, scales: Scales, cosine_codes: bool, dtype: DType,
-                     norm_groups: int = TokenizerConfig.norm_groups) -> TokenizerConfig:
+def tokenizer_config(
+    weights: Weights,
+    scales: Scales,
+    cosine_codes: bool,
+    dtype: DType,
+    norm_groups: int = TokenizerConfig.norm_groups,
+) -> TokenizerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
     widths = [weights.size(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
     for width in widths:
-        require(width % channels == 0, f"{weights.name}: a level's width", width, f"a multiple of {channels}")
+        require(
+            width % channels == 0,
+            f"{weights.name}: a level's width",
+            width,
+            f"a multiple of {channels}",
+        )
     vocab, z_channels = weights.size("quantize.embedding.weight", 2)
     phi = weights.count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     if "quantize.quant_resi.qresi.weight" in weights.shapes:
         phi = 1
     each = weights.count(r"quantize\.quant_resi\.(\d+)\.")
-    require(each in (0, len(scales)), "scales", scales,
-            f"{each} sizes, one for each quantize.quant_resi of {weights.name}")
+    require(
+        each in (0, len(scales)),
+        "scales",
+        scales,
+        f"{each} sizes, one for each quantize.quant_resi of {weights.name}",
+    )
     return TokenizerConfig(
-        scales=scales, in_channels=in_channels, channels=channels, multipliers=tuple(w // channels for w in widths),
+        scales=scales,
+        in_channels=in_channels,
+        channels=channels,
+        multipliers=tuple(w // channels for w in widths),
         blocks=weights.count(r"encoder\.down\.0\.block\.(\d+)\."),
         attention=f"encoder.down.{levels - 1}.attn.0.qkv.weight" in weights.shapes,
-        mid_attention="encoder.mid.attn_1.qkv.weight" in weights.shapes, norm_groups=norm_groups,
-        z_channels=z_channels, vocab_size=vocab, phi=phi,
-        codes="cosine" if cosine_codes else "euclidean", param_dtype=dtype)
+        mid_attention="encoder.mid.attn_1.qkv.weight" in weights.shapes,
+        norm_groups=norm_groups,
+        z_channels=z_channels,
+        vocab_size=vocab,
+        phi=phi,
+        codes="cosine" if cosine_codes else "euclidean",
+        param_dtype=dtype,
+    )
 
 
-def transformer_config(weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None,
-                       dtype: DType) -> TransformerConfig:
+def transformer_config(
+    weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None, dtype: DType
+) -> TransformerConfig:
     """The sizes that keys and shapes tell; what they leave open is the published code's default."""
     scales = tokenizer.scales
     classes, width = weights.size("class_emb.weight", 2)
-    for key, axis, found in (("lvl_embed.weight", 0, len(scales)), ("pos_1LC", 1, scales.total),
-                             ("pos_start", 1, scales.lengths[0])):
+    for key, axis, found in (
+        ("lvl_embed.weight", 0, len(scales)),
+        ("pos_1LC", 1, scales.total),
+        ("pos_start", 1, scales.lengths[0]),
+    ):
         size = weights.size(key, 2 if axis == 0 else 3)[axis]
-        wanted = {"lvl_embed.weight": "sizes", "pos_1LC": "tokens in all", "pos_start": "tokens at the first"}[key]
-        require(size == found, "scales", f"{scales} ({found} {wanted})", f"{size} {wanted}, by {key} of {weights.name}")
+        wanted = {
+            "lvl_embed.weight": "sizes",
+            "pos_1LC": "tokens in all",
+            "pos_start": "tokens at the first",
+        }[key]
+        require(
+            size == found,
+            "scales",
+            f"{scales} ({found} {wanted})",
+            f"{size} {wanted}, by {key} of {weights.name}",
+        )
     scale_key = "blocks.0.attn.scale_mul_1H11"
     qk_norm = scale_key in weights.shapes
     told = weights.size(scale_key, 4)[1] if qk_norm else None
     heads = told or num_heads or 0
     require(heads > 0, "num_heads", num_heads, "given for weights without QK-norm")
-    require(num_heads in (None, heads), "num_heads", num_heads, f"{heads} (or not given), as the weights tell")
+    require(
+        num_heads in (None, heads),
+        "num_heads",
+        num_heads,
+        f"{heads} (or not given), as the weights tell",
+    )
     require(width % heads == 0, "num_heads", heads, f"a divisor of the width {width}")
     return TransformerConfig(
-        depth=weights.count(r"blocks\.(\d+)\."), width=width, heads=heads, num_classes=classes - 1,
-        vocab_size=weights.size("head.weight", 2)[0], z_channels=weights.size("word_embed.weight", 2)[1], scales=scales,
+        depth=weights.count(r"blocks\.(\d+)\."),
+        width=width,
+        heads=heads,
+        num_classes=classes - 1,
+        vocab_size=weights.size("head.weight", 2)[0],
+        z_channels=weights.size("word_embed.weight", 2)[1],
+        scales=scales,
         mlp_ratio=weights.size("blocks.0.ffn.fc1.weight", 2)[0] / width,
-        shared_adaln="shared_ada_lin.1.weight" in weights.shapes, qk_norm=qk_norm, param_dtype=dtype)
+        shared_adaln="shared_ada_lin.1.weight" in weights.shapes,
+        qk_norm=qk_norm,
+        param_dtype=dtype,
+    )
 
 
-def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tuple[int, ...]], name: str):
-    """Holds {published key: shape} against the table: every key is a weight or a buffer that is skipped by name.
+def check(
+    config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tuple[int, ...]], name: str
+):
+    """Holds {published key: shape} against the table: every key is a weight or a buffer that is
+    skipped by name.
 
     Raises:
       UserError: missing or unknown keys or wrong shapes, all of them in one line.
     """
     wanted = {entry.key: entry.shape for entry in entries(config)}
-    problems = {"misses": [key for key in wanted if key not in shapes], "has unknown": [], "has wrong shapes:": []}
+    problems = {
+        "misses": [key for key in wanted if key not in shapes],
+        "has unknown": [],
+        "has wrong shapes:": [],
+    }
     skipped = {key: array.shape for key, array in buffers(config).items()}
     if CODE_HITS in skipped:  # of any number of scales, as published: one tokenizer serves several
         skipped[CODE_HITS] = (None, *skipped[CODE_HITS][1:])
@@ -235,7 +341,9 @@ def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tupl
         right = wanted.get(key, skipped.get(key))
         if right is None:
             problems["has unknown"].append(key)
-        elif len(right) != len(shape) or any(r not in (None, s) for r, s in zip(right, shape, strict=True)):
+        elif len(right) != len(shape) or any(
+            r not in (None, s) for r, s in zip(right, shape, strict=True)
+        ):
             problems["has wrong shapes:"].append(f"{key} {shape} for {right}")
     found = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
     if found:
@@ -243,12 +351,19 @@ def check(config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tupl
 
 
 def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict[str, Any]:
-    require(config.param_dtype in get_args(DType), "dtype", config.param_dtype, " or ".join(get_args(DType)))
+    require(
+        config.param_dtype in get_args(DType),
+        "dtype",
+        config.param_dtype,
+        " or ".join(get_args(DType)),
+    )
     check(config, weights.shapes, weights.name)
     parameters = abstract(config)
     flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in parameters.items()}
     wrong = {}
-    for entry in entries(config, parameters):  # one tensor at a time, straight into its place and dtype
+    for entry in entries(
+        config, parameters
+    ):  # one tensor at a time, straight into its place and dtype
         place = flat[entry.path][... if entry.index is None else entry.index]
         with np.errstate(over="ignore"):  # what overflows is told below
             place[...] = entry.inward(weights.read(entry.key))

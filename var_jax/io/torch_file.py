@@ -1,8 +1,10 @@
-"""Tensors of checkpoint files, read one by one, without PyTorch and without running what is in them.
+"""Tensors of checkpoint files, read one by one, without PyTorch and without running what is in
+them.
 
-PyTorch's own format is ours to read because the library behind it is PyTorch: a pickle that rebuilds tensors, and
-their raw bytes beside it. The unpickler here knows those few names and refuses any other, and no length that a file
-declares is believed before it is held against the bytes that are there.
+PyTorch's own format is ours to read because the library behind it is PyTorch: a pickle that
+rebuilds tensors, and their raw bytes beside it. The unpickler here knows those few names and
+refuses any other, and no length that a file declares is believed before it is held against the
+bytes that are there.
 """
 
 import collections
@@ -29,21 +31,45 @@ from var_jax.io.file_kinds import refuse_stand_in
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of PyTorch's format before 1.6
 MAX_DEPTH, MAX_VALUES = 16, 2**20  # dicts that hold each other can pretend to any number
 MAX_DEFLATE = 1032  # bytes out of one byte
-# What the readers raise for bytes that are not what they should be; of an unpickler that is almost anything.
-DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError, pickle.UnpicklingError, struct.error,
-          ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+# What the readers raise for bytes that are not what they should be; of an unpickler that is almost
+# anything.
+DAMAGE = (
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SafetensorError,
+    pickle.UnpicklingError,
+    struct.error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 STORAGES = {
-    "FloatStorage": np.dtype("<f4"), "DoubleStorage": np.dtype("<f8"), "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16), "LongStorage": np.dtype("<i8"), "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"), "CharStorage": np.dtype("i1"), "ByteStorage": np.dtype("u1"),
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "HalfStorage": np.dtype("<f2"),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a file by dotted name; each is read when it is asked for, and `shapes` without reading any."""
+    """The tensors of a file by dotted name; each is read when it is asked for, and `shapes` without
+    reading any."""
 
-    def __init__(self, path: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]):
+    def __init__(
+        self, path: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
+    ):
         self.shapes = shapes
         self._path, self._read = path, read
 
@@ -65,14 +91,16 @@ class Refused(Exception):
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
-    """The tensors of a `.pth`/`.pt`, `.safetensors` or `.npz` file, which may lie in a bucket (not `.safetensors`).
+    """The tensors of a `.pth`/`.pt`, `.safetensors` or `.npz` file, which may lie in a bucket (not
+    `.safetensors`).
 
-    Containers within a PyTorch checkpoint add their names: `trainer.vae_local.quant_conv.bias`. What is no tensor
+    Containers within a PyTorch checkpoint add their names: `trainer.vae_local.quant_conv.bias`.
+      What is no tensor
     (step counts, settings) is left out.
 
     Raises:
-      UserError: the file is missing, of another kind, damaged, or its pickle names anything but tensors; reading a
-        tensor raises it too.
+      UserError: the file is missing, of another kind, damaged, or its pickle names anything but
+        tensors; reading a tensor raises it too.
     """
     path = os.fspath(path)
     readers = {".pth": _pytorch, ".pt": _pytorch, ".npz": _npz, ".safetensors": _safetensors}
@@ -123,10 +151,18 @@ def _npz(path: str):
     for info in archive.infolist():
         with archive.open(info) as member:
             version = np.lib.format.read_magic(member)
-            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
             shape, _, dtype = header(member)
-            if dtype.hasobject or dtype.itemsize * math.prod(shape) != info.file_size - member.tell():
-                raise Refused(f"{info.filename} does not hold the {dtype} of shape {shape} that it declares")
+            if (
+                dtype.hasobject
+                or dtype.itemsize * math.prod(shape) != info.file_size - member.tell()
+            ):
+                raise Refused(
+                    f"{info.filename} does not hold the {dtype} of shape {shape} that it declares"
+                )
             headers[info.filename.removesuffix(".npy")] = info, shape
 
     def read(name: str) -> np.ndarray:
@@ -142,7 +178,9 @@ def _zip(path: str) -> zipfile.ZipFile:
     for info in archive.infolist():
         packed = 1 if info.compress_type == zipfile.ZIP_STORED else MAX_DEFLATE
         if info.compress_size > there or info.file_size > packed * info.compress_size:
-            raise Refused(f"{info.filename} declares {info.file_size} bytes, more than the file can hold")
+            raise Refused(
+                f"{info.filename} declares {info.file_size} bytes, more than the file can hold"
+            )
     return archive
 
 
@@ -174,14 +212,17 @@ def _pytorch(path: str):
     found = dict(_leaves(tree, "", 0, iter(range(MAX_VALUES))))
     if not found:
         raise Refused("it holds no tensors by name")
-    last: list[Any] = [None, None]  # tensors may be views of one storage: it is not read again for each
+    last: list[Any] = [
+        None,
+        None,
+    ]  # tensors may be views of one storage: it is not read again for each
 
     def read(name: str) -> np.ndarray:
         tensor = found[name]
         if last[0] != tensor.storage:
             last[:] = None, None  # before the next one is there
             last[:] = tensor.storage, load(tensor.storage)
-        flat, itemsize = last[1][tensor.offset:], tensor.storage.dtype.itemsize
+        flat, itemsize = last[1][tensor.offset :], tensor.storage.dtype.itemsize
         strides = [n * itemsize for n in tensor.strides]
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
@@ -203,7 +244,9 @@ def _pytorch_zip(archive: zipfile.ZipFile):
     def check(storage: Storage):
         info = archive.getinfo(f"{folder}data/{storage.key}")
         if info.file_size != storage.size * storage.dtype.itemsize:
-            raise Refused(f"storage {storage.key} holds {info.file_size} bytes for {storage.size} {storage.dtype}")
+            raise Refused(
+                f"storage {storage.key} holds {info.file_size} bytes for {storage.size} {storage.dtype}"
+            )
 
     def load(storage: Storage) -> np.ndarray:
         data = np.frombuffer(archive.read(f"{folder}data/{storage.key}"), storage.dtype)
@@ -213,7 +256,8 @@ def _pytorch_zip(archive: zipfile.ZipFile):
 
 
 def _pytorch_legacy(file: BinaryIO):
-    """Pickles of a magic number, protocol, machine, the objects and the storages' keys; then lengths and bytes."""
+    """Pickles of a magic number, protocol, machine, the objects and the storages' keys; then
+    lengths and bytes."""
     claimed: dict[str, Storage] = {}
 
     def note(storage: Storage):
@@ -245,10 +289,16 @@ def _pytorch_legacy(file: BinaryIO):
 
 
 def _unpickle(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
-    """The next pickle of `file`, with `Tensor` for tensors; `check` sees every storage that it names."""
+    """The next pickle of `file`, with `Tensor` for tensors; `check` sees every storage that it
+    names."""
     start = file.tell()
-    # Python's unpickler makes room for any memo index and any length, even one beyond the end of the file.
-    indices = [arg for op, arg, _ in pickletools.genops(file) if op.name.endswith("PUT") and isinstance(arg, int)]
+    # Python's unpickler makes room for any memo index and any length, even one beyond the end of
+    # the file.
+    indices = [
+        arg
+        for op, arg, _ in pickletools.genops(file)
+        if op.name.endswith("PUT") and isinstance(arg, int)
+    ]
     end = file.tell()
     if any(index > end - start for index in indices):
         raise Refused("its pickle numbers more objects than it has bytes")
@@ -273,25 +323,42 @@ class _Unpickler(pickle.Unpickler):
             return lambda *args: _rebuild(*args)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
-        raise Refused(f"refused: its pickle names {module}.{name}; weights need tensors and dicts only")
+        raise Refused(
+            f"refused: its pickle names {module}.{name}; weights need tensors and dicts only"
+        )
 
     def persistent_load(self, pid: Any) -> Storage:
         match pid:
-            case ("storage", str(kind), str(key), _, int(size)) | ("storage", str(kind), str(key), _, int(size), None):
+            case ("storage", str(kind), str(key), _, int(size)) | (
+                "storage",
+                str(kind),
+                str(key),
+                _,
+                int(size),
+                None,
+            ):
                 if kind in STORAGES and size >= 0:
                     storage = Storage(key, STORAGES[kind], size)
                     self._check(storage)
                     return storage
-        raise Refused(f"refused: its pickle refers to {str(pid)[:80]}, which is no storage of numbers")
+        raise Refused(
+            f"refused: its pickle refers to {str(pid)[:80]}, which is no storage of numbers"
+        )
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers):
         raise Refused("refused: a tensor that is not described by a storage and whole numbers")
-    end = offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else offset
+    end = (
+        offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if 0 not in shape
+        else offset
+    )
     if end > storage.size or math.prod(shape) > storage.size:
-        raise Refused(f"a tensor of shape {tuple(shape)} does not fit its storage of {storage.size} numbers")
+        raise Refused(
+            f"a tensor of shape {tuple(shape)} does not fit its storage of {storage.size} numbers"
+        )
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 

@@ -1,8 +1,10 @@
-"""The published PyTorch state dicts, key by key: one table a model that both directions of `convert` read.
+"""The published PyTorch state dicts, key by key: one table a model that both directions of
+`convert` read.
 
-The table pairs our parameter paths with the published keys and says how the axes move, as an einops pattern that is
-read from left to right on the way in and from right to left on the way out. What is in a checkpoint is decided by
-the model's own abstract parameters, so nothing can be forgotten on either side.
+The table pairs our parameter paths with the published keys and says how the axes move, as an einops
+pattern that is read from left to right on the way in and from right to left on the way out. What is
+in a checkpoint is decided by the model's own abstract parameters, so nothing can be forgotten on
+either side.
 """
 
 import dataclasses
@@ -26,15 +28,24 @@ LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
 
 
 def _conv(ours: str, published: str):
-    return (f"{ours}/kernel", f"{published}.weight", CONV), (f"{ours}/bias", f"{published}.bias", SAME)
+    return (f"{ours}/kernel", f"{published}.weight", CONV), (
+        f"{ours}/bias",
+        f"{published}.bias",
+        SAME,
+    )
 
 
 def _norm(ours: str, published: str):
-    return (f"{ours}/group/scale", f"{published}.weight", SAME), (f"{ours}/group/bias", f"{published}.bias", SAME)
+    return (f"{ours}/group/scale", f"{published}.weight", SAME), (
+        f"{ours}/group/bias",
+        f"{published}.bias",
+        SAME,
+    )
 
 
-# Our path, the published key, published axes -> our axes. A {field} stands for one of FIELDS on both sides; {n} counts
-# along the leading axis that our side stacks, and {phi} depends on how the residual convolutions are shared.
+# Our path, the published key, published axes -> our axes. A {field} stands for one of FIELDS on
+# both sides; {n} counts along the leading axis that our side stacks, and {phi} depends on how the
+# residual convolutions are shared.
 TOKENIZER = (
     *_conv("{conv}", "{conv}"),
     *_conv("{side}/{end}", "{side}.{end}"),
@@ -75,9 +86,17 @@ TRANSFORMER = (
     ("head/bias", "head.bias", SAME),
 )
 FIELDS = {
-    "conv": "(?:post_)?quant_conv", "side": "encoder|decoder", "end": "conv_in|conv_out", "middle": "block_[12]|attn_1",
-    "layer": "conv[12]|nin_shortcut|qkv|proj_out", "norm": "norm[12]?", "way": "down|up", "kind": "block|attn",
-    "i": r"\d+", "j": r"\d+", "mlp": "fc[12]",
+    "conv": "(?:post_)?quant_conv",
+    "side": "encoder|decoder",
+    "end": "conv_in|conv_out",
+    "middle": "block_[12]|attn_1",
+    "layer": "conv[12]|nin_shortcut|qkv|proj_out",
+    "norm": "norm[12]?",
+    "way": "down|up",
+    "kind": "block|attn",
+    "i": r"\d+",
+    "j": r"\d+",
+    "mlp": "fc[12]",
 }
 CODE_HITS = "quantize.ema_vocab_hit_SV"
 
@@ -117,11 +136,16 @@ def _outward(array, layout: str):
 
 def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """{path: shape and dtype} of a model's parameters, nothing allocated."""
+
     def init():
         if isinstance(config, TokenizerConfig):
-            variables = Tokenizer(config).init(jax.random.key(0), jnp.zeros((1, *config.image_shape)))
+            variables = Tokenizer(config).init(
+                jax.random.key(0), jnp.zeros((1, *config.image_shape))
+            )
         else:
-            inputs = jnp.zeros((1, config.scales.total - config.scales.lengths[0], config.z_channels))
+            inputs = jnp.zeros(
+                (1, config.scales.total - config.scales.lengths[0], config.z_channels)
+            )
             variables = Transformer(config).init(jax.random.key(0), inputs, jnp.zeros(1, jnp.int32))
         return nn.meta.unbox(variables)["params"]
 
@@ -129,8 +153,11 @@ def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.Shape
     return flat
 
 
-def entries(config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None) -> list[Entry]:
-    """Every published tensor of a model, in the order of our parameters (`parameters`: its flat `abstract`)."""
+def entries(
+    config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None
+) -> list[Entry]:
+    """Every published tensor of a model, in the order of our parameters (`parameters`: its flat
+    `abstract`)."""
     found = []
     for path, leaf in (abstract(config) if parameters is None else parameters).items():
         template, layout = _rule(config, path)
@@ -143,15 +170,20 @@ def entries(config: TokenizerConfig | TransformerConfig, parameters: Mapping[str
 
 
 def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray]:
-    """{published key: array} of what released checkpoints hold beside weights, as the published constructors fill it.
+    """{published key: array} of what released checkpoints hold beside weights, as the published
+    constructors fill it.
 
-    The running count of code hits is what a fresh tokenizer has, zero: it is a statistic of training.
+    The running count of code hits is what a fresh tokenizer has, zero: it is a statistic of
+      training.
     """
     if isinstance(config, TokenizerConfig):
         return {CODE_HITS: np.zeros((len(config.scales), config.vocab_size), np.float32)}
     levels = config.scales.level_ids.astype(np.int64)
     bias = np.where(levels[:, None] >= levels, np.float32(0), np.float32(-np.inf))
-    zero_k = {f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32) for n in range(config.depth)}
+    zero_k = {
+        f"blocks.{n}.attn.zero_k_bias": np.zeros(config.width, np.float32)
+        for n in range(config.depth)
+    }
     return {"lvl_1L": levels[None], "attn_bias_for_masking": bias[None, None], **zero_k}
 
 
@@ -159,7 +191,9 @@ def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, 
     """The published key (with {n} left in it) and the layout of one of our parameters."""
     tokenizer = isinstance(config, TokenizerConfig)
     for ours, published, layout in TOKENIZER if tokenizer else TRANSFORMER:
-        if match := re.fullmatch(re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", ours), path):
+        if match := re.fullmatch(
+            re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", ours), path
+        ):
             phi = {1: "qresi", 0: "{n}"}.get(config.phi, "qresi_ls.{n}") if tokenizer else ""
             return published.format(**match.groupdict(), n="{n}", phi=phi), layout
     raise ValueError(f"parameter {path} has no published key; add it to the table in {__name__}")

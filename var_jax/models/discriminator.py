@@ -1,7 +1,9 @@
-"""Discriminators of a tokenizer's adversarial training: patches of the image, or heads on a frozen network's features.
+"""Discriminators of a tokenizer's adversarial training: patches of the image, or heads on a frozen
+network's features.
 
-Both give logits (b, n) in float32, a column a place. Neither has running statistics: batch norm, as pix2pix has it,
-would make the logit of an image depend on which others share its device or microbatch.
+Both give logits (b, n) in float32, a column a place. Neither has running statistics: batch norm, as
+pix2pix has it, would make the logit of an image depend on which others share its device or
+microbatch.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ SPECTRAL = "spectral"  # the collection of power iteration's vectors
 FIRST_ITERATIONS = 15  # of power iteration, at initialisation; then one a step
 SLOPE = 0.2  # of every leaky ReLU
 LOCAL_BATCH = 8  # images that share batch-local statistics
-KERNEL_INIT = nn.initializers.normal(0.02)  # pix2pix; of no effect where the kernel is spectrally normalised
+KERNEL_INIT = nn.initializers.normal(
+    0.02
+)  # pix2pix; of no effect where the kernel is spectrally normalised
 HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class PatchDiscriminator(nn.Module):
     """PatchGAN (pix2pix's NLayerDiscriminator): strided 4x4 convolutions, then a logit a patch.
 
-    Group norm stands where pix2pix has batch norm. Every layer halves the image, so `layers` is to leave at least
-    4 x 4 places: 2 for 32 pixels, 3 from 64 on.
+    Group norm stands where pix2pix has batch norm. Every layer halves the image, so `layers` is to
+    leave at least 4 x 4 places: 2 for 32 pixels, 3 from 64 on.
 
     Attributes:
       channels: of the first layer, doubled a layer up to eight times as many.
@@ -48,23 +52,30 @@ class PatchDiscriminator(nn.Module):
         x = nn.leaky_relu(Conv(self.channels, 4, stride=2, name="conv_0")(images), SLOPE)
         for i in range(1, self.layers + 1):
             width = self.channels * min(2**i, 8)
-            x = Conv(width, 4, stride=2 if i < self.layers else 1, use_bias=False, name=f"conv_{i}")(x)
+            x = Conv(
+                width, 4, stride=2 if i < self.layers else 1, use_bias=False, name=f"conv_{i}"
+            )(x)
             names = ("conv_out",)
-            x = nn.GroupNorm(self.groups, epsilon=1e-5, name=f"norm_{i}",
-                             scale_init=nn.with_logical_partitioning(nn.initializers.ones, names),
-                             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names))(x)
+            x = nn.GroupNorm(
+                self.groups,
+                epsilon=1e-5,
+                name=f"norm_{i}",
+                scale_init=nn.with_logical_partitioning(nn.initializers.ones, names),
+                bias_init=nn.with_logical_partitioning(nn.initializers.zeros, names),
+            )(x)
             x = constrain(nn.leaky_relu(x, SLOPE), "images", None, None, None)
         x = Conv(1, 4, name="logit")(x)
         return x.reshape(x.shape[0], -1)
 
 
 class FeatureDiscriminator(nn.Module):
-    """A head on every level of a frozen network's features (Projected GAN; the heads are StyleGAN-T's).
+    """A head on every level of a frozen network's features (Projected GAN; the heads are
+    StyleGAN-T's).
 
     Attributes:
       channels: width of the heads.
-      kernel: taps of the residual block's convolution: that many along a sequence of tokens, a square of about as many
-        on a map (9 gives 3x3).
+      kernel: taps of the residual block's convolution: that many along a sequence of tokens, a
+        square of about as many on a map (9 gives 3x3).
     """
 
     channels: int = 64
@@ -72,12 +83,16 @@ class FeatureDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, features: Sequence[Float[Array, "b *places c"]]) -> Float[Array, "b n"]:
-        heads = [Head(self.channels, self.kernel, name=f"head_{i}")(level) for i, level in enumerate(features)]
+        heads = [
+            Head(self.channels, self.kernel, name=f"head_{i}")(level)
+            for i, level in enumerate(features)
+        ]
         return jnp.concatenate(heads, axis=1)
 
 
 class Head(nn.Module):
-    """1x1 convolution, a residual block, and a 1x1 convolution to logits, all spectrally normalised."""
+    """1x1 convolution, a residual block, and a 1x1 convolution to logits, all spectrally
+    normalised."""
 
     channels: int
     kernel: int
@@ -89,7 +104,9 @@ class Head(nn.Module):
         x = x.astype(jnp.float32)
 
         def block(x, size, name):
-            y = Conv(self.channels, size, use_bias=False, spectral=True, name=name)(x)  # the norm would take a bias off
+            y = Conv(self.channels, size, use_bias=False, spectral=True, name=name)(
+                x
+            )  # the norm would take a bias off
             return nn.leaky_relu(BatchLocalNorm(name=f"{name}_norm")(y), SLOPE)
 
         x = block(x, 1, "project")
@@ -99,20 +116,27 @@ class Head(nn.Module):
 
 
 class BatchLocalNorm(nn.Module):
-    """Channels normalised over the places of up to 8 images in a row, with no running statistics (StyleGAN-T)."""
+    """Channels normalised over the places of up to 8 images in a row, with no running statistics
+    (StyleGAN-T)."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *places c"]) -> Float[Array, "b *places c"]:
         group, places = math.gcd(x.shape[0], LOCAL_BATCH), tuple(range(1, x.ndim - 1))
 
-        def mean(y):  # an image first: grouping whole maps would gather a batch that lies over many devices
+        def mean(
+            y,
+        ):  # an image first: grouping whole maps would gather a batch that lies over many devices
             of_groups = jnp.mean(jnp.mean(y, axis=places).reshape(-1, group, y.shape[-1]), axis=1)
             return jnp.expand_dims(jnp.repeat(of_groups, group, axis=0), places)
 
         x = x - mean(x)
         x = x * jax.lax.rsqrt(mean(x**2) + 1e-5)
-        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("conv_out",), jnp.float32)
-        return x * scale + parameter(self, "bias", nn.initializers.zeros, x.shape[-1:], ("conv_out",), jnp.float32)
+        scale = parameter(
+            self, "scale", nn.initializers.ones, x.shape[-1:], ("conv_out",), jnp.float32
+        )
+        return x * scale + parameter(
+            self, "bias", nn.initializers.zeros, x.shape[-1:], ("conv_out",), jnp.float32
+        )
 
 
 class Conv(nn.Module):
@@ -128,31 +152,48 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "b *places c"]) -> Float[Array, "b *new f"]:
         sides = x.ndim - 2
         out = None if self.features == 1 else "conv_out"
-        kernel = parameter(self, "kernel", HEAD_INIT if self.spectral else KERNEL_INIT,
-                           (self.size,) * sides + (x.shape[-1], self.features), ("kernel",) * sides + ("conv_in", out),
-                           jnp.float32)
+        kernel = parameter(
+            self,
+            "kernel",
+            HEAD_INIT if self.spectral else KERNEL_INIT,
+            (self.size,) * sides + (x.shape[-1], self.features),
+            ("kernel",) * sides + ("conv_in", out),
+            jnp.float32,
+        )
         if self.spectral:
             kernel = kernel / self._largest_singular_value(kernel)
         before = (self.size - 1) // 2
         pad = (before, self.size - self.stride - before)  # a side of n places becomes n / stride
         layout = ("NWC", "WIO", "NWC") if sides == 1 else ("NHWC", "HWIO", "NHWC")
-        y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * sides, [pad] * sides, dimension_numbers=layout)
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (self.stride,) * sides, [pad] * sides, dimension_numbers=layout
+        )
         if not self.use_bias:
             return y
-        return y + parameter(self, "bias", nn.initializers.zeros, (self.features,), (out,), jnp.float32)
+        return y + parameter(
+            self, "bias", nn.initializers.zeros, (self.features,), (out,), jnp.float32
+        )
 
     def _largest_singular_value(self, kernel: jax.Array) -> jax.Array:
         """Spectral norm of the kernel as an (inputs, outputs) matrix (Miyato et al. 2018).
 
-        One power iteration from the vector of the step before, which is state: kernels move slowly, so it keeps up
-        where a few iterations from a fixed vector would stay below. Ours because Flax's takes no parameters that
-        name their logical axes. The gradient flows through the matrix alone.
+        One power iteration from the vector of the step before, which is state: kernels move slowly,
+          so it keeps up
+        where a few iterations from a fixed vector would stay below. Ours because Flax's takes no
+        parameters that name their logical axes. The gradient flows through the matrix alone.
         """
         matrix = kernel.reshape(-1, kernel.shape[-1])
         fixed = jax.lax.stop_gradient(matrix)
-        before = self.variable(SPECTRAL, "u", lambda: _power(
-            fixed, jnp.ones(matrix.shape[-1:]) + jax.random.normal(self.make_rng("params"), matrix.shape[-1:]),
-            FIRST_ITERATIONS)[1])
+        before = self.variable(
+            SPECTRAL,
+            "u",
+            lambda: _power(
+                fixed,
+                jnp.ones(matrix.shape[-1:])
+                + jax.random.normal(self.make_rng("params"), matrix.shape[-1:]),
+                FIRST_ITERATIONS,
+            )[1],
+        )
         left, right = _power(fixed, before.value, 1)
         if self.is_mutable_collection(SPECTRAL) and not self.is_initializing():
             before.value = right

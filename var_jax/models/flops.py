@@ -1,8 +1,9 @@
 """Arithmetic of the two models, counted from their configurations alone: no JAX, no arrays.
 
-One multiply-add is two FLOPs; norms, activations, softmax and biases are left out. Every figure is of one image.
-Three definitions of training compute are in use and differ in slope against size, so each has a name here:
-`train_flops_per_image` (exact), `dense_attention_train_flops` (masked pairs counted too) and `six_nd_train_flops`.
+One multiply-add is two FLOPs; norms, activations, softmax and biases are left out. Every figure is
+of one image. Three definitions of training compute are in use and differ in slope against size, so
+each has a name here: `train_flops_per_image` (exact), `dense_attention_train_flops` (masked pairs
+counted too) and `six_nd_train_flops`.
 """
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
@@ -17,7 +18,8 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
     """Teacher-forced forward of one image: all tokens at once, AdaLN once an image.
 
     Args:
-      attended_pairs: (query, key) pairs that attention computes; by default those that the mask lets through.
+      attended_pairs: (query, key) pairs that attention computes; by default those that the mask
+        lets through.
     """
     c = config
     pairs = masks.attended_pairs(c.scales, c.mask) if attended_pairs is None else attended_pairs
@@ -27,7 +29,8 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
 
 def adaln_flops(config: TransformerConfig) -> float:
-    """The linears from the class to AdaLN's modulations, once: six a block (or six shared), two before the head."""
+    """The linears from the class to AdaLN's modulations, once: six a block (or six shared), two
+    before the head."""
     linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
     return float(2 * linears * config.width**2)
 
@@ -35,23 +38,24 @@ def adaln_flops(config: TransformerConfig) -> float:
 def train_flops_per_image(config: TransformerConfig) -> float:
     """Exact training FLOPs: forward and backward of what the configuration's mask lets through.
 
-    3 [2 L (12 d w^2 + V w + C w) + 2 (6 d w^2 + 2 w^2) + 4 d w M] at the published MLP ratio of 4, with depth d,
-    width w, L tokens, V codes, C code channels and M attended pairs (`ops.masks`). Recomputation (`remat`) does not
-    count.
+    3 [2 L (12 d w^2 + V w + C w) + 2 (6 d w^2 + 2 w^2) + 4 d w M] at the published MLP ratio of 4,
+    with depth d, width w, L tokens, V codes, C code channels and M attended pairs (`ops.masks`).
+    Recomputation (`remat`) does not count.
     """
     return (1 + BACKWARD) * forward_flops(config)
 
 
 def dense_attention_train_flops(config: TransformerConfig) -> float:
-    """Training FLOPs when all L^2 pairs are counted, as an implementation that masks afterwards computes."""
+    """Training FLOPs when all L^2 pairs are counted, as an implementation that masks afterwards
+    computes."""
     return (1 + BACKWARD) * forward_flops(config, attended_pairs=config.scales.total**2)
 
 
 def six_nd_train_flops(config: TransformerConfig) -> float:
     """6 N D with N the parameters of the blocks and D the image's L tokens.
 
-    Counts AdaLN's weights once a token although they act once an image: 1.13 (depth 6) to 1.44 (depth 30) of the
-    exact figure, which tilts exponents against compute.
+    Counts AdaLN's weights once a token although they act once an image: 1.13 (depth 6) to 1.44
+    (depth 30) of the exact figure, which tilts exponents against compute.
     """
     return 6.0 * param_count(config)["body"] * config.scales.total
 
@@ -60,26 +64,31 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
     """Parameters of the transformer.
 
     Returns:
-      "total": every parameter; "body": the blocks' weight matrices, 73728 d^3 at the published proportions
-      (49152 d^3 with shared AdaLN, whose one linear lies outside the blocks), the size that 6ND uses.
+      "total": every parameter; "body": the blocks' weight matrices, 73728 d^3 at the published
+      proportions (49152 d^3 with shared AdaLN, whose one linear lies outside the blocks), the size
+      that 6ND uses.
     """
     c = config
     require_from_data("transformer.num_classes", c.num_classes)
     w, h = c.width, c.hidden
     matrices = 4 * w**2 + 2 * w * h + (0 if c.shared_adaln else 6 * w**2)
-    # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset); QK-norm's scale a head.
+    # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset); QK-norm's
+    # scale a head.
     vectors = 2 * w + w + h + w + 6 * w + (c.heads if c.qk_norm else 0)
     shared = 6 * (w**2 + w) if c.shared_adaln else 0
     places = c.num_classes + 1 + c.scales.lengths[0] + c.scales.total + len(c.scales)
     ends = (c.z_channels + 1) * w + 2 * (w**2 + w) + (w + 1) * c.vocab_size
-    return {"total": c.depth * (matrices + vectors) + shared + places * w + ends, "body": c.depth * matrices}
+    return {
+        "total": c.depth * (matrices + vectors) + shared + places * w + ends,
+        "body": c.depth * matrices,
+    }
 
 
 def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
     """The transformer's share of generating an image: cached attention, so M pairs as in training.
 
-    The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free guidance (`guided`)
-    runs a second, unconditional sequence.
+    The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free
+    guidance (`guided`) runs a second, unconditional sequence.
     """
     sequence = forward_flops(config) + (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
     return (2 if guided else 1) * sequence
@@ -101,22 +110,33 @@ def encode_flops(config: TokenizerConfig) -> float:
         if i < len(sizes) - 1:
             rows, columns = (3 * n - 1 for n in sizes[i + 1])  # padded on one side only
             total += 2 * rows * columns * width * width
-    total += _middle(c, previous) + _conv((h, w), previous, c.z_channels) + _conv((h, w), c.z_channels, c.z_channels)
+    total += (
+        _middle(c, previous)
+        + _conv((h, w), previous, c.z_channels)
+        + _conv((h, w), c.z_channels, c.z_channels)
+    )
     search = 2 * c.scales.total * c.codebook_parameters
     down = sum(_resize((h, w), size, c.z_channels) for size in c.scales.sizes)
     return float(total + search + down + _contributions(c))
 
 
 def decode_flops(config: TokenizerConfig) -> float:
-    """Tokens to image: every scale's upsampling and residual convolution, and the decoder (see `encode_flops`)."""
+    """Tokens to image: every scale's upsampling and residual convolution, and the decoder (see
+    `encode_flops`)."""
     c = config
     h, w = c.scales.finest
     previous = c.widths[-1]
-    total = _contributions(c) + _conv((h, w), c.z_channels, c.z_channels) + _conv((h, w), c.z_channels, previous)
+    total = (
+        _contributions(c)
+        + _conv((h, w), c.z_channels, c.z_channels)
+        + _conv((h, w), c.z_channels, previous)
+    )
     total += _middle(c, previous)
     for i, width in reversed(list(enumerate(c.widths))):
         scale = 2 ** (len(c.widths) - 1 - i)
-        total += _level(c, (h * scale, w * scale), previous, width, c.blocks + 1, lowest=i == len(c.widths) - 1)
+        total += _level(
+            c, (h * scale, w * scale), previous, width, c.blocks + 1, lowest=i == len(c.widths) - 1
+        )
         previous = width
         if i:
             total += _conv((2 * h * scale, 2 * w * scale), width, width)
@@ -144,14 +164,25 @@ def _attention(size: tuple[int, int], width: int) -> int:
     return _conv(size, width, 4 * width, 1) + 4 * positions**2 * width
 
 
-def _level(config: TokenizerConfig, size: tuple[int, int], inputs: int, outputs: int, blocks: int, lowest: bool) -> int:
-    res_blocks = _res_block(size, inputs, outputs) + (blocks - 1) * _res_block(size, outputs, outputs)
+def _level(
+    config: TokenizerConfig,
+    size: tuple[int, int],
+    inputs: int,
+    outputs: int,
+    blocks: int,
+    lowest: bool,
+) -> int:
+    res_blocks = _res_block(size, inputs, outputs) + (blocks - 1) * _res_block(
+        size, outputs, outputs
+    )
     return res_blocks + (blocks * _attention(size, outputs) if lowest and config.attention else 0)
 
 
 def _middle(config: TokenizerConfig, width: int) -> int:
     size = config.scales.finest
-    return 2 * _res_block(size, width, width) + (_attention(size, width) if config.mid_attention else 0)
+    return 2 * _res_block(size, width, width) + (
+        _attention(size, width) if config.mid_attention else 0
+    )
 
 
 def _contributions(config: TokenizerConfig) -> int:

@@ -1,4 +1,6 @@
-"""The tokenizer's CNN encoder and decoder (VQGAN f16) around the multi-scale quantizer, in Flax Linen, NHWC."""
+"""The tokenizer's CNN encoder and decoder (VQGAN f16) around the multi-scale quantizer, in Flax
+Linen, NHWC."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +24,8 @@ DROPOUT = "dropout"
 
 
 class Conv(nn.Module):
-    """A convolution that names its logical axes; `size` 1 or 3, padding given as ((top, bottom), (left, right))."""
+    """A convolution that names its logical axes; `size` 1 or 3, padding given as ((top, bottom),
+    (left, right))."""
 
     features: int
     config: TokenizerConfig
@@ -41,16 +44,17 @@ class Conv(nn.Module):
         bias = parameter(self, "bias", nn.initializers.zeros, shape[-1:], self.names[1:], stored)
         summed = jnp.dtype(self.config.gradient_dtype)
         y = convolution(x, kernel, (self.stride, self.stride), self.padding, dtype, summed)
-        # Held here because the compiler would rather move images to where their channels' weights lie.
+        # Held here because the compiler would rather move images to where their channels' weights
+        # lie.
         return constrain(add_bias(y, bias, summed), "images", None, None, None)
 
 
 class GroupNorm(nn.Module):
     """GroupNorm in float32 (Wu and He 2018), eps 1e-6.
 
-    Ours because Flax's splits the channels of the whole map into (groups, channels of a group): of 160 channels in 32
-    groups that leaves 5 in the last dimension, which a TPU pads to 128. Here sums are taken a channel first, and only
-    they are grouped.
+    Ours because Flax's splits the channels of the whole map into (groups, channels of a group): of
+    160 channels in 32 groups that leaves 5 in the last dimension, which a TPU pads to 128. Here
+    sums are taken a channel first, and only they are grouped.
     """
 
     config: TokenizerConfig
@@ -58,11 +62,15 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         stored, channels = jnp.dtype(self.config.param_dtype), x.shape[-1:]
-        scale, bias = (parameter(self, name, init, channels, ("conv_out",), stored).astype(jnp.float32)
-                       for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros)))
+        scale, bias = (
+            parameter(self, name, init, channels, ("conv_out",), stored).astype(jnp.float32)
+            for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        )
 
         def mean(y):
-            groups = rearrange(jnp.mean(y, axis=(1, 2)), "b (g c) -> b g c", g=self.config.norm_groups)
+            groups = rearrange(
+                jnp.mean(y, axis=(1, 2)), "b (g c) -> b g c", g=self.config.norm_groups
+            )
             return jnp.repeat(jnp.mean(groups, axis=-1), groups.shape[-1], axis=-1)[:, None, None]
 
         y = x.astype(jnp.float32)
@@ -86,7 +94,9 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        y = Conv(self.features, self.config, name="conv1")(nn.silu(Norm(self.config, name="norm1")(x)))
+        y = Conv(self.features, self.config, name="conv1")(
+            nn.silu(Norm(self.config, name="norm1")(x))
+        )
         y = nn.silu(Norm(self.config, name="norm2")(y))
         if self.config.dropout and self.has_rng(DROPOUT):
             y = nn.Dropout(
@@ -157,7 +167,9 @@ class Encoder(nn.Module):
             if not lowest:  # padded at the right and bottom only, as published
                 x = Conv(width, c, stride=2, padding=((0, 1), (0, 1)), name=f"downsample_{i}")(x)
         x = Middle(c, name="mid")(x)
-        return Conv(c.z_channels, c, names=("conv_in", "code"), name="conv_out")(nn.silu(Norm(c, name="norm_out")(x)))
+        return Conv(c.z_channels, c, names=("conv_in", "code"), name="conv_out")(
+            nn.silu(Norm(c, name="norm_out")(x))
+        )
 
 
 class Decoder(nn.Module):
@@ -176,7 +188,9 @@ class Decoder(nn.Module):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = Conv(width, c, name=f"upsample_{i}")(x)
         x = nn.silu(Norm(c, name="norm_out")(x))
-        return Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")(x).astype(jnp.float32)
+        return Conv(c.in_channels, c, names=("conv_in", "image_channels"), name="conv_out")(
+            x
+        ).astype(jnp.float32)
 
 
 class Forward(NamedTuple):
@@ -224,7 +238,9 @@ class Tokenizer(nn.Module):
         given, dropout in the residual blocks when `apply` has a key for `DROPOUT`."""
         c, feature, last = self.config, self.features(images), None
         if rng is not None and c.quantizer_dropout:
-            last = vq.draw_last(rng, images.shape[0], len(c.scales), c.quantizer_dropout, c.quantizer_dropout_from)
+            last = vq.draw_last(
+                rng, images.shape[0], len(c.scales), c.quantizer_dropout, c.quantizer_dropout_from
+            )
         tokens, totals, searched = vq.quantize(self.quantize(), feature, last)
         loss = vq.vq_loss(feature, totals, c.vq_beta, last)
         passed = feature + jax.lax.stop_gradient(totals[-1] - feature)  # straight-through
@@ -277,7 +293,8 @@ def conv_init(
 
 
 class MultiScaleQuantizer(nn.Module):
-    """Holds the codebook (none for "bsq") and the residual convolutions; gives them in float32 whatever the dtype."""
+    """Holds the codebook (none for "bsq") and the residual convolutions; gives them in float32
+    whatever the dtype."""
 
     config: TokenizerConfig
 
@@ -288,10 +305,18 @@ class MultiScaleQuantizer(nn.Module):
         codebook = None
         if c.codes != "bsq":
             code_init = nn.initializers.normal(c.init_codes)
-            codebook = parameter(self, "codebook", code_init, (c.vocab_size, z), ("vocab", "code"), stored)
+            codebook = parameter(
+                self, "codebook", code_init, (c.vocab_size, z), ("vocab", "code"), stored
+            )
         kernel_init = conv_init(c, batch_axis=(0,))
-        kernel = parameter(self, "phi_kernel", kernel_init, (n, 3, 3, z, z),
-                           ("phi", "kernel", "kernel", "code", None), stored)
+        kernel = parameter(
+            self,
+            "phi_kernel",
+            kernel_init,
+            (n, 3, 3, z, z),
+            ("phi", "kernel", "kernel", "code", None),
+            stored,
+        )
         bias = parameter(self, "phi_bias", nn.initializers.zeros, (n, z), ("phi", "code"), stored)
         arrays = (None if x is None else x.astype(jnp.float32) for x in (codebook, kernel, bias))
         return vq.Quantizer(*arrays, scales=c.scales, phi_ratio=c.phi_ratio, codes=c.codes)

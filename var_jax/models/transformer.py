@@ -1,4 +1,5 @@
-"""The next-scale transformer: GPT-2-like blocks with class-conditional AdaLN (VAR, section 3.3), in Flax Linen."""
+"""The next-scale transformer: GPT-2-like blocks with class-conditional AdaLN (VAR, section 3.3), in
+Flax Linen."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 LN_EPS = 1e-6
 MAX_LOG_SCALE = float(np.log(100))
-REMAT = {"full": jax.checkpoint_policies.nothing_saveable,
-         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 @flax.struct.dataclass
@@ -31,9 +34,10 @@ class Cache:
     """What generation keeps between scales; inside a block, one layer's part of it.
 
     Attributes:
-      k, v: keys and values of the coarser scales that the next one sees, one entry a scale, each (layers, b, l, h, d).
-      modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the weights lies in
-        front of it, and it does not change from scale to scale.
+      k, v: keys and values of the coarser scales that the next one sees, one entry a scale, each
+        (layers, b, l, h, d).
+      modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the
+        weights lies in front of it, and it does not change from scale to scale.
       first: of an empty cache, how many first scales come at once; 0 where one comes at a time.
     """
 
@@ -46,8 +50,8 @@ class Cache:
 def wide_product(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     """x W summed and given in float32, from operands of any dtype.
 
-    The backward pass rounds the cotangent to the operands' dtype first, so that both of its products run at that
-    dtype's rate, as those of all other layers do.
+    The backward pass rounds the cotangent to the operands' dtype first, so that both of its
+    products run at that dtype's rate, as those of all other layers do.
     """
     return product(last_axis_spec(x.ndim, 1), x, kernel, x.dtype, kernel.dtype, wide=True)
 
@@ -56,7 +60,8 @@ class Linear(nn.Module):
     """x W + b over the last axis, the output of any rank, every dimension with its logical name.
 
     Attributes:
-      wide: the product is summed, biased and given in float32 (logits), whatever the dtype of its operands.
+      wide: the product is summed, biased and given in float32 (logits), whatever the dtype of its
+        operands.
     """
 
     shape: tuple[int, ...]
@@ -71,12 +76,16 @@ class Linear(nn.Module):
         init = nn.initializers.normal(self.config.init_std * self.init_factor)
         kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
         bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
-        spec, summed = last_axis_spec(x.ndim, len(self.shape)), jnp.dtype(self.config.gradient_dtype)
+        spec, summed = (
+            last_axis_spec(x.ndim, len(self.shape)),
+            jnp.dtype(self.config.gradient_dtype),
+        )
         return add_bias(product(spec, x, kernel, dtype, summed, wide=self.wide), bias, summed)
 
 
 def gamma_init(config: TransformerConfig, std: float):
-    """Normal of `std` for (..., 6, width) modulations, times init_adaln_gamma for gammas, init_adaln for the rest."""
+    """Normal of `std` for (..., 6, width) modulations, times init_adaln_gamma for gammas,
+    init_adaln for the rest."""
     factors = np.array([config.init_adaln_gamma] * 2 + [config.init_adaln] * 4)[:, None]
 
     def init(key, shape, dtype):
@@ -86,7 +95,8 @@ def gamma_init(config: TransformerConfig, std: float):
 
 
 class Modulation(nn.Module):
-    """SiLU and a linear from the condition to n vectors of the model width: AdaLN's scales, shifts and gammas."""
+    """SiLU and a linear from the condition to n vectors of the model width: AdaLN's scales, shifts
+    and gammas."""
 
     n: int
     config: TransformerConfig
@@ -95,8 +105,11 @@ class Modulation(nn.Module):
     @nn.compact
     def __call__(self, cond: Float[Array, "b w"]) -> Float[Array, "b n w"]:
         c = self.config
-        init = {"plain": nn.initializers.normal(c.init_std), "block": gamma_init(c, c.init_std),
-                "head": nn.initializers.normal(c.init_std * c.init_adaln)}[self.init]
+        init = {
+            "plain": nn.initializers.normal(c.init_std),
+            "block": gamma_init(c, c.init_std),
+            "head": nn.initializers.normal(c.init_std * c.init_adaln),
+        }[self.init]
         stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
         names = ("embed", "modulation", "modulated")
         kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
@@ -106,9 +119,12 @@ class Modulation(nn.Module):
 
 
 def layer_norm(
-    x: Float[Array, "b l w"], scale: Float[Array, "b w"], shift: Float[Array, "b w"],
+    x: Float[Array, "b l w"],
+    scale: Float[Array, "b w"],
+    shift: Float[Array, "b w"],
 ) -> Float[Array, "b l w"]:
-    """LayerNorm without parameters in float32, then (1 + scale) and shift of AdaLN, in the dtype of `x`."""
+    """LayerNorm without parameters in float32, then (1 + scale) and shift of AdaLN, in the dtype of
+    `x`."""
     wide = x.astype(jnp.float32)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + LN_EPS)
@@ -121,8 +137,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
-        """All scales at once under the mask (`cache` None), or the first ones, whose keys and values are given, or one
-        scale that sees itself and the cached ones.
+        """All scales at once under the mask (`cache` None), or the first ones, whose keys and
+        values are given, or one scale that sees itself and the cached ones.
 
         Returns:
           the output (b, l, w), and the new keys and values (None without a cache).
@@ -130,8 +146,14 @@ class Attention(nn.Module):
         c = self.config
         heads, names = (c.heads, c.head_dim), ("heads", "head_dim")
         stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
-        kernel = parameter(self, "qkv", nn.initializers.normal(c.init_std), (c.width, 3, *heads),
-                           ("embed", "qkv", *names), stored)
+        kernel = parameter(
+            self,
+            "qkv",
+            nn.initializers.normal(c.init_std),
+            (c.width, 3, *heads),
+            ("embed", "qkv", *names),
+            stored,
+        )
         summed = jnp.dtype(c.gradient_dtype)
         qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed)
         zeros = nn.initializers.zeros
@@ -152,15 +174,18 @@ class Attention(nn.Module):
             present = c.scales.of_length(q.shape[1])
             y, new = attention.masked(q, k, v, scale, present, c.mask, implementation), None
         elif cache.first:
-            some = Scales(c.scales.sizes[:cache.first])
-            # Never splash: its tiles are made for whole sequences, and this is a part of one, without gradients.
+            some = Scales(c.scales.sizes[: cache.first])
+            # Never splash: its tiles are made for whole sequences, and this is a part of one,
+            # without gradients.
             block = "xla" if implementation == "splash" else implementation
             y, new = attention.masked(q, k, v, scale, some, c.mask, block), (k, v)
         else:
             seen_k, seen_v = jnp.concatenate([*cache.k, k], 1), jnp.concatenate([*cache.v, v], 1)
             y, new = attention.cached(q, seen_k, seen_v, scale, implementation), (k, v)
         std = c.init_std / (2 * c.depth) ** 0.5
-        proj = parameter(self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored)
+        proj = parameter(
+            self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored
+        )
         bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
         return add_bias(product("blhd,hdw->blw", y, proj, dtype, summed), bias, summed), new
 
@@ -171,15 +196,23 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"], cache: Cache | None, keep: Float[Array, "2 b"] | None,
-                 cond: Float[Array, "b w"] | Float[Array, "b 6 w"]):
-        """The block's output, and its part of the cache: new keys, new values, modulations (None without a cache)."""
+    def __call__(
+        self,
+        x: Float[Array, "b l w"],
+        cache: Cache | None,
+        keep: Float[Array, "2 b"] | None,
+        cond: Float[Array, "b w"] | Float[Array, "b 6 w"],
+    ):
+        """The block's output, and its part of the cache: new keys, new values, modulations (None
+        without a cache)."""
         c = self.config
         if cache is not None and cache.modulations is not None:
             modulations = cache.modulations
         elif c.shared_adaln:
             init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
-            offset = parameter(self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored)
+            offset = parameter(
+                self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored
+            )
             modulations = add_bias(cond, offset, jnp.dtype(c.gradient_dtype))
         else:
             modulations = Modulation(6, c, init="block", name="ada")(cond)
@@ -214,17 +247,31 @@ class Transformer(nn.Module):
         self.pos_start = table("pos_start", c.scales.lengths[0], "positions")
         self.pos_embed = table("pos_embed", c.scales.total, "positions")
         self.level_embed = table("level_embed", len(c.scales), "levels")
-        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
+        block = (
+            Block
+            if c.remat == "none"
+            else nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
+        )
         self.blocks = nn.scan(
-            block, length=c.depth, variable_axes={"params": 0}, split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast), out_axes=0, metadata_params={nn.PARTITION_NAME: "layers"})(c)
+            block,
+            length=c.depth,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast),
+            out_axes=0,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
         if c.shared_adaln:
             self.shared_ada = Modulation(6, c)
         self.head_ada = Modulation(2, c, init="head")
         self.head = Linear((c.vocab_size,), ("embed", "vocab"), c, c.init_head, wide=True)
 
-    def __call__(self, inputs: Float[Array, "b L-l1 c"], labels: Int[Array, " b"],
-                 rng: PRNGKeyArray | None = None) -> Float[Array, "b L v"]:
+    def __call__(
+        self,
+        inputs: Float[Array, "b L-l1 c"],
+        labels: Int[Array, " b"],
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b L v"]:
         """Teacher forcing: logits of all scales at once, or of the first ones.
 
         Args:
@@ -244,14 +291,20 @@ class Transformer(nn.Module):
         cond = self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
         x = self._placed(x, slice(0, x.shape[1]))
-        x, _ = self.blocks(constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond))
+        x, _ = self.blocks(
+            constrain(x, "batch", "tokens", "act_embed"), None, keep, self._block_condition(cond)
+        )
         return self._logits(x, cond)
 
-    def next_scale(self, k: int, inputs: Float[Array, "b l c"] | None, labels: Int[Array, " b"],
-                   cache: Cache) -> tuple[Float[Array, "b l v"], Cache]:
-        """Logits of scale k, and the cache for scale k + 1, in order from 0; `inputs` is unused (None) at the first."""
+    def next_scale(
+        self, k: int, inputs: Float[Array, "b l c"] | None, labels: Int[Array, " b"], cache: Cache
+    ) -> tuple[Float[Array, "b l v"], Cache]:
+        """Logits of scale k, and the cache for scale k + 1, in order from 0; `inputs` is unused
+        (None) at the first."""
         cond = self._condition(labels)
-        x = self._placed(self._start(cond) if k == 0 else self.word_embed(inputs), self.config.scales.span(k))
+        x = self._placed(
+            self._start(cond) if k == 0 else self.word_embed(inputs), self.config.scales.span(k)
+        )
         x, (new_k, new_v, modulations) = self.blocks(x, cache, None, self._block_condition(cond))
         c = self.config
         unseen = masks.first_visible(c.mask, k + 1) - masks.first_visible(c.mask, k)
@@ -259,7 +312,8 @@ class Transformer(nn.Module):
         return self._logits(x, cond), Cache(kept_k, kept_v, modulations)
 
     def prefill(self, n: int, inputs: Float[Array, "b l-l1 c"], labels: Int[Array, " b"]) -> Cache:
-        """The cache for scale n, as `next_scale` leaves it after scales 0 to n - 1, from all of them in one pass.
+        """The cache for scale n, as `next_scale` leaves it after scales 0 to n - 1, from all of
+        them in one pass.
 
         Args:
           inputs: the tokenizer's `teacher_input` as far as those scales need it.
@@ -269,7 +323,11 @@ class Transformer(nn.Module):
         x = self._placed(x, slice(0, c.scales.offsets[n]))
         _, (k, v, modulations) = self.blocks(x, Cache(first=n), None, self._block_condition(cond))
         seen = [c.scales.span(i) for i in range(masks.first_visible(c.mask, n), n)]
-        return Cache(tuple(k[:, :, span] for span in seen), tuple(v[:, :, span] for span in seen), modulations)
+        return Cache(
+            tuple(k[:, :, span] for span in seen),
+            tuple(v[:, :, span] for span in seen),
+            modulations,
+        )
 
     def _condition(self, labels):
         return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))
@@ -283,7 +341,10 @@ class Transformer(nn.Module):
 
     def _placed(self, x, span: slice):
         """x plus level and position embedding of the tokens in `span`."""
-        places = jnp.take(self.level_embed, self.config.scales.level_ids[span], axis=0) + self.pos_embed[span]
+        places = (
+            jnp.take(self.level_embed, self.config.scales.level_ids[span], axis=0)
+            + self.pos_embed[span]
+        )
         return add_bias(x, places, jnp.dtype(self.config.gradient_dtype))
 
     def _logits(self, x, cond):

@@ -33,16 +33,23 @@ class Critic:
         self._config, self._features = a, networks.features
         self._image_shape = config.tokenizer.image_shape
         if a.discriminator == "patch":
-            phases = (phase_of(config, done) for done in (config.adversarial_from or 0, config.steps))
+            phases = (
+                phase_of(config, done) for done in (config.adversarial_from or 0, config.steps)
+            )
             side = min(min(phase.tokenizer(config).image_shape[:2]) for phase in phases)
-            require(side >= 2**a.layers, "adversarial.layers", a.layers,
-                    f"at most {side.bit_length() - 1} for images of {side} pixels, which every layer halves")
+            require(
+                side >= 2**a.layers,
+                "adversarial.layers",
+                a.layers,
+                f"at most {side.bit_length() - 1} for images of {side} pixels, which every layer halves",
+            )
             self._module = discriminator.PatchDiscriminator(a.channels, a.layers)
         else:
             self._module = discriminator.FeatureDiscriminator(a.channels, a.kernel)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """{"params": boxed with their logical axis names, "spectral": power iteration's vectors, possibly none}."""
+        """{"params": boxed with their logical axis names, "spectral": power iteration's vectors,
+        possibly none}."""
         images = jnp.zeros((1, *self._image_shape))
         if self._features is None:
             seen = images
@@ -50,7 +57,10 @@ class Critic:
             shapes = jax.eval_shape(self._levels, self._features.params, images, key)
             seen = [jnp.zeros(level.shape) for level in shapes]
         variables = self._module.init(key, seen)
-        return {"params": variables["params"], "spectral": variables.get(discriminator.SPECTRAL, {})}
+        return {
+            "params": variables["params"],
+            "spectral": variables.get(discriminator.SPECTRAL, {}),
+        }
 
     def logits(
         self,
@@ -61,7 +71,8 @@ class Critic:
         key: jax.Array,
         blur: Float[Array, ""],
     ) -> tuple[Float[Array, "b n"], Any]:
-        """Logits of images seen through the augmentation that `key` draws, and power iteration's next vectors.
+        """Logits of images seen through the augmentation that `key` draws, and power iteration's
+        next vectors.
 
         Args:
           frozen: weights of the frozen networks (`Networks.params`).
@@ -69,11 +80,19 @@ class Critic:
         """
         a = self._config
         seen = diffaugment.fading_blur(images, blur) if a.blur_fade else images
-        seen = diffaugment.diff_augment(key, seen, a.diffaugment, a.diffaugment_probability, a.cutout)
+        seen = diffaugment.diff_augment(
+            key, seen, a.diffaugment, a.diffaugment_probability, a.cutout
+        )
         return self._judged(params, spectral, frozen, seen, key)
 
-    def logits_again(self, params: Any, spectral: Any, frozen: Any, images: Float[Array, "b H W c"],
-                     key: jax.Array) -> Float[Array, "b n"]:
+    def logits_again(
+        self,
+        params: Any,
+        spectral: Any,
+        frozen: Any,
+        images: Float[Array, "b H W c"],
+        key: jax.Array,
+    ) -> Float[Array, "b n"]:
         """Logits of images seen without blur, through the other augmentation, which consistency is
         asked for with."""
         seen = diffaugment.diff_augment(
@@ -92,8 +111,9 @@ class Critic:
             )
         return self._features.levels(weights, seen)
 
-    def _judged(self, params: Any, spectral: Any, frozen: Any, seen: Float[Array, "b H W c"],
-                key: jax.Array) -> tuple[Float[Array, "b n"], Any]:
+    def _judged(
+        self, params: Any, spectral: Any, frozen: Any, seen: Float[Array, "b H W c"], key: jax.Array
+    ) -> tuple[Float[Array, "b n"], Any]:
         if self._features is not None:
             seen = self._levels(frozen["features"], seen, key)
         variables = {"params": params, discriminator.SPECTRAL: spectral}

@@ -41,15 +41,23 @@ def to_signal(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
     return images.astype(jnp.float32) / 127.5 - 1
 
 
-def image_terms(config: TrainConfig, networks: Networks, frozen: Any, rec: Float[Array, "b H W c"],
-                images: Float[Array, "b H W c"]) -> dict[str, Float[Array, " b"]]:
-    """How far reconstructions are from their images, an image: l1 and l2 (means over pixels), and the perceptual
-    distance where the run has one.
+def image_terms(
+    config: TrainConfig,
+    networks: Networks,
+    frozen: Any,
+    rec: Float[Array, "b H W c"],
+    images: Float[Array, "b H W c"],
+) -> dict[str, Float[Array, " b"]]:
+    """How far reconstructions are from their images, an image: l1 and l2 (means over pixels), and
+    the perceptual distance where the run has one.
 
     Args:
       frozen: weights of the run's frozen networks.
     """
-    terms = {"l1": jnp.mean(jnp.abs(rec - images), axis=(1, 2, 3)), "l2": jnp.mean((rec - images) ** 2, axis=(1, 2, 3))}
+    terms = {
+        "l1": jnp.mean(jnp.abs(rec - images), axis=(1, 2, 3)),
+        "l2": jnp.mean((rec - images) ** 2, axis=(1, 2, 3)),
+    }
     if networks.perceptual is not None:
         terms["perceptual"] = networks.perceptual.distance(frozen["perceptual"], rec, images)
     return terms
@@ -60,10 +68,17 @@ def weighted(weights: LossConfig, terms: Mapping[str, jax.Array]) -> jax.Array:
     return sum((getattr(weights, name) * value for name, value in terms.items()), jnp.zeros(()))
 
 
-def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array],
-                     rng: jax.Array | None, phase: Phase = ALL_SCALES,
-                     step: jax.Array | int = 0) -> tuple[jax.Array, Metrics]:
-    """Mean cross-entropy over the tokens of all scales; class dropout and drop-path act when `rng` is given.
+def transformer_loss(
+    config: TrainConfig,
+    params: Any,
+    frozen: Any,
+    batch: Mapping[str, jax.Array],
+    rng: jax.Array | None,
+    phase: Phase = ALL_SCALES,
+    step: jax.Array | int = 0,
+) -> tuple[jax.Array, Metrics]:
+    """Mean cross-entropy over the tokens of all scales; class dropout and drop-path act when `rng`
+    is given.
 
     In progressive training only the first scales are computed. Each of their tokens has the weight
     that it has in the mean over all, and those of the scale that was added last have a growing
@@ -77,7 +92,7 @@ def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mappi
     inputs = Tokenizer(config.tokenizer).apply({"params": frozen}, tokens, method="teacher_input")
     if phase.first is not None:
         scales = phase.present(config)
-        tokens, inputs = tokens[:, :scales.total], inputs[:, :scales.total - scales.lengths[0]]
+        tokens, inputs = tokens[:, : scales.total], inputs[:, : scales.total - scales.lengths[0]]
     logits = Transformer(config.transformer).apply({"params": params}, inputs, batch["label"], rng)
     losses = cross_entropy(logits, tokens, config.loss.label_smoothing)
     if phase.first is None:
@@ -98,23 +113,28 @@ def transformer_loss(config: TrainConfig, params: Any, frozen: Any, batch: Mappi
     return loss, {"loss": loss, **metrics}
 
 
-def cross_entropy(logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
-                  smoothing: float = 0.0) -> Float[Array, "b L"]:
+def cross_entropy(
+    logits: Float[Array, "b L v"], tokens: Int[Array, "b L"], smoothing: float = 0.0
+) -> Float[Array, "b L"]:
     """-log softmax(logits)[token], or with label smoothing against the smoothed target.
 
-    Ours because optax picks the token's logit by a gather, whose operand XLA writes to memory: of a bfloat16 head that
-    would be the one float32 copy of the logits. A masked sum is fused with the conversion, and needs no communication
-    when the vocabulary is sharded.
+    Ours because optax picks the token's logit by a gather, whose operand XLA writes to memory: of a
+    bfloat16 head that would be the one float32 copy of the logits. A masked sum is fused with the
+    conversion, and needs no communication when the vocabulary is sharded.
     """
     if not smoothing:
         shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-        chosen = jnp.sum(jnp.where(tokens[..., None] == jnp.arange(logits.shape[-1]), shifted, 0), axis=-1)
+        chosen = jnp.sum(
+            jnp.where(tokens[..., None] == jnp.arange(logits.shape[-1]), shifted, 0), axis=-1
+        )
         return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - chosen
     targets = optax.smooth_labels(jax.nn.one_hot(tokens, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def held_out_metrics(config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array]) -> Metrics:
+def held_out_metrics(
+    config: TrainConfig, params: Any, frozen: Any, batch: Mapping[str, jax.Array]
+) -> Metrics:
     """A transformer's `token_metrics` of one held-out batch, without dropout, summed over the rows
     that count.
 
@@ -140,9 +160,14 @@ def held_out_metrics(config: TrainConfig, params: Any, frozen: Any, batch: Mappi
     return {**found, **mixed}
 
 
-def token_metrics(scales: Scales, logits: Float[Array, "b L v"], tokens: Int[Array, "b L"],
-                  weights: Float[Array, " b"] | None = None) -> Metrics:
-    """Cross-entropy and accuracy (shares, 0 to 1) over all tokens, over the last scale, and a scale; no smoothing.
+def token_metrics(
+    scales: Scales,
+    logits: Float[Array, "b L v"],
+    tokens: Int[Array, "b L"],
+    weights: Float[Array, " b"] | None = None,
+) -> Metrics:
+    """Cross-entropy and accuracy (shares, 0 to 1) over all tokens, over the last scale, and a
+    scale; no smoothing.
 
     A weighted sum over rows, or their mean.
     """
@@ -151,16 +176,26 @@ def token_metrics(scales: Scales, logits: Float[Array, "b L v"], tokens: Int[Arr
     hits = weights @ (jnp.argmax(logits, axis=-1) == tokens).astype(jnp.float32)
     by_scale = [jnp.mean(losses[scales.span(k)]) for k in range(len(scales))]
     return {
-        "loss_mean": jnp.mean(losses), "loss_last": by_scale[-1], "loss_scale": jnp.stack(by_scale),
-        "accuracy_mean": jnp.mean(hits), "accuracy_last": jnp.mean(hits[scales.span(len(scales) - 1)]),
+        "loss_mean": jnp.mean(losses),
+        "loss_last": by_scale[-1],
+        "loss_scale": jnp.stack(by_scale),
+        "accuracy_mean": jnp.mean(hits),
+        "accuracy_last": jnp.mean(hits[scales.span(len(scales) - 1)]),
     }
 
 
-def reconstruction_metrics(config: TrainConfig, networks: Networks, params: Any, frozen: Any,
-                           batch: Mapping[str, jax.Array]) -> Metrics:
-    """A tokenizer's sums over the rows of one held-out batch that count; adversarial terms have no place in them.
+def reconstruction_metrics(
+    config: TrainConfig,
+    networks: Networks,
+    params: Any,
+    frozen: Any,
+    batch: Mapping[str, jax.Array],
+) -> Metrics:
+    """A tokenizer's sums over the rows of one held-out batch that count; adversarial terms have no
+    place in them.
 
-    `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed over images.
+    `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed
+    over images.
     """
     c = config.tokenizer
     images = sharding.constrain(to_signal(batch["image"]), "images", None, None, None)
@@ -174,4 +209,7 @@ def reconstruction_metrics(config: TrainConfig, networks: Networks, params: Any,
     by_image["loss"] = weighted(config.loss, by_image)
     by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
     sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
-    return {**sums, "code_counts": vq.code_counts(c.scales, tokens, c.vocab_size, batch["mask"][:, None])}
+    return {
+        **sums,
+        "code_counts": vq.code_counts(c.scales, tokens, c.vocab_size, batch["mask"][:, None]),
+    }

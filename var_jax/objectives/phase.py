@@ -11,10 +11,10 @@ from var_jax.config.train import TrainConfig
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """Attributes:
-      adversarial: whether there is a discriminator yet.
-      scales: smaller than the tokenizer's, which progressive training begins with; None for all.
-      first: how many first scales a transformer is trained on; None for all.
-      since: steps done when the last of these was added; None where its loss counts fully at once.
+    adversarial: whether there is a discriminator yet.
+    scales: smaller than the tokenizer's, which progressive training begins with; None for all.
+    first: how many first scales a transformer is trained on; None for all.
+    since: steps done when the last of these was added; None where its loss counts fully at once.
     """
 
     adversarial: bool = False
@@ -25,11 +25,15 @@ class Phase:
     def present(self, config: TrainConfig) -> Scales:
         """The scales that a step computes."""
         every = self.scales or config.tokenizer.scales
-        return every if self.first is None else Scales(every.sizes[:self.first])
+        return every if self.first is None else Scales(every.sizes[: self.first])
 
     def tokenizer(self, config: TrainConfig) -> TokenizerConfig:
         """The run's, at this phase's scales."""
-        return config.tokenizer if self.scales is None else dataclasses.replace(config.tokenizer, scales=self.scales)
+        return (
+            config.tokenizer
+            if self.scales is None
+            else dataclasses.replace(config.tokenizer, scales=self.scales)
+        )
 
 
 def phase_of(config: TrainConfig, done: int) -> Phase:
@@ -38,7 +42,10 @@ def phase_of(config: TrainConfig, done: int) -> Phase:
         return _first_scales(config, done)
     small = bool(config.progressive.scales) and done < config.steps_of(config.progressive.until)
     start = config.adversarial_from
-    return Phase(start is not None and done >= start, Scales.parse(config.progressive.scales) if small else None)
+    return Phase(
+        start is not None and done >= start,
+        Scales.parse(config.progressive.scales) if small else None,
+    )
 
 
 def _first_scales(config: TrainConfig, done: int) -> Phase:

@@ -24,52 +24,77 @@ Batch = Mapping[str, jax.Array]
 NONE = Networks()
 
 
-def make_train_step(config: TrainConfig, optimizers: Optimizers, networks: Networks = NONE,
-                    phase: Phase | None = None) -> Callable:
+def make_train_step(
+    config: TrainConfig,
+    optimizers: Optimizers,
+    networks: Networks = NONE,
+    phase: Phase | None = None,
+) -> Callable:
     """(state, batch, frozen) -> (state, metrics).
 
-    `frozen` is what is not trained: the tokenizer's parameters in the transformer's stage, those of `networks` in the
-    tokenizer's own (None where there are none). Gradients are averaged over `config.microbatches` parts of the batch,
-    of which each has its own adaptive weight. Randomness is a function of the seed and the step alone, so that no key
-    is stored.
+    `frozen` is what is not trained: the tokenizer's parameters in the transformer's stage, those of
+      `networks` in the
+    tokenizer's own (None where there are none). Gradients are averaged over `config.microbatches`
+    parts of the batch, of which each has its own adaptive weight. Randomness is a function of the
+    seed and the step alone, so that no key is stored.
     """
     phase = phase_module.last_phase(config) if phase is None else phase
     if config.stage == "tokenizer":
         return _tokenizer_step(config, optimizers, networks, phase)
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, losses.Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Any
+    ) -> tuple[TrainState, losses.Metrics]:
         def gradients(rows, rng):
             loss = functools.partial(losses.transformer_loss, config, phase=phase, step=state.step)
             return jax.grad(loss, has_aux=True)(state.params, frozen, rows, rng), None
 
-        (grads, metrics), _ = _mean_gradients(gradients, batch, _rng(config, state), config.microbatches)
+        (grads, metrics), _ = _mean_gradients(
+            gradients, batch, _rng(config, state), config.microbatches
+        )
         return _update(config, optimizers.trained, state, grads, metrics)
 
     return train_step
 
 
-def _tokenizer_step(config: TrainConfig, optimizers: Optimizers, networks: Networks, phase: Phase) -> Callable:
-    gradients_of = tokenizer_step.make_gradients(config, networks, make_critic(config, networks), phase)
+def _tokenizer_step(
+    config: TrainConfig, optimizers: Optimizers, networks: Networks, phase: Phase
+) -> Callable:
+    gradients_of = tokenizer_step.make_gradients(
+        config, networks, make_critic(config, networks), phase
+    )
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any) -> tuple[TrainState, losses.Metrics]:
-        found, vectors = _mean_gradients(functools.partial(gradients_of, state, frozen), batch, _rng(config, state),
-                                         config.microbatches)
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Any
+    ) -> tuple[TrainState, losses.Metrics]:
+        found, vectors = _mean_gradients(
+            functools.partial(gradients_of, state, frozen),
+            batch,
+            _rng(config, state),
+            config.microbatches,
+        )
         after, metrics = _update(config, optimizers.trained, state, found.params, found.metrics)
         if phase.adversarial:
             metrics["discriminator_grad_norm"] = optax.tree_utils.tree_norm(found.discriminator)
-            after = after.replace(discriminator=tokenizer_step.update_discriminator(
-                config, optimizers.discriminator, state.discriminator, found))
+            after = after.replace(
+                discriminator=tokenizer_step.update_discriminator(
+                    config, optimizers.discriminator, state.discriminator, found
+                )
+            )
         if vectors is not None:
             after, metrics["revived"] = tokenizer_step.revive(config, after, found.counts, vectors)
-        usage = {"code_usage": jnp.mean(found.counts > 0, axis=1), "perplexity": codebook.perplexity(found.counts)}
+        usage = {
+            "code_usage": jnp.mean(found.counts > 0, axis=1),
+            "perplexity": codebook.perplexity(found.counts),
+        }
         return after, metrics | usage
 
     return train_step
 
 
 def make_eval_step(config: TrainConfig, networks: Networks = NONE) -> Callable:
-    """(params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums over the rows that count, whose
-    number is "images"."""
+    """(params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums over the
+    rows that count, whose number is "images"."""
 
     def eval_step(params: Any, batch: Batch, frozen: Any) -> losses.Metrics:
         images = {"images": jnp.sum(batch["mask"])}
@@ -94,8 +119,13 @@ def _rng(config: TrainConfig, state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), state.step)
 
 
-def _update(config: TrainConfig, optimizer: optax.GradientTransformation, state: TrainState, grads: Any,
-            metrics: losses.Metrics) -> tuple[TrainState, losses.Metrics]:
+def _update(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    grads: Any,
+    metrics: losses.Metrics,
+) -> tuple[TrainState, losses.Metrics]:
     """The trained stage and its running average after a step."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -105,8 +135,8 @@ def _update(config: TrainConfig, optimizer: optax.GradientTransformation, state:
 
 
 def _mean_gradients(gradients: Callable, batch: Batch, rng: jax.Array, parts: int):
-    """What `gradients` (rows, rng) gives, over equal parts of the batch of which one is in memory at a time: the mean
-    of its first result, and all rows of its second."""
+    """What `gradients` (rows, rng) gives, over equal parts of the batch of which one is in memory
+    at a time: the mean of its first result, and all rows of its second."""
     if parts == 1:
         return gradients(batch, rng)
 

@@ -1,7 +1,9 @@
-"""The tokenizer's losses and their gradients: reconstruction, quantizer, and a discriminator beside it.
+"""The tokenizer's losses and their gradients: reconstruction, quantizer, and a discriminator beside
+it.
 
-Gradients with respect to the reconstruction are taken term by term and pulled back through the tokenizer once. The
-adaptive weight needs two of them at the decoder's last kernel besides, which cost one small convolution each.
+Gradients with respect to the reconstruction are taken term by term and pulled back through the
+tokenizer once. The adaptive weight needs two of them at the decoder's last kernel besides, which
+cost one small convolution each.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Gradients(NamedTuple):
     """Of a batch, averaged over its parts.
 
     Attributes:
-      params, discriminator: gradients of both networks; the second None before adversarial training.
+      params, discriminator: gradients of both networks; the second None before adversarial
+        training.
       metrics: scalars, and arrays with a row a scale.
       counts: (K, V) uses of the codes.
       spectral: power iteration's next vectors.
@@ -51,7 +54,8 @@ class Gradients(NamedTuple):
 
 
 def make_gradients(config: TrainConfig, networks: Networks, critic: Critic | None, phase: Phase):
-    """(state, frozen, batch, rng) -> (Gradients, vectors that dead codes may be moved onto: None without revival)."""
+    """(state, frozen, batch, rng) -> (Gradients, vectors that dead codes may be moved onto: None
+    without revival)."""
     tokenizer = phase.tokenizer(config)
     model, loss = Tokenizer(tokenizer), config.loss
 
@@ -66,8 +70,11 @@ def make_gradients(config: TrainConfig, networks: Networks, critic: Critic | Non
             parts, rest = {"vq": out.vq_loss}, loss.vq * out.vq_loss
             if config.codebook.entropy:
                 parts["entropy"] = codebook.scale_entropy_penalty(
-                    model.apply({"params": params}, method="quantizer"), out.searched,
-                    config.codebook.entropy_temperature, out.counted)
+                    model.apply({"params": params}, method="quantizer"),
+                    out.searched,
+                    config.codebook.entropy_temperature,
+                    out.counted,
+                )
                 rest += config.codebook.entropy * parts["entropy"]
             return (out.reconstruction, rest), (parts, out)
 
@@ -80,29 +87,51 @@ def make_gradients(config: TrainConfig, networks: Networks, critic: Critic | Non
         (pixels, means), d_rec = jax.value_and_grad(similar, has_aux=True)(rec)
         total, metrics, d_critic, spectral = pixels + rest, {**means, **parts}, None, None
         if phase.adversarial:
+
             def at_last_kernel(cotangent):
                 return _at(pull_back((cotangent, jnp.zeros(())))[0], LAST_KERNEL)
 
             term, d_term, d_critic, spectral, found = _adversarial(
-                config, critic, state.discriminator, state.step, frozen, images, rec, critic_key,
-                at_last_kernel, d_rec)
+                config,
+                critic,
+                state.discriminator,
+                state.step,
+                frozen,
+                images,
+                rec,
+                critic_key,
+                at_last_kernel,
+                d_rec,
+            )
             total, d_rec, metrics = total + term, d_rec + d_term, {**metrics, **found}
-        grads, = pull_back((d_rec, jnp.ones(())))
+        (grads,) = pull_back((d_rec, jnp.ones(())))
         counts = vq.code_counts(tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted)
         vectors = None
         if config.revives:
             number = -(-tokenizer.vocab_size // config.microbatches)
-            needs = codebook.needs(state.usage)[:len(tokenizer.scales)]
-            vectors = codebook.candidates(out.searched, revival_key, number, tokenizer.scales, out.counted, needs)
+            needs = codebook.needs(state.usage)[: len(tokenizer.scales)]
+            vectors = codebook.candidates(
+                out.searched, revival_key, number, tokenizer.scales, out.counted, needs
+            )
         return Gradients(grads, d_critic, {"loss": total, **metrics}, counts, spectral), vectors
 
     return gradients
 
 
-def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState, step: jax.Array, frozen: Any,
-                 images: jax.Array, rec: jax.Array, key: jax.Array, at_last_kernel, d_pixels: jax.Array):
-    """The generator's weighted term, its gradient at the reconstruction, and the discriminator's gradient on the same
-    reconstructions, detached and augmented alike."""
+def _adversarial(
+    config: TrainConfig,
+    critic: Critic,
+    state: DiscriminatorState,
+    step: jax.Array,
+    frozen: Any,
+    images: jax.Array,
+    rec: jax.Array,
+    key: jax.Array,
+    at_last_kernel,
+    d_pixels: jax.Array,
+):
+    """The generator's weighted term, its gradient at the reconstruction, and the discriminator's
+    gradient on the same reconstructions, detached and augmented alike."""
     a, start = config.adversarial, config.adversarial_from
     real_key, fake_key = jax.random.split(key)
     blur = gan_losses.blur_strength(step, start, config.steps_of(a.blur_fade))
@@ -122,8 +151,12 @@ def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState,
     metrics = {"generator": generator}
     weight = a.weight * gan_losses.ramp(step, start, config.steps_of(a.warmup))
     if a.adaptive:
-        adaptive = gan_losses.adaptive_weight(at_last_kernel(d_pixels), at_last_kernel(d_generator),
-                                               a.adaptive_lowest, a.adaptive_highest)
+        adaptive = gan_losses.adaptive_weight(
+            at_last_kernel(d_pixels),
+            at_last_kernel(d_generator),
+            a.adaptive_lowest,
+            a.adaptive_highest,
+        )
         weight, metrics["adaptive_weight"] = weight * adaptive, adaptive
 
     def tells_apart(params):
@@ -145,9 +178,14 @@ def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState,
             loss += a.lecam * found["lecam"]
         if a.r1:
             found["r1"] = jax.lax.cond(
-                (step + 1) % a.r1_every == 0,  # counted as steps are told, so that one that is told may have it
-                lambda: a.r1_every * gan_losses.r1_penalty(lambda x: logits(params, x, real_key)[0], images),
-                lambda: jnp.zeros(()))
+                (step + 1) % a.r1_every
+                == 0,  # counted as steps are told, so that one that is told may have it
+                lambda: (
+                    a.r1_every
+                    * gan_losses.r1_penalty(lambda x: logits(params, x, real_key)[0], images)
+                ),
+                lambda: jnp.zeros(()),
+            )
             loss += a.r1 * found["r1"]
         return loss, ({"discriminator_loss": loss, **found}, spectral)
 
@@ -156,28 +194,53 @@ def _adversarial(config: TrainConfig, critic: Critic, state: DiscriminatorState,
     return weight * generator, weight * d_generator, d_critic, spectral, metrics
 
 
-def update_discriminator(config: TrainConfig, optimizer: optax.GradientTransformation, state: DiscriminatorState,
-                         found: Gradients) -> DiscriminatorState:
+def update_discriminator(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state: DiscriminatorState,
+    found: Gradients,
+) -> DiscriminatorState:
     """The discriminator after a step."""
     updates, opt_state = optimizer.update(found.discriminator, state.opt_state, state.params)
     averages = gan_losses.lecam_averages(
-        state.averages, found.metrics["logits_real"], found.metrics["logits_fake"], config.adversarial.lecam_decay,
-        state.updates)
-    return state.replace(params=optax.apply_updates(state.params, updates), spectral=found.spectral,
-                         opt_state=opt_state, averages=averages, updates=state.updates + 1)
+        state.averages,
+        found.metrics["logits_real"],
+        found.metrics["logits_fake"],
+        config.adversarial.lecam_decay,
+        state.updates,
+    )
+    return state.replace(
+        params=optax.apply_updates(state.params, updates),
+        spectral=found.spectral,
+        opt_state=opt_state,
+        averages=averages,
+        updates=state.updates + 1,
+    )
 
 
-def revive(config: TrainConfig, state: TrainState, counts: jax.Array, vectors: jax.Array) -> tuple[TrainState, Any]:
-    """The state with dead codes moved onto `vectors`, and how many were: their moments start at zero, and their running
-    average at the new code."""
+def revive(
+    config: TrainConfig, state: TrainState, counts: jax.Array, vectors: jax.Array
+) -> tuple[TrainState, Any]:
+    """The state with dead codes moved onto `vectors`, and how many were: their moments start at
+    zero, and their running average at the new code."""
     c = config.codebook
-    after = codebook.revive(state.params["quantize"]["codebook"], state.usage, counts, vectors,
-                            decay=c.revive_decay, threshold=c.revive_threshold)
-    params, ema = (tree and codebook.set_rows(tree, after.revived, after.codebook)
-                   for tree in (state.params, state.ema))
+    after = codebook.revive(
+        state.params["quantize"]["codebook"],
+        state.usage,
+        counts,
+        vectors,
+        decay=c.revive_decay,
+        threshold=c.revive_threshold,
+    )
+    params, ema = (
+        tree and codebook.set_rows(tree, after.revived, after.codebook)
+        for tree in (state.params, state.ema)
+    )
     opt_state = codebook.reset_rows(state.opt_state, after.revived)
-    return (state.replace(params=params, ema=ema, opt_state=opt_state, usage=after.usage),
-            jnp.sum(after.revived))
+    return (
+        state.replace(params=params, ema=ema, opt_state=opt_state, usage=after.usage),
+        jnp.sum(after.revived),
+    )
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -1,8 +1,10 @@
-"""Attention over token maps. Shapes are (batch, length, heads, head_dim); softmax is float32 always.
+"""Attention over token maps. Shapes are (batch, length, heads, head_dim); softmax is float32
+always.
 
 The implementations compute the same numbers; which one runs is a matter of the accelerator:
 
-- xla: one block of queries a scale against the keys it sees, so that masked blocks are never computed.
+- xla: one block of queries a scale against the keys it sees, so that masked blocks are never
+computed.
 - splash: a Pallas kernel for TPUs that keeps the logits on the chip (`ops.splash`).
 - cudnn: the blocks of xla, the large ones by cuDNN's fused kernel; for GPUs, bfloat16 or float16.
 """
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 
 Implementation = Literal["xla", "splash", "cudnn"]
 
-# Scales of fewer tokens than a tile of cuDNN's kernel are left to XLA: the kernel would compute mostly padding, and
-# its backward pass refuses some of the smallest shapes. They hold 3 % of the pairs at 256 px.
+# Scales of fewer tokens than a tile of cuDNN's kernel are left to XLA: the kernel would compute
+# mostly padding, and its backward pass refuses some of the smallest shapes. They hold 3 % of the
+# pairs at 256 px.
 FUSED_QUERIES = 64
 
 
@@ -37,7 +40,10 @@ def normalise(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
 
 
 def attend(
-    q: Float[Array, "b q h d"], k: Float[Array, "b k h d"], v: Float[Array, "b k h d"], scale: float,
+    q: Float[Array, "b q h d"],
+    k: Float[Array, "b k h d"],
+    v: Float[Array, "b k h d"],
+    scale: float,
     mask: Bool[Array, "q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
     """softmax(scale q k^T) v, of all keys or of those that `mask` lets through."""
@@ -49,10 +55,14 @@ def attend(
 
 
 def fused(
-    q: Float[Array, "b q h d"], k: Float[Array, "b k h d"], v: Float[Array, "b k h d"], scale: float,
+    q: Float[Array, "b q h d"],
+    k: Float[Array, "b k h d"],
+    v: Float[Array, "b k h d"],
+    scale: float,
     backend: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b q h d"]:
-    """`attend` of all keys by `jax.nn.dot_product_attention`, where there are queries enough to fill its tiles.
+    """`attend` of all keys by `jax.nn.dot_product_attention`, where there are queries enough to
+    fill its tiles.
 
     Args:
       backend: its implementation; "xla" computes the same where there is no GPU.
@@ -63,10 +73,16 @@ def fused(
 
 
 def by_scale(
-    q: Float[Array, "b L h d"], k: Float[Array, "b L h d"], v: Float[Array, "b L h d"], scale: float, scales: Scales,
-    mask: masks.Mask, block: Callable[..., jax.Array] = attend,
+    q: Float[Array, "b L h d"],
+    k: Float[Array, "b L h d"],
+    v: Float[Array, "b L h d"],
+    scale: float,
+    scales: Scales,
+    mask: masks.Mask,
+    block: Callable[..., jax.Array] = attend,
 ) -> Float[Array, "b L h d"]:
-    """One block of queries a scale against the keys it sees: masked pairs (38 % at 256 px) are never computed."""
+    """One block of queries a scale against the keys it sees: masked pairs (38 % at 256 px) are
+    never computed."""
     parts = []
     for i in range(len(scales)):
         seen = masks.visible(scales, mask, i)
@@ -75,8 +91,13 @@ def by_scale(
 
 
 def masked(
-    q: Float[Array, "b L h d"], k: Float[Array, "b L h d"], v: Float[Array, "b L h d"], scale: float, scales: Scales,
-    mask: masks.Mask, implementation: Implementation,
+    q: Float[Array, "b L h d"],
+    k: Float[Array, "b L h d"],
+    v: Float[Array, "b L h d"],
+    scale: float,
+    scales: Scales,
+    mask: masks.Mask,
+    implementation: Implementation,
 ) -> Float[Array, "b L h d"]:
     """Attention of all scales at once, each to those that the mask lets it see."""
     if implementation == "splash":
@@ -85,7 +106,10 @@ def masked(
 
 
 def cached(
-    q: Float[Array, "b q h d"], k: Float[Array, "b k h d"], v: Float[Array, "b k h d"], scale: float,
+    q: Float[Array, "b q h d"],
+    k: Float[Array, "b k h d"],
+    v: Float[Array, "b k h d"],
+    scale: float,
     implementation: Implementation,
 ) -> Float[Array, "b q h d"]:
     """Attention of one scale to the keys that it sees, all of them."""
@@ -97,12 +121,15 @@ def _block(implementation: Implementation) -> Callable[..., jax.Array]:
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": of the mesh that is set, which may be of devices that are not here, else of this host."""
+    """ "cpu", "gpu" or "tpu": of the mesh that is set, which may be of devices that are not here,
+    else of this host."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
-def choose(wanted: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int) -> Implementation:
+def choose(
+    wanted: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int
+) -> Implementation:
     """The implementation to run on `platform()`: the wanted one, or for "auto" the platform's own.
 
     A CPU runs splash too, interpreted: right, and slow.
@@ -115,11 +142,17 @@ def choose(wanted: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, 
     if wanted == "auto":
         return "splash" if here == "tpu" else "cudnn" if here == "gpu" and fusible else "xla"
     if wanted == "splash" and here == "gpu":
-        raise UserError("transformer.attention is 'splash', a kernel for TPUs; on a GPU it must be auto, xla or cudnn")
+        raise UserError(
+            "transformer.attention is 'splash', a kernel for TPUs; on a GPU it must be auto, xla or cudnn"
+        )
     if wanted == "cudnn" and here != "gpu":
-        raise UserError(f"transformer.attention is 'cudnn', a kernel for GPUs; on a {here.upper()} it must be auto, "
-                        "xla or splash")
+        raise UserError(
+            f"transformer.attention is 'cudnn', a kernel for GPUs; on a {here.upper()} it must be auto, "
+            "xla or splash"
+        )
     if wanted == "cudnn" and not fusible:
-        raise UserError(f"transformer.attention is 'cudnn' with {dtype.name} and heads of {head_dim}; it must be xla, "
-                        "or the dtype bfloat16 and the heads a multiple of 8 up to 128")
+        raise UserError(
+            f"transformer.attention is 'cudnn' with {dtype.name} and heads of {head_dim}; it must be xla, "
+            "or the dtype bfloat16 and the heads a multiple of 8 up to 128"
+        )
     return wanted

@@ -1,7 +1,9 @@
-"""Masked attention by JAX's Pallas kernel for TPUs (splash attention), which never writes the logits to memory.
+"""Masked attention by JAX's Pallas kernel for TPUs (splash attention), which never writes the
+logits to memory.
 
-Tiles in which no token sees another are skipped, the others are computed whole. At 256 px a tile is as large as a
-scale and none is empty, so what is saved there is memory and its traffic; at 512 px about a third of them are.
+Tiles in which no token sees another are skipped, the others are computed whole. At 256 px a tile is
+as large as a scale and none is empty, so what is saved there is memory and its traffic; at 512 px
+about a third of them are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
 
 from var_jax.config.scales import Scales
 from var_jax.devices import sharding
@@ -29,10 +34,11 @@ START_BITS = 16  # an entry of `ScaleMask.q_sequence` holds a span's start above
 
 @dataclasses.dataclass(frozen=True)
 class ScaleMask(splash_attention_mask.Mask):
-    """A mask that the kernel computes from each query's span of visible keys, rather than reads from memory.
+    """A mask that the kernel computes from each query's span of visible keys, rather than reads
+    from memory.
 
-    Queries beyond the sequence (padding, dropped afterwards) see what the last token sees, so that no softmax is empty;
-    keys beyond it are in no span.
+    Queries beyond the sequence (padding, dropped afterwards) see what the last token sees, so that
+    no softmax is empty; keys beyond it are in no span.
 
     Attributes:
       scales, mask: which tokens see which (`ops.masks`).
@@ -49,10 +55,13 @@ class ScaleMask(splash_attention_mask.Mask):
 
     @functools.cached_property
     def q_sequence(self) -> np.ndarray:
-        """int32 (length,): each query's span as start << START_BITS | end; the kernel hands it to `mask_function`."""
+        """int32 (length,): each query's span as start << START_BITS | end; the kernel hands it to
+        `mask_function`."""
         spans = [masks.visible(self.scales, self.mask, k) for k in range(len(self.scales))]
         packed = np.array([span.start << START_BITS | span.stop for span in spans], np.int32)
-        return np.pad(packed[self.scales.level_ids], (0, self.length - self.scales.total), mode="edge")
+        return np.pad(
+            packed[self.scales.level_ids], (0, self.length - self.scales.total), mode="edge"
+        )
 
     @staticmethod
     def mask_function(spans, keys):
@@ -60,7 +69,9 @@ class ScaleMask(splash_attention_mask.Mask):
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, columns = index
-        return self.mask_function(self.q_sequence[rows, None], np.arange(self.length, dtype=np.int32)[None, columns])
+        return self.mask_function(
+            self.q_sequence[rows, None], np.arange(self.length, dtype=np.int32)[None, columns]
+        )
 
 
 def tiling(total: int) -> tuple[int, int]:
@@ -71,29 +82,46 @@ def tiling(total: int) -> tuple[int, int]:
 
 
 def attend(
-    q: Float[Array, "b L h d"], k: Float[Array, "b L h d"], v: Float[Array, "b L h d"], scale: float, scales: Scales,
-    mask: masks.Mask, *, interpret: bool,
+    q: Float[Array, "b L h d"],
+    k: Float[Array, "b L h d"],
+    v: Float[Array, "b L h d"],
+    scale: float,
+    scales: Scales,
+    mask: masks.Mask,
+    *,
+    interpret: bool,
 ) -> Float[Array, "b L h d"]:
     """Attention of all scales at once, each to those that the mask lets it see.
 
-    Under a mesh every device computes its own images and heads: the kernel is opaque to the partitioner.
+    Under a mesh every device computes its own images and heads: the kernel is opaque to the
+      partitioner.
 
     Args:
       interpret: run the kernel by XLA operations, for a CPU.
     """
     length, tile = tiling(scales.total)
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=tile, block_kv=tile, block_q_dkv=tile, block_kv_dkv=tile, block_q_dq=tile, block_kv_dq=tile)
+        block_q=tile,
+        block_kv=tile,
+        block_q_dkv=tile,
+        block_kv_dkv=tile,
+        block_q_dq=tile,
+        block_kv_dq=tile,
+    )
 
     def of_a_device(*qkv):
         padding = ((0, 0), (0, length - scales.total), (0, 0), (0, 0))
         q, k, v = (jnp.swapaxes(jnp.pad(t, padding), 1, 2) for t in qkv)
         heads = splash_attention_mask.MultiHeadMask([ScaleMask(scales, mask, length)] * q.shape[1])
-        kernel = splash_attention_kernel.make_splash_mha_single_device(heads, block_sizes=sizes, interpret=interpret)
+        kernel = splash_attention_kernel.make_splash_mha_single_device(
+            heads, block_sizes=sizes, interpret=interpret
+        )
         seen = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
-        return seen[:, :scales.total]
+        return seen[:, : scales.total]
 
     if not (mesh := jax.sharding.get_abstract_mesh()).empty:
         spec = sharding.fitting(("batch", "tokens", "act_heads", None), q.shape, mesh.shape)
-        of_a_device = jax.shard_map(of_a_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
+        of_a_device = jax.shard_map(
+            of_a_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        )
     return of_a_device((q * scale).astype(q.dtype), k, v)

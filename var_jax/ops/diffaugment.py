@@ -1,6 +1,8 @@
-"""DiffAugment (Zhao et al. 2020): differentiable augmentations that a discriminator sees real and fake images through.
+"""DiffAugment (Zhao et al. 2020): differentiable augmentations that a discriminator sees real and
+fake images through.
 
-Parameters are drawn an image; shifts and holes are masks and gathers of whole pixels, so that every gradient is exact.
+Parameters are drawn an image; shifts and holes are masks and gathers of whole pixels, so that every
+gradient is exact.
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ BLUR_REACH = 3  # standard deviations of a blur that its kernel spans on either 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def diff_augment(key: jax.Array, images: Float[Array, "b H W c"], policy: str,
-                 probability: float = 1.0, hole: float = HOLE) -> Float[Array, "b H W c"]:
-    """Images through every augmentation of a policy, each image with `probability`, and left as it is otherwise.
+def diff_augment(
+    key: jax.Array,
+    images: Float[Array, "b H W c"],
+    policy: str,
+    probability: float = 1.0,
+    hole: float = HOLE,
+) -> Float[Array, "b H W c"]:
+    """Images through every augmentation of a policy, each image with `probability`, and left as it
+    is otherwise.
 
     Args:
       images: in [-1, 1], though fakes may lie beyond.
@@ -61,8 +69,8 @@ def policy_names(policy: str, key: str = "adversarial.diffaugment") -> list[str]
 
 
 def color(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
-    """Brightness + U(-0.5, 0.5); saturation times U(0, 2) about the pixel's grey (which leaves a grey image as it is);
-    contrast times U(0.5, 1.5) about the image's mean."""
+    """Brightness + U(-0.5, 0.5); saturation times U(0, 2) about the pixel's grey (which leaves a
+    grey image as it is); contrast times U(0.5, 1.5) about the image's mean."""
     brightness, saturation, contrast = jax.random.uniform(key, (3, x.shape[0], 1, 1, 1), x.dtype)
     x = x + (brightness - 0.5)
     grey = jnp.mean(x, axis=-1, keepdims=True)
@@ -74,7 +82,8 @@ def color(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]
 def translation(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
     """A shift by whole pixels, up to an eighth of each side either way; what comes in is 0.
 
-    By products with matrices of zeros and ones: for a gather with places of its own an image, the compiler would copy
+    By products with matrices of zeros and ones: for a gather with places of its own an image, the
+      compiler would copy
     a batch that lies over many devices to each of them.
     """
     for axis, one in zip((1, 2), jax.random.split(key), strict=True):
@@ -82,7 +91,12 @@ def translation(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H
         most = int(len(places) * SHIFT + 0.5)
         shift = jax.random.randint(one, (x.shape[0], 1, 1), -most, most + 1)
         moved = (places[:, None] - shift == places).astype(x.dtype)
-        x = jnp.einsum(("bij,bjwc->biwc", "bij,bhjc->bhic")[axis - 1], moved, x, precision=jax.lax.Precision.HIGHEST)
+        x = jnp.einsum(
+            ("bij,bjwc->biwc", "bij,bhjc->bhic")[axis - 1],
+            moved,
+            x,
+            precision=jax.lax.Precision.HIGHEST,
+        )
     return x
 
 

@@ -48,17 +48,25 @@ def generator_loss(fake: Float[Array, "b n"]) -> Float[Array, ""]:
     return -jnp.mean(fake)
 
 
-def adaptive_weight(pixels: Float[Array, "*k"], adversarial: Float[Array, "*k"], lowest: float, highest: float,
-                    epsilon: float = 1e-6) -> Float[Array, ""]:
-    """|grad of the pixel and perceptual terms| / (|grad of the adversarial term| + epsilon), both at the decoder's last
-    kernel, clamped; no gradient flows through it (VQGAN: Esser et al. 2021, equation 7)."""
-    ratio = jnp.linalg.norm(pixels.reshape(-1)) / (jnp.linalg.norm(adversarial.reshape(-1)) + epsilon)
+def adaptive_weight(
+    pixels: Float[Array, "*k"],
+    adversarial: Float[Array, "*k"],
+    lowest: float,
+    highest: float,
+    epsilon: float = 1e-6,
+) -> Float[Array, ""]:
+    """|grad of the pixel and perceptual terms| / (|grad of the adversarial term| + epsilon), both
+    at the decoder's last kernel, clamped; no gradient flows through it (VQGAN: Esser et al. 2021,
+    equation 7)."""
+    ratio = jnp.linalg.norm(pixels.reshape(-1)) / (
+        jnp.linalg.norm(adversarial.reshape(-1)) + epsilon
+    )
     return jax.lax.stop_gradient(jnp.clip(ratio, lowest, highest))
 
 
 def ramp(step: Float[Array, ""] | int, start: int, warmup: int) -> Float[Array, ""]:
-    """The share of the adversarial weight at a step, `step` of them being done: 0 before `start`, then
-    linearly to 1, which the `warmup`-th step after `start` has."""
+    """The share of the adversarial weight at a step, `step` of them being done: 0 before `start`,
+    then linearly to 1, which the `warmup`-th step after `start` has."""
     return jnp.clip((jnp.asarray(step) - start + 1) / max(warmup, 1), 0.0, 1.0)
 
 
@@ -70,27 +78,39 @@ def blur_strength(step: Float[Array, ""] | int, start: int, fade: int) -> Float[
     return 1 - jnp.clip((jnp.asarray(step) - start) / fade, 0.0, 1.0)
 
 
-def lecam(real: Float[Array, "b n"], fake: Float[Array, "b n"], averages: Float[Array, " 2"]) -> Float[Array, ""]:
-    """LeCam regularisation: mean relu(D(real) - a_fake)^2 + mean relu(a_real - D(fake))^2 (Tseng et al. 2021, eq. 8).
+def lecam(
+    real: Float[Array, "b n"], fake: Float[Array, "b n"], averages: Float[Array, " 2"]
+) -> Float[Array, ""]:
+    """LeCam regularisation: mean relu(D(real) - a_fake)^2 + mean relu(a_real - D(fake))^2 (Tseng et
+    al. 2021, eq. 8).
 
     Args:
       averages: (a_real, a_fake), running averages of the mean logits.
     """
     average_real, average_fake = jax.lax.stop_gradient(averages)
-    return jnp.mean(jax.nn.relu(real - average_fake) ** 2) + jnp.mean(jax.nn.relu(average_real - fake) ** 2)
+    return jnp.mean(jax.nn.relu(real - average_fake) ** 2) + jnp.mean(
+        jax.nn.relu(average_real - fake) ** 2
+    )
 
 
-def lecam_averages(averages: Float[Array, " 2"], real: Float[Array, ""], fake: Float[Array, ""], decay: float,
-                   updates: Float[Array, ""] | int) -> Float[Array, " 2"]:
-    """The averages after mean logits `real` and `fake`; the first update takes them as they are and the decay grows
-    from there, so that the averages do not start from an arbitrary zero."""
+def lecam_averages(
+    averages: Float[Array, " 2"],
+    real: Float[Array, ""],
+    fake: Float[Array, ""],
+    decay: float,
+    updates: Float[Array, ""] | int,
+) -> Float[Array, " 2"]:
+    """The averages after mean logits `real` and `fake`; the first update takes them as they are and
+    the decay grows from there, so that the averages do not start from an arbitrary zero."""
     kept = jnp.minimum(decay, updates / (10 + updates))
     return averages * kept + jnp.stack([real, fake]) * (1 - kept)
 
 
-def r1_penalty(logits: Callable[[Float[Array, "b H W c"]], Float[Array, "b n"]],
-               images: Float[Array, "b H W c"]) -> Float[Array, ""]:
-    """R1: half the mean over images of |d D(x) / d x|^2 at real images, D(x) an image's mean logit (Mescheder et al.
-    2018, equation 9)."""
+def r1_penalty(
+    logits: Callable[[Float[Array, "b H W c"]], Float[Array, "b n"]],
+    images: Float[Array, "b H W c"],
+) -> Float[Array, ""]:
+    """R1: half the mean over images of |d D(x) / d x|^2 at real images, D(x) an image's mean logit
+    (Mescheder et al. 2018, equation 9)."""
     gradient = jax.grad(lambda x: jnp.sum(jnp.mean(logits(x), axis=-1)))(images)
     return jnp.mean(jnp.sum(gradient**2, axis=(1, 2, 3))) / 2

@@ -1,10 +1,11 @@
 """Which scales a scale sees: the one place that attention, generation and the FLOP counts ask.
 
-Every mask lets scale k see the scales from a first one up to and with k itself, whole, so that visible keys are one
-contiguous span of the sequence:
+Every mask lets scale k see the scales from a first one up to and with k itself, whole, so that
+visible keys are one contiguous span of the sequence:
 
 - block_causal: all coarser scales and its own (VAR, section 3.2).
-- markov: the scale before and its own. Its input already sums up all coarser scales' codes, so what is dropped is
+- markov: the scale before and its own. Its input already sums up all coarser scales' codes, so what
+is dropped is
   attention to them alone.
 - block_diagonal: its own alone; coarser scales act through its input.
 """
@@ -35,7 +36,8 @@ def attended_pairs(scales: Scales, mask: Mask) -> int:
 
 
 def dense(scales: Scales, mask: Mask) -> np.ndarray:
-    """bool (L, L), True where the row's token sees the column's: the reference that attention is checked against."""
+    """bool (L, L), True where the row's token sees the column's: the reference that attention is
+    checked against."""
     seen = np.zeros((scales.total, scales.total), bool)
     for k in range(len(scales)):
         seen[scales.span(k), visible(scales, mask, k)] = True

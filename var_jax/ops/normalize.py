@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 def l2_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b 1"]:
-    """Returns the L2 norm along the last axis, which is kept; its gradient at a zero vector is 0."""
+    """Returns the L2 norm along the last axis, which is kept; its gradient at a zero vector is
+    0."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     nonzero = square > 0
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
 
 
-def l2_normalize(x: Float[Array, "*b c"], floor: float = 1e-12,
-                 added: float = 0.0) -> Float[Array, "*b c"]:
+def l2_normalize(
+    x: Float[Array, "*b c"], floor: float = 1e-12, added: float = 0.0
+) -> Float[Array, "*b c"]:
     """Returns x / (max(|x|, floor) + added) along the last axis.
 
     A zero vector stays zero, and its gradient is 0: there is no direction that it could turn to.

@@ -1,8 +1,9 @@
 """Products with weights that compute in one dtype and leave the weights' gradient in another.
 
-In bfloat16, autodiff gives a weight's gradient in bfloat16, and devices sum it in bfloat16, because a
-cotangent has the dtype of its primal. The published code sums float32. These products take the float32
-weight itself, so that the sum over a device's own rows and the sum over devices can both be float32.
+In bfloat16, autodiff gives a weight's gradient in bfloat16, and devices sum it in bfloat16, because
+a cotangent has the dtype of its primal. The published code sums float32. These products take the
+float32 weight itself, so that the sum over a device's own rows and the sum over devices can both be
+float32.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ LETTERS = "abcdefg"
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def product(spec: str, x: Float[Array, ...], kernel: Float[Array, ...], dtype: jnp.dtype,
-            gradient_dtype: jnp.dtype, wide: bool = False) -> Float[Array, ...]:
+def product(
+    spec: str,
+    x: Float[Array, ...],
+    kernel: Float[Array, ...],
+    dtype: jnp.dtype,
+    gradient_dtype: jnp.dtype,
+    wide: bool = False,
+) -> Float[Array, ...]:
     """Returns the einsum of activations and a weight, computed in `dtype`.
 
-    The gradient of the weight leaves its product in `gradient_dtype`; that of the activations, and the
-    cotangent that both are computed from, are of `dtype`.
+    The gradient of the weight leaves its product in `gradient_dtype`; that of the activations, and
+    the cotangent that both are computed from, are of `dtype`.
 
     Args:
       spec: such as "blw,wv->blv", in which each letter is in two of the three places.
@@ -40,8 +47,9 @@ def product(spec: str, x: Float[Array, ...], kernel: Float[Array, ...], dtype: j
 
 
 def last_axis_spec(rank: int, outputs: int) -> str:
-    """Returns the spec of a product over the last axis of x, with an output of `outputs` dimensions."""
-    rows, made = LETTERS[:rank - 1], "uvw"[:outputs]
+    """Returns the spec of a product over the last axis of x, with an output of `outputs`
+    dimensions."""
+    rows, made = LETTERS[: rank - 1], "uvw"[:outputs]
     return f"{rows}z,z{made}->{rows}{made}"
 
 
@@ -60,18 +68,24 @@ def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
     of_x, of_kernel = inputs.split(",")
     cotangent = cotangent.astype(dtype)
     d_x = jnp.einsum(f"{result},{of_kernel}->{of_x}", cotangent, kernel.astype(dtype))
-    if platform() == "cpu":  # where some products of bfloat16 that give float32 compile and do not run
+    if (
+        platform() == "cpu"
+    ):  # where some products of bfloat16 that give float32 compile and do not run
         x, cotangent = x.astype(gradient_dtype), cotangent.astype(gradient_dtype)
-    d_kernel = jnp.einsum(f"{of_x},{result}->{of_kernel}", x, cotangent, preferred_element_type=gradient_dtype)
+    d_kernel = jnp.einsum(
+        f"{of_x},{result}->{of_kernel}", x, cotangent, preferred_element_type=gradient_dtype
+    )
     return d_x, d_kernel.astype(kernel.dtype)
 
 
 _product.defvjp(_product_forward, _product_backward)
 
 
-def add_bias(x: Float[Array, ...], bias: Float[Array, ...], gradient_dtype: jnp.dtype) -> Float[Array, ...]:
-    """Returns x plus a bias of its last dimensions, in the dtype of x; the bias's gradient is summed in
-    `gradient_dtype`."""
+def add_bias(
+    x: Float[Array, ...], bias: Float[Array, ...], gradient_dtype: jnp.dtype
+) -> Float[Array, ...]:
+    """Returns x plus a bias of its last dimensions, in the dtype of x; the bias's gradient is
+    summed in `gradient_dtype`."""
     if x.dtype == jnp.float32:
         return x + bias.astype(x.dtype)
     return _add_bias(x, bias, jnp.dtype(gradient_dtype))
@@ -94,10 +108,16 @@ def _bias_backward(gradient_dtype, bias, cotangent):
 _add_bias.defvjp(_bias_forward, _bias_backward)
 
 
-def convolution(x: Float[Array, "b h w i"], kernel: Float[Array, "y x i o"], strides: tuple[int, int], padding,
-                dtype: jnp.dtype, gradient_dtype: jnp.dtype) -> Float[Array, "b H W o"]:
-    """Returns the convolution of maps with a kernel, computed in `dtype`; the kernel's gradient is computed in
-    `gradient_dtype`, from operands of `dtype`."""
+def convolution(
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "y x i o"],
+    strides: tuple[int, int],
+    padding,
+    dtype: jnp.dtype,
+    gradient_dtype: jnp.dtype,
+) -> Float[Array, "b H W o"]:
+    """Returns the convolution of maps with a kernel, computed in `dtype`; the kernel's gradient is
+    computed in `gradient_dtype`, from operands of `dtype`."""
     x = x.astype(dtype)
     if dtype == jnp.float32:
         return _convolve(x, kernel.astype(dtype), strides, padding)
@@ -116,8 +136,10 @@ def _convolution_forward(x, kernel, strides, padding, gradient_dtype):
 def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent):
     x, kernel = operands
     narrow_kernel, wide_x = kernel.astype(x.dtype), x.astype(gradient_dtype)
-    d_x, = jax.vjp(lambda x: _convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
-    of_kernel = jax.vjp(lambda k: _convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype))[1]
+    (d_x,) = jax.vjp(lambda x: _convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
+    of_kernel = jax.vjp(
+        lambda k: _convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype)
+    )[1]
     return d_x, of_kernel(cotangent.astype(gradient_dtype))[0].astype(kernel.dtype)
 
 

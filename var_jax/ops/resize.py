@@ -1,8 +1,8 @@
 """Separable resizes with PyTorch's conventions, as products with fixed matrices.
 
-`jax.image.resize` differs where it matters here: its cubic kernel antialiases or weighs the border otherwise, and
-its area average is wrong for ratios that are not whole. A matrix a side is exact for any ratio, needs no gather,
-and is decided in numpy float64.
+`jax.image.resize` differs where it matters here: its cubic kernel antialiases or weighs the border
+otherwise, and its area average is wrong for ratios that are not whole. A matrix a side is exact for
+any ratio, needs no gather, and is decided in numpy float64.
 """
 
 from __future__ import annotations
@@ -53,12 +53,18 @@ def _keys_cubic(x: float, a: float = -0.75) -> float:
     return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a if x < 2 else 0.0
 
 
-def resize(x: Float[Array, "b h w c"], size: tuple[int, int], method: Method) -> Float[Array, "b H W c"]:
+def resize(
+    x: Float[Array, "b h w c"], size: tuple[int, int], method: Method
+) -> Float[Array, "b H W c"]:
     """`x` at another (height, width); the identity when the size is already right."""
     h, w = x.shape[1:3]
     if (h, w) == tuple(size):
         return x
-    rows, columns = (jnp.asarray(matrix(n, m, method), x.dtype) for n, m in zip((h, w), size, strict=True))
-    highest = jax.lax.Precision.HIGHEST  # codes are chosen on these numbers: never in bfloat16 passes
+    rows, columns = (
+        jnp.asarray(matrix(n, m, method), x.dtype) for n, m in zip((h, w), size, strict=True)
+    )
+    highest = (
+        jax.lax.Precision.HIGHEST
+    )  # codes are chosen on these numbers: never in bfloat16 passes
     x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=highest)
     return jnp.einsum("Ww,bhwc->bhWc", columns, x, precision=highest)

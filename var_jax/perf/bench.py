@@ -1,10 +1,12 @@
-"""Time of generation and of a training step beside what their FLOPs alone would take on the same machine; generation
-also beside what moving its weights, keys and values would, and split into its parts.
+"""Time of generation and of a training step beside what their FLOPs alone would take on the same
+machine; generation also beside what moving its weights, keys and values would, and split into its
+parts.
 
-The floor is the analytic FLOPs of each part (transformer, tokenizer) over the rate of a large matrix product in its
-dtype, on as many devices at once as the program runs on; on a CPU always in float32, since how fast bfloat16 is there
-says little of what the machine can do. Both are measured in turn in one run and their medians compared, so that a
-busy or throttled machine slows both. Weights are freshly initialised: time does not depend on their values.
+The floor is the analytic FLOPs of each part (transformer, tokenizer) over the rate of a large
+matrix product in its dtype, on as many devices at once as the program runs on; on a CPU always in
+float32, since how fast bfloat16 is there says little of what the machine can do. Both are measured
+in turn in one run and their medians compared, so that a busy or throttled machine slows both.
+Weights are freshly initialised: time does not depend on their values.
 """
 
 import dataclasses
@@ -50,47 +52,62 @@ class Part(NamedTuple):
     dtype: str
 
 
-def sample(config: TrainConfig, batch: int = 1, repeats: int = 5, cfg: float = 1.5) -> dict[str, Any]:
+def sample(
+    config: TrainConfig, batch: int = 1, repeats: int = 5, cfg: float = 1.5
+) -> dict[str, Any]:
     """Generation with the published settings, tokenizer's decoder included.
 
     Returns:
-      seconds (median of a batch), floor_seconds, ratio, images_per_s, flops (of the batch), parts (those of each model,
-      and the dtype whose rate they count at), matmul_flops_per_s (by dtype, of all `devices` together), bytes (what
-      cannot but be moved), byte_floor_seconds (at the rate of a large copy, bytes_per_s), seconds_by_part
-      ("transformer" and "decoder" alone, and "sampling", the rest: guidance, filters, draws and quantizer), ...
+      seconds (median of a batch), floor_seconds, ratio, images_per_s, flops (of the batch), parts
+      (those of each model, and the dtype whose rate they count at), matmul_flops_per_s (by dtype,
+      of all `devices` together), bytes (what cannot but be moved), byte_floor_seconds (at the rate
+      of a large copy, bytes_per_s), seconds_by_part ("transformer" and "decoder" alone, and
+      "sampling", the rest: guidance, filters, draws and quantizer), ...
     """
     require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
     model, guided = ModelConfig(config.tokenizer, config.transformer), cfg > 0
     params = {stage: _random_params(config, stage) for stage in ("tokenizer", "transformer")}
-    static = sampler.Static(top_k=min(900, model.transformer.vocab_size - 1), use_top_p=True, guided=guided)
+    static = sampler.Static(
+        top_k=min(900, model.transformer.vocab_size - 1), use_top_p=True, guided=guided
+    )
     dynamic = sampler.Dynamic(*map(jnp.float32, (cfg, 0.96, 1.0)))
     labels = jnp.arange(batch, dtype=jnp.int32) % model.transformer.num_classes
     keys = sampler.image_keys(0, jnp.arange(batch, dtype=jnp.uint32))
-    parts = {"transformer": Part(batch * flops.generation_flops(model.transformer, guided=guided),
-                                 model.transformer.dtype),
-             "tokenizer": Part(batch * flops.decode_flops(model.tokenizer), model.tokenizer.dtype)}
+    parts = {
+        "transformer": Part(
+            batch * flops.generation_flops(model.transformer, guided=guided),
+            model.transformer.dtype,
+        ),
+        "tokenizer": Part(batch * flops.decode_flops(model.tokenizer), model.tokenizer.dtype),
+    }
     run = functools.partial(sampler.generate, model, static, params, labels, keys, dynamic)
     both = jnp.tile(labels, 2 if guided else 1)
     feature = jnp.zeros((batch, *model.tokenizer.scales.finest, model.tokenizer.z_channels))
-    alone = {"transformer": functools.partial(_all_logits, model, params, both, feature),
-             "decoder": functools.partial(_decode, model, params, feature)}
+    alone = {
+        "transformer": functools.partial(_all_logits, model, params, both, feature),
+        "decoder": functools.partial(_decode, model, params, feature),
+    }
     moved = generation_bytes(model.transformer, batch, guided) + decoder_bytes(params["tokenizer"])
     report = beside_floor(run, parts, batch, repeats, moved, alone)
     return {"what": "sample", "batch": batch, "dtype": model.transformer.dtype, **report}
 
 
 def generation_bytes(config: TransformerConfig, batch: int, guided: bool) -> int:
-    """Bytes that the transformer moves to generate a batch at the least: its weights once a scale (AdaLN's before the
-    blocks once), and keys and values, written once and read by every scale that sees them. Activations could stay on
-    the chip."""
+    """Bytes that the transformer moves to generate a batch at the least: its weights once a scale
+    (AdaLN's before the blocks once), and keys and values, written once and read by every scale that
+    sees them. Activations could stay on the chip."""
     c, rows = config, batch * (2 if guided else 1)
     adaln = 6 * c.width**2 * (1 if c.shared_adaln else c.depth)
     ends = c.width * (c.vocab_size + c.z_channels + 2 * c.width)
     a_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + ends
     spans = (masks.visible(c.scales, c.mask, k) for k in range(len(c.scales)))
-    touched = sum(span.stop - span.start for span in spans)  # a scale's own tokens are written, the others read
-    return (jnp.dtype(c.param_dtype).itemsize * (adaln + len(c.scales) * a_scale)
-            + jnp.dtype(c.dtype).itemsize * 2 * c.depth * c.width * rows * touched)
+    touched = sum(
+        span.stop - span.start for span in spans
+    )  # a scale's own tokens are written, the others read
+    return (
+        jnp.dtype(c.param_dtype).itemsize * (adaln + len(c.scales) * a_scale)
+        + jnp.dtype(c.dtype).itemsize * 2 * c.depth * c.width * rows * touched
+    )
 
 
 def decoder_bytes(params: dict) -> int:
@@ -100,8 +117,11 @@ def decoder_bytes(params: dict) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _all_logits(config: ModelConfig, params, labels, feature):
-    """The transformer's passes over all scales, whatever the tokens; the largest logit, so that none is left out."""
-    transformer = functools.partial(Transformer(config.transformer).apply, {"params": params["transformer"]})
+    """The transformer's passes over all scales, whatever the tokens; the largest logit, so that
+    none is left out."""
+    transformer = functools.partial(
+        Transformer(config.transformer).apply, {"params": params["transformer"]}
+    )
     cache, largest = Cache(), []
     for k, size in enumerate(config.tokenizer.scales.sizes):
         tokens = resize(feature, size, "area").reshape(len(feature), -1, feature.shape[-1])
@@ -113,15 +133,18 @@ def _all_logits(config: ModelConfig, params, labels, feature):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(config: ModelConfig, params, feature):
-    return Tokenizer(config.tokenizer).apply({"params": params["tokenizer"]}, feature, method="decode_feature")
+    return Tokenizer(config.tokenizer).apply(
+        {"params": params["tokenizer"]}, feature, method="decode_feature"
+    )
 
 
 def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> dict[str, Any]:
-    """A training step of the config's stage; the transformer's takes tokens, so no tokenizer is in it.
+    """A training step of the config's stage; the transformer's takes tokens, so no tokenizer is in
+    it.
 
     Returns:
-      as `sample`; the floor of a tokenizer is three times its forward pass, without its frozen networks and its
-      discriminator.
+      as `sample`; the floor of a tokenizer is three times its forward pass, without its frozen
+      networks and its discriminator.
     Raises:
       UserError: the mesh does not divide the batch.
     """
@@ -133,15 +156,22 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
         program = Program(config, mesh, networks)
         run_state, train_step = program.first_state(), program.step()
         if config.stage == "tokenizer":
-            frozen, rows = networks.params, {"image": np.zeros((batch, *config.tokenizer.image_shape), np.uint8)}
+            frozen, rows = (
+                networks.params,
+                {"image": np.zeros((batch, *config.tokenizer.image_shape), np.uint8)},
+            )
             work = batch * flops.tokenizer_train_flops(config.tokenizer)
         else:
             frozen = _random_params(config, "tokenizer")
-            tokens = np.random.default_rng(0).integers(config.tokenizer.vocab_size,
-                                                       size=(batch, config.tokenizer.scales.total))
+            tokens = np.random.default_rng(0).integers(
+                config.tokenizer.vocab_size, size=(batch, config.tokenizer.scales.total)
+            )
             rows = {"tokens": tokens.astype(np.int32), "label": np.zeros((batch,), np.int32)}
             work = batch * flops.train_flops_per_image(config.transformer)
-        rows, frozen = jax.device_put(rows, program.rows), jax.device_put(frozen, program.replicated)
+        rows, frozen = (
+            jax.device_put(rows, program.rows),
+            jax.device_put(frozen, program.replicated),
+        )
 
         def run():
             nonlocal run_state
@@ -150,14 +180,21 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
 
         dtype = (config.tokenizer if config.stage == "tokenizer" else config.transformer).dtype
         parts = {config.stage: Part(work, dtype)}
-        return {"what": f"train {config.stage}", "batch": batch, "dtype": dtype,
-                **beside_floor(run, parts, batch, repeats)}
+        return {
+            "what": f"train {config.stage}",
+            "batch": batch,
+            "dtype": dtype,
+            **beside_floor(run, parts, batch, repeats),
+        }
 
 
 def lines(report: dict[str, Any]) -> list[str]:
     rates = report["matmul_flops_per_s"]
-    parts = ", ".join(f"{name} {part['flops'] / 1e9:.4g} GFLOP at {rates[part['rate']] / 1e9:.4g} GFLOP/s "
-                      f"({part['rate']})" for name, part in report["parts"].items())
+    parts = ", ".join(
+        f"{name} {part['flops'] / 1e9:.4g} GFLOP at {rates[part['rate']] / 1e9:.4g} GFLOP/s "
+        f"({part['rate']})"
+        for name, part in report["parts"].items()
+    )
     told = [
         f"{report['what']}, batch {report['batch']}, {report['dtype']} on {report['devices']} x {report['device']}",
         f"  {report['seconds']:.3f} s, {report['images_per_s']:.3g} images/s, "
@@ -165,36 +202,56 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"  floor {report['floor_seconds']:.3f} s: {parts} of {report['matrix']}-square matrix products",
     ]
     if "bytes" in report:
-        told.append(f"  floor {report['byte_floor_seconds']:.3f} s: {report['bytes'] / 1e9:.4g} GB of weights, keys "
-                    f"and values at {report['bytes_per_s'] / 1e9:.4g} GB/s of a large copy")
-        told.append("  " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in report["seconds_by_part"].items()))
+        told.append(
+            f"  floor {report['byte_floor_seconds']:.3f} s: {report['bytes'] / 1e9:.4g} GB of weights, keys "
+            f"and values at {report['bytes_per_s'] / 1e9:.4g} GB/s of a large copy"
+        )
+        told.append(
+            "  "
+            + ", ".join(
+                f"{name} {seconds:.3f} s" for name, seconds in report["seconds_by_part"].items()
+            )
+        )
     return [*told, f"  ratio {report['ratio']:.2f}"]
 
 
 def table(reports: list[dict[str, Any]]) -> list[str]:
     """Generation by batch size, a line each."""
     first = reports[0]
-    rows = [f"{first['what']}, {first['dtype']} on {first['devices']} x {first['device']}",
-            "  batch  images/s  seconds  FLOP floor  byte floor  transformer  sampling  decoder"]
+    rows = [
+        f"{first['what']}, {first['dtype']} on {first['devices']} x {first['device']}",
+        "  batch  images/s  seconds  FLOP floor  byte floor  transformer  sampling  decoder",
+    ]
     for r in reports:
         part = r["seconds_by_part"]
-        rows.append(f"  {r['batch']:5}  {r['images_per_s']:8.3g}  {r['seconds']:7.3f}  {r['floor_seconds']:10.3f}  "
-                    f"{r['byte_floor_seconds']:10.3f}  {part['transformer']:11.3f}  {part['sampling']:8.3f}  "
-                    f"{part['decoder']:7.3f}")
+        rows.append(
+            f"  {r['batch']:5}  {r['images_per_s']:8.3g}  {r['seconds']:7.3f}  {r['floor_seconds']:10.3f}  "
+            f"{r['byte_floor_seconds']:10.3f}  {part['transformer']:11.3f}  {part['sampling']:8.3f}  "
+            f"{part['decoder']:7.3f}"
+        )
     return rows
 
 
-def beside_floor(run: Callable, parts: dict[str, Part], batch: int, repeats: int, moved: int | None = None,
-                 alone: dict[str, Callable] | None = None) -> dict[str, Any]:
-    """What `run`, a batch's computation, takes beside the floor of its parts; as `sample` returns it.
+def beside_floor(
+    run: Callable,
+    parts: dict[str, Part],
+    batch: int,
+    repeats: int,
+    moved: int | None = None,
+    alone: dict[str, Callable] | None = None,
+) -> dict[str, Any]:
+    """What `run`, a batch's computation, takes beside the floor of its parts; as `sample` returns
+    it.
 
     Args:
       moved: bytes that it moves at the least, all devices together.
       alone: of generation, the parts of `run` that are timed alone.
     """
     backend, alone = jax.default_backend(), alone or {}
-    side, rate_of = MATRIX.get(backend, LARGE_MATRIX), {p.dtype: RATE_DTYPE.get(backend, p.dtype)
-                                                        for p in parts.values()}
+    side, rate_of = (
+        MATRIX.get(backend, LARGE_MATRIX),
+        {p.dtype: RATE_DTYPE.get(backend, p.dtype) for p in parts.values()},
+    )
     start = time.perf_counter()
     devices = jax.tree.leaves(jax.block_until_ready(run()))[0].sharding.device_set
     compiled = time.perf_counter() - start
@@ -212,13 +269,27 @@ def beside_floor(run: Callable, parts: dict[str, Part], batch: int, repeats: int
         if copy is not None:
             copy_times.append(_seconds(copy))
     seconds = statistics.median(times)
-    rates = {dtype: 2 * len(devices) * side**3 / statistics.median(found) for dtype, found in product_times.items()}
+    rates = {
+        dtype: 2 * len(devices) * side**3 / statistics.median(found)
+        for dtype, found in product_times.items()
+    }
     floor = sum(part.flops / rates[rate_of[part.dtype]] for part in parts.values())
-    report = {"device": jax.devices()[0].device_kind, "devices": len(devices), "seconds": seconds,
-              "floor_seconds": floor, "ratio": seconds / floor, "images_per_s": batch / seconds,
-              "flops": sum(part.flops for part in parts.values()),
-              "parts": {name: {"flops": part.flops, "rate": rate_of[part.dtype]} for name, part in parts.items()},
-              "matmul_flops_per_s": rates, "matrix": side, "compile_seconds": compiled, "all_seconds": times}
+    report = {
+        "device": jax.devices()[0].device_kind,
+        "devices": len(devices),
+        "seconds": seconds,
+        "floor_seconds": floor,
+        "ratio": seconds / floor,
+        "images_per_s": batch / seconds,
+        "flops": sum(part.flops for part in parts.values()),
+        "parts": {
+            name: {"flops": part.flops, "rate": rate_of[part.dtype]} for name, part in parts.items()
+        },
+        "matmul_flops_per_s": rates,
+        "matrix": side,
+        "compile_seconds": compiled,
+        "all_seconds": times,
+    }
     if moved is not None:
         copied = 2 * len(devices) * COPY_BYTES.get(backend, LARGE_COPY_BYTES)  # read and written
         rate = copied / statistics.median(copy_times)
@@ -230,7 +301,8 @@ def beside_floor(run: Callable, parts: dict[str, Part], batch: int, repeats: int
 
 
 def _copy(size: int, devices: set[jax.Device]) -> Callable:
-    """A compiled pass over an array of `size` bytes on every device, which reads and writes all of it."""
+    """A compiled pass over an array of `size` bytes on every device, which reads and writes all of
+    it."""
     mesh = Mesh(np.array(sorted(devices, key=lambda device: device.id)), ("devices",))
     rows = NamedSharding(mesh, PartitionSpec("devices"))
     array = jax.device_put(jnp.ones((len(devices), size // 4)), rows)
@@ -242,9 +314,15 @@ def _copy(size: int, devices: set[jax.Device]) -> Callable:
 def _product(dtype: str, side: int, devices: set[jax.Device]) -> Callable:
     """A compiled product of square matrices, one on every device at once."""
     mesh = Mesh(np.array(sorted(devices, key=lambda device: device.id)), ("devices",))
-    rows, whole = NamedSharding(mesh, PartitionSpec("devices")), NamedSharding(mesh, PartitionSpec())
+    rows, whole = (
+        NamedSharding(mesh, PartitionSpec("devices")),
+        NamedSharding(mesh, PartitionSpec()),
+    )
     right = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
-    arguments = jax.device_put(jnp.tile(right, (len(devices), 1)), rows), jax.device_put(right, whole)
+    arguments = (
+        jax.device_put(jnp.tile(right, (len(devices), 1)), rows),
+        jax.device_put(right, whole),
+    )
     product = jax.jit(jnp.matmul, out_shardings=rows)
     jax.block_until_ready(product(*arguments))
     return functools.partial(product, *arguments)

@@ -1,4 +1,5 @@
-"""TPU slices that are not there: their devices as the compiler describes them, and how fast their network is."""
+"""TPU slices that are not there: their devices as the compiler describes them, and how fast their
+network is."""
 
 import dataclasses
 import os
@@ -12,18 +13,25 @@ from jax.experimental import topologies
 from var_jax.devices.chips import CHIPS, Chip
 from var_jax.errors import UserError, did_you_mean
 
-# Without these, the library looks for the slice that this host is part of, and refuses a second process on it.
-NOWHERE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-           "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-CUBE = 4  # v4 and v5p: cubes of 4 x 4 x 4 are joined by optical switches, which close every dimension to a ring
+# Without these, the library looks for the slice that this host is part of, and refuses a second
+# process on it.
+NOWHERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# V4 and v5p: cubes of 4 x 4 x 4 are joined by optical switches, which close every dimension to a
+# ring
+CUBE = 4
 WHOLE_POD = 16  # v5e and v6e: a dimension is a ring only when it spans the pod
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
     """Attributes:
-      dims: chips along each dimension of the torus or mesh.
-      devices: as JAX describes them, to compile for; not to run on.
+    dims: chips along each dimension of the torus or mesh.
+    devices: as JAX describes them, to compile for; not to run on.
     """
 
     name: str
@@ -41,14 +49,19 @@ class Slice:
         A whole ring is used both ways at once; on a part of one, its end devices have one link.
         """
         spread = [len(set(axis)) for axis in zip(*(device.coords for device in group), strict=True)]
-        return [(extent, 2 if extent == size and self.is_ring(dim) else 1)
-                for dim, (extent, size) in enumerate(zip(spread, self.dims, strict=False)) if extent > 1]
+        return [
+            (extent, 2 if extent == size and self.is_ring(dim) else 1)
+            for dim, (extent, size) in enumerate(zip(spread, self.dims, strict=False))
+            if extent > 1
+        ]
 
     def seconds(self, kind: str, size: float, group: Sequence[jax.Device]) -> float:
-        """Time of a collective over an array of `size` bytes (the whole one, on one device) at the links' full rate.
+        """Time of a collective over an array of `size` bytes (the whole one, on one device) at the
+        links' full rate.
 
-        Gathers and reductions use all dimensions of the group at once, as the compiler's ring algorithms do; in an
-        all-to-all the bisection of the longest one limits; a permutation is one hop over one link.
+        Gathers and reductions use all dimensions of the group at once, as the compiler's ring
+        algorithms do; in an all-to-all the bisection of the longest one limits; a permutation is
+        one hop over one link.
         """
         spread, n, link = self.links(group), len(group), self.chip.link_bandwidth
         if not spread or n == 1:
@@ -66,12 +79,17 @@ def named(topology: str) -> Slice:
     """The slice of a name such as "v5e:16x16" or "v5p:4x4x8".
 
     Raises:
-      UserError: another form, an unknown chip, a shape that the compiler does not know, or no compiler.
+      UserError: another form, an unknown chip, a shape that the compiler does not know, or no
+        compiler.
     """
     form = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
     if not form:
-        raise UserError(f"--topology is {topology}; it must be a chip and the slice's shape, such as v5e:16x16")
-    tpus = [name for name, chip in CHIPS.items() if any(kind.startswith("TPU") for kind in chip.kinds)]
+        raise UserError(
+            f"--topology is {topology}; it must be a chip and the slice's shape, such as v5e:16x16"
+        )
+    tpus = [
+        name for name, chip in CHIPS.items() if any(kind.startswith("TPU") for kind in chip.kinds)
+    ]
     if form[1] not in tpus:
         raise UserError(f"--topology names the unknown chip {form[1]}{did_you_mean(form[1], tpus)}")
     try:
@@ -82,10 +100,16 @@ def named(topology: str) -> Slice:
         os.environ.setdefault(key, value)
     try:
         devices = topologies.get_topology_desc(topology, "tpu").devices
-    except Exception as error:  # whatever the library's plug-in raises for a shape that does not exist
-        raise UserError(f"--topology is {topology}; the TPU compiler knows no such slice ({error})") from error
+    except (
+        Exception
+    ) as error:  # whatever the library's plug-in raises for a shape that does not exist
+        raise UserError(
+            f"--topology is {topology}; the TPU compiler knows no such slice ({error})"
+        ) from error
     dims = tuple(int(n) for n in form[2].split("x"))
     if len(devices) != np.prod(dims):  # v4, whose chips it describes as two devices each
-        raise UserError(f"--topology is {topology}; the TPU compiler describes it as {len(devices)} devices, which are "
-                        "not one a chip; give a slice of v5e, v5p or v6e")
+        raise UserError(
+            f"--topology is {topology}; the TPU compiler describes it as {len(devices)} devices, which are "
+            "not one a chip; give a slice of v5e, v5p or v6e"
+        )
     return Slice(topology, CHIPS[form[1]], dims, tuple(devices))

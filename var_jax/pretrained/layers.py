@@ -24,31 +24,47 @@ def rgb(images: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
     images = jnp.asarray(images)
     images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images are of shape {images.shape}; they must be (batch, height, width, 1 or 3)")
+        raise ValueError(
+            f"images are of shape {images.shape}; they must be (batch, height, width, 1 or 3)"
+        )
     return jnp.broadcast_to(images, (*images.shape[:-1], 3))
 
 
-def conv(layer: Layer, x: Float[Array, "b h w i"], stride: int = 1, padding: Padding = "SAME",
-         ) -> Float[Array, "b H W o"]:
-    """A convolution and its bias; "SAME" pads as TensorFlow, at stride 2 more below and to the right."""
+def conv(
+    layer: Layer,
+    x: Float[Array, "b h w i"],
+    stride: int = 1,
+    padding: Padding = "SAME",
+) -> Float[Array, "b H W o"]:
+    """A convolution and its bias; "SAME" pads as TensorFlow, at stride 2 more below and to the
+    right."""
     kernel = jnp.asarray(layer["kernel"])
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return x @ kernel[0, 0] + layer["bias"]
     numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=numbers) + layer["bias"]
+    return (
+        jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=numbers
+        )
+        + layer["bias"]
+    )
 
 
 def depthwise(layer: Layer, x: Float[Array, "b h w c"], stride: int = 1) -> Float[Array, "b H W c"]:
     """A convolution of each channel by itself and its bias, padded "SAME"; kernel (k, k, 1, c).
 
-    A sum of shifted products, which a CPU computes 20 to 100 times as fast as XLA's grouped convolution.
+    A sum of shifted products, which a CPU computes 20 to 100 times as fast as XLA's grouped
+    convolution.
     """
     return _depthwise(jnp.asarray(layer["kernel"])[:, :, 0], x, stride) + layer["bias"]
 
 
-# The gradient is written out because the one derived adds up padded arrays, at twice the time of a whole network.
+# The gradient is written out because the one derived adds up padded arrays, at twice the time of a
+# whole network.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _depthwise(kernel: Float[Array, "k k c"], x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b H W c"]:
+def _depthwise(
+    kernel: Float[Array, "k k c"], x: Float[Array, "b h w c"], stride: int
+) -> Float[Array, "b H W c"]:
     terms = [kernel[i, j] * part for (i, j), part in _shifted(x, len(kernel), stride)]
     return sum(terms[1:], terms[0])
 
@@ -67,7 +83,11 @@ def _backward(stride, saved, dy):
         pads.append((before, n + size - 2 - before - (m - 1) * stride, stride - 1))
     spread = jax.lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *pads, (0, 0, 0)))
     h, w = x.shape[1:3]
-    dx = sum(kernel[size - 1 - i, size - 1 - j] * spread[:, i:i + h, j:j + w] for i in range(size) for j in range(size))
+    dx = sum(
+        kernel[size - 1 - i, size - 1 - j] * spread[:, i : i + h, j : j + w]
+        for i in range(size)
+        for j in range(size)
+    )
     return dkernel.reshape(kernel.shape), dx
 
 
@@ -79,7 +99,14 @@ def _shifted(x: Float[Array, "b h w c"], size: int, stride: int):
     rows, columns = (-(-n // stride) for n in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *(same_padding(n, size, stride) for n in x.shape[1:3]), (0, 0)))
     for i, j in itertools.product(range(size), repeat=2):
-        yield (i, j), x[:, i:i + (rows - 1) * stride + 1:stride, j:j + (columns - 1) * stride + 1:stride]
+        yield (
+            (i, j),
+            x[
+                :,
+                i : i + (rows - 1) * stride + 1 : stride,
+                j : j + (columns - 1) * stride + 1 : stride,
+            ],
+        )
 
 
 def same_padding(n: int, size: int, stride: int) -> tuple[int, int]:
@@ -92,16 +119,23 @@ def relu6(x: Array) -> Array:
     return jnp.clip(x, 0, 6)
 
 
-def max_pool(x: Float[Array, "b h w c"], size: int, stride: int, pad: int = 0) -> Float[Array, "b H W c"]:
+def max_pool(
+    x: Float[Array, "b h w c"], size: int, stride: int, pad: int = 0
+) -> Float[Array, "b H W c"]:
     """Maximum over windows that lie inside, or inside the padding, which never wins."""
     padding = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-    return jax.lax.reduce_window(x, -np.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), padding)
+    return jax.lax.reduce_window(
+        x, -np.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), padding
+    )
 
 
 def average_pool(x: Float[Array, "b h w c"], size: int, leave_out: bool) -> Float[Array, "b h w c"]:
-    """Mean over windows of an odd size, at stride 1 and zero-padded to the same size; `leave_out` the padding of it."""
+    """Mean over windows of an odd size, at stride 1 and zero-padded to the same size; `leave_out`
+    the padding of it."""
+
     def total(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, size, size, 1), (1, 1, 1, 1), "SAME")
+
     return total(x) / (total(jnp.ones((1, *x.shape[1:3], 1))) if leave_out else size * size)
 
 

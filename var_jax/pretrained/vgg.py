@@ -1,4 +1,5 @@
-"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), for LPIPS: the five features before its max-pools."""
+"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), for LPIPS: the five features before its
+max-pools."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     shapes, inputs = {}, 3
     for numbers, channels in zip(CONVOLUTIONS, CHANNELS, strict=True):
         for number in numbers:
-            shapes |= {f"features.{number}.weight": (channels, inputs, 3, 3), f"features.{number}.bias": (channels,)}
+            shapes |= {
+                f"features.{number}.weight": (channels, inputs, 3, 3),
+                f"features.{number}.bias": (channels,),
+            }
             inputs = channels
     return shapes
 
@@ -60,7 +64,8 @@ def stage_channels(params: Params) -> tuple[int, ...]:
 
 
 def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h w c"]]:
-    """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, at 1, 1/2, 1/4, 1/8 and 1/16 of the size, rounded down.
+    """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, at 1, 1/2, 1/4, 1/8 and 1/16 of the size,
+    rounded down.
 
     Args:
       x: images normalised as the network was trained (`perceptual` does it), sides of at least 16.
@@ -68,7 +73,9 @@ def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h
       UserError: smaller images.
     """
     if min(x.shape[1:3]) < SMALLEST:
-        raise UserError(f"images are {x.shape[1]} x {x.shape[2]}; VGG16 needs sides of at least {SMALLEST}")
+        raise UserError(
+            f"images are {x.shape[1]} x {x.shape[2]}; VGG16 needs sides of at least {SMALLEST}"
+        )
     features = []
     for i, stage in enumerate(params):
         x = max_pool(x, 2, 2) if i else x

@@ -1,4 +1,5 @@
-"""Published weights as nested dicts of numpy arrays: every key and shape checked, batch norm folded away."""
+"""Published weights as nested dicts of numpy arrays: every key and shape checked, batch norm folded
+away."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class State:
     Args:
       tensors: {key: array}, or a `torch_file.Tensors`.
       name: what messages call it, such as its path.
-      anchors: keys that every such state dict has, by which it is found below wrappers and containers.
+      anchors: keys that every such state dict has, by which it is found below wrappers and
+        containers.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str, anchors: Sequence[str] = ()):
@@ -42,7 +44,9 @@ class State:
         if key not in self._names:
             raise UserError(f"{self.name}: there is no {key}; these are weights of another network")
         array = np.asarray(self._tensors[self._names[key]], np.float32)
-        if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+        if array.ndim != len(shape) or any(
+            n not in (None, m) for n, m in zip(shape, array.shape, strict=True)
+        ):
             wanted = " x ".join("any" if n is None else str(n) for n in shape)
             raise UserError(f"{self.name}: {key} has the shape {array.shape}; it must be {wanted}")
         require_finite([(key, array)], self.name)
@@ -52,20 +56,29 @@ class State:
     def linear(self, key: str, inputs: int | None = None, outputs: int | None = None) -> Layer:
         """A linear layer's (inputs, outputs) kernel and (outputs,) bias."""
         weight = self.take(f"{key}.weight", outputs, inputs)
-        return {"kernel": np.ascontiguousarray(weight.T), "bias": self.take(f"{key}.bias", len(weight))}
+        return {
+            "kernel": np.ascontiguousarray(weight.T),
+            "bias": self.take(f"{key}.bias", len(weight)),
+        }
 
     def conv(self, key: str, *shape: int | None) -> Layer:
-        """A convolution with a bias; `shape` is PyTorch's (out, in, height, width), the kernel HWIO."""
+        """A convolution with a bias; `shape` is PyTorch's (out, in, height, width), the kernel
+        HWIO."""
         weight = self.take(f"{key}.weight", *shape)
         return {"kernel": hwio(weight), "bias": self.take(f"{key}.bias", len(weight))}
 
     def conv_norm(self, conv: str, norm: str, *shape: int | None, eps: float) -> Layer:
         """A convolution without a bias and the batch norm after it, folded into one in float64."""
         weight = self.take(f"{conv}.weight", *shape).astype(np.float64)
-        gamma, beta, mean, var = (self.take(f"{norm}.{part}", len(weight)).astype(np.float64)
-                                  for part in ("weight", "bias", "running_mean", "running_var"))
+        gamma, beta, mean, var = (
+            self.take(f"{norm}.{part}", len(weight)).astype(np.float64)
+            for part in ("weight", "bias", "running_mean", "running_var")
+        )
         scale = gamma / np.sqrt(var + eps)
-        return {"kernel": hwio(weight * scale[:, None, None, None]), "bias": (beta - mean * scale).astype(np.float32)}
+        return {
+            "kernel": hwio(weight * scale[:, None, None, None]),
+            "bias": (beta - mean * scale).astype(np.float32),
+        }
 
     def finish(self, *ignored: str):
         """Ends the reading; keys that start or end with one of `ignored` may be left.
@@ -73,10 +86,14 @@ class State:
         Raises:
           UserError: another key is left.
         """
-        left = sorted(key for key in self._left if not key.startswith(ignored) and not key.endswith(ignored))
+        left = sorted(
+            key for key in self._left if not key.startswith(ignored) and not key.endswith(ignored)
+        )
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise UserError(f"{self.name}: unknown key {left[0]}{more}; these are weights of another network")
+            raise UserError(
+                f"{self.name}: unknown key {left[0]}{more}; these are weights of another network"
+            )
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -90,7 +107,8 @@ def hwio(weight: np.ndarray) -> np.ndarray:
 
 
 def fingerprint(path: str) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256: which weights a report's figures come from.
+    """The first 12 hexadecimal digits of a file's SHA-256: which weights a report's figures come
+    from.
 
     Raises:
       UserError: there is no such file.

@@ -1,4 +1,5 @@
-"""Class ids and class names: what users write for classes, and what pictures and messages call them."""
+"""Class ids and class names: what users write for classes, and what pictures and messages call
+them."""
 
 import re
 import unicodedata
@@ -7,11 +8,14 @@ from typing import NamedTuple
 
 from var_jax.errors import UserError, did_you_mean
 
-MOST = 1_000_000  # labels, and images of one grid: what lies beyond is a slip that would fill the memory
+# Labels, and images of one grid: what lies beyond is a slip that would fill the memory
+MOST = 1_000_000
 NO_CLASS = "no class"
 NAMES_SHOWN = 10
-HELP = ("class names or ids with commas between them, and ranges of ids: circle,3,5-9. A number is always an id; a "
-        "name that is a number, or that holds a comma or a quote, goes in double quotes, with quotes in it doubled")
+HELP = (
+    "class names or ids with commas between them, and ranges of ids: circle,3,5-9. A number is always an id; a "
+    "name that is a number, or that holds a comma or a quote, goes in double quotes, with quotes in it doubled"
+)
 ENTRY = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"]*))\s*(,|$)')
 NUMBERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 
@@ -30,10 +34,15 @@ def parse(text: str, class_names: Sequence[str] = (), option: str = "--labels") 
       class_names: of the model, by id; empty where it carries none.
       option: for the message.
     Raises:
-      UserError: an entry is neither a class of the model nor a range of ids, which need not be those of classes.
+      UserError: an entry is neither a class of the model nor a range of ids, which need not be
+        those of classes.
     """
     try:
-        return [label for entry in _entries(text, option) for label in _labels(entry, text, class_names, option)]
+        return [
+            label
+            for entry in _entries(text, option)
+            for label in _labels(entry, text, class_names, option)
+        ]
     except UserError:
         if text.strip() in class_names:  # a name with a comma in it, alone
             return [list(class_names).index(text.strip())]
@@ -67,7 +76,9 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
     if len(alike) == 1:
         return alike[0]
     if not names:
-        raise UserError(f"{what} {name!r} is not a class id, and the model carries no class names; write 0,1,2 or 0-9")
+        raise UserError(
+            f"{what} {name!r} is not a class id, and the model carries no class names; write 0,1,2 or 0-9"
+        )
     close = did_you_mean(name, names)
     if "did you mean" not in close:  # in another case, or many
         folded = {_folded(other): other for other in names}
@@ -86,7 +97,8 @@ def title(label: int, class_names: Sequence[str], num_classes: int) -> str:
 
 
 def described(labels: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
-    """"0 circle, 1 square": which id is which name, each class once; "" where names say no more than ids."""
+    """ "0 circle, 1 square": which id is which name, each class once; "" where names say no more
+    than ids."""
     shown = [(label, title(label, class_names, num_classes)) for label in dict.fromkeys(labels)]
     if all(name == str(label) for label, name in shown):
         return ""
@@ -94,20 +106,33 @@ def described(labels: Sequence[int], class_names: Sequence[str], num_classes: in
     return ", ".join(f"{label} {name}" for label, name in shown[:NAMES_SHOWN]) + more
 
 
-def remarks(text: str, labels: Sequence[int], class_names: Sequence[str], num_classes: int,
-            option: str = "--labels") -> list[str]:
-    """What a user may have meant otherwise, a line each: ids that are also names of other classes, and ids beyond the
-    classes that the model was trained on."""
+def remarks(
+    text: str,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    num_classes: int,
+    option: str = "--labels",
+) -> list[str]:
+    """What a user may have meant otherwise, a line each: ids that are also names of other classes,
+    and ids beyond the classes that the model was trained on."""
     found = []
-    ids = [entry.text for entry in _entries(text, option) if not entry.quoted and entry.text.isdecimal()]
+    ids = [
+        entry.text
+        for entry in _entries(text, option)
+        if not entry.quoted and entry.text.isdecimal()
+    ]
     names = list(class_names)
     for number in dict.fromkeys(ids):
         if number in names and (place := names.index(number)) != int(number) < len(names):
-            found.append(f"{option} {number} is the class of id {number}, {names[int(number)]!r}; the class named "
-                         f"{number!r} has id {place}")
+            found.append(
+                f"{option} {number} is the class of id {number}, {names[int(number)]!r}; the class named "
+                f"{number!r} has id {place}"
+            )
     if names and (beyond := [label for label in labels if len(names) <= label < num_classes]):
-        found.append(f"label {beyond[0]} is none of the {len(names)} classes that the model was trained on "
-                     f"(0 to {len(names) - 1})")
+        found.append(
+            f"label {beyond[0]} is none of the {len(names)} classes that the model was trained on "
+            f"(0 to {len(names) - 1})"
+        )
     return found
 
 
@@ -116,7 +141,9 @@ def _entries(text: str, option: str) -> list[Entry]:
     while True:
         match = ENTRY.match(text, start)
         if match is None:
-            raise UserError(f"{option} {text!r} has a double quote without its other one, or text beside quotes")
+            raise UserError(
+                f"{option} {text!r} has a double quote without its other one, or text beside quotes"
+            )
         quoted = match[1] is not None
         entries.append(Entry(match[1].replace('""', '"') if quoted else match[2].strip(), quoted))
         if not match[3]:
@@ -132,7 +159,9 @@ def _labels(entry: Entry, text: str, class_names: Sequence[str], option: str) ->
         return [of_name(entry.text, class_names, f"{option}:")]
     first, last = numbers[1], numbers[2] or numbers[1]
     if any(len(end) > len(str(MOST)) or int(end) > MOST for end in (first, last)):
-        raise UserError(f"{option}: {entry.text[:40]!r} goes beyond every model's classes; write 0,1,2 or 0-9")
+        raise UserError(
+            f"{option}: {entry.text[:40]!r} goes beyond every model's classes; write 0,1,2 or 0-9"
+        )
     if int(last) < int(first):
         raise UserError(f"{option} {text!r}: {entry.text!r} has no classes; write {last}-{first}")
     return range(int(first), int(last) + 1)

@@ -1,4 +1,5 @@
-"""Scale-by-scale generation and zero-shot editing as one compiled program (VAR, sections 3.2 and 5.3)."""
+"""Scale-by-scale generation and zero-shot editing as one compiled program (VAR, sections 3.2 and
+5.3)."""
 
 from __future__ import annotations
 
@@ -19,23 +20,25 @@ from var_jax.sampling import logits as sampling
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-# Scales of at most this many tokens are the given image's throughout an edit: they hold its overall colour.
+# Scales of at most this many tokens are the given image's throughout an edit: they hold its overall
+# colour.
 GIVEN_TOKENS = 3
 
 
 class Static(NamedTuple):
-    """What a compiled program is made for; changing it compiles another one. A tuple has one entry a scale.
+    """What a compiled program is made for; changing it compiles another one. A tuple has one entry
+    a scale.
 
     Attributes:
       top_k: 0 is off.
       use_top_p: whether `Dynamic.top_p` counts.
-      guided: whether the unconditional branch counts. It is computed as far as the last scale that it counts at, since
-        that one sees all before it, and left out from there on.
+      guided: whether the unconditional branch counts. It is computed as far as the last scale that
+        it counts at, since that one sees all before it, and left out from there on.
       smooth: code vectors are mixed (`sampling.smooth_codes`).
       steps: the image after each scale, not after the last alone.
       as_uint8: images as uint8, rounded.
-      given_scales: of an edit, the first scales that are wholly the given image's; None: those of at most
-        `GIVEN_TOKENS` tokens.
+      given_scales: of an edit, the first scales that are wholly the given image's; None: those of
+        at most `GIVEN_TOKENS` tokens.
     """
 
     top_k: int | tuple[int, ...]
@@ -71,7 +74,8 @@ class Drawn(NamedTuple):
 
     Attributes:
       tokens: of those scales.
-      inputs: what a transformer sees for the second one and on: the map so far, averaged down to a scale's size.
+      inputs: what a transformer sees for the second one and on: the map so far, averaged down to a
+        scale's size.
       totals: the cumulative map after each.
     """
 
@@ -94,8 +98,14 @@ def image_keys(seed: Int[Array, ""] | int, indices: Int[Array, " b"]) -> Key[Arr
 
 @functools.partial(jax.jit, static_argnames=("config", "static"))
 def generate(
-    config: ModelConfig, static: Static, params: dict, labels: Int[Array, " b"], keys: Key[Array, " b"] | Seeded,
-    dynamic: Dynamic, given: Given | None = None, drawn: Drawn | None = None,
+    config: ModelConfig,
+    static: Static,
+    params: dict,
+    labels: Int[Array, " b"],
+    keys: Key[Array, " b"] | Seeded,
+    dynamic: Dynamic,
+    given: Given | None = None,
+    drawn: Drawn | None = None,
 ) -> tuple[Float[Array, "b *k H W c"] | UInt8[Array, "b *k H W c"], Int[Array, "b L"]]:
     """Images in [0, 1] and their tokens for class labels, or edits of given images.
 
@@ -108,8 +118,14 @@ def generate(
     """
     tokenizer = _tokenizer(config, params)
     if given is not None:
-        drawn = first_scales(tokenizer(method="quantizer"), given.tokens, given_scales(static, config.tokenizer.scales))
-    drawn = _draw(config, static, params, labels, keys, dynamic, len(config.tokenizer.scales), given, drawn)
+        drawn = first_scales(
+            tokenizer(method="quantizer"),
+            given.tokens,
+            given_scales(static, config.tokenizer.scales),
+        )
+    drawn = _draw(
+        config, static, params, labels, keys, dynamic, len(config.tokenizer.scales), given, drawn
+    )
     decode = functools.partial(tokenizer, method="decode_feature")
     if static.steps:
         images = jnp.moveaxis(jax.lax.map(decode, jnp.stack(drawn.totals)), 0, 1)
@@ -123,8 +139,13 @@ def generate(
 
 @functools.partial(jax.jit, static_argnames=("config", "static", "stop"))
 def begin(
-    config: ModelConfig, static: Static, params: dict, labels: Int[Array, " b"], keys: Key[Array, " b"] | Seeded,
-    dynamic: Dynamic, stop: int,
+    config: ModelConfig,
+    static: Static,
+    params: dict,
+    labels: Int[Array, " b"],
+    keys: Key[Array, " b"] | Seeded,
+    dynamic: Dynamic,
+    stop: int,
 ) -> Drawn:
     """The first `stop` scales of images, for another model to go on from."""
     return _draw(config, static, params, labels, keys, dynamic, stop, None, None)
@@ -138,7 +159,13 @@ def first_scales(quantizer: vq.Quantizer, tokens: Int[Array, "b L"], n: int) -> 
             inputs.append(vq.area_tokens(quantizer, totals[-1], k))
         step = vq.contribution(quantizer, vq.lookup(quantizer, part), k)
         totals.append(totals[-1] + step if totals else step)
-    return Drawn(tokens[:, :quantizer.scales.offsets[n]], jnp.concatenate(inputs, axis=1), tuple(totals)) if n else None
+    return (
+        Drawn(
+            tokens[:, : quantizer.scales.offsets[n]], jnp.concatenate(inputs, axis=1), tuple(totals)
+        )
+        if n
+        else None
+    )
 
 
 def given_scales(static: Static, scales: Scales) -> int:
@@ -149,12 +176,16 @@ def given_scales(static: Static, scales: Scales) -> int:
 
 
 def published_given(scales: Scales) -> int:
-    """How many first scales the published rule leaves to the given image: those of at most `GIVEN_TOKENS` tokens."""
+    """How many first scales the published rule leaves to the given image: those of at most
+    `GIVEN_TOKENS` tokens."""
     return sum(length <= GIVEN_TOKENS for length in scales.lengths)
 
 
-def keep_by_scale(keep: Bool[Array, "b h w"], scales: Scales, given: int | None = None) -> list[Bool[Array, "b l"]]:
-    """Which tokens of each scale are kept: the finest grid's mask resized bilinearly, above one half.
+def keep_by_scale(
+    keep: Bool[Array, "b h w"], scales: Scales, given: int | None = None
+) -> list[Bool[Array, "b l"]]:
+    """Which tokens of each scale are kept: the finest grid's mask resized bilinearly, above one
+    half.
 
     Args:
       given: first scales of which all are; None for those of at most `GIVEN_TOKENS` tokens.
@@ -168,11 +199,22 @@ def keep_by_scale(keep: Bool[Array, "b h w"], scales: Scales, given: int | None 
     return parts
 
 
-def _draw(config: ModelConfig, static: Static, params: dict, labels, keys, dynamic: Dynamic, stop: int,
-          given: Given | None, drawn: Drawn | None) -> Drawn:
+def _draw(
+    config: ModelConfig,
+    static: Static,
+    params: dict,
+    labels,
+    keys,
+    dynamic: Dynamic,
+    stop: int,
+    given: Given | None,
+    drawn: Drawn | None,
+) -> Drawn:
     """All scales before `stop`, those of `drawn` first."""
     scales, classes = config.tokenizer.scales, config.transformer.num_classes
-    transformer = functools.partial(Transformer(config.transformer).apply, {"params": params["transformer"]})
+    transformer = functools.partial(
+        Transformer(config.transformer).apply, {"params": params["transformer"]}
+    )
     quantizer = _tokenizer(config, params)(method="quantizer")
     table = vq.code_vectors(quantizer) if static.smooth else None
     keys = image_keys(*keys) if isinstance(keys, Seeded) else keys
@@ -181,8 +223,15 @@ def _draw(config: ModelConfig, static: Static, params: dict, labels, keys, dynam
         given_tokens = scales.split(given.tokens)
         kept = keep_by_scale(given.keep, scales, given_scales(static, scales))
 
-    drawn = drawn or Drawn(jnp.zeros((batch, 0), jnp.int32), jnp.zeros((batch, 0, quantizer.channels)), ())
-    start, chosen, inputs, totals = len(drawn.totals), [drawn.tokens], [drawn.inputs], list(drawn.totals)
+    drawn = drawn or Drawn(
+        jnp.zeros((batch, 0), jnp.int32), jnp.zeros((batch, 0, quantizer.channels)), ()
+    )
+    start, chosen, inputs, totals = (
+        len(drawn.totals),
+        [drawn.tokens],
+        [drawn.inputs],
+        list(drawn.totals),
+    )
     guided = [k for k in range(start, stop) if _at_scale(static.guided, k)]
     copies = 2 if guided else 1
     both = jnp.concatenate([labels, jnp.full_like(labels, classes)]) if guided else labels
@@ -194,10 +243,15 @@ def _draw(config: ModelConfig, static: Static, params: dict, labels, keys, dynam
             copies, both, cache = 1, labels, jax.tree.map(lambda x: x[:, :batch], cache)
         if k:
             inputs.append(vq.area_tokens(quantizer, totals[-1], k))
-        logits, cache = transformer(k, jnp.tile(inputs[-1], (copies, 1, 1)) if k else None, both, cache,
-                                    method="next_scale")
+        logits, cache = transformer(
+            k, jnp.tile(inputs[-1], (copies, 1, 1)) if k else None, both, cache, method="next_scale"
+        )
         if copies == 2:
-            strength = _at_scale(dynamic.cfg, k) if jnp.ndim(dynamic.cfg) else dynamic.cfg * scales.progress(k)
+            strength = (
+                _at_scale(dynamic.cfg, k)
+                if jnp.ndim(dynamic.cfg)
+                else dynamic.cfg * scales.progress(k)
+            )
             logits = sampling.guide(logits, strength)
         logits = logits / _at_scale(dynamic.temperature, k)
         top_p = _at_scale(dynamic.top_p, k) if _at_scale(static.use_top_p, k) else None

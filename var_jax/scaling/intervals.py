@@ -1,10 +1,12 @@
-"""95 % intervals of fitted laws: profile likelihood (what is reported), bootstrap over runs, and BCa.
+"""95 % intervals of fitted laws: profile likelihood (what is reported), bootstrap over runs, and
+BCa.
 
-Profile likelihood is reported because it holds the truth as often as it says at the least width on planted laws
-(docs/scaling.md); with 8 to 12 runs the bootstrap and BCa are 1.2 to 2 times as wide. A parameter is moved away from
-its best value, the others refitted, and the interval ends where the objective has risen by the F quantile for (1, runs
-- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1): 2.5 % of Student's t on
-either side. E shares its 5 % unequally, see `E_TAILS`.
+Profile likelihood is reported because it holds the truth as often as it says at the least width on
+planted laws (docs/scaling.md); with 8 to 12 runs the bootstrap and BCa are 1.2 to 2 times as wide.
+A parameter is moved away from its best value, the others refitted, and the interval ends where the
+objective has risen by the F quantile for (1, runs
+- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1): 2.5 %
+of Student's t on either side. E shares its 5 % unequally, see `E_TAILS`.
 """
 
 import dataclasses
@@ -16,12 +18,15 @@ from scipy import stats
 from var_jax.scaling import laws, solver
 from var_jax.scaling.solver import Array, Problem
 
-OUTLIER = 2.5  # noise scales beyond which a run counts linearly: 99 % efficient on clean noise, safe with a stray run
+# Noise scales beyond which a run counts linearly: 99 % efficient on clean noise, safe with a stray
+# run
+OUTLIER = 2.5
 LEVEL = 0.95
 EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
-# What lies below and above E's interval. Above, the smallest loss is a wall and a stricter end costs next to no width;
-# below, the likelihood is so flat over a short range that a looser end saves a quarter of it. Fixed: tails picked for
-# each sweep's shortest interval miss the truth more often.
+# What lies below and above E's interval. Above, the smallest loss is a wall and a stricter end
+# costs next to no width; below, the likelihood is so flat over a short range that a looser end
+# saves a quarter of it. Fixed: tails picked for each sweep's shortest interval miss the truth more
+# often.
 E_TAILS = (0.04, 0.01)
 CONSTRAINT = 1e6  # weight of a pseudo-run that holds a prediction
 
@@ -30,8 +35,8 @@ CONSTRAINT = 1e6  # weight of a pseudo-run that holds a prediction
 class Likelihood:
     """The law and the noise that intervals are drawn around.
 
-    The published Huber constant makes a fit of nearly least absolute errors, which wastes a third of clean data; the
-    interval's objective is quadratic but for outliers.
+    The published Huber constant makes a fit of nearly least absolute errors, which wastes a third
+    of clean data; the interval's objective is quadratic but for outliers.
 
     Attributes:
       problem: with the interval's own Huber constant, log x centred by `mean`.
@@ -54,7 +59,8 @@ class Likelihood:
 
 
 def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None) -> Likelihood:
-    """The robust likelihood of runs around the law `theta` (raw units); weights count runs, or shares of them."""
+    """The robust likelihood of runs around the law `theta` (raw units); weights count runs, or
+    shares of them."""
     centred, mean = laws.centre(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
@@ -64,7 +70,9 @@ def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None
     delta = np.maximum(p.delta, OUTLIER * scale)
     centred = dataclasses.replace(centred, delta=delta)
     grid = np.concatenate([start[None], laws.starts(centred, floor)])
-    if p.parameters > 3:  # the point fit has searched; a few other starts guard against its local optimum
+    if (
+        p.parameters > 3
+    ):  # the point fit has searched; a few other starts guard against its local optimum
         grid = grid[:: max(1, len(grid) // 8)]
     ends, costs = solver.solve(centred, grid, held)
     best = int(np.argmin(costs))
@@ -72,19 +80,22 @@ def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None
     within = np.average(np.abs(r) <= delta, weights=p.weights)
     variance = np.sum(p.weights * np.minimum(np.abs(r), delta) ** 2) / max(freedom, 1e-9) / within
     allowed = float(variance * stats.f.ppf(LEVEL, 1, freedom) / 2) if freedom > 0 else np.inf
-    return Likelihood(centred, mean, ends[best], float(costs[best]), float(variance), freedom, allowed, held)
+    return Likelihood(
+        centred, mean, ends[best], float(costs[best]), float(variance), freedom, allowed, held
+    )
 
 
 def _noise_scale(r: Float[Array, " n"], parameters: int) -> float:
-    """From the median absolute residual, without the `parameters` runs that such a fit passes through exactly."""
-    return float(1.4826 * np.median(np.sort(np.abs(r))[min(parameters, len(r) - 1):]))
+    """From the median absolute residual, without the `parameters` runs that such a fit passes
+    through exactly."""
+    return float(1.4826 * np.median(np.sort(np.abs(r))[min(parameters, len(r) - 1) :]))
 
 
 def profile(like: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[Array, "p 2"]:
     """95 % intervals of [E, A, alpha, ...] in raw units; NaN without degrees of freedom.
 
-    Those of amplitudes are drawn for log A, the fitted parameter, and raised to e. An interval that does not close ends
-    at the parameter's bound (`solver.bounds`).
+    Those of amplitudes are drawn for log A, the fitted parameter, and raised to e. An interval that
+    does not close ends at the parameter's bound (`solver.bounds`).
     """
     count = len(like.theta)
     if like.freedom <= 0:
@@ -92,22 +103,31 @@ def profile(like: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[A
     ends = _limits(like.problem, like.theta, like, list(range(0, count, 2)), e_tails)
     # Amplitudes are those at x = 1: their profile needs log x as it is.
     raw = dataclasses.replace(like.problem, logx=like.problem.logx + like.mean)
-    amplitudes = _limits(raw, laws.shift(like.theta, like.mean), like, list(range(1, count, 2)), e_tails)
+    amplitudes = _limits(
+        raw, laws.shift(like.theta, like.mean), like, list(range(1, count, 2)), e_tails
+    )
     out = np.empty((count, 2))
     for index, limits in {**ends, **amplitudes}.items():
         out[index] = limits
     return laws.natural(out.T).T
 
 
-def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: list[int],
-            e_tails: tuple[float, float]) -> dict[int, Array]:
+def _limits(
+    p: Problem,
+    theta: Float[Array, " p"],
+    like: Likelihood,
+    indices: list[int],
+    e_tails: tuple[float, float],
+) -> dict[int, Array]:
     """Where the profile of each parameter rises by what is allowed, below and above."""
     lower, upper = solver.bounds(p)
     jacobian = solver.log_jacobian(theta[None], p.logx)[0]
     normal = np.einsum("np,n,nq->pq", jacobian, p.weights, jacobian)[np.ix_(~like.held, ~like.held)]
     wald = np.zeros(len(theta))
     with np.errstate(invalid="ignore"):
-        wald[~like.held] = np.sqrt(np.maximum(np.diag(np.linalg.pinv(normal)), 0) * 2 * like.allowed)
+        wald[~like.held] = np.sqrt(
+            np.maximum(np.diag(np.linalg.pinv(normal)), 0) * 2 * like.allowed
+        )
     sides = [(i, sign) for i in indices if not like.held[i] for sign in (-1, 1)]
     out = {i: np.array([theta[i], theta[i]]) for i in indices}
     if not sides:
@@ -153,11 +173,13 @@ def _limits(p: Problem, theta: Float[Array, " p"], like: Likelihood, indices: li
     return out
 
 
-def profile_prediction(like: Likelihood, x: Float[Array, " j"]) -> tuple[float, Float[Array, "2"], Float[Array, "2"]]:
+def profile_prediction(
+    like: Likelihood, x: Float[Array, " j"]
+) -> tuple[float, Float[Array, "2"], Float[Array, "2"]]:
     """The law's loss at x by the likelihood, its 95 % interval, and that of one new run's loss.
 
-    The prediction is held by a pseudo-run of enormous weight, so E keeps its bound along the profile. A new run adds
-    its own noise, in quadrature.
+    The prediction is held by a pseudo-run of enormous weight, so E keeps its bound along the
+    profile. A new run adds its own noise, in quadrature.
     """
     where = np.log(x) - like.mean
     best = float(np.log(solver.predict(like.theta[None], where[None])[0, 0]))
@@ -166,7 +188,9 @@ def profile_prediction(like: Likelihood, x: Float[Array, " j"]) -> tuple[float, 
     p = like.problem
     jacobian = solver.log_jacobian(like.theta[None], np.vstack([p.logx, where]))[0][:, ~like.held]
     normal = np.einsum("np,n,nq->pq", jacobian[:-1], p.weights, jacobian[:-1])
-    wald = float(np.sqrt(max(jacobian[-1] @ np.linalg.pinv(normal) @ jacobian[-1], 0) * 2 * like.allowed))
+    wald = float(
+        np.sqrt(max(jacobian[-1] @ np.linalg.pinv(normal) @ jacobian[-1], 0) * 2 * like.allowed)
+    )
     weights = np.append(p.weights, CONSTRAINT)
     delta = np.append(p.delta, np.inf)
     sign = np.array([-1.0, 1.0])
@@ -176,7 +200,10 @@ def profile_prediction(like: Likelihood, x: Float[Array, " j"]) -> tuple[float, 
         q = Problem(np.vstack([p.logx, where]), logy, weights, delta)
         theta, _ = solver.solve(q, rows, like.held, iterations=100, tolerance=1e-9)
         # What could not be reached (below E = 0, say) is infinitely unlikely, not merely expensive.
-        missed = np.abs(np.log(solver.predict(theta, where[None]))[:, 0] - values) > 1e-4 * max(wald, 1e-6) + 1e-6
+        missed = (
+            np.abs(np.log(solver.predict(theta, where[None]))[:, 0] - values)
+            > 1e-4 * max(wald, 1e-6) + 1e-6
+        )
         fit = Problem(p.logx, p.logy, p.weights, p.delta)
         return theta, np.where(missed, np.inf, solver.objective(fit, theta) - like.cost)
 
@@ -186,7 +213,10 @@ def profile_prediction(like: Likelihood, x: Float[Array, " j"]) -> tuple[float, 
     for _ in range(40):
         trial, up = rise(outer, inner_theta)
         below = up <= like.allowed
-        inner, inner_theta = np.where(below, outer, inner), np.where(below[:, None], trial, inner_theta)
+        inner, inner_theta = (
+            np.where(below, outer, inner),
+            np.where(below[:, None], trial, inner_theta),
+        )
         if not below.any():
             break
         step = step * np.where(below, 1.6, 1)
@@ -195,19 +225,30 @@ def profile_prediction(like: Likelihood, x: Float[Array, " j"]) -> tuple[float, 
         middle = (inner + outer) / 2
         trial, up = rise(middle, inner_theta)
         below = up <= like.allowed
-        inner, inner_theta = np.where(below, middle, inner), np.where(below[:, None], trial, inner_theta)
+        inner, inner_theta = (
+            np.where(below, middle, inner),
+            np.where(below[:, None], trial, inner_theta),
+        )
         outer = np.where(below, outer, middle)
     noise = like.variance * float(stats.t.ppf((1 + LEVEL) / 2, like.freedom)) ** 2
     run = best + sign * np.sqrt((inner - best) ** 2 + noise)
     return float(np.exp(best)), np.exp(inner), np.exp(run)
 
 
-def bootstrap(p: Problem, theta: Float[Array, " p"], resamples: int, *, floor: float | None = None,
-              groups: Float[Array, " n"] | None = None, seed: int = 0) -> Float[Array, "r p"]:
+def bootstrap(
+    p: Problem,
+    theta: Float[Array, " p"],
+    resamples: int,
+    *,
+    floor: float | None = None,
+    groups: Float[Array, " n"] | None = None,
+    seed: int = 0,
+) -> Float[Array, "r p"]:
     """Laws refitted to runs drawn with replacement, [E, log A, alpha, ...] in raw units.
 
     Args:
-      groups: the run that each row belongs to; all rows of a run are drawn together. By default a row is a run.
+      groups: the run that each row belongs to; all rows of a run are drawn together. By default a
+        row is a run.
     """
     _, owner = np.unique(np.arange(len(p.logx)) if groups is None else groups, return_inverse=True)
     runs = owner.max() + 1
@@ -215,9 +256,15 @@ def bootstrap(p: Problem, theta: Float[Array, " p"], resamples: int, *, floor: f
     return refits(p, theta, draws[:, owner] * p.weights, floor)
 
 
-def refits(p: Problem, theta: Float[Array, " p"], weights: Float[Array, "r n"], floor: float | None = None,
-           logy: Float[Array, "r n"] | None = None) -> Float[Array, "r p"]:
-    """The best law for each row of weights, from the law `theta` and from one with half its exponents.
+def refits(
+    p: Problem,
+    theta: Float[Array, " p"],
+    weights: Float[Array, "r n"],
+    floor: float | None = None,
+    logy: Float[Array, "r n"] | None = None,
+) -> Float[Array, "r p"]:
+    """The best law for each row of weights, from the law `theta` and from one with half its
+    exponents.
 
     Args:
       logy: other log losses for each row.
@@ -243,11 +290,14 @@ def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
     return np.quantile(laws.natural(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
 
 
-def bca(p: Problem, theta: Float[Array, " p"], samples: Float[Array, "r p"], floor: float | None = None
-        ) -> Float[Array, "p 2"]:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987), acceleration by leaving out a run at a time.
+def bca(
+    p: Problem, theta: Float[Array, " p"], samples: Float[Array, "r p"], floor: float | None = None
+) -> Float[Array, "p 2"]:
+    """Bias-corrected and accelerated bootstrap interval (Efron 1987), acceleration by leaving out a
+    run at a time.
 
-    scipy's `bootstrap(method="BCa")` takes a statistic of one sample at a time; here all refits are one batch.
+    scipy's `bootstrap(method="BCa")` takes a statistic of one sample at a time; here all refits are
+    one batch.
     """
     count = len(p.logx)
     left_out = refits(p, theta, p.weights * (1 - np.eye(count)), floor)

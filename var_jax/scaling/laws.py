@@ -1,7 +1,8 @@
-"""Fits of E + A x^-alpha and E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, appendix D.3; VAR, section 4.2).
+"""Fits of E + A x^-alpha and E + A N^-alpha + B D^-beta (Hoffmann et al. 2022, appendix D.3; VAR,
+section 4.2).
 
-Two independent ways must agree: scipy's `least_squares` from many starts, and variable projection, which searches
-the exponents on a grid and needs no start.
+Two independent ways must agree: scipy's `least_squares` from many starts, and variable projection,
+which searches the exponents on a grid and needs no start.
 """
 
 import dataclasses
@@ -53,21 +54,25 @@ def natural(theta: Float[Array, "*r p"]) -> Float[Array, "*r p"]:
 
 
 def centre(p: Problem) -> tuple[Problem, Float[Array, " j"]]:
-    """The problem in log x minus its mean, where amplitude and exponent hardly correlate; and that mean."""
+    """The problem in log x minus its mean, where amplitude and exponent hardly correlate; and that
+    mean."""
     mean = p.logx.mean(axis=0)
     return dataclasses.replace(p, logx=p.logx - mean), mean
 
 
 def shift(theta: Float[Array, "*r p"], by: Float[Array, " j"]) -> Float[Array, "*r p"]:
-    """The same laws for log x larger by `by`: what takes parameters of a centred problem to raw units."""
+    """The same laws for log x larger by `by`: what takes parameters of a centred problem to raw
+    units."""
     out = np.array(theta, float)
     out[..., 1::2] += out[..., 2::2] * by
     return out
 
 
-def starts(p: Problem, floor: float | None, exponents=(0.02, 0.1, 0.3, 0.8), shares=(0.0, 0.5, 0.9)
-           ) -> Float[Array, "r p"]:
-    """A grid of exponents and floors (shares of the smallest loss); amplitudes pass through the mean log loss."""
+def starts(
+    p: Problem, floor: float | None, exponents=(0.02, 0.1, 0.3, 0.8), shares=(0.0, 0.5, 0.9)
+) -> Float[Array, "r p"]:
+    """A grid of exponents and floors (shares of the smallest loss); amplitudes pass through the
+    mean log loss."""
     terms_count = p.logx.shape[1]
     smallest, typical = np.exp(p.logy.min()), np.exp(np.average(p.logy, weights=p.weights))
     floors = [floor] if floor is not None else [share * smallest for share in shares]
@@ -90,9 +95,11 @@ def fit(p: Problem, floor: float | None = None, starts_count: int = 12) -> Fit:
     grid = starts(centred, floor)
     chosen = grid[np.unique(np.linspace(0, len(grid) - 1, starts_count).astype(int))]
     held = np.arange(p.parameters) < (floor is not None)
-    # In the valley where E and a small exponent trade, scipy's steps shrink short of the bound of E: the ends are
-    # finished by the solver that can stand on it.
-    ends, costs = solver.solve(centred, np.array([_least_squares(centred, start, floor) for start in chosen]), held)
+    # In the valley where E and a small exponent trade, scipy's steps shrink short of the bound of
+    # E: the ends are finished by the solver that can stand on it.
+    ends, costs = solver.solve(
+        centred, np.array([_least_squares(centred, start, floor) for start in chosen]), held
+    )
     projected, projected_cost = variable_projection(centred, floor)
     best = ends[int(np.argmin(costs))] if costs.min() <= projected_cost else projected
     cost = min(costs.min(), projected_cost)
@@ -101,11 +108,14 @@ def fit(p: Problem, floor: float | None = None, starts_count: int = 12) -> Fit:
 
 
 def same_optimum(cost: float, best: float, runs: int) -> bool:
-    """Whether two fits are one: their objectives differ by little, or by what is nothing for `runs` log losses."""
+    """Whether two fits are one: their objectives differ by little, or by what is nothing for `runs`
+    log losses."""
     return bool(cost <= best * (1 + AGREE) + runs * EXACT)
 
 
-def _least_squares(p: Problem, start: Float[Array, " p"], floor: float | None) -> Float[Array, " p"]:
+def _least_squares(
+    p: Problem, start: Float[Array, " p"], floor: float | None
+) -> Float[Array, " p"]:
     lower, upper = solver.bounds(p)
     free = np.arange(p.parameters) >= (0 if floor is None else 1)
 
@@ -114,17 +124,29 @@ def _least_squares(p: Problem, start: Float[Array, " p"], floor: float | None) -
         theta[free] = free_values
         return theta[None]
 
-    def weighted_huber(z):  # scipy's rho of (r / delta)^2 with its two derivatives, each run's times its weight
+    def weighted_huber(
+        z,
+    ):  # scipy's rho of (r / delta)^2 with its two derivatives, each run's times its weight
         root = np.sqrt(np.maximum(z, 1))
-        return p.weights * np.array([np.where(z <= 1, z, 2 * root - 1), 1 / root, np.where(z <= 1, 0, -0.5 / root**3)])
+        return p.weights * np.array(
+            [np.where(z <= 1, z, 2 * root - 1), 1 / root, np.where(z <= 1, 0, -0.5 / root**3)]
+        )
 
     span = upper - lower
     inside = np.clip(start, lower + 1e-6 * span, upper - 1e-6 * span)
     result = optimize.least_squares(
-        lambda v: solver.residuals(p, whole(v))[0], inside[free],
+        lambda v: solver.residuals(p, whole(v))[0],
+        inside[free],
         jac=lambda v: -solver.log_jacobian(whole(v), p.logx)[0][:, free],  # type: ignore[arg-type]
-        bounds=(lower[free], upper[free]), loss=weighted_huber,  # type: ignore[arg-type]
-        f_scale=float(p.delta[0]), x_scale="jac", ftol=1e-10, xtol=1e-10, gtol=1e-14, max_nfev=200)
+        bounds=(lower[free], upper[free]),
+        loss=weighted_huber,  # type: ignore[arg-type]
+        f_scale=float(p.delta[0]),
+        x_scale="jac",
+        ftol=1e-10,
+        xtol=1e-10,
+        gtol=1e-14,
+        max_nfev=200,
+    )
     return whole(result.x)[0]
 
 

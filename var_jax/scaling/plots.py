@@ -24,7 +24,9 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def all_of(found: Mapping[str, Law], curves: Mapping[str, list[frontier.Curve]], result: Mapping) -> dict[str, Figure]:
+def all_of(
+    found: Mapping[str, Law], curves: Mapping[str, list[frontier.Curve]], result: Mapping
+) -> dict[str, Figure]:
     """The figures of an analysis by file name; those without data are left out."""
     figures = {}
     for name in ("params", "compute"):
@@ -57,8 +59,11 @@ def _unit(column: str) -> str:
 
 
 def against(chosen: list[Law], name: str) -> Figure:
-    """Loss, and loss less E, against one input: runs, law and bootstrap band, a row a fitted column."""
-    figure, axes = _figure(len(chosen), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band")
+    """Loss, and loss less E, against one input: runs, law and bootstrap band, a row a fitted
+    column."""
+    figure, axes = _figure(
+        len(chosen), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band"
+    )
     for (left, right), law in zip(axes, chosen, strict=True):
         x, y = law.sample.x[:, 0], law.sample.y
         e, alpha = law.fit.values["E"], law.fit.values["alpha"]
@@ -72,15 +77,20 @@ def against(chosen: list[Law], name: str) -> Figure:
             ax.set(xscale="log", xlabel=UNITS[name])
         if law.samples is not None:
             values = solver.predict(law.samples, np.log(grid)[:, None])
-            left.fill_between(grid, *np.quantile(values, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0)
+            left.fill_between(
+                grid, *np.quantile(values, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0
+            )
             reducible = values - law.samples[:, :1]
-            right.fill_between(grid, *np.quantile(reducible, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0)
+            right.fill_between(
+                grid, *np.quantile(reducible, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0
+            )
         left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
         span = max(y.max() - y.min(), 1e-12)
         bottom = max(min(y.min() - 0.5 * span, e - 0.1 * span), y.min() - span)
         left.set(title=law.key, ylabel=_unit(law.column), ylim=(bottom, y.max() + 0.15 * span))
         right.set(yscale="log", title=f"{law.key}, reducible", ylabel=f"{law.column} - E")
-        # A sweep of ours calls its loss over all scales `loss`; a stranger's may be that of anything.
+        # A sweep of ours calls its loss over all scales `loss`; a stranger's may be that of
+        # anything.
         ours = law.column == "loss" and any(other.column == "loss_last" for other in chosen)
         column = "loss_mean" if ours else law.column
         _published(left if column.startswith("err") else right, law, name, column)
@@ -91,8 +101,15 @@ def against(chosen: list[Law], name: str) -> Figure:
 
 def _published(ax: Axes, law: Law, name: str, column: str):
     """VAR's own law, where it was measured at these sizes and falls within the axes."""
-    low, high = (edge(own, theirs) for edge, own, theirs in zip(
-        (max, min), (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()), paper_laws.RANGES[name], strict=True))
+    low, high = (
+        edge(own, theirs)
+        for edge, own, theirs in zip(
+            (max, min),
+            (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()),
+            paper_laws.RANGES[name],
+            strict=True,
+        )
+    )
     if (column, name) in paper_laws.LAWS and low < high:
         x = np.geomspace(low, high, 50)
         y = paper_laws.evaluate(column, name, x)
@@ -113,19 +130,36 @@ def joint_laws(chosen: list[Law]) -> Figure:
             rows = sizes == size
             left.plot(tokens[rows], law.sample.y[rows], "o", ms=4, color=colour)
             label = f"{size:.3g}" if len(distinct) <= 10 else None
-            left.plot(grid, law.fit.predict(np.stack([np.full_like(grid, size), grid], 1)), color=colour, label=label)
+            left.plot(
+                grid,
+                law.fit.predict(np.stack([np.full_like(grid, size), grid], 1)),
+                color=colour,
+                label=label,
+            )
         left.set(xscale="log", xlabel=UNITS["tokens"], ylabel=_unit(law.column), title=law.key)
         if len(distinct) <= 10:
-            left.legend(title=UNITS["params"], fontsize=7, title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+            left.legend(
+                title=UNITS["params"],
+                fontsize=7,
+                title_fontsize=8,
+                loc="upper left",
+                bbox_to_anchor=(1, 1),
+            )
         predicted = law.fit.predict(law.sample.x)
         right.scatter(predicted, law.sample.y, c=np.log10(sizes), s=16, zorder=3)
         ends = [min(predicted.min(), law.sample.y.min()), max(predicted.max(), law.sample.y.max())]
         right.plot(ends, ends, color=FLOOR, ls=":")
-        right.set(xlabel=f"{law.column} of the law", ylabel=f"{law.column} measured", title="measured against the law")
+        right.set(
+            xlabel=f"{law.column} of the law",
+            ylabel=f"{law.column} measured",
+            title="measured against the law",
+        )
     return figure
 
 
-def frontiers(curves: Mapping[str, list[frontier.Curve]], drawn: Mapping, found: Mapping[str, Law]) -> Figure:
+def frontiers(
+    curves: Mapping[str, list[frontier.Curve]], drawn: Mapping, found: Mapping[str, Law]
+) -> Figure:
     """The runs' curves, their lower envelope and its law; a panel a fitted column."""
     figure, axes = _figure(len(drawn), 1, "Compute-optimal frontier: lower envelope of the curves")
     for ax, (column, edge) in zip(axes[:, 0], drawn.items(), strict=True):
@@ -134,10 +168,18 @@ def frontiers(curves: Mapping[str, list[frontier.Curve]], drawn: Mapping, found:
         for curve, colour in zip(ordered, colours, strict=True):
             label = curve.name if len(ordered) <= 10 else None
             ax.plot(curve.compute, curve.loss, "-o", ms=2.5, lw=0.8, color=colour, label=label)
-        ax.plot(edge["compute"], edge["loss"], "s", ms=4, mfc="none", color="black", label="frontier")
+        ax.plot(
+            edge["compute"], edge["loss"], "s", ms=4, mfc="none", color="black", label="frontier"
+        )
         if law := found.get(f"{column}~compute"):
             grid = np.geomspace(min(edge["compute"]), max(edge["compute"]) * 2, 100)
-            ax.plot(grid, law.fit.predict(grid[:, None]), "--", color="tab:red", label="law of the frontier")
+            ax.plot(
+                grid,
+                law.fit.predict(grid[:, None]),
+                "--",
+                color="tab:red",
+                label="law of the frontier",
+            )
         ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_unit(column))
         ax.legend(fontsize=7)
     return figure
@@ -149,9 +191,13 @@ def isoflops(drawn: Mapping) -> Figure:
     for (left, right), (column, iso) in zip(axes, drawn.items(), strict=True):
         colours = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
         for (compute, params, losses), colour in zip(iso["levels"], colours, strict=False):
-            left.plot(params, losses, "-o", ms=3, lw=0.8, color=colour, label=f"{compute:.2g} FLOPs")
+            left.plot(
+                params, losses, "-o", ms=3, lw=0.8, color=colour, label=f"{compute:.2g} FLOPs"
+            )
         minima = iso["minima"]
-        left.plot([m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum")
+        left.plot(
+            [m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum"
+        )
         left.set(xscale="log", xlabel=UNITS["params"], ylabel=_unit(column), title=column)
         left.legend(fontsize=6, ncols=2)
         right.plot([m["compute"] for m in minima], [m["params"] for m in minima], "k*", ms=9)
@@ -160,42 +206,75 @@ def isoflops(drawn: Mapping) -> Figure:
             grid = np.geomspace(minima[0]["compute"], minima[-1]["compute"], 20)
             right.plot(grid, iso["exponent"]["A"] * grid ** iso["exponent"]["value"], color=FIT)
             title += f", exponent {iso['exponent']['value']:.3f}"
-        right.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel="optimal parameters", title=title)
+        right.set(
+            xscale="log",
+            yscale="log",
+            xlabel=UNITS["compute"],
+            ylabel="optimal parameters",
+            title=title,
+        )
     return figure
 
 
 def residuals(chosen: list[Law]) -> Figure:
     """Per cent off the law, against its first input."""
     columns = min(3, len(chosen))
-    figure, axes = _figure(-(-len(chosen) // columns), columns, "Residuals: measured over the law, less 1")
-    for ax in axes.flat[len(chosen):]:
+    figure, axes = _figure(
+        -(-len(chosen) // columns), columns, "Residuals: measured over the law, less 1"
+    )
+    for ax in axes.flat[len(chosen) :]:
         ax.set_axis_off()
     for ax, law in zip(axes.flat, chosen, strict=False):
         off = 100 * (law.sample.y / law.fit.predict(law.sample.x) - 1)
         ax.plot(law.sample.x[:, 0], off, **POINT)
         ax.axhline(0, color=FLOOR, ls=":")
-        ax.set(xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key)
-        ax.xaxis.set_minor_formatter(NullFormatter())  # over a decade or two the minor labels run into each other
+        ax.set(
+            xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key
+        )
+        ax.xaxis.set_minor_formatter(
+            NullFormatter()
+        )  # over a decade or two the minor labels run into each other
     return figure
 
 
 def bootstraps(chosen: list[Law]) -> Figure:
     """Bootstrap laws in the plane of E and the exponent, with the reported intervals."""
     columns = min(3, len(chosen))
-    figure, axes = _figure(-(-len(chosen) // columns), columns,
-                           "Bootstrap over runs: E and alpha, with the reported value and 95 % intervals")
-    for ax in axes.flat[len(chosen):]:
+    figure, axes = _figure(
+        -(-len(chosen) // columns),
+        columns,
+        "Bootstrap over runs: E and alpha, with the reported value and 95 % intervals",
+    )
+    for ax in axes.flat[len(chosen) :]:
         ax.set_axis_off()
     for ax, law in zip(axes.flat, chosen, strict=False):
         assert law.samples is not None
         ax.plot(law.samples[:, 0], law.samples[:, 2], ".", ms=2, alpha=0.4, color=FIT)
         values = [law.summary[name]["value"] for name in ("E", "alpha")]
         ends = [law.summary[name]["ci95"] for name in ("E", "alpha")]
-        errors = [[[max(v - low, 0)], [max(high - v, 0)]] for v, (low, high) in zip(values, ends, strict=True)]
-        ax.errorbar(*([v] for v in values), xerr=errors[0], yerr=errors[1], color="black", capsize=3, marker="o", ms=4)
+        errors = [
+            [[max(v - low, 0)], [max(high - v, 0)]]
+            for v, (low, high) in zip(values, ends, strict=True)
+        ]
+        ax.errorbar(
+            *([v] for v in values),
+            xerr=errors[0],
+            yerr=errors[1],
+            color="black",
+            capsize=3,
+            marker="o",
+            ms=4,
+        )
         shown = np.quantile(law.samples[:, 2], (0.005, 0.995))
-        ax.set(xlabel=f"E of {law.column}", ylabel="alpha", title=law.key,
-               ylim=(min(shown[0], ends[1][0]) * 0.95, max(shown[1], min(ends[1][1], 3 * shown[1])) * 1.05))
+        ax.set(
+            xlabel=f"E of {law.column}",
+            ylabel="alpha",
+            title=law.key,
+            ylim=(
+                min(shown[0], ends[1][0]) * 0.95,
+                max(shown[1], min(ends[1][1], 3 * shown[1])) * 1.05,
+            ),
+        )
     return figure
 
 
@@ -210,8 +289,12 @@ def power_laws(drawn: Mapping[str, tuple], y: str, x: str) -> Figure:
         ax.errorbar(at, values, yerr=spread, fmt="o", ms=3, lw=0.7, color=colour)
         grid = np.geomspace(at.min(), at.max(), 20)
         low, high = law.exponent_ci95
-        ax.plot(grid, np.exp(law.log_a) * grid**law.exponent, color=colour,
-                label=f"{key.partition('[')[2].rstrip(']') or key}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]")
+        ax.plot(
+            grid,
+            np.exp(law.log_a) * grid**law.exponent,
+            color=colour,
+            label=f"{key.partition('[')[2].rstrip(']') or key}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]",
+        )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
     ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)
     return figure

@@ -52,11 +52,13 @@ class PowerLaw:
         return float(np.exp(centre)), (float(np.exp(centre - half)), float(np.exp(centre + half)))
 
 
-def fit(x: Float[Array, " n"], y: Float[Array, " n"], sigma: Float[Array, " n"] | None = None) -> PowerLaw:
+def fit(
+    x: Float[Array, " n"], y: Float[Array, " n"], sigma: Float[Array, " n"] | None = None
+) -> PowerLaw:
     """The best law.
 
-    Intervals are Student's t with the scatter's own scale: a stated `sigma` sets the points' relative weights, and
-    chi2 says whether its size is right.
+    Intervals are Student's t with the scatter's own scale: a stated `sigma` sets the points'
+    relative weights, and chi2 says whether its size is right.
 
     Args:
       sigma: standard deviation of log y.
@@ -65,7 +67,9 @@ def fit(x: Float[Array, " n"], y: Float[Array, " n"], sigma: Float[Array, " n"] 
       UserError: fewer than three points, or all at one x.
     """
     if len(x) < 3 or np.ptp(np.log(x)) < 1e-9:
-        raise UserError(f"a power law needs at least 3 points at different x; there are {len(np.unique(x))}")
+        raise UserError(
+            f"a power law needs at least 3 points at different x; there are {len(np.unique(x))}"
+        )
     weights = np.ones(len(x)) if sigma is None else 1 / sigma**2
     design = np.column_stack([np.ones(len(x)), np.log(x)])
     inverse = np.linalg.inv(design.T @ (weights[:, None] * design))
@@ -75,5 +79,11 @@ def fit(x: Float[Array, " n"], y: Float[Array, " n"], sigma: Float[Array, " n"] 
     deviations = [v - np.average(v, weights=weights) for v in (np.log(x), np.log(y))]
     (xx, xy), (_, yy) = ([float(np.sum(weights * a * b)) for b in deviations] for a in deviations)
     pearson = xy / np.sqrt(xx * yy) if xx * yy > 0 else float("nan")
-    return PowerLaw(float(log_a), float(exponent), inverse * scatter, len(x) - 2,
-                    None if sigma is None else scatter, float(pearson))
+    return PowerLaw(
+        float(log_a),
+        float(exponent),
+        inverse * scatter,
+        len(x) - 2,
+        None if sigma is None else scatter,
+        float(pearson),
+    )

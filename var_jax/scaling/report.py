@@ -17,8 +17,14 @@ from var_jax.scaling.table import Table
 KINDS = (("params",), ("compute",), ("params", "tokens"))
 
 
-def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float] | None = None,
-              delta: float = laws.DELTA, predict: Sequence[Mapping[str, float]] = ()) -> tuple[dict, dict]:
+def fit_table(
+    table: Table,
+    *,
+    resamples: int = 1000,
+    floors: Mapping[str, float] | None = None,
+    delta: float = laws.DELTA,
+    predict: Sequence[Mapping[str, float]] = (),
+) -> tuple[dict, dict]:
     """Every law that the table's columns allow.
 
     Args:
@@ -35,21 +41,34 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
     if not table.fitted:
         raise UserError("no column starts with loss or err; name one with --map loss=COLUMN")
     if not kinds:
-        step = "; step alone says neither how large a run is nor what a step costs" if "step" in table.columns else ""
-        raise UserError("there is neither a params nor a compute column; name one with --map params=COLUMN, or give "
-                        f"the directory of a sweep{step}")
+        step = (
+            "; step alone says neither how large a run is nor what a step costs"
+            if "step" in table.columns
+            else ""
+        )
+        raise UserError(
+            "there is neither a params nor a compute column; name one with --map params=COLUMN, or give "
+            f"the directory of a sweep{step}"
+        )
     _require_rows(table, [(*inputs, column) for inputs in kinds for column in table.fitted])
     floors = dict(floors or {})
     for column in floors:
         if column and column not in table.fitted:
-            raise UserError(f"--irreducible names {column!r}, which is not fitted; known: {', '.join(table.fitted)}")
+            raise UserError(
+                f"--irreducible names {column!r}, which is not fitted; known: {', '.join(table.fitted)}"
+            )
     found, summaries = {}, {}
     for column in table.fitted:
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
             try:
-                law = analysis.analyse(key, select_runs.sample(table, column, inputs), resamples=resamples, delta=delta,
-                                       floor=floors.get(column, floors.get("")))
+                law = analysis.analyse(
+                    key,
+                    select_runs.sample(table, column, inputs),
+                    resamples=resamples,
+                    delta=delta,
+                    floor=floors.get(column, floors.get("")),
+                )
             except select_runs.Refused as reason:
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
@@ -62,12 +81,23 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
             drawn[column] = curves = frontier.curves(table, column)
             edge = frontier.envelope(curves)
             if edge is not None:
-                result["frontier"][column] = {"compute": edge.compute, "loss": edge.loss, "params": edge.params,
-                                              "curve": list(edge.owner), "selection": edge.text}
-            if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(len(c.compute) > 1 for c in curves):
+                result["frontier"][column] = {
+                    "compute": edge.compute,
+                    "loss": edge.loss,
+                    "params": edge.params,
+                    "curve": list(edge.owner),
+                    "selection": edge.text,
+                }
+            if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(
+                len(c.compute) > 1 for c in curves
+            ):
                 result["isoflop"][column] = frontier.isoflop(curves)
     if price is not None:
-        result["flops_per_token"] = {"A": math.exp(price.intercept), "exponent": price.slope, "scatter": price.scatter}
+        result["flops_per_token"] = {
+            "A": math.exp(price.intercept),
+            "exponent": price.slope,
+            "scatter": price.scatter,
+        }
     result["predictions"] = [p for at in predict for p in prediction.predict(found, price, at)]
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
@@ -77,9 +107,17 @@ def fit_table(table: Table, *, resamples: int = 1000, floors: Mapping[str, float
     return result, pictures
 
 
-def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: str | None = None,
-              predict: Sequence[Mapping[str, float]] = ()) -> tuple[dict, dict]:
-    """The law y = A x^exponent of two columns, over all rows or a group at a time; returns as `fit_table`.
+def fit_power(
+    table: Table,
+    y: str,
+    x: str,
+    *,
+    sigma: str | None = None,
+    group: str | None = None,
+    predict: Sequence[Mapping[str, float]] = (),
+) -> tuple[dict, dict]:
+    """The law y = A x^exponent of two columns, over all rows or a group at a time; returns as
+    `fit_table`.
 
     Args:
       sigma: column with the standard deviation of log y.
@@ -90,33 +128,54 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
         table[name]  # raises for a name that is not there
     _require_rows(table, [tuple(columns)])
     whole = table.complete(*columns)
-    result: dict[str, Any] = {"laws": {}, "predictions": [], "warnings": list(table.notes),
-                              "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped]}
+    result: dict[str, Any] = {
+        "laws": {},
+        "predictions": [],
+        "warnings": list(table.notes),
+        "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped],
+    }
     drawn = {}
     parts = {f"{y}~{x}": whole}
     if group:
-        parts = {f"{y}~{x}[{value}]": whole.where(whole[group] == value) for value in dict.fromkeys(whole[group])}
+        parts = {
+            f"{y}~{x}[{value}]": whole.where(whole[group] == value)
+            for value in dict.fromkeys(whole[group])
+        }
     for key, part in parts.items():
         notes = []
         try:
             law = power.fit(part[x], part[y], part[sigma] if sigma else None)
         except UserError as reason:
-            result["laws"][key] = {"form": "A * x**exponent", "exponent": {"value": None, "ci95": [None, None]},
-                                   "n_runs": len(part), "warnings": [f"refused: {reason}"]}
+            result["laws"][key] = {
+                "form": "A * x**exponent",
+                "exponent": {"value": None, "ci95": [None, None]},
+                "n_runs": len(part),
+                "warnings": [f"refused: {reason}"],
+            }
             continue
         decades = float(np.log10(part[x].max() / part[x].min()))
         if len(part) < select_runs.MIN_SIZES:
             notes.append(f"few-sizes: {len(part)} points; {select_runs.MIN_SIZES} are wanted")
         if decades < select_runs.MIN_DECADES:
-            notes.append(f"short-range: {x} spans {decades:.2f} decades; an exponent wants {select_runs.MIN_DECADES}")
+            notes.append(
+                f"short-range: {x} spans {decades:.2f} decades; an exponent wants {select_runs.MIN_DECADES}"
+            )
         if law.chi2 is not None and not 1 / 3 < law.chi2 < 3:
-            notes.append(f"stated-noise: the scatter's variance is {law.chi2:.2g} of what {sigma} states")
+            notes.append(
+                f"stated-noise: the scatter's variance is {law.chi2:.2g} of what {sigma} states"
+            )
         low, high = law.exponent_ci95
         result["laws"][key] = {
-            "form": "A * x**exponent", "A": {"value": math.exp(law.log_a), "ci95": law.a_ci95},
+            "form": "A * x**exponent",
+            "A": {"value": math.exp(law.log_a), "ci95": law.a_ci95},
             "exponent": {"value": law.exponent, "ci95": [low, high]},
-            "alpha": {"value": -law.exponent, "ci95": [-high, -low]}, "interval_method": "Student's t, scatter's scale",
-            "pearson": law.pearson, "chi2": law.chi2, "n_runs": len(part), "warnings": notes}
+            "alpha": {"value": -law.exponent, "ci95": [-high, -low]},
+            "interval_method": "Student's t, scatter's scale",
+            "pearson": law.pearson,
+            "chi2": law.chi2,
+            "n_runs": len(part),
+            "warnings": notes,
+        }
         drawn[key] = (part[x], part[y], part[sigma] if sigma else None, law)
         for at in predict:
             if set(at) != {x}:
@@ -128,18 +187,22 @@ def fit_power(table: Table, y: str, x: str, *, sigma: str | None = None, group: 
 
 
 def _require_rows(table: Table, laws: Sequence[tuple[str, ...]]):
-    """Raises UserError where no row has a positive number in every column of any law, with the first reasons."""
+    """Raises UserError where no row has a positive number in every column of any law, with the
+    first reasons."""
     if any(len(table.complete(*columns)) for columns in laws):
         return
     reasons = [f"{row}: {reason}" for row, reason in table.dropped]
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     wanted = " or ".join(dict.fromkeys(", ".join(columns) for columns in laws))
-    raise UserError(f"no row can be fitted: a law needs rows with positive numbers as {wanted}"
-                    + (f" ({'; '.join(reasons[:3])}{more})" if reasons else ""))
+    raise UserError(
+        f"no row can be fitted: a law needs rows with positive numbers as {wanted}"
+        + (f" ({'; '.join(reasons[:3])}{more})" if reasons else "")
+    )
 
 
 def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
-    """Writes fit.json, report.md and the PNGs; fit.json comes last, so that its presence says all is there.
+    """Writes fit.json, report.md and the PNGs; fit.json comes last, so that its presence says all
+    is there.
 
     Raises:
       UserError: the directory cannot be written.
@@ -150,7 +213,9 @@ def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
         for name, figure in pictures.items():
             (directory / name).write_bytes(plots.png(figure))
         atomic.write(directory / "report.md", markdown(plain(result), list(pictures), source))
-        atomic.write(directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+        atomic.write(
+            directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n"
+        )
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
 
@@ -168,15 +233,26 @@ def plain(value: Any) -> Any:
 
 def markdown(result: dict, pictures: list[str], source: str) -> str:
     """report.md of what fit.json holds."""
-    lines = [f"# Power-law fits of {epath.Path(source).name}", "", "Values with 95 % intervals; loss in the units of "
-             "its column, compute in FLOPs.", "", "| law | parameters | runs | hold-out error (naive) | Pearson |",
-             "|---|---|---|---|---|"]
+    lines = [
+        f"# Power-law fits of {epath.Path(source).name}",
+        "",
+        "Values with 95 % intervals; loss in the units of its column, compute in FLOPs.",
+        "",
+        "| law | parameters | runs | hold-out error (naive) | Pearson |",
+        "|---|---|---|---|---|",
+    ]
     for key, law in result["laws"].items():
         shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
         error = held_text(law) if law.get("holdout") else "-"
         name = key.replace("|", chr(92) + "|")
-        lines.append(f"| {name} | {shown} | {law['n_runs']} | {error} | {_short(law.get('pearson'))} |")
-    lines += ["", "Pearson is that of the linearised law and weak evidence: E is chosen to make it large.", ""]
+        lines.append(
+            f"| {name} | {shown} | {law['n_runs']} | {error} | {_short(law.get('pearson'))} |"
+        )
+    lines += [
+        "",
+        "Pearson is that of the linearised law and weak evidence: E is chosen to make it large.",
+        "",
+    ]
     for key, law in result["laws"].items():
         notes = [f"- {note}" for note in law["warnings"]]
         if law.get("alpha_given_E"):
@@ -188,16 +264,27 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
             lines += [f"## {key}", "", *notes, ""]
     for column, iso in result.get("isoflop", {}).items():
         lines += [f"## IsoFLOP minima of {column}", ""]
-        lines += [f"- {m['compute']:.3g} FLOPs: {m['params']:.3g} parameters, loss {m['loss']:.4g}"
-                  for m in iso["minima"]]
+        lines += [
+            f"- {m['compute']:.3g} FLOPs: {m['params']:.3g} parameters, loss {m['loss']:.4g}"
+            for m in iso["minima"]
+        ]
         lines += [f"- {r['compute']:.3g} FLOPs: refused, {r['reason']}" for r in iso["refused"]]
         if iso["exponent"]:
-            lines.append(f"- optimal parameters rise as compute to the {_with_ends(iso['exponent'])}")
+            lines.append(
+                f"- optimal parameters rise as compute to the {_with_ends(iso['exponent'])}"
+            )
         lines.append("")
     if result["predictions"]:
-        lines += ["## Predictions", "", *(f"- {line}" for line in prediction_lines(result["predictions"])), ""]
-    for title, items in (("Warnings", result["warnings"]),
-                         ("Dropped", [f"{d['row']}: {d['reason']}" for d in result["dropped"]])):
+        lines += [
+            "## Predictions",
+            "",
+            *(f"- {line}" for line in prediction_lines(result["predictions"])),
+            "",
+        ]
+    for title, items in (
+        ("Warnings", result["warnings"]),
+        ("Dropped", [f"{d['row']}: {d['reason']}" for d in result["dropped"]]),
+    ):
         if items:
             lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
     lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
@@ -213,9 +300,16 @@ def prediction_lines(predictions: Sequence[dict]) -> list[str]:
         for name, value in p.items():
             if isinstance(value, Mapping) and "value" in value:
                 run = value.get("new_run95")
-                new = f", a new run {_short(run[0])} to {_short(run[1])}" if run and run[0] is not None else ""
+                new = (
+                    f", a new run {_short(run[0])} to {_short(run[1])}"
+                    if run and run[0] is not None
+                    else ""
+                )
                 parts.append(f"{name.replace('_', ' ')} {_with_ends(value)}{new}")
-        lines.append(f"{p['law']} at {at}: {'; '.join(parts)}" + "".join(f" ({note})" for note in p["warnings"]))
+        lines.append(
+            f"{p['law']} at {at}: {'; '.join(parts)}"
+            + "".join(f" ({note})" for note in p["warnings"])
+        )
     return lines
 
 
@@ -225,14 +319,19 @@ def terminal_lines(result: dict) -> list[str]:
     lines = []
     for key, law in result["laws"].items():
         shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
-        lines.append(f"{key}: {'refused' if law['warnings'] and law['warnings'][0].startswith('refused') else shown}")
+        lines.append(
+            f"{key}: {'refused' if law['warnings'] and law['warnings'][0].startswith('refused') else shown}"
+        )
         lines += [f"  {note}" for note in law["warnings"]]
     return [*lines, *result["warnings"], *prediction_lines(result["predictions"])]
 
 
 def _shown(law: Mapping) -> list[str]:
-    return [name for name in ("E", "A", "alpha", "B", "beta", "exponent")
-            if name in law and not (name == "alpha" and "exponent" in law)]
+    return [
+        name
+        for name in ("E", "A", "alpha", "B", "beta", "exponent")
+        if name in law and not (name == "alpha" and "exponent" in law)
+    ]
 
 
 def held_text(law: Mapping) -> str:
@@ -250,4 +349,6 @@ def _short(value: float | None) -> str:
 
 def _with_ends(entry: Mapping) -> str:
     ends = entry.get("ci95")
-    return _short(entry["value"]) + (f" [{_short(ends[0])}, {_short(ends[1])}]" if ends and ends[0] is not None else "")
+    return _short(entry["value"]) + (
+        f" [{_short(ends[0])}, {_short(ends[1])}]" if ends and ends[0] is not None else ""
+    )

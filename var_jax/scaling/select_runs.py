@@ -52,11 +52,13 @@ class Sample:
 
 
 def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
-    """The points of the law of `column` against `inputs`: ("params",), ("compute",) or ("params", "tokens").
+    """The points of the law of `column` against `inputs`: ("params",), ("compute",) or ("params",
+    "tokens").
 
-    Against params: the last row of each run, at every size those with the most tokens. Against compute: the
-    compute-optimal frontier where sizes or training curves overlap in compute, else every run's last row. Jointly:
-    every run's last row.
+    Against params: the last row of each run, at every size those with the most tokens. Against
+      compute: the
+    compute-optimal frontier where sizes or training curves overlap in compute, else every run's
+    last row. Jointly: every run's last row.
 
     Raises:
       Refused: too few runs or sizes, or losses that do not fall.
@@ -71,12 +73,26 @@ def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
         curves = frontier.curves(whole, column)
         edge = frontier.envelope(curves)
     if edge is not None:
-        found = Sample(inputs, edge.compute[:, None], edge.loss, edge.run, edge.owner, edge.weights, (), edge.text,
-                       tuple(curves))
-        # Without sizes, a curve is the nearest thing to one. The envelope of a few sizes follows their own curves.
-        touched = len(np.unique(edge.params if np.isfinite(edge.params).all() else edge.owner.astype(str)))
+        found = Sample(
+            inputs,
+            edge.compute[:, None],
+            edge.loss,
+            edge.run,
+            edge.owner,
+            edge.weights,
+            (),
+            edge.text,
+            tuple(curves),
+        )
+        # Without sizes, a curve is the nearest thing to one. The envelope of a few sizes follows
+        # their own curves.
+        touched = len(
+            np.unique(edge.params if np.isfinite(edge.params).all() else edge.owner.astype(str))
+        )
         if touched < MIN_SIZES:
-            raise Refused(f"few-sizes: the frontier touches {touched} different sizes; {MIN_SIZES} are needed")
+            raise Refused(
+                f"few-sizes: the frontier touches {touched} different sizes; {MIN_SIZES} are needed"
+            )
     else:
         x = np.stack([chosen[name] for name in inputs], axis=1)
         found = Sample(inputs, x, chosen[column], chosen.run, x[:, 0], np.ones(len(x)), (), text)
@@ -89,8 +105,10 @@ def _longest(chosen: Table, notes: list[str]) -> tuple[Table, str]:
     kept = chosen.where(tokens >= 0.99 * most)
     spread = np.ptp(np.log10(np.maximum(most, 1))) if len(most) else 0
     if spread > 0.3:
-        notes.append(f"tokens-vary: the sizes' token budgets differ by {spread:.1f} decades, which this law "
-                     "takes for an effect of size; see the joint law")
+        notes.append(
+            f"tokens-vary: the sizes' token budgets differ by {spread:.1f} decades, which this law "
+            "takes for an effect of size; see the joint law"
+        )
     return kept, "at every size the runs with the most tokens"
 
 
@@ -102,7 +120,9 @@ def _checked(found: Sample) -> Sample:
             raise Refused(f"few-sizes: {distinct} different {name}; {needed[name]} are needed")
     parameters = 1 + 2 * len(found.inputs)
     if len(found.y) <= parameters:
-        raise Refused(f"few-runs: {len(found.y)} runs; {parameters + 1} are needed for {parameters} parameters")
+        raise Refused(
+            f"few-runs: {len(found.y)} runs; {parameters + 1} are needed for {parameters} parameters"
+        )
     design = np.column_stack([np.ones(len(found.y)), np.log(found.x)])
     slopes = np.linalg.lstsq(design, np.log(found.y), rcond=None)[0]
     for name, slope in zip(found.inputs, slopes[1:], strict=True):
@@ -116,5 +136,7 @@ def _range_notes(found: Sample) -> list[str]:
     for name, values in zip(found.inputs, found.x.T, strict=True):
         decades = float(np.log10(values.max() / values.min()))
         if decades < MIN_DECADES:
-            notes.append(f"short-range: {name} spans {decades:.2f} decades; an exponent wants {MIN_DECADES}")
+            notes.append(
+                f"short-range: {name} spans {decades:.2f} decades; an exponent wants {MIN_DECADES}"
+            )
     return notes

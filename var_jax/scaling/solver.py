@@ -1,10 +1,11 @@
 """Power laws with a floor, and one solver that fits thousands of them at once.
 
-A law is E + sum_j A_j x_j^-alpha_j; its parameters are a row [E, log A_1, alpha_1, log A_2, alpha_2, ...] and its
-inputs are log x_j, which the caller may centre. The objective is the sum of Huber losses of log-loss residuals
-(Hoffmann et al. 2022, appendix D.3). The batched solver is ours because bootstrap resamples, jackknife, profiles and
-grids of starts are thousands of tiny problems of one shape: as one array program they take what ten calls of scipy's
-`least_squares` take. Single fits go through scipy (`laws.fit`), and the tests hold the two against each other.
+A law is E + sum_j A_j x_j^-alpha_j; its parameters are a row [E, log A_1, alpha_1, log A_2,
+alpha_2, ...] and its inputs are log x_j, which the caller may centre. The objective is the sum of
+Huber losses of log-loss residuals (Hoffmann et al. 2022, appendix D.3). The batched solver is ours
+because bootstrap resamples, jackknife, profiles and grids of starts are thousands of tiny problems
+of one shape: as one array program they take what ten calls of scipy's `least_squares` take. Single
+fits go through scipy (`laws.fit`), and the tests hold the two against each other.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ class Problem:
       logx: log of the inputs, one column a term of the law.
       logy: log losses; with a leading axis, other losses for every row of a batch.
       weights: of each loss in the objective, 1 for a run; with a leading axis, a batch's.
-      delta: where Huber's loss turns linear, in log loss; one a loss, so that a constraint can have its own.
+      delta: where Huber's loss turns linear, in log loss; one a loss, so that a constraint can have
+        its own.
     """
 
     logx: Float[Array, "n j"]
@@ -41,8 +43,12 @@ class Problem:
         return 1 + 2 * self.logx.shape[1]
 
 
-def problem(x: Float[Array, "n j"], y: Float[Array, " n"], delta: float, weights: Float[Array, " n"] | None = None
-            ) -> Problem:
+def problem(
+    x: Float[Array, "n j"],
+    y: Float[Array, " n"],
+    delta: float,
+    weights: Float[Array, " n"] | None = None,
+) -> Problem:
     """The problem of losses y at inputs x (raw units), every run weighing the same."""
     ones = np.ones(len(y))
     return Problem(np.log(x), np.log(y), ones if weights is None else weights, delta * ones)
@@ -93,13 +99,19 @@ def bounds(p: Problem) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
     return lower, upper
 
 
-def solve(p: Problem, start: Float[Array, "r p"], held: Bool[Array, "*r p"], iterations: int = 300,
-          tolerance: float = 1e-11) -> tuple[Float[Array, "r p"], Float[Array, " r"]]:
+def solve(
+    p: Problem,
+    start: Float[Array, "r p"],
+    held: Bool[Array, "*r p"],
+    iterations: int = 300,
+    tolerance: float = 1e-11,
+) -> tuple[Float[Array, "r p"], Float[Array, " r"]]:
     """Levenberg-Marquardt with Huber's weights, for all rows of `start` at once.
 
     Args:
       held: parameters that keep their starting value.
-      tolerance: a row is done when a step improves its objective by less than this share, three times running.
+      tolerance: a row is done when a step improves its objective by less than this share, three
+        times running.
 
     Returns:
       parameters and objectives.
@@ -108,7 +120,10 @@ def solve(p: Problem, start: Float[Array, "r p"], held: Bool[Array, "*r p"], ite
     theta = np.clip(start, lower, upper)
     theta = np.where(held, start, theta)
     held = np.broadcast_to(held, theta.shape)
-    batched = {name: np.broadcast_to(getattr(p, name), (len(theta), p.logx.shape[0])) for name in ("logy", "weights")}
+    batched = {
+        name: np.broadcast_to(getattr(p, name), (len(theta), p.logx.shape[0]))
+        for name in ("logy", "weights")
+    }
     cost = objective(p, theta)
     damping, calm = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
     active = np.arange(len(theta))
@@ -123,16 +138,26 @@ def solve(p: Problem, start: Float[Array, "r p"], held: Bool[Array, "*r p"], ite
         jacobian = np.where(fixed[:, None, :], 0, jacobian)
         normal = np.einsum("rnp,rn,rnq->rpq", jacobian, weight, jacobian, optimize=True)
         diagonal = np.einsum("rpp->rp", normal)
-        scale = damping[active, None] * diagonal + fixed + 1e-14 * (1 + diagonal.max(axis=1, keepdims=True))
-        step = np.linalg.solve(normal + scale[:, :, None] * eye, -np.where(fixed, 0, uphill)[..., None])[..., 0]
+        scale = (
+            damping[active, None] * diagonal
+            + fixed
+            + 1e-14 * (1 + diagonal.max(axis=1, keepdims=True))
+        )
+        step = np.linalg.solve(
+            normal + scale[:, :, None] * eye, -np.where(fixed, 0, uphill)[..., None]
+        )[..., 0]
         step[:, 1:] = np.clip(step[:, 1:], -MAX_STEP, MAX_STEP)
         new = np.where(fixed, now, np.clip(now + step, lower, upper))
         new_cost = objective(part, new)
         better = new_cost <= cost[active]
         gain = cost[active] - new_cost
-        calm[active] = np.where(better & (gain > tolerance * cost[active]), 0, calm[active] + better)
+        calm[active] = np.where(
+            better & (gain > tolerance * cost[active]), 0, calm[active] + better
+        )
         theta[active[better]], cost[active[better]] = new[better], new_cost[better]
-        damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4)
+        damping[active] = np.where(
+            better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
+        )
         done = (calm[active] >= 3) | (damping[active] > 1e10)
         active = active[~done]
         if not len(active):

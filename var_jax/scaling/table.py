@@ -54,23 +54,33 @@ class Table:
 
     @property
     def progress(self) -> str | None:
-        """The column that says how far along its run a row is; None where the table has no such numbers."""
-        return next((name for name in PROGRESS if np.isfinite(self.columns.get(name, np.nan)).any()), None)
+        """The column that says how far along its run a row is; None where the table has no such
+        numbers."""
+        return next(
+            (name for name in PROGRESS if np.isfinite(self.columns.get(name, np.nan)).any()), None
+        )
 
     def where(self, rows: Bool[np.ndarray, " n"]) -> "Table":
-        return dataclasses.replace(self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()})
+        return dataclasses.replace(
+            self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()}
+        )
 
     def complete(self, *names: str) -> "Table":
         """The rows in which all of these columns are positive numbers."""
-        return self.where(np.all([np.isfinite(self[name]) & (self[name] > 0) for name in names], axis=0))
+        return self.where(
+            np.all([np.isfinite(self[name]) & (self[name] > 0) for name in names], axis=0)
+        )
 
     def finals(self) -> "Table":
-        """The last row of every run: that with the most tokens, or compute, or steps, whichever the table has.
+        """The last row of every run: that with the most tokens, or compute, or steps, whichever the
+        table has.
 
         A row without that number comes before those that have it.
         """
         name = self.progress
-        order = np.arange(len(self)) if name is None else np.nan_to_num(self.columns[name], nan=-np.inf)
+        order = (
+            np.arange(len(self)) if name is None else np.nan_to_num(self.columns[name], nan=-np.inf)
+        )
         last: dict[Any, int] = {}
         for i, run in enumerate(self.run):
             if run not in last or order[i] >= order[last[run]]:
@@ -80,13 +90,18 @@ class Table:
         return self.where(keep)
 
 
-def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str, ...] = (),
-         text: tuple[str, ...] = ()) -> Table:
+def read(
+    path: str,
+    mapping: Mapping[str, str] | None = None,
+    wanted: tuple[str, ...] = (),
+    text: tuple[str, ...] = (),
+) -> Table:
     """The runs of a CSV file (with a header), a JSONL file, or a sweep's directory.
 
     Args:
       mapping: our column names to those of the file.
-      wanted: columns whose bad and repeated rows matter; by default `INPUTS` and those that are `FITTED`.
+      wanted: columns whose bad and repeated rows matter; by default `INPUTS` and those that are
+        `FITTED`.
       text: further columns that are names, not numbers; they come back as `columns` of objects.
 
     Raises:
@@ -94,7 +109,9 @@ def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str,
     """
     source = epath.Path(path)
     if not source.exists():
-        raise UserError(f"{path} does not exist; give a CSV or JSONL file of runs, or a sweep's directory")
+        raise UserError(
+            f"{path} does not exist; give a CSV or JSONL file of runs, or a sweep's directory"
+        )
     dropped: list[tuple[str, str]] = []
     notes: list[str] = []
     if source.is_dir():
@@ -111,15 +128,24 @@ def read(path: str, mapping: Mapping[str, str] | None = None, wanted: tuple[str,
     return build(_renamed(records, dict(mapping or {}), path), wanted, text, dropped, notes)
 
 
-def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tuple[str, ...] = (),
-          dropped: list[tuple[str, str]] | None = None, notes: list[str] | None = None) -> Table:
+def build(
+    records: list[dict[str, Any]],
+    wanted: tuple[str, ...] = (),
+    text: tuple[str, ...] = (),
+    dropped: list[tuple[str, str]] | None = None,
+    notes: list[str] | None = None,
+) -> Table:
     """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
     dropped, notes = list(dropped or []), list(notes or [])
     names = list(dict.fromkeys(name for record in records for name in record))
-    given = ["" if _missing(record.get("run")) else str(record["run"]).strip() for record in records]
+    given = [
+        "" if _missing(record.get("run")) else str(record["run"]).strip() for record in records
+    ]
     run = np.array([name if name else f"row {i + 1}" for i, name in enumerate(given)], dtype=object)
     columns: dict[str, np.ndarray] = {}
-    wanted = tuple(n for n in names if (n in wanted if wanted else n in INPUTS or n.startswith(FITTED)))
+    wanted = tuple(
+        n for n in names if (n in wanted if wanted else n in INPUTS or n.startswith(FITTED))
+    )
     for name in names:
         values = [record.get(name) for record in records]
         if name in text:
@@ -129,19 +155,29 @@ def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tup
             if name in wanted or np.isfinite(numbers).any():
                 columns[name] = numbers
     for name in wanted:
-        bad = [i for i, value in enumerate(columns[name]) if not (math.isfinite(value) and value > 0)]
+        bad = [
+            i for i, value in enumerate(columns[name]) if not (math.isfinite(value) and value > 0)
+        ]
         for i in bad:
             dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
         if bad:
-            notes.append(f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws")
+            notes.append(
+                f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws"
+            )
     compared = [name for name in names if name in (*wanted, *text)]
-    by_step = Table(run, columns).progress == "step" and any(name.startswith(FITTED) for name in compared)
+    by_step = Table(run, columns).progress == "step" and any(
+        name.startswith(FITTED) for name in compared
+    )
     if by_step:
         compared.append("step")
-        notes.append("step-alone: rows of a run are ordered by step; a law of tokens or compute needs a column of that "
-                     "name, such as step times the tokens of one step")
-    cells = {name: [_cell(columns[name][i], record.get(name)) for i, record in enumerate(records)]
-             for name in compared}
+        notes.append(
+            "step-alone: rows of a run are ordered by step; a law of tokens or compute needs a column of that "
+            "name, such as step times the tokens of one step"
+        )
+    cells = {
+        name: [_cell(columns[name][i], record.get(name)) for i, record in enumerate(records)]
+        for name in compared
+    }
     keep = _without_duplicates(run, cells, any(given), dropped, notes)
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
@@ -149,8 +185,11 @@ def build(records: list[dict[str, Any]], wanted: tuple[str, ...] = (), text: tup
 
 def _missing(value: Any) -> bool:
     """Whether a cell is empty. Zero and False are not: a run may be called 0."""
-    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, float) and
-                                                                               math.isnan(value))
+    return (
+        value is None
+        or (isinstance(value, str) and not value.strip())
+        or (isinstance(value, float) and math.isnan(value))
+    )
 
 
 def _cell(number: Any, raw: Any) -> Any:
@@ -163,8 +202,11 @@ def _cell(number: Any, raw: Any) -> Any:
     return "" if _missing(raw) else str(raw).strip().lower()
 
 
-def _without_duplicates(run, cells: Mapping[str, list], named: bool, dropped, notes) -> Bool[np.ndarray, " n"]:
-    """Equal rows count once; rows of one run at one point that contradict each other count not at all."""
+def _without_duplicates(
+    run, cells: Mapping[str, list], named: bool, dropped, notes
+) -> Bool[np.ndarray, " n"]:
+    """Equal rows count once; rows of one run at one point that contradict each other count not at
+    all."""
     keep = np.ones(len(run), bool)
     at = [name for name in cells if not name.startswith(FITTED)]
     groups: dict[tuple, list[int]] = {}
@@ -183,16 +225,21 @@ def _without_duplicates(run, cells: Mapping[str, list], named: bool, dropped, no
         else:
             keep[rows] = False
             contrary += len(rows)
-            dropped.extend((run[i], "contradicts another row of the same run at the same point") for i in rows)
+            dropped.extend(
+                (run[i], "contradicts another row of the same run at the same point") for i in rows
+            )
     if same:
         notes.append(f"duplicate-rows: {same} rows repeat others and count once")
     if contrary:
-        notes.append(f"contradicting-rows: {contrary} rows of one run at one point differ and are all left out")
+        notes.append(
+            f"contradicting-rows: {contrary} rows of one run at one point differ and are all left out"
+        )
     return keep
 
 
 def _number(value: Any) -> float:
-    """A float of what a file may hold, NaN of what is no number; lists of one number count as it."""
+    """A float of what a file may hold, NaN of what is no number; lists of one number count as
+    it."""
     if isinstance(value, bool):
         return math.nan
     if isinstance(value, str):
@@ -211,10 +258,17 @@ def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[di
     known = {name for record in records for name in record}
     for ours, theirs in mapping.items():
         if theirs not in known:
-            raise UserError(f"--map {ours}={theirs}: {path} has no column {theirs!r}{did_you_mean(theirs, known)}")
+            raise UserError(
+                f"--map {ours}={theirs}: {path} has no column {theirs!r}{did_you_mean(theirs, known)}"
+            )
     taken = set(mapping) | set(mapping.values())
-    return [{**{name: value for name, value in record.items() if name not in taken},
-             **{ours: record.get(theirs) for ours, theirs in mapping.items()}} for record in records]
+    return [
+        {
+            **{name: value for name, value in record.items() if name not in taken},
+            **{ours: record.get(theirs) for ours, theirs in mapping.items()},
+        }
+        for record in records
+    ]
 
 
 def _csv_records(source: epath.Path) -> list[dict]:
@@ -223,7 +277,9 @@ def _csv_records(source: epath.Path) -> list[dict]:
     if not rows:
         return []
     header = [name.strip() for name in rows[0]]
-    _require_delimiter(source, ",".join(rows[0]) if delimiter == "," else "\t".join(rows[0]), delimiter)
+    _require_delimiter(
+        source, ",".join(rows[0]) if delimiter == "," else "\t".join(rows[0]), delimiter
+    )
     if len(set(header)) < len(header):
         raise UserError(f"{source} names a column twice in its header: {', '.join(header)}")
     records = []
@@ -231,19 +287,24 @@ def _csv_records(source: epath.Path) -> list[dict]:
         if not any(cell.strip() for cell in row):  # spreadsheets leave lines of separators alone
             continue
         if len(row) != len(header):
-            raise UserError(f"{source} line {number} has {len(row)} fields; the header has {len(header)}")
+            raise UserError(
+                f"{source} line {number} has {len(row)} fields; the header has {len(header)}"
+            )
         records.append(dict(zip(header, row, strict=True)))
     return records
 
 
 def _require_delimiter(source: epath.Path, header: str, delimiter: str):
-    """Raises UserError where a header is separated by another character than its file's ending promises."""
+    """Raises UserError where a header is separated by another character than its file's ending
+    promises."""
     counts = {other: header.count(other) for other in ",;\t|"}
     used = max(counts, key=lambda other: (counts[other], other == delimiter))
     if counts[used] > counts[delimiter] == 0:
         want = "commas" if delimiter == "," else "tabs"
-        raise UserError(f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs {want}, and "
-                        f"numbers with decimal points{': name it .tsv' if used == chr(9) else ''}; save it so")
+        raise UserError(
+            f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs {want}, and "
+            f"numbers with decimal points{': name it .tsv' if used == chr(9) else ''}; save it so"
+        )
 
 
 def _jsonl_records(source: epath.Path) -> list[dict]:

@@ -1,7 +1,8 @@
-"""Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side by side.
+"""Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side
+by side.
 
-`python -m var_jax.studies.interval_coverage` prints the tables of docs/scaling.md; with `--resampled 0` those of
-the profiles alone, in a quarter of an hour of one core.
+`python -m var_jax.studies.interval_coverage` prints the tables of docs/scaling.md; with
+`--resampled 0` those of the profiles alone, in a quarter of an hour of one core.
 Widths are those of E, log amplitudes and exponents: the fitted parameters.
 """
 
@@ -17,7 +18,11 @@ from var_jax.scaling import analysis, frontier, intervals, laws, select_runs, so
 from var_jax.scaling.solver import Array
 
 RESAMPLES = 500
-REPORTED, TEXTBOOK, UNBIASED = "profile, F (reported)", "profile, chi-square", "profile, chi-square, RSS/(n-p)"
+REPORTED, TEXTBOOK, UNBIASED = (
+    "profile, F (reported)",
+    "profile, chi-square",
+    "profile, chi-square, RSS/(n-p)",
+)
 METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 
 
@@ -41,37 +46,73 @@ class Planted:
 
     def draw(self, random: np.random.Generator) -> solver.Problem:
         shape = self.shapes[random.integers(len(self.shapes))]
-        axes = [np.geomspace(low, high, n) for low, high, n in zip(self.low, self.high, shape, strict=True)]
+        axes = [
+            np.geomspace(low, high, n)
+            for low, high, n in zip(self.low, self.high, shape, strict=True)
+        ]
         x = np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=1)
         exact = solver.predict(np.array([self.theta]), np.log(x))[0]
-        return solver.problem(x, exact * np.exp(self.noise * random.normal(size=len(x))), laws.DELTA)
+        return solver.problem(
+            x, exact * np.exp(self.noise * random.normal(size=len(x))), laws.DELTA
+        )
 
 
 SINGLE = tuple((n,) for n in range(8, 13))
 GRIDS = ((6, 4), (5, 5), (7, 4), (6, 5), (8, 4), (7, 5), (6, 6), (8, 5))
-VAR_LAST = (4.5, float(np.log(2e-9) * -0.23), 0.23)  # facts of VAR, section 4.2: (2.0 N/1e9)^-0.23 above about 4.5
+VAR_LAST = (
+    4.5,
+    float(np.log(2e-9) * -0.23),
+    0.23,
+)  # facts of VAR, section 4.2: (2.0 N/1e9)^-0.23 above about 4.5
 STUDIES = (
     Planted("E + A x^-alpha, 0.1 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.001),
     Planted("E + A x^-alpha, 0.5 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.005),
-    Planted("E + A x^-alpha, 1.5 decades, 0.5 % noise", (3.0, np.log(60), 0.25), (3e7,), (1e9,), SINGLE, 0.005),
+    Planted(
+        "E + A x^-alpha, 1.5 decades, 0.5 % noise",
+        (3.0, np.log(60), 0.25),
+        (3e7,),
+        (1e9,),
+        SINGLE,
+        0.005,
+    ),
     Planted("VAR's L_last(N), 0.2 % noise", VAR_LAST, (18.5e6,), (2.0e9,), SINGLE, 0.002),
-    Planted("joint law, 0.2 % noise", (1.82, np.log(478), 0.347, np.log(2143), 0.367), (3e7, 6e8), (3e9, 6e10), GRIDS,
-            0.002),
-    Planted("joint law, 1 % noise", (1.82, np.log(478), 0.347, np.log(2143), 0.367), (3e7, 6e8), (3e9, 6e10), GRIDS,
-            0.01),
+    Planted(
+        "joint law, 0.2 % noise",
+        (1.82, np.log(478), 0.347, np.log(2143), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        GRIDS,
+        0.002,
+    ),
+    Planted(
+        "joint law, 1 % noise",
+        (1.82, np.log(478), 0.347, np.log(2143), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        GRIDS,
+        0.01,
+    ),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PlantedFrontier(Planted):
-    """A joint law of which the frontier is judged: runs cost 6 N D, so losses at the optimum fall as compute to the
-    power -alpha beta / (alpha + beta)."""
+    """A joint law of which the frontier is judged: runs cost 6 N D, so losses at the optimum fall
+    as compute to the power -alpha beta / (alpha + beta)."""
 
     def draw(self, random: np.random.Generator) -> select_runs.Sample:
         p = super().draw(random)
         x, y = np.exp(p.logx), np.exp(p.logy)
-        rows = [{"run": f"{n:.4g} {d:.4g}", "params": n, "tokens": d, "compute": 6 * n * d, "loss": loss}
-                for (n, d), loss in zip(x, y, strict=True)]
+        rows = [
+            {
+                "run": f"{n:.4g} {d:.4g}",
+                "params": n,
+                "tokens": d,
+                "compute": 6 * n * d,
+                "loss": loss,
+            }
+            for (n, d), loss in zip(x, y, strict=True)
+        ]
         return select_runs.sample(table.build(rows), "loss", ("compute",))
 
     @property
@@ -89,29 +130,43 @@ class PlantedFrontier(Planted):
 
 
 FRONTIERS = tuple(
-    PlantedFrontier(f"frontier of a joint law, {noise:.1%} noise".replace("%", " %"),
-                    (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367), (3e7, 6e8), (3e9, 6e10),
-                    ((7, 4), (6, 6), (8, 5), (8, 6)), noise) for noise in (0.002, 0.01))
+    PlantedFrontier(
+        f"frontier of a joint law, {noise:.1%} noise".replace("%", " %"),
+        (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        ((7, 4), (6, 6), (8, 5), (8, 6)),
+        noise,
+    )
+    for noise in (0.002, 0.01)
+)
 
 
-def reference(p: solver.Problem, like: intervals.Likelihood, unbiased: bool = False) -> Float[Array, "p 2"]:
+def reference(
+    p: solver.Problem, like: intervals.Likelihood, unbiased: bool = False
+) -> Float[Array, "p 2"]:
     """The textbook's profile likelihood: normal noise of unknown variance, the chi-square quantile.
 
     Args:
-      unbiased: the noise's variance is RSS/(n - p) and taken as known, rather than profiled (RSS/n).
+      unbiased: the noise's variance is RSS/(n - p) and taken as known, rather than profiled
+        (RSS/n).
     """
     problem = dataclasses.replace(like.problem, delta=np.full_like(p.delta, np.inf))
     ends, costs = solver.solve(problem, like.theta[None], like.held)
     quantile = stats.chi2.ppf(intervals.LEVEL, 1)
     runs = float(p.weights.sum())
     allowed = costs[0] * (quantile / like.freedom if unbiased else np.expm1(quantile / runs))
-    whole = dataclasses.replace(like, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed)
+    whole = dataclasses.replace(
+        like, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed
+    )
     return intervals.profile(whole, intervals.EQUAL_TAILS)
 
 
 def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) -> list[str]:
     """Rows of the table; the bootstraps are drawn for the first `resampled` sweeps."""
-    truth = laws.natural(planted.truth if isinstance(planted, PlantedFrontier) else np.array(planted.theta))
+    truth = laws.natural(
+        planted.truth if isinstance(planted, PlantedFrontier) else np.array(planted.theta)
+    )
     limits: dict[str, list[Array]] = {name: [] for name in METHODS}
     values, efficient = [], []
     for sweep in range(sweeps):
@@ -138,20 +193,42 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
     exponents = [i for i, name in enumerate(names) if name in ("alpha", "beta")]
     for label, found in (("reported value", values), ("the interval's own", efficient)):
         errors = np.array(found) - truth
-        print(f"{planted.name}, {label}: " + ", ".join(
-            f"{names[i]} bias {errors[:, i].mean():+.4f} +- {errors[:, i].std() / sweeps**0.5:.4f}, "
-            f"rms {np.mean(errors[:, i] ** 2) ** 0.5:.4f}" for i in exponents), flush=True)
-    return [_row(planted.name, name, truth, np.array(rows), np.array(limits[TEXTBOOK]), np.array(limits[UNBIASED]))
-            for name, rows in limits.items() if rows]
+        print(
+            f"{planted.name}, {label}: "
+            + ", ".join(
+                f"{names[i]} bias {errors[:, i].mean():+.4f} +- {errors[:, i].std() / sweeps**0.5:.4f}, "
+                f"rms {np.mean(errors[:, i] ** 2) ** 0.5:.4f}"
+                for i in exponents
+            ),
+            flush=True,
+        )
+    return [
+        _row(
+            planted.name,
+            name,
+            truth,
+            np.array(rows),
+            np.array(limits[TEXTBOOK]),
+            np.array(limits[UNBIASED]),
+        )
+        for name, rows in limits.items()
+        if rows
+    ]
 
 
-def _row(title: str, method: str, truth: Float[Array, " p"], rows: Float[Array, "s p 2"],
-         textbook: Float[Array, "s p 2"], unbiased: Float[Array, "s p 2"]) -> str:
+def _row(
+    title: str,
+    method: str,
+    truth: Float[Array, " p"],
+    rows: Float[Array, "s p 2"],
+    textbook: Float[Array, "s p 2"],
+    unbiased: Float[Array, "s p 2"],
+) -> str:
     names = laws.NAMES[len(truth) // 2]
     inside = np.mean((rows[..., 0] <= truth) & (truth <= rows[..., 1]), axis=0)
     cells = [", ".join(f"{n} {share:.1%}" for n, share in zip(names, inside, strict=True))]
     for other in (textbook, unbiased):
-        ratios = widths(rows) / widths(other[:len(rows)])  # over the same sweeps
+        ratios = widths(rows) / widths(other[: len(rows)])  # over the same sweeps
         cells.append(", ".join(f"{n} {ratio:.2f}" for n, ratio in zip(names, ratios, strict=True)))
     return f"| {title} | {method} | {len(rows)} | " + " | ".join(cells) + " |"
 
@@ -166,16 +243,23 @@ def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=200)
-    parser.add_argument("--resampled", type=int, default=200, help="sweeps for which bootstrap and BCa are drawn")
+    parser.add_argument(
+        "--resampled", type=int, default=200, help="sweeps for which bootstrap and BCa are drawn"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="studies whose name contains this")
     args = parser.parse_args()
-    print("| planted law | interval | sweeps | truth inside the 95 % interval | "
-          "median width over chi-square profile's, RSS/n | RSS/(n-p) |\n|---|---|---|---|---|---|")
+    print(
+        "| planted law | interval | sweeps | truth inside the 95 % interval | "
+        "median width over chi-square profile's, RSS/n | RSS/(n-p) |\n|---|---|---|---|---|---|"
+    )
     # The index of a study seeds its noise, so that no two judge the methods by the same draws.
     for index, planted in enumerate((*STUDIES, *FRONTIERS)):
         if args.only in planted.name:
-            print("\n".join(study(planted, args.sweeps, args.resampled, (args.seed, index))), flush=True)
+            print(
+                "\n".join(study(planted, args.sweeps, args.resampled, (args.seed, index))),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

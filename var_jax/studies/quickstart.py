@@ -27,12 +27,15 @@ SETTINGS = {
 }
 
 
-def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000) -> dict[str, Any]:
-    """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to `workdir`.
+def run(
+    tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000
+) -> dict[str, Any]:
+    """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to
+    `workdir`.
 
     Returns:
-      the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run finished, what the
-      earlier report says, and None where none does or the stage was interrupted.
+      the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run
+      finished, what the earlier report says, and None where none does or the stage was interrupted.
     Raises:
       UserError: as `train`, or a config of the wrong stage.
     """
@@ -50,12 +53,17 @@ def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples:
         if begun is None:
             seconds[config.stage] = round(time.time() - started, 1)
         else:
-            seconds[config.stage] = _reported_seconds(directory, config.stage) if begun >= config.steps else None
+            seconds[config.stage] = (
+                _reported_seconds(directory, config.stage) if begun >= config.steps else None
+            )
     sampling = time.time()
 
     model = Pipeline.from_pretrained(directory / "transformer-run")
     model.save(directory)
-    report: dict[str, Any] = {"reconstruction": evaluations["tokenizer"], "validation": evaluations["transformer"]}
+    report: dict[str, Any] = {
+        "reconstruction": evaluations["tokenizer"],
+        "validation": evaluations["transformer"],
+    }
     report["samples"] = judge(model, transformer, samples)
     _samples_picture(model, transformer, directory)
     seconds["samples"] = round(time.time() - sampling, 1)
@@ -66,11 +74,12 @@ def run(tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples:
 
 
 def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
-    """Samples against real images: a classifier's agreement with the label, diversity, and distance to training images.
+    """Samples against real images: a classifier's agreement with the label, diversity, and distance
+    to training images.
 
-    The classifier is trained on the real training split. `variance_ratio` is the within-class variance of samples
-    over that of held-out images; `nearest_ratio` the median distance to the nearest training image over that of
-    held-out images. Both are of pixels in [0, 1] at 8x8.
+    The classifier is trained on the real training split. `variance_ratio` is the within-class
+    variance of samples over that of held-out images; `nearest_ratio` the median distance to the
+    nearest training image over that of held-out images. Both are of pixels in [0, 1] at 8x8.
     """
     images, labels = _split(config, config.data.train_split, model.class_names)
     held_images, held_labels = _split(config, config.data.eval_split, model.class_names)
@@ -78,8 +87,11 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
     asked = np.arange(samples) % config.transformer.num_classes
     variance = within_class_variance(held_images, held_labels)
     distance = nearest_distance(held_images, images)
-    report: dict[str, Any] = {"classifier_accuracy_on_held_out": float(np.mean(classify(held_images) == held_labels)),
-                              "held_out_images": len(held_images), "count": samples}
+    report: dict[str, Any] = {
+        "classifier_accuracy_on_held_out": float(np.mean(classify(held_images) == held_labels)),
+        "held_out_images": len(held_images),
+        "count": samples,
+    }
     for name, settings in SETTINGS.items():
         drawn = model.sample(asked, seed=1, **settings)
         report[name] = {
@@ -102,19 +114,27 @@ def lines(report: dict[str, Any]) -> list[str]:
     ]
     for name in SETTINGS:
         row = samples[name]
-        out.append(f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
-                   f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}")
-    spent = {name: "not known, resumed" if value is None else f"{value:.0f} s"
-             for name, value in report["seconds"].items()}
+        out.append(
+            f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
+            f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}"
+        )
+    spent = {
+        name: "not known, resumed" if value is None else f"{value:.0f} s"
+        for name, value in report["seconds"].items()
+    }
     whole = report["seconds"]["total"]
-    out.append(f"time            {spent['total'] if whole is None else f'{whole / 60:.1f} minutes'} "
-               f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, samples {spent['samples']})")
+    out.append(
+        f"time            {spent['total'] if whole is None else f'{whole / 60:.1f} minutes'} "
+        f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, samples {spent['samples']})"
+    )
     return out
 
 
 def _reported_seconds(directory: epath.Path, stage: str) -> float | None:
     report = directory / "report.json"
-    return model_directory.read_json(report).get("seconds", {}).get(stage) if report.exists() else None
+    return (
+        model_directory.read_json(report).get("seconds", {}).get(stage) if report.exists() else None
+    )
 
 
 def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:
@@ -131,17 +151,32 @@ def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
 
 
-def _split(config: TrainConfig, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _split(
+    config: TrainConfig, split: str, class_names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """All images of a split in [0, 1] at the model's size, and their labels."""
-    batches = list(loader.eval_batches(config.data, config.tokenizer.image_shape, 256,
-                                       split=sources.open_split(config.data, split, class_names)))
-    images, labels = (np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label"))
+    batches = list(
+        loader.eval_batches(
+            config.data,
+            config.tokenizer.image_shape,
+            256,
+            split=sources.open_split(config.data, split, class_names),
+        )
+    )
+    images, labels = (
+        np.concatenate([b[name][b["mask"]] for b in batches]) for name in ("image", "label")
+    )
     return images.astype(np.float32) / 255, labels
 
 
 def _samples_picture(model: Pipeline, config: TrainConfig, directory: epath.Path):
     classes = config.transformer.num_classes
     columns = min(10, classes)
-    titles = [pictures.title(class_labels.title(i, model.class_names, classes), str(i)) for i in range(columns)]
+    titles = [
+        pictures.title(class_labels.title(i, model.class_names, classes), str(i))
+        for i in range(columns)
+    ]
     images = model.sample(np.arange(10 * columns) % columns, seed=0)
-    pictures.save_png(directory / "samples.png", pictures.grid(images, columns=columns, titles=titles))
+    pictures.save_png(
+        directory / "samples.png", pictures.grid(images, columns=columns, titles=titles)
+    )

@@ -1,4 +1,5 @@
-"""What the studies of generation and editing share: rows that a kill leaves whole, and what rows are measured by."""
+"""What the studies of generation and editing share: rows that a kill leaves whole, and what rows
+are measured by."""
 
 import argparse
 import json
@@ -25,7 +26,9 @@ RESAMPLES = 20
 READ = 256  # images at once
 
 
-def command(parser: Parser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None) -> int:
+def command(
+    parser: Parser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
+) -> int:
     """Runs a module as a command.
 
     Returns:
@@ -44,23 +47,61 @@ def command(parser: Parser, run: Callable[[argparse.Namespace], None], argv: Seq
 
 def add_arguments(parser: Parser):
     """Of both studies."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="model directory or training workdir")
-    parser.add_argument("--reference", required=True, metavar="DATASET:SPLIT", help="held-out images")
-    parser.add_argument("--training", default="", metavar="DATASET:SPLIT", help="training images, with labels "
-                        "(default: the reference's data set, split train)")
-    parser.add_argument("--resize", choices=("crop", "whole", "pad"), default="crop",
-                        help="how images are brought to the model's size, as in training (default crop)")
-    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared data sets lie, as data.data_dir")
-    parser.add_argument("--source-dir", default="", metavar="DIR", help="raw files of a data set, as data.source_dir")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="model directory or training workdir"
+    )
+    parser.add_argument(
+        "--reference", required=True, metavar="DATASET:SPLIT", help="held-out images"
+    )
+    parser.add_argument(
+        "--training",
+        default="",
+        metavar="DATASET:SPLIT",
+        help="training images, with labels (default: the reference's data set, split train)",
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("crop", "whole", "pad"),
+        default="crop",
+        help="how images are brought to the model's size, as in training (default crop)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="",
+        metavar="DIR",
+        help="where prepared data sets lie, as data.data_dir",
+    )
+    parser.add_argument(
+        "--source-dir",
+        default="",
+        metavar="DIR",
+        help="raw files of a data set, as data.source_dir",
+    )
     parser.add_argument("--num", type=int, default=2000, help="images a row (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resamples", type=int, default=RESAMPLES,
-                        help=f"bootstrap resamples for intervals, 0 for none (default {RESAMPLES})")
-    parser.add_argument("--weights", default="", metavar="PATH", help="of EfficientNet-Lite0 (default: the package's)")
-    parser.add_argument("--cache", metavar="DIR", help="of the reference's features, '' for none (default "
-                        "~/.cache/var_jax/features)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the JSON, the tables and the picture go; "
-                        "rows that are there already are kept")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help=f"bootstrap resamples for intervals, 0 for none (default {RESAMPLES})",
+    )
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="PATH",
+        help="of EfficientNet-Lite0 (default: the package's)",
+    )
+    parser.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="of the reference's features, '' for none (default ~/.cache/var_jax/features)",
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="where the JSON, the tables and the picture go; rows that are there already are kept",
+    )
 
 
 def check_arguments(args: argparse.Namespace):
@@ -71,8 +112,12 @@ def check_arguments(args: argparse.Namespace):
     """
     require(args.num >= 4, "--num", args.num, "at least 4")
     require(0 <= args.seed < 2**32, "--seed", args.seed, "from 0 to 4294967295")
-    require(args.resamples == 0 or args.resamples >= 2, "--resamples", args.resamples,
-            "0, for no intervals, or at least 2")
+    require(
+        args.resamples == 0 or args.resamples >= 2,
+        "--resamples",
+        args.resamples,
+        "0, for no intervals, or at least 2",
+    )
 
 
 def image_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,8 +134,12 @@ def training_name(args: argparse.Namespace) -> str:
     if args.training:
         return args.training
     name, colon, _ = args.reference.partition(":")
-    require(bool(colon) and "/" not in name, "--training", f"not given, and {args.reference} of no data set",
-            "given, as DATASET:SPLIT")
+    require(
+        bool(colon) and "/" not in name,
+        "--training",
+        f"not given, and {args.reference} of no data set",
+        "given, as DATASET:SPLIT",
+    )
     return f"{name}:train"
 
 
@@ -99,11 +148,12 @@ class Rows:
 
     Args:
       path: of the file; its directory is made.
-      about: what the rows depend on. A value of None is not known in this run (or was not in an earlier one), and
-        fits any other.
+      about: what the rows depend on. A value of None is not known in this run (or was not in an
+        earlier one), and fits any other.
       notes: what a reader of the file should know.
     Raises:
-      UserError: the file holds rows of another study or of other settings, or no rows at all; or it cannot be written.
+      UserError: the file holds rows of another study or of other settings, or no rows at all; or it
+        cannot be written.
     """
 
     def __init__(self, path: epath.PathLike, about: Mapping[str, Any], notes: Sequence[str] = ()):
@@ -115,15 +165,29 @@ class Rows:
             return
         found = model_directory.read_json(self.path)
         theirs, rows = found.get("about"), found.get("rows")
-        if found.get("format") != FORMAT or not isinstance(theirs, dict) or not isinstance(rows, dict):
-            raise UserError(f"{self.path} holds no rows of a study; remove it, or give another --out")
-        unknown = {key for key in self.about.keys() & theirs.keys() if None in (self.about[key], theirs[key])}
-        ours, known = ({key: value for key, value in each.items() if key not in unknown}
-                       for each in (self.about, theirs))
+        if (
+            found.get("format") != FORMAT
+            or not isinstance(theirs, dict)
+            or not isinstance(rows, dict)
+        ):
+            raise UserError(
+                f"{self.path} holds no rows of a study; remove it, or give another --out"
+            )
+        unknown = {
+            key
+            for key in self.about.keys() & theirs.keys()
+            if None in (self.about[key], theirs[key])
+        }
+        ours, known = (
+            {key: value for key, value in each.items() if key not in unknown}
+            for each in (self.about, theirs)
+        )
         # The shortest first: a fingerprint that differs says less than the seed that made it.
         if different := sorted(differences(ours, known), key=len):
-            raise UserError(f"{self.path} is of other settings: {'; '.join(different[:4])}; remove it, or give another "
-                            "--out")
+            raise UserError(
+                f"{self.path} is of other settings: {'; '.join(different[:4])}; remove it, or give another "
+                "--out"
+            )
         self.about |= {key: theirs[key] for key in unknown if theirs[key] is not None}
         self.rows = rows
 
@@ -153,7 +217,9 @@ def _directory(path: epath.Path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write to {path}: {error.strerror or error}; give another --out") from error
+        raise UserError(
+            f"cannot write to {path}: {error.strerror or error}; give another --out"
+        ) from error
     if "://" not in str(path) and not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {path}: no permission; give another --out")
 
@@ -165,7 +231,9 @@ def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -
     return collector.finish()
 
 
-def everything(images: ImageSet, classes: int) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+def everything(
+    images: ImageSet, classes: int
+) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
     """All images of a set and their labels.
 
     Raises:
@@ -173,10 +241,22 @@ def everything(images: ImageSet, classes: int) -> tuple[UInt8[np.ndarray, "n h w
     """
     require(bool(images.class_names), images.name, "without labels", LABELLED)
     batches = list(images.read(READ))
-    pixels, labels = np.concatenate([b.images for b in batches]), np.concatenate([b.labels for b in batches])
-    require(int(labels.max()) < classes, f"a label of {images.name}", int(labels.max()),
-            f"below the number of the model's classes, {classes}")
-    require(len(np.unique(labels)) > 1, images.name, "of one class", "of at least two, to tell them apart")
+    pixels, labels = (
+        np.concatenate([b.images for b in batches]),
+        np.concatenate([b.labels for b in batches]),
+    )
+    require(
+        int(labels.max()) < classes,
+        f"a label of {images.name}",
+        int(labels.max()),
+        f"below the number of the model's classes, {classes}",
+    )
+    require(
+        len(np.unique(labels)) > 1,
+        images.name,
+        "of one class",
+        "of at least two, to tell them apart",
+    )
     return pixels, labels
 
 

@@ -1,9 +1,11 @@
-"""What a model makes of an image's first scales: finer detail of images that were made small, and variations.
+"""What a model makes of an image's first scales: finer detail of images that were made small, and
+variations.
 
-`python -m var_jax.studies.variations --model D --reference fashion_mnist_idx:test --resize pad --out DIR` writes
-`continuing.json`, the table `continuing.md` and `continuing.png`; rows that are there already are not measured again.
-Small images are held-out ones averaged down and enlarged again bicubically, which is also what finer detail has to
-beat; variations keep the first scales of the images as they are.
+`python -m var_jax.studies.variations --model D --reference fashion_mnist_idx:test --resize pad
+--out DIR` writes `continuing.json`, the table `continuing.md` and `continuing.png`; rows that are
+there already are not measured again. Small images are held-out ones averaged down and enlarged
+again bicubically, which is also what finer detail has to beat; variations keep the first scales of
+the images as they are.
 """
 
 import argparse
@@ -39,7 +41,8 @@ NOTES = (
 
 
 def enlarged(images: Pixels, factor: int) -> Pixels:
-    """Averaged down by a factor and enlarged again bicubically: what is left of an image of that size."""
+    """Averaged down by a factor and enlarged again bicubically: what is left of an image of that
+    size."""
     height, width = images.shape[1:3]
     small = resize(images.astype(np.float32) / 255, (height // factor, width // factor), "area")
     return to_uint8(np.asarray(resize(small, (height, width), "bicubic")))
@@ -54,16 +57,34 @@ def methods(scales: int) -> dict[str, tuple[str, int]]:
 def run(args: argparse.Namespace):
     study.check_arguments(args)
     model = Pipeline.from_pretrained(args.model)
-    classes, shape = validate.transformer(model.config).num_classes, model.config.tokenizer.image_shape
-    require(args.factor >= 2 and not any(side % args.factor for side in shape[:2]), "--factor", args.factor,
-            f"a divisor of both sides of {shape[0]} x {shape[1]}, at least 2")
-    opened = [open_images(name, shape=shape, **study.image_arguments(args))
-              for name in (args.reference, study.training_name(args))]
+    classes, shape = (
+        validate.transformer(model.config).num_classes,
+        model.config.tokenizer.image_shape,
+    )
+    require(
+        args.factor >= 2 and not any(side % args.factor for side in shape[:2]),
+        "--factor",
+        args.factor,
+        f"a divisor of both sides of {shape[0]} x {shape[1]}, at least 2",
+    )
+    opened = [
+        open_images(name, shape=shape, **study.image_arguments(args))
+        for name in (args.reference, study.training_name(args))
+    ]
     drawn, others = held_out(opened[0], args.num, args.seed)
     network = features.load("efficientnet", args.weights)
-    about = {"study": "continuing", "model": token_cache.model_fingerprint(model.config, model.params), "num": args.num,
-             "seed": args.seed, "factor": args.factor, "resamples": args.resamples, "continued": drawn.described(),
-             "reference": others.described(), "training": opened[1].described(), "features": network.described()}
+    about = {
+        "study": "continuing",
+        "model": token_cache.model_fingerprint(model.config, model.params),
+        "num": args.num,
+        "seed": args.seed,
+        "factor": args.factor,
+        "resamples": args.resamples,
+        "continued": drawn.described(),
+        "reference": others.described(),
+        "training": opened[1].described(),
+        "features": network.described(),
+    }
     out = epath.Path(args.out)
     rows = study.Rows(out / "continuing.json", about, NOTES)
     continued = methods(len(model.config.tokenizer.scales))
@@ -85,39 +106,64 @@ def run(args: argparse.Namespace):
         if missing:
             training, known = study.everything(opened[1], classes)
             classify = pixel_classifier(training.astype(np.float32) / 255, known)
-            distance = Distance(features.of_reference(network, others, args.cache), args.resamples, args.seed)
+            distance = Distance(
+                features.of_reference(network, others, args.cache), args.resamples, args.seed
+            )
             with features.progress(len(missing), "rows", " rows") as bar:
                 for name in missing:
                     found = draw(name)
                     off = np.abs(found.astype(np.float64) - images).mean(axis=(1, 2, 3))
-                    rows.add(name, {"frechet_distance": distance.of(study.features_of(network, found)),
-                                    "agreement": agreement(classify, found.astype(np.float32) / 255, labels),
-                                    "off": scores.mean_interval(off)})
+                    rows.add(
+                        name,
+                        {
+                            "frechet_distance": distance.of(study.features_of(network, found)),
+                            "agreement": agreement(
+                                classify, found.astype(np.float32) / 255, labels
+                            ),
+                            "off": scores.mean_interval(off),
+                        },
+                    )
                     bar.update()
         titles = {TRUTH: "original", ENLARGED: "enlarged"} | {
             name: f"{'finer' if source == ENLARGED else 'varied'}, {kept}"
-            for name, (source, kept) in continued.items()}
+            for name, (source, kept) in continued.items()
+        }
         columns = [draw(name, PICTURED) for name in titles]
-        pictures.save_png(place, pictures.strip(list(np.stack(columns, axis=1)), list(titles.values())))
+        pictures.save_png(
+            place, pictures.strip(list(np.stack(columns, axis=1)), list(titles.values()))
+        )
     atomic.save(out / "continuing.md", markdown(rows), "the table")
 
 
 def markdown(rows: study.Rows) -> str:
     about = rows.about
-    out = [f"{about['num']} images a row against {about['reference']['count']} other images of the same split (95 % "
-           f"intervals), {about['features']['network']}; small ones by {about['factor']}, drawn with preset fid.", "",
-           "| | Fréchet distance | as labelled | off by, levels |", "|---" * 4 + "|"]
+    out = [
+        f"{about['num']} images a row against {about['reference']['count']} other images of the same split (95 % "
+        f"intervals), {about['features']['network']}; small ones by {about['factor']}, drawn with preset fid.",
+        "",
+        "| | Fréchet distance | as labelled | off by, levels |",
+        "|---" * 4 + "|",
+    ]
     for name, row in rows.rows.items():
-        cells = [study.told(row["frechet_distance"]), f"{row['agreement']['value']:.3f}", study.told(row["off"])]
+        cells = [
+            study.told(row["frechet_distance"]),
+            f"{row['agreement']['value']:.3f}",
+            study.told(row["off"]),
+        ]
         out.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m var_jax.studies.variations", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m var_jax.studies.variations",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     study.add_arguments(parser)
-    parser.add_argument("--factor", type=int, default=4, help="that images are made smaller by (default 4)")
+    parser.add_argument(
+        "--factor", type=int, default=4, help="that images are made smaller by (default 4)"
+    )
     return study.command(parser, run, argv)
 
 

@@ -1,7 +1,7 @@
 """Submits a sweep's runs, watches them and starts dead ones again, until all are done or given up.
 
-Nothing is kept in memory that is not in the runs' directories: the process may be killed and started again, or run
-twice at a time, on several hosts.
+Nothing is kept in memory that is not in the runs' directories: the process may be killed and
+started again, or run twice at a time, on several hosts.
 """
 
 import contextlib
@@ -51,8 +51,12 @@ class Sweep:
         return epath.Path(self.workdir) / run
 
     def observe(self, run: str) -> Observed:
-        return runs.observe(self.directory(run), self.alive, self.stale,
-                            may_wait=lambda claim: self.engine.queues and claim.backend == self.backend)
+        return runs.observe(
+            self.directory(run),
+            self.alive,
+            self.stale,
+            may_wait=lambda claim: self.engine.queues and claim.backend == self.backend,
+        )
 
     def alive(self, claim: Claim) -> bool | None:
         return self.engine.alive(claim.job) if claim.backend == self.backend else None
@@ -71,19 +75,38 @@ def write_plan(sweep: Sweep, overrides: Sequence[str]):
     Raises:
       UserError: the directory cannot be written.
     """
-    plan = {"config": sweep.config_file, "overrides": list(overrides), "backend": sweep.backend, "runs": [
-        {"id": run.id, "label": run.label, "trunk": run.trunk, "steps": run.config.steps,
-         "first_step": run.config.branch_step, "params": run.params, "tokens": run.tokens, "compute": run.compute,
-         "own_compute": run.own_compute} for run in sweep.runs]}
+    plan = {
+        "config": sweep.config_file,
+        "overrides": list(overrides),
+        "backend": sweep.backend,
+        "runs": [
+            {
+                "id": run.id,
+                "label": run.label,
+                "trunk": run.trunk,
+                "steps": run.config.steps,
+                "first_step": run.config.branch_step,
+                "params": run.params,
+                "tokens": run.tokens,
+                "compute": run.compute,
+                "own_compute": run.own_compute,
+            }
+            for run in sweep.runs
+        ],
+    }
     directory = epath.Path(sweep.workdir)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         atomic.write(directory / "sweep.json", json.dumps(plan, indent=1))
     except OSError as error:
-        raise UserError(f"cannot write the sweep's directory {sweep.workdir}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the sweep's directory {sweep.workdir}: {error.strerror or error}"
+        ) from error
 
 
-def drive(sweep: Sweep, *, interval: float, retry: bool = False, say: Callable[[str], None] = print) -> dict[str, str]:
+def drive(
+    sweep: Sweep, *, interval: float, retry: bool = False, say: Callable[[str], None] = print
+) -> dict[str, str]:
     """Returns when no run is live and none can be started.
 
     Args:
@@ -105,7 +128,8 @@ def drive(sweep: Sweep, *, interval: float, retry: bool = False, say: Callable[[
             one = seen[run.id]
             if not one.live and one.state != "done":
                 reason = _out_of_reach(sweep, run, seen, given_up) or (
-                    runs.hopeless(one, sweep.max_restarts) if run.id not in chances else "")
+                    runs.hopeless(one, sweep.max_restarts) if run.id not in chances else ""
+                )
                 if reason:
                     given_up[run.id] = reason
                 elif _can_start(sweep, run):
@@ -130,7 +154,12 @@ def stop(sweep: Sweep) -> list[str]:
     asked = []
     for run in sweep.runs:
         one = sweep.observe(run.id)
-        if one.live and one.claims and one.claims[-1].job and one.claims[-1].backend == sweep.backend:
+        if (
+            one.live
+            and one.claims
+            and one.claims[-1].job
+            and one.claims[-1].backend == sweep.backend
+        ):
             sweep.engine.stop(one.claims[-1].job)
             asked.append(run.id)
     return asked
@@ -148,13 +177,17 @@ def _start(sweep: Sweep, ready: Sequence[Run], seen: dict[str, Observed], chance
         one = seen[run.id]
         retried = run.id in chances and runs.hopeless(one, sweep.max_restarts)
         ended = "" if one.state == "new" else RETRIED if retried else one.state
-        claim = claims.create(sweep.directory(run.id), one.attempt + 1, sweep.backend, ended, one.step)
+        claim = claims.create(
+            sweep.directory(run.id), one.attempt + 1, sweep.backend, ended, one.step
+        )
         if claim is not None:
             won.append((run, claim))
     if not won:
         return
     try:
-        jobs = sweep.engine.submit([run.command(sweep.config_file, sweep.workdir, claim.attempt) for run, claim in won])
+        jobs = sweep.engine.submit(
+            [run.command(sweep.config_file, sweep.workdir, claim.attempt) for run, claim in won]
+        )
     except UserError:
         for run, claim in won:
             claims.replace(sweep.directory(run.id), claim, abandoned=True)
@@ -165,18 +198,25 @@ def _start(sweep: Sweep, ready: Sequence[Run], seen: dict[str, Observed], chance
 
 def _can_start(sweep: Sweep, run: Run) -> bool:
     """Whether what a branch starts from is on disk: its own checkpoint, or its trunk's."""
-    return not run.trunk or run.config.branch_step in _checkpoints(sweep, run.trunk) or bool(
-        _checkpoints(sweep, run.id))
+    return (
+        not run.trunk
+        or run.config.branch_step in _checkpoints(sweep, run.trunk)
+        or bool(_checkpoints(sweep, run.id))
+    )
 
 
-def _out_of_reach(sweep: Sweep, run: Run, seen: dict[str, Observed], given_up: dict[str, str]) -> str:
+def _out_of_reach(
+    sweep: Sweep, run: Run, seen: dict[str, Observed], given_up: dict[str, str]
+) -> str:
     """Why a branch can never start: its trunk ended without the checkpoint that it needs."""
     if _can_start(sweep, run):
         return ""
     if run.trunk in given_up:
         return f"its trunk {run.trunk} was given up before step {run.config.branch_step}"
     if seen[run.trunk].state == "done":
-        return f"its trunk {run.trunk} is done and has no checkpoint of step {run.config.branch_step}"
+        return (
+            f"its trunk {run.trunk} is done and has no checkpoint of step {run.config.branch_step}"
+        )
     return ""
 
 
@@ -185,9 +225,14 @@ def _checkpoints(sweep: Sweep, run: str) -> list[int]:
 
 
 def _note_heartbeat(sweep: Sweep, run: str, one: Observed):
-    """Lets a later look, which may not get an answer from the scheduler, know that there was one."""
-    if one.claims and (claim := one.claims[-1]).job and time.time() - claim.heartbeat > HEARTBEAT_SECONDS \
-            and sweep.alive(claim):
+    """Lets a later look, which may not get an answer from the scheduler, know that there was
+    one."""
+    if (
+        one.claims
+        and (claim := one.claims[-1]).job
+        and time.time() - claim.heartbeat > HEARTBEAT_SECONDS
+        and sweep.alive(claim)
+    ):
         with contextlib.suppress(OSError):  # the next look notes it
             claims.replace(sweep.directory(run), claim, heartbeat=time.time())
 

@@ -1,4 +1,5 @@
-"""Families of override dicts, {"optimizer.base_lr": 1e-4, ...}, from smaller ones: what `get_sweep` is written with."""
+"""Families of override dicts, {"optimizer.base_lr": 1e-4, ...}, from smaller ones: what `get_sweep`
+is written with."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -27,9 +28,13 @@ def zip(*families: Iterable[Overrides]) -> list[Overrides]:
     """
     lists = [list(family) for family in families]
     if len({len(members) for members in lists}) > 1:
-        raise UserError(f"zip of families of {', '.join(str(len(members)) for members in lists)} members; "
-                        "they must be equally long")
-    return [_merged([members[i] for members in lists]) for i in range(len(lists[0]) if lists else 0)]
+        raise UserError(
+            f"zip of families of {', '.join(str(len(members)) for members in lists)} members; "
+            "they must be equally long"
+        )
+    return [
+        _merged([members[i] for members in lists]) for i in range(len(lists[0]) if lists else 0)
+    ]
 
 
 def chain(*families: Iterable[Overrides]) -> list[Overrides]:
@@ -38,10 +43,11 @@ def chain(*families: Iterable[Overrides]) -> list[Overrides]:
 
 
 def native(value: Any) -> Any:
-    """A value as Python's own kinds: numbers and arrays of numpy, JAX and ml_dtypes, also within dicts and lists.
+    """A value as Python's own kinds: numbers and arrays of numpy, JAX and ml_dtypes, also within
+    dicts and lists.
 
-    numpy writes a number's type into its repr, "np.float64(0.001)", which no config reads, and an array has no truth
-    value to be compared by. An array becomes a tuple, as configs have them.
+    numpy writes a number's type into its repr, "np.float64(0.001)", which no config reads, and an
+    array has no truth value to be compared by. An array becomes a tuple, as configs have them.
     """
     if isinstance(value, Mapping):
         return {key: native(item) for key, item in value.items()}
@@ -61,7 +67,9 @@ def _merged(members: Iterable[Overrides]) -> Overrides:
     for member in members:
         for key, value in native(member).items():
             if key in merged and merged[key] != value:
-                raise UserError(f"a sweep sets {key} to {merged[key]!r} and to {value!r} in one run; "
-                                "let one of its families set it")
+                raise UserError(
+                    f"a sweep sets {key} to {merged[key]!r} and to {value!r} in one run; "
+                    "let one of its families set it"
+                )
             merged[key] = value
     return merged

@@ -1,7 +1,9 @@
-"""The engine `jobset`: every run is a JobSet (jobset.x-k8s.io/v1alpha2) that kubectl applies to a Kubernetes cluster.
+"""The engine `jobset`: every run is a JobSet (jobset.x-k8s.io/v1alpha2) that kubectl applies to a
+Kubernetes cluster.
 
-On GKE a JobSet of TPU hosts forms one JAX process group by itself. How it ends decides what happens: exit code 75 and
-a node that is taken away restart the set as often as they come, anything else `restarts` times.
+On GKE a JobSet of TPU hosts forms one JAX process group by itself. How it ends decides what
+happens: exit code 75 and a node that is taken away restart the set as often as they come, anything
+else `restarts` times.
 """
 
 import dataclasses
@@ -27,8 +29,8 @@ NAME_LENGTH = 40  # a pod's name, NAME-train-SLICE-HOST and a suffix, may have 6
 class JobSet:
     """A JobSet named after the run and its attempt. Job ids are CONTEXT/NAMESPACE/NAME.
 
-    The image holds this package and the config at the same path, from the image's working directory, as in the
-    command; the sweep's directory is a bucket, or lies on a volume.
+    The image holds this package and the config at the same path, from the image's working
+    directory, as in the command; the sweep's directory is a bucket, or lies on a volume.
 
     Attributes:
       image: container image; needed.
@@ -68,19 +70,31 @@ class JobSet:
 
     def __post_init__(self):
         if not self.image:
-            raise UserError("backend jobset needs --option image=IMAGE, a container image with this package installed")
+            raise UserError(
+                "backend jobset needs --option image=IMAGE, a container image with this package installed"
+            )
         for name, least in (("chips", 1), ("slices", 1), ("restarts", 0), ("save_seconds", 0)):
             if getattr(self, name) < least:
-                raise UserError(f"--option {name}={getattr(self, name)}: it must be at least {least}")
+                raise UserError(
+                    f"--option {name}={getattr(self, name)}: it must be at least {least}"
+                )
         if self.slices > 1 and not self.topology:
-            raise UserError(f"--option slices={self.slices}: slices are of TPUs; give --option accelerator and "
-                            "--option topology too, or leave slices out")
+            raise UserError(
+                f"--option slices={self.slices}: slices are of TPUs; give --option accelerator and "
+                "--option topology too, or leave slices out"
+            )
         if bool(self.accelerator) != bool(self.topology):
-            raise UserError("--option accelerator and --option topology go together, such as "
-                            "accelerator=tpu-v5-lite-podslice and topology=4x4")
-        if self.topology and (not re.fullmatch(r"\d+(x\d+)+", self.topology) or self._slice_chips % self.hosts):
-            raise UserError(f"--option topology={self.topology}: it must be like 4x4, in whole hosts of "
-                            f"{self.chips} chips")
+            raise UserError(
+                "--option accelerator and --option topology go together, such as "
+                "accelerator=tpu-v5-lite-podslice and topology=4x4"
+            )
+        if self.topology and (
+            not re.fullmatch(r"\d+(x\d+)+", self.topology) or self._slice_chips % self.hosts
+        ):
+            raise UserError(
+                f"--option topology={self.topology}: it must be like 4x4, in whole hosts of "
+                f"{self.chips} chips"
+            )
         if self.volume and not re.fullmatch(r"[a-z0-9.-]+:/.+", self.volume):
             raise UserError(f"--option volume={self.volume}: it must be CLAIM:/PATH")
         _pairs("selector", self.selector)
@@ -99,25 +113,35 @@ class JobSet:
         self._require_reachable(workdir)
         mount = self.volume.partition(":")[2]
         if "://" not in workdir and not Path(mount).is_dir():
-            raise UserError(f"there is no directory {mount} here, where the runs' files have to be read; mount the "
-                            f"volume of --option volume={self.volume} at the same path, or give a bucket as --workdir")
+            raise UserError(
+                f"there is no directory {mount} here, where the runs' files have to be read; mount the "
+                f"volume of --option volume={self.volume} at the same path, or give a bucket as --workdir"
+            )
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         if not commands:
             return []
         manifests = self.render(commands)
-        # All or none: the server checks every manifest before one is created, and what is created is taken back.
+        # All or none: the server checks every manifest before one is created, and what is created
+        # is taken back.
         self._kubectl("apply", "--dry-run=server", "--filename=-", text=manifests)
         try:
             self._kubectl("apply", "--filename=-", text=manifests)
         except UserError:
-            self._call("delete", "--ignore-not-found", "--wait=false", "--filename=-", text=manifests)
+            self._call(
+                "delete", "--ignore-not-found", "--wait=false", "--filename=-", text=manifests
+            )
             raise
         return [f"{self.context}/{self.namespace}/{name(command)}" for command in commands]
 
     def alive(self, job: str) -> bool | None:
-        done = _at(job)._call("get", "jobsets.jobset.x-k8s.io", job.rpartition("/")[2], "--ignore-not-found",
-                              "--output=jsonpath={.metadata.name} {.status.terminalState}")
+        done = _at(job)._call(
+            "get",
+            "jobsets.jobset.x-k8s.io",
+            job.rpartition("/")[2],
+            "--ignore-not-found",
+            "--output=jsonpath={.metadata.name} {.status.terminalState}",
+        )
         if done is None or done.returncode:
             return None
         words = done.stdout.split()
@@ -125,11 +149,18 @@ class JobSet:
 
     def stop(self, job: str) -> None:
         """Deletes the JobSet: its pods get SIGTERM, and `save_seconds` later SIGKILL."""
-        _at(job)._call("delete", "jobsets.jobset.x-k8s.io", job.rpartition("/")[2], "--ignore-not-found",
-                       "--wait=false")
+        _at(job)._call(
+            "delete",
+            "jobsets.jobset.x-k8s.io",
+            job.rpartition("/")[2],
+            "--ignore-not-found",
+            "--wait=false",
+        )
 
     def render(self, commands: Sequence[RunCommand]) -> str:
-        return yaml.safe_dump_all([self.manifest(command) for command in commands], sort_keys=False, width=1000)
+        return yaml.safe_dump_all(
+            [self.manifest(command) for command in commands], sort_keys=False, width=1000
+        )
 
     def manifest(self, command: RunCommand) -> dict[str, Any]:
         """The JobSet of one attempt at a run.
@@ -144,46 +175,82 @@ class JobSet:
         if self.queue:
             metadata["labels"] = {"kueue.x-k8s.io/queue-name": self.queue}
         if self.topology:
-            metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+            metadata["annotations"] = {
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+            }
         job = {
             "parallelism": self.hosts,
             "completions": self.hosts,
             "completionMode": "Indexed",
             "backoffLimit": 0,
-            # Either fails the job at once and for a reason of its own, by which the set's policy knows it.
-            "podFailurePolicy": {"rules": [
-                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
-                {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]},
-            "template": {"spec": self._pod(command)}}
+            # Either fails the job at once and for a reason of its own, by which the set's policy
+            # knows it.
+            "podFailurePolicy": {
+                "rules": [
+                    {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
+                    {
+                        "action": "FailJob",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
+                ]
+            },
+            "template": {"spec": self._pod(command)},
+        }
         return {
             "apiVersion": "jobset.x-k8s.io/v1alpha2",
             "kind": "JobSet",
             "metadata": metadata,
             "spec": {
-                "failurePolicy": {"maxRestarts": self.restarts, "rules": [
-                    {"name": "preempted", "action": "RestartJobSetAndIgnoreMaxRestarts",
-                     "onJobFailureReasons": ["PodFailurePolicy"]}]},
-                "replicatedJobs": [{"name": "train", "replicas": self.slices, "template": {"spec": job}}]}}
+                "failurePolicy": {
+                    "maxRestarts": self.restarts,
+                    "rules": [
+                        {
+                            "name": "preempted",
+                            "action": "RestartJobSetAndIgnoreMaxRestarts",
+                            "onJobFailureReasons": ["PodFailurePolicy"],
+                        }
+                    ],
+                },
+                "replicatedJobs": [
+                    {"name": "train", "replicas": self.slices, "template": {"spec": job}}
+                ],
+            },
+        }
 
     def _pod(self, command: RunCommand) -> dict[str, Any]:
         resources = _pairs("resources", self.resources) | (
-            {"google.com/tpu": str(self.chips)} if self.topology else {})
-        selector = {"cloud.google.com/gke-tpu-accelerator": self.accelerator,
-                    "cloud.google.com/gke-tpu-topology": self.topology} if self.topology else {}
+            {"google.com/tpu": str(self.chips)} if self.topology else {}
+        )
+        selector = (
+            {
+                "cloud.google.com/gke-tpu-accelerator": self.accelerator,
+                "cloud.google.com/gke-tpu-topology": self.topology,
+            }
+            if self.topology
+            else {}
+        )
         selector |= _pairs("selector", self.selector)
         claim, _, mount = self.volume.partition(":")
-        container: dict[str, Any] = {"name": "train", "image": self.image, "command": [self.python, *command.argv[1:]]}
+        container: dict[str, Any] = {
+            "name": "train",
+            "image": self.image,
+            "command": [self.python, *command.argv[1:]],
+        }
         environment = {**shared_programs(command.directory), **command.environment}
         container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         if resources:
             container["resources"] = {"requests": resources, "limits": resources}
-        # Processes that decode images hand them over in shared memory, of which a container has 64 MB by default.
+        # Processes that decode images hand them over in shared memory, of which a container has 64
+        # MB by default.
         container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
         volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
         if claim:
             container["volumeMounts"].append({"name": "work", "mountPath": mount})
             volumes.append({"name": "work", "persistentVolumeClaim": {"claimName": claim}})
-        pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": self.save_seconds}
+        pod: dict[str, Any] = {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": self.save_seconds,
+        }
         if self.service_account:
             pod["serviceAccountName"] = self.service_account
         if selector:
@@ -192,27 +259,43 @@ class JobSet:
 
     def _require_reachable(self, directory: str):
         mount = self.volume.partition(":")[2]
-        if "://" not in directory and not (mount and PurePosixPath(directory).is_relative_to(mount)):
-            raise UserError(f"no pod of the cluster could write {directory}; give a bucket as --workdir, or a path on "
-                            "a volume that --option volume=CLAIM:/PATH mounts")
+        if "://" not in directory and not (
+            mount and PurePosixPath(directory).is_relative_to(mount)
+        ):
+            raise UserError(
+                f"no pod of the cluster could write {directory}; give a bucket as --workdir, or a path on "
+                "a volume that --option volume=CLAIM:/PATH mounts"
+            )
 
     def _kubectl(self, *args: str, text: str):
         """A call that has to go well."""
         done = self._call(*args, text=text)
         if done is None:
-            raise UserError(f"kubectl does not answer within {KUBECTL_SECONDS} s; is the cluster there?"
-                            if shutil.which("kubectl") else
-                            "backend jobset needs kubectl, which is not on PATH; install it and log in to the cluster")
+            raise UserError(
+                f"kubectl does not answer within {KUBECTL_SECONDS} s; is the cluster there?"
+                if shutil.which("kubectl")
+                else "backend jobset needs kubectl, which is not on PATH; install it and log in to the cluster"
+            )
         if done.returncode:
-            raise UserError(f"kubectl {args[0]} refuses: {' '.join(done.stderr.split()) or done.returncode}")
+            raise UserError(
+                f"kubectl {args[0]} refuses: {' '.join(done.stderr.split()) or done.returncode}"
+            )
 
     def _call(self, *args: str, text: str = "") -> subprocess.CompletedProcess[str] | None:
         """What kubectl answers, or None when it does not."""
-        place = [f"--{option}={value}" for option, value in (("context", self.context), ("namespace", self.namespace))
-                 if value]
+        place = [
+            f"--{option}={value}"
+            for option, value in (("context", self.context), ("namespace", self.namespace))
+            if value
+        ]
         try:
-            return subprocess.run(["kubectl", *place, *args], input=text, capture_output=True, text=True,
-                                  timeout=KUBECTL_SECONDS)
+            return subprocess.run(
+                ["kubectl", *place, *args],
+                input=text,
+                capture_output=True,
+                text=True,
+                timeout=KUBECTL_SECONDS,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
 

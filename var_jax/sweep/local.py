@@ -18,9 +18,11 @@ from var_jax.sweep.claims import process_alive, process_id
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Runs in sessions of their own: neither the end of the sweep's process nor Ctrl-C in its terminal reaches them.
+    """Runs in sessions of their own: neither the end of the sweep's process nor Ctrl-C in its
+    terminal reaches them.
 
-    Output goes to `log.txt` in the run's directory (to nowhere when that is a bucket). Job ids are HOST:PID:BIRTH.
+    Output goes to `log.txt` in the run's directory (to nowhere when that is a bucket). Job ids are
+    HOST:PID:BIRTH.
     """
 
     jobs: ClassVar[int] = 1
@@ -37,12 +39,16 @@ class Local:
             except OSError as error:
                 for job in jobs:
                     self.stop(job)
-                raise UserError(f"cannot start run {command.run}: {error.strerror}: {error.filename}") from error
+                raise UserError(
+                    f"cannot start run {command.run}: {error.strerror}: {error.filename}"
+                ) from error
         return jobs
 
     def alive(self, job: str) -> bool | None:
         host, pid, born = _parsed(job)
-        with contextlib.suppress(ChildProcessError):  # not a child of this process, or reaped before
+        with contextlib.suppress(
+            ChildProcessError
+        ):  # not a child of this process, or reaped before
             os.waitpid(pid, os.WNOHANG)
         return process_alive(host, pid, born)
 
@@ -62,13 +68,21 @@ def _start(command: RunCommand) -> str:
         log = subprocess.DEVNULL
         if "://" not in command.directory:
             log = stack.enter_context(open(directory / "log.txt", "ab"))
-        process = subprocess.Popen(command.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True, env={**os.environ, **command.environment})
+        process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **command.environment},
+        )
     try:
         host, pid, born = process_id(process.pid)
     except psutil.NoSuchProcess:  # gone and reaped already
         host, pid, born = "", process.pid, 0.0
-    process.returncode = 0  # `alive` reaps it; the object would warn of a child that it did not wait for
+    process.returncode = (
+        0  # `alive` reaps it; the object would warn of a child that it did not wait for
+    )
     return f"{host}:{pid}:{born:.2f}"
 
 

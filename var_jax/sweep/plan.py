@@ -1,4 +1,6 @@
-"""A family of override dicts made into runs: resolved, identified, ordered, each with its command."""
+"""A family of override dicts made into runs: resolved, identified, ordered, each with its
+command."""
+
 import dataclasses
 import functools
 import hashlib
@@ -23,15 +25,37 @@ from var_jax.sweep.runs import require_reachable
 from var_jax.train import data_sizes
 from var_jax.train.workdir import FENCE
 
-# Keys that are no part of a run's id: how often it tells and saves, on what devices and by which kernels it computes,
-# and where its data and tokenizer lie (the tokenizer itself counts, by its fingerprint). They may change between a run
-# and its resumption; with another value of any other key it is another run.
-VOLATILE = ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps", "sample_classes", "mesh",
-            "tokenizer_dir", "data.workers", "data.data_dir", "data.tokens_dir", "transformer.attention",
-            "transformer.remat", "tokenizer.remat", "transformer.gradient_dtype", "tokenizer.gradient_dtype")
+# Keys that are no part of a run's id: how often it tells and saves, on what devices and by which
+# kernels it computes, and where its data and tokenizer lie (the tokenizer itself counts, by its
+# fingerprint). They may change between a run and its resumption; with another value of any other
+# key it is another run.
+VOLATILE = (
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_steps",
+    "sample_classes",
+    "mesh",
+    "tokenizer_dir",
+    "data.workers",
+    "data.data_dir",
+    "data.tokens_dir",
+    "transformer.attention",
+    "transformer.remat",
+    "tokenizer.remat",
+    "transformer.gradient_dtype",
+    "tokenizer.gradient_dtype",
+)
 # What a branch may have otherwise than the run it branches from.
-BRANCHING = ("steps", "branch_from", "branch_step", "optimizer.schedule", "optimizer.cooldown_steps",
-             "optimizer.final_lr_ratio")
+BRANCHING = (
+    "steps",
+    "branch_from",
+    "branch_step",
+    "optimizer.schedule",
+    "optimizer.cooldown_steps",
+    "optimizer.final_lr_ratio",
+)
 ID_DIGITS = 12
 
 Resolve = Callable[[Sequence[str]], TrainConfig]
@@ -42,7 +66,8 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      id: hash of its resolved configuration without `VOLATILE`, and of its tokenizer where one is given.
+      id: hash of its resolved configuration without `VOLATILE`, and of its tokenizer where one is
+        given.
       label: its overrides that vary in the sweep.
       config: the resolved configuration.
       flags: the `--config.KEY=VALUE` of its command.
@@ -62,7 +87,8 @@ class Run:
 
     @property
     def compute(self) -> float:
-        """Exact training FLOPs of the model at its end, its trunk's part included: what a law is fitted against."""
+        """Exact training FLOPs of the model at its end, its trunk's part included: what a law is
+        fitted against."""
         return self._a_step * self.config.steps
 
     @property
@@ -84,24 +110,36 @@ class Run:
 
     def command(self, config_file: str, workdir: str, attempt: int) -> RunCommand:
         directory = f"{workdir.rstrip('/')}/{self.id}"
-        argv = (sys.executable, "-m", "var_jax", "train", "--config", config_file, *self.flags, "--workdir", directory)
+        argv = (
+            sys.executable,
+            "-m",
+            "var_jax",
+            "train",
+            "--config",
+            config_file,
+            *self.flags,
+            "--workdir",
+            directory,
+        )
         fence = claims.file(epath.Path(directory), attempt)
         return RunCommand(self.id, directory, argv, attempt, {FENCE: str(fence)})
 
 
-def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, overrides: Sequence[str] = ()) -> list[Run]:
+def expand(
+    family: Sequence[Overrides], resolve: Resolve, workdir: str, overrides: Sequence[str] = ()
+) -> list[Run]:
     """The runs of a family, each once, trunks before their branches.
 
-    An override `branch_from` is the override dict of the trunk, which becomes a run of the sweep too; its
-    `keep_steps` are the steps that are branched from.
+    An override `branch_from` is the override dict of the trunk, which becomes a run of the sweep
+    too; its `keep_steps` are the steps that are branched from.
 
     Args:
       resolve: the configuration that `--config.KEY=VALUE` flags give.
       workdir: the sweep's directory.
       overrides: flags for every run, which win.
     Raises:
-      UserError: a key or value is wrong, a run is no transformer's, a branch does not fit its trunk, or the token cache
-        or tokenizer that is given is none.
+      UserError: a key or value is wrong, a run is no transformer's, a branch does not fit its
+        trunk, or the token cache or tokenizer that is given is none.
     """
     if not family:
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
@@ -132,16 +170,32 @@ def expand(family: Sequence[Overrides], resolve: Resolve, workdir: str, override
     for member in family:
         add(member)
     labels = _labels(given)
-    branched = {run.id: sorted({r.config.branch_step for r in runs.values() if r.trunk == run.id} |
-                               set(run.config.keep_steps)) for run in runs.values()}
-    return [dataclasses.replace(
-        run, label=labels[run.id], config=dataclasses.replace(run.config, keep_steps=tuple(branched[run.id])),
-        flags=run.flags + ((f"--config.keep_steps={_text(tuple(branched[run.id]))}",) if branched[run.id] else ()),
-    ) for run in runs.values()]
+    branched = {
+        run.id: sorted(
+            {r.config.branch_step for r in runs.values() if r.trunk == run.id}
+            | set(run.config.keep_steps)
+        )
+        for run in runs.values()
+    }
+    return [
+        dataclasses.replace(
+            run,
+            label=labels[run.id],
+            config=dataclasses.replace(run.config, keep_steps=tuple(branched[run.id])),
+            flags=run.flags
+            + (
+                (f"--config.keep_steps={_text(tuple(branched[run.id]))}",)
+                if branched[run.id]
+                else ()
+            ),
+        )
+        for run in runs.values()
+    ]
 
 
 def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
-    """Of the tokenizer whose tokens a run learns, by its token cache or its model directory; "" when neither is given.
+    """Of the tokenizer whose tokens a run learns, by its token cache or its model directory; ""
+    when neither is given.
 
     Raises:
       UserError: there is none.
@@ -157,8 +211,9 @@ def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
 
 
 def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
-    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id, not its place, and a
-    tokenizer by its fingerprint: runs over other tokens belong to another law."""
+    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id,
+    not its place, and a tokenizer by its fingerprint: runs over other tokens belong to another
+      law."""
     values = plain(config)
     for key in VOLATILE:
         *sections, last = key.split(".")
@@ -166,7 +221,9 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         for section in sections:
             node = node[section]
         node.pop(last, None)
-    values["microbatches"] = 1  # as the keys above; by its default, so that sweeps of before keep their ids
+    values["microbatches"] = (
+        1  # as the keys above; by its default, so that sweeps of before keep their ids
+    )
     if trunk:
         values["branch_from"] = trunk
     if tokenizer:
@@ -175,7 +232,8 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
 
 
 def _require_branch(branch: TrainConfig, trunk: TrainConfig):
-    """Raises UserError unless the branch continues what the trunk does up to the step, and that part is shared."""
+    """Raises UserError unless the branch continues what the trunk does up to the step, and that
+    part is shared."""
     free = (*VOLATILE, *BRANCHING, "microbatches")
     other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith(free)]
     if other:
@@ -184,31 +242,41 @@ def _require_branch(branch: TrainConfig, trunk: TrainConfig):
     for name, config in (("branch", branch), ("trunk", trunk)):
         o = config.optimizer
         if o.schedule not in ("constant", "cooldown"):
-            raise UserError(f"the {name} has optimizer.schedule {o.schedule!r}; runs can share steps under "
-                            "'cooldown' or 'constant' only")
+            raise UserError(
+                f"the {name} has optimizer.schedule {o.schedule!r}; runs can share steps under "
+                "'cooldown' or 'constant' only"
+            )
         if o.weight_decay != o.final_weight_decay:
-            raise UserError(f"the {name} changes its weight decay over the run; runs can share steps only with "
-                            "final_weight_decay equal to weight_decay")
+            raise UserError(
+                f"the {name} changes its weight decay over the run; runs can share steps only with "
+                "final_weight_decay equal to weight_decay"
+            )
         constant = config.steps - (o.cooldown_steps if o.schedule == "cooldown" else 0)
         if not max(1, trunk.branch_step) <= at <= constant:
-            raise UserError(f"branch_step is {at}; the {name} has a constant rate from step "
-                            f"{max(1, trunk.branch_step)} to {constant} only")
+            raise UserError(
+                f"branch_step is {at}; the {name} has a constant rate from step "
+                f"{max(1, trunk.branch_step)} to {constant} only"
+            )
     if at >= branch.steps:
         raise UserError(f"branch_step is {at}; it must be below the branch's steps {branch.steps}")
 
 
 def _labels(given: Mapping[str, Overrides]) -> dict[str, str]:
-    """By id: the overrides that tell the runs apart, keys without their sections; what follows from others is left out.
-    """
+    """By id: the overrides that tell the runs apart, keys without their sections; what follows from
+    others is left out."""
     keys = dict.fromkeys(key for member in given.values() for key in member)
     telling: list[str] = []
     apart = 1
     for key in keys:
-        found = len({tuple(_text(member.get(k)) for k in [*telling, key]) for member in given.values()})
+        found = len(
+            {tuple(_text(member.get(k)) for k in [*telling, key]) for member in given.values()}
+        )
         if found > apart:
             telling, apart = [*telling, key], found
-    return {id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in telling if k in member)
-            for id, member in given.items()}
+    return {
+        id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in telling if k in member)
+        for id, member in given.items()
+    }
 
 
 def _text(value: Any) -> str:
@@ -217,13 +285,16 @@ def _text(value: Any) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 pass
 
 
 def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> list[str]:
     """One line a run and one for the sum.
 
-    FLOPs are exact training FLOPs: of the model at its end ("FLOPs", what laws are fitted against) and what the run
+    FLOPs are exact training FLOPs: of the model at its end ("FLOPs", what laws are fitted against)
+      and what the run
     itself takes ("to do": a branch's trunk has the rest). Chip-hours and cost are of the latter.
 
     Args:
@@ -245,17 +316,49 @@ def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> 
         hours = flops / an_hour
         return [f"{flops:.3g}", f"{hours:.3g}", *([f"{hours * price:,.2f}"] if price else [])]
 
-    header = ["run", "overrides", "params", "body", "tokens", "FLOPs", "to do", f"{chip}-hours",
-              *(["cost"] if price else [])]
-    rows = [[run.id, run.label, f"{run.params['total']:,}", f"{run.params['body']:,}", f"{run.tokens:.3g}",
-             f"{run.compute:.3g}", *costs(run.own_compute)] for run in runs]
-    total = ["total", f"{len(runs)} runs, {len({run.params['total'] for run in runs})} sizes", "", "", "", "",
-             *costs(sum(run.own_compute for run in runs))]
+    header = [
+        "run",
+        "overrides",
+        "params",
+        "body",
+        "tokens",
+        "FLOPs",
+        "to do",
+        f"{chip}-hours",
+        *(["cost"] if price else []),
+    ]
+    rows = [
+        [
+            run.id,
+            run.label,
+            f"{run.params['total']:,}",
+            f"{run.params['body']:,}",
+            f"{run.tokens:.3g}",
+            f"{run.compute:.3g}",
+            *costs(run.own_compute),
+        ]
+        for run in runs
+    ]
+    total = [
+        "total",
+        f"{len(runs)} runs, {len({run.params['total'] for run in runs})} sizes",
+        "",
+        "",
+        "",
+        "",
+        *costs(sum(run.own_compute for run in runs)),
+    ]
     return aligned([header, *rows, total], left=2)
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows as lines with columns one under the other, the first `left` flush left and the others flush right."""
+    """Rows as lines with columns one under the other, the first `left` flush left and the others
+    flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) if i < left else cell.rjust(width)
-                      for i, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -15,13 +15,14 @@ NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are
 
 
 def without_tokenizer(runs: list[Run]) -> bool:
-    """Returns whether no run names the tokenizer whose tokens it learns, as when only its cost is asked for."""
+    """Returns whether no run names the tokenizer whose tokens it learns, as when only its cost is
+    asked for."""
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
 
 
 def check(runs: list[Run], images_are_here: bool, workdir: str = ""):
-    """Checks keys without effect, tokenizers, token caches, class counts and images; runs that share them are checked
-    once.
+    """Checks keys without effect, tokenizers, token caches, class counts and images; runs that
+    share them are checked once.
 
     Args:
       workdir: the sweep's directory, whose runs of before go on with what they were started with.
@@ -31,8 +32,11 @@ def check(runs: list[Run], images_are_here: bool, workdir: str = ""):
     """
     for run in runs:
         _check_keys(run, epath.Path(workdir) / run.id if workdir else None)
-    shared = {(run.config.data, run.config.tokenizer_dir, run.config.transformer.num_classes): run.config
-              for run in runs if run.config.transformer is not None}
+    shared = {
+        (run.config.data, run.config.tokenizer_dir, run.config.transformer.num_classes): run.config
+        for run in runs
+        if run.config.transformer is not None
+    }
     for config in shared.values():
         _check(config, images_are_here)
 
@@ -54,14 +58,25 @@ def _check(config: TrainConfig, images_are_here: bool):
     data, given = config.data, config.tokenizer_dir
     if not given and data.tokens_dir:
         given = str(epath.Path(data.tokens_dir) / "tokenizer")
-    require(bool(given), "tokenizer_dir", repr(given),
-            "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)")
+    require(
+        bool(given),
+        "tokenizer_dir",
+        repr(given),
+        "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
+    )
     model, params = model_directory.load(epath.Path(given))
     if not data.tokens_dir:
         if images_are_here:
             sources.require_raw_files(data)
         return
     cache = token_cache.open_cache(data.tokens_dir)
-    cache.check(data, model.tokenizer, token_cache.fingerprint(model.tokenizer, params["tokenizer"]))
+    cache.check(
+        data, model.tokenizer, token_cache.fingerprint(model.tokenizer, params["tokenizer"])
+    )
     classes, held = config.transformer.num_classes, len(cache.class_names)
-    require(classes >= held, "transformer.num_classes", classes, f"at least the {held} classes of the data")
+    require(
+        classes >= held,
+        "transformer.num_classes",
+        classes,
+        f"at least the {held} classes of the data",
+    )

@@ -26,8 +26,9 @@ class Observed:
     """A run as it is now.
 
     Attributes:
-      state: "new" (never claimed), "queued" (submitted, no word yet) and "running" are as they say; the others have
-        ended: "done", "preempted" (everything saved), "failed" (by its own word), "dead" (without one).
+      state: "new" (never claimed), "queued" (submitted, no word yet) and "running" are as they say;
+        the others have ended: "done", "preempted" (everything saved), "failed" (by its own word),
+          "dead" (without one).
       step: last step that it told.
       status: its status.json, {} before there is one.
       claims: its attempts.
@@ -49,18 +50,26 @@ class Observed:
         return len(self.claims)
 
 
-def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS, *,
-            may_wait: Callable[[Claim], bool] = lambda _: False) -> Observed:
+def observe(
+    run: epath.Path,
+    alive: Alive,
+    stale: float = STALE_SECONDS,
+    *,
+    may_wait: Callable[[Claim], bool] = lambda _: False,
+) -> Observed:
     """The state of a run's directory, which need not exist.
 
     Args:
-      alive: whether a claim's job exists; None where that cannot be known, and then the heartbeats decide: the run is
-        live until `stale` seconds after the last of its status.json's `updated` and its claim's `heartbeat`.
-      may_wait: whether a claim's job, of which nothing is known at present, may be waiting in the queue of a scheduler
-        that will answer again: then only a run that spoke and fell silent is taken for dead.
+      alive: whether a claim's job exists; None where that cannot be known, and then the heartbeats
+        decide: the run is live until `stale` seconds after the last of its status.json's `updated`
+          and its claim's `heartbeat`.
+      may_wait: whether a claim's job, of which nothing is known at present, may be waiting in the
+        queue of a scheduler that will answer again: then only a run that spoke and fell silent is
+          taken for dead.
     """
     attempts = tuple(claims.read(run))
-    # The scheduler is asked before the files are read: a job that ends between has its last word in them.
+    # The scheduler is asked before the files are read: a job that ends between has its last word in
+    # them.
     exists = _exists(attempts[-1], alive) if attempts else None
     status = read_status(run)
     told, step, heartbeat = status.get("state"), int(status.get("step") or 0), updated(status)
@@ -70,8 +79,14 @@ def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS, *,
     since = attempts[-1].heartbeat if attempts else 0.0
     if exists is None:
         spoke = told == "running" and now - heartbeat < stale
-        waits = bool(attempts) and not attempts[-1].abandoned and now - since < _patience(attempts[-1], stale)
-        exists = (spoke and heartbeat >= _began(attempts)) or (waits and not _ended_since(status, attempts))
+        waits = (
+            bool(attempts)
+            and not attempts[-1].abandoned
+            and now - since < _patience(attempts[-1], stale)
+        )
+        exists = (spoke and heartbeat >= _began(attempts)) or (
+            waits and not _ended_since(status, attempts)
+        )
         if not exists and attempts and attempts[-1].job and may_wait(attempts[-1]):
             exists = told != "running" or heartbeat < _began(attempts)
     if exists:
@@ -81,7 +96,9 @@ def observe(run: epath.Path, alive: Alive, stale: float = STALE_SECONDS, *,
         return Observed("failed", step, status, attempts, refusal)
     if told is None and all(claim.abandoned for claim in attempts):
         return Observed("new", step, status, attempts)
-    own = heartbeat >= _began(tuple(claim for claim in attempts if not claim.abandoned))  # not of an attempt before
+    own = heartbeat >= _began(
+        tuple(claim for claim in attempts if not claim.abandoned)
+    )  # not of an attempt before
     ended: State = told if told in ("preempted", "failed") and own else "dead"
     return Observed(ended, step, status, attempts)
 
@@ -114,21 +131,29 @@ def updated(status: dict[str, Any]) -> float:
 def hopeless(observed: Observed, max_restarts: int) -> str:
     """Why a run that has ended, but is not done, should not be started again; "" when it should.
 
-    A run that ended by the user's mistake would do so again, and one that failed twice at the same step, by its own
-    word, would fail there again. Restarts are bounded, except that a preemption with progress is no failure of the run
-    and does not count. `sweep --retry` starts the count afresh.
+    A run that ended by the user's mistake would do so again, and one that failed twice at the same
+    step, by its own word, would fail there again. Restarts are bounded, except that a preemption
+    with progress is no failure of the run and does not count. `sweep --retry` starts the count
+    afresh.
     """
     if observed.refusal:
         return f"it was refused: {observed.refusal}"
     history = [claim for claim in observed.claims if not claim.abandoned]
-    history = history[max((i for i, claim in enumerate(history) if claim.after == RETRIED), default=0):]
+    history = history[
+        max((i for i, claim in enumerate(history) if claim.after == RETRIED), default=0) :
+    ]
     if not history:
         return ""
-    ends = [(claim.after, claim.reached) for claim in history[1:]] + [(observed.state, observed.step)]
+    ends = [(claim.after, claim.reached) for claim in history[1:]] + [
+        (observed.state, observed.step)
+    ]
     if len(ends) > 1 and ends[-1] == ends[-2] == ("failed", ends[-1][1]):
         return f"it failed twice at step {ends[-1][1]}"
     begins = [history[0].reached, *(step for _, step in ends)]
-    counted = sum(state != "preempted" or step <= begin for (state, step), begin in zip(ends, begins, strict=False))
+    counted = sum(
+        state != "preempted" or step <= begin
+        for (state, step), begin in zip(ends, begins, strict=False)
+    )
     return f"it ended {counted} times without being done" if counted > max_restarts else ""
 
 
@@ -151,7 +176,9 @@ def _exists(claim: Claim, alive: Alive) -> bool | None:
         return False
     if claim.job:
         return alive(claim)
-    return claims.process_alive(claim.host, claim.pid, claim.born) or None  # its submitter is at it, or died there
+    return (
+        claims.process_alive(claim.host, claim.pid, claim.born) or None
+    )  # its submitter is at it, or died there
 
 
 def _patience(claim: Claim, stale: float) -> float:
@@ -159,7 +186,8 @@ def _patience(claim: Claim, stale: float) -> float:
 
 
 def _began(attempts: tuple[Claim, ...]) -> float:
-    """Words older than this are not of the latest attempt; status.json's times are whole seconds."""
+    """Words older than this are not of the latest attempt; status.json's times are whole
+    seconds."""
     return attempts[-1].created - 1.0 if attempts else 0.0
 
 

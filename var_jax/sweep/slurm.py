@@ -1,7 +1,7 @@
 """The engine `slurm`: a job array through submitit.
 
-Progress is read from the runs' files, never from `sacct`, which not every cluster has; `squeue` only tells whether a
-job still exists.
+Progress is read from the runs' files, never from `sacct`, which not every cluster has; `squeue`
+only tells whether a job still exists.
 """
 
 import contextlib
@@ -31,10 +31,12 @@ SCHEDULER_SECONDS = 60  # how long its commands may take
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """Every call of `submit` is one array, whose tasks SLURM requeues under their ids when they are preempted.
+    """Every call of `submit` is one array, whose tasks SLURM requeues under their ids when they are
+    preempted.
 
-    Output goes to `log.txt` in the run's directory, of a process after the first to `log_RANK.txt`; where that is a
-    bucket, to the folder's logs. Job ids are SLURM's, ARRAY_INDEX or, of a single command, a number.
+    Output goes to `log.txt` in the run's directory, of a process after the first to `log_RANK.txt`;
+    where that is a bucket, to the folder's logs. Job ids are SLURM's, ARRAY_INDEX or, of a single
+    command, a number.
 
     Attributes:
       partition, account: SLURM's; "" for the user's default.
@@ -43,12 +45,13 @@ class Slurm:
       nodes: of every run.
       tasks: processes a node; 0 for one a GPU, or one without GPUs. JAX gives each process one GPU.
       gpus: a node.
-      cpus: a process; 0 for 8 where it has a GPU, whose images it decodes, else for the partition's default.
+      cpus: a process; 0 for 8 where it has a GPU, whose images it decodes, else for the partition's
+        default.
       memory_gb: a node; 0 for the partition's default.
       flags: more options of sbatch, "qos=high,constraint=h100".
       setup: shell line that every node's job runs first, such as "module load cuda".
-      folder: where submitit keeps job scripts and logs, on a file system that the nodes share; "" for `.slurm` beside
-        the runs.
+      folder: where submitit keeps job scripts and logs, on a file system that the nodes share; ""
+        for `.slurm` beside the runs.
     """
 
     jobs: ClassVar[int] = 0
@@ -68,10 +71,19 @@ class Slurm:
     folder: str = ""
 
     def __post_init__(self):
-        for name, least in (("minutes", 1), ("save_seconds", 0), ("nodes", 1), ("tasks", 0), ("gpus", 0), ("cpus", 0),
-                            ("memory_gb", 0)):
+        for name, least in (
+            ("minutes", 1),
+            ("save_seconds", 0),
+            ("nodes", 1),
+            ("tasks", 0),
+            ("gpus", 0),
+            ("cpus", 0),
+            ("memory_gb", 0),
+        ):
             if getattr(self, name) < least:
-                raise UserError(f"--option {name}={getattr(self, name)}: it must be at least {least}")
+                raise UserError(
+                    f"--option {name}={getattr(self, name)}: it must be at least {least}"
+                )
         self._flags()
 
     def check(self, workdir: str) -> None:
@@ -82,8 +94,10 @@ class Slurm:
             return []
         for program in ("sbatch", "srun"):
             if shutil.which(program) is None:
-                raise UserError(f"backend slurm needs {program}, which is not on PATH; "
-                                "run the sweep on a login node of the cluster")
+                raise UserError(
+                    f"backend slurm needs {program}, which is not on PATH; "
+                    "run the sweep on a login node of the cluster"
+                )
         folder = Path(self._folder(commands))
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +117,12 @@ class Slurm:
         return None if state is None else bool(state)
 
     def stop(self, job: str) -> None:
-        """SIGTERM, and after the cluster's KillWait SIGKILL; a job that is stopped so is not requeued."""
+        """SIGTERM, and after the cluster's KillWait SIGKILL; a job that is stopped so is not
+        requeued."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(["scancel", "--quiet", job], capture_output=True, timeout=SCHEDULER_SECONDS)
+            subprocess.run(
+                ["scancel", "--quiet", job], capture_output=True, timeout=SCHEDULER_SECONDS
+            )
 
     def render(self, commands: Sequence[RunCommand]) -> str:
         if not commands:
@@ -117,30 +134,48 @@ class Slurm:
             parameters["map_count"] = len(commands)
         script = _make_sbatch_string(command=worker, folder=folder, **parameters)
         tasks = [f"# {i}: {shlex.join(command.argv)}" for i, command in enumerate(commands)]
-        return "\n".join([script.rstrip(), "", "# what the worker starts, by array index", *tasks, ""])
+        return "\n".join(
+            [script.rstrip(), "", "# what the worker starts, by array index", *tasks, ""]
+        )
 
     def _parameters(self, commands: Sequence[RunCommand]) -> dict[str, Any]:
         """As submitit names them."""
         tasks = self.tasks or max(self.gpus, 1)
         cpus = self.cpus or (CPUS_PER_GPU if self.gpus else 0)
-        # srun does not take cpus-per-task over from sbatch; and a process that has saved and left ends no other.
+        # srun does not take cpus-per-task over from sbatch; and a process that has saved and left
+        # ends no other.
         srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={cpus}"] if cpus else [])]
-        given = {"partition": self.partition, "account": self.account, "gpus_per_node": self.gpus,
-                 "cpus_per_task": cpus, "setup": [self.setup] if self.setup else []}
+        given = {
+            "partition": self.partition,
+            "account": self.account,
+            "gpus_per_node": self.gpus,
+            "cpus_per_task": cpus,
+            "setup": [self.setup] if self.setup else [],
+        }
         memory = {"mem": f"{round(self.memory_gb * 1024)}M"} if self.memory_gb else {}
-        return {"job_name": f"var-jax-{Path(commands[0].directory).parent.name}", "time": self.minutes,
-                "signal_delay_s": self.save_seconds, "nodes": self.nodes, "ntasks_per_node": tasks, "srun_args": srun,
-                "array_parallelism": len(commands), "stderr_to_stdout": True, "wckey": None,
-                "additional_parameters": {"requeue": True, **memory, **self._flags()},
-                **{name: value for name, value in given.items() if value}}
+        return {
+            "job_name": f"var-jax-{Path(commands[0].directory).parent.name}",
+            "time": self.minutes,
+            "signal_delay_s": self.save_seconds,
+            "nodes": self.nodes,
+            "ntasks_per_node": tasks,
+            "srun_args": srun,
+            "array_parallelism": len(commands),
+            "stderr_to_stdout": True,
+            "wckey": None,
+            "additional_parameters": {"requeue": True, **memory, **self._flags()},
+            **{name: value for name, value in given.items() if value},
+        }
 
     def _flags(self) -> dict[str, str | bool]:
         flags: dict[str, str | bool] = {}
         for flag in filter(None, self.flags.split(",")):
             name, equals, value = flag.lstrip("-").partition("=")
             if not name or not name.replace("-", "").isalnum():
-                raise UserError(f"--option flags={self.flags}: {flag!r} is no option of sbatch; "
-                                "give them as qos=high,exclusive")
+                raise UserError(
+                    f"--option flags={self.flags}: {flag!r} is no option of sbatch; "
+                    "give them as qos=high,exclusive"
+                )
             flags[name] = value if equals else True
         return flags
 
@@ -148,31 +183,44 @@ class Slurm:
         if self.folder:
             return str(Path(self.folder).absolute())
         if "://" in commands[0].directory:
-            raise UserError(f"backend slurm keeps its job scripts on a file system, which {commands[0].directory} is "
-                            "not; name a shared directory with --option folder=DIR")
+            raise UserError(
+                f"backend slurm keeps its job scripts on a file system, which {commands[0].directory} is "
+                "not; name a shared directory with --option folder=DIR"
+            )
         return str(Path(commands[0].directory).absolute().parent / ".slurm")
 
 
 class Attempt:
     """What a job runs, on every one of its processes: the command, again after a preemption.
 
-    SLURM's own SIGTERM (preemption, requeue, scancel) reaches the command without help, and a second one would end it
-    at once. The signal before the time limit goes to the command as its SIGTERM.
+    SLURM's own SIGTERM (preemption, requeue, scancel) reaches the command without help, and a
+    second one would end it at once. The signal before the time limit goes to the command as its
+    SIGTERM.
     """
 
     def __init__(self, command: RunCommand):
-        self.argv, self.directory, self.environment = command.argv, command.directory, dict(command.environment)
+        self.argv, self.directory, self.environment = (
+            command.argv,
+            command.directory,
+            dict(command.environment),
+        )
 
     def __call__(self):
         rank = submitit.JobEnvironment().global_rank
         name = f"log_{rank}.txt" if rank else "log.txt"
         log = None if "://" in self.directory else open(Path(self.directory, name), "ab")  # noqa: SIM115 - for a child
         limit = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
-        # Until the handler is set, the limit's signal would be submitit's, which knows nothing of the child.
+        # Until the handler is set, the limit's signal would be submitit's, which knows nothing of
+        # the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, {limit})
-        child = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                 env={**shared_programs(self.directory), **os.environ, **self.environment},
-                                 preexec_fn=lambda: _ignore(limit))
+        child = subprocess.Popen(
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**shared_programs(self.directory), **os.environ, **self.environment},
+            preexec_fn=lambda: _ignore(limit),
+        )
         signal.signal(limit, lambda *_: os.kill(child.pid, signal.SIGTERM))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
         code = child.wait()
@@ -189,11 +237,15 @@ def requeue(job: str):
 
 
 def job_state(job: str) -> str | None:
-    """SLURM's word for the state of a job that waits, runs or is completing; "" when there is none, None when SLURM
-    does not answer."""
+    """SLURM's word for the state of a job that waits, runs or is completing; "" when there is none,
+    None when SLURM does not answer."""
     try:
-        done = subprocess.run(["squeue", "--noheader", f"--jobs={job}", "--format=%T"], capture_output=True, text=True,
-                              timeout=SCHEDULER_SECONDS)
+        done = subprocess.run(
+            ["squeue", "--noheader", f"--jobs={job}", "--format=%T"],
+            capture_output=True,
+            text=True,
+            timeout=SCHEDULER_SECONDS,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode:
@@ -202,11 +254,14 @@ def job_state(job: str) -> str | None:
 
 
 def _ignore(limit: signal.Signals):
-    """In the child: SLURM sends the limit's signal to every process of a job, and it would end this one."""
+    """In the child: SLURM sends the limit's signal to every process of a job, and it would end this
+    one."""
     signal.signal(limit, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
 
 
 def _complaint(text: str) -> str:
-    lines = [line.strip().removeprefix("sbatch: error: ") for line in text.splitlines() if line.strip()]
+    lines = [
+        line.strip().removeprefix("sbatch: error: ") for line in text.splitlines() if line.strip()
+    ]
     return "; ".join(lines) or "it does not say why"

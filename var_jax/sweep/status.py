@@ -14,7 +14,18 @@ from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
 from var_jax.sweep.plan import aligned
 
-HEADER = ("run", "overrides", "state", "step", "done", "ETA", "MFU", "train loss", "held-out loss", "restarts")
+HEADER = (
+    "run",
+    "overrides",
+    "state",
+    "step",
+    "done",
+    "ETA",
+    "MFU",
+    "train loss",
+    "held-out loss",
+    "restarts",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +33,12 @@ class Row:
     """Progress of one run.
 
     Attributes:
-      state: see `runs.Observed`; "queued (unconfirmed)" is a job without a word that only its scheduler knows of.
+      state: see `runs.Observed`; "queued (unconfirmed)" is a job without a word that only its
+        scheduler knows of.
       step, steps, first: reached, wanted, and where it started (a branch: where it left its trunk).
       eta: seconds left, or None.
-      mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not known.
+      mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not
+        known.
       loss: the last training loss, or None.
       held_out_loss: that of the last evaluation, which `fit` calls the run's loss, or None.
       restarts: how often it was started again.
@@ -66,20 +79,41 @@ def read(directory: epath.PathLike) -> list[Row]:
     if (path / "status.json").exists():
         return [_row(path, {})]
     planned = {run["id"]: run for run in _json(path / "sweep.json").get("runs", [])}
-    others = sorted(entry.name for entry in path.iterdir() if (entry / "status.json").exists()) if path.is_dir() else []
+    others = (
+        sorted(entry.name for entry in path.iterdir() if (entry / "status.json").exists())
+        if path.is_dir()
+        else []
+    )
     if not planned and not others:
-        raise UserError(f"{directory} is neither a sweep's directory (no sweep.json) nor a run's (no status.json)")
+        raise UserError(
+            f"{directory} is neither a sweep's directory (no sweep.json) nor a run's (no status.json)"
+        )
     return [_row(path / id, planned.get(id, {})) for id in dict.fromkeys([*planned, *others])]
 
 
 def lines(rows: list[Row]) -> list[str]:
     """The table, for several runs a line that sums up, and why runs were refused."""
-    cells = [[row.id, row.label, row.state, f"{row.step}/{row.steps or '?'}", f"{row.share:.0%}", _span(row.eta),
-              "" if row.mfu is None else f"{row.mfu:.1%}", _loss(row.loss), _loss(row.held_out_loss),
-              str(row.restarts)] for row in rows]
+    cells = [
+        [
+            row.id,
+            row.label,
+            row.state,
+            f"{row.step}/{row.steps or '?'}",
+            f"{row.share:.0%}",
+            _span(row.eta),
+            "" if row.mfu is None else f"{row.mfu:.1%}",
+            _loss(row.loss),
+            _loss(row.held_out_loss),
+            str(row.restarts),
+        ]
+        for row in rows
+    ]
     table = aligned([HEADER, *cells], left=3)
     if len(rows) > 1:
-        states = {state: sum(row.state == state for row in rows) for state in dict.fromkeys(row.state for row in rows)}
+        states = {
+            state: sum(row.state == state for row in rows)
+            for state in dict.fromkeys(row.state for row in rows)
+        }
         summary = ", ".join(f"{count} {state}" for state, count in states.items())
         if all(row.compute for row in rows):
             whole = sum(row.compute or 0.0 for row in rows)
@@ -100,16 +134,25 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
     waits = one.state == "dead" and last and last.job and not _here(last) and runs.silent(one)
     speed = status.get("images_per_s") if one.live else None
     return Row(
-        id=directory.name, label=planned.get("label", ""), state="queued (unconfirmed)" if waits else one.state,
-        step=one.step, steps=status.get("steps") or planned.get("steps"), first=planned.get("first_step", 0),
+        id=directory.name,
+        label=planned.get("label", ""),
+        state="queued (unconfirmed)" if waits else one.state,
+        step=one.step,
+        steps=status.get("steps") or planned.get("steps"),
+        first=planned.get("first_step", 0),
         eta=status.get("eta_s") if one.state == "running" else None,
-        mfu=_mfu(_json(directory / "meta.json"), speed), loss=status.get("loss"),
+        mfu=_mfu(_json(directory / "meta.json"), speed),
+        loss=status.get("loss"),
         restarts=max(status.get("restarts") or 0, sum(not c.abandoned for c in one.claims) - 1),
-        compute=planned.get("own_compute"), held_out_loss=status.get("held_out_loss"), refusal=one.refusal)
+        compute=planned.get("own_compute"),
+        held_out_loss=status.get("held_out_loss"),
+        refusal=one.refusal,
+    )
 
 
 def _alive(claim: Claim) -> bool | None:
-    """Processes of this machine are looked at; schedulers are not asked, as they may be slow or far."""
+    """Processes of this machine are looked at; schedulers are not asked, as they may be slow or
+    far."""
     return Local().alive(claim.job) if _here(claim) else None
 
 

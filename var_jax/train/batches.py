@@ -31,40 +31,64 @@ class Inputs:
     """Training and held-out batches of a run.
 
     Args:
-      tokenizer: parameters of the tokenizer that a transformer learns from, on the host (None in the tokenizer's own
-        stage).
+      tokenizer: parameters of the tokenizer that a transformer learns from, on the host (None in
+        the tokenizer's own stage).
       encode: images to tokens, on devices; unused where tokens come from a cache.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
-      kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then has.
+      kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then
+        has.
     Attributes:
       class_names: by label.
       class_counts: training images of each class, where the data set tells; else empty.
-      identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same images: "name",
-        "class_names", the images of "train" and "held_out", and the "fingerprint" (where a token cache notes it).
+      identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same
+        images: "name", "class_names", the images of "train" and "held_out", and the "fingerprint"
+          (where a token cache notes it).
     Raises:
       UserError: the data, or the cache, is missing or not what the run says.
     """
 
-    def __init__(self, config: TrainConfig, tokenizer: Any, encode: Callable | None, rows: NamedSharding,
-                 kept: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        tokenizer: Any,
+        encode: Callable | None,
+        rows: NamedSharding,
+        kept: Mapping[str, Any] | None = None,
+    ):
         self._config, self._encode, self._rows = config, encode, rows
         self._held = state.host_rows(rows, config.batch_size)
         self._processes = multihost.processes_on_host()
         data, self._cache = config.data, None
         if data.tokens_dir:
-            require(config.stage == "transformer", "data.tokens_dir", repr(data.tokens_dir),
-                    "empty in the tokenizer's stage, which learns from images")
+            require(
+                config.stage == "transformer",
+                "data.tokens_dir",
+                repr(data.tokens_dir),
+                "empty in the tokenizer's stage, which learns from images",
+            )
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
-            self._cache.check(data, config.tokenizer, token_cache.fingerprint(config.tokenizer, tokenizer))
+            self._cache.check(
+                data, config.tokenizer, token_cache.fingerprint(config.tokenizer, tokenizer)
+            )
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
-            sizes = {name: counts[role] for name, role in (("train", "train"), ("held_out", "test")) if role in counts}
+            sizes = {
+                name: counts[role]
+                for name, role in (("train", "train"), ("held_out", "test"))
+                if role in counts
+            }
         else:
             names = (kept or {}).get("class_names")
-            order = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-            self._train, held_out = sources.open_splits(data, [data.train_split, data.eval_split], order)
-            self._eval = loader.FittedSplit(held_out, config.tokenizer.image_shape, data.resize, max(1, data.workers))
+            order = (
+                [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+            )
+            self._train, held_out = sources.open_splits(
+                data, [data.train_split, data.eval_split], order
+            )
+            self._eval = loader.FittedSplit(
+                held_out, config.tokenizer.image_shape, data.resize, max(1, data.workers)
+            )
             self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
             told = {"fingerprint": self._train.fingerprint}
@@ -83,8 +107,12 @@ class Inputs:
         if self._cache is not None:
             manifest = json.dumps(plain(self._cache.manifest))
             held["cache"] = hashlib.sha256(manifest.encode()).hexdigest()[:16]
-        multihost.require_same("the data", held, functools.partial(_changes, words=ON_HOSTS),
-                                 "give every host the same images, or the same token cache")
+        multihost.require_same(
+            "the data",
+            held,
+            functools.partial(_changes, words=ON_HOSTS),
+            "give every host the same images, or the same token cache",
+        )
         if self._cache is None:
             return
         data = self._config.data
@@ -94,7 +122,9 @@ class Inputs:
                 log.warning(token_cache.UNKNOWN_IMAGES, data.tokens_dir)
             return
         # One process reads them, and all go by what it says.
-        mine = multihost.everywhere(lambda: at_hand.fingerprint(data, self.class_names) if first else None)
+        mine = multihost.everywhere(
+            lambda: at_hand.fingerprint(data, self.class_names) if first else None
+        )
         self._cache.check(data, data_fingerprint=multihost.broadcast_text(mine or "") or None)
 
     @property
@@ -103,14 +133,20 @@ class Inputs:
         if self._cache is not None:
             return False
         count = len(self._train)
-        return any(self._train[i]["image"].shape[-1] == 3 for i in range(0, count, max(1, count // COLOR_PROBES)))
+        return any(
+            self._train[i]["image"].shape[-1] == 3
+            for i in range(0, count, max(1, count // COLOR_PROBES))
+        )
 
     def require_same(self, directory: epath.Path):
-        """Raises UserError when the run in a workdir was started on other data, naming what changed: the order of
-        images is drawn from their number, and a label is a place in the list of classes."""
+        """Raises UserError when the run in a workdir was started on other data, naming what
+        changed: the order of images is drawn from their number, and a label is a place in the list
+          of classes."""
         if changed := _changes(read_kept(directory) or {}, self.identity):
-            raise UserError(f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
-                            "were, or give another --workdir")
+            raise UserError(
+                f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
+                "were, or give another --workdir"
+            )
 
     def note(self, directory: epath.Path):
         """Writes data.json, once in a run.
@@ -124,19 +160,38 @@ class Inputs:
         try:
             atomic.write(path, json.dumps(self.identity, indent=1))
         except OSError as error:
-            raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write the workdir {directory}: {error.strerror or error}"
+            ) from error
 
     def train(self, start_step: int) -> Iterator[HostBatch]:
-        """Endless, from a step on: what a step sees is a function of the seed and the step alone."""
+        """Endless, from a step on: what a step sees is a function of the seed and the step
+        alone."""
         c = self._config
         if self._cache is not None:
-            return token_cache.train_batches(self._cache, c.batch_size, c.seed, start_step, rows=self._held,
-                                        workers=c.data.workers, processes=self._processes)
-        return loader.train_batches(c.data, c.tokenizer.image_shape, c.batch_size, c.seed, start_step,
-                                    split=self._train, rows=self._held, processes=self._processes)
+            return token_cache.train_batches(
+                self._cache,
+                c.batch_size,
+                c.seed,
+                start_step,
+                rows=self._held,
+                workers=c.data.workers,
+                processes=self._processes,
+            )
+        return loader.train_batches(
+            c.data,
+            c.tokenizer.image_shape,
+            c.batch_size,
+            c.seed,
+            start_step,
+            split=self._train,
+            rows=self._held,
+            processes=self._processes,
+        )
 
     def held_out(self) -> Iterator[HostBatch]:
-        """One pass, which ends those begun before it; "mask" is False on padding. What reads lives on for the next."""
+        """One pass, which ends those begun before it; "mask" is False on padding. What reads lives
+        on for the next."""
         if self._held_out is None:
             self._held_out = self._passes()
         return self._held_out()
@@ -144,21 +199,36 @@ class Inputs:
     def _passes(self) -> loader.Passes:
         c = self._config
         if self._cache is not None:
-            return token_cache.eval_passes(self._cache, c.batch_size, c.eval_images, rows=self._held,
-                                      workers=c.data.workers, processes=self._processes)
-        return loader.eval_passes(c.data, c.tokenizer.image_shape, c.batch_size, c.eval_images, split=self._eval,
-                                  rows=self._held, processes=self._processes)
+            return token_cache.eval_passes(
+                self._cache,
+                c.batch_size,
+                c.eval_images,
+                rows=self._held,
+                workers=c.data.workers,
+                processes=self._processes,
+            )
+        return loader.eval_passes(
+            c.data,
+            c.tokenizer.image_shape,
+            c.batch_size,
+            c.eval_images,
+            split=self._eval,
+            rows=self._held,
+            processes=self._processes,
+        )
 
     def on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
-        """This process's rows of a batch as arrays over the mesh; images of the second stage are encoded."""
+        """This process's rows of a batch as arrays over the mesh; images of the second stage are
+        encoded."""
         size = self._config.batch_size
 
         def spread(values: np.ndarray) -> jax.Array:
             def rows_of(index: tuple[slice, ...]) -> np.ndarray:
-                # A device's rows are neighbors in the batch, and so among those that this process holds: a view.
+                # A device's rows are neighbors in the batch, and so among those that this process
+                # holds: a view.
                 start, stop, _ = index[0].indices(size)
                 first = int(np.searchsorted(self._held, start))
-                return values[first:first + stop - start]
+                return values[first : first + stop - start]
 
             return jax.make_array_from_callback((size, *values.shape[1:]), self._rows, rows_of)
 
@@ -169,7 +239,8 @@ class Inputs:
 
 
 class Words(NamedTuple):
-    """How a difference between two data sets is told: what the other one has, and classes of one of them alone."""
+    """How a difference between two data sets is told: what the other one has, and classes of one of
+    them alone."""
 
     other: str
     more: str
@@ -198,23 +269,35 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
         changed.append(f"data set {now['name']!r}, {words.other} {was['name']!r}")
     if "class_names" in differ:
         before, after = was["class_names"], now["class_names"]
-        came, went = ([name for name in some if name not in set(others)] for some, others in
-                      ((after, before), (before, after)))
+        came, went = (
+            [name for name in some if name not in set(others)]
+            for some, others in ((after, before), (before, after))
+        )
         verbs = ((came, words.more), (went, words.fewer))
         changed += [f"class {_shown(names)} {verb}" for names, verb in verbs if names]
         changed += ["the classes are in another order"] if not came and not went else []
     for key, split in (("train", "training"), ("held_out", "held-out")):
         if key in differ:
             changed.append(f"{now[key]} {split} images, {words.other} {was[key]}")
-    if not changed and "fingerprint" in differ and now["fingerprint"] == was["fingerprint"] + sources.NEWLY_DECODED:
-        return ["the same files, some of which an earlier version decoded without their transparency or EXIF "
-                "orientation"]
+    if (
+        not changed
+        and "fingerprint" in differ
+        and now["fingerprint"] == was["fingerprint"] + sources.NEWLY_DECODED
+    ):
+        return [
+            "the same files, some of which an earlier version decoded without their transparency or EXIF "
+            "orientation"
+        ]
     if not changed and "fingerprint" in differ:
-        changed.append(f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, "
-                       f"{words.other} {was['fingerprint']})")
+        changed.append(
+            f"as many images, but other ones or of other names (fingerprint {now['fingerprint']}, "
+            f"{words.other} {was['fingerprint']})"
+        )
     if not changed and "cache" in differ:
-        changed.append(f"another token cache of the same images (manifest {now['cache']}, {words.other} "
-                       f"{was['cache']})")
+        changed.append(
+            f"another token cache of the same images (manifest {now['cache']}, {words.other} "
+            f"{was['cache']})"
+        )
     return changed
 
 

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 
 def open_board(workdir: epath.Path, purge_step: int) -> "SummaryWriter | BucketBoard":
-    """Returns a writer of TensorBoard's files, which shows nothing of earlier starts from `purge_step` on."""
+    """Returns a writer of TensorBoard's files, which shows nothing of earlier starts from
+    `purge_step` on."""
     directory = workdir / "tensorboard"
     if run_records.in_bucket(workdir):
         return BucketBoard(directory, purge_step)
@@ -26,9 +27,11 @@ def open_board(workdir: epath.Path, purge_step: int) -> "SummaryWriter | BucketB
 
 
 class BucketBoard:
-    """TensorBoard's files in a bucket: events since the last upload as one more file, which TensorBoard joins.
+    """TensorBoard's files in a bucket: events since the last upload as one more file, which
+    TensorBoard joins.
 
-    tensorboardX, which writes into buckets too, uploads all events of a run again whenever it flushes them.
+    tensorboardX, which writes into buckets too, uploads all events of a run again whenever it
+    flushes them.
     """
 
     def __init__(self, directory: epath.Path, purge_step: int):
@@ -51,10 +54,13 @@ class BucketBoard:
         """Starts an upload in a thread when the last one was long ago."""
         if time.monotonic() - self._uploaded_at >= UPLOAD_SECONDS:
             self._uploaded_at = time.monotonic()
-            threading.Thread(target=self._try_upload, name="var_jax uploads TensorBoard's files", daemon=True).start()
+            threading.Thread(
+                target=self._try_upload, name="var_jax uploads TensorBoard's files", daemon=True
+            ).start()
 
     def upload(self):
-        """Puts events since the last upload into the bucket; where that fails, the next one does it."""
+        """Puts events since the last upload into the bucket; where that fails, the next one does
+        it."""
         self._uploaded_at = time.monotonic()
         with self._uploading:
             with self._adding:
@@ -73,13 +79,18 @@ class BucketBoard:
         try:
             self.upload()
         except Exception as error:  # of the bucket's library
-            log.warning("cannot write in %s, which is tried again: %s", self._directory, " ".join(str(error).split()))
+            log.warning(
+                "cannot write in %s, which is tried again: %s",
+                self._directory,
+                " ".join(str(error).split()),
+            )
 
     def _current(self) -> SummaryWriter:
         if self._writer is None:
             purge_step = self._purge_step if self._files == 0 else None
             # Files of the same second are told apart, and ordered, by their suffix.
-            self._writer = SummaryWriter(self._local.name, purge_step=purge_step,
-                                         filename_suffix=f".{self._files:06d}")
+            self._writer = SummaryWriter(
+                self._local.name, purge_step=purge_step, filename_suffix=f".{self._files:06d}"
+            )
             self._files += 1
         return self._writer

@@ -1,7 +1,7 @@
 """Sizes that a config leaves to its data: the channels of images and the number of classes.
 
-In a config they are 0. A run takes them from its data once, when it is prepared, and writes what it took into its
-config.json; a run that is resumed takes them from there.
+In a config they are 0. A run takes them from its data once, when it is prepared, and writes what it
+took into its config.json; a run that is resumed takes them from there.
 """
 
 import json
@@ -16,7 +16,8 @@ from var_jax.errors import UserError
 
 
 def of_data(data: DataConfig) -> tuple[int, int]:
-    """(channels, classes) of a token cache, where one is named, else of the data set. Nothing is prepared or written.
+    """(channels, classes) of a token cache, where one is named, else of the data set. Nothing is
+    prepared or written.
 
     Raises:
       UserError: there is no such cache, data set or folder.
@@ -27,12 +28,16 @@ def of_data(data: DataConfig) -> tuple[int, int]:
     return FIXED_SIZES[data.name] if data.name in FIXED_SIZES else sources.sizes(data)
 
 
-def from_data(config: TrainConfig, directory: epath.PathLike | None = None,
-              sizes: Callable[[DataConfig], tuple[int, int]] = of_data) -> TrainConfig:
-    """The run with no size left to the data: as its workdir's run was started with, else by its data.
+def from_data(
+    config: TrainConfig,
+    directory: epath.PathLike | None = None,
+    sizes: Callable[[DataConfig], tuple[int, int]] = of_data,
+) -> TrainConfig:
+    """The run with no size left to the data: as its workdir's run was started with, else by its
+    data.
 
-    Call it before anything is made of a config that may leave sizes to the data. Nothing is read for a config that
-    gives them all.
+    Call it before anything is made of a config that may leave sizes to the data. Nothing is read
+    for a config that gives them all.
 
     Args:
       directory: the run's workdir, where there is one.
@@ -47,12 +52,14 @@ def from_data(config: TrainConfig, directory: epath.PathLike | None = None,
     try:
         return config.with_sizes(*sizes(config.data))
     except UserError as error:
-        raise UserError(f"{error}; {' and '.join(config.left_to_data)} (0: as the data's) may be given instead"
-                        ) from error
+        raise UserError(
+            f"{error}; {' and '.join(config.left_to_data)} (0: as the data's) may be given instead"
+        ) from error
 
 
 def _of_run(path: epath.Path) -> tuple[int, int]:
-    """What a run was started with, 0 where its config.json does not tell: whoever resumes it reads it strictly."""
+    """What a run was started with, 0 where its config.json does not tell: whoever resumes it reads
+    it strictly."""
     try:
         values: Any = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -11,9 +11,18 @@ from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost
 
 # Where things lie, and how many processes read them, is a host's own affair.
-OF_A_HOST = ("tokenizer_dir", "init_from", "branch_from", "data.data_dir", "data.source_dir",
-             "data.tokens_dir", "data.workers", "loss.perceptual_weights",
-             "loss.perceptual_heads", "adversarial.feature_weights")
+OF_A_HOST = (
+    "tokenizer_dir",
+    "init_from",
+    "branch_from",
+    "data.data_dir",
+    "data.source_dir",
+    "data.tokens_dir",
+    "data.workers",
+    "loss.perceptual_weights",
+    "loss.perceptual_heads",
+    "adversarial.feature_weights",
+)
 
 
 def require_same_config(config: TrainConfig):
@@ -24,11 +33,13 @@ def require_same_config(config: TrainConfig):
     Raises:
       UserError: on every process alike, with what differs.
     """
+
     def changed(first: Any, mine: Any) -> list[str]:
         return [text for text in differences(mine, first) if not text.startswith(OF_A_HOST)]
 
-    multihost.require_same("the settings", plain(config), changed,
-                             "give every host the same command and config")
+    multihost.require_same(
+        "the settings", plain(config), changed, "give every host the same command and config"
+    )
 
 
 def require_same_weights(what: str, params: Any):
@@ -49,8 +60,9 @@ def require_same_weights(what: str, params: Any):
             return []
         return [f"fingerprint {mine['fingerprint']}, not {first['fingerprint']}"]
 
-    multihost.require_same(what, {"fingerprint": _digest(params)}, changed,
-                             "give every host the same files")
+    multihost.require_same(
+        what, {"fingerprint": _digest(params)}, changed, "give every host the same files"
+    )
 
 
 def _digest(params: Any) -> str:

@@ -1,7 +1,7 @@
 """The training loop of both stages, read downward: networks, devices, data, resume, steps.
 
-Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`, else fresh
-parameters.
+Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`,
+else fresh parameters.
 """
 
 import functools
@@ -47,10 +47,13 @@ UNREAD_STEPS = 1  # dispatched while the one before is still running
 
 
 class Diverged(RuntimeError):
-    """The loss or gradient of a step is not finite; the message names the step and the last good checkpoint."""
+    """The loss or gradient of a step is not finite; the message names the step and the last good
+    checkpoint."""
 
 
-def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Trains one stage to `config.steps` in the workdir `directory`, resuming whatever it holds.
 
     Args:
@@ -74,7 +77,9 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         config = config.with_tokenizer(sizes)
         frozen = frozen_parts.used_in_steps(config, tokenizer)
     config = multihost.everywhere(lambda: data_sizes.from_data(config, directory))
-    hosts.require_same_config(config)  # a network that a host lacks, or its data, may have changed it
+    hosts.require_same_config(
+        config
+    )  # a network that a host lacks, or its data, may have changed it
     hosts.require_same_weights("the frozen networks", tokenizer or frozen)
 
     # Devices
@@ -85,22 +90,33 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         frozen = sharding.place(frozen, jax.tree.map(lambda _: replicated, frozen))
         encode = None
         if config.stage == "transformer":
-            encode = functools.partial(jax.jit(step.make_encode(config), out_shardings=rows), frozen)
+            encode = functools.partial(
+                jax.jit(step.make_encode(config), out_shardings=rows), frozen
+            )
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
         data = multihost.everywhere(
-            lambda: inputs.Inputs(config, tokenizer, encode, rows, inputs.read_kept(directory)))
+            lambda: inputs.Inputs(config, tokenizer, encode, rows, inputs.read_kept(directory))
+        )
         data.require_same_on_hosts()
         if config.stage == "transformer":
-            require(config.transformer.num_classes >= len(data.class_names), "transformer.num_classes",
-                    config.transformer.num_classes, f"at least the {len(data.class_names)} classes of the data")
-        evaluator = evaluation.Evaluator(config, loaded, frozen, data, replicated, tokenizer, preemption)
+            require(
+                config.transformer.num_classes >= len(data.class_names),
+                "transformer.num_classes",
+                config.transformer.num_classes,
+                f"at least the {len(data.class_names)} classes of the data",
+            )
+        evaluator = evaluation.Evaluator(
+            config, loaded, frozen, data, replicated, tokenizer, preemption
+        )
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
         data.require_same(directory)
-        checkpoints = Checkpoints(directory / "checkpoints", config.keep_checkpoints, config.keep_steps)
+        checkpoints = Checkpoints(
+            directory / "checkpoints", config.keep_checkpoints, config.keep_steps
+        )
         run, evaluated, fresh = resume.first_state(config, program, checkpoints)
         first = int(run.step)
         if fresh:
@@ -110,20 +126,29 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         data.note(directory)
         if jax.process_index() == 0:
             data_report.tell(config, data)
-        writer = MetricWriter(directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0)
+        writer = MetricWriter(
+            directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0
+        )
 
         if jax.process_index() == 0:
-            print(messages.opening(config, data.identity, program.abstract.params, directory, first), file=sys.stderr,
-                  flush=True)
+            print(
+                messages.opening(config, data.identity, program.abstract.params, directory, first),
+                file=sys.stderr,
+                flush=True,
+            )
 
         # Steps: each is dispatched before the one before it is read
         rates_at = learning_rates(config)
-        throughput, trace = Throughput(config, first), Profile(directory, profile, config.steps, first)
+        throughput, trace = (
+            Throughput(config, first),
+            Profile(directory, profile, config.steps, first),
+        )
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
 
         def read(left: int) -> bool:
-            """Waits for all steps dispatched but the last `left`, and logs them; whether any host was told to stop.
+            """Waits for all steps dispatched but the last `left`, and logs them; whether any host
+            was told to stop.
 
             Raises:
               Diverged: a loss or gradient is not finite.
@@ -134,7 +159,11 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 if wrong := not_finite(metrics):
                     checkpoints.wait()
                     saved = checkpoints.latest_step()
-                    kept = "there is no checkpoint yet" if saved is None else f"the last checkpoint is of step {saved}"
+                    kept = (
+                        "there is no checkpoint yet"
+                        if saved is None
+                        else f"the last checkpoint is of step {saved}"
+                    )
                     raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; {kept}")
                 stop |= bool(vote)
                 writer.advance(number, float(metrics["loss"]))
@@ -152,11 +181,14 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
         def stop_after(number: int):
             checkpoints.wait()
             writer.close("preempted")
-            raise Preempted(f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
-                            "the same command goes on")
+            raise Preempted(
+                f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
+                "the same command goes on"
+            )
 
         def evaluate(number: int, saved: bool) -> dict[str, Any]:
-            """The held-out metrics of a state. A resumed run makes up what a stop or a kill cut off."""
+            """The held-out metrics of a state. A resumed run makes up what a stop or a kill cut
+            off."""
             try:
                 with throughput.paused():
                     metrics = evaluator.metrics(_averaged(run))
@@ -182,7 +214,9 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 unread.append((number, metrics, vote))
                 last = number == config.steps
                 to_evaluate = last or number % config.eval_every == 0
-                to_save = last or number % config.checkpoint_every == 0 or number in config.keep_steps
+                to_save = (
+                    last or number % config.checkpoint_every == 0 or number in config.keep_steps
+                )
                 stop = read(left=0 if to_evaluate or to_save else UNREAD_STEPS)
                 if stop:
                     read(left=0)
@@ -194,7 +228,9 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
                 if to_evaluate:
                     held_out = evaluate(number, saved=to_save)
             checkpoints.wait()
-            if not held_out:  # every step was done before: what the caller asks for is still the last evaluation
+            if (
+                not held_out
+            ):  # every step was done before: what the caller asks for is still the last evaluation
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
         except Told:
@@ -213,13 +249,15 @@ def train(config: TrainConfig, directory: epath.PathLike, profile: tuple[int, in
 def not_finite(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
     """The first loss or gradient norm of a step that is not finite, with the network it is of.
 
-    Either network's NaN reaches the other within the step: where the reconstruction itself is finite, the
-    discriminator is looked at first.
+    Either network's NaN reaches the other within the step: where the reconstruction itself is
+    finite, the discriminator is looked at first.
     """
     names = {"loss": "loss", "grad_norm": "grad_norm"}
     if "discriminator_loss" in metrics:
         names = {name: f"the generator's {text}" for name, text in names.items()}
-        theirs = {f"discriminator_{name}": f"the discriminator's {name}" for name in ("loss", "grad_norm")}
+        theirs = {
+            f"discriminator_{name}": f"the discriminator's {name}" for name in ("loss", "grad_norm")
+        }
         names = theirs | names if np.isfinite(float(metrics.get("l2", np.nan))) else names | theirs
     values = ((text, float(metrics[name])) for name, text in names.items())
     return next(((text, value) for text, value in values if not np.isfinite(value)), None)

@@ -14,8 +14,11 @@ from var_jax.io import model_directory
 COLUMNS = 10  # of the picture that the closing lines propose
 
 
-def opening(config: TrainConfig, identity: Mapping[str, Any], params: Any, directory: epath.Path, first: int) -> str:
-    """Returns the line of a run that is about to take its first step; `data_report` tells of its images and classes.
+def opening(
+    config: TrainConfig, identity: Mapping[str, Any], params: Any, directory: epath.Path, first: int
+) -> str:
+    """Returns the line of a run that is about to take its first step; `data_report` tells of its
+    images and classes.
 
     Args:
       config: as resolved, with the tokenizer's sizes.
@@ -28,32 +31,44 @@ def opening(config: TrainConfig, identity: Mapping[str, Any], params: Any, direc
     model = f"{size:,} parameters, images of {height}x{width}x{channels}, {config.tokenizer.scales.total} tokens each"
     if config.transformer is not None and config.stage == "transformer":
         model = f"depth {config.transformer.depth}, width {config.transformer.width}, {model}"
-    return "; ".join([
-        f"training the {config.stage} on {identity['name']}{f' from step {first} on' if first else ''}",
-        model,
-        _devices(),
-        f"{config.steps} steps of {config.batch_size} images{_passes(config, identity)}",
-        f"in {directory}",
-    ])
+    return "; ".join(
+        [
+            f"training the {config.stage} on {identity['name']}{f' from step {first} on' if first else ''}",
+            model,
+            _devices(),
+            f"{config.steps} steps of {config.batch_size} images{_passes(config, identity)}",
+            f"in {directory}",
+        ]
+    )
 
 
-def closing(config: TrainConfig, held_out: Mapping[str, Any], workdir: str, config_file: str,
-            overrides: Sequence[str] = ()) -> list[str]:
-    """Returns the lines of a run that is done: what it reached, its picture, and the command that comes next.
+def closing(
+    config: TrainConfig,
+    held_out: Mapping[str, Any],
+    workdir: str,
+    config_file: str,
+    overrides: Sequence[str] = (),
+) -> list[str]:
+    """Returns the lines of a run that is done: what it reached, its picture, and the command that
+    comes next.
 
     Args:
       config: as the config file gives it.
       held_out: the last evaluation's metrics.
-      config_file, overrides: FILE.py[:ARG] and `--config.KEY=VALUE`, as the command was given; the next stage takes
-        those of the data too.
+      config_file, overrides: FILE.py[:ARG] and `--config.KEY=VALUE`, as the command was given; the
+        next stage takes those of the data too.
     """
     directory, file = shlex.quote(workdir), shlex.quote(config_file.partition(":")[0])
     picture = epath.Path(workdir) / "samples" / f"step_{config.steps:07d}.png"
     if config.stage == "tokenizer":
         reached = f"held-out PSNR {held_out['psnr']:.2f} dB" if "psnr" in held_out else ""
-        data = "".join(f" {shlex.quote(flag)}" for flag in overrides if flag.startswith("--config.data."))
-        following = (f"var-jax train --config {file} --config.tokenizer_dir={directory}{data} "
-                     f"--workdir {shlex.quote(f'{workdir.rstrip(chr(47))}-transformer')}")
+        data = "".join(
+            f" {shlex.quote(flag)}" for flag in overrides if flag.startswith("--config.data.")
+        )
+        following = (
+            f"var-jax train --config {file} --config.tokenizer_dir={directory}{data} "
+            f"--workdir {shlex.quote(f'{workdir.rstrip(chr(47))}-transformer')}"
+        )
     else:
         last = min(COLUMNS, _classes(workdir, config)) - 1
         labels = f"0-{last}" if last else "0"
@@ -75,7 +90,9 @@ def _classes(workdir: str, config: TrainConfig) -> int:
 def _devices() -> str:
     count, hosts = jax.device_count(), jax.process_count()
     kind = jax.devices()[0].device_kind
-    return f"{count} device{'s' * (count > 1)} ({kind})" + (f" of {hosts} processes" if hosts > 1 else "")
+    return f"{count} device{'s' * (count > 1)} ({kind})" + (
+        f" of {hosts} processes" if hosts > 1 else ""
+    )
 
 
 def _passes(config: TrainConfig, identity: Mapping[str, Any]) -> str:

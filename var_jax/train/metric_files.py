@@ -1,7 +1,8 @@
-"""Where a run's records and status go: files that are appended to and replaced, or objects of a bucket.
+"""Where a run's records and status go: files that are appended to and replaced, or objects of a
+bucket.
 
-A bucket takes whole objects, about one per second of one name, and answers in tens of milliseconds: there a thread
-uploads what the steps left, and they never wait for it.
+A bucket takes whole objects, about one per second of one name, and answers in tens of milliseconds:
+there a thread uploads what the steps left, and they never wait for it.
 """
 
 import logging
@@ -21,9 +22,12 @@ MERGED_PARTS = 32
 log = logging.getLogger(__name__)
 
 
-def open_files(workdir: epath.Path, resume_step: int) -> tuple["LocalFiles | BucketFiles", set[tuple[int, str]]]:
-    """Returns a run's files, and the step and split of every record that stays: those after `resume_step`, which the
-    run takes again, are dropped, and with them a line that a crash cut short."""
+def open_files(
+    workdir: epath.Path, resume_step: int
+) -> tuple["LocalFiles | BucketFiles", set[tuple[int, str]]]:
+    """Returns a run's files, and the step and split of every record that stays: those after
+    `resume_step`, which the run takes again, are dropped, and with them a line that a crash cut
+    short."""
     kept = {}
     if (workdir / run_records.FILE).exists() or run_records.parts(workdir):
         before = run_records.read_lines(workdir)
@@ -76,7 +80,9 @@ class BucketFiles:
         self._status_at = -STATUS_SECONDS
         self._uploading = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._upload_often, name="var_jax uploads metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._upload_often, name="var_jax uploads metrics", daemon=True
+        )
         self._thread.start()
 
     def record(self, line: str):
@@ -114,10 +120,14 @@ class BucketFiles:
                     self._upload_records()
                     self._upload_status()
                 failed = False
-            except Exception as error:  # of the bucket's library; the next time may go well, else `flush` raises it
+            # Of the bucket's library; the next time may go well, else `flush` raises it
+            except Exception as error:
                 if not failed:
-                    log.warning("cannot write in %s, which is tried again: %s", self._workdir,
-                                " ".join(str(error).split()))
+                    log.warning(
+                        "cannot write in %s, which is tried again: %s",
+                        self._workdir,
+                        " ".join(str(error).split()),
+                    )
                 failed = True
 
     def _upload_records(self):
@@ -158,7 +168,9 @@ def _merge(workdir: epath.Path, lines: Sequence[str]):
         atomic.write(file, text)
     for part in run_records.parts(workdir):
         part.unlink(missing_ok=True)
-    if not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir():  # a copy of a bucket
+    if (
+        not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir()
+    ):  # a copy of a bucket
         (workdir / run_records.PARTS).rmdir()
 
 

@@ -25,9 +25,11 @@ State = Literal["running", "done", "preempted", "failed"]
 
 
 class MetricWriter:
-    """Writes into `workdir`, as one process of a run should (`enabled`); in the others every method does nothing.
+    """Writes into `workdir`, as one process of a run should (`enabled`); in the others every method
+    does nothing.
 
-    Records of steps past `resume_step` come from a run that was cut off after its last checkpoint: they are dropped,
+    Records of steps past `resume_step` come from a run that was cut off after its last checkpoint:
+      they are dropped,
     because the run takes those steps again.
 
     Args:
@@ -37,8 +39,9 @@ class MetricWriter:
       UserError: the directory cannot be written (here and in every method).
     """
 
-    def __init__(self, workdir: epath.PathLike, *, steps: int, resume_step: int = 0,
-                 enabled: bool = True):
+    def __init__(
+        self, workdir: epath.PathLike, *, steps: int, resume_step: int = 0, enabled: bool = True
+    ):
         self._enabled = enabled
         if not enabled:
             return
@@ -55,8 +58,13 @@ class MetricWriter:
             self._files, self._kept = open_files(self._workdir, resume_step)
             self._held_out_loss = self._last_held_out_loss()
             self._board = open_board(self._workdir, resume_step + 1)
-        self._bar = tqdm(total=steps, initial=resume_step, unit="step", disable=not sys.stderr.isatty(),
-                         dynamic_ncols=True)
+        self._bar = tqdm(
+            total=steps,
+            initial=resume_step,
+            unit="step",
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+        )
         self.status("running", at_once=True)
 
     def write(self, step: int, split: Literal["train", "val"], values: Mapping[str, Any]):
@@ -70,7 +78,11 @@ class MetricWriter:
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
         if split == "val" and "loss" in values:
             self._held_out_loss = values["loss"]
-        record = {"step": step, "split": split, **{name: _finite(value) for name, value in values.items()}}
+        record = {
+            "step": step,
+            "split": split,
+            **{name: _finite(value) for name, value in values.items()},
+        }
         self._kept.add((step, split))
         with self._reporting():
             self._files.record(json.dumps(record, allow_nan=False))
@@ -89,7 +101,8 @@ class MetricWriter:
             self._board.flush()
 
     def advance(self, step: int, loss: float):
-        """Moves the bar; without a terminal, prints a line for the first step and then every ten seconds at most.
+        """Moves the bar; without a terminal, prints a line for the first step and then every ten
+        seconds at most.
 
         Call it at every step; it writes no file.
         """
@@ -107,7 +120,11 @@ class MetricWriter:
             self._spoke = now
             seconds = (self._steps - step) * pace if step < self._steps else 0.0
             left = f", {tqdm.format_interval(seconds)} left" if math.isfinite(seconds) else ""
-            print(f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def progress(self, step: int, loss: float, images_per_s: float):
         """`advance`, and updates status.json.
@@ -122,28 +139,43 @@ class MetricWriter:
         if not self._intervals and self._first is not None and step > self._first[0]:
             pace = max(now - self._first[1], 1e-9) / (step - self._first[0])
         # The first interval has compilation in it, which says nothing of the time that is left.
-        self._seconds_a_step = pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
-        self._clock, self._intervals, self._step, self._loss = now, self._intervals + 1, step, float(loss)
+        self._seconds_a_step = (
+            pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
+        )
+        self._clock, self._intervals, self._step, self._loss = (
+            now,
+            self._intervals + 1,
+            step,
+            float(loss),
+        )
         self._images_a_second = images_per_s
         self.advance(step, loss)
         self.status("running")
 
     def status(self, state: State, at_once: bool = False):
-        """Replaces status.json, in a bucket within some seconds or `at_once`: "loss" is training's last one,
-        "held_out_loss" that of the last evaluation."""
+        """Replaces status.json, in a bucket within some seconds or `at_once`: "loss" is training's
+        last one, "held_out_loss" that of the last evaluation."""
         if not self._enabled:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        values = {"step": self._step, "steps": self._steps, "state": state, "loss": _finite(self._loss),
-                  "held_out_loss": _finite(self._held_out_loss),
-                  "images_per_s": _finite(self._images_a_second), "eta_s": _finite(self._eta),
-                  "restarts": self._restarts, "updated": now}
+        values = {
+            "step": self._step,
+            "steps": self._steps,
+            "state": state,
+            "loss": _finite(self._loss),
+            "held_out_loss": _finite(self._held_out_loss),
+            "images_per_s": _finite(self._images_a_second),
+            "eta_s": _finite(self._eta),
+            "restarts": self._restarts,
+            "updated": now,
+        }
         with self._reporting():
             self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once)
 
     def flush(self):
-        """Returns when every record so far is kept, whatever happens to this machine. To be called before a checkpoint
-        is written: a run that resumes from it does not take the steps before it again."""
+        """Returns when every record so far is kept, whatever happens to this machine. To be called
+        before a checkpoint is written: a run that resumes from it does not take the steps before it
+          again."""
         if not self._enabled:
             return
         with self._reporting():
@@ -168,8 +200,8 @@ class MetricWriter:
         return left * self._seconds_a_step if left else 0.0
 
     def _pace(self, now: float) -> float:
-        """Seconds per step: of the intervals between two records, and before the first is over, of the steps after the
-        first one, which has compilation in it; NaN at the first."""
+        """Seconds per step: of the intervals between two records, and before the first is over, of
+        the steps after the first one, which has compilation in it; NaN at the first."""
         if self._intervals or self._first is None or self._seen == self._first[0]:
             return self._seconds_a_step
         step, then = self._first
@@ -194,7 +226,9 @@ class MetricWriter:
         try:
             yield
         except OSError as error:
-            raise UserError(f"cannot write in the workdir {self._workdir}: {error.strerror or error}") from error
+            raise UserError(
+                f"cannot write in the workdir {self._workdir}: {error.strerror or error}"
+            ) from error
 
 
 def _finite(value: Any) -> Any:

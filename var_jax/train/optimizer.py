@@ -1,4 +1,5 @@
-"""AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's parts."""
+"""AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's
+parts."""
 
 import functools
 from collections.abc import Callable, Collection
@@ -13,7 +14,8 @@ from var_jax.config.train import OptimizerConfig, TrainConfig
 
 LIN0_CONSTANT = 0.05
 
-# Neither biases nor 1-D, and still not decayed: learned places, AdaLN's offsets and the scale of QK-norm.
+# Neither biases nor 1-D, and still not decayed: learned places, AdaLN's offsets and the scale of
+# QK-norm.
 NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
 
 
@@ -31,8 +33,12 @@ def make_optimizers(config: TrainConfig) -> Optimizers:
     start = config.adversarial_from
     if start is None:
         return Optimizers(trained)
-    return Optimizers(trained, make_optimizer(config.discriminator_optimizer, adversarial_steps(config),
-                                              config.batch_size))
+    return Optimizers(
+        trained,
+        make_optimizer(
+            config.discriminator_optimizer, adversarial_steps(config), config.batch_size
+        ),
+    )
 
 
 def adversarial_steps(config: TrainConfig) -> int:
@@ -43,24 +49,33 @@ def adversarial_steps(config: TrainConfig) -> int:
 def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
     """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too.
 
-    The figures for the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
+    The figures for the log are computed on the host: outside a compiled step, optax's schedules are
+      a dozen small
     programs, which are compiled, run on the devices, and waited for.
     """
     start = config.adversarial_from
 
     def at(done: int) -> dict[str, float]:
-        rates = {"lr": learning_rate_on_host(config.optimizer, config.steps, config.batch_size, done)}
+        rates = {
+            "lr": learning_rate_on_host(config.optimizer, config.steps, config.batch_size, done)
+        }
         if start is not None and done >= start:
             rates["discriminator_lr"] = learning_rate_on_host(
-                config.discriminator_optimizer, adversarial_steps(config), config.batch_size, done - start)
+                config.discriminator_optimizer,
+                adversarial_steps(config),
+                config.batch_size,
+                done - start,
+            )
         return rates
 
     return at
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int,
-                   not_decayed: Collection[str] = ()) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, and decoupled weight decay that the learning rate multiplies (AdamW).
+def make_optimizer(
+    config: OptimizerConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
+) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam, and decoupled weight decay that the learning rate multiplies
+    (AdamW).
 
     Args:
       steps: length of the whole run, at whose last step the schedules reach their final values.
@@ -78,16 +93,22 @@ def make_optimizer(config: OptimizerConfig, steps: int, batch_size: int,
 
 
 def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
-    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has the final rate.
+    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has
+    the final rate.
 
-    "cooldown" falls by 1 - sqrt(share of the cooldown that is over) (Hägele et al. 2024, section 3); until then it is
-    the same for every `steps`, which is what lets runs of several lengths share their constant part.
+    "cooldown" falls by 1 - sqrt(share of the cooldown that is over) (Hägele et al. 2024, section
+    3); until then it is the same for every `steps`, which is what lets runs of several lengths
+    share their constant part.
     """
     peak = config.base_lr * batch_size / 256
     rest = max(steps - 1 - config.warmup_steps, 1)
     after = {
-        "lin0": optax.linear_schedule(peak, peak * config.final_lr_ratio, transition_steps=(1 - LIN0_CONSTANT) * rest,
-                                      transition_begin=LIN0_CONSTANT * rest),
+        "lin0": optax.linear_schedule(
+            peak,
+            peak * config.final_lr_ratio,
+            transition_steps=(1 - LIN0_CONSTANT) * rest,
+            transition_begin=LIN0_CONSTANT * rest,
+        ),
         "cosine": optax.cosine_decay_schedule(peak, rest, alpha=config.final_lr_ratio),
         "constant": optax.constant_schedule(peak),
         "cooldown": _cooldown(peak, config.final_lr_ratio, rest, config.cooldown_steps),
@@ -148,7 +169,8 @@ def decay_mask(params: Any, not_decayed: Collection[str] = ()) -> Any:
     """True where weights decay: matrices, convolutions, the codebook and the class embedding.
 
     Args:
-      params: nested dicts of parameters (or their gradients); under "blocks" they have a leading axis of layers.
+      params: nested dicts of parameters (or their gradients); under "blocks" they have a leading
+        axis of layers.
       not_decayed: names of parameters whose weights do not decay either.
     """
 

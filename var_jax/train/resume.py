@@ -1,4 +1,5 @@
-"""Where a run's first state comes from: its own checkpoints, another run's, another model's weights, or nothing."""
+"""Where a run's first state comes from: its own checkpoints, another run's, another model's
+weights, or nothing."""
 
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from var_jax.train.program import Program
 
 class First(NamedTuple):
     """Attributes:
-      evaluated: whether the evaluation that the state's step may ask for is done.
-      fresh: whether the parameters are those of initialisation.
+    evaluated: whether the evaluation that the state's step may ask for is done.
+    fresh: whether the parameters are those of initialisation.
     """
 
     run: state.TrainState
@@ -29,7 +30,8 @@ class First(NamedTuple):
 
 
 def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> First:
-    """The newest sound checkpoint of the run, else that of `branch_from`, else `init_from`, else fresh parameters.
+    """The newest sound checkpoint of the run, else that of `branch_from`, else `init_from`, else
+    fresh parameters.
 
     Raises:
       UserError: what is there, or was asked for, cannot be read or does not fit.
@@ -59,29 +61,43 @@ def _require_finite(run: state.TrainState, name: str):
     counts = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))(trees)
     sizes = jax.tree.map(jnp.size, trees)
     pairs = zip(jax.tree_util.tree_leaves_with_path(counts), jax.tree.leaves(sizes), strict=True)
-    finite.refuse({_name(path): (int(bad), size) for (path, bad), size in pairs if int(bad)},
-                  f"{name} of step {int(run.step)}",
-                  "remove it, so that the one before is taken, or start anew with a lower learning rate")
+    finite.refuse(
+        {_name(path): (int(bad), size) for (path, bad), size in pairs if int(bad)},
+        f"{name} of step {int(run.step)}",
+        "remove it, so that the one before is taken, or start anew with a lower learning rate",
+    )
 
 
 def _weights(config: TrainConfig, program: Program) -> Any:
-    """The weights of `init_from` for this stage, on the host; another class count starts its class embedding afresh.
+    """The weights of `init_from` for this stage, on the host; another class count starts its class
+    embedding afresh.
 
     Raises:
       UserError: a parameter of another shape than this run's, named.
     """
     model, params = model_directory.load(epath.Path(config.init_from))
     if config.stage not in params:
-        raise UserError(f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one")
+        raise UserError(
+            f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one"
+        )
     theirs, ours = params[config.stage], jax.eval_shape(_unboxed_init(config), jax.random.key(0))
-    if config.stage == "transformer" and model.transformer.num_classes != config.transformer.num_classes:
-        fresh = jax.jit(lambda key: _unboxed_init(config)(key)["class_embed"],  # the rest is never computed
-                        out_shardings=program.replicated)
+    if (
+        config.stage == "transformer"
+        and model.transformer.num_classes != config.transformer.num_classes
+    ):
+        fresh = jax.jit(
+            lambda key: _unboxed_init(config)(key)["class_embed"],  # the rest is never computed
+            out_shardings=program.replicated,
+        )
         theirs["class_embed"] = np.asarray(fresh(jax.random.key(config.seed)))
-    shapes = [{_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-              for tree in (ours, theirs)]
+    shapes = [
+        {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (ours, theirs)
+    ]
     if other := differences(*shapes):
-        raise UserError(f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}")
+        raise UserError(
+            f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}"
+        )
     return jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype, copy=False), theirs, ours)
 
 

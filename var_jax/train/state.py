@@ -25,10 +25,10 @@ DISCRIMINATOR = 2**32 - 1  # its key of initialisation is the run's with this nu
 @flax.struct.dataclass
 class DiscriminatorState:
     """Attributes:
-      params, opt_state: its own; they rest until adversarial training begins.
-      spectral: power iteration's vectors (`models.discriminator`).
-      averages: float32 (2,), running means of the logits of real images and of fakes, for LeCam.
-      updates: steps done by it, int32.
+    params, opt_state: its own; they rest until adversarial training begins.
+    spectral: power iteration's vectors (`models.discriminator`).
+    averages: float32 (2,), running means of the logits of real images and of fakes, for LeCam.
+    updates: steps done by it, int32.
     """
 
     params: Any
@@ -41,13 +41,13 @@ class DiscriminatorState:
 @flax.struct.dataclass
 class TrainState:
     """Attributes:
-      step: steps done, int32.
-      params: of the trained stage.
-      ema: their running average, or None.
-      opt_state: optax's.
-      discriminator: None in a run without one.
-      usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`); None in a run
-        without revival.
+    step: steps done, int32.
+    params: of the trained stage.
+    ema: their running average, or None.
+    opt_state: optax's.
+    discriminator: None in a run without one.
+    usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`);
+      None in a run without revival.
     """
 
     step: jax.Array
@@ -58,22 +58,14 @@ class TrainState:
     usage: jax.Array | None = None
 
 
-
-
-
-
-
-
-
-
-
-
-
-
 def init_params(config: TrainConfig) -> Callable[[jax.Array], Any]:
-    """A function from a key to the stage's freshly initialised parameters, boxed with their logical axis names."""
+    """A function from a key to the stage's freshly initialised parameters, boxed with their logical
+    axis names."""
     if config.stage == "tokenizer":
-        model, inputs = Tokenizer(config.tokenizer), (jnp.zeros((1, *config.tokenizer.image_shape)),)
+        model, inputs = (
+            Tokenizer(config.tokenizer),
+            (jnp.zeros((1, *config.tokenizer.image_shape)),),
+        )
     else:
         t = config.transformer
         model = Transformer(t)
@@ -98,21 +90,32 @@ class Creation:
         replicated = NamedSharding(mesh, PartitionSpec())
 
         def of_optimizer(optimizer, opt_state, params):
-            return optax.tree_utils.tree_map_params(optimizer, lambda _, sharding: sharding, opt_state, params,
-                                                    transform_non_params=lambda _: replicated)
+            return optax.tree_utils.tree_map_params(
+                optimizer,
+                lambda _, sharding: sharding,
+                opt_state,
+                params,
+                transform_non_params=lambda _: replicated,
+            )
 
         params = partition.shardings(jax.eval_shape(init_params(config), key), mesh)
         opt_state = of_optimizer(optimizers.trained, self.abstract.opt_state, params)
         self.shardings = jax.tree.map(lambda _: replicated, self.abstract).replace(
-            params=params, ema=params if config.ema else None, opt_state=opt_state)
+            params=params, ema=params if config.ema else None, opt_state=opt_state
+        )
         if self._critic is not None:
             held = self.abstract.discriminator
             critic = partition.shardings(jax.eval_shape(self._critic.init, key)["params"], mesh)
-            self.shardings = self.shardings.replace(discriminator=self.shardings.discriminator.replace(
-                params=critic, opt_state=of_optimizer(optimizers.discriminator, held.opt_state, critic)))
+            self.shardings = self.shardings.replace(
+                discriminator=self.shardings.discriminator.replace(
+                    params=critic,
+                    opt_state=of_optimizer(optimizers.discriminator, held.opt_state, critic),
+                )
+            )
 
     def first_state(self, start: Any = None) -> TrainState:
-        """A state at step 0, from fresh parameters or from `start`, each device holding its part only."""
+        """A state at step 0, from fresh parameters or from `start`, each device holding its part
+        only."""
         key = jax.random.key(self._config.seed)
         if start is None:
             return jax.jit(self._fresh, out_shardings=self.shardings)(key)
@@ -126,12 +129,23 @@ class Creation:
         config = self._config
         ema = jax.tree.map(jnp.copy, params) if config.ema else None
         tokenizer = config.tokenizer
-        usage = codebook.first_usage(len(tokenizer.scales), tokenizer.vocab_size) if config.revives else None
+        usage = (
+            codebook.first_usage(len(tokenizer.scales), tokenizer.vocab_size)
+            if config.revives
+            else None
+        )
         discriminator = None
         if self._critic is not None:
             made = nn.meta.unbox(self._critic.init(jax.random.fold_in(key, DISCRIMINATOR)))
             opt_state = self._optimizers.discriminator.init(made["params"])
-            discriminator = DiscriminatorState(made["params"], opt_state, made["spectral"], jnp.zeros(2),
-                                               jnp.zeros((), jnp.int32))
-        return TrainState(jnp.zeros((), jnp.int32), params, ema, self._optimizers.trained.init(params), discriminator,
-                          usage)
+            discriminator = DiscriminatorState(
+                made["params"], opt_state, made["spectral"], jnp.zeros(2), jnp.zeros((), jnp.int32)
+            )
+        return TrainState(
+            jnp.zeros((), jnp.int32),
+            params,
+            ema,
+            self._optimizers.trained.init(params),
+            discriminator,
+            usage,
+        )

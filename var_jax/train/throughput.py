@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 
 class Throughput:
-    """Rates over the steps since the last report, without the time spent `paused` (evaluation, pictures).
+    """Rates over the steps since the last report, without the time spent `paused` (evaluation,
+    pictures).
 
     Args:
       step: steps done so far.
@@ -35,8 +36,8 @@ class Throughput:
         self._mark = (step, time.perf_counter())
 
     def report(self, step: int) -> dict[str, float]:
-        """steps_per_s, images_per_s, tokens_per_s and flops_per_s over all devices, and mfu (model FLOPs utilisation,
-        0 to 1 of the chips' bfloat16 peak) on chips that the table has."""
+        """steps_per_s, images_per_s, tokens_per_s and flops_per_s over all devices, and mfu (model
+        FLOPs utilisation, 0 to 1 of the chips' bfloat16 peak) on chips that the table has."""
         now = time.perf_counter()
         seconds = max(now - self._mark[1], 1e-9)
         computed = [self._work(done) for done in range(self._mark[0], step)]
@@ -79,16 +80,22 @@ class Profile:
       resume_step: steps done before this start.
     """
 
-    def __init__(self, directory: epath.Path, window: tuple[int, int] | None, steps: int,
-                 resume_step: int):
+    def __init__(
+        self, directory: epath.Path, window: tuple[int, int] | None, steps: int, resume_step: int
+    ):
         self._directory, self._running = directory, False
         first, last = (window[0], sum(window) - 1) if window else (1, 0)
         left = range(max(first, resume_step + 1), min(last, steps) + 1)
         self._left = left
         if window and len(left) < window[1]:
             what = f"steps {left[0]} to {left[-1]}" if left else "no step"
-            log.warning("--profile %d:%d traces %s: this start runs steps %d to %d", *window, what,
-                        resume_step + 1, steps)
+            log.warning(
+                "--profile %d:%d traces %s: this start runs steps %d to %d",
+                *window,
+                what,
+                resume_step + 1,
+                steps,
+            )
 
     def before(self, step: int):
         """Starts the trace where the next step is the first that is left of the window."""

@@ -1,4 +1,6 @@
-"""What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its tokens come from."""
+"""What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its
+tokens come from."""
+
 import contextlib
 import dataclasses
 import datetime
@@ -28,62 +30,97 @@ pass
 
 # May differ between a run and its resumption: how long, how often, on what, in how many parts.
 RESUMABLE = (
-    "steps", "microbatches", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "keep_steps",
-    "eval_images", "mesh", "sample_classes", "tokenizer_dir", "init_from", "branch_from", "data.workers",
-    "data.data_dir", "data.tokens_dir", "transformer.attention", "transformer.remat", "tokenizer.remat",
-    "transformer.gradient_dtype", "tokenizer.gradient_dtype",
-    "loss.perceptual_weights", "loss.perceptual_heads", "adversarial.feature_weights")
+    "steps",
+    "microbatches",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_steps",
+    "eval_images",
+    "mesh",
+    "sample_classes",
+    "tokenizer_dir",
+    "init_from",
+    "branch_from",
+    "data.workers",
+    "data.data_dir",
+    "data.tokens_dir",
+    "transformer.attention",
+    "transformer.remat",
+    "tokenizer.remat",
+    "transformer.gradient_dtype",
+    "tokenizer.gradient_dtype",
+    "loss.perceptual_weights",
+    "loss.perceptual_heads",
+    "adversarial.feature_weights",
+)
 
 
-# Environment variable of whoever starts a run more than once: the file that stands for this start, beside which a later
-# start has one of a greater name.
+# Environment variable of whoever starts a run more than once: the file that stands for this start,
+# beside which a later start has one of a greater name.
 FENCE = "VAR_JAX_FENCE"
 REFUSED = ".refused"  # suffix of the file that tells why such a start ended with exit code 2
 
 
 def require_newest_start():
-    """Raises UserError when the run was started again since this process was ordered, or its order is gone: a job that
-    waited for long in a queue must not write where its successor does."""
+    """Raises UserError when the run was started again since this process was ordered, or its order
+    is gone: a job that waited for long in a queue must not write where its successor does."""
     if fence := os.environ.get(FENCE):
         own = epath.Path(fence)
-        starts = [path.name for path in own.parent.glob(f"*{own.suffix}")] if own.parent.is_dir() else []
+        starts = (
+            [path.name for path in own.parent.glob(f"*{own.suffix}")] if own.parent.is_dir() else []
+        )
         if own.name not in starts:
-            raise UserError(f"this start's file {own} is gone, so it ends and leaves the run alone; start it again")
+            raise UserError(
+                f"this start's file {own} is gone, so it ends and leaves the run alone; start it again"
+            )
         if (newest := max(starts)) != own.name:
-            raise UserError(f"this start {own} was given up for {newest}, so it ends and leaves the run to that one")
+            raise UserError(
+                f"this start {own} was given up for {newest}, so it ends and leaves the run to that one"
+            )
 
 
 def note_refusal(message: str):
-    """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts runs again."""
+    """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts
+    runs again."""
     if fence := os.environ.get(FENCE):
         with contextlib.suppress(OSError):  # the exit code still tells it
             atomic.write(epath.Path(fence).with_suffix(REFUSED), message)
 
 
 def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:
-    """(config, parameters) of the tokenizer whose tokens a transformer learns: the workdir's copy, else that of the
-    token cache, else `tokenizer_dir`.
+    """(config, parameters) of the tokenizer whose tokens a transformer learns: the workdir's copy,
+    else that of the token cache, else `tokenizer_dir`.
 
     Raises:
-      UserError: none is given, `tokenizer_dir` holds another one than the run was started with, or the run was started
-        again meanwhile.
+      UserError: none is given, `tokenizer_dir` holds another one than the run was started with, or
+        the run was started again meanwhile.
     """
     require_newest_start()
     kept, given = directory / "tokenizer", config.tokenizer_dir
     if not given and config.data.tokens_dir:
         given = str(epath.Path(config.data.tokens_dir) / "tokenizer")
     if not (kept / "model.json").exists():
-        require(bool(given), "tokenizer_dir", repr(given),
-                "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)")
+        require(
+            bool(given),
+            "tokenizer_dir",
+            repr(given),
+            "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
+        )
         return _load(epath.Path(given))
     tokenizer, params = _load(kept)
     claimed = directory / "config.json"
-    started_with = model_directory.read_json(claimed).get("tokenizer_dir") if claimed.exists() else ""
+    started_with = (
+        model_directory.read_json(claimed).get("tokenizer_dir") if claimed.exists() else ""
+    )
     if config.tokenizer_dir not in ("", started_with):
         theirs, other = _load(epath.Path(config.tokenizer_dir))
         if theirs != tokenizer or not jax.tree.all(jax.tree.map(np.array_equal, params, other)):
-            raise UserError(f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this run was "
-                            f"started with; its copy is in {kept}: leave tokenizer_dir out, or give another --workdir")
+            raise UserError(
+                f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this run was "
+                f"started with; its copy is in {kept}: leave tokenizer_dir out, or give another --workdir"
+            )
     return tokenizer, params
 
 
@@ -94,23 +131,30 @@ def started_with(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def refuse_another_run(directory: epath.Path, config: TrainConfig):
-    """Raises UserError when the workdir holds a run of other settings, naming every one, or is a later start's."""
+    """Raises UserError when the workdir holds a run of other settings, naming every one, or is a
+    later start's."""
     require_newest_start()
     path = directory / "config.json"
     if path.exists():
-        theirs = build(TrainConfig, model_directory.read_json(path), str(path))  # keys it does not have yet: defaults
-        # Keys of the other stage, which runs could hold before they were refused, make no other run.
+        theirs = build(
+            TrainConfig, model_directory.read_json(path), str(path)
+        )  # keys it does not have yet: defaults
+        # Keys of the other stage, which runs could hold before they were refused, make no other
+        # run.
         runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, theirs)]
         resumable = RESUMABLE + ("data.source_dir",) * _keeps_content(directory)
         other = [d for d in differences(*runs) if not d.startswith(resumable)]
         if other:
-            raise UserError(f"{directory} holds another run; {'; '.join(other)}; "
-                            "give another --workdir, or the settings it was started with")
+            raise UserError(
+                f"{directory} holds another run; {'; '.join(other)}; "
+                "give another --workdir, or the settings it was started with"
+            )
 
 
 def _keeps_content(directory: epath.Path) -> bool:
-    """Whether data.json tells images by their content: then a run's images are compared (`Inputs.require_same`), and
-    not the place where they lie, which may be spelled in many ways, or be a staged copy's."""
+    """Whether data.json tells images by their content: then a run's images are compared
+    (`Inputs.require_same`), and not the place where they lie, which may be spelled in many ways, or
+    be a staged copy's."""
     path = directory / "data.json"
     return path.exists() and "fingerprint" in model_directory.read_json(path)
 
@@ -124,8 +168,8 @@ def _at_one_place(config: TrainConfig) -> TrainConfig:
 
 
 def _in_steps(config: TrainConfig) -> TrainConfig:
-    """The run with times that are shares of its length as the steps they come to: a run that is made longer must not
-    lose a discriminator, nor the size of its images, for that."""
+    """The run with times that are shares of its length as the steps they come to: a run that is
+    made longer must not lose a discriminator, nor the size of its images, for that."""
     adversarial, progressive, transformer = (
         config.adversarial,
         config.progressive,
@@ -169,12 +213,15 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
         atomic.write(directory / "config.json", json.dumps(plain(config), indent=1))
         atomic.write(directory / "meta.json", json.dumps(run_meta(config), indent=1))
     except OSError as error:
-        raise UserError(f"cannot write the workdir {directory}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write the workdir {directory}: {error.strerror or error}"
+        ) from error
 
 
 def _load(directory: epath.Path) -> tuple[TokenizerConfig, Any]:
     model, params = model_directory.load(directory)
     return model.tokenizer, params["tokenizer"]
+
 
 PACKAGES = ("var-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -183,10 +230,11 @@ def run_meta(config: TrainConfig) -> dict[str, Any]:
     """What meta.json holds; nothing is computed on a device.
 
     Returns:
-      "params": {"total", "body"} of the trained stage (`flops.param_count`; of a tokenizer, "body" leaves the
-      codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and "flops_per_step" of training, by
-      name of the definition: {"exact", "6nd", "dense"}, a tokenizer's {"exact"} alone; "git" ({"commit", "dirty"},
-      None outside a repository); "versions"; "devices"; "host"; "started".
+      "params": {"total", "body"} of the trained stage (`flops.param_count`; of a tokenizer, "body"
+      leaves the codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and
+      "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, a
+      tokenizer's {"exact"} alone; "git" ({"commit", "dirty"}, None outside a repository);
+      "versions"; "devices"; "host"; "started".
     """
     tokens = config.tokenizer.scales.total
     an_image = _flops(config)
@@ -198,8 +246,12 @@ def run_meta(config: TrainConfig) -> dict[str, Any]:
         "flops_per_step": {name: value * config.batch_size for name, value in an_image.items()},
         "git": _git(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "devices": {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
-                    "count": jax.device_count(), "processes": jax.process_count()},
+        "devices": {
+            "platform": jax.default_backend(),
+            "kind": jax.devices()[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
         "host": platform.node(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -215,9 +267,11 @@ def _params(config: TrainConfig) -> dict[str, int]:
 
 def _flops(config: TrainConfig) -> dict[str, float]:
     if config.stage == "transformer":
-        return {"exact": flops.train_flops_per_image(config.transformer),
-                "6nd": flops.six_nd_train_flops(config.transformer),
-                "dense": flops.dense_attention_train_flops(config.transformer)}
+        return {
+            "exact": flops.train_flops_per_image(config.transformer),
+            "6nd": flops.six_nd_train_flops(config.transformer),
+            "dense": flops.dense_attention_train_flops(config.transformer),
+        }
     return {"exact": flops.tokenizer_train_flops(config.tokenizer)}
 
 
@@ -226,7 +280,9 @@ def _versions() -> dict[str, str]:
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        except (
+            importlib.metadata.PackageNotFoundError
+        ):  # run from a source tree that is not installed
             found[name] = "unknown"
     return found
 
@@ -236,10 +292,14 @@ def _git() -> dict[str, Any] | None:
 
     def git(*args: str) -> str:
         root = Path(__file__).parent
-        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout
 
     try:
-        return {"commit": git("rev-parse", "HEAD").strip(),
-                "dirty": bool(git("status", "--porcelain", "--untracked-files=no").strip())}
+        return {
+            "commit": git("rev-parse", "HEAD").strip(),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no").strip()),
+        }
     except (OSError, subprocess.SubprocessError):
         return None
