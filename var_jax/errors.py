@@ -41,8 +41,7 @@ def require_path(path: object, name: str = "path"):
     to its reader.
 
     Call it where a path comes from outside: the library behind paths tries to reach hosts by some
-      of these schemes,
-    and ends on others with an error that names neither the path nor the remedy.
+    of these schemes, and ends on others with an error that names neither the path nor the remedy.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", str(path))
     if scheme is None or scheme[1] in URL_SCHEMES:

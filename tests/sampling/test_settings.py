@@ -8,8 +8,7 @@ import pytest
 
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError
-from var_jax.sampling import settings
-from var_jax.sampling.settings import Ramp, parse, resolve, settings
+from var_jax.sampling.settings import PRESETS, Ramp, parse, resolve, settings
 
 SCALES = Scales.parse("1,2,3,4,5")
 FID = {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False}
@@ -63,7 +62,7 @@ def test_presets_are_what_the_published_code_samples_with():
         "temperature": 1.0,
         "smooth": False,
     }
-    assert settings.PRESETS["fid"] == FID  # and are left alone by what is put over them
+    assert PRESETS["fid"] == FID  # and are left alone by what is put over them
 
 
 @pytest.mark.parametrize(

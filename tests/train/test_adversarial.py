@@ -21,14 +21,14 @@ from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.errors import UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import step, tokenizer_step
+from var_jax.objectives import frozen_networks, step, tokenizer_step
 from var_jax.objectives.critic import Critic
+from var_jax.objectives.frozen_networks import Features, Networks
 from var_jax.objectives.phase import Phase, phase_of
 from var_jax.ops import diffaugment
 from var_jax.pretrained import efficientnet
 from var_jax.pretrained.perceptual import Perceptual
-from var_jax.train import evaluation, frozen_networks, loop, state
-from var_jax.train.frozen_networks import Features, Networks
+from var_jax.train import evaluation, loop, state
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import Optimizers

@@ -5,9 +5,9 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.devices.preemption import Told
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.train import evaluation
 from var_jax.train.evaluation import Evaluator
-from var_jax.train.frozen_networks import Networks
 
 
 class Held:

@@ -18,9 +18,9 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.objectives import losses
 from var_jax.objectives import step as step_module
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import Phase, phase_of
 from var_jax.objectives.step import make_encode, make_eval_step, make_train_step
-from var_jax.train.frozen_networks import Networks
 from var_jax.train.optimizer import Optimizers
 from var_jax.train.state import Creation, TrainState
 

@@ -21,8 +21,7 @@ def show():
     already, that one does.
 
     Call it where a command starts, before libraries are imported: some set a handler of their own
-      with the first thing
-    that they log.
+    with the first thing that they log.
     """
     root = logging.getLogger()
     if not root.handlers:

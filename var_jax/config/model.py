@@ -10,12 +10,14 @@ from typing import Literal
 
 from var_jax.config.scales import Scales
 from var_jax.config.strict import require, require_from_data
-from var_jax.ops.masks import Mask
 
 SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
 SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
 
 DType = Literal["float32", "bfloat16"]
+Mask = Literal[
+    "block_causal", "markov", "block_diagonal"
+]  # `ops.masks` says what each lets through
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
 
 

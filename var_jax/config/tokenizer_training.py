@@ -7,7 +7,22 @@ from typing import Literal
 from var_jax.config.model import TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import require
-from var_jax.ops.diffaugment import policy_names
+from var_jax.errors import UserError, did_you_mean
+
+AUGMENTATIONS = ("color", "translation", "cutout")  # `ops.diffaugment` has a function for each
+
+
+def policy_names(policy: str, key: str = "adversarial.diffaugment") -> list[str]:
+    """The augmentations of a policy, which is the value of a config's `key`.
+
+    Raises:
+      UserError: one is not known.
+    """
+    names = [name for name in policy.replace(" ", "").split(",") if name]
+    for name in names:
+        if name not in AUGMENTATIONS:
+            raise UserError(f"{key} names {name!r}{did_you_mean(name, AUGMENTATIONS)}")
+    return names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,8 +41,7 @@ def fit(
     """The part of the transform that is the same in every epoch.
 
     The memory that it takes is bounded by the sizes of image and shape: of an image that is more
-      than MAX_ASPECT times
-    as long as the shape, "crop" takes a part in the middle that is that long.
+    than MAX_ASPECT times as long as the shape, "crop" takes a part in the middle that is that long.
 
     Args:
       pixels: 1, 3 or 4 channels (the last is alpha, composited as `decode` does).

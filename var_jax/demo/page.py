@@ -355,8 +355,7 @@ def serving(
     """The page and its server while the block runs; gives the address.
 
     For a process that does nothing else: sets Pillow's limit of pixels and what kinds of files it
-      opens, and Gradio's
-    environment.
+    opens, and Gradio's environment.
 
     Raises:
       UserError: the server does not start there.

@@ -117,8 +117,7 @@ def open_only_formats():
 
     Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of
     the page tells it otherwise: whichever plugin knows the first bytes reads the file, and that of
-      EPS starts Ghostscript on it. What
-    Pillow can save stays as it was.
+    EPS starts Ghostscript on it. What Pillow can save stays as it was.
     """
     Image.init()  # all of them, so that none comes later
     for kind in set(Image.ID) - set(FORMATS):

@@ -38,8 +38,8 @@ class Chip:
     peak_flops: dense bfloat16 FLOP/s.
     hbm_bytes, hbm_bandwidth: memory, in bytes and bytes/s.
     links, link_bandwidth: of the network inside a slice (ICI) or node (NVLink), bytes/s a link and
-      direction.
-    dcn_bandwidth: bytes/s a chip between slices or nodes, each direction; None where the maker
+    direction. dcn_bandwidth: bytes/s a chip between slices or nodes, each direction; None where the
+    maker
       gives none.
     """
 

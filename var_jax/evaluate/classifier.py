@@ -12,6 +12,7 @@ from var_jax.evaluate.features import FeatureNetwork, OverDevices
 from var_jax.evaluate.image_sets import LABELLED, ImageSet
 from var_jax.ops.resize import matrix
 
+ROWS_AT_ONCE = 256  # images read at once
 PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most
 Classifier = Callable[[Float[np.ndarray, "n h w c"]], Int[np.ndarray, " n"]]
 Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
@@ -100,3 +101,32 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collectio
         return model.predict_log_proba(np.concatenate(parts))[np.arange(len(labels)), columns]
 
     return score
+
+
+def load_all(
+    images: ImageSet, classes: int
+) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    """Returns all images of a set and their labels.
+
+    Raises:
+      UserError: it has no labels, or one that the model does not have, or one alone.
+    """
+    require(bool(images.class_names), images.name, "without labels", LABELLED)
+    batches = list(images.read(ROWS_AT_ONCE))
+    pixels, labels = (
+        np.concatenate([b.images for b in batches]),
+        np.concatenate([b.labels for b in batches]),
+    )
+    require(
+        int(labels.max()) < classes,
+        f"a label of {images.name}",
+        int(labels.max()),
+        f"below the number of the model's classes, {classes}",
+    )
+    require(
+        len(np.unique(labels)) > 1,
+        images.name,
+        "of one class",
+        "of at least two, to tell them apart",
+    )
+    return pixels, labels

@@ -57,8 +57,6 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-pass
-
 ROWS = 4096  # at once in float64
 
 

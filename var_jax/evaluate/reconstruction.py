@@ -39,9 +39,8 @@ def evaluate(
     """Reconstructs every image of a reference from all its tokens, and measures.
 
     The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0.
-      "real_against_real" beside it, of two
-    disjoint halves of the reference, is a scale to read it by and no bound; it is of fewer images,
-    and biased upwards.
+    "real_against_real" beside it, of two disjoint halves of the reference, is a scale to read it by
+    and no bound; it is of fewer images, and biased upwards.
 
     Args:
       reference: at the model's size.

@@ -471,8 +471,7 @@ def _stored(path: epath.Path) -> Stored:
     whole and once.
 
     A local file is opened anew at every call and closed with the array that comes of it: all files
-      of a large set open
-    at once are more than a process may have.
+    of a large set open at once are more than a process may have.
     """
     if "://" not in str(path):
         return functools.partial(np.load, os.fspath(path), mmap_mode="r")

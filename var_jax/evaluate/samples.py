@@ -10,7 +10,6 @@ from var_jax.evaluate import classifier, features, readings, scores
 from var_jax.evaluate.features import FeatureNetwork, Features
 from var_jax.evaluate.fid import Frechet, Moments, frechet_distance
 from var_jax.evaluate.image_sets import ImageSet, with_classes_of
-from var_jax.studies import rows as study
 
 RESAMPLES = 20
 CI95_METHODS = {
@@ -125,14 +124,12 @@ def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dic
     if reference.class_names:
         judged.append(with_classes_of(reference, samples.class_names))
     classes = 1 + max(len(images.class_names) for images in (training, *judged))
-    pixels, labels = study.everything(training, classes)
-    classify, guesses = (
-        classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels),
-        len(np.unique(labels)),
-    )
+    pixels, labels = classifier.load_all(training, classes)
+    guesses = len(np.unique(labels))
+    classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)
     found: list[dict[str, Any]] = []
     for images in judged:
-        pixels, labels = study.everything(images, classes)
+        pixels, labels = classifier.load_all(images, classes)
         found.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
     report = {
         "name": f"as labelled, by a classifier of pixels fitted on {training.name}",
@@ -181,8 +178,7 @@ def frechet(
     """The distance with its interval and its floor.
 
     The distance of finite sets is biased upwards, the more so the fewer the images: hence the
-      floor, the distance of
-    real images to real images, with the counts that it is of.
+    floor, the distance of real images to real images, with the counts that it is of.
     """
     distance = Distance(real, resamples, seed)
     if floor:

@@ -32,8 +32,7 @@ def classifier_score(
     over splits.
 
     Rows are shuffled by the seed first: splits of samples in the order of their classes would each
-      hold few classes,
-    and score a fraction of what they should.
+    hold few classes, and score a fraction of what they should.
 
     Returns:
       "value" and "std" over splits, "splits", and "ci95" from resampling rows within splits.

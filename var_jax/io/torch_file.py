@@ -95,8 +95,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     `.safetensors`).
 
     Containers within a PyTorch checkpoint add their names: `trainer.vae_local.quant_conv.bias`.
-      What is no tensor
-    (step counts, settings) is left out.
+    What is no tensor (step counts, settings) is left out.
 
     Raises:
       UserError: the file is missing, of another kind, damaged, or its pickle names anything but

@@ -178,9 +178,9 @@ class Conv(nn.Module):
         """Spectral norm of the kernel as an (inputs, outputs) matrix (Miyato et al. 2018).
 
         One power iteration from the vector of the step before, which is state: kernels move slowly,
-          so it keeps up
-        where a few iterations from a fixed vector would stay below. Ours because Flax's takes no
-        parameters that name their logical axes. The gradient flows through the matrix alone.
+        so it keeps up where a few iterations from a fixed vector would stay below. Ours because
+        Flax's takes no parameters that name their logical axes. The gradient flows through the
+        matrix alone.
         """
         matrix = kernel.reshape(-1, kernel.shape[-1])
         fixed = jax.lax.stop_gradient(matrix)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.models import discriminator
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import phase_of
 from var_jax.ops import diffaugment
-from var_jax.train.frozen_networks import Networks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -17,9 +17,9 @@ from var_jax.config.train import LossConfig, TrainConfig
 from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import Phase
 from var_jax.ops import vq
-from var_jax.train.frozen_networks import Networks
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, UInt8

@@ -1,8 +1,10 @@
 """One training step and one evaluation step of either stage, as pure functions to be jitted."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,13 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import losses, tokenizer_step
 from var_jax.objectives import phase as phase_module
 from var_jax.objectives.critic import make_critic
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import Phase
 from var_jax.ops import codebook
-from var_jax.train.frozen_networks import Networks
-from var_jax.train.optimizer import Optimizers
-from var_jax.train.state import TrainState
+
+if TYPE_CHECKING:
+    from var_jax.train.optimizer import Optimizers
+    from var_jax.train.state import TrainState
 
 Batch = Mapping[str, jax.Array]
 NONE = Networks()
@@ -33,10 +37,9 @@ def make_train_step(
     """(state, batch, frozen) -> (state, metrics).
 
     `frozen` is what is not trained: the tokenizer's parameters in the transformer's stage, those of
-      `networks` in the
-    tokenizer's own (None where there are none). Gradients are averaged over `config.microbatches`
-    parts of the batch, of which each has its own adaptive weight. Randomness is a function of the
-    seed and the step alone, so that no key is stored.
+    `networks` in the tokenizer's own (None where there are none). Gradients are averaged over
+    `config.microbatches` parts of the batch, of which each has its own adaptive weight. Randomness
+    is a function of the seed and the step alone, so that no key is stored.
     """
     phase = phase_module.last_phase(config) if phase is None else phase
     if config.stage == "tokenizer":

@@ -20,10 +20,10 @@ from var_jax.devices import sharding
 from var_jax.models.tokenizer import DROPOUT, Tokenizer
 from var_jax.objectives import losses
 from var_jax.objectives.critic import Critic
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import Phase
 from var_jax.ops import codebook, gan_losses, vq
 from var_jax.ops.resize import resize
-from var_jax.train.frozen_networks import Networks
 
 if TYPE_CHECKING:
     from var_jax.train.state import DiscriminatorState, TrainState

@@ -99,8 +99,7 @@ def kmeans_init(
     """Codes by Lloyd's k-means (scikit-learn's, on the host) from `sampled_init`.
 
     Hosts may round differently: of several, one has to compute it for all. Fewer features than
-      codes are not
-    clustered.
+    codes are not clustered.
     """
     from sklearn.cluster import KMeans
 
@@ -127,8 +126,7 @@ def first_codes(
 ) -> Float[Array, "v c"]:
     """Codes from what is to be represented (`vq.ideal_vectors` of many images), drawn evenly over
     the scales: drawn as often as they come, hardly any would be of the coarse ones. "kmeans" takes
-      up to 32 vectors a code; "equal" has one
-    vector for all codes, the worst start there is."""
+    up to 32 vectors a code; "equal" has one vector for all codes, the worst start there is."""
     draw_key, key = jax.random.split(key)
     wanted = {"sampled": vocab_size, "kmeans": vocab_size * VECTORS_A_CODE, "equal": 1}[how]
     drawn = candidates(vectors, draw_key, min(vectors.shape[0] * vectors.shape[1], wanted), scales)
@@ -170,9 +168,9 @@ def revive(
     """Replaces dead codes by vectors that are searched now.
 
     The rule: `usage` is the exponential moving average (by `decay`) of each code's share of each
-      scale's searches. A
-    code is dead when its mean over scales is below `threshold` / V, `threshold` times an equal
-    share: among the searches of all together, those of the coarse scales would keep hardly any code
+    scale's searches. A code is dead when its mean over scales is below `threshold` / V, `threshold`
+    times an equal share: among the searches of all together, those of the coarse scales would keep
+    hardly any code
       alive. The dead code of the n-th
     lowest index becomes the n-th vector, and has its usage set to an equal share: an unused code
     lives for log(threshold) / log(decay) steps. Dead codes beyond the number of vectors wait. Codes

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from var_jax.errors import UserError, did_you_mean
+from var_jax.config.tokenizer_training import policy_names
 from var_jax.ops.resize import matrix
 
 if TYPE_CHECKING:
@@ -55,19 +55,6 @@ def diff_augment(
     return jnp.where(chosen, augmented, images)
 
 
-def policy_names(policy: str, key: str = "adversarial.diffaugment") -> list[str]:
-    """The augmentations of a policy, which is the value of a config's `key`.
-
-    Raises:
-      UserError: one is not known.
-    """
-    names = [name for name in policy.replace(" ", "").split(",") if name]
-    for name in names:
-        if name not in AUGMENTATIONS:
-            raise UserError(f"{key} names {name!r}{did_you_mean(name, AUGMENTATIONS)}")
-    return names
-
-
 def color(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
     """Brightness + U(-0.5, 0.5); saturation times U(0, 2) about the pixel's grey (which leaves a
     grey image as it is); contrast times U(0.5, 1.5) about the image's mean."""
@@ -83,8 +70,7 @@ def translation(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H
     """A shift by whole pixels, up to an eighth of each side either way; what comes in is 0.
 
     By products with matrices of zeros and ones: for a gather with places of its own an image, the
-      compiler would copy
-    a batch that lies over many devices to each of them.
+    compiler would copy a batch that lies over many devices to each of them.
     """
     for axis, one in zip((1, 2), jax.random.split(key), strict=True):
         places = jnp.arange(x.shape[axis])

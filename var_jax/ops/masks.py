@@ -10,13 +10,10 @@ is dropped is
 - block_diagonal: its own alone; coarser scales act through its input.
 """
 
-from typing import Literal
-
 import numpy as np
 
+from var_jax.config.model import Mask
 from var_jax.config.scales import Scales
-
-Mask = Literal["block_causal", "markov", "block_diagonal"]
 
 
 def first_visible(mask: Mask, k: int) -> int:

@@ -14,15 +14,14 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
-from var_jax.devices import mesh_choice
 from var_jax.devices import sharding as partition
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
+from var_jax.objectives import frozen_networks as networks_module
 from var_jax.objectives import losses
 from var_jax.perf.tpu_slices import Slice
 from var_jax.sampling import sampler
-from var_jax.train import frozen_networks as networks_module
-from var_jax.train import state
+from var_jax.train import mesh_choice, state
 from var_jax.train.program import Program
 
 SAMPLES_A_DEVICE = 8
@@ -75,8 +74,7 @@ def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step
     """Guided generation with the published settings, decoder included.
 
     Weights are sharded over the model axis and whole on every part of the data axis: gathering them
-      at every scale
-    would cost more than it saves.
+    at every scale would cost more than it saves.
     """
     require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
     images = images or SAMPLES_A_DEVICE * len(where.devices)

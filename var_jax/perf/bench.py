@@ -26,15 +26,14 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
-from var_jax.devices import mesh_choice
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
+from var_jax.objectives import frozen_networks as networks_module
 from var_jax.ops import masks
 from var_jax.ops.resize import resize
 from var_jax.sampling import sampler
-from var_jax.train import frozen_networks as networks_module
-from var_jax.train import state
+from var_jax.train import mesh_choice, state
 from var_jax.train.program import Program
 
 MATRIX = {"cpu": 4096}  # side of the matrix product that the rate is taken from

@@ -24,10 +24,9 @@ from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.data import loader, token_cache
-from var_jax.devices import mesh_choice
 from var_jax.io import model_directory
 from var_jax.objectives import step
-from var_jax.train import state
+from var_jax.train import mesh_choice, state
 from var_jax.train.program import Program
 from var_jax.train.tokenize import tokenize
 

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-pass
-
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 WIDTHS = {
     "pred": 1,
@@ -90,8 +88,7 @@ class Collective:
     kind: one of KINDS.
     bytes: of the whole array on one device: what a gather makes, what a reduction takes.
     group: partitions that take part with partition 0; for a permutation, one pair of source and
-      target.
-    times: how often a step runs it.
+    target. times: how often a step runs it.
     dtype: of the largest array in it, in HLO's spelling.
     """
 

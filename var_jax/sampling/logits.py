@@ -37,8 +37,8 @@ def filter_logits(
       top_p: None: off. The largest logit always survives.
     Equal logits at a threshold survive together. The threshold lies between the last logit that
     survives and the next one, not on it, and the largest survives by its place: a compiler may
-      compute the logits once for the search and
-    once more, rounded otherwise, for the comparison, which would drop what is compared with itself.
+    compute the logits once for the search and once more, rounded otherwise, for the comparison,
+    which would drop what is compared with itself.
     """
     vocab = logits.shape[-1]
     by_number = 0 < top_k < vocab

@@ -56,9 +56,8 @@ def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
     "tokens").
 
     Against params: the last row of each run, at every size those with the most tokens. Against
-      compute: the
-    compute-optimal frontier where sizes or training curves overlap in compute, else every run's
-    last row. Jointly: every run's last row.
+    compute: the compute-optimal frontier where sizes or training curves overlap in compute, else
+    every run's last row. Jointly: every run's last row.
 
     Raises:
       Refused: too few runs or sizes, or losses that do not fall.

@@ -22,8 +22,7 @@ def records(
     constant and cools down at the end, the last step's row alone is a point of a law.
 
     Columns: `loss` and `err_mean` over all scales, `loss_last` and `err_last` over the last;
-      `loss_mean`, which a
-    record holds beside an equal `loss`, counts once.
+    `loss_mean`, which a record holds beside an equal `loss`, counts once.
     """
     rows, bad = [], 0
     for directory in sorted(

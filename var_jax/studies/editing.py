@@ -24,7 +24,7 @@ from var_jax.config.scales import Scales
 from var_jax.config.strict import require
 from var_jax.data import token_cache
 from var_jax.errors import Parser
-from var_jax.evaluate import features, scores
+from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import Classifier, agreement, pixel_classifier
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import open_images
@@ -271,7 +271,7 @@ def run(args: argparse.Namespace):
     picture_missing = missing or not (out / "editing.png").exists()
     if picture_missing:
         held, (training, known) = (
-            study.everything(one, transformer.num_classes) for one in (drawn, opened[1])
+            classifier.load_all(one, transformer.num_classes) for one in (drawn, opened[1])
         )
         editor = Editor(model.spread(), *held, training, known, args.seed, args.preset)
     if missing:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +18,6 @@ from PIL import Image
 from var_jax.config.strict import differences, require
 from var_jax.errors import Parser, UserError
 from var_jax.evaluate.features import Collector, FeatureNetwork, Features
-from var_jax.evaluate.image_sets import LABELLED, ImageSet
 from var_jax.io import atomic, model_directory
 
 FORMAT = 1
@@ -229,35 +228,6 @@ def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -
     collector = Collector(network)
     collector.add(images)
     return collector.finish()
-
-
-def everything(
-    images: ImageSet, classes: int
-) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-    """All images of a set and their labels.
-
-    Raises:
-      UserError: it has no labels, or one that the model does not have, or one alone.
-    """
-    require(bool(images.class_names), images.name, "without labels", LABELLED)
-    batches = list(images.read(READ))
-    pixels, labels = (
-        np.concatenate([b.images for b in batches]),
-        np.concatenate([b.labels for b in batches]),
-    )
-    require(
-        int(labels.max()) < classes,
-        f"a label of {images.name}",
-        int(labels.max()),
-        f"below the number of the model's classes, {classes}",
-    )
-    require(
-        len(np.unique(labels)) > 1,
-        images.name,
-        "of one class",
-        "of at least two, to tell them apart",
-    )
-    return pixels, labels
 
 
 def image_of(figure: Figure) -> Image.Image:

@@ -27,7 +27,7 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data import token_cache
 from var_jax.errors import Parser, UserError, did_you_mean
-from var_jax.evaluate import features, scores
+from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import pixel_classifier
 from var_jax.evaluate.features import Collector, FeatureNetwork, Features
 from var_jax.evaluate.image_sets import open_images
@@ -263,7 +263,7 @@ def run(args: argparse.Namespace):
         if small is not None:  # before hours of rows: whether it fits
             model.sample([0], then=small, from_scale=scales - 1)
         (pixels, labels), (held, theirs) = (
-            study.everything(images, classes) for images in (training, reference)
+            classifier.load_all(images, classes) for images in (training, reference)
         )
         real = Distance(
             features.of_reference(network, reference, args.cache), args.resamples, args.seed

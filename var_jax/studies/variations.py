@@ -20,7 +20,7 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data import token_cache
 from var_jax.errors import Parser
-from var_jax.evaluate import features, scores
+from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import agreement, pixel_classifier
 from var_jax.evaluate.image_sets import open_images
 from var_jax.evaluate.samples import Distance
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace):
     missing = rows.missing([TRUTH, ENLARGED, REBUILT, *continued])
     place = out / "continuing.png"
     if missing or not place.exists():
-        images, labels = study.everything(drawn, classes)
+        images, labels = classifier.load_all(drawn, classes)
         model, sources = model.spread(), {TRUTH: images, ENLARGED: enlarged(images, args.factor)}
 
         def draw(name: str, count: int | None = None) -> Pixels:
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace):
             return to_uint8(model.vary(signal, labels[:count], keep_scales=kept, seed=args.seed))
 
         if missing:
-            training, known = study.everything(opened[1], classes)
+            training, known = classifier.load_all(opened[1], classes)
             classify = pixel_classifier(training.astype(np.float32) / 255, known)
             distance = Distance(
                 features.of_reference(network, others, args.cache), args.resamples, args.seed

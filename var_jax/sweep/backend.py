@@ -128,8 +128,7 @@ def shared_programs(directory: str) -> dict[str, str]:
     see.
 
     JAX writes them on process 0 alone: in a home directory, which hosts of a slice do not share,
-      every other host
-    compiles everything again at each start.
+    every other host compiles everything again at each start.
     """
     return {"JAX_COMPILATION_CACHE_DIR": f"{directory.rstrip('/')}/xla"}
 

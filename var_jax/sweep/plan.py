@@ -287,15 +287,12 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-pass
-
-
 def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> list[str]:
     """One line a run and one for the sum.
 
     FLOPs are exact training FLOPs: of the model at its end ("FLOPs", what laws are fitted against)
-      and what the run
-    itself takes ("to do": a branch's trunk has the rest). Chip-hours and cost are of the latter.
+    and what the run itself takes ("to do": a branch's trunk has the rest). Chip-hours and cost are
+    of the latter.
 
     Args:
       chip: name of a chip in `chips.CHIPS`.

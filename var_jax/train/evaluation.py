@@ -16,12 +16,12 @@ from var_jax.devices.preemption import Preemption
 from var_jax.io import pictures
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import losses
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.step import make_eval_step
 from var_jax.ops import codebook
 from var_jax.sampling import sampler
 from var_jax.train import frozen_parts
 from var_jax.train.batches import Inputs
-from var_jax.train.frozen_networks import Networks
 
 PICTURE_ROWS = 4
 

@@ -19,20 +19,21 @@ from PIL import Image
 from var_jax.config import idle_keys
 from var_jax.config.strict import plain, require
 from var_jax.config.train import TrainConfig
-from var_jax.devices import mesh_choice, multihost, sharding
+from var_jax.devices import multihost, sharding
 from var_jax.devices.preemption import Preemption, Told
 from var_jax.errors import Preempted
 from var_jax.io import pictures
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives import codebook_start, step
+from var_jax.objectives import frozen_networks, step
 from var_jax.train import batches as inputs
 from var_jax.train import (
+    codebook_start,
     data_report,
     data_sizes,
     evaluation,
-    frozen_networks,
     frozen_parts,
     hosts,
+    mesh_choice,
     messages,
     resume,
     state,

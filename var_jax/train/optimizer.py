@@ -50,8 +50,7 @@ def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
     """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too.
 
     The figures for the log are computed on the host: outside a compiled step, optax's schedules are
-      a dozen small
-    programs, which are compiled, run on the devices, and waited for.
+    a dozen small programs, which are compiled, run on the devices, and waited for.
     """
     start = config.adversarial_from
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.objectives import step
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.objectives.phase import Phase, last_phase, phase_of
-from var_jax.train.frozen_networks import Networks
 from var_jax.train.optimizer import make_optimizers
 from var_jax.train.state import Creation, TrainState
 

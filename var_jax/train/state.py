@@ -15,8 +15,8 @@ from var_jax.devices import sharding as partition
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.objectives.critic import make_critic
+from var_jax.objectives.frozen_networks import Networks
 from var_jax.ops import codebook
-from var_jax.train.frozen_networks import Networks
 from var_jax.train.optimizer import Optimizers
 
 DISCRIMINATOR = 2**32 - 1  # its key of initialisation is the run's with this number folded in

@@ -26,8 +26,6 @@ from var_jax.io import atomic, model_directory
 from var_jax.models import flops
 from var_jax.train.state import init_params
 
-pass
-
 # May differ between a run and its resumption: how long, how often, on what, in how many parts.
 RESUMABLE = (
     "steps",

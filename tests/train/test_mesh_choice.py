@@ -10,8 +10,8 @@ import pytest
 import small
 
 from var_jax.config.train import MeshConfig, TrainConfig, from_config_dict
-from var_jax.devices import mesh_choice
 from var_jax.errors import UserError
+from var_jax.train import mesh_choice
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -30,9 +30,8 @@ def with_codes_of_data(
     batches, or with codes that are drawn evenly; a function of the seed and the data alone.
 
     What codes represent are residuals, which depend on the codes. So there are two rounds: codes
-      for the residuals that
-    codes without any error would leave (`vq.ideal_vectors`), then codes for those that these codes
-    leave.
+    for the residuals that codes without any error would leave (`vq.ideal_vectors`), then codes for
+    those that these codes leave.
     """
     how, tokenizer = config.codebook.init, config.tokenizer
     if config.stage != "tokenizer" or how == "normal":
