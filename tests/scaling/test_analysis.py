@@ -18,7 +18,7 @@ def runs_of(x, y, names=("params",)):
 
 def analysed(x, y, names=("params",), **options):
     sample = select_runs.sample(runs_of(x, y, names), "loss", names)
-    return analysis.analyse("loss~" + "+".join(names), sample, **{"resamples": 0, **options})
+    return analysis.analyze("loss~" + "+".join(names), sample, **{"resamples": 0, **options})
 
 
 def names_of(law):
@@ -136,10 +136,10 @@ def test_published_laws_come_back_from_points_on_them(column, name):
 def test_weights_of_the_frontier_count_runs_not_grid_points():
     x, y, _ = single(runs=40, noise=2e-3, theta=SINGLE)
     found = select_runs.sample(runs_of(x, y), "loss", ("params",))
-    halved = analysis.analyse(
+    halved = analysis.analyze(
         "loss~params", dataclasses.replace(found, weights=np.full(40, 0.25)), resamples=0
     )
-    whole = analysis.analyse("loss~params", found, resamples=0)
+    whole = analysis.analyze("loss~params", found, resamples=0)
     width = [np.diff(law.summary["alpha"]["ci95"])[0] for law in (whole, halved)]
     assert width[1] > 1.9 * width[0]
     assert solver.objective(halved.like.problem, halved.like.theta[None])[0] == pytest.approx(

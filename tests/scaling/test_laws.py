@@ -19,12 +19,12 @@ def test_exact_data_give_the_planted_law_back(planted):
 def test_least_squares_and_variable_projection_meet(noise):
     for x, y, _ in (single(noise=noise, seed=1), joint(noise=noise, seed=2)):
         p = solver.problem(x, y, laws.DELTA)
-        centred, _ = laws.centre(p)
+        centered, _ = laws.center(p)
         ends = [
-            laws._least_squares(centred, start, None) for start in laws.starts(centred, None)[::4]
+            laws._least_squares(centered, start, None) for start in laws.starts(centered, None)[::4]
         ]
-        best = min(solver.objective(centred, np.array(ends)))
-        _, projected = laws.variable_projection(centred)
+        best = min(solver.objective(centered, np.array(ends)))
+        _, projected = laws.variable_projection(centered)
         assert projected == pytest.approx(best, rel=1e-5)
 
 

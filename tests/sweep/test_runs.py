@@ -140,7 +140,7 @@ def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_time_to_have
 def test_a_submission_that_failed_leaves_the_run_as_it_was(run):
     claim(run, job="", abandoned=True)
     assert seen(run, True).state == "new" and seen(run, None).state == "new"
-    assert runs.hopeless(seen(run, None), 0) == ""
+    assert runs.give_up_reason(seen(run, None), 0) == ""
 
 
 def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
@@ -171,14 +171,14 @@ def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
     ],
 )
 def test_what_is_hopeless(run, ends, reason):
-    assert runs.hopeless(ended(run, *ends), max_restarts=3) == reason
+    assert runs.give_up_reason(ended(run, *ends), max_restarts=3) == reason
 
 
 def test_a_retry_starts_the_count_afresh(run):
     observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5))
-    assert runs.hopeless(observed, max_restarts=3) == ""
+    assert runs.give_up_reason(observed, max_restarts=3) == ""
     observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5), ("failed", 5))
-    assert runs.hopeless(observed, max_restarts=3) == "it failed twice at step 5"
+    assert runs.give_up_reason(observed, max_restarts=3) == "it failed twice at step 5"
 
 
 def test_observe_refusal_is_of_the_latest_attempt(run):
@@ -193,7 +193,7 @@ def test_observe_refusal_is_of_the_latest_attempt(run):
 
 
 def test_last_words(run):
-    assert runs.last_words(run) == ""
+    assert runs.last_log_line(run) == ""
     run.mkdir()
     (run / "log.txt").write_text("one\nValueError: two\n\n")
-    assert runs.last_words(run) == "ValueError: two"
+    assert runs.last_log_line(run) == "ValueError: two"

@@ -19,7 +19,7 @@ def fence(tmp_path, monkeypatch) -> epath.Path:
     path = epath.Path(tmp_path / "run" / "claims" / "0001.json")
     path.parent.mkdir(parents=True)
     path.write_text("{}")
-    monkeypatch.setenv(workdir.FENCE, str(path))
+    monkeypatch.setenv(workdir.START_TOKEN_ENV, str(path))
     return path
 
 
@@ -30,9 +30,9 @@ def test_only_the_newest_start_may_go_on(fence, monkeypatch):
     fence.with_name("0002.json").write_text("")
     with pytest.raises(UserError, match=r"0001\.json was given up for 0002\.json"):
         workdir.require_newest_start()
-    monkeypatch.setenv(workdir.FENCE, str(fence.with_name("0002.json")))
+    monkeypatch.setenv(workdir.START_TOKEN_ENV, str(fence.with_name("0002.json")))
     workdir.require_newest_start()
-    monkeypatch.delenv(workdir.FENCE)  # given by hand
+    monkeypatch.delenv(workdir.START_TOKEN_ENV)  # given by hand
     workdir.require_newest_start()
 
 

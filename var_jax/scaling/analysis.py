@@ -42,7 +42,7 @@ def problem(sample: Sample, delta: float) -> solver.Problem:
     return solver.problem(sample.x, sample.y, delta, sample.weights)
 
 
-def analyse(
+def analyze(
     key: str,
     sample: Sample,
     *,
@@ -208,14 +208,14 @@ def _nearest(second: Sample, point: Float[Array, " j"]) -> float:
 
 def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> list[list[float]]:
     """[E, alpha] pairs: the exponent that is best for 0, for E's interval, and for E itself."""
-    centred, _ = laws.centre(p)
+    centered, _ = laws.center(p)
     smallest = float(np.exp(p.logy.min()))
     floors = [
         0.0,
         *(float(e) for e in e_ends if np.isfinite(e) and 0 < e < smallest),
         float(fit.theta[0]),
     ]
-    return [[e, float(laws.variable_projection(centred, e)[0][2])] for e in sorted(set(floors))]
+    return [[e, float(laws.variable_projection(centered, e)[0][2])] for e in sorted(set(floors))]
 
 
 def _warnings(

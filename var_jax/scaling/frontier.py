@@ -198,12 +198,12 @@ def isoflop(found: list[Curve], at_least: int = 4) -> dict:
         near = slice(begin, begin + 5)
         middle = logs[near].mean()
         a, b, c = np.polyfit(logs[near] - middle, losses[near], 2)
-        centre = -b / (2 * a) if a > 0 else np.nan
+        center = -b / (2 * a) if a > 0 else np.nan
         levels.append((compute, points[:, 0], losses))
         if not a > 0:
             refused.append({"compute": compute, "reason": "loss over size has no minimum"})
-        elif not logs[0] <= centre + middle <= logs[-1]:
-            where = "below" if centre + middle < logs[0] else "above"
+        elif not logs[0] <= center + middle <= logs[-1]:
+            where = "below" if center + middle < logs[0] else "above"
             refused.append(
                 {"compute": compute, "reason": f"the minimum lies {where} the sampled sizes"}
             )
@@ -215,7 +215,7 @@ def isoflop(found: list[Curve], at_least: int = 4) -> dict:
             minima.append(
                 {
                     "compute": compute,
-                    "params": float(np.exp(centre + middle)),
+                    "params": float(np.exp(center + middle)),
                     "loss": float(c - b**2 / (4 * a)),
                 }
             )

@@ -61,27 +61,27 @@ class Likelihood:
 def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None) -> Likelihood:
     """The robust likelihood of runs around the law `theta` (raw units); weights count runs, or
     shares of them."""
-    centred, mean = laws.centre(p)
+    centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
     freedom = float(p.weights.sum() - np.sum(~held))
     start = laws.shift(theta, -mean)
-    scale = _noise_scale(solver.residuals(centred, start[None])[0], int(np.sum(~held)))
+    scale = _noise_scale(solver.residuals(centered, start[None])[0], int(np.sum(~held)))
     delta = np.maximum(p.delta, OUTLIER * scale)
-    centred = dataclasses.replace(centred, delta=delta)
-    grid = np.concatenate([start[None], laws.starts(centred, floor)])
+    centered = dataclasses.replace(centered, delta=delta)
+    grid = np.concatenate([start[None], laws.starts(centered, floor)])
     if (
         p.parameters > 3
     ):  # the point fit has searched; a few other starts guard against its local optimum
         grid = grid[:: max(1, len(grid) // 8)]
-    ends, costs = solver.solve(centred, grid, held)
+    ends, costs = solver.solve(centered, grid, held)
     best = int(np.argmin(costs))
-    r = solver.residuals(centred, ends[best][None])[0]
+    r = solver.residuals(centered, ends[best][None])[0]
     within = np.average(np.abs(r) <= delta, weights=p.weights)
     variance = np.sum(p.weights * np.minimum(np.abs(r), delta) ** 2) / max(freedom, 1e-9) / within
     allowed = float(variance * stats.f.ppf(LEVEL, 1, freedom) / 2) if freedom > 0 else np.inf
     return Likelihood(
-        centred, mean, ends[best], float(costs[best]), float(variance), freedom, allowed, held
+        centered, mean, ends[best], float(costs[best]), float(variance), freedom, allowed, held
     )
 
 
@@ -269,7 +269,7 @@ def refits(
     Args:
       logy: other log losses for each row.
     """
-    centred, mean = laws.centre(p)
+    centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
     first = laws.shift(theta, -mean)
@@ -277,8 +277,8 @@ def refits(
     second[2::2] /= 2
     if floor is None:
         second[0] *= 0.8
-    logy = centred.logy if logy is None else np.concatenate([logy, logy])
-    batch = dataclasses.replace(centred, weights=np.concatenate([weights, weights]), logy=logy)
+    logy = centered.logy if logy is None else np.concatenate([logy, logy])
+    batch = dataclasses.replace(centered, weights=np.concatenate([weights, weights]), logy=logy)
     rows = np.repeat(np.stack([first, second]), len(weights), axis=0)
     ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-6)
     ends, costs = ends.reshape(2, len(weights), -1), costs.reshape(2, -1)

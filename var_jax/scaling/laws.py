@@ -53,7 +53,7 @@ def natural(theta: Float[Array, "*r p"]) -> Float[Array, "*r p"]:
     return out
 
 
-def centre(p: Problem) -> tuple[Problem, Float[Array, " j"]]:
+def center(p: Problem) -> tuple[Problem, Float[Array, " j"]]:
     """The problem in log x minus its mean, where amplitude and exponent hardly correlate; and that
     mean."""
     mean = p.logx.mean(axis=0)
@@ -91,16 +91,16 @@ def fit(p: Problem, floor: float | None = None, starts_count: int = 12) -> Fit:
       floor: E when it is given rather than fitted; 0 makes a pure power law.
       starts_count: how many of the grid of starts scipy refines, spread evenly over it.
     """
-    centred, mean = centre(p)
-    grid = starts(centred, floor)
+    centered, mean = center(p)
+    grid = starts(centered, floor)
     chosen = grid[np.unique(np.linspace(0, len(grid) - 1, starts_count).astype(int))]
     held = np.arange(p.parameters) < (floor is not None)
     # In the valley where E and a small exponent trade, scipy's steps shrink short of the bound of
     # E: the ends are finished by the solver that can stand on it.
     ends, costs = solver.solve(
-        centred, np.array([_least_squares(centred, start, floor) for start in chosen]), held
+        centered, np.array([_least_squares(centered, start, floor) for start in chosen]), held
     )
-    projected, projected_cost = variable_projection(centred, floor)
+    projected, projected_cost = variable_projection(centered, floor)
     best = ends[int(np.argmin(costs))] if costs.min() <= projected_cost else projected
     cost = min(costs.min(), projected_cost)
     agreeing = float(np.mean([same_optimum(found, cost, len(p.logy)) for found in costs]))

@@ -124,16 +124,16 @@ def joint_laws(chosen: list[Law]) -> Figure:
     for (left, right), law in zip(axes, chosen, strict=True):
         sizes, tokens = law.sample.x.T
         distinct = np.unique(sizes)
-        colours = colormaps["viridis"](np.linspace(0, 0.9, len(distinct)))
+        colors = colormaps["viridis"](np.linspace(0, 0.9, len(distinct)))
         grid = np.geomspace(tokens.min(), tokens.max(), 100)
-        for size, colour in zip(distinct, colours, strict=True):
+        for size, color in zip(distinct, colors, strict=True):
             rows = sizes == size
-            left.plot(tokens[rows], law.sample.y[rows], "o", ms=4, color=colour)
+            left.plot(tokens[rows], law.sample.y[rows], "o", ms=4, color=color)
             label = f"{size:.3g}" if len(distinct) <= 10 else None
             left.plot(
                 grid,
                 law.fit.predict(np.stack([np.full_like(grid, size), grid], 1)),
-                color=colour,
+                color=color,
                 label=label,
             )
         left.set(xscale="log", xlabel=UNITS["tokens"], ylabel=_unit(law.column), title=law.key)
@@ -164,10 +164,10 @@ def frontiers(
     figure, axes = _figure(len(drawn), 1, "Compute-optimal frontier: lower envelope of the curves")
     for ax, (column, edge) in zip(axes[:, 0], drawn.items(), strict=True):
         ordered = sorted(curves[column], key=lambda c: c.params)
-        colours = colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
-        for curve, colour in zip(ordered, colours, strict=True):
+        colors = colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
+        for curve, color in zip(ordered, colors, strict=True):
             label = curve.name if len(ordered) <= 10 else None
-            ax.plot(curve.compute, curve.loss, "-o", ms=2.5, lw=0.8, color=colour, label=label)
+            ax.plot(curve.compute, curve.loss, "-o", ms=2.5, lw=0.8, color=color, label=label)
         ax.plot(
             edge["compute"], edge["loss"], "s", ms=4, mfc="none", color="black", label="frontier"
         )
@@ -189,11 +189,9 @@ def isoflops(drawn: Mapping) -> Figure:
     """Loss over size at fixed compute, and the optimal size against compute."""
     figure, axes = _figure(len(drawn), 2, "IsoFLOP curves and their minima")
     for (left, right), (column, iso) in zip(axes, drawn.items(), strict=True):
-        colours = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
-        for (compute, params, losses), colour in zip(iso["levels"], colours, strict=False):
-            left.plot(
-                params, losses, "-o", ms=3, lw=0.8, color=colour, label=f"{compute:.2g} FLOPs"
-            )
+        colors = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
+        for (compute, params, losses), color in zip(iso["levels"], colors, strict=False):
+            left.plot(params, losses, "-o", ms=3, lw=0.8, color=color, label=f"{compute:.2g} FLOPs")
         minima = iso["minima"]
         left.plot(
             [m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum"
@@ -282,17 +280,17 @@ def power_laws(drawn: Mapping[str, tuple], y: str, x: str) -> Figure:
     """Points and laws on logarithms, a colour a group."""
     figure, ((ax,),) = _figure(1, 1, f"{y} = A {x}^exponent")
     figure.set_size_inches(8, 5.5)
-    colours = colormaps["viridis"](np.linspace(0, 0.9, len(drawn)))
-    for (key, (at, values, sigma, law)), colour in zip(drawn.items(), colours, strict=True):
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(drawn)))
+    for (key, (at, values, sigma, law)), color in zip(drawn.items(), colors, strict=True):
         assert isinstance(law, PowerLaw)
         spread = None if sigma is None else [values * -np.expm1(-sigma), values * np.expm1(sigma)]
-        ax.errorbar(at, values, yerr=spread, fmt="o", ms=3, lw=0.7, color=colour)
+        ax.errorbar(at, values, yerr=spread, fmt="o", ms=3, lw=0.7, color=color)
         grid = np.geomspace(at.min(), at.max(), 20)
         low, high = law.exponent_ci95
         ax.plot(
             grid,
             np.exp(law.log_a) * grid**law.exponent,
-            color=colour,
+            color=color,
             label=f"{key.partition('[')[2].rstrip(']') or key}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]",
         )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))

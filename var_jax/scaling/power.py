@@ -47,9 +47,9 @@ class PowerLaw:
     def predict(self, x: float) -> tuple[float, tuple[float, float]]:
         """The law's value at x, and its 95 % interval."""
         direction = np.array([1.0, np.log(x)])
-        centre = self.log_a + self.exponent * np.log(x)
+        center = self.log_a + self.exponent * np.log(x)
         half = self._t * float(np.sqrt(max(direction @ self.covariance @ direction, 0)))
-        return float(np.exp(centre)), (float(np.exp(centre - half)), float(np.exp(centre + half)))
+        return float(np.exp(center)), (float(np.exp(center - half)), float(np.exp(center + half)))
 
 
 def fit(

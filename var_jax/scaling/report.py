@@ -62,7 +62,7 @@ def fit_table(
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
             try:
-                law = analysis.analyse(
+                law = analysis.analyze(
                     key,
                     select_runs.sample(table, column, inputs),
                     resamples=resamples,
@@ -180,8 +180,8 @@ def fit_power(
         for at in predict:
             if set(at) != {x}:
                 raise UserError(f"--predict {','.join(at)}: the law {y}~{x} takes {x}")
-            centre, ends = law.predict(at[x])
-            predicted = {y: {"value": centre, "ci95": ends}}
+            center, ends = law.predict(at[x])
+            predicted = {y: {"value": center, "ci95": ends}}
             result["predictions"].append({"law": key, "at": dict(at), **predicted, "warnings": []})
     return result, {"power.png": plots.power_laws(drawn, y, x)} if drawn else {}
 

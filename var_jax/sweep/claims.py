@@ -9,7 +9,7 @@ A bucket has no O_EXCL; it needs creation on the condition that no object is the
 match 0, S3: If-None-Match), which gcsfs and s3fs do at fsspec's `mode="create"`.
 
 An attempt may be taken for dead and its job start after all. Therefore a run looks itself whether
-its claim is the newest (`var_jax.train.workdir.FENCE`), and ends when it is not.
+its claim is the newest (`var_jax.train.workdir.START_TOKEN_ENV`), and ends when it is not.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from var_jax.train.workdir import REFUSED
 
 # A submitter that is far away or died may have a job that it has not noted, as kubectl may take
 # minutes: so long is the job's first word awaited. One that comes later finds that its claim is not
-# the newest, and ends (`workdir.FENCE`).
+# the newest, and ends (`workdir.START_TOKEN_ENV`).
 SUBMIT_SECONDS = 600.0
 SAME_BIRTH = 2.0  # seconds by which a process's birth may seem to move when the clock is set
 

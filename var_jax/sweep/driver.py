@@ -34,7 +34,7 @@ class Sweep:
       workdir: the sweep's directory.
       backend, engine: what runs are started with.
       jobs: runs live at a time; 0 for no bound.
-      max_restarts: see `runs.hopeless`.
+      max_restarts: see `runs.give_up_reason`.
       stale: see `runs.observe`.
     """
 
@@ -128,7 +128,7 @@ def drive(
             one = seen[run.id]
             if not one.live and one.state != "done":
                 reason = _out_of_reach(sweep, run, seen, given_up) or (
-                    runs.hopeless(one, sweep.max_restarts) if run.id not in chances else ""
+                    runs.give_up_reason(one, sweep.max_restarts) if run.id not in chances else ""
                 )
                 if reason:
                     given_up[run.id] = reason
@@ -175,7 +175,7 @@ def _start(sweep: Sweep, ready: Sequence[Run], seen: dict[str, Observed], chance
     won: list[tuple[Run, Claim]] = []
     for run in ready:
         one = seen[run.id]
-        retried = run.id in chances and runs.hopeless(one, sweep.max_restarts)
+        retried = run.id in chances and runs.give_up_reason(one, sweep.max_restarts)
         ended = "" if one.state == "new" else RETRIED if retried else one.state
         claim = claims.create(
             sweep.directory(run.id), one.attempt + 1, sweep.backend, ended, one.step
@@ -241,5 +241,5 @@ def _line(sweep: Sweep, run: Run, one: Observed, now: str) -> str:
     attempt = f", attempt {one.attempt}" if one.attempt > 1 and one.live else ""
     at = f" at step {one.step}" if now in ("preempted", "failed", "dead") else ""
     told = one.state in ("failed", "dead") and not one.refusal  # a refusal is the reason already
-    words = runs.last_words(sweep.directory(run.id)) if told else ""
+    words = runs.last_log_line(sweep.directory(run.id)) if told else ""
     return f"{f'{run.id} {run.label}'.rstrip()}: {now}{at}{attempt}{f' ({words})' if words else ''}"

@@ -23,7 +23,7 @@ from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
 from var_jax.sweep.runs import require_reachable
 from var_jax.train import data_sizes
-from var_jax.train.workdir import FENCE
+from var_jax.train.workdir import START_TOKEN_ENV
 
 # Keys that are no part of a run's id: how often it tells and saves, on what devices and by which
 # kernels it computes, and where its data and tokenizer lie (the tokenizer itself counts, by its
@@ -122,7 +122,7 @@ class Run:
             directory,
         )
         fence = claims.file(epath.Path(directory), attempt)
-        return RunCommand(self.id, directory, argv, attempt, {FENCE: str(fence)})
+        return RunCommand(self.id, directory, argv, attempt, {START_TOKEN_ENV: str(fence)})
 
 
 def expand(

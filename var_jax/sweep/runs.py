@@ -128,7 +128,7 @@ def updated(status: dict[str, Any]) -> float:
         return 0.0
 
 
-def hopeless(observed: Observed, max_restarts: int) -> str:
+def give_up_reason(observed: Observed, max_restarts: int) -> str:
     """Why a run that has ended, but is not done, should not be started again; "" when it should.
 
     A run that ended by the user's mistake would do so again, and one that failed twice at the same
@@ -157,12 +157,12 @@ def hopeless(observed: Observed, max_restarts: int) -> str:
     return f"it ended {counted} times without being done" if counted > max_restarts else ""
 
 
-def silent(observed: Observed) -> bool:
+def never_reported(observed: Observed) -> bool:
     """Whether the latest attempt has not said a word."""
     return updated(observed.status) < _began(observed.claims)
 
 
-def last_words(run: epath.Path) -> str:
+def last_log_line(run: epath.Path) -> str:
     """The last line of what a run printed, where its engine kept it."""
     try:
         lines = (run / "log.txt").read_bytes().decode(errors="replace").splitlines()

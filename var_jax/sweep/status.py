@@ -131,7 +131,9 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
     one = runs.observe(directory, _alive)
     status = one.status
     last = one.claims[-1] if one.claims else None
-    waits = one.state == "dead" and last and last.job and not _here(last) and runs.silent(one)
+    waits = (
+        one.state == "dead" and last and last.job and not _here(last) and runs.never_reported(one)
+    )
     speed = status.get("images_per_s") if one.live else None
     return Row(
         id=directory.name,

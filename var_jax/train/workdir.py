@@ -57,14 +57,14 @@ RESUMABLE = (
 
 # Environment variable of whoever starts a run more than once: the file that stands for this start,
 # beside which a later start has one of a greater name.
-FENCE = "VAR_JAX_FENCE"
+START_TOKEN_ENV = "VAR_JAX_FENCE"
 REFUSED = ".refused"  # suffix of the file that tells why such a start ended with exit code 2
 
 
 def require_newest_start():
     """Raises UserError when the run was started again since this process was ordered, or its order
     is gone: a job that waited for long in a queue must not write where its successor does."""
-    if fence := os.environ.get(FENCE):
+    if fence := os.environ.get(START_TOKEN_ENV):
         own = epath.Path(fence)
         starts = (
             [path.name for path in own.parent.glob(f"*{own.suffix}")] if own.parent.is_dir() else []
@@ -82,7 +82,7 @@ def require_newest_start():
 def note_refusal(message: str):
     """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts
     runs again."""
-    if fence := os.environ.get(FENCE):
+    if fence := os.environ.get(START_TOKEN_ENV):
         with contextlib.suppress(OSError):  # the exit code still tells it
             atomic.write(epath.Path(fence).with_suffix(REFUSED), message)
 
