@@ -140,7 +140,8 @@ def test_available_cpus_are_those_that_this_process_is_bound_to():
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from var_jax.data import loader, readahead\n"
-        "print(readahead.available_cpus(), readahead.plan(8, 64, 0).threads, readahead.plan(8, 64, 4).workers)"
+        "print(readahead.available_cpus(), readahead.plan(8, 64, 0).threads, readahead.plan(8, 64, "
+        "4).workers)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "1 1 1\n", done.stderr

@@ -10,7 +10,7 @@ from PIL import Image
 from var_jax.data import idx, transforms
 from var_jax.errors import UserError
 from var_jax.evaluate.image_sets import open_images
-from var_jax.io import checkpoint, model_directory
+from var_jax.io import array_file, model_directory
 from var_jax.io.file_kinds import HEAD, stand_in
 from var_jax.io.torch_file import read_tensors
 from var_jax.pretrained import dino_vit, efficientnet, inception, perceptual, vgg
@@ -33,7 +33,7 @@ READERS = {
         f"read_tensors{ending}": (f"x{ending}", read_tensors)
         for ending in (".pth", ".pt", ".npz", ".safetensors")
     },
-    "model directory": ("x.safetensors", checkpoint.load_arrays),
+    "model directory": ("x.safetensors", array_file.load_arrays),
     "reference": ("x.npz", lambda path: open_images(str(path))),
     "efficientnet": ("x.pth", lambda path: efficientnet.load(str(path))),
     "inception": ("x.pth", lambda path: inception.load(str(path))),

@@ -12,6 +12,7 @@ from var_jax.cli import log
 from var_jax.cli.exit import line_and_code
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
+from var_jax.io import storage_messages
 
 # Each is a module of var_jax.cli with `add_arguments(parser)`, `run(args) -> int` and a docstring
 # that is its help.
@@ -88,6 +89,7 @@ def _dispatch(argv: list[str]) -> int:
         raise UserError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
     _require_paths(rest)
     log.show()
+    storage_messages.silence()
     # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (

@@ -84,8 +84,9 @@ class FashionMnistIdx(_Local, skip_registration=True):
     def __init__(self, *, directory: epath.Path, data_dir: str | None):
         if not directory.is_dir():
             raise UserError(
-                f"{directory} is no directory; data.source_dir must be the folder of Fashion-MNIST's idx "
-                "files (on Debian, the package dataset-fashion-mnist brings them)"
+                f"{directory} is no directory; data.source_dir must be the folder of "
+                "Fashion-MNIST's idx files (on Debian, the package dataset-fashion-mnist brings "
+                "them)"
             )
         self._paths = {
             split: [
@@ -119,7 +120,8 @@ class FashionMnistIdx(_Local, skip_registration=True):
             images, labels = idx.read(image_path, 3), idx.read(label_path, 1)
             if len(images) != len(labels):
                 raise UserError(
-                    f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} labels"
+                    f"{image_path} holds {len(images)} images, but {label_path} {len(labels)} "
+                    "labels"
                 )
             if len(labels) and labels.max() >= len(FASHION_CLASSES):
                 raise UserError(f"{label_path} holds the label {labels.max()}; labels go up to 9")

@@ -24,7 +24,8 @@ def find(directory: epath.Path, stem: str) -> epath.Path:
         if path.exists():
             return path
     raise UserError(
-        f"{directory} holds neither {stem} nor {stem}.gz; data.source_dir must be the idx files' folder"
+        f"{directory} holds neither {stem} nor {stem}.gz; data.source_dir must be the idx files' "
+        "folder"
     )
 
 

@@ -156,7 +156,8 @@ def listing(directory: str, class_names: Sequence[str] = (), whole_train: bool =
     root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(
-            f"data.source_dir {directory!r} is no directory; it must hold one folder of images a class"
+            f"data.source_dir {directory!r} is no directory; it must hold one folder of images a "
+            "class"
         )
     folders = split_folders.subfolders(root)
     if not folders:
@@ -197,8 +198,8 @@ def _class_names(folders: set[str], directory: str) -> dict[str, str]:
     for name in names.values():
         if len(same := [folder for folder in folders if names[folder] == name]) > 1:
             raise UserError(
-                f"folders {', '.join(map(ascii, sorted(same)))} of {directory} would all be the class "
-                f"{name!r}; rename them"
+                f"folders {', '.join(map(ascii, sorted(same)))} of {directory} would all be the "
+                f"class {name!r}; rename them"
             )
     return names
 

@@ -237,7 +237,8 @@ def shuffled(
     """
     if len(source) < batch_size:
         raise UserError(
-            f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower batch_size"
+            f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower "
+            "batch_size"
         )
     # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds
     # would be the same.
@@ -379,8 +380,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             if SIGBUS_EXIT not in str(error):
                 raise
             raise UserError(
-                f"{readahead.SHARED_MEMORY} is full, and processes of data.workers hand over images there: "
-                "mount a larger one, or set data.workers to fewer, 0 for threads"
+                f"{readahead.SHARED_MEMORY} is full, and processes of data.workers hand over "
+                "images there: mount a larger one, or set data.workers to fewer, 0 for threads"
             ) from error
 
 

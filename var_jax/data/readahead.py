@@ -112,8 +112,8 @@ def _shared_bytes(workers: int, example_bytes: int, processes: int) -> int:
     raise UserError(
         f"data.workers: {workers} processes hand over what they read in {SHARED_MEMORY}, which has "
         f"{_megabytes(free)} MB free; they need at least {_megabytes(need)} MB: mount a larger one "
-        f"(`docker run --shm-size=8g`; in Kubernetes an emptyDir of medium Memory), or set data.workers to "
-        "fewer, 0 for threads"
+        "(`docker run --shm-size=8g`; in Kubernetes an emptyDir of medium Memory), or set "
+        "data.workers to fewer, 0 for threads"
     )
 
 

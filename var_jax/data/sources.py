@@ -173,8 +173,8 @@ def open_splits(
     dtype = np.dtype(features["image"].np_dtype)
     if dtype not in (np.uint8, np.uint16):  # TFDS stores others as if their bytes were colors
         raise UserError(
-            f"data set {data.name!r} has images of {dtype}, which have no known range; they must be uint8 "
-            "or uint16"
+            f"data set {data.name!r} has images of {dtype}, which have no known range; they must "
+            "be uint8 or uint16"
         )
     return [_opened(builder, split, data.name, counts.get(split, ())) for split in splits]
 
@@ -331,7 +331,8 @@ def _survey_of_copy(
         if not data.skip_bad_images:
             raise _bad_files(first, len(found.bad))
         raise UserError(
-            f"{first}; an earlier version took such files into {directory}: remove it to leave them out"
+            f"{first}; an earlier version took such files into {directory}: remove it to leave "
+            "them out"
         )
     survey.save(found, directory)
     return found

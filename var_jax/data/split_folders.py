@@ -114,8 +114,8 @@ def _are_splits(
         same = [name for name in roles if roles[name] == role and inside[name]]
         if len(same) > 1:
             raise UserError(
-                f"{root} has {listed(same)}, which are all the split {role!r}; keep one of them, or move "
-                "its class folders into the other"
+                f"{root} has {listed(same)}, which are all the split {role!r}; keep one of them, "
+                "or move its class folders into the other"
             )
     return True
 
@@ -136,8 +136,8 @@ def _with_splits(
     ]
     if others := inside.keys() - roles.keys():
         notes.append(
-            f"{root} holds splits ({listed(with_classes.values())}); what lies beside them is left out: "
-            f"{listed(others)}"
+            f"{root} holds splits ({listed(with_classes.values())}); what lies beside them is left "
+            f"out: {listed(others)}"
         )
     return Layout(parts, tuple(notes))
 
@@ -167,8 +167,8 @@ def _refuse_splits_among_classes(
         roles = {SPLIT_OF.get(one.strip().casefold()) for one in below} - {None}
         if "train" in roles and len(roles) > 1 and len(folders) == 1:
             raise UserError(
-                f"{root} holds one folder, {name!r}, whose folders are splits; give data.source_dir="
-                f"{root / name}"
+                f"{root} holds one folder, {name!r}, whose folders are splits; give "
+                f"data.source_dir={root / name}"
             )
         if "train" in roles and len(roles) > 1:
             raise UserError(
@@ -183,8 +183,8 @@ def _class_notes(root: epath.Path, inside: Mapping[str, Folders], similar: Mappi
         ((name, below),) = inside.items()
         if len(below) > 1:
             yield (
-                f"{root} holds one class, {name!r}, with folders in it ({listed(below)}); if those are the classes, "
-                f"give data.source_dir={root / name}"
+                f"{root} holds one class, {name!r}, with folders in it ({listed(below)}); if those "
+                f"are the classes, give data.source_dir={root / name}"
             )
 
 

@@ -182,7 +182,8 @@ def read_manifest(directory: epath.Path) -> Manifest:
     path = directory / "manifest.json"
     if not path.exists():
         raise UserError(
-            f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` wrote"
+            f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` "
+            "wrote"
         )
     try:
         values = json.loads(path.read_text())
@@ -238,13 +239,13 @@ class TokenSplit:
             content = self._source[view * len(self) + int(index)]
         except Exception as error:  # array_record raises several kinds
             raise UserError(
-                f"{self._directory} has a damaged shard ({' '.join(str(error).split())}); remove it and "
-                "run the same `var-jax tokenize` again"
+                f"{self._directory} has a damaged shard ({' '.join(str(error).split())}); remove "
+                "it and run the same `var-jax tokenize` again"
             ) from error
         if len(content) != LABEL.itemsize + self._length * self._dtype.itemsize:
             raise UserError(
-                f"{self._directory} has a record of {len(content)} bytes, which is not {self._length} "
-                "tokens; write the cache again"
+                f"{self._directory} has a record of {len(content)} bytes, which is not "
+                f"{self._length} tokens; write the cache again"
             )
         tokens = np.frombuffer(content, self._dtype, offset=LABEL.itemsize).astype(np.int32)
         return {"tokens": tokens, "label": np.frombuffer(content, LABEL, 1)[0].astype(np.int32)}
@@ -340,8 +341,8 @@ class Cache:
         info = getattr(self.manifest, role)
         if info is None:
             raise UserError(
-                f"token cache {self.directory} has no {role} split; add it by `var-jax tokenize` with "
-                f"--splits {role}"
+                f"token cache {self.directory} has no {role} split; add it by `var-jax tokenize` "
+                f"with --splits {role}"
             )
         return TokenSplit(self.directory / role, info, self.manifest)
 
@@ -371,7 +372,8 @@ def open_cache(directory) -> Cache:
                     "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 )
                 raise UserError(
-                    f"{directory / role / shard.name} {found}; run the same `var-jax tokenize` again"
+                    f"{directory / role / shard.name} {found}; run the same `var-jax tokenize` "
+                    "again"
                 )
     return Cache(directory, manifest)
 

@@ -28,7 +28,8 @@ def check(image_shape: tuple[int, int, int], resize: str):
         raise UserError(f"data.resize is {resize!r}{did_you_mean(resize, get_args(Resize))}")
     if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):
         raise UserError(
-            f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 channels"
+            f"image shape is {image_shape}; it must be (height, width, channels) with 1 or 3 "
+            "channels"
         )
 
 
@@ -62,8 +63,8 @@ def fit(
     if resize == "pad":
         if image.height > height or image.width > width:
             raise UserError(
-                f"{name} has {image.height} x {image.width} pixels, more than the {height} x {width} that "
-                "data.resize 'pad' fills; take 'whole' or 'crop'"
+                f"{name} has {image.height} x {image.width} pixels, more than the {height} x "
+                f"{width} that data.resize 'pad' fills; take 'whole' or 'crop'"
             )
         canvas = Image.new(image.mode, (width, height))
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))

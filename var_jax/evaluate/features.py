@@ -320,7 +320,8 @@ def _write(path: epath.Path, features: Features):
         atomic.write(path, [buffer.getbuffer()])
     except OSError as error:
         raise UserError(
-            f"cannot write the cache {path.parent}: {error.strerror or error}; name another by --cache"
+            f"cannot write the cache {path.parent}: {error.strerror or error}; name another by "
+            "--cache"
         ) from error
 
 

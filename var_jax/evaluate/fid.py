@@ -9,10 +9,12 @@ from jaxtyping import Float
 
 
 class Moments(NamedTuple):
-    """Attributes:
-    count: rows seen.
-    mean: (d,) float64.
-    scatter: (d, d) float64, the sum of outer products of the rows less their mean.
+    """The first two moments of a set of rows, such as features of images.
+
+    Attributes:
+      count: number of rows.
+      mean: their mean, float64.
+      scatter: sum of the outer products of the rows minus their mean, float64.
     """
 
     count: int
@@ -27,7 +29,7 @@ class Moments(NamedTuple):
     def of(
         cls, rows: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"] | None = None
     ) -> "Moments":
-        """Of rows, each counted as often as its whole-number weight says."""
+        """Returns the moments of rows, each counted as often as its integer weight says."""
         rows = np.asarray(rows, np.float64)
         weights = np.ones(len(rows)) if weights is None else weights
         count = int(weights.sum())
@@ -38,36 +40,39 @@ class Moments(NamedTuple):
         return cls(count, mean, scaled.T @ scaled)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of both sets (Chan, Golub and LeVeque 1983), which loses no digits as a sum of squares
-        would."""
+        """Returns the moments of both sets together (Chan, Golub and LeVeque 1983).
+
+        It loses no digits, as a plain sum of squares would.
+        """
         count = self.count + other.count
         if not other.count or not self.count:
             return self if self.count else other
-        apart = other.mean - self.mean
+        difference = other.mean - self.mean
         scatter = (
             self.scatter
             + other.scatter
-            + np.outer(apart, apart) * (self.count * other.count / count)
+            + np.outer(difference, difference) * (self.count * other.count / count)
         )
-        return Moments(count, self.mean + apart * (other.count / count), scatter)
+        return Moments(count, self.mean + difference * (other.count / count), scatter)
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """Unbiased, as the published FID code takes it; of two rows at least."""
+        """The unbiased covariance, as in the published FID code; it needs at least two rows."""
         return self.scatter / (self.count - 1)
 
 
-ROWS = 4096  # at once in float64
+ROWS_AT_ONCE = 4096  # rows that are converted to float64 at once
 
 
 class Frechet:
-    """Distances to one reference, whose root is taken once.
+    """Fréchet distances to one reference, the root of whose covariance is computed once.
 
-    |m - m'|^2 + tr C + tr C' - 2 tr (C C')^(1/2), where tr (C C')^(1/2) is the sum of the roots of the eigenvalues of
-    C^(1/2) C' C^(1/2): symmetric and positive semi-definite, so no complex roots come up and no
-    offset is added, and it is right for singular covariances too (fewer rows than dimensions), to
-    about 1e-8 of the variance a dimension, the root of a rounding error. Eigenvalues below zero are
-    rounding errors of zero, and taken as it.
+    The distance is |m - m'|^2 + tr C + tr C' - 2 tr (C C')^(1/2), where tr (C C')^(1/2) is computed
+    as the sum of the roots of the eigenvalues of C^(1/2) C' C^(1/2). That matrix is symmetric and
+    positive semi-definite: no complex roots come up, no offset is added to the covariances, and the
+    result holds for singular ones too (fewer rows than dimensions), to about 1e-8 of the variance
+    per dimension, the root of a rounding error. Eigenvalues below zero are rounding errors of zero
+    and are set to zero.
     """
 
     def __init__(self, reference: Moments):
@@ -79,13 +84,14 @@ class Frechet:
         covariance = other.covariance
         values = scipy.linalg.eigvalsh(self._root @ covariance @ self._root)
         mixed = np.sqrt(np.maximum(values, 0)).sum()
-        apart = np.sum((self.reference.mean - other.mean) ** 2)
-        found = apart + np.trace(self.reference.covariance) + np.trace(covariance) - 2 * mixed
-        return float(np.maximum(found, 0))  # equal sets come out a rounding error below zero
+        between_means = np.sum((self.reference.mean - other.mean) ** 2)
+        distance = between_means + np.trace(self.reference.covariance) + np.trace(covariance)
+        distance -= 2 * mixed
+        return float(np.maximum(distance, 0))  # equal sets come out a rounding error below zero
 
     def deviation(self, rows: Float[np.ndarray, "n d"], resamples: int, seed: int) -> float:
-        """Standard deviation of the distance over bootstrap resamples of rows, the reference
-        fixed."""
+        """Returns the standard deviation of the distance over bootstrap resamples of the rows; the
+        reference stays fixed."""
         random, distances = np.random.default_rng(seed), []
         for _ in range(resamples):
             weights = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(
@@ -98,14 +104,14 @@ class Frechet:
 def moments(
     rows: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"] | None = None
 ) -> Moments:
-    """`Moments.of` many rows of float32, without a copy of all of them in float64."""
+    """Returns `Moments.of` float32 rows without a float64 copy of all of them."""
     total = Moments.empty(rows.shape[1])
-    for start in range(0, len(rows), ROWS):
-        part = None if weights is None else weights[start : start + ROWS]
-        total = total.merge(Moments.of(rows[start : start + ROWS], part))
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = None if weights is None else weights[start : start + ROWS_AT_ONCE]
+        total = total.merge(Moments.of(rows[start : start + ROWS_AT_ONCE], part))
     return total
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Between the Gaussians of two sets of at least two rows each."""
+    """Returns the distance between the Gaussians of two sets of at least two rows each."""
     return Frechet(a).distance(b)

@@ -122,8 +122,8 @@ def open_images(
     name, colon, split_name = spec.partition(":")
     if not colon or "/" in name:
         raise UserError(
-            f"no images at {spec!r}; give FILE.npz, a directory of images, or DATASET:SPLIT, such as "
-            "fashion_mnist_idx:test"
+            f"no images at {spec!r}; give FILE.npz, a directory of images, or DATASET:SPLIT, such "
+            "as fashion_mnist_idx:test"
         )
     data = DataConfig(name, data_dir=data_dir, source_dir=source_dir)
     split = sources.open_split(data, split_name)
@@ -235,7 +235,8 @@ def _loaded(
             pixels = transforms.at_size(pixels, size, resize, f"image {rows[place]}")
         elif pixels.shape != size:
             raise UserError(
-                f"{shown} holds images of different sizes, {size} and {pixels.shape}; all must have one"
+                f"{shown} holds images of different sizes, {size} and {pixels.shape}; all must "
+                "have one"
             )
         return {"image": pixels, "label": np.int32(found["label"])}
 
@@ -327,9 +328,10 @@ def _refuse_statistics(path: epath.Path):
         return  # `_member` says what is wrong with it
     if found := [name for name in held if name in STATISTICS]:
         raise UserError(
-            f"{path} holds the statistics {', '.join(found)} of a published protocol, which this version "
-            "does not read; its arr_0, if it has one, is a part of the images that they are of. Give the "
-            "real images themselves: a directory, DATASET:SPLIT, or an .npz of arr_0 alone"
+            f"{path} holds the statistics {', '.join(found)} of a published protocol, which this "
+            "version does not read; its arr_0, if it has one, is a part of the images that they "
+            "are of. Give the real images themselves: a directory, DATASET:SPLIT, or an .npz of "
+            "arr_0 alone"
         )
 
 

@@ -5,11 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 FIXED = {
-    "inception_score": "higher is better, from 1 to the number of classes; it does not look at the reference",
-    "precision": "higher is better, 0 to 1: the share of samples that look like some reference image",
+    "inception_score": (
+        "higher is better, from 1 to the number of classes; it does not look at the reference"
+    ),
+    "precision": (
+        "higher is better, 0 to 1: the share of samples that look like some reference image"
+    ),
     "recall": "higher is better, 0 to 1: the share of reference images that some sample looks like",
     "psnr": "higher is better; 6 dB more are half the error",
-    "psnr_of_mean_mse": "higher is better, and at most the mean over images: the worst images count most",
+    "psnr_of_mean_mse": (
+        "higher is better, and at most the mean over images: the worst images count most"
+    ),
     "ssim": "higher is better; 1 for equal images",
     "perceptual": "lower is better; 0 for equal images",
 }
@@ -45,26 +51,29 @@ def _frechet(metric: Mapping[str, Any], dimensions: int) -> str:
         beside = (
             "0 for perfect reconstructions" if paired else "the floor is what real images score"
         )
-        return f"lower is better; {beside}; it falls with the number of images: compare figures of as many alone"
+        return (
+            f"lower is better; {beside}; it falls with the number of images: compare figures of "
+            "as many alone"
+        )
     instead = (
         "PSNR, SSIM and the perceptual distance, which are means over images"
         if paired
         else "KID, which has no bias, beside what real images score, and precision with recall"
     )
     return (
-        f"lower is better, but not to be trusted here: {fewest} images do not determine {dimensions} features, and "
-        f"the distance comes out far too large; read {instead}"
+        f"lower is better, but not to be trusted here: {fewest} images do not determine "
+        f"{dimensions} features, and the distance comes out far too large; read {instead}"
     )
 
 
 def _kid(metric: Mapping[str, Any]) -> str:
     floor = metric.get("floor")
-    scale = (
-        "too few reference images to tell what real images score"
-        if floor is None
-        else f"real images score {floor['value']:.3g} ({floor['ci95'][0]:.3g} to {floor['ci95'][1]:.3g})"
-    )
+    if floor is None:
+        scale = "too few reference images to tell what real images score"
+    else:
+        low, high = floor["ci95"]
+        scale = f"real images score {floor['value']:.3g} ({low:.3g} to {high:.3g})"
     return (
-        "lower is better; 0 where both sets are alike, whatever their number, and below 0 by chance alone; for "
-        f"scale, {scale}"
+        "lower is better; 0 where both sets are alike, whatever their number, and below 0 by "
+        f"chance alone; for scale, {scale}"
     )

@@ -24,7 +24,10 @@ from var_jax.train.evaluation import perplexity
 SSIM_WINDOW = 11
 SSIM = "SSIM, Gaussian window of 11 pixels (sigma 1.5), range 1, mean of channels and images"
 PICTURED = 8
-PAIRED = "each image is paired with its reconstruction: resampling one side alone would tell another noise"
+PAIRED = (
+    "each image is paired with its reconstruction: resampling one side alone would tell another "
+    "noise"
+)
 PEAK_MSE = 1e-10  # of an image that is the same to the last bit: 100 dB
 
 
@@ -78,8 +81,8 @@ def evaluate(
         )
     if counts.shape[1] < sizes.vocab_size:
         warnings.append(
-            f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for {sizes.vocab_size} "
-            "codes: usage and perplexity are those of the kinds"
+            f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for "
+            f"{sizes.vocab_size} codes: usage and perplexity are those of the kinds"
         )
     metrics: dict[str, Any] = {**_psnr(each["mse"]), "ssim": None, "perceptual": None}
     for name, told in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):

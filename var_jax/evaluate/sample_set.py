@@ -338,7 +338,8 @@ def _claim(
     if different := differences(ours, theirs):
         raise UserError(
             f"{partial} was begun otherwise, and its pixels would differ in their last bits: "
-            f"{'; '.join(different)}; go on with what it was begun with, remove it, or give another --out"
+            f"{'; '.join(different)}; go on with what it was begun with, remove it, or give "
+            "another --out"
         )
     return ours["batch_size"], ours["shard_images"]
 

@@ -249,11 +249,12 @@ def doubts(images: ImageSet, found: Features, network: FeatureNetwork) -> list[s
     warnings = []
     if images.count <= network.dimensions:
         warnings.append(
-            f"{images.name} has {images.count} images, too few for the covariance of {network.dimensions} "
-            "features: the Fréchet distance is biased far upwards"
+            f"{images.name} has {images.count} images, too few for the covariance of "
+            f"{network.dimensions} features: the Fréchet distance is biased far upwards"
         )
     if found.distinct < images.count:
         warnings.append(
-            f"{images.name} holds {images.count - found.distinct} copies of images that it has already"
+            f"{images.name} holds {images.count - found.distinct} copies of images that it has "
+            "already"
         )
     return warnings

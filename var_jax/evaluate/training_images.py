@@ -27,8 +27,8 @@ def warning(model: str, reference: str, source_dir: str = "") -> str | None:
         return None
     what = _split(data, reference, source_dir) or _directory(data, reference)
     return what and (
-        f"{reference} {what} this run was trained on: reconstructions of images that it has not seen may "
-        f"be worse; measure {data.get('name')}:{data.get('eval_split')}"
+        f"{reference} {what} this run was trained on: reconstructions of images that it has not "
+        f"seen may be worse; measure {data.get('name')}:{data.get('eval_split')}"
     )
 
 

@@ -1,20 +1,15 @@
-"""Checkpoints of a run (Orbax; the only file that knows it), and single files of arrays
-(safetensors).
+"""Checkpoints of a run, written by Orbax: no other module imports it.
 
-Every array's checksum is kept beside it: the storage format notices a short file, but hands out
-flipped bits as values.
+A checksum of every array is saved beside it, because the storage format notices a file that is too
+short, but returns flipped bits as values.
 """
 
 import contextlib
 import dataclasses
-import errno
 import json
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,67 +17,32 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preserve
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save as serialise
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from var_jax.errors import UserError
-from var_jax.io import atomic
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io import atomic, storage_messages
+from var_jax.io.array_file import named_leaves
+from var_jax.io.system_errors import one_line
 
 log = logging.getLogger(__name__)
 
-DTYPES = {
-    "BF16": jnp.dtype("bfloat16"),
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "BOOL": "bool",
-    "U8": "uint8",
-    "U32": "uint32",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-}
-
-LOSS_FILE = "metrics/metrics"  # of a checkpoint, as Orbax names it
-
-# TensorStore buries the system's word for it in a long message.
-SYSTEM_CAUSES = [
-    os.strerror(code)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
-]
-
-# What is raised is reported here in one line: Orbax's log adds a stack trace of it, and
-# TensorStore's other writes another one each when they find Orbax's event loop gone.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(
-    lambda record: "exception was never retrieved" not in record.getMessage()
-)
-
-
-def _without_closed_loops(hook: Callable) -> Callable:
-    return lambda raised: None if str(raised.exc_value) == "Event loop is closed" else hook(raised)
-
-
-sys.unraisablehook = _without_closed_loops(sys.unraisablehook)
-warnings.filterwarnings("ignore", "coroutine .*async_serialize.* was never awaited", RuntimeWarning)
+LOSS_FILE = "metrics/metrics"  # within a checkpoint, where Orbax looks for it
 
 
 class Mismatch(UserError):
-    """A sound checkpoint of another run: older ones are no better."""
+    """The checkpoint is intact, but of another model or optimizer: older ones do not fit either."""
 
 
 class Checkpoints:
-    """Checkpoints in a directory (a path or bucket URL), written while training goes on.
+    """The checkpoints in a directory (a path or a bucket URL), written while training goes on.
 
-    A write that failed raises UserError at the next `save`, `wait` or `close`; earlier checkpoints
+    A write that fails raises UserError at the next `save`, `wait` or `close`; earlier checkpoints
     stay as they were. Reading alone changes nothing in the directory.
 
     Args:
-      keep: the newest ones that are kept; the one of the lowest loss is kept besides.
-      keep_steps: of these steps all are kept.
+      keep: how many of the newest checkpoints are kept; the one with the lowest held-out loss is
+        kept as well.
+      keep_steps: steps whose checkpoints are never deleted.
     """
 
     def __init__(self, directory: epath.PathLike, keep: int, keep_steps: Sequence[int] = ()):
@@ -93,34 +53,25 @@ class Checkpoints:
         self._overtaken: list[int] = []
 
     def save(self, step: int, state: Any, extra: dict, wait: bool = False):
-        """Starts writing `state` (arrays on any devices; free to be donated on return) and `extra`,
-        which JSON takes.
+        """Starts writing a checkpoint.
 
-        Checkpoints later than the one that was restored are not of this run any more, and are
+        Checkpoints later than the one that was restored are no longer part of this run, and are
         deleted here.
 
         Args:
-          wait: return when it is on disk.
+          state: a tree of arrays on any devices; they may be donated once this returns.
+          extra: values that JSON can hold.
+          wait: whether to return only when the checkpoint is on disk.
         Raises:
           UserError: the directory cannot be written, or the save before this one failed.
         """
         self.wait()
-        sums = {name: int(value) for name, value in _named(_checksums(state))}
+        sums = {name: int(value) for name, value in named_leaves(_checksums(state))}
         note = {"extra": extra, "checksums": sums}
         self._writing = step
         with self._reporting():
             if self._writer is None:
-                best = preserve.BestN(
-                    get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False
-                )
-                kept = [preserve.LatestN(self._keep), preserve.CustomSteps(self._keep_steps), best]
-                # Without `best_fn`, metrics are neither kept nor read
-                options = ocp.CheckpointManagerOptions(
-                    preservation_policy=preserve.AnyPreservationPolicy(kept),
-                    best_fn=_goodness,
-                    cleanup_tmp_directories=True,
-                )
-                self._writer = ocp.CheckpointManager(self._absolute(), options=options)
+                self._writer = self._open_writer()
             while self._overtaken:
                 self._writer.delete(self._overtaken.pop())
             self._writer.save(
@@ -133,21 +84,38 @@ class Checkpoints:
         if wait:
             self.wait()
 
-    def note_loss(self, step: int, loss: float):
-        """Notes the held-out loss of a saved state, by which the best one is kept; all processes
-        call it.
+    def _open_writer(self) -> ocp.CheckpointManager:
+        best = preservation_policy.BestN(
+            get_metric_fn=_negative_loss, n=1, keep_checkpoints_without_metrics=False
+        )
+        policies = [
+            preservation_policy.LatestN(self._keep),
+            preservation_policy.CustomSteps(self._keep_steps),
+            best,
+        ]
+        # Without `best_fn`, Orbax neither keeps nor reads metrics.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+            best_fn=_negative_loss,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self._absolute(), options=options)
 
-        A state is saved before it is evaluated, so that no time that is left is lost to the
-        evaluation. `restore` tells by this note whether the evaluation came to its end.
+    def note_loss(self, step: int, loss: float):
+        """Records the held-out loss of a saved checkpoint, by which the best one is kept.
+
+        All processes call it. A state is saved before it is evaluated, so that a preemption during
+        the evaluation loses nothing; `restore` reads from this record whether the evaluation was
+        completed.
 
         Raises:
-          UserError: it cannot be written, or the save could not.
+          UserError: the record cannot be written, or the save before it failed.
         """
         self.wait()
         self._writing = step
         with self._reporting():
             if jax.process_index() == 0:
-                path = self._absolute() / str(step) / LOSS_FILE  # where Orbax looks for it
+                path = self._absolute() / str(step) / LOSS_FILE
                 path.parent.mkdir(exist_ok=True)
                 atomic.write(path, json.dumps({"loss": float(loss)}))
             if jax.process_count() > 1:
@@ -156,33 +124,33 @@ class Checkpoints:
                 self._writer.reload()
 
     def wait(self):
-        """Returns when everything is on disk.
+        """Waits until everything is on disk.
 
         Raises:
-          UserError: it could not be written.
+          UserError: a checkpoint could not be written.
         """
         if self._writer is not None:
             with self._reporting():
                 self._writer.wait_until_finished()
 
     def close(self):
-        """`wait`, and an end to Orbax's threads."""
+        """Waits as `wait` does, and ends Orbax's threads."""
         self.wait()
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, ascending."""
-        return (
-            sorted(ocp.utils.checkpoint_steps(self._directory)) if self._directory.is_dir() else []
-        )
+        """Returns the steps with a finished checkpoint, ascending."""
+        if not self._directory.is_dir():
+            return []
+        return sorted(ocp.utils.checkpoint_steps(self._directory))
 
     def agreed_steps(self) -> list[int]:
-        """`steps` as process 0 lists them, the same on every process, all of which must ask.
+        """Returns `steps` as process 0 lists them, the same on every process; all must call it.
 
-        Listings of a file system that several hosts share may lag behind one another, and hosts
-        that resumed from different steps would not be one run.
+        The listings of a shared file system may differ between hosts for a while, and hosts that
+        resumed from different steps would not be one run.
         """
         steps = self.steps() if jax.process_index() == 0 else []
         if jax.process_count() == 1:
@@ -192,57 +160,51 @@ class Checkpoints:
         return [int(step) for step in multihost_utils.broadcast_one_to_all(padded)]
 
     def latest_step(self) -> int | None:
+        """Returns the newest step with a finished checkpoint, or None."""
         return max(self.steps(), default=None)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
-        """(state, extra) of the newest sound checkpoint, or of `step`.
+        """Returns (state, extra) of the newest intact checkpoint, or of `step`.
 
-        `extra["evaluated"]` is True where the loss of the state was noted after it was saved.
+        `extra["evaluated"]` is True where `note_loss` was called for the state after it was saved.
 
         Args:
-          abstract_state: ShapeDtypeStructs with shardings, which need not be those that it was
-            saved with.
+          abstract_state: ShapeDtypeStructs with shardings, which may differ from those that the
+            state was saved with.
         Raises:
-          UserError: there is none, none can be read, or its arrays are not those of
+          UserError: there is no checkpoint, none can be read, or its arrays are not those of
             `abstract_state`.
         """
 
-        def whole(path: epath.Path, wanted: Any) -> Any:
-            args = jax.tree.map(
-                lambda a: ocp.ArrayRestoreArgs(
-                    sharding=a.sharding, global_shape=a.shape, dtype=a.dtype
-                ),
-                wanted,
-            )
-            return _restore(path, ocp.args.PyTreeRestore(wanted, restore_args=args))
-
         def read(path: epath.Path, stored: Any) -> Any:
             _require_same(path, stored, abstract_state)
-            if not dataclasses.is_dataclass(abstract_state) or set(vars(abstract_state)) <= set(
-                stored
-            ):
-                return whole(path, abstract_state)
-            # Of fields that came to the state after the checkpoint was written, none holds an
-            # array.
-            held = whole(
-                path,
-                {name: value for name, value in vars(abstract_state).items() if name in stored},
-            )
-            return type(abstract_state)(**vars(abstract_state) | held)
+            if not dataclasses.is_dataclass(abstract_state):
+                return _restore_as(path, abstract_state)
+            fields = vars(abstract_state)
+            if set(fields) <= set(stored):
+                return _restore_as(path, abstract_state)
+            # The state has fields that it did not have when the checkpoint was written: they hold
+            # no arrays, as the comparison above made sure.
+            stored_fields = {name: value for name, value in fields.items() if name in stored}
+            return type(abstract_state)(**fields | _restore_as(path, stored_fields))
 
-        found, state, extra = self._newest_sound(read, step)
-        self._overtaken = [later for later in self.agreed_steps() if later > found]
-        noted = (self._absolute() / str(found) / LOSS_FILE).exists()
-        if jax.process_count() > 1:  # the word of one of them: files may be seen later elsewhere
-            noted = bool(multihost_utils.broadcast_one_to_all(np.int32(noted)))
-        return state, {**extra, "evaluated": True} if noted and "evaluated" in extra else extra
+        intact = self._newest_intact(read, step)
+        self._overtaken = [later for later in self.agreed_steps() if later > intact.step]
+        has_loss = (self._absolute() / str(intact.step) / LOSS_FILE).exists()
+        if jax.process_count() > 1:  # process 0 decides: the others may see its files later
+            has_loss = bool(multihost_utils.broadcast_one_to_all(np.int32(has_loss)))
+        extra = intact.extra
+        if has_loss and "evaluated" in extra:
+            extra = {**extra, "evaluated": True}
+        return intact.value, extra
 
     def restore_part(self, part: str, step: int | None = None) -> Any:
-        """One field of the saved state ("params", "ema") as nested dicts of numpy arrays; nothing
-        else is read.
+        """Returns one field of the saved state ("params", "ema") as nested dicts of numpy arrays.
+
+        Nothing else is read from the checkpoint.
 
         Raises:
-          UserError: there is no checkpoint, none can be read, or it has no such part.
+          UserError: there is no checkpoint, none can be read, or it has no such field.
         """
 
         def read(path: epath.Path, stored: Any) -> Any:
@@ -250,41 +212,46 @@ class Checkpoints:
                 raise Mismatch(
                     f"checkpoint {path} has no {part!r}; it has {', '.join(map(repr, stored))}"
                 )
-            wanted = {part: jax.tree.map(lambda _: 0, stored[part])}
-            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            item = {part: jax.tree.map(lambda _: 0, stored[part])}
+            args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             return _restore(
-                path, ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=True)
+                path, ocp.args.PyTreeRestore(item, restore_args=args, partial_restore=True)
             )
 
-        return self._newest_sound(read, step)[1][part]
+        return self._newest_intact(read, step).value[part]
 
-    def _newest_sound(self, read: Callable, step: int | None) -> tuple[int, Any, dict]:
-        """(step, what `read` returns, extra), of an older checkpoint with a warning when a newer
-        one is damaged."""
+    def _newest_intact(self, read: Callable, step: int | None) -> "_Intact":
+        """Returns the newest checkpoint that can be read, or that of `step`.
+
+        Where a newer one is damaged, an older one is returned, and a warning is logged.
+
+        Args:
+          read: (path, shapes and dtypes of what is stored there) -> the value to return.
+        """
         steps = self.agreed_steps()
         if not steps or step not in (None, *steps):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise UserError(
-                f"{wanted} in {self._directory}; steps there: {', '.join(map(str, steps)) or 'none'}"
-            )
+            missing = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            shown = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{missing} in {self._directory}; steps there: {shown}")
         causes = []
         for candidate in reversed(steps) if step is None else [step]:
             path = self._absolute() / str(candidate)
-            value, extra, sums, cause = None, {}, {}, None
+            value, extra, checksums, cause = None, {}, {}, None
             try:
                 note = json.loads((path / "note" / "metadata").read_text())
-                value, extra, sums = read(path, _stored(path)), note["extra"], note["checksums"]
+                with storage_messages.silenced():
+                    value = read(path, _stored(path))
+                extra, checksums = note["extra"], note["checksums"]
             except Mismatch:
                 raise
-            except (
-                Exception
-            ) as error:  # damaged files raise whatever the parser of the damaged place raises
-                cause = _one_line(error)
-            # Checksums are a program of all processes together: none may start it alone.
-            if _agreed(not cause):
-                cause = _damage(value, sums)
-                if _agreed(not cause):
-                    return candidate, value, extra
+            # Damaged files raise whatever the parser of the damaged place raises.
+            except Exception as error:
+                cause = one_line(error)
+            # The checksums are a program of all processes together: none may start it alone.
+            if _all_agree(not cause):
+                cause = _damage(value, checksums)
+                if _all_agree(not cause):
+                    return _Intact(candidate, value, extra)
             causes.append(f"step {candidate}: {cause or 'another process could not read it'}")
             if step is None and candidate != steps[0]:
                 log.warning(
@@ -303,121 +270,94 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reporting(self):
+        """Raises UserError in place of what Orbax and TensorStore raise for a failed write."""
         try:
-            yield
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # Orbax and TensorStore raise all three for a full disk
+            with storage_messages.silenced():
+                yield
+        # All three are raised for a full disk.
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"cannot write the checkpoint of step {self._writing} in {self._directory}: "
-                f"{_one_line(error)}; checkpoints before it are kept"
+                f"{one_line(error)}; checkpoints before it are kept"
             ) from error
 
 
-def _goodness(metrics: dict[str, float]) -> float:
+class _Intact(NamedTuple):
+    """A checkpoint that was read: its step, what was read of its state, and its extra values."""
+
+    step: int
+    value: Any
+    extra: dict
+
+
+def _negative_loss(metrics: dict[str, float]) -> float:
     return -metrics["loss"]
-
-
-def save_arrays(path: epath.PathLike, tree: Any):
-    """Nested dicts of arrays to one safetensors file with keys "a/b/c", whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = epath.Path(path)
-    flat = {name: np.ascontiguousarray(value) for name, value in _named(tree)}
-    try:
-        atomic.write(path, [serialise(flat)])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {_one_line(error)}") from error
-
-
-def load_arrays(path: epath.PathLike) -> dict:
-    """The nested dicts of numpy arrays that `save_arrays` wrote.
-
-    Raises:
-      UserError: the file is missing, truncated or of another kind.
-    """
-    refuse_stand_in(path, "safetensors")
-    try:
-        flat = deserialize(
-            epath.Path(path).read_bytes()
-        )  # the library's own loader has no bfloat16
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} does not read as safetensors: {_one_line(error)}") from error
-    tree: dict = {}
-    for name, value in flat:
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"])
-    return tree
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    """("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    ]
 
 
 @jax.jit
 def _checksums(tree: Any) -> Any:
-    """The wrapping sum of an array's bits, which no sharding and no order of summation changes."""
+    """Returns the wrapping sum of each array's bits, the same for any sharding and any order of
+    summation."""
 
-    def one(x):
+    def checksum(x):
         width = x.dtype.itemsize
         bits = x if x.dtype == bool else jax.lax.bitcast_convert_type(x, f"uint{8 * min(width, 4)}")
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(checksum, tree)
 
 
-def _damage(tree: Any, expected: dict[str, int]) -> str | None:
-    for name, value in _named(_checksums(tree)):
-        if int(value) != expected.get(name):
+def _damage(tree: Any, checksums: dict[str, int]) -> str | None:
+    """Returns which array's bits differ from those that were saved, in words, or None."""
+    for name, value in named_leaves(_checksums(tree)):
+        if int(value) != checksums.get(name):
             return f"the bits of {name} are not those that were saved"
     return None
 
 
-def _agreed(sound: bool) -> bool:
-    """Whether every process found its part sound: all must go back to the same step."""
+def _all_agree(intact: bool) -> bool:
+    """Returns whether every process found its part intact: all must resume from the same step."""
     if jax.process_count() == 1:
-        return sound
-    return bool(np.all(multihost_utils.process_allgather(np.array(sound))))
-
-
-def _one_line(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    causes = [cause for cause in SYSTEM_CAUSES if cause in text] or text.strip().splitlines()
-    return causes[0][:300] if causes else type(error).__name__
+        return intact
+    return bool(np.all(multihost_utils.process_allgather(np.array(intact))))
 
 
 def _stored(path: epath.Path) -> Any:
-    """Shapes and dtypes of what a checkpoint holds, as nested dicts."""
+    """Returns the shapes and dtypes of what a checkpoint holds, as nested dicts."""
     return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
 
 
+def _restore_as(path: epath.Path, abstract: Any) -> Any:
+    """Restores a tree of ShapeDtypeStructs, each with its sharding."""
+    args = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+        ),
+        abstract,
+    )
+    return _restore(path, ocp.args.PyTreeRestore(abstract, restore_args=args))
+
+
 def _restore(path: epath.Path, args: Any) -> Any:
-    """Without Orbax's checkpointer, at whose barrier sound processes would wait for one that
-    failed."""
+    """Restores without Orbax's checkpointer, at whose barrier the other processes would wait for
+    one that failed."""
     return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
 
 
-def _require_same(path: epath.Path, stored: Any, wanted: Any):
-    """Raises Mismatch when two trees differ in their arrays."""
-    ours, theirs = (
-        {name: (tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for name, leaf in _named(tree)}
-        for tree in (wanted, stored)
-    )
-    for name in sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            here, there = (tree.get(name, "not there") for tree in (ours, theirs))
+def _require_same(path: epath.Path, stored: Any, expected: Any):
+    """Raises Mismatch when the arrays of two trees differ in name, shape or dtype."""
+    expected_arrays, stored_arrays = _shapes_and_dtypes(expected), _shapes_and_dtypes(stored)
+    for name in sorted(expected_arrays.keys() | stored_arrays.keys()):
+        in_run = expected_arrays.get(name, "not there")
+        in_checkpoint = stored_arrays.get(name, "not there")
+        if in_run != in_checkpoint:
             raise Mismatch(
-                f"checkpoint {path} is of another model or optimizer: {name} is {there} in it and {here} "
-                "in this run"
+                f"checkpoint {path} is of another model or optimizer: {name} is {in_checkpoint} "
+                f"in it and {in_run} in this run"
             )
+
+
+def _shapes_and_dtypes(tree: Any) -> dict[str, tuple]:
+    return {
+        name: (tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for name, leaf in named_leaves(tree)
+    }

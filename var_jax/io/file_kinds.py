@@ -24,7 +24,10 @@ def stand_in(head: bytes) -> str | None:
     if not head:
         return "an empty file; download or write it again"
     if head.startswith(POINTER):
-        return "a Git LFS pointer, not the file that it points to; fetch that by `git lfs pull`, or download it"
+        return (
+            "a Git LFS pointer, not the file that it points to; fetch that by `git lfs pull`, "
+            "or download it"
+        )
     if head.startswith((b"/annex/objects/", b"../.git/annex/", b".git/annex/")):
         return "a git-annex pointer, not the file that it points to; fetch that by `git annex get`"
     for start, kind in ARCHIVES.items():
@@ -35,8 +38,8 @@ def stand_in(head: bytes) -> str | None:
         text.startswith(b"<") and b"<html" in text
     ):
         return (
-            "an HTML page, as a server sends in place of a file that needs a login or lies elsewhere; download the "
-            "file itself again"
+            "an HTML page, as a server sends in place of a file that needs a login or lies "
+            "elsewhere; download the file itself again"
         )
     if text.startswith((b"<?xml", b"<error")) and b"<svg" not in text:
         return (

@@ -54,6 +54,6 @@ def refuse(counts: dict[str, tuple[int, int]], name: str, remedy: str = "give so
     )
     more = f" and {len(counts) - LISTED} more" if len(counts) > LISTED else ""
     raise UserError(
-        f"{name} holds values that are not finite (NaN or infinity) in {listed}{more}, as a run that "
-        f"diverged or a damaged file leaves them; {remedy}"
+        f"{name} holds values that are not finite (NaN or infinity) in {listed}{more}, as a run "
+        f"that diverged or a damaged file leaves them; {remedy}"
     )

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import build, differences, plain, require
 from var_jax.errors import UserError
-from var_jax.io import atomic, checkpoint
+from var_jax.io import array_file, atomic, checkpoint
 from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.io.finite import require_finite
 from var_jax.io.torch_keys import abstract
@@ -34,7 +34,7 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for part, tree in params.items():
-            checkpoint.save_arrays(new[part], tree)
+            array_file.save_arrays(new[part], tree)
         (directory / "model.json").unlink(missing_ok=True)
         if not (directory / "checkpoints").exists():  # a workdir's data.json is its run's
             (directory / "data.json").unlink(missing_ok=True)
@@ -115,8 +115,8 @@ def read_config(directory: epath.Path) -> ModelConfig:
     values = read_json(directory / "model.json")
     if (theirs := values.pop("format", FORMAT)) not in range(1, FORMAT + 1):
         raise UserError(
-            f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to {FORMAT}; "
-            "update var-jax, or save the model again"
+            f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to "
+            f"{FORMAT}; update var-jax, or save the model again"
         )
     return build(ModelConfig, values, "model")
 
@@ -138,7 +138,7 @@ def read_json(path: epath.Path) -> dict:
 
 
 def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) -> dict:
-    params = checkpoint.load_arrays(path)
+    params = array_file.load_arrays(path)
     theirs = {name: list(array.shape) for name, array in flatten_dict(params, sep="/").items()}
     ours = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
     if other := differences(ours, theirs):

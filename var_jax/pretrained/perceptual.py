@@ -81,8 +81,8 @@ def load(kind: Kind, path: str = "", heads: str = "") -> Perceptual:
     if kind == "lpips":
         if not path or not heads:
             raise UserError(
-                "lpips needs two files: VGG16's weights (torchvision's vgg16-397923af.pth) and its heads "
-                "(weights/v0.1/vgg.pth of the package lpips)"
+                "lpips needs two files: VGG16's weights (torchvision's vgg16-397923af.pth) and its "
+                "heads (weights/v0.1/vgg.pth of the package lpips)"
             )
         network = vgg.load(path)
         params = {

@@ -22,7 +22,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost, sharding
 from var_jax.devices.preemption import Preemption, Told
 from var_jax.errors import Preempted
-from var_jax.io import pictures
+from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives import frozen_networks, step
 from var_jax.train import batches as inputs
@@ -87,7 +87,7 @@ def train(
     mesh = mesh_choice.choose(config).mesh
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
-    with jax.set_mesh(mesh), Preemption(mesh) as preemption:
+    with jax.set_mesh(mesh), Preemption(mesh) as preemption, storage_messages.silenced():
         frozen = sharding.place(frozen, jax.tree.map(lambda _: replicated, frozen))
         encode = None
         if config.stage == "transformer":

@@ -1,0 +1,73 @@
+"""Nested dicts of arrays as single safetensors files."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as serialize
+
+from var_jax.errors import UserError
+from var_jax.io import atomic
+from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.system_errors import one_line
+
+DTYPES = {
+    "BF16": jnp.dtype("bfloat16"),
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "U32": "uint32",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+}
+
+
+def save_arrays(path: epath.PathLike, tree: Any):
+    """Writes nested dicts of arrays to one file with keys "a/b/c", whole or not at all.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = epath.Path(path)
+    flat = {name: np.ascontiguousarray(value) for name, value in named_leaves(tree)}
+    try:
+        atomic.write(path, [serialize(flat)])
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {one_line(error)}") from error
+
+
+def load_arrays(path: epath.PathLike) -> dict:
+    """Returns the nested dicts of numpy arrays that `save_arrays` wrote.
+
+    Raises:
+      UserError: the file is missing, truncated or of another kind.
+    """
+    refuse_stand_in(path, "safetensors")
+    try:
+        # The library's own loader of numpy arrays has no bfloat16.
+        flat = deserialize(epath.Path(path).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not read as safetensors: {one_line(error)}") from error
+    tree: dict = {}
+    for name, value in flat:
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"])
+    return tree
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Returns ("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
