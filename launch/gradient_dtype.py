@@ -1,14 +1,13 @@
-"""Trains a small bfloat16 transformer with gradients summed over 8 devices in float32 and in
-bfloat16.
+"""Trains a small bfloat16 transformer with gradients summed over devices in float32 or bfloat16.
 
   python launch/gradient_dtype.py --model runs/quickstart --json docs/bench/gradient_dtype.json
 
-A batch is divided into the rows of 8 devices. A CPU's compiler sums bfloat16 in float32, so that
+A batch is divided into the rows of its devices. A CPU's compiler sums bfloat16 in float32, so that
 the sum over devices is written out here as a ring of accelerators computes it: in the arm
-"bfloat16" each device's gradient, and each of the seven partial sums after it, is rounded to
-bfloat16; in the arm "float32" nothing is. Both arms of a seed have the same initialization, batches
-and dropout. Beside the losses it reports, over the first batches, how far the summed gradient lies
-from that of the same model computed in float32 throughout.
+"bfloat16" each device's gradient, and each of the partial sums after it, is rounded to bfloat16; in
+the arm "float32" nothing is. Both arms of a seed have the same initialization, batches and dropout.
+Beside the losses it reports, over the first batches, how far the summed gradient lies from that of
+the same model computed in float32 throughout.
 """
 
 import argparse
@@ -30,7 +29,6 @@ from var_jax.objectives import losses
 from var_jax.train import state
 from var_jax.train.optimizer import make_optimizers
 
-DEVICES = 8
 COMPARED = 8  # steps whose gradient is compared with that of float32
 
 
@@ -42,22 +40,23 @@ def main():
     parser.add_argument("--config", default="configs/digits.py:d2")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--json", required=True)
     args = parser.parse_args()
     model = Pipeline.from_pretrained(args.model)
-    config = read_config(args.config, (f"--config.steps={args.steps}",)).with_tokenizer(
-        model.config.tokenizer
-    )
+    flags = (f"--config.steps={args.steps}", f"--config.batch_size={args.batch}")
+    config = read_config(args.config, flags).with_tokenizer(model.config.tokenizer)
     data = {split: encoded(model, config, split) for split in ("train", "test")}
     runs = []
     for seed in range(args.seeds):
         for arm in ("float32", "bfloat16"):
             start = time.time()
-            runs.append({"seed": seed, "arm": arm, **trained(config, model, data, seed, arm)})
+            found = trained(config, model, data, seed, arm, args.devices)
+            runs.append({"seed": seed, "arm": arm, **found})
             print(f"{runs[-1]} {time.time() - start:.0f} s", flush=True)
-    epath.Path(args.json).write_text(
-        json.dumps({"steps": args.steps, "batch_size": config.batch_size, "runs": runs}, indent=1)
-    )
+    settings = {"steps": args.steps, "batch_size": config.batch_size, "devices": args.devices}
+    epath.Path(args.json).write_text(json.dumps({**settings, "runs": runs}, indent=1))
 
 
 def encoded(model: Pipeline, config, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +70,7 @@ def encoded(model: Pipeline, config, split: str) -> tuple[np.ndarray, np.ndarray
     )
 
 
-def trained(config, model: Pipeline, data, seed: int, arm: str) -> dict:
+def trained(config, model: Pipeline, data, seed: int, arm: str, devices: int) -> dict:
     """Losses and gradient errors of one run."""
     narrow = dataclasses.replace(
         config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16")
@@ -93,17 +92,18 @@ def trained(config, model: Pipeline, data, seed: int, arm: str) -> dict:
             )(params, frozen, some, jax.random.fold_in(rng, index))
             return loss, grads
 
-        split = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), rows)
-        return jax.lax.map(of_device, (jnp.arange(DEVICES), split))
+        split = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), rows)
+        return jax.lax.map(of_device, (jnp.arange(devices), split))
 
     def summed(every, arm):
         """The mean over devices of a gradient, in one of the two ways."""
         if arm == "float32":
             return jnp.mean(every, axis=0)
-        total = rounded(every[0])
-        for part in every[1:]:
-            total = rounded(total + rounded(part))
-        return total / DEVICES
+
+        def add(total, part):
+            return rounded(total + rounded(part)), None
+
+        return jax.lax.scan(add, rounded(every[0]), every[1:])[0] / devices
 
     @jax.jit
     def exact(params, rows, rng):
