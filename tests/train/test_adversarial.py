@@ -286,9 +286,14 @@ def test_features_are_seen_in_frames_of_their_network(batch):
 
 
 def config_with_everything(digits_dir, **changes):
-    return small.train_config(
-        "tokenizer", digits_dir, **{"adversarial": PATCH, "codebook": HEALTH, **changes}
-    )
+    """Returns a run with every term, a second pass of the discriminator, blur, and dropout."""
+    everything = {
+        "adversarial": dataclasses.replace(PATCH, bcr=0.5, blur_fade=3, cutout=0.2, hinge="sum"),
+        "codebook": dataclasses.replace(HEALTH, weight_decay=False),
+        "tokenizer": dataclasses.replace(small.TOKENIZER, dropout=0.1, init_gain=0.5),
+        "ema_warmup": 2,
+    }
+    return small.train_config("tokenizer", digits_dir, **{**everything, **changes})
 
 
 @pytest.mark.slow
@@ -464,6 +469,11 @@ def on_meshes(batch):
         discriminator="features",
         diffaugment="color,translation",
         lecam=0.1,
+        bcr=0.5,
+        bcr_diffaugment="translation",
+        blur_fade=4,
+        feature_size=4,
+        feature_crops=0.5,
     )
     config = small.train_config(
         "tokenizer",
@@ -471,6 +481,7 @@ def on_meshes(batch):
         adversarial=adversarial,
         codebook=dataclasses.replace(HEALTH, init="normal"),
         loss=LossConfig(perceptual=0.1),
+        tokenizer=dataclasses.replace(small.TOKENIZER, dropout=0.1),
     )
     loaded, results = Networks(QUARTIC, FEATURES), {}
     for sizes in ((1, 1), (8, 1), (4, 2)):
