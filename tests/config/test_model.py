@@ -13,7 +13,7 @@ from var_jax.config.train import from_config_dict
 from var_jax.data.token_cache import TRAINING_ONLY
 from var_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 
 
 def refused(cls, mapping) -> str:

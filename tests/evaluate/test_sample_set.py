@@ -128,6 +128,7 @@ def test_a_process_that_is_killed(model_dir, whole, tmp_path):
     out = tmp_path / "samples.npz"
     script = f"""
 import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import small
 from var_jax.io import atomic as whole_file

@@ -25,7 +25,7 @@ from var_jax.io import torch_convert
 from var_jax.io.torch_file import read_tensors
 from var_jax.io.torch_keys import abstract, buffers, entries
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 SCALES = Scales.parse("1,2,3")
 TOKENIZER = TokenizerConfig(
     scales=SCALES, channels=32, multipliers=(1, 2), z_channels=8, vocab_size=16, blocks=1, phi=2

@@ -14,7 +14,7 @@ from var_jax.errors import UserError
 from var_jax.io import torch_file
 from var_jax.io.torch_file import read_tensors
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 COUNTED = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 

@@ -17,7 +17,7 @@ from var_jax.cli.main import main
 from var_jax.errors import UserError
 from var_jax.perf import bench
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Refuses what our own modules and configs import beyond the six (absl is ml_collections' own); what
 # those six bring along for themselves is theirs. The project is not installed there either.
 BARE = """

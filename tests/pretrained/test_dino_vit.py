@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from networks import drawn
+from pretrained import drawn
 
 from var_jax.errors import UserError
 from var_jax.pretrained import dino_vit
@@ -16,7 +16,7 @@ from var_jax.pretrained import dino_vit
 
 @pytest.fixture(scope="module")
 def reference():
-    with np.load(Path(__file__).parent / "vit.npz") as file:
+    with np.load(Path(__file__).parent / "dino_vit.npz") as file:
         return dict(file)
 
 

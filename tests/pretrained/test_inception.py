@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from networks import drawn
+from pretrained import drawn
 
 from var_jax.errors import UserError
 from var_jax.pretrained import inception

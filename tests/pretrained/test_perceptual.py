@@ -6,7 +6,7 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from networks import drawn
+from pretrained import drawn
 from safetensors.numpy import save_file
 from scipy.signal import correlate2d
 

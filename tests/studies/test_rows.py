@@ -9,6 +9,7 @@ import toy_network
 from var_jax import Pipeline
 from var_jax.data.token_cache import model_fingerprint as fingerprint
 from var_jax.errors import UserError
+from var_jax.evaluate import classifier
 from var_jax.evaluate.fid import frechet_distance
 from var_jax.evaluate.image_sets import open_images
 from var_jax.evaluate.samples import Distance
@@ -102,6 +103,6 @@ def test_labels_must_be_the_models(tmp_path):
     ):
         np.savez(file, pixels, **({} if labels is None else {"arr_1": np.array(labels)}))
         with pytest.raises(UserError, match=told):
-            study.everything(open_images(file), classes=2)
+            classifier.load_all(open_images(file), classes=2)
     np.savez(file, pixels, np.array([0, 1, 0]))
-    assert study.everything(open_images(file), classes=2)[1].tolist() == [0, 1, 0]
+    assert classifier.load_all(open_images(file), classes=2)[1].tolist() == [0, 1, 0]

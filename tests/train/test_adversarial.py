@@ -18,6 +18,7 @@ from runs import losses
 from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig, ProgressiveConfig
 from var_jax.config.train import LossConfig, MeshConfig
+from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.models.tokenizer import Tokenizer
@@ -28,7 +29,7 @@ from var_jax.objectives.phase import Phase, phase_of
 from var_jax.ops import diffaugment
 from var_jax.pretrained import efficientnet
 from var_jax.pretrained.perceptual import Perceptual
-from var_jax.train import evaluation, loop, state
+from var_jax.train import evaluation, loop
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import Optimizers
@@ -485,7 +486,7 @@ def on_meshes(batch):
     )
     loaded, results = Networks(QUARTIC, FEATURES), {}
     for sizes in ((1, 1), (8, 1), (4, 2)):
-        mesh = state.make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1]])
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1]])
         with jax.set_mesh(mesh):
             program = Program(config, mesh, loaded)
             run, rows = program.first_state(), jax.device_put(batch, program.rows)
@@ -556,7 +557,7 @@ def test_microbatches_are_the_batch_for_the_discriminator_too(params, batch):
         config = small.train_config(
             "tokenizer", "", adversarial=adversarial, microbatches=parts, ema=0.0
         )
-        mesh = state.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+        mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
         with jax.set_mesh(mesh):
             program = Program(config, mesh)
             run, metrics = program.step()(
@@ -630,7 +631,7 @@ class PlainState:
 @pytest.mark.slow
 def test_checkpoints_of_plain_runs_from_before_load(tmp_path):
     config = small.train_config("tokenizer", "")
-    mesh = state.make_mesh(MeshConfig(8, 1))
+    mesh = make_mesh(MeshConfig(8, 1))
     program = Program(config, mesh)
     run = program.first_state()
     assert run.discriminator is None and run.usage is None
@@ -753,14 +754,14 @@ def test_images_too_small_for_the_discriminator_are_refused():
     with pytest.raises(
         UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"
     ):
-        Program(config, state.make_mesh(MeshConfig(8, 1)))
+        Program(config, make_mesh(MeshConfig(8, 1)))
     fits = dataclasses.replace(config, adversarial=dataclasses.replace(PATCH, start=0, layers=2))
     smaller = dataclasses.replace(fits, progressive=ProgressiveConfig("1", 0.5))
     with pytest.raises(
         UserError, match="adversarial.layers is 2; it must be at most 1 for images of 2 pixels"
     ):
-        Program(smaller, state.make_mesh(MeshConfig(8, 1)))
+        Program(smaller, make_mesh(MeshConfig(8, 1)))
     Program(
         dataclasses.replace(smaller, adversarial=dataclasses.replace(PATCH, start=0.5, layers=2)),
-        state.make_mesh(MeshConfig(8, 1)),
+        make_mesh(MeshConfig(8, 1)),
     )

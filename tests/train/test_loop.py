@@ -17,7 +17,7 @@ from var_jax.devices.preemption import Preemption
 from var_jax.errors import Preempted, UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives import step
-from var_jax.train import evaluation, state
+from var_jax.train import evaluation, mesh_choice
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.tokenize import tokenize
@@ -156,7 +156,7 @@ def on_one_device(whole_run, tmp_path_factory):
     config, workdir = whole_run[0], tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "Evaluator", NoEvaluator)
-        patch.setattr(state, "make_mesh", one_device)
+        patch.setattr(mesh_choice, "make_mesh", one_device)
         train(config, str(workdir))
     return workdir
 

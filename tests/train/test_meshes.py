@@ -12,8 +12,8 @@ import small
 from jax.sharding import NamedSharding, PartitionSpec
 
 from var_jax.config.train import MeshConfig
+from var_jax.devices.mesh import host_rows, make_mesh
 from var_jax.errors import UserError
-from var_jax.train import state
 from var_jax.train.program import Program
 
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
@@ -44,13 +44,13 @@ def batch() -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def start():
     """Parameters that every mesh starts from."""
-    mesh = state.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     return jax.tree.map(np.asarray, Program(CONFIG, mesh).first_state().params)
 
 
 def one_step(data: int, model: int, batch, start, config=CONFIG):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
-    mesh = state.make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
+    mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
         program = Program(config, mesh)
         run = program.first_state(start)
@@ -157,7 +157,7 @@ def slice_places(count: int, slices: int) -> list[Device]:
 
 @pytest.mark.parametrize(("data", "model", "slices"), [(8, 1, 2), (4, 2, 2), (-1, 2, 4)])
 def test_slices_are_joined_along_the_data_axis(data, model, slices):
-    mesh = state.make_mesh(MeshConfig(data, model, slices), slice_places(8, slices))
+    mesh = make_mesh(MeshConfig(data, model, slices), slice_places(8, slices))
     assert (mesh.shape["data"], mesh.shape["model"]) == (8 // model, model)
     places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert (places == places[:, :1]).all()  # the model axis stays within a slice
@@ -170,13 +170,13 @@ def test_slices_that_are_not_as_the_config_says():
     with pytest.raises(
         UserError, match=r"mesh.slices is 4; it must be the number of slices there are, 2"
     ):
-        state.make_mesh(MeshConfig(8, 1, 4), slice_places(8, 2))
+        make_mesh(MeshConfig(8, 1, 4), slice_places(8, 2))
     with pytest.raises(
         UserError, match=r"mesh.slices is 1; it must be the number of slices there are, 2"
     ):
-        state.make_mesh(MeshConfig(8, 1), slice_places(8, 2))
+        make_mesh(MeshConfig(8, 1), slice_places(8, 2))
     with pytest.raises(UserError, match=r"mesh.data is 1; it must be a multiple of mesh.slices 2"):
-        state.make_mesh(MeshConfig(1, 8, 2), slice_places(8, 2))
+        make_mesh(MeshConfig(1, 8, 2), slice_places(8, 2))
 
 
 def gpus(gpus_per_process: int) -> list[Device]:
@@ -193,7 +193,7 @@ def test_make_mesh_takes_hosts_of_gpus_as_it_finds_them(gpus_per_process, data, 
     """A mesh over two nodes needs no key: rows of a node are neighbors, and a model axis that fits
     into a node stays inside it, in whatever order the devices come."""
     devices = gpus(gpus_per_process)
-    mesh = state.make_mesh(MeshConfig(data, model), devices[::-1])
+    mesh = make_mesh(MeshConfig(data, model), devices[::-1])
     assert mesh.devices.ravel().tolist() == devices
     assert mesh.shape["model"] == model
     hosts = np.vectorize(lambda device: device.slice_index)(mesh.devices)
@@ -208,22 +208,22 @@ def test_make_mesh_takes_the_right_number_of_gpu_hosts_and_refuses_another(gpus_
     """`mesh.slices` may tell how many hosts there are; a number of hosts that are not there is
     refused."""
     devices = gpus(gpus_per_process)
-    assert state.make_mesh(MeshConfig(-1, 1, 2), devices) == state.make_mesh(MeshConfig(), devices)
+    assert make_mesh(MeshConfig(-1, 1, 2), devices) == make_mesh(MeshConfig(), devices)
     with pytest.raises(UserError, match=r"mesh\.slices is 3; .*2"):
-        state.make_mesh(MeshConfig(-1, 1, 3), devices)
+        make_mesh(MeshConfig(-1, 1, 3), devices)
 
 
 def test_make_mesh_takes_gpus_without_slices_by_process():
     """A backend that numbers no hosts: processes are told apart by their index."""
     devices = [dataclasses.replace(device, slice_index=None) for device in gpus(8)]
-    assert state.make_mesh(MeshConfig(), devices[::-1]).devices.ravel().tolist() == devices
+    assert make_mesh(MeshConfig(), devices[::-1]).devices.ravel().tolist() == devices
 
 
 def test_a_host_loads_the_rows_that_its_devices_hold():
     def held(*indices: slice) -> list[int]:
         places = {i: (index,) for i, index in enumerate(indices)}
         sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
-        return state.host_rows(sharding, 8).tolist()
+        return host_rows(sharding, 8).tolist()
 
     assert held(slice(2, 4), slice(2, 4)) == [2, 3]  # a model axis within the host
     assert held(slice(6, 8), slice(0, 2)) == [
@@ -233,5 +233,5 @@ def test_a_host_loads_the_rows_that_its_devices_hold():
         7,
     ]  # neighbours in the mesh are not neighbours in the batch
     assert held(slice(None)) == list(range(8))
-    mesh = state.make_mesh(MeshConfig(4, 2))
-    assert state.host_rows(NamedSharding(mesh, PartitionSpec("data")), 8).tolist() == list(range(8))
+    mesh = make_mesh(MeshConfig(4, 2))
+    assert host_rows(NamedSharding(mesh, PartitionSpec("data")), 8).tolist() == list(range(8))

@@ -8,15 +8,15 @@ import pytest
 import small
 
 from var_jax.config.train import MeshConfig
+from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.objectives.step import _average
-from var_jax.train import state
 from var_jax.train.program import Program
 
 
 def program(config, **model) -> Program:
     part = dataclasses.replace(getattr(config, config.stage), **model)
-    mesh = state.make_mesh(MeshConfig(1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     return Program(dataclasses.replace(config, **{config.stage: part}), mesh)
 
 

@@ -144,6 +144,7 @@ def test_a_killed_run_is_taken_up(config, whole, model_dir, tmp_path):
     data = {k: getattr(config.data, k) for k in ("data_dir", "train_split", "eval_split")}
     script = f"""
 import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import time, small
 from var_jax.train import tokenize as module

@@ -16,9 +16,9 @@ from var_jax.config.strict import plain, require
 from var_jax.config.train import TrainConfig
 from var_jax.data import at_hand, loader, sources, token_cache
 from var_jax.devices import multihost
+from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
 from var_jax.io import atomic, model_directory
-from var_jax.train import state
 
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
@@ -56,7 +56,7 @@ class Inputs:
         kept: Mapping[str, Any] | None = None,
     ):
         self._config, self._encode, self._rows = config, encode, rows
-        self._held = state.host_rows(rows, config.batch_size)
+        self._held = host_rows(rows, config.batch_size)
         self._processes = multihost.processes_on_host()
         data, self._cache = config.data, None
         if data.tokens_dir:

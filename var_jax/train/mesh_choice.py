@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from var_jax.config.train import MeshConfig, TrainConfig
 from var_jax.devices import sharding
+from var_jax.devices.mesh import axis_sizes, make_mesh
 from var_jax.errors import UserError
 from var_jax.train import state
 
@@ -127,7 +128,7 @@ def _best(
     candidates = _candidates(config, len(devices), boxed, images // parts, sampling)
     for candidate in candidates:
         try:
-            mesh = state.make_mesh(candidate.config, devices)
+            mesh = make_mesh(candidate.config, devices)
         except UserError as error:
             reason = reason or error
             continue
@@ -139,8 +140,8 @@ def _best(
         found = [one for one in found if not one[0].idle or _is_given(config.mesh)]
     if not found:
         _refuse_batch(
-            [state.axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
-            or [state.axis_sizes(candidates[0].config, len(devices))],
+            [axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
+            or [axis_sizes(candidates[0].config, len(devices))],
             config,
             images,
             parts,
@@ -169,7 +170,7 @@ def _candidates(
     )
     found = []
     for mesh in meshes:
-        data, model = state.axis_sizes(mesh, devices)
+        data, model = axis_sizes(mesh, devices)
         sizes = {"data": 1 if sampling else data, "model": model}
         undivided = sharding.undivided(boxed, sizes)
         found.append(
@@ -241,7 +242,7 @@ def _require_sharded(config: TrainConfig, devices: Sequence[jax.Device], boxed: 
             )[0]
         except UserError:
             raise error from None
-        data, model = state.axis_sizes(better.config, len(devices))
+        data, model = axis_sizes(better.config, len(devices))
         if (data, model) == (mesh.shape["data"], mesh.shape["model"]):
             raise UserError(
                 f"{error}; no mesh of these devices divides more: mesh.replicated_share="
