@@ -13,7 +13,7 @@ import small
 from batches import same, take
 
 from var_jax.config.train import DataConfig
-from var_jax.data import loader, readahead
+from var_jax.data import loader, readahead, streams
 from var_jax.errors import UserError
 
 SHAPE = (8, 8, 1)
@@ -260,7 +260,7 @@ def test_a_worker_that_shared_memory_ended_is_one_line():
             pass
 
     with pytest.raises(UserError, match=r"/dev/shm is full.*data\.workers"):
-        next(loader.Batches(Pieces(), 4, 1))
+        next(streams.Batches(Pieces(), 4, 1))
 
 
 def _namespace_missing() -> str:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from var_jax.config.train import DataConfig
-from var_jax.data import builders, image_folder, loader, sources
+from var_jax.data import builders, image_folder, loader, prepare, sources
 from var_jax.errors import UserError
 
 
@@ -360,7 +360,7 @@ def test_images_of_floats_are_refused(monkeypatch):
 
     image = tfds.features.Image(shape=(None, None, 1), dtype=np.float32)
     builder = SimpleNamespace(info=SimpleNamespace(features={"image": image}))
-    monkeypatch.setattr(sources, "_prepared", lambda data: builder)
+    monkeypatch.setattr(prepare, "prepare_data_set", lambda data: builder)
     with pytest.raises(UserError, match="'depths' has images of float32.*uint8 or uint16"):
         sources.open_split(DataConfig(name="depths"), "train")
 

@@ -14,7 +14,7 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import plain
 from var_jax.config.train import DataConfig
-from var_jax.data import loader, token_cache
+from var_jax.data import fingerprints, loader, token_cache, token_manifest
 from var_jax.errors import UserError
 
 IMAGES, VIEWS, SCALES = 20, 3, Scales.parse("1,2")
@@ -40,11 +40,13 @@ def write_cache(directory, vocab_size: int = 70000):
             writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
             for image in range(start, min(start + 7, images)):
                 found = np.full(SCALES.total, token(view, image))
-                writer.write(token_cache.record(image % 10, found, vocab_size))
+                writer.write(token_manifest.record(image % 10, found, vocab_size))
             writer.close()
-            shards.append(token_cache.Shard(file.name, min(7, images - start), file.stat().st_size))
-        infos[role] = token_cache.SplitInfo(split, images, views, tuple(shards))
-    manifest = token_cache.Manifest(
+            shards.append(
+                token_manifest.Shard(file.name, min(7, images - start), file.stat().st_size)
+            )
+        infos[role] = token_manifest.SplitInfo(split, images, views, tuple(shards))
+    manifest = token_manifest.Manifest(
         "abc",
         "digits",
         "crop",
@@ -78,8 +80,8 @@ def test_every_record_is_its_image_in_its_view(cache):
 
 def test_tokens_take_two_bytes_up_to_65536_codes_and_four_beyond():
     row = np.array([0, 65535], np.int32)
-    assert token_cache.record(3, row, 65536) == b"\x03\0\0\0" + b"\0\0\xff\xff"
-    assert token_cache.record(3, row, 65537) == b"\x03\0\0\0" + b"\0\0\0\0\xff\xff\0\0"
+    assert token_manifest.record(3, row, 65536) == b"\x03\0\0\0" + b"\0\0\xff\xff"
+    assert token_manifest.record(3, row, 65537) == b"\x03\0\0\0" + b"\0\0\0\0\xff\xff\0\0"
 
 
 def test_epochs_show_every_image_once_and_every_view_in_as_many_epochs(cache):
@@ -219,15 +221,15 @@ def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
 
 def test_the_fingerprint_tells_weights_and_settings_that_matter():
     params = {"a": {"kernel": np.ones((2, 3), np.float32)}, "codebook": np.zeros(3, np.float32)}
-    ours = token_cache.fingerprint(TOKENIZER, params)
+    ours = fingerprints.tokenizer_fingerprint(TOKENIZER, params)
     trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
-    assert ours == token_cache.fingerprint(trained, dict(reversed(params.items())))
+    assert ours == fingerprints.tokenizer_fingerprint(trained, dict(reversed(params.items())))
     others = [
         (dataclasses.replace(TOKENIZER, codes="cosine"), params),
         (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
         (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}}),
     ]
-    assert len({ours, *(token_cache.fingerprint(*other) for other in others)}) == 4
+    assert len({ours, *(fingerprints.tokenizer_fingerprint(*other) for other in others)}) == 4
 
 
 def test_a_models_fingerprint_is_that_of_before_its_config_had_keys_of_training_alone():
@@ -243,16 +245,16 @@ def test_a_models_fingerprint_is_that_of_before_its_config_had_keys_of_training_
     config = ModelConfig(dataclasses.replace(TOKENIZER, z_channels=4), transformer)
     text = re.sub(r", progressive\w*=[^,)]+", "", repr(transformer))
     assert "progressive" in repr(transformer) and "progressive" not in text
-    own = [token_cache.fingerprint(config.tokenizer, params["tokenizer"]), text]
+    own = [fingerprints.tokenizer_fingerprint(config.tokenizer, params["tokenizer"]), text]
     own.append(hashlib.sha256(params["transformer"]["b"].tobytes()).hexdigest())
     assert (
-        token_cache.model_fingerprint(config, params)
+        fingerprints.model_fingerprint(config, params)
         == hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
     )
     longer = dataclasses.replace(
         config, transformer=dataclasses.replace(transformer, progressive=0.5, progressive_from=0)
     )
-    assert token_cache.model_fingerprint(longer, params) == token_cache.model_fingerprint(
+    assert fingerprints.model_fingerprint(longer, params) == fingerprints.model_fingerprint(
         config, params
     )
 

@@ -20,7 +20,7 @@ from PIL import Image
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
-from var_jax.evaluate import sample_set
+from var_jax.evaluate import sample_files, sample_plan, sample_set
 from var_jax.io import atomic
 
 SETTINGS = {"seed": 3, "cfg": 1.5, "top_k": 0, "top_p": 0.9, "temperature": 1.0, "smooth": False}
@@ -29,7 +29,7 @@ CLASSES = small.CLASSES
 
 
 def planned(num=NUM, labels=None, **changes):
-    return sample_set.plan(small.pipeline(), num, labels, **{**SETTINGS, **changes})
+    return sample_plan.make_plan(small.pipeline(), num, labels, **{**SETTINGS, **changes})
 
 
 def generate(made, out, **options) -> bool:
@@ -91,7 +91,7 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
     """The hook leaves what a kill leaves: no file, part of a temporary one, or the whole one."""
     out, draw, deaths = tmp_path / "samples.npz", random.Random(0), []
-    save, join = atomic.save, sample_set._join
+    save, join = atomic.save, sample_files.join
 
     def fragile_save(path, parts, what):
         fate = draw.choice(("live", "live", "before", "half", "after"))
@@ -111,7 +111,7 @@ def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
         join(out, beside, *rest)
 
     monkeypatch.setattr(atomic, "save", fragile_save)
-    monkeypatch.setattr(sample_set, "_join", fragile_join)
+    monkeypatch.setattr(sample_files, "join", fragile_join)
     for _ in range(50):
         try:
             assert generate(planned(), out)
@@ -226,12 +226,12 @@ def test_more_files_than_a_process_may_have_open(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = max(map(int, os.listdir("/dev/fd"))) + 16
     made = planned(num=few // 2 + 10, keep=0.5, scorer="brightness")
-    assert made.drawn > few
+    assert made.num_drawn > few
 
     def brightness(images, _):
         return images.mean((1, 2, 3))
 
-    assert generate(made, one, score=brightness, shard_images=made.drawn)
+    assert generate(made, one, score=brightness, shard_images=made.num_drawn)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
     try:
         assert generate(made, many, score=brightness, shard_images=1)
@@ -271,7 +271,7 @@ def test_another_model_draws_the_last_scales(tmp_path):
 
 def test_another_dtype_is_another_set(whole, tmp_path):
     half, out = small.pipeline().astype("bfloat16"), tmp_path / "samples.npz"
-    made = sample_set.plan(half, NUM, **SETTINGS)
+    made = sample_plan.make_plan(half, NUM, **SETTINGS)
     assert sample_set.generate(half, made, out, batch_size=1, shard_images=4)
     images, labels = read(out)
     exact, same = read(whole)
@@ -315,7 +315,7 @@ def test_pngs(whole, tmp_path, monkeypatch):
     late = tmp_path / "late"  # another host writes all of it while this one does
     rename = type(late).rename
     monkeypatch.setattr(
-        type(sample_set.epath.Path(late)),
+        type(sample_files.epath.Path(late)),
         "rename",
         lambda self, to: (rename(Path(directory), late), rename(Path(self), Path(to))),
     )
@@ -326,7 +326,7 @@ def test_pngs(whole, tmp_path, monkeypatch):
 def test_rejection_keeps_the_best_of_each_class(tmp_path):
     labels, out = [2, 5, 2], tmp_path / "samples.npz"
     made = planned(num=7, labels=labels, keep=0.4, scorer="brightness")
-    assert made.drawn == 24  # eight turns, of which three are kept
+    assert made.num_drawn == 24  # eight turns, of which three are kept
     generate(made, out, score=lambda images, _: images.mean((1, 2, 3)))
     images, found = read(out)
     drawn, asked = (

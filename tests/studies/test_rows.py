@@ -7,7 +7,7 @@ import small
 import toy_network
 
 from var_jax import Pipeline
-from var_jax.data.token_cache import model_fingerprint as fingerprint
+from var_jax.data.fingerprints import model_fingerprint
 from var_jax.errors import UserError
 from var_jax.evaluate import classifier
 from var_jax.evaluate.fid import frechet_distance
@@ -68,16 +68,20 @@ def test_what_one_run_does_not_know_another_may_add(tmp_path):
 
 def test_the_fingerprint_is_of_both_parts():
     model = small.pipeline()
-    found = {fingerprint(model.config, model.params)}
+    found = {model_fingerprint(model.config, model.params)}
     for part in ("tokenizer", "transformer"):
         leaves, tree = jax.tree.flatten(model.params[part])
         leaves[-1] = leaves[-1] + 1e-3
         found.add(
-            fingerprint(model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)})
+            model_fingerprint(
+                model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)}
+            )
         )
     assert len(found) == 3
     again = Pipeline(model.config, model.params)
-    assert fingerprint(again.config, again.params) == fingerprint(model.config, model.params)
+    assert model_fingerprint(again.config, again.params) == model_fingerprint(
+        model.config, model.params
+    )
 
 
 def test_distances_are_those_of_the_moments():

@@ -12,7 +12,7 @@ from PIL import Image
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import OptimizerConfig, TrainConfig, from_config_dict
-from var_jax.data import sources, token_cache
+from var_jax.data import fingerprints, sources, token_manifest
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.models import flops
@@ -164,8 +164,8 @@ def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
         model_directory.save(
             epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights}
         )
-    manifest = token_cache.Manifest(
-        token_cache.fingerprint(model.tokenizer, params["tokenizer"]),
+    manifest = token_manifest.Manifest(
+        fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
         "digits",
         "whole",
         (8, 8, 1),

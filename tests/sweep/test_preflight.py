@@ -11,8 +11,8 @@ from etils import epath
 from var_jax.cli.main import main
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
-from var_jax.data import token_cache
-from var_jax.data.token_cache import Shard, SplitInfo
+from var_jax.data import fingerprints, token_manifest
+from var_jax.data.token_manifest import Shard, SplitInfo
 from var_jax.io import model_directory
 
 SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"
@@ -41,8 +41,8 @@ def cache(tmp_path):
         (directory / role).mkdir()
         (directory / role / "0.array_record").write_bytes(b"1234")
         splits[role] = SplitInfo(role, 1, 1, (Shard("0.array_record", 1, 4),))
-    manifest = token_cache.Manifest(
-        token_cache.fingerprint(small.TOKENIZER, model.params["tokenizer"]),
+    manifest = token_manifest.Manifest(
+        fingerprints.tokenizer_fingerprint(small.TOKENIZER, model.params["tokenizer"]),
         "digits",
         "whole",
         small.TOKENIZER.image_shape,

@@ -12,7 +12,7 @@ from PIL import Image
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import FIXED_SIZES, DataConfig
-from var_jax.data import builders, sources, token_cache
+from var_jax.data import builders, sources, token_manifest
 from var_jax.errors import UserError
 from var_jax.models import flops
 from var_jax.train import data_sizes
@@ -84,7 +84,7 @@ def test_a_data_set_of_tfds_tells_its_sizes_unprepared():
 
 
 def test_a_token_cache_tells_its_sizes(tmp_path):
-    manifest = token_cache.Manifest(
+    manifest = token_manifest.Manifest(
         "abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0
     )
     (tmp_path / "manifest.json").write_text(json.dumps(plain(manifest)))

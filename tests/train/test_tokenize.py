@@ -19,7 +19,7 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.config.train import DataConfig
-from var_jax.data import sources, token_cache, transforms
+from var_jax.data import fingerprints, sources, token_cache, transforms
 from var_jax.errors import UserError
 from var_jax.io import atomic
 from var_jax.train import tokenize as module
@@ -95,7 +95,7 @@ def test_the_cache_says_what_it_holds(config, whole, model_dir):
         cache.check(
             config.data,
             pipeline.config.tokenizer,
-            token_cache.fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]),
+            fingerprints.tokenizer_fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]),
         )
 
 

@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:
-    from var_jax.evaluate import sample_set
+    from var_jax.evaluate import sample_plan, sample_set
 
     model, then = load_partners(args)
     network, reference = _judge(args, model) if rejecting else (None, None)
@@ -109,7 +109,7 @@ def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -
         if network and reference
         else ""
     )
-    made = sample_set.plan(
+    made = sample_plan.make_plan(
         model,
         args.num,
         labels,

@@ -14,24 +14,25 @@ little-endian uint16 (uint32 where the vocabulary is larger than 65,536). Shards
 group, as Grain reads them.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
-import jax
 import numpy as np
 from etils import epath
-from flax.traverse_util import flatten_dict
-from jaxtyping import Int
 
-from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.config.scales import Scales
-from var_jax.config.strict import build, differences, plain
-from var_jax.data import loader
+from var_jax.config.model import TokenizerConfig
+from var_jax.config.strict import differences
+from var_jax.data import streams
+from var_jax.data.token_manifest import (
+    LABEL,
+    ROLES,
+    Manifest,
+    SplitInfo,
+    read_manifest,
+    token_dtype,
+)
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,162 +40,11 @@ if TYPE_CHECKING:
         DataConfig,
     )  # for its type alone: data must not depend on training
 
-FORMAT = 1
-SHORT_VOCABULARY = 2**16
-LABEL = np.dtype("<i4")
-ROLES = {
-    "train": "train_split",
-    "test": "eval_split",
-}  # directory of the cache: the split's key in the config
 UNKNOWN_IMAGES = (
     "token cache %s was written before caches noted which images they are of; "
     "whether these changed since cannot be told, and if they have transparency or an EXIF "
     "orientation, its tokens are of pixels without them"
 )
-# Of the tokenizer's settings; they change no token.
-TRAINING_ONLY = (
-    "vq_beta",
-    "init_codes",
-    "init_gain",
-    "dropout",
-    "quantizer_dropout",
-    "quantizer_dropout_from",
-    "remat",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A file: its name in the role's directory, how many images it holds, its size."""
-
-    name: str
-    images: int
-    bytes: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitInfo:
-    """One role of a cache.
-
-    Attributes:
-      split: its name in the data set.
-      images: in one view.
-      views: passes over the split, each with crops of its own.
-      shards: by view, then in the split's order; empty until all of them are written.
-    """
-
-    split: str
-    images: int
-    views: int
-    shards: tuple[Shard, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Manifest:
-    """What a cache holds.
-
-    Attributes:
-      fingerprint: of the tokenizer.
-      data, resize, image_shape: data set, transform, and (height, width, channels) in pixels.
-      seed: of the crops and flips.
-      flip: whether half of the training images are flipped.
-      train, test: None where that role was not asked for.
-      data_fingerprint: of the images (`sources.Split.fingerprint`); "" in caches that were written
-        before they noted it, whose images may have changed since without being noticed.
-    """
-
-    fingerprint: str
-    data: str
-    resize: str
-    image_shape: tuple[int, ...]
-    scales: Scales
-    vocab_size: int
-    class_names: tuple[str, ...]
-    seed: int
-    train: SplitInfo | None = None
-    test: SplitInfo | None = None
-    format: int = FORMAT
-    data_fingerprint: str = ""
-    flip: bool = False
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All but the splits, plain: what every shard of one cache shares."""
-        unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
-        return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= SHORT_VOCABULARY else "<u4")
-
-
-def fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
-    """Changes with every weight and setting that a token depends on; not with settings that are at
-    their default, so that a later version's new ones leave it as it is."""
-    defaults = {field.name: plain(field.default) for field in dataclasses.fields(TokenizerConfig)}
-    settings = {
-        key: value
-        for key, value in plain(config).items()
-        if key not in TRAINING_ONLY and value != defaults[key]
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
-
-
-def model_fingerprint(config: ModelConfig, params: dict) -> str:
-    """Changes with every weight and size of a model; what only training knows of its tokenizer is
-    left out."""
-    own = [
-        fingerprint(config.tokenizer, params["tokenizer"]),
-        _without_training(config.transformer),
-    ]
-    own += [
-        hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-        for leaf in jax.tree.leaves(params.get("transformer"))
-    ]
-    return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
-
-
-def _without_training(config: TransformerConfig | None) -> str:
-    """A transformer's config as it printed itself before it had the keys of progressive training,
-    so that sample sets that were begun then go on."""
-    if config is None:
-        return repr(None)
-    names = [field.name for field in dataclasses.fields(config)]
-    kept = [name for name in names if not name.startswith("progressive")]
-    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in kept)})"
-
-
-def record(label: int, tokens: Int[np.ndarray, " L"], vocab_size: int) -> bytes:
-    return LABEL.type(label).tobytes() + tokens.astype(token_dtype(vocab_size)).tobytes()
-
-
-def read_manifest(directory: epath.Path) -> Manifest:
-    """The manifest of a cache.
-
-    Raises:
-      UserError: there is none, or another program or version wrote it.
-    """
-    path = directory / "manifest.json"
-    if not path.exists():
-        raise UserError(
-            f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` "
-            "wrote"
-        )
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} does not read as JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise UserError(f"{path} is of no format that this version reads; write the cache again")
-    try:
-        return build(Manifest, values, "manifest")
-    except TypeError as error:  # a key is missing
-        raise UserError(f"{path} is incomplete; write the cache again") from error
 
 
 class TokenSplit:
@@ -398,7 +248,7 @@ def train_batches(
         (when its batch comes).
     """
     split = cache.train
-    return loader.shuffled(
+    return streams.shuffled(
         range(len(split)),
         lambda images, _: images.map_with_index(_View(split)),
         batch_size,
@@ -422,7 +272,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """As `loader.eval_batches`, with "tokens" for "image"."""
     split, blank = cache.test, _blank(cache)
-    return loader.in_order(
+    return streams.in_order(
         len(split),
         split.__getitem__,
         blank,
@@ -442,10 +292,10 @@ def eval_passes(
     workers: int = 0,
     rows: Sequence[int] | None = None,
     processes: int = 1,
-) -> loader.Passes:
+) -> streams.Passes:
     """As `loader.eval_passes`, with "tokens" for "image"."""
     split, blank = cache.test, _blank(cache)
-    return loader.passes(
+    return streams.passes(
         len(split),
         split.__getitem__,
         blank,

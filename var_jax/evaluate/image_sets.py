@@ -1,13 +1,8 @@
-"""Sets of images to measure: `.npz` files, folders of image files, and splits of data sets."""
+"""Sets of images to evaluate: `.npz` files, folders of image files, and splits of data sets."""
 
-import contextlib
 import dataclasses
 import hashlib
-import json
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,17 +13,15 @@ from PIL import Image
 
 from var_jax.config.strict import require
 from var_jax.config.train import DataConfig
-from var_jax.data import image_file, loader, sources, survey, transforms, visible_files
+from var_jax.data import image_file, sources, streams, survey, transforms, visible_files
 from var_jax.data.image_folder import fingerprint
 from var_jax.errors import UserError, did_you_mean
+from var_jax.evaluate import npz_images
 from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.pretrained import weights
 
 LABELLED = "a directory of class folders, DATASET:SPLIT, or FILE.npz with labels in arr_1"
 Shape = tuple[int, int, int]
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # members of the published reference files
-MAX_LABEL = 999_999  # every class up to the largest label has a name
-NPZ_HINT = "it must hold arr_0, uint8 of (images, height, width, 1 or 3 channels)"
 
 
 class Batch(NamedTuple):
@@ -43,13 +36,13 @@ class ImageSet:
     """Images of one size, in a fixed order.
 
     Attributes:
-      name: as the user named it.
+      name: as the user named the set.
       fingerprint: changes with the images, their number and how they are resized.
-      shape: (height, width, channels) that every image comes at.
-      resize: how they were brought there, for reports.
-      count: images.
-      class_names: by label; empty where there are no labels.
-      read: batch size -> batches in order, the last one perhaps smaller.
+      shape: (height, width, channels) of every image.
+      resize: how the images were brought to that shape, for reports.
+      count: number of images.
+      class_names: class names by label; empty where there are no labels.
+      read: (batch size) -> batches in order; the last one may be smaller.
     """
 
     name: str
@@ -61,7 +54,7 @@ class ImageSet:
     read: Callable[[int], Iterator[Batch]]
 
     def described(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """Returns the entry of this set in a report."""
         return {
             "name": self.name,
             "count": self.count,
@@ -81,21 +74,20 @@ def open_images(
     num: int = 0,
     seed: int = 0,
 ) -> ImageSet:
-    """The images that a user names.
+    """Opens the images that a user names.
 
     Args:
       spec: FILE.npz with uint8 `arr_0` (labels, if any, in `arr_1`); a directory, whose visible
         image files at any depth are taken; or DATASET:SPLIT, such as fashion_mnist_idx:test,
         imagenet2012:validation or digits:train[:100].
-      shape: (height, width, channels) to bring images to; by default that of the first, which all
-        must have.
-      resize: how, as in training, with centre crops; images of that height and width are taken as
-        they are, and an `.npz` must have the shape already.
+      shape: (height, width, channels) to resize images to; by default that of the first image,
+        which all must have.
+      resize: how to resize, as in training, with center crops. Images that have the height and
+        width stay as they are, and those of an `.npz` must have the shape already.
       data_dir, source_dir: of DATASET, as in `data` of a training config.
-      num: that many of them, drawn by the seed; 0 for all.
+      num: size of a random subset, chosen by `seed`; 0 for all images.
     Raises:
-      UserError: there is no such file, directory, data set or split, or what it holds is not what
-        it must be.
+      UserError: there is no such file, directory, data set or split, or its content does not fit.
     """
     require(num >= 0, "--num", num, "0, for all, or more")
     path = epath.Path(spec).expanduser()
@@ -113,7 +105,7 @@ def open_images(
 
         def load(i: int) -> dict[str, Any]:
             samples = image_file.read(files[i].read_bytes(), str(files[i]))
-            if i == rows[0]:  # as a sample of all: a line per file would be too many
+            if i == rows[0]:  # of the first file alone: a line per file would be too many
                 for remark in image_file.remarks(samples):
                     survey.say(f"{files[i]} {remark}")
             return {"image": image_file.pixels_of(samples, str(files[i])), "label": -1}
@@ -138,13 +130,13 @@ def open_images(
 
 
 def open_labelled(spec: str, **options: Any) -> ImageSet:
-    """As `open_images`, for what needs labels: of a directory of class folders, its training images
-    with their classes.
+    """Opens images with their labels, for metrics that need them; arguments as for `open_images`.
 
-    A directory is read as training reads `data.source_dir`, without what it holds out.
+    A directory must consist of class folders. It is read as training reads `data.source_dir`, and
+    its training split is returned.
 
     Raises:
-      UserError: as `open_images`, a directory without class folders, or images that have no labels.
+      UserError: as `open_images`; or the directory has no class folders, or the images no labels.
     """
     if not spec.endswith(".npz") and epath.Path(spec).expanduser().is_dir():
         opened = open_images("image_folder:train", **{**options, "source_dir": spec})
@@ -155,28 +147,25 @@ def open_labelled(spec: str, **options: Any) -> ImageSet:
 
 
 def with_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """The same images with labels by the ids that others give to the same class names, as two
-    folders need not agree.
+    """Returns the same images, labeled by the order of classes of another set.
 
-    Where either has no names (as `.npz` files, whose classes are called by their ids), labels stay.
+    Call it before labels of two sets are compared: two folders may order the same classes
+    differently. Where either set has no names (as `.npz` files, whose classes are called by their
+    ids), labels stay as they are.
 
     Raises:
-      UserError: a class that the others do not have.
+      UserError: a class is not among `class_names`.
     """
-    numbers, ours = tuple(map(str, range(len(images.class_names)))), images.class_names
-    if (
-        ours == tuple(class_names)
-        or ours == numbers
-        or tuple(class_names) == tuple(map(str, range(len(class_names))))
-    ):
+    own_names = images.class_names
+    if own_names == tuple(class_names) or _are_ids(own_names) or _are_ids(class_names):
         return images
-    for name in ours:
+    for name in own_names:
         if name not in class_names:
             raise UserError(
                 f"class {name!r} of {images.name} is none of the samples' classes"
                 f"{did_you_mean(name, class_names)}"
             )
-    ids = np.asarray([list(class_names).index(name) for name in ours], np.int32)
+    ids = np.asarray([list(class_names).index(name) for name in own_names], np.int32)
 
     def read(batch_size: int) -> Iterator[Batch]:
         for batch in images.read(batch_size):
@@ -190,14 +179,21 @@ def with_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     )
 
 
+def _are_ids(class_names: Sequence[str]) -> bool:
+    """Returns whether classes have no names other than 0, 1, 2, ..."""
+    return tuple(class_names) == tuple(map(str, range(len(class_names))))
+
+
 def _rows(length: int, num: int, seed: int) -> np.ndarray:
+    """Returns the indices of all images, or of a random subset of `num`, ascending."""
     require(num <= length, "--num", num, f"at most the number of images, {length}")
-    return (
-        np.sort(np.random.default_rng(seed).permutation(length)[:num]) if num else np.arange(length)
-    )
+    if not num:
+        return np.arange(length)
+    return np.sort(np.random.default_rng(seed).permutation(length)[:num])
 
 
 def _files(directory: epath.Path) -> list[epath.Path]:
+    """Returns the visible image files in a directory, at any depth, folder by folder."""
     known = Image.registered_extensions()
     names = [
         file.name
@@ -219,7 +215,15 @@ def _loaded(
     content: str,
     shown: str,
 ) -> ImageSet:
-    """Of images at random access, resized unless `shape` is that of the first."""
+    """Returns a set of images at random access.
+
+    Args:
+      load: index -> {"image", "label"}.
+      rows: indices of the images in the set.
+      shape: shape to resize to; None for that of the first image, without resizing.
+      content: fingerprint of the images as they are stored.
+      shown: what a message calls the set.
+    """
     resized = shape is not None
     if shape is None:
         shape = _shape(load(int(rows[0]))["image"].shape)
@@ -229,8 +233,8 @@ def _loaded(
     size = shape
 
     def fitted(place: int) -> dict[str, Any]:
-        found = load(int(rows[place]))
-        pixels = found["image"]
+        example = load(int(rows[place]))
+        pixels = example["image"]
         if resized:
             pixels = transforms.at_size(pixels, size, resize, f"image {rows[place]}")
         elif pixels.shape != size:
@@ -238,11 +242,11 @@ def _loaded(
                 f"{shown} holds images of different sizes, {size} and {pixels.shape}; all must "
                 "have one"
             )
-        return {"image": pixels, "label": np.int32(found["label"])}
+        return {"image": pixels, "label": np.int32(example["label"])}
 
     def read(batch_size: int) -> Iterator[Batch]:
         blank = {"image": np.zeros(size, np.uint8), "label": np.int32(0)}
-        batches = loader.in_order(
+        batches = streams.in_order(
             len(rows),
             fitted,
             blank,
@@ -256,52 +260,60 @@ def _loaded(
             mask = batch["mask"]
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
-    told = f"{resize}, centred, to {size[0]} x {size[1]}" if resized else "none"
+    resized_how = f"{resize}, centred, to {size[0]} x {size[1]}" if resized else "none"
     if resized and resize == "crop":
-        told += "; images of that size as they are"
+        resized_how += "; images of that size as they are"
     return ImageSet(
-        name, fingerprint([content, str(size), told]), size, told, len(rows), class_names, read
+        name,
+        fingerprint([content, str(size), resized_how]),
+        size,
+        resized_how,
+        len(rows),
+        class_names,
+        read,
     )
 
 
-def _shape(found: tuple[int, ...]) -> Shape:
-    height, width, channels = found
+def _shape(shape: tuple[int, ...]) -> Shape:
+    height, width, channels = shape
     return height, width, channels
 
 
 def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) -> ImageSet:
-    """Of a file that is read row by row: an evaluation's samples may be larger than the memory."""
+    """Returns the images of an `.npz` file, which is read row by row: it may exceed the memory."""
     if not path.exists():
         raise UserError(f"no file {spec}")
     refuse_stand_in(path, ".npz")
-    _refuse_statistics(path)
-    with _member(path, "arr_0.npy") as (_, found, dtype):
-        fine = len(found) == 4 and found[-1] in (1, 3) and dtype == np.uint8
+    npz_images.refuse_statistics(path)
+    with npz_images.open_member(path, "arr_0.npy") as (_, file_shape, dtype):
+        is_images = len(file_shape) == 4 and file_shape[-1] in (1, 3) and dtype == np.uint8
         require(
-            fine,
+            is_images,
             f"arr_0 of {spec}",
-            f"{dtype} of {found}",
-            NPZ_HINT.removeprefix("it must hold arr_0, "),
+            f"{dtype} of {file_shape}",
+            npz_images.HINT.removeprefix("it must hold arr_0, "),
         )
-    require(found[0] > 0, spec, "empty", "of at least one image")
+    require(file_shape[0] > 0, spec, "empty", "of at least one image")
     require(
-        shape is None or found[1:] == shape,
+        shape is None or file_shape[1:] == shape,
         f"the shape of the images in {spec}",
-        found[1:],
+        file_shape[1:],
         f"{shape}, as that of what they are compared with",
     )
-    rows, labels = _rows(found[0], num, seed), _npz_labels(path, found[0])
+    rows, labels = _rows(file_shape[0], num, seed), npz_images.read_labels(path, file_shape[0])
 
     def read(batch_size: int) -> Iterator[Batch]:
-        with _member(path, "arr_0.npy") as (file, _, _):
-            wanted, size = set(rows.tolist()), int(np.prod(found[1:]))
-            for start in range(0, found[0], batch_size):
-                count = min(batch_size, found[0] - start)
+        with npz_images.open_member(path, "arr_0.npy") as (file, _, _):
+            chosen, size = set(rows.tolist()), int(np.prod(file_shape[1:]))
+            for start in range(0, file_shape[0], batch_size):
+                count = min(batch_size, file_shape[0] - start)
                 content = file.read(count * size)
-                if len(content) < count * size:  # the archive's own list of sizes was wrong
-                    raise UserError(f"{spec} is cut off: arr_0 ends before its {found[0]} images")
-                images = np.frombuffer(content, np.uint8).reshape(count, *found[1:])
-                kept = [i for i in range(count) if start + i in wanted]
+                if len(content) < count * size:  # the archive's directory states a wrong size
+                    raise UserError(
+                        f"{spec} is cut off: arr_0 ends before its {file_shape[0]} images"
+                    )
+                images = np.frombuffer(content, np.uint8).reshape(count, *file_shape[1:])
+                kept = [i for i in range(count) if start + i in chosen]
                 if kept:
                     yield Batch(
                         images[kept],
@@ -309,113 +321,6 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
                     )
 
     content = weights.fingerprint(str(path))
-    names = () if labels is None else _npz_class_names(path, int(labels.max()) + 1)
+    names = () if labels is None else npz_images.read_class_names(path, int(labels.max()) + 1)
     content = fingerprint([content, str((num, seed if num else 0))])
-    return ImageSet(spec, content, _shape(found[1:]), "none", len(rows), names, read)
-
-
-def _refuse_statistics(path: epath.Path):
-    """Raises UserError of a reference file of a published protocol, which counts by the moments
-    that it holds.
-
-    Such a file's `arr_0` is a part of the images that its `mu` and `sigma` are of: a distance to
-    that part alone is another figure than the published one, under the same name.
-    """
-    try:
-        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-            held = [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile):
-        return  # `_member` says what is wrong with it
-    if found := [name for name in held if name in STATISTICS]:
-        raise UserError(
-            f"{path} holds the statistics {', '.join(found)} of a published protocol, which this "
-            "version does not read; its arr_0, if it has one, is a part of the images that they "
-            "are of. Give the real images themselves: a directory, DATASET:SPLIT, or an .npz of "
-            "arr_0 alone"
-        )
-
-
-@contextlib.contextmanager
-def _member(path: epath.Path, name: str) -> Iterator[tuple[Any, tuple[int, ...], np.dtype]]:
-    """An array of an `.npz`, its bytes to be read in order: (file, shape, dtype).
-
-    Raises:
-      UserError: the file is damaged, or has no such array, or fewer bytes of it than its header
-        promises.
-    """
-    try:
-        with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-            if name not in archive.namelist():
-                others = ", ".join(other.removesuffix(".npy") for other in archive.namelist()[:5])
-                raise UserError(
-                    f"{path} has no {name.removesuffix('.npy')}, but {others}; {NPZ_HINT}"
-                )
-            with archive.open(name) as file:
-                version = np.lib.format.read_magic(file)
-                header = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, fortran, dtype = header(file)
-                require(not fortran, f"{name} of {path}", "in Fortran's order", "in C's")
-                # Before anything is made of the shape's size. Pickled objects have no size that a
-                # header tells.
-                promised, held = (
-                    math.prod(shape) * dtype.itemsize,
-                    archive.getinfo(name).file_size - file.tell(),
-                )
-                if held < promised and not dtype.hasobject:
-                    raise UserError(
-                        f"{path} is cut off: {name.removesuffix('.npy')} holds {held} bytes of the "
-                        f"{promised} that its header promises"
-                    )
-                yield file, shape, dtype
-    except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} does not read as .npz: {error}; {NPZ_HINT}") from error
-
-
-def _npz_class_names(path: epath.Path, count: int) -> tuple[str, ...]:
-    """Those that `var-jax generate` notes in its settings, where it knows them; else the ids."""
-    ids = tuple(map(str, range(count)))
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            names = (
-                json.loads(str(arrays["settings"])).get("class_names", ())
-                if "settings" in arrays.files
-                else ()
-            )
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
-        return ids
-    right = (
-        isinstance(names, list)
-        and len(names) >= count
-        and all(isinstance(name, str) for name in names)
-    )
-    return tuple(names) if right else ids
-
-
-def _npz_labels(path: epath.Path, count: int) -> Int[np.ndarray, " n"] | None:
-    """Of as many images, or None where the file has none that fit.
-
-    Raises:
-      UserError: a label that is no class id, or too large for one; fewer of them than the header
-        promises.
-    """
-    with path.open("rb") as raw, zipfile.ZipFile(raw) as archive:
-        if "arr_1.npy" not in archive.namelist():
-            return None
-    with _member(path, "arr_1.npy") as (file, shape, dtype):
-        if shape != (count,) or dtype.kind not in "iu":
-            return None
-        content = file.read(count * dtype.itemsize)
-        if len(content) < count * dtype.itemsize:
-            raise UserError(f"{path} is cut off: arr_1 ends before its {count} labels")
-    labels = np.frombuffer(content, dtype)
-    for end in (labels.min(), labels.max()):
-        require(
-            0 <= end <= MAX_LABEL, f"a label in arr_1 of {path}", end, f"from 0 to {MAX_LABEL:,}"
-        )
-    return labels
+    return ImageSet(spec, content, _shape(file_shape[1:]), "none", len(rows), names, read)

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
 from var_jax.config.strict import require
-from var_jax.data import token_cache
+from var_jax.data import fingerprints
 from var_jax.errors import Parser
 from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import Classifier, agreement, pixel_classifier
@@ -254,7 +254,7 @@ def run(args: argparse.Namespace):
     network = features.load("efficientnet", args.weights)
     about = {
         "study": "editing",
-        "model": token_cache.model_fingerprint(model.config, model.params),
+        "model": fingerprints.model_fingerprint(model.config, model.params),
         "num": args.num,
         "seed": args.seed,
         "resamples": args.resamples,

@@ -25,7 +25,7 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.config.strict import require
-from var_jax.data import token_cache
+from var_jax.data import fingerprints
 from var_jax.errors import Parser, UserError, did_you_mean
 from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import pixel_classifier
@@ -238,8 +238,8 @@ def run(args: argparse.Namespace):
     network = features.load("efficientnet", args.weights)
     about = {
         "study": "effects",
-        "model": token_cache.model_fingerprint(model.config, model.params),
-        "small": token_cache.model_fingerprint(small.config, small.params) if small else None,
+        "model": fingerprints.model_fingerprint(model.config, model.params),
+        "small": fingerprints.model_fingerprint(small.config, small.params) if small else None,
         "num": args.num,
         "seed": args.seed,
         "resamples": args.resamples,

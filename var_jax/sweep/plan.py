@@ -13,7 +13,7 @@ from etils import epath
 
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
-from var_jax.data import token_cache
+from var_jax.data import fingerprints, token_manifest
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import model_directory
@@ -202,11 +202,11 @@ def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
     """
     if tokens_dir:
         require_reachable(tokens_dir)
-        return token_cache.read_manifest(epath.Path(tokens_dir)).fingerprint
+        return token_manifest.read_manifest(epath.Path(tokens_dir)).fingerprint
     if tokenizer_dir:
         require_reachable(tokenizer_dir)
         model, params = model_directory.load(epath.Path(tokenizer_dir))
-        return token_cache.fingerprint(model.tokenizer, params["tokenizer"])
+        return fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
     return ""
 
 

@@ -5,7 +5,7 @@ from etils import epath
 from var_jax.config import idle_keys
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
-from var_jax.data import sources, token_cache
+from var_jax.data import fingerprints, sources, token_cache
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.sweep.plan import Run
@@ -71,7 +71,7 @@ def _check(config: TrainConfig, images_are_here: bool):
         return
     cache = token_cache.open_cache(data.tokens_dir)
     cache.check(
-        data, model.tokenizer, token_cache.fingerprint(model.tokenizer, params["tokenizer"])
+        data, model.tokenizer, fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
     )
     classes, held = config.transformer.num_classes, len(cache.class_names)
     require(

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from var_jax.config.strict import plain, require
 from var_jax.config.train import TrainConfig
-from var_jax.data import at_hand, loader, sources, token_cache
+from var_jax.data import at_hand, fingerprints, loader, sources, streams, token_cache
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
@@ -69,7 +69,7 @@ class Inputs:
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
             self._cache.check(
-                data, config.tokenizer, token_cache.fingerprint(config.tokenizer, tokenizer)
+                data, config.tokenizer, fingerprints.tokenizer_fingerprint(config.tokenizer, tokenizer)
             )
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
@@ -196,7 +196,7 @@ class Inputs:
             self._held_out = self._passes()
         return self._held_out()
 
-    def _passes(self) -> loader.Passes:
+    def _passes(self) -> streams.Passes:
         c = self._config
         if self._cache is not None:
             return token_cache.eval_passes(

@@ -11,7 +11,7 @@ from typing import Any
 from etils import epath
 
 from var_jax.config.train import FIXED_SIZES, SIZES_OF_DATA, DataConfig, TrainConfig
-from var_jax.data import sources, token_cache
+from var_jax.data import sources, token_manifest
 from var_jax.errors import UserError
 
 
@@ -23,7 +23,7 @@ def of_data(data: DataConfig) -> tuple[int, int]:
       UserError: there is no such cache, data set or folder.
     """
     if data.tokens_dir:
-        manifest = token_cache.read_manifest(epath.Path(data.tokens_dir))
+        manifest = token_manifest.read_manifest(epath.Path(data.tokens_dir))
         return manifest.image_shape[-1], len(manifest.class_names)
     return FIXED_SIZES[data.name] if data.name in FIXED_SIZES else sources.sizes(data)
 

@@ -28,7 +28,16 @@ from tqdm import tqdm
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.config.train import MeshConfig, TrainConfig
-from var_jax.data import loader, readahead, sources, token_cache, transforms
+from var_jax.data import (
+    fingerprints,
+    loader,
+    readahead,
+    sources,
+    streams,
+    token_cache,
+    token_manifest,
+    transforms,
+)
 from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
@@ -59,12 +68,12 @@ def tokenize(
     out: str,
     *,
     views: int = 1,
-    roles: tuple[str, ...] = tuple(token_cache.ROLES),
+    roles: tuple[str, ...] = tuple(token_manifest.ROLES),
     batch: int | None = None,
     shard_images: int = SHARD_IMAGES,
     shard_index: int | None = None,
     shard_count: int | None = None,
-) -> token_cache.Manifest:
+) -> token_manifest.Manifest:
     """Encodes the data of a config; what is there already of the same settings is kept.
 
     Args:
@@ -100,14 +109,14 @@ def tokenize(
     config, params = config.with_tokenizer(loaded.tokenizer), params["tokenizer"]
     # Labels are by the order of classes that the cache has already.
     begun = (
-        token_cache.read_manifest(directory).class_names
+        token_manifest.read_manifest(directory).class_names
         if (directory / "manifest.json").exists()
         else ()
     )
     shape = loaded.tokenizer.image_shape
     transforms.check(shape, config.data.resize)
     opened = sources.open_splits(
-        config.data, [getattr(config.data, token_cache.ROLES[role]) for role in roles], begun
+        config.data, [getattr(config.data, token_manifest.ROLES[role]) for role in roles], begun
     )
     splits = dict(zip(roles, opened, strict=True))
     manifest = _manifest(config, params, splits, views)
@@ -157,14 +166,14 @@ def tokenize(
 
 def _manifest(
     config: TrainConfig, params: Any, splits: dict[str, sources.Split], views: int
-) -> token_cache.Manifest:
+) -> token_manifest.Manifest:
     names = {split.class_names for split in splits.values()}
     require(len(names) == 1, "the number of splits with classes of their own", len(names), "1")
     for role, split in splits.items():
         require(len(split) > 0, f"the {role} split", "empty", "of at least one image")
     infos = {
-        role: token_cache.SplitInfo(
-            getattr(config.data, token_cache.ROLES[role]),
+        role: token_manifest.SplitInfo(
+            getattr(config.data, token_manifest.ROLES[role]),
             len(split),
             views if role == "train" else 1,
         )
@@ -172,8 +181,8 @@ def _manifest(
     }
     tokenizer = config.tokenizer
     images = next(iter(splits.values())).fingerprint  # all splits tell that of the whole data set
-    return token_cache.Manifest(
-        token_cache.fingerprint(tokenizer, params),
+    return token_manifest.Manifest(
+        fingerprints.tokenizer_fingerprint(tokenizer, params),
         config.data.name,
         config.data.resize,
         tokenizer.image_shape,
@@ -188,8 +197,8 @@ def _manifest(
 
 
 def _claim(
-    directory: epath.Path, manifest: token_cache.Manifest, first_host: bool
-) -> token_cache.Manifest:
+    directory: epath.Path, manifest: token_manifest.Manifest, first_host: bool
+) -> token_manifest.Manifest:
     """The manifest with what the directory held of the same settings; host 0 writes it before any
     shard is.
 
@@ -200,13 +209,13 @@ def _claim(
         if (directory / name).exists():
             raise UserError(f"{directory} holds a model; give another --out")
     if (directory / "manifest.json").exists():
-        before = token_cache.read_manifest(directory)
+        before = token_manifest.read_manifest(directory)
         if not before.data_fingerprint:
             if first_host:
                 log.warning(token_cache.UNKNOWN_IMAGES, directory)
             manifest = dataclasses.replace(manifest, data_fingerprint="")
         theirs, ours = before.settings, manifest.settings
-        for role in token_cache.ROLES:
+        for role in token_manifest.ROLES:
             old, new = getattr(before, role), getattr(manifest, role)
             if new is None:
                 manifest = dataclasses.replace(manifest, **{role: old})
@@ -220,7 +229,7 @@ def _claim(
         (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
     if first_host:
         try:
-            for role in token_cache.ROLES:
+            for role in token_manifest.ROLES:
                 (directory / role).mkdir(parents=True, exist_ok=True)
             atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
         except OSError as error:
@@ -238,7 +247,7 @@ def _another(directory: epath.Path, different: list[str]) -> UserError:
     )
 
 
-def _parts(role: str, info: token_cache.SplitInfo, shard_images: int) -> list[Part]:
+def _parts(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
     count = math.ceil(info.images / shard_images)
     return [
         Part(
@@ -316,7 +325,7 @@ def _encoded(
     if not places:
         return
     source = grain.MapDataset.source(np.concatenate([np.asarray(p) for p in places])).map(load)
-    stream = loader.read(source, batch, range(batch), plan)
+    stream = streams.read(source, batch, range(batch), plan)
 
     def dispatched() -> Iterator[tuple[np.ndarray, jax.Array]]:
         unread = None
@@ -334,7 +343,7 @@ def _encoded(
             labels, found = next(results)
             count = min(length - len(records), batch)
             records += [
-                token_cache.record(label, row, config.tokenizer.vocab_size)
+                token_manifest.record(label, row, config.tokenizer.vocab_size)
                 for label, row in zip(labels[:count], np.asarray(found)[:count], strict=True)
             ]
             progress(count)
@@ -342,7 +351,7 @@ def _encoded(
 
 
 def _stamp(
-    directory: epath.Path, manifest: token_cache.Manifest, part: Part
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> tuple[epath.Path, dict[str, Any]]:
     """Where it is said that a part is done, and of what: a stamp of other settings does not
     count."""
@@ -356,7 +365,7 @@ def _stamp(
     return path / f"{part.name}.json", {"settings": digest}
 
 
-def _write(directory: epath.Path, manifest: token_cache.Manifest, part: Part, records: list[bytes]):
+def _write(directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]):
     path, stamp = _stamp(directory, manifest, part)
     try:
         # array_record writes to a local file only, and the directory may be a bucket.
@@ -387,23 +396,23 @@ def _write(directory: epath.Path, manifest: token_cache.Manifest, part: Part, re
 
 
 def _done(
-    directory: epath.Path, manifest: token_cache.Manifest, part: Part
-) -> token_cache.Shard | None:
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
+) -> token_manifest.Shard | None:
     """The shard, when it is on the disk as it was written."""
     path, stamp = _stamp(directory, manifest, part)
     shard = path.parent / part.name
     try:
         found = json.loads(path.read_text())
         if found == {**stamp, "bytes": shard.stat().length}:
-            return token_cache.Shard(part.name, part.stop - part.start, found["bytes"])
+            return token_manifest.Shard(part.name, part.stop - part.start, found["bytes"])
     except (OSError, ValueError):  # missing, or cut off by a kill
         pass
     return None
 
 
 def _complete(
-    directory: epath.Path, manifest: token_cache.Manifest, parts: dict[str, list[Part]]
-) -> token_cache.Manifest:
+    directory: epath.Path, manifest: token_manifest.Manifest, parts: dict[str, list[Part]]
+) -> token_manifest.Manifest:
     """The manifest with the shards of every role whose last one is done, written where there is
     such a role.
 
@@ -419,7 +428,7 @@ def _complete(
         complete = {role for role, some in shards.items() if all(some)}
         if complete == written:
             return manifest
-        manifest = _with_roles_of(directory, manifest, set(token_cache.ROLES) - set(parts))
+        manifest = _with_roles_of(directory, manifest, set(token_manifest.ROLES) - set(parts))
         infos = {
             role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards[role]))
             for role in complete
@@ -437,8 +446,8 @@ def _complete(
 
 
 def _with_roles_of(
-    directory: epath.Path, manifest: token_cache.Manifest, others: set[str]
-) -> token_cache.Manifest:
+    directory: epath.Path, manifest: token_manifest.Manifest, others: set[str]
+) -> token_manifest.Manifest:
     """The manifest with some roles as they lie in the directory: another process may have written
     them meanwhile.
 
@@ -446,7 +455,7 @@ def _with_roles_of(
       UserError: the directory holds another cache by now.
     """
     now = (
-        token_cache.read_manifest(directory) if (directory / "manifest.json").exists() else manifest
+        token_manifest.read_manifest(directory) if (directory / "manifest.json").exists() else manifest
     )
     if different := differences(manifest.settings, now.settings):
         raise _another(directory, different)

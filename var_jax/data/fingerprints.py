@@ -1,0 +1,66 @@
+"""Fingerprints of tokenizers and models: token caches and sample sets note what made them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.strict import plain
+
+# Of the tokenizer's settings; they change no token.
+TRAINING_ONLY = (
+    "vq_beta",
+    "init_codes",
+    "init_gain",
+    "dropout",
+    "quantizer_dropout",
+    "quantizer_dropout_from",
+    "remat",
+)
+
+
+def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
+    """Changes with every weight and setting that a token depends on; not with settings that are at
+    their default, so that a later version's new ones leave it as it is."""
+    defaults = {field.name: plain(field.default) for field in dataclasses.fields(TokenizerConfig)}
+    settings = {
+        key: value
+        for key, value in plain(config).items()
+        if key not in TRAINING_ONLY and value != defaults[key]
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def model_fingerprint(config: ModelConfig, params: dict) -> str:
+    """Changes with every weight and size of a model; what only training knows of its tokenizer is
+    left out."""
+    own = [
+        tokenizer_fingerprint(config.tokenizer, params["tokenizer"]),
+        _without_training(config.transformer),
+    ]
+    own += [
+        hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+        for leaf in jax.tree.leaves(params.get("transformer"))
+    ]
+    return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
+
+
+def _without_training(config: TransformerConfig | None) -> str:
+    """A transformer's config as it printed itself before it had the keys of progressive training,
+    so that sample sets that were begun then go on."""
+    if config is None:
+        return repr(None)
+    names = [field.name for field in dataclasses.fields(config)]
+    kept = [name for name in names if not name.startswith("progressive")]
+    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in kept)})"

@@ -1,0 +1,226 @@
+"""Prepares data sets as array_record, by TFDS without TensorFlow.
+
+What is prepared is written beside its place and renamed when it is complete, so that neither a
+killed process nor another one at the same time spoils it.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from var_jax.data import image_folder, survey
+from var_jax.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+    # For its type alone: data must not depend on training.
+    from var_jax.config.train import DataConfig
+
+DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+
+
+OWN = ("digits", "fashion_mnist_idx", "image_folder")
+
+
+NAMES_SHOWN = 10
+log = logging.getLogger(__name__)
+
+
+def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
+    from var_jax.data import builders  # TFDS is slow to import
+
+    data_dir = data.data_dir or None
+    if data.name == "digits":
+        return _prepare(builders.Digits(data_dir=data_dir))
+    if data.name == "fashion_mnist_idx":
+        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
+        prepared = _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+        for line in survey.dark_remarks(
+            str(directory), (prepared.info.metadata or {}).get("brightest", 255)
+        ):
+            survey.say(line)
+        return prepared
+    return _prepare_by_tfds(data.name, data_dir)
+
+
+def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
+    """A builder that needs nothing but the prepared files, which this one writes if there are
+    none."""
+    import tensorflow_datasets as tfds
+
+    try:
+        if not builder.is_prepared():
+            _download_and_prepare(builder)
+    except OSError as error:
+        raise UserError(
+            f"{builder.data_dir} cannot be written ({error}); give another data.data_dir"
+        ) from error
+    try:
+        return tfds.builder_from_directory(builder.data_dir)
+    except Exception as error:  # files lost from a directory that was whole once
+        raise UserError(
+            f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh"
+        ) from error
+
+
+def prepare_folder(
+    files: image_folder.Listing, data: "DataConfig", keep_order: bool
+) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
+    """The copy of a folder's files, and {split: images of each class} in it."""
+    from var_jax.data import builders
+
+    def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
+        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
+
+    for note in files.notes:
+        log.warning("%s", note)
+    builder = builder_of(files)
+    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as texts
+        as_texts = files.in_order(sorted(files.class_names))
+        if builder_of(as_texts).is_prepared():
+            files, builder = as_texts, builder_of(as_texts)
+    if not builder.is_prepared():
+        log.info("checking and copying the %d files of %s", len(files.files), data.source_dir)
+        found = survey.survey(files)
+        bad = found.bad
+        if bad and not data.skip_bad_images:
+            raise _bad_files(next(iter(bad.values())), len(bad))
+        if len(bad) == len(files.files):
+            raise UserError(
+                f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}"
+            )
+        builder.skipped = sorted(bad)
+        prepared = _prepare(builder)
+        survey.save(found, epath.Path(prepared.data_dir))
+    else:
+        prepared = _prepare(builder)
+        found = _survey_of_copy(prepared, files, data)
+    metadata: Any = prepared.info.metadata
+    metadata["decoding"] = found.decoding
+    skipped = metadata["skipped"]
+    if skipped and not data.skip_bad_images:
+        raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
+    if skipped:
+        shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
+        log.warning(
+            "left out %d files of %s that do not decode (all in %s): %s",
+            len(skipped),
+            data.source_dir,
+            epath.Path(prepared.data_dir) / "metadata.json",
+            shown,
+        )
+    for line in found.remarks(data.source_dir):
+        survey.say(line)
+    return prepared, files.without(set(skipped)).counts
+
+
+def _survey_of_copy(
+    prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
+) -> survey.Survey:
+    """Returns the findings over a copy that is there already, looking for them in one of an earlier
+    version.
+
+    Copies hold files as they are, so that a later decoder needs no other copy, unless it refuses
+    some of them.
+    """
+    directory = epath.Path(prepared.data_dir)
+    if found := survey.load(directory):
+        return found
+    metadata: Any = prepared.info.metadata
+    copied = files.without(set(metadata["skipped"]))
+    log.warning(
+        "looking through the %d files of %s, which an earlier version copied",
+        len(copied.files),
+        data.source_dir,
+    )
+    found = survey.survey(copied)
+    if found.bad:
+        first = next(iter(found.bad.values()))
+        if not data.skip_bad_images:
+            raise _bad_files(first, len(found.bad))
+        raise UserError(
+            f"{first}; an earlier version took such files into {directory}: remove it to leave "
+            "them out"
+        )
+    survey.save(found, directory)
+    return found
+
+
+def _bad_files(first: str, count: int) -> UserError:
+    others = f" (and {count - 1} more files)" if count > 1 else ""
+    return UserError(
+        f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out"
+    )
+
+
+def _prepare_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    builder = tfds_builder(name, data_dir)
+    try:
+        _download_and_prepare(builder)
+    # A builder of somebody else's: files to fetch by hand, packages it wants, the network
+    except Exception as error:
+        raise UserError(
+            f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
+            "array_record and set data.data_dir"
+        ) from error
+    return builder
+
+
+def tfds_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        hint = did_you_mean(name, [*OWN, *tfds.list_builders(with_community_datasets=False)])
+        # TFDS knows hundreds: without a close one, only our own are named.
+        hint = (
+            hint if "did you mean" in hint else f"; known: {', '.join(OWN)} and the names of TFDS"
+        )
+        raise UserError(f"unknown data set {name!r}{hint}") from error
+    except Exception as error:
+        raise UserError(f"data set {name!r}: {_first_line(error)}") from error
+    return builder
+
+
+def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
+    import tensorflow_datasets as tfds
+
+    try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    except OSError:
+        if (
+            not builder.data_path.exists()
+        ):  # else another process was first, and its copy is the same
+            raise
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "").rstrip(" :.") or type(error).__name__
+
+
+@contextlib.contextmanager
+def quiet_tfds(progress: bool) -> Iterator[None]:
+    """TFDS's warnings, announcements and, unless wanted, progress bars kept away: what matters is
+    raised."""
+    import tensorflow_datasets as tfds
+
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    if not progress:
+        tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.setLevel(level)
+        tfds.enable_progress_bar()

@@ -1,0 +1,183 @@
+"""Files of a sample set: the `.npz` that is joined from the files of single hosts, and its PNGs."""
+
+import contextlib
+import functools
+import io
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+from var_jax.errors import UserError
+from var_jax.evaluate.sample_plan import Plan
+from var_jax.io import atomic, model_directory
+
+ROWS = 256  # images that are written at once
+
+
+MANIFEST = "manifest.json"
+
+
+# The earliest time that a zip file can hold: the bytes do not depend on when they are written.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+Shard = Callable[[], UInt8[np.ndarray, "n h w c"]]
+
+
+def read_manifest_settings(path: epath.Path) -> dict[str, Any]:
+    """Returns the settings of a plan from the manifest of its shards or PNG files."""
+    return {
+        key: value for key, value in model_directory.read_json(path).items() if key != "drawn_with"
+    }
+
+
+def read_npz_settings(path: epath.Path) -> dict[str, Any]:
+    """Returns the settings of a plan from its `.npz` file.
+
+    Raises:
+      UserError: the file holds none.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            values = json.loads(str(arrays["settings"]))
+            return {key: value for key, value in values.items() if key != "class_names"}
+    except (OSError, KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is no sample set of this program; remove it, or give another --out"
+        ) from error
+
+
+def join(
+    out: epath.Path,
+    beside: epath.Path,
+    plan: Plan,
+    shards: list[range],
+    stored: list[Shard],
+    chosen: np.ndarray,
+):
+    """Writes the set from its shards, under a temporary name like `beside` until it is complete."""
+
+    def images() -> Iterator[bytes]:
+        for start in range(0, len(chosen), ROWS):
+            files, places = np.divmod(chosen[start : start + ROWS], len(shards[0]))
+            part = np.empty((len(files), *plan.image_shape), np.uint8)
+            for file in np.unique(files):
+                here = files == file
+                part[here] = stored[file]()[places[here]]
+            yield part.tobytes()
+
+    rows = (len(chosen), *plan.image_shape)
+    settings = np.array(json.dumps(plan.settings_and_names))
+    members = [
+        ("arr_0", _npy_header(np.uint8, rows), images()),
+        ("arr_1", b"", [npy_bytes(plan.label(chosen))]),
+        ("settings", b"", [npy_bytes(settings)]),
+    ]
+    temporary = atomic.temporary_name(beside)
+    try:
+        with (
+            temporary.open("wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            for name, header, parts in members:
+                with archive.open(
+                    zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True
+                ) as member:
+                    member.write(header)
+                    for part in parts:
+                        member.write(part)
+        temporary.replace(out)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and out.exists():
+            raise
+        raise UserError(f"cannot write the samples {out}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Returns an array as the content of an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def open_shard(path: epath.Path) -> Shard:
+    """Returns a function that returns a shard's images.
+
+    A local shard is memory-mapped at every call and closed with the array: all shards of a large
+    set are more files than a process may have open. A bucket's shard is read once.
+    """
+    if "://" not in str(path):
+        return functools.partial(np.load, os.fspath(path), mmap_mode="r")
+    with path.open("rb") as file:
+        images = np.load(file)
+    return lambda: images
+
+
+def write_pngs(out: epath.Path, directory: epath.Path, plan: Plan):
+    """Writes the images of a set as PNG files, and its settings; the directory appears complete."""
+    temporary = atomic.temporary_name(directory)
+    try:
+        temporary.mkdir(parents=True)
+        (temporary / MANIFEST).write_text(json.dumps(plan.settings, indent=1))
+        for place, (image, label) in enumerate(_read_images(out)):
+            pixels = image[..., 0] if image.shape[-1] == 1 else image
+            with (temporary / f"{place:06d}_{label}.png").open("wb") as file:
+                Image.fromarray(pixels).save(file, "PNG")
+        temporary.rename(directory)
+    except OSError as error:
+        if (directory / MANIFEST).exists() and read_manifest_settings(
+            directory / MANIFEST
+        ) == plan.settings:
+            return  # another host has written it
+        raise UserError(
+            f"cannot write the pictures {directory}: {error.strerror or error}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+
+
+def _read_images(out: epath.Path) -> Iterator[tuple[UInt8[np.ndarray, "h w c"], int]]:
+    """Yields the images and labels of a set one by one: all pixels may not fit into memory."""
+    with out.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        labels = arrays["arr_1"]
+    with (
+        out.open("rb") as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open("arr_0.npy") as member,
+    ):
+        np.lib.format.read_magic(member)
+        shape = np.lib.format.read_array_header_1_0(member)[0][1:]
+        for label in labels:
+            yield np.frombuffer(member.read(math.prod(shape)), np.uint8).reshape(shape), int(label)
+
+
+def remove(partial: epath.Path):
+    """Removes a directory, local or in a bucket, if it exists."""
+    if "://" not in str(partial):
+        shutil.rmtree(os.fspath(partial), ignore_errors=True)
+    elif partial.exists():
+        partial.rmtree()

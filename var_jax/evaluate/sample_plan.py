@@ -1,0 +1,138 @@
+"""What a sample set is made of: its number of images, labels, model and sampling settings."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from var_jax import Pipeline
+from var_jax.config.strict import require
+from var_jax.data import fingerprints
+from var_jax.sampling import validate
+
+FORMAT = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that determines a sample set: only shards of equal settings may be joined.
+
+    Attributes:
+      num: number of images in the set.
+      labels: class labels in turn; image i has label `labels[i % len(labels)]`.
+      sampling: keyword arguments of `Pipeline.sample`, including the seed, which also shuffles the
+        set.
+      model: fingerprint of the model's weights and sizes.
+      dtype: dtype that the model computes in.
+      image_shape: (height, width, channels).
+      keep: fraction of the generated images of each class that is kept; 1 for no rejection.
+      scorer: name of the scorer that ranks the images; "" without rejection.
+      then: fingerprint of the second model, which generates the last scales; "" without one.
+      from_scale: the first scale that the second model generates.
+      class_names: the model's class names by id, where it has them.
+    """
+
+    num: int
+    labels: tuple[int, ...]
+    sampling: dict[str, Any]
+    model: str
+    dtype: str
+    image_shape: tuple[int, int, int]
+    keep: float = 1.0
+    scorer: str = ""
+    then: str = ""
+    from_scale: int | None = None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def num_drawn(self) -> int:
+        """The number of images to generate, before rejection."""
+        if self.keep == 1:
+            return self.num
+        turns = math.ceil(math.ceil(self.num / len(self.labels)) / self.keep)
+        return turns * len(self.labels)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All fields but the class names, as plain JSON values: what shards are compared by."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        del values["class_names"]
+        return {"format": FORMAT, **values}
+
+    @property
+    def settings_and_names(self) -> dict[str, Any]:
+        """The settings, and the class names where the model has them: what the set's file holds."""
+        if not self.class_names:
+            return self.settings
+        return {**self.settings, "class_names": list(self.class_names)}
+
+    def label(self, indices: np.ndarray) -> Int[np.ndarray, " n"]:
+        """Returns the labels of the images at these indices."""
+        return np.asarray(self.labels, np.int32)[indices % len(self.labels)]
+
+    def shards(self, images: int) -> list[range]:
+        """Returns the generated images' indices shard by shard, `images` in each but the last."""
+        return [
+            range(start, min(start + images, self.num_drawn))
+            for start in range(0, self.num_drawn, images)
+        ]
+
+
+def make_plan(
+    model: Pipeline,
+    num: int,
+    labels: Sequence[int] | None = None,
+    *,
+    keep: float = 1.0,
+    scorer: str = "",
+    then: Pipeline | None = None,
+    from_scale: int | None = None,
+    **sampling: Any,
+) -> Plan:
+    """Returns the plan of a sample set.
+
+    Args:
+      num: number of images.
+      labels: class labels, repeated in turn; by default every class once, so that the classes'
+        counts differ by at most one.
+      keep, scorer: for rejection sampling, the fraction of each class to keep, and the name of the
+        scorer that ranks the images.
+      then, from_scale: the second model and its first scale, as in `Pipeline.sample`.
+      sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
+    Raises:
+      UserError: the model has no transformer or not such a label, a number is out of range, or
+        the second model does not fit the first.
+    """
+    transformer = validate.transformer(model.config)
+    classes = transformer.num_classes
+    require(1 <= num <= 2**31, "--num", num, "from 1 to 2147483648")
+    require(0 < keep <= 1, "--reject-keep", keep, "above 0 and at most 1")
+    labels = tuple(range(classes)) if labels is None else tuple(int(x) for x in labels)
+    for label in labels:
+        require(
+            0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)"
+        )
+    require(
+        keep == 1 or classes not in labels,
+        "a label of a set with rejection",
+        f"{classes}, no class",
+        f"from 0 to {classes - 1}",
+    )
+    model.check_sampling(then=then, from_scale=from_scale, **sampling)
+    return Plan(
+        num=num,
+        labels=labels,
+        sampling=sampling,
+        model=fingerprints.model_fingerprint(model.config, model.params),
+        dtype=transformer.dtype,
+        image_shape=model.config.tokenizer.image_shape,
+        keep=float(keep),
+        scorer=scorer,
+        then=fingerprints.model_fingerprint(then.config, then.params) if then else "",
+        from_scale=None if from_scale is None else int(from_scale),
+        class_names=model.class_names,
+    )
