@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 
-# Of the tokenizer's settings; they change no token.
+# Settings of the tokenizer that change no token.
 TRAINING_ONLY = (
     "vq_beta",
     "init_codes",
@@ -26,8 +26,11 @@ TRAINING_ONLY = (
 
 
 def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
-    """Changes with every weight and setting that a token depends on; not with settings that are at
-    their default, so that a later version's new ones leave it as it is."""
+    """Returns a fingerprint of every weight and setting that tokens depend on.
+
+    Settings at their default are left out, so that a setting that a later version adds does not
+    change the fingerprints of earlier tokenizers.
+    """
     defaults = {field.name: plain(field.default) for field in dataclasses.fields(TokenizerConfig)}
     settings = {
         key: value
@@ -43,24 +46,28 @@ def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) ->
 
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
-    """Changes with every weight and size of a model; what only training knows of its tokenizer is
-    left out."""
-    own = [
+    """Returns a fingerprint of every weight and size of a model.
+
+    Settings that only training uses are left out.
+    """
+    parts = [
         tokenizer_fingerprint(config.tokenizer, params["tokenizer"]),
         _without_training(config.transformer),
     ]
-    own += [
+    parts += [
         hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
         for leaf in jax.tree.leaves(params.get("transformer"))
     ]
-    return hashlib.sha256("\n".join(own).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _without_training(config: TransformerConfig | None) -> str:
-    """A transformer's config as it printed itself before it had the keys of progressive training,
-    so that sample sets that were begun then go on."""
+    """Returns the repr of a transformer's config without the keys of progressive training.
+
+    Sample sets that were started before these keys existed can then still be continued.
+    """
     if config is None:
         return repr(None)
     names = [field.name for field in dataclasses.fields(config)]
-    kept = [name for name in names if not name.startswith("progressive")]
-    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in kept)})"
+    sizes = [name for name in names if not name.startswith("progressive")]
+    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"

@@ -1,5 +1,7 @@
-"""Batches by Grain: what step s sees is a function of (seed, s) alone, on any number of hosts,
-threads or processes."""
+"""Batches of images for training and evaluation.
+
+The batch of step s depends on (seed, s) alone, for any number of hosts, threads or processes.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +14,21 @@ from var_jax.data import streams, transforms
 from var_jax.data.sources import Split, open_split
 
 if TYPE_CHECKING:
-    from var_jax.config.train import (
-        DataConfig,
-    )  # for its type alone: data must not depend on training
+    # For its type alone: data must not depend on training.
+    from var_jax.config.train import DataConfig
 
-CACHE_BYTES = 2**28  # per split, over all processes that read it
+CACHE_BYTES = 2**28  # per split, shared by all processes that read it
 
 
 class FittedSplit:
-    """A split with the transform's fixed part applied.
+    """A split whose images are resized, the part of the transform that is not random.
 
-    The results are kept where CACHE_BYTES hold those of the whole split, in every process that
-      reads it: of a larger
-    split, what one epoch leaves is rarely what the next one asks for first.
+    The resized images are cached if those of the whole split fit into CACHE_BYTES. Of a larger
+    split nothing is cached: the images that one epoch leaves in a cache are rarely those that the
+    next epoch reads first.
 
     Args:
-      processes: that read the split, each with a copy of its own.
+      processes: number of processes that read the split, each with its own cache.
     """
 
     def __init__(
@@ -41,32 +42,31 @@ class FittedSplit:
         self._image_shape = image_shape
         self._resize: transforms.Resize = resize
         self._room = CACHE_BYTES // processes
-        least = math.prod(image_shape) * (transforms.SHORT_SIDE**2 if resize == "crop" else 1)
-        self._keeps = len(split) * least <= self._room
-        self._kept: dict[int, dict[str, Any]] = {}
-        self._kept_bytes = 0
+        min_bytes = math.prod(image_shape) * (transforms.SHORT_SIDE**2 if resize == "crop" else 1)
+        self._caches = len(split) * min_bytes <= self._room
+        self._cached: dict[int, dict[str, Any]] = {}
+        self._cached_bytes = 0
 
     def __len__(self) -> int:
         return len(self._split)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = int(index)
-        if (kept := self._kept.get(index)) is not None:
-            return kept
+        if index in self._cached:
+            return self._cached[index]
         example = self._split[index]
         image = transforms.fit(example["image"], self._image_shape, self._resize, f"image {index}")
         fitted = {"image": image, "label": np.int32(example["label"])}
-        if self._keeps:
-            self._kept[index] = fitted
-            self._kept_bytes += image.nbytes
-            if (
-                self._kept_bytes > self._room
-            ):  # long images, which are cropped later, took more than was expected
-                self._keeps, self._kept = False, {}
+        if self._caches:
+            self._cached[index] = fitted
+            self._cached_bytes += image.nbytes
+            # Long images, which are cropped later, may take more than the estimate.
+            if self._cached_bytes > self._room:
+                self._caches, self._cached = False, {}
         return fitted
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}, "_kept_bytes": 0}
+        return {**self.__dict__, "_cached": {}, "_cached_bytes": 0}
 
 
 def train_batches(
@@ -80,25 +80,26 @@ def train_batches(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches in random order, reshuffled every epoch, from step `start_step` on.
+    """Returns endless training batches in random order, reshuffled every epoch.
 
     Args:
       image_shape: (height, width, channels) that the model takes.
-      batch_size: over all hosts; each yields its part.
-      split: opened; by default `data.train_split`.
-      rows: positions in the batch, ascending, that this host loads; by default all. The batch is
-        the same whoever loads which of them.
-      processes: of this run on this host, which share its memory.
+      batch_size: over all hosts, each of which gets its part.
+      start_step: step whose batch comes first.
+      split: an opened split; by default `data.train_split`.
+      rows: rows of the batch that this host loads, ascending; by default all. They hold the same
+        examples whichever host loads them.
+      processes: number of processes of this run on this host, which share its memory.
     Yields:
       {"image": uint8 (rows, height, width, channels), "label": int32 (rows,)}.
     Raises:
-      UserError: as `open_split`, a batch that the split does not fill, too little shared memory for
-        `data.workers`, or an image that does not decode (when its batch comes).
+      UserError: as `open_split`; the split is smaller than a batch; shared memory is too small for
+        `data.workers`; or an image does not decode (when its batch comes).
     """
     transforms.check(image_shape, data.resize)
     split = open_split(data, data.train_split) if split is None else split
 
-    def varied(images: grain.MapDataset, seed: int) -> grain.MapDataset:
+    def augment(images: grain.MapDataset, seed: int) -> grain.MapDataset:
         images = (
             images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
         )
@@ -106,7 +107,7 @@ def train_batches(
 
     return streams.shuffled(
         FittedSplit(split, image_shape, data.resize, max(1, data.workers)),
-        varied,
+        augment,
         batch_size,
         seed,
         start_step,
@@ -127,17 +128,19 @@ def eval_batches(
     *,
     rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One pass over a split in its order, centre crops; the last batch is padded.
+    """Returns the batches of one pass over a split, in order and center-cropped.
+
+    The last batch is padded.
 
     Args:
-      limit: images at most; 0 for all.
-      split: opened, fitted (of several passes, which then share what it keeps) or by name; by
+      limit: number of images at most; 0 for all.
+      split: an opened split, a `FittedSplit` (several passes then share its cache) or a name; by
         default `data.eval_split`.
-      The others as `train_batches`.
+      The others as in `train_batches`.
     Yields:
       as `train_batches`, and "mask": bool (rows,), False on padding.
     Raises:
-      UserError: as `train_batches`; a split smaller than a batch is none.
+      UserError: as `train_batches`, except that a split may be smaller than a batch.
     """
     length, load, blank = _held_out(data, image_shape, split)
     return streams.in_order(
@@ -162,8 +165,8 @@ def eval_passes(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> streams.Passes:
-    """Passes over a split, as many as are asked for, each as `eval_batches`; the same workers read
-    all of them."""
+    """Returns any number of passes over a split, each as `eval_batches`, read by the same
+    workers."""
     length, load, blank = _held_out(data, image_shape, split)
     return streams.passes(
         length,
@@ -181,7 +184,7 @@ def eval_passes(
 def _held_out(
     data: "DataConfig", image_shape: tuple[int, int, int], split: "Split | FittedSplit | str | None"
 ) -> tuple[int, Callable[[int], dict[str, Any]], dict[str, Any]]:
-    """Returns the length of a split, what loads an image of it, and the padding."""
+    """Returns the length of a split, a function from index to example, and a blank example."""
     transforms.check(image_shape, data.resize)
     opened = (
         open_split(data, split or data.eval_split)
@@ -194,7 +197,7 @@ def _held_out(
         else FittedSplit(opened, image_shape, data.resize, max(1, data.workers))
     )
     blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
-    return len(opened), _Centred(fitted, image_shape), blank
+    return len(opened), _CenterCrop(fitted, image_shape), blank
 
 
 class _Crop(grain.transforms.RandomMap):
@@ -210,7 +213,7 @@ class _Flip(grain.transforms.RandomMap):
         return {**element, "image": transforms.flip(element["image"], rng)}
 
 
-class _Centred:
+class _CenterCrop:
     def __init__(self, source: FittedSplit, image_shape: tuple[int, int, int]):
         self._source = source
         self._image_shape = image_shape

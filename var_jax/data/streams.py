@@ -1,9 +1,10 @@
-"""Streams of batches over any source of examples, by Grain: what step s sees is a function of
-(seed, s) alone, on any number of hosts, threads or processes.
+"""Streams of batches over any source of examples, read by Grain.
 
-`loader` makes them of images and `token_cache` of tokens.
+The batch of step s depends on (seed, s) alone, for any number of hosts, threads or processes.
+`loader` builds these streams over images, and `token_cache` over tokens.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -15,11 +16,11 @@ from absl import flags
 from var_jax.data import readahead
 from var_jax.errors import UserError
 
-SIGBUS_EXIT = "exit code -7"  # as Grain reports a worker that found no room in shared memory
+SIGBUS_EXIT = "exit code -7"  # in Grain's report of a worker for which shared memory was full
 
 
 class Source(Protocol):
-    """Examples at random access."""
+    """A sequence of examples with random access."""
 
     def __len__(self) -> int: ...
 
@@ -39,28 +40,30 @@ def shuffled(
     workers: int,
     processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The endless batches of `train_batches` over any source.
+    """Returns endless batches in random order, reshuffled every epoch; see `loader.train_batches`.
 
     Args:
-      vary: what differs from epoch to epoch, of the repeated data set and a seed; what it makes of
-        a place must be a function of that place alone.
-      rows: as `train_batches`.
-      name: of the source, for the message.
+      vary: (repeated data set, seed) -> data set with the random augmentations, which differ from
+        epoch to epoch; an example may depend on its position and the seed alone.
+      rows: as in `loader.train_batches`.
+      name: of the source, for error messages.
       example_bytes: size of an example, which limits how much is read ahead.
-      workers: processes that read; 0 for threads.
-      processes: as `train_batches`.
+      workers: number of processes that read; 0 for threads.
+      processes: as in `loader.train_batches`.
     Raises:
-      UserError: the source is smaller than a batch, or shared memory too small for the workers.
+      UserError: the source is smaller than a batch, or shared memory is too small for the workers.
     """
     if len(source) < batch_size:
         raise UserError(
             f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower "
             "batch_size"
         )
-    # Grain seeds epoch e with seed + e: without the sequence, the epochs of neighbouring seeds
-    # would be the same.
-    order, varied = np.random.SeedSequence(seed % 2**64).generate_state(2)
-    examples = vary(grain.MapDataset.source(source).shuffle(int(order)).repeat(), int(varied))
+    # Grain seeds epoch e with seed + e: without the seed sequence, runs of neighboring seeds would
+    # share epochs.
+    order_seed, vary_seed = np.random.SeedSequence(seed % 2**64).generate_state(2)
+    examples = vary(
+        grain.MapDataset.source(source).shuffle(int(order_seed)).repeat(), int(vary_seed)
+    )
     rows = range(batch_size) if rows is None else rows
     plan = readahead.plan(len(rows), example_bytes, workers, processes)
     return read(examples, batch_size, rows, plan, start_step)
@@ -77,8 +80,14 @@ def in_order(
     example_bytes: int,
     workers: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The one pass of `eval_batches` over `length` examples; `blank` fills the last batch. The rest
-    as `shuffled`."""
+    """Returns one pass over `length` examples in their order; see `loader.eval_batches`.
+
+    Args:
+      load: index -> example.
+      blank: example that fills up the last batch.
+      limit: number of examples at most; 0 for all.
+      The others as in `shuffled`.
+    """
     examples = _padded(length, load, blank, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
     return read(examples, batch_size, rows, readahead.plan(len(rows), example_bytes, workers))
@@ -96,19 +105,20 @@ def passes(
     workers: int,
     processes: int = 1,
 ) -> "Passes":
-    """Passes over `length` examples, each as `in_order`.
+    """Returns passes over `length` examples, each as `in_order`, read by the same workers.
 
     Raises:
       UserError: shared memory is too small for the workers.
     """
     examples = _padded(length, load, blank, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
-    plan = readahead.plan(
-        len(rows), example_bytes, workers, processes
-    )  # before any stream fills shared memory
-    return Passes(
-        lambda: read(examples.repeat(), batch_size, rows, plan), len(examples) // batch_size
-    )
+    # Planned once, before any stream fills shared memory.
+    plan = readahead.plan(len(rows), example_bytes, workers, processes)
+
+    def open_stream() -> Batches:
+        return read(examples.repeat(), batch_size, rows, plan)
+
+    return Passes(open_stream, len(examples) // batch_size)
 
 
 def _padded(
@@ -118,11 +128,10 @@ def _padded(
     batch_size: int,
     limit: int,
 ) -> grain.MapDataset:
-    examples = min(limit, length) if limit else length
-    places = grain.MapDataset.range(
-        -(-examples // batch_size) * batch_size
-    )  # every host has as many batches
-    return places.map(_Padded(load, examples, blank))
+    """Returns the examples, padded to whole batches, of which every host must have as many."""
+    count = min(limit, length) if limit else length
+    padded_count = math.ceil(count / batch_size) * batch_size
+    return grain.MapDataset.range(padded_count).map(_Padded(load, count, blank))
 
 
 def read(
@@ -132,20 +141,19 @@ def read(
     plan: readahead.Plan,
     start: int = 0,
 ) -> "Batches":
-    """Batches of examples in their order from batch `start` on, made ahead by the plan's threads or
-    processes.
+    """Returns the batches of a data set from batch `start` on, read ahead by threads or processes.
 
     Args:
-      rows: as `train_batches`.
+      rows: as in `loader.train_batches`.
+      plan: how many threads or processes read, and how far ahead.
     """
     pieces = _Pieces(examples, batch_size, rows, plan.piece_rows)
     ahead = pieces[start * pieces.per_batch :].to_iter_dataset(
         grain.ReadOptions(num_threads=plan.threads, prefetch_buffer_size=plan.buffer)
     )
     if plan.workers:
-        if (
-            not flags.FLAGS.is_parsed()
-        ):  # Grain asks for a flag of its own, also in programs without absl's
+        # Grain reads an absl flag of its own, also in programs that do not use absl's flags.
+        if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         ahead = ahead.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=plan.workers, per_worker_buffer_size=1)
@@ -154,25 +162,27 @@ def read(
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """Batches put together from Grain's iterator over their pieces, whose threads and processes end
-    with it; `close` ends them earlier.
+    """Iterator over batches, each joined from pieces that Grain reads.
+
+    Grain's threads and processes end with the iterator; `close` ends them earlier.
 
     Args:
-      rows: of each batch.
-      per_batch: pieces that each batch is made of.
+      pieces: Grain's iterator over the pieces.
+      rows: number of rows per batch.
+      per_batch: number of pieces per batch.
     """
 
     def __init__(self, pieces: grain.DatasetIterator, rows: int, per_batch: int):
         self._pieces, self._rows, self._per_batch = pieces, rows, per_batch
-        # Also at the interpreter's exit, where Grain's own clean-up comes too late and prints
-        # tracebacks.
+        # It runs at the interpreter's exit too, where Grain's own clean-up comes too late and
+        # prints stack traces.
         self.close = weakref.finalize(self, pieces.close)
 
     def __next__(self) -> dict[str, np.ndarray]:
         piece = self._next_piece()
         if self._per_batch == 1:
-            # Copied out of the shared memory that workers hand over: it is freed at once, whoever
-            # keeps batches.
+            # Copied out of the workers' shared memory, which is freed at once even if the caller
+            # keeps many batches.
             return {
                 key: value if type(value) is np.ndarray else np.array(value)
                 for key, value in piece.items()
@@ -203,27 +213,26 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 class Passes:
-    """Passes over a set, one after the other, whose threads or processes live from the first to the
-    last.
+    """Passes over a data set, one after the other, read by the same threads or processes.
 
-    After a pass, the beginning of the next is read ahead. A pass that was left after its first
-    batch is taken up again by the next one, so that looking at one batch costs nothing; one that
-    was left later is read anew.
+    After a pass, the beginning of the next one is read ahead. When a pass is abandoned after its
+    first batch, the next pass continues it, so that looking at one batch costs nothing; when it is
+    abandoned later, the next pass starts anew.
 
     Args:
       open_stream: opens the endless sequence of all passes.
-      length: batches per pass.
+      length: number of batches per pass.
     """
 
     def __init__(self, open_stream: Callable[[], Batches], length: int):
         self._open_stream, self._length = open_stream, length
         self._stream: Batches | None = None
-        self._place = 0  # batches of the current pass that were read
+        self._place = 0  # number of batches of the current pass that were read
         self._first: dict[str, np.ndarray] = {}
-        self._number = 0  # of passes begun
+        self._number = 0  # of the current pass
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
-        """One pass; it ends those begun before it."""
+        """Starts a pass; an earlier one cannot go on after that."""
         self._number += 1
         number = self._number
         if self._place == self._length and self._length > 1:
@@ -243,7 +252,7 @@ class Passes:
             yield batch
 
     def close(self):
-        """Ends the threads or processes; the next pass starts them anew."""
+        """Ends the threads or processes; the next pass starts new ones."""
         if self._stream is not None:
             self._stream.close()
         self._stream, self._place = None, 0
@@ -266,8 +275,7 @@ class _Padded(grain.transforms.Map):
 
 
 class _Pieces(grain.MapDataset):
-    """Batches of examples in pieces of some rows each; rows that are not asked for are never
-    read."""
+    """The pieces of all batches, each of a few rows; rows of other hosts are never read."""
 
     def __init__(
         self, examples: grain.MapDataset, batch_size: int, rows: Sequence[int], piece_rows: int

@@ -1,16 +1,15 @@
-"""Token caches: what `var-jax tokenize` wrote, read in the order and on the hosts of `loader`,
-without any image.
+"""Token caches: what `var-jax tokenize` wrote, read in the order of `loader` without any image.
 
 A cache is a directory:
 
-  manifest.json            `Manifest`: what was encoded with what, and every shard's name, images
-    and bytes
-  tokenizer/               model directory of the tokenizer; its codes and phi make the
-  transformer's input train/*.array_record     each view of the training split in the split's order,
-  cut into shards test/*.array_record      the held-out split, centre crops
+  manifest.json          `Manifest`: data set, tokenizer, and every shard's name, images and bytes
+  tokenizer/             model directory of the tokenizer, whose codes and phi make the
+                         transformer's input
+  train/*.array_record   each view of the training split, in the split's order, cut into shards
+  test/*.array_record    the held-out split, center-cropped
 
 A record is one image: its label as a little-endian int32, then its L tokens, coarse to fine, as
-little-endian uint16 (uint32 where the vocabulary is larger than 65,536). Shards have one record a
+little-endian uint16 (uint32 where the vocabulary is larger than 65,536). Shards have one record per
 group, as Grain reads them.
 """
 
@@ -36,9 +35,8 @@ from var_jax.data.token_manifest import (
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from var_jax.config.train import (
-        DataConfig,
-    )  # for its type alone: data must not depend on training
+    # For its type alone: data must not depend on training.
+    from var_jax.config.train import DataConfig
 
 UNKNOWN_IMAGES = (
     "token cache %s was written before caches noted which images they are of; "
@@ -48,39 +46,37 @@ UNKNOWN_IMAGES = (
 
 
 class TokenSplit:
-    """One role of a cache at random access, by image and view."""
+    """One role of a cache, with random access by image and view."""
 
     def __init__(self, directory: epath.Path, info: SplitInfo, manifest: Manifest):
         self._directory, self._info, self._manifest = directory, info, manifest
         self._length = manifest.scales.total
         self._dtype = token_dtype(manifest.vocab_size)
-        # With the counts given, no file is opened before it is read.
+        # Because the counts are in the names, no file is opened before it is read.
         self._source = grain.sources.ArrayRecordDataSource(
             [f"{directory / s.name}[0:{s.images}]" for s in info.shards]
         )
 
     def __reduce__(self):
-        return TokenSplit, (
-            self._directory,
-            self._info,
-            self._manifest,
-        )  # a worker process opens the files itself
+        # A worker process opens the files itself.
+        return TokenSplit, (self._directory, self._info, self._manifest)
 
     def __len__(self) -> int:
         return self._info.images
 
     @property
     def views(self) -> int:
+        """The number of views of every image."""
         return self._info.views
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"tokens": int32 (L,), "label": int32} of an image in the first view."""
+        """Returns {"tokens": int32 (L,), "label": int32} of an image in the first view."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.read(index, 0)
 
     def read(self, index: int, view: int) -> dict[str, Any]:
-        """As `__getitem__`, in any view.
+        """Returns what `__getitem__` does, for any view.
 
         Raises:
           UserError: the file is damaged.
@@ -102,10 +98,11 @@ class TokenSplit:
 
 
 class Cache:
-    """An opened cache.
+    """An opened token cache.
 
     Attributes:
-      directory, manifest: where and what it is.
+      directory: where the cache lies.
+      manifest: what it holds.
       tokenizer_directory: model directory of its tokenizer.
     """
 
@@ -119,7 +116,7 @@ class Cache:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Images of each role that is there."""
+        """The number of images of each role that the cache has."""
         return {
             role: info.images
             for role in ROLES
@@ -141,46 +138,50 @@ class Cache:
         fingerprint: str | None = None,
         data_fingerprint: str | None = None,
     ):
-        """Compares with what a run says of its data, and of its tokenizer where it names one.
+        """Checks that the cache fits a run's data, and its tokenizer where it names one.
 
         Args:
-          fingerprint: of the tokenizer.
-          data_fingerprint: of the images, where they are at hand; it is not compared with a cache
-            that does not note its own.
+          fingerprint: fingerprint of the run's tokenizer.
+          data_fingerprint: fingerprint of the images, where they are at hand; it is ignored for
+            a cache that does not state its own.
         Raises:
           UserError: something differs; every difference is named.
         """
-        ours, theirs = (
-            {"data.name": data.name, "data.resize": data.resize, "data.flip": data.flip},
-            self.manifest,
-        )
-        held = {"data.name": theirs.data, "data.resize": theirs.resize, "data.flip": theirs.flip}
+        manifest = self.manifest
+        in_run: dict[str, Any] = {
+            "data.name": data.name,
+            "data.resize": data.resize,
+            "data.flip": data.flip,
+        }
+        in_cache: dict[str, Any] = {
+            "data.name": manifest.data,
+            "data.resize": manifest.resize,
+            "data.flip": manifest.flip,
+        }
         for role, key in ROLES.items():
-            if (info := getattr(theirs, role)) is not None:
-                ours[f"data.{key}"], held[f"data.{key}"] = getattr(data, key), info.split
+            info = getattr(manifest, role)
+            if info is not None:
+                in_run[f"data.{key}"] = getattr(data, key)
+                in_cache[f"data.{key}"] = info.split
         if tokenizer is not None:
-            ours |= {
+            in_run |= {
                 "scales": str(tokenizer.scales),
                 "vocab_size": tokenizer.vocab_size,
                 "image shape": tuple(tokenizer.image_shape),
             }
-            held |= {
-                "scales": str(theirs.scales),
-                "vocab_size": theirs.vocab_size,
-                "image shape": tuple(theirs.image_shape),
+            in_cache |= {
+                "scales": str(manifest.scales),
+                "vocab_size": manifest.vocab_size,
+                "image shape": tuple(manifest.image_shape),
             }
         if fingerprint is not None:
-            ours["tokenizer fingerprint"], held["tokenizer fingerprint"] = (
-                fingerprint,
-                theirs.fingerprint,
-            )
-        if data_fingerprint and theirs.data_fingerprint:
-            ours["data fingerprint"], held["data fingerprint"] = (
-                data_fingerprint,
-                theirs.data_fingerprint,
-            )
-        if different := differences(ours, held):
-            if ours.get("data fingerprint") != held.get("data fingerprint"):
+            in_run["tokenizer fingerprint"] = fingerprint
+            in_cache["tokenizer fingerprint"] = manifest.fingerprint
+        if data_fingerprint and manifest.data_fingerprint:
+            in_run["data fingerprint"] = data_fingerprint
+            in_cache["data fingerprint"] = manifest.data_fingerprint
+        if different := differences(in_run, in_cache):
+            if in_run.get("data fingerprint") != in_cache.get("data fingerprint"):
                 different = [*different, "its images changed since it was written"]
             raise UserError(
                 f"token cache {self.directory} is not this run's: {'; '.join(different)}; "
@@ -198,11 +199,11 @@ class Cache:
 
 
 def open_cache(directory) -> Cache:
-    """A cache, its manifest and the sizes of its shards checked.
+    """Opens a token cache, and checks its manifest and the sizes of its shards.
 
     Raises:
-      UserError: it is none, not finished, or a shard is missing or of another size than when it was
-        written.
+      UserError: the directory is no token cache, or not finished; or a shard is missing or has
+        another size than when it was written.
     """
     directory = epath.Path(directory)
     manifest = read_manifest(directory)
@@ -217,12 +218,13 @@ def open_cache(directory) -> Cache:
             path.name: path.stat().length for path in (directory / role).glob("*.array_record")
         }
         for shard in info.shards:
-            if (size := sizes.get(shard.name)) != shard.bytes:
-                found = (
+            size = sizes.get(shard.name)
+            if size != shard.bytes:
+                fault = (
                     "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 )
                 raise UserError(
-                    f"{directory / role / shard.name} {found}; run the same `var-jax tokenize` "
+                    f"{directory / role / shard.name} {fault}; run the same `var-jax tokenize` "
                     "again"
                 )
     return Cache(directory, manifest)
@@ -238,14 +240,15 @@ def train_batches(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """As `loader.train_batches`, in the same order of images; image i is read in view (epoch + i)
-    mod views.
+    """Returns training batches as `loader.train_batches` does, with images in the same order.
+
+    Image i is read in view (epoch + i) mod views.
 
     Yields:
       {"tokens": int32 (rows, L), "label": int32 (rows,)}.
     Raises:
-      UserError: no training split, a batch that the split does not fill, or a damaged shard
-        (when its batch comes).
+      UserError: the cache has no training split, the split is smaller than a batch, or a shard is
+        damaged (when its batch comes).
     """
     split = cache.train
     return streams.shuffled(
@@ -270,7 +273,7 @@ def eval_batches(
     workers: int = 0,
     rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """As `loader.eval_batches`, with "tokens" for "image"."""
+    """Returns batches as `loader.eval_batches` does, with "tokens" in place of "image"."""
     split, blank = cache.test, _blank(cache)
     return streams.in_order(
         len(split),
@@ -293,7 +296,7 @@ def eval_passes(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> streams.Passes:
-    """As `loader.eval_passes`, with "tokens" for "image"."""
+    """Returns passes as `loader.eval_passes` does, with "tokens" in place of "image"."""
     split, blank = cache.test, _blank(cache)
     return streams.passes(
         len(split),
@@ -309,13 +312,12 @@ def eval_passes(
 
 
 def _blank(cache: Cache) -> dict[str, Any]:
-    """Returns what fills the last batch."""
+    """Returns the example that fills up the last batch."""
     return {"tokens": np.zeros(cache.manifest.scales.total, np.int32), "label": np.int32(0)}
 
 
 class _View(grain.transforms.MapWithIndex):
-    """An image's tokens, each view once in as many epochs as there are views, and all views in
-    every epoch."""
+    """Reads an image's tokens, in another view in each epoch; every epoch mixes all views."""
 
     def __init__(self, split: TokenSplit):
         self._split = split

@@ -1,4 +1,4 @@
-"""The manifest and the records of a token cache; `token_cache` describes the directory."""
+"""The manifest and the records of a token cache; see `token_cache` for its directory."""
 
 import dataclasses
 import json
@@ -21,15 +21,13 @@ SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
 
 
-ROLES = {
-    "train": "train_split",
-    "test": "eval_split",
-}  # directory of the cache: the split's key in the config
+# Directory of the cache: the split's key in the config.
+ROLES = {"train": "train_split", "test": "eval_split"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file: its name in the role's directory, how many images it holds, its size."""
+    """One file of a cache: its name in the role's directory, number of images, and size."""
 
     name: str
     images: int
@@ -38,13 +36,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class SplitInfo:
-    """One role of a cache.
+    """One role of a cache, "train" or "test".
 
     Attributes:
-      split: its name in the data set.
-      images: in one view.
-      views: passes over the split, each with crops of its own.
-      shards: by view, then in the split's order; empty until all of them are written.
+      split: the split's name in the data set.
+      images: number of images per view.
+      views: number of passes over the split, each with its own random crops.
+      shards: ordered by view, then as the split; empty until all of them are written.
     """
 
     split: str
@@ -55,16 +53,16 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a cache holds.
+    """Describes what a cache holds; saved as `manifest.json`.
 
     Attributes:
-      fingerprint: of the tokenizer.
-      data, resize, image_shape: data set, transform, and (height, width, channels) in pixels.
-      seed: of the crops and flips.
+      fingerprint: fingerprint of the tokenizer.
+      data, resize, image_shape: data set, resizing, and (height, width, channels) in pixels.
+      seed: seed of the crops and flips.
       flip: whether half of the training images are flipped.
-      train, test: None where that role was not asked for.
-      data_fingerprint: of the images (`sources.Split.fingerprint`); "" in caches that were written
-        before they noted it, whose images may have changed since without being noticed.
+      train, test: the two roles; None where one was not requested.
+      data_fingerprint: fingerprint of the images (`sources.Split.fingerprint`). It is "" in caches
+        of earlier versions, whose images may have changed since without notice.
     """
 
     fingerprint: str
@@ -83,24 +81,26 @@ class Manifest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All but the splits, plain: what every shard of one cache shares."""
+        """All fields but the splits, as plain JSON values: what all shards of a cache share."""
         unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
         return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
+    """Returns the dtype of stored tokens: 16 bits where they hold the vocabulary, else 32."""
     return np.dtype("<u2" if vocab_size <= SHORT_VOCABULARY else "<u4")
 
 
 def record(label: int, tokens: Int[np.ndarray, " L"], vocab_size: int) -> bytes:
+    """Returns the stored bytes of one image's label and tokens."""
     return LABEL.type(label).tobytes() + tokens.astype(token_dtype(vocab_size)).tobytes()
 
 
 def read_manifest(directory: epath.Path) -> Manifest:
-    """The manifest of a cache.
+    """Reads the manifest of a cache.
 
     Raises:
-      UserError: there is none, or another program or version wrote it.
+      UserError: there is no manifest, or another program or version wrote it.
     """
     path = directory / "manifest.json"
     if not path.exists():

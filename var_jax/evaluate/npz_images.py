@@ -37,10 +37,10 @@ def refuse_statistics(path: epath.Path):
         return  # `open_member` reports what is wrong with it
     if statistics := [name for name in members if name in STATISTICS]:
         raise UserError(
-            f"{path} holds the statistics {', '.join(statistics)} of a published protocol, which this "
-            "version does not read; its arr_0, if it has one, is a part of the images that they "
-            "are of. Give the real images themselves: a directory, DATASET:SPLIT, or an .npz of "
-            "arr_0 alone"
+            f"{path} holds the statistics {', '.join(statistics)} of a published protocol, which "
+            "this version does not read; its arr_0, if it has one, is a part of the images that "
+            "they are of. Give the real images themselves: a directory, DATASET:SPLIT, or an .npz "
+            "of arr_0 alone"
         )
 
 
