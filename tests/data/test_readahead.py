@@ -184,7 +184,7 @@ def test_a_pass_that_was_left_is_read_anew(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "keeps"), [(((8, 8, 1),), True), (((8, 8, 1), (8, 80, 1)), False)]
 )
-def test_fitted_images_are_kept_only_where_all_of_them_fit(shapes, keeps, tmp_path, monkeypatch):
+def test_fitted_split_caches_only_where_all_images_fit(shapes, keeps, tmp_path, monkeypatch):
     """100 images in the room of 150: each is read once, unless long ones, which are kept uncropped,
     take more than the room. In the room of 99, nothing is kept, since what one epoch leaves is
     rarely what the next begins with."""
@@ -201,12 +201,12 @@ def test_fitted_images_are_kept_only_where_all_of_them_fit(shapes, keeps, tmp_pa
         for i in range(100):
             fitted[i]
     assert len(split.reads) == (100 if keeps else 200)
-    assert len(fitted._kept) == (100 if keeps else 0)
+    assert len(fitted._cached) == (100 if keeps else 0)
     for processes, room in ((1, 99), (2, 199)):
         monkeypatch.setattr(loader, "CACHE_BYTES", room * 81)
         fitted = loader.FittedSplit(split, SHAPE, "crop", processes)
         fitted[0]
-        assert fitted._kept == {}
+        assert fitted._cached == {}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which images a data set has here, without preparing any: what a token cache is compared with."""
+"""Fingerprints of the images that are on this machine, to compare token caches with them."""
 
 import logging
 import os
@@ -18,14 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def fingerprint(data: "DataConfig", class_names: Sequence[str] = ()) -> str | None:
-    """The fingerprint of a data set's images as they are here, or None where they are not at hand.
+    """Returns the fingerprint of a data set's images on this machine, or None without images.
 
-    Training from a token cache needs no images, and must neither fetch nor copy any for this. Files
-    of a folder that was not prepared as it is now are decoded once.
+    Call it before training from a token cache, which needs no images: nothing is downloaded or
+    copied. The files of a folder that is not prepared in its present state are decoded once.
 
     Args:
-      data: its `name`, `data_dir`, `source_dir`, splits and `skip_bad_images`.
-      class_names: of an image folder, the order of classes that the token cache has.
+      data: data config, whose `name`, `data_dir`, `source_dir`, splits and `skip_bad_images` are
+        used.
+      class_names: for an image folder, the order of classes in the token cache.
     """
     try:
         if data.name == "image_folder":
@@ -53,9 +54,9 @@ def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
         len(files.files),
         data.source_dir,
     )
-    found = survey.survey(files)
-    bad = set(found.bad) if data.skip_bad_images else set()
-    return sources.content_fingerprint(image_folder.content(files.without(bad)), found.decoding)
+    findings = survey.survey(files)
+    bad = set(findings.bad) if data.skip_bad_images else set()
+    return sources.content_fingerprint(image_folder.content(files.without(bad)), findings.decoding)
 
 
 def _of_prepared(data: "DataConfig") -> str | None:
@@ -69,6 +70,6 @@ def _of_prepared(data: "DataConfig") -> str | None:
         builder = tfds.builder(
             data.name, data_dir=data.data_dir or None, file_format="array_record"
         )
-    except Exception as error:  # whatever a builder of somebody else's raises
+    except Exception as error:  # other people's builders raise anything
         raise UserError(f"data set {data.name!r}: {error}") from error
     return sources.fingerprint_of(builder.info) if builder.is_prepared() else None

@@ -1,8 +1,8 @@
-"""TFDS builders of the data sets that TFDS does not have, written as array_record without
-TensorFlow.
+"""TFDS builders of data sets that TFDS does not have, written as array_record without TensorFlow.
 
-Images are yielded as encoded files: TFDS encodes arrays with TensorFlow only. None is registered by
-name: they take arguments, and their content is told by their configuration's name.
+Images are yielded as encoded files, because TFDS needs TensorFlow to encode arrays. The builders
+take arguments and are therefore not registered by name; the name of their configuration is a
+fingerprint of their content.
 """
 
 import hashlib
@@ -37,8 +37,7 @@ DIGITS_TEST = 360
 
 
 class _Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A builder that fetches nothing, so that TFDS has no checksums to look for and no sizes to
-    tell."""
+    """A builder without downloads: TFDS looks for no checksums and logs no sizes."""
 
     VERSION = tfds.core.Version("1.0.0")
     code_path = None
@@ -51,8 +50,7 @@ class _Local(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class Digits(_Local, skip_registration=True):
-    """scikit-learn's 1,797 digits, 8 x 8 grey: 1,437 to train and 360 to test, classes in
-    proportion, fixed."""
+    """scikit-learn's 1,797 gray 8 x 8 digits, in a fixed stratified split of 1,437 and 360."""
 
     name = "digits"
 
@@ -76,10 +74,10 @@ class Digits(_Local, skip_registration=True):
 
 
 class FashionMnistIdx(_Local, skip_registration=True):
-    """Fashion-MNIST, or a set like it, from its four idx files, gzipped or not."""
+    """Fashion-MNIST, or a data set in its format, from four idx files, gzipped or not."""
 
     name = "fashion_mnist_idx"
-    VERSION = tfds.core.Version("1.0.1")  # notes its content
+    VERSION = tfds.core.Version("1.0.1")  # from this version on, the metadata states the content
 
     def __init__(self, *, directory: epath.Path, data_dir: str | None):
         if not directory.is_dir():
@@ -134,11 +132,10 @@ class FashionMnistIdx(_Local, skip_registration=True):
 
 
 class ImageFolder(_Local, skip_registration=True):
-    """The files of a listing, their bytes as they are; `skipped` names those that were left out of
-    it.
+    """The files of an image folder with their bytes unchanged; `skipped` names those left out.
 
-    What it is made of is told by the bytes: times change with every copy of a folder, and the
-      images do not.
+    The metadata fingerprints the files' bytes: times change with every copy of a folder, and the
+    images do not.
     """
 
     name = "image_folder"
@@ -169,7 +166,7 @@ class ImageFolder(_Local, skip_registration=True):
             content = (self._files.root / file.name).read_bytes()
             lines.append(content_line(file, content))
             shown = printable(file.name)
-            # TFDS orders images by a hash of the key, and takes bytes where a name is no text.
+            # TFDS orders images by a hash of the key, which may be bytes where a name is not text.
             key = file.name if shown == file.name else os.fsencode(file.name)
             yield key, {"image": io.BytesIO(content), "label": file.label, "file_name": shown}
         metadata: Any = self.info.metadata

@@ -15,10 +15,10 @@ GZIP = b"\x1f\x8b"
 
 
 def find(directory: epath.Path, stem: str) -> epath.Path:
-    """`stem` or `stem.gz` in the directory.
+    """Returns the path of `stem` or `stem.gz` in the directory.
 
     Raises:
-      UserError: there is neither.
+      UserError: neither exists.
     """
     for path in (directory / stem, directory / f"{stem}.gz"):
         if path.exists():
@@ -30,16 +30,16 @@ def find(directory: epath.Path, stem: str) -> epath.Path:
 
 
 def read(path: epath.Path, dimensions: int) -> np.ndarray:
-    """uint8 array of a file.
+    """Reads the uint8 array in an idx file.
 
     Raises:
-      UserError: the file is damaged, or no idx file of unsigned bytes with that many dimensions.
+      UserError: the file is damaged, or not an idx file of unsigned bytes with `dimensions` axes.
     """
     content = path.read_bytes()
-    # A gzip file is read here, where elsewhere it stands in place of what it holds.
+    # Elsewhere a gzip archive is refused as a stand-in for the file inside; here it is read.
     if content[:2] != GZIP and (kind := stand_in(content[:HEAD])):
         raise UserError(f"{path} does not read as an idx file: it is {kind}")
-    if content[:2] == GZIP:  # by content: some mirrors unpack a file and keep its name
+    if content[:2] == GZIP:  # not by name: some mirrors unpack a file and keep its name
         try:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:

@@ -16,19 +16,22 @@ from var_jax.data.visible_files import walk
 from var_jax.errors import UserError
 
 HELD_OUT = 0.1
-FILES_A_TASK = 64
-GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # of Pillow
-CONTROLS = (
-    "Cc",
-    "Zl",
-    "Zp",
-)  # categories of Unicode: control characters, and separators of lines and paragraphs
+FILES_PER_TASK = 64
+GRAY_MODES = ("1", "L", "LA", "La", "I", "F")  # of Pillow
+# Unicode's categories of control characters, and of separators of lines and paragraphs.
+CONTROLS = ("Cc", "Zl", "Zp")
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """One image: its path below the directory (with "/"), class and split, and what tells that it
-    changed."""
+    """One image file.
+
+    Attributes:
+      name: path below the directory, joined by "/".
+      label: class id.
+      split: "train", "test" or "val".
+      size, modified: size in bytes and time of modification, by which a change is noticed.
+    """
 
     name: str
     label: int
@@ -39,16 +42,16 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The files of a directory in a fixed order, links that lead nowhere or back among them as
-    files of no size.
+    """The files of an image folder in a fixed order.
+
+    Links that lead nowhere, or back to a folder above them, are listed as empty files.
 
     Attributes:
       root: the directory.
-      class_names: names of the class folders as `printable` gives them; a label is an index into
-        them. Numbers in them count as numbers ("2" before "10"), unless the caller asked for an
-        order of its own.
-      files: sorted by name. Hidden files are left out.
-      notes: what the user should know of how the folders were read, a line each.
+      class_names: names of the class folders as `printable` returns them; a label is an index into
+        them. They are in natural order ("2" before "10"), unless the caller chose another.
+      files: visible files, sorted by name.
+      notes: remarks for the user on how the folders were read, one line each.
     """
 
     root: epath.Path
@@ -58,7 +61,7 @@ class Listing:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with every file that is added, removed, renamed or written to."""
+        """A fingerprint that changes with every file added, removed, renamed or written to."""
         lines = [
             f"{self.class_names}",
             *(f"{f.name}\0{f.split}\0{f.size}\0{f.modified}" for f in self.files),
@@ -67,19 +70,20 @@ class Listing:
 
     @property
     def counts(self) -> dict[str, tuple[int, ...]]:
-        """{split: files of each class}."""
+        """{split: number of files of each class}."""
         counts = {
             split: [0] * len(self.class_names) for split in sorted({f.split for f in self.files})
         }
         for file in self.files:
             counts[file.split][file.label] += 1
-        return {split: tuple(some) for split, some in counts.items()}
+        return {split: tuple(per_class) for split, per_class in counts.items()}
 
     def without(self, names: set[str]) -> "Listing":
+        """Returns the listing without the named files."""
         return dataclasses.replace(self, files=tuple(f for f in self.files if f.name not in names))
 
     def in_order(self, class_names: Sequence[str]) -> "Listing":
-        """The same files with labels by another order of the same classes."""
+        """Returns the same files, labeled by another order of the same classes."""
         label = {name: i for i, name in enumerate(class_names)}
         files = tuple(
             dataclasses.replace(f, label=label[self.class_names[f.label]]) for f in self.files
@@ -88,17 +92,17 @@ class Listing:
 
 
 def natural(name: str) -> tuple:
-    """Sorts texts with the numbers in them by value: "img2" before "img10", and "1" before "01"."""
-    parts = re.split(r"(\d+)", name)  # texts at even places, digits at odd ones
+    """Returns a sort key that compares numbers in names by value: "img2" before "img10", and "1"
+    before "01"."""
+    parts = re.split(r"(\d+)", name)  # digits at odd positions, other text at even ones
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), len(name), name
 
 
 def printable(name: str) -> str:
-    """A file's or folder's name as text that any encoding takes; most names as they are.
+    """Returns the name of a file or folder as text that can be printed; most names are unchanged.
 
-    Names on a disk are bytes. Those that are no UTF-8, as old archives leave them, have the bytes
-    in question written as `\\xe9`, and control characters, such as a line break, are escaped
-    likewise.
+    Names on a disk are bytes. Bytes that are not UTF-8, as in names from old archives, are written
+    as `\\xe9`; control characters, such as line breaks, are escaped likewise.
     """
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     escaped = (
@@ -109,16 +113,17 @@ def printable(name: str) -> str:
 
 
 def fingerprint(lines: list[str]) -> str:
+    """Returns 16 hexadecimal digits that change with the lines and their order."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def content_line(file: File, content: bytes) -> str:
-    """A file as the fingerprint of its split has it: by its bytes, since a copy has other times."""
+    """Returns a file's line in its split's fingerprint, which copies of the file share."""
     return f"{file.name}\0{file.label}\0{hashlib.sha256(content).hexdigest()}"
 
 
 def content(files: Listing) -> dict[str, str]:
-    """The fingerprint of every split's content; every file is read to its end."""
+    """Returns {split: fingerprint of its content}; reads every file to its end."""
 
     def line(file: File) -> str:
         try:
@@ -139,19 +144,18 @@ def content(files: Listing) -> dict[str, str]:
 
 
 def listing(directory: str, class_names: Sequence[str] = (), whole_train: bool = False) -> Listing:
-    """What is in the directory, files of a class at any depth.
+    """Lists an image folder; the files of a class may lie at any depth.
 
-    Without folders for splits, about a tenth of every class (by a hash of the names, at least one
+    Where no folders are splits, about a tenth of every class (by a hash of the names, at least one
     file where there are two) is held out as "test".
 
     Args:
-      class_names: the classes as an earlier run knows them. Where the folders are the same, in
-        whatever order, they keep its order, and folders that look like splits stay the classes that
-        they were then.
-      whole_train: do not hold out files of a folder of training images alone.
+      class_names: classes of an earlier run. If the folders are the same ones, they keep that
+        order, and folders that look like splits stay the classes that they were then.
+      whole_train: whether all files of a lone folder of training images are for training.
     Raises:
-      UserError: the directory is missing, or has no class folders, or one of them has no files, or
-        folders in it look like splits and cannot be read as such.
+      UserError: the directory is missing or has no class folders; a class folder has no files; or
+        folders look like splits and cannot be read as such.
     """
     root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
@@ -165,34 +169,34 @@ def listing(directory: str, class_names: Sequence[str] = (), whole_train: bool =
     if class_names and sorted(class_names) == sorted(
         _class_names(set(folders), directory).values()
     ):
-        found = split_folders.Layout((split_folders.Part("", "", folders),))
+        layout = split_folders.Layout((split_folders.Part("", "", folders),))
     else:
-        found = split_folders.layout(root)
-    names = _class_names({name for part in found.parts for name in part.classes}, directory)
+        layout = split_folders.layout(root)
+    names = _class_names({name for part in layout.parts for name in part.classes}, directory)
     shown = sorted(names.values(), key=natural)
     files: list[File] = []
-    for part in found.parts:
+    for part in layout.parts:
         split = "train" if whole_train and part.prefix and not part.split else part.split
         for name, folder in part.classes.items():
             prefix = f"{part.prefix}/{name}".strip("/")
-            seen = [
+            class_files = [
                 File(path, shown.index(names[name]), split, size, modified)
                 for path, size, modified in walk(folder, prefix)
             ]
-            files += seen if split else _hold_out(seen)
+            files += class_files if split else _hold_out(class_files)
     for label in sorted(set(range(len(shown))) - {f.label for f in files}):
         raise UserError(
             f"class folder {shown[label]!r} of {directory} holds no files; fill it or remove it"
         )
-    whole = Listing(root, tuple(shown), tuple(sorted(files, key=lambda f: f.name)), found.notes)
-    return whole.in_order(class_names) if sorted(class_names) == sorted(shown) else whole
+    result = Listing(root, tuple(shown), tuple(sorted(files, key=lambda f: f.name)), layout.notes)
+    return result.in_order(class_names) if sorted(class_names) == sorted(shown) else result
 
 
 def _class_names(folders: set[str], directory: str) -> dict[str, str]:
-    """{folder's name: the class's}.
+    """Returns {folder name: class name}.
 
     Raises:
-      UserError: two folders would be one class.
+      UserError: two folders would be the same class.
     """
     names = {folder: printable(folder).strip() or repr(folder) for folder in folders}
     for name in names.values():
@@ -205,24 +209,24 @@ def _class_names(folders: set[str], directory: str) -> dict[str, str]:
 
 
 def channels(files: Listing) -> int:
-    """3 where a file has color by its header, else 1; the first one with color ends the search."""
+    """Returns 3 if any file is in color, by its header, else 1."""
     return 3 if any(_has_color(files.root / file.name) for file in files.files) else 1
 
 
 def _has_color(path: epath.Path) -> bool:
-    """Of what is no image, False: whoever reads it says so."""
+    """Returns whether a file is an image in color, by its header."""
     try:
         with path.open("rb") as file, Image.open(file) as image:
-            return image.mode not in GREY_MODES and not image.mode.startswith("I;16")
+            return image.mode not in GRAY_MODES and not image.mode.startswith("I;16")
     except Exception:  # Pillow's plugins raise nearly every kind
         return False
 
 
 def _hold_out(files: list[File]) -> list[File]:
-    """The files of a class, each in its split."""
-    # By its own name's hash alone: a file keeps its side whatever comes or goes, and neighbours in
-    # a video are not taken together. Only a class with no file on one side lends it the nearest
-    # one.
+    """Returns the files of a class, divided into "train" and "test"."""
+    # The hash of a file's own name decides: it keeps its split when other files come or go, and
+    # neighboring frames of a video do not end up together. Only where one split would be empty, it
+    # gets the file with the nearest hash.
     order = sorted(files, key=lambda f: _hash(f.name))
     count = sum(_hash(f.name) < HELD_OUT for f in files)
     count = min(max(count, 1), len(files) - 1)
@@ -232,6 +236,6 @@ def _hold_out(files: list[File]) -> list[File]:
 
 
 def _hash(name: str) -> float:
-    """In [0, 1), as good as random."""
+    """Returns a pseudorandom number in [0, 1)."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:6]) / 2**48

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
     # For its type alone: data must not depend on training.
     from var_jax.config.train import DataConfig
-
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-
-
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
-
-
 NAMES_SHOWN = 10
 log = logging.getLogger(__name__)
 
 
 def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
+    """Returns the builder of a data set other than an image folder, prepared if it was not.
+
+    Raises:
+      UserError: the data set is unknown or cannot be prepared here.
+    """
     from var_jax.data import builders  # TFDS is slow to import
 
     data_dir = data.data_dir or None
@@ -49,8 +49,7 @@ def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
 
 
 def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
-    """A builder that needs nothing but the prepared files, which this one writes if there are
-    none."""
+    """Writes the prepared files if there are none, and returns a builder that reads them alone."""
     import tensorflow_datasets as tfds
 
     try:
@@ -62,7 +61,7 @@ def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
         ) from error
     try:
         return tfds.builder_from_directory(builder.data_dir)
-    except Exception as error:  # files lost from a directory that was whole once
+    except Exception as error:  # files lost from a directory that was complete once
         raise UserError(
             f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh"
         ) from error
@@ -71,7 +70,16 @@ def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
 def prepare_folder(
     files: image_folder.Listing, data: "DataConfig", keep_order: bool
 ) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
-    """The copy of a folder's files, and {split: images of each class} in it."""
+    """Copies the images of a folder as array_record, if that was not done before.
+
+    Args:
+      keep_order: whether the order of classes in `files` is that of an earlier run; otherwise a
+        copy that an earlier version prepared may change it.
+    Returns:
+      the builder of the copy, and {split: number of images of each class}.
+    Raises:
+      UserError: files do not decode, or the copy cannot be written.
+    """
     from var_jax.data import builders
 
     def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
@@ -80,14 +88,14 @@ def prepare_folder(
     for note in files.notes:
         log.warning("%s", note)
     builder = builder_of(files)
-    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as texts
-        as_texts = files.in_order(sorted(files.class_names))
-        if builder_of(as_texts).is_prepared():
-            files, builder = as_texts, builder_of(as_texts)
+    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as strings
+        by_string = files.in_order(sorted(files.class_names))
+        if builder_of(by_string).is_prepared():
+            files, builder = by_string, builder_of(by_string)
     if not builder.is_prepared():
         log.info("checking and copying the %d files of %s", len(files.files), data.source_dir)
-        found = survey.survey(files)
-        bad = found.bad
+        findings = survey.survey(files)
+        bad = findings.bad
         if bad and not data.skip_bad_images:
             raise _bad_files(next(iter(bad.values())), len(bad))
         if len(bad) == len(files.files):
@@ -96,12 +104,12 @@ def prepare_folder(
             )
         builder.skipped = sorted(bad)
         prepared = _prepare(builder)
-        survey.save(found, epath.Path(prepared.data_dir))
+        survey.save(findings, epath.Path(prepared.data_dir))
     else:
         prepared = _prepare(builder)
-        found = _survey_of_copy(prepared, files, data)
+        findings = _survey_of_copy(prepared, files, data)
     metadata: Any = prepared.info.metadata
-    metadata["decoding"] = found.decoding
+    metadata["decoding"] = findings.decoding
     skipped = metadata["skipped"]
     if skipped and not data.skip_bad_images:
         raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
@@ -114,7 +122,7 @@ def prepare_folder(
             epath.Path(prepared.data_dir) / "metadata.json",
             shown,
         )
-    for line in found.remarks(data.source_dir):
+    for line in findings.remarks(data.source_dir):
         survey.say(line)
     return prepared, files.without(set(skipped)).counts
 
@@ -122,15 +130,14 @@ def prepare_folder(
 def _survey_of_copy(
     prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
 ) -> survey.Survey:
-    """Returns the findings over a copy that is there already, looking for them in one of an earlier
-    version.
+    """Returns the findings over a copy that exists already.
 
-    Copies hold files as they are, so that a later decoder needs no other copy, unless it refuses
-    some of them.
+    A copy that an earlier version made is surveyed now. Copies hold the files' own bytes, so that
+    a later decoder needs no other copy, unless it refuses some of the files.
     """
     directory = epath.Path(prepared.data_dir)
-    if found := survey.load(directory):
-        return found
+    if findings := survey.load(directory):
+        return findings
     metadata: Any = prepared.info.metadata
     copied = files.without(set(metadata["skipped"]))
     log.warning(
@@ -138,20 +145,21 @@ def _survey_of_copy(
         len(copied.files),
         data.source_dir,
     )
-    found = survey.survey(copied)
-    if found.bad:
-        first = next(iter(found.bad.values()))
+    findings = survey.survey(copied)
+    if findings.bad:
+        first = next(iter(findings.bad.values()))
         if not data.skip_bad_images:
-            raise _bad_files(first, len(found.bad))
+            raise _bad_files(first, len(findings.bad))
         raise UserError(
             f"{first}; an earlier version took such files into {directory}: remove it to leave "
             "them out"
         )
-    survey.save(found, directory)
-    return found
+    survey.save(findings, directory)
+    return findings
 
 
 def _bad_files(first: str, count: int) -> UserError:
+    """Returns the error for files that do not decode, with the message of the first."""
     others = f" (and {count - 1} more files)" if count > 1 else ""
     return UserError(
         f"{first}{others}; put it right, or set data.skip_bad_images to leave such files out"
@@ -162,7 +170,8 @@ def _prepare_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuild
     builder = tfds_builder(name, data_dir)
     try:
         _download_and_prepare(builder)
-    # A builder of somebody else's: files to fetch by hand, packages it wants, the network
+    # Other people's builders need manual downloads, further packages or the network, and raise
+    # whatever they like.
     except Exception as error:
         raise UserError(
             f"TFDS cannot prepare {name!r} here: {_first_line(error)}; prepare it elsewhere as "
@@ -172,16 +181,20 @@ def _prepare_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuild
 
 
 def tfds_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
+    """Returns TFDS's builder of a data set; nothing is prepared.
+
+    Raises:
+      UserError: TFDS has no such data set, or its builder fails.
+    """
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         hint = did_you_mean(name, [*OWN, *tfds.list_builders(with_community_datasets=False)])
-        # TFDS knows hundreds: without a close one, only our own are named.
-        hint = (
-            hint if "did you mean" in hint else f"; known: {', '.join(OWN)} and the names of TFDS"
-        )
+        # TFDS knows hundreds: where no name is close, only our own are listed.
+        if "did you mean" not in hint:
+            hint = f"; known: {', '.join(OWN)} and the names of TFDS"
         raise UserError(f"unknown data set {name!r}{hint}") from error
     except Exception as error:
         raise UserError(f"data set {name!r}: {_first_line(error)}") from error
@@ -197,9 +210,8 @@ def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     except OSError:
-        if (
-            not builder.data_path.exists()
-        ):  # else another process was first, and its copy is the same
+        # Where the path exists, another process has prepared the same copy.
+        if not builder.data_path.exists():
             raise
 
 
@@ -209,8 +221,11 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet_tfds(progress: bool) -> Iterator[None]:
-    """TFDS's warnings, announcements and, unless wanted, progress bars kept away: what matters is
-    raised."""
+    """Suppresses TFDS's warnings and announcements: what matters is raised.
+
+    Args:
+      progress: whether its progress bars are shown.
+    """
     import tensorflow_datasets as tfds
 
     absl = logging.getLogger("absl")

@@ -1,4 +1,4 @@
-"""Data sets by name, prepared once as array_record and read at random without TensorFlow."""
+"""Opens data sets by name, with random access to their images and without TensorFlow."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -12,23 +12,22 @@ from var_jax.data import image_folder, prepare, split_folders, survey, transform
 from var_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from var_jax.config.train import (
-        DataConfig,
-    )  # for its type alone: data must not depend on training
+    # For its type alone: data must not depend on training.
+    from var_jax.config.train import DataConfig
 
 NEWLY_DECODED = f"-decoding{survey.DECODING}"
 log = logging.getLogger(__name__)
 
 
 class Split(Protocol):
-    """Images at random access.
+    """Labeled images with random access.
 
     Attributes:
-      class_names: by label.
-      class_counts: images of each class, where the data set tells; else empty.
-      fingerprint: of the whole data set: of the content of a user's own files; else of what TFDS
-        notes of the prepared copy, its name, configuration and version and what lies in each split
-        (of "digits", the version).
+      class_names: class names by label.
+      class_counts: number of images of each class, where the data set states it; else empty.
+      fingerprint: fingerprint of the whole data set. For a user's own files it covers their
+        content; for others what TFDS records of the prepared copy: name, configuration, version
+        and the sizes of each split (for "digits" the version alone).
     """
 
     class_names: tuple[str, ...]
@@ -38,20 +37,21 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"image": uint8 (height, width, channels) as stored, "label": int}."""
+        """Returns {"image": uint8 (height, width, channels) as stored, "label": int}."""
         ...
 
 
 class TfdsSplit:
-    """A split of a prepared TFDS data set, decoded by Pillow; without a "label", all images are of
-    one class, "all".
+    """A split of a prepared TFDS data set, decoded by Pillow.
+
+    Where the data set has no "label", all images are of one class, "all".
 
     Args:
-      class_counts: as `Split` has them.
+      class_counts: as in `Split`.
     """
 
     def __init__(self, builder: Any, split: str, class_counts: tuple[int, ...] = ()):
-        self._made_of = builder, split, class_counts
+        self._arguments = builder, split, class_counts
         self.class_counts = class_counts
         self._name = f"{builder.name}/{split}"
         features = builder.info.features
@@ -59,13 +59,14 @@ class TfdsSplit:
             tuple(features["label"].names) if "label" in features else ("all",)
         )
         self.fingerprint = fingerprint_of(builder.info)
-        # TFDS decodes with OpenCV where that is installed, and takes a palette for grey levels; its
-        # SkipDecoding would do, but makes `tfds.testing.mock_data` want TensorFlow.
+        # TFDS decodes with OpenCV where that is installed, and takes palette indices for gray levels;
+        # its SkipDecoding would do, but with it `tfds.testing.mock_data` needs TensorFlow.
         features["image"].decode_example_np = bytes
         self._source = builder.as_data_source(split)
 
     def __reduce__(self):
-        return TfdsSplit, self._made_of  # a worker process opens the prepared files itself
+        # A worker process opens the prepared files itself.
+        return TfdsSplit, self._arguments
 
     def __len__(self) -> int:
         return len(self._source)
@@ -74,7 +75,7 @@ class TfdsSplit:
         self, index: int
     ) -> dict[str, UInt8[np.ndarray, "height width channels"] | int]:
         if not 0 <= index < len(self):
-            raise IndexError(index)  # which also ends a plain loop
+            raise IndexError(index)  # ends a plain loop over the split, too
         example = self._source[index]
         image = example["image"]
         if isinstance(image, bytes):
@@ -86,11 +87,12 @@ class TfdsSplit:
 
 
 def content_fingerprint(content: Mapping[str, str], decoding: int = 1) -> str:
-    """The fingerprint of a data set by those of its splits' content.
+    """Returns the fingerprint of a data set from those of its splits' content.
 
     Args:
-      decoding: `Survey.decoding`: the same files have other pixels where an earlier version decoded
-        them otherwise.
+      content: {split: fingerprint of its content}.
+      decoding: `Survey.decoding`; the same files have other pixels where an earlier version decoded
+        them differently.
     """
     of_files = image_folder.fingerprint(
         [f"{name}\0{value}" for name, value in sorted(content.items())]
@@ -99,15 +101,15 @@ def content_fingerprint(content: Mapping[str, str], decoding: int = 1) -> str:
 
 
 def fingerprint_of(info: Any) -> str:
-    """Of a `tfds.core.DatasetInfo`; nothing is read."""
+    """Returns the fingerprint of a data set from its `tfds.core.DatasetInfo`; nothing is read."""
     metadata = info.metadata or {}
     content = metadata.get("content")
     if content is not None:
         return content_fingerprint(content, metadata.get("decoding", 1))
-    if info.name in prepare.OWN:  # made by the version alone
+    if info.name in prepare.OWN:  # determined by the version alone
         return str(info.version)
-    # Another copy of the same version may be cut, filtered, or in other shards and so in another
-    # order.
+    # Another copy of the same version may be truncated, filtered, or sharded differently and hence
+    # in another order.
     return image_folder.fingerprint(
         [
             info.full_name,
@@ -127,27 +129,26 @@ def open_split(data: "DataConfig", split: str, class_names: Sequence[str] = ()) 
 def open_splits(
     data: "DataConfig", splits: Sequence[str], class_names: Sequence[str] = ()
 ) -> list[TfdsSplit]:
-    """Opens splits of the data set that `data` names, prepared first if it is not.
+    """Opens splits of the data set that `data` names, and prepares it first where needed.
 
-    What is prepared is written beside its place and renamed when it is whole, so that neither a
-    killed process nor another one at the same time spoils it. Copies of a user's files carry a
-    fingerprint of names, sizes and times: a folder that changes is prepared anew.
+    Copies of a user's files carry a fingerprint of names, sizes and times: a folder that changes
+    is prepared anew.
 
     Args:
-      data: its `name`, `data_dir`, `source_dir` and `skip_bad_images`.
-      splits: TFDS splits, slices such as "train[:90%]" included. An image folder's "test" is its
+      data: data config, whose `name`, `data_dir`, `source_dir` and `skip_bad_images` are used.
+      splits: TFDS splits, including slices such as "train[:90%]". An image folder's "test" is its
         "val" where it has no other held-out images, and the other way round.
-      class_names: of an image folder, the order of classes that an earlier run has; by default that
-        of numbers, or of a copy that an earlier version prepared.
+      class_names: for an image folder, the order of classes of an earlier run; by default the
+        natural order of names, or that of a copy that an earlier version prepared.
     Raises:
-      UserError: an unknown name or split, a missing or empty directory, files that do not decode, a
-        data set without images or with a "label" that is no class, or one that TFDS cannot prepare
+      UserError: the name or a split is unknown; a directory is missing or empty; files do not
+        decode; the data set has no images, or a "label" that is no class; or TFDS cannot prepare it
         here.
     """
     counts: dict[str, tuple[int, ...]] = {}
     with prepare.quiet_tfds(progress=data.name not in prepare.OWN):
         if data.name == "image_folder":
-            # A slice of "train" says that the user divides the images.
+            # With a slice of "train", the user divides the images.
             whole_train = any("[" in name for name in (data.train_split, data.eval_split, *splits))
             files = image_folder.listing(data.source_dir, class_names, whole_train)
             builder, counts = prepare.prepare_folder(files, data, keep_order=bool(class_names))
@@ -161,7 +162,7 @@ def open_splits(
         if kinds.get(key) != kind:
             raise UserError(
                 f"data set {data.name!r} has no {kind} feature {key!r}; it has "
-                + ", ".join(f"{name} ({found})" for name, found in kinds.items())
+                + ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
             )
     dtype = np.dtype(features["image"].np_dtype)
     if dtype not in (np.uint8, np.uint16):  # TFDS stores others as if their bytes were colors
@@ -185,8 +186,7 @@ def _opened(builder: Any, split: str, name: str, class_counts: tuple[int, ...]) 
 
 
 def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
-    """The split of an image folder that a user means: held-out images are "test" to some and "val"
-    to others."""
+    """Returns the split of an image folder that a user means by "test" or "val"."""
     name = split_folders.SPLIT_OF.get(split, split)
     if name not in known and (other := {"test": "val", "val": "test"}.get(name)) in known:
         log.warning(
@@ -200,8 +200,7 @@ def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
 
 
 def require_raw_files(data: "DataConfig"):
-    """Raises UserError when the user's own files that a data set is made of are not there; prepares
-    nothing."""
+    """Raises UserError if the user's own files of a data set are missing; prepares nothing."""
     if data.name == "image_folder":
         image_folder.listing(data.source_dir)
     elif data.name == "fashion_mnist_idx":
@@ -212,11 +211,10 @@ def require_raw_files(data: "DataConfig"):
 
 
 def sizes(data: "DataConfig") -> tuple[int, int]:
-    """(channels, classes) of an image folder or of a data set of TFDS, of which nothing is
-    prepared.
+    """Returns (channels, classes) of a data set, and prepares nothing.
 
-    An image folder has color where one of its files has, by the files' headers; of another data set
-    its description counts.
+    An image folder is in color if one of its files is, by the files' headers. Other data sets state
+    their sizes in their descriptions.
 
     Raises:
       UserError: there is no such data set or folder.

@@ -1,8 +1,8 @@
-"""What the files of an image folder hold, seen once when the folder is prepared.
+"""Surveys the files of an image folder once, when the folder is prepared.
 
-A run starts with lines of what a user would not expect and cannot see in a loss: images composited
-on a background, frames that are left out, sets that are nearly black. The findings lie beside the
-prepared copy, so that a large folder is decoded for them once.
+A run starts with warnings of what a user would not expect and cannot see in a loss: images
+composited on a background, frames that are left out, data sets that are nearly black. The findings
+are saved beside the prepared copy, so that a large folder is decoded for them only once.
 """
 
 import concurrent.futures
@@ -18,12 +18,12 @@ from typing import NamedTuple
 from etils import epath
 
 from var_jax.data import image_file, readahead, transforms
-from var_jax.data.image_folder import FILES_A_TASK, Listing, printable
+from var_jax.data.image_folder import FILES_PER_TASK, Listing, printable
 from var_jax.errors import UserError
 from var_jax.io import atomic
 
 FILE = "survey.json"
-# 1 dropped transparency and EXIF orientation, and read each 16-bit sample as if its white were
+# Version 1 dropped transparency and EXIF orientation, and took the white of every 16-bit sample for
 # 65535.
 DECODING = 2
 KINDS = ("transparent", "turned", "rescaled", "thin", "several")
@@ -36,13 +36,15 @@ class Survey:
     """Findings over the files of a folder.
 
     Attributes:
-      images: how many decode.
-      bad: {name: message} of those that do not.
-      transparent, turned, rescaled, thin, several: names of images that are transparent somewhere,
-        that EXIF turns, whose white is not the usual one of their depth, that are too long to be
-        cropped whole, and of files with more frames or pages than the one that is read.
+      images: number of images that decode.
+      bad: {name: error message} of files that do not decode.
+      transparent: names of images with transparent pixels.
+      turned: names of images that their EXIF orientation turns.
+      rescaled: names of images whose white is not the usual one of their bit depth.
+      thin: names of images that are too long to be cropped as a whole.
+      several: names of files with more frames or pages than the first, which is read.
       brightest: highest value of all images, of 255.
-      brightest_deep: highest value of those with 16 bits, of 65535; None without any.
+      brightest_deep: highest value of the 16-bit images, of 65535; None if there are none.
     """
 
     images: int = 0
@@ -61,7 +63,7 @@ class Survey:
         return DECODING if self.transparent or self.turned or self.rescaled or self.thin else 1
 
     def remarks(self, directory: str) -> list[str]:
-        """Returns what a user should know before training, a line each."""
+        """Returns warnings for the user to read before training, one line each."""
         most = transforms.MAX_ASPECT
         lines = [
             f"{_some(names, self.images)} of {directory} {what}"
@@ -80,11 +82,11 @@ class Survey:
 
 
 def dark_remarks(directory: str, brightest: int, brightest_deep: int | None = None) -> list[str]:
-    """Returns a line that says how dark a set of images is, where its white seems to be another.
+    """Returns a warning if images are so dark that their white is probably not the nominal one.
 
     Args:
-      directory: of the set, for the line.
-      brightest, brightest_deep: as `Survey` has them.
+      directory: where the images lie, for the message.
+      brightest, brightest_deep: as in `Survey`.
     """
     if brightest_deep is not None and brightest_deep < 65535 * image_file.DARK:
         return [
@@ -101,7 +103,7 @@ def dark_remarks(directory: str, brightest: int, brightest_deep: int | None = No
 
 
 class _Facts(NamedTuple):
-    """What counts of one file: its pixels are let go at once. `error` is "" of one that decodes."""
+    """Findings on one file, whose pixels are not kept; `error` is "" if it decodes."""
 
     name: str
     error: str = ""
@@ -111,15 +113,15 @@ class _Facts(NamedTuple):
 
 
 def survey(files: Listing) -> Survey:
-    """Returns the findings over a folder's files, each of which is decoded to its end."""
-    starts = range(0, len(files.files), FILES_A_TASK)
+    """Decodes every file of a folder to its end, and returns the findings."""
+    starts = range(0, len(files.files), FILES_PER_TASK)
 
-    def some(start: int) -> list[_Facts]:
-        return [_facts(files, file.name) for file in files.files[start : start + FILES_A_TASK]]
+    def survey_chunk(start: int) -> list[_Facts]:
+        return [_facts(files, file.name) for file in files.files[start : start + FILES_PER_TASK]]
 
     # Pillow decodes outside Python's lock.
     with concurrent.futures.ThreadPoolExecutor(readahead.available_cpus()) as pool:
-        facts = list(itertools.chain.from_iterable(pool.map(some, starts)))
+        facts = list(itertools.chain.from_iterable(pool.map(survey_chunk, starts)))
     fine = [fact for fact in facts if not fact.error]
     kinds = {kind: tuple(fact.name for fact in fine if kind in fact.kinds) for kind in KINDS}
     return Survey(
@@ -132,29 +134,28 @@ def survey(files: Listing) -> Survey:
 
 
 def load(directory: epath.Path) -> Survey | None:
-    """Returns the findings beside a prepared copy; None of a copy without, or of another
-    version's."""
+    """Returns the findings saved beside a prepared copy; None if there are none of this version."""
     try:
         values = json.loads((directory / FILE).read_text())
-        kept = {
+        fields = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.pop("findings").items()
         }
-        return Survey(**kept) if values == {"decoding": DECODING} else None
+        return Survey(**fields) if values == {"decoding": DECODING} else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def save(found: Survey, directory: epath.Path):
-    """Writes the findings beside a prepared copy; where that fails, the next run looks again."""
-    values = {"decoding": DECODING, "findings": dataclasses.asdict(found)}
+def save(findings: Survey, directory: epath.Path):
+    """Saves the findings beside a prepared copy; if that fails, the next run surveys it again."""
+    values = {"decoding": DECODING, "findings": dataclasses.asdict(findings)}
     with contextlib.suppress(OSError):
         atomic.write(directory / FILE, json.dumps(values, indent=1))
 
 
 @functools.cache
 def say(line: str):
-    """Logs a line once in a process, which opens a data set for each of its splits."""
+    """Logs a warning once per process, although a data set is opened once per split."""
     log.warning("%s", line)
 
 
