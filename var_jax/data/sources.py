@@ -59,8 +59,8 @@ class TfdsSplit:
             tuple(features["label"].names) if "label" in features else ("all",)
         )
         self.fingerprint = fingerprint_of(builder.info)
-        # TFDS decodes with OpenCV where that is installed, and takes palette indices for gray levels;
-        # its SkipDecoding would do, but with it `tfds.testing.mock_data` needs TensorFlow.
+        # TFDS decodes with OpenCV where that is installed, and takes palette indices for grays; its
+        # SkipDecoding would do, but then `tfds.testing.mock_data` needs TensorFlow.
         features["image"].decode_example_np = bytes
         self._source = builder.as_data_source(split)
 
