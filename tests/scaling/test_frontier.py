@@ -25,7 +25,7 @@ def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
     return table.build(rows)
 
 
-def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
+def test_envelope_is_below_every_curve_and_drops_single_curve_edges():
     curves = frontier.curves(grid_table(), "loss")
     edge = frontier.envelope(curves)
     for curve in curves:
@@ -37,7 +37,7 @@ def test_envelope_is_below_every_curve_and_drops_edges_where_one_stands_alone():
     assert np.all(np.diff(np.log(edge.params)) >= 0)
 
 
-def test_a_frontier_of_few_sizes_is_refused_however_many_runs_it_has():
+def test_sample_refuses_a_frontier_of_few_sizes():
     with pytest.raises(
         select_runs.Refused, match="few-sizes: the frontier touches 2 different sizes"
     ):
@@ -45,16 +45,16 @@ def test_a_frontier_of_few_sizes_is_refused_however_many_runs_it_has():
     assert len(np.unique(select_runs.sample(grid_table(), "loss", ("compute",)).group)) >= 4
 
 
-def test_redrawn_envelopes_stand_above_that_of_all_runs_and_miss_what_too_few_reach():
+def test_resampled_losses_are_above_the_envelope_or_infinite():
     curves = frontier.curves(grid_table(sizes=5, budgets=5), "loss")
     edge = frontier.envelope(curves)
-    drawn = frontier.redrawn(curves, edge.compute, 50)
-    assert drawn.shape == (50, len(edge.compute))
-    assert np.all(drawn >= edge.loss * (1 - 1e-12))
-    assert np.any(np.isinf(drawn)) and np.any(drawn > edge.loss * 1.0001)
+    resampled = frontier.resampled_losses(curves, edge.compute, 50)
+    assert resampled.shape == (50, len(edge.compute))
+    assert np.all(resampled >= edge.loss * (1 - 1e-12))
+    assert np.any(np.isinf(resampled)) and np.any(resampled > edge.loss * 1.0001)
 
 
-def test_the_planted_frontier_is_the_law_of_the_joint_optimum():
+def test_planted_frontier_is_the_law_of_the_joint_optimum():
     planted = interval_coverage.FRONTIERS[0]
     truth = planted.truth
     for compute in (1e20, 1e21):
@@ -65,7 +65,7 @@ def test_the_planted_frontier_is_the_law_of_the_joint_optimum():
         assert solver.predict(truth[None], np.log([[compute]]))[0, 0] == pytest.approx(loss)
 
 
-def test_a_runs_own_curve_loses_its_warm_up():
+def test_curves_drop_the_warm_up():
     rows = [
         {"run": run, "params": p, "tokens": t, "compute": p * t, "loss": 10 - np.log(p * t)}
         for run, p in (("a", 1), ("b", 2))
@@ -75,20 +75,20 @@ def test_a_runs_own_curve_loses_its_warm_up():
         assert curve.compute[0] == pytest.approx(0.1 * curve.compute[-1])
 
 
-def test_lone_points_make_no_frontier():
+def test_envelope_of_single_points_is_none():
     runs = table.build(
         [{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)]
     )
     assert frontier.envelope(frontier.curves(runs, "loss")) is None
-    found = select_runs.sample(runs, "loss", ("compute",))
-    assert found.runs == 5 and found.text == "the last row of every run"
+    result = select_runs.sample(runs, "loss", ("compute",))
+    assert result.runs == 5 and result.selection == "the last row of every run"
 
 
-def test_isoflop_minima_follow_the_planted_optimum_and_stay_within_the_sizes():
-    found = frontier.isoflop(frontier.curves(grid_table(sizes=12), "loss"))
+def test_isoflop_minima_follow_the_planted_optimum():
+    result = frontier.isoflop(frontier.curves(grid_table(sizes=12), "loss"))
     alpha, beta = JOINT[2], JOINT[4]
-    assert found["exponent"]["value"] == pytest.approx(beta / (alpha + beta), abs=0.03)
-    for minimum in found["minima"]:
+    assert result["exponent"]["value"] == pytest.approx(beta / (alpha + beta), abs=0.03)
+    for minimum in result["minima"]:
         assert 3e7 < minimum["params"] < 3e9
         best = frontier.optimum(
             np.array([JOINT]), frontier.Cost(np.log(6), 1.0, 0.0), minimum["compute"]
@@ -96,7 +96,7 @@ def test_isoflop_minima_follow_the_planted_optimum_and_stay_within_the_sizes():
         assert minimum["params"] == pytest.approx(best, rel=0.12)
 
 
-def test_isoflop_minimum_outside_the_sampled_sizes_is_refused():
+def test_isoflop_refuses_a_minimum_outside_the_sampled_sizes():
     rows = []
     for c in (1e20, 1e21):  # optimal sizes are far above these
         for n in np.geomspace(1e6, 1e7, 6):
@@ -104,32 +104,32 @@ def test_isoflop_minimum_outside_the_sampled_sizes_is_refused():
             rows.append(
                 {"run": f"{c}{n}", "params": n, "tokens": c / 6 / n, "compute": c, "loss": loss}
             )
-    found = frontier.isoflop(frontier.curves(table.build(rows), "loss"))
-    assert not found["minima"] and found["exponent"] is None
-    assert len(found["refused"]) == 2
+    result = frontier.isoflop(frontier.curves(table.build(rows), "loss"))
+    assert not result["minima"] and result["exponent"] is None
+    assert len(result["refused"]) == 2
     assert all(
-        "minimum" in r["reason"] or "smallest or largest" in r["reason"] for r in found["refused"]
+        "minimum" in r["reason"] or "smallest or largest" in r["reason"] for r in result["refused"]
     )
 
 
 @pytest.mark.parametrize("slope", [1.0, 0.94])
-def test_optimum_is_where_a_search_finds_it(slope):
-    price, compute = frontier.Cost(np.log(7.0), slope, 0.0), 1e21
+def test_optimum_agrees_with_a_numerical_search(slope):
+    cost, compute = frontier.Cost(np.log(7.0), slope, 0.0), 1e21
 
     def loss(log_n):
-        x = [[log_n, np.log(compute) - price.intercept - price.slope * log_n]]
+        x = [[log_n, np.log(compute) - cost.intercept - cost.slope * log_n]]
         return float(solver.predict(np.array([JOINT]), np.array(x))[0, 0])
 
-    found = optimize.minimize_scalar(
+    result = optimize.minimize_scalar(
         loss, bounds=(10, 30), method="bounded", options={"xatol": 1e-9}
     )
-    params, tokens = frontier.optimum(np.array([JOINT]), price, compute)[0]
-    assert np.log(params) == pytest.approx(found.x, abs=1e-4)
-    assert price.per_token(params) * tokens == pytest.approx(compute)
+    params, tokens = frontier.optimum(np.array([JOINT]), cost, compute)[0]
+    assert np.log(params) == pytest.approx(result.x, abs=1e-4)
+    assert cost.per_token(params) * tokens == pytest.approx(compute)
 
 
-def test_cost_line_is_read_off_the_runs():
-    price = frontier.cost(grid_table(flops_per_param=5.0))
-    assert (np.exp(price.intercept), price.slope) == pytest.approx((5.0, 1.0))
-    assert price.scatter == pytest.approx(0, abs=1e-9)
+def test_cost_recovers_flops_per_token():
+    cost = frontier.cost(grid_table(flops_per_param=5.0))
+    assert (np.exp(cost.intercept), cost.slope) == pytest.approx((5.0, 1.0))
+    assert cost.scatter == pytest.approx(0, abs=1e-9)
     assert frontier.cost(table.build([{"run": "a", "params": 1, "loss": 2}])) is None

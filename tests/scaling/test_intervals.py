@@ -17,7 +17,7 @@ def both(planted):
     return p, fit, intervals.likelihood(p, fit.theta)
 
 
-def test_pure_power_law_has_the_textbooks_t_interval():
+def test_profile_of_a_pure_power_law_is_the_t_interval():
     x, y, _ = single(noise=0.01, theta=(0.0, np.log(20), 0.2))
     p = solver.problem(x, y, 10.0)
     fit = laws.fit(p, floor=0.0)
@@ -32,28 +32,30 @@ def test_pure_power_law_has_the_textbooks_t_interval():
     np.testing.assert_array_equal(ends[0], [0, 0])
 
 
-def test_the_profile_ends_where_the_objective_has_risen_by_what_is_allowed():
-    _, _, like = both(single(noise=3e-3, seed=4))
-    for end in intervals.profile(like)[2]:
-        rows = np.tile(like.theta, (40, 1))
+def test_profile_ends_where_the_objective_reaches_its_limit():
+    _, _, likelihood = both(single(noise=3e-3, seed=4))
+    for end in intervals.profile(likelihood)[2]:
+        rows = np.tile(likelihood.theta, (40, 1))
         rows[:, 2] = end
         rows[:, 0] = np.linspace(0.5, 2.2, 40)
-        _, costs = solver.solve(like.problem, rows, np.array([False, False, True]))
-        assert costs.min() - like.cost == pytest.approx(like.allowed, rel=1e-3)
+        _, costs = solver.solve(likelihood.problem, rows, np.array([False, False, True]))
+        assert costs.min() - likelihood.cost == pytest.approx(likelihood.allowed, rel=1e-3)
 
 
-def test_a_floor_that_cannot_be_told_from_0_has_an_interval_from_0():
-    _, _, like = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
-    assert intervals.profile(like)[0, 0] == 0
+def test_profile_of_an_undetermined_floor_starts_at_0():
+    _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
+    assert intervals.profile(likelihood)[0, 0] == 0
 
 
-def test_the_interval_of_a_prediction_at_the_origin_is_that_of_e():
-    _, _, like = both(single(noise=3e-3, seed=5))
-    _, ends, _ = intervals.profile_prediction(like, np.array([1e60]))
-    np.testing.assert_allclose(ends, intervals.profile(like, intervals.EQUAL_TAILS)[0], rtol=1e-4)
+def test_profile_prediction_at_infinite_x_has_the_interval_of_e():
+    _, _, likelihood = both(single(noise=3e-3, seed=5))
+    _, ends, _ = intervals.profile_prediction(likelihood, np.array([1e60]))
+    np.testing.assert_allclose(
+        ends, intervals.profile(likelihood, intervals.EQUAL_TAILS)[0], rtol=1e-4
+    )
 
 
-def test_a_stray_run_hardly_widens_the_interval():
+def test_profile_is_hardly_widened_by_a_stray_run():
     x, y, _ = joint(noise=2e-3, seed=6)
     clean = np.diff(intervals.profile(both((x, y, None))[2])[2])[0]
     y[7] *= 1.15
@@ -61,13 +63,13 @@ def test_a_stray_run_hardly_widens_the_interval():
     assert stray < 1.5 * clean
 
 
-def test_no_degree_of_freedom_no_interval():
+def test_profile_without_degrees_of_freedom_is_nan():
     x, y, theta = single(runs=3, noise=1e-3)
-    like = intervals.likelihood(solver.problem(x, y, laws.DELTA), np.array(theta))
-    assert np.isnan(intervals.profile(like)).all()
+    likelihood = intervals.likelihood(solver.problem(x, y, laws.DELTA), np.array(theta))
+    assert np.isnan(intervals.profile(likelihood)).all()
 
 
-def test_a_thousand_resamples_take_less_than_twenty_seconds():
+def test_bootstrap_of_1000_resamples_takes_under_20_seconds():
     for planted in (single(noise=3e-3), joint(shape=(8, 5), noise=3e-3)):
         p, fit, _ = both(planted)
         begin = time.process_time()
@@ -108,23 +110,26 @@ def fitted_sweeps(name, sweeps):
         yield p, intervals.likelihood(p, laws.fit(p).theta)
 
 
-def confidence(like, index, truth):
+def confidence(likelihood, index, truth):
     """The level at which an interval of equal tails just reaches the truth."""
-    held = np.arange(len(like.theta)) == index
-    rows = np.stack([like.theta, laws.shift(truth, -like.mean)])
+    held = np.arange(len(likelihood.theta)) == index
+    rows = np.stack([likelihood.theta, laws.shift(truth, -likelihood.mean)])
     rows[:, index] = truth[index]
-    _, costs = solver.solve(like.problem, rows, held)
-    root = np.sqrt(2 * max(costs.min() - like.cost, 0) / like.variance)
-    return 1 - 2 * stats.t.sf(root, like.freedom)
+    _, costs = solver.solve(likelihood.problem, rows, held)
+    root = np.sqrt(2 * max(costs.min() - likelihood.cost, 0) / likelihood.variance)
+    return 1 - 2 * stats.t.sf(root, likelihood.freedom)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
+def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
     """A few sweeps of the study in `var_jax.studies.interval_coverage`: too narrow fails as well as
     too wide."""
     truth = np.array(CASES[name].theta)
     levels = np.array(
-        [[confidence(like, i, truth) for i in (0, 2)] for _, like in fitted_sweeps(name, 12)]
+        [
+            [confidence(likelihood, i, truth) for i in (0, 2)]
+            for _, likelihood in fitted_sweeps(name, 12)
+        ]
     )
     within = np.sum(levels <= 0.5, axis=0)
     assert np.all(
@@ -135,11 +140,11 @@ def test_half_of_the_sweeps_hold_the_truth_within_half_the_confidence(name):
 
 @pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
-def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
+def test_profile_coverage_and_width(name):
     truth = laws.natural(np.array(CASES[name].theta))
     found = [
-        (intervals.profile(like), interval_coverage.reference(p, like))
-        for p, like in fitted_sweeps(name, 200)
+        (intervals.profile(likelihood), interval_coverage.reference(p, likelihood))
+        for p, likelihood in fitted_sweeps(name, 200)
     ]
     reported, textbook = (np.array(rows) for rows in zip(*found, strict=True))
     share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
@@ -148,10 +153,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_are_not_wide(name):
     assert np.all((wider > 1) & (wider <= 1.5))
 
 
-def test_e_leaves_more_below_its_interval_than_above():
-    _, _, like = both(single(noise=3e-3, seed=5))
+def test_profile_of_e_has_unequal_tails():
+    _, _, likelihood = both(single(noise=3e-3, seed=5))
     equal, reported = (
-        intervals.profile(like, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS)
+        intervals.profile(likelihood, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS)
     )
     np.testing.assert_array_equal(equal[1:], reported[1:])
     assert np.all(reported[0] > equal[0])
@@ -159,13 +164,15 @@ def test_e_leaves_more_below_its_interval_than_above():
     assert below + above == pytest.approx(1 - intervals.LEVEL)
     for end, tail in zip(reported[0], intervals.E_TAILS, strict=True):
         _, costs = solver.solve(
-            like.problem, np.array([[end, *like.theta[1:]]]), np.array([True, False, False])
+            likelihood.problem,
+            np.array([[end, *likelihood.theta[1:]]]),
+            np.array([True, False, False]),
         )
-        root = np.sqrt(2 * (costs[0] - like.cost) / like.variance)
-        assert stats.t.sf(root, like.freedom) == pytest.approx(tail, rel=1e-2)
+        root = np.sqrt(2 * (costs[0] - likelihood.cost) / likelihood.variance)
+        assert stats.t.sf(root, likelihood.freedom) == pytest.approx(tail, rel=1e-2)
 
 
-def test_wider_noise_wider_interval():
+def test_profile_widens_with_the_noise():
     x, y, _ = single(noise=1e-3, seed=9)
     narrow = both((x, y, None))[2]
     wide = dataclasses.replace(narrow, allowed=4 * narrow.allowed)

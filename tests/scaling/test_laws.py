@@ -8,7 +8,7 @@ from var_jax.scaling import laws, solver
 
 
 @pytest.mark.parametrize("planted", [single(), joint()], ids=["single", "joint"])
-def test_exact_data_give_the_planted_law_back(planted):
+def test_fit_recovers_the_law_of_exact_data(planted):
     x, y, theta = planted
     fit = laws.fit(solver.problem(x, y, laws.DELTA))
     np.testing.assert_allclose(list(fit.values.values()), laws.natural(np.array(theta)), rtol=1e-4)
@@ -16,7 +16,7 @@ def test_exact_data_give_the_planted_law_back(planted):
 
 
 @pytest.mark.parametrize("noise", [1e-4, 3e-3, 2e-2])
-def test_least_squares_and_variable_projection_meet(noise):
+def test_least_squares_and_variable_projection_agree(noise):
     for x, y, _ in (single(noise=noise, seed=1), joint(noise=noise, seed=2)):
         p = solver.problem(x, y, laws.DELTA)
         centered, _ = laws.center(p)
@@ -28,7 +28,7 @@ def test_least_squares_and_variable_projection_meet(noise):
         assert projected == pytest.approx(best, rel=1e-5)
 
 
-def test_the_huber_loss_ignores_a_stray_run():
+def test_fit_ignores_a_stray_run():
     x, y, theta = single(noise=1e-4)
     y[3] *= 1.2
     robust = laws.fit(solver.problem(x, y, laws.DELTA)).values["alpha"]
@@ -36,7 +36,7 @@ def test_the_huber_loss_ignores_a_stray_run():
     assert abs(robust - theta[2]) < 0.005 < 0.02 < abs(squares - theta[2])
 
 
-def test_given_floor_and_pure_power_law():
+def test_fit_with_a_given_floor():
     x, y, theta = single(noise=1e-3)
     given = laws.fit(solver.problem(x, y, laws.DELTA), floor=theta[0])
     assert given.values["E"] == theta[0]
@@ -45,7 +45,7 @@ def test_given_floor_and_pure_power_law():
     assert pure.values == pytest.approx({"E": 0, "A": 50, "alpha": 0.2}, rel=1e-6)
 
 
-def test_a_shift_of_the_inputs_is_no_change_of_the_law():
+def test_shift_leaves_the_law_unchanged():
     x, _, theta = joint()
     by = np.array([3.0, -1.0])
     moved = laws.shift(np.array(theta), by)
@@ -56,7 +56,7 @@ def test_a_shift_of_the_inputs_is_no_change_of_the_law():
     np.testing.assert_allclose(after, before)
 
 
-def test_a_fit_takes_less_than_a_second():
+def test_fit_takes_under_a_second():
     for x, y, _ in (single(noise=3e-3), joint(noise=3e-3)):
         laws.fit(solver.problem(x, y, laws.DELTA))
         begin = time.process_time()

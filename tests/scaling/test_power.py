@@ -18,8 +18,8 @@ PUBLISHED = {
 }
 
 
-def test_the_five_published_exponents():
-    runs = table.read(str(REFINEDWEB), wanted=("n", "flops", "n_star_std"), text=("setting",))
+def test_fit_recovers_five_published_exponents():
+    runs = table.read(str(REFINEDWEB), required=("n", "flops", "n_star_std"), text=("setting",))
     result, _ = report.fit_power(runs, "n", "flops", sigma="n_star_std", group="setting")
     assert len(result["laws"]) == 5
     for setting, (value, low, high) in PUBLISHED.items():
@@ -29,7 +29,7 @@ def test_the_five_published_exponents():
         assert law["ci95"][0] <= value <= law["ci95"][1]
 
 
-def test_without_weights_it_is_the_textbooks_regression():
+def test_fit_without_weights_is_linear_regression():
     random = np.random.default_rng(0)
     x = np.geomspace(1, 1e3, 9)
     y = 3 * x**0.7 * np.exp(0.1 * random.normal(size=9))
@@ -42,7 +42,7 @@ def test_without_weights_it_is_the_textbooks_regression():
     assert law.predict(1.0)[1] == pytest.approx(law.a_ci95)
 
 
-def test_weights_follow_the_stated_noise_and_chi2_tells_its_size():
+def test_fit_weights_by_sigma_and_chi2_gives_its_size():
     random = np.random.default_rng(1)
     x, sigma = np.geomspace(1, 1e6, 400), np.tile([0.01, 0.5], 200)
     y = x**-0.3 * np.exp(sigma * random.normal(size=400))
@@ -52,7 +52,7 @@ def test_weights_follow_the_stated_noise_and_chi2_tells_its_size():
     assert abs(power.fit(x, y).exponent + 0.3) > abs(law.exponent + 0.3)
 
 
-def test_two_points_or_one_x_are_refused():
+def test_fit_refuses_two_points_or_one_x():
     for x in ([1.0, 2.0], [3.0, 3.0, 3.0]):
         with pytest.raises(UserError, match="at least 3 points"):
             power.fit(np.array(x), np.ones(len(x)))

@@ -16,7 +16,7 @@ def joint_inputs():
     )
 
 
-def test_jacobian_is_the_derivative():
+def test_log_jacobian_is_the_numerical_derivative():
     logx = np.log(joint_inputs())
     jacobian = solver.log_jacobian(THETA, logx)
     for i in range(5):
@@ -39,7 +39,7 @@ def test_huber_is_quadratic_then_linear_and_smooth():
 
 
 @pytest.mark.parametrize("delta", [1e-3, 1.0])
-def test_every_row_of_a_batch_is_as_good_as_a_general_minimiser(delta):
+def test_solve_matches_a_general_minimizer_in_every_row(delta):
     random = np.random.default_rng(0)
     x = np.geomspace(2e7, 2e9, 11)[:, None]
     logx = np.log(x) - np.log(x).mean()
@@ -59,7 +59,7 @@ def test_every_row_of_a_batch_is_as_good_as_a_general_minimiser(delta):
         assert value <= found.fun / 1e4 * (1 + 1e-6)
 
 
-def test_held_parameters_stay_and_bounds_hold():
+def test_solve_keeps_held_parameters_and_bounds():
     x = np.geomspace(1e6, 1e9, 8)[:, None]
     falling = np.exp(
         8 - 0.5 * np.log(x[:, 0]) - 0.02 * (np.log(x[:, 0]) - 17) ** 2

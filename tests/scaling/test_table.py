@@ -17,7 +17,7 @@ def write(path, text):
     return str(path)
 
 
-def test_csv_and_jsonl_say_the_same(tmp_path):
+def test_read_csv_equals_jsonl(tmp_path):
     rows = [{"run": "a", "params": 1e6, "loss": 3.5}, {"run": "b", "params": 2e6, "loss": 3.25}]
     text = "run,params,loss\n" + "".join(f"{r['run']},{r['params']},{r['loss']}\n" for r in rows)
     one = table.read(write(tmp_path / "a.csv", text))
@@ -28,7 +28,7 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
     assert one.fitted == ["loss"]
 
 
-def test_a_strangers_file_with_lists_of_one_number():
+def test_read_takes_lists_of_one_number_as_numbers():
     runs = table.read(str(DATA / "gadre_104.csv"), {"run": "name", "loss": "loss0"})
     assert len(runs) == 104
     assert runs.run[0] == "c4_original-d=1024_l=24_h=8-0.25"
@@ -36,8 +36,11 @@ def test_a_strangers_file_with_lists_of_one_number():
     assert runs.fitted == ["loss"]
 
 
-def test_bad_repeated_and_contradicting_rows_are_named_and_left_out(tmp_path):
-    text = "run,params,loss\na,1e6,3\na,1e6,3\nb,2e6,nan\nc,3e6,2.5\nc,3e6,2.7\nd,-4e6,2\ne,5e6,oops\nf,6e6,2.2\n"
+def test_read_names_and_leaves_out_bad_repeated_and_contradicting_rows(tmp_path):
+    text = (
+        "run,params,loss\na,1e6,3\na,1e6,3\nb,2e6,nan\nc,3e6,2.5\nc,3e6,2.7\n"
+        "d,-4e6,2\ne,5e6,oops\nf,6e6,2.2\n"
+    )
     runs = table.read(write(tmp_path / "a.csv", text))
     reasons = dict(runs.dropped)
     assert list(runs.complete("params", "loss").run) == ["a", "f"]
@@ -51,7 +54,7 @@ def test_bad_repeated_and_contradicting_rows_are_named_and_left_out(tmp_path):
     }
 
 
-def test_rows_without_names_are_runs_of_their_own_and_seeds_are_no_duplicates(tmp_path):
+def test_read_takes_rows_without_names_as_separate_runs(tmp_path):
     runs = table.read(write(tmp_path / "a.csv", "params,loss\n1e6,3\n1e6,3.01\n1e6,3\n"))
     assert list(runs["loss"]) == [3, 3.01]
 
@@ -67,7 +70,7 @@ def test_finals_are_the_rows_with_the_most_tokens():
     "name, text, mapping, words",
     [
         ("a.txt", "x", {}, "neither"),
-        ("a.csv", "", {}, "no runs"),
+        ("a.csv", "", {}, "empty file"),
         ("a.csv", "run,loss\n", {}, "no runs"),
         ("a.csv", "loss,loss\n1,2\n", {}, "twice"),
         ("a.csv", "loss,params\n1\n", {}, "line 2"),
@@ -76,14 +79,14 @@ def test_finals_are_the_rows_with_the_most_tokens():
         ("a.csv", "name,loss0\na,1\n", {"loss": "los0"}, "did you mean 'loss0'"),
     ],
 )
-def test_a_malformed_file_is_one_line_that_names_it(tmp_path, name, text, mapping, words):
+def test_read_names_a_malformed_file_in_one_line(tmp_path, name, text, mapping, words):
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=words) as error:
         table.read(path, mapping)
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_or_binary_one_is_named(tmp_path):
+def test_read_names_a_missing_or_binary_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         table.read(str(tmp_path / "none.csv"))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x01")
@@ -91,7 +94,7 @@ def test_a_missing_file_or_binary_one_is_named(tmp_path):
         table.read(str(tmp_path / "b.csv"))
 
 
-def test_a_sweeps_finished_runs(tmp_path):
+def test_read_sweep_takes_finished_runs(tmp_path):
     meta = {
         "params": {"total": 1000, "body": 700},
         "tokens_per_step": 10,
@@ -135,21 +138,21 @@ def finished(directory, lines, schedule=None, steps=4):
         )
 
 
-def test_lines_that_are_no_records_of_a_step_are_skipped_by_name(tmp_path):
+def test_read_sweep_names_lines_without_a_step(tmp_path):
     good = {"step": 4, "split": "val", "loss": 3.0}
     bad = [{"split": "val", "loss": 4.0}, [1, 2], "7", "{cut", '{"step": null}', '{"step": "4"}']
     finished(tmp_path / "a", [*bad, good])
     runs = table.read(str(tmp_path))
     assert list(runs["loss"]) == [3.0]
     assert runs.notes == (
-        "bad-rows: 6 lines of metrics.jsonl are no JSON objects with a step and are left out",
+        "bad-rows: 6 lines of metrics.jsonl are not JSON objects with a step and are left out",
     )
     assert [reason.split(" is no")[0] for _, reason in runs.dropped] == [
         f"metrics.jsonl line {i}" for i in range(1, 7)
     ]
 
 
-def test_a_loss_that_is_recorded_under_two_names_is_fitted_once(tmp_path):
+def test_read_sweep_fits_equal_losses_once(tmp_path):
     finished(
         tmp_path / "a",
         [
@@ -167,7 +170,7 @@ def test_a_loss_that_is_recorded_under_two_names_is_fitted_once(tmp_path):
     assert sorted(table.read(str(tmp_path)).fitted) == ["err_last", "err_mean", "loss", "loss_last"]
 
 
-def test_a_run_that_cools_down_gives_its_end_alone(tmp_path):
+def test_read_sweep_takes_only_the_end_of_a_cooldown(tmp_path):
     lines = [{"step": step, "split": "val", "loss": 9.0 - step} for step in (1, 2, 3, 4)]
     finished(tmp_path / "cooled", lines, "cooldown")
     finished(tmp_path / "cosine", lines, "cosine")
@@ -181,7 +184,7 @@ def test_a_run_that_cools_down_gives_its_end_alone(tmp_path):
     )
 
 
-def test_numbers_that_are_none():
+def test_build_reads_missing_numbers_as_nan():
     assert math.isnan(table.build([{"run": "a", "loss": None}, {"run": "b", "loss": 1}])["loss"][0])
 
 
@@ -251,7 +254,7 @@ def test_finals_are_not_the_row_without_tokens():
     assert list(runs.finals()["loss"]) == [3.0]
 
 
-def test_rows_that_have_step_alone_are_a_curve_and_say_what_is_missing(tmp_path):
+def test_read_orders_rows_by_step_and_notes_missing_columns(tmp_path):
     """Rows of a run at different steps contradict nothing; its end is the last step, and a note
     names what is missing for laws of tokens and compute."""
     text = "run,params,step,loss\n" + "".join(
@@ -293,12 +296,12 @@ def test_read_skips_lines_of_separators_alone(tmp_path):
     assert list(runs.run) == ["a", "b"]
 
 
-def test_numbers_that_are_truth_values_are_none():
+def test_build_reads_booleans_as_nan():
     """`true` in a JSONL file is no loss of 1."""
     assert math.isnan(table.build([{"run": "a", "loss": True}, {"run": "b", "loss": 1}])["loss"][0])
 
 
-def test_a_diverged_runs_loss_under_two_names_is_fitted_once(tmp_path):
+def test_read_sweep_fits_equal_nan_losses_once(tmp_path):
     """The mean of the losses is NaN where they are, and NaN is unequal to itself."""
     finished(tmp_path / "a", [{"step": 4, "split": "val", "loss": 3.0, "loss_mean": 3.0}])
     finished(tmp_path / "b", ['{"step": 4, "split": "val", "loss": NaN, "loss_mean": NaN}'])

@@ -10,7 +10,8 @@ def cluster():
     """A running SLURM that the commands of the test find."""
     if missing := slurm_cluster.missing():
         pytest.skip(
-            f"no SLURM on this machine ({', '.join(missing)} missing): apt-get install slurm-wlm munge"
+            f"no SLURM on this machine ({', '.join(missing)} missing): "
+            "apt-get install slurm-wlm munge"
         )
     # Not below pytest's own directory: the path of a socket may not be long.
     with (

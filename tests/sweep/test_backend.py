@@ -24,7 +24,7 @@ def fake(monkeypatch):
     monkeypatch.setitem(backend.ENGINES, "fake", "fake_engine:Fake")
 
 
-def test_options_become_fields_of_their_kinds(fake):
+def test_make_parses_options_as_field_types(fake):
     assert backend.make("fake", {}) == Fake()
     options = {"partition": "tpu", "hours": "2", "nodes": "4", "spot": "True"}
     assert backend.make("fake", options) == Fake("tpu", 2.0, 4, True)
@@ -42,13 +42,13 @@ def test_options_become_fields_of_their_kinds(fake):
         ("local", {"jobs": "2"}, "backend local has no option 'jobs'"),
     ],
 )
-def test_mistakes_are_named(fake, name, options, words):
+def test_make_names_mistakes(fake, name, options, words):
     with pytest.raises(UserError, match=words) as caught:
         backend.make(name, options)
     assert "\n" not in str(caught.value)
 
 
-def test_a_library_that_is_not_there_is_named(monkeypatch):
+def test_make_names_a_missing_library(monkeypatch):
     monkeypatch.setitem(backend.ENGINES, "slurm", "no_such_scheduler:Slurm")
     with pytest.raises(UserError, match="backend slurm needs the package no_such_scheduler"):
         backend.make("slurm", {})

@@ -11,7 +11,7 @@ from etils import epath
 from var_jax.sweep import claims
 
 
-def test_one_of_many_submitters_gets_the_claim(tmp_path):
+def test_create_gives_the_claim_to_one_of_many_threads(tmp_path):
     run = epath.Path(tmp_path)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         won = [
@@ -22,10 +22,11 @@ def test_one_of_many_submitters_gets_the_claim(tmp_path):
     assert len(won) == 1 and claims.read(run) == won
 
 
-def test_one_of_two_processes_gets_the_claim(tmp_path):
+def test_create_gives_the_claim_to_one_of_two_processes(tmp_path):
     code = (
-        "import sys, time; from etils import epath; from var_jax.sweep import claims; time.sleep(max(0, "
-        "float(sys.argv[2]) - time.time())); print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)"
+        "import sys, time; from etils import epath; from var_jax.sweep import claims; "
+        "time.sleep(max(0, float(sys.argv[2]) - time.time())); "
+        "print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)"
     )
     begin = str(time.time() + 2.5)
     both = [
@@ -40,7 +41,7 @@ def test_one_of_two_processes_gets_the_claim(tmp_path):
     ]
 
 
-def test_later_attempts_keep_the_history(tmp_path):
+def test_read_returns_all_attempts(tmp_path):
     run = epath.Path(tmp_path)
     first = claims.create(run, 1, "local")
     first = claims.replace(run, first, job="host:1:2.0")
@@ -55,7 +56,7 @@ def test_later_attempts_keep_the_history(tmp_path):
     assert claims.create(run, 2, "local") is None
 
 
-def test_a_claim_cut_short_still_stands(tmp_path):
+def test_read_takes_a_truncated_claim_as_one_without_a_job(tmp_path):
     run = epath.Path(tmp_path)
     claims.create(run, 1, "local")
     (tmp_path / "claims" / "0001.json").write_text("")
@@ -64,7 +65,7 @@ def test_a_claim_cut_short_still_stands(tmp_path):
     assert claims.create(run, 1, "local") is None
 
 
-def test_a_process_and_not_a_later_one_of_its_pid():
+def test_process_alive_distinguishes_processes_of_one_pid():
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     host, pid, born = claims.process_id(process.pid)
     assert claims.process_alive(host, pid, born)
@@ -77,7 +78,7 @@ def test_a_process_and_not_a_later_one_of_its_pid():
     assert claims.process_alive(host, pid, born) is False
 
 
-def test_a_bucket_creates_on_condition():
+def test_create_exclusively_in_a_bucket():
     """fsspec's own file system in memory stands for a bucket's: the same call, the same error."""
     pytest.importorskip("fsspec")
     path = "memory://sweep-test/claims/0001.json"

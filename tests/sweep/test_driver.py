@@ -32,8 +32,8 @@ def stub(tmp_path, monkeypatch):
 
 
 def run(sweep: driver.Sweep, **settings) -> tuple[dict[str, str], list[str]]:
-    said: list[str] = []
-    return driver.drive(sweep, interval=0.05, say=said.append, **settings), said
+    reports: list[str] = []
+    return driver.drive(sweep, interval=0.05, report=reports.append, **settings), reports
 
 
 def starts(sweep: driver.Sweep) -> list[int]:

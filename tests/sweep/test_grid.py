@@ -22,13 +22,13 @@ def test_product_zip_and_chain():
     assert len(nested) == 6 and nested[-1] == {"a": 3, "b": "y", "c": 1}
 
 
-def test_members_are_copies():
+def test_product_copies_members():
     family = grid.chain(A)
     family[0]["a"] = 9
     assert A[0] == {"a": 1}
 
 
-def test_what_does_not_fit_together_is_named():
+def test_zip_and_product_name_conflicts():
     with pytest.raises(UserError, match="families of 2, 1 members"):
         grid.zip(A, [{"c": 0}])
     with pytest.raises(UserError, match="sets a to 1 and to 3 in one run"):
@@ -61,13 +61,13 @@ def test_what_does_not_fit_together_is_named():
         (range(2), range(2)),
     ],
 )
-def test_native_turns_every_kind_of_number_into_pythons(given, value):
+def test_native_converts_every_kind_of_number(given, value):
     """The text of a value is what the config reads: numpy would write its type into it."""
     found = grid.native(given)
     assert found == value and type(found) is type(value) and repr(found) == repr(value)
 
 
-def test_families_of_arrays_are_merged_by_their_values():
+def test_product_merges_arrays_by_value():
     """Two members that set a key to equal arrays agree, and to different ones do not: an array has
     no truth value."""
     one, same, other = ([{"keep_steps": np.array(steps)}] for steps in ([1, 2], [1, 2], [1, 3]))

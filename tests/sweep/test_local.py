@@ -11,7 +11,8 @@ from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
 
 WAITS = (
-    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print('on', flush=True); "
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    "print('on', flush=True); "
     "time.sleep(60)"
 )
 
@@ -27,7 +28,7 @@ def wait_for(holds, seconds: float = 20):
         time.sleep(0.02)
 
 
-def test_a_job_lives_until_it_is_stopped(tmp_path):
+def test_alive_until_stopped(tmp_path):
     engine = Local()
     (job,) = engine.submit([command(tmp_path, WAITS)])
     assert engine.alive(job)
@@ -39,7 +40,7 @@ def test_a_job_lives_until_it_is_stopped(tmp_path):
         os.kill(int(job.split(":")[1]), 0)
 
 
-def test_jobs_of_another_host_or_an_earlier_process_are_not_ours():
+def test_alive_ignores_other_hosts_and_earlier_processes():
     host, pid = os.uname().nodename, os.getpid()
     assert Local().alive(f"elsewhere:{pid}:1.0") is None
     assert Local().alive(f"{host}:{pid}:1.0") is False
@@ -51,7 +52,8 @@ def test_jobs_outlive_their_submitter_and_its_ctrl_c(tmp_path):
 import sys, time
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
-print(*Local().submit([RunCommand("r", {str(tmp_path)!r}, (sys.executable, "-c", {WAITS!r}))]), flush=True)
+command = RunCommand("r", {str(tmp_path)!r}, (sys.executable, "-c", {WAITS!r}))
+print(*Local().submit([command]), flush=True)
 time.sleep(60)
 """
     submitter = subprocess.Popen(
@@ -65,7 +67,7 @@ time.sleep(60)
     wait_for(lambda: not Local().alive(job))
 
 
-def test_a_job_has_its_environment_besides_its_submitters(tmp_path, monkeypatch):
+def test_submit_adds_the_commands_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MINE", "kept")
     code = "import os; print(os.environ['MINE'], os.environ['FENCE'], flush=True)"
     (job,) = Local().submit(
@@ -75,7 +77,7 @@ def test_a_job_has_its_environment_besides_its_submitters(tmp_path, monkeypatch)
     assert (tmp_path / "log.txt").read_text() == "kept 7\n"
 
 
-def test_what_cannot_be_started_is_named(tmp_path):
+def test_submit_names_what_cannot_be_started(tmp_path):
     with pytest.raises(
         UserError, match="cannot start run r: No such file or directory: /no/python"
     ):

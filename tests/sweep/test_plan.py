@@ -77,7 +77,7 @@ def refused(*family) -> str:
 
 
 @pytest.mark.parametrize("key", plan.VOLATILE)
-def test_volatile_keys_are_no_part_of_the_id(key):
+def test_run_id_ignores_volatile_keys(key):
     other = {
         "log_every": 7,
         "eval_every": 7,
@@ -123,7 +123,7 @@ def test_volatile_keys_are_no_part_of_the_id(key):
         {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
     ],
 )
-def test_every_other_key_is(changes):
+def test_run_id_changes_with_every_other_key(changes):
     assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
 
 
@@ -131,12 +131,12 @@ def test_a_run_may_be_resumed_with_other_volatile_keys():
     assert set(plan.VOLATILE) <= set(RESUMABLE)
 
 
-def test_the_id_is_a_stable_name():
+def test_run_id_is_stable():
     assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
     assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0
 
 
-def test_a_trunk_comes_with_its_branches_and_before_them():
+def test_expand_puts_a_trunk_before_its_branches():
     trunk, branch = expand(BRANCH)
     assert branch.trunk == trunk.id and trunk.trunk == ""
     assert f"--config.branch_from=sweep/{trunk.id}" in branch.flags
@@ -154,7 +154,7 @@ def test_a_branch_may_leave_between_two_regular_checkpoints():
     )
 
 
-def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
+def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
     """By what the tokenizer is, and not by where it lies or whether a token cache or a model
     directory tells of it."""
     model, params = model_directory.load(epath.Path(model_dir))
@@ -192,11 +192,11 @@ def test_runs_over_another_tokenizer_are_other_runs(tmp_path, model_dir):
 
 
 @pytest.mark.parametrize("key", ["data.tokens_dir", "tokenizer_dir"])
-def test_a_tokenizer_that_is_not_there_is_named(key, tmp_path):
+def test_expand_names_a_missing_tokenizer(key, tmp_path):
     assert str(tmp_path / "none") in refused({key: str(tmp_path / "none")})
 
 
-def test_a_branch_is_the_same_run_wherever_the_sweep_lies():
+def test_run_id_of_a_branch_ignores_the_workdir():
     ids = [
         [run.id for run in expand(BRANCH, workdir=place)]
         for place in ("sweep", "gs://bucket/sweep/")
@@ -206,7 +206,7 @@ def test_a_branch_is_the_same_run_wherever_the_sweep_lies():
     assert {run.id for run in expand(other)}.isdisjoint(ids[0])
 
 
-def test_what_a_run_costs():
+def test_run_compute_and_tokens():
     trunk, branch = expand(BRANCH)
     image = flops.train_flops_per_image(small.TRANSFORMER)
     assert trunk.compute == trunk.own_compute == 100 * 4 * image
@@ -214,7 +214,7 @@ def test_what_a_run_costs():
     assert branch.tokens == 50 * 4 * 17 and branch.params == flops.param_count(small.TRANSFORMER)
 
 
-def test_labels_tell_the_runs_apart():
+def test_labels_distinguish_the_runs():
     labels = [run.label for run in expand({"steps": 50, "seed": 1}, {"steps": 60, "seed": 1})]
     assert labels == ["steps=50", "steps=60"]
     labels = [
@@ -235,7 +235,7 @@ def test_labels_tell_the_runs_apart():
     ]
 
 
-def test_the_command_is_one_that_can_be_given_by_hand():
+def test_command_works_on_the_command_line():
     trunk, _ = expand(BRANCH)
     command = trunk.command("configs/x.py:small", "sweep", 3)
     assert command.argv[1:6] == ("-m", "var_jax", "train", "--config", "configs/x.py:small")
@@ -267,11 +267,11 @@ def test_the_command_is_one_that_can_be_given_by_hand():
         ),
     ],
 )
-def test_a_branch_that_does_not_fit_its_trunk_is_refused(changes, words):
+def test_expand_refuses_a_branch_that_does_not_fit_its_trunk(changes, words):
     assert words in refused({**BRANCH, **changes})
 
 
-def test_a_changing_weight_decay_cannot_be_shared():
+def test_expand_refuses_a_branch_with_changing_weight_decay():
     trunk = {"optimizer.final_weight_decay": 0.1}
     assert "changes its weight decay" in refused(
         {
@@ -284,7 +284,7 @@ def test_a_changing_weight_decay_cannot_be_shared():
     )
 
 
-def test_runs_have_the_sizes_of_their_data(tmp_path, monkeypatch):
+def test_expand_takes_sizes_from_the_data(tmp_path, monkeypatch):
     """A size that is left to the data counts in a run's id and cost as if it were given; data are
     looked at once."""
     for name in ("cat", "dog", "owl"):
@@ -313,7 +313,7 @@ def test_runs_have_the_sizes_of_their_data(tmp_path, monkeypatch):
     assert left[0].config.transformer.num_classes == 3 and left[0].config.tokenizer.in_channels == 3
 
 
-def test_an_empty_family_is_refused():
+def test_expand_refuses_an_empty_family():
     assert "no runs" in refused()
 
 
@@ -326,7 +326,7 @@ def test_an_empty_family_is_refused():
         np.array([np.float64(0.1)]),
     ],
 )
-def test_expand_takes_numpys_numbers_as_pythons(rates):
+def test_expand_converts_numpy_numbers(rates):
     """The same runs under the same ids, with flags that say numbers alone, also in a trunk and in
     tuples."""
     plain_rates = [float(rate) for rate in rates]

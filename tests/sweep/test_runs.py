@@ -37,7 +37,7 @@ def run(tmp_path) -> epath.Path:
     return epath.Path(tmp_path / "run")
 
 
-def test_a_directory_that_is_not_there_is_a_new_run(run):
+def test_observe_takes_a_missing_directory_as_a_new_run(run):
     assert seen(run, None).state == "new" and not run.exists()
 
 
@@ -56,7 +56,7 @@ def test_a_directory_that_is_not_there_is_a_new_run(run):
         ("done", None, "done"),
     ],
 )
-def test_state_where_the_scheduler_knows(run, told, exists, state):
+def test_observe_state_from_the_scheduler(run, told, exists, state):
     claim(run, ago=10)
     if told:
         status(run, told)
@@ -77,7 +77,7 @@ def test_state_where_the_scheduler_knows(run, told, exists, state):
         ("running", 500, 10, "queued"),
     ],
 )
-def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
+def test_observe_state_from_heartbeats_alone(run, told, ago, claimed, state):
     claim(run, ago=claimed)
     if told:
         status(run, told, ago=ago)
@@ -95,9 +95,7 @@ def test_state_where_only_heartbeats_are_known(run, told, ago, claimed, state):
         ("running", 1000, "dead"),
     ],
 )
-def test_a_job_that_may_be_pending_is_live_however_long_its_scheduler_is_silent(
-    run, told, ago, state
-):
+def test_observe_keeps_a_pending_job_live_while_its_scheduler_is_silent(run, told, ago, state):
     claim(run, ago=5000)
     if told:
         status(run, told, ago=ago)
@@ -106,7 +104,7 @@ def test_a_job_that_may_be_pending_is_live_however_long_its_scheduler_is_silent(
 
 
 @pytest.mark.parametrize("told", ["failed", "preempted"])
-def test_the_word_of_the_attempt_before_is_not_that_of_one_that_vanished(run, told):
+def test_observe_ignores_the_report_of_an_earlier_attempt(run, told):
     claim(run, ago=5000)
     claim(run, 2, ago=1000)
     status(run, told, ago=2000)
@@ -115,14 +113,14 @@ def test_the_word_of_the_attempt_before_is_not_that_of_one_that_vanished(run, to
     assert seen(run, False).state == told
 
 
-def test_a_run_without_a_claim_is_somebodys_while_it_speaks(run):
+def test_observe_takes_a_reporting_run_without_a_claim_as_live(run):
     status(run, "running")
     assert seen(run, None).live
     status(run, "running", ago=2000)
     assert seen(run, None).state == "dead"
 
 
-def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_time_to_have_submitted(run):
+def test_observe_waits_for_a_live_or_recently_dead_submitter(run):
     claim(run, job="")
     assert seen(run, False).state == "queued"  # this process
     claim(run, 2, job="", host="elsewhere")
@@ -137,7 +135,7 @@ def test_a_submitter_that_lives_is_at_it_and_one_that_died_is_given_time_to_have
     assert seen(run, False).state == "running"
 
 
-def test_a_submission_that_failed_leaves_the_run_as_it_was(run):
+def test_observe_ignores_a_failed_submission(run):
     claim(run, job="", abandoned=True)
     assert seen(run, True).state == "new" and seen(run, None).state == "new"
     assert runs.give_up_reason(seen(run, None), 0) == ""
@@ -170,11 +168,11 @@ def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
         ([("failed", step) for step in range(1, 5)], "it ended 4 times without being done"),
     ],
 )
-def test_what_is_hopeless(run, ends, reason):
+def test_give_up_reason(run, ends, reason):
     assert runs.give_up_reason(ended(run, *ends), max_restarts=3) == reason
 
 
-def test_a_retry_starts_the_count_afresh(run):
+def test_give_up_reason_counts_anew_after_a_retry(run):
     observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5))
     assert runs.give_up_reason(observed, max_restarts=3) == ""
     observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5), ("failed", 5))
@@ -192,7 +190,7 @@ def test_observe_refusal_is_of_the_latest_attempt(run):
     assert (seen(run, False).state, seen(run, False).refusal) == ("dead", "")
 
 
-def test_last_words(run):
+def test_last_log_line(run):
     assert runs.last_log_line(run) == ""
     run.mkdir()
     (run / "log.txt").write_text("one\nValueError: two\n\n")

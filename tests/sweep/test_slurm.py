@@ -153,7 +153,8 @@ def test_a_controller_that_hangs_is_no_answer_and_no_stack_trace(monkeypatch, tm
 def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
     stub = tmp_path / "squeue"
     stub.write_text(
-        f"#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n{answer}\nexit {code}\n"
+        "#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n"
+        f"{answer}\nexit {code}\n"
     )
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
             sweep,
             interval=args.interval,
             retry=args.retry,
-            say=functools.partial(print, flush=True),
+            report=functools.partial(print, flush=True),
         )
     except KeyboardInterrupt:
         print(

@@ -1,5 +1,5 @@
-"""A law, fitted and cross-examined: intervals, hold-out, Pearson, what E does to the exponent,
-named warnings."""
+"""Fits a law and examines it: intervals, hold-out error, Pearson correlation, the dependence of the
+exponent on E, and named warnings."""
 
 import dataclasses
 
@@ -11,34 +11,39 @@ from var_jax.scaling.select_runs import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
 METHOD = "profile likelihood, F quantile; of E 4 % below and 1 % above"
-STARTS_AGREE = 0.5
-LOOSE = 0.05  # noise of log loss beyond which a law is called loose
-CURVATURE = 2.0  # standard errors of the log-log parabola's curvature
+STARTS_AGREE = 0.5  # fraction of agreeing starts below which there is a warning
+LOOSE = 0.05  # standard deviation of log loss above which a fit is called loose
+CURVATURE = 2.0  # standard errors of downward curvature above which there is a warning
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A fitted law with all that is said about it.
+    """A fitted law with its analysis.
 
     Attributes:
       key: "COLUMN~INPUTS", as in fit.json.
+      sample: the points that it is fitted to.
+      fit: the point estimate.
+      likelihood: the likelihood that the intervals are computed from.
       samples: bootstrap laws in raw units, or None.
-      summary: what fit.json holds.
+      summary: the law's entry in fit.json.
     """
 
     key: str
     sample: Sample
     fit: laws.Fit
-    like: intervals.Likelihood
+    likelihood: intervals.Likelihood
     samples: Float[Array, "r p"] | None
     summary: dict
 
     @property
     def column(self) -> str:
+        """Name of the fitted column."""
         return self.key.split("~")[0]
 
 
 def problem(sample: Sample, delta: float) -> solver.Problem:
+    """Returns the fitting problem of a sample with Huber's constant `delta`."""
     return solver.problem(sample.x, sample.y, delta, sample.weights)
 
 
@@ -50,12 +55,13 @@ def analyze(
     resamples: int = 1000,
     delta: float = laws.DELTA,
 ) -> Law:
-    """Fits a law and everything that lets it be believed or doubted.
+    """Fits a law to a sample and examines how far it can be trusted.
 
     Args:
-      floor: E where it is given; 0 makes a pure power law.
-      resamples: of the bootstrap over runs; 0 leaves it out.
-      delta: Huber's constant of the reported values, in log loss.
+      key: the law's key in fit.json.
+      floor: a fixed value of E, or None to fit it; 0 makes a pure power law.
+      resamples: number of bootstrap resamples of the runs; 0 leaves the bootstrap out.
+      delta: Huber's constant for the reported values, in log loss.
 
     Raises:
       Refused: the given E is not below the smallest loss.
@@ -66,11 +72,11 @@ def analyze(
         )
     p = problem(sample, delta)
     fit = laws.fit(p, floor)
-    like = intervals.likelihood(p, fit.theta, floor)
-    ends = intervals.profile(like)
+    likelihood = intervals.likelihood(p, fit.theta, floor)
+    ends = intervals.profile(likelihood)
     samples = None
     if resamples:
-        samples = resampled(sample, p, fit, floor, resamples)
+        samples = bootstrap_samples(sample, p, fit, floor, resamples)
     names = laws.NAMES[len(sample.inputs)]
     spread = None if samples is None else intervals.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
@@ -86,12 +92,12 @@ def analyze(
         "n_runs": sample.runs,
         "points": len(sample.y),
         **pointwise(sample, fit),
-        "selection": sample.text,
+        "selection": sample.selection,
         "range": {
             name: [float(v.min()), float(v.max())]
             for name, v in zip(sample.inputs, sample.x.T, strict=True)
         },
-        "noise": like.variance**0.5,
+        "noise": likelihood.variance**0.5,
         **holdout(sample, floor, delta),
         "starts_agreeing": fit.starts_agreeing,
         "variable_projection_cost": fit.projected,
@@ -99,19 +105,22 @@ def analyze(
     }
     if len(sample.inputs) == 1 and floor is None:
         summary["alpha_given_E"] = sensitivity(p, fit, ends[0])
-    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, like, ends, floor)]
-    return Law(key, sample, fit, like, samples, summary)
+    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, likelihood, ends, floor)]
+    return Law(key, sample, fit, likelihood, samples, summary)
 
 
-def resampled(
+def bootstrap_samples(
     sample: Sample, p: solver.Problem, fit: laws.Fit, floor: float | None, resamples: int
 ) -> Float[Array, "r p"] | None:
-    """The bootstrap over runs; that of a frontier draws its envelope anew each time."""
+    """Returns bootstrap laws over runs; the envelope of a frontier is computed anew per resample.
+
+    None if no resample leaves enough points to fit a law.
+    """
     if not sample.curves:
         return intervals.bootstrap(
             p, fit.theta, resamples, floor=floor, groups=sample.run.astype(str)
         )
-    losses = frontier.redrawn(list(sample.curves), sample.x[:, 0], resamples)
+    losses = frontier.resampled_losses(list(sample.curves), sample.x[:, 0], resamples)
     reached = np.isfinite(losses)
     enough = reached.sum(axis=1) > p.parameters
     if not enough.any():
@@ -123,7 +132,7 @@ def resampled(
 
 
 def refusal(inputs: tuple[str, ...], reason: str) -> dict:
-    """What fit.json holds of a law that is refused."""
+    """Returns the entry in fit.json of a law that is refused."""
     nothing = {"value": None, "ci95": [None, None]}
     return {
         "form": laws.FORMS[len(inputs)],
@@ -137,7 +146,7 @@ def refusal(inputs: tuple[str, ...], reason: str) -> dict:
 
 
 def pointwise(sample: Sample, fit: laws.Fit) -> dict[str, list]:
-    """Each fitted point: its run, inputs, loss, loss less E, and the law's loss there."""
+    """Returns the run, inputs, loss, loss - E and predicted loss of each fitted point."""
     x = sample.x[:, 0] if len(sample.inputs) == 1 else sample.x
     return {
         "run": sample.run.astype(str).tolist(),
@@ -149,11 +158,10 @@ def pointwise(sample: Sample, fit: laws.Fit) -> dict[str, list]:
 
 
 def pearson(sample: Sample, fit: laws.Fit) -> float | None:
-    """Correlation of the linearised law: log(loss - E) with log x, or with the log of the joint
-    law's own terms.
+    """Returns the correlation of log(loss - E) with log x, or with the log of a joint law's terms.
 
-    Weak evidence: E was chosen to make it large, and points with noise or even curvature still
-      reach -0.99.
+    It is weak evidence for a law: E is fitted, which makes it large, and points with noise or even
+    curvature still reach -0.99. None if it is not defined.
     """
     above = sample.y > fit.theta[0]
     if above.sum() < 3:
@@ -169,10 +177,11 @@ def pearson(sample: Sample, fit: laws.Fit) -> float | None:
 
 
 def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
-    """The largest left out and predicted from the rest, beside the naive guess that nothing
-    improves.
+    """Leaves out the largest runs and predicts them from the rest.
 
-    The largest is every point of the group (size, or frontier curve) with the largest first input.
+    The largest runs are all points of the group (size or frontier curve) that holds the largest
+    first input. The error stands beside that of the naive prediction, the loss of the second
+    largest. Both are None if too few sizes remain.
     """
     nothing = {"holdout_relative_error": None, "holdout": None}
     largest = sample.group[int(np.argmax(sample.x[:, 0]))]
@@ -185,7 +194,7 @@ def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
     predicted = fit.predict(last.x)
     relative = float(np.mean(np.abs(predicted / last.y - 1)))
     second = rest.x[:, 0] == rest.x[:, 0].max()
-    naive = np.array([_nearest(rest.where(second), point) for point in last.x])
+    naive = np.array([_naive_prediction(rest.where(second), point) for point in last.x])
     drop = float(np.mean(naive - last.y))
     detail = {
         "left_out": [float(last.x[:, 0].min()), float(last.x[:, 0].max())],
@@ -199,15 +208,15 @@ def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
     return {"holdout_relative_error": relative, "holdout": detail}
 
 
-def _nearest(second: Sample, point: Float[Array, " j"]) -> float:
-    """The second largest's loss at the budget nearest to a left-out point's."""
+def _naive_prediction(second: Sample, point: Float[Array, " j"]) -> float:
+    """Returns the second largest size's loss at the token budget nearest to that of `point`."""
     if second.x.shape[1] == 1:
         return float(second.y.mean())
     return float(second.y[np.argmin(np.abs(np.log(second.x[:, 1] / point[1])))])
 
 
 def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> list[list[float]]:
-    """[E, alpha] pairs: the exponent that is best for 0, for E's interval, and for E itself."""
+    """Returns [E, alpha] pairs: the best exponent for E = 0, the ends of E's interval, and E."""
     centered, _ = laws.center(p)
     smallest = float(np.exp(p.logy.min()))
     floors = [
@@ -221,71 +230,74 @@ def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> 
 def _warnings(
     sample: Sample,
     fit: laws.Fit,
-    like: intervals.Likelihood,
+    likelihood: intervals.Likelihood,
     ends: Float[Array, "p 2"],
     floor: float | None,
 ) -> list[str]:
-    found = []
+    warnings = []
     smallest = float(sample.y.min())
     if floor is None and fit.theta[0] <= 1e-6 * smallest:
-        found.append(
-            "E-at-bound: the best E is 0, its bound: the data show no floor, and alpha is only a lower limit"
+        warnings.append(
+            "E-at-bound: the best E is 0, its bound: the data show no floor, "
+            "and alpha is only a lower limit"
         )
     elif floor is None and ends[0, 0] <= 1e-6 * smallest:
-        found.append("E-undetermined: E cannot be told from 0")
+        warnings.append("E-undetermined: E cannot be distinguished from 0")
     for i, name in list(enumerate(laws.NAMES[len(sample.inputs)]))[2::2]:
         low, high = solver.ALPHA_RANGE
         if fit.theta[i] <= low * 1.01 or fit.theta[i] >= high * 0.99:
-            found.append(
+            warnings.append(
                 f"{name}-at-bound: the best {name} is {fit.theta[i]:g}, the end of its range"
             )
         elif ends[i, 0] <= low * 1.01 or ends[i, 1] >= high * 0.99:
-            found.append(
+            warnings.append(
                 f"{name}-unbounded: its interval does not close within {low:g} to {high:g}"
             )
     if len(sample.inputs) == 1:
         bend = curvature(sample)
         if bend is not None and bend < -CURVATURE:
-            found.append(
-                f"concave: log loss bends downward in log {sample.inputs[0]} by {-bend:.1f} standard errors; "
-                "no E >= 0 does that, so the law does not hold over this range"
+            warnings.append(
+                f"concave: log loss bends downward in log {sample.inputs[0]} by {-bend:.1f} "
+                "standard errors; no E >= 0 does that, so the law does not hold over this range"
             )
     if fit.starts_agreeing < STARTS_AGREE:
-        found.append(
+        warnings.append(
             f"starts-disagree: {fit.starts_agreeing:.0%} of the starts end in the best optimum"
         )
     if not laws.same_optimum(fit.projected, fit.cost, len(sample.y)) or not fit.starts_agreeing:
-        found.append(
+        warnings.append(
             "solvers-disagree: least squares and variable projection end in different optima"
         )
-    if like.variance**0.5 > LOOSE:
-        found.append(
-            f"loose-fit: runs scatter by {like.variance**0.5:.0%} about the law; are they of one data set?"
+    if likelihood.variance**0.5 > LOOSE:
+        warnings.append(
+            f"loose-fit: runs scatter by {likelihood.variance**0.5:.0%} about the law; "
+            "are they of one data set?"
         )
-    if like.freedom <= 0:
-        found.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
+    if likelihood.freedom <= 0:
+        warnings.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
     values = laws.natural(fit.theta)
-    slack = (1e-6 if like.variance > 1e-12 else 1e-2) * np.abs(
-        values
-    )  # without noise there is no interval to leave
+    # Without noise the interval has no width, and rounding puts the value outside it.
+    slack = (1e-6 if likelihood.variance > 1e-12 else 1e-2) * np.abs(values)
     outside = (values < ends[:, 0] - slack) | (values > ends[:, 1] + slack)
     if outside.any():
         names = ", ".join(np.array(laws.NAMES[len(sample.inputs)])[outside])
-        found.append(
-            f"outliers: the robust fit's {names} lies outside the likelihood's interval; see the residuals"
+        warnings.append(
+            f"outliers: the robust fit's {names} lies outside the likelihood's interval; "
+            "see the residuals"
         )
-    clipped = np.abs(
-        np.log(
-            sample.y / solver.predict(laws.shift(like.theta, like.mean)[None], np.log(sample.x))[0]
-        )
-    )
-    for name in sample.run[clipped > 2 * like.problem.delta]:
-        found.append(f"outlier: run {name} is {clipped[sample.run == name].max():.2%} off the law")
-    return found
+    theta = laws.shift(likelihood.theta, likelihood.mean)
+    residual = np.abs(np.log(sample.y / solver.predict(theta[None], np.log(sample.x))[0]))
+    for name in sample.run[residual > 2 * likelihood.problem.delta]:
+        largest = residual[sample.run == name].max()
+        warnings.append(f"outlier: run {name} is {largest:.2%} off the law")
+    return warnings
 
 
 def curvature(sample: Sample) -> float | None:
-    """The log-log parabola's curvature over its standard error; negative bends downward."""
+    """Returns the curvature of a log-log parabola over its standard error; negative bends down.
+
+    None with fewer than five points.
+    """
     logx, logy = np.log(sample.x[:, 0]), np.log(sample.y)
     if len(logy) < 5:
         return None

@@ -1,5 +1,5 @@
-"""What compute buys: the lower envelope of the runs' curves, IsoFLOP minima, and the optimum of a
-joint law."""
+"""Compute-optimal training: the lower envelope of training curves, IsoFLOP minima, and the optimum
+of a joint law."""
 
 import dataclasses
 
@@ -10,17 +10,19 @@ from var_jax.scaling import power
 from var_jax.scaling.solver import Array
 from var_jax.scaling.table import Table
 
-PER_DECADE = 10  # points of the envelope's grid
+POINTS_PER_DECADE = 10  # points of the envelope's grid
 LEVELS_PER_DECADE = 3  # compute levels of interpolated IsoFLOP curves
-WARM_UP = 0.1  # share of a training curve's compute that is dropped at its start
-CURVE_ROWS = 3  # a run with as many rows is a curve of its own
-SAME = 0.05  # compute levels this close are one
+WARM_UP = 0.1  # fraction of a training curve's compute that is dropped at its start
+CURVE_ROWS = 3  # a run with at least this many rows is a curve of its own
+SAME_LEVEL = 0.05  # compute levels whose logarithms differ by less than this are one
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Loss against compute of one run, or of one size trained for several budgets; ascending in
-    compute."""
+    """Loss against compute of one run, or of one size trained for several budgets.
+
+    Points are in ascending order of compute.
+    """
 
     name: str
     params: float
@@ -29,14 +31,15 @@ class Curve:
     run: Array
 
     def where(self, points) -> "Curve":
+        """Returns the curve through the given points alone."""
         return dataclasses.replace(
             self, compute=self.compute[points], loss=self.loss[points], run=self.run[points]
         )
 
     def at(self, compute: Float[Array, " g"]) -> Float[Array, " g"]:
-        """Loss interpolated on logarithms; infinite where the curve does not reach."""
+        """Returns the loss interpolated in log-log space; infinite beyond the curve's ends."""
         if len(self.compute) == 1:
-            inside = np.abs(np.log(compute / self.compute[0])) < SAME
+            inside = np.abs(np.log(compute / self.compute[0])) < SAME_LEVEL
             return np.where(inside, self.loss[0], np.inf)
         edge = 1e-9
         inside = (compute >= self.compute[0] * (1 - edge)) & (
@@ -51,15 +54,16 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Envelope:
-    """The compute-optimal frontier on a logarithmic grid.
+    """The compute-optimal frontier on a logarithmic grid of compute.
 
     Attributes:
-      compute, loss, params: of the best curve at each grid point.
-      owner: the curve that is best there.
-      run: the run nearest to each grid point.
-      weights: they sum to the number of runs that the frontier touches, since points of one run are
-        one observation.
-      text: how it was drawn.
+      compute: the grid.
+      loss, params: loss and size of the best curve at each grid point.
+      owner: name of the best curve at each grid point.
+      run: the run of that curve that is nearest to the grid point.
+      weights: weights of the grid points; they sum to the number of runs that the frontier touches,
+        because the points of one run are one observation.
+      selection: a description of how the frontier was found.
     """
 
     compute: Float[Array, " g"]
@@ -68,17 +72,20 @@ class Envelope:
     owner: Array
     run: Array
     weights: Float[Array, " g"]
-    text: str
+    selection: str
 
 
 def curves(table: Table, column: str) -> list[Curve]:
-    """The curves of a table: its runs' own where they have several rows, else every size over its
-    token budgets."""
+    """Returns the curves of a table.
+
+    Runs with several rows are curves themselves, without their warm-up. Otherwise the runs of each
+    size, which differ in their token budgets, make a curve.
+    """
     table = table.complete("compute", column)
     params = table.columns.get("params", np.full(len(table), np.nan))
-    rows_of = {run: np.flatnonzero(table.run == run) for run in dict.fromkeys(table.run)}
-    if max((len(rows) for rows in rows_of.values()), default=0) >= CURVE_ROWS:
-        groups = {run: rows for run, rows in rows_of.items() if len(rows) > 1}
+    rows_by_run = {run: np.flatnonzero(table.run == run) for run in dict.fromkeys(table.run)}
+    if max((len(rows) for rows in rows_by_run.values()), default=0) >= CURVE_ROWS:
+        groups = {run: rows for run, rows in rows_by_run.items() if len(rows) > 1}
         warm_up = WARM_UP
     elif np.isfinite(params).any():
         sizes = np.unique(params[np.isfinite(params)])
@@ -86,11 +93,11 @@ def curves(table: Table, column: str) -> list[Curve]:
         warm_up = 0.0
     else:
         return []
-    found = []
+    curves = []
     for name, rows in groups.items():
         rows = rows[np.argsort(table["compute"][rows])]
         rows = rows[table["compute"][rows] >= warm_up * table["compute"][rows[-1]]]
-        found.append(
+        curves.append(
             Curve(
                 name,
                 float(params[rows[-1]]),
@@ -99,40 +106,42 @@ def curves(table: Table, column: str) -> list[Curve]:
                 table.run[rows],
             )
         )
-    return found
+    return curves
 
 
-def envelope(found: list[Curve]) -> Envelope | None:
-    """The frontier, or None where no two curves of two or more points overlap in compute.
+def envelope(curves: list[Curve]) -> Envelope | None:
+    """Returns the frontier, or None if no two curves of two or more points overlap in compute.
 
-    Edges where one curve stands alone are dropped: it is best there for want of others.
+    Stretches with a single curve are dropped, because there it is the best for lack of others.
     """
-    found = [curve for curve in found if len(curve.compute) > 1]
-    if len(found) < 2:
+    curves = [curve for curve in curves if len(curve.compute) > 1]
+    if len(curves) < 2:
         return None
-    low, high = min(c.compute[0] for c in found), max(c.compute[-1] for c in found)
-    grid = np.geomspace(low, high, max(2, int(np.ceil(np.log10(high / low) * PER_DECADE)) + 1))
-    losses = np.stack([curve.at(grid) for curve in found])
+    low, high = min(c.compute[0] for c in curves), max(c.compute[-1] for c in curves)
+    grid = np.geomspace(
+        low, high, max(2, int(np.ceil(np.log10(high / low) * POINTS_PER_DECADE)) + 1)
+    )
+    losses = np.stack([curve.at(grid) for curve in curves])
     shared = np.flatnonzero(np.isfinite(losses).sum(axis=0) >= 2)
     if not len(shared):
         return None
     grid, losses = grid[shared], losses[:, shared]
     best = losses.argmin(axis=0)
     nearest = [
-        found[b].run[np.argmin(np.abs(np.log(found[b].compute / c)))]
+        curves[b].run[np.argmin(np.abs(np.log(curves[b].compute / c)))]
         for b, c in zip(best, grid, strict=True)
     ]
     runs = len(set(nearest))
     share = np.full(len(grid), runs / len(grid))
     text = (
-        f"lower envelope of {len(found)} curves at {len(grid)} points of compute, touched by {runs} runs; "
-        f"edges where one curve stands alone are dropped"
+        f"lower envelope of {len(curves)} curves at {len(grid)} points of compute, touched by "
+        f"{runs} runs; edges where one curve stands alone are dropped"
     )
-    owner = np.array([found[b].name for b in best], dtype=object)
+    owner = np.array([curves[b].name for b in best], dtype=object)
     return Envelope(
         grid,
         losses[best, np.arange(len(grid))],
-        np.array([found[b].params for b in best]),
+        np.array([curves[b].params for b in best]),
         owner,
         np.array(nearest, dtype=object),
         share,
@@ -140,50 +149,52 @@ def envelope(found: list[Curve]) -> Envelope | None:
     )
 
 
-def redrawn(
-    found: list[Curve], compute: Float[Array, " g"], resamples: int, seed: int = 0
+def resampled_losses(
+    curves: list[Curve], compute: Float[Array, " g"], resamples: int, seed: int = 0
 ) -> Float[Array, "r g"]:
-    """The envelope's losses at `compute` for runs drawn with replacement: what it owes to the runs
-    that made it.
+    """Returns the envelope's losses at `compute` for bootstrap resamples of the runs.
 
-    Infinite where fewer than two of a resample's curves reach.
+    They show how much the envelope depends on the particular runs. They are infinite where fewer
+    than two curves of a resample reach.
     """
-    found = [curve for curve in found if len(curve.compute) > 1]
+    curves = [curve for curve in curves if len(curve.compute) > 1]
     runs, owner = np.unique(
-        np.concatenate([curve.run for curve in found]).astype(str), return_inverse=True
+        np.concatenate([curve.run for curve in curves]).astype(str), return_inverse=True
     )
-    owners = np.split(owner, np.cumsum([len(curve.run) for curve in found])[:-1])
-    drawn = (
+    owners = np.split(owner, np.cumsum([len(curve.run) for curve in curves])[:-1])
+    is_drawn = (
         np.random.default_rng(seed).multinomial(
             len(runs), np.full(len(runs), 1 / len(runs)), size=resamples
         )
         > 0
     )
     out = np.full((resamples, len(compute)), np.inf)
-    for row, there in zip(out, drawn, strict=True):
-        losses = np.full((len(found), len(compute)), np.inf)
-        for line, curve, mine in zip(losses, found, owners, strict=True):
-            if (kept := there[mine]).sum() > 1:
-                line[:] = curve.where(kept).at(compute)
+    for row, is_drawn_row in zip(out, is_drawn, strict=True):
+        losses = np.full((len(curves), len(compute)), np.inf)
+        for line, curve, run_indices in zip(losses, curves, owners, strict=True):
+            kept_points = is_drawn_row[run_indices]
+            if kept_points.sum() > 1:
+                line[:] = curve.where(kept_points).at(compute)
         reached = np.isfinite(losses).sum(axis=0) >= 2
         row[reached] = losses.min(axis=0)[reached]
     return out
 
 
-def isoflop(found: list[Curve], at_least: int = 4) -> dict:
-    """Minima of loss over size at fixed compute, and the power law of the optimal size.
+def isoflop(curves: list[Curve], at_least: int = 4) -> dict:
+    """Finds the minima of loss over size at fixed compute, and the power law of the optimal size.
 
-    A parabola in log size through the five sizes around the best one; refused where it has no
-    minimum within the sampled sizes, or fewer than `at_least` sizes reach the level.
+    Each minimum is that of a parabola in log size through the five sizes around the best one. A
+    compute level is refused if the parabola has no minimum within the sampled sizes, or if fewer
+    than `at_least` sizes reach the level.
 
     Returns:
-      "minima": compute, params and loss of each; "refused": compute and reason; "exponent": of
-      params against compute with "ci95", or None with fewer than 3 minima; "levels": (compute,
-      params, loss) behind each minimum.
+      A dict with "minima" (compute, params and loss of each), "refused" (compute and reason),
+      "exponent" (that of params against compute with its "ci95", or None with fewer than three
+      minima) and "levels" ((compute, params, loss) of the points at each level).
     """
     minima, refused, levels = [], [], []
-    for compute in _levels(found):
-        points = sorted((c.params, float(c.at(np.array([compute]))[0])) for c in found)
+    for compute in _compute_levels(curves):
+        points = sorted((c.params, float(c.at(np.array([compute]))[0])) for c in curves)
         points = np.array([point for point in points if np.isfinite(point).all()])
         if len(points) < at_least or len(np.unique(points[:, 0])) < at_least:
             refused.append(
@@ -230,16 +241,16 @@ def isoflop(found: list[Curve], at_least: int = 4) -> dict:
     return {"minima": minima, "refused": refused, "exponent": law, "levels": levels}
 
 
-def _levels(found: list[Curve]) -> list[float]:
-    """Compute at which sizes were trained side by side, else a grid over the curves' range."""
-    if not found:
+def _compute_levels(curves: list[Curve]) -> list[float]:
+    """Returns the compute levels that several sizes were trained to, or a grid over all curves."""
+    if not curves:
         return []
-    ends = np.sort(np.concatenate([c.compute for c in found]))
-    breaks = np.flatnonzero(np.diff(np.log(ends)) > SAME)
+    ends = np.sort(np.concatenate([c.compute for c in curves]))
+    breaks = np.flatnonzero(np.diff(np.log(ends)) > SAME_LEVEL)
     groups = [
         group
         for group in np.split(ends, breaks + 1)
-        if len(group) >= 4 and group[-1] / group[0] < 1 + 2 * SAME
+        if len(group) >= 4 and group[-1] / group[0] < 1 + 2 * SAME_LEVEL
     ]
     if len(groups) >= 2:
         return [float(np.exp(np.log(group).mean())) for group in groups]
@@ -250,10 +261,12 @@ def _levels(found: list[Curve]) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """FLOPs a token of training, exp(intercept) N^slope: what ties compute to size and tokens.
+    """Training FLOPs per token as a power law of size, exp(intercept) N^slope.
+
+    It relates compute to size and tokens.
 
     Attributes:
-      scatter: standard deviation of its logarithm about the line.
+      scatter: standard deviation of the log FLOPs per token about the line.
     """
 
     intercept: float
@@ -261,11 +274,15 @@ class Cost:
     scatter: float
 
     def per_token(self, params: Float[Array, " n"]) -> Float[Array, " n"]:
+        """Returns the training FLOPs per token of models with `params` parameters."""
         return np.exp(self.intercept + self.slope * np.log(params))
 
 
 def cost(table: Table) -> Cost | None:
-    """The cost line of a table's runs; None where a column is missing or there is one size."""
+    """Fits the cost per token to a table's runs.
+
+    None if a column is missing or all sizes are equal.
+    """
     if not {"params", "tokens", "compute"} <= set(table.columns):
         return None
     table = table.complete("params", "tokens", "compute")
@@ -276,25 +293,29 @@ def cost(table: Table) -> Cost | None:
     return Cost(float(intercept), float(slope), float(np.std(y - intercept - slope * x)))
 
 
-def optimum(theta: Float[Array, "r 5"], price: Cost, compute: float) -> Float[Array, "r 2"]:
-    """Size and tokens of least loss for a budget, by each of the joint laws `theta` (raw units)."""
+def optimum(theta: Float[Array, "r 5"], cost: Cost, compute: float) -> Float[Array, "r 2"]:
+    """Returns (params, tokens) of the lowest loss at a compute budget, for each joint law `theta`.
+
+    The laws are in raw units. Rows are NaN where there is no optimum.
+    """
     out = np.empty((len(theta), 2))
     for row, law in zip(out, theta, strict=True):
-        if price.slope <= 0 or not np.isfinite(law).all():
+        if cost.slope <= 0 or not np.isfinite(law).all():
             row[:] = np.nan
             continue
-        # d/dN of A N^-alpha + B D^-beta with D = compute / cost(N): one root, in closed form.
+        # The derivative of A N^-alpha + B D^-beta with D = compute / cost(N) has one root in N,
+        # which is known in closed form.
         _, log_a, alpha, log_b, beta = law
         gap = (
             log_a
             + np.log(alpha)
             - log_b
-            - np.log(beta * price.slope)
-            + beta * (np.log(compute) - price.intercept)
+            - np.log(beta * cost.slope)
+            + beta * (np.log(compute) - cost.intercept)
         )
-        log_n = gap / (alpha + beta * price.slope)
+        log_n = gap / (alpha + beta * cost.slope)
         row[:] = (
             np.exp(np.clip(log_n, -700, 700)),
-            compute / np.exp(price.intercept + price.slope * log_n),
+            compute / np.exp(cost.intercept + cost.slope * log_n),
         )
     return out

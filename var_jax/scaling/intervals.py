@@ -1,12 +1,15 @@
-"""95 % intervals of fitted laws: profile likelihood (what is reported), bootstrap over runs, and
-BCa.
+"""95 % intervals of fitted laws: by profile likelihood (the reported ones), bootstrap and BCa.
 
-Profile likelihood is reported because it holds the truth as often as it says at the least width on
-planted laws (docs/scaling.md); with 8 to 12 runs the bootstrap and BCa are 1.2 to 2 times as wide.
-A parameter is moved away from its best value, the others refitted, and the interval ends where the
-objective has risen by the F quantile for (1, runs
-- parameters) degrees of freedom times the noise variance (Bates and Watts 1988, section 6.1): 2.5 %
-of Student's t on either side. E shares its 5 % unequally, see `E_TAILS`.
+The profile likelihood is reported because on synthetic sweeps of known laws its intervals are the
+shortest that contain the true value as often as they should (docs/scaling.md). With 8 to 12 runs
+those of the bootstrap and BCa are 1.2 to 2 times as wide.
+
+For the profile, a parameter is moved away from its best value and the others are refitted. The
+interval ends where the objective has risen by the noise variance times the F quantile for
+(1, runs - parameters) degrees of freedom, which leaves 2.5 % of Student's t on either side. E
+divides its 5 % unequally, see `E_TAILS`.
+
+Source: Bates and Watts 1988, section 6.1.
 """
 
 import dataclasses
@@ -18,33 +21,34 @@ from scipy import stats
 from var_jax.scaling import laws, solver
 from var_jax.scaling.solver import Array, Problem
 
-# Noise scales beyond which a run counts linearly: 99 % efficient on clean noise, safe with a stray
-# run
+# Residuals beyond this many standard deviations count linearly: 99 % efficient for normal noise,
+# robust against a stray run.
 OUTLIER = 2.5
 LEVEL = 0.95
 EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
-# What lies below and above E's interval. Above, the smallest loss is a wall and a stricter end
-# costs next to no width; below, the likelihood is so flat over a short range that a looser end
-# saves a quarter of it. Fixed: tails picked for each sweep's shortest interval miss the truth more
-# often.
+# Probabilities below and above E's interval. E cannot exceed the smallest loss, so a stricter upper
+# end hardly widens the interval; below, the likelihood is so flat that a looser lower end shortens
+# it by a quarter. The tails are fixed, because tails chosen to make each sweep's interval the
+# shortest miss the true value more often.
 E_TAILS = (0.04, 0.01)
-CONSTRAINT = 1e6  # weight of a pseudo-run that holds a prediction
+CONSTRAINT = 1e6  # weight of the pseudo-run that fixes a prediction along its profile
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """The law and the noise that intervals are drawn around.
+    """The law and noise that intervals are computed from.
 
-    The published Huber constant makes a fit of nearly least absolute errors, which wastes a third
-    of clean data; the interval's objective is quadratic but for outliers.
+    With the published Huber constant a fit nearly minimizes absolute errors, which is inefficient
+    by a third on clean data. The objective here is quadratic except for outliers.
 
     Attributes:
-      problem: with the interval's own Huber constant, log x centred by `mean`.
-      theta: the centred parameters of its best law.
-      cost: the objective there.
-      variance: of the noise of a run's log loss.
-      freedom: runs less free parameters; 0 or less leaves no interval.
-      allowed: by how much the objective may rise within an interval.
+      problem: the problem with the interval's own Huber constant and log x centered by `mean`.
+      mean: mean of log x.
+      theta: the best law's parameters, for centered log x.
+      cost: the objective at `theta`.
+      variance: noise variance of a run's log loss.
+      freedom: degrees of freedom, runs - free parameters; without any there is no interval.
+      allowed: increase of the objective within an interval.
       held: parameters that are given rather than fitted.
     """
 
@@ -59,8 +63,13 @@ class Likelihood:
 
 
 def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None) -> Likelihood:
-    """The robust likelihood of runs around the law `theta` (raw units); weights count runs, or
-    shares of them."""
+    """Returns the robust likelihood of a problem's losses.
+
+    Args:
+      p: the problem in raw units; its weights count runs or fractions of runs.
+      theta: the point fit in raw units, from which the best law of the likelihood is searched.
+      floor: a fixed E, or None.
+    """
     centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
@@ -70,9 +79,8 @@ def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None
     delta = np.maximum(p.delta, OUTLIER * scale)
     centered = dataclasses.replace(centered, delta=delta)
     grid = np.concatenate([start[None], laws.starts(centered, floor)])
-    if (
-        p.parameters > 3
-    ):  # the point fit has searched; a few other starts guard against its local optimum
+    if p.parameters > 3:
+        # The point fit has searched thoroughly; a few other starts guard against a local optimum.
         grid = grid[:: max(1, len(grid) // 8)]
     ends, costs = solver.solve(centered, grid, held)
     best = int(np.argmin(costs))
@@ -86,25 +94,38 @@ def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None
 
 
 def _noise_scale(r: Float[Array, " n"], parameters: int) -> float:
-    """From the median absolute residual, without the `parameters` runs that such a fit passes
-    through exactly."""
+    """Returns the noise's standard deviation from the median absolute residual.
+
+    The `parameters` smallest residuals are left out, because a fit of nearly least absolute errors
+    passes exactly through that many runs.
+    """
     return float(1.4826 * np.median(np.sort(np.abs(r))[min(parameters, len(r) - 1) :]))
 
 
-def profile(like: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[Array, "p 2"]:
-    """95 % intervals of [E, A, alpha, ...] in raw units; NaN without degrees of freedom.
+def profile(likelihood: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[Array, "p 2"]:
+    """Returns the 95 % intervals of [E, A, alpha, ...] by profile likelihood, in raw units.
 
-    Those of amplitudes are drawn for log A, the fitted parameter, and raised to e. An interval that
-    does not close ends at the parameter's bound (`solver.bounds`).
+    The interval of an amplitude is that of log A, the fitted parameter, exponentiated. An interval
+    that does not close ends at the parameter's bound (`solver.bounds`). All are NaN without degrees
+    of freedom.
+
+    Args:
+      e_tails: probabilities below and above the interval of E.
     """
-    count = len(like.theta)
-    if like.freedom <= 0:
+    count = len(likelihood.theta)
+    if likelihood.freedom <= 0:
         return np.full((count, 2), np.nan)
-    ends = _limits(like.problem, like.theta, like, list(range(0, count, 2)), e_tails)
+    ends = _limits(
+        likelihood.problem, likelihood.theta, likelihood, list(range(0, count, 2)), e_tails
+    )
     # Amplitudes are those at x = 1: their profile needs log x as it is.
-    raw = dataclasses.replace(like.problem, logx=like.problem.logx + like.mean)
+    raw = dataclasses.replace(likelihood.problem, logx=likelihood.problem.logx + likelihood.mean)
     amplitudes = _limits(
-        raw, laws.shift(like.theta, like.mean), like, list(range(1, count, 2)), e_tails
+        raw,
+        laws.shift(likelihood.theta, likelihood.mean),
+        likelihood,
+        list(range(1, count, 2)),
+        e_tails,
     )
     out = np.empty((count, 2))
     for index, limits in {**ends, **amplitudes}.items():
@@ -115,36 +136,38 @@ def profile(like: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[A
 def _limits(
     p: Problem,
     theta: Float[Array, " p"],
-    like: Likelihood,
+    likelihood: Likelihood,
     indices: list[int],
     e_tails: tuple[float, float],
 ) -> dict[int, Array]:
-    """Where the profile of each parameter rises by what is allowed, below and above."""
+    """Returns the parameter values, below and above, at which each profile reaches its limit."""
     lower, upper = solver.bounds(p)
     jacobian = solver.log_jacobian(theta[None], p.logx)[0]
-    normal = np.einsum("np,n,nq->pq", jacobian, p.weights, jacobian)[np.ix_(~like.held, ~like.held)]
+    normal = np.einsum("np,n,nq->pq", jacobian, p.weights, jacobian)[
+        np.ix_(~likelihood.held, ~likelihood.held)
+    ]
     wald = np.zeros(len(theta))
     with np.errstate(invalid="ignore"):
-        wald[~like.held] = np.sqrt(
-            np.maximum(np.diag(np.linalg.pinv(normal)), 0) * 2 * like.allowed
+        wald[~likelihood.held] = np.sqrt(
+            np.maximum(np.diag(np.linalg.pinv(normal)), 0) * 2 * likelihood.allowed
         )
-    sides = [(i, sign) for i in indices if not like.held[i] for sign in (-1, 1)]
+    sides = [(i, sign) for i in indices if not likelihood.held[i] for sign in (-1, 1)]
     out = {i: np.array([theta[i], theta[i]]) for i in indices}
     if not sides:
         return out
     index = np.array([i for i, _ in sides])
     sign = np.array([s for _, s in sides])
-    quantiles = stats.t.ppf([1 - tail for tail in (*e_tails, *EQUAL_TAILS)], like.freedom)
+    quantiles = stats.t.ppf([1 - tail for tail in (*e_tails, *EQUAL_TAILS)], likelihood.freedom)
     share = (quantiles[:2] / quantiles[2:]) ** 2
-    allowed = like.allowed * np.where(index == 0, np.where(sign < 0, *share), 1.0)
+    allowed = likelihood.allowed * np.where(index == 0, np.where(sign < 0, *share), 1.0)
     edge = np.where(sign < 0, lower[index], upper[index])
-    held = np.tile(like.held, (len(sides), 1))
+    held = np.tile(likelihood.held, (len(sides), 1))
     held[np.arange(len(sides)), index] = True
 
     def refit(values, rows):
-        begin = rows.copy()
-        begin[np.arange(len(sides)), index] = values
-        return solver.solve(p, begin, held, iterations=100, tolerance=1e-9)
+        initial = rows.copy()
+        initial[np.arange(len(sides)), index] = values
+        return solver.solve(p, initial, held, iterations=100, tolerance=1e-9)
 
     def bounded(values):
         return np.where(sign < 0, np.maximum(values, edge), np.minimum(values, edge))
@@ -152,19 +175,21 @@ def _limits(
     inner, inner_theta = theta[index].copy(), np.tile(theta, (len(sides), 1))
     step = np.clip(wald[index], 1e-6 * np.maximum(np.abs(inner), 1e-3), 2.0)
     outer = bounded(inner + sign * step)
-    for _ in range(60):  # outward until all have risen enough, or stand at their bound
+    # Step outward until each profile exceeds the limit or the parameter is at its bound.
+    for _ in range(60):
         trial, cost = refit(outer, inner_theta)
-        below = cost - like.cost <= allowed
+        below = cost - likelihood.cost <= allowed
         inner = np.where(below, outer, inner)
         inner_theta = np.where(below[:, None], trial, inner_theta)
         if np.all(~below | (outer == edge)):
             break
         step = step * np.where(below, 1.6, 1)
         outer = np.where(below, bounded(outer + sign * step), outer)
+    # Bisect between the last value within the limit and the first beyond it.
     for _ in range(18):
         middle = (inner + outer) / 2
         trial, cost = refit(middle, inner_theta)
-        below = cost - like.cost <= allowed
+        below = cost - likelihood.cost <= allowed
         inner = np.where(below, middle, inner)
         inner_theta = np.where(below[:, None], trial, inner_theta)
         outer = np.where(below, outer, middle)
@@ -174,22 +199,26 @@ def _limits(
 
 
 def profile_prediction(
-    like: Likelihood, x: Float[Array, " j"]
+    likelihood: Likelihood, x: Float[Array, " j"]
 ) -> tuple[float, Float[Array, "2"], Float[Array, "2"]]:
-    """The law's loss at x by the likelihood, its 95 % interval, and that of one new run's loss.
+    """Returns the law's loss at x, its 95 % interval, and the 95 % interval of a new run's loss.
 
-    The prediction is held by a pseudo-run of enormous weight, so E keeps its bound along the
-    profile. A new run adds its own noise, in quadrature.
+    The prediction is fixed by a pseudo-run of very large weight, so that E respects its bound along
+    the profile. The noise of a new run is added in quadrature.
     """
-    where = np.log(x) - like.mean
-    best = float(np.log(solver.predict(like.theta[None], where[None])[0, 0]))
-    if like.freedom <= 0:
+    where = np.log(x) - likelihood.mean
+    best = float(np.log(solver.predict(likelihood.theta[None], where[None])[0, 0]))
+    if likelihood.freedom <= 0:
         return float(np.exp(best)), np.full(2, np.nan), np.full(2, np.nan)
-    p = like.problem
-    jacobian = solver.log_jacobian(like.theta[None], np.vstack([p.logx, where]))[0][:, ~like.held]
+    p = likelihood.problem
+    jacobian = solver.log_jacobian(likelihood.theta[None], np.vstack([p.logx, where]))[0][
+        :, ~likelihood.held
+    ]
     normal = np.einsum("np,n,nq->pq", jacobian[:-1], p.weights, jacobian[:-1])
     wald = float(
-        np.sqrt(max(jacobian[-1] @ np.linalg.pinv(normal) @ jacobian[-1], 0) * 2 * like.allowed)
+        np.sqrt(
+            max(jacobian[-1] @ np.linalg.pinv(normal) @ jacobian[-1], 0) * 2 * likelihood.allowed
+        )
     )
     weights = np.append(p.weights, CONSTRAINT)
     delta = np.append(p.delta, np.inf)
@@ -198,21 +227,21 @@ def profile_prediction(
     def rise(values, rows):
         logy = np.column_stack([np.tile(p.logy, (2, 1)), values])
         q = Problem(np.vstack([p.logx, where]), logy, weights, delta)
-        theta, _ = solver.solve(q, rows, like.held, iterations=100, tolerance=1e-9)
-        # What could not be reached (below E = 0, say) is infinitely unlikely, not merely expensive.
+        theta, _ = solver.solve(q, rows, likelihood.held, iterations=100, tolerance=1e-9)
+        # A prediction that no law reaches, such as one that needs E < 0, has no likelihood at all.
         missed = (
             np.abs(np.log(solver.predict(theta, where[None]))[:, 0] - values)
             > 1e-4 * max(wald, 1e-6) + 1e-6
         )
         fit = Problem(p.logx, p.logy, p.weights, p.delta)
-        return theta, np.where(missed, np.inf, solver.objective(fit, theta) - like.cost)
+        return theta, np.where(missed, np.inf, solver.objective(fit, theta) - likelihood.cost)
 
-    inner, inner_theta = np.full(2, best), np.tile(like.theta, (2, 1))
+    inner, inner_theta = np.full(2, best), np.tile(likelihood.theta, (2, 1))
     step = np.full(2, max(wald, 1e-7))
     outer = inner + sign * step
     for _ in range(40):
         trial, up = rise(outer, inner_theta)
-        below = up <= like.allowed
+        below = up <= likelihood.allowed
         inner, inner_theta = (
             np.where(below, outer, inner),
             np.where(below[:, None], trial, inner_theta),
@@ -224,13 +253,13 @@ def profile_prediction(
     for _ in range(16):
         middle = (inner + outer) / 2
         trial, up = rise(middle, inner_theta)
-        below = up <= like.allowed
+        below = up <= likelihood.allowed
         inner, inner_theta = (
             np.where(below, middle, inner),
             np.where(below[:, None], trial, inner_theta),
         )
         outer = np.where(below, outer, middle)
-    noise = like.variance * float(stats.t.ppf((1 + LEVEL) / 2, like.freedom)) ** 2
+    noise = likelihood.variance * float(stats.t.ppf((1 + LEVEL) / 2, likelihood.freedom)) ** 2
     run = best + sign * np.sqrt((inner - best) ** 2 + noise)
     return float(np.exp(best)), np.exp(inner), np.exp(run)
 
@@ -244,11 +273,14 @@ def bootstrap(
     groups: Float[Array, " n"] | None = None,
     seed: int = 0,
 ) -> Float[Array, "r p"]:
-    """Laws refitted to runs drawn with replacement, [E, log A, alpha, ...] in raw units.
+    """Returns laws refitted to bootstrap resamples of the runs.
 
     Args:
-      groups: the run that each row belongs to; all rows of a run are drawn together. By default a
-        row is a run.
+      theta: the law of all runs, from which the refits start.
+      groups: the run of each row; rows of a run are drawn together. By default every row is a run.
+
+    Returns:
+      [E, log A, alpha, ...] of each resample in raw units.
     """
     _, owner = np.unique(np.arange(len(p.logx)) if groups is None else groups, return_inverse=True)
     runs = owner.max() + 1
@@ -263,11 +295,14 @@ def refits(
     floor: float | None = None,
     logy: Float[Array, "r n"] | None = None,
 ) -> Float[Array, "r p"]:
-    """The best law for each row of weights, from the law `theta` and from one with half its
-    exponents.
+    """Returns the best law for each row of weights.
+
+    Each fit starts from the law `theta` and from one with half its exponents, and the better result
+    is taken.
 
     Args:
-      logy: other log losses for each row.
+      weights: weights of the losses, one row per fit.
+      logy: log losses of each fit, if they differ from the problem's.
     """
     centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
@@ -286,18 +321,17 @@ def refits(
 
 
 def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
-    """Bootstrap interval between the 2.5 % and 97.5 % quantiles, of [E, A, alpha, ...]."""
+    """Returns intervals of [E, A, alpha, ...] between the 2.5 % and 97.5 % bootstrap quantiles."""
     return np.quantile(laws.natural(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
 
 
 def bca(
     p: Problem, theta: Float[Array, " p"], samples: Float[Array, "r p"], floor: float | None = None
 ) -> Float[Array, "p 2"]:
-    """Bias-corrected and accelerated bootstrap interval (Efron 1987), acceleration by leaving out a
-    run at a time.
+    """Returns the bias-corrected and accelerated bootstrap intervals (Efron 1987).
 
-    scipy's `bootstrap(method="BCa")` takes a statistic of one sample at a time; here all refits are
-    one batch.
+    The acceleration is that of the jackknife over runs. scipy's `bootstrap(method="BCa")` evaluates
+    the statistic on one sample at a time; here all refits are one batch.
     """
     count = len(p.logx)
     left_out = refits(p, theta, p.weights * (1 - np.eye(count)), floor)

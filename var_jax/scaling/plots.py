@@ -15,34 +15,38 @@ from var_jax.scaling.power import PowerLaw
 
 UNITS = {"params": "parameters", "tokens": "training tokens", "compute": "training compute (FLOPs)"}
 POINT = {"marker": "o", "ms": 4, "ls": "", "color": "black", "zorder": 3}
-FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:grey"
+FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:gray"
 
 
 def png(figure: Figure) -> bytes:
+    """Returns the figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
 
 
-def all_of(
-    found: Mapping[str, Law], curves: Mapping[str, list[frontier.Curve]], result: Mapping
+def all_figures(
+    laws: Mapping[str, Law], curves: Mapping[str, list[frontier.Curve]], result: Mapping
 ) -> dict[str, Figure]:
-    """The figures of an analysis by file name; those without data are left out."""
+    """Returns the figures of an analysis by file name.
+
+    Figures that would have no data are left out.
+    """
     figures = {}
     for name in ("params", "compute"):
-        chosen = [law for law in found.values() if law.sample.inputs == (name,)]
-        if chosen:
-            figures[f"laws_{name}.png"] = against(chosen, name)
-    joint = [law for law in found.values() if len(law.sample.inputs) == 2]
+        single = [law for law in laws.values() if law.sample.inputs == (name,)]
+        if single:
+            figures[f"laws_{name}.png"] = laws_against_input(single, name)
+    joint = [law for law in laws.values() if len(law.sample.inputs) == 2]
     if joint:
         figures["laws_joint.png"] = joint_laws(joint)
     if result["frontier"]:
-        figures["frontier.png"] = frontiers(curves, result["frontier"], found)
+        figures["frontier.png"] = frontiers(curves, result["frontier"], laws)
     if any(iso["levels"] for iso in result["isoflop"].values()):
         figures["isoflop.png"] = isoflops(result["isoflop"])
-    if found:
-        figures["residuals.png"] = residuals(list(found.values()))
-    sampled = [law for law in found.values() if law.samples is not None]
+    if laws:
+        figures["residuals.png"] = residuals(list(laws.values()))
+    sampled = [law for law in laws.values() if law.samples is not None]
     if sampled:
         figures["bootstrap.png"] = bootstraps(sampled)
     return figures
@@ -54,17 +58,21 @@ def _figure(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _unit(column: str) -> str:
-    return f"{column} (share of tokens)" if column.startswith("err") else f"{column} (nats a token)"
-
-
-def against(chosen: list[Law], name: str) -> Figure:
-    """Loss, and loss less E, against one input: runs, law and bootstrap band, a row a fitted
-    column."""
-    figure, axes = _figure(
-        len(chosen), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band"
+def _loss_label(column: str) -> str:
+    return (
+        f"{column} (share of tokens)" if column.startswith("err") else f"{column} (nats per token)"
     )
-    for (left, right), law in zip(axes, chosen, strict=True):
+
+
+def laws_against_input(laws: list[Law], name: str) -> Figure:
+    """Plots loss, and loss - E, against one input, with one row of panels per law.
+
+    Each panel shows the runs, the fitted law and its bootstrap band.
+    """
+    figure, axes = _figure(
+        len(laws), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band"
+    )
+    for (left, right), law in zip(axes, laws, strict=True):
         x, y = law.sample.x[:, 0], law.sample.y
         e, alpha = law.fit.values["E"], law.fit.values["alpha"]
         grid = np.geomspace(x.min() / 1.3, x.max() * 2, 200)
@@ -87,12 +95,16 @@ def against(chosen: list[Law], name: str) -> Figure:
         left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
         span = max(y.max() - y.min(), 1e-12)
         bottom = max(min(y.min() - 0.5 * span, e - 0.1 * span), y.min() - span)
-        left.set(title=law.key, ylabel=_unit(law.column), ylim=(bottom, y.max() + 0.15 * span))
+        left.set(
+            title=law.key, ylabel=_loss_label(law.column), ylim=(bottom, y.max() + 0.15 * span)
+        )
         right.set(yscale="log", title=f"{law.key}, reducible", ylabel=f"{law.column} - E")
-        # A sweep of ours calls its loss over all scales `loss`; a stranger's may be that of
-        # anything.
-        ours = law.column == "loss" and any(other.column == "loss_last" for other in chosen)
-        column = "loss_mean" if ours else law.column
+        # A sweep of this package names its loss over all scales `loss`. In any other table that
+        # column may hold any loss.
+        is_mean_of_scales = law.column == "loss" and any(
+            other.column == "loss_last" for other in laws
+        )
+        column = "loss_mean" if is_mean_of_scales else law.column
         _published(left if column.startswith("err") else right, law, name, column)
         left.legend(fontsize=8)
         right.legend(fontsize=8)
@@ -100,16 +112,10 @@ def against(chosen: list[Law], name: str) -> Figure:
 
 
 def _published(ax: Axes, law: Law, name: str, column: str):
-    """VAR's own law, where it was measured at these sizes and falls within the axes."""
-    low, high = (
-        edge(own, theirs)
-        for edge, own, theirs in zip(
-            (max, min),
-            (law.sample.x[:, 0].min(), law.sample.x[:, 0].max()),
-            paper_laws.RANGES[name],
-            strict=True,
-        )
-    )
+    """Plots the law that VAR reports over the range that it shares with the runs, if any."""
+    published_low, published_high = paper_laws.RANGES[name]
+    low = max(law.sample.x[:, 0].min(), published_low)
+    high = min(law.sample.x[:, 0].max(), published_high)
     if (column, name) in paper_laws.LAWS and low < high:
         x = np.geomspace(low, high, 50)
         y = paper_laws.evaluate(column, name, x)
@@ -118,10 +124,10 @@ def _published(ax: Axes, law: Law, name: str, column: str):
             ax.plot(x, y, "--", color="tab:red", label="VAR on ImageNet (published)")
 
 
-def joint_laws(chosen: list[Law]) -> Figure:
-    """Loss against tokens, a colour a size, and predicted against measured."""
-    figure, axes = _figure(len(chosen), 2, "E + A N^-alpha + B D^-beta over sizes N and tokens D")
-    for (left, right), law in zip(axes, chosen, strict=True):
+def joint_laws(laws: list[Law]) -> Figure:
+    """Plots loss against tokens with one color per size, and measured against predicted loss."""
+    figure, axes = _figure(len(laws), 2, "E + A N^-alpha + B D^-beta over sizes N and tokens D")
+    for (left, right), law in zip(axes, laws, strict=True):
         sizes, tokens = law.sample.x.T
         distinct = np.unique(sizes)
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(distinct)))
@@ -136,7 +142,9 @@ def joint_laws(chosen: list[Law]) -> Figure:
                 color=color,
                 label=label,
             )
-        left.set(xscale="log", xlabel=UNITS["tokens"], ylabel=_unit(law.column), title=law.key)
+        left.set(
+            xscale="log", xlabel=UNITS["tokens"], ylabel=_loss_label(law.column), title=law.key
+        )
         if len(distinct) <= 10:
             left.legend(
                 title=UNITS["params"],
@@ -158,11 +166,13 @@ def joint_laws(chosen: list[Law]) -> Figure:
 
 
 def frontiers(
-    curves: Mapping[str, list[frontier.Curve]], drawn: Mapping, found: Mapping[str, Law]
+    curves: Mapping[str, list[frontier.Curve]], results: Mapping, laws: Mapping[str, Law]
 ) -> Figure:
-    """The runs' curves, their lower envelope and its law; a panel a fitted column."""
-    figure, axes = _figure(len(drawn), 1, "Compute-optimal frontier: lower envelope of the curves")
-    for ax, (column, edge) in zip(axes[:, 0], drawn.items(), strict=True):
+    """Plots the curves of the runs, their lower envelope and its law, one panel per column."""
+    figure, axes = _figure(
+        len(results), 1, "Compute-optimal frontier: lower envelope of the curves"
+    )
+    for ax, (column, edge) in zip(axes[:, 0], results.items(), strict=True):
         ordered = sorted(curves[column], key=lambda c: c.params)
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
         for curve, color in zip(ordered, colors, strict=True):
@@ -171,7 +181,7 @@ def frontiers(
         ax.plot(
             edge["compute"], edge["loss"], "s", ms=4, mfc="none", color="black", label="frontier"
         )
-        if law := found.get(f"{column}~compute"):
+        if law := laws.get(f"{column}~compute"):
             grid = np.geomspace(min(edge["compute"]), max(edge["compute"]) * 2, 100)
             ax.plot(
                 grid,
@@ -180,15 +190,15 @@ def frontiers(
                 color="tab:red",
                 label="law of the frontier",
             )
-        ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_unit(column))
+        ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_loss_label(column))
         ax.legend(fontsize=7)
     return figure
 
 
-def isoflops(drawn: Mapping) -> Figure:
-    """Loss over size at fixed compute, and the optimal size against compute."""
-    figure, axes = _figure(len(drawn), 2, "IsoFLOP curves and their minima")
-    for (left, right), (column, iso) in zip(axes, drawn.items(), strict=True):
+def isoflops(results: Mapping) -> Figure:
+    """Plots loss against size at fixed compute, and the optimal size against compute."""
+    figure, axes = _figure(len(results), 2, "IsoFLOP curves and their minima")
+    for (left, right), (column, iso) in zip(axes, results.items(), strict=True):
         colors = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
         for (compute, params, losses), color in zip(iso["levels"], colors, strict=False):
             left.plot(params, losses, "-o", ms=3, lw=0.8, color=color, label=f"{compute:.2g} FLOPs")
@@ -196,7 +206,7 @@ def isoflops(drawn: Mapping) -> Figure:
         left.plot(
             [m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum"
         )
-        left.set(xscale="log", xlabel=UNITS["params"], ylabel=_unit(column), title=column)
+        left.set(xscale="log", xlabel=UNITS["params"], ylabel=_loss_label(column), title=column)
         left.legend(fontsize=6, ncols=2)
         right.plot([m["compute"] for m in minima], [m["params"] for m in minima], "k*", ms=9)
         title = f"{len(minima)} minima, {len(iso['refused'])} levels refused"
@@ -214,38 +224,37 @@ def isoflops(drawn: Mapping) -> Figure:
     return figure
 
 
-def residuals(chosen: list[Law]) -> Figure:
-    """Per cent off the law, against its first input."""
-    columns = min(3, len(chosen))
+def residuals(laws: list[Law]) -> Figure:
+    """Plots each law's residuals in percent against its first input."""
+    columns = min(3, len(laws))
     figure, axes = _figure(
-        -(-len(chosen) // columns), columns, "Residuals: measured over the law, less 1"
+        -(-len(laws) // columns), columns, "Residuals: measured over the law, less 1"
     )
-    for ax in axes.flat[len(chosen) :]:
+    for ax in axes.flat[len(laws) :]:
         ax.set_axis_off()
-    for ax, law in zip(axes.flat, chosen, strict=False):
+    for ax, law in zip(axes.flat, laws, strict=False):
         off = 100 * (law.sample.y / law.fit.predict(law.sample.x) - 1)
         ax.plot(law.sample.x[:, 0], off, **POINT)
         ax.axhline(0, color=FLOOR, ls=":")
         ax.set(
             xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key
         )
-        ax.xaxis.set_minor_formatter(
-            NullFormatter()
-        )  # over a decade or two the minor labels run into each other
+        # Over one or two decades the minor labels would overlap.
+        ax.xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
-def bootstraps(chosen: list[Law]) -> Figure:
-    """Bootstrap laws in the plane of E and the exponent, with the reported intervals."""
-    columns = min(3, len(chosen))
+def bootstraps(laws: list[Law]) -> Figure:
+    """Plots bootstrap laws in the plane of E and the exponent, with the reported intervals."""
+    columns = min(3, len(laws))
     figure, axes = _figure(
-        -(-len(chosen) // columns),
+        -(-len(laws) // columns),
         columns,
         "Bootstrap over runs: E and alpha, with the reported value and 95 % intervals",
     )
-    for ax in axes.flat[len(chosen) :]:
+    for ax in axes.flat[len(laws) :]:
         ax.set_axis_off()
-    for ax, law in zip(axes.flat, chosen, strict=False):
+    for ax, law in zip(axes.flat, laws, strict=False):
         assert law.samples is not None
         ax.plot(law.samples[:, 0], law.samples[:, 2], ".", ms=2, alpha=0.4, color=FIT)
         values = [law.summary[name]["value"] for name in ("E", "alpha")]
@@ -276,22 +285,23 @@ def bootstraps(chosen: list[Law]) -> Figure:
     return figure
 
 
-def power_laws(drawn: Mapping[str, tuple], y: str, x: str) -> Figure:
-    """Points and laws on logarithms, a colour a group."""
+def power_laws(results: Mapping[str, tuple], y: str, x: str) -> Figure:
+    """Plots points and power laws on logarithmic axes, one color per group."""
     figure, ((ax,),) = _figure(1, 1, f"{y} = A {x}^exponent")
     figure.set_size_inches(8, 5.5)
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(drawn)))
-    for (key, (at, values, sigma, law)), color in zip(drawn.items(), colors, strict=True):
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(results)))
+    for (key, (at, values, sigma, law)), color in zip(results.items(), colors, strict=True):
         assert isinstance(law, PowerLaw)
         spread = None if sigma is None else [values * -np.expm1(-sigma), values * np.expm1(sigma)]
         ax.errorbar(at, values, yerr=spread, fmt="o", ms=3, lw=0.7, color=color)
         grid = np.geomspace(at.min(), at.max(), 20)
         low, high = law.exponent_ci95
+        group = key.partition("[")[2].rstrip("]") or key
         ax.plot(
             grid,
             np.exp(law.log_a) * grid**law.exponent,
             color=color,
-            label=f"{key.partition('[')[2].rstrip(']') or key}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]",
+            label=f"{group}: {law.exponent:.3f} [{low:.3f}, {high:.3f}]",
         )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
     ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)

@@ -1,4 +1,4 @@
-"""The law of two columns without a floor: y = A x^b, by weighted least squares on logarithms."""
+"""Fits the pure power law y = A x^b to two columns by weighted least squares on logarithms."""
 
 import dataclasses
 
@@ -13,13 +13,13 @@ Array = np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """y = A x^exponent.
+    """The fitted power law y = A x^exponent.
 
     Attributes:
-      log_a, exponent: the best line of log y on log x.
-      covariance: of the two, the noise's scale taken from the scatter.
-      freedom: points less two.
-      chi2: scatter over the stated noise (1 when it is right), or None without one.
+      log_a, exponent: intercept and slope of the line of log y on log x.
+      covariance: covariance of (log_a, exponent), with the noise variance estimated from residuals.
+      freedom: degrees of freedom, the number of points - 2.
+      chi2: reduced chi-square of the given standard deviations (1 when they are right), or None.
       pearson: weighted correlation of the logarithms.
     """
 
@@ -32,11 +32,13 @@ class PowerLaw:
 
     @property
     def exponent_ci95(self) -> tuple[float, float]:
+        """The 95 % interval of the exponent."""
         half = self._t * float(np.sqrt(self.covariance[1, 1]))
         return self.exponent - half, self.exponent + half
 
     @property
     def a_ci95(self) -> tuple[float, float]:
+        """The 95 % interval of the amplitude A."""
         half = self._t * float(np.sqrt(self.covariance[0, 0]))
         return float(np.exp(self.log_a - half)), float(np.exp(self.log_a + half))
 
@@ -45,7 +47,7 @@ class PowerLaw:
         return float(stats.t.ppf(0.975, self.freedom))
 
     def predict(self, x: float) -> tuple[float, tuple[float, float]]:
-        """The law's value at x, and its 95 % interval."""
+        """Returns the law's value at x and its 95 % interval."""
         direction = np.array([1.0, np.log(x)])
         center = self.log_a + self.exponent * np.log(x)
         half = self._t * float(np.sqrt(max(direction @ self.covariance @ direction, 0)))
@@ -55,16 +57,16 @@ class PowerLaw:
 def fit(
     x: Float[Array, " n"], y: Float[Array, " n"], sigma: Float[Array, " n"] | None = None
 ) -> PowerLaw:
-    """The best law.
+    """Fits y = A x^exponent.
 
-    Intervals are Student's t with the scatter's own scale: a stated `sigma` sets the points'
-    relative weights, and chi2 says whether its size is right.
+    Intervals use Student's t with the noise variance estimated from the residuals. `sigma` sets
+    only the relative weights of the points, and chi2 says whether its size is right.
 
     Args:
       sigma: standard deviation of log y.
 
     Raises:
-      UserError: fewer than three points, or all at one x.
+      UserError: there are fewer than three points, or all have the same x.
     """
     if len(x) < 3 or np.ptp(np.log(x)) < 1e-9:
         raise UserError(

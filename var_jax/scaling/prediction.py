@@ -1,4 +1,4 @@
-"""What fitted laws say about a size or a budget that has not been run."""
+"""Predicts the loss of a model size or a compute budget that has not been run."""
 
 from collections.abc import Mapping
 
@@ -9,35 +9,47 @@ from var_jax.scaling import frontier, intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.select_runs import Sample
 
-FAR = 1.0  # decades beyond the runs at which a prediction is called an extrapolation
+# A prediction this many decades beyond the runs gets an extrapolation warning.
+EXTRAPOLATION_DECADES = 1.0
 
 
 def predict(
-    found: Mapping[str, Law], price: frontier.Cost | None, at: Mapping[str, float]
+    laws: Mapping[str, Law], cost: frontier.Cost | None, at: Mapping[str, float]
 ) -> list[dict]:
-    """Predictions of every law that `at` is enough for: params, compute, or params and tokens.
+    """Predicts the loss at `at` by every law whose inputs it gives.
 
-    From a compute budget, joint laws give the optimal size and tokens too.
+    From a compute budget, a joint law also predicts the optimal size and number of tokens.
+
+    Args:
+      laws: fitted laws by key.
+      cost: training FLOPs per token, which joint laws need for a compute budget.
+      at: values of params, of compute, or of params and tokens.
 
     Returns:
-      each with "law", "at", "loss" {"value", "ci95" of the law, "new_run95" of one run},
-      "warnings", and for optima "optimal_params" and "optimal_tokens".
+      One dict per law with "law", "at", "loss" and "warnings". "loss" has the "value", the "ci95"
+      of the law and the "new_run95" of a single new run. Optima have "optimal_params" and
+      "optimal_tokens" too.
 
     Raises:
       UserError: no law takes these inputs.
     """
     out = []
-    for key, law in found.items():
+    for key, law in laws.items():
         inputs = law.sample.inputs
         if set(inputs) == set(at):
             x = np.array([at[name] for name in inputs])
             out.append(
-                {"law": key, "at": dict(at), "loss": _loss(law, x), "warnings": _far(law.sample, x)}
+                {
+                    "law": key,
+                    "at": dict(at),
+                    "loss": _loss_prediction(law, x),
+                    "warnings": _extrapolation_warnings(law.sample, x),
+                }
             )
-        elif set(at) == {"compute"} and len(inputs) == 2 and price is not None:
-            out.append(_optimum(key, law, price, at["compute"]))
+        elif set(at) == {"compute"} and len(inputs) == 2 and cost is not None:
+            out.append(_optimum(key, law, cost, at["compute"]))
     if not out:
-        known = " or ".join(sorted({" and ".join(law.sample.inputs) for law in found.values()}))
+        known = " or ".join(sorted({" and ".join(law.sample.inputs) for law in laws.values()}))
         remedy = (
             f"give {known}" if known else "every law was refused: run without --predict to see why"
         )
@@ -45,8 +57,8 @@ def predict(
     return out
 
 
-def _loss(law: Law, x) -> dict:
-    _, ci, run = intervals.profile_prediction(law.like, x)
+def _loss_prediction(law: Law, x) -> dict:
+    _, ci, run = intervals.profile_prediction(law.likelihood, x)
     return {
         "value": float(law.fit.predict(x[None])[0]),
         "ci95": ci.tolist(),
@@ -54,14 +66,14 @@ def _loss(law: Law, x) -> dict:
     }
 
 
-def _optimum(key: str, law: Law, price: frontier.Cost, compute: float) -> dict:
-    best = frontier.optimum(law.fit.theta[None], price, compute)[0]
+def _optimum(key: str, law: Law, cost: frontier.Cost, compute: float) -> dict:
+    best = frontier.optimum(law.fit.theta[None], cost, compute)[0]
     result: dict = {"law": key, "at": {"compute": compute}}
     for i, name in enumerate(("optimal_params", "optimal_tokens")):
         result[name] = {"value": float(best[i])}
         if law.samples is not None:
             ends = np.nanquantile(
-                frontier.optimum(law.samples, price, compute)[:, i], (0.025, 0.975)
+                frontier.optimum(law.samples, cost, compute)[:, i], (0.025, 0.975)
             )
             result[name]["ci95"] = ends.tolist()
     if not np.isfinite(best).all():
@@ -70,19 +82,19 @@ def _optimum(key: str, law: Law, price: frontier.Cost, compute: float) -> dict:
             "loss": None,
             "warnings": ["no-optimum: FLOPs a token do not rise with params"],
         }
-    notes = _far(law.sample, best)
-    if price.scatter > 0.05:
+    notes = _extrapolation_warnings(law.sample, best)
+    if cost.scatter > 0.05:
         notes.append(
-            f"uneven-cost: FLOPs a token scatter by {price.scatter:.0%} about a power law of params"
+            f"uneven-cost: FLOPs a token scatter by {cost.scatter:.0%} about a power law of params"
         )
-    return {**result, "loss": _loss(law, best), "warnings": notes}
+    return {**result, "loss": _loss_prediction(law, best), "warnings": notes}
 
 
-def _far(sample: Sample, x) -> list[str]:
+def _extrapolation_warnings(sample: Sample, x) -> list[str]:
     notes = []
     for name, values, value in zip(sample.inputs, sample.x.T, x, strict=True):
         beyond = max(np.log10(value / values.max()), np.log10(values.min() / value))
-        if beyond > FAR:
+        if beyond > EXTRAPOLATION_DECADES:
             notes.append(
                 f"extrapolation: {name} {value:.3g} lies {beyond:.1f} decades beyond the runs"
             )

@@ -1,4 +1,4 @@
-"""fit.json, report.md and the plots of a table of runs."""
+"""Fits all laws of a table of runs, and writes fit.json, report.md and the plots."""
 
 import contextlib
 import json
@@ -25,39 +25,42 @@ def fit_table(
     delta: float = laws.DELTA,
     predict: Sequence[Mapping[str, float]] = (),
 ) -> tuple[dict, dict]:
-    """Every law that the table's columns allow.
+    """Fits every law that the table's columns allow.
 
     Args:
-      floors: E by fitted column, or of all under the key "".
-      predict: inputs to predict at.
+      resamples: number of bootstrap resamples of the runs; 0 leaves the bootstrap out.
+      floors: fixed values of E by fitted column; the key "" stands for all other columns.
+      delta: Huber's constant, in log loss.
+      predict: inputs at which the loss is predicted.
 
     Returns:
-      what fit.json holds, and the plots by file name.
+      The content of fit.json, and the plots by file name.
 
     Raises:
-      UserError: no column is to be fitted, or none against anything.
+      UserError: the table has no column to fit, or no input to fit against.
     """
     kinds = [inputs for inputs in KINDS if set(inputs) <= set(table.columns)]
     if not table.fitted:
         raise UserError("no column starts with loss or err; name one with --map loss=COLUMN")
     if not kinds:
         step = (
-            "; step alone says neither how large a run is nor what a step costs"
+            "; step alone says neither how large a run is nor what each step costs"
             if "step" in table.columns
             else ""
         )
         raise UserError(
-            "there is neither a params nor a compute column; name one with --map params=COLUMN, or give "
-            f"the directory of a sweep{step}"
+            "there is neither a params nor a compute column; name one with --map params=COLUMN, "
+            f"or give the directory of a sweep{step}"
         )
     _require_rows(table, [(*inputs, column) for inputs in kinds for column in table.fitted])
     floors = dict(floors or {})
     for column in floors:
         if column and column not in table.fitted:
             raise UserError(
-                f"--irreducible names {column!r}, which is not fitted; known: {', '.join(table.fitted)}"
+                f"--irreducible names {column!r}, which is not fitted; "
+                f"known: {', '.join(table.fitted)}"
             )
-    found, summaries = {}, {}
+    fitted_laws, summaries = {}, {}
     for column in table.fitted:
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
@@ -72,8 +75,8 @@ def fit_table(
             except select_runs.Refused as reason:
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
-            found[key], summaries[key] = law, law.summary
-    price = frontier.cost(table)
+            fitted_laws[key], summaries[key] = law, law.summary
+    cost = frontier.cost(table)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     drawn = {}
     if "compute" in table.columns:
@@ -86,22 +89,22 @@ def fit_table(
                     "loss": edge.loss,
                     "params": edge.params,
                     "curve": list(edge.owner),
-                    "selection": edge.text,
+                    "selection": edge.selection,
                 }
             if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(
                 len(c.compute) > 1 for c in curves
             ):
                 result["isoflop"][column] = frontier.isoflop(curves)
-    if price is not None:
+    if cost is not None:
         result["flops_per_token"] = {
-            "A": math.exp(price.intercept),
-            "exponent": price.slope,
-            "scatter": price.scatter,
+            "A": math.exp(cost.intercept),
+            "exponent": cost.slope,
+            "scatter": cost.scatter,
         }
-    result["predictions"] = [p for at in predict for p in prediction.predict(found, price, at)]
+    result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
-    pictures = plots.all_of(found, drawn, result)
+    pictures = plots.all_figures(fitted_laws, drawn, result)
     for levels in result["isoflop"].values():
         del levels["levels"]
     return result, pictures
@@ -116,18 +119,24 @@ def fit_power(
     group: str | None = None,
     predict: Sequence[Mapping[str, float]] = (),
 ) -> tuple[dict, dict]:
-    """The law y = A x^exponent of two columns, over all rows or a group at a time; returns as
-    `fit_table`.
+    """Fits the law y = A x^exponent to two columns, over all rows or one group at a time.
 
     Args:
       sigma: column with the standard deviation of log y.
-      group: column whose values split the rows.
+      group: column whose values divide the rows into groups.
+      predict: values of x at which y is predicted.
+
+    Returns:
+      The content of fit.json, and the plots by file name.
+
+    Raises:
+      UserError: a column is missing or has no positive numbers.
     """
     columns = [name for name in (y, x, sigma) if name]
     for name in columns + ([group] if group else []):
-        table[name]  # raises for a name that is not there
+        table[name]  # raises UserError for a missing column
     _require_rows(table, [tuple(columns)])
-    whole = table.complete(*columns)
+    complete_rows = table.complete(*columns)
     result: dict[str, Any] = {
         "laws": {},
         "predictions": [],
@@ -135,11 +144,11 @@ def fit_power(
         "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped],
     }
     drawn = {}
-    parts = {f"{y}~{x}": whole}
+    parts = {f"{y}~{x}": complete_rows}
     if group:
         parts = {
-            f"{y}~{x}[{value}]": whole.where(whole[group] == value)
-            for value in dict.fromkeys(whole[group])
+            f"{y}~{x}[{value}]": complete_rows.where(complete_rows[group] == value)
+            for value in dict.fromkeys(complete_rows[group])
         }
     for key, part in parts.items():
         notes = []
@@ -158,7 +167,8 @@ def fit_power(
             notes.append(f"few-sizes: {len(part)} points; {select_runs.MIN_SIZES} are wanted")
         if decades < select_runs.MIN_DECADES:
             notes.append(
-                f"short-range: {x} spans {decades:.2f} decades; an exponent wants {select_runs.MIN_DECADES}"
+                f"short-range: {x} spans {decades:.2f} decades; "
+                f"an exponent wants {select_runs.MIN_DECADES}"
             )
         if law.chi2 is not None and not 1 / 3 < law.chi2 < 3:
             notes.append(
@@ -187,22 +197,23 @@ def fit_power(
 
 
 def _require_rows(table: Table, laws: Sequence[tuple[str, ...]]):
-    """Raises UserError where no row has a positive number in every column of any law, with the
-    first reasons."""
+    """Raises UserError, with the first reasons, if no row has positive numbers in all columns of
+    some law."""
     if any(len(table.complete(*columns)) for columns in laws):
         return
     reasons = [f"{row}: {reason}" for row, reason in table.dropped]
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    wanted = " or ".join(dict.fromkeys(", ".join(columns) for columns in laws))
+    required = " or ".join(dict.fromkeys(", ".join(columns) for columns in laws))
     raise UserError(
-        f"no row can be fitted: a law needs rows with positive numbers as {wanted}"
+        f"no row can be fitted: a law needs rows with positive numbers as {required}"
         + (f" ({'; '.join(reasons[:3])}{more})" if reasons else "")
     )
 
 
 def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
-    """Writes fit.json, report.md and the PNGs; fit.json comes last, so that its presence says all
-    is there.
+    """Writes report.md, the PNGs and fit.json.
+
+    fit.json is written last, so that its presence means that everything is written.
 
     Raises:
       UserError: the directory cannot be written.
@@ -232,7 +243,7 @@ def plain(value: Any) -> Any:
 
 
 def markdown(result: dict, pictures: list[str], source: str) -> str:
-    """report.md of what fit.json holds."""
+    """Returns the text of report.md for the content of fit.json."""
     lines = [
         f"# Power-law fits of {epath.Path(source).name}",
         "",
@@ -242,21 +253,22 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         "|---|---|---|---|---|",
     ]
     for key, law in result["laws"].items():
-        shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
-        error = held_text(law) if law.get("holdout") else "-"
+        values = ", ".join(f"{name} {_with_interval(law[name])}" for name in _parameter_names(law))
+        error = holdout_text(law) if law.get("holdout") else "-"
+        pearson = _format_number(law.get("pearson"))
         name = key.replace("|", chr(92) + "|")
-        lines.append(
-            f"| {name} | {shown} | {law['n_runs']} | {error} | {_short(law.get('pearson'))} |"
-        )
+        lines.append(f"| {name} | {values} | {law['n_runs']} | {error} | {pearson} |")
     lines += [
         "",
-        "Pearson is that of the linearised law and weak evidence: E is chosen to make it large.",
+        "Pearson is that of the linearized law and weak evidence: E is chosen to make it large.",
         "",
     ]
     for key, law in result["laws"].items():
         notes = [f"- {note}" for note in law["warnings"]]
         if law.get("alpha_given_E"):
-            pairs = ", ".join(f"{_short(a)} at E = {_short(e)}" for e, a in law["alpha_given_E"])
+            pairs = ", ".join(
+                f"{_format_number(a)} at E = {_format_number(e)}" for e, a in law["alpha_given_E"]
+            )
             notes.append(f"- the exponent depends on E: {pairs}")
         if law.get("selection"):
             notes.append(f"- points: {law['selection']}")
@@ -271,7 +283,7 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         lines += [f"- {r['compute']:.3g} FLOPs: refused, {r['reason']}" for r in iso["refused"]]
         if iso["exponent"]:
             lines.append(
-                f"- optimal parameters rise as compute to the {_with_ends(iso['exponent'])}"
+                f"- optimal parameters rise as compute to the {_with_interval(iso['exponent'])}"
             )
         lines.append("")
     if result["predictions"]:
@@ -292,7 +304,7 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
 
 
 def prediction_lines(predictions: Sequence[dict]) -> list[str]:
-    """One line a prediction, for a terminal or report.md."""
+    """Returns one line per prediction, for a terminal or report.md."""
     lines = []
     for p in predictions:
         at = ", ".join(f"{name} {value:.4g}" for name, value in p["at"].items())
@@ -301,11 +313,11 @@ def prediction_lines(predictions: Sequence[dict]) -> list[str]:
             if isinstance(value, Mapping) and "value" in value:
                 run = value.get("new_run95")
                 new = (
-                    f", a new run {_short(run[0])} to {_short(run[1])}"
+                    f", a new run {_format_number(run[0])} to {_format_number(run[1])}"
                     if run and run[0] is not None
                     else ""
                 )
-                parts.append(f"{name.replace('_', ' ')} {_with_ends(value)}{new}")
+                parts.append(f"{name.replace('_', ' ')} {_with_interval(value)}{new}")
         lines.append(
             f"{p['law']} at {at}: {'; '.join(parts)}"
             + "".join(f" ({note})" for note in p["warnings"])
@@ -314,19 +326,18 @@ def prediction_lines(predictions: Sequence[dict]) -> list[str]:
 
 
 def terminal_lines(result: dict) -> list[str]:
-    """The laws, warnings and predictions in brief."""
+    """Returns the laws, warnings and predictions as brief lines for a terminal."""
     result = plain(result)
     lines = []
     for key, law in result["laws"].items():
-        shown = ", ".join(f"{name} {_with_ends(law[name])}" for name in _shown(law))
-        lines.append(
-            f"{key}: {'refused' if law['warnings'] and law['warnings'][0].startswith('refused') else shown}"
-        )
+        refused = law["warnings"] and law["warnings"][0].startswith("refused")
+        values = ", ".join(f"{name} {_with_interval(law[name])}" for name in _parameter_names(law))
+        lines.append(f"{key}: {'refused' if refused else values}")
         lines += [f"  {note}" for note in law["warnings"]]
     return [*lines, *result["warnings"], *prediction_lines(result["predictions"])]
 
 
-def _shown(law: Mapping) -> list[str]:
+def _parameter_names(law: Mapping) -> list[str]:
     return [
         name
         for name in ("E", "A", "alpha", "B", "beta", "exponent")
@@ -334,21 +345,23 @@ def _shown(law: Mapping) -> list[str]:
     ]
 
 
-def held_text(law: Mapping) -> str:
-    """The hold-out's error beside the naive guess's, means over the points left out."""
-    held = law["holdout"]
-    text = f"{law['holdout_relative_error']:.2%} ({held['naive_relative_error']:.2%})"
+def holdout_text(law: Mapping) -> str:
+    """Returns the mean errors of the law and of the naive prediction on the left-out points."""
+    holdout = law["holdout"]
+    text = f"{law['holdout_relative_error']:.2%} ({holdout['naive_relative_error']:.2%})"
     with contextlib.suppress(TypeError):
-        text += f", {held['error_over_drop']:.2f} of the drop"
+        text += f", {holdout['error_over_drop']:.2f} of the drop"
     return text
 
 
-def _short(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _with_ends(entry: Mapping) -> str:
+def _with_interval(entry: Mapping) -> str:
     ends = entry.get("ci95")
-    return _short(entry["value"]) + (
-        f" [{_short(ends[0])}, {_short(ends[1])}]" if ends and ends[0] is not None else ""
+    return _format_number(entry["value"]) + (
+        f" [{_format_number(ends[0])}, {_format_number(ends[1])}]"
+        if ends and ends[0] is not None
+        else ""
     )

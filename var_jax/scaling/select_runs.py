@@ -1,4 +1,4 @@
-"""Which runs a law is fitted to, and when it is refused."""
+"""Selects the runs that a law is fitted to, and refuses laws that they cannot support."""
 
 import dataclasses
 
@@ -11,25 +11,25 @@ from var_jax.scaling.table import Table
 
 MIN_SIZES = 4
 MIN_DECADES = 1.5
-MIN_BUDGETS = 3  # of tokens, in the joint law
+MIN_BUDGETS = 3  # different numbers of tokens in a joint law
 
 
 class Refused(Exception):
-    """There is no law to be had of these runs; the message is "name: text"."""
+    """The runs do not support a law; the message has the form "name: text"."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Points of a law.
+    """The points that a law is fitted to.
 
     Attributes:
-      inputs: columns of x.
+      inputs: names of the columns of x.
       run: the run of each point.
-      group: what is left out together in a hold-out: the size, or the curve.
-      weights: they sum to the number of independent runs.
-      notes: warnings already known, as "name: text".
-      text: how the points were chosen.
-      curves: what the points are the lower envelope of, if they are.
+      group: the size or curve of each point; a hold-out leaves out a group as a whole.
+      weights: weights of the points; they sum to the number of independent runs.
+      notes: warnings about the selection, as "name: text".
+      selection: a description of how the points were chosen.
+      curves: the curves whose lower envelope the points are; empty when they are single runs.
     """
 
     inputs: tuple[str, ...]
@@ -39,100 +39,108 @@ class Sample:
     group: Array
     weights: Float[Array, " n"]
     notes: tuple[str, ...]
-    text: str
+    selection: str
     curves: tuple[frontier.Curve, ...] = ()
 
     @property
     def runs(self) -> int:
+        """Number of different runs."""
         return len(np.unique(self.run.astype(str)))
 
     def where(self, rows) -> "Sample":
+        """Returns the sample of the given rows alone."""
         parts = {name: getattr(self, name)[rows] for name in ("x", "y", "run", "group", "weights")}
         return dataclasses.replace(self, **parts)
 
 
 def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
-    """The points of the law of `column` against `inputs`: ("params",), ("compute",) or ("params",
-    "tokens").
+    """Returns the points for the law of `column` against `inputs`.
 
-    Against params: the last row of each run, at every size those with the most tokens. Against
-    compute: the compute-optimal frontier where sizes or training curves overlap in compute, else
-    every run's last row. Jointly: every run's last row.
+    A law of params uses the last row of each run, and at every size the runs with the most tokens.
+    A law of compute uses the compute-optimal frontier where sizes or training curves overlap in
+    compute, otherwise the last row of every run. A joint law uses the last row of every run.
+
+    Args:
+      inputs: ("params",), ("compute",) or ("params", "tokens").
 
     Raises:
-      Refused: too few runs or sizes, or losses that do not fall.
+      Refused: there are too few runs or sizes, or the losses do not fall.
     """
-    whole = table.complete(*inputs, column)
-    chosen, notes = whole.finals(), []
+    complete_rows = table.complete(*inputs, column)
+    final_rows, notes = complete_rows.finals(), []
     text = "the last row of every run"
-    edge, curves = None, []
-    if inputs == ("params",) and "tokens" in chosen.columns and np.isfinite(chosen["tokens"]).any():
-        chosen, text = _longest(chosen, notes)
+    envelope, curves = None, []
+    has_tokens = "tokens" in final_rows.columns and np.isfinite(final_rows["tokens"]).any()
+    if inputs == ("params",) and has_tokens:
+        final_rows, text = _most_trained(final_rows, notes)
     if inputs == ("compute",):
-        curves = frontier.curves(whole, column)
-        edge = frontier.envelope(curves)
-    if edge is not None:
-        found = Sample(
+        curves = frontier.curves(complete_rows, column)
+        envelope = frontier.envelope(curves)
+    if envelope is not None:
+        points = Sample(
             inputs,
-            edge.compute[:, None],
-            edge.loss,
-            edge.run,
-            edge.owner,
-            edge.weights,
+            envelope.compute[:, None],
+            envelope.loss,
+            envelope.run,
+            envelope.owner,
+            envelope.weights,
             (),
-            edge.text,
+            envelope.selection,
             tuple(curves),
         )
-        # Without sizes, a curve is the nearest thing to one. The envelope of a few sizes follows
-        # their own curves.
-        touched = len(
-            np.unique(edge.params if np.isfinite(edge.params).all() else edge.owner.astype(str))
-        )
-        if touched < MIN_SIZES:
+        # An envelope of few sizes follows their own training curves, not a law over sizes. Where
+        # the sizes are unknown, each curve counts as one size.
+        sizes_known = np.isfinite(envelope.params).all()
+        sizes = np.unique(envelope.params if sizes_known else envelope.owner.astype(str))
+        if len(sizes) < MIN_SIZES:
             raise Refused(
-                f"few-sizes: the frontier touches {touched} different sizes; {MIN_SIZES} are needed"
+                f"few-sizes: the frontier touches {len(sizes)} different sizes; "
+                f"{MIN_SIZES} are needed"
             )
     else:
-        x = np.stack([chosen[name] for name in inputs], axis=1)
-        found = Sample(inputs, x, chosen[column], chosen.run, x[:, 0], np.ones(len(x)), (), text)
-    return dataclasses.replace(_checked(found), notes=(*notes, *_range_notes(found)))
+        x = np.stack([final_rows[name] for name in inputs], axis=1)
+        points = Sample(
+            inputs, x, final_rows[column], final_rows.run, x[:, 0], np.ones(len(x)), (), text
+        )
+    return dataclasses.replace(_checked(points), notes=(*notes, *_range_notes(points)))
 
 
-def _longest(chosen: Table, notes: list[str]) -> tuple[Table, str]:
-    sizes, tokens = chosen["params"], np.nan_to_num(chosen["tokens"])
+def _most_trained(final_rows: Table, notes: list[str]) -> tuple[Table, str]:
+    sizes, tokens = final_rows["params"], np.nan_to_num(final_rows["tokens"])
     most = np.array([tokens[sizes == size].max() for size in sizes])
-    kept = chosen.where(tokens >= 0.99 * most)
+    longest = final_rows.where(tokens >= 0.99 * most)
     spread = np.ptp(np.log10(np.maximum(most, 1))) if len(most) else 0
     if spread > 0.3:
         notes.append(
             f"tokens-vary: the sizes' token budgets differ by {spread:.1f} decades, which this law "
             "takes for an effect of size; see the joint law"
         )
-    return kept, "at every size the runs with the most tokens"
+    return longest, "at every size the runs with the most tokens"
 
 
-def _checked(found: Sample) -> Sample:
+def _checked(points: Sample) -> Sample:
     needed = {"params": MIN_SIZES, "compute": MIN_SIZES, "tokens": MIN_BUDGETS}
-    for name, values in zip(found.inputs, found.x.T, strict=True):
+    for name, values in zip(points.inputs, points.x.T, strict=True):
         distinct = len(np.unique(np.round(np.log(values), 6)))
         if distinct < needed[name]:
             raise Refused(f"few-sizes: {distinct} different {name}; {needed[name]} are needed")
-    parameters = 1 + 2 * len(found.inputs)
-    if len(found.y) <= parameters:
+    parameters = 1 + 2 * len(points.inputs)
+    if len(points.y) <= parameters:
         raise Refused(
-            f"few-runs: {len(found.y)} runs; {parameters + 1} are needed for {parameters} parameters"
+            f"few-runs: {len(points.y)} runs; {parameters + 1} are needed "
+            f"for {parameters} parameters"
         )
-    design = np.column_stack([np.ones(len(found.y)), np.log(found.x)])
-    slopes = np.linalg.lstsq(design, np.log(found.y), rcond=None)[0]
-    for name, slope in zip(found.inputs, slopes[1:], strict=True):
+    design = np.column_stack([np.ones(len(points.y)), np.log(points.x)])
+    slopes = np.linalg.lstsq(design, np.log(points.y), rcond=None)[0]
+    for name, slope in zip(points.inputs, slopes[1:], strict=True):
         if slope > -1e-6:
             raise Refused(f"not-falling: it does not fall with {name} (log-log slope {slope:+.2g})")
-    return found
+    return points
 
 
-def _range_notes(found: Sample) -> list[str]:
+def _range_notes(points: Sample) -> list[str]:
     notes = []
-    for name, values in zip(found.inputs, found.x.T, strict=True):
+    for name, values in zip(points.inputs, points.x.T, strict=True):
         decades = float(np.log10(values.max() / values.min()))
         if decades < MIN_DECADES:
             notes.append(

@@ -1,4 +1,4 @@
-"""Rows of a sweep's finished runs, for `table.build`."""
+"""Reads the finished runs of a sweep as rows for `table.build`."""
 
 import json
 from typing import Any
@@ -8,23 +8,28 @@ from etils import epath
 
 from var_jax.io import run_records
 
-FITTED = ("loss", "err")  # columns that start so are fitted
+FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
 
 
 def records(
     sweep: epath.Path, dropped: list[tuple[str, str]], notes: list[str]
 ) -> list[dict[str, Any]]:
-    """A row a validation of each `<sweep>/<id>/{meta.json,config.json,metrics.jsonl,status.json}`.
+    """Returns one row per validation record of every finished run of a sweep.
 
+    A run is a directory `<sweep>/<id>` with meta.json, config.json, metrics.jsonl and status.json.
     `meta.json` gives `params` ({"total", "body"}), `tokens_per_step` and `flops_per_step`
-    ({"exact", "6nd", "dense"} or one number); a row's tokens and compute are those times its step.
-    Runs that are not done are left out with a reason. Of a run whose config says that its rate is
-    constant and cools down at the end, the last step's row alone is a point of a law.
+    ({"exact", "6nd", "dense"} or one number). The tokens and compute of a row are those times its
+    step. Runs that are not done are left out with a reason. A run with a constant learning rate and
+    a cooldown at the end gives only the row of its last step.
 
-    Columns: `loss` and `err_mean` over all scales, `loss_last` and `err_last` over the last;
-    `loss_mean`, which a record holds beside an equal `loss`, counts once.
+    The columns `loss` and `err_mean` are over all scales, `loss_last` and `err_last` over the last
+    scale. Where a record has a `loss_mean` equal to its `loss`, it is left out.
+
+    Args:
+      dropped: the list to which (run, reason) of everything left out is appended.
+      notes: the list to which warnings are appended, as "name: text".
     """
-    rows, bad = [], 0
+    rows, num_bad_lines = [], 0
     for directory in sorted(
         entry for entry in sweep.iterdir() if entry.is_dir() and (entry / "status.json").exists()
     ):
@@ -35,8 +40,8 @@ def records(
                 _json(directory / "config.json") if (directory / "config.json").exists() else {}
             )
             lines = run_records.read_lines(directory)
-            known = _constants(meta)
-            annealed_at = (
+            constants = _constants(meta)
+            final_step = (
                 config["steps"]
                 if config.get("optimizer", {}).get("schedule") == "cooldown"
                 else None
@@ -47,30 +52,29 @@ def records(
         if status.get("state") != "done":
             dropped.append((name, f"it is {status.get('state', 'without a state')}, not done"))
             continue
-        found = []
+        validations = []
         for number, line in enumerate(lines, start=1):
-            record = _record(line)
+            record = _parse_record(line)
             if record is None:
-                bad += 1
-                dropped.append((name, f"metrics.jsonl line {number} is no JSON object with a step"))
-            elif record.get("split") == "val":
-                found.append(record)
-        if not found:
-            dropped.append((name, "it has no validation records"))
-        if annealed_at is not None and found:
-            before = sum(record["step"] < annealed_at for record in found)
-            found = [record for record in found if record["step"] >= annealed_at]
-            if before:
+                num_bad_lines += 1
                 dropped.append(
-                    (
-                        name,
-                        f"{before} validations before the end of its cooldown are no annealed points",
-                    )
+                    (name, f"metrics.jsonl line {number} is not a JSON object with a step")
                 )
-        rows += [_row(name, known, record) for record in found]
-    if bad:
+            elif record.get("split") == "val":
+                validations.append(record)
+        if not validations:
+            dropped.append((name, "it has no validation records"))
+        if final_step is not None and validations:
+            num_before = sum(record["step"] < final_step for record in validations)
+            validations = [record for record in validations if record["step"] >= final_step]
+            if num_before:
+                reason = f"{num_before} validations come before the end of its cooldown"
+                dropped.append((name, reason))
+        rows += [_row(name, constants, record) for record in validations]
+    if num_bad_lines:
         notes.append(
-            f"bad-rows: {bad} lines of metrics.jsonl are no JSON objects with a step and are left out"
+            f"bad-rows: {num_bad_lines} lines of metrics.jsonl are not JSON objects with a step "
+            "and are left out"
         )
     return rows
 
@@ -79,7 +83,7 @@ def _json(path: epath.Path) -> Any:
     return json.loads(path.read_text())
 
 
-def _record(line: str) -> dict | None:
+def _parse_record(line: str) -> dict | None:
     try:
         record = json.loads(line)
         return record if record["step"] + 0 >= 0 else None
@@ -100,9 +104,11 @@ def _constants(meta: dict) -> dict[str, float]:
     }
 
 
-def _row(name: str, known: dict[str, float], record: dict) -> dict[str, Any]:
+def _row(name: str, constants: dict[str, float], record: dict) -> dict[str, Any]:
     scaled = {
-        key: value * record["step"] for key, value in known.items() if not key.startswith("params")
+        key: value * record["step"]
+        for key, value in constants.items()
+        if not key.startswith("params")
     }
     numbers = {
         key: value
@@ -110,7 +116,7 @@ def _row(name: str, known: dict[str, float], record: dict) -> dict[str, Any]:
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
     losses = {key: value for key, value in numbers.items() if key.startswith(FITTED)}
-    # Both may be NaN, of a run that diverged, and NaN is unequal to itself.
+    # Both are NaN where a run diverged, and NaN is unequal to itself.
     if {"loss", "loss_mean"} <= set(losses) and np.array_equal(
         losses["loss_mean"], losses["loss"], equal_nan=True
     ):
@@ -120,4 +126,4 @@ def _row(name: str, known: dict[str, float], record: dict) -> dict[str, Any]:
         for key, value in numbers.items()
         if key.startswith("accuracy_")
     }
-    return {"run": name, **known, **scaled, **errors, **losses}
+    return {"run": name, **constants, **scaled, **errors, **losses}

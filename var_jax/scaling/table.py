@@ -1,6 +1,6 @@
-"""Runs as a table: from a CSV or JSONL file of whoever's making, or from a sweep's directory.
+"""A table of runs, read from a CSV or JSONL file or from the directory of a sweep.
 
-Every row that is not used leaves a reason; nothing is dropped in silence.
+Every row that is not used is listed with the reason.
 """
 
 import csv
@@ -20,18 +20,19 @@ from var_jax.scaling import sweep_runs
 from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
-PROGRESS = ("tokens", "compute", "step")  # how far a run is, the first that a table has
+# Columns that say how far a run has trained; the first one that a table has is used.
+PROGRESS = ("tokens", "compute", "step")
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Runs, a row each; several rows of one run are its training curve.
+    """A table of runs; several rows of one run are its training curve.
 
     Attributes:
-      run: names.
-      columns: numbers, NaN where a row has none.
-      notes: what was wrong with rows or files, as "name: text".
-      dropped: (row, reason) of every row or run left out.
+      run: name of the run of each row.
+      columns: numbers by column name, NaN where a row has none.
+      notes: problems with rows or files, as "name: text".
+      dropped: (row, reason) of every row or run that is left out.
     """
 
     run: Shaped[np.ndarray, " n"]
@@ -49,33 +50,32 @@ class Table:
 
     @property
     def fitted(self) -> list[str]:
-        """Columns that laws are fitted to."""
+        """Names of the columns that laws are fitted to."""
         return [name for name in self.columns if name.startswith(FITTED)]
 
     @property
     def progress(self) -> str | None:
-        """The column that says how far along its run a row is; None where the table has no such
-        numbers."""
+        """Name of the column that says how far a row's run has trained, or None without one."""
         return next(
             (name for name in PROGRESS if np.isfinite(self.columns.get(name, np.nan)).any()), None
         )
 
     def where(self, rows: Bool[np.ndarray, " n"]) -> "Table":
+        """Returns the table of the given rows alone."""
         return dataclasses.replace(
             self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()}
         )
 
     def complete(self, *names: str) -> "Table":
-        """The rows in which all of these columns are positive numbers."""
+        """Returns the rows in which all of these columns are positive numbers."""
         return self.where(
             np.all([np.isfinite(self[name]) & (self[name] > 0) for name in names], axis=0)
         )
 
     def finals(self) -> "Table":
-        """The last row of every run: that with the most tokens, or compute, or steps, whichever the
-        table has.
+        """Returns the last row of every run, by its tokens, compute or step (`PROGRESS`).
 
-        A row without that number comes before those that have it.
+        A row without that number sorts before those that have it.
         """
         name = self.progress
         order = (
@@ -93,16 +93,16 @@ class Table:
 def read(
     path: str,
     mapping: Mapping[str, str] | None = None,
-    wanted: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
     text: tuple[str, ...] = (),
 ) -> Table:
-    """The runs of a CSV file (with a header), a JSONL file, or a sweep's directory.
+    """Reads runs from a CSV file with a header, a JSONL file, or the directory of a sweep.
 
     Args:
-      mapping: our column names to those of the file.
-      wanted: columns whose bad and repeated rows matter; by default `INPUTS` and those that are
-        `FITTED`.
-      text: further columns that are names, not numbers; they come back as `columns` of objects.
+      mapping: the file's column name for each column name of this package.
+      required: columns in which bad and repeated rows are reported and left out; by default
+        `INPUTS` and those that are `FITTED`.
+      text: columns that hold text rather than numbers; they become arrays of objects.
 
     Raises:
       UserError: the file is missing, empty or malformed, or lacks a column that `mapping` names.
@@ -125,26 +125,32 @@ def read(
     if not records:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
-    return build(_renamed(records, dict(mapping or {}), path), wanted, text, dropped, notes)
+    return build(_renamed(records, dict(mapping or {}), path), required, text, dropped, notes)
 
 
 def build(
     records: list[dict[str, Any]],
-    wanted: tuple[str, ...] = (),
+    required: tuple[str, ...] = (),
     text: tuple[str, ...] = (),
     dropped: list[tuple[str, str]] | None = None,
     notes: list[str] | None = None,
 ) -> Table:
-    """A table of records, unreadable numbers as NaN with a reason, duplicates settled."""
+    """Builds a table from records.
+
+    Unreadable numbers become NaN, with a reason in `dropped`. Equal rows count once, and rows that
+    contradict each other are left out. The arguments are those of `read`.
+    """
     dropped, notes = list(dropped or []), list(notes or [])
     names = list(dict.fromkeys(name for record in records for name in record))
-    given = [
+    run_names = [
         "" if _missing(record.get("run")) else str(record["run"]).strip() for record in records
     ]
-    run = np.array([name if name else f"row {i + 1}" for i, name in enumerate(given)], dtype=object)
+    run = np.array(
+        [name if name else f"row {i + 1}" for i, name in enumerate(run_names)], dtype=object
+    )
     columns: dict[str, np.ndarray] = {}
-    wanted = tuple(
-        n for n in names if (n in wanted if wanted else n in INPUTS or n.startswith(FITTED))
+    required = tuple(
+        n for n in names if (n in required if required else n in INPUTS or n.startswith(FITTED))
     )
     for name in names:
         values = [record.get(name) for record in records]
@@ -152,9 +158,9 @@ def build(
             columns[name] = np.array([str(value) for value in values], dtype=object)
         elif name != "run":
             numbers = np.array([_number(value) for value in values])
-            if name in wanted or np.isfinite(numbers).any():
+            if name in required or np.isfinite(numbers).any():
                 columns[name] = numbers
-    for name in wanted:
+    for name in required:
         bad = [
             i for i, value in enumerate(columns[name]) if not (math.isfinite(value) and value > 0)
         ]
@@ -162,29 +168,30 @@ def build(
             dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
         if bad:
             notes.append(
-                f"bad-rows: {len(bad)} rows have no positive number as {name} and are left out of its laws"
+                f"bad-rows: {len(bad)} rows have no positive number as {name} "
+                "and are left out of its laws"
             )
-    compared = [name for name in names if name in (*wanted, *text)]
+    compared = [name for name in names if name in (*required, *text)]
     by_step = Table(run, columns).progress == "step" and any(
         name.startswith(FITTED) for name in compared
     )
     if by_step:
         compared.append("step")
         notes.append(
-            "step-alone: rows of a run are ordered by step; a law of tokens or compute needs a column of that "
-            "name, such as step times the tokens of one step"
+            "step-alone: rows of a run are ordered by step; a law of tokens or compute needs a "
+            "column of that name, such as step times the tokens of one step"
         )
     cells = {
         name: [_cell(columns[name][i], record.get(name)) for i, record in enumerate(records)]
         for name in compared
     }
-    keep = _without_duplicates(run, cells, any(given), dropped, notes)
+    keep = _without_duplicates(run, cells, any(run_names), dropped, notes)
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
 
 
 def _missing(value: Any) -> bool:
-    """Whether a cell is empty. Zero and False are not: a run may be called 0."""
+    """Returns whether a cell is empty. Zero and False are not: a run may be named 0."""
     return (
         value is None
         or (isinstance(value, str) and not value.strip())
@@ -193,9 +200,9 @@ def _missing(value: Any) -> bool:
 
 
 def _cell(number: Any, raw: Any) -> Any:
-    """What a cell is compared by: its number, or of one without, the text that stands there.
+    """Returns the value by which a cell is compared: its number, or its text if it has none.
 
-    NaN is unequal to itself, so that two rows with the same cell empty would never be the same.
+    NaN is unequal to itself, so rows with an empty cell would never compare equal.
     """
     if isinstance(number, str) or math.isfinite(number):
         return number
@@ -205,41 +212,43 @@ def _cell(number: Any, raw: Any) -> Any:
 def _without_duplicates(
     run, cells: Mapping[str, list], named: bool, dropped, notes
 ) -> Bool[np.ndarray, " n"]:
-    """Equal rows count once; rows of one run at one point that contradict each other count not at
-    all."""
+    """Returns a mask that keeps one of equal rows and none of contradicting rows.
+
+    Rows contradict each other when they are of one run at one point and differ in a loss or error.
+    """
     keep = np.ones(len(run), bool)
-    at = [name for name in cells if not name.startswith(FITTED)]
+    point_columns = [name for name in cells if not name.startswith(FITTED)]
     groups: dict[tuple, list[int]] = {}
     for i in range(len(run)):
-        point = tuple(cells[name][i] for name in (at if named else cells))
+        point = tuple(cells[name][i] for name in (point_columns if named else cells))
         groups.setdefault((run[i], *point) if named else point, []).append(i)
-    same = contrary = 0
+    num_repeats = num_contradicting = 0
     for rows in groups.values():
         if len(rows) == 1 or not cells:
             continue
         distinct = {tuple(cells[name][i] for name in cells) for i in rows}
         if len(distinct) == 1:
             keep[rows[1:]] = False
-            same += len(rows) - 1
+            num_repeats += len(rows) - 1
             dropped.extend((run[i], "repeats another row") for i in rows[1:])
         else:
             keep[rows] = False
-            contrary += len(rows)
+            num_contradicting += len(rows)
             dropped.extend(
                 (run[i], "contradicts another row of the same run at the same point") for i in rows
             )
-    if same:
-        notes.append(f"duplicate-rows: {same} rows repeat others and count once")
-    if contrary:
+    if num_repeats:
+        notes.append(f"duplicate-rows: {num_repeats} rows repeat others and count once")
+    if num_contradicting:
         notes.append(
-            f"contradicting-rows: {contrary} rows of one run at one point differ and are all left out"
+            f"contradicting-rows: {num_contradicting} rows of one run at one point differ "
+            "and are all left out"
         )
     return keep
 
 
 def _number(value: Any) -> float:
-    """A float of what a file may hold, NaN of what is no number; lists of one number count as
-    it."""
+    """Returns a cell as a float, or NaN if it is no number; a list of one number counts as it."""
     if isinstance(value, bool):
         return math.nan
     if isinstance(value, str):
@@ -256,16 +265,17 @@ def _number(value: Any) -> float:
 
 def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[dict]:
     known = {name for record in records for name in record}
-    for ours, theirs in mapping.items():
-        if theirs not in known:
+    for name, source_name in mapping.items():
+        if source_name not in known:
             raise UserError(
-                f"--map {ours}={theirs}: {path} has no column {theirs!r}{did_you_mean(theirs, known)}"
+                f"--map {name}={source_name}: {path} has no column {source_name!r}"
+                f"{did_you_mean(source_name, known)}"
             )
     taken = set(mapping) | set(mapping.values())
     return [
         {
             **{name: value for name, value in record.items() if name not in taken},
-            **{ours: record.get(theirs) for ours, theirs in mapping.items()},
+            **{name: record.get(source_name) for name, source_name in mapping.items()},
         }
         for record in records
     ]
@@ -284,7 +294,9 @@ def _csv_records(source: epath.Path) -> list[dict]:
         raise UserError(f"{source} names a column twice in its header: {', '.join(header)}")
     records = []
     for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):  # spreadsheets leave lines of separators alone
+        if not any(
+            cell.strip() for cell in row
+        ):  # a line of separators only, as spreadsheets write
             continue
         if len(row) != len(header):
             raise UserError(
@@ -295,15 +307,15 @@ def _csv_records(source: epath.Path) -> list[dict]:
 
 
 def _require_delimiter(source: epath.Path, header: str, delimiter: str):
-    """Raises UserError where a header is separated by another character than its file's ending
-    promises."""
+    """Raises UserError if the header uses another separator than the file's suffix implies."""
     counts = {other: header.count(other) for other in ",;\t|"}
     used = max(counts, key=lambda other: (counts[other], other == delimiter))
     if counts[used] > counts[delimiter] == 0:
-        want = "commas" if delimiter == "," else "tabs"
+        needed = "commas" if delimiter == "," else "tabs"
+        hint = ": name it .tsv" if used == "\t" else ""
         raise UserError(
-            f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs {want}, and "
-            f"numbers with decimal points{': name it .tsv' if used == chr(9) else ''}; save it so"
+            f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs "
+            f"{needed}, and numbers with decimal points{hint}; save it so"
         )
 
 
@@ -327,4 +339,4 @@ def _text(source: epath.Path) -> str:
     try:
         return source.read_text().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text; save it as such") from error
+        raise UserError(f"{source} is not UTF-8 text; save it as UTF-8") from error

@@ -1,9 +1,9 @@
-"""Do the intervals hold what they promise? Planted laws, many synthetic sweeps, every method side
-by side.
+"""Measures how often each method's 95 % intervals contain the true value, and how wide they are.
 
-`python -m var_jax.studies.interval_coverage` prints the tables of docs/scaling.md; with
-`--resampled 0` those of the profiles alone, in a quarter of an hour of one core.
-Widths are those of E, log amplitudes and exponents: the fitted parameters.
+Many synthetic sweeps of known laws are fitted by every method. `python -m
+var_jax.studies.interval_coverage` prints the tables of docs/scaling.md; with `--resampled 0` only
+those of the profiles, in a quarter of an hour on one core. Widths are those of the fitted
+parameters: E, log amplitudes and exponents.
 """
 
 import argparse
@@ -28,12 +28,12 @@ METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 
 @dataclasses.dataclass(frozen=True)
 class Planted:
-    """A law, its sweeps' sizes and their noise.
+    """A known law, and how its synthetic sweeps are drawn.
 
     Attributes:
       theta: [E, log A, alpha(, log B, beta)].
-      low, high: range of each input; runs are evenly spaced on its logarithm.
-      shapes: grids (runs an input) that a sweep's is drawn from.
+      low, high: range of each input, over which runs are evenly spaced in the logarithm.
+      shapes: grids (number of runs per input) from which that of each sweep is drawn.
       noise: standard deviation of log loss.
     """
 
@@ -45,6 +45,7 @@ class Planted:
     noise: float
 
     def draw(self, random: np.random.Generator) -> solver.Problem:
+        """Draws a synthetic sweep."""
         shape = self.shapes[random.integers(len(self.shapes))]
         axes = [
             np.geomspace(low, high, n)
@@ -59,11 +60,8 @@ class Planted:
 
 SINGLE = tuple((n,) for n in range(8, 13))
 GRIDS = ((6, 4), (5, 5), (7, 4), (6, 5), (8, 4), (7, 5), (6, 6), (8, 5))
-VAR_LAST = (
-    4.5,
-    float(np.log(2e-9) * -0.23),
-    0.23,
-)  # facts of VAR, section 4.2: (2.0 N/1e9)^-0.23 above about 4.5
+# The law of VAR, section 4.2: (2.0 N/1e9)^-0.23 above an irreducible loss of about 4.5.
+VAR_LAST = (4.5, float(np.log(2e-9) * -0.23), 0.23)
 STUDIES = (
     Planted("E + A x^-alpha, 0.1 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.001),
     Planted("E + A x^-alpha, 0.5 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.005),
@@ -97,10 +95,14 @@ STUDIES = (
 
 @dataclasses.dataclass(frozen=True)
 class PlantedFrontier(Planted):
-    """A joint law of which the frontier is judged: runs cost 6 N D, so losses at the optimum fall
-    as compute to the power -alpha beta / (alpha + beta)."""
+    """A joint law whose compute-optimal frontier is fitted.
+
+    Runs cost 6 N D FLOPs, so losses at the optimum fall as compute to the power
+    -alpha beta / (alpha + beta).
+    """
 
     def draw(self, random: np.random.Generator) -> select_runs.Sample:
+        """Draws a synthetic sweep and returns the points of its frontier."""
         p = super().draw(random)
         x, y = np.exp(p.logx), np.exp(p.logy)
         rows = [
@@ -143,65 +145,72 @@ FRONTIERS = tuple(
 
 
 def reference(
-    p: solver.Problem, like: intervals.Likelihood, unbiased: bool = False
+    p: solver.Problem, likelihood: intervals.Likelihood, unbiased: bool = False
 ) -> Float[Array, "p 2"]:
-    """The textbook's profile likelihood: normal noise of unknown variance, the chi-square quantile.
+    """Returns intervals by the textbook's profile likelihood: normal noise, chi-square quantile.
 
     Args:
-      unbiased: the noise's variance is RSS/(n - p) and taken as known, rather than profiled
-        (RSS/n).
+      unbiased: whether the noise variance is RSS/(n - p) and taken as known, rather than unknown
+        and profiled (RSS/n).
     """
-    problem = dataclasses.replace(like.problem, delta=np.full_like(p.delta, np.inf))
-    ends, costs = solver.solve(problem, like.theta[None], like.held)
+    problem = dataclasses.replace(likelihood.problem, delta=np.full_like(p.delta, np.inf))
+    ends, costs = solver.solve(problem, likelihood.theta[None], likelihood.held)
     quantile = stats.chi2.ppf(intervals.LEVEL, 1)
     runs = float(p.weights.sum())
-    allowed = costs[0] * (quantile / like.freedom if unbiased else np.expm1(quantile / runs))
-    whole = dataclasses.replace(
-        like, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed
+    allowed = costs[0] * (quantile / likelihood.freedom if unbiased else np.expm1(quantile / runs))
+    profiled = dataclasses.replace(
+        likelihood, problem=problem, theta=ends[0], cost=costs[0], allowed=allowed
     )
-    return intervals.profile(whole, intervals.EQUAL_TAILS)
+    return intervals.profile(profiled, intervals.EQUAL_TAILS)
 
 
 def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) -> list[str]:
-    """Rows of the table; the bootstraps are drawn for the first `resampled` sweeps."""
+    """Returns the table's rows for one planted law.
+
+    Args:
+      sweeps: number of synthetic sweeps.
+      resampled: number of sweeps, from the first, for which the bootstrap and BCa are computed.
+      seed: seed of the noise.
+    """
     truth = laws.natural(
         planted.truth if isinstance(planted, PlantedFrontier) else np.array(planted.theta)
     )
     limits: dict[str, list[Array]] = {name: [] for name in METHODS}
     values, efficient = [], []
     for sweep in range(sweeps):
-        drawn = planted.draw(np.random.default_rng([*seed, sweep]))
-        p = analysis.problem(drawn, laws.DELTA) if isinstance(drawn, select_runs.Sample) else drawn
+        sample = planted.draw(np.random.default_rng([*seed, sweep]))
+        p = (
+            analysis.problem(sample, laws.DELTA)
+            if isinstance(sample, select_runs.Sample)
+            else sample
+        )
         fit = laws.fit(p)
-        like = intervals.likelihood(p, fit.theta)
-        limits[REPORTED].append(intervals.profile(like))
-        limits[TEXTBOOK].append(reference(p, like))
-        limits[UNBIASED].append(reference(p, like, unbiased=True))
+        likelihood = intervals.likelihood(p, fit.theta)
+        limits[REPORTED].append(intervals.profile(likelihood))
+        limits[TEXTBOOK].append(reference(p, likelihood))
+        limits[UNBIASED].append(reference(p, likelihood, unbiased=True))
         values.append(laws.natural(fit.theta))
-        efficient.append(laws.natural(laws.shift(like.theta, like.mean)))
+        efficient.append(laws.natural(laws.shift(likelihood.theta, likelihood.mean)))
         if sweep >= resampled:
             continue
-        if isinstance(drawn, select_runs.Sample):
-            redrawn = analysis.resampled(drawn, p, fit, None, RESAMPLES)
-            if redrawn is not None:
-                limits["bootstrap over runs"].append(intervals.percentile(redrawn))
+        if isinstance(sample, select_runs.Sample):
+            bootstrap_laws = analysis.bootstrap_samples(sample, p, fit, None, RESAMPLES)
+            if bootstrap_laws is not None:
+                limits["bootstrap over runs"].append(intervals.percentile(bootstrap_laws))
         else:
-            redrawn = intervals.bootstrap(p, fit.theta, RESAMPLES, seed=sweep)
-            limits["bootstrap over runs"].append(intervals.percentile(redrawn))
-            limits["BCa"].append(intervals.bca(p, fit.theta, redrawn))
+            bootstrap_laws = intervals.bootstrap(p, fit.theta, RESAMPLES, seed=sweep)
+            limits["bootstrap over runs"].append(intervals.percentile(bootstrap_laws))
+            limits["BCa"].append(intervals.bca(p, fit.theta, bootstrap_laws))
     names = laws.NAMES[len(truth) // 2]
     exponents = [i for i, name in enumerate(names) if name in ("alpha", "beta")]
-    for label, found in (("reported value", values), ("the interval's own", efficient)):
-        errors = np.array(found) - truth
-        print(
-            f"{planted.name}, {label}: "
-            + ", ".join(
-                f"{names[i]} bias {errors[:, i].mean():+.4f} +- {errors[:, i].std() / sweeps**0.5:.4f}, "
-                f"rms {np.mean(errors[:, i] ** 2) ** 0.5:.4f}"
-                for i in exponents
-            ),
-            flush=True,
-        )
+    for label, estimates in (("reported value", values), ("the interval's own", efficient)):
+        errors = np.array(estimates) - truth
+        parts = []
+        for i in exponents:
+            bias, standard_error = errors[:, i].mean(), errors[:, i].std() / sweeps**0.5
+            rms = np.mean(errors[:, i] ** 2) ** 0.5
+            parts.append(f"{names[i]} bias {bias:+.4f} +- {standard_error:.4f}, rms {rms:.4f}")
+        print(f"{planted.name}, {label}: {', '.join(parts)}", flush=True)
     return [
         _row(
             planted.name,
@@ -234,7 +243,7 @@ def _row(
 
 
 def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
-    """Median widths of [E, log A, alpha, ...]."""
+    """Returns the median widths of the intervals of [E, log A, alpha, ...]."""
     ends = np.array(rows)
     ends[:, 1::2] = np.log(np.maximum(ends[:, 1::2], solver.TINY))
     return np.median(ends[..., 1] - ends[..., 0], axis=0)
@@ -253,7 +262,7 @@ def main():
         "| planted law | interval | sweeps | truth inside the 95 % interval | "
         "median width over chi-square profile's, RSS/n | RSS/(n-p) |\n|---|---|---|---|---|---|"
     )
-    # The index of a study seeds its noise, so that no two judge the methods by the same draws.
+    # The index of a study seeds its noise, so that no two studies use the same draws.
     for index, planted in enumerate((*STUDIES, *FRONTIERS)):
         if args.only in planted.name:
             print(

@@ -1,7 +1,7 @@
-"""What starts runs: the interface of the engines `local`, `slurm` and `jobset`, and their registry.
+"""The interface of the engines that start runs (`local`, `slurm`, `jobset`), and their registry.
 
-An engine starts commands and says whether a job still exists. It knows nothing of a run's progress:
-what a run has done stands in its directory, which outlives every scheduler's memory.
+An engine starts commands and reports whether a job still exists. It knows nothing about a run's
+progress, which is in the run's directory and outlasts every scheduler's records.
 """
 
 import dataclasses
@@ -13,8 +13,7 @@ from typing import ClassVar, Protocol
 from var_jax.config.strict import build
 from var_jax.errors import UserError, did_you_mean
 
-# Modules are imported when they are asked for: a scheduler's client is not needed to run without
-# it.
+# Modules are imported on demand, so that a scheduler's client is needed only with that engine.
 ENGINES = {
     "local": "var_jax.sweep.local:Local",
     "slurm": "var_jax.sweep.slurm:Slurm",
@@ -24,19 +23,18 @@ ENGINES = {
 
 @dataclasses.dataclass(frozen=True)
 class RunCommand:
-    """One attempt at a run.
+    """The command of one attempt at a run.
 
     Attributes:
       run: id of the run.
-      directory: its directory (`--workdir` of the command), where an engine may put logs; it
+      directory: the run's directory (`--workdir` of the command), where an engine may put logs; it
         exists.
-      argv: the whole command, from the Python interpreter on. Started again it resumes; it exits
+      argv: the full command, from the Python interpreter on. Started again it resumes. It exits
         with 0 (done), 75 (preempted, everything saved: start it again), 2 (the user's mistake) or
-        anything else (failed).
-      attempt: 1 for the first start, one more with every later one; with `run` it makes a name that
-        is used once.
-      environment: variables that the command must find set besides; part of what is started, on
-        every host.
+        another code (failed).
+      attempt: 1 for the first start, and one more for each later start; `run` and `attempt`
+        together are unique.
+      environment: additional environment variables of the command, on every host.
     """
 
     run: str
@@ -47,59 +45,61 @@ class RunCommand:
 
 
 class Engine(Protocol):
-    """A frozen dataclass; its fields, all with defaults, are what `--option KEY=VALUE` sets.
+    """What starts runs: a frozen dataclass whose fields `--option KEY=VALUE` sets.
+
+    All fields have defaults.
 
     Attributes:
-      jobs (of the class): how many of the sweep's runs may be live at a time unless `--jobs` says;
-      0 for no bound but
-        the scheduler's own.
-      queues (of the class): whether a job may wait, or be started again by the scheduler, for as
-      long as it takes.
+      jobs: class attribute, the default of `--jobs`: the maximum number of live runs; 0 for no
+        limit but the scheduler's own.
+      queues: class attribute, whether a job may wait in a queue, or be restarted by the scheduler,
+        for an unlimited time.
     """
 
     jobs: ClassVar[int]
     queues: ClassVar[bool]
 
     def check(self, workdir: str) -> None:
-        """Raises UserError when its jobs could not write the sweep's directory, or this process not
+        """Raises UserError if jobs could not write the sweep's directory, or this process could not
         read what they write. It is called before anything is written there."""
         ...
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
-        """Starts or queues every command; job ids in the same order. Jobs outlive the process that
-        submits them.
+        """Starts or queues every command, and returns the job ids in the same order.
 
-        An id is one line of text that `alive` and `stop` of another process, on another host, make
-        sense of. A scheduler may run a job again under the same id (requeue): it stays alive
-        meanwhile.
+        Jobs outlive the process that submits them. An id is one line of text that `alive` and
+        `stop` understand in another process and on another host. A scheduler may run a job again
+        under the same id (requeue); it is alive meanwhile.
 
         Raises:
-          UserError: the scheduler is not there or refuses; then none of the commands was started.
+          UserError: the scheduler is missing or refuses; then none of the commands was started.
         """
         ...
 
     def alive(self, job: str) -> bool | None:
-        """Whether the job is queued or running; None when it cannot be known here, and the run's
-        files decide."""
+        """Returns whether the job is queued or running; None if that cannot be known here, and the
+        run's files decide."""
         ...
 
     def stop(self, job: str) -> None:
-        """Asks a job to end: SIGTERM, at which a run saves a checkpoint. Nothing when it has
-        ended."""
+        """Asks a job to end by SIGTERM, at which a run saves a checkpoint.
+
+        Does nothing if the job has ended.
+        """
         ...
 
     def render(self, commands: Sequence[RunCommand]) -> str:
-        """What `submit` would hand to the scheduler, as text for `--dry-run`; "" when there is
-        nothing to show."""
+        """Returns what `submit` would pass to the scheduler, as text for `--dry-run`; "" if there
+        is nothing to show."""
         ...
 
 
 def make(name: str, options: Mapping[str, str]) -> Engine:
-    """The engine of a name with its options.
+    """Returns the engine of this name with the given options.
 
     Raises:
-      UserError: no such engine or option, a value of the wrong kind, or its library is not
-        installed.
+      UserError: the engine or option does not exist, a value has the wrong type, or the engine's
+        library is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"unknown backend {name!r}{did_you_mean(name, ENGINES)}")
@@ -124,17 +124,16 @@ def make(name: str, options: Mapping[str, str]) -> Engine:
 
 
 def shared_programs(directory: str) -> dict[str, str]:
-    """The environment that keeps a run's compiled programs in its directory, which all of its hosts
-    see.
+    """Returns the environment that keeps a run's compiled programs in its directory.
 
-    JAX writes them on process 0 alone: in a home directory, which hosts of a slice do not share,
-    every other host compiles everything again at each start.
+    All hosts of the run share that directory. JAX writes the programs on process 0 only, so with a
+    home directory that hosts do not share, every other host would compile again at each start.
     """
     return {"JAX_COMPILATION_CACHE_DIR": f"{directory.rstrip('/')}/xla"}
 
 
 def _parsed(kind: type, key: str, text: str):
-    """A command line's text as the kind of a field."""
+    """Parses the text of an option as the type of its field."""
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise UserError(f"--option {key}={text}: it must be true or false")

@@ -1,15 +1,14 @@
-"""Who may start a run: claim files, one an attempt, so that two submitters never start the same run
-twice.
+"""Claim files, one per attempt at a run, which keep two submitters from starting the same attempt.
 
-`<run>/claims/0001.json` is created by whoever starts the run first, `0002.json` by whoever first
-finds attempt 1 dead, and so on. A claim is created exclusively (O_EXCL) and never deleted: of two
-submitters that find an attempt dead, one creates the next claim and the other finds it there. On a
-shared file system this needs O_EXCL to be atomic, as local ones and NFS from version 3 on make it.
-A bucket has no O_EXCL; it needs creation on the condition that no object is there (GCS: generation
-match 0, S3: If-None-Match), which gcsfs and s3fs do at fsspec's `mode="create"`.
+The process that starts a run first creates `<run>/claims/0001.json`; the one that first finds
+attempt 1 dead creates `0002.json`, and so on. A claim is created exclusively (O_EXCL) and never
+deleted: if two submitters find an attempt dead, one creates the next claim and the other finds it
+there. A shared file system must make O_EXCL atomic, as local ones and NFS from version 3 on do. A
+bucket has no O_EXCL and must support conditional creation instead (GCS: generation match 0, S3:
+If-None-Match), which gcsfs and s3fs use for fsspec's `mode="create"`.
 
-An attempt may be taken for dead and its job start after all. Therefore a run looks itself whether
-its claim is the newest (`var_jax.train.workdir.START_TOKEN_ENV`), and ends when it is not.
+The job of an attempt that was considered dead may start after all. Therefore a run checks itself
+whether its claim is the newest (`var_jax.train.workdir.START_TOKEN_ENV`), and ends when it is not.
 """
 
 import dataclasses
@@ -24,11 +23,11 @@ from etils import epath
 from var_jax.io import atomic
 from var_jax.train.workdir import REFUSED
 
-# A submitter that is far away or died may have a job that it has not noted, as kubectl may take
-# minutes: so long is the job's first word awaited. One that comes later finds that its claim is not
-# the newest, and ends (`workdir.START_TOKEN_ENV`).
+# How long the first report of a job without a recorded id is awaited: its submitter may have died
+# before it recorded the id, and kubectl may take minutes. A job that starts later finds that its
+# claim is not the newest, and ends (`workdir.START_TOKEN_ENV`).
 SUBMIT_SECONDS = 600.0
-SAME_BIRTH = 2.0  # seconds by which a process's birth may seem to move when the clock is set
+SAME_BIRTH = 2.0  # seconds by which a process's start time may seem to change with the clock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +36,13 @@ class Claim:
 
     Attributes:
       attempt: from 1.
-      host, pid, born: the process that submitted it; `born` tells it from a later one of the same
-        pid.
+      host, pid, born: the process that submitted it; its start time `born` distinguishes it from a
+        later process of the same pid.
       created, heartbeat: when it was claimed, and when its job was last known to exist; seconds
         since 1970.
       backend, job: the engine's name, and the job's id once it is submitted.
-      after, reached: how the attempt before ended ("" for the first), and the last step that it
-        told.
-      abandoned: the submission failed; there is no job.
+      after, reached: how the previous attempt ended ("" for the first), and its last reported step.
+      abandoned: whether the submission failed, so that there is no job.
     """
 
     attempt: int
@@ -61,12 +59,12 @@ class Claim:
 
 
 def process_id(pid: int) -> tuple[str, int, float]:
-    """(host, pid, birth) of a process of this host: an identity that no later process has."""
+    """Returns (host, pid, start time) of a process of this host, which identify it uniquely."""
     return platform.node(), pid, psutil.Process(pid).create_time()
 
 
 def process_alive(host: str, pid: int, born: float) -> bool | None:
-    """Whether that very process runs (a zombie does not); None on another host than its own."""
+    """Returns whether that process is running (a zombie is not); None on any host but its own."""
     if host != platform.node():
         return None
     try:
@@ -82,7 +80,7 @@ def process_alive(host: str, pid: int, born: float) -> bool | None:
 def create(
     run: epath.Path, attempt: int, backend: str, after: str = "", reached: int = 0
 ) -> Claim | None:
-    """The claim of an attempt in this process's name, or None when another process has it."""
+    """Claims an attempt for this process; returns None if another process has claimed it."""
     host, pid, born = process_id(os.getpid())
     now = time.time()
     claim = Claim(attempt, host, pid, born, now, now, backend, after=after, reached=reached)
@@ -91,35 +89,38 @@ def create(
 
 
 def replace(run: epath.Path, claim: Claim, **changes) -> Claim:
-    """The claim with changes, written whole or not at all; only for the process that created it, or
-    a heartbeat."""
+    """Writes a claim with changes, atomically, and returns it.
+
+    Only the process that created the claim may call this, except to update its heartbeat.
+    """
     claim = dataclasses.replace(claim, **changes)
     atomic.write(file(run, claim.attempt), _text(claim))
     return claim
 
 
 def read(run: epath.Path) -> list[Claim]:
-    """All claims of a run, by attempt. One that is just being written, or was cut short by a crash,
-    has no job."""
+    """Returns all claims of a run in the order of attempts.
+
+    A claim that is just being written, or was truncated by a crash, has no job.
+    """
     directory = run / "claims"
-    found = []
+    claims_read = []
     for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
         try:
-            found.append(Claim(**json.loads(path.read_text())))
+            claims_read.append(Claim(**json.loads(path.read_text())))
         except (ValueError, TypeError):
             written = path.stat().mtime
-            found.append(Claim(int(path.stem), "", 0, 0.0, written, written, ""))
-    return found
+            claims_read.append(Claim(int(path.stem), "", 0, 0.0, written, written, ""))
+    return claims_read
 
 
 def file(run: epath.Path, attempt: int) -> epath.Path:
-    """Where the claim of an attempt stands; that of a later attempt has a greater name."""
+    """Returns the path of an attempt's claim; names sort in the order of attempts."""
     return run / "claims" / f"{attempt:04d}.json"
 
 
 def refusal(run: epath.Path, attempt: int) -> str:
-    """Why the run itself ended an attempt by the user's mistake (exit code 2); "" when it did
-    not."""
+    """Returns the user's mistake for which the run ended an attempt (exit code 2), or ""."""
     try:
         return " ".join(file(run, attempt).with_suffix(REFUSED).read_text().split())
     except OSError:
@@ -127,7 +128,7 @@ def refusal(run: epath.Path, attempt: int) -> str:
 
 
 def create_exclusively(path: epath.Path, text: str) -> bool:
-    """Writes a new file; False when it is there already, whoever wrote it."""
+    """Creates a file with this text; returns False if the file already exists."""
     try:
         if "://" in str(path):
             from fsspec.core import url_to_fs

@@ -1,7 +1,7 @@
-"""Submits a sweep's runs, watches them and starts dead ones again, until all are done or given up.
+"""Submits the runs of a sweep, watches them and restarts dead ones until all are done or given up.
 
-Nothing is kept in memory that is not in the runs' directories: the process may be killed and
-started again, or run twice at a time, on several hosts.
+All state is in the runs' directories: the process may be killed and started again, and several
+processes may drive one sweep at the same time, also on different hosts.
 """
 
 import contextlib
@@ -21,19 +21,19 @@ from var_jax.sweep.claims import Claim
 from var_jax.sweep.plan import Run
 from var_jax.sweep.runs import RETRIED, Observed
 
-HEARTBEAT_SECONDS = 60.0  # how often a job that is known to exist is noted as such
+HEARTBEAT_SECONDS = 60.0  # interval at which the claim of a live job is updated
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What `drive` drives.
+    """A sweep and the engine that runs it.
 
     Attributes:
-      runs: trunks before their branches.
-      config_file: as `train --config` takes it.
+      runs: the runs, trunks before their branches.
+      config_file: the config file as `train --config` takes it.
       workdir: the sweep's directory.
-      backend, engine: what runs are started with.
-      jobs: runs live at a time; 0 for no bound.
+      backend, engine: name of the engine that starts runs, and the engine.
+      jobs: maximum number of live runs; 0 for no limit.
       max_restarts: see `runs.give_up_reason`.
       stale: see `runs.observe`.
     """
@@ -48,9 +48,11 @@ class Sweep:
     stale: float = runs.STALE_SECONDS
 
     def directory(self, run: str) -> epath.Path:
+        """Returns the directory of the run with this id."""
         return epath.Path(self.workdir) / run
 
     def observe(self, run: str) -> Observed:
+        """Returns the present state of the run with this id."""
         return runs.observe(
             self.directory(run),
             self.alive,
@@ -59,18 +61,19 @@ class Sweep:
         )
 
     def alive(self, claim: Claim) -> bool | None:
+        """Returns whether a claim's job exists; None if another engine started it."""
         return self.engine.alive(claim.job) if claim.backend == self.backend else None
 
 
 def require_directory(workdir: str):
-    """Raises UserError when the sweep's directory is something else."""
+    """Raises UserError if the sweep's directory exists and is not a directory."""
     path = epath.Path(workdir)
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write the sweep's directory {workdir}: it is a file")
 
 
 def write_plan(sweep: Sweep, overrides: Sequence[str]):
-    """sweep.json: what the sweep is made of, for `status`.
+    """Writes sweep.json, the list of the sweep's runs, for `status`.
 
     Raises:
       UserError: the directory cannot be written.
@@ -105,99 +108,105 @@ def write_plan(sweep: Sweep, overrides: Sequence[str]):
 
 
 def drive(
-    sweep: Sweep, *, interval: float, retry: bool = False, say: Callable[[str], None] = print
+    sweep: Sweep, *, interval: float, retry: bool = False, report: Callable[[str], None] = print
 ) -> dict[str, str]:
-    """Returns when no run is live and none can be started.
+    """Starts, watches and restarts runs until none is live and none can be started.
 
     Args:
-      interval: seconds between two looks at the runs.
-      retry: gives runs that were given up another chance.
-      say: told of every change of a run's state.
+      interval: seconds between two observations of the runs.
+      retry: whether runs that were given up get another chance.
+      report: called with one line for every change of a run's state.
+
     Returns:
-      reasons by run for which it was given up; every other run is done.
+      For each run that was given up, the reason. All other runs are done.
+
     Raises:
-      UserError: the engine does not start runs; those that are live go on.
+      UserError: the engine cannot start runs; those that are live go on.
     """
-    told: dict[str, str] = {}
+    reported: dict[str, str] = {}
     chances = {run.id for run in sweep.runs} if retry else set()
     while True:
-        seen = {run.id: sweep.observe(run.id) for run in sweep.runs}
+        observations = {run.id: sweep.observe(run.id) for run in sweep.runs}
         given_up: dict[str, str] = {}
         ready: list[Run] = []
         for run in sweep.runs:
-            one = seen[run.id]
-            if not one.live and one.state != "done":
-                reason = _out_of_reach(sweep, run, seen, given_up) or (
-                    runs.give_up_reason(one, sweep.max_restarts) if run.id not in chances else ""
+            observed = observations[run.id]
+            if not observed.live and observed.state != "done":
+                reason = _out_of_reach(sweep, run, observations, given_up) or (
+                    runs.give_up_reason(observed, sweep.max_restarts)
+                    if run.id not in chances
+                    else ""
                 )
                 if reason:
                     given_up[run.id] = reason
                 elif _can_start(sweep, run):
                     ready.append(run)
-            elif one.state != "done":
-                _note_heartbeat(sweep, run.id, one)
-            now = f"given up: {given_up[run.id]}" if run.id in given_up else one.state
-            if now not in (told.get(run.id, "new"), "new"):
-                say(_line(sweep, run, one, now))
-            told[run.id] = now
-        live = sum(one.live for one in seen.values())
+            elif observed.state != "done":
+                _note_heartbeat(sweep, run.id, observed)
+            description = f"given up: {given_up[run.id]}" if run.id in given_up else observed.state
+            if description not in (reported.get(run.id, "new"), "new"):
+                report(_line(sweep, run, observed, description))
+            reported[run.id] = description
+        live = sum(observed.live for observed in observations.values())
         if not live and not ready:
             return given_up
         ready = ready[: max(0, sweep.jobs - live)] if sweep.jobs else ready
-        _start(sweep, ready, seen, chances)
+        _start(sweep, ready, observations, chances)
         chances -= {run.id for run in ready}
         time.sleep(interval)
 
 
 def stop(sweep: Sweep) -> list[str]:
-    """Asks every live run of this engine to save and end; the ids of those asked."""
-    asked = []
+    """Asks every live run of this engine to save and end, and returns their ids."""
+    stopped = []
     for run in sweep.runs:
-        one = sweep.observe(run.id)
+        observed = sweep.observe(run.id)
         if (
-            one.live
-            and one.claims
-            and one.claims[-1].job
-            and one.claims[-1].backend == sweep.backend
+            observed.live
+            and observed.claims
+            and observed.claims[-1].job
+            and observed.claims[-1].backend == sweep.backend
         ):
-            sweep.engine.stop(one.claims[-1].job)
-            asked.append(run.id)
-    return asked
+            sweep.engine.stop(observed.claims[-1].job)
+            stopped.append(run.id)
+    return stopped
 
 
 def commands(sweep: Sweep) -> list[RunCommand]:
-    """The first start of every run."""
+    """Returns the commands of the first attempt at every run."""
     return [run.command(sweep.config_file, sweep.workdir, 1) for run in sweep.runs]
 
 
-def _start(sweep: Sweep, ready: Sequence[Run], seen: dict[str, Observed], chances: set[str]):
-    """Claims and submits; a run that another submitter claims first is left to it."""
-    won: list[tuple[Run, Claim]] = []
+def _start(
+    sweep: Sweep, ready: Sequence[Run], observations: dict[str, Observed], chances: set[str]
+):
+    """Claims runs and submits them, except those that another process claims first."""
+    claimed: list[tuple[Run, Claim]] = []
     for run in ready:
-        one = seen[run.id]
-        retried = run.id in chances and runs.give_up_reason(one, sweep.max_restarts)
-        ended = "" if one.state == "new" else RETRIED if retried else one.state
+        observed = observations[run.id]
+        retried = run.id in chances and runs.give_up_reason(observed, sweep.max_restarts)
+        ended = "" if observed.state == "new" else RETRIED if retried else observed.state
         claim = claims.create(
-            sweep.directory(run.id), one.attempt + 1, sweep.backend, ended, one.step
+            sweep.directory(run.id), observed.attempt + 1, sweep.backend, ended, observed.step
         )
         if claim is not None:
-            won.append((run, claim))
-    if not won:
+            claimed.append((run, claim))
+    if not claimed:
         return
     try:
         jobs = sweep.engine.submit(
-            [run.command(sweep.config_file, sweep.workdir, claim.attempt) for run, claim in won]
+            [run.command(sweep.config_file, sweep.workdir, claim.attempt) for run, claim in claimed]
         )
     except UserError:
-        for run, claim in won:
+        for run, claim in claimed:
             claims.replace(sweep.directory(run.id), claim, abandoned=True)
         raise
-    for (run, claim), job in zip(won, jobs, strict=True):
+    for (run, claim), job in zip(claimed, jobs, strict=True):
         claims.replace(sweep.directory(run.id), claim, job=job, heartbeat=time.time())
 
 
 def _can_start(sweep: Sweep, run: Run) -> bool:
-    """Whether what a branch starts from is on disk: its own checkpoint, or its trunk's."""
+    """Returns whether a run can start: a branch needs a checkpoint of its own or of its trunk."""
     return (
         not run.trunk
         or run.config.branch_step in _checkpoints(sweep, run.trunk)
@@ -206,14 +215,15 @@ def _can_start(sweep: Sweep, run: Run) -> bool:
 
 
 def _out_of_reach(
-    sweep: Sweep, run: Run, seen: dict[str, Observed], given_up: dict[str, str]
+    sweep: Sweep, run: Run, observations: dict[str, Observed], given_up: dict[str, str]
 ) -> str:
-    """Why a branch can never start: its trunk ended without the checkpoint that it needs."""
+    """Returns why a branch can never start, its trunk having ended without the checkpoint that it
+    needs; "" if it can."""
     if _can_start(sweep, run):
         return ""
     if run.trunk in given_up:
         return f"its trunk {run.trunk} was given up before step {run.config.branch_step}"
-    if seen[run.trunk].state == "done":
+    if observations[run.trunk].state == "done":
         return (
             f"its trunk {run.trunk} is done and has no checkpoint of step {run.config.branch_step}"
         )
@@ -224,22 +234,28 @@ def _checkpoints(sweep: Sweep, run: str) -> list[int]:
     return Checkpoints(sweep.directory(run) / "checkpoints", keep=1).steps()
 
 
-def _note_heartbeat(sweep: Sweep, run: str, one: Observed):
-    """Lets a later look, which may not get an answer from the scheduler, know that there was
-    one."""
+def _note_heartbeat(sweep: Sweep, run: str, observed: Observed):
+    """Records in the claim that the scheduler knows the job.
+
+    A later observation may get no answer from the scheduler and then relies on it.
+    """
     if (
-        one.claims
-        and (claim := one.claims[-1]).job
+        observed.claims
+        and (claim := observed.claims[-1]).job
         and time.time() - claim.heartbeat > HEARTBEAT_SECONDS
         and sweep.alive(claim)
     ):
-        with contextlib.suppress(OSError):  # the next look notes it
+        with contextlib.suppress(OSError):  # the next observation records it
             claims.replace(sweep.directory(run), claim, heartbeat=time.time())
 
 
-def _line(sweep: Sweep, run: Run, one: Observed, now: str) -> str:
-    attempt = f", attempt {one.attempt}" if one.attempt > 1 and one.live else ""
-    at = f" at step {one.step}" if now in ("preempted", "failed", "dead") else ""
-    told = one.state in ("failed", "dead") and not one.refusal  # a refusal is the reason already
-    words = runs.last_log_line(sweep.directory(run.id)) if told else ""
-    return f"{f'{run.id} {run.label}'.rstrip()}: {now}{at}{attempt}{f' ({words})' if words else ''}"
+def _line(sweep: Sweep, run: Run, observed: Observed, description: str) -> str:
+    attempt = f", attempt {observed.attempt}" if observed.attempt > 1 and observed.live else ""
+    at = f" at step {observed.step}" if description in ("preempted", "failed", "dead") else ""
+    # A refusal states its reason itself; other failures are explained by the last line of the log.
+    log_line = ""
+    if observed.state in ("failed", "dead") and not observed.refusal:
+        log_line = runs.last_log_line(sweep.directory(run.id))
+    name = f"{run.id} {run.label}".rstrip()
+    cause = f" ({log_line})" if log_line else ""
+    return f"{name}: {description}{at}{attempt}{cause}"

@@ -1,5 +1,5 @@
-"""Families of override dicts, {"optimizer.base_lr": 1e-4, ...}, from smaller ones: what `get_sweep`
-is written with."""
+"""Combinators that build families of override dicts, {"optimizer.base_lr": 1e-4, ...}, for
+`get_sweep`."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ Overrides = dict[str, Any]
 
 
 def sweep(key: str, values: Iterable[Any]) -> list[Overrides]:
-    """One key over several values."""
+    """Returns one override dict per value of a key."""
     return [{key: native(value)} for value in values]
 
 
 def product(*families: Iterable[Overrides]) -> list[Overrides]:
-    """Every combination of one member of each; the last family varies fastest."""
+    """Returns every combination of one member of each family; the last family varies fastest."""
     return [_merged(members) for members in itertools.product(*families)]
 
 
 def zip(*families: Iterable[Overrides]) -> list[Overrides]:
-    """Members at the same place, merged.
+    """Merges the members of the families that have the same index.
 
     Raises:
       UserError: the families are not equally long.
@@ -38,16 +38,16 @@ def zip(*families: Iterable[Overrides]) -> list[Overrides]:
 
 
 def chain(*families: Iterable[Overrides]) -> list[Overrides]:
-    """One family after the other."""
+    """Returns the members of all families, one family after the other."""
     return [native(member) for family in families for member in family]
 
 
 def native(value: Any) -> Any:
-    """A value as Python's own kinds: numbers and arrays of numpy, JAX and ml_dtypes, also within
-    dicts and lists.
+    """Converts numbers and arrays of numpy, JAX and ml_dtypes to Python types.
 
-    numpy writes a number's type into its repr, "np.float64(0.001)", which no config reads, and an
-    array has no truth value to be compared by. An array becomes a tuple, as configs have them.
+    Values within dicts and lists are converted too, and an array becomes a tuple, as in configs.
+    The repr of a numpy number has its type, "np.float64(0.001)", which no config reads, and arrays
+    cannot be compared by truth value.
     """
     if isinstance(value, Mapping):
         return {key: native(item) for key, item in value.items()}

@@ -1,9 +1,8 @@
-"""The engine `jobset`: every run is a JobSet (jobset.x-k8s.io/v1alpha2) that kubectl applies to a
-Kubernetes cluster.
+"""The engine `jobset`, which applies each run to a Kubernetes cluster as a JobSet by kubectl.
 
-On GKE a JobSet of TPU hosts forms one JAX process group by itself. How it ends decides what
-happens: exit code 75 and a node that is taken away restart the set as often as they come, anything
-else `restarts` times.
+The API is jobset.x-k8s.io/v1alpha2. On GKE a JobSet of TPU hosts forms one JAX process group by
+itself. Exit code 75 and the loss of a node restart the set without limit; other failures restart it
+up to `restarts` times.
 """
 
 import dataclasses
@@ -21,32 +20,33 @@ from var_jax.errors import UserError
 from var_jax.sweep.backend import RunCommand, shared_programs
 
 PREEMPTED = 75
-KUBECTL_SECONDS = 120  # how long one call may take
+KUBECTL_SECONDS = 120  # time limit of one call
 NAME_LENGTH = 40  # a pod's name, NAME-train-SLICE-HOST and a suffix, may have 63 characters
 
 
 @dataclasses.dataclass(frozen=True)
 class JobSet:
-    """A JobSet named after the run and its attempt. Job ids are CONTEXT/NAMESPACE/NAME.
+    """Starts each attempt as a JobSet named after the run and the attempt.
 
-    The image holds this package and the config at the same path, from the image's working
-    directory, as in the command; the sweep's directory is a bucket, or lies on a volume.
+    The image holds this package, and the config at the path of the command relative to the image's
+    working directory. The sweep's directory is a bucket or lies on a volume. Job ids are
+    CONTEXT/NAMESPACE/NAME.
 
     Attributes:
-      image: container image; needed.
-      namespace, context: kubectl's; "" for its current ones.
-      queue: Kueue's local queue, where Kueue admits jobs.
+      image: container image; required.
+      namespace, context: those of kubectl; "" for its current ones.
+      queue: local queue of Kueue, where Kueue admits jobs.
       accelerator: GKE's name of the TPU, such as tpu-v5-lite-podslice; "" for nodes without TPUs.
-      topology: of a slice, such as 4x4; its hosts follow from it.
-      chips: a host's.
-      slices: of every run; they are joined over the data-centre network.
-      selector: more labels of the nodes, "cloud.google.com/gke-spot=true".
-      resources: more resources of a host, "cpu=8,memory=32Gi,nvidia.com/gpu=8".
-      service_account: Kubernetes service account, which may write the bucket.
+      topology: topology of a slice, such as 4x4, which determines the number of hosts.
+      chips: number of chips per host.
+      slices: number of slices per run, joined by the data-center network.
+      selector: additional node labels, such as "cloud.google.com/gke-spot=true".
+      resources: additional resources per host, such as "cpu=8,memory=32Gi,nvidia.com/gpu=8".
+      service_account: Kubernetes service account with write access to the bucket.
       volume: CLAIM:PATH mounts a persistent volume claim.
-      python: the image's interpreter.
-      restarts: after failures that are no preemption.
-      save_seconds: between SIGTERM and SIGKILL.
+      python: the image's Python interpreter.
+      restarts: number of restarts after failures other than preemptions.
+      save_seconds: seconds between SIGTERM and SIGKILL.
     """
 
     jobs: ClassVar[int] = 0
@@ -71,7 +71,8 @@ class JobSet:
     def __post_init__(self):
         if not self.image:
             raise UserError(
-                "backend jobset needs --option image=IMAGE, a container image with this package installed"
+                "backend jobset needs --option image=IMAGE, a container image with this package "
+                "installed"
             )
         for name, least in (("chips", 1), ("slices", 1), ("restarts", 0), ("save_seconds", 0)):
             if getattr(self, name) < least:
@@ -102,7 +103,7 @@ class JobSet:
 
     @property
     def hosts(self) -> int:
-        """Of a slice."""
+        """Number of hosts per slice."""
         return max(1, self._slice_chips // self.chips) if self.topology else 1
 
     @property
@@ -114,16 +115,17 @@ class JobSet:
         mount = self.volume.partition(":")[2]
         if "://" not in workdir and not Path(mount).is_dir():
             raise UserError(
-                f"there is no directory {mount} here, where the runs' files have to be read; mount the "
-                f"volume of --option volume={self.volume} at the same path, or give a bucket as --workdir"
+                f"there is no directory {mount} here, where the runs' files have to be read; mount "
+                f"the volume of --option volume={self.volume} at the same path, or give a bucket "
+                "as --workdir"
             )
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
         if not commands:
             return []
         manifests = self.render(commands)
-        # All or none: the server checks every manifest before one is created, and what is created
-        # is taken back.
+        # All or none: the server checks every manifest before any is created, and if creation
+        # fails after all, what was created is deleted.
         self._kubectl("apply", "--dry-run=server", "--filename=-", text=manifests)
         try:
             self._kubectl("apply", "--filename=-", text=manifests)
@@ -135,21 +137,21 @@ class JobSet:
         return [f"{self.context}/{self.namespace}/{name(command)}" for command in commands]
 
     def alive(self, job: str) -> bool | None:
-        done = _at(job)._call(
+        result = _jobset_for(job)._call(
             "get",
             "jobsets.jobset.x-k8s.io",
             job.rpartition("/")[2],
             "--ignore-not-found",
             "--output=jsonpath={.metadata.name} {.status.terminalState}",
         )
-        if done is None or done.returncode:
+        if result is None or result.returncode:
             return None
-        words = done.stdout.split()
+        words = result.stdout.split()
         return len(words) == 1  # none: deleted; two: completed or failed
 
     def stop(self, job: str) -> None:
         """Deletes the JobSet: its pods get SIGTERM, and `save_seconds` later SIGKILL."""
-        _at(job)._call(
+        _jobset_for(job)._call(
             "delete",
             "jobsets.jobset.x-k8s.io",
             job.rpartition("/")[2],
@@ -163,10 +165,10 @@ class JobSet:
         )
 
     def manifest(self, command: RunCommand) -> dict[str, Any]:
-        """The JobSet of one attempt at a run.
+        """Returns the JobSet of one attempt at a run.
 
         Raises:
-          UserError: its directory is neither in a bucket nor on the volume.
+          UserError: the run's directory is neither in a bucket nor on the volume.
         """
         self._require_reachable(command.directory)
         metadata: dict[str, Any] = {"name": name(command)}
@@ -183,8 +185,7 @@ class JobSet:
             "completions": self.hosts,
             "completionMode": "Indexed",
             "backoffLimit": 0,
-            # Either fails the job at once and for a reason of its own, by which the set's policy
-            # knows it.
+            # Both rules fail the job at once, with a reason that the set's failure policy matches.
             "podFailurePolicy": {
                 "rules": [
                     {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
@@ -240,8 +241,8 @@ class JobSet:
         container["env"] = [{"name": key, "value": value} for key, value in environment.items()]
         if resources:
             container["resources"] = {"requests": resources, "limits": resources}
-        # Processes that decode images hand them over in shared memory, of which a container has 64
-        # MB by default.
+        # Processes that decode images pass them on in shared memory; a container has only 64 MB of
+        # it by default.
         container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
         volumes: list[dict[str, Any]] = [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
         if claim:
@@ -263,34 +264,35 @@ class JobSet:
             mount and PurePosixPath(directory).is_relative_to(mount)
         ):
             raise UserError(
-                f"no pod of the cluster could write {directory}; give a bucket as --workdir, or a path on "
-                "a volume that --option volume=CLAIM:/PATH mounts"
+                f"no pod of the cluster could write {directory}; give a bucket as --workdir, or "
+                "a path on a volume that --option volume=CLAIM:/PATH mounts"
             )
 
     def _kubectl(self, *args: str, text: str):
-        """A call that has to go well."""
-        done = self._call(*args, text=text)
-        if done is None:
+        """Calls kubectl, and raises UserError if it fails or does not answer."""
+        result = self._call(*args, text=text)
+        if result is None:
             raise UserError(
                 f"kubectl does not answer within {KUBECTL_SECONDS} s; is the cluster there?"
                 if shutil.which("kubectl")
-                else "backend jobset needs kubectl, which is not on PATH; install it and log in to the cluster"
+                else "backend jobset needs kubectl, which is not on PATH; install it and log in "
+                "to the cluster"
             )
-        if done.returncode:
+        if result.returncode:
             raise UserError(
-                f"kubectl {args[0]} refuses: {' '.join(done.stderr.split()) or done.returncode}"
+                f"kubectl {args[0]} refuses: {' '.join(result.stderr.split()) or result.returncode}"
             )
 
     def _call(self, *args: str, text: str = "") -> subprocess.CompletedProcess[str] | None:
-        """What kubectl answers, or None when it does not."""
-        place = [
+        """Calls kubectl; returns None if it does not answer."""
+        flags = [
             f"--{option}={value}"
             for option, value in (("context", self.context), ("namespace", self.namespace))
             if value
         ]
         try:
             return subprocess.run(
-                ["kubectl", *place, *args],
+                ["kubectl", *flags, *args],
                 input=text,
                 capture_output=True,
                 text=True,
@@ -301,14 +303,14 @@ class JobSet:
 
 
 def name(command: RunCommand) -> str:
-    """Of an attempt's JobSet: a DNS label that is used once."""
+    """Returns the unique name of an attempt's JobSet, a DNS label."""
     run = re.sub(r"[^a-z0-9]+", "-", command.run.lower()).strip("-")
     suffix = f"-{command.attempt}"
     return f"var-jax-{run}"[: NAME_LENGTH - len(suffix)].rstrip("-") + suffix
 
 
-def _at(job: str) -> JobSet:
-    """An engine that talks to the place of a job, whatever this one's options."""
+def _jobset_for(job: str) -> JobSet:
+    """Returns an engine for the context and namespace of a job, independent of other options."""
     context, namespace, _ = job.rsplit("/", 2)
     return JobSet(image="-", context=context, namespace=namespace)
 

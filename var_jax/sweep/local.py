@@ -1,4 +1,4 @@
-"""The engine `local`: subprocesses of this machine."""
+"""The engine `local`, which starts runs as subprocesses on this machine."""
 
 import contextlib
 import dataclasses
@@ -18,11 +18,10 @@ from var_jax.sweep.claims import process_alive, process_id
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """Runs in sessions of their own: neither the end of the sweep's process nor Ctrl-C in its
-    terminal reaches them.
+    """Starts each run in its own session, so that it outlives the sweep's process and its Ctrl-C.
 
-    Output goes to `log.txt` in the run's directory (to nowhere when that is a bucket). Job ids are
-    HOST:PID:BIRTH.
+    Output goes to `log.txt` in the run's directory, or is discarded if that is a bucket. Job ids
+    are HOST:PID:BIRTH.
     """
 
     jobs: ClassVar[int] = 1
@@ -46,9 +45,8 @@ class Local:
 
     def alive(self, job: str) -> bool | None:
         host, pid, born = _parsed(job)
-        with contextlib.suppress(
-            ChildProcessError
-        ):  # not a child of this process, or reaped before
+        # The job may be no child of this process, or reaped before.
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         return process_alive(host, pid, born)
 
@@ -80,9 +78,8 @@ def _start(command: RunCommand) -> str:
         host, pid, born = process_id(process.pid)
     except psutil.NoSuchProcess:  # gone and reaped already
         host, pid, born = "", process.pid, 0.0
-    process.returncode = (
-        0  # `alive` reaps it; the object would warn of a child that it did not wait for
-    )
+    # `alive` reaps the process. Without a return code, Popen would warn that it was not waited for.
+    process.returncode = 0
     return f"{host}:{pid}:{born:.2f}"
 
 

@@ -1,5 +1,4 @@
-"""A family of override dicts made into runs: resolved, identified, ordered, each with its
-command."""
+"""Expands a family of override dicts into runs with resolved configs, ids, order and commands."""
 
 import dataclasses
 import functools
@@ -25,10 +24,9 @@ from var_jax.sweep.runs import require_reachable
 from var_jax.train import data_sizes
 from var_jax.train.workdir import START_TOKEN_ENV
 
-# Keys that are no part of a run's id: how often it tells and saves, on what devices and by which
-# kernels it computes, and where its data and tokenizer lie (the tokenizer itself counts, by its
-# fingerprint). They may change between a run and its resumption; with another value of any other
-# key it is another run.
+# Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
+# locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). They may
+# change when a run is resumed. A change of any other key makes another run.
 VOLATILE = (
     "log_every",
     "eval_every",
@@ -47,7 +45,7 @@ VOLATILE = (
     "transformer.gradient_dtype",
     "tokenizer.gradient_dtype",
 )
-# What a branch may have otherwise than the run it branches from.
+# Keys in which a branch may differ from the run that it branches from.
 BRANCHING = (
     "steps",
     "branch_from",
@@ -66,11 +64,11 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      id: hash of its resolved configuration without `VOLATILE`, and of its tokenizer where one is
-        given.
-      label: its overrides that vary in the sweep.
+      id: hash of the resolved configuration without `VOLATILE`, and of the tokenizer if there is
+        one.
+      label: the overrides that distinguish the run in the sweep.
       config: the resolved configuration.
-      flags: the `--config.KEY=VALUE` of its command.
+      flags: the `--config.KEY=VALUE` flags of its command.
       trunk: id of the run that it branches from, or "".
     """
 
@@ -82,19 +80,18 @@ class Run:
 
     @property
     def own_steps(self) -> int:
-        """Steps that this run takes itself: a branch starts from the steps that its trunk took."""
+        """Steps that this run takes itself, without those that a branch's trunk took."""
         return self.config.steps - self.config.branch_step
 
     @property
     def compute(self) -> float:
-        """Exact training FLOPs of the model at its end, its trunk's part included: what a law is
-        fitted against."""
-        return self._a_step * self.config.steps
+        """Exact training FLOPs of the final model, its trunk included; laws are fitted to them."""
+        return self._flops_per_step * self.config.steps
 
     @property
     def own_compute(self) -> float:
-        """Exact training FLOPs that this run costs."""
-        return self._a_step * self.own_steps
+        """Exact training FLOPs that this run takes itself."""
+        return self._flops_per_step * self.own_steps
 
     @property
     def tokens(self) -> int:
@@ -105,7 +102,7 @@ class Run:
         return flops.param_count(self.config.transformer)
 
     @property
-    def _a_step(self) -> float:
+    def _flops_per_step(self) -> float:
         return flops.train_flops_per_image(self.config.transformer) * self.config.batch_size
 
     def command(self, config_file: str, workdir: str, attempt: int) -> RunCommand:
@@ -121,30 +118,31 @@ class Run:
             "--workdir",
             directory,
         )
-        fence = claims.file(epath.Path(directory), attempt)
-        return RunCommand(self.id, directory, argv, attempt, {START_TOKEN_ENV: str(fence)})
+        start_token = claims.file(epath.Path(directory), attempt)
+        return RunCommand(self.id, directory, argv, attempt, {START_TOKEN_ENV: str(start_token)})
 
 
 def expand(
     family: Sequence[Overrides], resolve: Resolve, workdir: str, overrides: Sequence[str] = ()
 ) -> list[Run]:
-    """The runs of a family, each once, trunks before their branches.
+    """Returns the different runs of a family, trunks before their branches.
 
     An override `branch_from` is the override dict of the trunk, which becomes a run of the sweep
-    too; its `keep_steps` are the steps that are branched from.
+    too. Its `keep_steps` are the steps at which runs branch off.
 
     Args:
-      resolve: the configuration that `--config.KEY=VALUE` flags give.
+      resolve: returns the configuration for a list of `--config.KEY=VALUE` flags.
       workdir: the sweep's directory.
-      overrides: flags for every run, which win.
+      overrides: flags for every run, which take precedence.
+
     Raises:
-      UserError: a key or value is wrong, a run is no transformer's, a branch does not fit its
-        trunk, or the token cache or tokenizer that is given is none.
+      UserError: a key or value is wrong, a run does not train a transformer, a branch does not fit
+        its trunk, or the given token cache or tokenizer does not exist.
     """
     if not family:
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
     runs: dict[str, Run] = {}
-    given: dict[str, Overrides] = {}
+    members_by_id: dict[str, Overrides] = {}
     fingerprint, sizes = functools.cache(tokenizer_fingerprint), functools.cache(data_sizes.of_data)
 
     def add(member: Overrides) -> Run:
@@ -161,16 +159,16 @@ def expand(
         config = data_sizes.from_data(config, sizes=sizes)
         if trunk is not None:
             _require_branch(config, trunk.config)
-        above = trunk.id if trunk else ""
-        id = run_id(config, above, tokenizer)
-        run = Run(id, "", config, flags, above)
-        given.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
+        trunk_id = trunk.id if trunk else ""
+        id = run_id(config, trunk_id, tokenizer)
+        run = Run(id, "", config, flags, trunk_id)
+        members_by_id.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
         return runs.setdefault(run.id, run)
 
     for member in family:
         add(member)
-    labels = _labels(given)
-    branched = {
+    labels = _labels(members_by_id)
+    keep_steps_by_id = {
         run.id: sorted(
             {r.config.branch_step for r in runs.values() if r.trunk == run.id}
             | set(run.config.keep_steps)
@@ -181,11 +179,11 @@ def expand(
         dataclasses.replace(
             run,
             label=labels[run.id],
-            config=dataclasses.replace(run.config, keep_steps=tuple(branched[run.id])),
+            config=dataclasses.replace(run.config, keep_steps=tuple(keep_steps_by_id[run.id])),
             flags=run.flags
             + (
-                (f"--config.keep_steps={_text(tuple(branched[run.id]))}",)
-                if branched[run.id]
+                (f"--config.keep_steps={_text(tuple(keep_steps_by_id[run.id]))}",)
+                if keep_steps_by_id[run.id]
                 else ()
             ),
         )
@@ -194,11 +192,12 @@ def expand(
 
 
 def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
-    """Of the tokenizer whose tokens a run learns, by its token cache or its model directory; ""
-    when neither is given.
+    """Returns the fingerprint of a run's tokenizer from its token cache or model directory.
+
+    "" if neither is given.
 
     Raises:
-      UserError: there is none.
+      UserError: the given directory holds no token cache or tokenizer.
     """
     if tokens_dir:
         require_reachable(tokens_dir)
@@ -211,9 +210,11 @@ def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
 
 
 def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
-    """12 hexadecimal digits of SHA-256 over the resolved configuration; a trunk counts by its id,
-    not its place, and a tokenizer by its fingerprint: runs over other tokens belong to another
-      law."""
+    """Returns 12 hexadecimal digits of the SHA-256 of the resolved configuration.
+
+    A trunk enters by its id rather than its directory, and a tokenizer by its fingerprint, because
+    runs on other tokens belong to another law.
+    """
     values = plain(config)
     for key in VOLATILE:
         *sections, last = key.split(".")
@@ -221,9 +222,8 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         for section in sections:
             node = node[section]
         node.pop(last, None)
-    values["microbatches"] = (
-        1  # as the keys above; by its default, so that sweeps of before keep their ids
-    )
+    # Volatile too, but kept at its default, so that runs of earlier sweeps keep their ids.
+    values["microbatches"] = 1
     if trunk:
         values["branch_from"] = trunk
     if tokenizer:
@@ -232,8 +232,7 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
 
 
 def _require_branch(branch: TrainConfig, trunk: TrainConfig):
-    """Raises UserError unless the branch continues what the trunk does up to the step, and that
-    part is shared."""
+    """Raises UserError unless branch and trunk do the same up to the step of branching."""
     free = (*VOLATILE, *BRANCHING, "microbatches")
     other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith(free)]
     if other:
@@ -261,21 +260,26 @@ def _require_branch(branch: TrainConfig, trunk: TrainConfig):
         raise UserError(f"branch_step is {at}; it must be below the branch's steps {branch.steps}")
 
 
-def _labels(given: Mapping[str, Overrides]) -> dict[str, str]:
-    """By id: the overrides that tell the runs apart, keys without their sections; what follows from
-    others is left out."""
-    keys = dict.fromkeys(key for member in given.values() for key in member)
-    telling: list[str] = []
-    apart = 1
+def _labels(members_by_id: Mapping[str, Overrides]) -> dict[str, str]:
+    """Returns labels by id: the overrides that distinguish the runs, keys without their sections.
+
+    Overrides that follow from others are left out.
+    """
+    keys = dict.fromkeys(key for member in members_by_id.values() for key in member)
+    label_keys: list[str] = []
+    num_distinct = 1
     for key in keys:
-        found = len(
-            {tuple(_text(member.get(k)) for k in [*telling, key]) for member in given.values()}
-        )
-        if found > apart:
-            telling, apart = [*telling, key], found
+        candidate_keys = [*label_keys, key]
+        labels = {
+            tuple(_text(member.get(k)) for k in candidate_keys) for member in members_by_id.values()
+        }
+        if len(labels) > num_distinct:
+            label_keys, num_distinct = candidate_keys, len(labels)
     return {
-        id: " ".join(f"{k.rpartition('.')[2]}={_short(member[k])}" for k in telling if k in member)
-        for id, member in given.items()
+        id: " ".join(
+            f"{k.rpartition('.')[2]}={_short(member[k])}" for k in label_keys if k in member
+        )
+        for id, member in members_by_id.items()
     }
 
 
@@ -288,18 +292,18 @@ def _short(value: Any) -> str:
 
 
 def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> list[str]:
-    """One line a run and one for the sum.
+    """Returns the sweep's table: a header, one line per run and one for the total.
 
-    FLOPs are exact training FLOPs: of the model at its end ("FLOPs", what laws are fitted against)
-    and what the run itself takes ("to do": a branch's trunk has the rest). Chip-hours and cost are
-    of the latter.
+    "FLOPs" are the exact training FLOPs of the final model, which laws are fitted to. "to do" are
+    those that the run takes itself, without a branch's trunk; chip-hours and cost follow from them.
 
     Args:
       chip: name of a chip in `chips.CHIPS`.
-      mfu: share of its peak that training reaches.
-      price: of a chip-hour; 0 leaves the cost out.
+      mfu: fraction of the chip's peak that training reaches.
+      price: price of a chip-hour; 0 leaves the cost out.
+
     Raises:
-      UserError: no such chip, or an `mfu` or `price` out of range.
+      UserError: the chip is unknown, or `mfu` or `price` is out of range.
     """
     if chip not in CHIPS:
         raise UserError(f"--chip {chip!r} is not in the table{did_you_mean(chip, CHIPS)}")
@@ -307,10 +311,10 @@ def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> 
         raise UserError(f"--mfu is {mfu:g}; it must be above 0 and at most 1")
     if price < 0:
         raise UserError(f"--price is {price:g}; it must be 0 or more")
-    an_hour = CHIPS[chip].peak_flops * mfu * 3600
+    flops_per_chip_hour = CHIPS[chip].peak_flops * mfu * 3600
 
     def costs(flops: float) -> list[str]:
-        hours = flops / an_hour
+        hours = flops / flops_per_chip_hour
         return [f"{flops:.3g}", f"{hours:.3g}", *([f"{hours * price:,.2f}"] if price else [])]
 
     header = [
@@ -349,8 +353,7 @@ def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> 
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Rows as lines with columns one under the other, the first `left` flush left and the others
-    flush right."""
+    """Returns rows as lines with aligned columns, the first `left` flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

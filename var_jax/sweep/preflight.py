@@ -1,4 +1,4 @@
-"""What a run of a sweep checks before its first step, checked once before any run is started."""
+"""Checks before a sweep starts what each of its runs would check before its first step."""
 
 from etils import epath
 
@@ -15,20 +15,21 @@ NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are
 
 
 def without_tokenizer(runs: list[Run]) -> bool:
-    """Returns whether no run names the tokenizer whose tokens it learns, as when only its cost is
-    asked for."""
+    """Returns whether no run names a tokenizer, as in a sweep whose cost alone is estimated."""
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
 
 
 def check(runs: list[Run], images_are_here: bool, workdir: str = ""):
-    """Checks keys without effect, tokenizers, token caches, class counts and images; runs that
-    share them are checked once.
+    """Checks keys without effect, tokenizers, token caches, class counts and images.
+
+    What several runs share is checked once.
 
     Args:
-      workdir: the sweep's directory, whose runs of before go on with what they were started with.
-      images_are_here: whether the runs' images lie where this process looks, as on this machine.
+      images_are_here: whether this process can see the runs' images, as on this machine.
+      workdir: the sweep's directory; runs that were started there before keep their own keys.
+
     Raises:
-      UserError: what `train` would refuse; the line begins as the run's own would.
+      UserError: `train` would refuse a run; the message begins as that of the run would.
     """
     for run in runs:
         _check_keys(run, epath.Path(workdir) / run.id if workdir else None)
@@ -46,25 +47,25 @@ def _check_keys(run: Run, directory: epath.Path | None):
     try:
         idle_keys.refuse(run.config)
         idle_keys.refuse_flags(run.config, flags)
-    except UserError:  # runs of before are looked for only where something is wrong
-        before = directory and started_with(directory)
-        if not before:
+    except UserError:  # only then is it checked whether the run was started before with these keys
+        started_keys = directory and started_with(directory)
+        if not started_keys:
             raise
-        idle_keys.refuse(run.config, before)
-        idle_keys.refuse_flags(run.config, flags, before)
+        idle_keys.refuse(run.config, started_keys)
+        idle_keys.refuse_flags(run.config, flags, started_keys)
 
 
 def _check(config: TrainConfig, images_are_here: bool):
-    data, given = config.data, config.tokenizer_dir
-    if not given and data.tokens_dir:
-        given = str(epath.Path(data.tokens_dir) / "tokenizer")
+    data, directory = config.data, config.tokenizer_dir
+    if not directory and data.tokens_dir:
+        directory = str(epath.Path(data.tokens_dir) / "tokenizer")
     require(
-        bool(given),
+        bool(directory),
         "tokenizer_dir",
-        repr(given),
+        repr(directory),
         "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
     )
-    model, params = model_directory.load(epath.Path(given))
+    model, params = model_directory.load(epath.Path(directory))
     if not data.tokens_dir:
         if images_are_here:
             sources.require_raw_files(data)
@@ -73,10 +74,10 @@ def _check(config: TrainConfig, images_are_here: bool):
     cache.check(
         data, model.tokenizer, fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
     )
-    classes, held = config.transformer.num_classes, len(cache.class_names)
+    classes, num_data_classes = config.transformer.num_classes, len(cache.class_names)
     require(
-        classes >= held,
+        classes >= num_data_classes,
         "transformer.num_classes",
         classes,
-        f"at least the {held} classes of the data",
+        f"at least the {num_data_classes} classes of the data",
     )

@@ -1,4 +1,4 @@
-"""What state a run is in, by its own files, its claims and, where it knows, the scheduler."""
+"""Determines the state of a run from its files, its claims and, if it answers, the scheduler."""
 
 import dataclasses
 import datetime
@@ -13,9 +13,10 @@ from var_jax.errors import UserError
 from var_jax.sweep import claims
 from var_jax.sweep.claims import Claim
 
-STALE_SECONDS = 900.0  # without a word for so long, and the scheduler does not know it either: dead
+# A run that has not reported for this long, and that no scheduler knows of, is dead.
+STALE_SECONDS = 900.0
 
-RETRIED = "retried"  # `after` of a claim that gives a hopeless run another chance
+RETRIED = "retried"  # `after` of a claim that gives another chance to a run that was given up
 
 State = Literal["new", "queued", "running", "done", "preempted", "failed", "dead"]
 Alive = Callable[[Claim], bool | None]
@@ -23,15 +24,15 @@ Alive = Callable[[Claim], bool | None]
 
 @dataclasses.dataclass(frozen=True)
 class Observed:
-    """A run as it is now.
+    """The present state of a run.
 
     Attributes:
-      state: "new" (never claimed), "queued" (submitted, no word yet) and "running" are as they say;
-        the others have ended: "done", "preempted" (everything saved), "failed" (by its own word),
-          "dead" (without one).
-      step: last step that it told.
-      status: its status.json, {} before there is one.
-      claims: its attempts.
+      state: "new" (never claimed), "queued" (submitted, nothing reported yet), "running", or one of
+        the final states: "done", "preempted" (everything saved), "failed" (as the run itself
+        reported) and "dead" (ended without a report).
+      step: the last step that the run reported.
+      status: the content of status.json; {} before there is one.
+      claims: the claims of its attempts.
       refusal: the user's mistake for which the latest attempt ended, or "".
     """
 
@@ -57,54 +58,60 @@ def observe(
     *,
     may_wait: Callable[[Claim], bool] = lambda _: False,
 ) -> Observed:
-    """The state of a run's directory, which need not exist.
+    """Returns the state of the run in a directory, which need not exist.
 
     Args:
-      alive: whether a claim's job exists; None where that cannot be known, and then the heartbeats
-        decide: the run is live until `stale` seconds after the last of its status.json's `updated`
-          and its claim's `heartbeat`.
-      may_wait: whether a claim's job, of which nothing is known at present, may be waiting in the
-        queue of a scheduler that will answer again: then only a run that spoke and fell silent is
-          taken for dead.
+      alive: returns whether a claim's job exists, or None if that cannot be known. In that case
+        the run is live until `stale` seconds after the later of its status.json's `updated` and its
+        claim's `heartbeat`.
+      stale: seconds without a report.
+      may_wait: returns whether a claim's job may be waiting in the queue of a scheduler that does
+        not answer at present. Such a run is dead only if it has reported and then stopped.
     """
     attempts = tuple(claims.read(run))
-    # The scheduler is asked before the files are read: a job that ends between has its last word in
-    # them.
-    exists = _exists(attempts[-1], alive) if attempts else None
+    # The scheduler is asked before the files are read, so that they have the last report of a job
+    # that ends in between.
+    exists = _job_exists(attempts[-1], alive) if attempts else None
     status = read_status(run)
-    told, step, heartbeat = status.get("state"), int(status.get("step") or 0), updated(status)
-    if told == "done":
+    reported_state, step, heartbeat = (
+        status.get("state"),
+        int(status.get("step") or 0),
+        updated(status),
+    )
+    if reported_state == "done":
         return Observed("done", step, status, attempts)
     now = time.time()
-    since = attempts[-1].heartbeat if attempts else 0.0
+    claim_heartbeat = attempts[-1].heartbeat if attempts else 0.0
     if exists is None:
-        spoke = told == "running" and now - heartbeat < stale
-        waits = (
+        recently_running = reported_state == "running" and now - heartbeat < stale
+        may_still_start = (
             bool(attempts)
             and not attempts[-1].abandoned
-            and now - since < _patience(attempts[-1], stale)
+            and now - claim_heartbeat < _grace_seconds(attempts[-1], stale)
         )
-        exists = (spoke and heartbeat >= _began(attempts)) or (
-            waits and not _ended_since(status, attempts)
+        exists = (recently_running and heartbeat >= _attempt_start(attempts)) or (
+            may_still_start and not _ended_since(status, attempts)
         )
         if not exists and attempts and attempts[-1].job and may_wait(attempts[-1]):
-            exists = told != "running" or heartbeat < _began(attempts)
+            exists = reported_state != "running" or heartbeat < _attempt_start(attempts)
     if exists:
-        begun = told == "running" and heartbeat >= _began(attempts)
-        return Observed("running" if begun else "queued", step, status, attempts)
+        has_begun = reported_state == "running" and heartbeat >= _attempt_start(attempts)
+        return Observed("running" if has_begun else "queued", step, status, attempts)
     if attempts and (refusal := claims.refusal(run, attempts[-1].attempt)):
         return Observed("failed", step, status, attempts, refusal)
-    if told is None and all(claim.abandoned for claim in attempts):
+    if reported_state is None and all(claim.abandoned for claim in attempts):
         return Observed("new", step, status, attempts)
-    own = heartbeat >= _began(
+    is_from_latest = heartbeat >= _attempt_start(
         tuple(claim for claim in attempts if not claim.abandoned)
     )  # not of an attempt before
-    ended: State = told if told in ("preempted", "failed") and own else "dead"
+    ended: State = (
+        reported_state if reported_state in ("preempted", "failed") and is_from_latest else "dead"
+    )
     return Observed(ended, step, status, attempts)
 
 
 def require_reachable(directory: epath.PathLike):
-    """Raises UserError when the package that reads a bucket of its kind is not installed."""
+    """Raises UserError if the package that reads this kind of bucket is not installed."""
     try:
         epath.Path(directory).exists()
     except ImportError as error:
@@ -112,7 +119,7 @@ def require_reachable(directory: epath.PathLike):
 
 
 def read_status(run: epath.Path) -> dict[str, Any]:
-    """status.json, {} when it is not there or not readable."""
+    """Returns the content of status.json; {} if it is missing or unreadable."""
     try:
         status = json.loads((run / "status.json").read_text())
     except (OSError, ValueError):
@@ -121,7 +128,7 @@ def read_status(run: epath.Path) -> dict[str, Any]:
 
 
 def updated(status: dict[str, Any]) -> float:
-    """When a status was written, seconds since 1970; 0 when it does not say."""
+    """Returns when a status was written, in seconds since 1970; 0 if it does not say."""
     try:
         return datetime.datetime.fromisoformat(status["updated"]).timestamp()
     except (KeyError, TypeError, ValueError):
@@ -129,12 +136,11 @@ def updated(status: dict[str, Any]) -> float:
 
 
 def give_up_reason(observed: Observed, max_restarts: int) -> str:
-    """Why a run that has ended, but is not done, should not be started again; "" when it should.
+    """Returns why a run that ended before it was done should not be restarted; "" if it should.
 
-    A run that ended by the user's mistake would do so again, and one that failed twice at the same
-    step, by its own word, would fail there again. Restarts are bounded, except that a preemption
-    with progress is no failure of the run and does not count. `sweep --retry` starts the count
-    afresh.
+    A run is given up if it ended by the user's mistake, if it reported a failure twice at the same
+    step, or after `max_restarts` restarts. A preemption with progress does not count. `sweep
+    --retry` starts the count again.
     """
     if observed.refusal:
         return f"it was refused: {observed.refusal}"
@@ -158,12 +164,12 @@ def give_up_reason(observed: Observed, max_restarts: int) -> str:
 
 
 def never_reported(observed: Observed) -> bool:
-    """Whether the latest attempt has not said a word."""
-    return updated(observed.status) < _began(observed.claims)
+    """Returns whether the latest attempt has not reported anything."""
+    return updated(observed.status) < _attempt_start(observed.claims)
 
 
 def last_log_line(run: epath.Path) -> str:
-    """The last line of what a run printed, where its engine kept it."""
+    """Returns the last line of a run's log, or "" if there is none."""
     try:
         lines = (run / "log.txt").read_bytes().decode(errors="replace").splitlines()
     except OSError:
@@ -171,25 +177,28 @@ def last_log_line(run: epath.Path) -> str:
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def _exists(claim: Claim, alive: Alive) -> bool | None:
+def _job_exists(claim: Claim, alive: Alive) -> bool | None:
     if claim.abandoned:
         return False
     if claim.job:
         return alive(claim)
-    return (
-        claims.process_alive(claim.host, claim.pid, claim.born) or None
-    )  # its submitter is at it, or died there
+    # Its submitter is submitting it, or died meanwhile.
+    return claims.process_alive(claim.host, claim.pid, claim.born) or None
 
 
-def _patience(claim: Claim, stale: float) -> float:
+def _grace_seconds(claim: Claim, stale: float) -> float:
     return stale if claim.job else claims.SUBMIT_SECONDS
 
 
-def _began(attempts: tuple[Claim, ...]) -> float:
-    """Words older than this are not of the latest attempt; status.json's times are whole
-    seconds."""
+def _attempt_start(attempts: tuple[Claim, ...]) -> float:
+    """Returns the time before which reports are of earlier attempts.
+
+    A second is subtracted because status.json has times in whole seconds.
+    """
     return attempts[-1].created - 1.0 if attempts else 0.0
 
 
 def _ended_since(status: dict[str, Any], attempts: tuple[Claim, ...]) -> bool:
-    return status.get("state") in ("preempted", "failed") and updated(status) >= _began(attempts)
+    return status.get("state") in ("preempted", "failed") and updated(status) >= _attempt_start(
+        attempts
+    )

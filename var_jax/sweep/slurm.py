@@ -1,7 +1,7 @@
-"""The engine `slurm`: a job array through submitit.
+"""The engine `slurm`, which submits runs as a job array by submitit.
 
-Progress is read from the runs' files, never from `sacct`, which not every cluster has; `squeue`
-only tells whether a job still exists.
+Progress is read from the runs' files, never from `sacct`, which some clusters lack; `squeue` is
+asked only whether a job still exists.
 """
 
 import contextlib
@@ -25,33 +25,34 @@ from var_jax.errors import UserError
 from var_jax.sweep.backend import RunCommand, shared_programs
 
 PREEMPTED = 75
-CPUS_PER_GPU = 8  # partitions mostly give one, on which decoding images keeps a GPU waiting
-SCHEDULER_SECONDS = 60  # how long its commands may take
+CPUS_PER_GPU = 8  # the usual default of one CPU decodes images too slowly for a GPU
+SCHEDULER_SECONDS = 60  # time limit of SLURM's commands
 
 
 @dataclasses.dataclass(frozen=True)
 class Slurm:
-    """Every call of `submit` is one array, whose tasks SLURM requeues under their ids when they are
-    preempted.
+    """Submits the commands of each `submit` as one job array.
 
-    Output goes to `log.txt` in the run's directory, of a process after the first to `log_RANK.txt`;
-    where that is a bucket, to the folder's logs. Job ids are SLURM's, ARRAY_INDEX or, of a single
-    command, a number.
+    SLURM requeues preempted tasks under the same ids. Output goes to `log.txt` in the run's
+    directory, and that of processes after the first to `log_RANK.txt`; if the directory is a
+    bucket, it goes to the logs in `folder`. Job ids are SLURM's: ARRAY_INDEX, or a number for a
+    single command.
 
     Attributes:
-      partition, account: SLURM's; "" for the user's default.
+      partition, account: those of SLURM; "" for the user's default.
       minutes: time limit of one start. A run that needs longer saves before it and is requeued.
-      save_seconds: SIGTERM comes so long before the time limit.
-      nodes: of every run.
-      tasks: processes a node; 0 for one a GPU, or one without GPUs. JAX gives each process one GPU.
-      gpus: a node.
-      cpus: a process; 0 for 8 where it has a GPU, whose images it decodes, else for the partition's
-        default.
-      memory_gb: a node; 0 for the partition's default.
-      flags: more options of sbatch, "qos=high,constraint=h100".
-      setup: shell line that every node's job runs first, such as "module load cuda".
-      folder: where submitit keeps job scripts and logs, on a file system that the nodes share; ""
-        for `.slurm` beside the runs.
+      save_seconds: seconds before the time limit at which SIGTERM is sent.
+      nodes: number of nodes per run.
+      tasks: number of processes per node; 0 for one per GPU, or one on nodes without GPUs. JAX
+        gives each process one GPU.
+      gpus: number of GPUs per node.
+      cpus: number of CPUs per process; 0 for 8 with GPUs, to decode their images, and otherwise for
+        the partition's default.
+      memory_gb: memory per node; 0 for the partition's default.
+      flags: additional options of sbatch, such as "qos=high,constraint=h100".
+      setup: shell line that the job runs first on every node, such as "module load cuda".
+      folder: directory of submitit's job scripts and logs, on a file system that the nodes share;
+        "" for `.slurm` beside the runs.
     """
 
     jobs: ClassVar[int] = 0
@@ -117,8 +118,7 @@ class Slurm:
         return None if state is None else bool(state)
 
     def stop(self, job: str) -> None:
-        """SIGTERM, and after the cluster's KillWait SIGKILL; a job that is stopped so is not
-        requeued."""
+        """Sends SIGTERM and, after the cluster's KillWait, SIGKILL; the job is not requeued."""
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             subprocess.run(
                 ["scancel", "--quiet", job], capture_output=True, timeout=SCHEDULER_SECONDS
@@ -139,13 +139,13 @@ class Slurm:
         )
 
     def _parameters(self, commands: Sequence[RunCommand]) -> dict[str, Any]:
-        """As submitit names them."""
+        """Returns the job's parameters as submitit names them."""
         tasks = self.tasks or max(self.gpus, 1)
         cpus = self.cpus or (CPUS_PER_GPU if self.gpus else 0)
-        # srun does not take cpus-per-task over from sbatch; and a process that has saved and left
-        # ends no other.
+        # srun does not inherit cpus-per-task from sbatch. A process that saves and exits must not
+        # end the others.
         srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={cpus}"] if cpus else [])]
-        given = {
+        parameters = {
             "partition": self.partition,
             "account": self.account,
             "gpus_per_node": self.gpus,
@@ -164,7 +164,7 @@ class Slurm:
             "stderr_to_stdout": True,
             "wckey": None,
             "additional_parameters": {"requeue": True, **memory, **self._flags()},
-            **{name: value for name, value in given.items() if value},
+            **{name: value for name, value in parameters.items() if value},
         }
 
     def _flags(self) -> dict[str, str | bool]:
@@ -184,18 +184,17 @@ class Slurm:
             return str(Path(self.folder).absolute())
         if "://" in commands[0].directory:
             raise UserError(
-                f"backend slurm keeps its job scripts on a file system, which {commands[0].directory} is "
-                "not; name a shared directory with --option folder=DIR"
+                "backend slurm keeps its job scripts on a file system, which "
+                f"{commands[0].directory} is not; name a shared directory with --option folder=DIR"
             )
         return str(Path(commands[0].directory).absolute().parent / ".slurm")
 
 
 class Attempt:
-    """What a job runs, on every one of its processes: the command, again after a preemption.
+    """Runs the command on every process of a job, and requeues the job after a preemption.
 
-    SLURM's own SIGTERM (preemption, requeue, scancel) reaches the command without help, and a
-    second one would end it at once. The signal before the time limit goes to the command as its
-    SIGTERM.
+    SLURM itself sends SIGTERM to the command at a preemption, requeue or scancel; a second one
+    would end it at once. The signal before the time limit is passed to the command as SIGTERM.
     """
 
     def __init__(self, command: RunCommand):
@@ -210,8 +209,7 @@ class Attempt:
         name = f"log_{rank}.txt" if rank else "log.txt"
         log = None if "://" in self.directory else open(Path(self.directory, name), "ab")  # noqa: SIM115 - for a child
         limit = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
-        # Until the handler is set, the limit's signal would be submitit's, which knows nothing of
-        # the child.
+        # Until the handler is set, submitit would handle the limit's signal without the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, {limit})
         child = subprocess.Popen(
             self.argv,
@@ -231,16 +229,18 @@ class Attempt:
 
 
 def requeue(job: str):
-    """Asks for a job to be started again, unless SLURM is ending it: then it knows whether to."""
+    """Requeues a job, unless SLURM is ending it and decides itself whether to start it again."""
     if job_state(job) == "RUNNING":
         subprocess.run(["scontrol", "requeue", job], check=True, timeout=SCHEDULER_SECONDS)
 
 
 def job_state(job: str) -> str | None:
-    """SLURM's word for the state of a job that waits, runs or is completing; "" when there is none,
-    None when SLURM does not answer."""
+    """Returns SLURM's name for the state of a job that is pending, running or completing.
+
+    "" if there is no such job, None if SLURM does not answer.
+    """
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["squeue", "--noheader", f"--jobs={job}", "--format=%T"],
             capture_output=True,
             text=True,
@@ -248,14 +248,13 @@ def job_state(job: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode:
-        return "" if "Invalid job id" in done.stderr else None
-    return done.stdout.strip()
+    if result.returncode:
+        return "" if "Invalid job id" in result.stderr else None
+    return result.stdout.strip()
 
 
 def _ignore(limit: signal.Signals):
-    """In the child: SLURM sends the limit's signal to every process of a job, and it would end this
-    one."""
+    """Ignores the limit's signal in the child; SLURM sends it to every process of a job."""
     signal.signal(limit, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
 

@@ -1,4 +1,4 @@
-"""Progress of a sweep or of a single run, from their files alone."""
+"""Shows the progress of a sweep or of a single run from its files alone."""
 
 import dataclasses
 import datetime
@@ -33,15 +33,15 @@ class Row:
     """Progress of one run.
 
     Attributes:
-      state: see `runs.Observed`; "queued (unconfirmed)" is a job without a word that only its
-        scheduler knows of.
-      step, steps, first: reached, wanted, and where it started (a branch: where it left its trunk).
-      eta: seconds left, or None.
-      mfu: model FLOPs a second (exact) over the peak of its chips, or None where either is not
-        known.
+      state: see `runs.Observed`; "queued (unconfirmed)" is a job that has not reported and that
+        only its scheduler knows of.
+      step, steps, first: the current step, the last step, and the first one (for a branch, the
+        step at which it left its trunk).
+      eta: remaining seconds, or None.
+      mfu: exact model FLOPs per second over the peak of its chips, or None if either is unknown.
       loss: the last training loss, or None.
-      held_out_loss: that of the last evaluation, which `fit` calls the run's loss, or None.
-      restarts: how often it was started again.
+      held_out_loss: the loss of the last evaluation, which `fit` uses, or None.
+      restarts: number of restarts.
       compute: exact FLOPs of its own steps, or None.
       refusal: the user's mistake for which its latest start ended, or "".
     """
@@ -62,17 +62,17 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Of its own steps that are done."""
+        """The fraction of its own steps that are done."""
         if self.state == "done":
             return 1.0
         return max(0.0, (self.step - self.first) / (self.steps - self.first)) if self.steps else 0.0
 
 
 def read(directory: epath.PathLike) -> list[Row]:
-    """The runs of a sweep's directory, or the one run of a workdir.
+    """Returns the rows of a sweep's directory, or the one row of a run's workdir.
 
     Raises:
-      UserError: it is neither, or a bucket that cannot be reached.
+      UserError: the directory is neither, or is in a bucket that cannot be reached.
     """
     path = epath.Path(directory)
     runs.require_reachable(path)
@@ -86,13 +86,14 @@ def read(directory: epath.PathLike) -> list[Row]:
     )
     if not planned and not others:
         raise UserError(
-            f"{directory} is neither a sweep's directory (no sweep.json) nor a run's (no status.json)"
+            f"{directory} is neither a sweep's directory (no sweep.json) nor a run's "
+            "(no status.json)"
         )
     return [_row(path / id, planned.get(id, {})) for id in dict.fromkeys([*planned, *others])]
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """The table, for several runs a line that sums up, and why runs were refused."""
+    """Returns the table, a summary if there are several runs, and why runs were refused."""
     cells = [
         [
             row.id,
@@ -100,7 +101,7 @@ def lines(rows: list[Row]) -> list[str]:
             row.state,
             f"{row.step}/{row.steps or '?'}",
             f"{row.share:.0%}",
-            _span(row.eta),
+            _duration(row.eta),
             "" if row.mfu is None else f"{row.mfu:.1%}",
             _loss(row.loss),
             _loss(row.held_out_loss),
@@ -116,9 +117,9 @@ def lines(rows: list[Row]) -> list[str]:
         }
         summary = ", ".join(f"{count} {state}" for state, count in states.items())
         if all(row.compute for row in rows):
-            whole = sum(row.compute or 0.0 for row in rows)
+            total = sum(row.compute or 0.0 for row in rows)
             done = sum((row.compute or 0.0) * row.share for row in rows)
-            summary += f"; {done:.3g} of {whole:.3g} FLOPs, {done / whole:.0%}"
+            summary += f"; {done:.3g} of {total:.3g} FLOPs, {done / total:.0%}"
         table.append(summary)
     return [*table, *(f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal)]
 
@@ -128,38 +129,43 @@ def _loss(loss: float | None) -> str:
 
 
 def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
-    one = runs.observe(directory, _alive)
-    status = one.status
-    last = one.claims[-1] if one.claims else None
-    waits = (
-        one.state == "dead" and last and last.job and not _here(last) and runs.never_reported(one)
+    observed = runs.observe(directory, _alive)
+    status = observed.status
+    last = observed.claims[-1] if observed.claims else None
+    is_unconfirmed = (
+        observed.state == "dead"
+        and last
+        and last.job
+        and not _here(last)
+        and runs.never_reported(observed)
     )
-    speed = status.get("images_per_s") if one.live else None
+    speed = status.get("images_per_s") if observed.live else None
     return Row(
         id=directory.name,
         label=planned.get("label", ""),
-        state="queued (unconfirmed)" if waits else one.state,
-        step=one.step,
+        state="queued (unconfirmed)" if is_unconfirmed else observed.state,
+        step=observed.step,
         steps=status.get("steps") or planned.get("steps"),
         first=planned.get("first_step", 0),
-        eta=status.get("eta_s") if one.state == "running" else None,
+        eta=status.get("eta_s") if observed.state == "running" else None,
         mfu=_mfu(_json(directory / "meta.json"), speed),
         loss=status.get("loss"),
-        restarts=max(status.get("restarts") or 0, sum(not c.abandoned for c in one.claims) - 1),
+        restarts=max(
+            status.get("restarts") or 0, sum(not c.abandoned for c in observed.claims) - 1
+        ),
         compute=planned.get("own_compute"),
         held_out_loss=status.get("held_out_loss"),
-        refusal=one.refusal,
+        refusal=observed.refusal,
     )
 
 
 def _alive(claim: Claim) -> bool | None:
-    """Processes of this machine are looked at; schedulers are not asked, as they may be slow or
-    far."""
+    """Checks processes of this machine only; schedulers may be slow or far away."""
     return Local().alive(claim.job) if _here(claim) else None
 
 
 def _here(claim: Claim) -> bool:
-    """Whether its job is a process, of this machine or another."""
+    """Returns whether a claim's job is a process rather than that of a scheduler."""
     return claim.backend == "local"
 
 
@@ -171,14 +177,14 @@ def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:
     return meta["flops_per_image"]["exact"] * images_per_s / (chip.peak_flops * devices["count"])
 
 
-def _span(seconds: float | None) -> str:
+def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _json(path: epath.Path) -> dict[str, Any]:
-    """A JSON object; {} when it is not there or not readable."""
+    """Returns the JSON object in a file; {} if it is missing or unreadable."""
     try:
-        found = json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
