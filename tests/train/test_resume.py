@@ -34,7 +34,7 @@ from var_jax.devices import sharding as partition
 from var_jax.train import resume as start
 from var_jax.config.train import MeshConfig
 from var_jax.train.program import Program
-from var_jax.train.state import make_mesh
+from var_jax.devices.mesh import make_mesh
 
 config = small.train_config("transformer", "", init_from=MODEL, tokenizer_dir=MODEL)
 mesh = make_mesh(MeshConfig())
