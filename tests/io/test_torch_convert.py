@@ -125,7 +125,9 @@ def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name)
         k: s for k, s in shapes.items() if k not in skipped
     }
     for entry in taken:  # and the way in gives our shapes
-        assert entry.inward(np.broadcast_to(np.float32(0), entry.shape)).shape == entry.ours
+        assert (
+            entry.from_torch(np.broadcast_to(np.float32(0), entry.shape)).shape == entry.param_shape
+        )
 
 
 @pytest.mark.parametrize("name", ["d16", "vae_d16"])
@@ -290,7 +292,7 @@ def test_what_the_weights_do_not_tell_is_what_brings_a_model_back(tokenizer, tra
     params = {"tokenizer": random_params(config.tokenizer)}
     if config.transformer:
         params["transformer"] = random_params(config.transformer)
-    given = torch_convert.untold(config)
+    given = torch_convert.flags_to_reload(config)
     found, _ = torch_convert.from_torch(
         *torch_convert.to_torch(config, params), scales=Scales.parse(given.pop("scales")), **given
     )

@@ -131,7 +131,7 @@ def _inception(params: Any, images: jax.Array):
     return inception.pooled(params, images), jax.nn.log_softmax(logits)
 
 
-class Features(NamedTuple):
+class FeatureStats(NamedTuple):
     """What is known of a set of images. Nothing in it depends on their order.
 
     Attributes:
@@ -183,7 +183,7 @@ class OverDevices:
 
 
 class Collector:
-    """Gathers `Features` batch by batch.
+    """Gathers `FeatureStats` batch by batch.
 
     Args:
       keep: rows at most; 0 for all of them.
@@ -218,10 +218,10 @@ class Collector:
             if self._keep and sum(len(kept[0]) for kept in self._kept) > 2 * self._keep:
                 self._kept = [self._sorted()]
 
-    def finish(self) -> Features:
+    def finish(self) -> FeatureStats:
         _, rows, *rest = self._sorted()
         distinct = len(np.unique(np.concatenate(self._hashes)))
-        return Features(
+        return FeatureStats(
             (self._halves[0], self._halves[1]), rows, rest[0] if rest else None, distinct
         )
 
@@ -233,7 +233,7 @@ class Collector:
 
 def extract(
     network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False
-) -> Features:
+) -> FeatureStats:
     """Features of all images of a set; arguments as `Collector`."""
     collector = Collector(network, keep, probs)
     with progress(images.count, f"features of {images.name}") as bar:
@@ -243,7 +243,9 @@ def extract(
     return collector.finish()
 
 
-def of_reference(network: FeatureNetwork, images: ImageSet, cache: str | None = None) -> Features:
+def of_reference(
+    network: FeatureNetwork, images: ImageSet, cache: str | None = None
+) -> FeatureStats:
     """Features of a reference, of at most 50,000 images whole, from the cache if they were measured
     before.
 
@@ -288,7 +290,7 @@ def progress(total: int, what: str, unit: str = " images") -> tqdm:
     )
 
 
-def _read(path: epath.Path, dimensions: int) -> Features | None:
+def _read(path: epath.Path, dimensions: int) -> FeatureStats | None:
     """What the cache holds; None where it holds nothing, or a damaged file."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -304,10 +306,10 @@ def _read(path: epath.Path, dimensions: int) -> Features | None:
         and rows.shape[1] == dimensions
         and all(half.scatter.shape == (dimensions,) * 2 for half in halves)
     )
-    return Features((halves[0], halves[1]), rows, None, distinct) if fine else None
+    return FeatureStats((halves[0], halves[1]), rows, None, distinct) if fine else None
 
 
-def _write(path: epath.Path, features: Features):
+def _write(path: epath.Path, features: FeatureStats):
     arrays = {
         f"{name}{i}": value
         for i, half in enumerate(features.halves)

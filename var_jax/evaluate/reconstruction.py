@@ -15,7 +15,7 @@ from var_jax.evaluate import features, readings, scores
 from var_jax.evaluate.features import Collector, FeatureNetwork, OverDevices
 from var_jax.evaluate.fid import Frechet
 from var_jax.evaluate.image_sets import ImageSet
-from var_jax.evaluate.samples import doubts, real_against_real
+from var_jax.evaluate.samples import image_set_warnings, real_against_real
 from var_jax.io import pictures
 from var_jax.ops import vq
 from var_jax.pretrained.perceptual import Perceptual
@@ -74,7 +74,7 @@ def evaluate(
         name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]
     }
     real, found = features.of_reference(network, reference, cache), rebuilt.finish()
-    warnings = doubts(reference, real, network)
+    warnings = image_set_warnings(reference, real, network)
     if small:
         warnings.append(
             f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}"

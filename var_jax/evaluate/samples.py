@@ -1,5 +1,4 @@
-"""Samples against a reference: Fréchet distance, Inception Score, precision, recall and KID as one
-report."""
+"""Evaluates samples: Fréchet distance, Inception Score, precision, recall and KID, in one report."""
 
 from typing import Any
 
@@ -7,7 +6,7 @@ import numpy as np
 
 from var_jax.config.strict import require
 from var_jax.evaluate import classifier, features, readings, scores
-from var_jax.evaluate.features import FeatureNetwork, Features
+from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Moments, frechet_distance
 from var_jax.evaluate.image_sets import ImageSet, with_classes_of
 
@@ -36,7 +35,7 @@ def evaluate(
     cache: str | None = None,
     floor: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """All metrics of samples.
+    """Computes all metrics of samples.
 
     Args:
       seed: of the bootstrap, of the splits and of the subsets; nothing depends on the order of the
@@ -68,10 +67,10 @@ def evaluate(
     warnings = [
         w
         for images, found in ((samples, drawn), (reference, real))
-        for w in doubts(images, found, network)
+        for w in image_set_warnings(images, found, network)
     ]
     distance = frechet(network, drawn, real, seed, resamples, other)
-    warnings += floor_doubts(distance)
+    warnings += floor_warnings(distance)
     metrics: dict[str, Any] = {
         "frechet_distance": distance,
         "inception_score": None,
@@ -145,14 +144,14 @@ class Distance:
     samples again (bootstrap of their rows, the reference fixed): the bias of finite sets is in it
     as it is in the value."""
 
-    def __init__(self, real: Features, resamples: int, seed: int):
+    def __init__(self, real: FeatureStats, resamples: int, seed: int):
         self.real, self._resamples, self._seed = real, resamples, seed
         self._reference = Frechet(real.moments)
 
     def value(self, moments: Moments) -> float:
         return self._reference.distance(moments)
 
-    def of(self, found: Features) -> dict[str, Any]:
+    def of(self, found: FeatureStats) -> dict[str, Any]:
         """{"value", "counts", "ci95" (null without resamples)}."""
         value = self.value(found.moments)
         deviation = (
@@ -169,16 +168,16 @@ class Distance:
 
 def frechet(
     network: FeatureNetwork,
-    drawn: Features,
-    real: Features,
+    drawn: FeatureStats,
+    real: FeatureStats,
     seed: int,
     resamples: int,
-    floor: tuple[ImageSet, Features] | None = None,
+    floor: tuple[ImageSet, FeatureStats] | None = None,
 ) -> dict[str, Any]:
-    """The distance with its interval and its floor.
+    """Returns the Fréchet distance with its interval and its floor.
 
     The distance of finite sets is biased upwards, the more so the fewer the images: hence the
-    floor, the distance of real images to real images, with the counts that it is of.
+    floor, the distance between real images and real images, with the counts of both.
     """
     distance = Distance(real, resamples, seed)
     if floor:
@@ -193,7 +192,7 @@ def frechet(
     return {"name": network.distance, **distance.of(drawn), "floor": ground}
 
 
-def real_against_real(real: Features) -> dict[str, Any] | None:
+def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
     """The distance of two disjoint halves of a reference, of all its images together; None of too
     few images."""
     if min(half.count for half in real.halves) < 2:
@@ -206,7 +205,7 @@ def real_against_real(real: Features) -> dict[str, Any] | None:
 
 
 def kernel_floor(
-    real: Features, seed: int, floor: tuple[ImageSet, Features] | None = None
+    real: FeatureStats, seed: int, floor: tuple[ImageSet, FeatureStats] | None = None
 ) -> dict[str, Any] | None:
     """The kernel distance of real images to real images, which gives that of samples a scale; None
     of too few images.
@@ -230,10 +229,11 @@ def kernel_floor(
     }
 
 
-def floor_doubts(distance: dict[str, Any]) -> list[str]:
-    """Whether the floor is of fewer images than the value, and hence the more biased of the two.
+def floor_warnings(distance: dict[str, Any]) -> list[str]:
+    """Returns a warning if the floor was measured on fewer images than the value.
 
-    The bias grows about with the sum of 1 / count of both sides.
+    It is then the more biased of the two: the bias grows about with the sum of 1 / count of both
+    sides.
     """
     floor = distance["floor"]
     if floor is None or sum(1 / n for n in floor["counts"]) <= sum(
@@ -244,8 +244,8 @@ def floor_doubts(distance: dict[str, Any]) -> list[str]:
     return [f"the floor is of {few} images and the value of {many}: the floor is overstated"]
 
 
-def doubts(images: ImageSet, found: Features, network: FeatureNetwork) -> list[str]:
-    """What a reader should know before trusting the figures."""
+def image_set_warnings(images: ImageSet, found: FeatureStats, network: FeatureNetwork) -> list[str]:
+    """Returns what a reader should know of an image set before trusting its figures."""
     warnings = []
     if images.count <= network.dimensions:
         warnings.append(

@@ -1,4 +1,4 @@
-"""Published PyTorch weights of VAR to parameters and back, by the table in `published`."""
+"""Converts published PyTorch weights to parameters and back, by the table in `torch_keys`."""
 
 import os
 import re
@@ -49,17 +49,16 @@ def from_torch(
     norm_groups: int = TokenizerConfig.norm_groups,
     dtype: DType = "float32",
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """A whole model from published weights: the configuration, and {"tokenizer": ...,
-    "transformer": ...}.
+    """Returns a model's config and {"tokenizer": ..., "transformer": ...} from published weights.
 
     Args:
       tokenizer, transformer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz).
         Training checkpoints of the published code, which hold both, are taken for either.
       scales: token-map sizes, coarse to fine.
-      num_heads: needed only without QK-norm, where the weights do not tell it.
+      num_heads: needed only without QK-norm, where it cannot be read off the weights.
       cosine_codes: codes are searched by cosine.
-      norm_groups: groups of the tokenizer's GroupNorms, which the weights do not tell; 32 in the
-        published code.
+      norm_groups: groups of the tokenizer's GroupNorms, which cannot be read off the weights; 32
+        in the published code.
       dtype: what the weights are stored in, "float32" or "bfloat16".
     Returns:
       the configuration and nested dicts of numpy arrays.
@@ -126,18 +125,20 @@ def to_torch(
     )
 
 
-def untold(config: ModelConfig) -> dict[str, Any]:
-    """What published weights do not tell of a model: the keywords that bring it back through
-    `from_torch`."""
+def flags_to_reload(config: ModelConfig) -> dict[str, Any]:
+    """Returns the keyword arguments with which `from_torch` restores this model.
+
+    They are the settings that cannot be read off published weights.
+    """
     c, t = config.tokenizer, config.transformer
-    found: dict[str, Any] = {"scales": str(c.scales)}
+    flags: dict[str, Any] = {"scales": str(c.scales)}
     if c.norm_groups != TokenizerConfig.norm_groups:
-        found["norm_groups"] = c.norm_groups
+        flags["norm_groups"] = c.norm_groups
     if c.codes == "cosine":
-        found["cosine_codes"] = True
+        flags["cosine_codes"] = True
     if t and not t.qk_norm:
-        found["num_heads"] = t.heads
-    return found
+        flags["num_heads"] = t.heads
+    return flags
 
 
 def part_to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
@@ -149,7 +150,7 @@ def part_to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[s
         array = np.asarray(
             flat[entry.path] if entry.index is None else flat[entry.path][entry.index]
         )
-        state[entry.key] = np.ascontiguousarray(entry.outward(array), np.float32)
+        state[entry.key] = np.ascontiguousarray(entry.to_torch(array), np.float32)
     return state
 
 
@@ -367,7 +368,7 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
     ):  # one tensor at a time, straight into its place and dtype
         place = flat[entry.path][... if entry.index is None else entry.index]
         with np.errstate(over="ignore"):  # what overflows is told below
-            place[...] = entry.inward(weights.read(entry.key))
+            place[...] = entry.from_torch(weights.read(entry.key))
         if bad := finite.not_finite(place):  # after the cast, which may overflow
             wrong[entry.key] = bad, place.size
     finite.refuse(wrong, weights.name)

@@ -1,10 +1,9 @@
-"""The published PyTorch state dicts, key by key: one table a model that both directions of
-`convert` read.
+"""Keys of the published PyTorch state dicts: one table per model, for both directions of `convert`.
 
-The table pairs our parameter paths with the published keys and says how the axes move, as an einops
-pattern that is read from left to right on the way in and from right to left on the way out. What is
-in a checkpoint is decided by the model's own abstract parameters, so nothing can be forgotten on
-either side.
+The table pairs our parameter paths with the published keys. An einops pattern says how the axes
+move: from left to right when weights are imported, from right to left when they are exported. The
+entries are derived from the model's abstract parameters, so that none can be forgotten on either
+side.
 """
 
 import dataclasses
@@ -103,39 +102,43 @@ CODE_HITS = "quantize.ema_vocab_hit_SV"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One published tensor: its key and shape, and where in our parameters it lies.
+    """One published tensor: its key and shape, and where it lies in our parameters.
 
     Attributes:
-      path: our parameter, its names joined by "/".
-      index: position along the leading axis that our parameter stacks, None where it stacks none.
-      shape, ours: the published shape, and that of our parameter (without the stacked axis).
-      layout: the einops pattern from the published axes to ours.
+      path: path of our parameter, its names joined by "/".
+      index: index along our parameter's leading axis, if that stacks published tensors; else None.
+      key: the published key.
+      shape: shape of the published tensor.
+      param_shape: shape of our parameter, without the stacked axis.
+      layout: einops pattern from the published axes to ours.
     """
 
     path: str
     index: int | None
     key: str
     shape: tuple[int, ...]
-    ours: tuple[int, ...]
+    param_shape: tuple[int, ...]
     layout: str
 
-    def inward(self, array: np.ndarray) -> np.ndarray:
-        """The published tensor in our layout."""
-        sizes = parse_shape(np.broadcast_to(np.float32(0), self.ours), self.layout.split("->")[1])
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        """Returns the published tensor in our layout."""
+        sizes = parse_shape(
+            np.broadcast_to(np.float32(0), self.param_shape), self.layout.split("->")[1]
+        )
         return rearrange(array, self.layout, **sizes)
 
-    def outward(self, array: np.ndarray) -> np.ndarray:
-        """Our parameter (one of the stack) in the published layout."""
-        return _outward(array, self.layout)
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Returns our parameter (one slice of the stack) in the published layout."""
+        return _to_published_axes(array, self.layout)
 
 
-def _outward(array, layout: str):
+def _to_published_axes(array, layout: str):
     published, ours = layout.split("->")
     return rearrange(array, f"{ours} -> {published}")
 
 
 def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """{path: shape and dtype} of a model's parameters, nothing allocated."""
+    """Returns {path: shape and dtype} of a model's parameters without allocating them."""
 
     def init():
         if isinstance(config, TokenizerConfig):
@@ -156,25 +159,26 @@ def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.Shape
 def entries(
     config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None
 ) -> list[Entry]:
-    """Every published tensor of a model, in the order of our parameters (`parameters`: its flat
-    `abstract`)."""
+    """Returns the entry of every published tensor of a model, in the order of our parameters.
+
+    Args:
+      parameters: our parameters, {path: array or shape}; by default `abstract(config)`.
+    """
     found = []
     for path, leaf in (abstract(config) if parameters is None else parameters).items():
         template, layout = _rule(config, path)
         stacked = path.startswith(("blocks/", "quantize/phi_"))
         ours = tuple(leaf.shape[1:] if stacked else leaf.shape)
-        shape = _outward(np.broadcast_to(np.float32(0), ours), layout).shape
+        shape = _to_published_axes(np.broadcast_to(np.float32(0), ours), layout).shape
         for n in range(leaf.shape[0]) if stacked else (None,):
             found.append(Entry(path, n, template.replace("{n}", str(n)), shape, ours, layout))
     return found
 
 
 def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray]:
-    """{published key: array} of what released checkpoints hold beside weights, as the published
-    constructors fill it.
+    """Returns {published key: array} of the buffers in released checkpoints, as initialized.
 
-    The running count of code hits is what a fresh tokenizer has, zero: it is a statistic of
-      training.
+    The running count of code hits, a statistic of training, is zero as in a new tokenizer.
     """
     if isinstance(config, TokenizerConfig):
         return {CODE_HITS: np.zeros((len(config.scales), config.vocab_size), np.float32)}
@@ -188,7 +192,7 @@ def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray
 
 
 def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, str]:
-    """The published key (with {n} left in it) and the layout of one of our parameters."""
+    """Returns the published key (with {n} left in it) and the layout of one of our parameters."""
     tokenizer = isinstance(config, TokenizerConfig)
     for ours, published, layout in TOKENIZER if tokenizer else TRANSFORMER:
         if match := re.fullmatch(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from var_jax.config.strict import differences, require
 from var_jax.errors import Parser, UserError
-from var_jax.evaluate.features import Collector, FeatureNetwork, Features
+from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.io import atomic, model_directory
 
 FORMAT = 1
@@ -223,7 +223,7 @@ def _directory(path: epath.Path):
         raise UserError(f"cannot write to {path}: no permission; give another --out")
 
 
-def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -> Features:
+def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -> FeatureStats:
     """Of images in memory."""
     collector = Collector(network)
     collector.add(images)

@@ -29,7 +29,7 @@ from var_jax.data import fingerprints
 from var_jax.errors import Parser, UserError, did_you_mean
 from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import pixel_classifier
-from var_jax.evaluate.features import Collector, FeatureNetwork, Features
+from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.evaluate.image_sets import open_images
 from var_jax.evaluate.samples import NEIGHBOUR_ROWS, Distance
 from var_jax.io import atomic, pictures
@@ -141,7 +141,7 @@ class Judge(NamedTuple):
     distance: Distance
     classify: Callable[[np.ndarray], np.ndarray]
 
-    def quality(self, found: Features, hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
+    def quality(self, found: FeatureStats, hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
         """Fréchet distance, precision, recall and, of whether each image is as labelled,
         agreement."""
         real = self.distance.real
