@@ -95,7 +95,9 @@ def test_the_cache_says_what_it_holds(config, whole, model_dir):
         cache.check(
             config.data,
             pipeline.config.tokenizer,
-            fingerprints.tokenizer_fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]),
+            fingerprints.tokenizer_fingerprint(
+                pipeline.config.tokenizer, pipeline.params["tokenizer"]
+            ),
         )
 
 

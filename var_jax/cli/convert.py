@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     if args.to_torch:
         model = Pipeline.from_pretrained(args.model)
         needed = " ".join(
-            _flag(name, value) for name, value in torch_convert.flags_to_reload(model.config).items()
+            _flag(name, value)
+            for name, value in torch_convert.flags_to_reload(model.config).items()
         )
         torch_convert.write_torch(args.out, *model.to_torch(with_buffers=True))
         print(f"written to {args.out}; `convert` brings it back with {needed}")

@@ -1,4 +1,4 @@
-"""Evaluates samples: Fréchet distance, Inception Score, precision, recall and KID, in one report."""
+"""Samples against a reference: Fréchet distance, Inception Score, precision, recall and KID."""
 
 from typing import Any
 

@@ -72,7 +72,9 @@ def _check(config: TrainConfig, images_are_here: bool):
         return
     cache = token_cache.open_cache(data.tokens_dir)
     cache.check(
-        data, model.tokenizer, fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
+        data,
+        model.tokenizer,
+        fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
     )
     classes, num_data_classes = config.transformer.num_classes, len(cache.class_names)
     require(

@@ -69,7 +69,9 @@ class Inputs:
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
             self._cache.check(
-                data, config.tokenizer, fingerprints.tokenizer_fingerprint(config.tokenizer, tokenizer)
+                data,
+                config.tokenizer,
+                fingerprints.tokenizer_fingerprint(config.tokenizer, tokenizer),
             )
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}

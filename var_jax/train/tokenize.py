@@ -365,7 +365,9 @@ def _stamp(
     return path / f"{part.name}.json", {"settings": digest}
 
 
-def _write(directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]):
+def _write(
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]
+):
     path, stamp = _stamp(directory, manifest, part)
     try:
         # array_record writes to a local file only, and the directory may be a bucket.
@@ -455,7 +457,9 @@ def _with_roles_of(
       UserError: the directory holds another cache by now.
     """
     now = (
-        token_manifest.read_manifest(directory) if (directory / "manifest.json").exists() else manifest
+        token_manifest.read_manifest(directory)
+        if (directory / "manifest.json").exists()
+        else manifest
     )
     if different := differences(manifest.settings, now.settings):
         raise _another(directory, different)
