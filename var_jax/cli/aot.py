@@ -21,11 +21,20 @@ from var_jax.io import atomic
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="the slice, such as v5e:16x16"
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="the TPU slice: a chip (v5e, v5p, v6e) and its shape in chips, such as v5e:2x2, "
+        "v5e:16x16 or v5p:4x4x8",
     )
-    parser.add_argument("--step", choices=("train", "sample"), default="train")
     parser.add_argument(
-        "--images", type=int, help="of a sample step, over all chips (default: 8 a chip)"
+        "--step",
+        choices=("train", "sample"),
+        default="train",
+        help="the step to compile (default train)",
+    )
+    parser.add_argument(
+        "--images", type=int, help="of a sample step, over all chips (default: 8 per chip)"
     )
     parser.add_argument("--json", metavar="F", help="also write the figures here")
 

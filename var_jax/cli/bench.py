@@ -22,7 +22,11 @@ from var_jax.io import atomic
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("what", choices=("sample", "train", "tokens"))
+    parser.add_argument(
+        "what",
+        choices=("sample", "train", "tokens"),
+        help="generation, one training step, or training from tokens beside from images",
+    )
     add_config_argument(parser)
     parser.add_argument(
         "--batch",

@@ -40,7 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="the way back: tokenizer.safetensors, transformer.safetensors",
     )
     parser.add_argument("--model", metavar="DIR", help="model directory to convert back")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the model directory, or with --to-torch the directory of the two files",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -75,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=int,
         help="with --samples: bootstrap resamples for intervals (default 20)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the images that --num draws, of halves and of resamples (default 0)",
+    )
     parser.add_argument(
         "--cache",
         metavar="DIR",

@@ -20,7 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser):
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",
     )
-    parser.add_argument("--out", required=True, metavar="F.png")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="F.png",
+        help="one row per image: the original, then its reconstruction from ever more scales",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 SCHEDULES = """cfg, top-k, top-p and temperature each take
   NUMBER      the same at every scale; of cfg what it rises to, linearly from 0 at the first scale, as published
   FIRST:LAST  a linear ramp over the scales; --cfg 2:2 is guidance of 2 at every scale
-  A,B,C,...   one number a scale, coarse to fine"""
+  A,B,C,...   one number per scale, coarse to fine"""
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -28,11 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--labels", required=True, help=class_labels.HELP)
     parser.add_argument(
-        "--num", type=int, default=0, help="images, labels repeated in turn (default: one a label)"
+        "--num",
+        type=int,
+        default=0,
+        help="images, labels repeated in turn (default: one per label)",
     )
-    parser.add_argument("--out", required=True, metavar="F.png")
     parser.add_argument(
-        "--strip", metavar="F.png", help="also every image after each scale, one image a row"
+        "--out", required=True, metavar="F.png", help="the grid, one class per column"
+    )
+    parser.add_argument(
+        "--strip",
+        metavar="F.png",
+        help="also every image after each scale, one row per image: best with a small --num",
     )
     parser.add_argument(
         "--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale"
@@ -77,7 +84,9 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"
         for name, preset in settings.PRESETS.items()
     )
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
+    )
     group.add_argument(
         "--preset",
         choices=tuple(settings.PRESETS),
@@ -99,7 +108,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         metavar="SCHEDULE",
         help="draw from this share of their probability, 0 for off",
     )
-    group.add_argument("--temperature", type=_schedule(float), metavar="SCHEDULE")
+    group.add_argument(
+        "--temperature",
+        type=_schedule(float),
+        metavar="SCHEDULE",
+        help="divides the logits: below 1 for likelier codes, above 1 for more varied ones",
+    )
     group.add_argument(
         "--smooth",
         action=argparse.BooleanOptionalAction,
