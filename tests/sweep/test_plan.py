@@ -87,18 +87,11 @@ def test_run_id_ignores_volatile_keys(key):
         "sample_classes": 7,
         "tokenizer_dir": "x",
     }
-    if key.startswith("transformer."):
-        value = {"attention": "splash", "remat": "full"}[key.removeprefix("transformer.")]
-        changed = dataclasses.replace(
-            BASE,
-            transformer=dataclasses.replace(
-                small.TRANSFORMER, **{key.removeprefix("transformer."): value}
-            ),
-        )
-    elif key == "tokenizer.remat":
-        changed = dataclasses.replace(
-            BASE, tokenizer=dataclasses.replace(BASE.tokenizer, remat="full")
-        )
+    section, _, name = key.rpartition(".")
+    if section in ("transformer", "tokenizer"):
+        value = {"attention": "splash", "remat": "full", "gradient_dtype": "bfloat16"}[name]
+        sizes = dataclasses.replace(getattr(BASE, section), **{name: value})
+        changed = dataclasses.replace(BASE, **{section: sizes})
     elif key == "mesh":
         changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
     elif key in other:
