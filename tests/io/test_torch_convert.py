@@ -352,6 +352,16 @@ def test_written_files_read_back(tmp_path):
         torch_convert.write_torch(paths[0], {})
 
 
+def test_write_torch_leaves_files_that_the_umask_allows_others_to_read(tmp_path):
+    """Weights are shared on a cluster: a file has the permissions that any new file has here, which
+    are those of one that the test itself creates. The second call replaces a file."""
+    (tmp_path / "any").touch()
+    for _ in range(2):
+        torch_convert.write_torch(tmp_path, {"weight": np.zeros(2, np.float32)})
+        permissions = (tmp_path / "tokenizer.safetensors").stat().st_mode
+        assert permissions == (tmp_path / "any").stat().st_mode
+
+
 def test_loading_into_bfloat16_holds_the_target_and_one_tensor(tmp_path):
     config = dataclasses.replace(TRANSFORMER, depth=12, width=192, heads=3, param_dtype="bfloat16")
     state = torch_convert.part_to_torch(config, random_params(config))

@@ -170,8 +170,12 @@ def write_torch(
         directory.mkdir(parents=True, exist_ok=True)
         for name, state in {"tokenizer": tokenizer, "transformer": transformer}.items():
             if state is not None:
-                save_file(dict(state), directory / f"{name}.part")
-                (directory / f"{name}.part").replace(directory / f"{name}.safetensors")
+                part = directory / f"{name}.part"
+                part.touch()
+                permissions = part.stat().st_mode  # safetensors leaves its files to the owner alone
+                save_file(dict(state), part)
+                part.chmod(permissions)
+                part.replace(directory / f"{name}.safetensors")
     except OSError as error:
         raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
 
