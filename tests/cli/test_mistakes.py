@@ -119,7 +119,7 @@ def test_config_keys(refused, config_file, digits_dir, override, message):
             ["line 4", "unknown key 'stepz'"],
         ),
         (
-            "from var_jax.config.model import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n",
+            "from var_jax.config import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n",
             ":depht=3",
             ["config argument 'depht=3'", "--config.depht=3"],
         ),

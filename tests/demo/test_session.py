@@ -197,7 +197,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from var_jax.demo.session import session as demo, demo_page
+from var_jax.demo import session as demo, page as demo_page
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n"
 
