@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     )
     if label is not None:
         classes = model.config.transformer.num_classes
-        for remark in class_labels.remarks(args.label, [label], names, classes, "--label"):
+        for remark in class_labels.remarks(str(args.label), [label], names, classes, "--label"):
             log.warning("%s", remark)
         if described := class_labels.described([label], names, classes):
             print(f"class: {described}")

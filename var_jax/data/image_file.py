@@ -67,7 +67,8 @@ def read(content: bytes, name: str, formats: Sequence[str] | None = None) -> Sam
       UserError: the file does not decode to its end, or its pixels have no meaning that is
         certain; `name` is in the message.
     """
-    with _errors_named(name, content), Image.open(io.BytesIO(content), formats=formats) as image:
+    kinds = None if formats is None else tuple(formats)
+    with _errors_named(name, content), Image.open(io.BytesIO(content), formats=kinds) as image:
         return _samples(image)
 
 

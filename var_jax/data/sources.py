@@ -188,7 +188,8 @@ def _opened(builder: Any, split: str, name: str, class_counts: tuple[int, ...]) 
 def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
     """Returns the split of an image folder that a user means by "test" or "val"."""
     name = split_folders.SPLIT_OF.get(split, split)
-    if name not in known and (other := {"test": "val", "val": "test"}.get(name)) in known:
+    other = {"test": "val", "val": "test"}.get(name)
+    if name not in known and other is not None and other in known:
         log.warning(
             "%s has no split %r; its held-out images are those of its split %r",
             source_dir,
@@ -223,9 +224,8 @@ def sizes(data: "DataConfig") -> tuple[int, int]:
         files = image_folder.listing(data.source_dir)
         return image_folder.channels(files), len(files.class_names)
     with prepare.quiet_tfds(progress=False):
-        features: Any = dict(
-            prepare.tfds_builder(data.name, data.data_dir or None).info.features.items()
-        )
+        info: Any = prepare.tfds_builder(data.name, data.data_dir or None).info
+        features = dict(info.features.items())
     channels = (getattr(features.get("image"), "shape", None) or (None,))[-1]
     classes = getattr(features.get("label"), "num_classes", None)
     return channels or 3, classes or 1  # no labels: one class of all images

@@ -148,7 +148,8 @@ def read(
       plan: how many threads or processes read, and how far ahead.
     """
     pieces = _Pieces(examples, batch_size, rows, plan.piece_rows)
-    ahead = pieces[start * pieces.per_batch :].to_iter_dataset(
+    remaining: Any = pieces[start * pieces.per_batch :]  # a dataset again, as slices of one are
+    ahead: grain.IterDataset = remaining.to_iter_dataset(
         grain.ReadOptions(num_threads=plan.threads, prefetch_buffer_size=plan.buffer)
     )
     if plan.workers:

@@ -13,7 +13,7 @@ import itertools
 import json
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -137,7 +137,7 @@ def load(directory: epath.Path) -> Survey | None:
     """Returns the findings saved beside a prepared copy; None if there are none of this version."""
     try:
         values = json.loads((directory / FILE).read_text())
-        fields = {
+        fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.pop("findings").items()
         }
