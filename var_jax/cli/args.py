@@ -10,7 +10,7 @@ import os
 import re
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,31 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     return found
 
 
+def require_apart(
+    outputs: Mapping[str, str | None], inputs: Mapping[str, str | None] | None = None
+):
+    """Checks, before any work, that no output replaces a file that is read, or another output.
+
+    Args:
+      outputs: paths by option; None where an option is not given.
+      inputs: likewise.
+
+    Raises:
+      UserError: two of them are one file; the line names both options and the path.
+    """
+    taken = {_real(path): option for option, path in (inputs or {}).items() if path}
+    for option, path in outputs.items():
+        if not path:
+            continue
+        if other := taken.get(_real(path)):
+            raise UserError(f"{option} {path} is the file of {other}; give another one")
+        taken[_real(path)] = option
+
+
+def _real(path: str) -> str:
+    return path if "://" in path else os.path.realpath(path)
+
+
 def parse_box(text: str) -> tuple[float, float, float, float]:
     """`"y0,x0,y1,x1"` in fractions of height and width."""
     try:
@@ -103,6 +128,8 @@ def _read(path: str) -> bytes:
         return epath.Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"no image file {path}") from None
+    except OSError as error:  # a directory, a link that leads back to itself, a disk that fails
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 EXAMPLE = "var_jax.config.train.default_config()"
@@ -222,6 +249,9 @@ def _run(path: str) -> types.ModuleType:
 
 def _where(path: str) -> str:
     """Where a config file may be found that is not where it was looked for."""
+    if os.path.lexists(path):
+        kind = "a directory" if os.path.isdir(path) else "a link that leads to no file"
+        return f"it is {kind}"
     beside = [str(file) for file in Path(path).parent.glob("*.py")]
     if close := difflib.get_close_matches(path, beside, n=1):
         return f"did you mean {close[0]!r}?"

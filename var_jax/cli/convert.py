@@ -9,6 +9,7 @@ example:
 import argparse
 from typing import Any
 
+from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 
 
@@ -51,7 +52,16 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     if args.to_torch:
         require(bool(args.model), "--model", args.model, "given with --to-torch")
+        for name in ("tokenizer", "transformer", "scales", "num_heads"):
+            value = getattr(args, name)
+            require(value is None, _option(name), "given with --to-torch", "left away")
+        require_apart({"--out": args.out}, {"--model": args.model})
     else:
+        require(args.model is None, "--model", "given without --to-torch", "given with it")
+        weights = {name: getattr(args, name) for name in ("tokenizer", "transformer")}
+        # A model directory's files, which are named as the published ones may be.
+        written = {f"--out's {name}": f"{args.out}/{name}.safetensors" for name in weights}
+        require_apart(written, {_option(name): path for name, path in weights.items()})
         require(
             bool(args.tokenizer and args.scales), "--tokenizer and --scales", "missing", "given"
         )
@@ -81,7 +91,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _flag(name: str, value: Any) -> str:
     """A keyword of `from_torch` as it is given on the command line."""
-    flag = f"--{name.replace('_', '-')}"
+    flag = _option(name)
     return flag if value is True else f"{flag} {value}"

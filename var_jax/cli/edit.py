@@ -23,7 +23,7 @@ from pathlib import PurePath
 import numpy as np
 from etils import epath
 
-from var_jax.cli.args import box_mask, expand, parse_box, read_image, read_mask
+from var_jax.cli.args import box_mask, expand, parse_box, read_image, read_mask, require_apart
 from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
 from var_jax.config.strict import require
 from var_jax.errors import UserError
@@ -92,11 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     from var_jax.io import model_directory, pictures
 
-    box = parse_box(args.box) if args.box else None
+    box = None if args.box is None else parse_box(args.box)
     if args.keep_scales is not None and (args.outpaint or args.from_scale is not None):
         raise UserError("--keep-scales edits no region; leave --outpaint and --from-scale away")
     files = _files(args.image)
-    places = [pictures.place(place) for place in _places(args.out, args.image, files)]
+    targets = _places(args.out, args.image, files)
+    read = {f"--image {file}": file for file in files} | {"--mask": args.mask}
+    for target in targets:
+        require_apart({"--out": target}, read)
+    places = [pictures.place(target) for target in targets]
     names = model_directory.class_names(model_directory.existing(args.model))
     label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype)

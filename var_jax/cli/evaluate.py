@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 
+from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.io import atomic
@@ -151,6 +152,11 @@ def run(args: argparse.Namespace) -> int:
         "--perceptual-heads",
         "given without lpips",
         "given with --perceptual lpips",
+    )
+    inputs = ("samples", "reference", "floor", "weights", "perceptual_weights", "perceptual_heads")
+    require_apart(
+        {"--json": args.json, "--picture": args.picture},
+        {f"--{name.replace('_', '-')}": getattr(args, name) for name in inputs},
     )
     from etils import epath
 

@@ -20,6 +20,9 @@ USER_ERRNOS = (
     errno.EISDIR,
     errno.EDQUOT,
     errno.EFBIG,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
 )
 BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
 REMOTE_LIBRARIES = ("fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub")

@@ -13,6 +13,8 @@ import math
 
 from var_jax.errors import UserError
 
+MAX_RESAMPLES = 1_000_000  # more is a slip that would run for days
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
@@ -66,18 +68,29 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.scaling import report, table
 
     mapping = dict(_pairs(args.map, "--map"))
+    columns = list(mapping.values())
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"--map {args.map!r} gives {twice!r} two names; give it one")
     predict = [
         {name: _number(value, "--predict") for name, value in _pairs(text, "--predict")}
         for text in args.predict
     ]
-    if args.resamples < 0:
-        raise UserError(f"--resamples is {args.resamples}; it must be 0 or more")
-    if not args.huber > 0:
-        raise UserError(f"--huber is {args.huber:g}; it must be above 0")
+    if args.resamples < 0 or args.resamples > MAX_RESAMPLES:
+        right = f"0 or more, and at most {MAX_RESAMPLES:,}"
+        raise UserError(f"--resamples is {args.resamples}; it must be {right}")
+    if not 0 < args.huber < math.inf:
+        raise UserError(f"--huber is {args.huber:g}; it must be above 0, and finite")
     if args.law:
         y, _, x = (part.strip() for part in args.law.partition("~"))
         if not (y and x):
             raise UserError(f"--law {args.law!r} is not of the form y~x, such as n~flops")
+        if y == x:
+            raise UserError(f"--law {args.law!r} has one column on both sides; name two")
+        if args.sigma in (y, x):
+            raise UserError(
+                f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another one, "
+                f"the standard deviation of log {y}"
+            )
         if args.irreducible:
             raise UserError("--irreducible does not go with --law, which has no floor")
         wanted = tuple(name for name in (y, x, args.sigma) if name)
@@ -127,6 +140,8 @@ def _pairs(text: str, option: str) -> list[tuple[str, str]]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value):
             raise UserError(f"{option} {part!r} is not of the form name=value")
+        if name in dict(pairs):
+            raise UserError(f"{option} {text!r} gives {name!r} twice; give it once")
         pairs.append((name, value))
     return pairs
 

@@ -6,7 +6,7 @@ example:
 
 import argparse
 
-from var_jax.cli.args import expand, read_image
+from var_jax.cli.args import expand, read_image, require_apart
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     place = pictures.place(args.out)
     files = expand(args.images)
+    require_apart({"--out": args.out}, {f"--images {file}": file for file in files})
     model = Pipeline.from_pretrained(args.model)
     images = np.stack([read_image(file, model.config.tokenizer, args.resize) for file in files])
     by_scale = model.reconstruct(images)

@@ -10,6 +10,7 @@ example:
 import argparse
 import logging
 
+from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 from var_jax.sampling import labels as class_labels
 from var_jax.sampling import settings
@@ -160,6 +161,7 @@ def load_partners(args: argparse.Namespace) -> tuple:
 def run(args: argparse.Namespace) -> int:
     from var_jax.io import pictures
 
+    require_apart({"--out": args.out, "--strip": args.strip, "--gif": args.gif})
     place = pictures.place(args.out)
     strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
     require(0 <= args.num <= class_labels.MOST, "--num", args.num, f"from 0 to {class_labels.MOST}")

@@ -12,6 +12,7 @@ example:
 
 import argparse
 import functools
+import math
 import sys
 
 from var_jax.cli.args import add_config_argument, call, read_config
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             getattr(args, name),
             "0 or more",
         )
-    require(args.interval > 0, "--interval", args.interval, "above 0")
+    require(0 < args.interval < math.inf, "--interval", args.interval, "above 0, and finite")
+    require(0 <= args.price < math.inf, "--price", args.price, "0 or more, and finite")
     from var_jax.sweep import backend as engine
     from var_jax.sweep import driver, plan, preflight, runs
 

@@ -1,6 +1,7 @@
 """TODO config.strict."""
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -25,16 +26,26 @@ def require_from_data(name: str, size: int):
     )
 
 
+class MissingKey(UserError):
+    """A section without a key that has no default."""
+
+
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
     """An instance of the dataclass `cls` from nested plain values, every key and kind checked.
 
     Raises:
-      UserError: an unknown key (with the closest known one) or a value of the wrong kind.
+      UserError: an unknown key (with the closest known one), a value of the wrong kind or a number
+        that is not finite; `MissingKey`, where a key without a default is not there.
     """
     hints = typing.get_type_hints(cls)
     for key in mapping:
         if key not in hints:
             raise UserError(f"unknown key {path}.{key}{did_you_mean(key, hints)}")
+    for field in dataclasses.fields(cls):
+        unset = dataclasses.MISSING
+        needed = field.default is unset and field.default_factory is unset
+        if needed and field.name not in mapping:
+            raise MissingKey(f"{path}.{field.name} is missing; it must be given")
     return cls(
         **{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()}
     )
@@ -76,6 +87,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         require(value in args, path, repr(value), " or ".join(map(repr, args)))
         return value
     if kind is Scales:
+        require(isinstance(value, Scales | str | list | tuple), path, repr(value), "such as '1,2,4'")
         return Scales.parse(value)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
@@ -85,7 +97,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         require(isinstance(value, list | tuple), path, value, "a list")
         return tuple(_convert(args[0], item, path) for item in value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        finite = abs(value) <= sys.float_info.max  # false of NaN, and of whole numbers beyond floats
+        require(finite, path, f"{value!r:.40}", "a finite number")
         return float(value)
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     require(

@@ -33,9 +33,12 @@ def read(path: epath.Path, dimensions: int) -> np.ndarray:
     """Reads the uint8 array in an idx file.
 
     Raises:
-      UserError: the file is damaged, or not an idx file of unsigned bytes with `dimensions` axes.
+      UserError: the file is unreadable or damaged, or not an idx file of unsigned bytes with `dimensions` axes.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     # Elsewhere a gzip archive is refused as a stand-in for the file inside; here it is read.
     if content[:2] != GZIP and (kind := stand_in(content[:HEAD])):
         raise UserError(f"{path} does not read as an idx file: it is {kind}")

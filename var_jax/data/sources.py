@@ -63,6 +63,12 @@ class TfdsSplit:
         # SkipDecoding would do, but then `tfds.testing.mock_data` needs TensorFlow.
         features["image"].decode_example_np = bytes
         self._source = builder.as_data_source(split)
+        try:
+            len(self._source)
+        except ValueError as error:  # as of "train[90%:10%]"
+            raise UserError(
+                f"split {split!r} of data set {builder.name!r} ends before it begins"
+            ) from error
 
     def __reduce__(self):
         # A worker process opens the prepared files itself.

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Int
 
 from var_jax.config.scales import Scales
-from var_jax.config.strict import build, plain
+from var_jax.config.strict import MissingKey, build, plain
 from var_jax.errors import UserError
 
 FORMAT = 1
@@ -110,11 +110,11 @@ def read_manifest(directory: epath.Path) -> Manifest:
         )
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not read as JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is of no format that this version reads; write the cache again")
     try:
         return build(Manifest, values, "manifest")
-    except TypeError as error:  # a key is missing
+    except MissingKey as error:
         raise UserError(f"{path} is incomplete; write the cache again") from error

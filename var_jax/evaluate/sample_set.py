@@ -104,7 +104,10 @@ def check(plan: Plan, out: epath.PathLike, png: epath.PathLike | None = None) ->
     """
     out = epath.Path(out)
     if out.suffix != ".npz" or out.is_dir():
-        raise UserError(f"cannot write the samples {str(out)!r}: name a file that ends in .npz")
+        why = "it is a directory; " if out.is_dir() else ""
+        raise UserError(
+            f"cannot write the samples {str(out)!r}: {why}name a file that ends in .npz"
+        )
     partial = out.with_name(f"{out.name}.partial")
     for path, read_settings in (
         (out, sample_files.read_npz_settings),

@@ -57,6 +57,8 @@ def load_arrays(path: epath.PathLike) -> dict:
         raise UserError(f"{path} does not read as safetensors: {one_line(error)}") from error
     tree: dict = {}
     for name, value in flat:
+        if value["dtype"] not in DTYPES:
+            raise UserError(f"{path}: {name} holds {value['dtype']}, which is not read here")
         *parents, last = name.split("/")
         node = tree
         for parent in parents:

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from etils import epath
 from flax.traverse_util import flatten_dict
 
@@ -113,7 +114,8 @@ def read_config(directory: epath.Path) -> ModelConfig:
       UserError: model.json does not read, or is of a later format.
     """
     values = read_json(directory / "model.json")
-    if (theirs := values.pop("format", FORMAT)) not in range(1, FORMAT + 1):
+    theirs = values.pop("format", FORMAT)
+    if type(theirs) is not int or not 1 <= theirs <= FORMAT:
         raise UserError(
             f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to "
             f"{FORMAT}; update var-jax, or save the model again"
@@ -130,7 +132,7 @@ def read_json(path: epath.Path) -> dict:
     refuse_stand_in(path, "JSON")
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} does not read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; it was not written by this program")
@@ -143,7 +145,11 @@ def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) ->
     ours = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
     if other := differences(ours, theirs):
         raise UserError(f"{path} does not fit its model.json: {'; '.join(other[:5])}")
-    require_finite(flatten_dict(params, sep="/").items(), str(path))
+    arrays = flatten_dict(params, sep="/")
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{path}: {name} holds {array.dtype}; weights are floats")
+    require_finite(arrays.items(), str(path))
     return params
 
 

@@ -283,7 +283,10 @@ def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[di
 
 def _csv_records(source: epath.Path) -> list[dict]:
     delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    rows = list(csv.reader(_text(source).splitlines(), delimiter=delimiter))
+    try:
+        rows = list(csv.reader(_text(source).splitlines(), delimiter=delimiter))
+    except csv.Error as error:
+        raise UserError(f"{source} does not read as a table: {error}") from error
     if not rows:
         return []
     header = [name.strip() for name in rows[0]]
@@ -326,7 +329,7 @@ def _jsonl_records(source: epath.Path) -> list[dict]:
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict):
             raise UserError(f"{source} line {number} is not a JSON object")

@@ -105,7 +105,7 @@ def read(run: epath.Path) -> list[Claim]:
     """
     directory = run / "claims"
     claims_read = []
-    for path in sorted(directory.glob("*.json")) if directory.is_dir() else []:
+    for path in sorted(directory.glob("[0-9]*.json")) if directory.is_dir() else []:
         try:
             claims_read.append(Claim(**json.loads(path.read_text())))
         except (ValueError, TypeError):

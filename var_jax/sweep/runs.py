@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
@@ -17,6 +18,11 @@ from var_jax.sweep.claims import Claim
 STALE_SECONDS = 900.0
 
 RETRIED = "retried"  # `after` of a claim that gives another chance to a run that was given up
+
+# Of status.json: keys whose values are counts, those that are numbers or null, and the states.
+STATUS_COUNTS = ("step", "steps", "restarts")
+STATUS_NUMBERS = ("loss", "held_out_loss", "images_per_s", "eta_s")
+STATUS_STATES = ("running", "done", "preempted", "failed")
 
 State = Literal["new", "queued", "running", "done", "preempted", "failed", "dead"]
 Alive = Callable[[Claim], bool | None]
@@ -119,12 +125,62 @@ def require_reachable(directory: epath.PathLike):
 
 
 def read_status(run: epath.Path) -> dict[str, Any]:
-    """Returns the content of status.json; {} if it is missing or unreadable."""
+    """Returns status.json without values that no run writes; {} if it is missing or unreadable."""
+    status, _ = _read_status(run)
+    return status
+
+
+def status_problem(run: epath.Path) -> str:
+    """Returns why status.json is not what a run writes, in one line; "" where it is, or is not there."""
+    _, problem = _read_status(run)
+    return problem
+
+
+def _read_status(run: epath.Path) -> tuple[dict[str, Any], str]:
+    path = run / "status.json"
     try:
-        status = json.loads((run / "status.json").read_text())
-    except (OSError, ValueError):
+        status = read_object(path)
+    except UserError as error:
+        return {}, str(error)
+    bad = {key: value for key, value in status.items() if not _is_status_value(key, value)}
+    problem = ""
+    if bad:
+        key, value = next(iter(bad.items()))
+        problem = f"{path}: {key} is {value!r:.60}, which no run writes"
+    return {key: value for key, value in status.items() if key not in bad}, problem
+
+
+def _is_status_value(key: str, value: Any) -> bool:
+    if key in STATUS_COUNTS:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if key in STATUS_NUMBERS:
+        return value is None or is_finite_number(value)
+    return key != "state" or value in STATUS_STATES
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value that JSON gave is a finite number; a truth value is none."""
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    return right and abs(value) < sys.float_info.max
+
+
+def read_object(path: epath.Path) -> dict[str, Any]:
+    """The object of a JSON file; {} when it is not there.
+
+    Raises:
+      UserError: it cannot be read, or is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
         return {}
-    return status if isinstance(status, dict) else {}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} does not read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} does not hold a JSON object; it was not written by this program")
+    return found
 
 
 def updated(status: dict[str, Any]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
 from var_jax.sweep import runs
@@ -44,6 +45,7 @@ class Row:
       restarts: number of restarts.
       compute: exact FLOPs of its own steps, or None.
       refusal: the user's mistake for which its latest start ended, or "".
+      problem: why its status.json cannot be believed, or "".
     """
 
     id: str
@@ -59,6 +61,7 @@ class Row:
     compute: float | None
     held_out_loss: float | None = None
     refusal: str = ""
+    problem: str = ""
 
     @property
     def share(self) -> float:
@@ -77,8 +80,10 @@ def read(directory: epath.PathLike) -> list[Row]:
     path = epath.Path(directory)
     runs.require_reachable(path)
     if (path / "status.json").exists():
+        if problem := runs.status_problem(path):
+            raise UserError(problem)
         return [_row(path, {})]
-    planned = {run["id"]: run for run in _json(path / "sweep.json").get("runs", [])}
+    planned = _planned(path / "sweep.json")
     others = (
         sorted(entry.name for entry in path.iterdir() if (entry / "status.json").exists())
         if path.is_dir()
@@ -90,6 +95,31 @@ def read(directory: epath.PathLike) -> list[Row]:
             "(no status.json)"
         )
     return [_row(path / id, planned.get(id, {})) for id in dict.fromkeys([*planned, *others])]
+
+
+def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
+    """{id: run} of sweep.json; {} where there is none.
+
+    Raises:
+      UserError: it is not what `sweep` writes.
+    """
+    listed = runs.read_object(path).get("runs", [])
+    require(isinstance(listed, list), f"runs in {path}", f"{listed!r:.60}", "a list of runs")
+    planned: dict[str, dict[str, Any]] = {}
+    for number, run in enumerate(listed):
+        name = f"run {number} in {path}"
+        require(isinstance(run, dict), name, f"{run!r:.60}", "an object with an id")
+        id, label = run.get("id"), run.get("label", "")
+        plain = isinstance(id, str) and id not in ("", ".", "..") and "/" not in id
+        require(plain, f"id of {name}", repr(id), "the name of a directory")
+        require(id not in planned, f"id of {name}", repr(id), "another than those before")
+        require(isinstance(label, str), f"label of {name}", repr(label), "a text")
+        for key in ("steps", "first_step", "own_compute"):
+            value = run.get(key)
+            right = value is None or (runs.is_finite_number(value) and value >= 0)
+            require(right, f"{key} of {name}", f"{value!r:.60}", "a number of at least 0")
+        planned[id] = run
+    return planned
 
 
 def lines(rows: list[Row]) -> list[str]:
@@ -121,7 +151,8 @@ def lines(rows: list[Row]) -> list[str]:
             done = sum((row.compute or 0.0) * row.share for row in rows)
             summary += f"; {done:.3g} of {total:.3g} FLOPs, {done / total:.0%}"
         table.append(summary)
-    return [*table, *(f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal)]
+    refused = [f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal]
+    return [*table, *refused, *(row.problem for row in rows if row.problem)]
 
 
 def _loss(loss: float | None) -> str:
@@ -156,6 +187,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         compute=planned.get("own_compute"),
         held_out_loss=status.get("held_out_loss"),
         refusal=observed.refusal,
+        problem=runs.status_problem(directory),
     )
 
 
@@ -170,11 +202,14 @@ def _here(claim: Claim) -> bool:
 
 
 def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:
-    devices = meta.get("devices", {})
-    chip = chips.for_device_kind(devices.get("kind", ""))
-    if chip is None or not images_per_s or "flops_per_image" not in meta:
+    try:
+        devices, flops = meta["devices"], float(meta["flops_per_image"]["exact"])
+        chip, count = chips.for_device_kind(devices["kind"]), float(devices["count"])
+    except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or damaged
         return None
-    return meta["flops_per_image"]["exact"] * images_per_s / (chip.peak_flops * devices["count"])
+    if chip is None or not images_per_s or count <= 0:
+        return None
+    return flops * images_per_s / (chip.peak_flops * count)
 
 
 def _duration(seconds: float | None) -> str:

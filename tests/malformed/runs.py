@@ -1,0 +1,211 @@
+"""Malformed run directories, tables, configs, data sets and flags."""
+
+import numpy as np
+from malformed.inputs import (
+    Case,
+    folder,
+    idx,
+    idx_files,
+    loop,
+    run_file,
+    sweep,
+    text,
+    with_run_file,
+    write,
+)
+
+FIT = "fit a.csv --out out --resamples 0"
+TRAIN = "train --config run.py:tokenizer --workdir out --config.data.data_dir=tfds"
+TRAIN_D2 = TRAIN.replace("tokenizer", "d2")
+IDX = "--config.data.name=fashion_mnist_idx --config.data.source_dir=idx"
+FOLDER = "--config.data.name=image_folder --config.data.source_dir=photos"
+SWEEP = "sweep --config run.py:d2 --workdir out --dry-run"
+RUNS = "run,params,loss\n" + "".join(f"r{i},{1e6 * 2**i},{3 - i * 0.2}\n" for i in range(5))
+HUGE = (2**32 - 1,) * 3
+TRAIN_IMAGES = "idx/train-images-idx3-ubyte"
+CASES = {
+    # progress and tables of runs
+    "status_text_step": Case(
+        "status.json: a text as its step",
+        "status w",
+        "w/status.json: step is 'many'",
+        text("w/status.json", '{"step": "many"}'),
+    ),
+    "status_nan_step": Case(
+        "status.json: NaN as its step",
+        "status w",
+        "w/status.json: step is nan",
+        text("w/status.json", '{"step": NaN, "state": "done"}'),
+    ),
+    "status_cut": Case(
+        "status.json that is cut short",
+        "status w",
+        "w/status.json does not read as JSON",
+        text("w/status.json", "{"),
+    ),
+    "status_state": Case(
+        "status.json: a state that does not exist",
+        "status w",
+        "state is 'dancing'",
+        text("w/status.json", '{"state": "dancing"}'),
+    ),
+    "sweep_of_texts": Case(
+        "sweep.json: runs as texts",
+        "status w",
+        "run 0 in w/sweep.json is 'a'",
+        text("w/sweep.json", '{"runs": ["a"]}'),
+    ),
+    "sweep_without_id": Case(
+        "sweep.json: a run without an id",
+        "status w",
+        "id of run 0 in w/sweep.json is None",
+        text("w/sweep.json", '{"runs": [{}]}'),
+    ),
+    "sweep_escapes": Case(
+        "sweep.json: an id that leaves the directory",
+        "status w",
+        "is '../x'",
+        text("w/sweep.json", '{"runs": [{"id": "../x"}]}'),
+    ),
+    "csv_long_field": Case(
+        "a CSV with a field of 200,000 letters",
+        FIT,
+        "a.csv does not read as a table",
+        text("a.csv", f"run,params,loss\n{'x' * 200_000},1,2\n"),
+    ),
+    "csv_utf16": Case(
+        "a CSV in UTF-16", FIT, "a.csv is not UTF-8 text", text("a.csv", RUNS.encode("utf-16"))
+    ),
+    "csv_one_run": Case(
+        "a table of one run", FIT, "no law can be fitted", text("a.csv", "run,params,loss\na,1,2\n")
+    ),
+    "jsonl_deep": Case(
+        "a JSONL line of 100,000 brackets",
+        FIT.replace("csv", "jsonl"),
+        "a.jsonl line 1 is not a JSON object",
+        text("a.jsonl", "[" * 100_000),
+    ),
+    "law_of_itself": Case(
+        "a law of one column",
+        f"{FIT} --law loss~loss",
+        "has one column on both sides",
+        text("a.csv", RUNS),
+    ),
+    "law_own_sigma": Case(
+        "a law's column as its deviation",
+        f"{FIT} --law loss~params --sigma loss",
+        "--sigma 'loss' is a column of --law",
+        text("a.csv", RUNS),
+    ),
+    "predict_twice": Case(
+        "one input twice",
+        f"{FIT} --predict params=1,params=2",
+        "gives 'params' twice",
+        text("a.csv", RUNS),
+    ),
+    "map_one_column": Case(
+        "one column under two names",
+        f"{FIT} --map loss=loss,params=loss",
+        "gives 'loss' two names",
+        text("a.csv", RUNS),
+    ),
+    "resamples_endless": Case(
+        "10^12 resamples",
+        "fit a.csv --out out --resamples 1000000000000",
+        "--resamples is 1000000000000",
+        text("a.csv", RUNS),
+    ),
+    "huber_infinite": Case(
+        "an infinite Huber threshold", f"{FIT} --huber inf", "--huber is inf", text("a.csv", RUNS)
+    ),
+    # configs, data and sweeps
+    "config_link_loop": Case(
+        "a config that links to itself",
+        "config run.py",
+        "no config file 'run.py'; it is a link that leads to no file",
+        lambda: loop("run.py"),
+    ),
+    "config_recursion": Case(
+        "a config without an end",
+        "config run.py",
+        "RecursionError",
+        text("run.py", "def get_config(arg=''):\n    return get_config(arg)\n"),
+    ),
+    "config_binary": Case(
+        "a program as a config", "config run.py", "run.py", text("run.py", b"\x7fELF\0\0")
+    ),
+    "learning_rate_infinite": Case(
+        "an infinite learning rate",
+        f"{TRAIN} --config.optimizer.base_lr=inf",
+        "base_lr is inf",
+        run_file(),
+    ),
+    "steps_thousand": Case(
+        "steps as 1e3", f"{TRAIN} --config.steps=1e3", "--config.steps=1e3", run_file()
+    ),
+    "photos_file": Case(
+        "a file as the folder of images",
+        f"{TRAIN} {FOLDER}",
+        "'photos' is no directory",
+        with_run_file(text("photos", "x")),
+    ),
+    "idx_huge": Case(
+        "idx: 2^32 - 1 images by the header",
+        f"{TRAIN} {IDX}",
+        TRAIN_IMAGES,
+        idx_files(lambda: write(TRAIN_IMAGES, idx(np.zeros((1, 2, 2), np.uint8), HUGE))),
+    ),
+    "idx_directory": Case(
+        "idx: a directory as the images",
+        f"{TRAIN} {IDX}",
+        f"{TRAIN_IMAGES} cannot be read: Is a directory",
+        idx_files(lambda: folder(TRAIN_IMAGES)),
+    ),
+    "cache_latin": Case(
+        "a token cache whose manifest is no UTF-8",
+        f"{TRAIN_D2} --config.tokenizer_dir=model --config.data.tokens_dir=cache",
+        "cache/manifest.json",
+        with_run_file(text("cache/manifest.json", b"\xff{}")),
+    ),
+    "tokenize_views": Case(
+        "10^11 views of images that are not cropped",
+        "tokenize --config run.py:d2 --model model --out out --views 99999999999",
+        "--views",
+        run_file(),
+    ),
+    "sweep_interval": Case(
+        "an infinite interval",
+        f"{SWEEP} --interval inf",
+        "--interval is inf",
+        sweep("[{'steps': 3}]"),
+    ),
+    "sweep_price": Case(
+        "NaN as a price", f"{SWEEP} --price nan", "--price is nan", sweep("[{'steps': 3}]")
+    ),
+    "bench_batches": Case(
+        "a batch between two commas",
+        "bench sample --config run.py --batch 1,,2",
+        "--batch is 1,,2",
+        run_file(),
+    ),
+    "topology_zero": Case(
+        "a slice of no chips", "aot --config run.py --topology v5e:0x0", "v5e:0x0", run_file()
+    ),
+    "quickstart_samples": Case(
+        "NaN samples",
+        "quickstart --config run.py --workdir out --samples nan",
+        "invalid int value: 'nan'",
+        run_file(),
+    ),
+    "generate_thousand": Case(
+        "a number as 1e3",
+        "generate --model model --num 1e3 --out out.npz",
+        "invalid int value: '1e3'",
+    ),
+    "generate_over_directory": Case(
+        "a directory as the sample set",
+        "generate --model model --num 2 --out out.npz",
+        "it is a directory",
+        lambda: folder("out.npz"),
+    ),
+}
