@@ -33,7 +33,8 @@ def read(path: epath.Path, dimensions: int) -> np.ndarray:
     """Reads the uint8 array in an idx file.
 
     Raises:
-      UserError: the file is unreadable or damaged, or not an idx file of unsigned bytes with `dimensions` axes.
+      UserError: the file cannot be read, is damaged, or is not an idx file of unsigned bytes
+        with `dimensions` axes.
     """
     try:
         content = path.read_bytes()

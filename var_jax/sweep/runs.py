@@ -125,13 +125,13 @@ def require_reachable(directory: epath.PathLike):
 
 
 def read_status(run: epath.Path) -> dict[str, Any]:
-    """Returns status.json without values that no run writes; {} if it is missing or unreadable."""
+    """Returns status.json without invalid values; {} if it is missing or unreadable."""
     status, _ = _read_status(run)
     return status
 
 
 def status_problem(run: epath.Path) -> str:
-    """Returns why status.json is not what a run writes, in one line; "" where it is, or is not there."""
+    """Returns why status.json is not what a run writes; "" where it is sound or missing."""
     _, problem = _read_status(run)
     return problem
 
