@@ -87,7 +87,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         require(value in args, path, repr(value), " or ".join(map(repr, args)))
         return value
     if kind is Scales:
-        require(isinstance(value, Scales | str | list | tuple), path, repr(value), "such as '1,2,4'")
+        require(
+            isinstance(value, Scales | str | list | tuple), path, repr(value), "such as '1,2,4'"
+        )
         return Scales.parse(value)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
@@ -98,7 +100,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         require(isinstance(value, list | tuple), path, value, "a list")
         return tuple(_convert(args[0], item, path) for item in value)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        finite = abs(value) <= sys.float_info.max  # false of NaN, and of whole numbers beyond floats
+        finite = (
+            abs(value) <= sys.float_info.max
+        )  # false of NaN, and of whole numbers beyond floats
         require(finite, path, f"{value!r:.40}", "a finite number")
         return float(value)
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
