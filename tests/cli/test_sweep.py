@@ -280,7 +280,7 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
         str(script),
         "sweep",
         "--config",
-        str(path),
+        f"{path}:tokenizer",  # which needs no other model
         "--workdir",
         str(tmp_path / "d"),
         "--interval",
@@ -291,7 +291,7 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
     )
     try:
         while "running" not in (line := process.stdout.readline()):
-            assert "queued" in line
+            assert "queued" in line, process.stderr.read()
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     finally:
