@@ -261,7 +261,7 @@ def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
     assert sum(run.own_compute for run in runs) < 1e14
 
 
-def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
+def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
     """In a process of its own, with a stub in place of training."""
     script = tmp_path / "main.py"
     script.write_text(
@@ -280,11 +280,12 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(tmp_path):
         str(script),
         "sweep",
         "--config",
-        f"{path}:tokenizer",  # which needs no other model
+        str(path),
         "--workdir",
         str(tmp_path / "d"),
         "--interval",
         "0.1",
+        f"--config.tokenizer_dir={model_dir}",
     ]
     process = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
