@@ -102,7 +102,11 @@ def test_values_of_the_wrong_kind_are_named(cls, mapping, message):
             "transformer.mlp_ratio is -1.0; it must be positive",
         ),
         (TransformerConfig, {"mlp_ratio": 1e-6}, "transformer.mlp_ratio is 1e-06"),
-        (TransformerConfig, {"mlp_ratio": float("nan")}, "transformer.mlp_ratio is nan"),
+        (
+            TransformerConfig,
+            {"mlp_ratio": float("nan")},
+            "config.mlp_ratio is nan; it must be a finite number",
+        ),
         (TransformerConfig, {"drop_path": 1.0}, "transformer.drop_path is 1.0; it must be below 1"),
         (TransformerConfig, {"class_dropout": -0.1}, "transformer.class_dropout"),
     ],

@@ -76,9 +76,6 @@ CASES = {
     "csv_utf16": Case(
         "a CSV in UTF-16", FIT, "a.csv is not UTF-8 text", text("a.csv", RUNS.encode("utf-16"))
     ),
-    "csv_one_run": Case(
-        "a table of one run", FIT, "no law can be fitted", text("a.csv", "run,params,loss\na,1,2\n")
-    ),
     "jsonl_deep": Case(
         "a JSONL line of 100,000 brackets",
         FIT.replace("csv", "jsonl"),

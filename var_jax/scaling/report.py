@@ -95,9 +95,6 @@ def fit_table(
                 len(c.compute) > 1 for c in curves
             ):
                 result["isoflop"][column] = frontier.isoflop(curves)
-    if not (fitted_laws or result["frontier"] or result["isoflop"]):
-        reasons = "; ".join(f"{key}: {law['warnings'][0]}" for key, law in summaries.items())
-        raise UserError(f"no law can be fitted: {reasons}")
     if cost is not None:
         result["flops_per_token"] = {
             "A": math.exp(cost.intercept),
