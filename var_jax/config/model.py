@@ -1,9 +1,4 @@
-"""Model sizes as frozen dataclasses, and the strict building of any of our dataclasses from a
-mapping.
-
-`build` is ours because neither ml_collections nor dataclasses checks both the names and the kinds
-of nested keys; it is what turns `--config.transformer.dept=3` into one line that names the key.
-"""
+"""Sizes of the tokenizer and of the transformer, as frozen dataclasses."""
 
 import dataclasses
 from typing import Literal

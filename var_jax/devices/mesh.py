@@ -1,4 +1,4 @@
-"""TODO devices.mesh."""
+"""The (data, model) mesh over all devices, and the rows of a batch that a process holds."""
 
 from collections.abc import Sequence
 
