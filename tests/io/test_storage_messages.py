@@ -67,6 +67,16 @@ def test_silenced_leaves_the_process_as_it_was():
     assert all(a != b for a, b in zip(within, before, strict=True))
 
 
+@pytest.fixture(autouse=True)
+def as_before_any_command(monkeypatch):
+    """The process as no command has silenced it: tests of the commands run in this process too, and
+    each command silences Orbax for good when it starts."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr(warnings, "filters", [])
+    for name in ("absl", "asyncio"):
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+
+
 @pytest.mark.parametrize(
     ("name", "path", "message", "is_shown"),
     [
