@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The table of docs/scale.md: one report a program and slice in docs/aot, then all of them as Markdown. Reports that
-# are there are kept, so that it goes on where it stopped; delete one to compile it again (minutes each).
+# The table of docs/results/aot.md: one report per program and slice in docs/results/aot, then all of
+# them as Markdown. Reports that exist are kept, so that the script continues where it stopped;
+# delete one to compile it again (minutes each).
 #   bash launch/aot_table.sh                     all
 #   bash launch/aot_table.sh d30_v5p-4x4x8       the named ones
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/python.sh
-mkdir -p docs/aot
+mkdir -p docs/results/aot
 
 report() { # NAME CONFIG TOPOLOGY [OPTIONS]
   local name="$1_${3//:/-}" file
-  file="docs/aot/$name.json"
+  file="docs/results/aot/$name.json"
   if [ ${#only[@]} -gt 0 ] && [[ " ${only[*]} " != *" $name "* ]]; then return; fi
   [ -e "$file" ] && return
   echo "var-jax aot --config $2 --topology $3 ${*:4} --json $file"
@@ -29,4 +30,4 @@ for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
   report d36 configs/imagenet512.py:d36 $slice
 done
-python -c 'from var_jax.perf import aot_report as table; print(table.markdown("docs/aot"))'
+python -c 'from var_jax.perf import aot_report as table; print(table.markdown("docs/results/aot"))'

@@ -1,7 +1,7 @@
 """Compares the small full recipe of a tokenizer with the parts of the published one (vaex) that
 apply to it.
 
-  python launch/tokenizer_recipe.py --runs runs/recipe --out docs/tokenizer/recipe
+  python launch/tokenizer_recipe.py --runs runs/recipe --out docs/results/tokenizer/recipe
 
 Every row is a run of configs/fashion_mnist.py:tokenizer1024_full with some keys changed, of equal
 length, under one of several seeds, trained by `var-jax train` and measured by `var-jax evaluate` on
@@ -147,7 +147,7 @@ def main():
         "--runs", type=Path, default=Path("runs/recipe"), help="workdirs (default %(default)s)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/tokenizer/recipe"), help="rows (default %(default)s)"
+        "--out", type=Path, default=Path("docs/results/tokenizer/recipe"), help="rows (default %(default)s)"
     )
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="of every run (default %(default)s)"

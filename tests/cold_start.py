@@ -1,6 +1,6 @@
 """Seconds of `var-jax sample` from nothing, in processes of their own, and of the generation in it.
 
-  python tests/cold_start.py --model runs/quickstart --json docs/generation/cold_start.json
+  python tests/cold_start.py --model runs/quickstart --json docs/results/generation/cold_start.json
 
 The first run, which compiles, does not count: from the second on compiled programs are on disk.
 """

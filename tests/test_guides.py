@@ -12,7 +12,7 @@ from var_jax.cli.main import COMMANDS, main
 from var_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "docs" / "own_images.md"
+GUIDE = ROOT / "docs" / "guides" / "train.md"
 
 
 def blocks(path: Path, language: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Every command on malformed inputs: one line that names the input, exit code 2, nothing written.
 
-The table of docs/malformed_inputs.md is what this module prints:
+The table of docs/results/malformed_inputs.md is what this module prints:
 
-  PYTHONPATH=.:tests python tests/cli/test_malformed_inputs.py > docs/malformed_inputs.md
+  PYTHONPATH=.:tests python tests/cli/test_malformed_inputs.py > docs/results/malformed_inputs.md
 """
 
 import contextlib
@@ -57,14 +57,14 @@ def contents() -> dict[str, bytes | None]:
 
 def test_the_table_of_malformed_inputs_has_every_case():
     """A case that is added is added to the guide, by the command in this module's docstring."""
-    table = Path(__file__).parents[2] / "docs" / "malformed_inputs.md"
+    table = Path(__file__).parents[2] / "docs" / "results" / "malformed_inputs.md"
     rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]
     names = [row.split("|")[1].strip().strip("`") for row in rows[1:]]
     assert names == list(CASES)
 
 
 def print_table():
-    """Prints docs/malformed_inputs.md: what each case's command answers."""
+    """Prints docs/results/malformed_inputs.md: what each case's command answers."""
     print("# Malformed inputs\n")
     print("What the commands answer to inputs that are damaged, of another kind or out of range.")
     print("`tests/cli/test_malformed_inputs.py` makes the inputs, checks the answers, and wrote")

@@ -1,8 +1,8 @@
 """95 % intervals of fitted laws: by profile likelihood (the reported ones), bootstrap and BCa.
 
 The profile likelihood is reported because on synthetic sweeps of known laws its intervals are the
-shortest that contain the true value as often as they should (docs/scaling.md). With 8 to 12 runs
-those of the bootstrap and BCa are 1.2 to 2 times as wide.
+shortest that contain the true value as often as they should (docs/results/interval_coverage.md).
+With 8 to 12 runs those of the bootstrap and BCa are 1.2 to 2 times as wide.
 
 For the profile, a parameter is moved away from its best value and the others are refitted. The
 interval ends where the objective has risen by the noise variance times the F quantile for

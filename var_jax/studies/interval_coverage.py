@@ -1,9 +1,9 @@
 """Measures how often each method's 95 % intervals contain the true value, and how wide they are.
 
 Many synthetic sweeps of known laws are fitted by every method. `python -m
-var_jax.studies.interval_coverage` prints the tables of docs/scaling.md; with `--resampled 0` only
-those of the profiles, in a quarter of an hour on one core. Widths are those of the fitted
-parameters: E, log amplitudes and exponents.
+var_jax.studies.interval_coverage` prints the tables of docs/results/interval_coverage.md; with
+`--resampled 0` only those of the profiles, in a quarter of an hour on one core. Widths are those of
+the fitted parameters: E, log amplitudes and exponents.
 """
 
 import argparse
