@@ -197,7 +197,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from var_jax.demo import session as demo, page as demo_page
+from var_jax.demo import page, session
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n"
 
@@ -206,22 +206,22 @@ def saved(kind):
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(buffer, format=kind)
     return buffer.getvalue()
 
-files = {kind: saved(kind) for kind in (*demo.FORMATS, "ICO", "TGA", "JPEG2000", "PCX")}
+files = {kind: saved(kind) for kind in (*session.FORMATS, "ICO", "TGA", "JPEG2000", "PCX")}
 files["EPS"] = EPS
 for kind, content in files.items():
     assert Image.open(io.BytesIO(content), formats=[kind]).format == kind
 sys.modules["gradio"] = types.ModuleType("gradio")
-page = mock.Mock(**{"launch.return_value": (None, "address", None)})
-with mock.patch.object(demo_page, "build", return_value=page), mock.patch.object(demo_page, "_theme"), \
-        demo_page.serving(None, (), "", "127.0.0.1", 1) as address:
+blocks = mock.Mock(**{"launch.return_value": (None, "address", None)})
+with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(page, "_theme"), \
+        page.serving(None, (), "", "127.0.0.1", 1) as address:
     assert address == "address"
     for kind, content in files.items():
         try:
             image = Image.open(io.BytesIO(content))
         except UnidentifiedImageError:
-            assert kind not in demo.FORMATS, kind
+            assert kind not in session.FORMATS, kind
         else:
-            assert kind in demo.FORMATS and image.format == kind, kind
+            assert kind in session.FORMATS and image.format == kind, kind
             image.load()
     for kind in ("PNG", "GIF"):
         assert saved(kind) == files[kind]

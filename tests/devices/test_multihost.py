@@ -218,9 +218,9 @@ def test_processes_of_one_host_are_counted():
     same host."""
     address = f"127.0.0.1:{processes.free_port()}"
     code = (
-        "import sys; from var_jax.devices import multihost as distributed\n"
-        f"distributed.initialise({address!r}, 2, int(sys.argv[1]))\n"
-        "print(distributed.processes_on_host())"
+        "import sys; from var_jax.devices import multihost\n"
+        f"multihost.initialise({address!r}, 2, int(sys.argv[1]))\n"
+        "print(multihost.processes_on_host())"
     )
     both = [
         subprocess.Popen(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from var_jax.devices import sharding as partition
+from var_jax.devices import sharding
 from var_jax.errors import UserError
 
 
@@ -21,30 +21,30 @@ def boxed(shape, names):
 
 
 def test_names_become_mesh_axes():
-    assert partition.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "data", "model")
+    assert sharding.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "data", "model")
 
 
 def test_an_unmapped_name_raises_with_the_closest_one():
     with pytest.raises(ValueError, match="'embedd' has no rule; did you mean 'embed'"):
-        partition.spec(("embedd",))
+        sharding.spec(("embedd",))
 
 
 def test_a_collision_raises():
     with pytest.raises(ValueError, match="collide"):
-        partition.spec(("heads", "mlp"))
+        sharding.spec(("heads", "mlp"))
 
 
 def test_shardings_replicate_a_dimension_along_an_axis_that_does_not_divide_it():
     """Six rows over four devices stay whole, the columns are divided, and the cost is that of three
     more parts."""
     tree = boxed((6, 8), ("embed", "mlp"))
-    assert partition.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(
+    assert sharding.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(
         None, "model"
     )
-    assert partition.undivided(tree, {"data": 4, "model": 2}) == {
+    assert sharding.undivided(tree, {"data": 4, "model": 2}) == {
         "layer/kernel": 6 * 8 * 4 // 2 - 6 * 8 * 4 // 8
     }
-    assert partition.undivided(tree, {"data": 3, "model": 2}) == {}
+    assert sharding.undivided(tree, {"data": 3, "model": 2}) == {}
 
 
 def test_whole_share_counts_what_lies_whole_on_every_device():
@@ -52,9 +52,9 @@ def test_whole_share_counts_what_lies_whole_on_every_device():
     tree = boxed((6, 8), ("embed", "mlp")) | {
         "bias": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))
     }
-    assert partition.whole_share(tree, {"data": 4, "model": 2}) == 0
-    assert partition.whole_share(tree, {"data": 5, "model": 1}) == 1
-    assert partition.whole_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
+    assert sharding.whole_share(tree, {"data": 4, "model": 2}) == 0
+    assert sharding.whole_share(tree, {"data": 5, "model": 1}) == 1
+    assert sharding.whole_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
 
 
 @pytest.mark.parametrize("rows", [8, 6, 1])
@@ -63,21 +63,21 @@ def test_constrain_leaves_whole_what_an_axis_does_not_divide(rows):
     refused."""
     with jax.set_mesh(mesh(4, 2)):
         x = jax.jit(
-            lambda: partition.constrain(jnp.zeros((rows, 3, 2)), "batch", "tokens", "act_heads")
+            lambda: sharding.constrain(jnp.zeros((rows, 3, 2)), "batch", "tokens", "act_heads")
         )()
     assert x.sharding.shard_shape(x.shape) == (rows // 4 if rows % 4 == 0 else rows, 3, 1)
 
 
 def test_shardings_split_the_parameter():
-    sharding = partition.shardings(boxed((8, 6), ("embed", "mlp")), mesh(4, 2))["layer"]["kernel"]
-    assert sharding.shard_shape((8, 6)) == (2, 3)
+    place = sharding.shardings(boxed((8, 6), ("embed", "mlp")), mesh(4, 2))["layer"]["kernel"]
+    assert place.shard_shape((8, 6)) == (2, 3)
 
 
 def test_constrain_is_the_identity_without_a_mesh_and_shards_with_one():
     x = jnp.zeros((8, 4))
-    assert partition.constrain(x, "batch", None) is x
+    assert sharding.constrain(x, "batch", None) is x
     with jax.set_mesh(mesh(8, 1)):
-        y = jax.jit(lambda x: partition.constrain(x, "batch", None))(x)
+        y = jax.jit(lambda x: sharding.constrain(x, "batch", None))(x)
     assert y.sharding.shard_shape(y.shape) == (1, 4)
 
 
@@ -87,7 +87,7 @@ def places(data, model, **shapes):
         name: nn.LogicallyPartitioned(jax.ShapeDtypeStruct(shape, jnp.float32), names)
         for name, (shape, names) in shapes.items()
     }
-    return partition.shardings(tree, mesh(data, model)), nn.meta.unbox(tree), mesh(data, model)
+    return sharding.shardings(tree, mesh(data, model)), nn.meta.unbox(tree), mesh(data, model)
 
 
 LAYERS = {
@@ -98,12 +98,12 @@ LAYERS = {
 
 
 def test_a_small_share_may_be_replicated():
-    partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
+    sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
 
 
 def test_require_sharded_does_not_count_what_is_excused():
     """Without the table, 8 of 280 numbers lie whole."""
-    partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.1, excused=["table"])
+    sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.1, excused=["table"])
 
 
 def test_too_large_a_share_names_the_largest_parameters_first():
@@ -112,13 +112,13 @@ def test_too_large_a_share_names_the_largest_parameters_first():
         "the mesh is data=4, model=2"
     )
     with pytest.raises(UserError, match=told):
-        partition.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
+        sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
 
 
 def test_an_axis_of_one_device_shards_nothing():
     shardings = {"kernel": ((8, 24), ("embed", None)), "gate": ((8,), ("mlp",))}
     with pytest.raises(UserError, match="96% of .*: kernel"):
-        partition.require_sharded(*places(1, 8, **shardings), largest_share=0.5)
+        sharding.require_sharded(*places(1, 8, **shardings), largest_share=0.5)
 
 
 def test_one_device_has_everything():
@@ -126,7 +126,7 @@ def test_one_device_has_everything():
         (1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
     abstract = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32)}
-    partition.require_sharded(
+    sharding.require_sharded(
         {"kernel": jax.NamedSharding(one, PartitionSpec())}, abstract, one, largest_share=0.0
     )
 
@@ -134,5 +134,5 @@ def test_one_device_has_everything():
 @pytest.mark.parametrize(("images", "held"), [(16, 2), (8, 1), (4, 1), (12, 3), (6, 6)])
 def test_images_lie_over_as_many_axes_as_divide_them(images, held):
     with jax.set_mesh(mesh(4, 2)):
-        x = jax.jit(lambda: partition.constrain(jnp.zeros((images, 3)), "images", None))()
+        x = jax.jit(lambda: sharding.constrain(jnp.zeros((images, 3)), "images", None))()
     assert x.sharding.shard_shape(x.shape) == (held, 3)

@@ -131,13 +131,13 @@ import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import small
-from var_jax.io import atomic as whole_file
+from var_jax.io import atomic
 from test_sample_set import generate, planned
-save = whole_file.save
+save = atomic.save
 def slowly(*args):
     save(*args)
     time.sleep(0.3)
-whole_file.save = slowly
+atomic.save = slowly
 generate(planned(), {str(out)!r})
 """
     partial, kills = tmp_path / "samples.npz.partial", 0

@@ -30,8 +30,8 @@ multihost_utils.process_allgather = counting(multihost_utils.process_allgather)
 
 import small
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.devices import sharding as partition
-from var_jax.train import resume as start
+from var_jax.devices import sharding
+from var_jax.train import resume
 from var_jax.config.train import MeshConfig
 from var_jax.train.program import Program
 from var_jax.devices.mesh import make_mesh
@@ -40,10 +40,10 @@ config = small.train_config("transformer", "", init_from=MODEL, tokenizer_dir=MO
 mesh = make_mesh(MeshConfig())
 with jax.set_mesh(mesh):
     program = Program(config, mesh)
-    run = start.first_state(config, program, Checkpoints(EMPTY, keep=1)).run
+    run = resume.first_state(config, program, Checkpoints(EMPTY, keep=1)).run
     whole = small.pipeline().params
     place = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), whole["tokenizer"])
-    frozen = partition.place(whole["tokenizer"], place)
+    frozen = sharding.place(whole["tokenizer"], place)
 before, held, size = moved, 0, 0
 for ours, theirs in zip(jax.tree.leaves((run.params, frozen)),
                         jax.tree.leaves((whole["transformer"], whole["tokenizer"])), strict=True):

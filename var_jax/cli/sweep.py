@@ -91,20 +91,19 @@ def run(args: argparse.Namespace) -> int:
         )
     require(0 < args.interval < math.inf, "--interval", args.interval, "above 0, and finite")
     require(0 <= args.price < math.inf, "--price", args.price, "0 or more, and finite")
-    from var_jax.sweep import backend as engine
-    from var_jax.sweep import driver, plan, preflight, runs
+    from var_jax.sweep import backend, driver, plan, preflight, runs
 
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
         require(
             bool(key and equals), "--option", repr(f"{key}{equals}{value}"), "of the form KEY=VALUE"
         )
-    backend = engine.make(args.backend, {key: value for key, _, value in options})
+    engine = backend.make(args.backend, {key: value for key, _, value in options})
     resolve = functools.cache(lambda flags: read_config(args.config, flags))
     planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
-    jobs = backend.jobs if args.jobs is None else args.jobs
+    jobs = engine.jobs if args.jobs is None else args.jobs
     sweep = driver.Sweep(
-        planned, args.config, args.workdir, args.backend, backend, jobs, args.max_restarts
+        planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
     )
     check = functools.partial(
         preflight.check, planned, images_are_here=args.backend == "local", workdir=args.workdir
@@ -113,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         if not (costs_alone := preflight.without_tokenizer(planned)):
             check()
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
-        if text := backend.render(driver.commands(sweep)):
+        if text := engine.render(driver.commands(sweep)):
             print(text)
         if costs_alone:
             print(f"note: {preflight.NO_TOKENIZER}", file=sys.stderr)
@@ -123,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         asked = driver.stop(sweep)
         print(f"asked {len(asked)} runs to save and end{': ' if asked else ''}{', '.join(asked)}")
         return 0
-    backend.check(args.workdir)
+    engine.check(args.workdir)
     driver.require_directory(args.workdir)
     check()
     driver.write_plan(sweep, args.overrides)

@@ -14,10 +14,9 @@ from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import losses, tokenizer_step
-from var_jax.objectives import phase as phase_module
 from var_jax.objectives.critic import make_critic
 from var_jax.objectives.frozen_networks import Networks
-from var_jax.objectives.phase import Phase
+from var_jax.objectives.phase import Phase, last_phase
 from var_jax.ops import codebook
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def make_train_step(
     `config.microbatches` parts of the batch, of which each has its own adaptive weight. Randomness
     is a function of the seed and the step alone, so that no key is stored.
     """
-    phase = phase_module.last_phase(config) if phase is None else phase
+    phase = last_phase(config) if phase is None else phase
     if config.stage == "tokenizer":
         return _tokenizer_step(config, optimizers, networks, phase)
 

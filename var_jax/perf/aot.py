@@ -14,11 +14,10 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
-from var_jax.devices import sharding as partition
+from var_jax.devices import sharding
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import frozen_networks as networks_module
-from var_jax.objectives import losses
+from var_jax.objectives import frozen_networks, losses
 from var_jax.perf.tpu_slices import Slice
 from var_jax.sampling import sampler
 from var_jax.train import mesh_choice, state
@@ -53,7 +52,7 @@ def train(config: TrainConfig, where: Slice) -> Step:
       UserError: the mesh does not divide the model or the batch.
     """
     idle_keys.refuse(config)
-    config, networks = networks_module.load(config, sizes_only=True)
+    config, networks = frozen_networks.load(config, sizes_only=True)
     mesh, replicated_bytes = mesh_choice.choose(config, where.devices)
     program = Program(config, mesh, networks)
     if config.stage == "transformer":
@@ -85,13 +84,13 @@ def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step
         NamedSharding(mesh, PartitionSpec()),
     )
 
-    def without_data(sharding: NamedSharding) -> NamedSharding:
+    def without_data(placement: NamedSharding) -> NamedSharding:
         return NamedSharding(
-            mesh, PartitionSpec(*(None if axis == "data" else axis for axis in sharding.spec))
+            mesh, PartitionSpec(*(None if axis == "data" else axis for axis in placement.spec))
         )
 
     boxed = _boxed_params(config)
-    shardings = jax.tree.map(without_data, partition.shardings(boxed, mesh))
+    shardings = jax.tree.map(without_data, sharding.shardings(boxed, mesh))
     params = {
         "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
         "tokenizer": _abstract(_tokenizer_params(config), replicated),
@@ -167,9 +166,9 @@ def _tokenizer_params(config: TrainConfig) -> Any:
     )
 
 
-def _abstract(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: _with(leaf, sharding), tree)
+def _abstract(tree: Any, placement: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: _with(leaf, placement), tree)
 
 
-def _with(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def _with(leaf: jax.ShapeDtypeStruct, placement: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)

@@ -29,7 +29,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
-from var_jax.objectives import frozen_networks as networks_module
+from var_jax.objectives import frozen_networks
 from var_jax.ops import masks
 from var_jax.ops.resize import resize
 from var_jax.sampling import sampler
@@ -149,7 +149,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
     """
     batch = batch or config.batch_size
     idle_keys.refuse(config)
-    config, networks = networks_module.load(dataclasses.replace(config, batch_size=batch))
+    config, networks = frozen_networks.load(dataclasses.replace(config, batch_size=batch))
     mesh = mesh_choice.choose(config, name="the batch").mesh
     with jax.set_mesh(mesh):
         program = Program(config, mesh, networks)

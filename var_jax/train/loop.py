@@ -25,7 +25,6 @@ from var_jax.errors import Preempted
 from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives import frozen_networks, step
-from var_jax.train import batches as inputs
 from var_jax.train import (
     codebook_start,
     data_report,
@@ -39,6 +38,7 @@ from var_jax.train import (
     state,
     workdir,
 )
+from var_jax.train.batches import Inputs, read_kept
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
 from var_jax.train.program import Program
@@ -98,7 +98,7 @@ def train(
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
         data = multihost.everywhere(
-            lambda: inputs.Inputs(config, tokenizer, encode, rows, inputs.read_kept(directory))
+            lambda: Inputs(config, tokenizer, encode, rows, read_kept(directory))
         )
         data.require_same_on_hosts()
         if config.stage == "transformer":

@@ -22,7 +22,7 @@ def opening(
 
     Args:
       config: as resolved, with the tokenizer's sizes.
-      identity: of the data, as `inputs.Inputs` has it.
+      identity: of the data, as `batches.Inputs` has it.
       params: the trained parameters or their shapes.
       first: steps that are done.
     """

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.train import TrainConfig
-from var_jax.devices import sharding as partition
+from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.objectives.critic import make_critic
@@ -98,14 +98,14 @@ class Creation:
                 transform_non_params=lambda _: replicated,
             )
 
-        params = partition.shardings(jax.eval_shape(init_params(config), key), mesh)
+        params = sharding.shardings(jax.eval_shape(init_params(config), key), mesh)
         opt_state = of_optimizer(optimizers.trained, self.abstract.opt_state, params)
         self.shardings = jax.tree.map(lambda _: replicated, self.abstract).replace(
             params=params, ema=params if config.ema else None, opt_state=opt_state
         )
         if self._critic is not None:
             held = self.abstract.discriminator
-            critic = partition.shardings(jax.eval_shape(self._critic.init, key)["params"], mesh)
+            critic = sharding.shardings(jax.eval_shape(self._critic.init, key)["params"], mesh)
             self.shardings = self.shardings.replace(
                 discriminator=self.shardings.discriminator.replace(
                     params=critic,
@@ -119,7 +119,7 @@ class Creation:
         key = jax.random.key(self._config.seed)
         if start is None:
             return jax.jit(self._fresh, out_shardings=self.shardings)(key)
-        start = partition.place(start, self.shardings.params)
+        start = sharding.place(start, self.shardings.params)
         return jax.jit(self._from, out_shardings=self.shardings, donate_argnums=0)(start, key)
 
     def _fresh(self, key: jax.Array) -> TrainState:
