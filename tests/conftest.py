@@ -42,7 +42,7 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """The small model, saved."""
-    import small
+    from helpers import small
 
     directory = tmp_path_factory.mktemp("model") / "small"
     small.pipeline().save(directory)

@@ -19,8 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import processes
-import small
+from helpers import processes, small
 
 CHECKPOINT_EVERY = 10
 SECONDS = 600  # for one life, most of it imports where the machine is busy

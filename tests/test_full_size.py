@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
-from reference.seeded_weights import seeded_state_dict
 
+from reference.seeded_weights import seeded_state_dict
 from var_jax import Pipeline
 from var_jax.config.model import (
     SCALES_256,

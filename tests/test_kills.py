@@ -1,5 +1,6 @@
-import kills
 import pytest
+
+import kills
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference.seeded_weights import seeded_state_dict
 
+from reference.seeded_weights import seeded_state_dict
 from var_jax.config.scales import Scales
 from var_jax.io import torch_convert
 from var_jax.models.tokenizer import Tokenizer

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import small
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales

@@ -1,6 +1,6 @@
 import pytest
-import small
 
+from helpers import small
 from var_jax.cli.main import main
 
 

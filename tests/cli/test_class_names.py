@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import small
-import toy_network
 from PIL import Image
 
+from helpers import small, toy_network
 from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.evaluate import features

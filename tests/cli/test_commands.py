@@ -5,9 +5,9 @@ import shlex
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.cli.main import COMMANDS, main
 from var_jax.io.torch_file import read_tensors

@@ -4,8 +4,8 @@ default."""
 import json
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.cli.main import main
 from var_jax.config.strict import plain
 from var_jax.config.train import default_config

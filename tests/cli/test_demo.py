@@ -19,8 +19,8 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from processes import free_port
 
+from helpers.processes import free_port
 from var_jax import Pipeline
 from var_jax.cli.main import main
 

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-import toy_network
 from PIL import Image
 
+from helpers import toy_network
 from var_jax.cli import evaluate
 from var_jax.cli.main import main
 from var_jax.evaluate import features, image_sets

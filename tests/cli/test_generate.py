@@ -2,9 +2,8 @@ import json
 
 import numpy as np
 import pytest
-import small
-import toy_network
 
+from helpers import small, toy_network
 from var_jax.cli.main import main
 from var_jax.evaluate import features, sample_set
 

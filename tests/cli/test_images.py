@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax.cli.args import read_image, read_mask
 from var_jax.config.train import DataConfig
 from var_jax.data import sources

@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import small
+
+from helpers import small
 from malformed import files, runs
 from malformed.inputs import Case
-
 from var_jax.cli.main import main
 
 CASES = files.CASES | runs.CASES

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
-from reference import torch_writer
 
+from helpers import small
+from reference import torch_writer
 from var_jax.cli.main import main
 from var_jax.io.torch_convert import write_torch
 

@@ -3,9 +3,9 @@ images, variations."""
 
 import numpy as np
 import pytest
-import small
 from PIL import Image, ImageSequence
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.cli.main import main
 

@@ -9,8 +9,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import small
 
+from helpers import small
 from var_jax.cli.main import COMMANDS
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.io.torch_convert import write_torch

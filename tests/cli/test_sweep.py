@@ -9,12 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import jobset_schema
 import numpy as np
 import pytest
-import small
 import yaml
 
+from helpers import jobset_schema, small
 from var_jax.cli.main import main
 from var_jax.config.train import from_config_dict
 from var_jax.scaling import table

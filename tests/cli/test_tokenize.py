@@ -3,10 +3,9 @@ import re
 import socket
 
 import numpy as np
-import processes
 import pytest
-import small
 
+from helpers import processes, small
 from var_jax.cli.main import main
 from var_jax.data import token_cache
 

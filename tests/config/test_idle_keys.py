@@ -6,8 +6,8 @@ import runpy
 from pathlib import Path
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.cli.main import main
 from var_jax.config import idle_keys
 from var_jax.config.train import TrainConfig, from_config_dict

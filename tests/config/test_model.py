@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.model import SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import build, differences, plain

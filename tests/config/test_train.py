@@ -2,8 +2,8 @@ import dataclasses
 import json
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import build, plain

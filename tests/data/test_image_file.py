@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from image_bytes import png, saved, tiff
 from PIL import Image
 
+from helpers.image_bytes import png, saved, tiff
 from var_jax.data import image_file
 from var_jax.errors import UserError
 

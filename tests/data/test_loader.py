@@ -3,8 +3,8 @@ import itertools
 
 import numpy as np
 import pytest
-from batches import same, take
 
+from helpers.batches import same, take
 from var_jax.config.train import DataConfig
 from var_jax.data import loader, sources
 from var_jax.errors import UserError

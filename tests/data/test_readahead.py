@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small
-from batches import same, take
 
+from helpers import small
+from helpers.batches import same, take
 from var_jax.config.train import DataConfig
 from var_jax.data import loader, readahead, streams
 from var_jax.errors import UserError

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 from etils import epath
-from image_bytes import saved, tiff
 from PIL import Image
 
+from helpers.image_bytes import saved, tiff
 from var_jax.config.train import DataConfig
 from var_jax.data import image_folder, sources, survey
 from var_jax.errors import UserError

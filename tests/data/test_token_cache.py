@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 from array_record.python import array_record_module
-from batches import same, take
 from etils import epath
 
+from helpers.batches import same, take
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import plain

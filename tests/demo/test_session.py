@@ -10,9 +10,9 @@ import zlib
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax.demo import page, session
 from var_jax.demo.session import Choices
 from var_jax.errors import UserError

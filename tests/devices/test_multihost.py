@@ -7,10 +7,9 @@ import subprocess
 import sys
 import time
 
-import processes
 import pytest
-import small
 
+from helpers import processes, small
 from var_jax.cli.main import main
 from var_jax.devices import multihost
 from var_jax.errors import UserError

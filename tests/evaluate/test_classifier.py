@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import toy_network
 
+from helpers import toy_network
 from var_jax.errors import UserError
 from var_jax.evaluate import classifier
 from var_jax.evaluate.image_sets import Batch, ImageSet

@@ -3,9 +3,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import toy_network
 from scipy.special import log_softmax
 
+from helpers import toy_network
 from var_jax.errors import UserError
 from var_jax.evaluate import features
 from var_jax.evaluate.image_sets import Batch, ImageSet

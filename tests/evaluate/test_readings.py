@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import toy_network
-from evaluate.test_features import Images
 from PIL import Image
 
+from evaluate.test_features import Images
+from helpers import toy_network
 from var_jax.cli.evaluate import lines
 from var_jax.evaluate import readings, samples, training_images
 

@@ -2,11 +2,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small
-import toy_network
-from evaluate.test_features import Images
 from scipy.ndimage import correlate1d
 
+from evaluate.test_features import Images
+from helpers import small, toy_network
 from var_jax.config.scales import Scales
 from var_jax.evaluate import features, reconstruction
 from var_jax.ops import vq

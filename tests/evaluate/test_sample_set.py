@@ -14,9 +14,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
@@ -130,7 +130,7 @@ def test_a_process_that_is_killed(model_dir, whole, tmp_path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import small
+from helpers import small
 from var_jax.io import atomic
 from test_sample_set import generate, planned
 save = atomic.save

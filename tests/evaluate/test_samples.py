@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import scipy.linalg
-import toy_network
-from evaluate.test_features import Images
 
+from evaluate.test_features import Images
+from helpers import toy_network
 from var_jax.errors import UserError
 from var_jax.evaluate.samples import evaluate
 

@@ -7,11 +7,11 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import small
 from etils import epath
 from flax.traverse_util import flatten_dict
-from reference import torch_writer
 
+from helpers import small
+from reference import torch_writer
 from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.config.strict import plain

@@ -5,9 +5,9 @@ import itertools
 
 import numpy as np
 import pytest
-import small
-from reference import torch_writer
 
+from helpers import small
+from reference import torch_writer
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
 from var_jax.io.state_dicts import unwrapped

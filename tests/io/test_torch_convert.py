@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+
 from reference import torch_writer
 from reference.seeded_weights import seeded_state_dict
-
 from var_jax.config.model import (
     SCALES_256,
     SCALES_512,

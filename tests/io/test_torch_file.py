@@ -7,9 +7,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from reference import torch_writer as writer
 from safetensors.numpy import save_file
 
+from reference import torch_writer as writer
 from var_jax.errors import UserError
 from var_jax.io import torch_file
 from var_jax.io.torch_file import read_tensors

@@ -2,9 +2,9 @@ import string
 import sys
 from pathlib import Path
 
-import jobset_schema
 import yaml
 
+from helpers import jobset_schema
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.jobset import JobSet
 

@@ -1,6 +1,7 @@
 """Malformed images, masks, model directories, weights and sample sets."""
 
 import numpy as np
+
 from malformed.inputs import (
     PIXELS,
     Case,

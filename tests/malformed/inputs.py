@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import small
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from helpers import small
 from var_jax.io.torch_convert import write_torch
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 8, 1), np.uint8)

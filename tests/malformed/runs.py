@@ -1,6 +1,7 @@
 """Malformed run directories, tables, configs, data sets and flags."""
 
 import numpy as np
+
 from malformed.inputs import (
     Case,
     folder,

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from flax.traverse_util import flatten_dict
 
+from helpers import small
 from var_jax.config.model import TokenizerConfig
 from var_jax.errors import UserError
 from var_jax.io.torch_keys import abstract

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from helpers import small
 from var_jax.config.model import SCALES_512, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.io.torch_keys import abstract

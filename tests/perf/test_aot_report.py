@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.cli.main import main
 from var_jax.devices.chips import CHIPS
 from var_jax.models import flops

@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers import small
 from var_jax.cli.main import main
 from var_jax.errors import UserError
 from var_jax.perf import bench

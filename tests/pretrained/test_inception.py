@@ -9,8 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pretrained import drawn
 
+from pretrained import drawn
 from var_jax.errors import UserError
 from var_jax.pretrained import inception
 

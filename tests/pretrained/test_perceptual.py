@@ -6,10 +6,10 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from pretrained import drawn
 from safetensors.numpy import save_file
 from scipy.signal import correlate2d
 
+from pretrained import drawn
 from var_jax.errors import UserError
 from var_jax.pretrained import perceptual, vgg
 

@@ -3,8 +3,8 @@ them."""
 
 import numpy as np
 import pytest
-import small
 
+from helpers import small
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.sampling import labels, validate

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError

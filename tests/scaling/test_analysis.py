@@ -2,8 +2,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scaling.planted import SINGLE, joint, single
 
+from scaling.planted import SINGLE, joint, single
 from var_jax.scaling import analysis, paper_laws, select_runs, solver, table
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from scaling.planted import JOINT
 from scipy import optimize
 
+from scaling.planted import JOINT
 from var_jax.scaling import frontier, select_runs, solver, table
 from var_jax.studies import interval_coverage
 

@@ -3,9 +3,9 @@ import time
 
 import numpy as np
 import pytest
-from scaling.planted import JOINT, joint, single
 from scipy import stats
 
+from scaling.planted import JOINT, joint, single
 from var_jax.scaling import intervals, laws, solver
 from var_jax.studies import interval_coverage
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from scaling.planted import joint, single
 
+from scaling.planted import joint, single
 from var_jax.scaling import laws, solver
 
 

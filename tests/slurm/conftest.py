@@ -2,6 +2,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
 from slurm import cluster as slurm_cluster
 
 

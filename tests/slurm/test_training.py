@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-import small
 
+from helpers import small
 from var_jax.sweep import claims
 
 pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("one_device")]

@@ -2,10 +2,9 @@ import json
 
 import numpy as np
 import pytest
-import small
-import toy_network
 from PIL import Image
 
+from helpers import small, toy_network
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.errors import UserError
 from var_jax.studies import quickstart

@@ -3,9 +3,8 @@ import json
 import jax
 import numpy as np
 import pytest
-import small
-import toy_network
 
+from helpers import small, toy_network
 from var_jax import Pipeline
 from var_jax.data.fingerprints import model_fingerprint
 from var_jax.errors import UserError

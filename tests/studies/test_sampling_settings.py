@@ -3,10 +3,9 @@ import json
 import jax
 import numpy as np
 import pytest
-import small
-import toy_network
 from PIL import Image
 
+from helpers import small, toy_network
 from var_jax import Pipeline
 from var_jax.evaluate import features
 from var_jax.sampling.settings import PRESETS, Ramp, settings

@@ -2,9 +2,9 @@ import json
 
 import numpy as np
 import pytest
-import toy_network
 from PIL import Image
 
+from helpers import toy_network
 from var_jax.evaluate import features
 from var_jax.studies import variations
 

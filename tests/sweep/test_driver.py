@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from sweep import drive
 
+from sweep import drive
 from var_jax.errors import UserError
 from var_jax.scaling import table
 from var_jax.sweep import claims, driver

@@ -3,10 +3,10 @@ import os
 import stat
 import sys
 
-import jobset_schema
 import pytest
 import yaml
 
+from helpers import jobset_schema
 from var_jax.errors import UserError
 from var_jax.sweep import jobset
 from var_jax.sweep.backend import RunCommand, make

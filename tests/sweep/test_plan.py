@@ -4,11 +4,11 @@ import json
 import jax
 import numpy as np
 import pytest
-import small
 from etils import epath
 from ml_collections import config_dict
 from PIL import Image
 
+from helpers import small
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import OptimizerConfig, TrainConfig, from_config_dict

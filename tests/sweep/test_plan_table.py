@@ -1,6 +1,6 @@
 import pytest
-from sweep import drive
 
+from sweep import drive
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError
 from var_jax.sweep import plan

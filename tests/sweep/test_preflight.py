@@ -5,9 +5,9 @@ import json
 import shutil
 
 import pytest
-import small
 from etils import epath
 
+from helpers import small
 from var_jax.cli.main import main
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain

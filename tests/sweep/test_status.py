@@ -5,8 +5,8 @@ import time
 
 import pytest
 from etils import epath
-from sweep import drive
 
+from sweep import drive
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError
 from var_jax.sweep import claims, driver, status

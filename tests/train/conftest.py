@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-from runs import NoEvaluator
 
+from helpers.runs import NoEvaluator
 from var_jax.train import evaluation
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
-from runs import losses
 
+from helpers import small
+from helpers.runs import losses
 from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig, ProgressiveConfig
 from var_jax.config.train import LossConfig, MeshConfig

@@ -7,10 +7,10 @@ import os
 import jax
 import numpy as np
 import pytest
-import small
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
+from helpers import small
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
 from var_jax.train import data_report

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
+from helpers import small
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import FIXED_SIZES, DataConfig

@@ -4,11 +4,10 @@ import json
 import re
 
 import numpy as np
-import processes
 import pytest
-import small
 from PIL import Image
 
+from helpers import processes, small
 from var_jax import Pipeline
 
 TRAIN = """

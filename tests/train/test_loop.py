@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from jax.sharding import AxisType
-from runs import NoEvaluator, losses, records
 
+from helpers import small
+from helpers.runs import NoEvaluator, losses, records
 from var_jax import Pipeline
 from var_jax.config.train import MeshConfig
 from var_jax.devices.preemption import Preemption

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jax
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.train import MeshConfig, TrainConfig, from_config_dict
 from var_jax.errors import UserError
 from var_jax.train import mesh_choice

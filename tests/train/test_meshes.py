@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers import small
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import host_rows, make_mesh
 from var_jax.errors import UserError

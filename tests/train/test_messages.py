@@ -5,9 +5,9 @@ import shlex
 
 import numpy as np
 import pytest
-import small
 from etils import epath
 
+from helpers import small
 from var_jax.train import messages
 
 IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 360}

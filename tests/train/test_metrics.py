@@ -7,8 +7,8 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import board_tags
 
+from helpers.runs import board_tags
 from var_jax.errors import UserError
 from var_jax.train import metric_files, metrics
 from var_jax.train.metrics import MetricWriter

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bucket import Bucket, bucket  # noqa: F401  (a fixture)
-from runs import board_tags, records
 
+from helpers.bucket import Bucket, bucket  # noqa: F401  (a fixture)
+from helpers.runs import board_tags, records
 from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.scaling import sweep_runs

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig

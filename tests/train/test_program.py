@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError

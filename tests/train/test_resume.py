@@ -2,9 +2,8 @@
 
 import jax
 import numpy as np
-import processes
-import small
 
+from helpers import processes, small
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.train import resume
@@ -28,7 +27,7 @@ def counting(of):
 multihost_utils.broadcast_one_to_all = counting(multihost_utils.broadcast_one_to_all)
 multihost_utils.process_allgather = counting(multihost_utils.process_allgather)
 
-import small
+from helpers import small
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.devices import sharding
 from var_jax.train import resume

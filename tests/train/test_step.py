@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import CodebookConfig
 from var_jax.config.train import LossConfig, MeshConfig, OptimizerConfig

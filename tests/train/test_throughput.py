@@ -5,8 +5,8 @@ import logging
 
 import jax
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import ProgressiveConfig
 from var_jax.config.train import OptimizerConfig

@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image
 
+from helpers import small
 from var_jax import Pipeline
 from var_jax.config.train import DataConfig
 from var_jax.data import fingerprints, sources, token_cache, transforms
@@ -148,7 +148,8 @@ def test_a_killed_run_is_taken_up(config, whole, model_dir, tmp_path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import time, small
+import time
+from helpers import small
 from var_jax.train import tokenize as module
 from var_jax.config.train import DataConfig
 write = module._write

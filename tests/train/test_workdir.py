@@ -3,9 +3,9 @@
 import dataclasses
 
 import pytest
-import small
 from etils import epath
 
+from helpers import small
 from var_jax.config.tokenizer_training import AdversarialConfig, ProgressiveConfig
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError

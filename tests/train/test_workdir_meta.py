@@ -5,8 +5,8 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-import small
 
+from helpers import small
 from var_jax.config.train import TrainConfig
 from var_jax.train import workdir
 from var_jax.train.state import init_params

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from reference.seeded_weights import seeded_state_dict
 
+from reference.seeded_weights import seeded_state_dict
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import DataConfig, OptimizerConfig, TrainConfig
 from var_jax.io.torch_keys import abstract
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 CASES = ("small_l2norm", "small_shared_adaln")
 SCALES = Scales.parse("1,2,3x4")
 CLASSES = 10

@@ -180,8 +180,8 @@ def environment(cache: Path, devices: int) -> dict[str, str]:
     fast, and a script finds the tests' own modules."""
     path = os.pathsep.join(
         [
-            str(Path(__file__).parent),
             str(Path(__file__).parents[1]),
+            str(Path(__file__).parents[2]),
             os.environ.get("PYTHONPATH", ""),
         ]
     )

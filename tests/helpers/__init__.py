@@ -1,0 +1,1 @@
+"""What several test files share: small models and runs, processes, toy networks, image files."""
