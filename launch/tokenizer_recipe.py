@@ -147,7 +147,10 @@ def main():
         "--runs", type=Path, default=Path("runs/recipe"), help="workdirs (default %(default)s)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("docs/results/tokenizer/recipe"), help="rows (default %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("docs/results/tokenizer/recipe"),
+        help="rows (default %(default)s)",
     )
     parser.add_argument(
         "--steps", type=int, default=STEPS, help="of every run (default %(default)s)"
