@@ -79,8 +79,8 @@ class Pipeline:
         """From the published PyTorch weights.
 
         Args:
-          tokenizer, transformer: {published key: numpy array}, or a path (.pth, .pt, .safetensors,
-            .npz).
+          tokenizer: {published key: numpy array}, or a path (.pth, .pt, .safetensors, .npz).
+          transformer: the same of the transformer; None for a tokenizer alone.
           scales: token-map sizes, coarse to fine.
           num_heads: needed only without QK-norm, where the weights do not tell it.
           cosine_codes: codes are searched by cosine.
@@ -236,13 +236,14 @@ class Pipeline:
           as_uint8: images as uint8 0 to 255, rounded.
           batch_size: images that a device generates at once; by default what fits.
           first_index: index of the first image, so that a long series may be drawn in parts.
-          then, from_scale: another model of the same tokenizer that draws the scales from
-            `from_scale` on (counted from 0): a small one is good enough for the many tokens of the
-            last scales (CoDe, arXiv 2411.17787).
+          then: another model of the same tokenizer that draws the finer scales: a small one is good
+            enough for the many tokens of the last scales (CoDe, arXiv 2411.17787).
+          from_scale: the first scale that `then` draws, counted from 0.
           settings: cfg, top_k, top_p, temperature and smooth, over the preset's; each a number, a
             `schedules.Ramp`, or a list of one number a scale (see `schedules.Settings`).
         Returns:
-          float32 (B, H, W, C) in [0, 1] [, int32 (B, L)] [, steps (B, K, H, W, C)].
+          float32 (B, H, W, C) in [0, 1]; after it, where they are asked for, the tokens, int32
+          (B, L), and the image after each scale, (B, K, H, W, C).
         Raises:
           UserError: a label or setting out of range, or a model `then` that does not fit.
         """
@@ -302,7 +303,9 @@ class Pipeline:
               rule, the first of more than 3 tokens.
           composite: puts the image's own pixels back where they are kept, instead of the
             tokenizer's reconstruction.
-          The rest as `sample`.
+
+        The other arguments are those of `sample`.
+
         Returns:
           float32 (B, H, W, C) in [0, 1].
         """
@@ -346,9 +349,11 @@ class Pipeline:
           labels: class ids; None for "no class".
           keep_scales: how many of the first scales are the image's own.
           return_tokens: also return the tokens.
-          The rest as `sample`.
+
+        The other arguments are those of `sample`.
+
         Returns:
-          float32 (B, H, W, C) in [0, 1] [, int32 (B, L)].
+          float32 (B, H, W, C) in [0, 1]; with `return_tokens` also int32 (B, L).
         """
         images = inputs.images(self.config.tokenizer, images)
         inputs.transformer(self.config)

@@ -136,7 +136,9 @@ def eval_batches(
       limit: number of images at most; 0 for all.
       split: an opened split, a `FittedSplit` (several passes then share its cache) or a name; by
         default `data.eval_split`.
-      The others as in `train_batches`.
+
+    The other arguments are those of `train_batches`.
+
     Yields:
       as `train_batches`, and "mask": bool (rows,), False on padding.
     Raises:

@@ -86,7 +86,8 @@ def in_order(
       load: index -> example.
       blank: example that fills up the last batch.
       limit: number of examples at most; 0 for all.
-      The others as in `shuffled`.
+
+    The other arguments are those of `shuffled`.
     """
     examples = _padded(length, load, blank, batch_size, limit)
     rows = range(batch_size) if rows is None else rows

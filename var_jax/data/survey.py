@@ -86,7 +86,8 @@ def dark_remarks(directory: str, brightest: int, brightest_deep: int | None = No
 
     Args:
       directory: where the images lie, for the message.
-      brightest, brightest_deep: as in `Survey`.
+      brightest: as in `Survey`.
+      brightest_deep: as in `Survey`.
     """
     if brightest_deep is not None and brightest_deep < 65535 * image_file.DARK:
         return [

@@ -67,7 +67,8 @@ def initialise(
 
     Args:
       coordinator: "host:port" where process 0 listens, the same in every process.
-      num_processes, process_id: how many there are, and which of them this is, from 0.
+      num_processes: how many processes there are.
+      process_id: the number of this process, from 0.
       start_seconds: until all must be there.
       peer_seconds: without a sign of life of a process, after which all others end with one line
         and exit code 1.

@@ -186,7 +186,8 @@ def require_sharded(
     mesh looks like.
 
     Args:
-      shardings, abstract: a tree of NamedShardings, and the shapes and dtypes that they are for.
+      shardings: a tree of NamedShardings.
+      abstract: the shapes and dtypes that they are for, in a tree of the same structure.
       largest_share: of all bytes, what may be replicated.
       excused: names of parameters that do not count, because no mesh divides them.
     Raises:

@@ -84,7 +84,8 @@ def open_images(
         which all must have.
       resize: how to resize, as in training, with center crops. Images that have the height and
         width stay as they are, and those of an `.npz` must have the shape already.
-      data_dir, source_dir: of DATASET, as in `data` of a training config.
+      data_dir: `data.data_dir` of a training config, for DATASET.
+      source_dir: `data.source_dir` of a training config, for DATASET.
       num: size of a random subset, chosen by `seed`; 0 for all images.
     Raises:
       UserError: there is no such file, directory, data set or split, or its content does not fit.

@@ -99,9 +99,10 @@ def make_plan(
       num: number of images.
       labels: class labels, repeated in turn; by default every class once, so that the classes'
         counts differ by at most one.
-      keep, scorer: for rejection sampling, the fraction of each class to keep, and the name of the
-        scorer that ranks the images.
-      then, from_scale: the second model and its first scale, as in `Pipeline.sample`.
+      keep: for rejection sampling, the fraction of each class to keep.
+      scorer: the name of the scorer that ranks the images for it.
+      then: the second model, as in `Pipeline.sample`.
+      from_scale: the first scale that `then` draws.
       sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
     Raises:
       UserError: the model has no transformer or not such a label, a number is out of range, or

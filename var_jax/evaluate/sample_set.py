@@ -58,8 +58,8 @@ def generate(
         started with.
       shard_images: images per shard; by default a multiple of all devices' batches, at least 64, or
         what the set was started with.
-      shard_index, shard_count: this host's number and the number of hosts; by default JAX's
-        process index and count.
+      shard_index: this host's number; by default JAX's process index.
+      shard_count: the number of hosts; by default JAX's process count.
     Returns:
       whether the set is complete; False while other hosts are still generating.
     Raises:

@@ -52,8 +52,9 @@ def from_torch(
     """Returns a model's config and {"tokenizer": ..., "transformer": ...} from published weights.
 
     Args:
-      tokenizer, transformer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz).
-        Training checkpoints of the published code, which hold both, are taken for either.
+      tokenizer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz). Training
+        checkpoints of the published code, which hold both stages, are taken for either.
+      transformer: the same of the transformer; None for a tokenizer alone.
       scales: token-map sizes, coarse to fine.
       num_heads: needed only without QK-norm, where it cannot be read off the weights.
       cosine_codes: codes are searched by cosine.

@@ -55,8 +55,9 @@ def closing(
     Args:
       config: as the config file gives it.
       held_out: the last evaluation's metrics.
-      config_file, overrides: FILE.py[:ARG] and `--config.KEY=VALUE`, as the command was given; the
-        next stage takes those of the data too.
+      config_file: FILE.py[:ARG], as the command line has it.
+      overrides: each `--config.KEY=VALUE` of the command line; the next stage takes those of the
+        data too.
     """
     directory, file = shlex.quote(workdir), shlex.quote(config_file.partition(":")[0])
     picture = epath.Path(workdir) / "samples" / f"step_{config.steps:07d}.png"

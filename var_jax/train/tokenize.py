@@ -84,7 +84,8 @@ def tokenize(
       roles: "train" (`data.train_split`) and "test" (`data.eval_split`, one view, centre crops).
       batch: images a device encodes at once; by default by their size.
       shard_images: images a file.
-      shard_index, shard_count: this host's place; by default what JAX says.
+      shard_index: this host's number; by default JAX's process index.
+      shard_count: the number of hosts; by default JAX's process count.
     Returns:
       the manifest; a split's shards are empty as long as other hosts still write some of them.
     Raises:
