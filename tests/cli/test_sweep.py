@@ -1,6 +1,5 @@
 """`sweep` and `status` as commands, and the presets of configs/scaling.py."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from helpers import jobset_schema, small
+from helpers.scripts import load_module
 from var_jax.cli.main import main
 from var_jax.config.train import from_config_dict
 from var_jax.scaling import table
@@ -43,9 +43,7 @@ def command(*args) -> list[str]:
 
 
 def preset(name: str) -> list[plan.Run]:
-    spec = importlib.util.spec_from_file_location("scaling", SCALING)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(Path(SCALING))
 
     def resolve(flags):
         from var_jax.cli.args import read_config

@@ -1,11 +1,11 @@
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 from helpers import small
+from helpers.scripts import load_module
 from var_jax.config.model import SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import build, differences, plain
@@ -176,9 +176,7 @@ def test_differences_name_leaves():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_file_is_a_run_of_either_stage(file):
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(file)
     assert from_config_dict(module.get_config("tokenizer")).stage == "tokenizer"
     default = from_config_dict(module.get_config())
     deeper = from_config_dict(module.get_config("d6"))
@@ -201,9 +199,7 @@ def test_the_published_tokenizers_recipe():
     """Against the defaults of vaex's arguments, by their names there; its rates are of batch 768,
     ours of 256."""
     (file,) = (file for file in CONFIGS if file.stem == "imagenet256")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_module(file)
     config = from_config_dict(module.get_config("tokenizer"))
     t, a, d = config.tokenizer, config.adversarial, config.discriminator_optimizer
     found = {
@@ -272,9 +268,7 @@ def test_the_published_recipes():
         ("imagenet256", 30, 1024, 8e-5, 1e-5),
         ("imagenet512", 36, 768, 8e-5, 5e-6),
     ):
-        spec = importlib.util.spec_from_file_location(name, by_name[name])
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_module(by_name[name])
         config = from_config_dict(module.get_config(f"d{depth}"))
         assert (config.batch_size, config.optimizer.base_lr) == (batch, rate)
         assert config.transformer.init_adaln_gamma == gamma and config.transformer.shared_adaln == (

@@ -1,7 +1,6 @@
 """The emoji's split: all drawings of an emoji, in all hands and skin tones, are held out together
 or not at all."""
 
-import importlib.util
 import io
 import json
 import tarfile
@@ -12,15 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "emoji.py"
+from helpers.scripts import load_script
 
 
 @pytest.fixture(scope="module")
 def emoji():
-    spec = importlib.util.spec_from_file_location("emoji", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("emoji")
 
 
 def described(number: int) -> dict:

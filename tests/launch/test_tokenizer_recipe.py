@@ -1,12 +1,12 @@
 """The comparison of tokenizer recipes: its variants are runs that train accepts, and its table has
 the rows that there are."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
+from helpers.scripts import load_script
 from var_jax.cli.args import read_config
 from var_jax.config import idle_keys
 
@@ -15,10 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("recipe", ROOT / "launch/tokenizer_recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("tokenizer_recipe")
 
 
 def test_variants_are_runs_of_equal_length_that_differ_in_their_parts_alone(script):

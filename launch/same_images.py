@@ -1,9 +1,10 @@
-"""Are samples the same on one device and on eight, one by one and 64 at a time?
+"""Compares samples of one device with those of eight, one at a time and in batches.
 
-  python tests/alike.py --model runs/fashion/d3
+  python launch/same_images.py --model runs/fashion/d3
 
-Prints, for each way to draw the same 64 (seed, index, label), how many images differ from those of
-one device at batch 1, by how much at most, and how many tokens do.
+The same (seed, index, label) should give the same image wherever it is sampled. For each way to
+sample, one line says how many images differ from those of one device at batch size 1, by how much
+at most, and how many tokens do.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np  # noqa: E402
 
 from var_jax import Pipeline  # noqa: E402
 
-WAYS = ((1, 1), (1, 64), (8, 1), (8, 8))  # (devices, images that each draws at once)
+WAYS = ((1, 1), (1, 64), (8, 1), (8, 8))  # (devices, images per device at once)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,17 +30,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="model directory")
     parser.add_argument("--num", type=int, default=64, help="images (default: %(default)s)")
     args = parser.parse_args(argv)
-    model, first = Pipeline.from_pretrained(args.model), None
+    model = Pipeline.from_pretrained(args.model)
     labels = np.arange(args.num) % model.config.transformer.num_classes
+    reference = None
     for devices, batch in WAYS:
         images, tokens = model.spread(jax.local_devices()[:devices]).sample(
             labels, batch_size=batch, return_tokens=True
         )
-        first = first or (images, tokens)
-        apart = np.abs(images - first[0]).reshape(len(images), -1).max(axis=1)
+        if reference is None:
+            reference = images, tokens
+        difference = np.abs(images - reference[0]).reshape(len(images), -1).max(axis=1)
         print(
-            f"{devices} devices, {batch} at once each: {np.count_nonzero(apart)} of {len(images)} images differ, by "
-            f"{apart.max():.2g} of 1 at most; {np.count_nonzero(tokens != first[1])} of {tokens.size} tokens",
+            f"{devices} devices, {batch} at once each: {np.count_nonzero(difference)} of "
+            f"{len(images)} images differ, by {difference.max():.2g} of 1 at most; "
+            f"{np.count_nonzero(tokens != reference[1])} of {tokens.size} tokens",
             flush=True,
         )
     return 0

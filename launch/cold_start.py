@@ -1,8 +1,8 @@
-"""Seconds of `var-jax sample` from nothing, in processes of their own, and of the generation in it.
+"""Measures the seconds of `var-jax sample` in a process of its own, and of the sampling alone.
 
-  python tests/cold_start.py --model runs/quickstart --json docs/results/generation/cold_start.json
+  python launch/cold_start.py --model runs/quickstart --json docs/results/generation/cold_start.json
 
-The first run, which compiles, does not count: from the second on compiled programs are on disk.
+The first run compiles and does not count: later ones find the compiled programs on disk.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import jax
 
-GENERATION = """
+SAMPLING = """
 import sys, time
 import numpy as np
 from var_jax import Pipeline
@@ -37,25 +37,16 @@ def seconds(command: list[str]) -> float:
 
 
 def measure(model: Path, num: int, repeats: int, directory: Path) -> dict:
-    def sample(count: int) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "var_jax",
-            "sample",
-            "--model",
-            str(model),
-            "--labels",
-            "0-9",
-            "--num",
-            str(count),
-            "--out",
-            str(directory / "grid.png"),
-        ]
+    """Returns the seconds of the command for `num` images and for one, and of sampling alone."""
 
-    grid, one = ([seconds(sample(count)) for _ in range(repeats + 1)][1:] for count in (num, 1))
-    told = subprocess.run(
-        [sys.executable, "-c", GENERATION, str(model), str(num)],
+    def time_command(count: int) -> list[float]:
+        command = [sys.executable, "-m", "var_jax", "sample", "--model", str(model)]
+        command += ["--labels", "0-9", "--num", str(count), "--out", str(directory / "grid.png")]
+        return [seconds(command) for _ in range(repeats + 1)][1:]
+
+    grid, single = time_command(num), time_command(1)
+    sampling = subprocess.run(
+        [sys.executable, "-c", SAMPLING, str(model), str(num)],
         check=True,
         capture_output=True,
         text=True,
@@ -65,8 +56,8 @@ def measure(model: Path, num: int, repeats: int, directory: Path) -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "device": jax.devices()[0].device_kind,
         "command_seconds": grid,
-        "one_image_seconds": one,
-        "generation_seconds": float(told.stdout),
+        "one_image_seconds": single,
+        "generation_seconds": float(sampling.stdout),
     }
 
 
@@ -86,14 +77,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as directory:
-        found = measure(args.model, args.num, args.repeats, Path(directory))
+        result = measure(args.model, args.num, args.repeats, Path(directory))
     print(
-        f"{args.num} images on {found['cores']} cores: {statistics.median(found['command_seconds']):.2f} s, of one "
-        f"{statistics.median(found['one_image_seconds']):.2f} s; generation alone "
-        f"{found['generation_seconds']:.2f} s"
+        f"{args.num} images on {result['cores']} cores: "
+        f"{statistics.median(result['command_seconds']):.2f} s, of one "
+        f"{statistics.median(result['one_image_seconds']):.2f} s; generation alone "
+        f"{result['generation_seconds']:.2f} s"
     )
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+        args.json.write_text(json.dumps(result, indent=1))
     return 0
 
 
