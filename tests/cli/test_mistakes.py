@@ -432,7 +432,7 @@ def test_a_bucket_without_its_library(refused, model_dir, config_file, digits_di
 
 
 def test_a_picture_needs_a_files_name(refused, image, tmp_path, monkeypatch):
-    """Told before any work: there is not even a model."""
+    """Refused before any work: there is not even a model."""
     monkeypatch.chdir(tmp_path)
     edit = ("edit", "--image", image, "--box", "0,0,1,1")  # for which a directory is fine
     for command in (("sample", "--labels", "1"), edit, ("reconstruct", "--images", image)):

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from var_jax.devices.chips import CHIPS, for_device_kind
+from var_jax.devices.chips import CHIPS, chip_of_kind
 
 
 def test_the_table_cannot_be_changed():
@@ -23,9 +23,9 @@ def test_tpus_have_the_published_peaks(name, teraflops, links_gbit):
 
 def test_every_chip_is_found_by_what_jax_calls_it():
     for chip in CHIPS.values():
-        assert all(for_device_kind(kind) is chip for kind in chip.kinds)
+        assert all(chip_of_kind(kind) is chip for kind in chip.kinds)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v3"])
 def test_an_unknown_chip_is_none(kind):
-    assert for_device_kind(kind) is None
+    assert chip_of_kind(kind) is None

@@ -41,10 +41,10 @@ def test_shardings_replicate_a_dimension_along_an_axis_that_does_not_divide_it()
     assert sharding.shardings(tree, mesh(4, 2))["layer"]["kernel"].spec == PartitionSpec(
         None, "model"
     )
-    assert sharding.undivided(tree, {"data": 4, "model": 2}) == {
+    assert sharding.undivided_parameters(tree, {"data": 4, "model": 2}) == {
         "layer/kernel": 6 * 8 * 4 // 2 - 6 * 8 * 4 // 8
     }
-    assert sharding.undivided(tree, {"data": 3, "model": 2}) == {}
+    assert sharding.undivided_parameters(tree, {"data": 3, "model": 2}) == {}
 
 
 def test_whole_share_counts_what_lies_whole_on_every_device():
@@ -52,9 +52,9 @@ def test_whole_share_counts_what_lies_whole_on_every_device():
     tree = boxed((6, 8), ("embed", "mlp")) | {
         "bias": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))
     }
-    assert sharding.whole_share(tree, {"data": 4, "model": 2}) == 0
-    assert sharding.whole_share(tree, {"data": 5, "model": 1}) == 1
-    assert sharding.whole_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
+    assert sharding.replicated_share(tree, {"data": 4, "model": 2}) == 0
+    assert sharding.replicated_share(tree, {"data": 5, "model": 1}) == 1
+    assert sharding.replicated_share(tree, {"data": 6, "model": 1}) == 16 / (48 + 16)
 
 
 @pytest.mark.parametrize("rows", [8, 6, 1])

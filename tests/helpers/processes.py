@@ -128,8 +128,8 @@ import sys
 index, count, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 """
 JOIN = """
-from var_jax.devices import multihost
-multihost.initialise(address, count, index)
+from var_jax.devices import process_group
+process_group.initialize(address, count, index)
 """
 
 

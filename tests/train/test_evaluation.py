@@ -1,10 +1,10 @@
 import jax
 import numpy as np
 import pytest
+import small
 from jax.sharding import NamedSharding, PartitionSpec
 
-from helpers import small
-from var_jax.devices.preemption import Told
+from var_jax.devices.preemption import StopRequested
 from var_jax.objectives.frozen_networks import Networks
 from var_jax.train import evaluation
 from var_jax.train.evaluation import Evaluator
@@ -53,7 +53,7 @@ class ToldAfter:
     def check(self):
         self.looks -= 1
         if not self.looks:
-            raise Told
+            raise StopRequested
 
     def compiled(self, lowered):
         return lowered.compile()
@@ -76,6 +76,6 @@ def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
     config = small.train_config("transformer", "nowhere")
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
     evaluator = Evaluator(config, Networks(), None, Batches(), replicated, None, ToldAfter(2))
-    with pytest.raises(Told):
+    with pytest.raises(StopRequested):
         evaluator.metrics(np.float32(1))
     assert seen == [0, 1]

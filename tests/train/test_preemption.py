@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import Mesh
 
 from var_jax.devices import preemption
-from var_jax.devices.preemption import Preemption, Told
+from var_jax.devices.preemption import Preemption, StopRequested
 
 
 class Lowered:
@@ -35,7 +35,7 @@ def notice():
 
 
 def test_compiled_is_the_program_or_the_error(notice):
-    program = notice.compiled(jax.jit(lambda x: x + 1).lower(jnp.zeros(2)))
+    program = notice.compile(jax.jit(lambda x: x + 1).lower(jnp.zeros(2)))
     np.testing.assert_array_equal(program(jnp.ones(2)), [2, 2])
 
     class Broken:
@@ -43,8 +43,8 @@ def test_compiled_is_the_program_or_the_error(notice):
             raise ValueError("no such instruction")
 
     with pytest.raises(ValueError, match="no such instruction"):
-        notice.compiled(Broken())
-    assert not preemption.compiling()
+        notice.compile(Broken())
+    assert not preemption.is_compiling()
 
 
 def test_compiled_hears_sigterm_at_once(notice):
@@ -52,14 +52,14 @@ def test_compiled_hears_sigterm_at_once(notice):
     lowered = Lowered()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
     began = time.monotonic()
-    with pytest.raises(Told):
-        notice.compiled(lowered)
-    assert time.monotonic() - began < 10 and preemption.compiling()
+    with pytest.raises(StopRequested):
+        notice.compile(lowered)
+    assert time.monotonic() - began < 10 and preemption.is_compiling()
     lowered.go_on.set()
     until = time.monotonic() + 10
-    while preemption.compiling() and time.monotonic() < until:
+    while preemption.is_compiling() and time.monotonic() < until:
         time.sleep(0.01)
-    assert not preemption.compiling()
+    assert not preemption.is_compiling()
 
 
 ENDS = """
@@ -86,8 +86,8 @@ def work(argv):
     with preemption.Preemption(Mesh(np.array(jax.devices()), "data")) as notice:
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
         try:
-            notice.compiled(Lowered())
-        except preemption.Told:
+            notice.compile(Lowered())
+        except preemption.StopRequested:
             print(time.monotonic(), flush=True)
             raise Preempted("stopped by SIGTERM") from None
 

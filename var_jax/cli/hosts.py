@@ -49,15 +49,15 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     if check_host_arguments(args):
         return work()
     from var_jax.cli.train import tell
-    from var_jax.devices import multihost
+    from var_jax.devices import multihost, process_group
 
-    multihost.initialise(shutdown_seconds=SHUTDOWN_SECONDS)
+    process_group.initialize(shutdown_seconds=SHUTDOWN_SECONDS)
     try:
         return work()
     except BaseException as error:
-        if not multihost.together():
+        if not multihost.is_multiprocess():
             raise
-        multihost.leave(tell(error))  # the usual way out waits for the others
+        process_group.leave(tell(error))  # the usual way out waits for the others
         raise
 
 

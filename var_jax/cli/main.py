@@ -61,11 +61,11 @@ def _leave_compilations(code: int):
     """Ends a preempted process that has given up a compilation: the usual way out waits for it, for
     minutes."""
     preemption = sys.modules.get("var_jax.devices.preemption")
-    if preemption is not None and preemption.compiling():
-        from var_jax.devices import multihost
+    if preemption is not None and preemption.is_compiling():
+        from var_jax.devices import process_group
 
         sys.stdout.flush()
-        multihost.leave(code)
+        process_group.leave(code)
 
 
 def _dispatch(argv: list[str]) -> int:

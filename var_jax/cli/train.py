@@ -62,14 +62,14 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
     from var_jax.config import idle_keys
-    from var_jax.devices import multihost
+    from var_jax.devices import multihost, process_group
     from var_jax.train import workdir
 
     idle_keys.refuse_flags(
         config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir))
     )
 
-    multihost.initialise(
+    process_group.initialize(
         args.coordinator,
         args.num_processes,
         args.process_id,
@@ -94,17 +94,17 @@ def _run(args: argparse.Namespace) -> int:
     except Preempted:
         raise  # on every host alike
     except BaseException as error:
-        if not multihost.together():
+        if not multihost.is_multiprocess():
             raise
         code = (
-            _fail(f"{multihost.LOST} ({_cause(error)})", 1)
-            if multihost.lost_a_process(error)
+            _fail(f"{process_group.LOST} ({_cause(error)})", 1)
+            if process_group.is_lost_process(error)
             else tell(error)
         )
     else:
         return 0
-    if multihost.together():
-        multihost.leave(code)
+    if multihost.is_multiprocess():
+        process_group.leave(code)
     return code
 
 

@@ -1,27 +1,25 @@
-"""Accelerators that the project knows: peak rates and memory, as their makers publish them.
+"""Accelerators that the project knows, with their peak rates and memory as the makers publish them.
 
-Peaks are of dense bfloat16 products (NVIDIA prints twice that, with sparsity). A link's rate is of
-one direction: the makers' figures a chip are of all links, and of both directions where they say
-"bidirectional".
+Peak FLOP/s are of dense bfloat16 products (NVIDIA also prints twice that, with sparsity). A link's
+bandwidth is of one direction; the makers' figures per chip are of all links, and of both directions
+where they say "bidirectional".
 
-Sources; the TPU pages were read in November 2026, NVIDIA's sheets through public summaries that
-agree on them:
-  v4   https://cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1200 GB/s, six ports of a 3-D
-  torus at 2400 Gbit/s
-       in all each way (Jouppi et al. 2023, arXiv 2304.01433, table 4: 50 GB/s a link)
-  v5e  https://docs.cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, 400 GB/s
-  bidirectional over four
-       ports; data-centre network 6.4 Tbit/s a pod of 256
-  v5p  https://docs.cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GiB, 2765 GB/s, 1200 GB/s
-  bidirectional over the
-       six ports of a 3-D torus; data-centre network 50 Gbit/s a chip
-  v6e  https://docs.cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1600 GB/s, 800 GB/s
-  bidirectional over four
-       ports; data-centre network 25.6 Tbit/s a pod of 256
-  A100 https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet
-  (network) H100 https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
-  H200 https://www.nvidia.com/en-us/data-center/h200 (SXM) and the DGX H200 data sheet
-  B200 https://www.nvidia.com/en-us/data-center/dgx-b200 (a DGX's figures over its eight GPUs)
+Sources (TPU pages read in November 2026; NVIDIA's sheets through public summaries that agree on
+them):
+
+- v4: https://cloud.google.com/tpu/docs/v4 (275 TFLOP/s, 32 GiB, 1200 GB/s, six ports of a 3-D torus
+  at 2400 Gbit/s in all, each way); Jouppi et al. 2023, arXiv 2304.01433, table 4 (50 GB/s per link)
+- v5e: https://docs.cloud.google.com/tpu/docs/v5e (197 TFLOP/s, 16 GB, 819 GB/s, 400 GB/s
+  bidirectional over four ports; data-center network 6.4 Tbit/s per pod of 256)
+- v5p: https://docs.cloud.google.com/tpu/docs/v5p (459 TFLOP/s, 95 GiB, 2765 GB/s, 1200 GB/s
+  bidirectional over the six ports of a 3-D torus; data-center network 50 Gbit/s per chip)
+- v6e: https://docs.cloud.google.com/tpu/docs/v6e (918 TFLOP/s, 32 GB, 1600 GB/s, 800 GB/s
+  bidirectional over four ports; data-center network 25.6 Tbit/s per pod of 256)
+- A100: https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet
+  (network)
+- H100: https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
+- H200: https://www.nvidia.com/en-us/data-center/h200 (SXM) and the DGX H200 data sheet
+- B200: https://www.nvidia.com/en-us/data-center/dgx-b200 (a DGX's figures over its eight GPUs)
 """
 
 import dataclasses
@@ -33,14 +31,17 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Attributes:
-    kinds: what JAX calls it (`jax.Device.device_kind`).
-    peak_flops: dense bfloat16 FLOP/s.
-    hbm_bytes, hbm_bandwidth: memory, in bytes and bytes/s.
-    links, link_bandwidth: of the network inside a slice (ICI) or node (NVLink), bytes/s a link and
-    direction. dcn_bandwidth: bytes/s a chip between slices or nodes, each direction; None where the
-    maker
-      gives none.
+    """An accelerator's published peaks.
+
+    Attributes:
+      kinds: its names in JAX (`jax.Device.device_kind`).
+      peak_flops: dense bfloat16 FLOP/s.
+      hbm_bytes: memory, in bytes.
+      hbm_bandwidth: of the memory, in bytes/s.
+      links: number of links of the network inside a slice (ICI) or node (NVLink).
+      link_bandwidth: bytes/s per link and direction.
+      dcn_bandwidth: bytes/s per chip and direction between slices or nodes; None where the maker
+        publishes none.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Chip:
 
     @property
     def interconnect_bandwidth(self) -> float:
-        """Bytes/s of all links together, one direction."""
+        """Bytes/s of all links together, in one direction."""
         return self.links * self.link_bandwidth
 
 
@@ -72,7 +73,9 @@ CHIPS: Mapping[str, Chip] = types.MappingProxyType({chip.name: chip for chip in 
 _BY_KIND = {kind: chip for chip in _ALL for kind in chip.kinds}
 
 
-def for_device_kind(kind: str) -> Chip | None:
-    """The chip of a `jax.Device.device_kind`; None for one that is not in the table (another card
-    of the same name, such as a PCIe one, has other peaks)."""
+def chip_of_kind(kind: str) -> Chip | None:
+    """Returns the chip of a `jax.Device.device_kind`, or None where the table has no such kind.
+
+    A kind has to match exactly: another card of the same name, such as a PCIe one, has other peaks.
+    """
     return _BY_KIND.get(kind)

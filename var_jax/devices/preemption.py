@@ -1,8 +1,9 @@
-"""SIGTERM, as clusters send it before they take a machine: every host stops after one agreed step.
+"""Preemption: clusters send SIGTERM before they take a machine, and every host stops after one step
+that all agree on.
 
 JAX's own SIGTERM notifier and a Python handler replace one another, and its notice reaches only the
-hosts of one job manager: the handler here takes the signal of one host, and a vote in the step loop
-tells all the others.
+hosts of one job manager. Here a handler takes the signal of one host, and a vote in the training
+loop passes it on to all others.
 """
 
 import os
@@ -16,93 +17,101 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 POLL_SECONDS = 0.5
-COMPILATION = "compilation of a program that may be given up"
+COMPILATION_THREAD = "compilation of a program that may be given up"
 NOTICE = b"var-jax: SIGTERM: saving and stopping after this step; a second signal stops at once\n"
 
 
-class Told(Exception):
-    """A host was told to stop, while work went on that a resumed run can make up."""
+class StopRequested(Exception):
+    """A host received SIGTERM during work that a resumed run does again."""
 
 
-def compiling() -> bool:
+def is_compiling() -> bool:
     """Returns whether a compilation that was given up still goes on.
 
-    The exit of the interpreter waits for it, which the notice of a preemption leaves no time for.
+    The interpreter waits for it at its exit, and a preemption's notice leaves no time for that.
     """
-    return any(thread.name == COMPILATION for thread in threading.enumerate())
+    return any(thread.name == COMPILATION_THREAD for thread in threading.enumerate())
 
 
 class Preemption:
-    """Notices SIGTERM while the block lasts (in the main thread; elsewhere Python takes no
-    signals).
+    """Notices SIGTERM inside its `with` block.
+
+    It takes signals in the main thread alone; in others Python allows no handler.
 
     Attributes:
-      told: whether this host was told to stop.
+      requested: whether this host received SIGTERM.
     """
 
     def __init__(self, mesh: Mesh):
-        self.told = False
+        self.requested = False
         self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._any = jax.jit(
             lambda flags: jnp.any(flags, axis=0), out_shardings=NamedSharding(mesh, PartitionSpec())
         )
-        self._before = None
+        self._previous_handler = None
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._tell)
+            self._previous_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
 
     def vote(self) -> jax.Array | bool:
-        """Whether any host has been told to stop by now, the same on every host; several hosts do
-        not wait for it here, but where they read it."""
-        return self.told if jax.process_count() == 1 else self._of_any_host(np.array([self.told]))
+        """Returns whether any host has received SIGTERM, the same on every host.
+
+        Hosts do not wait for each other here, but where they read the result.
+        """
+        if jax.process_count() == 1:
+            return self.requested
+        return self._any_host(np.array([self.requested]))
 
     def check(self):
-        """Raises Told on every host when any has been told to stop; each has to ask."""
+        """Raises StopRequested on every host when any has received SIGTERM; every host has to
+        call it."""
         if bool(self.vote()):
-            raise Told
+            raise StopRequested
 
-    def compiled(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        """Returns the compiled program, unless a host is told to stop before it is there.
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Returns the compiled program, unless a host receives SIGTERM first.
 
-        Compilation takes minutes for a large model, in which Python hears no signal: it goes on in
-        a thread of its own, which is left to itself where its program is not wanted any more. The
-        interpreter waits for that thread at its exit, unless whoever ends it asks `compiling`.
+        Compilation of a large model takes minutes, in which Python handles no signal. So it runs in
+        a thread of its own, which goes on alone once its program is no longer needed. The
+        interpreter waits for that thread at its exit; a command that has to end sooner asks
+        `is_compiling`.
 
         Raises:
-          Told: on every host alike.
+          StopRequested: on every host alike.
         """
-        found: list[Any] = []
+        outcome: list[Any] = []
 
         def work():
             try:
-                found.append(lowered.compile())
+                outcome.append(lowered.compile())
             except BaseException as error:
-                found.append(error)
+                outcome.append(error)
 
-        thread = threading.Thread(target=work, name=COMPILATION)
+        thread = threading.Thread(target=work, name=COMPILATION_THREAD)
         thread.start()
         while True:
             thread.join(POLL_SECONDS)
-            told, at_work = self.told, thread.is_alive()
-            if jax.process_count() > 1:  # none may stop to ask before all of them do
-                told, at_work = np.asarray(self._of_any_host(np.array([[told, at_work]]))).tolist()
-            if told:
-                raise Told
-            if not at_work:
+            requested, running = self.requested, thread.is_alive()
+            if jax.process_count() > 1:  # the hosts stop asking at the same time
+                flags = self._any_host(np.array([[requested, running]]))
+                requested, running = np.asarray(flags).tolist()
+            if requested:
+                raise StopRequested
+            if not running:
                 break
-        [result] = found
+        [result] = outcome
         if isinstance(result, BaseException):
             raise result
         return result
 
-    def _of_any_host(self, flags: np.ndarray) -> jax.Array:
-        """Returns of each flag whether any host has it set; nobody waits for it here.
+    def _any_host(self, flags: np.ndarray) -> jax.Array:
+        """Returns for each flag whether any host has it set, without waiting for the hosts.
 
         Args:
           flags: this host's, as one row.
@@ -110,7 +119,7 @@ class Preemption:
         shape = (self._sharding.num_devices, *flags.shape[1:])
         return self._any(jax.make_array_from_callback(shape, self._sharding, lambda _: flags))
 
-    def _tell(self, number: int, frame):
-        self.told = True
+    def _on_signal(self, number: int, frame):
+        self.requested = True
         os.write(2, NOTICE)
         signal.signal(number, signal.SIG_DFL)

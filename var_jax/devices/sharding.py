@@ -1,8 +1,8 @@
-"""One table from logical axis names to mesh axes; the modules know only the logical names.
+"""Shardings: one table from the logical axis names that modules use to the mesh's axes.
 
-Flax's own rules leave a name without a rule replicated in silence, and resolve a collision by
-order; here both raise before anything is compiled. A dimension that its mesh axis does not divide
-is replicated along that axis, as `undivided` reports.
+Flax's own rules silently replicate a name without a rule, and resolve a collision by order; here
+both raise before anything is compiled. A dimension that its mesh axis does not divide is replicated
+along that axis, as `undivided_parameters` reports.
 """
 
 import math
@@ -17,11 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.errors import UserError, did_you_mean
 
+# A logical name's mesh axis, its mesh axes, or None for no sharding.
+Rule = str | tuple[str, ...] | None
+
 # Parameters: fully sharded over `data` along the model width, tensor parallel over `model` along
 # what is independent between devices (heads, MLP columns, vocabulary). Activations: the
 # transformer's batch over `data`; a convolutional network has nothing to split over `model`, so
 # that its images are spread over both.
-RULES: Mapping[str, str | tuple[str, ...] | None] = {
+RULES: Mapping[str, Rule] = {
     # parameters
     "layers": None,
     "embed": "data",
@@ -53,16 +56,18 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def spec(names: Sequence[str | None]) -> PartitionSpec:
-    """The mesh axes of an array whose dimensions have these logical names (None: replicated).
+    """Returns the mesh axes of an array whose dimensions have these logical names.
 
+    Args:
+      names: one per dimension; None for a dimension that is replicated.
     Raises:
-      ValueError: a name without a rule, or two dimensions on one mesh axis.
+      ValueError: a name has no rule, or two dimensions lie on one mesh axis.
     """
     for name in names:
         if name is not None and name not in RULES:
             raise ValueError(f"logical axis {name!r} has no rule{did_you_mean(name, RULES)}")
     axes = [RULES[name] if name is not None else None for name in names]
-    used = [axis for rule in axes for axis in _each(rule)]
+    used = [axis for rule in axes for axis in _mesh_axes(rule)]
     if len(used) != len(set(used)):
         raise ValueError(
             f"logical axes {tuple(names)} collide: two of them lie on one mesh axis of {used}"
@@ -71,37 +76,40 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """`x` held to the sharding of its logical names; `x` itself where no mesh is set.
+    """Returns `x` constrained to the sharding of its logical names, or `x` where no mesh is set.
 
     Without constraints on activations the compiler may replicate the batch on every device. Where
-    mesh axes do not divide a dimension, it lies on as many of the first ones as do.
+    the mesh axes of a name do not divide its dimension, it is split over the first axes that do.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, fitting(names, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, spec_for_shape(names, x.shape, mesh.shape))
 
 
-def fitting(
+def spec_for_shape(
     names: Sequence[str | None], shape: Sequence[int], mesh: Mapping[str, int]
 ) -> PartitionSpec:
-    """Returns the mesh axes of an array without those that do not divide its dimensions.
+    """Returns the mesh axes of an array, without axes that do not divide its dimensions.
 
     Args:
-      mesh: devices along each axis.
+      names: the logical names of the array's dimensions.
+      shape: the array's shape.
+      mesh: number of devices along each mesh axis.
     """
-    return PartitionSpec(
-        *(_dividing(rule, size, mesh) for rule, size in zip(spec(names), shape, strict=True))
-    )
+    rules = zip(spec(names), shape, strict=True)
+    return PartitionSpec(*(_dividing_axes(rule, size, mesh) for rule, size in rules))
 
 
-def _each(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if rule is None else (rule,) if isinstance(rule, str) else rule
+def _mesh_axes(rule: Rule) -> tuple[str, ...]:
+    """Returns the mesh axes of a rule, as a tuple."""
+    if rule is None:
+        return ()
+    return (rule,) if isinstance(rule, str) else rule
 
 
-def _dividing(
-    rule: str | tuple[str, ...] | None, size: int, mesh: Mapping[str, int]
-) -> str | tuple[str, ...] | None:
+def _dividing_axes(rule: Rule, size: int, mesh: Mapping[str, int]) -> Rule:
+    """Returns the first mesh axes of a rule whose devices divide a dimension."""
     if not isinstance(rule, tuple):
         return None if rule is None or size % mesh[rule] else rule
     while rule and size % math.prod(mesh[axis] for axis in rule):
@@ -110,107 +118,112 @@ def _dividing(
 
 
 def shardings(boxed: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a tree of boxed parameters (`nn.with_logical_partitioning`, abstract or
-    real).
+    """Returns the NamedShardings of a tree of parameters with logical axis names.
 
     A dimension that its mesh axis does not divide is replicated along that axis.
+
+    Args:
+      boxed: parameters of `nn.with_logical_partitioning`, abstract or real.
     """
     return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, fitting(*_named_shape(leaf), mesh.shape)),
+        lambda leaf: NamedSharding(mesh, spec_for_shape(*_names_and_shape(leaf), mesh.shape)),
         boxed,
         is_leaf=_is_boxed,
     )
 
 
-def undivided(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
+def undivided_parameters(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
     """Returns the parameters that have a rule which the mesh does not divide.
 
     Args:
-      mesh: devices along each axis.
+      boxed: parameters with logical axis names, abstract or real.
+      mesh: number of devices along each mesh axis.
     Returns:
       {name: bytes that one device holds beyond the even share which the rule would give it}.
     """
-    found = {}
+    excess = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed):
-        names, shape = _named_shape(leaf)
-        wanted, parts = _parts(spec(names), mesh), _parts(fitting(names, shape, mesh), mesh)
-        if parts < wanted:
-            size = _bytes(leaf.value if _is_boxed(leaf) else leaf)
-            found[jax.tree_util.keystr(path, simple=True, separator="/")] = (
-                size // parts - size // wanted
-            )
-    return found
+        names, _ = _names_and_shape(leaf)
+        parts, parts_of_rule = _num_parts(leaf, mesh), _spec_parts(spec(names), mesh)
+        if parts < parts_of_rule:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            excess[name] = _num_bytes(leaf) // parts - _num_bytes(leaf) // parts_of_rule
+    return excess
 
 
-def held_bytes(boxed: Any, mesh: Mapping[str, int]) -> int:
+def bytes_per_device(boxed: Any, mesh: Mapping[str, int]) -> int:
     """Returns the bytes of parameters that one device of a mesh holds."""
-    return sum(
-        _bytes(leaf.value if _is_boxed(leaf) else leaf)
-        // _parts(fitting(*_named_shape(leaf), mesh), mesh)
-        for leaf in jax.tree.leaves(boxed, is_leaf=_is_boxed)
-    )
-
-
-def whole_share(boxed: Any, mesh: Mapping[str, int]) -> float:
-    """Returns the share of the parameters' bytes, 0 to 1, that lies whole on every device of a
-    mesh."""
     leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
-    sizes = [_bytes(leaf.value if _is_boxed(leaf) else leaf) for leaf in leaves]
-    whole = [_parts(fitting(*_named_shape(leaf), mesh), mesh) == 1 for leaf in leaves]
-    return sum(size for size, alone in zip(sizes, whole, strict=True) if alone) / max(sum(sizes), 1)
+    return sum(_num_bytes(leaf) // _num_parts(leaf, mesh) for leaf in leaves)
+
+
+def replicated_share(boxed: Any, mesh: Mapping[str, int]) -> float:
+    """Returns the share of the parameters' bytes, 0 to 1, that every device of a mesh holds a copy
+    of."""
+    leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
+    replicated = sum(_num_bytes(leaf) for leaf in leaves if _num_parts(leaf, mesh) == 1)
+    return replicated / max(sum(_num_bytes(leaf) for leaf in leaves), 1)
 
 
 def _is_boxed(leaf: Any) -> bool:
     return isinstance(leaf, nn.LogicallyPartitioned)
 
 
-def _named_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
+def _names_and_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
     if _is_boxed(leaf):
         return leaf.names, leaf.value.shape
     return (None,) * len(leaf.shape), leaf.shape
 
 
-def _parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
-    """How many parts an array of this partition lies in."""
-    return math.prod(mesh[axis] for rule in partition for axis in _each(rule))
+def _num_parts(leaf: Any, mesh: Mapping[str, int]) -> int:
+    """Returns how many parts a parameter is split into on a mesh."""
+    return _spec_parts(spec_for_shape(*_names_and_shape(leaf), mesh), mesh)
 
 
-def _bytes(leaf: Any) -> int:
-    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize
+def _spec_parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
+    """Returns how many parts an array of a partition is split into."""
+    return math.prod(mesh[axis] for rule in partition for axis in _mesh_axes(rule))
+
+
+def _num_bytes(leaf: Any) -> int:
+    """Returns the bytes of an array, abstract or real, with or without logical axis names."""
+    array = leaf.value if _is_boxed(leaf) else leaf
+    return math.prod(array.shape) * jnp.dtype(array.dtype).itemsize
 
 
 def require_sharded(
     shardings: Any, abstract: Any, mesh: Mesh, largest_share: float, excused: Collection[str] = ()
 ):
-    """Checks that not too much lies whole on every device: that is what a forgotten rule or a wrong
-    mesh looks like.
+    """Raises if too large a share of the parameters is replicated on every device.
+
+    That is the sign of a forgotten rule or a wrong mesh.
 
     Args:
       shardings: a tree of NamedShardings.
-      abstract: the shapes and dtypes that they are for, in a tree of the same structure.
-      largest_share: of all bytes, what may be replicated.
+      abstract: the shapes and dtypes that the shardings are for.
+      largest_share: the share of all bytes that may be replicated.
       excused: names of parameters that do not count, because no mesh divides them.
     Raises:
-      UserError: more is; it names the largest of them.
+      UserError: more is replicated; the message names the largest parameters.
     """
     if mesh.size == 1:
         return
-    sizes = jax.tree.map(_bytes, abstract)
-    whole = jax.tree.map(
+    sizes = jax.tree.map(_num_bytes, abstract)
+    replicated_sizes = jax.tree.map(
         lambda sharding, size: size if sharding.is_fully_replicated else 0, shardings, sizes
     )
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): size
-        for path, size in jax.tree_util.tree_leaves_with_path(whole)
-        if size
-    }
-    named = {name: size for name, size in named.items() if name not in excused}
-    share = sum(named.values()) / max(sum(jax.tree.leaves(sizes)), 1)
+    replicated = {}
+    for path, size in jax.tree_util.tree_leaves_with_path(replicated_sizes):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if size and name not in excused:
+            replicated[name] = size
+    share = sum(replicated.values()) / max(sum(jax.tree.leaves(sizes)), 1)
     if share > largest_share:
-        largest = sorted(named, key=lambda name: -named[name])[:3]
+        largest = sorted(replicated, key=lambda name: -replicated[name])[:3]
+        examples = ", ".join(f"{name} ({replicated[name]:,} bytes)" for name in largest)
         raise UserError(
-            f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, more than "
-            f"{largest_share:.0%}; the largest: {', '.join(f'{name} ({named[name]:,} bytes)' for name in largest)}; "
+            f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, "
+            f"more than {largest_share:.0%}; the largest: {examples}; "
             f"the mesh is data={mesh.shape['data']}, model={mesh.shape['model']}"
         )
 
@@ -218,24 +231,24 @@ def require_sharded(
 def parameter(
     module: nn.Module, name: str, init, shape: Sequence[int], names: Sequence[str | None], dtype
 ) -> Any:
-    """A parameter of `module` with its logical axis names attached."""
+    """Returns a parameter of `module` with its logical axis names attached."""
     return module.param(name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), dtype)
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Returns arrays over devices, made of values that every process holds whole on its host.
+    """Returns arrays over devices, made from values that every process holds in full on its host.
 
-    Each device is given its own part, and no process asks another: `jax.device_put` would compare
+    Each device receives its own part, and no process asks another. `jax.device_put` would compare
     the values of all processes, which gathers the whole tree on every one of them, and an array
     that is made on one device first has to fit there.
 
     Args:
-      tree: numpy arrays, the same on all processes, which is for the caller to see to.
+      tree: numpy arrays; the caller ensures that they are the same on all processes.
       shardings: a tree of shardings of the same structure.
     """
 
-    def one(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
-        whole = np.asarray(values)
-        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+    def place_array(values: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        values = np.asarray(values)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(place_array, tree, shardings)

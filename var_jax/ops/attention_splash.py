@@ -120,7 +120,7 @@ def attend(
         return seen[:, : scales.total]
 
     if not (mesh := jax.sharding.get_abstract_mesh()).empty:
-        spec = sharding.fitting(("batch", "tokens", "act_heads", None), q.shape, mesh.shape)
+        spec = sharding.spec_for_shape(("batch", "tokens", "act_heads", None), q.shape, mesh.shape)
         of_a_device = jax.shard_map(
             of_a_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
         )

@@ -204,7 +204,7 @@ def _here(claim: Claim) -> bool:
 def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:
     try:
         devices, flops = meta["devices"], float(meta["flops_per_image"]["exact"])
-        chip, count = chips.for_device_kind(devices["kind"]), float(devices["count"])
+        chip, count = chips.chip_of_kind(devices["kind"]), float(devices["count"])
     except (KeyError, TypeError, ValueError, AttributeError):  # of another version, or damaged
         return None
     if chip is None or not images_per_s or count <= 0:

@@ -124,7 +124,7 @@ class Inputs:
                 log.warning(token_cache.UNKNOWN_IMAGES, data.tokens_dir)
             return
         # One process reads them, and all go by what it says.
-        mine = multihost.everywhere(
+        mine = multihost.run_on_all(
             lambda: at_hand.fingerprint(data, self.class_names) if first else None
         )
         self._cache.check(data, data_fingerprint=multihost.broadcast_text(mine or "") or None)

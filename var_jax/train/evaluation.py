@@ -35,7 +35,7 @@ class Evaluator:
       frozen: what the steps use of the weights that are not trained, on the devices.
       tokenizer: all parameters of the tokenizer that a transformer learns from, on the host; what
         only pictures need of them is placed while one is drawn.
-      preemption: ends every method with `Told` when a host is told to stop: between batches, and
+      preemption: ends every method with `StopRequested` when a host is told to stop: between batches, and
         while a program is compiled. None in a process that nobody tells.
     """
 
@@ -120,7 +120,7 @@ class Evaluator:
         if name not in self._programs:
             lowered = lower()
             self._programs[name] = (
-                self._preemption.compiled(lowered) if self._preemption else lowered.compile()
+                self._preemption.compile(lowered) if self._preemption else lowered.compile()
             )
         return self._programs[name]
 

@@ -52,7 +52,7 @@ def require_same_weights(what: str, params: Any):
     Raises:
       UserError: on every process alike, where those of one are not process 0's.
     """
-    if not multihost.together():
+    if not multihost.is_multiprocess():
         return
 
     def changed(first: Any, mine: Any) -> list[str]:

@@ -20,7 +20,7 @@ from var_jax.config import idle_keys
 from var_jax.config.strict import plain, require
 from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost, sharding
-from var_jax.devices.preemption import Preemption, Told
+from var_jax.devices.preemption import Preemption, StopRequested
 from var_jax.errors import Preempted
 from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
@@ -71,13 +71,13 @@ def train(
 
     # Networks: frozen ones are read first, since they decide sizes and which terms there are
     hosts.require_same_config(config)
-    config, loaded = multihost.everywhere(lambda: frozen_networks.load(config))
+    config, loaded = multihost.run_on_all(lambda: frozen_networks.load(config))
     tokenizer, frozen = None, loaded.params
     if config.stage == "transformer":
         sizes, tokenizer = workdir.frozen_tokenizer(config, directory)
         config = config.with_tokenizer(sizes)
         frozen = frozen_parts.used_in_steps(config, tokenizer)
-    config = multihost.everywhere(lambda: data_sizes.from_data(config, directory))
+    config = multihost.run_on_all(lambda: data_sizes.from_data(config, directory))
     hosts.require_same_config(
         config
     )  # a network that a host lacks, or its data, may have changed it
@@ -97,7 +97,7 @@ def train(
         program = Program(config, mesh, loaded)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = multihost.everywhere(
+        data = multihost.run_on_all(
             lambda: Inputs(config, tokenizer, encode, rows, read_kept(directory))
         )
         data.require_same_on_hosts()
@@ -195,7 +195,7 @@ def train(
                     metrics = evaluator.metrics(_averaged(run))
                     writer.write(number, "val", metrics)
                     _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
-            except Told:
+            except StopRequested:
                 if not saved:
                     save(number, to_evaluate=True)
                 stop_after(number)
@@ -234,7 +234,7 @@ def train(
             ):  # every step was done before: what the caller asks for is still the last evaluation
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
-        except Told:
+        except StopRequested:
             stop_after(config.steps)
         except Preempted:
             raise

@@ -172,13 +172,13 @@ def _candidates(
     for mesh in meshes:
         data, model = axis_sizes(mesh, devices)
         sizes = {"data": 1 if sampling else data, "model": model}
-        undivided = sharding.undivided(boxed, sizes)
+        undivided = sharding.undivided_parameters(boxed, sizes)
         found.append(
             Candidate(
                 mesh,
                 undivided,
-                sharding.whole_share(boxed, sizes),
-                sharding.held_bytes(boxed, sizes),
+                sharding.replicated_share(boxed, sizes),
+                sharding.bytes_per_device(boxed, sizes),
                 _is_idle(config, data, model, rows),
             )
         )

@@ -31,7 +31,7 @@ class Throughput:
 
     def __init__(self, config: TrainConfig, step: int):
         self._config = config
-        chip = chips.for_device_kind(jax.devices()[0].device_kind)
+        chip = chips.chip_of_kind(jax.devices()[0].device_kind)
         self._peak = chip and chip.peak_flops * jax.device_count()
         self._mark = (step, time.perf_counter())
 

@@ -1,0 +1,207 @@
+"""How the processes of a run find each other, and how all of them end when one does.
+
+JAX notices within its heartbeat timeout that another process is gone, and then aborts in C++, where
+no Python runs; its own callback for this case cannot be used from Python (jaxlib 0.10 fails to
+convert its argument). Hence the C signal handler below, which turns the abort into one line and an
+exit code.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+
+import jax
+
+from var_jax.config.strict import require
+from var_jax.errors import UserError
+
+START_SECONDS = 300  # hosts of a slice boot, and pull images, minutes apart
+PEER_SECONDS = 60
+SHUTDOWN_SECONDS = 300
+LEAVE_SECONDS = 5
+CONNECT_PAUSE_SECONDS = 0.2
+EXIT_LOST = 1
+
+LOST = (
+    "another process of this run ended or does not answer; "
+    "start the same command again on every host, and it resumes from the last checkpoint"
+)
+# Parts of the messages about a lost process from Gloo's collectives, and from JAX's coordination
+# service and barriers.
+LOST_SIGNS = (
+    "gloo",
+    "coordination service",
+    "coordinationservice",
+    "heartbeat",
+    "barrier",
+    "socket closed",
+)
+
+_abort_handler = None  # C holds no reference of its own
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_seconds: int = START_SECONDS,
+    peer_seconds: int = PEER_SECONDS,
+    shutdown_seconds: int = SHUTDOWN_SECONDS,
+):
+    """Joins the other processes of this run; a process that is alone does nothing.
+
+    Call it before JAX touches a device. Without arguments it relies on JAX's detection of TPU pods,
+    SLURM, GKE and Open MPI. On CPUs the processes communicate by Gloo.
+
+    Args:
+      coordinator: "host:port" where process 0 listens, the same in every process.
+      num_processes: number of processes of the run.
+      process_id: index of this process, from 0.
+      start_seconds: how long it waits until all processes are there.
+      peer_seconds: after so long without a sign of life of a process, all others end with one line
+        and exit code 1.
+      shutdown_seconds: how long a process that is done waits for the others.
+    Raises:
+      UserError: the arguments are incomplete or wrong, the port is taken, or process 0 does not
+        answer.
+    """
+    timeouts = {
+        "initialization_timeout": start_seconds,
+        "heartbeat_timeout_seconds": peer_seconds,
+        "shutdown_timeout_seconds": shutdown_seconds,
+    }
+    if (coordinator, num_processes, process_id) == (None, None, None):
+        _initialize_detected(timeouts)
+        return
+    _check_arguments(coordinator, num_processes, process_id)
+    if num_processes == 1:
+        return
+    host, port = _parse_address(coordinator)
+    if process_id == 0:
+        _require_free_port(port)
+    else:
+        _wait_for_coordinator(host, port, start_seconds)
+    _prepare()
+    jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Returns whether an error, or one of its causes, says that another process is gone."""
+    text = ""
+    while error is not None:
+        text += str(error).lower()
+        error = error.__cause__ or error.__context__
+    return any(sign in text for sign in LOST_SIGNS)
+
+
+def leave(code: int):
+    """Ends this process with an exit code after an error, without waiting for the other processes.
+
+    The usual exit waits for all others, which may be waiting for this one. Here they are given
+    LEAVE_SECONDS, in which processes that fail alike leave in order.
+    """
+    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    farewell.start()
+    farewell.join(LEAVE_SECONDS)
+    os._exit(code)
+
+
+def _initialize_detected(timeouts: dict[str, int]):
+    if os.environ.get("SLURM_NTASKS") == "1":
+        return  # one-task steps of one job would all listen on the same port
+    _prepare()
+    try:
+        jax.distributed.initialize(**timeouts)
+    except RuntimeError as error:
+        # A Python program that has used JAX already runs by itself, and can join no others.
+        if "must be called before" not in str(error):
+            raise
+    except ValueError as error:
+        # JAX says so where it detects no cluster: this process is alone.
+        if "coordinator_address should be defined" not in str(error):
+            raise UserError(
+                f"this cluster's settings do not make a run of several processes: {error}; "
+                "name them with --coordinator, --num-processes and --process-id"
+            ) from error
+
+
+def _prepare():
+    global _abort_handler
+    # JAX's own listener for SIGTERM would take the place of the training loop's.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_):
+        os.write(2, f"var-jax: {LOST}\n".encode())
+        os._exit(EXIT_LOST)
+
+    _abort_handler = on_abort
+    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
+
+
+def _check_arguments(coordinator: str | None, num_processes: int | None, process_id: int | None):
+    flags = {
+        "--coordinator": coordinator,
+        "--num-processes": num_processes,
+        "--process-id": process_id,
+    }
+    missing = [name for name, value in flags.items() if value is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} missing: "
+            "--coordinator, --num-processes and --process-id go together"
+        )
+    require(num_processes >= 1, "--num-processes", num_processes, "at least 1")
+    require(
+        0 <= process_id < num_processes,
+        "--process-id",
+        process_id,
+        f"from 0 to {num_processes - 1}, as there are {num_processes} processes",
+    )
+    _parse_address(coordinator)
+
+
+def _parse_address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    require(
+        bool(host) and port.isdecimal() and 0 < int(port) < 2**16,
+        "--coordinator",
+        repr(coordinator),
+        "HOST:PORT, such as 10.0.0.1:8476",
+    )
+    return host.strip("[]"), int(port)
+
+
+def _require_free_port(port: int):
+    """Raises UserError if nothing can listen on a port, where JAX would crash."""
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--coordinator: process 0 cannot listen on port {port}: {error.strerror}; "
+                "give another port in every process"
+            ) from error
+
+
+def _wait_for_coordinator(host: str, port: int, seconds: float):
+    """Returns when process 0 listens, and raises UserError where JAX's own wait would abort."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"--coordinator {host}:{port}: no answer from process 0 in {seconds:g} s "
+                    f"({error.strerror or error}); start it, or correct the address"
+                ) from error
+        time.sleep(CONNECT_PAUSE_SECONDS)
