@@ -1,9 +1,9 @@
 import jax
 import numpy as np
 import pytest
-import small
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers import small
 from var_jax.devices.preemption import StopRequested
 from var_jax.objectives.frozen_networks import Networks
 from var_jax.train import evaluation
@@ -55,7 +55,7 @@ class ToldAfter:
         if not self.looks:
             raise StopRequested
 
-    def compiled(self, lowered):
+    def compile(self, lowered):
         return lowered.compile()
 
 
