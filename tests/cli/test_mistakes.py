@@ -1,59 +1,15 @@
-"""A user's mistake is one line on stderr that names it, exit code 2, and nothing is written."""
+"""A user's mistake is one line on stderr that names it, exit code 2, and nothing is written:
+commands, configs, data and places to write."""
 
 import builtins
 import errno
 import os
-import shutil
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from helpers import small
-from reference import torch_writer
-from var_jax.cli.main import main
-from var_jax.io.torch_convert import write_torch
-
-NOT_A_MODEL = "model directory"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Published files of a reference case: tokenizer.safetensors and transformer.safetensors."""
-    directory = tmp_path_factory.mktemp("weights")
-    write_torch(directory, *small.reference(small.CASES[0])[0].to_torch())
-    return directory
-
-
-@pytest.fixture(scope="module")
-def config_file(tmp_path_factory):
-    file = tmp_path_factory.mktemp("config") / "small_run.py"
-    file.write_text(small.CONFIG_FILE)
-    return file
-
-
-@pytest.fixture
-def refused(capsys, tmp_path, monkeypatch):
-    """Runs a command and gives its one line on stderr; `{out}` is where nothing may be written."""
-    monkeypatch.setenv(
-        "SLURM_NTASKS", "1"
-    )  # alone: this process has used JAX, and cannot join others any more
-
-    def run(*argv) -> str:
-        before = sorted(tmp_path.rglob("*"))
-        capsys.readouterr()
-        code = main([str(a).replace("{out}", str(tmp_path / "out")) for a in argv])
-        printed = capsys.readouterr()
-        assert code == 2 and printed.out == ""
-        assert printed.err.startswith("var-jax: ") and printed.err.count("\n") == 1, printed.err
-        assert sorted(tmp_path.rglob("*")) == before
-        return printed.err
-
-    return run
-
-
-def test_commands(refused):
+def test_main_names_commands_and_arguments_that_it_does_not_know(refused):
     assert "unknown command 'smaple'; did you mean 'sample'?" in refused("smaple")
     assert "the following arguments are required: --model, --labels, --out" in refused("sample")
     sample = ("sample", "--model", "m", "--labels", "1", "--out", "o")
@@ -74,7 +30,7 @@ def test_commands(refused):
         ("--steps=3", "unrecognized argument --steps=3"),
     ],
 )
-def test_config_keys(refused, config_file, digits_dir, override, message):
+def test_train_refuses_config_keys_by_name(refused, config_file, digits_dir, override, message):
     line = refused(
         "train",
         "--config",
@@ -132,7 +88,9 @@ def test_config_keys(refused, config_file, digits_dir, override, message):
     ],
     ids=range(13),
 )
-def test_config_file_that_does_not_run(refused, tmp_path, source, arg, words):
+def test_train_names_the_line_of_a_config_file_that_does_not_run(
+    refused, tmp_path, source, arg, words
+):
     """One line of moderate length with the file, the place and the error, and no stack trace
     inside."""
     broken = tmp_path / "broken.py"
@@ -144,7 +102,7 @@ def test_config_file_that_does_not_run(refused, tmp_path, source, arg, words):
     assert "broken.py" in line or "init_from" in line
 
 
-def test_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
+def test_train_names_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
     """The line says where configs are: beside it under a close name, in the checkout that runs, or
     in a checkout."""
     (tmp_path / "digits.py").write_text("")
@@ -163,7 +121,7 @@ def test_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
         )
 
 
-def test_data_that_is_not_there(refused, config_file, tmp_path):
+def test_train_names_data_that_is_not_there(refused, config_file, tmp_path):
     for name in ("image_folder", "fashion_mnist_idx"):
         assert str(tmp_path / "none") in refused(
             "train",
@@ -177,7 +135,7 @@ def test_data_that_is_not_there(refused, config_file, tmp_path):
         )
 
 
-def test_a_transformer_needs_a_tokenizer(refused, config_file, digits_dir, tmp_path):
+def test_train_asks_for_the_tokenizer_of_a_transformer(refused, config_file, digits_dir, tmp_path):
     train = (
         "train",
         "--config",
@@ -190,192 +148,7 @@ def test_a_transformer_needs_a_tokenizer(refused, config_file, digits_dir, tmp_p
     assert "no model directory" in refused(*train, f"--config.tokenizer_dir={tmp_path / 'none'}")
 
 
-def test_scales_of_other_weights(refused, weights):
-    convert = (
-        "convert",
-        "--tokenizer",
-        weights / "tokenizer.safetensors",
-        "--transformer",
-        weights / "transformer.safetensors",
-        "--out",
-        "{out}",
-        "--scales",
-    )
-    assert "scales is 1,2,3 (3 sizes); it must be 4 sizes" in refused(*convert, "1,2,3")
-    assert "scales is 1,2,3,5 (39 tokens in all); it must be 30 tokens in all" in refused(
-        *convert, "1,2,3,5"
-    )
-    assert "scale 2x2 follows 3x3" in refused(*convert, "1,3,2")
-    assert "scale 'x' is not a size" in refused(*convert, "1,x")
-
-
-def test_conversions_that_miss_something(refused, weights, model_dir):
-    assert "--tokenizer and --scales is missing; it must be given" in refused(
-        "convert", "--out", "{out}"
-    )
-    assert "--model is None" in refused("convert", "--to-torch", "--out", "{out}")
-    assert "no such file" in refused(
-        "convert", "--tokenizer", "none.pth", "--scales", "1,2", "--out", "{out}"
-    )
-    assert "misses encoder.conv_in.weight" in refused(
-        "convert",
-        "--tokenizer",
-        weights / "transformer.safetensors",
-        "--scales",
-        "1,2,3,4",
-        "--out",
-        "{out}",
-    )
-    assert NOT_A_MODEL in refused(
-        "convert", "--to-torch", "--model", weights / "none", "--out", "{out}"
-    )
-
-
-def test_a_pickle_that_would_run_code(refused, tmp_path):
-    hostile, witness = tmp_path / "hostile.pth", tmp_path / "witness"
-    torch_writer.write_zip(
-        hostile, b"cos\nsystem\n(" + torch_writer.text(f"touch {witness}") + b"tR", {}
-    )
-    assert "os.system" in refused(
-        "convert", "--tokenizer", hostile, "--scales", "1,2", "--out", "{out}"
-    )
-    assert not witness.exists()
-
-
-def test_a_checkpoint_cut_short(refused, tmp_path, model_dir):
-    whole, short = tmp_path / "whole.pth", tmp_path / "short.pth"
-    torch_writer.save(whole, small.reference(small.CASES[0])[0].to_torch()[0])
-    short.write_bytes(whole.read_bytes()[:5000])
-    assert "short.pth" in refused(
-        "convert", "--tokenizer", short, "--scales", "1,2,3,4", "--out", "{out}"
-    )
-    for name, size in (
-        ("transformer.safetensors", 3000),
-        ("tokenizer.safetensors", 5),
-        ("model.json", 40),
-    ):
-        damaged = tmp_path / name.partition(".")[0]
-        shutil.copytree(model_dir, damaged)
-        (damaged / name).write_bytes((damaged / name).read_bytes()[:size])
-        assert name in refused("sample", "--model", damaged, "--labels", "1", "--out", "{out}.png")
-    (damaged / "model.json").write_text('{"format": 1, "tokenizer": {"chanels": 3}}')
-    assert "model.tokenizer.chanels; did you mean 'channels'" in refused(
-        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png"
-    )
-    (damaged / "model.json").write_text(
-        (model_dir / "model.json").read_text().replace('"format": 1', '"format": 2')
-    )
-    assert "is of format 2, and this version reads 1 to 1; update var-jax" in refused(
-        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png"
-    )
-    (damaged / "model.json").write_text("[]")
-    assert "model.json" in refused(
-        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png"
-    )
-    (damaged / "model.json").write_text(
-        (model_dir / "model.json").read_text().replace('"depth": 2', '"depth": 3')
-    )
-    assert "transformer.safetensors" in refused(
-        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png"
-    )
-    (damaged / "model.json").unlink()
-    assert "holds no model" in refused(
-        "sample", "--model", damaged, "--labels", "1", "--out", "{out}.png"
-    )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (("--labels", "11"), "label is 11; it must be from 0 to 9 (10: no class)"),
-        (("--labels", "0-30"), "label is 11"),
-        (("--labels", "-1"), "--labels"),
-        (("--labels", "one"), "'one' is not a class id"),
-        (("--labels", ""), "--labels"),
-        (("--labels", "3-1", "--num", "4"), "--labels '3-1'"),
-        (("--labels", "0-9999999999"), "'0-9999999999' goes beyond every model's classes"),
-        (
-            ("--labels", "1", "--num", "9999999999"),
-            "--num is 9999999999; it must be from 0 to 1000000",
-        ),
-        (("--labels", "1", "--cfg", "-1"), "cfg is -1.0"),
-        (("--labels", "1", "--cfg", "nan"), "cfg is nan"),
-        (("--labels", "1", "--top-p", "1.5"), "top_p is 1.5; it must be from 0 to 1"),
-        (("--labels", "1", "--top-p", "-0.5"), "top_p is -0.5"),
-        (("--labels", "1", "--top-k", "-3"), "top_k is -3"),
-        (("--labels", "1", "--temperature", "0"), "temperature is 0.0"),
-        (("--labels", "1", "--seed", "-1"), "seed is -1"),
-        (("--labels", "1", "--num", "-1"), "--num is -1"),
-    ],
-)
-def test_sampling_settings(refused, model_dir, settings, message):
-    assert message in refused("sample", "--model", model_dir, "--out", "{out}.png", *settings)
-
-
-def test_a_tokenizer_alone_does_not_sample(refused, model_dir, tmp_path):
-    from var_jax import Pipeline
-    from var_jax.config.model import ModelConfig
-
-    whole = small.pipeline()
-    Pipeline(ModelConfig(small.TOKENIZER), {"tokenizer": whole.params["tokenizer"]}).save(
-        tmp_path / "alone"
-    )
-    assert "a tokenizer alone; it must be one with a transformer" in refused(
-        "sample", "--model", tmp_path / "alone", "--labels", "1", "--out", "{out}.png"
-    )
-
-
-@pytest.fixture
-def image(tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)).save(
-        tmp_path / "image.png"
-    )
-    return tmp_path / "image.png"
-
-
-def test_boxes_and_images(refused, model_dir, image, tmp_path):
-    edit = ("edit", "--model", model_dir, "--out", "{out}.png", "--image")
-    for box in ("0,0,1", "a,b,c,d", "0.5,0,0.2,1", "0,0,1,1.5", "nan,0,1,1"):
-        assert f"--box '{box}'" in refused(*edit, image, "--box", box)
-    whole = "at least one token of the 3x4 grid, 1/3 of the height by 1/4 of the width"
-    for box in ("0.2,0.3,0.25,0.35", "0,0,1,0.05"):
-        line = refused(*edit, image, "--box", box)
-        assert (
-            f"--box '{box}' is less than a token, so that nothing is generated; it must be {whole}"
-            in line
-        )
-        line = refused(*edit, image, "--box", box, "--outpaint")
-        assert (
-            f"--box '{box}' is less than a token, so that nothing is kept; it must be {whole}"
-            in line
-        )
-    line = refused(*edit, image, "--box", "0,0,1,1", "--outpaint")
-    assert "the whole image, so that nothing is generated; it must be smaller" in line
-    mask = np.zeros((6, 8), np.uint8)
-    mask[2, 3] = 255
-    Image.fromarray(mask).save(tmp_path / "dot.png")
-    for region in ((), ("--outpaint",)):
-        assert "dot.png is less than a token" in refused(
-            *edit, image, "--mask", tmp_path / "dot.png", *region
-        )
-    assert "one of the arguments --mask --box --keep-scales is required" in refused(*edit, image)
-    assert "label is 12" in refused(*edit, image, "--box", "0,0,1,1", "--label", "12")
-    assert "no image file" in refused(*edit, tmp_path / "none.png", "--box", "0,0,1,1")
-    assert "no image file" in refused(*edit, image, "--mask", tmp_path / "none.png")
-    (tmp_path / "text.png").write_text("not an image")
-    assert "text.png does not decode" in refused(*edit, tmp_path / "text.png", "--box", "0,0,1,1")
-    (tmp_path / "short.png").write_bytes(image.read_bytes()[:60])
-    assert "short.png does not decode" in refused(*edit, tmp_path / "short.png", "--box", "0,0,1,1")
-    reconstruct = ("reconstruct", "--model", model_dir, "--out", "{out}.png", "--images")
-    assert "no files match" in refused(*reconstruct, tmp_path / "*.jpg")
-    assert "does not decode" in refused(*reconstruct, tmp_path / "s*.png")
-    Image.new("L", (30, 20)).save(tmp_path / "large.png")
-    assert "large.png has 20 x 30 pixels" in refused(
-        *reconstruct, tmp_path / "large.png", "--resize", "pad"
-    )
-
-
-def test_places_that_cannot_be_written(
+def test_commands_name_places_that_cannot_be_written(
     refused, model_dir, weights, config_file, digits_dir, image, tmp_path
 ):
     (tmp_path / "file").write_text("mine")
@@ -412,7 +185,9 @@ def test_places_that_cannot_be_written(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_bucket_without_its_library(refused, model_dir, config_file, digits_dir, monkeypatch):
+def test_commands_name_the_library_that_a_bucket_needs(
+    refused, model_dir, config_file, digits_dir, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for command in (
         ("sample", "--model", "gs://bucket/model", "--labels", "1", "--out", "{out}.png"),
@@ -431,7 +206,7 @@ def test_a_bucket_without_its_library(refused, model_dir, config_file, digits_di
         )
 
 
-def test_a_picture_needs_a_files_name(refused, image, tmp_path, monkeypatch):
+def test_commands_refuse_a_directory_as_a_picture(refused, image, tmp_path, monkeypatch):
     """Refused before any work: there is not even a model."""
     monkeypatch.chdir(tmp_path)
     edit = ("edit", "--image", image, "--box", "0,0,1,1")  # for which a directory is fine
@@ -441,7 +216,9 @@ def test_a_picture_needs_a_files_name(refused, image, tmp_path, monkeypatch):
             assert "cannot write the picture" in line and "it is a directory; name a file" in line
 
 
-def test_a_read_only_workdir(refused, config_file, digits_dir, model_dir, tmp_path, monkeypatch):
+def test_train_refuses_a_read_only_workdir(
+    refused, config_file, digits_dir, model_dir, tmp_path, monkeypatch
+):
     """In process, because root may write anywhere: what lies below the workdir can be neither made
     nor opened."""
     there = tmp_path / "there"
@@ -474,7 +251,7 @@ def test_a_read_only_workdir(refused, config_file, digits_dir, model_dir, tmp_pa
         assert f"cannot write the workdir {tmp_path / workdir}: Read-only file system" in line
 
 
-def test_a_profile_window(refused, config_file):
+def test_train_refuses_a_malformed_profile_window(refused, config_file):
     train = ("train", "--config", config_file, "--workdir", "{out}", "--profile")
     for window in ("5", "0:3", "a:b", "3:"):
         assert "it must be STEP:COUNT, such as 100:5" in refused(*train, window)

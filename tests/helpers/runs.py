@@ -1,9 +1,17 @@
 """What tests of whole training runs look at, and what they leave out."""
 
 import json
+import os
+import signal
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+
+from var_jax.devices.preemption import Preemption
+from var_jax.io.checkpoint import Checkpoints
 
 TIMES = (
     "steps_per_s",
@@ -51,3 +59,50 @@ def board_tags(workdir) -> set[tuple[int, str]]:
             found |= {(event.step, value.tag) for value in event.summary.value}
             at += 16 + length
     return found
+
+
+def weights(workdir, part: str = "params"):
+    """Returns a part of a run's newest checkpoint, such as "params" or "ema"."""
+    return Checkpoints(workdir / "checkpoints", keep=3).restore_part(part)
+
+
+def assert_same(tree, expected):
+    jax.tree.map(np.testing.assert_array_equal, tree, expected)
+
+
+def assert_close(tree, expected, tolerance: float):
+    """Compares every array to a share of the largest magnitude of what is expected."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max()),
+        tree,
+        expected,
+    )
+
+
+def fake_step(**late):
+    """Returns a maker of steps that learn nothing; from step 2 on their metrics are `late`."""
+
+    def make(*_):
+        def step(run, batch, frozen):
+            metrics = {
+                name: jnp.where(run.step > 0, late.get(name, 1.0), 1.0)
+                for name in ("loss", "grad_norm")
+            }
+            return run.replace(step=run.step + 1), metrics
+
+        return step
+
+    return make
+
+
+def signal_in_step(monkeypatch, at: int):
+    """Sends SIGTERM to this process while its step `at` is prepared."""
+    vote = Preemption.vote
+
+    def vote_and_signal(self):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return vote(self)
+
+    monkeypatch.setattr(Preemption, "vote", vote_and_signal)

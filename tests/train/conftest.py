@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from helpers import small
 from helpers.runs import NoEvaluator
 from var_jax.train import evaluation
 
@@ -27,3 +28,14 @@ def compiled_once(tmp_path_factory):
 @pytest.fixture
 def unevaluated(monkeypatch):
     monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
+
+
+@pytest.fixture(scope="module")
+def configs(digits_dir, model_dir):
+    """A short run of each stage, from the small model's weights."""
+    return {
+        "tokenizer": small.train_config("tokenizer", digits_dir, init_from=str(model_dir)),
+        "transformer": small.train_config(
+            "transformer", digits_dir, init_from=str(model_dir), tokenizer_dir=str(model_dir)
+        ),
+    }

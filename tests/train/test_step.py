@@ -1,4 +1,4 @@
-"""Losses and steps against numpy, and evaluation's sums over the rows that count."""
+"""Training and evaluation steps against numpy."""
 
 import dataclasses
 import functools
@@ -10,16 +10,13 @@ import optax
 import pytest
 
 from helpers import small
-from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import CodebookConfig
-from var_jax.config.train import LossConfig, MeshConfig, OptimizerConfig
+from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
 from var_jax.objectives import losses
 from var_jax.objectives import step as step_module
 from var_jax.objectives.frozen_networks import Networks
-from var_jax.objectives.phase import Phase, phase_of
 from var_jax.objectives.step import make_encode, make_eval_step, make_train_step
 from var_jax.train.optimizer import Optimizers
 from var_jax.train.state import Creation, TrainState
@@ -49,7 +46,7 @@ def log_softmax(logits):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(smoothing):
+def test_cross_entropy_is_that_of_numpy(smoothing):
     random = np.random.default_rng(1)
     logits, tokens = (
         random.normal(size=(2, 5, 7)).astype(np.float32) * 3,
@@ -61,7 +58,7 @@ def test_cross_entropy(smoothing):
     np.testing.assert_allclose(losses.cross_entropy(logits, tokens, smoothing), expected, rtol=1e-5)
 
 
-def test_the_transformers_loss_and_its_parts(params, batch):
+def test_train_step_of_a_transformer_reports_loss_and_parts(params, batch):
     logits = small.pipeline().logits(batch["tokens"], batch["label"])
     entropy = -np.take_along_axis(log_softmax(logits), batch["tokens"][..., None], axis=-1)[..., 0]
     hits = logits.argmax(axis=-1) == batch["tokens"]
@@ -86,93 +83,7 @@ def test_the_transformers_loss_and_its_parts(params, batch):
         )
 
 
-def test_progressive_loss_of_the_first_scales(params, batch):
-    """Every token of the first scales keeps its weight in the mean over all 17, those of the newest
-    scale times its share of a warm-up of four steps, or wholly where they are the first ones; the
-    logits are those of the whole sequence, which later scales do not move. So is the gradient, by
-    the whole loss with weights, and that of the absent scale's places is 0."""
-    still = dataclasses.replace(
-        small.TRANSFORMER, progressive=20, progressive_from=0, progressive_warmup=4
-    )
-    config = small.train_config("transformer", "", steps=40, transformer=still)
-    tokens, labels = batch["tokens"], batch["label"]
-    logits = small.pipeline().logits(tokens, labels)
-    entropy = -np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
-    hits = logits.argmax(axis=-1) == tokens
-    frozen = params["tokenizer"]
-    inputs = Tokenizer(small.TOKENIZER).apply({"params": frozen}, tokens, method="teacher_input")
-
-    def weighted(p, newest):
-        logits = Transformer(still).apply({"params": p}, inputs, labels)
-        found = losses.cross_entropy(logits, tokens)
-        first, second = (jnp.sum(found[:, span], axis=1) for span in SPANS[:2])
-        return jnp.mean(first + newest * second) / 17
-
-    slope_by_hand = jax.jit(jax.grad(weighted))
-    for since, steps in ((None, {7: 1.0}), (6, {6: 0.25, 7: 0.5, 9: 1.0, 30: 1.0})):
-        phase = Phase(first=2, since=since)
-
-        def loss(p, step, phase=phase):
-            return losses.transformer_loss(config, p, frozen, batch, None, phase, step)
-
-        compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        for step, newest in steps.items():
-            (value, parts), slope = compute(params["transformer"], step)
-            both = entropy[:, SPANS[0]].sum(1) + newest * entropy[:, SPANS[1]].sum(1)
-            np.testing.assert_allclose(value, both.mean() / 17, rtol=1e-5)
-            expected = slope_by_hand(params["transformer"], newest)
-            for ours, theirs in zip(jax.tree.leaves(slope), jax.tree.leaves(expected), strict=True):
-                size = float(jnp.abs(theirs).max())
-                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * size + 1e-7)
-        np.testing.assert_allclose(parts["loss_mean"], entropy[:, :5].mean(), rtol=1e-5)
-        np.testing.assert_allclose(parts["accuracy_mean"], hits[:, :5].mean(), rtol=1e-5)
-        by_scale = [entropy[:, span].mean() for span in SPANS[:2]]
-        np.testing.assert_allclose(parts["loss_scale"], by_scale, rtol=1e-5)
-        assert not {"loss_last", "accuracy_last"} & parts.keys()
-        assert not np.asarray(slope["pos_embed"][SPANS[2]]).any()
-        assert np.asarray(slope["pos_embed"][SPANS[1]]).any()
-
-
-def test_progressive_phases_are_the_published_ones():
-    """The published schedule, step by step: `pg0` until the rate is warm, then a scale after the
-    other by `round`, and all of them from the share `pg` on; the step's number alone decides,
-    wherever a run resumes."""
-    t = dataclasses.replace(
-        small.TRANSFORMER, scales=Scales.parse("1,2,3,4,5,6"), progressive=0.5, progressive_from=2
-    )
-    config = small.train_config(
-        "transformer",
-        "",
-        steps=60,
-        transformer=t,
-        optimizer=OptimizerConfig(warmup_steps=6),
-        tokenizer=dataclasses.replace(small.TOKENIZER, scales=t.scales),
-    )
-    last, began = 5, 0
-    previous = 2
-    for done in range(60):
-        if done <= 6:
-            scale = 2
-        elif done >= 60 * 0.5:
-            scale = last
-        else:
-            scale = 2 + round((done - 6) / (60 * 0.5 - 6) * (last - 2))
-        if scale != previous:
-            previous, began = scale, done
-        whole, first = scale == last, scale == 2
-        expected = Phase() if whole else Phase(first=scale + 1, since=None if first else began)
-        assert phase_of(config, done) == expected, done
-    assert len({phase_of(config, done) for done in range(60)}) == 4
-
-
-def test_a_run_without_progressive_training_has_one_phase():
-    config = small.train_config(
-        "transformer", "", steps=60, optimizer=OptimizerConfig(warmup_steps=6)
-    )
-    assert {phase_of(config, done) for done in range(60)} == {Phase()}
-
-
-def test_validation_with_class_dropout_is_its_expectation(params, batch):
+def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
     """The mean over the labels that class dropout makes, each by its chance, which is what random
     ones come to; the metrics without it are what they were."""
     t = dataclasses.replace(small.TRANSFORMER, class_dropout=0.25)
@@ -216,7 +127,7 @@ def test_validation_with_class_dropout_is_its_expectation(params, batch):
     ("number", "ema_warmup", "kept"),
     [(0, 1, 0.1), (9, 1, 10 / 19), (9, 2, 5 / 14), (8, 2, 5 / 14), (1000, 2, 0.9)],
 )
-def test_the_average_warms_up_as_slowly_as_asked(number, ema_warmup, kept):
+def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, kept):
     """min(decay, (n + 1) / (n + 10)) of the average stays, n of `step // ema_warmup`: the published
     tokenizer's is 2. An update that changes nothing leaves the average between it and the
     weights."""
@@ -228,7 +139,7 @@ def test_the_average_warms_up_as_slowly_as_asked(number, ema_warmup, kept):
     np.testing.assert_allclose(after.ema["kernel"], 2 * (1 - kept), rtol=1e-5)
 
 
-def test_the_tokenizers_loss_and_its_parts(params, batch):
+def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     weights = LossConfig(l1=0.3, l2=0.7, vq=2.0)
     config = small.train_config("tokenizer", "", loss=weights)
     signal = batch["image"].astype(np.float32) / 127.5 - 1
@@ -247,7 +158,7 @@ def test_the_tokenizers_loss_and_its_parts(params, batch):
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_evaluation_sums_over_the_rows_that_count(params, batch, stage):
+def test_eval_step_sums_over_the_rows_that_count(params, batch, stage):
     """Four rows of which one is padding are worth the three alone, whatever the padding holds."""
     step = jax.jit(make_eval_step(small.train_config(stage, "")))
     frozen = params["tokenizer"] if stage == "transformer" else None
@@ -272,13 +183,13 @@ def test_evaluation_sums_over_the_rows_that_count(params, batch, stage):
         )
 
 
-def test_encoded_batches_are_the_pipelines_tokens(params, batch):
+def test_encode_gives_the_pipelines_tokens(params, batch):
     encode = jax.jit(make_encode(small.train_config("transformer", "")))
     expected = small.pipeline().encode(batch["image"].astype(np.float32) / 127.5 - 1)
     np.testing.assert_array_equal(encode(params["tokenizer"], batch["image"]), expected)
 
 
-def test_a_step_is_a_function_of_the_seed_and_its_number(params, batch):
+def test_train_step_depends_on_seed_and_number_alone(params, batch):
     """A plain gradient step, so that what a step did is its gradient; its dropout is drawn anew
     every step."""
     config = small.train_config("transformer", "", ema=0.0)
@@ -305,7 +216,7 @@ def test_a_step_is_a_function_of_the_seed_and_its_number(params, batch):
 
 
 @pytest.mark.slow
-def test_microbatches_are_the_batch(params, batch):
+def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
     """Of a model without dropout: the strided halves' gradients have the whole's mean."""
     still = dataclasses.replace(small.TRANSFORMER, drop_path=0.0, class_dropout=0.0)
     optimizer, results = optax.sgd(1.0), []
@@ -332,7 +243,7 @@ def test_microbatches_are_the_batch(params, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", ["euclidean", "cosine", "bsq"])
-def test_every_kind_of_codes_trains(codes):
+def test_train_step_learns_with_every_kind_of_codes(codes):
     """Forty steps on one batch: the loss falls, every part moves, and reconstructions follow the
     images."""
     tokenizer = dataclasses.replace(small.TOKENIZER, codes=codes)
@@ -374,7 +285,7 @@ def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 @pytest.mark.parametrize("gradient_dtype", ["bfloat16", "float32"])
-def test_gradients_of_a_bfloat16_models_weights_have_the_dtype_asked_for(
+def test_gradients_of_bfloat16_weights_have_the_dtype_of_the_config(
     stage, gradient_dtype, params, batch
 ):
     """Each kernel's gradient leaves its product in that dtype, so that devices sum it in that

@@ -1,0 +1,204 @@
+"""Codes that are revived, phases of smaller images, and what a tokenizer's run needs at its start."""
+
+import dataclasses
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from helpers import small
+from helpers.adversarial import HEALTH, PATCH
+from var_jax.config.scales import Scales
+from var_jax.config.tokenizer_training import AdversarialConfig, ProgressiveConfig
+from var_jax.config.train import LossConfig, MeshConfig
+from var_jax.devices.mesh import make_mesh
+from var_jax.errors import UserError
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.objectives import frozen_networks, step
+from var_jax.objectives.phase import Phase, phase_of
+from var_jax.pretrained import efficientnet
+from var_jax.train import evaluation
+from var_jax.train.optimizer import Optimizers
+from var_jax.train.program import Program
+from var_jax.train.state import TrainState
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+@pytest.fixture(scope="module")
+def batch():
+    random = np.random.default_rng(0)
+    return {"image": random.integers(0, 256, (8, *small.TOKENIZER.image_shape), dtype=np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(jnp.asarray, small.pipeline().params["tokenizer"])
+
+
+@pytest.mark.slow
+def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
+    """Within a few steps, and revived codes have no memory: neither moments nor an average of the
+    codes before."""
+    config = small.train_config("tokenizer", "", codebook=HEALTH)
+    optimizer = Optimizers(optax.adam(0.0))
+    train_step = jax.jit(step.make_train_step(config, optimizer))
+    equal = {**params, "quantize": {**params["quantize"], "codebook": jnp.ones((16, 4))}}
+    run = TrainState(
+        jnp.int32(0), equal, equal, optimizer.trained.init(equal), None, jnp.full((3, 16), 1 / 16)
+    )
+    run, metrics = train_step(run, batch, None)
+    assert (
+        float(np.max(metrics["code_usage"])) == 1 / 16
+    )  # every search goes to one of the equal codes
+    assert int(metrics["revived"]) == 15  # threshold 0.9: one step at decay 0.5 is enough
+    moments, ema = optax.tree_utils.tree_get(run.opt_state, "mu"), run.ema
+    kept = np.asarray(moments["quantize"]["codebook"]).any(axis=1)
+    assert kept.sum() == 1
+    codes, averaged = (np.asarray(tree["quantize"]["codebook"]) for tree in (run.params, ema))
+    np.testing.assert_array_equal(averaged[~kept], codes[~kept])
+    assert len(np.unique(codes, axis=0)) == 16
+    for _ in range(4):
+        run, metrics = train_step(run, batch, None)
+    assert float(metrics["code_usage"][-1]) > 0.5
+
+
+def test_evaluator_names_a_collapsed_scale(caplog):
+    config = small.train_config("tokenizer", "")
+    counts = np.ones((3, 16), int)
+    with caplog.at_level(logging.WARNING):
+        evaluation._warn_of_collapse(config, counts)
+        assert not caplog.records
+        counts[2] = 0
+        counts[2, 5] = 500
+        evaluation._warn_of_collapse(config, counts)
+    assert [r.message for r in caplog.records] == [
+        "scale 3x4 has collapsed: 1 of 16 codes are used, with a perplexity of 1.0"
+    ]
+
+
+def test_phase_of_a_run_with_both_schedules():
+    config = small.train_config(
+        "tokenizer",
+        "",
+        steps=10,
+        adversarial=dataclasses.replace(PATCH, start=0.4),
+        progressive=ProgressiveConfig("1,2", 6),
+    )
+    small_scales = Scales.parse("1,2")
+    assert [phase_of(config, done) for done in (0, 3, 4, 5, 6, 9)] == [
+        Phase(False, small_scales),
+        Phase(False, small_scales),
+        Phase(True, small_scales),
+        Phase(True, small_scales),
+        Phase(True),
+        Phase(True),
+    ]
+    assert (
+        config.adversarial_from == 4
+        and small.train_config("transformer", "").adversarial_from is None
+    )
+
+
+@pytest.mark.slow
+def test_train_step_of_a_small_phase_averages_images_down(params, batch):
+    """The step of a smaller phase is the step of a run at that size, on images averaged down."""
+    config = small.train_config("tokenizer", "", progressive=ProgressiveConfig("1,2", 0.5))
+    optimizers = Optimizers(optax.sgd(1.0))
+    run = TrainState(jnp.int32(0), params, None, optimizers.trained.init(params))
+    still = dataclasses.replace(config, ema=0.0)
+    after, metrics = jax.jit(step.make_train_step(still, optimizers, phase=phase_of(config, 0)))(
+        run, batch, None
+    )
+    smaller = dataclasses.replace(small.TOKENIZER, scales=Scales.parse("1,2"))
+    h, w, _ = smaller.image_shape
+    images = batch["image"].astype(np.float64)
+    # 6 x 8 pixels down to 4 x 4: rows by overlapping pairs as PyTorch's area mean has it, columns
+    # in pairs
+    rows = np.stack(
+        [images[:, i * 6 // h : -(-(i + 1) * 6 // h)].mean(axis=1) for i in range(h)], axis=1
+    )
+    down = np.stack(
+        [rows[:, :, i * 8 // w : -(-(i + 1) * 8 // w)].mean(axis=2) for i in range(w)], axis=2
+    )
+    signal = jnp.asarray(down / 127.5 - 1, jnp.float32)
+    rec, _, vq = jax.jit(lambda p: Tokenizer(smaller).apply({"params": p}, signal))(params)
+    expected = 0.2 * np.abs(rec - signal).mean() + ((rec - signal) ** 2).mean() + vq
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
+    assert metrics["code_usage"].shape == (2,)
+    assert jax.tree.map(jnp.shape, after.params) == jax.tree.map(jnp.shape, params)
+
+
+def test_load_drops_terms_whose_optional_weights_are_missing(monkeypatch, caplog):
+    def none(path=""):
+        raise UserError("there are no weights of EfficientNet-Lite0")
+
+    config = small.train_config(
+        "tokenizer",
+        "",
+        loss=LossConfig(perceptual=1.0),
+        adversarial=AdversarialConfig(weight=0.4, discriminator="features"),
+    )
+    monkeypatch.setattr(efficientnet, "find_weights", none)
+    with caplog.at_level(logging.WARNING):
+        resolved, loaded = frozen_networks.load(config)
+    assert (resolved.loss.perceptual, resolved.adversarial.weight, loaded.params) == (
+        0.0,
+        0.0,
+        None,
+    )
+    assert ["loss.perceptual" in caplog.text, "adversarial.weight" in caplog.text] == [True, True]
+    assert all(
+        "pip install" in record.message and "\n" not in record.message for record in caplog.records
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("loss", {"perceptual": 1.0, "perceptual_weights": "/none.pth"}, "/none.pth"),
+        (
+            "loss",
+            {"perceptual": 1.0, "perceptual_network": "lpips"},
+            "loss.perceptual_weights is ''",
+        ),
+        (
+            "adversarial",
+            {"weight": 0.4, "discriminator": "features", "feature_weights": "/none.pth"},
+            "/none.pth",
+        ),
+        (
+            "adversarial",
+            {"weight": 0.4, "discriminator": "features", "feature_network": "dino"},
+            "adversarial.feature_weights is ''",
+        ),
+    ],
+)
+def test_load_refuses_named_weights_that_are_missing(section, changes, message):
+    config = small.train_config("tokenizer", "")
+    config = dataclasses.replace(
+        config, **{section: dataclasses.replace(getattr(config, section), **changes)}
+    )
+    with pytest.raises(UserError, match=message):
+        frozen_networks.load(config)
+
+
+def test_program_refuses_images_too_small_for_the_discriminator():
+    config = small.train_config("tokenizer", "", adversarial=dataclasses.replace(PATCH, layers=3))
+    with pytest.raises(
+        UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"
+    ):
+        Program(config, make_mesh(MeshConfig(8, 1)))
+    fits = dataclasses.replace(config, adversarial=dataclasses.replace(PATCH, start=0, layers=2))
+    smaller = dataclasses.replace(fits, progressive=ProgressiveConfig("1", 0.5))
+    with pytest.raises(
+        UserError, match="adversarial.layers is 2; it must be at most 1 for images of 2 pixels"
+    ):
+        Program(smaller, make_mesh(MeshConfig(8, 1)))
+    Program(
+        dataclasses.replace(smaller, adversarial=dataclasses.replace(PATCH, start=0.5, layers=2)),
+        make_mesh(MeshConfig(8, 1)),
+    )
