@@ -6,6 +6,8 @@ import json
 import pytest
 
 from helpers import small
+
+from var_jax.cli import config
 from var_jax.cli.main import main
 from var_jax.config.strict import plain
 from var_jax.config.train import default_config
@@ -72,6 +74,21 @@ def test_config_without_a_file(capsys):
     assert len(lines) == flat.count(":") - flat.count("{") + 1
     assert main(["config", "--diff"]) == 0
     assert capsys.readouterr().out == "# every key has its default value\n"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_lines_wrap_meanings_to_the_terminal(width):
+    """No line is wider than the terminal, and the words are those of the unwrapped lines: what is
+    wrapped is a comment on every line, and an assignment keeps its first line."""
+    values = plain(default_config().to_dict())
+    unwrapped = config.lines(values, values, values)
+    wrapped = config.lines(values, values, values, width=width)
+    assert max(map(len, wrapped)) <= width < max(map(len, unwrapped))
+    assert [line.split()[0] for line in wrapped if " = " in line.split("#")[0]] == [
+        line.split()[0] for line in unwrapped if " = " in line.split("#")[0]
+    ]
+    words = [line.replace("#", "").split() for line in (" ".join(wrapped), " ".join(unwrapped))]
+    assert words[0] == words[1]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,17 @@ example:
 """
 
 import argparse
+import shutil
+import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from var_jax.config.strict import plain
 from var_jax.errors import UserError
+
+MEANING_COLUMN = 44  # characters to the left of a key's meaning
+NARROWEST_MEANING = 40  # characters to wrap a meaning to
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -42,27 +48,33 @@ def run(args: argparse.Namespace) -> int:
 
     file = args.file or args.config
     given = read_config_dict(file, args.overrides) if file else default_config()
-    resolved = from_config_dict(given)
-    print(
-        "\n".join(
-            lines(
-                plain(given.to_dict()),
-                plain(resolved),
-                plain(default_config().to_dict()),
-                args.diff,
-            )
-        )
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    config_lines = lines(
+        plain(given.to_dict()),
+        plain(from_config_dict(given)),
+        plain(default_config().to_dict()),
+        diff=args.diff,
+        width=width,
     )
+    print("\n".join(config_lines))
     return 0
 
 
-def lines(given: Mapping, resolved: Mapping, default: Mapping, diff: bool = False) -> list[str]:
+def lines(
+    given: Mapping,
+    resolved: Mapping,
+    default: Mapping,
+    *,
+    diff: bool = False,
+    width: int | None = None,
+) -> list[str]:
     """Returns the lines of nested plain configs: `key = value  # meaning (default ...)`.
 
     Args:
-      given: values as they were written; what differs from the default is told by these.
+      given: values as they were written; they decide what differs from the default.
       resolved: the values that a run has, with those filled in that follow from others.
       diff: whether keys with their default value are left out.
+      width: columns to wrap meanings to, on lines that begin with `#`; None gives one line per key.
     """
     from var_jax.config.docs import sections
 
@@ -74,13 +86,27 @@ def lines(given: Mapping, resolved: Mapping, default: Mapping, diff: bool = Fals
             if diff and written == usual:
                 continue
             value = _at(resolved, key.path)
+            assignment = f"{key.path} = {written if value is None else value!r}"
             meaning = f"{key.meaning} (default {usual!r}{_others(key.choices, usual)})"
-            rows.append(
-                f"{f'{key.path} = {written if value is None else value!r}':<44}  # {meaning}"
-            )
+            rows += _commented(assignment, meaning, width)
         if rows:
-            out += [*([""] if out else []), f"# {section.name or 'run'}: {section.about}", *rows]
+            heading = f"{section.name or 'run'}: {section.about}"
+            out += [*([""] if out else []), *_commented("", heading, width), *rows]
     return out or ["# every key has its default value"]
+
+
+def _commented(assignment: str, comment: str, width: int | None) -> list[str]:
+    """Returns an assignment with a comment beside it, wrapped to a width where one is given."""
+    start = f"{assignment:<{MEANING_COLUMN}}  # " if assignment else "# "
+    if width is None or len(start) + len(comment) <= width:
+        return [start + comment]
+    indent = len(start) - 2 if assignment else 0
+    if indent > MEANING_COLUMN + 2 or width - indent < NARROWEST_MEANING:
+        # Beside a long value, or in a narrow terminal, no room is left: the meaning goes below.
+        below = textwrap.wrap(comment, max(width - 6, NARROWEST_MEANING), break_on_hyphens=False)
+        return [assignment, *(f"    # {line}" for line in below)]
+    first, *others = textwrap.wrap(comment, width - indent - 2, break_on_hyphens=False)
+    return [start + first, *(f"{'':{indent}}# {line}" for line in others)]
 
 
 def _others(choices: tuple, default: Any) -> str:
