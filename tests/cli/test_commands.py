@@ -254,7 +254,8 @@ def test_training_and_sampling_from_the_workdir(
     first = next(
         i for i, line in enumerate(told) if line.startswith("training the tokenizer on digits; ")
     )
-    assert told[first + 1].startswith("step 1/2, loss ") and told[-3].startswith("step 2/2, loss ")
+    assert told[first + 1].startswith("step 1/2, loss ") and told[-5].startswith("step 2/2, loss ")
+    assert "evaluating" in told[-4] and told[-3].startswith("step 2/2, held-out loss ")
     assert (
         "held-out PSNR" in told[-2]
         and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in told[-2]

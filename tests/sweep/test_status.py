@@ -62,6 +62,18 @@ def test_a_single_run(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("step", "state", "shown"),
+    [(39, "running", "running"), (40, "running", "evaluating"), (40, "done", "done")],
+)
+def test_read_names_the_last_evaluation(tmp_path, step, state, shown):
+    """A run that has taken its last step still evaluates for minutes; it must not look like one
+    that stands still at 100 %."""
+    told(tmp_path, step=step, state=state)
+    (row,) = status.read(tmp_path)
+    assert row.state == shown
+
+
 def test_lines_name_both_losses_and_refusals(tmp_path):
     """The loss that is trained on and the one that laws are fitted to are not the same; a refused
     run says why."""

@@ -178,6 +178,21 @@ def test_status_names_both_losses(tmp_path):
         assert status(tmp_path)["held_out_loss"] == held_out
 
 
+def test_write_shows_the_held_out_loss_at_once(tmp_path, capsys):
+    """Between the last step and the end lie the evaluation, a picture and a checkpoint, minutes in
+    which neither the terminal nor status.json may be silent on the loss that is known already."""
+    w = writer(tmp_path)
+    w.progress(100, 1.0, 8.0)
+    capsys.readouterr()
+    w.evaluating(100)
+    w.write(100, "val", {"loss": 2.5, "psnr": 21.0})
+    assert status(tmp_path)["held_out_loss"] == 2.5 and status(tmp_path)["state"] == "running"
+    assert capsys.readouterr().err.splitlines() == [
+        "step 100/100, evaluating on the held-out images",
+        "step 100/100, held-out loss 2.5, PSNR 21.00 dB",
+    ]
+
+
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -193,6 +208,7 @@ def test_other_processes_write_nothing(tmp_path, capsys):
     w.write(1, "train", {"loss": 1.0})
     w.image(1, "samples", np.zeros((2, 2, 3), np.uint8))
     w.progress(1, 1.0, 8.0)
+    w.evaluating(1)
     w.close("done")
     assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
 

@@ -35,7 +35,7 @@ class Row:
 
     Attributes:
       state: see `runs.Observed`; "queued (unconfirmed)" is a job that has not reported and that
-        only its scheduler knows of.
+        only its scheduler knows of, "evaluating" a running one that has taken its last step.
       step, steps, first: the current step, the last step, and the first one (for a branch, the
         step at which it left its trunk).
       eta: remaining seconds, or None.
@@ -171,10 +171,13 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         and runs.never_reported(observed)
     )
     speed = status.get("images_per_s") if observed.live else None
+    state = "queued (unconfirmed)" if is_unconfirmed else observed.state
+    if state == "running" and status.get("steps") and observed.step == status["steps"]:
+        state = "evaluating"
     return Row(
         id=directory.name,
         label=planned.get("label", ""),
-        state="queued (unconfirmed)" if is_unconfirmed else observed.state,
+        state=state,
         step=observed.step,
         steps=status.get("steps") or planned.get("steps"),
         first=planned.get("first_step", 0),

@@ -191,6 +191,7 @@ def train(
             """The held-out metrics of a state. A resumed run makes up what a stop or a kill cut
             off."""
             try:
+                writer.evaluating(number)
                 with throughput.paused():
                     metrics = evaluator.metrics(_averaged(run))
                     writer.write(number, "val", metrics)

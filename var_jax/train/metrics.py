@@ -93,6 +93,15 @@ class MetricWriter:
             else:
                 self._board.add_scalar(f"{split}/{name}", value, step)
         self._board.flush()
+        if split == "val" and "loss" in values:
+            psnr = f", PSNR {values['psnr']:.2f} dB" if "psnr" in values else ""
+            self._say(f"step {step}/{self._steps}, held-out loss {values['loss']:.4g}{psnr}")
+            self.status("running")  # a picture or a checkpoint may take minutes from here
+
+    def evaluating(self, step: int):
+        """Prints that the held-out images are measured next, which may take minutes."""
+        if self._enabled and (step, "val") not in self._kept:
+            self._say(f"step {step}/{self._steps}, evaluating on the held-out images")
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
         """A picture for TensorBoard."""
@@ -120,11 +129,7 @@ class MetricWriter:
             self._spoke = now
             seconds = (self._steps - step) * pace if step < self._steps else 0.0
             left = f", {tqdm.format_interval(seconds)} left" if math.isfinite(seconds) else ""
-            print(
-                f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._say(f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}")
 
     def progress(self, step: int, loss: float, images_per_s: float):
         """`advance`, and updates status.json.
@@ -193,6 +198,13 @@ class MetricWriter:
         self.status(state)
         with self._reporting():
             self._files.close(whole=state == "done")
+
+    def _say(self, line: str):
+        """Prints a line on stderr, above the bar where there is one."""
+        if self._bar.disable:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
     @property
     def _eta(self) -> float:
