@@ -1,6 +1,8 @@
-"""Compiles a config's train or sample step for a TPU slice that is not there, and tells whether it
-fits and how fast it can be at most. Needs no TPU, no data and no tokenizer directory, but the TPU
-compiler: pip install 'var-jax[aot]'.
+"""Compiles a config's train or sample step for a TPU slice that this machine does not have, and
+reports whether it fits into the chips' memory and how fast it can be at most.
+
+It needs no TPU, no data and no tokenizer directory, but the TPU compiler: pip install
+'var-jax[aot]'. The exit code is 0 where the step fits, and 1 where it does not.
 
 example:
   var-jax aot --config configs/imagenet256.py:d16 --topology v5e:16x16 --json d16.json
@@ -13,6 +15,7 @@ import os
 
 from etils import epath
 
+from var_jax.cli import long_work
 from var_jax.cli.args import add_config_argument, read_sized_config
 from var_jax.config.strict import require
 from var_jax.io import atomic
@@ -52,13 +55,19 @@ def run(args: argparse.Namespace) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU of this host must not be taken
     import jax
 
-    jax.config.update(
-        "jax_enable_compilation_cache", False
-    )  # the compile time is part of the report
+    # Each program is compiled anew, because the compile time is part of the report.
+    jax.config.update("jax_enable_compilation_cache", False)
     from var_jax.perf import aot_report, tpu_slices
 
-    found = aot_report.report(config, tpu_slices.named(args.topology), args.step, args.images)
-    print("\n".join(aot_report.lines(found)))
+    tpu_slice = tpu_slices.named(args.topology)
+    chips = len(tpu_slice.devices)
+    model = args.config if config.stage == "transformer" else f"the tokenizer of {args.config}"
+    with long_work.reported(
+        f"compiling the {args.step} step of {model} for {chips} chips of {args.topology}, which "
+        "takes minutes for a large model"
+    ):
+        figures = aot_report.report(config, tpu_slice, args.step, args.images)
+    print("\n".join(aot_report.lines(figures)))
     if args.json:
-        atomic.save(epath.Path(args.json), json.dumps(found, indent=1), "the figures")
-    return 0 if found["fits"] else 1
+        atomic.save(epath.Path(args.json), json.dumps(figures, indent=1), "the figures")
+    return 0 if figures["fits"] else 1
