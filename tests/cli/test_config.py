@@ -6,7 +6,6 @@ import json
 import pytest
 
 from helpers import small
-
 from var_jax.cli import config
 from var_jax.cli.main import main
 from var_jax.config.strict import plain
