@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="the TPU slice: a chip (v5e, v5p, v6e) and its shape in chips, such as v5e:2x2, "
+        help="TPU slice: a chip (v5e, v5p, v6e) and the slice's shape in chips, such as v5e:2x2, "
         "v5e:16x16 or v5p:4x4x8",
     )
     parser.add_argument(
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="the step to compile (default train)",
     )
     parser.add_argument(
-        "--images", type=int, help="of a sample step, over all chips (default: 8 per chip)"
+        "--images", type=int, help="images of a sample step over all chips (default: 8 per chip)"
     )
-    parser.add_argument("--json", metavar="F", help="also write the figures here")
+    parser.add_argument("--json", metavar="F", help="also write the figures to this file")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -143,7 +143,7 @@ def add_config_argument(parser: argparse.ArgumentParser):
         "--config",
         required=True,
         metavar="FILE.py[:ARG]",
-        help="configuration; "
+        help="config file, with its argument; "
         "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4; "
         "`var-jax config FILE.py[:ARG]` lists all keys with meanings and defaults",
     )

@@ -1,9 +1,9 @@
-"""Time of sampling or of a training step, beside the time that its FLOPs alone would take on this
-machine; or, with `tokens`, of training from a token cache beside training from images (the split is
-encoded first: give a short one).
+"""Measures the time of sampling or of a training step on this machine, and compares it with the time
+that its FLOPs alone would take; or, with `tokens`, compares training from a token cache with
+training from images (the split is encoded first, so give a short one).
 
-Sampling is also beside the time that moving its weights, keys and values would take, and split into
-transformer, sampling and decoder.
+Sampling is also compared with the time that moving its weights, keys and values would take, and
+split into transformer, sampling and decoder.
 
 example:
   var-jax bench sample --config configs/imagenet256.py:d16 --batch 1,8,64
@@ -25,21 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "what",
         choices=("sample", "train", "tokens"),
-        help="generation, one training step, or training from tokens beside from images",
+        help="sample: generation; train: a training step; tokens: training from tokens and from images",
     )
     add_config_argument(parser)
     parser.add_argument(
         "--batch",
         metavar="N[,N...]",
-        help="images at once (default: 1 to sample, else the config's); several for `sample` alone",
+        help="images per batch (default: 1 for sample, else the config's); several only for `sample`",
     )
     parser.add_argument(
         "--repeats",
         type=int,
         default=5,
-        help="measurements, of which the median counts (default 5)",
+        help="number of measurements, whose median is reported (default 5)",
     )
-    parser.add_argument("--json", metavar="F", help="also write the figures here")
+    parser.add_argument("--json", metavar="F", help="also write the figures to this file")
 
 
 def run(args: argparse.Namespace) -> int:

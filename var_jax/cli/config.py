@@ -2,7 +2,8 @@
 default.
 
 Without a file it lists all keys with their defaults. Keys of the tokenizer's section are replaced
-by those of `tokenizer_dir` when a transformer's run starts.
+by those of `tokenizer_dir` when a transformer's run starts. On a terminal, meanings are wrapped; in
+a pipe or a file there is one line per key.
 
 example:
   var-jax config configs/digits.py:d2
@@ -28,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         "file",
         nargs="?",
         metavar="FILE.py[:ARG]",
-        help="the config (default: the defaults alone); --config.KEY=VALUE overrides one key",
+        help="config file and its argument (default: show the defaults); --config.KEY=VALUE overrides "
+        "one key",
     )
     parser.add_argument(
-        "--config", metavar="FILE.py[:ARG]", help="the same, as other commands take it"
+        "--config", metavar="FILE.py[:ARG]", help="the same as the positional argument"
     )
     parser.add_argument(
-        "--diff", action="store_true", help="only the keys whose value is not the default"
+        "--diff", action="store_true", help="show only keys whose value is not the default"
     )
 
 

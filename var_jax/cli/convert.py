@@ -1,4 +1,4 @@
-"""Published PyTorch weights to a model directory, or a model directory back to published keys.
+"""Converts published PyTorch weights to a model directory, or a model directory back.
 
 example:
   var-jax convert --tokenizer vae_ch160v4096z32.pth --transformer var_d16.pth \\
@@ -20,27 +20,40 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="published tokenizer weights (.pth, .pt, .safetensors, .npz)",
     )
     parser.add_argument("--transformer", metavar="F", help="published transformer weights")
-    parser.add_argument("--scales", help="token-map sizes, coarse to fine, such as 1,2,3,4")
-    parser.add_argument("--num-heads", type=int, help="needed without QK-norm only")
-    parser.add_argument("--cosine-codes", action="store_true", help="codes are searched by cosine")
+    parser.add_argument(
+        "--scales",
+        help="sizes of the token maps, coarse to fine, such as 1,2,3,4; needed, since the weights do "
+        "not hold them",
+    )
+    parser.add_argument(
+        "--num-heads", type=int, help="number of heads; needed only for weights without QK-norm"
+    )
+    parser.add_argument(
+        "--cosine-codes", action="store_true", help="for a tokenizer that compares codes by cosine"
+    )
     parser.add_argument(
         "--norm-groups",
         type=int,
         default=32,
-        help="groups of the tokenizer's GroupNorms, which its weights do not tell (default 32)",
+        help="groups of the tokenizer's GroupNorms, which the weights do not hold (default 32)",
     )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="what weights are stored in (default float32)",
+        help="type that the weights are stored in (default float32)",
     )
     parser.add_argument(
         "--to-torch",
         action="store_true",
-        help="the way back: tokenizer.safetensors, transformer.safetensors",
+        help="convert back: write tokenizer.safetensors and transformer.safetensors with the published "
+        "keys",
     )
-    parser.add_argument("--model", metavar="DIR", help="model directory to convert back")
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="with --to-torch: model directory or training workdir to convert",
+    )
     parser.add_argument(
         "--out",
         required=True,

@@ -1,13 +1,13 @@
-"""Serves a local web page that generates images of a class, coarse to fine, and edits them where
-one paints.
+"""Serves a local web page that generates images of a class, coarse to fine, and edits them inside a
+painted mask.
 
 example:
   var-jax demo --model runs/quickstart
   var-jax demo --model models/d16 --dtype bfloat16 --port 8000
 
-Needs the extra: pip install 'var-jax[demo]'. The page is for this machine alone, unless --host is
-another address of it (0.0.0.0 is all of them): then everybody who reaches that may use it, without
-a password. Nothing is sent anywhere. Ctrl-C ends it.
+It needs the extra: pip install 'var-jax[demo]'. Only this machine can open the page, unless --host
+is another address of it (0.0.0.0 is all of them): then everybody who can reach that address may use
+it, without a password. Nothing is sent anywhere. Ctrl-C ends it.
 """
 
 import argparse
@@ -29,15 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--model",
         required=True,
         metavar="DIR",
-        help="model directory or training workdir; its "
-        "data.json, where it has one, names the classes",
+        help="model directory or training workdir; its data.json, if it has one, names the classes",
     )
     parser.add_argument(
         "--host",
         default="127.0.0.1",
         help="address of this machine to serve at (default 127.0.0.1)",
     )
-    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page (default 7860)")
     add_dtype_argument(parser)
 
 

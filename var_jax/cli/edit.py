@@ -41,27 +41,32 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     region = parser.add_mutually_exclusive_group(required=True)
     region.add_argument(
-        "--mask", metavar="F", help="picture that is white where new content goes, black elsewhere"
+        "--mask",
+        metavar="F",
+        help="picture that is white where new content goes and black elsewhere",
     )
     region.add_argument(
-        "--box", metavar="y0,x0,y1,x1", help="the same as fractions of height and width"
+        "--box",
+        metavar="y0,x0,y1,x1",
+        help="rectangle that gets new content, as fractions of height and width: 0.5,0,1,1 is the "
+        "lower half",
     )
     region.add_argument(
         "--keep-scales",
         type=int,
         metavar="K",
-        help="no region: keep the image's first K scales, and "
-        "generate the finer ones (few: a variation; nearly all: other fine detail)",
+        help="instead of a region: keep the image's first K scales, and generate the finer ones "
+        "(few: a variation of the image; nearly all: other fine detail)",
     )
     parser.add_argument(
-        "--outpaint", action="store_true", help="keep the region and generate the rest"
+        "--outpaint", action="store_true", help="keep the region and generate everything else"
     )
     parser.add_argument(
         "--from-scale",
         type=int,
         metavar="K",
-        help="first scale with new content, from 0; the later, "
-        "the closer to the image (default: the first of more than 3 tokens)",
+        help="first scale with new content, counted from 0; the later, the closer to the image "
+        "(default: the first scale of more than 3 tokens)",
     )
     parser.add_argument(
         "--composite",
@@ -82,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--out",
         required=True,
         metavar="F.png",
-        help="a directory of several images or of a glob, and "
-        "where it ends in / or is one already; it then holds a PNG of each one's name",
+        help="the edited image; for several images or a glob, a directory that gets a PNG of each "
+        "image's name",
     )
     add_dtype_argument(parser)
     add_sampling_arguments(parser)

@@ -1,21 +1,23 @@
-"""Measures a set of samples, or a tokenizer's reconstructions, against real images; --json keeps
-all of it.
+"""Measures a set of samples, or a tokenizer's reconstructions, against real images.
 
-Images are FILE.npz (uint8 arr_0 of images, height, width, channels), a directory of image files, or
+Images are FILE.npz (arr_0, uint8, of (images, height, width, channels), as `generate` writes it), a
+directory of image files or of class folders, such as the one that a run trained on, or
 DATASET:SPLIT as a training config names them. The reference is brought to the size of the samples,
 or of the model.
 
 example:
+  var-jax evaluate --samples samples.npz --reference photos --json report.json
+  var-jax evaluate --model runs/tokenizer --reference photos/test --picture reconstruction.png
   var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad --json report.json
   var-jax evaluate --samples samples.npz --reference imagenet2012:validation --features inception \\
       --weights pt_inception-2015-12-05-6726825d.pth --json report.json
   var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json --picture rec.png
 
-The Fréchet distance is called FID only when measured by Inception v3. A sample's intervals (ci95)
-tell the noise of drawing as many images again; the floor tells what real images score against real
-images, at the counts beside it. Reconstructions are paired with the reference, so that their
-distance has neither floor nor interval: beside it is, for scale alone, real_against_real, of two
-disjoint halves of the reference.
+The Fréchet distance is called FID only when measured by Inception v3. The intervals (ci95) of a
+sample set are the noise of drawing as many images again; the floor is what real images score
+against real images, at the counts printed beside it. Reconstructions are paired with the reference,
+so that their distance has neither floor nor interval: real_against_real, the distance of two
+disjoint halves of the reference, is printed beside it for comparison only.
 """
 
 import argparse
@@ -30,62 +32,65 @@ from var_jax.io import atomic
 
 def add_arguments(parser: argparse.ArgumentParser):
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--samples", metavar="F", help="images to measure")
+    what.add_argument("--samples", metavar="F", help="sampled images to measure")
     what.add_argument(
         "--model",
         metavar="DIR",
-        help="model whose reconstructions of the reference are measured; of a "
-        "workdir, its averaged weights",
+        help="model directory or training workdir (its averaged weights) whose reconstructions of the "
+        "reference are measured",
     )
-    parser.add_argument("--reference", required=True, metavar="F", help="real images")
-    parser.add_argument("--json", metavar="F", help="also write the whole report here")
+    parser.add_argument(
+        "--reference", required=True, metavar="F", help="real images to compare with"
+    )
+    parser.add_argument("--json", metavar="F", help="also write the full report to this file")
     parser.add_argument(
         "--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale"
     )
     parser.add_argument(
         "--floor",
         metavar="F",
-        help="with --samples: other real images to measure the floor by, such "
-        "as the training split (default: two halves of the reference)",
+        help="with --samples: other real images, such as the training split, whose distance from the "
+        "reference is the floor (default: two halves of the reference)",
     )
     parser.add_argument(
         "--agreement",
         metavar="F",
-        help="with --samples that have labels: labelled training images, "
-        "such as the folder that a run trained on, to fit a classifier on, which tells how many "
-        "samples show their class",
+        help="with --samples that have labels: labeled training images, such as the folder that a run "
+        "trained on, to fit a classifier on; it reports the share of samples that show their class",
     )
-    add_image_arguments(parser, "the reference", "crop; of a workdir, as its images were")
+    add_image_arguments(parser, "the reference", "crop; for a workdir, as in its training")
     add_feature_arguments(parser)
     parser.add_argument(
         "--perceptual",
         choices=("efficientnet", "lpips", "none"),
-        help="with --model: perceptual distance (default efficientnet)",
+        help="with --model: network of the perceptual distance (default efficientnet)",
     )
-    parser.add_argument("--perceptual-weights", metavar="F", help="its network's weights")
-    parser.add_argument("--perceptual-heads", metavar="F", help="of lpips: its linear layers")
+    parser.add_argument(
+        "--perceptual-weights", metavar="F", help="weights of the perceptual distance's network"
+    )
+    parser.add_argument("--perceptual-heads", metavar="F", help="linear layers of lpips")
     parser.add_argument(
         "--num",
         type=int,
         default=0,
-        help="measure this many of the samples, or with --model of the "
-        "reference, drawn by the seed (default: all)",
+        help="measure only this many of the samples, or with --model of the reference, chosen by the "
+        "seed (default: all)",
     )
     parser.add_argument(
         "--resamples",
         type=int,
-        help="with --samples: bootstrap resamples for intervals (default 20)",
+        help="with --samples: number of bootstrap resamples for the intervals (default 20)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=0,
-        help="of the images that --num draws, of halves and of resamples (default 0)",
+        help="seed of the choice of --num, of the halves and of the resamples (default 0)",
     )
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        help="of the reference's features, '' for none (default ~/.cache/var_jax/features)",
+        help="where the reference's features are kept; '' keeps none (default ~/.cache/var_jax/features)",
     )
 
 
@@ -94,20 +99,20 @@ def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default:
         "--resize",
         choices=("crop", "whole", "pad"),
         default="crop" if default == "crop" else None,
-        help=f"how images of {whose} are brought to size, as in training; those that have it are "
-        f"taken as they are (default {default})",
+        help=f"how images of {whose} are brought to size, as data.resize in training; images of that "
+        f"size are taken as they are (default {default})",
     )
     parser.add_argument(
         "--data-dir",
         default="",
         metavar="DIR",
-        help="where prepared data sets lie, as data.data_dir",
+        help="directory of prepared data sets, as data.data_dir",
     )
     parser.add_argument(
         "--source-dir",
         default="",
         metavar="DIR",
-        help="raw files of a data set, as data.source_dir",
+        help="directory of a data set's raw files, as data.source_dir",
     )
 
 

@@ -21,46 +21,59 @@ def add_arguments(parser: argparse.ArgumentParser):
         "source", metavar="D|F.csv|F.jsonl", help="a sweep's directory, or a table of runs"
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="where fit.json, report.md and PNGs go"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="directory for fit.json, report.md and the plots",
     )
     parser.add_argument(
         "--resamples",
         type=int,
         default=1000,
         metavar="N",
-        help="of the bootstrap over runs; 0 leaves it out (default 1000)",
+        help="number of bootstrap resamples over runs; 0 leaves the intervals out (default 1000)",
     )
     parser.add_argument(
-        "--map", default="", metavar="OURS=THEIRS,...", help="the file's names of our columns"
+        "--map",
+        default="",
+        metavar="COLUMN=NAME,...",
+        help="the file's own NAME of a COLUMN listed above",
     )
     parser.add_argument(
         "--predict",
         action="append",
         default=[],
         metavar="NAME=X[,NAME=X]",
-        help="loss at params=1e9, at compute=1e21 (with the optimal size), or at params=..,tokens=..",
+        help="predict the loss at params=1e9, at compute=1e21 (with the optimal size), or at "
+        "params=..,tokens=..; may be repeated",
     )
     parser.add_argument(
         "--irreducible",
         default="",
         metavar="E|COLUMN=E,...",
-        help="E is given rather than fitted; 0 makes a pure power law",
+        help="value of E, which is then not fitted; 0 makes a pure power law",
     )
     parser.add_argument(
         "--huber",
         type=float,
         default=1e-3,
         metavar="DELTA",
-        help="where the loss of a log-loss residual turns linear (default 1e-3, as published)",
+        help="threshold of the Huber loss on residuals of the log loss (default 1e-3, as published)",
     )
     parser.add_argument(
-        "--law", default="", metavar="Y~X", help="instead: y = A x^exponent of any two columns"
+        "--law", default="", metavar="Y~X", help="fit y = A x^exponent to any two columns instead"
     )
     parser.add_argument(
-        "--sigma", default=None, metavar="COLUMN", help="with --law: standard deviation of log y"
+        "--sigma",
+        default=None,
+        metavar="COLUMN",
+        help="with --law: column of the standard deviations of log y",
     )
     parser.add_argument(
-        "--group", default=None, metavar="COLUMN", help="with --law: one law a value of this column"
+        "--group",
+        default=None,
+        metavar="COLUMN",
+        help="with --law: one law per value of this column",
     )
 
 

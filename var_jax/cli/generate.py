@@ -1,11 +1,12 @@
 """Draws a sample set of evaluation size, shuffled, as `.npz`: arr_0 uint8 (N, height, width,
 channels), arr_1 labels.
 
-Start the same command again after a kill, on any number of hosts: what is drawn is kept, and the
-file is the same to the last byte, on as many devices of one kind a host at one --batch-size (others
-round the last bits of a pixel otherwise, and may not go on with it). On several hosts that see the
-same --out, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere add to
-the I-th  --num-processes N --process-id I  (they share files alone, and need not reach each other).
+After a kill, start the same command again, on any number of hosts: images that are drawn already
+are kept. The file is the same to the last byte where --batch-size and the number and kind of
+devices per host are the same; others may round the last bits of a pixel differently, and cannot go
+on with the set. On several hosts that see the same --out, start the same command on every host: TPU
+pods, SLURM and GKE are recognized; elsewhere add  --num-processes N --process-id I  to the I-th of
+N, counted from 0. The processes share files only, and need no connection to each other.
 
 example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
@@ -41,12 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="model directory or training workdir"
     )
-    parser.add_argument("--num", required=True, type=int, help="images")
+    parser.add_argument("--num", required=True, type=int, help="number of images")
     parser.add_argument(
         "--out",
         required=True,
         metavar="F.npz",
-        help="F.npz.partial lies beside it until it is whole",
+        help="the sample set; while it is incomplete, images are kept in F.npz.partial beside it",
     )
     parser.add_argument(
         "--labels",
@@ -54,13 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         help=f"in turn: {class_labels.HELP} (default: balanced, every class in turn)",
     )
     parser.add_argument(
-        "--png", metavar="DIR", help="also write PNG files, named by place and label"
+        "--png", metavar="DIR", help="also write PNG files, named by index and label"
     )
     parser.add_argument(
         "--batch-size",
         type=int,
-        help="images that a device draws at once (default: what fits, or "
-        "of a set that is begun, what it was begun with)",
+        help="images per device at once (default: as many as fit; for a set that is begun, as it was "
+        "begun)",
     )
     add_partner_arguments(parser)
     add_dtype_argument(parser)
@@ -71,12 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=float,
         default=1.0,
         metavar="SHARE",
-        help="keep this share of what is drawn, the best of each class (default 1)",
+        help="keep this share of the drawn images, the best of each class (default 1)",
     )
     reject.add_argument(
         "--reject-reference",
         metavar="F",
-        help="labelled real images to fit the classifier on: "
+        help="labeled real images to fit the classifier on: "
         "a directory of class folders, DATASET:SPLIT, or FILE.npz with arr_1",
     )
     add_image_arguments(reject, "that reference")

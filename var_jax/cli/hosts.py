@@ -16,8 +16,8 @@ READING = ("status",)  # any number of processes may look at the same files
 def add_host_arguments(parser: argparse.ArgumentParser):
     """The options of a command whose processes share files alone, and need not reach each other."""
     hosts = parser.add_argument_group("several processes")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
 
 
 def check_host_arguments(args: argparse.Namespace) -> bool:

@@ -19,8 +19,8 @@ from var_jax.io import storage_messages
 COMMANDS = {
     "train": "train the stage that a config names; resumes by itself",
     "config": "every key of a config with its value, meaning and default",
-    "sample": "labelled image grid from a trained model",
-    "reconstruct": "originals beside reconstructions, scale by scale",
+    "sample": "grid of sampled images with class titles, from a trained model",
+    "reconstruct": "originals beside their reconstructions, scale by scale",
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "demo": "local web page that generates and edits",
     "convert": "published PyTorch weights to a model directory, or back",
@@ -28,10 +28,10 @@ COMMANDS = {
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",
     "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or a tokenizer's reconstruction",
     "quickstart": "both stages of a config, samples and a short report, in one go",
-    "bench": "time of sampling or training beside the FLOP floor",
+    "bench": "time of sampling or training, compared with what the FLOPs alone would take",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
     "status": "progress of a sweep or of a run",
-    "aot": "compile a step for a TPU slice that is not there: memory, collectives, MFU bound",
+    "aot": "memory, collectives and MFU bound of a step compiled for a TPU slice, without the slice",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
 
@@ -75,7 +75,7 @@ def _dispatch(argv: list[str]) -> int:
         print(
             "usage: var-jax COMMAND [options]",
             *lines,
-            "var-jax COMMAND --help tells its options.",
+            "var-jax COMMAND --help lists the options of a command, with an example.",
             sep="\n",
         )
         return 0

@@ -18,10 +18,16 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="a config with both stages: FILE.py:tokenizer, and FILE.py for the transformer",
     )
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where model, samples and report go"
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="directory for the model, samples and report",
     )
     parser.add_argument(
-        "--samples", type=int, default=1000, help="samples that the report judges (default 1000)"
+        "--samples",
+        type=int,
+        default=1000,
+        help="number of samples that the report measures (default 1000)",
     )
 
 

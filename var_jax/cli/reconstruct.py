@@ -1,4 +1,4 @@
-"""Originals beside their reconstructions from the first scale, the first two, ... and all of them.
+"""Shows originals beside their reconstructions from the first scale, the first two, ... and all.
 
 example:
   var-jax reconstruct --model runs/quickstart --images 'photos/*.jpg' --out reconstructions.png

@@ -1,4 +1,4 @@
-"""Samples a labelled grid of images, one class a column.
+"""Samples a grid of images, one class per column, titled with its name.
 
 example:
   var-jax sample --model runs/quickstart --labels 0-9 --num 100 --out samples.png
@@ -18,7 +18,8 @@ from var_jax.sampling import settings
 log = logging.getLogger(__name__)
 
 SCHEDULES = """cfg, top-k, top-p and temperature each take
-  NUMBER      the same at every scale; of cfg what it rises to, linearly from 0 at the first scale, as published
+  NUMBER      the same at every scale; for cfg the value at the last scale, to which guidance rises
+              linearly from 0 at the first scale, as published
   FIRST:LAST  a linear ramp over the scales; --cfg 2:2 is guidance of 2 at every scale
   A,B,C,...   one number per scale, coarse to fine"""
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--num",
         type=int,
         default=0,
-        help="images, labels repeated in turn (default: one per label)",
+        help="number of images; the labels are repeated in turn (default: one image per label)",
     )
     parser.add_argument(
         "--out", required=True, metavar="F.png", help="the grid, one class per column"
@@ -40,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--strip",
         metavar="F.png",
-        help="also every image after each scale, one row per image: best with a small --num",
+        help="also save every image after each scale, one row per image; best with a small --num",
     )
     parser.add_argument(
-        "--gif", metavar="F.gif", help="also the grid as it becomes finer, scale by scale"
+        "--gif", metavar="F.gif", help="also save an animation of the grid, scale by scale"
     )
     add_partner_arguments(parser)
     add_dtype_argument(parser)
@@ -58,7 +59,10 @@ def add_partner_arguments(parser: argparse.ArgumentParser):
         "scales, which have the most tokens and need the least",
     )
     parser.add_argument(
-        "--from-scale", type=int, metavar="K", help="the first scale that --then draws, from 0"
+        "--from-scale",
+        type=int,
+        metavar="K",
+        help="the first scale that --then draws, counted from 0",
     )
 
 
@@ -75,7 +79,7 @@ def add_dtype_argument(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
-        help="what the models compute in (default: as their configs say)",
+        help="type that the models compute in (default: as in their configs)",
     )
 
 
@@ -86,39 +90,45 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         for name, preset in settings.PRESETS.items()
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same images (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the random draws; the same seed gives the same images (default 0)",
     )
     group.add_argument(
         "--preset",
         choices=tuple(settings.PRESETS),
         default="fid",
-        help=f"settings that the options below change one by one (default fid; {described})",
+        help=f"values of the options below where they are not given (default fid; {described})",
     )
     group.add_argument(
-        "--cfg", type=_schedule(float), metavar="SCHEDULE", help="guidance, 0 for none"
+        "--cfg",
+        type=_schedule(float),
+        metavar="SCHEDULE",
+        help="classifier-free guidance; 0 for none",
     )
     group.add_argument(
         "--top-k",
         type=_schedule(int),
         metavar="SCHEDULE",
-        help="draw from this many of the likeliest codes, 0 for off",
+        help="sample from this many of the likeliest codes only; 0 for all",
     )
     group.add_argument(
         "--top-p",
         type=_schedule(float),
         metavar="SCHEDULE",
-        help="draw from this share of their probability, 0 for off",
+        help="sample from the likeliest codes that hold this share of the probability only; 0 for all",
     )
     group.add_argument(
         "--temperature",
         type=_schedule(float),
         metavar="SCHEDULE",
-        help="divides the logits: below 1 for likelier codes, above 1 for more varied ones",
+        help="divisor of the logits: below 1 for likelier codes, above 1 for more varied ones",
     )
     group.add_argument(
         "--smooth",
         action=argparse.BooleanOptionalAction,
-        help="mix code vectors: prettier, not for measuring",
+        help="mix the code vectors by their probabilities: smoother images, not for measuring",
     )
 
 

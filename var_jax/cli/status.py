@@ -1,6 +1,7 @@
-"""Progress of a sweep or of a single run: state, steps, time left, MFU, losses, restarts.
+"""Shows the progress of a sweep or of a single run: state, steps, time left, MFU, losses, restarts.
 
 The training loss is that of the last logged step, the held-out loss that of the last evaluation.
+"evaluating" is a run that has taken its last step and measures the held-out images.
 
 example:
   var-jax status runs/sweep
@@ -10,7 +11,7 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-    parser.add_argument("directory", metavar="D", help="a sweep's directory, or a run's workdir")
+    parser.add_argument("directory", metavar="D", help="directory of a sweep, or workdir of a run")
 
 
 def run(args: argparse.Namespace) -> int:

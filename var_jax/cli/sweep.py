@@ -1,9 +1,9 @@
-"""Expands a config's get_sweep() into runs and sees them through: submits, polls, starts dead ones
-again, exits.
+"""Trains all runs of a config's get_sweep(): submits them, polls them and restarts dead ones, until
+all have ended.
 
-Done runs are skipped and live ones attached to, so the command may be killed (Ctrl-C too) and given
-again at any time: the runs go on meanwhile. `--stop` asks them to save and end. `var-jax status D`
-tells how far they are.
+Finished runs are skipped and live ones are attached to, so that the command may be killed (Ctrl-C
+too) and started again at any time; the runs go on meanwhile. `--stop` asks them to save and end.
+`var-jax status D` shows their progress.
 
 example:
   var-jax sweep --config configs/scaling.py:fashion --config.data.tokens_dir=runs/fashion/tokens \\
@@ -23,44 +23,47 @@ from var_jax.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, metavar="D", help="the sweep's directory; a run is in D/ID"
+        "--workdir",
+        required=True,
+        metavar="D",
+        help="directory of the sweep; each run has the workdir D/ID",
     )
     parser.add_argument(
         "--backend",
         choices=("local", "slurm", "jobset"),
         default="local",
-        help="what starts the runs (default local: processes of this machine)",
+        help="scheduler that starts the runs (default local: processes on this machine)",
     )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the backend, such as partition=tpu",
+        help="option of the backend, such as partition=tpu; may be repeated",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="runs at a time, 0 for no bound (default: local 1, others no bound)",
+        help="number of runs at a time; 0 for no limit (default: 1 for local, else no limit)",
     )
     parser.add_argument(
         "--max-restarts",
         type=int,
         default=5,
         metavar="N",
-        help="of a run that fails, before it is given up; preemptions with progress do not count "
-        "(default 5)",
+        help="number of restarts after which a failing run is given up; preemptions with progress do "
+        "not count (default 5)",
     )
     parser.add_argument(
-        "--retry", action="store_true", help="give runs that were given up another chance"
+        "--retry", action="store_true", help="start runs again that were given up or refused"
     )
     parser.add_argument(
         "--interval",
         type=float,
         default=10.0,
         metavar="S",
-        help="seconds between two looks at the runs (default 10)",
+        help="seconds between two polls of the runs (default 10)",
     )
     parser.add_argument(
         "--stop", action="store_true", help="ask the live runs to save and end, and exit"
@@ -68,16 +71,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the runs, their FLOPs and cost, and what the scheduler would get",
+        help="check the runs, print their FLOPs, cost and commands, and start nothing",
     )
     parser.add_argument(
-        "--chip", default="v5p", help="chip that --dry-run counts hours of (default v5p)"
+        "--chip", default="v5p", help="chip whose hours --dry-run estimates (default v5p)"
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of its peak that is reached (default 0.4)"
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="share of the chip's peak that training is assumed to reach (default 0.4)",
     )
     parser.add_argument(
-        "--price", type=float, default=0.0, help="of a chip-hour, for the cost column"
+        "--price",
+        type=float,
+        default=0.0,
+        help="price of a chip-hour; adds a cost column to --dry-run",
     )
 
 

@@ -1,10 +1,10 @@
 """Encodes the data of a config once, so that training reads tokens and needs neither images nor a
 tokenizer.
 
-Start the same command again after a kill, on any number of hosts: finished files are kept. On
-several hosts that see the same --out, the same command on every one divides the work: TPU pods,
-SLURM and GKE are recognized; elsewhere add to the I-th  --num-processes N --process-id I  (they
-share files alone, and need not reach each other).
+After a kill, start the same command again, on any number of hosts: finished files are kept. On
+several hosts that see the same --out, the same command on every host divides the work: TPU pods,
+SLURM and GKE are recognized; elsewhere add  --num-processes N --process-id I  to the I-th of N,
+counted from 0. The processes share files only, and need no connection to each other.
 
 example:
   var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens --views 8
@@ -31,22 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="model directory or workdir of the tokenizer"
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="the cache")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory of the token cache")
     parser.add_argument(
         "--views",
         type=int,
         default=1,
-        help="passes over the training split, each with random crops "
-        "of its own, drawn by the config's seed (default 1)",
+        help="number of passes over the training split, each with its own random crops, which the "
+        "config's seed determines (default 1)",
     )
     parser.add_argument(
         "--splits",
         default="train,test",
-        help="train (data.train_split), test (data.eval_split) or "
-        "both (default); what the cache has already is kept",
+        help="train (data.train_split), test (data.eval_split) or both (default); splits that the "
+        "cache already has are kept",
     )
     parser.add_argument(
-        "--batch", type=int, help="images a device encodes at once (default: by their size)"
+        "--batch", type=int, help="images per device at once (default: by their size)"
     )
     add_host_arguments(parser)
 

@@ -4,8 +4,8 @@ example:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer
   var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer --workdir runs/d2
 
-On several hosts, the same command on every one: TPU pods, SLURM and GKE are recognised; elsewhere
-add to the I-th
+On several hosts, start the same command on every host: TPU pods, SLURM and GKE are recognized.
+Elsewhere, add to the I-th of N (counted from 0)
   --coordinator HOST:PORT --num-processes N --process-id I
 """
 
@@ -23,7 +23,10 @@ from var_jax.errors import Preempted, UserError
 def add_arguments(parser: argparse.ArgumentParser):
     add_config_argument(parser)
     parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where checkpoints, metrics and samples go"
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="directory of the run: checkpoints, metrics, samples",
     )
     parser.add_argument(
         "--profile",
@@ -31,22 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="trace COUNT steps from STEP on into DIR/profile, for TensorBoard or Perfetto",
     )
     hosts = parser.add_argument_group("several processes")
-    hosts.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    hosts.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    hosts.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    hosts.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="address at which process 0 listens"
+    )
+    hosts.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    hosts.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
     hosts.add_argument(
         "--start-timeout",
         type=int,
         default=300,
         metavar="SECONDS",
-        help="in which all must have come (default: %(default)s)",
+        help="time within which all processes must have started (default %(default)s)",
     )
     hosts.add_argument(
         "--peer-timeout",
         type=int,
         default=60,
         metavar="SECONDS",
-        help="all end when one gives no sign of life for as long (default: %(default)s)",
+        help="all processes end when one has not responded for this long (default %(default)s)",
     )
 
 
