@@ -1,6 +1,7 @@
-"""Measures the time of sampling or of a training step on this machine, and compares it with the time
-that its FLOPs alone would take; or, with `tokens`, compares training from a token cache with
-training from images (the split is encoded first, so give a short one).
+"""Measures the time of sampling or of a training step on this machine, beside what its FLOPs take.
+
+With `tokens` it compares training from a token cache with training from images; the split is
+encoded first, so give a short one.
 
 Sampling is also compared with the time that moving its weights, keys and values would take, and
 split into transformer, sampling and decoder.
@@ -25,13 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "what",
         choices=("sample", "train", "tokens"),
-        help="sample: generation; train: a training step; tokens: training from tokens and from images",
+        help="sample: generation; train: a training step; tokens: training from tokens and from "
+        "images",
     )
     add_config_argument(parser)
     parser.add_argument(
         "--batch",
         metavar="N[,N...]",
-        help="images per batch (default: 1 for sample, else the config's); several only for `sample`",
+        help="images per batch (default: 1 for sample, else the config's); several only for "
+        "`sample`",
     )
     parser.add_argument(
         "--repeats",

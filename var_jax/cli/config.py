@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "file",
         nargs="?",
         metavar="FILE.py[:ARG]",
-        help="config file and its argument (default: show the defaults); --config.KEY=VALUE overrides "
-        "one key",
+        help="config file and its argument (default: show the defaults); --config.KEY=VALUE "
+        "overrides one key",
     )
     parser.add_argument(
         "--config", metavar="FILE.py[:ARG]", help="the same as the positional argument"

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--transformer", metavar="F", help="published transformer weights")
     parser.add_argument(
         "--scales",
-        help="sizes of the token maps, coarse to fine, such as 1,2,3,4; needed, since the weights do "
-        "not hold them",
+        help="sizes of the token maps, coarse to fine, such as 1,2,3,4; needed, since the weights "
+        "do not hold them",
     )
     parser.add_argument(
         "--num-heads", type=int, help="number of heads; needed only for weights without QK-norm"
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--to-torch",
         action="store_true",
-        help="convert back: write tokenizer.safetensors and transformer.safetensors with the published "
-        "keys",
+        help="convert back: write tokenizer.safetensors and transformer.safetensors with the "
+        "published keys",
     )
     parser.add_argument(
         "--model",

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     what.add_argument(
         "--model",
         metavar="DIR",
-        help="model directory or training workdir (its averaged weights) whose reconstructions of the "
-        "reference are measured",
+        help="model directory or training workdir (its averaged weights) whose reconstructions of "
+        "the reference are measured",
     )
     parser.add_argument(
         "--reference", required=True, metavar="F", help="real images to compare with"
@@ -49,14 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--floor",
         metavar="F",
-        help="with --samples: other real images, such as the training split, whose distance from the "
-        "reference is the floor (default: two halves of the reference)",
+        help="with --samples: other real images, such as the training split, whose distance from "
+        "the reference is the floor (default: two halves of the reference)",
     )
     parser.add_argument(
         "--agreement",
         metavar="F",
-        help="with --samples that have labels: labeled training images, such as the folder that a run "
-        "trained on, to fit a classifier on; it reports the share of samples that show their class",
+        help="with --samples that have labels: labeled training images, such as the folder that a "
+        "run trained on, to fit a classifier on; it reports the share of samples that show "
+        "their class",
     )
     add_image_arguments(parser, "the reference", "crop; for a workdir, as in its training")
     add_feature_arguments(parser)
@@ -73,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--num",
         type=int,
         default=0,
-        help="measure only this many of the samples, or with --model of the reference, chosen by the "
-        "seed (default: all)",
+        help="measure only this many of the samples, or with --model of the reference, chosen by "
+        "the seed (default: all)",
     )
     parser.add_argument(
         "--resamples",
@@ -90,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        help="where the reference's features are kept; '' keeps none (default ~/.cache/var_jax/features)",
+        help="where the reference's features are kept; '' keeps none (default "
+        "~/.cache/var_jax/features)",
     )
 
 
@@ -99,8 +101,8 @@ def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default:
         "--resize",
         choices=("crop", "whole", "pad"),
         default="crop" if default == "crop" else None,
-        help=f"how images of {whose} are brought to size, as data.resize in training; images of that "
-        f"size are taken as they are (default {default})",
+        help=f"how images of {whose} are brought to size, as data.resize in training; images of "
+        f"that size are taken as they are (default {default})",
     )
     parser.add_argument(
         "--data-dir",

@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--batch-size",
         type=int,
-        help="images per device at once (default: as many as fit; for a set that is begun, as it was "
-        "begun)",
+        help="images per device at once (default: as many as fit; for a set that is begun, as it "
+        "was begun)",
     )
     add_partner_arguments(parser)
     add_dtype_argument(parser)

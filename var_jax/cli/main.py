@@ -26,12 +26,12 @@ COMMANDS = {
     "convert": "published PyTorch weights to a model directory, or back",
     "tokenize": "token cache of a data set, so that training reads no images; resumable",
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",
-    "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or a tokenizer's reconstruction",
+    "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or reconstructions",
     "quickstart": "both stages of a config, samples and a short report, in one go",
     "bench": "time of sampling or training, compared with what the FLOPs alone would take",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
     "status": "progress of a sweep or of a run",
-    "aot": "memory, collectives and MFU bound of a step compiled for a TPU slice, without the slice",
+    "aot": "memory, collectives, MFU bound of a step compiled for a TPU slice that is elsewhere",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
 

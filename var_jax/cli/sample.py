@@ -117,7 +117,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         "--top-p",
         type=_schedule(float),
         metavar="SCHEDULE",
-        help="sample from the likeliest codes that hold this share of the probability only; 0 for all",
+        help="sample from the likeliest codes that hold this share of the probability only; 0 for "
+        "all",
     )
     group.add_argument(
         "--temperature",

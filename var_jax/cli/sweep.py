@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=int,
         default=5,
         metavar="N",
-        help="number of restarts after which a failing run is given up; preemptions with progress do "
-        "not count (default 5)",
+        help="number of restarts after which a failing run is given up; preemptions with progress "
+        "do not count (default 5)",
     )
     parser.add_argument(
         "--retry", action="store_true", help="start runs again that were given up or refused"
