@@ -1,5 +1,7 @@
-"""What the guides tell a new user to write and to type works."""
+"""What the README and the guides say to write and to type works."""
 
+import argparse
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,10 +11,18 @@ from PIL import Image
 
 from var_jax.cli.args import read_config
 from var_jax.cli.main import COMMANDS, main
+from var_jax.config.docs import sections
 from var_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-GUIDE = ROOT / "docs" / "guides" / "train.md"
+TRAIN = ROOT / "docs" / "guides" / "train.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TYPED = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+GENERATED = "reference/"  # by launch/docs_reference.py, when the site is built
+
+
+def relative(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -26,10 +36,17 @@ def commands(path: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("var-jax ")]
 
 
+def options(command: str) -> set[str]:
+    """The options that a command's parser knows."""
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"var_jax.cli.{command}").add_arguments(parser)
+    return {option for action in parser._actions for option in action.option_strings}
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch) -> str:
     """The guide's config, where its commands are given, beside images of two classes."""
-    (source,) = blocks(GUIDE, "python")
+    (source,) = blocks(TRAIN, "python")
     monkeypatch.chdir(tmp_path)
     Path("photos.py").write_text(source)
     for name in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
@@ -40,64 +57,76 @@ def photos(tmp_path, monkeypatch) -> str:
 
 
 def test_own_images_config_resolves(photos):
-    """Both stages are of 64x64 images, as the page's title says."""
+    """Both stages are of 64x64 images, as the page says."""
     color = ["--config.tokenizer.in_channels=3"]  # else the data's, when a run starts
-    tokenizer, transformer = read_config(f"{photos}:tokenizer", color), read_config(photos, color)
+    tokenizer = read_config(f"{photos}:tokenizer", color)
+    transformer = read_config(photos, color)
     assert (tokenizer.stage, transformer.stage) == ("tokenizer", "transformer")
-    assert tokenizer.tokenizer == transformer.tokenizer and tokenizer.tokenizer.image_shape[:2] == (
-        64,
-        64,
-    )
-    assert transformer.transformer.depth == 4 and transformer.transformer.width == 128
-    larger = read_config(
-        f"{photos}:tokenizer", [*color, "--config.tokenizer.scales=1,2,3,4,6,8,12,16"]
-    )
+    assert tokenizer.tokenizer == transformer.tokenizer
+    assert tokenizer.tokenizer.image_shape[:2] == (64, 64)
+    assert transformer.transformer.depth == 4
+    assert transformer.transformer.width == 128
+    scales = "--config.tokenizer.scales=1,2,3,4,6,8,12,16"
+    larger = read_config(f"{photos}:tokenizer", [*color, scales])
     assert larger.tokenizer.image_shape[:2] == (128, 128)
     with pytest.raises(UserError, match=r"photos\.py"):
         read_config(f"{photos}:large")
 
 
 def test_own_images_sweep_expands(photos, capsys):
-    """Four sizes, each by keys that are there; without a tokenizer the dry run still tells what
-    they cost."""
+    """Four sizes, each by keys that exist; without a tokenizer the dry run still prints what they
+    cost."""
     assert main(["sweep", "--config", photos, "--workdir", "runs/sweep", "--dry-run"]) == 0
     table = capsys.readouterr().out.splitlines()
-    assert [
-        f"depth={depth}" in line for depth, line in zip((2, 3, 4, 6), table[1:], strict=False)
-    ] == [True] * 4
-    assert len(table) == 6 and not Path("runs").exists()
+    for depth, line in zip((2, 3, 4, 6), table[1:], strict=False):
+        assert f"depth={depth}" in line
+    assert len(table) == 6
+    assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("page", [GUIDE, ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TYPED, ids=relative)
 def test_guides_commands_exist(page):
-    found = commands(page)
-    assert len(found) > 5 and all(command[0] in COMMANDS for command in found)
+    """Every command, option and config key that a page says to type exists: a renamed one would
+    answer with exit code 2."""
+    keys = {f"--config.{key.path}" for section in sections() for key in section.keys}
+    for command, *words in commands(page):
+        assert command in COMMANDS, command
+        known = options(command) | (keys if "--config" in options(command) else set())
+        flags = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert flags <= known, f"{command}: {flags - known}"
 
 
-@pytest.mark.parametrize("page", [GUIDE, ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", TYPED, ids=relative)
 def test_guides_inputs_are_made_by_commands_before(page):
     """A reader who types the page from top to bottom has every image, sample set and token cache
-    that a command takes; models of other people (models/...) and the quickstart's, which a script
-    makes, apart."""
-    made = {"runs/quickstart"}
+    that a command takes; the quickstart's model, which a script makes, other people's models
+    (models/...) and the placeholder of a cache (TOKENS) apart."""
+    inputs = (
+        "--image",
+        "--samples",
+        "--model",
+        "--config.tokenizer_dir",
+        "--config.data.tokens_dir",
+    )
+    made = {"runs/quickstart", "models", "TOKENS"}
     for command in commands(page):
         flags = dict(zip(command, command[1:], strict=False))
-        flags |= dict(
-            word.split("=", 1) for word in command if word.startswith("--config.") and "=" in word
-        )
-        for flag in (
-            "--image",
-            "--samples",
-            "--model",
-            "--config.tokenizer_dir",
-            "--config.data.tokens_dir",
-        ):
-            value = flags.get(flag, "models/")
-            known = any(value == name or value.startswith(f"{name}/") for name in made)
-            assert (
-                known
-                or value.startswith("models/")
-                or command[0] == "sweep"
-                and page.name == "README.md"
-            ), command
+        for word in command:
+            if word.startswith("--config.") and "=" in word:
+                name, _, value = word.partition("=")
+                flags[name] = value
+        for flag in inputs:
+            value = flags.get(flag)
+            known = any(value == name or f"{value}".startswith(f"{name}/") for name in made)
+            assert value is None or known, command
         made |= {flags[flag] for flag in ("--out", "--png", "--workdir") if flag in flags}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_docs_links_lead_somewhere(page):
+    """Every relative link and picture of a page is a file of the repository; the site's build also
+    checks headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith(("http", GENERATED)):
+            assert (page.parent / target).exists(), target
