@@ -1,0 +1,1 @@
+"""Files: checkpoints, model directories, weights of the published code, pictures, atomic writes."""

@@ -1,0 +1,1 @@
+"""What a run trains: parameters, loss, metrics and picture of either stage."""

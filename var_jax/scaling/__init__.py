@@ -1,0 +1,1 @@
+"""Power-law fits of tables of runs, with intervals, predictions, plots and reports."""

@@ -1,0 +1,1 @@
+"""Scripts that make the tables of docs/results; they are not part of the API."""
