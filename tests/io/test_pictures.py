@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from var_jax.errors import UserError
-from var_jax.io.pictures import grid, save_gif, save_png, strip, title, to_uint8
+from var_jax.io.pictures import grid, image, save_gif, save_png, strip, title, to_uint8
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -67,6 +67,16 @@ def test_floats():
     )
     assert to_uint8(jnp.ones((1, 2, 2, 3), jnp.bfloat16)).dtype == np.uint8
     assert grid(jnp.ones((2, 4, 4, 1)), columns=5).size == (2 * 96 + 4, 96)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_image_keeps_channels_and_pixels(channels, mode):
+    """An edited gray image is a gray file again, so that it goes through other tools, and through
+    the next edit, as the original does."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    picture = image(pixels)
+    assert picture.mode == mode
+    np.testing.assert_array_equal(np.asarray(picture).reshape(pixels.shape), pixels)
 
 
 def test_strip_has_titles_above():

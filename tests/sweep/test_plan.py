@@ -306,6 +306,28 @@ def test_expand_takes_sizes_from_the_data(tmp_path, monkeypatch):
     assert left[0].config.transformer.num_classes == 3 and left[0].config.tokenizer.in_channels == 3
 
 
+@pytest.mark.parametrize("spelling", ["photos/", "./photos", "photos/../photos", "photos//"])
+def test_expand_takes_spellings_of_a_folder_for_one(spelling, tmp_path):
+    """A sweep that is started again with another spelling of its folder goes on; a run of an
+    earlier version, whose id came from that spelling, is found again too."""
+    key = "data.source_dir"
+    ((expected,), (run,)) = (
+        expand({key: source}, workdir=str(tmp_path)) for source in ("photos", spelling)
+    )
+    assert run.id == expected.id == plan.run_id(expected.config)
+    earlier = plan.run_id(run.config)
+    assert earlier != run.id
+    (tmp_path / earlier).mkdir()
+    assert expand({key: spelling}, workdir=str(tmp_path))[0].id == earlier
+
+
+def test_expand_keeps_addresses_of_buckets():
+    """An address in a bucket is no path of this machine: `//` is part of it."""
+    source = "gs://bucket//photos/"
+    (run,) = expand({"data.source_dir": source})
+    assert run.id == plan.run_id(run.config)
+
+
 def test_expand_refuses_an_empty_family():
     assert "no runs" in refused()
 

@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
             **sampling_arguments(args),
         )
     for place, one in zip(places, edited, strict=True):
-        pictures.save_png(place, pictures.grid(one[None], columns=1, scale=1))
+        pictures.save_png(place, pictures.image(one))
     print(
         f"edited image in {args.out}"
         if len(files) == 1

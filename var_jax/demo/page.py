@@ -300,7 +300,7 @@ def _result(
     links = "".join(
         f'<a class="download" download="{name}{part}.png" href="{_data_url(one)}">{text}</a>'
         for part, text, one in (
-            ("", "Download image", _picture(row[-1])),
+            ("", "Download image", pictures.image(row[-1])),
             ("_strip", "Download strip", strip),
         )
     )
@@ -323,14 +323,11 @@ def _figure(image: UInt8[np.ndarray, "H W c"], title: str, side: int) -> str:
     )
     kind = ' class="pixels"' if factor > 1 else ""
     caption = f"<figcaption>{title}</figcaption>" if title else ""
+    source = _data_url(pictures.image(image))
     return (
-        f'<figure><img{kind} width="{shown}" alt="{title or "result"}" src="{_data_url(_picture(image))}">{caption}'
+        f'<figure><img{kind} width="{shown}" alt="{title or "result"}" src="{source}">{caption}'
         "</figure>"
     )
-
-
-def _picture(image: UInt8[np.ndarray, "H W c"]) -> Image.Image:
-    return pictures.grid(image[None], columns=1, scale=1)
 
 
 def magnified(image: UInt8[np.ndarray, "H W c"]) -> Image.Image:

@@ -47,6 +47,12 @@ def grid(
     )
 
 
+def image(pixels: Float[np.ndarray, "h w c"] | UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    """Returns one image at its own size, without a margin: gray with 1 channel, RGB with 3."""
+    values = to_uint8(pixels)
+    return Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+
+
 def strip(
     rows: Sequence[Images],
     column_titles: Sequence[str] | None = None,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -160,7 +161,7 @@ def expand(
         if trunk is not None:
             _require_branch(config, trunk.config)
         trunk_id = trunk.id if trunk else ""
-        id = run_id(config, trunk_id, tokenizer)
+        id = _id_in(workdir, config, trunk_id, tokenizer)
         run = Run(id, "", config, flags, trunk_id)
         members_by_id.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
         return runs.setdefault(run.id, run)
@@ -229,6 +230,20 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
     if tokenizer:
         values["tokenizer_fingerprint"] = tokenizer
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
+
+
+def _id_in(workdir: str, config: TrainConfig, trunk: str, tokenizer: str) -> str:
+    """Returns a run's id, the same for `photos`, `photos/` and `./photos` as data.source_dir.
+
+    A run that an earlier version began under the id of another spelling keeps that id.
+    """
+    spelled = run_id(config, trunk, tokenizer)
+    source = config.data.source_dir
+    normal = os.path.normpath(source) if source and "://" not in source else source
+    if normal == source or (epath.Path(workdir) / spelled).exists():
+        return spelled
+    data = dataclasses.replace(config.data, source_dir=normal)
+    return run_id(dataclasses.replace(config, data=data), trunk, tokenizer)
 
 
 def _require_branch(branch: TrainConfig, trunk: TrainConfig):
