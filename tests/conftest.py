@@ -1,17 +1,60 @@
-"""Eight host devices for every test, whatever the caller's environment says, set before JAX
-starts."""
+"""Sets up the process that runs the tests: eight host devices, and programs that compile fast."""
 
 import gc
 import os
 import signal
+import subprocess
+import sys
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    )
+import pytest
 
-import pytest  # noqa: E402
+# The tests' programs are small, so that XLA spends more time on optimizing them than they run:
+# without LLVM's optimization and XLA's newer fusion emitters, they compile much faster.
+FAST_COMPILATION = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+# Whether this process's parent has found that its version of XLA knows these flags: it aborts on
+# one that it does not know.
+ARE_KNOWN_ENV = "VAR_JAX_TESTS_FAST_COMPILATION"
+
+
+def pytest_configure(config: pytest.Config):
+    """Sets JAX's environment before any test module imports it.
+
+    Slow tests run the programs that a user runs, with all optimization: they run longer than they
+    compile.
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in flags:
+        flags += " --xla_force_host_platform_device_count=8"
+    is_slow = config.option.markexpr == "slow"
+    if not is_slow and FAST_COMPILATION[0] not in flags and _are_known(FAST_COMPILATION):
+        flags = " ".join((flags, *FAST_COMPILATION))
+    os.environ["XLA_FLAGS"] = flags.strip()
+
+
+def _are_known(flags: tuple[str, ...]) -> bool:
+    """Returns whether the installed XLA starts with these flags."""
+    if ARE_KNOWN_ENV not in os.environ:
+        start = subprocess.run(
+            [sys.executable, "-c", "import jax; jax.devices()"],
+            env={**os.environ, "XLA_FLAGS": " ".join(flags)},
+            capture_output=True,
+            check=False,
+        )
+        os.environ[ARE_KNOWN_ENV] = str(start.returncode)
+    return os.environ[ARE_KNOWN_ENV] == "0"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    r"""Escapes bytes of file names that are not UTF-8 in what a test has printed: pytest's processes
+    cannot send them to each other."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
 
 # What runs in a shell's background ignores Ctrl-C, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
