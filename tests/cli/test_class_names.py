@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers import small, toy_network
+from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.evaluate import features
@@ -47,11 +48,6 @@ def titles(monkeypatch):
         ),
     )
     return drawn
-
-
-def run(capsys, *argv) -> str:
-    assert main([str(a) for a in argv]) == 0
-    return capsys.readouterr().out
 
 
 def test_sample_takes_names_and_titles_all_pictures_by_them(

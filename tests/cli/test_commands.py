@@ -7,23 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import small
+from helpers import small, tiles
+from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import COMMANDS, main
+from var_jax.io.pictures import to_uint8
 from var_jax.io.torch_file import read_tensors
-
-
-def run(capsys, *argv) -> str:
-    assert main([str(a) for a in argv]) == 0
-    return capsys.readouterr().out
-
-
-@pytest.fixture
-def image(tmp_path):
-    """A grey image of the small model's size."""
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    return tmp_path / "image.png"
 
 
 def pixels(path) -> np.ndarray:
@@ -97,7 +86,9 @@ def test_a_grid_of_samples(capsys, model_dir, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.png", "new"]
 
 
-def test_reconstructions_beside_the_original(capsys, model_dir, image, tmp_path):
+def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, image, tmp_path):
+    """The strip's tiles are, pixel for pixel and from left to right, the image and the pipeline's
+    reconstructions from one, two and three scales."""
     out = tmp_path / "rec.png"
     text = run(
         capsys,
@@ -112,11 +103,14 @@ def test_reconstructions_beside_the_original(capsys, model_dir, image, tmp_path)
         out,
     )
     signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
-    rec = Pipeline.from_pretrained(model_dir).reconstruct(signal)[-1]
-    psnr = -10 * np.log10(np.mean((rec - signal) ** 2) / 4)
+    steps = Pipeline.from_pretrained(model_dir).reconstruct(signal)
+    psnr = -10 * np.log10(np.mean((steps[-1] - signal) ** 2) / 4)
     assert text == f"1 images in {out}; PSNR {psnr:.2f} dB\n"
-    strip = pixels(out)
-    assert strip.shape[1] > 4 * strip.shape[0] / 2  # the original and three scales, side by side
+    with Image.open(out) as strip:
+        places = [tiles.corner(strip, pixels(image)[..., None])]
+        places += [tiles.corner(strip, to_uint8((step + 1) / 2)[0]) for step in steps]
+    tops, lefts = zip(*places, strict=True)
+    assert len(places) == 4 and len(set(tops)) == 1 and list(lefts) == sorted(set(lefts))
 
 
 def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path):
@@ -226,7 +220,8 @@ def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_p
 def test_training_and_sampling_from_the_workdir(
     capsys, digits_dir, model_dir, tmp_path, monkeypatch
 ):
-    """Two steps of each stage by the command line; the transformer's workdir is a whole model."""
+    """Two steps of each stage by the command line; the transformer's workdir is a whole model: the
+    picture shows the image that a pipeline loaded from there samples."""
     monkeypatch.setenv(
         "SLURM_NTASKS", "1"
     )  # alone: this process has used JAX, and cannot join others any more
@@ -278,4 +273,6 @@ def test_training_and_sampling_from_the_workdir(
         "--out",
         tmp_path / "one.png",
     )
-    assert pixels(tmp_path / "one.png").std() > 1
+    sample = Pipeline.from_pretrained(tmp_path / "run").sample([1], as_uint8=True)
+    with Image.open(tmp_path / "one.png") as picture:
+        tiles.corner(picture, sample[0])

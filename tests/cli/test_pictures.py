@@ -6,15 +6,11 @@ import pytest
 from PIL import Image, ImageSequence
 
 from helpers import small
+from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import main
 
 SIDE = (96 // 8) * np.array([6, 8])  # of a magnified image of the small model: 72 x 96 pixels
-
-
-def run(capsys, *argv) -> str:
-    assert main([str(a) for a in argv]) == 0
-    return capsys.readouterr().out
 
 
 def pixels(path) -> np.ndarray:

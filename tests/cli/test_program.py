@@ -16,13 +16,6 @@ from var_jax.io.checkpoint import Checkpoints
 from var_jax.io.torch_convert import write_torch
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    file = tmp_path / "small_run.py"
-    file.write_text(small.CONFIG_FILE)
-    return file
-
-
 def command(*argv, file_size: int | None = None) -> subprocess.CompletedProcess:
     """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk."""
     limit = "" if file_size is None else f"ulimit -f {file_size}; "

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from helpers.image_bytes import idx
 from var_jax.config.train import DataConfig
 from var_jax.data import builders, loader, prepare, sources
 from var_jax.errors import UserError
@@ -86,10 +87,6 @@ def test_preparing_twice_at_once_and_being_stopped(tmp_path, monkeypatch):
     (tmp_path / "digits" / "1.0.0" / "features.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         sources.open_split(data, "test")
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
 
 
 @pytest.fixture

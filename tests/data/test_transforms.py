@@ -1,17 +1,10 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.image_bytes import saved
 from var_jax.data import transforms
 from var_jax.errors import UserError
-
-
-def file(image: Image.Image, kind: str, **options) -> bytes:
-    content = io.BytesIO()
-    image.save(content, kind, **options)
-    return content.getvalue()
 
 
 def gradient(height: int, width: int) -> np.ndarray:
@@ -44,18 +37,18 @@ def test_every_mode_becomes_bytes_of_one_or_three_channels(mode, kind, channels)
         image = Image.fromarray(np.full((5, 7), 0xFFFF, np.uint16))
     else:
         image = Image.new("RGB", (7, 5), "white").convert(mode)
-    pixels = transforms.decode(file(image, kind), "x")
+    pixels = transforms.decode(saved(image, kind), "x")
     assert pixels.dtype == np.uint8 and pixels.shape == (5, 7, channels)
     assert pixels.min() >= 250  # white stays white: a palette is looked up, 16 bits are scaled
 
 
 def test_damage_and_other_files_are_named():
-    content = file(Image.fromarray(gradient(64, 64)), "JPEG")
+    content = saved(Image.fromarray(gradient(64, 64)), "JPEG")
     for broken in (
         content[: len(content) // 2],
         b"no image",
         b"",
-        file(Image.new("F", (4, 4)), "TIFF"),
+        saved(Image.new("F", (4, 4)), "TIFF"),
     ):
         with pytest.raises(UserError, match="cat.jpg does not decode") as error:
             transforms.decode(broken, "cat.jpg")

@@ -76,3 +76,9 @@ def tiff(
         + struct.pack("<I", 0)
     )
     return b"II" + struct.pack("<HI", 42, 8 + len(data)) + data + directory
+
+
+def idx(array: np.ndarray, sizes: tuple[int, ...] = ()) -> bytes:
+    """Returns an idx file of bytes, as MNIST has them, whose header says other `sizes` if asked to."""
+    header = bytes([0, 0, 8, array.ndim])
+    return header + struct.pack(f">{array.ndim}I", *(sizes or array.shape)) + array.tobytes()

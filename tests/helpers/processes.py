@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 POLL_SECONDS = 0.02
@@ -194,6 +194,14 @@ def environment(cache: Path, devices: int) -> dict[str, str]:
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
+
+
+def wait_for(holds: Callable[[], bool], seconds: float = 30):
+    """Waits until a condition holds, which it must in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"it does not hold after {seconds} s"
+        time.sleep(POLL_SECONDS)
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
 """Nested dicts of arrays come back from their files as they were, and files are whole or absent."""
 
 import resource
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers.trees import assert_same
 from var_jax.errors import UserError
 from var_jax.io.array_file import load_arrays, save_arrays
-
-
-def assert_same(a: Any, b: Any):
-    """Asserts that two trees have the same structure, dtypes and values."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
 
 
 def test_save_arrays_round_trips(tmp_path):

@@ -11,6 +11,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from helpers.trees import assert_same
 from var_jax.errors import UserError
 from var_jax.io import storage_messages
 from var_jax.io.checkpoint import Checkpoints
@@ -43,13 +44,6 @@ def abstract(state: State) -> State:
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-
-
-def assert_same(a: Any, b: Any):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
 
 
 def saved(directory, steps, keep=3) -> Checkpoints:

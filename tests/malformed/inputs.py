@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from helpers import small
+from helpers.image_bytes import idx
 from var_jax.io.torch_convert import write_torch
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 6, 8, 1), np.uint8)
@@ -117,11 +118,6 @@ def run_file(more: str = "") -> Callable[[], object]:
 
 def sweep(runs: str) -> Callable[[], object]:
     return run_file(f"\n\ndef get_sweep(arg=''):\n    return {runs}\n")
-
-
-def idx(array: np.ndarray, sizes: tuple[int, ...] = ()) -> bytes:
-    header = bytes([0, 0, 8, array.ndim])
-    return header + struct.pack(f">{array.ndim}I", *(sizes or array.shape)) + array.tobytes()
 
 
 def idx_files(then: Callable[[], object]) -> Callable[[], object]:

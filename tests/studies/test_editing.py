@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import small, toy_network
+from helpers import small, tiles, toy_network
+from helpers.studies import REFERENCE, studied_images
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError
@@ -162,7 +163,7 @@ def study(model_dir, digits_dir, tmp_path, monkeypatch):
                 "--model",
                 str(model_dir),
                 "--reference",
-                "digits:test[:40]",
+                REFERENCE,
                 "--training",
                 "digits:train[:80]",
                 "--resize",
@@ -185,7 +186,7 @@ def study(model_dir, digits_dir, tmp_path, monkeypatch):
     return run
 
 
-def test_a_study(study, capsys):
+def test_a_study(study, digits_dir, capsys):
     assert study() == 0
     found = json.loads((study.out / "editing.json").read_text())
     rows = found["rows"]
@@ -212,8 +213,10 @@ def test_a_study(study, capsys):
     own, others = calls[0]["labels"], calls[-1]["labels"]
     assert {call["from_scale"] for call in calls} == {0, 1, 2}
     assert [(label + 1) % 10 for label in own[: len(others)]] == others
-    with Image.open(study.out / "editing.png") as image:
-        assert min(image.size) > 500
+    images = studied_images(digits_dir, 10)
+    with Image.open(study.out / "editing.png") as picture:
+        for image in images[:2]:  # the original is shown once for each task
+            assert len(tiles.corners(picture, image)) == len(fills.TASKS)
     tables = (study.out / "editing.md").read_text()
     assert (
         tables.count("\n| model, from scale 2 |") == len(fills.TASKS) and "16.7% filled" in tables

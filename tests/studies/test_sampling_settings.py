@@ -3,13 +3,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from helpers import small, toy_network
 from var_jax import Pipeline
 from var_jax.evaluate import features
 from var_jax.sampling.settings import PRESETS, Ramp, settings
-from var_jax.studies import sampling_settings
+from var_jax.studies import rows, sampling_settings
 
 SHAPE = small.TOKENIZER.image_shape
 
@@ -149,6 +148,9 @@ def test_ratios_are_to_the_first(monkeypatch):
 
 
 def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
+    """Rows that are there are not sampled again, and the picture has a point at each row's value."""
+    figures, image_of = [], rows.image_of
+    monkeypatch.setattr(rows, "image_of", lambda figure: figures.append(figure) or image_of(figure))
     assert study("--what", "smooth") == 0
     found = json.loads((study.out / "effects.json").read_text())
     assert len(sampler.measured()) == 2 and len(found["rows"]) == 4
@@ -171,8 +173,20 @@ def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
     tables = (study.out / "effects.md").read_text()
     assert tables.count("| preset |") == tables.count("| smooth |") == 1 and "| cfg |" not in tables
     assert tables.count("**fid**") == tables.count("**off**") == 1 and "| greedy |" in tables
-    with Image.open(study.out / "effects.png") as image:
-        assert min(image.size) > 300
+    preset, smooth = figures[-1].axes[:2]
+    assert (preset.get_title(), smooth.get_title()) == ("preset", "smooth")
+    points = [
+        [float(bar.lines[0].get_ydata()[0]) for bar in axes.containers] for axes in (preset, smooth)
+    ]
+    assert [len(heights) for heights in points] == [3, 2]  # the base is in both panels
+    values = [
+        row["frechet_distance"]["value"]
+        for row in json.loads(before)["rows"].values()
+        if "settings" in row
+    ]
+    assert {round(height, 6) for heights in points for height in heights} == {
+        round(value, 6) for value in values
+    }
 
 
 def test_a_kill_loses_the_row_it_was_at(study, sampler, monkeypatch):

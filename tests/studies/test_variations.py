@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import toy_network
+from helpers import tiles, toy_network
+from helpers.studies import REFERENCE, studied_images
 from var_jax.evaluate import features
 from var_jax.studies import variations
 
@@ -39,7 +40,7 @@ def test_a_study(model_dir, digits_dir, tmp_path, monkeypatch, capsys):
                 "--model",
                 str(model_dir),
                 "--reference",
-                "digits:test[:40]",
+                REFERENCE,
                 "--training",
                 "digits:train[:80]",
                 "--resize",
@@ -67,8 +68,18 @@ def test_a_study(model_dir, digits_dir, tmp_path, monkeypatch, capsys):
     assert (
         0 < rows["enlarged"]["off"]["value"] < rows["variation, first 1 kept"]["off"]["value"]
     )  # of random weights
-    with Image.open(tmp_path / "continuing.png") as image:
-        assert min(image.size) > 300
+    images = studied_images(digits_dir, 10)
+    with Image.open(tmp_path / "continuing.png") as picture:
+        shown = [
+            [
+                tiles.corner(picture, column[i])
+                for column in (images, variations.enlarged(images, 2))
+            ]
+            for i in range(2)
+        ]
+    for original, small_enlarged in shown:  # side by side, in rows one below the other
+        assert original[0] == small_enlarged[0] and original[1] < small_enlarged[1]
+    assert shown[0][0][0] < shown[1][0][0] and shown[0][0][1] == shown[1][0][1]
     table = (tmp_path / "continuing.md").read_text()
     assert table.count("\n| ") == 8 and "small ones by 2" in table
     before = (tmp_path / "continuing.json").read_bytes()

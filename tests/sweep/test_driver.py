@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from helpers.processes import wait_for
 from sweep import drive
 from var_jax.errors import UserError
 from var_jax.scaling import table
@@ -42,13 +42,6 @@ def starts(sweep: driver.Sweep) -> list[int]:
 
 def states(sweep: driver.Sweep) -> list[str]:
     return [sweep.observe(r.id).state for r in sweep.runs]
-
-
-def wait_for(holds, seconds: float = 30):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 def test_every_run_is_started_once_and_done(stub, tmp_path):

@@ -2,10 +2,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from helpers.processes import wait_for
 from var_jax.errors import UserError
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.local import Local
@@ -19,13 +19,6 @@ WAITS = (
 
 def command(tmp_path, code: str) -> RunCommand:
     return RunCommand("r", str(tmp_path), (sys.executable, "-c", code))
-
-
-def wait_for(holds, seconds: float = 20):
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 def test_alive_until_stopped(tmp_path):

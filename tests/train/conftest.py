@@ -1,9 +1,11 @@
 """What the tests of runs share."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from helpers import small
+from helpers.batches import image_batch
 from helpers.runs import NoEvaluator
 from var_jax.train import evaluation
 
@@ -39,3 +41,15 @@ def configs(digits_dir, model_dir):
             "transformer", digits_dir, init_from=str(model_dir), tokenizer_dir=str(model_dir)
         ),
     }
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight random images."""
+    return image_batch(8)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """The small tokenizer's weights, on the device."""
+    return jax.tree.map(jnp.asarray, small.pipeline().params["tokenizer"])

@@ -32,17 +32,6 @@ QUARTIC = Perceptual(
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-@pytest.fixture(scope="module")
-def batch():
-    random = np.random.default_rng(0)
-    return {"image": random.integers(0, 256, (8, *small.TOKENIZER.image_shape), dtype=np.uint8)}
-
-
-@pytest.fixture(scope="module")
-def params():
-    return jax.tree.map(jnp.asarray, small.pipeline().params["tokenizer"])
-
-
 def at_last_kernel(hidden, cotangent):
     """The gradient of a 3x3 convolution's kernel, tap by tap, in float64."""
     h, w = hidden.shape[1:3]

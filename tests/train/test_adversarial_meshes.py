@@ -36,17 +36,6 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 @pytest.fixture(scope="module")
-def batch():
-    random = np.random.default_rng(0)
-    return {"image": random.integers(0, 256, (8, *small.TOKENIZER.image_shape), dtype=np.uint8)}
-
-
-@pytest.fixture(scope="module")
-def params():
-    return jax.tree.map(jnp.asarray, small.pipeline().params["tokenizer"])
-
-
-@pytest.fixture(scope="module")
 def on_meshes(batch):
     """{(data, model): (state after two steps, metrics, shardings)} against heads on features, with
     a perceptual term and revival."""

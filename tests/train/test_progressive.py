@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from helpers import small
+from helpers.batches import token_batch
+from helpers.numerics import log_softmax
 from var_jax.config.scales import Scales
 from var_jax.config.train import OptimizerConfig
 from var_jax.models.tokenizer import Tokenizer
@@ -20,23 +22,12 @@ SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
 
 @pytest.fixture(scope="module")
 def batch():
-    random = np.random.default_rng(0)
-    return {
-        "image": random.integers(0, 256, (4, *small.TOKENIZER.image_shape), dtype=np.uint8),
-        "tokens": random.integers(0, 16, (4, small.SCALES.total)).astype(np.int32),
-        "label": np.array([1, 0, 9, 10], np.int32),
-        "mask": np.array([True, False, True, True]),
-    }
+    return token_batch()
 
 
 @pytest.fixture(scope="module")
 def params():
     return small.pipeline().params
-
-
-def log_softmax(logits):
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):

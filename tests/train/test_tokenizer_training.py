@@ -28,17 +28,6 @@ from var_jax.train.state import TrainState
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-@pytest.fixture(scope="module")
-def batch():
-    random = np.random.default_rng(0)
-    return {"image": random.integers(0, 256, (8, *small.TOKENIZER.image_shape), dtype=np.uint8)}
-
-
-@pytest.fixture(scope="module")
-def params():
-    return jax.tree.map(jnp.asarray, small.pipeline().params["tokenizer"])
-
-
 @pytest.mark.slow
 def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
     """Within a few steps, and revived codes have no memory: neither moments nor an average of the

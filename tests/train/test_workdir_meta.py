@@ -23,7 +23,7 @@ def parameters(config: TrainConfig) -> int:
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_counts_are_those_of_the_model_and_it_is_json(stage):
+def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
     config = dataclasses.replace(CONFIG, stage=stage)
     found = json.loads(json.dumps(run_meta(config), allow_nan=False))
     assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
@@ -35,7 +35,7 @@ def test_counts_are_those_of_the_model_and_it_is_json(stage):
     )
 
 
-def test_the_three_definitions_of_compute():
+def test_run_meta_has_three_definitions_of_compute():
     found = run_meta(CONFIG)
     a_step, an_image = found["flops_per_step"], found["flops_per_image"]
     # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
@@ -47,11 +47,27 @@ def test_the_three_definitions_of_compute():
     assert a_step == {name: 8 * value for name, value in an_image.items()}
 
 
-def test_the_commit_is_gits_and_none_without_git(monkeypatch):
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=small.REFERENCE
-    )
-    if asked.returncode == 0:
-        assert workdir._git()["commit"] == asked.stdout.strip()
+def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
+    """In a repository of its own: the commit's hash, a change of a tracked file, and nothing where
+    there is no repository or no git."""
+    source = tmp_path / "var_jax" / "workdir.py"
+    source.parent.mkdir()
+    source.write_text("")
+    monkeypatch.setattr(workdir, "__file__", str(source))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert run_meta(CONFIG)["git"] is None
+
+    def git(*arguments: str) -> str:
+        author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *author, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    assert run_meta(CONFIG)["git"] == {"commit": commit, "dirty": False}
+    source.write_text("changed")
+    assert run_meta(CONFIG)["git"] == {"commit": commit, "dirty": True}
     monkeypatch.setenv("PATH", "")
-    assert workdir._git() is None
+    assert run_meta(CONFIG)["git"] is None

@@ -1,0 +1,18 @@
+"""What tests of the studies share: the digits that a study edits or continues."""
+
+import numpy as np
+
+from helpers import small
+from var_jax.evaluate import classifier
+from var_jax.evaluate.image_sets import open_images
+from var_jax.studies import fills
+
+REFERENCE = "digits:test[:40]"
+
+
+def studied_images(data_dir, num: int, seed: int = 0) -> np.ndarray:
+    """Returns the images that a study of `num` images of the small model takes from REFERENCE."""
+    images = open_images(
+        REFERENCE, shape=small.TOKENIZER.image_shape, resize="whole", data_dir=str(data_dir)
+    )
+    return classifier.load_all(fills.held_out(images, num, seed)[0], small.CLASSES)[0]
