@@ -5,7 +5,7 @@ from var_jax.cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (
             ["--topology", "v5e"],
@@ -17,14 +17,14 @@ from var_jax.cli.main import main
         (["--topology", "v5e:2x2", "--step", "serve"], "invalid choice: 'serve'"),
     ],
 )
-def test_a_mistake_is_one_line_before_anything_is_compiled(tmp_path, capsys, args, told):
+def test_aot_names_a_mistake_before_it_compiles(tmp_path, capsys, args, message):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_mesh_that_does_not_divide_names_what_does(tmp_path, capsys):
+def test_aot_names_meshes_that_divide(tmp_path, capsys):
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )

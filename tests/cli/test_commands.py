@@ -35,7 +35,7 @@ def test_help_lists_the_commands(capsys):
         assert all(f"  {name} " in text for name in COMMANDS)
 
 
-def test_a_grid_of_samples(capsys, model_dir, tmp_path):
+def test_sample_writes_a_grid(capsys, model_dir, tmp_path):
     out = tmp_path / "new" / "samples.png"
     assert run(
         capsys,
@@ -113,7 +113,7 @@ def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, im
     assert len(places) == 4 and len(set(tops)) == 1 and list(lefts) == sorted(set(lefts))
 
 
-def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path):
+def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path):
     edit = (
         "edit",
         "--model",
@@ -146,9 +146,9 @@ def test_an_edit_by_box_and_by_the_same_mask(capsys, model_dir, image, tmp_path)
 
 
 def test_conversion_there_and_back(capsys, tmp_path):
-    theirs, _, _ = small.reference("small_l2norm")
-    torch, back, scales = tmp_path / "torch", tmp_path / "back", theirs.config.tokenizer.scales
-    theirs.save(tmp_path / "model")
+    expected, _, _ = small.reference("small_l2norm")
+    torch, back, scales = tmp_path / "torch", tmp_path / "back", expected.config.tokenizer.scales
+    expected.save(tmp_path / "model")
     text = run(capsys, "convert", "--to-torch", "--model", tmp_path / "model", "--out", torch)
     assert text == f"written to {torch}; `convert` brings it back with --scales {scales}\n"
     assert sorted(f.name for f in torch.iterdir()) == [
@@ -167,13 +167,13 @@ def test_conversion_there_and_back(capsys, tmp_path):
         "--out",
         back,
     )
-    ours = Pipeline.from_pretrained(back)
-    for before, after in zip(theirs.to_torch(), ours.to_torch(), strict=True):
+    loaded = Pipeline.from_pretrained(back)
+    for before, after in zip(expected.to_torch(), loaded.to_torch(), strict=True):
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[key], after[key]) for key in before)
-    assert ours.config == theirs.config
+    assert loaded.config == expected.config
     assert len(dict(read_tensors(torch / "tokenizer.safetensors"))) == len(
-        theirs.to_torch(with_buffers=True)[0]
+        expected.to_torch(with_buffers=True)[0]
     )
     run(
         capsys,
@@ -193,7 +193,7 @@ def test_conversion_there_and_back(capsys, tmp_path):
     assert half.params["tokenizer"]["quantize"]["codebook"].dtype == "bfloat16"
 
 
-def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_path):
+def test_convert_says_which_flags_bring_a_model_back(capsys, model_dir, tmp_path):
     torch, again = tmp_path / "torch", tmp_path / "again"
     text = run(capsys, "convert", "--to-torch", "--model", model_dir, "--out", torch)
     needed = text.strip().partition("brings it back with ")[2].split()
@@ -209,11 +209,11 @@ def test_the_way_back_says_what_the_weights_do_not_tell(capsys, model_dir, tmp_p
         "--out",
         again,
     )
-    theirs, ours = Pipeline.from_pretrained(model_dir), Pipeline.from_pretrained(again)
+    original, loaded = Pipeline.from_pretrained(model_dir), Pipeline.from_pretrained(again)
     images = np.random.default_rng(0).uniform(-1, 1, (2, 6, 8, 1)).astype(np.float32)
-    np.testing.assert_array_equal(ours.encode(images), theirs.encode(images))
+    np.testing.assert_array_equal(loaded.encode(images), original.encode(images))
     np.testing.assert_array_equal(
-        ours.decode(ours.encode(images)), theirs.decode(theirs.encode(images))
+        loaded.decode(loaded.encode(images)), original.decode(original.encode(images))
     )
 
 
@@ -245,17 +245,19 @@ def test_training_and_sampling_from_the_workdir(
         )
         == 0
     )
-    told = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
     first = next(
-        i for i, line in enumerate(told) if line.startswith("training the tokenizer on digits; ")
+        i for i, line in enumerate(lines) if line.startswith("training the tokenizer on digits; ")
     )
-    assert told[first + 1].startswith("step 1/2, loss ") and told[-5].startswith("step 2/2, loss ")
-    assert "evaluating" in told[-4] and told[-3].startswith("step 2/2, held-out loss ")
+    assert lines[first + 1].startswith("step 1/2, loss ") and lines[-5].startswith(
+        "step 2/2, loss "
+    )
+    assert "evaluating" in lines[-4] and lines[-3].startswith("step 2/2, held-out loss ")
     assert (
-        "held-out PSNR" in told[-2]
-        and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in told[-2]
+        "held-out PSNR" in lines[-2]
+        and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in lines[-2]
     )
-    _, program, *following = shlex.split(told[-1])
+    _, program, *following = shlex.split(lines[-1])
     assert program == "var-jax" and following[-2:] == [
         "--workdir",
         f"{tmp_path / 'tokenizer'}-transformer",

@@ -70,11 +70,11 @@ def test_mistakes_are_told_before_a_model_is_loaded(refused, model_dir, tmp_path
     )
 
 
-def test_a_tokenizer_alone_has_no_page(refused, model_dir, tmp_path):
+def test_demo_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
     from var_jax.config.model import ModelConfig
 
-    whole = Pipeline.from_pretrained(model_dir)
-    Pipeline(ModelConfig(whole.config.tokenizer), {"tokenizer": whole.params["tokenizer"]}).save(
+    model = Pipeline.from_pretrained(model_dir)
+    Pipeline(ModelConfig(model.config.tokenizer), {"tokenizer": model.params["tokenizer"]}).save(
         tmp_path / "alone"
     )
     assert "a tokenizer alone; it must be one with a transformer" in refused(
@@ -179,10 +179,10 @@ class Page:
         self.page.locator(f"#{where} [role=status]", has_text=text).wait_for(timeout=WAIT_MS)
 
     def download(self, where: str, name: str) -> tuple[str, bytes]:
-        with self.page.expect_download() as found:
+        with self.page.expect_download() as result:
             self.page.locator(f"#{where} a", has_text=name).click()
-        with open(found.value.path(), "rb") as file:
-            return found.value.suggested_filename, file.read()
+        with open(result.value.path(), "rb") as file:
+            return result.value.suggested_filename, file.read()
 
     def tiles(self, where: str) -> list[np.ndarray]:
         sources = [
@@ -233,7 +233,7 @@ class Page:
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
+def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
     page = Page(chromium.new_page(viewport={"width": 1280, "height": 900}))
     page.page.set_default_timeout(WAIT_MS)
     addresses = set()
@@ -319,7 +319,7 @@ def test_the_page_in_a_browser(server, chromium, model_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
+def test_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
     here = {
         connection
         for process in (psutil.Process(server.process.pid),)
@@ -330,7 +330,7 @@ def test_the_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
     assert list(server.temporary.glob("var_jax_demo_*"))
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=60) == 0
-    told = server.told()
-    assert "Traceback" not in told
-    assert told.endswith(f"ready at http://127.0.0.1:{server.port}/ (Ctrl-C ends it)\nended\n")
+    output = server.told()
+    assert "Traceback" not in output
+    assert output.endswith(f"ready at http://127.0.0.1:{server.port}/ (Ctrl-C ends it)\nended\n")
     assert not list(server.temporary.glob("var_jax_demo_*"))

@@ -23,7 +23,7 @@ def toy(monkeypatch):
 
 
 @pytest.fixture
-def drawn(tmp_path):
+def sampled(tmp_path):
     np.savez(tmp_path / "drawn.npz", DRAWN)
     return tmp_path / "drawn.npz"
 
@@ -45,9 +45,10 @@ def command(digits_dir, tmp_path, *rest) -> list[str]:
     ]
 
 
-def test_samples(digits_dir, drawn, tmp_path, capsys):
+def test_samples(digits_dir, sampled, tmp_path, capsys):
     assert (
-        main(command(digits_dir, tmp_path, "--samples", drawn, "--floor", "digits:train[:50]")) == 0
+        main(command(digits_dir, tmp_path, "--samples", sampled, "--floor", "digits:train[:50]"))
+        == 0
     )
     printed = capsys.readouterr()
     assert "Fréchet distance, toy of 40 and 60 images, floor" in printed.out
@@ -64,7 +65,7 @@ def test_samples(digits_dir, drawn, tmp_path, capsys):
         "recall",
         "kid",
     }
-    assert main([*command(digits_dir, tmp_path, "--samples", drawn), "--num", "30"]) == 0
+    assert main([*command(digits_dir, tmp_path, "--samples", sampled), "--num", "30"]) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["samples"]["count"] == 30
 
 
@@ -107,11 +108,11 @@ def test_class_agreement(digits_dir, tmp_path, capsys):
     asked = ("--samples", tmp_path / "drawn.npz", "--agreement", "digits:train[:400]")
     assert main(command(digits_dir, tmp_path, *asked)) == 0
     assert "on the reference" in capsys.readouterr().out
-    found = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]["agreement"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]["agreement"]
     assert (
-        found["count"] == 60
-        and abs(found["value"] - 2 / 3) < 0.1
-        and found["on_reference"]["value"] > 0.9
+        report["count"] == 60
+        and abs(report["value"] - 2 / 3) < 0.1
+        and report["on_reference"]["value"] > 0.9
     )
     np.savez(tmp_path / "drawn.npz", batch.images)
     assert main(command(digits_dir, tmp_path, *asked)) == 2
@@ -138,7 +139,7 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out", "rec.png"]
 
 
-def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
+def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "var_jax.cli.evaluate.trained_on",
         lambda model: "whole" if model == str(model_dir) else None,
@@ -148,7 +149,7 @@ def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, caps
     monkeypatch.setattr(
         image_sets,
         "open_images",
-        lambda *args, **given: opened.append(given["resize"]) or open_images(*args, **given),
+        lambda *args, **options: opened.append(options["resize"]) or open_images(*args, **options),
     )
     monkeypatch.chdir(tmp_path)
     shared = ["--reference", "digits:test[:60]", "--data-dir", str(digits_dir), "--cache", ""]
@@ -160,7 +161,7 @@ def test_the_shortest_command_prints_alone(digits_dir, model_dir, tmp_path, caps
     assert opened == ["whole", "crop"]
 
 
-def test_a_workdir_tells_how_its_images_were_brought_to_size(model_dir, tmp_path):
+def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):
     assert evaluate.trained_on(None) is None and evaluate.trained_on(str(model_dir)) is None
     (tmp_path / "config.json").write_text(json.dumps({"data": {"resize": "pad"}}))
     assert evaluate.trained_on(str(tmp_path)) == "pad"
@@ -209,14 +210,14 @@ def test_a_workdir_tells_how_its_images_were_brought_to_size(model_dir, tmp_path
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(
-    digits_dir, drawn, tmp_path, capsys, rest, message
+    digits_dir, sampled, tmp_path, capsys, rest, message
 ):
     np.savez(tmp_path / "other.npz", DRAWN[:, :6])
     names = {
-        "{drawn}": drawn,
+        "{drawn}": sampled,
         "{other}": tmp_path / "other.npz",
         "{dir}": tmp_path,
-        "{drawn}/a.json": drawn / "a.json",
+        "{drawn}/a.json": sampled / "a.json",
     }
     arguments = [str(names.get(r, r)) for r in rest]
     assert main([*command(digits_dir, tmp_path), *arguments]) == 2

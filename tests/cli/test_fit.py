@@ -48,7 +48,7 @@ def read_fit(out):
     return json.loads((out / "fit.json").read_text())
 
 
-def test_a_grid_of_runs_gives_every_law_plot_and_prediction(tmp_path, capsys):
+def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
     x, y, theta = joint(shape=(8, 5), noise=1e-3)
     compute = 6 * x[:, 0] * x[:, 1]
     source = table_file(
@@ -136,7 +136,7 @@ def test_given_floor(tmp_path):
     assert law["alpha"]["ci95"][0] < theta[2] < law["alpha"]["ci95"][1]
 
 
-def test_a_strangers_table(tmp_path):
+def test_fit_reads_a_strangers_table(tmp_path):
     assert (
         run(
             DATA / "gadre_104.csv",
@@ -204,7 +204,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, wor
     assert not (tmp_path / "o").exists()
 
 
-def test_a_table_without_losses_or_inputs_is_named(tmp_path):
+def test_fit_names_a_table_without_losses_or_inputs(tmp_path):
     for text, words in (
         ("run,params\na,1\n", "starts with loss or err"),
         ("run,loss\na,1\n", "params nor a compute"),
@@ -224,7 +224,7 @@ def test_a_table_without_losses_or_inputs_is_named(tmp_path):
         ("a,1e6,\nb,,3\n", "b: params is ''"),
     ],
 )
-def test_a_table_of_which_no_row_can_be_used_is_a_mistake(tmp_path, law, rows, words):
+def test_fit_refuses_a_table_without_usable_rows(tmp_path, law, rows, words):
     """An empty report would pass for a fit: the command ends in one line that quotes the first
     reasons, and writes nothing."""
     (tmp_path / "a.csv").write_text("run,params,loss\n" + rows)
@@ -233,14 +233,14 @@ def test_a_table_of_which_no_row_can_be_used_is_a_mistake(tmp_path, law, rows, w
     assert "\n" not in str(error.value) and not (tmp_path / "o").exists()
 
 
-def test_a_table_whose_rows_all_contradict_each_other_is_a_mistake(tmp_path):
+def test_fit_refuses_a_table_whose_rows_all_contradict(tmp_path):
     """Nothing is left of it, and the reason is told."""
     (tmp_path / "a.csv").write_text("run,params,loss\na,1e6,3\na,1e6,2\n")
     with pytest.raises(UserError, match="no row can be fitted.*a: contradicts another row"):
         run(tmp_path / "a.csv", "--out", tmp_path / "o")
 
 
-def test_a_curve_of_steps_alone_says_what_is_missing(tmp_path):
+def test_fit_of_a_curve_of_steps_says_what_is_missing(tmp_path):
     """A run's own metrics know steps and losses, and neither sizes nor costs."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n')
     with pytest.raises(
@@ -249,7 +249,7 @@ def test_a_curve_of_steps_alone_says_what_is_missing(tmp_path):
         run(tmp_path / "metrics.jsonl", "--out", tmp_path / "o")
 
 
-def test_an_empty_size_beside_compute_takes_no_part(tmp_path):
+def test_fit_leaves_out_an_empty_size_beside_compute(tmp_path):
     """Rows without params are left out of curves by size, and the other rows are fitted."""
     x, y, _ = single(noise=1e-3)
     compute = 6e9 * x[:, 0] * np.linspace(1, 2, len(x))

@@ -40,7 +40,7 @@ def save_deep(pixels: np.ndarray, path):
 
 
 @pytest.mark.parametrize("save", [save_on_its_side, save_transparent, save_deep])
-def test_every_reader_gives_what_a_viewer_shows(save, plain, tmp_path):
+def test_readers_give_what_a_viewer_shows(save, plain, tmp_path):
     """`edit` and `reconstruct`, the demo, `evaluate` and training agree on a file's pixels."""
     folder = tmp_path / "photos" / "cat"
     folder.mkdir(parents=True)
@@ -64,7 +64,7 @@ def test_every_reader_gives_what_a_viewer_shows(save, plain, tmp_path):
         np.testing.assert_array_equal(pixels[..., 0], plain)
 
 
-def test_a_mask_meets_the_upright_image(plain, tmp_path):
+def test_edit_lays_a_mask_on_the_upright_image(plain, tmp_path):
     """A mask drawn over what a viewer shows of a photo stored on its side covers the same part."""
     large = np.kron(plain, np.ones((4, 4), np.uint8))
     save_on_its_side(large, tmp_path / "phone.png")

@@ -55,7 +55,7 @@ def contents() -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
-def test_the_table_of_malformed_inputs_has_every_case():
+def test_table_of_malformed_inputs_has_every_case():
     """A case that is added is added to the guide, by the command in this module's docstring."""
     table = Path(__file__).parents[2] / "docs" / "results" / "malformed_inputs.md"
     rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]

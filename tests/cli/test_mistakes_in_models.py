@@ -65,9 +65,9 @@ def test_convert_refuses_a_pickle_that_would_run_code(refused, tmp_path):
 
 
 def test_commands_refuse_a_checkpoint_cut_short(refused, tmp_path, model_dir):
-    whole, short = tmp_path / "whole.pth", tmp_path / "short.pth"
-    torch_writer.save(whole, small.reference(small.CASES[0])[0].to_torch()[0])
-    short.write_bytes(whole.read_bytes()[:5000])
+    full, short = tmp_path / "whole.pth", tmp_path / "short.pth"
+    torch_writer.save(full, small.reference(small.CASES[0])[0].to_torch()[0])
+    short.write_bytes(full.read_bytes()[:5000])
     assert "short.pth" in refused(
         "convert", "--tokenizer", short, "--scales", "1,2,3,4", "--out", "{out}"
     )
@@ -138,8 +138,8 @@ def test_sample_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
     from var_jax import Pipeline
     from var_jax.config.model import ModelConfig
 
-    whole = small.pipeline()
-    Pipeline(ModelConfig(small.TOKENIZER), {"tokenizer": whole.params["tokenizer"]}).save(
+    model = small.pipeline()
+    Pipeline(ModelConfig(small.TOKENIZER), {"tokenizer": model.params["tokenizer"]}).save(
         tmp_path / "alone"
     )
     assert "a tokenizer alone; it must be one with a transformer" in refused(
@@ -151,16 +151,16 @@ def test_edit_and_reconstruct_refuse_boxes_and_images_by_name(refused, model_dir
     edit = ("edit", "--model", model_dir, "--out", "{out}.png", "--image")
     for box in ("0,0,1", "a,b,c,d", "0.5,0,0.2,1", "0,0,1,1.5", "nan,0,1,1"):
         assert f"--box '{box}'" in refused(*edit, image, "--box", box)
-    whole = "at least one token of the 3x4 grid, 1/3 of the height by 1/4 of the width"
+    full = "at least one token of the 3x4 grid, 1/3 of the height by 1/4 of the width"
     for box in ("0.2,0.3,0.25,0.35", "0,0,1,0.05"):
         line = refused(*edit, image, "--box", box)
         assert (
-            f"--box '{box}' is less than a token, so that nothing is generated; it must be {whole}"
+            f"--box '{box}' is less than a token, so that nothing is generated; it must be {full}"
             in line
         )
         line = refused(*edit, image, "--box", box, "--outpaint")
         assert (
-            f"--box '{box}' is less than a token, so that nothing is kept; it must be {whole}"
+            f"--box '{box}' is less than a token, so that nothing is kept; it must be {full}"
             in line
         )
     line = refused(*edit, image, "--box", "0,0,1,1", "--outpaint")

@@ -44,7 +44,7 @@ def one_line(run: subprocess.CompletedProcess) -> str:
     return run.stderr
 
 
-def test_the_program_itself(model_dir, tmp_path):
+def test_program_runs_as_a_module(model_dir, tmp_path):
     assert "unknown command 'trian'; did you mean 'train'?" in one_line(command("trian"))
     sample = ("sample", "--model", model_dir, "--out", tmp_path / "out.png", "--labels")
     assert "label is 11" in one_line(command(*sample, "11"))
@@ -79,7 +79,7 @@ except SystemExit:
     assert run.stdout.splitlines()[-1] == str(tmp_path / "var_jax" / "xla")
 
 
-def test_a_full_disk_loses_no_model(model_dir, tmp_path):
+def test_convert_on_a_full_disk_loses_no_model(model_dir, tmp_path):
     there = tmp_path / "there"
     shutil.copytree(model_dir, there)
     before = {file.name: file.read_bytes() for file in there.iterdir()}
@@ -97,7 +97,7 @@ def test_a_full_disk_loses_no_model(model_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_while_training(config_file, digits_dir, model_dir, tmp_path):
+def test_train_on_a_full_disk_names_it(config_file, digits_dir, model_dir, tmp_path):
     """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run
     ends; the one before is whole, and is where the same command goes on."""
     run = tmp_path / "run"

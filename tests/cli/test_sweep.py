@@ -100,7 +100,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys
         ("\nimport sys\nif __name__:\n    sys.nothing\n", "AttributeError"),
     ],
 )
-def test_a_config_that_is_no_sweep_is_named(tmp_path, capsys, text, words):
+def test_sweep_names_a_config_that_is_no_sweep(tmp_path, capsys, text, words):
     path = tmp_path / "small.py"
     path.write_text(small.CONFIG_FILE + text)
     assert main(command("--config", path, "--workdir", tmp_path / "d")) == 2
@@ -108,7 +108,7 @@ def test_a_config_that_is_no_sweep_is_named(tmp_path, capsys, text, words):
     assert words.format(path) in error and error.count("\n") == 1
 
 
-def test_a_get_sweep_that_takes_no_argument_is_named_when_it_is_given_one(tmp_path, capsys):
+def test_sweep_names_a_get_sweep_that_takes_no_argument(tmp_path, capsys):
     path = tmp_path / "small.py"
     path.write_text(small.CONFIG_FILE + "\ndef get_sweep():\n    return [{'steps': 3}]\n")
     assert main(command("--config", f"{path}:d2", "--workdir", tmp_path / "d")) == 2
@@ -117,7 +117,7 @@ def test_a_get_sweep_that_takes_no_argument_is_named_when_it_is_given_one(tmp_pa
 
 
 @pytest.mark.parametrize("more", [[], ["--stop"]])
-def test_a_bucket_that_cannot_be_reached_is_named(config, capsys, monkeypatch, more):
+def test_sweep_names_a_bucket_that_cannot_be_reached(config, capsys, monkeypatch, more):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert main(command("--config", config, "--workdir", "gs://bucket/sweep", *more)) == 2
     error = capsys.readouterr().err
@@ -146,13 +146,13 @@ def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
     printed = capsys.readouterr().out
     table, _, manifests = printed.partition("apiVersion")
     trunk, branch = (line.split()[0] for line in table.splitlines()[1:3])
-    found = list(yaml.safe_load_all("apiVersion" + manifests))
-    assert [jobset_schema.problems(manifest) for manifest in found] == [[], []]
-    assert [manifest["metadata"]["name"] for manifest in found] == [
+    result = list(yaml.safe_load_all("apiVersion" + manifests))
+    assert [jobset_schema.problems(manifest) for manifest in result] == [[], []]
+    assert [manifest["metadata"]["name"] for manifest in result] == [
         f"var-jax-{trunk}-1",
         f"var-jax-{branch}-1",
     ]
-    for id, manifest in zip((trunk, branch), found, strict=True):
+    for id, manifest in zip((trunk, branch), result, strict=True):
         (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
             "spec"
         ]["containers"]
@@ -164,9 +164,7 @@ def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
         }
 
 
-def test_a_volume_that_is_not_mounted_here_is_named_before_anything_is_written(
-    config, tmp_path, capsys
-):
+def test_sweep_names_a_volume_that_is_not_mounted_here(config, tmp_path, capsys):
     assert (
         main(
             command(
@@ -186,7 +184,7 @@ def test_a_volume_that_is_not_mounted_here_is_named_before_anything_is_written(
     assert not (tmp_path / "v").exists()
 
 
-def test_a_workdir_that_cannot_be_written_is_named(config, tmp_path, capsys):
+def test_sweep_names_a_workdir_that_cannot_be_written(config, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(command("--config", config, "--workdir", tmp_path / "file")) == 2
     assert "cannot write the sweep's directory" in capsys.readouterr().err
@@ -232,7 +230,7 @@ def test_paper_has_the_published_recipe_of_every_depth():
 
 
 @pytest.mark.parametrize("name", ["scaling", "fashion"])
-def test_every_size_has_every_budget_annealed(name):
+def test_presets_anneal_every_budget_of_every_size(name):
     runs = preset(name)
     sizes = {run.params["total"] for run in runs}
     budgets = {run.tokens for run in runs}
@@ -315,7 +313,7 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_trunk_and_its_branch(config, model_dir, digits_dir, tmp_path, capfd):
+def test_sweep_trains_a_real_trunk_and_its_branch(config, model_dir, digits_dir, tmp_path, capfd):
     arguments = command(
         "--config",
         config,

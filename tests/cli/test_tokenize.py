@@ -35,7 +35,7 @@ def command(digits_dir, model_dir, tmp_path, *rest) -> list[str]:
     ]
 
 
-def test_the_command_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, capsys):
+def test_tokenize_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, capsys):
     assert (
         main(
             command(
@@ -132,7 +132,7 @@ def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
     )
     ended = processes.scripts(code, tmp_path / "scripts", tmp_path / "programs", join=False)
     assert [code for code, _ in ended] == [0, 0], ended
-    wrote = [re.findall(r"wrote \w+ (?:\S+)", told) for _, told in ended]
+    wrote = [re.findall(r"wrote \w+ (?:\S+)", output) for _, output in ended]
     assert [len(some) for some in wrote] == [3, 2] and len({*wrote[0], *wrote[1]}) == 5
     cache = token_cache.open_cache(tmp_path / "cache")
     assert cache.counts == {"train": 20, "test": 10}
@@ -145,10 +145,10 @@ def test_hosts_with_other_settings_are_refused_together(digits_dir, model_dir, t
     """The seed of the second task's crops is another one: its tokens would not be of the same
     cache."""
     arguments = command(digits_dir, model_dir, tmp_path)
-    given = f"json.loads({json.dumps(arguments)!r}) + [f'--config.seed={{index}}']"
-    code = TASK.replace("THE_JOB", repr(slurm_job())).replace("json.loads(ARGUMENTS)", given)
+    values = f"json.loads({json.dumps(arguments)!r}) + [f'--config.seed={{index}}']"
+    code = TASK.replace("THE_JOB", repr(slurm_job())).replace("json.loads(ARGUMENTS)", values)
     ended = processes.scripts(code, tmp_path / "scripts", tmp_path / "programs", join=False)
     assert [code for code, _ in ended] == [2, 2], ended
-    for _, told in ended:
-        assert "process 1 (host " in told.splitlines()[-1] and "seed: 1 here, 0 there" in told
+    for _, output in ended:
+        assert "process 1 (host " in output.splitlines()[-1] and "seed: 1 here, 0 there" in output
     assert not (tmp_path / "cache").exists()

@@ -23,7 +23,7 @@ def refused(cls, mapping) -> str:
     return str(caught.value)
 
 
-def test_an_unknown_key_is_named_with_the_closest_one():
+def test_build_names_an_unknown_key_and_the_closest_one():
     assert (
         refused(TransformerConfig, {"dept": 3}) == "unknown key config.dept; did you mean 'depth'?"
     )
@@ -121,8 +121,16 @@ def test_sizes_that_follow_from_the_depth():
     assert config.drop_path == pytest.approx(0.1) and config.init_std == pytest.approx(
         (1 / 4608) ** 0.5
     )
-    given = TransformerConfig(depth=24, width=96, heads=3, drop_path=0.0, init_std=0.5, mlp_ratio=2)
-    assert (given.width, given.heads, given.drop_path, given.init_std, given.hidden) == (
+    settings = TransformerConfig(
+        depth=24, width=96, heads=3, drop_path=0.0, init_std=0.5, mlp_ratio=2
+    )
+    assert (
+        settings.width,
+        settings.heads,
+        settings.drop_path,
+        settings.init_std,
+        settings.hidden,
+    ) == (
         96,
         3,
         0.0,
@@ -143,12 +151,12 @@ def test_sizes_that_follow_from_the_levels():
     assert TokenizerConfig(scales=Scales.parse(SCALES_512)).image_shape == (512, 512, 3)
 
 
-def test_more_residual_convolutions_than_scales():
+def test_tokenizer_config_refuses_more_convolutions_than_scales():
     """Published tokenizers have four; three scales take the first, the third and the last."""
     assert TokenizerConfig(scales=Scales.parse("1,2,3"), phi=4).phi_count == 4
 
 
-def test_the_two_halves_of_a_model_must_fit():
+def test_model_config_refuses_parts_that_do_not_fit():
     for name, value in (("vocab_size", 99), ("z_channels", 5), ("scales", Scales.parse("1,2"))):
         with pytest.raises(
             UserError, match=f"transformer.{name} is .*; it must be the tokenizer's"
@@ -164,18 +172,18 @@ def test_plain_values_are_json_and_build_reads_them_back(config):
 
 
 def test_differences_name_leaves():
-    ours, theirs = plain(small.MODEL), plain(small.MODEL)
-    assert differences(ours, theirs) == []
-    theirs["transformer"]["depth"] = 4
-    theirs["tokenizer"]["scales"] = "1,2"
-    assert differences(ours, theirs) == [
+    actual, expected = plain(small.MODEL), plain(small.MODEL)
+    assert differences(actual, expected) == []
+    expected["transformer"]["depth"] = 4
+    expected["tokenizer"]["scales"] = "1,2"
+    assert differences(actual, expected) == [
         "tokenizer.scales: 1,2,3x4 here, 1,2 there",
         "transformer.depth: 2 here, 4 there",
     ]
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_file_is_a_run_of_either_stage(file):
+def test_config_files_are_runs_of_both_stages(file):
     module = load_module(file)
     assert from_config_dict(module.get_config("tokenizer")).stage == "tokenizer"
     default = from_config_dict(module.get_config())
@@ -195,14 +203,14 @@ def test_every_config_file_is_a_run_of_either_stage(file):
             module.get_config(wrong)
 
 
-def test_the_published_tokenizers_recipe():
+def test_imagenet_tokenizer_has_the_published_recipe():
     """Against the defaults of vaex's arguments, by their names there; its rates are of batch 768,
     ours of 256."""
     (file,) = (file for file in CONFIGS if file.stem == "imagenet256")
     module = load_module(file)
     config = from_config_dict(module.get_config("tokenizer"))
     t, a, d = config.tokenizer, config.adversarial, config.discriminator_optimizer
-    found = {
+    result = {
         "bs": config.batch_size,
         "ep": config.steps * config.batch_size // 1_281_167 + 1,
         "ema": config.ema,
@@ -229,7 +237,7 @@ def test_the_published_tokenizers_recipe():
         "readout": a.feature_readout,
         "codebook decays": config.codebook.weight_decay,
     }
-    assert found == {
+    assert result == {
         "bs": 768,
         "ep": 250,
         "ema": 0.9999,
@@ -260,7 +268,7 @@ def test_the_published_tokenizers_recipe():
     assert 3 * config.optimizer.base_lr == 3 * d.base_lr == pytest.approx(3e-4)
 
 
-def test_the_published_recipes():
+def test_imagenet_transformers_have_the_published_recipes():
     by_name = {file.stem: file for file in CONFIGS}
     for name, depth, batch, rate, gamma in (
         ("imagenet256", 16, 768, 1e-4, 1e-3),

@@ -20,7 +20,7 @@ from var_jax.config.train import (
 from var_jax.errors import UserError
 
 
-def test_the_defaults_are_a_run():
+def test_train_config_of_defaults_is_a_run():
     """The default data set's name tells its channels and classes, which are left to the data."""
     config = from_config_dict(default_config())
     assert config.tokenizer == TokenizerConfig(in_channels=1) and config.left_to_data == []
@@ -28,18 +28,18 @@ def test_the_defaults_are_a_run():
     assert config.optimizer == OptimizerConfig() and config.stage == "tokenizer"
 
 
-def test_the_transformer_takes_the_tokenizers_sizes():
-    given = default_config()
-    given.tokenizer.update({"vocab_size": 64, "z_channels": 8, "scales": "1,2"})
-    config = from_config_dict(given)
+def test_transformer_config_takes_the_tokenizers_sizes():
+    settings = default_config()
+    settings.tokenizer.update({"vocab_size": 64, "z_channels": 8, "scales": "1,2"})
+    config = from_config_dict(settings)
     assert (config.transformer.vocab_size, config.transformer.z_channels) == (64, 8)
     assert config.transformer.scales == Scales.parse("1,2")
-    with given.unlocked():
-        given.transformer.vocab_size = 64
+    with settings.unlocked():
+        settings.transformer.vocab_size = 64
     with pytest.raises(
         UserError, match=r"config.transformer.vocab_size follows config.tokenizer.vocab_size"
     ):
-        from_config_dict(given)
+        from_config_dict(settings)
 
 
 def test_terms_that_a_codebook_is_missing_for():
@@ -67,13 +67,13 @@ def test_times_are_steps_or_shares_of_the_run():
     assert TrainConfig(steps=500).adversarial_from is None
 
 
-def test_a_run_without_a_transformer():
-    given = default_config()
-    given.transformer = None
-    assert from_config_dict(given).transformer is None
+def test_train_config_of_a_tokenizer_has_no_transformer():
+    config = default_config()
+    config.transformer = None
+    assert from_config_dict(config).transformer is None
 
 
-def test_a_config_dict_takes_no_new_keys():
+def test_config_dict_takes_no_new_keys():
     with pytest.raises((KeyError, AttributeError)):
         default_config().batchsize = 3
 
@@ -199,10 +199,10 @@ def test_a_config_dict_takes_no_new_keys():
     ],
 )
 def test_values_out_of_range_are_named(section, key, value, message):
-    given = default_config()
-    setattr(given[section] if section else given, key, value)
+    config = default_config()
+    setattr(config[section] if section else config, key, value)
     with pytest.raises(UserError, match=message):
-        from_config_dict(given)
+        from_config_dict(config)
 
 
 def test_settings_that_do_not_go_together():
@@ -215,20 +215,20 @@ def test_settings_that_do_not_go_together():
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
-def test_a_run_is_read_back_from_json(stage):
+def test_train_config_is_read_back_from_json(stage):
     config = small.train_config(
         stage, "somewhere", mesh=MeshConfig(4, 2), loss=LossConfig(label_smoothing=0.1)
     )
     assert build(TrainConfig, json.loads(json.dumps(plain(config)))) == config
 
 
-def test_what_a_model_directory_of_the_run_holds():
+def test_model_of_a_train_config_is_what_its_directory_holds():
     config = small.train_config("transformer", "")
     assert config.model == small.MODEL
     assert dataclasses.replace(config, stage="tokenizer").model.transformer is None
 
 
-def test_another_tokenizer_brings_its_sizes():
+def test_train_config_takes_the_sizes_of_another_tokenizer():
     other = dataclasses.replace(small.TOKENIZER, vocab_size=99, scales=Scales.parse("1,3"))
     config = small.train_config("transformer", "").with_tokenizer(other)
     assert config.tokenizer == other and config.transformer.vocab_size == 99

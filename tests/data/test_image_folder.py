@@ -47,7 +47,7 @@ def test_class_ids_follow_the_numbers_in_names(tmp_path, names):
     assert labels_of(split) == {name: i for i, name in enumerate(names)}
 
 
-def test_a_prepared_copy_keeps_its_order(tmp_path):
+def test_prepared_copy_keeps_its_order(tmp_path):
     """A copy that sorted numbers as texts stays in use for the same files, as models that learned
     from it do."""
     names = [str(i) for i in range(12)]
@@ -67,7 +67,7 @@ def test_a_prepared_copy_keeps_its_order(tmp_path):
     assert sources.open_split(data, "train").class_names == tuple(names)
 
 
-def test_a_run_keeps_its_order_wherever_its_copy_lies(tmp_path):
+def test_train_batches_keep_their_order_wherever_the_copy_lies(tmp_path):
     """The order that a run began with holds in another data_dir too, and content has the
     fingerprint of that order."""
     names = [str(i) for i in range(12)]
@@ -109,7 +109,7 @@ def test_names_that_are_not_utf8_are_read_like_any_other(tmp_path):
     assert len(sources.open_split(skipping, "train+test")) == 7
 
 
-def test_two_folders_that_would_be_one_class_are_named(tmp_path):
+def test_listing_names_two_folders_that_would_be_one_class(tmp_path):
     photos(tmp_path / "photos", [b"caf\xe9", rb"caf\xe9"])
     with pytest.raises(UserError, match="would all be the class") as error:
         image_folder.listing(str(tmp_path / "photos"))

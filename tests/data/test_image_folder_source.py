@@ -52,7 +52,7 @@ def test_image_folder_of_many_formats_with_a_held_out_share(folder):
     ] == [1]
 
 
-def test_an_image_folder_that_changes_is_read_anew(folder):
+def test_image_folder_that_changes_is_read_anew(folder):
     root, data = folder
     before = image_folder.listing(str(root))
     assert len(sources.open_split(data, "train+test")) == 23
@@ -65,7 +65,7 @@ def test_an_image_folder_that_changes_is_read_anew(folder):
     assert before.fingerprint != after.fingerprint
 
 
-def test_what_is_held_out_stays_held_out(tmp_path):
+def test_image_folder_keeps_what_is_held_out(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for i in range(1000):
@@ -99,8 +99,8 @@ def test_what_is_held_out_stays_held_out(tmp_path):
 
 def test_files_that_do_not_decode_are_named_or_left_out(folder, caplog):
     root, data = folder
-    whole = (root / "cat" / "3.png").read_bytes()
-    (root / "cat" / "3.png").write_bytes(whole[: len(whole) // 2])
+    full = (root / "cat" / "3.png").read_bytes()
+    (root / "cat" / "3.png").write_bytes(full[: len(full) // 2])
     (root / "dog" / "notes.txt").write_text("hello")
     with pytest.raises(
         UserError, match=r"cat/3.png does not decode: .* \(and 1 more files\); .*skip_bad_images"

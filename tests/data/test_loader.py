@@ -34,15 +34,15 @@ def test_batches_are_bytes_of_the_models_shape(data):
         assert batch["label"].shape == (8,) and batch["label"].dtype == np.int32
 
 
-def test_a_resumed_run_sees_what_an_uninterrupted_one_does(data):
-    whole = take(loader.train_batches(data, SHAPE, 8, 3), 30)  # epochs end within batches
+def test_train_batches_of_a_resumed_run_are_those_of_an_uninterrupted_one(data):
+    full = take(loader.train_batches(data, SHAPE, 8, 3), 30)  # epochs end within batches
     for start in (1, 11, 29):
-        assert same(take(loader.train_batches(data, SHAPE, 8, 3, start), 30 - start), whole[start:])
-    assert not same(take(loader.train_batches(data, SHAPE, 8, 4), 1), whole[:1])
-    assert not any(same([a], [b]) for a, b in itertools.combinations(whole, 2))
+        assert same(take(loader.train_batches(data, SHAPE, 8, 3, start), 30 - start), full[start:])
+    assert not same(take(loader.train_batches(data, SHAPE, 8, 4), 1), full[:1])
+    assert not any(same([a], [b]) for a, b in itertools.combinations(full, 2))
 
 
-def test_every_epoch_has_every_image_once_in_another_order(data):
+def test_train_batches_have_every_image_once_per_epoch(data):
     plain = dataclasses.replace(data, resize="whole")
     stream = np.concatenate(
         [b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)]
@@ -91,31 +91,31 @@ def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_see_the_batch_of_one(data, hosts):
-    whole = take(loader.train_batches(data, SHAPE, 8, 0, 7), 6)
+    full = take(loader.train_batches(data, SHAPE, 8, 0, 7), 6)
     parts = [
         take(loader.train_batches(data, SHAPE, 8, 0, 7, rows=range(host, 8, hosts)), 6)
         for host in range(hosts)
     ]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(full):
         for key in batch:
             assert np.array_equal(
                 np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
             )
 
 
-def test_one_pass_with_a_padded_end_on_any_number_of_hosts(data):
-    whole = list(loader.eval_batches(data, SHAPE, 16))
-    assert [b["mask"].sum() for b in whole] == [16, 16, 16, 2]
-    assert all(b["image"].shape == (16, *SHAPE) and b["mask"].dtype == bool for b in whole)
+def test_eval_batches_are_one_pass_with_a_padded_end(data):
+    full = list(loader.eval_batches(data, SHAPE, 16))
+    assert [b["mask"].sum() for b in full] == [16, 16, 16, 2]
+    assert all(b["image"].shape == (16, *SHAPE) and b["mask"].dtype == bool for b in full)
     split = sources.open_split(data, data.eval_split)
-    labels = np.concatenate([b["label"][b["mask"]] for b in whole])
+    labels = np.concatenate([b["label"][b["mask"]] for b in full])
     assert labels.tolist() == [e["label"] for e in split]
-    assert not whole[-1]["image"][2:].any()
+    assert not full[-1]["image"][2:].any()
     parts = [
         list(loader.eval_batches(data, SHAPE, 16, split=split, rows=range(h, 16, 4)))
         for h in range(4)
     ]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(full):
         for key in batch:
             assert np.array_equal(
                 np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
@@ -148,7 +148,7 @@ def test_worker_processes_change_nothing(data):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_does_not_fit_is_one_line(data, workers):
+def test_train_batches_name_an_image_that_does_not_fit(data, workers):
     padding = dataclasses.replace(data, resize="pad", workers=workers)
     with pytest.raises(UserError, match="8 x 8 pixels, more than the 4 x 4") as error:
         next(loader.train_batches(padding, (4, 4, 1), 8, 0))

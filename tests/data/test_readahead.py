@@ -63,7 +63,7 @@ def cpus(monkeypatch):
     return set_to
 
 
-def test_a_late_start_reads_no_more_than_an_early_one(tmp_path):
+def test_train_batches_of_a_late_start_read_no_more_than_an_early_one(tmp_path):
     """A resumed run does not read what came before: the first batch at step 10^9 takes a few
     batches' records, where reading up to it would take 8 x 10^9."""
     split = Noted(tmp_path / "reads")
@@ -107,15 +107,15 @@ def test_batches_of_many_pieces_are_those_of_one(tmp_path, monkeypatch, cpus):
     of the rows too."""
     cpus(3)
     split = Noted(tmp_path / "reads", 100)
-    whole = take(loader.train_batches(data(), SHAPE, 21, 0, 3, split=split), 9)
+    full = take(loader.train_batches(data(), SHAPE, 21, 0, 3, split=split), 9)
     monkeypatch.setattr(readahead, "PIECE_BYTES", 5 * 64)
     assert readahead.plan(21, 64, 0).piece_rows == 5
     for workers in (0, 2):
         assert same(
-            take(loader.train_batches(data(workers), SHAPE, 21, 0, 3, split=split), 9), whole
+            take(loader.train_batches(data(workers), SHAPE, 21, 0, 3, split=split), 9), full
         )
     part = take(loader.train_batches(data(), SHAPE, 21, 0, 3, split=split, rows=range(1, 21, 2)), 9)
-    assert same(part, [{key: value[1::2] for key, value in batch.items()} for batch in whole])
+    assert same(part, [{key: value[1::2] for key, value in batch.items()} for batch in full])
 
 
 def test_workers_and_threads_follow_the_processors_of_this_process(tmp_path, cpus):
@@ -165,7 +165,7 @@ def test_passes_are_read_by_the_same_processes(workers, tmp_path, cpus):
     assert (os.getpid() in readers) == (workers == 0)
 
 
-def test_a_pass_that_was_left_is_read_anew(tmp_path):
+def test_eval_batches_read_anew_a_pass_that_was_left(tmp_path):
     split = Noted(tmp_path / "reads", 50)
     passes = loader.eval_passes(data(), SHAPE, 8, split=split)
     expected = list(loader.eval_batches(data(), SHAPE, 8, split=split))
@@ -174,11 +174,11 @@ def test_a_pass_that_was_left_is_read_anew(tmp_path):
     assert same(list(passes()), expected)
     with pytest.raises(RuntimeError, match="another one"):
         next(left)
-    whole = loader.eval_passes(data(), SHAPE, 64, split=split)  # one batch
-    assert same(list(whole()), list(loader.eval_batches(data(), SHAPE, 64, split=split)))
-    assert same(list(whole()), list(whole()))
+    full = loader.eval_passes(data(), SHAPE, 64, split=split)  # one batch
+    assert same(list(full()), list(loader.eval_batches(data(), SHAPE, 64, split=split)))
+    assert same(list(full()), list(full()))
     passes.close()
-    whole.close()
+    full.close()
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_too_little_shared_memory_is_refused_by_name(free_shared_memory, cpus, t
     assert readahead.plan(16, 3 * 2**20, 0).workers == 0  # threads need none
 
 
-def test_a_worker_that_shared_memory_ended_is_one_line():
+def test_train_batches_name_shared_memory_that_ended_a_worker():
     def pieces():
         raise RuntimeError(
             "Worker process was terminated unexpectedly with exit code -7. Search the logs above"

@@ -33,11 +33,11 @@ def test_digits_are_split_once_and_for_all(digits):
     counts = np.bincount([test[i]["label"] for i in range(360)])
     assert counts.min() >= 34 and counts.max() <= 37
     # All of scikit-learn's images, each once: 1,797 pictures, of which none is in both parts.
-    ours = [*pixels_of(train).values(), *pixels_of(test).values()]
+    actual = [*pixels_of(train).values(), *pixels_of(test).values()]
     from sklearn.datasets import load_digits
 
-    theirs = np.round(load_digits().images * 255 / 16).astype(np.uint8)
-    assert sorted(ours) == sorted(image.tobytes() for image in theirs)
+    expected = np.round(load_digits().images * 255 / 16).astype(np.uint8)
+    assert sorted(actual) == sorted(image.tobytes() for image in expected)
     assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
 
 
@@ -150,7 +150,7 @@ def test_idx_files_of_zeros_and_ones_are_called_dark(fashion, caplog):
         ("t10k-labels-idx1-ubyte", None, "neither"),
     ],
 )
-def test_a_damaged_idx_file_names_itself_and_nothing_is_prepared(fashion, name, damage, reason):
+def test_open_split_names_a_damaged_idx_file(fashion, name, damage, reason):
     data, _, folder = fashion
     if damage is None:
         (folder / name).unlink()
@@ -166,7 +166,7 @@ def test_a_damaged_idx_file_names_itself_and_nothing_is_prepared(fashion, name, 
         )
 
 
-def test_any_tfds_name():
+def test_open_split_takes_any_tfds_name():
     import tensorflow_datasets as tfds
 
     data = DataConfig(name="imagenet2012")
@@ -212,7 +212,7 @@ def test_images_without_a_label_are_of_one_class(name):
     assert batch["image"].shape == (4, 24, 32, 3) and batch["label"].tolist() == [0] * 4
 
 
-def test_another_prepared_copy_has_another_fingerprint(tmp_path):
+def test_fingerprint_of_another_prepared_copy_is_another(tmp_path):
     """Of a data set that is not our own, where the version is as much as its makers say."""
     import tensorflow_datasets as tfds
 

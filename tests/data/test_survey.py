@@ -63,14 +63,14 @@ def copy_of(data: DataConfig) -> epath.Path:
     return path.parent
 
 
-def test_a_survey_of_plain_images_has_nothing_to_say(folder):
+def test_survey_of_plain_images_has_nothing_to_say(folder):
     seen = found(folder)
     assert (seen.images, seen.bad, seen.decoding) == (6, {}, 1)
     assert seen.remarks("photos") == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_survey_names_the_images_of_each_kind(folder, kind):
+def test_survey_names_the_images_of_each_kind(folder, kind):
     """Holds that a kind is found in the one file that has it, and that the data set counts as
     decoded anew where an earlier version gave that file other pixels."""
     (folder / "cat" / "odd.png").write_bytes(KINDS[kind])
@@ -84,7 +84,7 @@ def test_a_survey_names_the_images_of_each_kind(folder, kind):
 
 
 @pytest.mark.parametrize(("bits", "brightest"), [(10, 3), (12, 15), (14, 63)])
-def test_a_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest):
+def test_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest):
     """Beside 8-bit images too, whose brightness says nothing of the others'."""
     values = noise(6, 8, dtype=np.uint16, top=2**bits)
     values[0, 0] = 2**bits - 1
@@ -93,7 +93,7 @@ def test_a_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightes
     assert f"brighter than {brightest} of 255 ({2**bits - 1} of 65535)" in line
 
 
-def test_a_survey_says_how_dark_eight_bits_are(folder):
+def test_survey_says_how_dark_eight_bits_are(folder):
     for file in folder.glob("*/*.png"):
         file.write_bytes(saved(Image.fromarray(noise(6, 8, top=2)), "PNG"))
     assert "brighter than 1 of 255" in found(folder).remarks("photos")[0]
@@ -106,7 +106,7 @@ def test_opening_a_folder_says_its_survey_once(folder, data, caplog):
     assert caplog.text.count("composited on white") == 1
 
 
-def test_a_fingerprint_changes_with_the_decoding_where_pixels_do(folder, data, caplog):
+def test_fingerprint_changes_with_the_decoding_where_pixels_do(folder, data, caplog):
     """A set of plain images keeps the fingerprint that earlier versions gave it; one with a
     transparent image does not, as its pixels are others."""
     plain = sources.open_split(data, "train").fingerprint
@@ -115,7 +115,7 @@ def test_a_fingerprint_changes_with_the_decoding_where_pixels_do(folder, data, c
     assert sources.open_split(data, "train").fingerprint.endswith(sources.NEWLY_DECODED)
 
 
-def test_a_copy_of_an_earlier_version_is_looked_through_once(folder, data, monkeypatch):
+def test_survey_looks_once_through_a_copy_of_an_earlier_version(folder, data, monkeypatch):
     """An earlier version left no survey beside its copy: it is made, kept, and counts as now's."""
     (folder / "cat" / "odd.png").write_bytes(KINDS["turned"])
     now = sources.open_split(data, "train").fingerprint
@@ -136,7 +136,7 @@ def test_a_copy_of_an_earlier_version_is_looked_through_once(folder, data, monke
         '{"decoding": 2, "findings": {"colors": 3}}',
     ],
 )
-def test_a_survey_that_does_not_read_is_made_again(folder, data, content):
+def test_survey_that_does_not_read_is_made_again(folder, data, content):
     sources.open_split(data, "train")
     (copy_of(data) / survey.FILE).write_text(content)
     assert survey.load(copy_of(data)) is None
@@ -144,7 +144,7 @@ def test_a_survey_that_does_not_read_is_made_again(folder, data, content):
     assert survey.load(copy_of(data)) == found(folder)
 
 
-def test_a_copy_with_files_that_are_refused_now_is_refused_by_name(folder, data, monkeypatch):
+def test_survey_names_files_of_a_copy_that_are_refused_now(folder, data, monkeypatch):
     odd = folder / "cat" / "odd.tif"
     odd.write_bytes(PLAIN)
     sources.open_split(data, "train")

@@ -39,8 +39,8 @@ def write_cache(directory, vocab_size: int = 70000):
             file = directory / role / f"{view}-{start}.array_record"
             writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
             for image in range(start, min(start + 7, images)):
-                found = np.full(SCALES.total, token(view, image))
-                writer.write(token_manifest.record(image % 10, found, vocab_size))
+                result = np.full(SCALES.total, token(view, image))
+                writer.write(token_manifest.record(image % 10, result, vocab_size))
             writer.close()
             shards.append(
                 token_manifest.Shard(file.name, min(7, images - start), file.stat().st_size)
@@ -66,15 +66,15 @@ def cache(tmp_path_factory):
     return token_cache.open_cache(write_cache(tmp_path_factory.mktemp("cache") / "c"))
 
 
-def test_every_record_is_its_image_in_its_view(cache):
+def test_token_cache_has_every_image_in_every_view(cache):
     assert cache.counts == {"train": 20, "test": 5} and cache.class_names == tuple("0123456789")
     for view, image in itertools.product(range(VIEWS), range(IMAGES)):
-        found = cache.train.read(image, view)
+        result = cache.train.read(image, view)
         assert (
-            found["tokens"].dtype == np.int32
-            and found["tokens"].tolist() == [token(view, image)] * 5
+            result["tokens"].dtype == np.int32
+            and result["tokens"].tolist() == [token(view, image)] * 5
         )
-        assert found["label"] == image % 10 and found["label"].dtype == np.int32
+        assert result["label"] == image % 10 and result["label"].dtype == np.int32
     assert len(list(cache.test)) == 5
 
 
@@ -85,19 +85,19 @@ def test_tokens_take_two_bytes_up_to_65536_codes_and_four_beyond():
 
 
 def test_epochs_show_every_image_once_and_every_view_in_as_many_epochs(cache):
-    found = (
+    result = (
         np.concatenate(
             [b["tokens"][:, 0] for b in take(token_cache.train_batches(cache, 4, 0), 15)]
         )
         - 65530
     )
-    views, images = (found // 20).reshape(3, 20), (found % 20).reshape(3, 20)
+    views, images = (result // 20).reshape(3, 20), (result % 20).reshape(3, 20)
     assert all(sorted(epoch) == list(range(20)) for epoch in images.tolist())
-    assert len(set(found.tolist())) == 60  # each of the 3 x 20 once
+    assert len(set(result.tolist())) == 60  # each of the 3 x 20 once
     assert all(set(epoch) == {0, 1, 2} for epoch in views.tolist())
 
 
-def test_the_order_of_images_is_that_of_training_from_images(cache):
+def test_token_batches_have_the_order_of_images(cache):
     class Images:  # whose one pixel tells the image
         class_names = ("0",)
 
@@ -107,29 +107,29 @@ def test_the_order_of_images_is_that_of_training_from_images(cache):
         def __getitem__(self, index):
             return {"image": np.full((1, 1, 1), index, np.uint8), "label": index % 10}
 
-    whole = dataclasses.replace(DATA, resize="whole")
-    ours = take(token_cache.train_batches(cache, 4, 7, 3), 9)
-    theirs = take(loader.train_batches(whole, (1, 1, 1), 4, 7, 3, split=Images()), 9)
-    for a, b in zip(ours, theirs, strict=True):
+    full = dataclasses.replace(DATA, resize="whole")
+    actual = take(token_cache.train_batches(cache, 4, 7, 3), 9)
+    expected = take(loader.train_batches(full, (1, 1, 1), 4, 7, 3, split=Images()), 9)
+    for a, b in zip(actual, expected, strict=True):
         assert np.array_equal((a["tokens"][:, 0] - 65530) % 20, b["image"].ravel())
 
 
-def test_a_resumed_run_on_any_hosts_and_workers_sees_the_same(cache):
-    whole = take(token_cache.train_batches(cache, 4, 3), 12)
-    assert same(take(token_cache.train_batches(cache, 4, 3, 5), 7), whole[5:])
-    assert same(take(token_cache.train_batches(cache, 4, 3, workers=1), 3), whole[:3])
-    assert not same(take(token_cache.train_batches(cache, 4, 4), 1), whole[:1])
+def test_token_batches_are_the_same_on_any_hosts_and_workers(cache):
+    full = take(token_cache.train_batches(cache, 4, 3), 12)
+    assert same(take(token_cache.train_batches(cache, 4, 3, 5), 7), full[5:])
+    assert same(take(token_cache.train_batches(cache, 4, 3, workers=1), 3), full[:3])
+    assert not same(take(token_cache.train_batches(cache, 4, 4), 1), full[:1])
     parts = [
         take(token_cache.train_batches(cache, 4, 3, 2, rows=range(h, 4, 2)), 10) for h in range(2)
     ]
-    for step, batch in enumerate(whole[2:]):
+    for step, batch in enumerate(full[2:]):
         for key in batch:
             assert np.array_equal(
                 np.stack([p[step][key] for p in parts], 1).reshape(batch[key].shape), batch[key]
             )
 
 
-def test_one_pass_with_a_padded_end(cache):
+def test_token_eval_batches_are_one_pass_with_a_padded_end(cache):
     batches = list(token_cache.eval_batches(cache, 4))
     assert [b["mask"].sum() for b in batches] == [4, 1]
     assert [b["tokens"].shape for b in batches] == [(4, 5)] * 2 and not batches[1]["tokens"][
@@ -148,7 +148,7 @@ def refused(function, *args, **kwargs) -> str:
     return str(error.value)
 
 
-def test_what_differs_from_the_run_is_named(cache):
+def test_token_cache_names_what_differs_from_the_run(cache):
     cache.check(DATA, TOKENIZER, "abc")
     cache.check(DATA)
     differ = dataclasses.replace
@@ -185,7 +185,7 @@ def test_batches_that_cannot_be_are_named(cache):
     )
 
 
-def test_a_directory_that_is_no_whole_cache_is_refused(tmp_path):
+def test_open_cache_refuses_a_directory_that_is_no_whole_cache(tmp_path):
     assert "has no manifest.json" in refused(token_cache.open_cache, tmp_path / "none")
     directory = write_cache(tmp_path / "c")
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -219,20 +219,20 @@ def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
     assert opened.train.read(7, 0)["label"] == 7
 
 
-def test_the_fingerprint_tells_weights_and_settings_that_matter():
+def test_fingerprint_is_of_weights_and_settings_that_matter():
     params = {"a": {"kernel": np.ones((2, 3), np.float32)}, "codebook": np.zeros(3, np.float32)}
-    ours = fingerprints.tokenizer_fingerprint(TOKENIZER, params)
+    actual = fingerprints.tokenizer_fingerprint(TOKENIZER, params)
     trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
-    assert ours == fingerprints.tokenizer_fingerprint(trained, dict(reversed(params.items())))
+    assert actual == fingerprints.tokenizer_fingerprint(trained, dict(reversed(params.items())))
     others = [
         (dataclasses.replace(TOKENIZER, codes="cosine"), params),
         (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
         (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}}),
     ]
-    assert len({ours, *(fingerprints.tokenizer_fingerprint(*other) for other in others)}) == 4
+    assert len({actual, *(fingerprints.tokenizer_fingerprint(*other) for other in others)}) == 4
 
 
-def test_a_models_fingerprint_is_that_of_before_its_config_had_keys_of_training_alone():
+def test_model_fingerprint_ignores_keys_of_training_alone():
     """A sample set that an earlier version began goes on: what progressive training adds to a
     config is not in it."""
     transformer = TransformerConfig(

@@ -32,7 +32,7 @@ def gradient(height: int, width: int) -> np.ndarray:
         ("RGB", "PPM", 3),
     ],
 )
-def test_every_mode_becomes_bytes_of_one_or_three_channels(mode, kind, channels):
+def test_decode_gives_bytes_of_one_or_three_channels(mode, kind, channels):
     if mode == "I;16":
         image = Image.fromarray(np.full((5, 7), 0xFFFF, np.uint16))
     else:
@@ -102,7 +102,7 @@ def test_flip_mirrors_half_of_the_images():
     assert 160 < sum(mirrored) < 240
 
 
-def test_whole_keeps_all_of_the_image_at_the_exact_size():
+def test_fit_whole_keeps_all_of_the_image():
     fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
     assert fitted.shape == (16, 24, 3)
     assert fitted[0, 0, 0] < 10 and fitted[-1, -1, 0] > 245 and fitted[-1, 0, 1] > 240
@@ -172,8 +172,8 @@ def test_at_size_of_a_thin_image_is_its_middle(size):
     """Cutting first gives the pixels of the middle that resizing the whole image gives."""
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     height, width = transforms._covering(*size, 16, 16)
-    whole = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
-    middle = transforms.crop(whole, (16, 16, 3))
+    full = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    middle = transforms.crop(full, (16, 16, 3))
     np.testing.assert_array_equal(transforms.at_size(pixels, (16, 16, 3)), middle)
 
 

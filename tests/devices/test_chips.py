@@ -12,11 +12,11 @@ def test_tpus_have_the_published_peaks(name, teraflops, links_gbit):
     assert CHIPS[name].interconnect_bandwidth * 8 == links_gbit * 1e9
 
 
-def test_every_chip_is_found_by_what_jax_calls_it():
+def test_for_device_kind_finds_every_chip_by_jax_names():
     for chip in CHIPS.values():
         assert all(chip_of_kind(kind) is chip for kind in chip.kinds)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v3"])
-def test_an_unknown_chip_is_none(kind):
+def test_for_device_kind_of_an_unknown_chip_is_none(kind):
     assert chip_of_kind(kind) is None

@@ -40,11 +40,11 @@ def run(directory, digits_dir, model_dir):
     }
 
     def arguments(steps: int = STEPS, **changes) -> list[str]:
-        given = {**values, "steps": steps, **changes}
+        inputs = {**values, "steps": steps, **changes}
         return [
             "--config",
             str(directory / "config.py"),
-            *(f"--config.{key}={value}" for key, value in given.items()),
+            *(f"--config.{key}={value}" for key, value in inputs.items()),
         ]
 
     return arguments
@@ -73,9 +73,7 @@ def last(workdir) -> int:
 
 
 @pytest.mark.slow
-def test_two_processes_one_killed_one_told_to_stop_and_the_losses_of_one(
-    run, directory, cache, alone
-):
+def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cache, alone):
     workdir, draw = directory / "two", random.Random(0)
     victim, at = draw.randrange(2), draw.randint(5, 9)
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
@@ -111,7 +109,7 @@ def test_four_processes_and_then_one(run, directory, cache, alone):
 
 
 @pytest.mark.slow
-def test_a_model_axis_over_processes(run, directory, cache, alone):
+def test_processes_share_a_model_axis(run, directory, cache, alone):
     """Both hold the same rows of the batch."""
     workdir = directory / "model_axis"
     mesh = {"mesh.data": 1, "mesh.model": 2}
@@ -124,7 +122,7 @@ def test_a_model_axis_over_processes(run, directory, cache, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_a_process_that_stands_still_ends_the_others(run, directory, cache, frozen):
+def test_processes_end_when_one_stands_still(run, directory, cache, frozen):
     workdir = directory / f"frozen{frozen}"
     with processes.running(run(steps=10**6), workdir, cache, count=2, flags=FLAGS) as two:
         two.until(lambda: last(workdir) >= 3, START)
@@ -160,8 +158,8 @@ print("restored", later.agreed_steps(), np.asarray(state["x"]).tolist())
 def test_checkpoint_steps_are_those_that_process_zero_lists(directory, cache):
     """Two hosts of which one does not see the newest checkpoint yet resume from the same one."""
     code = LISTS_A_CHECKPOINT_LESS.format(directory=str(directory / "lagging"))
-    for ended, told in processes.scripts(code, directory / "scripts", cache):
-        assert ended == 0 and "restored [1, 2, 3] [3.0, 3.0, 3.0, 3.0]" in told, told
+    for ended, output in processes.scripts(code, directory / "scripts", cache):
+        assert ended == 0 and "restored [1, 2, 3] [3.0, 3.0, 3.0, 3.0]" in output, output
 
 
 def test_processes_of_one_host_are_counted():
@@ -181,9 +179,9 @@ def test_processes_of_one_host_are_counted():
         )
         for i in range(2)
     ]
-    told = [process.communicate(timeout=START) for process in both]
+    output = [process.communicate(timeout=START) for process in both]
     # The count is the last line; Gloo prints others before it.
-    assert [out.splitlines()[-1:] for out, _ in told] == [["2"], ["2"]], told
+    assert [out.splitlines()[-1:] for out, _ in output] == [["2"], ["2"]], output
 
 
 def test_processes_of_other_hosts_are_not_counted(monkeypatch):

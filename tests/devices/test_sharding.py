@@ -24,12 +24,12 @@ def test_names_become_mesh_axes():
     assert sharding.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "data", "model")
 
 
-def test_an_unmapped_name_raises_with_the_closest_one():
+def test_rules_name_an_unmapped_axis_and_the_closest_one():
     with pytest.raises(ValueError, match="'embedd' has no rule; did you mean 'embed'"):
         sharding.spec(("embedd",))
 
 
-def test_a_collision_raises():
+def test_rules_refuse_a_collision():
     with pytest.raises(ValueError, match="collide"):
         sharding.spec(("heads", "mlp"))
 
@@ -47,7 +47,7 @@ def test_shardings_replicate_a_dimension_along_an_axis_that_does_not_divide_it()
     assert sharding.undivided_parameters(tree, {"data": 3, "model": 2}) == {}
 
 
-def test_whole_share_counts_what_lies_whole_on_every_device():
+def test_whole_share_counts_what_every_device_holds():
     """A parameter that one axis divides is not whole, one that none divides is."""
     tree = boxed((6, 8), ("embed", "mlp")) | {
         "bias": nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16,), jnp.float32), ("embed",))
@@ -97,7 +97,7 @@ LAYERS = {
 }
 
 
-def test_a_small_share_may_be_replicated():
+def test_require_sharded_allows_a_small_share():
     sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
 
 
@@ -107,21 +107,21 @@ def test_require_sharded_does_not_count_what_is_excused():
 
 
 def test_too_large_a_share_names_the_largest_parameters_first():
-    told = (
+    output = (
         r"31% of .* each of 8 devices, more than 30%; the largest: table \(320 bytes\), bias \(32 bytes\); "
         "the mesh is data=4, model=2"
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=output):
         sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
 
 
-def test_an_axis_of_one_device_shards_nothing():
+def test_rules_shard_nothing_over_an_axis_of_one_device():
     shardings = {"kernel": ((8, 24), ("embed", None)), "gate": ((8,), ("mlp",))}
     with pytest.raises(UserError, match="96% of .*: kernel"):
         sharding.require_sharded(*places(1, 8, **shardings), largest_share=0.5)
 
 
-def test_one_device_has_everything():
+def test_require_sharded_allows_one_device():
     one = jax.make_mesh(
         (1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )

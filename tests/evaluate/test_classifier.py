@@ -28,7 +28,7 @@ def labelled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
     )
 
 
-def test_the_scorer_prefers_what_looks_like_its_label():
+def test_scorer_prefers_what_looks_like_its_label():
     score = classifier.label_scorer(toy_network.network(), labelled(), [0, 3])
     asked, swapped = score(PIXELS, LABELS), score(PIXELS, 3 - LABELS)
     assert (asked > swapped).all()
@@ -39,22 +39,22 @@ def test_the_scorer_prefers_what_looks_like_its_label():
     np.testing.assert_array_equal(again(PIXELS, LABELS), asked)
 
 
-def test_what_a_scorer_cannot_be_fitted_on():
-    for reference, wanted, message in (
+def test_scorer_refuses_what_it_cannot_be_fitted_on():
+    for reference, expected, message in (
         (labelled(names=()), [0], "without labels"),
         (labelled(), [0, 1], r"without an image of class \[1\]"),
         (labelled(PIXELS[LABELS == 3], LABELS[LABELS == 3]), [3], "is of one class"),
     ):
         with pytest.raises(UserError, match=message):
-            classifier.label_scorer(toy_network.network(), reference, wanted)
+            classifier.label_scorer(toy_network.network(), reference, expected)
 
 
 def test_agreement():
     classify = classifier.pixel_classifier(PIXELS / 255, LABELS)
     wrong = np.where(np.arange(80) < 20, 3 - LABELS, LABELS)
-    found = classifier.agreement(classify, PIXELS / 255, wrong)
+    result = classifier.agreement(classify, PIXELS / 255, wrong)
     assert (
-        found["value"] == 0.75
-        and found["count"] == 80
-        and found["ci95"][0] < 0.75 < found["ci95"][1]
+        result["value"] == 0.75
+        and result["count"] == 80
+        and result["ci95"][0] < 0.75 < result["ci95"][1]
     )

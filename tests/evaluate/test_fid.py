@@ -20,8 +20,8 @@ def published(x, y) -> float:
 
 def test_gaussians_with_a_closed_form():
     a, b = np.array([1.0, 4.0, 0.25]), np.array([9.0, 1.0, 0.25])
-    apart = frechet_distance(gaussian([0, 0, 1], np.diag(a)), gaussian([3, 0, -1], np.diag(b)))
-    assert apart == pytest.approx(9 + 4 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-12)
+    difference = frechet_distance(gaussian([0, 0, 1], np.diag(a)), gaussian([3, 0, -1], np.diag(b)))
+    assert difference == pytest.approx(9 + 4 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-12)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[
         0
     ]  # covariances that commute, turned
@@ -29,12 +29,12 @@ def test_gaussians_with_a_closed_form():
         gaussian(turn @ [0, 0, 1], turn * a @ turn.T),
         gaussian(turn @ [3, 0, -1], turn * b @ turn.T),
     )
-    assert turned == pytest.approx(apart, rel=1e-12)
+    assert turned == pytest.approx(difference, rel=1e-12)
     same = gaussian([1, 2, 3], turn * a @ turn.T)
     assert frechet_distance(same, same) == pytest.approx(0, abs=1e-9)
 
 
-def test_as_the_published_code():
+def test_frechet_distance_is_that_of_the_published_code():
     random = np.random.default_rng(1)
     x, y = (
         random.standard_normal((200, 8)) @ random.standard_normal((8, 8)) + shift
@@ -75,7 +75,7 @@ def test_moments_in_batches():
     )
 
 
-def test_the_deviation_is_that_of_drawing_again():
+def test_frechet_deviation_is_that_of_resampling():
     random = np.random.default_rng(4)
     reference = Frechet(gaussian([0, 0, 0], np.eye(3)))
     draw = lambda: random.standard_normal((400, 3)) * [1, 2, 1] + [0.5, 0, 0]  # noqa: E731

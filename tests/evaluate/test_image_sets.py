@@ -39,20 +39,22 @@ def test_npz(tmp_path):
         images = open_images(str(file))
         assert (images.count, images.shape, len(images.class_names)) == (7, (5, 6, 3), 7)
         for size in (1, 3, 7, 100):
-            found, labels = all_of(images, size)
-            np.testing.assert_array_equal(found, PIXELS)
+            result, labels = all_of(images, size)
+            np.testing.assert_array_equal(result, PIXELS)
             np.testing.assert_array_equal(labels, np.arange(7))
     np.savez(file, PIXELS)
     assert all_of(open_images(str(file)))[1] is None
     some = open_images(str(file), num=4, seed=5)
-    found = all_of(some, 2)[0]
-    assert len(found) == some.count == 4
-    places = [int(np.flatnonzero((one == PIXELS).all((1, 2, 3)))[0]) for one in found]
+    result = all_of(some, 2)[0]
+    assert len(result) == some.count == 4
+    places = [int(np.flatnonzero((one == PIXELS).all((1, 2, 3)))[0]) for one in result]
     others = all_of(open_images(str(file), num=4, seed=6), 2)[0]
     assert (
-        len(set(places)) == 4 and others.shape == found.shape and not np.array_equal(others, found)
+        len(set(places)) == 4
+        and others.shape == result.shape
+        and not np.array_equal(others, result)
     )
-    np.testing.assert_array_equal(found, all_of(open_images(str(file), num=4, seed=5), 7)[0])
+    np.testing.assert_array_equal(result, all_of(open_images(str(file), num=4, seed=5), 7)[0])
 
 
 def test_folder(tmp_path):
@@ -156,19 +158,19 @@ def test_data_set(digits_dir):
     images = open_images(
         "digits:test[:5]", data_dir=str(digits_dir), shape=(12, 10, 3), resize="crop"
     )
-    found, labels = all_of(images)
+    result, labels = all_of(images)
     split = sources.open_split(DataConfig("digits", data_dir=str(digits_dir)), "test[:5]")
     for i in range(5):
         fitted = transforms.crop(
             transforms.fit(split[i]["image"], (12, 10, 3), "crop"), (12, 10, 3)
         )
-        np.testing.assert_array_equal(found[i], fitted)
+        np.testing.assert_array_equal(result[i], fitted)
         assert labels[i] == split[i]["label"]
     assert images.class_names == tuple("0123456789")
     assert open_images("digits:test[:5]", data_dir=str(digits_dir)).shape == (8, 8, 1)
 
 
-def test_the_fingerprint_is_of_what_is_in_it(tmp_path, digits_dir):
+def test_fingerprint_of_an_archive_is_of_its_content(tmp_path, digits_dir):
     a, b = tmp_path / "a.npz", tmp_path / "b.npz"
     np.savez(a, PIXELS)
     np.savez(b, PIXELS)
@@ -197,25 +199,25 @@ def npy(array) -> bytes:
 
 
 @pytest.mark.parametrize("label", [-1, 1_000_000, 2**33])
-def test_a_label_that_is_no_class_id(tmp_path, label):
+def test_open_images_refuses_a_label_that_is_no_class_id(tmp_path, label):
     file = tmp_path / "a.npz"
     np.savez(file, PIXELS, np.array([0, 1, 2, 3, 4, 5, label]))
-    told = f"a label in arr_1 of {file} is {label}; it must be from 0 to 999,999"
-    with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+    output = f"a label in arr_1 of {file} is {label}; it must be from 0 to 999,999"
+    with pytest.raises(UserError, match=f"^{re.escape(output)}$"):
         open_images(str(file))
     np.savez(file, PIXELS, np.array([0, 1, 2, 3, 4, 5, 999_999]))
     assert len(open_images(str(file)).class_names) == 10**6
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_an_array_that_ends_before_its_headers_promise(tmp_path, lost):
+def test_open_images_refuses_an_array_shorter_than_its_header(tmp_path, lost):
     arrays = [npy(PIXELS), npy(np.arange(7))]
-    whole = len(arrays[lost])
+    full = len(arrays[lost])
     arrays[lost] = arrays[lost][:-16]  # two labels
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for i, content in enumerate(arrays):
             archive.writestr(f"arr_{i}.npy", content)
-    promised = whole - 128  # of the header
+    promised = full - 128  # of the header
     with pytest.raises(
         UserError,
         match=f"a.npz is cut off: arr_{lost} holds {promised - 16} bytes of the {promised} ",
@@ -224,7 +226,7 @@ def test_an_array_that_ends_before_its_headers_promise(tmp_path, lost):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_an_archive_that_lists_more_bytes_than_it_holds(tmp_path, lost):
+def test_open_images_refuses_an_archive_shorter_than_its_list(tmp_path, lost):
     names, arrays = ["arr_0.npy", "arr_1.npy"], [npy(PIXELS), npy(np.arange(7))]
     size = len(arrays[lost])
     arrays[lost] = arrays[lost][:-16]

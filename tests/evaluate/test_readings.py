@@ -16,9 +16,9 @@ RANDOM = np.random.default_rng(0)
 REAL = RANDOM.integers(0, 200, (60, 4, 6, 1), dtype=np.uint8)
 
 
-def report(drawn, real=REAL, **options):
+def report(sampled, real=REAL, **options):
     return samples.evaluate(
-        Images(drawn, "drawn").set,
+        Images(sampled, "drawn").set,
         Images(real, "real").set,
         toy_network.network(),
         cache="",
@@ -27,12 +27,12 @@ def report(drawn, real=REAL, **options):
     )
 
 
-def test_every_metric_of_a_report_has_one_reading_line():
+def test_readings_have_one_line_per_metric():
     """In the report and, right below its figure, in the terminal."""
-    found = report(RANDOM.integers(50, 256, (40, 4, 6, 1), dtype=np.uint8))
-    shown = lines(found)
-    assert None not in found["metrics"].values()
-    for metric in found["metrics"].values():
+    result = report(RANDOM.integers(50, 256, (40, 4, 6, 1), dtype=np.uint8))
+    shown = lines(result)
+    assert None not in result["metrics"].values()
+    for metric in result["metrics"].values():
         place = next(i for i, line in enumerate(shown) if metric["name"] in line)
         assert shown[place + 1].strip() == metric["reading"] and "\n" not in metric["reading"]
 
@@ -57,18 +57,18 @@ def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_inst
 def test_kid_has_a_scale():
     """What two halves of the reference score is about zero, whatever their number, and of other
     images it is not."""
-    drawn = np.clip(REAL.astype(int) + 80, 0, 255).astype(np.uint8)
-    found = report(drawn)["metrics"]["kid"]
-    floor = found["floor"]
-    assert floor["counts"] == [30, 30] and found["counts"] == [60, 60]
-    assert floor["ci95"][0] < 0 < floor["ci95"][1] and found["value"] > 3 * floor["ci95"][1]
-    assert f"real images score {floor['value']:.3g}" in found["reading"]
+    sampled = np.clip(REAL.astype(int) + 80, 0, 255).astype(np.uint8)
+    result = report(sampled)["metrics"]["kid"]
+    floor = result["floor"]
+    assert floor["counts"] == [30, 30] and result["counts"] == [60, 60]
+    assert floor["ci95"][0] < 0 < floor["ci95"][1] and result["value"] > 3 * floor["ci95"][1]
+    assert f"real images score {floor['value']:.3g}" in result["reading"]
     other = report(
-        drawn, floor=Images(RANDOM.integers(0, 200, (20, 4, 6, 1), dtype=np.uint8), "more").set
+        sampled, floor=Images(RANDOM.integers(0, 200, (20, 4, 6, 1), dtype=np.uint8), "more").set
     )
     assert other["metrics"]["kid"]["floor"]["counts"] == [20, 60]
     assert other["metrics"]["kid"]["floor"]["what"] == "more against the reference"
-    few = report(drawn, REAL[:6])["metrics"]["kid"]
+    few = report(sampled, REAL[:6])["metrics"]["kid"]
     assert few["floor"] is None and "too few" in few["reading"]
 
 
@@ -97,10 +97,10 @@ def test_warning_of_a_reference_that_the_run_was_trained_on(tmp_path, reference,
     """By the splits that the run's config names."""
     data = {"name": "digits", "train_split": "train", "eval_split": "test", "source_dir": ""}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
-    found = training_images.warning(str(tmp_path), reference)
-    assert (found is None) == (words is None)
+    result = training_images.warning(str(tmp_path), reference)
+    assert (result is None) == (words is None)
     assert words is None or (
-        words in found and found.endswith("measure digits:test") and "\n" not in found
+        words in result and result.endswith("measure digits:test") and "\n" not in result
     )
 
 
@@ -136,11 +136,11 @@ def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
         ("run", 0),
         ("none", 0),
     ):
-        found = training_images.warning(str(tmp_path / "run"), f"{tmp_path}/{folder}")
+        result = training_images.warning(str(tmp_path / "run"), f"{tmp_path}/{folder}")
         assert (
-            (found and f"holds {count} images that this run was trained on" in found)
+            (result and f"holds {count} images that this run was trained on" in result)
             or count == 0
-            and found is None
+            and result is None
         )
     assert "is what" in training_images.warning(
         str(tmp_path / "run"), "image_folder:train", str(tmp_path / "photos")

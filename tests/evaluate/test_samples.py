@@ -19,22 +19,22 @@ def rows(pixels):
 
 def distance(x, y):
     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-    apart = x.mean(0) - y.mean(0)
-    return apart @ apart + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
+    difference = x.mean(0) - y.mean(0)
+    return difference @ difference + np.trace(c + d - 2 * scipy.linalg.sqrtm(c @ d).real)
 
 
-def test_a_report():
+def test_report_has_every_metric_of_samples():
     report = evaluate(
         Images(DRAWN, "drawn").set, Images(REAL, "real").set, toy_network.network(), cache=""
     )
     metrics = report["metrics"]
-    found = metrics["frechet_distance"]
-    assert found["name"] == "Fréchet distance, toy" and found["counts"] == [80, 120]
-    assert found["value"] == pytest.approx(distance(rows(DRAWN), rows(REAL)), rel=1e-4)
-    assert found["ci95"][0] < found["value"] < found["ci95"][1]
-    floor = found["floor"]
+    result = metrics["frechet_distance"]
+    assert result["name"] == "Fréchet distance, toy" and result["counts"] == [80, 120]
+    assert result["value"] == pytest.approx(distance(rows(DRAWN), rows(REAL)), rel=1e-4)
+    assert result["ci95"][0] < result["value"] < result["ci95"][1]
+    floor = result["floor"]
     assert (
-        floor["value"] < found["value"] / 3
+        floor["value"] < result["value"] / 3
         and sum(floor["counts"]) == 120
         and "halves" in floor["what"]
     )
@@ -60,7 +60,7 @@ def test_a_report():
     ]
 
 
-def test_a_floor_of_other_real_images():
+def test_report_has_a_floor_of_other_real_images():
     other = RANDOM.integers(0, 200, (70, 4, 6, 1), dtype=np.uint8)
     report = evaluate(
         Images(DRAWN).set,
@@ -82,7 +82,7 @@ def test_a_floor_of_other_real_images():
     assert metrics["kid"]["ci95_method"] and metrics["recall"]["ci95_method"]
 
 
-def test_what_a_reader_should_know():
+def test_report_says_what_a_reader_should_know():
     few = np.concatenate([DRAWN[:4], DRAWN[:1]])
     report = evaluate(
         Images(few, "few").set, Images(REAL).set, toy_network.network(), cache="", resamples=2

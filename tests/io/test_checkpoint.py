@@ -121,7 +121,7 @@ def test_keeps_the_best_and_those_that_were_asked_for(tmp_path):
     assert_same(checkpoints.restore(abstract(make_state(0)), step=3)[0], make_state(3))
 
 
-def test_a_state_is_evaluated_when_its_loss_is_noted(tmp_path):
+def test_checkpoint_is_evaluated_when_its_loss_is_noted(tmp_path):
     """A kill between the save and the end of the evaluation leaves a state that is not; what was
     saved with nothing left to evaluate is."""
     checkpoints = Checkpoints(tmp_path, keep=5)
@@ -130,15 +130,15 @@ def test_a_state_is_evaluated_when_its_loss_is_noted(tmp_path):
     checkpoints.note_loss(2, 0.5)
     checkpoints.close()
     later = Checkpoints(tmp_path, keep=5)
-    found = [
+    result = [
         later.restore(abstract(make_state(0)), step=step)[1]["evaluated"] for step in (1, 2, 3)
     ]
-    assert found == [False, True, True]
+    assert result == [False, True, True]
     later.note_loss(1, 0.25)  # as a resumed run does, before it saves anything
     assert later.restore(abstract(make_state(0)), step=1)[1]["evaluated"]
 
 
-def test_a_given_step(tmp_path):
+def test_restore_of_a_step(tmp_path):
     restored, extra = saved(tmp_path, [1, 2]).restore(abstract(make_state(0)), step=1)
     assert_same(restored, make_state(1))
     assert extra == {"images": 10}
@@ -156,7 +156,7 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
-def test_other_shardings_than_it_was_saved_with(tmp_path):
+def test_restore_takes_other_shardings(tmp_path):
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     rows, columns = (
         NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", None), (None, "data"))
@@ -189,7 +189,7 @@ def test_damage_falls_back_with_one_warning(tmp_path, caplog, damage):
     assert "step 3" in record.getMessage() and "\n" not in record.getMessage()
 
 
-def test_all_damaged(tmp_path):
+def test_restore_names_damage_when_no_checkpoint_is_sound(tmp_path):
     saved(tmp_path, [3]).close()
     truncate(tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 3: ") as caught:
@@ -197,7 +197,7 @@ def test_all_damaged(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_the_run_goes_on_over_a_damaged_checkpoint(tmp_path):
+def test_save_goes_on_over_a_damaged_checkpoint(tmp_path):
     saved(tmp_path, [1, 2, 3]).close()
     truncate(tmp_path)
     checkpoints = Checkpoints(tmp_path, 2)
@@ -208,7 +208,7 @@ def test_the_run_goes_on_over_a_damaged_checkpoint(tmp_path):
     assert checkpoints.steps() == [2, 3]
 
 
-def test_no_checkpoint(tmp_path):
+def test_restore_names_a_directory_without_checkpoints(tmp_path):
     with pytest.raises(UserError, match="no checkpoint in .*; steps there: none"):
         Checkpoints(tmp_path / "none", 1).restore(abstract(make_state(0)))
     with pytest.raises(UserError, match="no checkpoint of step 7 in .*; steps there: 1, 2"):
@@ -216,7 +216,7 @@ def test_no_checkpoint(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_another_model_is_named(tmp_path):
+def test_restore_names_another_model(tmp_path):
     checkpoints = saved(tmp_path, [1, 2])
     with pytest.raises(UserError, match=r"2 is of another model.*kernel is .*64, 24.*32, 24"):
         checkpoints.restore(abstract(make_state(0, rows=32)))
@@ -224,7 +224,7 @@ def test_another_model_is_named(tmp_path):
         checkpoints.restore(abstract(make_state(0, ema=False)))
 
 
-def test_a_part(tmp_path):
+def test_restore_part_reads_a_part(tmp_path):
     checkpoints = saved(tmp_path, [1, 3])
     assert_same(checkpoints.restore_part("ema"), jax.tree.map(np.asarray, make_state(3).ema))
     assert_same(
@@ -234,7 +234,7 @@ def test_a_part(tmp_path):
         checkpoints.restore_part("weights")
 
 
-def test_a_part_falls_back_too(tmp_path):
+def test_restore_part_falls_back_to_a_sound_checkpoint(tmp_path):
     saved(tmp_path, [1, 3]).close()
     flip(tmp_path)
     params = Checkpoints(tmp_path, 3).restore_part("params")
@@ -256,7 +256,7 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
     assert not unfinished.exists()
 
 
-def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
+def test_save_on_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
     checkpoints = saved(tmp_path, [1, 2], keep=2)
     capfd.readouterr()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -279,7 +279,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
     assert_same(checkpoints.restore(abstract(make_state(0)))[0], make_state(3))
 
 
-def test_a_directory_that_cannot_be(tmp_path):
+def test_checkpoints_refuse_a_directory_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the checkpoint of step 1 in .*file"):
         Checkpoints(tmp_path / "file" / "checkpoints", 1).save(1, make_state(1), {}, wait=True)

@@ -18,10 +18,10 @@ def flat(*colours) -> np.ndarray:
 
 def box(picture: Image.Image, colour) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the pixels of that colour, which must fill the box."""
-    found = np.all(np.asarray(picture) == colour, axis=-1)
-    y, x = np.nonzero(found)
+    result = np.all(np.asarray(picture) == colour, axis=-1)
+    y, x = np.nonzero(result)
     left, top, right, bottom = x.min(), y.min(), x.max() + 1, y.max() + 1
-    assert found[top:bottom, left:right].all()
+    assert result[top:bottom, left:right].all()
     return left, top, right, bottom
 
 
@@ -43,7 +43,7 @@ def test_titles_stand_above_their_images():
     assert not np.all(np.asarray(grid(images, columns=2)) < 100, axis=-1).any()
 
 
-def test_a_long_title_stays_over_its_image():
+def test_grid_keeps_a_long_title_over_its_image():
     picture = grid(flat(RED, GREEN), columns=2, titles=["a very long title of a class, and on", ""])
     left, top, _, _ = box(picture, GREEN)
     assert (np.asarray(picture)[:top, left:] == 255).all()
@@ -106,13 +106,13 @@ def test_save(tmp_path):
     assert [f.name for f in (tmp_path / "new").iterdir()] == ["x.png"]
 
 
-def test_each_writer_has_a_temporary_file_of_its_own(tmp_path):
+def test_save_png_has_a_temporary_file_per_writer(tmp_path):
     (tmp_path / "x.png.tmp").mkdir()  # as that of another process, whatever it is
     save_png(tmp_path / "x.png", grid(flat(RED), columns=1))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["x.png", "x.png.tmp"]
 
 
-def test_an_animation_repeats_and_rests_on_its_last_frame(tmp_path):
+def test_save_gif_repeats_and_rests_on_its_last_frame(tmp_path):
     frames = [grid(flat(colour), columns=1) for colour in (RED, GREEN, BLUE)]
     save_gif(tmp_path / "new" / "x.gif", frames, milliseconds=100)
     with Image.open(tmp_path / "new" / "x.gif") as opened:
@@ -129,7 +129,7 @@ def test_an_animation_repeats_and_rests_on_its_last_frame(tmp_path):
         save_gif(tmp_path / "folder.gif", frames)
 
 
-def test_an_unwritable_path(tmp_path):
+def test_save_png_names_an_unwritable_path(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the picture .*x\.png") as caught:
         save_png(tmp_path / "file" / "x.png", grid(flat(RED), columns=1))

@@ -123,7 +123,7 @@ def test_wrapped_state_dicts_convert_to_the_same_weights(tmp_path, prefix, endin
             np.testing.assert_array_equal(back[key], state[key])
 
 
-def test_both_models_of_one_file_are_found_in_it(tmp_path):
+def test_state_dicts_finds_both_models_of_one_file(tmp_path):
     """A script may keep tokenizer, transformer and optimizer together."""
     tokenizer, transformer = small.pipeline().to_torch()
     torch_writer.save(

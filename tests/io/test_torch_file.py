@@ -51,7 +51,7 @@ def test_files_that_pytorch_wrote(name):
         np.testing.assert_array_equal(tensors[key], array)
 
 
-def test_a_training_checkpoint_gives_its_tensors_by_dotted_name():
+def test_read_tensors_names_those_of_a_training_checkpoint_by_dotted_names():
     tensors = read_tensors(REFERENCE / "torch_training.pth")
     np.testing.assert_array_equal(
         tensors["trainer.var_wo_ddp.weight"], np.arange(6.0).reshape(3, 2)
@@ -105,7 +105,7 @@ def calls(name: str, *arguments: str) -> bytes:
         "collections.Counter",
     ],
 )
-def test_a_pickle_that_names_anything_else_is_refused_by_name_and_not_run(tmp_path, name):
+def test_read_tensors_refuses_other_globals_of_a_pickle_by_name(tmp_path, name):
     marker = tmp_path / "ran"
     opcodes = writer.mapping(
         {"weight": writer.tensor("0", 12, (12,), (1,)), "x": calls(name, f"touch {marker}")}
@@ -140,14 +140,14 @@ def test_a_pickle_that_names_anything_else_is_refused_by_name_and_not_run(tmp_pa
         (writer.text("storage") + b"Q", "no storage"),
     ],
 )
-def test_a_pickle_that_declares_what_is_not_there(tmp_path, opcodes, reason):
+def test_read_tensors_refuses_a_pickle_that_declares_what_is_not_there(tmp_path, opcodes, reason):
     writer.write_zip(
         tmp_path / "x.pth", writer.mapping({"weight": opcodes}), {"0": COUNTED.tobytes()}
     )
     assert reason in refused(tmp_path / "x.pth")
 
 
-def test_a_pickle_cannot_change_the_functions_that_it_is_given(tmp_path):
+def test_read_tensors_lets_no_pickle_change_its_functions(tmp_path):
     change = (
         b"ctorch._utils\n_rebuild_tensor_v2\nN}" + writer.text("__defaults__") + b"N\x85s\x86b0"
     )
@@ -160,7 +160,7 @@ def test_a_pickle_cannot_change_the_functions_that_it_is_given(tmp_path):
     assert torch_file._rebuild.__defaults__ is None
 
 
-def test_a_file_cut_short_is_refused_at_any_length(tmp_path):
+def test_read_tensors_refuses_a_file_cut_short_at_any_length(tmp_path):
     np.savez(tmp_path / "whole.npz", a=COUNTED)
     save_file({"a": COUNTED}, tmp_path / "whole.safetensors")
     for source in (
@@ -175,7 +175,7 @@ def test_a_file_cut_short_is_refused_at_any_length(tmp_path):
             refused(cut)
 
 
-def test_a_file_with_wrong_bytes_is_read_or_refused_but_never_breaks(tmp_path):
+def test_read_tensors_reads_or_refuses_a_file_with_wrong_bytes(tmp_path):
     random, reads = np.random.RandomState(0), 0
     for name in ("torch_zip.pth", "torch_legacy.pth"):
         data = bytearray((REFERENCE / name).read_bytes())
@@ -201,7 +201,7 @@ def test_arrays_of_objects_and_false_headers_in_npz_are_refused(tmp_path):
     assert "does not hold" in refused(tmp_path / "false.npz")
 
 
-def test_other_files(tmp_path):
+def test_read_tensors_refuses_other_files(tmp_path):
     assert "no such file" in refused(tmp_path / "none.pth")
     assert ".pth, .pt, .npz, .safetensors" in refused(tmp_path / "weights.ckpt")
     (tmp_path / "text.pth").write_text(json.dumps({"a": 1}))

@@ -38,10 +38,10 @@ def described(number: int) -> dict:
 
 def archive(path: Path, emoji: list[dict], vendor: str) -> Path:
     """A package of one vendor; the pixels are see-through but for one."""
-    drawn = np.zeros((64, 64, 4), np.uint8)
-    drawn[0, 0] = 0, 0, 255, 255
+    sampled = np.zeros((64, 64, 4), np.uint8)
+    sampled[0, 0] = 0, 0, 255, 255
     png = io.BytesIO()
-    Image.fromarray(drawn).save(png, "PNG")
+    Image.fromarray(sampled).save(png, "PNG")
     names = [
         x["image"]
         for one in emoji
@@ -59,7 +59,7 @@ def archive(path: Path, emoji: list[dict], vendor: str) -> Path:
     return path
 
 
-def test_the_split_is_by_emoji_never_by_file(emoji, tmp_path):
+def test_split_is_by_emoji_never_by_file(emoji, tmp_path):
     known = [described(number) for number in range(400)]
     for vendor in ("google", "twitter"):
         emoji.unpack(archive(tmp_path / f"{vendor}.tgz", known, vendor), vendor, tmp_path / "made")

@@ -26,11 +26,11 @@ def rendered() -> dict:
     return yaml.safe_load(string.Template(TEMPLATE).substitute(VALUES))
 
 
-def test_it_is_valid_by_the_schema():
+def test_template_is_valid_by_the_schema():
     assert jobset_schema.problems(rendered()) == []
 
 
-def test_it_is_what_a_sweep_applies_for_one_run():
+def test_template_is_what_a_sweep_applies_for_one_run():
     engine = JobSet(
         image="registry/var-jax",
         queue="tpu",

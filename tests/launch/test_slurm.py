@@ -66,7 +66,7 @@ def requeued(stubs: Path) -> bool:
     return ["scontrol", "requeue", "7"] in calls(stubs)
 
 
-def test_every_task_gets_the_command(stubs):
+def test_script_gives_every_task_the_command(stubs):
     assert start(stubs, 0).wait(20) == 0
     assert calls(stubs) == [
         [
@@ -99,7 +99,7 @@ def test_slurm_script_asks_for_cpus_of_each_task(stubs):
 
 
 @pytest.mark.parametrize(
-    ("workdir", "given", "expected"),
+    ("workdir", "values", "expected"),
     [
         (("--workdir", "a b/"), {}, "a b/xla"),
         (("--workdir=gs://bucket/d16",), {}, "gs://bucket/d16/xla"),
@@ -107,10 +107,10 @@ def test_slurm_script_asks_for_cpus_of_each_task(stubs):
     ],
 )
 def test_slurm_script_keeps_compiled_programs_where_all_tasks_see_them(
-    stubs, workdir, given, expected
+    stubs, workdir, values, expected
 ):
     """A home directory is not shared by all hosts, and JAX writes programs on process 0 alone."""
-    assert start(stubs, 0, workdir=workdir, **given).wait(20) == 0
+    assert start(stubs, 0, workdir=workdir, **values).wait(20) == 0
     [environment] = [
         json.loads(line) for line in (stubs / "environment.jsonl").read_text().splitlines()
     ]
@@ -127,12 +127,12 @@ def test_slurm_script_keeps_compiled_programs_where_all_tasks_see_them(
         (2, "RUNNING", False),
     ],
 )
-def test_it_is_requeued_when_it_saved_itself_and_slurm_does_not_end_it(stubs, code, state, again):
+def test_script_requeues_a_run_that_saved_itself(stubs, code, state, again):
     assert start(stubs, code, state).wait(20) == code
     assert requeued(stubs) is again
 
 
-def test_the_shell_outlives_the_signal_that_its_run_saves_at(stubs):
+def test_script_outlives_the_signal_that_its_run_saves_at(stubs):
     shell = start(stubs, 75, takes=3)
     until = time.monotonic() + 20
     while not (stubs / "calls.jsonl").exists():

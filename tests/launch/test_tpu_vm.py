@@ -82,7 +82,7 @@ def started(calls) -> list[str]:
     ]
 
 
-def test_every_worker_gets_the_command_as_it_was_given(launch, tmp_path):
+def test_script_gives_every_worker_the_command(launch, tmp_path):
     code, calls, _ = launch(
         *TRAIN, plan={"describe": [READY], "ssh": [(0, "")]}, DIRECTORY=str(tmp_path / "code")
     )
@@ -100,14 +100,14 @@ def test_every_worker_gets_the_command_as_it_was_given(launch, tmp_path):
         'os.environ[\'JAX_COMPILATION_CACHE_DIR\']]))" "$@"\n'
     )
     (tmp_path / "python" / "python").chmod(0o755)
-    told = subprocess.run(
+    output = subprocess.run(
         ["bash", "-c", command], check=True, capture_output=True, text=True, timeout=30
     ).stdout
     # And where it finds the programs that another host, or an earlier slice, has compiled.
-    assert json.loads(told) == ["-m", "var_jax", "train", *TRAIN[1:], "gs://bucket/d 16/xla"]
+    assert json.loads(output) == ["-m", "var_jax", "train", *TRAIN[1:], "gs://bucket/d 16/xla"]
 
 
-def test_it_starts_again_after_a_preemption_and_only_then(launch):
+def test_script_starts_again_after_a_preemption_only(launch):
     code, calls, _ = launch(
         *TRAIN, plan={"describe": [READY], "ssh": [(75, ""), (75, ""), (0, "")]}
     )
@@ -115,12 +115,12 @@ def test_it_starts_again_after_a_preemption_and_only_then(launch):
 
 
 @pytest.mark.parametrize("code", [1, 2, 130])
-def test_a_failure_is_handed_on(launch, code):
-    found, calls, _ = launch(*TRAIN, plan={"describe": [READY], "ssh": [(code, ""), (0, "")]})
-    assert found == code and len(started(calls)) == 1
+def test_script_hands_a_failure_on(launch, code):
+    result, calls, _ = launch(*TRAIN, plan={"describe": [READY], "ssh": [(code, ""), (0, "")]})
+    assert result == code and len(started(calls)) == 1
 
 
-def test_a_slice_that_is_taken_away_is_made_anew(launch):
+def test_script_makes_a_slice_anew_that_was_taken_away(launch):
     plan = {
         "describe": [READY, (0, "PREEMPTED"), (0, "PREEMPTED"), (0, "CREATING"), READY],
         "ssh": [(255, ""), (0, "installed"), (0, "")],
@@ -143,14 +143,14 @@ def test_a_slice_that_is_taken_away_is_made_anew(launch):
     assert len(started(calls)) == 2
 
 
-def test_without_capacity_it_asks_again(launch):
+def test_script_asks_again_without_capacity(launch):
     plan = {"describe": [GONE, GONE, READY], "ssh": [(0, "")], "create": [(1, ""), (0, "")]}
     code, calls, _ = launch(*TRAIN, plan=plan, CREATE="--spot")
     assert code == 0 and [call[0] for call in calls].count("create") == 2
     assert not [call for call in calls if call[0] == "delete"]  # there is nothing to delete
 
 
-def test_a_slice_that_is_not_there_is_told(launch):
+def test_script_names_a_slice_that_is_not_there(launch):
     code, calls, stderr = launch(*TRAIN, plan={"describe": [GONE], "ssh": [(0, "")]})
     assert code == 1 and "slice is GONE; CREATE" in stderr and not started(calls)
 

@@ -69,10 +69,10 @@ def test_gradients_of_patch_logits_are_finite_differences(patch):
     random = np.random.default_rng(1)
     weights = random.normal(size=(2, 12))
 
-    def ours(params, images):
+    def actual(params, images):
         return jnp.sum(weights * module.apply({"params": params}, images))
 
-    slopes = jax.grad(ours, argnums=(0, 1))(params, jnp.asarray(images, jnp.float32))
+    slopes = jax.grad(actual, argnums=(0, 1))(params, jnp.asarray(images, jnp.float32))
     directions = (
         jax.tree.map(lambda x: random.normal(size=x.shape), params),
         random.normal(size=images.shape),
@@ -83,11 +83,11 @@ def test_gradients_of_patch_logits_are_finite_differences(patch):
             lambda x, d, s=step: np.asarray(x, np.float64) + s * d, (params, images), directions
         )
         expected += (weights * patch_logits(*moved)).sum() / (2 * step)
-    found = sum(
+    result = sum(
         (np.asarray(s, np.float64) * d).sum()
         for s, d in zip(*map(jax.tree.leaves, (slopes, directions)), strict=True)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    np.testing.assert_allclose(result, expected, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_spectral_norm_is_the_largest_singular_value(heads):
             )
 
 
-def test_the_first_estimate_is_close(heads):
+def test_spectral_norm_has_a_close_first_estimate(heads):
     _, variables, _ = heads
     for head, layers in variables["spectral"].items():
         for layer, held in layers.items():

@@ -14,8 +14,8 @@ SMALL = {"num_classes": 5, "vocab_size": 64, "z_channels": 8, "scales": Scales.p
 
 
 def test_published_parameter_counts():
-    totals = {16: 310_283_520, 20: 600_917_136, 24: 1_033_399_360, 30: 2_010_020_356}
-    for depth, total in totals.items():
+    sums = {16: 310_283_520, 20: 600_917_136, 24: 1_033_399_360, 30: 2_010_020_356}
+    for depth, total in sums.items():
         count = flops.param_count(TransformerConfig(depth=depth))
         assert count == {"total": total, "body": 73728 * depth**3}
     assert flops.param_count(SHARED_512) == {"total": 2_353_893_904, "body": 49152 * 36**3}
@@ -62,7 +62,7 @@ def test_shared_adaln_has_one_linear_instead_of_one_a_block():
     assert own - shared == 3 * 2 * 6 * 64**2 * (4 - 1)
 
 
-def test_the_other_definitions_overstate_compute_and_tilt_it():
+def test_flops_of_other_definitions_overstate_compute():
     overstated = {
         d: flops.six_nd_train_flops(TransformerConfig(depth=d))
         / flops.train_flops_per_image(TransformerConfig(depth=d))

@@ -25,13 +25,13 @@ def test_tiles_divide_the_padded_length(total, expected):
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
-def test_the_computed_mask_is_the_dense_one_with_padding_that_sees_and_is_not_seen(mask):
+def test_splash_mask_is_the_dense_one_with_padding(mask):
     padded = attention_splash.ScaleMask(SCALES, mask, 256)
-    whole = padded[0:256, 0:256]
+    full = padded[0:256, 0:256]
     total = SCALES.total
-    np.testing.assert_array_equal(whole[:total, :total], masks.dense(SCALES, mask))
-    np.testing.assert_array_equal(padded[128:256, 64:256], whole[128:, 64:])
-    assert not whole[:, total:].any() and whole[total:].any(axis=1).all()
+    np.testing.assert_array_equal(full[:total, :total], masks.dense(SCALES, mask))
+    np.testing.assert_array_equal(padded[128:256, 64:256], full[128:, 64:])
+    assert not full[:, total:].any() and full[total:].any(axis=1).all()
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "block_diagonal"])
@@ -39,33 +39,33 @@ def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
     monkeypatch.setattr(attention_splash, "LARGEST_TILE", 128)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, SCALES.total, 1, 8))
 
-    def ours(q, k, v):
+    def actual(q, k, v):
         return attention_splash.attend(q, k, v, 0.3, SCALES, mask, interpret=True)
 
     def dense(q, k, v):
         return attention.attend(q, k, v, 0.3, masks.dense(SCALES, mask))
 
-    for mine, theirs in zip(
-        *(jax.jit(jax.vjp(f, q, k, v)[1])(q) for f in (ours, dense)), strict=True
+    for mine, expected in zip(
+        *(jax.jit(jax.vjp(f, q, k, v)[1])(q) for f in (actual, dense)), strict=True
     ):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
-    np.testing.assert_allclose(jax.jit(ours)(q, k, v), dense(q, k, v), atol=2e-5)
+        np.testing.assert_allclose(mine, expected, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(actual)(q, k, v), dense(q, k, v), atol=2e-5)
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
-def test_each_device_computes_its_images_and_heads():
+def test_splash_attention_computes_its_images_and_heads_per_device():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 4, SCALES.total, 2, 8))
 
-    def ours(q, k, v):
+    def actual(q, k, v):
         return attention_splash.attend(q, k, v, 0.3, SCALES, "block_causal", interpret=True)
 
-    alone = jax.jit(ours)(q, k, v)
+    alone = jax.jit(actual)(q, k, v)
     mesh = jax.make_mesh(
         (2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4]
     )
     with jax.set_mesh(mesh):
         compiled = jax.jit(
-            ours,
+            actual,
             in_shardings=jax.P("data", None, "model"),
             out_shardings=jax.P("data", None, "model"),
         )

@@ -106,7 +106,7 @@ def test_products_in_float32_are_plain(case):
         patch.setitem(globals(), "NARROW", WIDE)
         result, gradients = jax.vjp(functools.partial(function, g=jnp.dtype(jnp.bfloat16)), x, w)
     expected, exact = jax.vjp(plain, x, w)
-    for ours, theirs in zip(
+    for actual, reference in zip(
         (result, *gradients(expected)), (expected, *exact(expected)), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)

@@ -65,7 +65,7 @@ def program():
     return hlo.Program(PROGRAM)
 
 
-def test_a_loop_runs_as_often_as_its_condition_says(program):
+def test_hlo_loop_counts_as_often_as_its_condition_says(program):
     assert program.runs == {"main": 1, "body": 5}
 
 
@@ -80,7 +80,7 @@ def test_collectives_with_their_whole_arrays_and_first_groups(program):
     ]
 
 
-def test_of_a_stack_only_the_layer_is_read_and_on_chip_results_are_no_traffic(program):
+def test_hlo_traffic_is_of_a_stacks_layer_and_not_of_on_chip_results(program):
     gather, product, count = 16 * 32 * 2 + 64 * 32 * 2, 8 * 64 * 2 + 64 * 32 * 2 + 4, 3 * 4
     assert program.hbm_bytes() == 5 * (gather + product + count)
 

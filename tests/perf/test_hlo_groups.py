@@ -27,6 +27,6 @@ def test_groups_in_every_notation(text, members):
     assert hlo.first(text) == members
 
 
-def test_an_unknown_notation_is_not_guessed():
+def test_groups_of_an_unknown_notation_are_not_guessed():
     with pytest.raises(ValueError, match="unknown notation"):
         hlo.first("replica_groups=everyone")

@@ -59,7 +59,7 @@ def test_times_are_bytes_over_the_links_in_use():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("v5e", "such as v5e:16x16"),
         ("v5f:4x4", "unknown chip v5f; did you mean 'v5"),
@@ -67,12 +67,12 @@ def test_times_are_bytes_over_the_links_in_use():
         ("v5e:4", "such as v5e:16x16"),
     ],
 )
-def test_a_name_that_is_no_slice(name, told):
-    with pytest.raises(UserError, match=told):
+def test_named_refuses_what_is_no_slice(name, message):
+    with pytest.raises(UserError, match=message):
         tpu_slices.named(name)
 
 
-def test_a_shape_that_does_not_exist():
+def test_named_refuses_a_shape_that_does_not_exist():
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )
@@ -82,7 +82,7 @@ def test_a_shape_that_does_not_exist():
         tpu_slices.named("v4:4x4x4")
 
 
-def test_a_slice_has_its_chip_and_devices():
+def test_slice_has_its_chip_and_devices():
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )

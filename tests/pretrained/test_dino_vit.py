@@ -1,5 +1,5 @@
 """Against PyTorch: `vit.npz` holds every fifth patch token that torch.nn.functional gives in
-float64 for the weights of `drawn` (two heads, three blocks, patches of 4, a grid of 5 x 5), on
+float64 for the weights of `helpers.random_weights` (two heads, three blocks, patches of 4, a grid of 5 x 5), on
 images of the grid's size and of 24 x 12."""
 
 import json
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretrained import drawn
+from helpers import random_weights
 from var_jax.errors import UserError
 from var_jax.pretrained import dino_vit
 
@@ -22,7 +22,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def state(reference):
-    return drawn.state_dict(json.loads(str(reference["shapes"])))
+    return random_weights.state_dict(json.loads(str(reference["shapes"])))
 
 
 @pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])

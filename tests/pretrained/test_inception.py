@@ -1,5 +1,5 @@
 """Against PyTorch: `inception.npz` was made in float64 by torchvision 0.29's Inception3 with a
-sixteenth of its channels and the weights of `drawn`: as it is ("torchvision", 10 classes), and with
+sixteenth of its channels and the weights of `helpers.random_weights`: as it is ("torchvision", 10 classes), and with
 the blocks that pytorch-fid 0.3 puts in their place ("tensorflow", 1008 classes), on images of 40 x
 52 bytes resized as pytorch-fid does. Logits are the first 64."""
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from pretrained import drawn
+from helpers import random_weights
 from var_jax.errors import UserError
 from var_jax.pretrained import inception
 
@@ -23,7 +23,7 @@ def reference():
 
 def state_dict(reference, classes: int):
     shapes = json.loads(str(reference["shapes"]))
-    return drawn.state_dict({**shapes, "fc.weight": (classes, 128), "fc.bias": (classes,)})
+    return random_weights.state_dict({**shapes, "fc.weight": (classes, 128), "fc.bias": (classes,)})
 
 
 @pytest.mark.parametrize(("name", "classes"), [("tensorflow", 1008), ("torchvision", 10)])

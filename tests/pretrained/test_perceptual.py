@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 from scipy.signal import correlate2d
 
-from pretrained import drawn
+from helpers import random_weights
 from var_jax.errors import UserError
 from var_jax.pretrained import perceptual, vgg
 
@@ -28,7 +28,7 @@ def state():
                 f"features.{number}.bias": (wide,),
             }
             width = wide
-    return drawn.state_dict(shapes)
+    return random_weights.state_dict(shapes)
 
 
 @pytest.fixture(scope="module")

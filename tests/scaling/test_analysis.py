@@ -98,8 +98,8 @@ def test_analyze_names_its_warnings():
 
 def test_sample_warns_of_unequal_budgets_and_leaves_out_shorter_runs():
     x, y, _ = joint()
-    whole = select_runs.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
-    assert whole.runs == 6 and "most tokens" in whole.selection and not whole.notes
+    full = select_runs.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
+    assert full.runs == 6 and "most tokens" in full.selection and not full.notes
     x, y, _ = single(runs=6)
     rows = [
         {"run": str(i), "params": size[0], "tokens": 10.0**i, "loss": loss}
@@ -135,12 +135,12 @@ def test_analyze_recovers_published_laws(column, name):
 
 def test_weights_count_runs_not_grid_points():
     x, y, _ = single(runs=40, noise=2e-3, theta=SINGLE)
-    found = select_runs.sample(runs_of(x, y), "loss", ("params",))
+    result = select_runs.sample(runs_of(x, y), "loss", ("params",))
     halved = analysis.analyze(
-        "loss~params", dataclasses.replace(found, weights=np.full(40, 0.25)), resamples=0
+        "loss~params", dataclasses.replace(result, weights=np.full(40, 0.25)), resamples=0
     )
-    whole = analysis.analyze("loss~params", found, resamples=0)
-    width = [np.diff(law.summary["alpha"]["ci95"])[0] for law in (whole, halved)]
+    full = analysis.analyze("loss~params", result, resamples=0)
+    width = [np.diff(law.summary["alpha"]["ci95"])[0] for law in (full, halved)]
     assert width[1] > 1.9 * width[0]
     assert solver.objective(halved.likelihood.problem, halved.likelihood.theta[None])[
         0

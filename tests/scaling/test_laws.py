@@ -36,9 +36,9 @@ def test_fit_ignores_a_stray_run():
 
 def test_fit_with_a_given_floor():
     x, y, theta = single(noise=1e-3)
-    given = laws.fit(solver.problem(x, y, laws.DELTA), floor=theta[0])
-    assert given.values["E"] == theta[0]
-    assert given.values["alpha"] == pytest.approx(theta[2], abs=0.005)
+    values = laws.fit(solver.problem(x, y, laws.DELTA), floor=theta[0])
+    assert values.values["E"] == theta[0]
+    assert values.values["alpha"] == pytest.approx(theta[2], abs=0.005)
     pure = laws.fit(solver.problem(x, 50 * x[:, 0] ** -0.2, laws.DELTA), floor=0.0)
     assert pure.values == pytest.approx({"E": 0, "A": 50, "alpha": 0.2}, rel=1e-6)
 

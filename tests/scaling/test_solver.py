@@ -50,13 +50,13 @@ def test_solve_matches_a_general_minimizer_in_every_row(delta):
     theta, cost = solver.solve(p, start, np.zeros(3, bool))
     for row, value, w in zip(theta, cost, weights, strict=True):
         one = solver.Problem(logx, np.log(y), w, p.delta)
-        found = optimize.minimize(
+        result = optimize.minimize(
             lambda t, one=one: solver.objective(one, t[None])[0] * 1e4,
             row,
             method="Nelder-Mead",
             options={"xatol": 1e-10, "fatol": 1e-12, "maxiter": 4000},
         )
-        assert value <= found.fun / 1e4 * (1 + 1e-6)
+        assert value <= result.fun / 1e4 * (1 + 1e-6)
 
 
 def test_solve_keeps_held_parameters_and_bounds():

@@ -85,7 +85,7 @@ def test_requeue_resumes_and_stop_does_not(cluster, saver):
 
 
 @pytest.mark.parametrize("how", ["time limit", "own notice"])
-def test_a_run_that_saved_itself_is_requeued(cluster, saver, how):
+def test_engine_requeues_a_run_that_saved_itself(cluster, saver, how):
     """Neither is SLURM's own preemption: without a requeue from within, the job would be over."""
     run = saver("run")
     # SLURM sends the signal up to a minute early, so here it comes soon.
@@ -101,7 +101,7 @@ def test_a_run_that_saved_itself_is_requeued(cluster, saver, how):
     assert notes(run) == PREEMPTED_ONCE
 
 
-def test_every_process_of_a_run_gets_the_command(cluster, tmp_path):
+def test_engine_gives_every_process_the_command(cluster, tmp_path):
     run = RunCommand(
         "two",
         str(tmp_path / "two"),
@@ -123,7 +123,7 @@ def test_every_process_of_a_run_gets_the_command(cluster, tmp_path):
     assert "JobState=FAILED" in shown and "ExitCode=3:0" in shown and "Comment=hello" in shown
 
 
-def test_what_sbatch_refuses_is_one_line_and_starts_nothing(cluster, saver, capfd):
+def test_engine_names_what_sbatch_refuses_and_starts_nothing(cluster, saver, capfd):
     run = saver("run")
     with pytest.raises(
         UserError, match="^sbatch refuses: invalid partition.*Invalid partition"
@@ -133,6 +133,6 @@ def test_what_sbatch_refuses_is_one_line_and_starts_nothing(cluster, saver, capf
     assert cluster.run("squeue", "--noheader", "--states=PENDING,RUNNING") == ""
 
 
-def test_a_job_that_slurm_does_not_know(cluster):
+def test_engine_answers_for_a_job_that_slurm_does_not_know(cluster):
     assert Slurm().alive("99999") is False
     Slurm().stop("99999")

@@ -94,7 +94,9 @@ def planned(workdir: Path) -> dict[str, Path]:
     }
 
 
-def test_a_sweep_with_a_preempted_run_and_one_that_fails(cluster, config, uninterrupted, tmp_path):
+def test_sweep_goes_on_after_a_preemption_and_gives_up_a_failing_run(
+    cluster, config, uninterrupted, tmp_path
+):
     workdir = tmp_path / "sweep"
     sweep = subprocess.Popen(
         var_jax(
@@ -180,9 +182,7 @@ def test_a_sweep_with_a_preempted_run_and_one_that_fails(cluster, config, uninte
     )
 
 
-def test_a_run_of_two_tasks_is_one_process_group_and_trains_as_one_process(
-    cluster, config, uninterrupted, tmp_path
-):
+def test_train_in_two_tasks_is_one_process_group(cluster, config, uninterrupted, tmp_path):
     subprocess.run(
         var_jax(
             "sweep",
@@ -211,7 +211,7 @@ def test_a_run_of_two_tasks_is_one_process_group_and_trains_as_one_process(
     assert dict(losses(run)) == pytest.approx(dict(uninterrupted), rel=1e-5)
 
 
-def test_the_batch_script_over_two_tasks_goes_on_after_either_preemption(
+def test_batch_script_over_two_tasks_goes_on_after_either_preemption(
     cluster, config, uninterrupted, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)

@@ -15,7 +15,7 @@ GUIDED, PLAIN = quickstart.SETTINGS
 
 
 @pytest.mark.slow
-def test_both_stages_samples_and_a_report(digits_dir, tmp_path):
+def test_run_trains_both_stages_samples_and_reports(digits_dir, tmp_path):
     settings = {"steps": 2, "init_from": ""}
     stages = [
         small.train_config(stage, digits_dir, **settings) for stage in ("tokenizer", "transformer")
@@ -83,7 +83,7 @@ def stages():
     return [small.train_config(stage, "nowhere") for stage in ("tokenizer", "transformer")]
 
 
-def test_both_stages_are_asked_for_before_anything_is_trained(untrained, tmp_path):
+def test_run_checks_both_stages_before_it_trains(untrained, tmp_path):
     tokenizer, transformer = stages()
     for wrong in ((tokenizer, tokenizer), (transformer, transformer)):
         with pytest.raises(UserError, match="the stage of the .*'s config is .*; it must be"):
@@ -165,10 +165,10 @@ class Swapped:
     class_names = ("left", "right")
 
     def sample(self, labels, *, seed, cfg=1.5, **_):
-        images, theirs = planted(40, seed=0) if cfg else planted(40, seed=2)
+        images, expected = planted(40, seed=0) if cfg else planted(40, seed=2)
         return np.stack(
             [
-                images[theirs == (label if cfg else 1 - label)][i // 2]
+                images[expected == (label if cfg else 1 - label)][i // 2]
                 for i, label in enumerate(labels)
             ]
         )
@@ -202,7 +202,7 @@ def test_samples_are_judged_against_real_images(monkeypatch):
     assert 0.8 < copied["variance_ratio"] < 1.25 and 0.8 < swapped["variance_ratio"] < 1.25
 
 
-def test_the_report_in_lines():
+def test_lines_of_a_report():
     row = {"label_accuracy": 0.975, "variance_ratio": 0.8, "nearest_ratio": 1.1}
     report = {
         "reconstruction": {

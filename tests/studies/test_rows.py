@@ -37,12 +37,12 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})
     before = path.read_bytes()
-    for changed, told in (
+    for changed, output in (
         ({"model": "b"}, "model: b here, a there"),
         ({"reference": {"count": 4}}, "reference.count: 4 here, 3 there"),
         ({"seed": 1}, "seed: 1 here, None there"),
     ):
-        with pytest.raises(UserError, match=f"rows.json is of other settings: {told}"):
+        with pytest.raises(UserError, match=f"rows.json is of other settings: {output}"):
             study.Rows(path, {**ABOUT, **changed})
     assert path.read_bytes() == before
     for content in ("[]", "{", '{"rows": 3}'):
@@ -54,7 +54,7 @@ def test_rows_of_other_settings_are_refused(tmp_path):
         study.Rows(tmp_path / "file" / "rows.json", ABOUT)
 
 
-def test_what_one_run_does_not_know_another_may_add(tmp_path):
+def test_rows_take_what_an_earlier_run_did_not_know(tmp_path):
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})
     study.Rows(path, {**ABOUT, "small": "s"}).add("y", {})
@@ -65,18 +65,18 @@ def test_what_one_run_does_not_know_another_may_add(tmp_path):
         study.Rows(path, {**ABOUT, "small": "t"})
 
 
-def test_the_fingerprint_is_of_both_parts():
+def test_model_fingerprint_is_of_both_parts():
     model = small.pipeline()
-    found = {model_fingerprint(model.config, model.params)}
+    result = {model_fingerprint(model.config, model.params)}
     for part in ("tokenizer", "transformer"):
         leaves, tree = jax.tree.flatten(model.params[part])
         leaves[-1] = leaves[-1] + 1e-3
-        found.add(
+        result.add(
             model_fingerprint(
                 model.config, {**model.params, part: jax.tree.unflatten(tree, leaves)}
             )
         )
-    assert len(found) == 3
+    assert len(result) == 3
     again = Pipeline(model.config, model.params)
     assert model_fingerprint(again.config, again.params) == model_fingerprint(
         model.config, model.params
@@ -89,9 +89,9 @@ def test_distances_are_those_of_the_moments():
         study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
         for high in (256, 200)
     )
-    found = Distance(real, 5, 0).of(other)
-    assert found["value"] == pytest.approx(frechet_distance(real.moments, other.moments))
-    assert found["counts"] == [50, 50] and found["ci95"][0] < found["value"] < found["ci95"][1]
+    result = Distance(real, 5, 0).of(other)
+    assert result["value"] == pytest.approx(frechet_distance(real.moments, other.moments))
+    assert result["counts"] == [50, 50] and result["ci95"][0] < result["value"] < result["ci95"][1]
     assert Distance(real, 0, 0).of(real)["value"] == pytest.approx(0, abs=1e-4)
     assert Distance(real, 0, 0).of(real)["ci95"] is None
 
@@ -99,13 +99,13 @@ def test_distances_are_those_of_the_moments():
 def test_labels_must_be_the_models(tmp_path):
     file = str(tmp_path / "a.npz")
     pixels = np.zeros((3, 4, 4, 1), np.uint8)
-    for labels, told in (
+    for labels, output in (
         (None, "without labels"),
         ([0, 1, 2], "is 2; it must be below the number"),
         ([1, 1, 1], "of one class"),
     ):
         np.savez(file, pixels, **({} if labels is None else {"arr_1": np.array(labels)}))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=output):
             classifier.load_all(open_images(file), classes=2)
     np.savez(file, pixels, np.array([0, 1, 0]))
     assert classifier.load_all(open_images(file), classes=2)[1].tolist() == [0, 1, 0]

@@ -173,18 +173,17 @@ def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
     tables = (study.out / "effects.md").read_text()
     assert tables.count("| preset |") == tables.count("| smooth |") == 1 and "| cfg |" not in tables
     assert tables.count("**fid**") == tables.count("**off**") == 1 and "| greedy |" in tables
-    preset, smooth = figures[-1].axes[:2]
-    assert (preset.get_title(), smooth.get_title()) == ("preset", "smooth")
-    points = [
-        [float(bar.lines[0].get_ydata()[0]) for bar in axes.containers] for axes in (preset, smooth)
-    ]
-    assert [len(heights) for heights in points] == [3, 2]  # the base is in both panels
+    points = {
+        axes.get_title(): [float(bar.lines[0].get_ydata()[0]) for bar in axes.containers]
+        for axes in figures[-1].axes[:2]
+    }
+    assert {panel: len(heights) for panel, heights in points.items()} == {"preset": 3, "smooth": 2}
     values = [
         row["frechet_distance"]["value"]
         for row in json.loads(before)["rows"].values()
         if "settings" in row
     ]
-    assert {round(height, 6) for heights in points for height in heights} == {
+    assert {round(height, 6) for heights in points.values() for height in heights} == {
         round(value, 6) for value in values
     }
 

@@ -28,10 +28,10 @@ def test_create_gives_the_claim_to_one_of_two_processes(tmp_path):
         "time.sleep(max(0, float(sys.argv[2]) - time.time())); "
         "print(claims.create(epath.Path(sys.argv[1]), 1, 'local') is not None)"
     )
-    begin = str(time.time() + 2.5)
+    started = str(time.time() + 2.5)
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), begin], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(tmp_path), started], stdout=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
@@ -60,8 +60,8 @@ def test_read_takes_a_truncated_claim_as_one_without_a_job(tmp_path):
     run = epath.Path(tmp_path)
     claims.create(run, 1, "local")
     (tmp_path / "claims" / "0001.json").write_text("")
-    (found,) = claims.read(run)
-    assert found.attempt == 1 and found.job == "" and abs(found.heartbeat - time.time()) < 60
+    (result,) = claims.read(run)
+    assert result.attempt == 1 and result.job == "" and abs(result.heartbeat - time.time()) < 60
     assert claims.create(run, 1, "local") is None
 
 

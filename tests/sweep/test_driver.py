@@ -44,7 +44,7 @@ def states(sweep: driver.Sweep) -> list[str]:
     return [sweep.observe(r.id).state for r in sweep.runs]
 
 
-def test_every_run_is_started_once_and_done(stub, tmp_path):
+def test_driver_starts_every_run_once(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep")
     given_up, said = run(sweep)
     assert given_up == {} and states(sweep) == ["done"] * 6 and starts(sweep) == [1] * 6
@@ -54,7 +54,7 @@ def test_every_run_is_started_once_and_done(stub, tmp_path):
     assert run(sweep)[0] == {} and starts(sweep) == [1] * 6  # once more: nothing to do
 
 
-def test_a_branch_starts_while_its_trunk_goes_on(stub, tmp_path):
+def test_driver_starts_a_branch_while_its_trunk_goes_on(stub, tmp_path):
     stub(pause=0.05)
     sweep = drive.sweep(tmp_path / "sweep", seeds=1)
     _, said = run(sweep)
@@ -76,7 +76,7 @@ def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
     assert all(sum(b <= t and t < d for b, d in zip(begun, done, strict=True)) <= 2 for t in begun)
 
 
-def test_a_killed_run_is_started_again_and_resumes(stub, tmp_path):
+def test_driver_starts_a_killed_run_again(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
     first, second = (r.id for r in sweep.runs)
     stub(wrong={first: {"vanishes_at": 17, "times": 1}, second: {"fails_at": 9, "times": 1}})
@@ -104,7 +104,7 @@ def test_steps_that_are_taken_again_have_the_records_of_the_run_that_kept_them(s
     assert train == [(n, killed if n <= 15 else resumed) for n in range(1, 41)]
 
 
-def test_a_start_that_comes_after_its_successor_was_claimed_ends(tmp_path, monkeypatch):
+def test_driver_ends_a_start_whose_successor_was_claimed(tmp_path, monkeypatch):
     """Its submitter died before it noted the job, which waited in a queue meanwhile."""
     (planned,) = (sweep := drive.sweep(tmp_path / "sweep", seeds=1, branches=False)).runs
     for attempt in (1, 2):
@@ -121,7 +121,7 @@ def test_a_start_that_comes_after_its_successor_was_claimed_ends(tmp_path, monke
     workdir.require_newest_start()
 
 
-def test_a_heartbeat_that_cannot_be_noted_does_not_end_the_sweep(stub, tmp_path, monkeypatch):
+def test_driver_goes_on_when_a_heartbeat_cannot_be_written(stub, tmp_path, monkeypatch):
     def full(*args, heartbeat=None, **changes):
         if heartbeat and not changes:
             refused.append(heartbeat)
@@ -136,7 +136,7 @@ def test_a_heartbeat_that_cannot_be_noted_does_not_end_the_sweep(stub, tmp_path,
     assert run(sweep)[0] == {} and refused and states(sweep) == ["done"]
 
 
-def test_a_run_that_fails_twice_at_a_step_is_given_up_and_named_with_its_branches(stub, tmp_path):
+def test_driver_gives_up_a_run_that_fails_twice_at_a_step(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep", seeds=2)
     bad, good, bad_branch, _ = (r.id for r in sweep.runs)
     stub(wrong={bad: {"fails_at": 9}})
@@ -179,7 +179,7 @@ def test_restarts_are_bounded(stub, tmp_path):
     assert starts(sweep) == [1]
 
 
-def test_the_sweeps_process_can_be_killed_and_started_again(stub, tmp_path):
+def test_driver_can_be_killed_and_started_again(stub, tmp_path):
     stub(pause=0.1)
     sweep = drive.sweep(tmp_path / "sweep", seeds=2)
     process = subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"])
@@ -194,7 +194,7 @@ def test_the_sweeps_process_can_be_killed_and_started_again(stub, tmp_path):
     assert any("running" in line and line.startswith(sweep.runs[1].id) for line in said)
 
 
-def test_two_submitters_start_no_run_twice(stub, tmp_path):
+def test_drivers_at_once_start_no_run_twice(stub, tmp_path):
     stub(pause=0.02)
     sweep = drive.sweep(tmp_path / "sweep")
     both = [
@@ -219,7 +219,7 @@ def test_stop_asks_live_runs_to_save_and_the_next_sweep_goes_on(stub, tmp_path):
     assert run(sweep)[0] == {} and starts(sweep) == [2, 2]
 
 
-def test_an_engine_that_refuses_leaves_every_run_to_be_started(stub, tmp_path):
+def test_driver_leaves_runs_to_be_started_when_the_engine_refuses(stub, tmp_path):
     class Refusing(drive.Stub):
         def submit(self, commands):
             raise UserError("no partition tpu")
@@ -232,7 +232,7 @@ def test_an_engine_that_refuses_leaves_every_run_to_be_started(stub, tmp_path):
     assert run(sweep)[0] == {} and starts(sweep) == [1]
 
 
-def test_the_plan_is_written_whole(stub, tmp_path):
+def test_driver_writes_the_whole_plan(stub, tmp_path):
     sweep = drive.sweep(tmp_path / "sweep", seeds=1)
     driver.write_plan(sweep, ["--config.seed=1"])
     plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())

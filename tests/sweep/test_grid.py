@@ -37,7 +37,7 @@ def test_zip_and_product_name_conflicts():
 
 
 @pytest.mark.parametrize(
-    ("given", "value"),
+    ("values", "value"),
     [
         (np.float64(0.001), 0.001),
         (np.float32(0.5), 0.5),
@@ -61,10 +61,10 @@ def test_zip_and_product_name_conflicts():
         (range(2), range(2)),
     ],
 )
-def test_native_converts_every_kind_of_number(given, value):
+def test_native_converts_every_kind_of_number(values, value):
     """The text of a value is what the config reads: numpy would write its type into it."""
-    found = grid.native(given)
-    assert found == value and type(found) is type(value) and repr(found) == repr(value)
+    result = grid.native(values)
+    assert result == value and type(result) is type(value) and repr(result) == repr(value)
 
 
 def test_product_merges_arrays_by_value():

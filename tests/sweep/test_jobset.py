@@ -90,7 +90,7 @@ def kubectl(tmp_path, monkeypatch):
     return answer, calls
 
 
-def test_a_manifest_is_valid():
+def test_manifest_is_valid_by_the_schema():
     for engine in (
         TPU,
         JobSet(image="var-jax"),
@@ -153,7 +153,7 @@ def test_a_manifest_is_valid():
         ),
     ],
 )
-def test_what_the_schema_refuses(path, value):
+def test_schema_refuses_manifests_with_mistakes(path, value):
     manifest = TPU.manifest(command())
     at = manifest
     for key in path:
@@ -162,7 +162,7 @@ def test_what_the_schema_refuses(path, value):
     assert jobset_schema.problems(manifest)
 
 
-def test_every_host_starts_the_same_command():
+def test_manifest_starts_the_same_command_on_every_host():
     manifest = TPU.manifest(command())
     [replicated] = manifest["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -255,7 +255,7 @@ def test_submit_checks_all_before_it_creates_one(kubectl):
     assert list(yaml.safe_load_all(applied)) == [TPU.manifest(one) for one in both]
 
 
-def test_what_was_created_is_taken_back_when_the_rest_is_refused(kubectl):
+def test_submit_takes_back_what_it_created_when_the_rest_is_refused(kubectl):
     answer, calls = kubectl
     answer(
         **{"--dry-run=server": (0, "", ""), "apply": (1, "", "error: quota exceeded\nfor pods\n")}
@@ -270,7 +270,7 @@ def test_what_was_created_is_taken_back_when_the_rest_is_refused(kubectl):
     assert "--ignore-not-found" in calls()[-1][0] and calls()[-1][1] == TPU.render([command()])
 
 
-def test_nothing_is_created_when_the_server_refuses_one(kubectl):
+def test_submit_creates_nothing_when_the_server_refuses_one(kubectl):
     answer, calls = kubectl
     answer(**{"--dry-run=server": (1, "", 'no matches for kind "JobSet"')})
     with pytest.raises(UserError, match='refuses: no matches for kind "JobSet"'):
@@ -315,7 +315,7 @@ def test_stop_deletes(kubectl):
     ]
 
 
-def test_without_kubectl(monkeypatch, tmp_path):
+def test_submit_names_kubectl_where_it_is_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="kubectl, which is not on PATH"):
         TPU.submit([command()])
@@ -348,7 +348,7 @@ def test_mistakes_in_options_are_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_volume_is_mounted_here_too_or_refused(tmp_path):
+def test_preflight_refuses_a_volume_that_is_not_mounted_here(tmp_path):
     engine = JobSet(image="i", volume=f"shared:{tmp_path}")
     engine.check(f"{tmp_path}/sweep")
     engine.check("gs://bucket/sweep")
@@ -359,7 +359,7 @@ def test_a_volume_is_mounted_here_too_or_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_no_pod_could_write_is_refused():
+def test_preflight_refuses_a_directory_that_no_pod_could_write():
     with pytest.raises(UserError, match="no pod of the cluster could write runs/a"):
         TPU.render([command(directory="runs/a")])
     assert TPU.render([command(directory="/work/runs/a")])

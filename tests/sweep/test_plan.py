@@ -120,7 +120,7 @@ def test_run_id_changes_with_every_other_key(changes):
     assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
 
 
-def test_a_run_may_be_resumed_with_other_volatile_keys():
+def test_plan_ids_ignore_volatile_keys():
     assert set(plan.VOLATILE) <= set(RESUMABLE)
 
 
@@ -138,7 +138,7 @@ def test_expand_puts_a_trunk_before_its_branches():
     assert (branch.config.steps, branch.own_steps, trunk.own_steps) == (50, 10, 100)
 
 
-def test_a_branch_may_leave_between_two_regular_checkpoints():
+def test_plan_saves_the_step_at_which_a_branch_leaves():
     trunk, branch = expand({**BRANCH, "branch_step": 38})
     assert (
         trunk.config.checkpoint_every == 5
@@ -294,13 +294,13 @@ def test_expand_takes_sizes_from_the_data(tmp_path, monkeypatch):
         )
     )
     assert len(looked) == 1
-    given = expand(
+    values = expand(
         *(
             {**data, "tokenizer.in_channels": 3, "transformer.num_classes": 3, "steps": n}
             for n in (50, 60)
         )
     )
-    assert [run.id for run in left] == [run.id for run in given] and left[0].params == given[
+    assert [run.id for run in left] == [run.id for run in values] and left[0].params == values[
         0
     ].params
     assert left[0].config.transformer.num_classes == 3 and left[0].config.tokenizer.in_channels == 3
@@ -359,11 +359,11 @@ def test_expand_converts_numpy_numbers(rates):
             },
         ]
 
-    theirs, ours = (
+    expected, actual = (
         expand(*family(list(rates), np.array([40, 60]))),
         expand(*family(plain_rates, (40, 60))),
     )
-    assert [run.id for run in theirs] == [run.id for run in ours]
-    assert [run.flags for run in theirs] == [run.flags for run in ours]
-    assert [run.config.optimizer.base_lr for run in theirs[: len(rates)]] == plain_rates
-    assert not [flag for run in theirs for flag in run.flags if "np." in flag or "array" in flag]
+    assert [run.id for run in expected] == [run.id for run in actual]
+    assert [run.flags for run in expected] == [run.flags for run in actual]
+    assert [run.config.optimizer.base_lr for run in expected[: len(rates)]] == plain_rates
+    assert not [flag for run in expected for flag in run.flags if "np." in flag or "array" in flag]

@@ -13,7 +13,7 @@ def rows(**settings) -> list[list[str]]:
     ]
 
 
-def test_the_table_adds_up():
+def test_plan_table_adds_up():
     trunk, branch = drive.sweep("sweep", seeds=1).runs
     header, first, second, total = rows(price=1e9)
     assert header == [
@@ -40,7 +40,7 @@ def test_the_table_adds_up():
     assert float(second[-4]) == pytest.approx(branch.compute, rel=5e-3)  # what the law sees
 
 
-def test_no_price_no_cost():
+def test_plan_table_has_no_cost_without_a_price():
     assert rows()[0][-1] == "v5p-hours" and len(rows()[-1]) == len(rows(price=1.0)[-1]) - 1
 
 

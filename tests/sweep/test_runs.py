@@ -42,7 +42,7 @@ def test_observe_takes_a_missing_directory_as_a_new_run(run):
 
 
 @pytest.mark.parametrize(
-    ("told", "exists", "state"),
+    ("message", "exists", "state"),
     [
         (None, True, "queued"),
         (None, False, "dead"),
@@ -56,17 +56,17 @@ def test_observe_takes_a_missing_directory_as_a_new_run(run):
         ("done", None, "done"),
     ],
 )
-def test_observe_state_from_the_scheduler(run, told, exists, state):
+def test_observe_state_from_the_scheduler(run, message, exists, state):
     claim(run, ago=10)
-    if told:
-        status(run, told)
-    found = seen(run, exists)
-    assert found.state == state and found.live == (state in ("queued", "running"))
-    assert found.step == (5 if told else 0)
+    if message:
+        status(run, message)
+    result = seen(run, exists)
+    assert result.state == state and result.live == (state in ("queued", "running"))
+    assert result.step == (5 if message else 0)
 
 
 @pytest.mark.parametrize(
-    ("told", "ago", "claimed", "state"),
+    ("message", "ago", "claimed", "state"),
     [
         ("running", 10, 5000, "running"),  # a fresh heartbeat, however old the claim
         ("running", 2000, 5000, "dead"),
@@ -77,15 +77,15 @@ def test_observe_state_from_the_scheduler(run, told, exists, state):
         ("running", 500, 10, "queued"),
     ],
 )
-def test_observe_state_from_heartbeats_alone(run, told, ago, claimed, state):
+def test_observe_state_from_heartbeats_alone(run, message, ago, claimed, state):
     claim(run, ago=claimed)
-    if told:
-        status(run, told, ago=ago)
+    if message:
+        status(run, message, ago=ago)
     assert seen(run, None).state == state
 
 
 @pytest.mark.parametrize(
-    ("told", "ago", "state"),
+    ("message", "ago", "state"),
     [
         (None, 0, "queued"),
         ("preempted", 9000, "queued"),
@@ -95,22 +95,22 @@ def test_observe_state_from_heartbeats_alone(run, told, ago, claimed, state):
         ("running", 1000, "dead"),
     ],
 )
-def test_observe_keeps_a_pending_job_live_while_its_scheduler_is_silent(run, told, ago, state):
+def test_observe_keeps_a_pending_job_live_while_its_scheduler_is_silent(run, message, ago, state):
     claim(run, ago=5000)
-    if told:
-        status(run, told, ago=ago)
+    if message:
+        status(run, message, ago=ago)
     assert seen(run, None, may_wait=True).state == state
     assert not seen(run, False, may_wait=True).live  # the scheduler positively says that it is gone
 
 
-@pytest.mark.parametrize("told", ["failed", "preempted"])
-def test_observe_ignores_the_report_of_an_earlier_attempt(run, told):
+@pytest.mark.parametrize("message", ["failed", "preempted"])
+def test_observe_ignores_the_report_of_an_earlier_attempt(run, message):
     claim(run, ago=5000)
     claim(run, 2, ago=1000)
-    status(run, told, ago=2000)
+    status(run, message, ago=2000)
     assert seen(run, False).state == "dead"
     claims.replace(run, claims.read(run)[1], abandoned=True)
-    assert seen(run, False).state == told
+    assert seen(run, False).state == message
 
 
 def test_observe_takes_a_reporting_run_without_a_claim_as_live(run):

@@ -26,7 +26,7 @@ def directives(script: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
-def test_the_script_that_sbatch_gets():
+def test_slurm_writes_the_script_that_sbatch_gets():
     engine = Slurm(
         partition="tpu",
         account="lab",
@@ -42,7 +42,7 @@ def test_the_script_that_sbatch_gets():
     script = engine.render(
         [command("a"), command("b", "runs/sweep/b"), command("c", "runs/sweep/c")]
     )
-    found = directives(script)
+    result = directives(script)
     assert {
         "array": "0-2%3",
         "partition": "tpu",
@@ -57,8 +57,8 @@ def test_the_script_that_sbatch_gets():
         "qos": "high",
         "job-name": "var-jax-sweep",
         "open-mode": "append",
-    }.items() <= found.items()
-    assert "requeue" in found and "exclusive" in found and "wckey" not in found
+    }.items() <= result.items()
+    assert "requeue" in result and "exclusive" in result and "wckey" not in result
     assert "\nmodule load cuda\n" in script
     [srun] = [line for line in script.splitlines() if line.startswith("srun")]
     assert "--cpus-per-task=12" in srun and "--kill-on-bad-exit=0" in srun
@@ -109,7 +109,7 @@ def test_render_quotes_what_a_shell_would_split():
     assert shlex.split(srun)[-1] == "/home/a b/jobs/%j"
 
 
-def test_one_command_is_no_array():
+def test_slurm_submits_one_command_without_an_array():
     assert "array" not in directives(Slurm().render([command()]))
     assert Slurm().render([]) == "" and Slurm().submit([]) == []
 
@@ -121,7 +121,7 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_slurm(monkeypatch, tmp_path):
+def test_slurm_names_what_is_missing_without_slurm(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
         Slurm().submit([command(directory=str(tmp_path / "sweep" / "a"))])
@@ -130,7 +130,7 @@ def test_without_slurm(monkeypatch, tmp_path):
     Slurm().stop("1")
 
 
-def test_a_controller_that_hangs_is_no_answer_and_no_stack_trace(monkeypatch, tmp_path):
+def test_slurm_takes_a_hanging_controller_for_no_answer(monkeypatch, tmp_path):
     monkeypatch.setattr(slurm, "SCHEDULER_SECONDS", 0.2)
     for name in ("squeue", "scancel"):
         (tmp_path / name).write_text("#!/bin/sh\nexec sleep 5\n")
@@ -161,7 +161,7 @@ def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
     assert Slurm().alive("12_3") is alive
 
 
-def test_without_submitit_the_extra_is_named():
+def test_slurm_names_the_extra_without_submitit():
     code = (
         "import sys; sys.modules['submitit'] = None\n"
         "from var_jax.sweep.backend import make\n"
@@ -187,7 +187,7 @@ def test_mistakes_in_options_are_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_bucket_needs_a_folder_for_the_scripts():
+def test_slurm_asks_for_a_scripts_folder_where_runs_lie_in_a_bucket():
     run = command(directory="gs://bucket/sweep/a")
     with pytest.raises(UserError, match="--option folder=DIR"):
         Slurm().render([run])

@@ -28,7 +28,7 @@ def told(run, **changes):
     (run / "status.json").write_text(json.dumps(values))
 
 
-def test_a_single_run(tmp_path):
+def test_status_of_a_single_run(tmp_path):
     chip = CHIPS["v5e"]
     told(tmp_path, restarts=2)
     (tmp_path / "meta.json").write_text(
@@ -94,7 +94,7 @@ def test_lines_name_both_losses_and_refusals(tmp_path):
     assert last == "b was refused: steps is 0; it must be at least 1"
 
 
-def test_an_unknown_chip_has_no_mfu_and_a_silent_run_no_eta(tmp_path):
+def test_status_has_no_mfu_of_an_unknown_chip_and_no_eta_of_a_silent_run(tmp_path):
     told(tmp_path, updated="2020-01-01T00:00:00+00:00")
     (tmp_path / "meta.json").write_text(
         json.dumps({"flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}})
@@ -103,7 +103,7 @@ def test_an_unknown_chip_has_no_mfu_and_a_silent_run_no_eta(tmp_path):
     assert (row.state, row.mfu, row.eta) == ("dead", None, None)
 
 
-def test_a_sweep_with_runs_in_every_state(tmp_path):
+def test_status_of_a_sweep_with_runs_in_every_state(tmp_path):
     sweep = drive.sweep(tmp_path, seeds=2)
     driver.write_plan(sweep, [])
     trunk, second, branch, last = (sweep.directory(run.id) for run in sweep.runs)
@@ -131,9 +131,7 @@ def test_a_sweep_with_runs_in_every_state(tmp_path):
         ("slurm", "in it", "dead"),
     ],
 )
-def test_a_job_that_waits_for_long_is_not_called_dead_by_who_asks_no_scheduler(
-    tmp_path, backend, word, state
-):
+def test_status_does_not_call_a_waiting_job_dead(tmp_path, backend, word, state):
     sweep = drive.sweep(tmp_path, seeds=1, branches=False)
     driver.write_plan(sweep, [])
     (run,) = (sweep.directory(one.id) for one in sweep.runs)
@@ -154,7 +152,7 @@ def test_a_job_that_waits_for_long_is_not_called_dead_by_who_asks_no_scheduler(
     assert f" {state} " in status.lines([row])[1]
 
 
-def test_a_sweep_without_its_plan_still_shows_its_runs(tmp_path):
+def test_status_of_a_sweep_without_its_plan_shows_its_runs(tmp_path):
     told(tmp_path / "a", state="done", step=40)
     told(tmp_path / "b", state="preempted")
     (tmp_path / "notes").mkdir()
@@ -164,13 +162,13 @@ def test_a_sweep_without_its_plan_still_shows_its_runs(tmp_path):
     ]
 
 
-def test_a_bucket_that_cannot_be_reached_is_named(monkeypatch):
+def test_status_names_a_bucket_that_cannot_be_reached(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match="^cannot reach gs://bucket/sweep: .*gcsfs"):
         status.read("gs://bucket/sweep")
 
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
-def test_what_is_neither_is_named(tmp_path, name):
+def test_status_names_what_is_neither_run_nor_sweep(tmp_path, name):
     with pytest.raises(UserError, match="neither a sweep's directory"):
         status.read(epath.Path(tmp_path) / name)

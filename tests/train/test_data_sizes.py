@@ -46,7 +46,7 @@ def sizes(run) -> tuple[int, int]:
     ("mode", "channels"),
     [("RGB", 3), ("L", 1), ("LA", 1), ("I;16", 1), ("1", 1), ("P", 3), ("RGBA", 3)],
 )
-def test_an_image_folder_tells_its_sizes(tmp_path, mode, channels):
+def test_data_sizes_of_an_image_folder(tmp_path, mode, channels):
     """As `transforms.decode` reads each kind of file; one with color among gray ones makes a set
     with color."""
     data = folder(tmp_path / "photos", mode)
@@ -58,12 +58,12 @@ def test_an_image_folder_tells_its_sizes(tmp_path, mode, channels):
     assert sizes(data_sizes.from_data(run)) == (3, 3)
 
 
-def test_what_a_config_gives_stays(tmp_path):
+def test_data_sizes_keep_what_a_config_gives(tmp_path):
     data = folder(tmp_path / "photos", "RGB")
     assert sizes(data_sizes.from_data(config(data, tokenizer=small.TOKENIZER))) == (1, 3)
-    given = config(data, transformer=small.TRANSFORMER, tokenizer=small.TOKENIZER)
+    settings = config(data, transformer=small.TRANSFORMER, tokenizer=small.TOKENIZER)
     assert (
-        data_sizes.from_data(dataclasses.replace(given, data=DataConfig("nowhere"))).left_to_data
+        data_sizes.from_data(dataclasses.replace(settings, data=DataConfig("nowhere"))).left_to_data
         == []
     )
 
@@ -77,13 +77,13 @@ def test_sizes_known_by_name_are_those_of_the_data(digits_dir):
     assert expected == FIXED_SIZES
 
 
-def test_a_data_set_of_tfds_tells_its_sizes_unprepared():
+def test_data_sizes_of_an_unprepared_tfds_data_set():
     """ImageNet is not here, and its description is."""
     assert sizes(data_sizes.from_data(config(DataConfig("imagenet2012")))) == (3, 1000)
     assert sizes(data_sizes.from_data(config(DataConfig("mnist")))) == (1, 10)
 
 
-def test_a_token_cache_tells_its_sizes(tmp_path):
+def test_data_sizes_of_a_token_cache(tmp_path):
     manifest = token_manifest.Manifest(
         "abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0
     )
@@ -92,7 +92,7 @@ def test_a_token_cache_tells_its_sizes(tmp_path):
     assert sizes(data_sizes.from_data(run)) == (3, 2)
 
 
-def test_a_resumed_run_has_the_sizes_it_was_started_with(tmp_path):
+def test_data_sizes_of_a_resumed_run_are_those_of_its_start(tmp_path):
     """A run of an earlier version, whose config gave ten classes, goes on although its data have
     three."""
     data = folder(tmp_path / "photos", "RGB")
@@ -130,9 +130,9 @@ def test_sizes_that_are_needed_and_not_known_are_named(use, key):
 
 
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
-def test_a_color_folder_trains_in_color(tmp_path):
+def test_train_on_a_color_folder_is_in_color(tmp_path):
     """Without a word about channels: the run's config.json has those of its images."""
     data = folder(tmp_path / "photos", "RGB", images=8)
     train(config(data, "tokenizer", steps=1), tmp_path / "run")
-    kept = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert kept["tokenizer"]["in_channels"] == 3
+    parsed = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert parsed["tokenizer"]["in_channels"] == 3

@@ -60,59 +60,59 @@ def ended(images, model_dir, tmp_path_factory):
         ]
         code = TRAIN.replace("SHARED", repr(json.dumps(shared)))
         code = code.replace("SECOND", repr(json.dumps(second)))
-        found = processes.scripts(
+        result = processes.scripts(
             code, directory / f"{name}-scripts", directory / "programs", join=False
         )
         assert not (directory / name).exists()
-        return [(code, told.splitlines()[-1]) for code, told in found]
+        return [(code, output.splitlines()[-1]) for code, output in result]
 
     return run
 
 
-def test_an_image_that_a_host_lacks_is_told_by_every_host(images, ended):
+def test_hosts_name_an_image_that_one_lacks(images, ended):
     """Steps of both would else see some images twice and some never."""
     second = images("second", without="cat/03.png")
-    found = ended("lacks", f"--config.data.source_dir={second}")
-    assert [code for code, _ in found] == [2, 2], found
-    for _, line in found:
+    result = ended("lacks", f"--config.data.source_dir={second}")
+    assert [code for code, _ in result] == [2, 2], result
+    for _, line in result:
         assert "process 1 (host " in line
         assert line.startswith("var-jax: the data of process 0 (host ")
         assert re.search(r"\d+ (training|held-out) images, not \d+", line)
 
 
 @pytest.mark.slow
-def test_another_image_of_the_same_name_is_told_by_every_host(images, ended):
+def test_hosts_name_another_image_of_the_same_name(images, ended):
     second = images("third", other="dog/05.png")
-    found = ended("other", f"--config.data.source_dir={second}")
-    assert [code for code, _ in found] == [2, 2], found
-    for _, line in found:
+    result = ended("other", f"--config.data.source_dir={second}")
+    assert [code for code, _ in result] == [2, 2], result
+    for _, line in result:
         assert "process 1 (host " in line and "as many images, but other ones" in line
 
 
 @pytest.mark.slow
 def test_data_that_one_host_cannot_open_are_told_by_every_host(ended):
     """The first process would else wait for the second, and end without knowing why."""
-    found = ended("missing", "--config.data.source_dir=/nowhere")
-    assert [code for code, _ in found] == [2, 2], found
-    assert all("data.source_dir '/nowhere' is no directory" in line for _, line in found)
+    result = ended("missing", "--config.data.source_dir=/nowhere")
+    assert [code for code, _ in result] == [2, 2], result
+    assert all("data.source_dir '/nowhere' is no directory" in line for _, line in result)
 
 
 @pytest.mark.slow
-def test_another_setting_is_told_by_every_host(ended):
+def test_hosts_name_another_setting(ended):
     """Processes of different programs would wait for one another's collectives."""
-    found = ended("setting", "--config.optimizer.base_lr=0.5")
-    assert [code for code, _ in found] == [2, 2], found
-    for _, line in found:
+    result = ended("setting", "--config.optimizer.base_lr=0.5")
+    assert [code for code, _ in result] == [2, 2], result
+    for _, line in result:
         assert "process 1 (host " in line and "optimizer.base_lr: 0.5 here" in line
 
 
 @pytest.mark.slow
-def test_another_tokenizer_is_told_by_every_host(ended, tmp_path):
+def test_hosts_name_another_tokenizer(ended, tmp_path):
     model = small.pipeline()
     tokenizer = dict(model.params["tokenizer"])
     tokenizer["quantize"] = {name: leaf + 1 for name, leaf in tokenizer["quantize"].items()}
     params = {**model.params, "tokenizer": tokenizer}
     Pipeline(model.config, params).save(tmp_path / "other")
-    found = ended("tokenizer", f"--config.tokenizer_dir={tmp_path / 'other'}")
-    assert [code for code, _ in found] == [2, 2], found
-    assert all("the frozen networks" in line and "process 1 (host " in line for _, line in found)
+    result = ended("tokenizer", f"--config.tokenizer_dir={tmp_path / 'other'}")
+    assert [code for code, _ in result] == [2, 2], result
+    assert all("the frozen networks" in line and "process 1 (host " in line for _, line in result)

@@ -138,9 +138,9 @@ def on_one_device(whole_run, tmp_path_factory):
     return workdir
 
 
-def assert_same_to_rounding(ours, theirs):
-    assert train_losses(ours) == pytest.approx(train_losses(theirs), rel=1e-5)
-    assert_close(weights(ours), weights(theirs), 1e-4)
+def assert_same_to_rounding(actual, expected):
+    assert train_losses(actual) == pytest.approx(train_losses(expected), rel=1e-5)
+    assert_close(weights(actual), weights(expected), 1e-4)
 
 
 def test_train_on_eight_devices_changes_nothing_but_rounding(whole_run, on_one_device):

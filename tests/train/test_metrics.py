@@ -48,7 +48,7 @@ def test_records(tmp_path):
     } <= board_tags(tmp_path / "run")
 
 
-def test_a_step_is_never_there_twice(tmp_path):
+def test_writer_has_no_step_twice(tmp_path):
     w = writer(tmp_path)
     w.write(5, "val", {"loss": 1.0})
     w.write(5, "val", {"loss": 2.0})
@@ -71,7 +71,7 @@ def test_resuming_drops_what_is_done_again(tmp_path):
     assert [(r["step"], r["loss"]) for r in records(tmp_path)] == [(10, 10), (20, 20), (30, 0.5)]
 
 
-def test_a_cut_line_before_the_resumed_step_does_not_join_the_next(tmp_path):
+def test_writer_drops_a_cut_line_before_the_resumed_step(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 10, "split": "train", "loss": 1}\n{"step": 20, "spl'
     )
@@ -193,7 +193,7 @@ def test_write_shows_the_held_out_loss_at_once(tmp_path, capsys):
     ]
 
 
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
+def test_writer_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -203,7 +203,7 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch):
     assert "50/100" in terminal.getvalue() and "loss 1.25" in terminal.getvalue()
 
 
-def test_other_processes_write_nothing(tmp_path, capsys):
+def test_writer_of_another_process_writes_nothing(tmp_path, capsys):
     w = writer(tmp_path / "run", enabled=False)
     w.write(1, "train", {"loss": 1.0})
     w.image(1, "samples", np.zeros((2, 2, 3), np.uint8))
@@ -213,7 +213,7 @@ def test_other_processes_write_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
 
 
-def test_a_workdir_that_cannot_be(tmp_path):
+def test_writer_refuses_a_workdir_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write in the workdir .*file") as caught:
         writer(tmp_path / "file" / "run")
@@ -240,7 +240,7 @@ def test_records_are_on_the_disk_when_a_checkpoint_is_written(tmp_path, monkeypa
     assert not (tmp_path / "metrics").exists() and [r["step"] for r in records(tmp_path)] == [1, 2]
 
 
-def test_a_local_copy_of_a_run_in_a_bucket_resumes_in_one_file(tmp_path):
+def test_writer_resumes_a_copy_of_a_bucket_in_one_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1}\n')
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "000000000-000000002.jsonl").write_text(

@@ -38,7 +38,7 @@ def by_hand(monkeypatch):
     monkeypatch.setattr(metric_files, "STATUS_SECONDS", 0.0)
 
 
-def test_a_run_in_a_bucket_is_read_as_a_local_one(bucket, by_hand):  # noqa: F811
+def test_metrics_in_a_bucket_are_read_as_local_ones(bucket, by_hand):  # noqa: F811
     """While it runs, from its parts; when it is done, from one file, as a local run leaves it. A
     resumed run drops what it takes again, and no step is there twice, whichever parts a crash
     left."""
@@ -66,7 +66,7 @@ def test_a_run_in_a_bucket_is_read_as_a_local_one(bucket, by_hand):  # noqa: F81
     assert status(bucket)["state"] == "done" and status(bucket)["restarts"] == 1
 
 
-def test_the_fit_reads_parts(bucket, by_hand):  # noqa: F811
+def test_fit_reads_metrics_in_parts(bucket, by_hand):  # noqa: F811
     """A sweep's rows are those of a local sweep, also of a run that was not merged into one
     file."""
     run = bucket / "a1"
@@ -133,7 +133,7 @@ def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatc
     assert "var_jax uploads metrics" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_bucket_that_fails_for_a_while_loses_nothing(bucket, monkeypatch, caplog):  # noqa: F811
+def test_writer_loses_nothing_while_a_bucket_fails(bucket, monkeypatch, caplog):  # noqa: F811
     """Uploads are tried again, with one line of warning; a checkpoint is not written past records
     that are not kept."""
     monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 0.05)
@@ -155,7 +155,7 @@ def test_a_bucket_that_fails_for_a_while_loses_nothing(bucket, monkeypatch, capl
     w.close("failed")
 
 
-def test_a_reader_that_parts_are_merged_under_reads_again(bucket, by_hand, monkeypatch):  # noqa: F811
+def test_reader_reads_again_when_parts_are_merged(bucket, by_hand, monkeypatch):  # noqa: F811
     """Between a reader's list and its reading, the run merges two parts and deletes them."""
     w = writer(bucket)
     for step in (1, 2):
@@ -193,7 +193,7 @@ def test_tensorboards_files_are_added_not_rewritten(bucket, by_hand, tmp_path): 
     names = sorted(path.name for path in (bucket / "tensorboard").iterdir())
     assert len(names) == 3 and all(name.startswith("events.out.tfevents.") for name in names)
     (tmp_path / "tensorboard").mkdir()
-    found = set()
+    result = set()
     for step, name in enumerate(names, start=1):
         shutil.rmtree(tmp_path / "tensorboard")
         (tmp_path / "tensorboard").mkdir()
@@ -202,9 +202,9 @@ def test_tensorboards_files_are_added_not_rewritten(bucket, by_hand, tmp_path): 
         )
         tags = board_tags(tmp_path)
         assert {number for number, _ in tags} == {step}
-        found |= tags
+        result |= tags
     assert {
         (step, tag)
         for step in (1, 2, 3)
         for tag in ("train/loss", "train/loss_scale/scale_1", "samples")
-    } <= found
+    } <= result

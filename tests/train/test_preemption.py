@@ -30,8 +30,8 @@ class Lowered:
 
 @pytest.fixture
 def notice():
-    with Preemption(Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("data", "model"))) as found:
-        yield found
+    with Preemption(Mesh(np.array(jax.devices()[:2]).reshape(2, 1), ("data", "model"))) as result:
+        yield result
 
 
 def test_compiled_is_the_program_or_the_error(notice):
@@ -96,7 +96,7 @@ sys.exit(main.main([]))
 """
 
 
-def test_a_preempted_process_does_not_wait_for_a_compilation():
+def test_preempted_process_does_not_wait_for_a_compilation():
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=90)
     assert done.returncode == 75, done.stderr
     assert done.stderr.splitlines()[-1] == "var-jax: stopped by SIGTERM"

@@ -1,4 +1,4 @@
-"""Seeded weights for the keys and shapes of a state dict, drawn so that activations neither vanish
+"""Seeded weights for the keys and shapes of a state dict, scaled so that activations neither vanish
 nor blow up."""
 
 import numpy as np
