@@ -47,10 +47,8 @@ def main(argv: list[str] | None = None) -> int:
             for vendor, package in PACKAGES.items()
         }
         made.rename(out)
-    print(
-        f"{out}: {', '.join(f'{count} images of {vendor}' for vendor, count in counts.items())}, of them "
-        f"{len(list(out.glob('test/*/*.png')))} held out"
-    )
+    parts = ", ".join(f"{count} images of {vendor}" for vendor, count in counts.items())
+    print(f"{out}: {parts}, of them {len(list(out.glob('test/*/*.png')))} held out")
     return 0
 
 
@@ -97,14 +95,15 @@ def on_white(png: bytes) -> Image.Image:
 
 def images(emoji: dict, vendor: str) -> list[str]:
     """Files of an emoji: itself and its skin tones."""
-    drawn = [emoji, *emoji.get("skin_variations", {}).values()]
-    return [one["image"] for one in drawn if one[f"has_img_{vendor}"]]
+    variants = [emoji, *emoji.get("skin_variations", {}).values()]
+    return [one["image"] for one in variants if one[f"has_img_{vendor}"]]
 
 
 def place(emoji: dict) -> str:
     """SPLIT/CATEGORY of an emoji, by a hash of its code points."""
     held_out = int(hashlib.sha256(emoji["unified"].encode()).hexdigest(), 16) % 100 < TEST_PERCENT
-    return f"{'test' if held_out else 'train'}/{emoji['category'].lower().replace(' & ', '-').replace(' ', '-')}"
+    category = emoji["category"].lower().replace(" & ", "-").replace(" ", "-")
+    return f"{'test' if held_out else 'train'}/{category}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Trains a small bfloat16 transformer with gradients summed over devices in float32 or bfloat16.
+r"""Trains a small bfloat16 transformer with gradients summed over devices in float32 or bfloat16.
 
-  python launch/gradient_dtype.py --model runs/quickstart --json docs/results/bench/gradient_dtype.json
+  python launch/gradient_dtype.py --model runs/quickstart \
+      --json docs/results/bench/gradient_dtype.json
 
 A batch is divided into the rows of its devices. A CPU's compiler sums bfloat16 in float32, so that
 the sum over devices is written out here as a ring of accelerators computes it: in the arm

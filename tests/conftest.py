@@ -47,8 +47,8 @@ def _are_known(flags: tuple[str, ...]) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    r"""Escapes bytes of file names that are not UTF-8 in what a test has printed: pytest's processes
-    cannot send them to each other."""
+    """Escapes bytes of file names that are not UTF-8 in what a test has printed: the processes of
+    pytest cannot send them to each other."""
     report = yield
     report.sections = [
         (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections

@@ -69,18 +69,21 @@ def test_train_refuses_config_keys_by_name(refused, config_file, digits_dir, ove
             ["get_config returns NoneType; it must return a ConfigDict"],
         ),
         (
-            "from var_jax.config.train import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+            "from var_jax.config.train import default_config\ndef get_config(arg=''):\n"
+            "    config = default_config()\n"
             "    config.stepz = 3\n",
             "",
             ["line 4", "unknown key 'stepz'"],
         ),
         (
-            "from var_jax.config import recipes\ndef get_config(arg=''):\n    recipes.depth_of(arg)\n",
+            "from var_jax.config import recipes\ndef get_config(arg=''):\n"
+            "    recipes.depth_of(arg)\n",
             ":depht=3",
             ["config argument 'depht=3'", "--config.depht=3"],
         ),
         (
-            "from var_jax.config.train import default_config\ndef get_config(arg=''):\n    config = default_config()\n"
+            "from var_jax.config.train import default_config\ndef get_config(arg=''):\n"
+            "    config = default_config()\n"
             "    config.init_from = 'hf://owner/name'\n    return config\n",
             "",
             ["init_from is 'hf://owner/name'"],

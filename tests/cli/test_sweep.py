@@ -260,7 +260,8 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
     """In a process of its own, with a stub in place of training."""
     script = tmp_path / "main.py"
     script.write_text(
-        "import sys\nfrom sweep import drive\nfrom var_jax.sweep import local\nlocal.Local = drive.Stub\n"
+        "import sys\nfrom sweep import drive\nfrom var_jax.sweep import local\n"
+        "local.Local = drive.Stub\n"
         "from var_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     path = tmp_path / "small.py"

@@ -101,8 +101,9 @@ def test_hosts_by_hand_share_files_alone(digits_dir, model_dir, tmp_path, capsys
 
 TASK = """
 import json, os
-os.environ |= {"SLURM_JOB_ID": THE_JOB, "SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count),
-               "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NODELIST": "localhost"}
+os.environ |= {"SLURM_JOB_ID": THE_JOB, "SLURM_STEP_NODELIST": "localhost"}
+os.environ |= {"SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count)}
+os.environ |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
 from var_jax.train import tokenize
 from var_jax.cli.main import main
 write = tokenize._write

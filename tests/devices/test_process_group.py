@@ -1,4 +1,4 @@
-"""How processes join a run: arguments, the address of process 0, and the signs of a lost process."""
+"""How processes join a run: arguments, the address of process 0, and signs of a lost process."""
 
 import socket
 

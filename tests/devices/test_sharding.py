@@ -108,7 +108,8 @@ def test_require_sharded_does_not_count_what_is_excused():
 
 def test_too_large_a_share_names_the_largest_parameters_first():
     output = (
-        r"31% of .* each of 8 devices, more than 30%; the largest: table \(320 bytes\), bias \(32 bytes\); "
+        r"31% of .* each of 8 devices, more than 30%; "
+        r"the largest: table \(320 bytes\), bias \(32 bytes\); "
         "the mesh is data=4, model=2"
     )
     with pytest.raises(UserError, match=output):

@@ -79,6 +79,6 @@ def tiff(
 
 
 def idx(array: np.ndarray, sizes: tuple[int, ...] = ()) -> bytes:
-    """Returns an idx file of bytes, as MNIST has them, whose header says other `sizes` if asked to."""
+    """Returns an idx file of bytes, as MNIST has them; its header may give other `sizes`."""
     header = bytes([0, 0, 8, array.ndim])
     return header + struct.pack(f">{array.ndim}I", *(sizes or array.shape)) + array.tobytes()

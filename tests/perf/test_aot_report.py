@@ -139,13 +139,13 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     ("message", "size"),
     [
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
-            "(180.76G) exceeds available HBM (15.75G).",
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
+            "HLO temporaries (180.76G) exceeds available HBM (15.75G).",
             180.76 * 2**30,
         ),
         (
-            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. Exceeded hbm "
-            "capacity by 2.75G.",
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.5G of 15.75G hbm. "
+            "Exceeded hbm capacity by 2.75G.",
             18.5 * 2**30,
         ),
     ],

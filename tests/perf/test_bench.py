@@ -22,13 +22,15 @@ ROOT = Path(__file__).parents[2]
 # those six bring along for themselves is theirs. The project is not installed there either.
 BARE = """
 import builtins, importlib.metadata, sys
-allowed = {"jax", "flax", "optax", "einops", "ml_collections", "numpy", "absl", "var_jax", *sys.stdlib_module_names}
+allowed = {"jax", "flax", "optax", "einops", "ml_collections", "numpy", "absl", "var_jax"}
+allowed |= sys.stdlib_module_names
 plain, version = builtins.__import__, importlib.metadata.version
 
 def guarded(name, globals=None, locals=None, fromlist=(), level=0):
     importer = (globals or {}).get("__name__", "")
-    ours = importer.partition(".")[0] == "var_jax" or (globals or {}).get("__file__", "").endswith("small_run.py")
-    if ours and not level and name.partition(".")[0] not in allowed:
+    file = (globals or {}).get("__file__", "")
+    is_own = importer.partition(".")[0] == "var_jax" or file.endswith("small_run.py")
+    if is_own and not level and name.partition(".")[0] not in allowed:
         raise ModuleNotFoundError(f"{importer} imports {name}")
     return plain(name, globals, locals, fromlist, level)
 

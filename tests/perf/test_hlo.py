@@ -1,63 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from var_jax.perf import hlo
 
 # As the TPU compiler prints them: a scan over 5 layers whose body gathers a weight, multiplies, and
 # reduces; arrays with S(1) lie on the chip.
-PROGRAM = """HloModule jit_step, is_scheduled=true
-
-%add (x: f32[], y: f32[]) -> f32[] {
-  %x = f32[]{:T(128)} parameter(0)
-  %y = f32[]{:T(128)} parameter(1)
-  ROOT %sum = f32[]{:T(128)} add(%x, %y)
-}
-
-%take_layer (p.0: bf16[5,8,64], p.1: s32[]) -> bf16[1,8,64] {
-  %p.0 = bf16[5,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %p.1 = s32[]{:T(128)S(6)} parameter(1)
-  %zero = s32[]{:T(128)} constant(0)
-  ROOT %taken = bf16[1,8,64]{2,1,0:T(8,128)(2,1)} dynamic-slice(%p.0, %p.1, %zero, %zero), dynamic_slice_sizes={1,8,64}
-}
-
-%multiply (p.2: bf16[5,8,64], p.3: s32[], p.4: bf16[64,32]) -> bf16[8,32] {
-  %p.2 = bf16[5,8,64]{2,1,0:T(8,128)(2,1)} parameter(0)
-  %p.3 = s32[]{:T(128)S(6)} parameter(1)
-  %p.4 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(2)
-  %layer = bf16[1,8,64]{2,1,0:T(8,128)(2,1)} fusion(%p.2, %p.3), kind=kLoop, calls=%take_layer
-  %flat = bf16[8,64]{1,0:T(8,128)(2,1)} bitcast(%layer)
-  ROOT %product = bf16[8,32]{1,0:T(8,128)(2,1)} convolution(%flat, %p.4), dim_labels=bf_io->bf
-}
-
-%body (state: (s32[], bf16[5,8,64], bf16[16,32], bf16[8,32])) -> (s32[], bf16[5,8,64], bf16[16,32], bf16[8,32]) {
-  %state = (s32[]{:T(128)}, bf16[5,8,64]{2,1,0}, bf16[16,32]{1,0}, bf16[8,32]{1,0}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
-  %stack = bf16[5,8,64]{2,1,0} get-tuple-element(%state), index=1
-  %shard = bf16[16,32]{1,0} get-tuple-element(%state), index=2
-  %whole = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%shard), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
-  %out = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} fusion(%stack, %i, %whole), kind=kOutput, calls=%multiply
-  %sum.1 = bf16[8,32]{1,0:T(8,128)(2,1)S(1)} all-reduce(%out), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
-  %one = s32[]{:T(128)} constant(1)
-  %next = s32[]{:T(128)} add(%i, %one)
-  ROOT %again = (s32[]{:T(128)}, bf16[5,8,64]{2,1,0}, bf16[16,32]{1,0}, bf16[8,32]{1,0}) tuple(%next, %stack, %shard, %sum.1)
-}
-
-%condition (state.1: (s32[], bf16[5,8,64], bf16[16,32], bf16[8,32])) -> pred[] {
-  %state.1 = (s32[]{:T(128)}, bf16[5,8,64]{2,1,0}, bf16[16,32]{1,0}, bf16[8,32]{1,0}) parameter(0)
-  %i.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
-  %layers = s32[]{:T(128)} constant(5)
-  ROOT %less = pred[]{:T(512)} compare(%i.1, %layers), direction=LT
-}
-
-ENTRY %main (a: bf16[5,8,64], b: bf16[16,32], c: bf16[8,32]) -> bf16[8,32] {
-  %a = bf16[5,8,64]{2,1,0} parameter(0)
-  %b = bf16[16,32]{1,0} parameter(1)
-  %c = bf16[8,32]{1,0} parameter(2)
-  %start = s32[]{:T(128)} constant(0)
-  %first = (s32[]{:T(128)}, bf16[5,8,64]{2,1,0}, bf16[16,32]{1,0}, bf16[8,32]{1,0}) tuple(%start, %a, %b, %c)
-  %loop = (s32[]{:T(128)}, bf16[5,8,64]{2,1,0}, bf16[16,32]{1,0}, bf16[8,32]{1,0}) while(%first), condition=%condition, body=%body
-  ROOT %result = bf16[8,32]{1,0} get-tuple-element(%loop), index=3
-}
-"""  # noqa: E501
+PROGRAM = (Path(__file__).parent / "program.hlo").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from var_jax.perf import hlo
         ("replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, x", (0, 2, 4, 6)),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}", (0, 1, 2, 3)),
         (
-            "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], device_ids=([2,2]T(1,0)) {'axis_0'}, x",
+            "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=2], "
+            "device_ids=([2,2]T(1,0)) {'axis_0'}, x",
             (0, 1),
         ),
         ("replica_groups=mesh['axis_0'=8,'axis_1'=2] {'axis_0':(2)2}, x", (0, 4)),

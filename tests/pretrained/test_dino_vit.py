@@ -1,6 +1,6 @@
 """Against PyTorch: `vit.npz` holds every fifth patch token that torch.nn.functional gives in
-float64 for the weights of `helpers.random_weights` (two heads, three blocks, patches of 4, a grid of 5 x 5), on
-images of the grid's size and of 24 x 12."""
+float64 for the weights of `helpers.random_weights` (two heads, three blocks, patches of 4, a grid
+of 5 x 5), on images of the grid's size and of 24 x 12."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Against PyTorch: `inception.npz` was made in float64 by torchvision 0.29's Inception3 with a
-sixteenth of its channels and the weights of `helpers.random_weights`: as it is ("torchvision", 10 classes), and with
-the blocks that pytorch-fid 0.3 puts in their place ("tensorflow", 1008 classes), on images of 40 x
-52 bytes resized as pytorch-fid does. Logits are the first 64."""
+sixteenth of its channels and the weights of `helpers.random_weights`: as it is ("torchvision", 10
+classes), and with the blocks that pytorch-fid 0.3 puts in their place ("tensorflow", 1008 classes),
+on images of 40 x 52 bytes resized as pytorch-fid does. Logits are the first 64."""
 
 import json
 from pathlib import Path

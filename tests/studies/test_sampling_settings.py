@@ -148,7 +148,7 @@ def test_ratios_are_to_the_first(monkeypatch):
 
 
 def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
-    """Rows that are there are not sampled again, and the picture has a point at each row's value."""
+    """Rows that are there are not sampled again; the picture has a point at each row's value."""
     figures, image_of = [], rows.image_of
     monkeypatch.setattr(rows, "image_of", lambda figure: figures.append(figure) or image_of(figure))
     assert study("--what", "smooth") == 0

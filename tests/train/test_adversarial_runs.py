@@ -1,4 +1,4 @@
-"""Whole runs with a discriminator: they resume bit for bit, and stop where a number is not finite."""
+"""Runs with a discriminator: they resume bit for bit, and stop where a number is not finite."""
 
 import dataclasses
 import json

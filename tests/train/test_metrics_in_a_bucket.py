@@ -88,7 +88,7 @@ def test_fit_reads_metrics_in_parts(bucket, by_hand):  # noqa: F811
     w.close("done")
 
 
-def test_bytes_and_parts_grow_with_the_records_not_with_their_square(bucket, by_hand, monkeypatch):  # noqa: F811
+def test_writer_uploads_in_proportion_to_the_records(bucket, by_hand, monkeypatch):  # noqa: F811
     """600 uploads of a record each: every record is written once per level of parts, of which there
     are log_8 600 < 4, and once more at the end. Rewriting the file at every record takes 300 times
     the records' bytes."""

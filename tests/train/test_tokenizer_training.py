@@ -1,4 +1,4 @@
-"""Codes that are revived, phases of smaller images, and what a tokenizer's run needs at its start."""
+"""Codes that are revived, phases of smaller images, and what a run of a tokenizer needs."""
 
 import dataclasses
 import logging
