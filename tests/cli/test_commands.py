@@ -9,10 +9,12 @@ from PIL import Image
 
 from helpers import small, tiles
 from helpers.commands import run
+from helpers.runs import NoEvaluator
 from var_jax import Pipeline
 from var_jax.cli.main import COMMANDS, main
 from var_jax.io.pictures import to_uint8
 from var_jax.io.torch_file import read_tensors
+from var_jax.train import evaluation
 
 
 def pixels(path) -> np.ndarray:
@@ -262,7 +264,9 @@ def test_training_and_sampling_from_the_workdir(
         "--workdir",
         f"{tmp_path / 'tokenizer'}-transformer",
     ]
-    run(capsys, *following[:-1], tmp_path / "run", *common)
+    with monkeypatch.context() as patch:  # one evaluation is enough, and takes the longest
+        patch.setattr(evaluation, "Evaluator", NoEvaluator)
+        run(capsys, *following[:-1], tmp_path / "run", *common)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["stage"], config["ema"], config["steps"]) == ("transformer", 0.5, 2)
     run(

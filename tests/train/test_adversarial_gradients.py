@@ -47,7 +47,7 @@ def at_last_kernel(hidden, cotangent):
     )
 
 
-@pytest.mark.parametrize("lowest", [0.015, 30.0])
+@pytest.mark.parametrize("lowest", [0.015, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lowest):
     """Every term, the adaptive weight, and both networks' gradients where they can be written
     down."""
