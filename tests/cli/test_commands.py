@@ -24,6 +24,7 @@ def pixels(path) -> np.ndarray:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_tells_the_options_and_shows_an_example(capsys, name):
+    """Each command's help ends well and has an example that begins with the command."""
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
     assert ended.value.code == 0
@@ -32,12 +33,15 @@ def test_help_tells_the_options_and_shows_an_example(capsys, name):
 
 
 def test_help_lists_the_commands(capsys):
+    """No argument, --help and -h list every command."""
     for argv in ([], ["--help"], ["-h"]):
         text = run(capsys, *argv)
         assert all(f"  {name} " in text for name in COMMANDS)
 
 
 def test_sample_writes_a_grid(capsys, model_dir, tmp_path):
+    """The picture is written into a directory that is made for it, the same seed gives the same
+    picture, another seed another, and no other file is left."""
     out = tmp_path / "new" / "samples.png"
     assert run(
         capsys,
@@ -116,6 +120,8 @@ def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, im
 
 
 def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path):
+    """A box and a mask of its pixels give the same picture, which is the pipeline's edit;
+    --outpaint gives another."""
     edit = (
         "edit",
         "--model",
@@ -148,6 +154,8 @@ def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path
 
 
 def test_conversion_there_and_back(capsys, tmp_path):
+    """A model converted to PyTorch's files and back has the same config and, array by array, the
+    same weights; --dtype and --cosine-codes act on what is converted."""
     expected, _, _ = small.reference("small_l2norm")
     torch, back, scales = tmp_path / "torch", tmp_path / "back", expected.config.tokenizer.scales
     expected.save(tmp_path / "model")
@@ -196,6 +204,8 @@ def test_conversion_there_and_back(capsys, tmp_path):
 
 
 def test_convert_says_which_flags_bring_a_model_back(capsys, model_dir, tmp_path):
+    """With the flags that the command prints, a converted model encodes and decodes as the one
+    before: scales and group sizes cannot be read off weights."""
     torch, again = tmp_path / "torch", tmp_path / "again"
     text = run(capsys, "convert", "--to-torch", "--model", model_dir, "--out", torch)
     needed = text.strip().partition("brings it back with ")[2].split()

@@ -10,6 +10,7 @@ import pytest
 
 
 def test_main_names_commands_and_arguments_that_it_does_not_know(refused):
+    """An unknown command comes with the closest one, and missing or unknown arguments are named."""
     assert "unknown command 'smaple'; did you mean 'sample'?" in refused("smaple")
     assert "the following arguments are required: --model, --labels, --out" in refused("sample")
     sample = ("sample", "--model", "m", "--labels", "1", "--out", "o")
@@ -31,6 +32,7 @@ def test_main_names_commands_and_arguments_that_it_does_not_know(refused):
     ],
 )
 def test_train_refuses_config_keys_by_name(refused, config_file, digits_dir, override, message):
+    """The line has the key, what is wrong with its value and what would be right."""
     line = refused(
         "train",
         "--config",
@@ -125,6 +127,7 @@ def test_train_names_a_config_file_that_is_not_there(refused, tmp_path, monkeypa
 
 
 def test_train_names_data_that_is_not_there(refused, config_file, tmp_path):
+    """The line has the path of the data set's source."""
     for name in ("image_folder", "fashion_mnist_idx"):
         assert str(tmp_path / "none") in refused(
             "train",
@@ -139,6 +142,7 @@ def test_train_names_data_that_is_not_there(refused, config_file, tmp_path):
 
 
 def test_train_asks_for_the_tokenizer_of_a_transformer(refused, config_file, digits_dir, tmp_path):
+    """The line has the key of the tokenizer's directory, whether it is empty or names none."""
     train = (
         "train",
         "--config",
@@ -154,6 +158,8 @@ def test_train_asks_for_the_tokenizer_of_a_transformer(refused, config_file, dig
 def test_commands_name_places_that_cannot_be_written(
     refused, model_dir, weights, config_file, digits_dir, image, tmp_path
 ):
+    """A file where a directory should be is named by every command that writes, and is left as it
+    was."""
     (tmp_path / "file").write_text("mine")
     inside = tmp_path / "file" / "out"
     assert "cannot write" in refused(
@@ -191,6 +197,7 @@ def test_commands_name_places_that_cannot_be_written(
 def test_commands_name_the_library_that_a_bucket_needs(
     refused, model_dir, config_file, digits_dir, monkeypatch
 ):
+    """Without gcsfs, a path in a bucket gives the command that installs it."""
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     for command in (
         ("sample", "--model", "gs://bucket/model", "--labels", "1", "--out", "{out}.png"),
@@ -255,6 +262,7 @@ def test_train_refuses_a_read_only_workdir(
 
 
 def test_train_refuses_a_malformed_profile_window(refused, config_file):
+    """The line has the form that --profile takes."""
     train = ("train", "--config", config_file, "--workdir", "{out}", "--profile")
     for window in ("5", "0:3", "a:b", "3:"):
         assert "it must be STEP:COUNT, such as 100:5" in refused(*train, window)

@@ -13,6 +13,7 @@ NOT_A_MODEL = "model directory"
 
 
 def test_convert_refuses_scales_of_other_weights(refused, weights):
+    """The line has what the weights hold and what the scales ask for."""
     convert = (
         "convert",
         "--tokenizer",
@@ -32,6 +33,7 @@ def test_convert_refuses_scales_of_other_weights(refused, weights):
 
 
 def test_convert_names_what_it_misses(refused, weights, model_dir):
+    """Flags and files that a conversion needs are named, each in one line."""
     assert "--tokenizer and --scales is missing; it must be given" in refused(
         "convert", "--out", "{out}"
     )
@@ -54,6 +56,7 @@ def test_convert_names_what_it_misses(refused, weights, model_dir):
 
 
 def test_convert_refuses_a_pickle_that_would_run_code(refused, tmp_path):
+    """The line has the name of the function that the file would call, and it is not called."""
     hostile, witness = tmp_path / "hostile.pth", tmp_path / "witness"
     torch_writer.write_zip(
         hostile, b"cos\nsystem\n(" + torch_writer.text(f"touch {witness}") + b"tR", {}
@@ -65,6 +68,7 @@ def test_convert_refuses_a_pickle_that_would_run_code(refused, tmp_path):
 
 
 def test_commands_refuse_a_checkpoint_cut_short(refused, tmp_path, model_dir):
+    """Half a file is named in one line, whichever format it has."""
     full, short = tmp_path / "whole.pth", tmp_path / "short.pth"
     torch_writer.save(full, small.reference(small.CASES[0])[0].to_torch()[0])
     short.write_bytes(full.read_bytes()[:5000])
@@ -131,10 +135,12 @@ def test_commands_refuse_a_checkpoint_cut_short(refused, tmp_path, model_dir):
     ],
 )
 def test_sample_refuses_settings_by_name(refused, model_dir, settings, message):
+    """The line has the setting, its value and the values that are allowed."""
     assert message in refused("sample", "--model", model_dir, "--out", "{out}.png", *settings)
 
 
 def test_sample_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
+    """A model directory without a transformer is refused with what it should be."""
     from var_jax import Pipeline
     from var_jax.config.model import ModelConfig
 
@@ -148,6 +154,8 @@ def test_sample_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
 
 
 def test_edit_and_reconstruct_refuse_boxes_and_images_by_name(refused, model_dir, image, tmp_path):
+    """Boxes, masks, labels and image files that cannot be used are named with what they should
+    be."""
     edit = ("edit", "--model", model_dir, "--out", "{out}.png", "--image")
     for box in ("0,0,1", "a,b,c,d", "0.5,0,0.2,1", "0,0,1,1.5", "nan,0,1,1"):
         assert f"--box '{box}'" in refused(*edit, image, "--box", box)

@@ -25,6 +25,8 @@ def data(tmp_path_factory) -> DataConfig:
 
 
 def test_batches_are_bytes_of_the_models_shape(data):
+    """Whatever the resizing and number of channels, images are uint8 of the asked shape and labels
+    int32."""
     for resize, shape in (("crop", SHAPE), ("whole", (5, 7, 3)), ("pad", (8, 11, 3))):
         (batch,) = take(
             loader.train_batches(dataclasses.replace(data, resize=resize), shape, 8, 0), 1
@@ -35,6 +37,8 @@ def test_batches_are_bytes_of_the_models_shape(data):
 
 
 def test_train_batches_of_a_resumed_run_are_those_of_an_uninterrupted_one(data):
+    """Batches from any start on are those that a run from step 0 has there, in the middle of an
+    epoch too; another seed gives others, and no two batches are the same."""
     full = take(loader.train_batches(data, SHAPE, 8, 3), 30)  # epochs end within batches
     for start in (1, 11, 29):
         assert same(take(loader.train_batches(data, SHAPE, 8, 3, start), 30 - start), full[start:])
@@ -43,6 +47,8 @@ def test_train_batches_of_a_resumed_run_are_those_of_an_uninterrupted_one(data):
 
 
 def test_train_batches_have_every_image_once_per_epoch(data):
+    """Each third of three epochs has the same images in another order; the second epoch of a seed
+    is not the first of the next."""
     plain = dataclasses.replace(data, resize="whole")
     stream = np.concatenate(
         [b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)]
@@ -58,6 +64,7 @@ def test_train_batches_have_every_image_once_per_epoch(data):
 
 
 def test_crops_are_drawn_anew_for_every_image_and_epoch(data):
+    """Three epochs of 90 images give more than 150 different crops: fixed crops would give 90."""
     cropped = np.concatenate(
         [b["image"] for b in take(loader.train_batches(data, SHAPE, 9, 0), 30)]
     )
@@ -91,6 +98,7 @@ def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_together_see_the_batch_of_one(data, hosts):
+    """The rows that each of several hosts loads, put together, are the batches of one host."""
     full = take(loader.train_batches(data, SHAPE, 8, 0, 7), 6)
     parts = [
         take(loader.train_batches(data, SHAPE, 8, 0, 7, rows=range(host, 8, hosts)), 6)
@@ -104,6 +112,8 @@ def test_hosts_together_see_the_batch_of_one(data, hosts):
 
 
 def test_eval_batches_are_one_pass_with_a_padded_end(data):
+    """Every image comes once and in order, the mask is false for the padding of the last batch,
+    which is zero, and hosts together have the batches of one."""
     full = list(loader.eval_batches(data, SHAPE, 16))
     assert [b["mask"].sum() for b in full] == [16, 16, 16, 2]
     assert all(b["image"].shape == (16, *SHAPE) and b["mask"].dtype == bool for b in full)
@@ -125,6 +135,8 @@ def test_eval_batches_are_one_pass_with_a_padded_end(data):
 
 
 def test_passes_over_one_fitted_split_decode_an_image_once(data):
+    """Two passes over a split that is held in memory read each image once, and give the batches of
+    a pass that reads them."""
     split, read = sources.open_split(data, data.eval_split), []
 
     class Counted:
@@ -142,6 +154,7 @@ def test_passes_over_one_fitted_split_decode_an_image_once(data):
 
 
 def test_worker_processes_change_nothing(data):
+    """Batches of two worker processes are those of threads."""
     threads = take(loader.train_batches(data, SHAPE, 8, 0, 5), 7)
     processes = take(loader.train_batches(dataclasses.replace(data, workers=2), SHAPE, 8, 0, 5), 7)
     assert same(threads, processes)
@@ -149,6 +162,8 @@ def test_worker_processes_change_nothing(data):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_train_batches_name_an_image_that_does_not_fit(data, workers):
+    """An image larger than the padding's target is refused in one line with both sizes, from a
+    worker process too."""
     padding = dataclasses.replace(data, resize="pad", workers=workers)
     with pytest.raises(UserError, match="8 x 8 pixels, more than the 4 x 4") as error:
         next(loader.train_batches(padding, (4, 4, 1), 8, 0))
@@ -156,6 +171,8 @@ def test_train_batches_name_an_image_that_does_not_fit(data, workers):
 
 
 def test_mistakes_are_named_before_the_first_batch(data):
+    """A batch larger than the data set and a number of channels that images do not have are refused
+    when the stream is made."""
     with pytest.raises(UserError, match="has 90 images, too few for a batch of 91"):
         loader.train_batches(data, SHAPE, 91, 0)
     with pytest.raises(UserError, match="1 or 3 channels"):

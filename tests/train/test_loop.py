@@ -51,6 +51,9 @@ def interrupt_at(monkeypatch, step: int):
 
 
 def test_train_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
+    """A run that is interrupted after its first checkpoint and started again has the records,
+    weights, average and optimizer state of one that was not, to the last bit: the state is
+    complete, and data and random numbers follow from the step alone."""
     config, uninterrupted, _ = whole_run
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 2)
@@ -70,6 +73,8 @@ def test_train_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
 
 
 def test_train_leaves_records_samples_and_config(whole_run):
+    """Every step and the last evaluation are in metrics.jsonl with the metrics of the stage, the
+    padding of the last batch counts for nothing, and the picture and the config are there."""
     config, workdir, result = whole_run
     train_records = [r for r in records(workdir) if r["split"] == "train"]
     assert [r["step"] for r in train_records] == [1, 2, 3]
@@ -97,6 +102,8 @@ def test_train_leaves_records_samples_and_config(whole_run):
 
 
 def test_train_averages_parameters_and_pipelines_load_the_average(whole_run):
+    """The average is that of the checkpoints' parameters with a decay that is warmed up, computed
+    here by hand, and a pipeline made from the workdir has it for its weights."""
     config, workdir, _ = whole_run
     params, ema = weights(workdir), weights(workdir, "ema")
     assert any(
@@ -144,17 +151,21 @@ def assert_same_to_rounding(actual, expected):
 
 
 def test_train_on_eight_devices_changes_nothing_but_rounding(whole_run, on_one_device):
+    """Losses and weights of a run on a mesh of 8 x 1 are those of one device."""
     assert_same_to_rounding(whole_run[1], on_one_device)
 
 
 def test_train_with_a_model_axis_changes_nothing_but_rounding(
     whole_run, on_one_device, unevaluated, tmp_path
 ):
+    """Losses and weights of a run on a mesh of 4 x 2 are those of one device."""
     train(dataclasses.replace(whole_run[0], mesh=MeshConfig(4, 2)), str(tmp_path))
     assert_same_to_rounding(tmp_path, on_one_device)
 
 
 def test_train_refuses_another_runs_workdir_and_leaves_it_alone(whole_run):
+    """A config that differs is refused in one line that names the key and both values; no file of
+    the workdir has been written since."""
     config, workdir, _ = whole_run
     before = {file: file.stat().st_mtime_ns for file in workdir.rglob("*")}
     other = dataclasses.replace(
@@ -169,6 +180,7 @@ def test_train_refuses_another_runs_workdir_and_leaves_it_alone(whole_run):
 
 
 def test_train_takes_no_step_of_a_finished_run(whole_run):
+    """Started again, it evaluates its last step once more and records no training step."""
     config, workdir, result = whole_run
     assert train(config, str(workdir))["loss"] == pytest.approx(result["loss"])
     assert [r["step"] for r in records(workdir)] == [1, 2, 3, 3]
@@ -177,6 +189,8 @@ def test_train_takes_no_step_of_a_finished_run(whole_run):
 
 
 def test_train_saves_at_sigterm_and_resumes_bit_for_bit(whole_run, tmp_path, monkeypatch):
+    """The signal saves the step that is under way, though no checkpoint was due, puts the signal's
+    handler back, and the run goes on to the records and weights of one that was not stopped."""
     config, uninterrupted, _ = whole_run
     config = dataclasses.replace(config, checkpoint_every=100)
     with (
@@ -194,6 +208,8 @@ def test_train_saves_at_sigterm_and_resumes_bit_for_bit(whole_run, tmp_path, mon
 
 
 def test_train_branches_from_another_runs_whole_state(whole_run, unevaluated, tmp_path):
+    """A branch takes its one step from the trunk's parameters and optimizer state, and ends as the
+    trunk did; a step without a checkpoint is refused before a workdir is made."""
     config, trunk, _ = whole_run
     branch = dataclasses.replace(config, branch_from=str(trunk), branch_step=2, init_from="")
     train(branch, str(tmp_path / "branch"))
