@@ -54,7 +54,15 @@ def test_program_runs_as_a_module(model_dir, tmp_path):
     assert command("--version").stdout.startswith("var-jax ")
 
 
-@pytest.mark.parametrize("name", ["train", "generate", "bench", "sample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train",
+        "sample",
+        pytest.param("generate", marks=pytest.mark.slow),
+        pytest.param("bench", marks=pytest.mark.slow),
+    ],
+)
 def test_compiled_programs_are_kept_by_default(name, tmp_path):
     """Whether the command's module imports JAX, which reads its settings then, or does so when it
     runs."""

@@ -327,12 +327,16 @@ def train_in_namespace(digits_dir, tmp_path):
     return train
 
 
-def test_training_in_the_shared_memory_of_a_container(train_in_namespace):
-    """64 MB at /dev/shm, as Docker and Kubernetes give: the run ends well. Where even single images
-    find no room, it is refused in one line before the workdir is made."""
+@pytest.mark.slow
+def test_train_ends_well_in_the_shared_memory_of_a_container(train_in_namespace):
+    """A container has 64 MB at /dev/shm, as Docker and Kubernetes give: batches pass through it."""
     done, workdir = train_in_namespace("64m")
     assert done.returncode == 0, done.stderr
     assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_train_refuses_shared_memory_without_room_for_an_image(train_in_namespace):
+    """64 KB at /dev/shm are refused in one line before the workdir is made."""
     done, workdir = train_in_namespace("64k")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "data.workers" in done.stderr and "/dev/shm" in done.stderr and not workdir.exists()
