@@ -92,6 +92,8 @@ def halve_note(directory):
 
 @pytest.mark.parametrize("ema", [True, False])
 def test_round_trip(tmp_path, ema):
+    """A state with and without an average, and what is saved beside it, are read as they were
+    written, in a directory that is made."""
     state = make_state(5, ema)
     checkpoints = Checkpoints(tmp_path / "new" / "checkpoints", keep=2)
     assert checkpoints.latest_step() is None
@@ -102,12 +104,15 @@ def test_round_trip(tmp_path, ema):
 
 
 def test_keeps_the_newest(tmp_path):
+    """Of four saves with two to keep, the last two are there."""
     checkpoints = saved(tmp_path, [1, 2, 3, 4], keep=2)
     checkpoints.close()
     assert checkpoints.steps() == [3, 4] and checkpoints.latest_step() == 4
 
 
 def test_keeps_the_best_and_those_that_were_asked_for(tmp_path):
+    """Beside the newest stay the step of the lowest loss, which a later process reads from the
+    checkpoints, and the steps named by `keep_steps`."""
     checkpoints = Checkpoints(tmp_path, keep=1, keep_steps=(2,))
     for step, loss in enumerate([3.0, 2.0, 0.5, None, 1.0, 1.5], start=1):
         if step == 6:  # what is best is known after a restart too
@@ -139,12 +144,15 @@ def test_checkpoint_is_evaluated_when_its_loss_is_noted(tmp_path):
 
 
 def test_restore_of_a_step(tmp_path):
+    """An older step gives its own state and notes."""
     restored, extra = saved(tmp_path, [1, 2]).restore(abstract(make_state(0)), step=1)
     assert_same(restored, make_state(1))
     assert extra == {"images": 10}
 
 
 def test_state_may_be_donated_while_it_is_written(tmp_path):
+    """`save` has copied the state when it returns: steps that reuse its memory meanwhile do not
+    change what is read."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
     state, checkpoints = make_state(2, rows=40_000), Checkpoints(tmp_path, 1)
     expected = jax.tree.map(np.array, state)
@@ -157,6 +165,7 @@ def test_state_may_be_donated_while_it_is_written(tmp_path):
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs several devices")
 def test_restore_takes_other_shardings(tmp_path):
+    """An array saved in rows over the devices is read in columns, with its values."""
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     rows, columns = (
         NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", None), (None, "data"))
@@ -176,6 +185,8 @@ def test_restore_takes_other_shardings(tmp_path):
     "damage", [truncate, flip, lose_data, lose_state, lose_everything, halve_note]
 )
 def test_damage_falls_back_with_one_warning(tmp_path, caplog, damage):
+    """Whatever of the newest checkpoint is cut, changed or lost, the one before is restored, and
+    one line names the step."""
     saved(tmp_path, [1, 2, 3]).close()
     damage(tmp_path)
     checkpoints = Checkpoints(tmp_path, 3)
@@ -190,6 +201,7 @@ def test_damage_falls_back_with_one_warning(tmp_path, caplog, damage):
 
 
 def test_restore_names_damage_when_no_checkpoint_is_sound(tmp_path):
+    """One line has the directory and the step with what is wrong with it."""
     saved(tmp_path, [3]).close()
     truncate(tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read \(step 3: ") as caught:
@@ -198,6 +210,7 @@ def test_restore_names_damage_when_no_checkpoint_is_sound(tmp_path):
 
 
 def test_save_goes_on_over_a_damaged_checkpoint(tmp_path):
+    """Reading deletes nothing; the next save of the same step takes the damaged one's place."""
     saved(tmp_path, [1, 2, 3]).close()
     truncate(tmp_path)
     checkpoints = Checkpoints(tmp_path, 2)
@@ -209,6 +222,7 @@ def test_save_goes_on_over_a_damaged_checkpoint(tmp_path):
 
 
 def test_restore_names_a_directory_without_checkpoints(tmp_path):
+    """The line has the steps that are there, and no directory is made."""
     with pytest.raises(UserError, match="no checkpoint in .*; steps there: none"):
         Checkpoints(tmp_path / "none", 1).restore(abstract(make_state(0)))
     with pytest.raises(UserError, match="no checkpoint of step 7 in .*; steps there: 1, 2"):
@@ -217,6 +231,7 @@ def test_restore_names_a_directory_without_checkpoints(tmp_path):
 
 
 def test_restore_names_another_model(tmp_path):
+    """The line has a parameter with both shapes, or one that only the checkpoint has."""
     checkpoints = saved(tmp_path, [1, 2])
     with pytest.raises(UserError, match=r"2 is of another model.*kernel is .*64, 24.*32, 24"):
         checkpoints.restore(abstract(make_state(0, rows=32)))
@@ -225,6 +240,8 @@ def test_restore_names_another_model(tmp_path):
 
 
 def test_restore_part_reads_a_part(tmp_path):
+    """Parameters or the average of a step are read alone, as numpy arrays; a part that there is not
+    comes with those that there are."""
     checkpoints = saved(tmp_path, [1, 3])
     assert_same(checkpoints.restore_part("ema"), jax.tree.map(np.asarray, make_state(3).ema))
     assert_same(
@@ -235,6 +252,7 @@ def test_restore_part_reads_a_part(tmp_path):
 
 
 def test_restore_part_falls_back_to_a_sound_checkpoint(tmp_path):
+    """With a bit of the newest changed, the part is that of one step as a whole."""
     saved(tmp_path, [1, 3]).close()
     flip(tmp_path)
     params = Checkpoints(tmp_path, 3).restore_part("params")
@@ -245,6 +263,7 @@ def test_restore_part_falls_back_to_a_sound_checkpoint(tmp_path):
 
 
 def test_reading_leaves_a_save_in_progress_alone(tmp_path):
+    """A reader does not delete what another process is writing; the next writer does."""
     saved(tmp_path, [1]).close()
     unfinished = tmp_path / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
@@ -257,6 +276,8 @@ def test_reading_leaves_a_save_in_progress_alone(tmp_path):
 
 
 def test_save_on_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
+    """The save fails in one line with the system's reason, the earlier steps are whole, and the
+    step can be saved when there is room again."""
     checkpoints = saved(tmp_path, [1, 2], keep=2)
     capfd.readouterr()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -280,6 +301,7 @@ def test_save_on_a_full_disk_keeps_the_checkpoints_before(tmp_path, capfd):
 
 
 def test_checkpoints_refuse_a_directory_that_cannot_be(tmp_path):
+    """A file in the place of a directory is named when a step is saved."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the checkpoint of step 1 in .*file"):
         Checkpoints(tmp_path / "file" / "checkpoints", 1).save(1, make_state(1), {}, wait=True)

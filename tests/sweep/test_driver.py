@@ -45,6 +45,8 @@ def states(sweep: driver.Sweep) -> list[str]:
 
 
 def test_driver_starts_every_run_once(stub, tmp_path):
+    """Three trunks and their branches are started once each and done; their table has every run,
+    and a second call starts nothing."""
     sweep = drive.sweep(tmp_path / "sweep")
     given_up, said = run(sweep)
     assert given_up == {} and states(sweep) == ["done"] * 6 and starts(sweep) == [1] * 6
@@ -55,6 +57,8 @@ def test_driver_starts_every_run_once(stub, tmp_path):
 
 
 def test_driver_starts_a_branch_while_its_trunk_goes_on(stub, tmp_path):
+    """A branch runs as soon as the trunk has the checkpoint that it needs, before the trunk is
+    done."""
     stub(pause=0.05)
     sweep = drive.sweep(tmp_path / "sweep", seeds=1)
     _, said = run(sweep)
@@ -65,6 +69,7 @@ def test_driver_starts_a_branch_while_its_trunk_goes_on(stub, tmp_path):
 
 
 def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
+    """By the times of claims and ends, never more than two of four runs are live."""
     stub(pause=0.01)
     sweep = drive.sweep(tmp_path / "sweep", jobs=2, branches=False, seeds=4)
     assert run(sweep)[0] == {} and states(sweep) == ["done"] * 4
@@ -77,6 +82,8 @@ def test_jobs_bounds_the_runs_that_are_live(stub, tmp_path):
 
 
 def test_driver_starts_a_killed_run_again(stub, tmp_path):
+    """A run whose process vanishes and one that fails are started once more each, and the lines say
+    at which step they ended."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
     first, second = (r.id for r in sweep.runs)
     stub(wrong={first: {"vanishes_at": 17, "times": 1}, second: {"fails_at": 9, "times": 1}})
@@ -90,6 +97,8 @@ def test_driver_starts_a_killed_run_again(stub, tmp_path):
 
 
 def test_steps_that_are_taken_again_have_the_records_of_the_run_that_kept_them(stub, tmp_path):
+    """Records up to the last checkpoint are of the first start's process, all later ones of the
+    second's, each step once."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False)
     run_dir = sweep.directory(sweep.runs[0].id)
     stub(
@@ -122,6 +131,8 @@ def test_driver_ends_a_start_whose_successor_was_claimed(tmp_path, monkeypatch):
 
 
 def test_driver_goes_on_when_a_heartbeat_cannot_be_written(stub, tmp_path, monkeypatch):
+    """A full disk refuses every heartbeat, and the run is still done."""
+
     def full(*args, heartbeat=None, **changes):
         if heartbeat and not changes:
             refused.append(heartbeat)
@@ -137,6 +148,8 @@ def test_driver_goes_on_when_a_heartbeat_cannot_be_written(stub, tmp_path, monke
 
 
 def test_driver_gives_up_a_run_that_fails_twice_at_a_step(stub, tmp_path):
+    """The reason is given for it and for its branch, which is never started; other runs are done, a
+    second call changes nothing, and with `retry` all are done."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=2)
     bad, good, bad_branch, _ = (r.id for r in sweep.runs)
     stub(wrong={bad: {"fails_at": 9}})
@@ -173,6 +186,7 @@ def test_drive_gives_up_a_refused_run_at_once(stub, tmp_path):
 
 
 def test_restarts_are_bounded(stub, tmp_path):
+    """With no restarts allowed, a run that ends is started once and given up with its count."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=1, branches=False, max_restarts=0)
     stub(wrong={sweep.runs[0].id: {"vanishes_at": 7}})
     assert run(sweep)[0] == {sweep.runs[0].id: "it ended 1 times without being done"}
@@ -180,6 +194,8 @@ def test_restarts_are_bounded(stub, tmp_path):
 
 
 def test_driver_can_be_killed_and_started_again(stub, tmp_path):
+    """Runs outlive the driver; the next one finds those that are live, and starts again only the
+    one that was killed."""
     stub(pause=0.1)
     sweep = drive.sweep(tmp_path / "sweep", seeds=2)
     process = subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"])
@@ -195,6 +211,8 @@ def test_driver_can_be_killed_and_started_again(stub, tmp_path):
 
 
 def test_drivers_at_once_start_no_run_twice(stub, tmp_path):
+    """Two drivers in two processes end well, with one start for each run: a claim is one driver's
+    alone."""
     stub(pause=0.02)
     sweep = drive.sweep(tmp_path / "sweep")
     both = [
@@ -206,6 +224,8 @@ def test_drivers_at_once_start_no_run_twice(stub, tmp_path):
 
 
 def test_stop_asks_live_runs_to_save_and_the_next_sweep_goes_on(stub, tmp_path):
+    """Both live runs end preempted, a second stop finds none, and each needs one more start to be
+    done."""
     stub(pause=0.1)
     sweep = drive.sweep(tmp_path / "sweep", seeds=2, branches=False)
     process = subprocess.Popen([sys.executable, DRIVE, sweep.workdir, "0"])
@@ -220,6 +240,9 @@ def test_stop_asks_live_runs_to_save_and_the_next_sweep_goes_on(stub, tmp_path):
 
 
 def test_driver_leaves_runs_to_be_started_when_the_engine_refuses(stub, tmp_path):
+    """However often an engine refuses, no attempt is counted: the run is new, and done by the next
+    engine."""
+
     class Refusing(drive.Stub):
         def submit(self, commands):
             raise UserError("no partition tpu")
@@ -233,6 +256,7 @@ def test_driver_leaves_runs_to_be_started_when_the_engine_refuses(stub, tmp_path
 
 
 def test_driver_writes_the_whole_plan(stub, tmp_path):
+    """sweep.json has the backend, the overrides, and each run's trunk, steps and compute."""
     sweep = drive.sweep(tmp_path / "sweep", seeds=1)
     driver.write_plan(sweep, ["--config.seed=1"])
     plan = json.loads((tmp_path / "sweep" / "sweep.json").read_text())

@@ -29,6 +29,7 @@ def told(run, **changes):
 
 
 def test_status_of_a_single_run(tmp_path):
+    """The row has the files' values and the MFU from the chip's peak; the line shows them."""
     chip = CHIPS["v5e"]
     told(tmp_path, restarts=2)
     (tmp_path / "meta.json").write_text(
@@ -95,6 +96,7 @@ def test_lines_name_both_losses_and_refusals(tmp_path):
 
 
 def test_status_has_no_mfu_of_an_unknown_chip_and_no_eta_of_a_silent_run(tmp_path):
+    """A CPU has no peak, and a run that wrote nothing for years is dead."""
     told(tmp_path, updated="2020-01-01T00:00:00+00:00")
     (tmp_path / "meta.json").write_text(
         json.dumps({"flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}})
@@ -104,6 +106,8 @@ def test_status_has_no_mfu_of_an_unknown_chip_and_no_eta_of_a_silent_run(tmp_pat
 
 
 def test_status_of_a_sweep_with_runs_in_every_state(tmp_path):
+    """Each run has its state and share, and the summary counts the states and weighs the shares by
+    steps."""
     sweep = drive.sweep(tmp_path, seeds=2)
     driver.write_plan(sweep, [])
     trunk, second, branch, last = (sweep.directory(run.id) for run in sweep.runs)
@@ -132,6 +136,8 @@ def test_status_of_a_sweep_with_runs_in_every_state(tmp_path):
     ],
 )
 def test_status_does_not_call_a_waiting_job_dead(tmp_path, backend, word, state):
+    """A scheduler's job of an hour ago without a word may still wait in the queue; a local process,
+    or one that has spoken and fell silent, is dead."""
     sweep = drive.sweep(tmp_path, seeds=1, branches=False)
     driver.write_plan(sweep, [])
     (run,) = (sweep.directory(one.id) for one in sweep.runs)
@@ -153,6 +159,7 @@ def test_status_does_not_call_a_waiting_job_dead(tmp_path, backend, word, state)
 
 
 def test_status_of_a_sweep_without_its_plan_shows_its_runs(tmp_path):
+    """Directories that hold a run are listed, others are not."""
     told(tmp_path / "a", state="done", step=40)
     told(tmp_path / "b", state="preempted")
     (tmp_path / "notes").mkdir()
@@ -163,6 +170,7 @@ def test_status_of_a_sweep_without_its_plan_shows_its_runs(tmp_path):
 
 
 def test_status_names_a_bucket_that_cannot_be_reached(monkeypatch):
+    """The line has the bucket and the library that is missing."""
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match="^cannot reach gs://bucket/sweep: .*gcsfs"):
         status.read("gs://bucket/sweep")

@@ -28,6 +28,8 @@ def status(workdir) -> dict:
 
 
 def test_records(tmp_path):
+    """Scalars and lists are lines of metrics.jsonl and values of the event files under their names,
+    images too."""
     w = writer(tmp_path / "run")
     w.write(
         20, "train", {"loss": jnp.float32(1.5), "loss_scale": jnp.array([1.0, 2.0]), "lr": 0.25}
@@ -49,6 +51,7 @@ def test_records(tmp_path):
 
 
 def test_writer_has_no_step_twice(tmp_path):
+    """A split's step is recorded once, in one process or after a resume."""
     w = writer(tmp_path)
     w.write(5, "val", {"loss": 1.0})
     w.write(5, "val", {"loss": 2.0})
@@ -60,6 +63,8 @@ def test_writer_has_no_step_twice(tmp_path):
 
 
 def test_resuming_drops_what_is_done_again(tmp_path):
+    """Records past the resumed step and a line that was cut short are gone before new ones are
+    written."""
     w = writer(tmp_path)
     for step in (10, 20, 30):
         w.write(step, "train", {"loss": step})
@@ -72,6 +77,7 @@ def test_resuming_drops_what_is_done_again(tmp_path):
 
 
 def test_writer_drops_a_cut_line_before_the_resumed_step(tmp_path):
+    """The next record begins a line of its own."""
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 10, "split": "train", "loss": 1}\n{"step": 20, "spl'
     )
@@ -80,6 +86,7 @@ def test_writer_drops_a_cut_line_before_the_resumed_step(tmp_path):
 
 
 def test_not_a_number_is_null(tmp_path):
+    """NaN and infinity are null in every file: JSON has no words for them."""
     w = writer(tmp_path)
     w.write(1, "train", {"loss": math.nan, "loss_scale": jnp.array([1.0, jnp.inf])})
     w.progress(1, math.nan, 8.0)
@@ -90,6 +97,8 @@ def test_not_a_number_is_null(tmp_path):
 
 
 def test_status(tmp_path, monkeypatch):
+    """The state, step, loss, speed and time left follow the run; compilation does not count for the
+    time left, and restarts do."""
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
@@ -119,6 +128,7 @@ def test_status(tmp_path, monkeypatch):
 
 
 def test_lines_without_a_terminal_are_few(tmp_path, monkeypatch, capsys):
+    """Fifty steps of a second give a line every ten seconds."""
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
@@ -194,6 +204,7 @@ def test_write_shows_the_held_out_loss_at_once(tmp_path, capsys):
 
 
 def test_writer_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
+    """Where stderr is a terminal, the bar has the step and the loss."""
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -204,6 +215,7 @@ def test_writer_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
 
 
 def test_writer_of_another_process_writes_nothing(tmp_path, capsys):
+    """Only the first process of a run writes files and lines."""
     w = writer(tmp_path / "run", enabled=False)
     w.write(1, "train", {"loss": 1.0})
     w.image(1, "samples", np.zeros((2, 2, 3), np.uint8))
@@ -214,6 +226,7 @@ def test_writer_of_another_process_writes_nothing(tmp_path, capsys):
 
 
 def test_writer_refuses_a_workdir_that_cannot_be(tmp_path):
+    """One line names the file that is in the directory's place."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write in the workdir .*file") as caught:
         writer(tmp_path / "file" / "run")
@@ -241,6 +254,7 @@ def test_records_are_on_the_disk_when_a_checkpoint_is_written(tmp_path, monkeypa
 
 
 def test_writer_resumes_a_copy_of_a_bucket_in_one_file(tmp_path):
+    """Parts that a bucket had are merged into metrics.jsonl, up to the resumed step."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1}\n')
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics" / "000000000-000000002.jsonl").write_text(
