@@ -1,7 +1,7 @@
 """A run without a model: takes steps, writes status.json, metrics.jsonl, meta.json and checkpoint
-directories as training does, resumes and branches, and ends as the plan in its environment says. A
-record a step goes through training's own writer of metrics where the plan has `records`, which
-takes longer to start.
+directories as training does, resumes and branches, and ends as the plan in its environment says. Its
+records go through training's own writer of metrics where the plan has `records`, which takes longer
+to start.
 
 Its command line is that of `var_jax train`, of which it reads --workdir and some --config keys.
 """
@@ -88,6 +88,8 @@ def main(argv: list[str]) -> int:
         if step == wrong.get("vanishes_at") and starts <= wrong.get("times", 99):
             os._exit(9)
         time.sleep(pause)
+        if step == steps - 1 and workdir.name in plan.get("waits", {}):
+            wait_until_done(workdir.parent / plan["waits"][workdir.name])
         step += 1
         if stopped:
             save()
@@ -102,6 +104,16 @@ def main(argv: list[str]) -> int:
         file.write(json.dumps({"step": step, "split": "val", "loss": 5.0 - step / steps}) + "\n")
     status("done")
     return 0
+
+
+def wait_until_done(workdir: Path, seconds: float = 100):
+    """Returns when another run is done, or after this time."""
+    end = time.monotonic() + seconds
+    status = workdir / "status.json"
+    while time.monotonic() < end:
+        if status.exists() and json.loads(status.read_text())["state"] == "done":
+            return
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
