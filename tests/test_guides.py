@@ -130,3 +130,14 @@ def test_docs_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if not target.startswith(("http", GENERATED)):
             assert (page.parent / target).exists(), target
+
+
+def test_architecture_names_files_that_exist():
+    """Every file and folder of the package that the page names is there: the answers to "where is"
+    follow a file that moves."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    of_a_run = {"checkpoints/", "tokenizer/", "samples/", "tensorboard/"}
+    paths = set(re.findall(r"`([\w/]+(?:\.py|/))`", page)) - of_a_run
+    assert len(paths) > 40
+    for path in paths:
+        assert (ROOT / "var_jax" / path).exists() or (ROOT / path).exists(), path
