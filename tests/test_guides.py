@@ -132,6 +132,18 @@ def test_docs_links_lead_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_docs_files_exist(page):
+    """Every script, test, config and module that a page names by its path is there: a command that a
+    reader copies finds its file."""
+    named = re.findall(
+        r"\b(?:tests|launch|configs|var_jax|docs)/[\w/]+\.(?:py|sh|yaml|sbatch|md)\b",
+        page.read_text(),
+    )
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
 def test_architecture_names_files_that_exist():
     """Every file and folder of the package that the page names is there: the answers to "where is"
     follow a file that moves."""
