@@ -1,35 +1,104 @@
-"""Handwritten digits (scikit-learn's 1,797, 8x8) at 32x32: the quickstart, minutes on two CPU
-cores.
+r"""Handwritten digits at 32x32 pixels: the quickstart, both stages in minutes on two CPU cores.
+
+The data are scikit-learn's 1,797 digits of 8x8 pixels, which need no download. Both stages, with
+samples and a report:
+
+  var-jax quickstart --config configs/digits.py --workdir runs/quickstart
+
+or one stage at a time:
 
   var-jax train --config configs/digits.py:tokenizer --workdir runs/digits/tokenizer
-  var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/digits/tokenizer --workdir runs/digits/d2
+  var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/digits/tokenizer \
+      --workdir runs/digits/d2
 
-or both with samples and a report: bash launch/quickstart.sh
+Measured by the first command, on two CPU cores (AMD EPYC, float32), as in
+docs/results/quickstart/report.json:
+
+  cost      8.7 minutes: tokenizer 1.7, transformer d2 6.7, samples 0.3
+  expected  tokenizer: PSNR 26.1 dB on the 360 held-out images
+            transformer: held-out loss 4.21; 98.4 % of 1,000 unguided samples show their label to a
+            classifier that is right on 99.2 % of the held-out images
 """
 
+from ml_collections import config_dict
+
 from var_jax.config import recipes
+from var_jax.config.train import default_config
 
 
-def get_config(arg: str = "d2"):
-    config = recipes.small_grey_config()
-    config.ema = 0.99
+def get_config(arg: str = "d2") -> config_dict.ConfigDict:
+    """Returns the tokenizer's run ("tokenizer") or that of a transformer by its depth ("d2")."""
+    config = default_config()
+
+    # Data
     config.data.name = "digits"
-    config.data.resize = "whole"
+    config.data.resize = "whole"  # digits fill their images: a crop would cut them
 
-    config.tokenizer.scales = "1,2,4,8"
+    # Model: the tokenizer, which a transformer then takes from `tokenizer_dir`
+    config.tokenizer.scales = "1,2,4,8"  # 85 tokens; few scales leave time for more steps
     config.tokenizer.channels = 16
-    config.tokenizer.multipliers = (1, 2, 4)
+    config.tokenizer.multipliers = (1, 2, 4)  # 32 pixels to 8 tokens per side
+    config.tokenizer.blocks = 1
+    config.tokenizer.attention = False  # convolutions alone see all of an image this small
+    config.tokenizer.mid_attention = False
+    config.tokenizer.norm_groups = 8  # must divide the 16 channels of the first level
+    config.tokenizer.z_channels = 16
     config.tokenizer.vocab_size = 128
 
     if arg == "tokenizer":
-        recipes.small_tokenizer(config)
-        config.steps = 170
-        return config
-
-    recipes.small_transformer(config, recipes.depth_of(arg))
-    config.steps = 2400
-    config.batch_size = 32
-    config.eval_every = config.checkpoint_every = 1200
-    config.optimizer.base_lr = 1.2e-2  # 1.5e-3 at batch 32
-    config.optimizer.warmup_steps = 40
+        _train_tokenizer(config)
+    else:
+        _train_transformer(config, recipes.depth_of(arg))
     return config
+
+
+def _train_tokenizer(config: config_dict.ConfigDict):
+    config.stage = "tokenizer"
+
+    # Optimizer
+    config.loss.l1 = 0.2
+    config.loss.l2 = 1.0
+    config.loss.vq = 1.0
+    config.optimizer.base_lr = 4e-3  # 1e-3 at batch 64
+    config.optimizer.b2 = 0.99  # averages over 100 steps, where 0.95 averages over 20
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip = 2.0
+
+    # Schedule
+    config.batch_size = 64
+    config.steps = 170  # 7.6 epochs
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 20
+    config.ema = 0.99  # averages over 100 steps: the run is short
+
+    # Evaluation, on all held-out images
+    config.eval_every = 200
+    config.checkpoint_every = 200
+
+
+def _train_transformer(config: config_dict.ConfigDict, depth: int):
+    config.stage = "transformer"
+
+    # Model: width 64 * depth, one head per 64 channels
+    config.transformer.depth = depth
+    config.transformer.drop_path = 0.0  # so few blocks need no regularization by their absence
+    config.transformer.class_dropout = 0.1  # trains the "no class" label that guidance needs
+    config.transformer.init_adaln_gamma = 0.5  # the published 1e-3 is for long runs of deep models
+
+    # Optimizer
+    config.optimizer.base_lr = 1.2e-2  # 1.5e-3 at batch 32
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip = 2.0
+
+    # Schedule
+    config.batch_size = 32
+    config.steps = 2400  # 53 epochs
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 40
+    config.ema = 0.99
+
+    # Evaluation, on all held-out images
+    config.eval_every = 1200
+    config.checkpoint_every = 1200
+    config.sample_classes = 10  # columns of the sample grid

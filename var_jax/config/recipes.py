@@ -1,7 +1,9 @@
-"""Training recipes that several configs share, applied to a ConfigDict.
+"""Training recipes that several configs and scripts share, applied to a ConfigDict.
 
-Those on ImageNet are the published ones (VAR, appendix; the released code), those on small grey
-images are ours.
+Config files write their own recipe out, so that each can be read and copied alone; what is here
+serves sweeps over depths that nobody published, and scripts. The recipes on ImageNet are published
+ones (VAR, appendix and released code; for the tokenizer vaex), those of small images are this
+project's.
 """
 
 from typing import NamedTuple
@@ -15,9 +17,16 @@ IMAGENET_IMAGES = 1_281_167
 
 
 class Recipe(NamedTuple):
-    """Attributes: images a step, passes over ImageNet, learning rate at batch 256, the factor on
-    AdaLN's gamma rows at initialisation ("alng"), last learning rate over the peak, last weight
-    decay."""
+    """What the published recipe of a transformer has by depth.
+
+    Attributes:
+      batch_size: images per step.
+      epochs: passes over ImageNet.
+      base_lr: learning rate at batch 256.
+      init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows (the published "alng").
+      final_lr_ratio: last learning rate over the peak.
+      final_weight_decay: weight decay at the end of the run.
+    """
 
     batch_size: int
     epochs: int
@@ -37,10 +46,10 @@ BY_DEPTH = {
 
 
 def depth_of(arg: str) -> int:
-    """The depth in a config's argument, "d16" or "16".
+    """Returns the depth that a config's argument gives, such as "d16" or "16".
 
     Raises:
-      UserError: it is no depth.
+      UserError: the argument gives none.
     """
     digits = arg.removeprefix("d")
     if not digits.isdigit() or int(digits) < 1:
@@ -48,8 +57,14 @@ def depth_of(arg: str) -> int:
     return int(digits)
 
 
+def set_epochs(config: config_dict.ConfigDict, batch_size: int, epochs: int):
+    """Sets the batch size, and the steps of so many passes over ImageNet."""
+    config.batch_size = batch_size
+    config.steps = epochs * IMAGENET_IMAGES // batch_size
+
+
 def imagenet_config() -> config_dict.ConfigDict:
-    """The defaults with ImageNet as the data, and intervals for runs of days."""
+    """Returns the defaults with ImageNet as the data, and intervals for runs of days."""
     config = default_config()
     config.data.name = "imagenet2012"
     config.data.eval_split = "validation"
@@ -57,12 +72,18 @@ def imagenet_config() -> config_dict.ConfigDict:
     config.tokenizer.in_channels = 3
     config.transformer.num_classes = 1000
     config.tokenizer.remat = "full"
-    config.log_every, config.eval_every, config.checkpoint_every = 50, 5000, 1000
+    config.log_every = 50
+    config.eval_every = 5000
+    config.checkpoint_every = 1000
     return config
 
 
 def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
-    """The recipe of the deepest published model that is not deeper, or of the shallowest."""
+    """Applies the published recipe of a transformer of this depth.
+
+    A depth that was not published takes the recipe of the next shallower one that was, or of the
+    shallowest.
+    """
     recipe = BY_DEPTH[max((d for d in BY_DEPTH if d <= depth), default=min(BY_DEPTH))]
     config.stage = "transformer"
     set_epochs(config, recipe.batch_size, recipe.epochs)
@@ -77,57 +98,63 @@ def imagenet_transformer(config: config_dict.ConfigDict, depth: int):
 
 
 def imagenet_tokenizer(config: config_dict.ConfigDict):
-    """The closest published recipe (vaex): L1 0.2, L2 1, LPIPS 1, VQ 1, and from a fifth of the run
-    on an adversarial term of 0.4 with the adaptive weight, against five heads on frozen DINO
-    features.
+    """Applies the closest published recipe of a tokenizer, vaex's.
 
-    `configs/imagenet256.py` tells where it departs. LPIPS and DINO are files that the config must
-    name (`loss.perceptual_weights`, `loss.perceptual_heads`, `adversarial.feature_weights`);
-    "efficientnet" in place of either needs none.
+    The losses are L1 0.2, L2 1, LPIPS 1, VQ 1 and, from a fifth of the run on, an adversarial term
+    of 0.4 with the adaptive weight, against five heads on frozen DINO features. LPIPS and DINO are
+    files that the config must name (`loss.perceptual_weights`, `loss.perceptual_heads`,
+    `adversarial.feature_weights`); "efficientnet" in place of either needs none.
+    `configs/imagenet256.py` says why each value is what it is.
     """
     config.stage = "tokenizer"
     set_epochs(config, 768, 250)
-    config.tokenizer.dtype = (
-        "bfloat16"  # of activations; what a v5e chip's memory needs at three images a chip
-    )
+    # Model
+    config.tokenizer.dtype = "bfloat16"
     config.tokenizer.dropout = 0.05
     config.tokenizer.init_gain = 0.5
-    config.tokenizer.init_codes = 0.0049  # 1 / (36 sqrt(z_channels))
+    config.tokenizer.init_codes = 0.0049
     config.codebook.init = "uniform"
     config.codebook.weight_decay = False
-    config.ema, config.ema_warmup = 0.9999, 2
-    for optimizer in (config.optimizer, config.discriminator_optimizer):
-        optimizer.base_lr = 1e-4  # 3e-4 at batch 768
-        optimizer.schedule = "cosine"
-        optimizer.final_lr_ratio = 0.3
-        optimizer.b1, optimizer.b2 = 0.5, 0.9
-        optimizer.weight_decay = optimizer.final_weight_decay = 0.005
-        optimizer.clip = 10.0
-    config.optimizer.warmup_steps = config.steps // 100
-    config.discriminator_optimizer.warmup_steps = (
-        config.steps // 50
-    )  # while its weight in the tokenizer's loss grows
-    config.discriminator_optimizer.weight_decay = (
-        config.discriminator_optimizer.final_weight_decay
-    ) = 0.0005
+    # Losses
     config.loss.perceptual = 1.0
     config.loss.perceptual_network = "lpips"
     config.adversarial.weight = 0.4
     config.adversarial.discriminator = "features"
     config.adversarial.feature_network = "dino"
-    config.adversarial.feature_size, config.adversarial.feature_crops = 224, 0.5
+    config.adversarial.feature_size = 224
+    config.adversarial.feature_crops = 0.5
     config.adversarial.feature_readout = "patch_and_class"
     config.adversarial.channels = 384
     config.adversarial.hinge = "sum"
-    config.adversarial.diffaugment = config.adversarial.bcr_diffaugment = "translation,color,cutout"
-    config.adversarial.cutout = config.adversarial.bcr_cutout = 0.2
+    config.adversarial.diffaugment = "translation,color,cutout"
+    config.adversarial.cutout = 0.2
     config.adversarial.blur_fade = 0.04
     config.adversarial.bcr = 4.0
+    config.adversarial.bcr_diffaugment = "translation,color,cutout"
+    config.adversarial.bcr_cutout = 0.2
+    # Optimizers and schedule
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.base_lr = 1e-4
+        optimizer.schedule = "cosine"
+        optimizer.final_lr_ratio = 0.3
+        optimizer.b1 = 0.5
+        optimizer.b2 = 0.9
+        optimizer.clip = 10.0
+    config.optimizer.weight_decay = 0.005
+    config.optimizer.final_weight_decay = 0.005
+    config.optimizer.warmup_steps = config.steps // 100
+    config.discriminator_optimizer.weight_decay = 0.0005
+    config.discriminator_optimizer.final_weight_decay = 0.0005
+    config.discriminator_optimizer.warmup_steps = config.steps // 50
+    config.ema = 0.9999
+    config.ema_warmup = 2
 
 
-def small_grey_config() -> config_dict.ConfigDict:
-    """The defaults with a tokenizer of small images that two CPU cores train in minutes; the data
-    tell the channels."""
+def small_gray_config() -> config_dict.ConfigDict:
+    """Returns the defaults with a tokenizer of small images that two CPU cores train in minutes.
+
+    The number of channels is left to the data, so that color images are as welcome as gray ones.
+    """
     config = default_config()
     config.batch_size = 64
     config.tokenizer.norm_groups = 8
@@ -138,8 +165,11 @@ def small_grey_config() -> config_dict.ConfigDict:
     return config
 
 
+small_grey_config = small_gray_config  # the name that older scripts call
+
+
 def small_tokenizer(config: config_dict.ConfigDict):
-    """The first stage of runs of minutes: a high rate (1e-3 at batch 64) and a short warm-up."""
+    """Applies the recipe of a tokenizer's run of minutes: a high rate, 1e-3 at batch 64."""
     config.stage = "tokenizer"
     config.optimizer.base_lr = 4e-3
     config.optimizer.schedule = "cosine"
@@ -147,43 +177,10 @@ def small_tokenizer(config: config_dict.ConfigDict):
     config.optimizer.b2 = 0.99
 
 
-def small_perceptual(config: config_dict.ConfigDict):
-    """A perceptual term on EfficientNet-Lite0, for runs of minutes; about as large as the pixel
-    terms."""
-    config.loss.perceptual = 0.1
-
-
-def small_adversarial(config: config_dict.ConfigDict):
-    """Heads on EfficientNet-Lite0's features for runs of minutes: a discriminator of pixels learns
-    too little in them. Spectrally normalised heads take a high rate (2e-3 at batch 32); LeCam
-    because so few steps on so little augmented data overfit a discriminator soon."""
-    config.adversarial.weight = 0.2
-    config.adversarial.start, config.adversarial.warmup = 0.3, 0.1
-    config.adversarial.discriminator = "features"
-    config.adversarial.diffaugment = "translation,cutout"
-    config.adversarial.lecam, config.adversarial.lecam_decay = 0.01, 0.99
-    config.discriminator_optimizer.base_lr = 1.6e-2
-    config.discriminator_optimizer.b1, config.discriminator_optimizer.b2 = 0.5, 0.99
-
-
-def small_health(config: config_dict.ConfigDict):
-    """Codes that start at the encoder's features, come back after 53 steps (log 0.2 / log 0.97)
-    without use where most are wanted, and are spread over what each scale searches."""
-    config.codebook.init = "sampled"
-    config.codebook.revive_threshold = 0.2
-    config.codebook.revive_decay = 0.97
-    config.codebook.entropy, config.codebook.entropy_temperature = 0.003, 0.05  # features are small
-
-
 def small_transformer(config: config_dict.ConfigDict, depth: int):
-    """The second stage of runs of minutes, which leaves the rate and the warm-up to the config."""
+    """Applies the recipe of a transformer's run of minutes; rate and warm-up are the caller's."""
     config.stage = "transformer"
     config.transformer.depth = depth
     config.transformer.drop_path = 0.0
     config.transformer.init_adaln_gamma = 0.5  # the published 1e-3 is for long runs of deep models
     config.optimizer.schedule = "cosine"
-
-
-def set_epochs(config: config_dict.ConfigDict, batch_size: int, epochs: int):
-    config.batch_size = batch_size
-    config.steps = epochs * IMAGENET_IMAGES // batch_size
