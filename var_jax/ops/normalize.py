@@ -1,7 +1,8 @@
-"""L2 normalization whose gradient is finite everywhere.
+"""Pixels brought to [-1, 1], and L2 normalization whose gradient is finite everywhere.
 
-Ours because the root in `jnp.linalg.norm` and `optax.safe_norm`'s floor both leave a zero vector
-with a gradient of no use: NaN in the first, that of a division by the floor in the second.
+The norm is ours because the root in `jnp.linalg.norm` and `optax.safe_norm`'s floor both leave a
+zero vector with a gradient of no use: NaN in the first, that of a division by the floor in the
+second.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, UInt8
+
+
+def normalize_images(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
+    """Returns uint8 pixels as floats in [-1, 1], as the models take them."""
+    return images.astype(jnp.float32) / 127.5 - 1
 
 
 def l2_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b 1"]:

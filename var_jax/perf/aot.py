@@ -1,5 +1,5 @@
-"""The exact train or sample step of a configuration over described devices: abstract arrays,
-nothing materialised."""
+"""The exact train or sample step of a run over described devices: abstract arrays, nothing
+materialized."""
 
 import dataclasses
 import math
@@ -13,17 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
-from var_jax.models import flops
-from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import frozen_networks, losses
+from var_jax.models import flops, init
+from var_jax.objectives.base import Objective
 from var_jax.perf.tpu_slices import Slice
 from var_jax.sampling import sampler
-from var_jax.train import mesh_choice, state
+from var_jax.train import mesh_choice
 from var_jax.train.program import Program
 
-SAMPLES_A_DEVICE = 8
+SAMPLES_PER_DEVICE = 8
 CFG = 1.5
 
 
@@ -43,41 +41,40 @@ class Step:
     replicated_bytes: int = 0
 
 
-def train(config: TrainConfig, where: Slice) -> Step:
-    """The step that `train.loop` takes, a transformer's from tokens (the tokenizer's encoding is
-    its own program), a tokenizer's with its discriminator and the frozen networks of its losses, of
-    which no weights are needed.
+def train(objective: Objective[Any], where: Slice) -> Step:
+    """Returns the step that `train.loop` takes, with every part of the run in it.
+
+    A transformer's takes tokens (the tokenizer's encoding is a program of its own); a tokenizer's
+    has its discriminator and the frozen networks of its losses. Values of frozen weights are not
+    needed (`registry.described`).
 
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
-    idle_keys.refuse(config)
-    config, networks = frozen_networks.load(config, sizes_only=True)
-    mesh, replicated_bytes = mesh_choice.choose(config, where.devices)
-    program = Program(config, mesh, networks)
-    if config.stage == "transformer":
-        frozen, work = _tokenizer_params(config), flops.train_flops_per_image(config.transformer)
-    else:
-        frozen = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, networks.params))
-        work = flops.tokenizer_train_flops(config.tokenizer)
+    idle_keys.refuse(objective.config)
+    mesh, replicated_bytes = mesh_choice.choose(objective, where.devices)
+    program = Program(objective, mesh)
+    frozen = jax.eval_shape(lambda weights: weights, objective.frozen)
     with jax.set_mesh(mesh):
         lowered = program.step().lower(
             program.abstract_state(),
             program.abstract_batch(),
             _abstract(frozen, program.replicated),
         )
-    return Step(lowered, mesh, config.batch_size, work * config.batch_size, replicated_bytes)
+    images = objective.config.batch_size
+    return Step(lowered, mesh, images, objective.flops_per_image() * images, replicated_bytes)
 
 
-def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step:
-    """Guided generation with the published settings, decoder included.
+def sample(objective: Objective[Any], where: Slice, images: int | None = None) -> Step:
+    """Returns guided generation with the published settings, decoder included.
 
     Weights are sharded over the model axis and whole on every part of the data axis: gathering them
     at every scale would cost more than it saves.
     """
-    require(config.stage == "transformer", "the config's stage", config.stage, "transformer")
-    images = images or SAMPLES_A_DEVICE * len(where.devices)
-    mesh = mesh_choice.choose_for_sampling(config, images, where.devices)
+    config = objective.config
+    require(objective.generates, "the config's stage", config.stage, "transformer")
+    images = images or SAMPLES_PER_DEVICE * len(where.devices)
+    mesh = mesh_choice.choose_for_sampling(objective, images, where.devices)
     model = ModelConfig(config.tokenizer, config.transformer)
     rows, replicated = (
         NamedSharding(mesh, PartitionSpec("data")),
@@ -89,11 +86,11 @@ def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step
             mesh, PartitionSpec(*(None if axis == "data" else axis for axis in placement.spec))
         )
 
-    boxed = _boxed_params(config)
+    boxed = init.boxed_shapes(config.transformer)
     shardings = jax.tree.map(without_data, sharding.shardings(boxed, mesh))
     params = {
         "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
-        "tokenizer": _abstract(_tokenizer_params(config), replicated),
+        "tokenizer": _abstract(init.param_shapes(config.tokenizer), replicated),
     }
     static = sampler.Static(
         top_k=min(900, config.transformer.vocab_size - 1), use_top_p=True, guided=True
@@ -119,51 +116,33 @@ def sample(config: TrainConfig, where: Slice, images: int | None = None) -> Step
     )
 
 
-def saved_bytes(config: TrainConfig, remat: str, data: int) -> float:
-    """Bytes a device that the forward pass of a microbatch keeps for the backward pass under a
-    remat policy.
+def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
+    """Returns the bytes per device that the forward pass of a microbatch keeps for the backward
+    pass under a remat policy.
 
-    From the shapes of the residuals, split over the data axis alone: an upper estimate, and no
-      compilation.
+    They are those of the residuals' shapes, split over the data axis alone: an upper estimate that
+    takes no compilation.
+
+    Args:
+      data: size of the mesh's data axis.
     """
-    config = dataclasses.replace(
-        config, transformer=dataclasses.replace(config.transformer, remat=remat)
-    )
+    config = objective.config
+    model = dataclasses.replace(objective.model, remat=remat)
+    objective = objective.with_config(dataclasses.replace(config, **{objective.section: model}))
     rows = config.batch_size // config.microbatches
     batch = {
-        "tokens": jax.ShapeDtypeStruct((rows, config.tokenizer.scales.total), jnp.int32),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        name: jax.ShapeDtypeStruct((rows, *image.shape), image.dtype)
+        for name, image in objective.batch_shapes().items()
     }
 
     def residuals(params, frozen, batch):
         rng = jax.random.key(0)
-        return jax.vjp(lambda p: losses.transformer_loss(config, p, frozen, batch, rng)[0], params)[
-            1
-        ]
+        return jax.vjp(lambda p: objective.loss(p, frozen, batch, rng)[0], params)[1]
 
-    kept = jax.eval_shape(
-        residuals, nn.meta.unbox(_boxed_params(config)), _tokenizer_params(config), batch
-    )
-    return (
-        sum(
-            math.prod(leaf.shape) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(kept)
-            if jnp.issubdtype(leaf.dtype, jnp.number)
-        )
-        / data
-    )
-
-
-def _boxed_params(config: TrainConfig) -> Any:
-    return jax.eval_shape(state.init_params(config), jax.random.key(0))
-
-
-def _tokenizer_params(config: TrainConfig) -> Any:
-    image = jnp.zeros((1, *config.tokenizer.image_shape))
-    return jax.eval_shape(
-        lambda key: nn.meta.unbox(Tokenizer(config.tokenizer).init(key, image))["params"],
-        jax.random.key(0),
-    )
+    params = init.param_shapes(objective.model)
+    leaves = jax.tree.leaves(jax.eval_shape(residuals, params, objective.frozen, batch))
+    numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers) / data
 
 
 def _abstract(tree: Any, placement: NamedSharding) -> Any:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 
 from var_jax.config.train import TrainConfig
+from var_jax.objectives import registry
+from var_jax.objectives.base import Objective
 from var_jax.ops import attention_splash
 from var_jax.perf import aot, hlo
 from var_jax.perf.aot import Step
@@ -21,7 +23,6 @@ OVERLAP = (
     "behind the largest; step_seconds_exposed: half of the collectives' time is hidden, half is added"
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
-REMAT = ("none", "dots", "full")  # from the least recomputation to the most
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -37,7 +38,9 @@ def report(
     Raises:
       UserError: the mesh does not divide the model or the batch, or the stage has no such step.
     """
-    step = aot.train(config, where) if what == "train" else aot.sample(config, where, images)
+    objective = registry.described(config)
+    is_training = what == "train"
+    step = aot.train(objective, where) if is_training else aot.sample(objective, where, images)
     found: dict[str, Any] = {
         "topology": where.name,
         "chip": where.chip.name,
@@ -50,10 +53,7 @@ def report(
         "replicated_bytes": step.replicated_bytes,
         "hbm_bytes": where.chip.hbm_bytes,
     }
-    if config.stage == "transformer":
-        found |= {"depth": config.transformer.depth, "remat": config.transformer.remat}
-    else:
-        found["remat"] = config.tokenizer.remat
+    found |= objective.report()
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
         compiled = step.lowered.compile()
@@ -71,8 +71,8 @@ def report(
         found["fits"] = found["peak_bytes"] <= where.chip.hbm_bytes
         found |= _times(step, hlo.Program(compiled.as_text()), where, _kernel_share(config))
         _schedule(found, config)
-    if what == "train" and config.stage == "transformer":
-        found |= _knobs(config, found)
+    if is_training and objective.remat_choices:
+        found |= _knobs(objective, found)
     return found
 
 
@@ -142,35 +142,39 @@ def _schedule(found: dict[str, Any], config: TrainConfig):
         found["steps"] = config.steps
 
 
-def _knobs(config: TrainConfig, found: dict[str, Any]) -> dict[str, Any]:
+def _knobs(objective: Objective[Any], found: dict[str, Any]) -> dict[str, Any]:
     """The peak under every remat policy, the least recomputation that fits, and what would help
     where nothing does.
 
     The compiled policy's peak is the compiler's; of the others, it plus the difference of what they
     keep.
     """
-    data, mine = found["mesh"]["data"], config.transformer.remat
-    kept = {name: aot.saved_bytes(config, name, data) for name in REMAT}
+    data, mine, choices = found["mesh"]["data"], objective.model.remat, objective.remat_choices
+    kept = {name: aot.saved_bytes(objective, name, data) for name in choices}
     held = found.get("argument_bytes", 0)
-    peaks = {name: max(found["peak_bytes"] + kept[name] - kept[mine], held) for name in REMAT}
-    fitting = [name for name in REMAT if peaks[name] <= found["hbm_bytes"]]
+    peaks = {name: max(found["peak_bytes"] + kept[name] - kept[mine], held) for name in choices}
+    fitting = [name for name in choices if peaks[name] <= found["hbm_bytes"]]
     result: dict[str, Any] = {
         "remat_peak_bytes": peaks,
         "least_remat": fitting[0] if fitting else None,
     }
     if not found["fits"]:
         result["over_bytes"] = found["peak_bytes"] - found["hbm_bytes"]
-        result["would_help"] = _advice(config, found, kept, peaks)
+        result["would_help"] = _advice(objective, found, kept, peaks)
     return result
 
 
 def _advice(
-    config: TrainConfig, found: dict[str, Any], kept: dict[str, float], peaks: dict[str, float]
+    objective: Objective[Any],
+    found: dict[str, Any],
+    kept: dict[str, float],
+    peaks: dict[str, float],
 ) -> list[str]:
-    mine, model = config.transformer.remat, found["mesh"]["model"]
-    more = REMAT[REMAT.index(mine) + 1 :]
+    config, choices = objective.config, objective.remat_choices
+    mine, model = objective.model.remat, found["mesh"]["model"]
+    more = choices[choices.index(mine) + 1 :]
     advice = [
-        f"transformer.remat={name}: about {gib(peaks[name])}"
+        f"{objective.section}.remat={name}: about {gib(peaks[name])}"
         for name in more
         if peaks[name] < peaks[mine]
     ]
@@ -182,8 +186,7 @@ def _advice(
     for n in (fitting or divisors[-1:])[:1]:
         left = found["peak_bytes"] - kept[mine] * (1 - 1 / n)
         advice.append(f"microbatches={config.microbatches * n}: about {gib(left)}")
-    heads = config.transformer.heads
-    if heads % (2 * model) == 0:
+    if not objective.model_axis_is_idle(1, 2 * model, rows):
         advice.append(
             f"mesh.model={2 * model}: weights gathered for a layer, and what its heads and MLP keep, halve"
         )

@@ -16,6 +16,7 @@ from var_jax.data import loader, sources
 from var_jax.evaluate.classifier import agreement, pixel_classifier, shrink
 from var_jax.io import atomic, model_directory, pictures
 from var_jax.io.checkpoint import Checkpoints
+from var_jax.objectives import registry
 from var_jax.sampling import labels as class_labels
 from var_jax.train import data_sizes
 from var_jax.train.loop import train
@@ -39,8 +40,9 @@ def run(
     Raises:
       UserError: as `train`, or a config of the wrong stage.
     """
-    for config, stage in ((tokenizer, "tokenizer"), (transformer, "transformer")):
-        require(config.stage == stage, f"the stage of the {stage}'s config", config.stage, stage)
+    for config, section in ((tokenizer, "tokenizer"), (transformer, "transformer")):
+        trained = registry.find(config).section
+        require(trained == section, f"the stage of the {section}'s config", config.stage, section)
     directory, seconds = epath.Path(workdir), {}
     transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
     tokenizer = data_sizes.from_data(tokenizer, directory / "tokenizer-run")

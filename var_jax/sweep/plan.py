@@ -18,6 +18,7 @@ from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import model_directory
 from var_jax.models import flops
+from var_jax.objectives import registry
 from var_jax.sweep import claims, grid
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
@@ -154,8 +155,8 @@ def expand(
             member["branch_from"] = f"{workdir.rstrip('/')}/{trunk.id}"
         flags = (*(f"--config.{key}={_text(value)}" for key, value in member.items()), *overrides)
         config = resolve(flags)
-        if config.stage != "transformer":
-            raise UserError("a sweep is of transformers; its config has stage 'tokenizer'")
+        if not registry.find(config).generates:
+            raise UserError(f"a sweep is of transformers; its config has stage {config.stage!r}")
         tokenizer = fingerprint(config.data.tokens_dir, config.tokenizer_dir)
         config = data_sizes.from_data(config, sizes=sizes)
         if trunk is not None:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -13,13 +13,14 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from var_jax.config.strict import plain, require
-from var_jax.config.train import TrainConfig
 from var_jax.data import at_hand, fingerprints, loader, sources, streams, token_cache
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
 from var_jax.io import atomic, model_directory
+from var_jax.objectives.base import Objective
 
+Frozen = TypeVar("Frozen")
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
 COLOR_PROBES = 8  # images that are looked at
@@ -31,9 +32,7 @@ class Inputs:
     """Training and held-out batches of a run.
 
     Args:
-      tokenizer: parameters of the tokenizer that a transformer learns from, on the host (None in
-        the tokenizer's own stage).
-      encode: images to tokens, on devices; unused where tokens come from a cache.
+      frozen: the objective's frozen weights that its steps use, on the devices.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
       kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then
         has.
@@ -49,30 +48,30 @@ class Inputs:
 
     def __init__(
         self,
-        config: TrainConfig,
-        tokenizer: Any,
-        encode: Callable | None,
+        objective: Objective[Frozen],
+        frozen: Frozen,
         rows: NamedSharding,
         kept: Mapping[str, Any] | None = None,
     ):
-        self._config, self._encode, self._rows = config, encode, rows
+        config = objective.config
+        self._config, self._rows = config, rows
+        self._encode: Callable[[jax.Array], dict[str, jax.Array]] | None = None
+        if objective.encodes_images:
+            encode = jax.jit(objective.encode, out_shardings=rows)
+            self._encode = functools.partial(encode, frozen)
         self._held = host_rows(rows, config.batch_size)
         self._processes = multihost.processes_on_host()
         data, self._cache = config.data, None
         if data.tokens_dir:
             require(
-                config.stage == "transformer",
+                objective.reads_tokens,
                 "data.tokens_dir",
                 repr(data.tokens_dir),
-                "empty in the tokenizer's stage, which learns from images",
+                f"empty in the {config.stage}'s stage, which learns from images",
             )
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
-            self._cache.check(
-                data,
-                config.tokenizer,
-                fingerprints.tokenizer_fingerprint(config.tokenizer, tokenizer),
-            )
+            self._cache.check(data, config.tokenizer, _tokenizer_fingerprint(objective))
             self.class_names, self.class_counts = self._cache.class_names, ()
             counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {
@@ -220,8 +219,8 @@ class Inputs:
         )
 
     def on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
-        """This process's rows of a batch as arrays over the mesh; images of the second stage are
-        encoded."""
+        """Returns this process's rows of a batch as arrays over the mesh; images are encoded where
+        the objective learns from codes."""
         size = self._config.batch_size
 
         def spread(values: np.ndarray) -> jax.Array:
@@ -236,8 +235,25 @@ class Inputs:
 
         arrays = {name: spread(values) for name, values in batch.items()}
         if self._encode is not None and "image" in arrays:
-            arrays["tokens"] = self._encode(arrays.pop("image"))
+            arrays |= self._encode(arrays.pop("image"))
         return arrays
+
+    def train_on_devices(self, start_step: int = 0) -> Iterator[dict[str, jax.Array]]:
+        """Yields what `train` does as arrays over the mesh."""
+        batches = self.train(start_step)
+        try:
+            for batch in batches:
+                yield self.on_devices(batch)
+        finally:
+            batches.close()
+
+
+def _tokenizer_fingerprint(objective: Objective[Any]) -> str:
+    """Returns the fingerprint of the tokenizer that an objective of tokens carries."""
+    carried = objective.carried_model()
+    assert carried is not None
+    model, params = carried
+    return fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
 
 
 class Words(NamedTuple):

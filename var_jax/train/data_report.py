@@ -2,8 +2,10 @@
 give away."""
 
 import logging
+from typing import Any
 
 from var_jax.config.train import TrainConfig
+from var_jax.objectives.base import Objective
 from var_jax.train.batches import Inputs
 
 CLASSES_SHOWN = 20
@@ -11,11 +13,12 @@ CLASSES_SHOWN = 20
 log = logging.getLogger(__name__)
 
 
-def tell(config: TrainConfig, data: Inputs):
-    """Logs `described` as notes and `doubts` as warnings."""
-    for line in described(config, data):
+def log_data(objective: Objective[Any], data: Inputs):
+    """Logs `described` as notes, and the objective's warnings."""
+    for line in described(objective.config, data):
         log.info("%s", line)
-    for line in doubts(config, data):
+    drops_color = objective.config.tokenizer.in_channels == 1 and data.has_color
+    for line in objective.data_warnings(data.class_names, drops_color=drops_color):
         log.warning("%s", line)
 
 
@@ -40,27 +43,6 @@ def described(config: TrainConfig, data: Inputs) -> list[str]:
         f"data: {' '.join(filter(None, (config.data.name, where)))}, {counts}, {color}",
         f"{_number(len(data.class_names))}{images}: {', '.join(_classes(data))}",
     ]
-
-
-def doubts(config: TrainConfig, data: Inputs) -> list[str]:
-    """What a run drops or never learns by its settings, a line each."""
-    found, transformer = [], config.transformer
-    if config.stage == "transformer" and transformer is not None:
-        first, last = len(data.class_names), transformer.num_classes - 1
-        if first <= last:
-            labels = f"label {first} is" if first == last else f"labels {first} to {last} are"
-            found.append(
-                f"transformer.num_classes is {last + 1} and the data have {_number(first)}: {labels} never "
-                "trained"
-            )
-    if config.tokenizer.in_channels == 1 and data.has_color:
-        why = (
-            "tokenizer.in_channels is 1"
-            if config.stage == "tokenizer"
-            else "the tokenizer has one channel"
-        )
-        found.append(f"the images have color, and the run sees them in gray: {why}")
-    return found
 
 
 def _classes(data: Inputs) -> list[str]:

@@ -1,13 +1,11 @@
-"""The training loop of both stages, read downward: networks, devices, data, resume, steps.
+"""The training loop of every objective, read downward: devices, data, resume, steps.
 
 Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`,
 else fresh parameters.
 """
 
-import functools
 import sys
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,25 +15,22 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from var_jax.config import idle_keys
-from var_jax.config.strict import plain, require
+from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost, sharding
 from var_jax.devices.preemption import Preemption, StopRequested
 from var_jax.errors import Preempted
 from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives import frozen_networks, step
+from var_jax.objectives.base import Objective, TrainState
 from var_jax.train import (
-    codebook_start,
     data_report,
-    data_sizes,
     evaluation,
-    frozen_parts,
     hosts,
     mesh_choice,
     messages,
+    resolve,
     resume,
-    state,
     workdir,
 )
 from var_jax.train.batches import Inputs, read_kept
@@ -68,49 +63,37 @@ def train(
     """
     directory = epath.Path(directory)
     idle_keys.refuse(config, workdir.started_with(directory))
+    workdir.require_newest_start()
 
-    # Networks: frozen ones are read first, since they decide sizes and which terms there are
+    # What is trained: frozen networks are read first, since they decide sizes and which terms
+    # there are. A network that a host lacks, or its data, may have changed its config.
     hosts.require_same_config(config)
-    config, loaded = multihost.run_on_all(lambda: frozen_networks.load(config))
-    tokenizer, frozen = None, loaded.params
-    if config.stage == "transformer":
-        sizes, tokenizer = workdir.frozen_tokenizer(config, directory)
-        config = config.with_tokenizer(sizes)
-        frozen = frozen_parts.used_in_steps(config, tokenizer)
-    config = multihost.run_on_all(lambda: data_sizes.from_data(config, directory))
-    hosts.require_same_config(
-        config
-    )  # a network that a host lacks, or its data, may have changed it
-    hosts.require_same_weights("the frozen networks", tokenizer or frozen)
+    objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
+    hosts.require_same_config(objective.config)
+    hosts.require_same_weights("the frozen networks", objective.frozen)
+    return _train(objective, directory, profile)
+
+
+def _train(
+    objective: Objective[Any], directory: epath.Path, profile: tuple[int, int] | None
+) -> dict[str, Any]:
+    """As `train`, of an objective whose config is resolved."""
+    config = objective.config
 
     # Devices
-    mesh = mesh_choice.choose(config).mesh
+    mesh = mesh_choice.choose(objective).mesh
     rows, replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption, storage_messages.silenced():
+        frozen = objective.step_frozen()
         frozen = sharding.place(frozen, jax.tree.map(lambda _: replicated, frozen))
-        encode = None
-        if config.stage == "transformer":
-            encode = functools.partial(
-                jax.jit(step.make_encode(config), out_shardings=rows), frozen
-            )
-        program = Program(config, mesh, loaded)
+        program = Program(objective, mesh)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
-        data = multihost.run_on_all(
-            lambda: Inputs(config, tokenizer, encode, rows, read_kept(directory))
-        )
+        data = multihost.run_on_all(lambda: Inputs(objective, frozen, rows, read_kept(directory)))
         data.require_same_on_hosts()
-        if config.stage == "transformer":
-            require(
-                config.transformer.num_classes >= len(data.class_names),
-                "transformer.num_classes",
-                config.transformer.num_classes,
-                f"at least the {len(data.class_names)} classes of the data",
-            )
-        evaluator = evaluation.Evaluator(
-            config, loaded, frozen, data, replicated, tokenizer, preemption
-        )
+        objective.check_data(data.class_names)
+        evaluator = evaluation.Evaluator(objective, frozen, data, replicated, preemption)
 
         # Resume; the workdir becomes this run's when nothing can be wrong any more
         workdir.refuse_another_run(directory, config)
@@ -118,32 +101,28 @@ def train(
         checkpoints = Checkpoints(
             directory / "checkpoints", config.keep_checkpoints, config.keep_steps
         )
-        run, evaluated, fresh = resume.first_state(config, program, checkpoints)
+        run, evaluated, fresh = resume.first_state(objective, program, checkpoints)
         first = int(run.step)
         if fresh:
-            run = codebook_start.with_codes_of_data(config, program, data, run)
+            run = objective.initialize_from_data(
+                run, data.train_on_devices, program.shardings, replicated
+            )
         batches = data.train(start_step=first)
-        workdir.claim(directory, config, tokenizer)
+        workdir.claim(directory, objective)
         data.note(directory)
-        if jax.process_index() == 0:
-            data_report.tell(config, data)
         writer = MetricWriter(
             directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0
         )
-
         if jax.process_index() == 0:
-            print(
-                messages.opening(config, data.identity, program.abstract.params, directory, first),
-                file=sys.stderr,
-                flush=True,
-            )
+            data_report.log_data(objective, data)
+            params = program.abstract.params
+            line = messages.opening(objective, data.identity, params, directory, first)
+            print(line, file=sys.stderr, flush=True)
 
         # Steps: each is dispatched before the one before it is read
-        rates_at = learning_rates(config)
-        throughput, trace = (
-            Throughput(config, first),
-            Profile(directory, profile, config.steps, first),
-        )
+        rates_after = learning_rates(objective)
+        throughput = Throughput(objective, first)
+        trace = Profile(directory, profile, config.steps, first)
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
 
@@ -157,7 +136,7 @@ def train(
             stop = False
             while len(unread) > left:
                 number, metrics, vote = unread.popleft()
-                if wrong := not_finite(metrics):
+                if wrong := objective.not_finite(metrics):
                     checkpoints.wait()
                     saved = checkpoints.latest_step()
                     kept = (
@@ -171,7 +150,7 @@ def train(
                 if number % config.log_every == 0 or number == config.steps:
                     rates = throughput.report(number)
                     values = jax.tree.map(np.asarray, metrics)
-                    writer.write(number, "train", {**values, **rates_at(number - 1), **rates})
+                    writer.write(number, "train", {**values, **rates_after(number - 1), **rates})
                     writer.progress(number, float(values["loss"]), rates["images_per_s"])
             return stop
 
@@ -248,28 +227,15 @@ def train(
     return held_out
 
 
-def not_finite(metrics: Mapping[str, Any]) -> tuple[str, float] | None:
-    """The first loss or gradient norm of a step that is not finite, with the network it is of.
-
-    Either network's NaN reaches the other within the step: where the reconstruction itself is
-    finite, the discriminator is looked at first.
-    """
-    names = {"loss": "loss", "grad_norm": "grad_norm"}
-    if "discriminator_loss" in metrics:
-        names = {name: f"the generator's {text}" for name, text in names.items()}
-        theirs = {
-            f"discriminator_{name}": f"the discriminator's {name}" for name in ("loss", "grad_norm")
-        }
-        names = theirs | names if np.isfinite(float(metrics.get("l2", np.nan))) else names | theirs
-    values = ((text, float(metrics[name])) for name, text in names.items())
-    return next(((text, value) for text, value in values if not np.isfinite(value)), None)
-
-
-def _averaged(run: state.TrainState) -> Any:
+def _averaged(run: TrainState) -> Any:
     return run.params if run.ema is None else run.ema
 
 
-def _keep_picture(directory: epath.Path, writer: MetricWriter, number: int, picture: Image.Image):
+def _keep_picture(
+    directory: epath.Path, writer: MetricWriter, number: int, picture: Image.Image | None
+):
+    if picture is None:
+        return
     if jax.process_index() == 0:
         pictures.save_png(directory / "samples" / f"step_{number:07d}.png", picture)
     writer.image(number, "samples", np.asarray(picture))

@@ -16,11 +16,11 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from var_jax.config.train import MeshConfig, TrainConfig
+from var_jax.config.train import MeshConfig
 from var_jax.devices import sharding
 from var_jax.devices.mesh import axis_sizes, make_mesh
 from var_jax.errors import UserError
-from var_jax.train import state
+from var_jax.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class Candidate(NamedTuple):
 
 
 def choose(
-    config: TrainConfig, devices: Sequence[jax.Device] | None = None, name: str = "batch_size"
+    objective: Objective[Any],
+    devices: Sequence[jax.Device] | None = None,
+    name: str = "batch_size",
 ) -> Choice:
     """Returns the mesh that a run trains on.
 
@@ -68,12 +70,14 @@ def choose(
       UserError: no mesh of the devices divides the batch, or the config's own mesh leaves more than
         `mesh.replicated_share` of the parameters whole on every device.
     """
+    config = objective.config
     devices = jax.devices() if devices is None else list(devices)
-    boxed = jax.eval_shape(state.init_params(config), jax.random.key(0))
-    best, mesh = _best(config, devices, boxed, config.batch_size, config.microbatches, name)
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    microbatches = _Microbatches(config.batch_size, config.microbatches, name)
+    best, mesh = _best(objective, config.mesh, devices, boxed, microbatches)
     shardings, abstract = sharding.shardings(boxed, mesh), nn.meta.unbox(boxed)
     if _is_given(config.mesh):
-        _require_sharded(config, devices, boxed, mesh)
+        _require_sharded(objective, devices, boxed, mesh)
     else:
         sharding.require_sharded(
             shardings, abstract, mesh, config.mesh.replicated_share, excused=best.undivided
@@ -95,7 +99,7 @@ def choose(
 
 
 def choose_for_sampling(
-    config: TrainConfig, images: int, devices: Sequence[jax.Device] | None = None
+    objective: Objective[Any], images: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """Returns the mesh that generates `images` at once, with weights divided along the model axis
     alone.
@@ -104,17 +108,26 @@ def choose_for_sampling(
       UserError: no mesh of the devices divides the images.
     """
     devices = jax.devices() if devices is None else list(devices)
-    boxed = jax.eval_shape(state.init_params(config), jax.random.key(0))
-    return _best(config, devices, boxed, images, 1, "--images", sampling=True)[1]
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    together = _Microbatches(images, 1, "--images")
+    return _best(objective, objective.config.mesh, devices, boxed, together, sampling=True)[1]
+
+
+class _Microbatches(NamedTuple):
+    """Images of a batch, the number of parts that it is computed in, and its name in an error."""
+
+    images: int
+    parts: int
+    name: str = "batch_size"
 
 
 def _best(
-    config: TrainConfig,
+    objective: Objective[Any],
+    config: MeshConfig,
     devices: Sequence[jax.Device],
     boxed: Any,
-    images: int,
-    parts: int,
-    name: str = "batch_size",
+    batch: _Microbatches,
+    *,
     sampling: bool = False,
 ) -> tuple[Candidate, Mesh]:
     """The best of the meshes that the devices can form, and the mesh.
@@ -125,31 +138,30 @@ def _best(
     """
     reason: UserError | None = None
     found: list[tuple[Candidate, Mesh]] = []
-    candidates = _candidates(config, len(devices), boxed, images // parts, sampling)
+    rows = batch.images // batch.parts
+    candidates = _candidates(objective, config, len(devices), boxed, rows, sampling=sampling)
     for candidate in candidates:
         try:
             mesh = make_mesh(candidate.config, devices)
         except UserError as error:
             reason = reason or error
             continue
-        if images % (mesh.shape["data"] * parts) == 0:
+        if batch.images % (mesh.shape["data"] * batch.parts) == 0:
             found.append((candidate, mesh))
     if not found and reason:
         raise reason
-    if config.stage == "tokenizer" or any(not candidate.idle for candidate in candidates):
-        found = [one for one in found if not one[0].idle or _is_given(config.mesh)]
+    if objective.batch_over_model_axis or any(not candidate.idle for candidate in candidates):
+        found = [one for one in found if not one[0].idle or _is_given(config)]
     if not found:
         _refuse_batch(
             [axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
             or [axis_sizes(candidates[0].config, len(devices))],
-            config,
-            images,
-            parts,
-            name,
+            batch,
+            over_both=objective.batch_over_model_axis and not _is_given(config),
         )
     if sampling:
         return found[0]
-    spread = [one for one in found if one[0].whole_share <= config.mesh.replicated_share]
+    spread = [one for one in found if one[0].whole_share <= config.replicated_share]
     divided = [one for one in spread if not one[0].undivided]
     if divided or spread:
         return (divided or spread)[0]
@@ -157,16 +169,19 @@ def _best(
 
 
 def _candidates(
-    config: TrainConfig, devices: int, boxed: Any, rows: int, sampling: bool
+    objective: Objective[Any],
+    config: MeshConfig,
+    devices: int,
+    boxed: Any,
+    rows: int,
+    *,
+    sampling: bool,
 ) -> list[Candidate]:
-    """By the size of the model axis, from the smallest."""
+    """Returns the ways to lay out the devices, from the smallest model axis on."""
     meshes = (
-        [config.mesh]
-        if _is_given(config.mesh)
-        else [
-            dataclasses.replace(config.mesh, model=model)
-            for model in _model_sizes(config.mesh, devices)
-        ]
+        [config]
+        if _is_given(config)
+        else [dataclasses.replace(config, model=model) for model in _model_sizes(config, devices)]
     )
     found = []
     for mesh in meshes:
@@ -179,7 +194,7 @@ def _candidates(
                 undivided,
                 sharding.replicated_share(boxed, sizes),
                 sharding.bytes_per_device(boxed, sizes),
-                _is_idle(config, data, model, rows),
+                objective.model_axis_is_idle(data, model, rows),
             )
         )
     return found
@@ -197,20 +212,14 @@ def _is_given(mesh: MeshConfig) -> bool:
     return mesh.data != -1 or mesh.model == -1
 
 
-def _is_idle(config: TrainConfig, data: int, model: int, rows: int) -> bool:
-    """Whether there is nothing to divide along the model axis: the heads and hidden units of a
-    transformer, the images of a convolutional network."""
-    if config.stage == "tokenizer":
-        return rows % (data * model) != 0
-    return config.transformer.heads % model != 0 or config.transformer.hidden % model != 0
-
-
-def _refuse_batch(
-    sizes: Sequence[tuple[int, int]], config: TrainConfig, images: int, parts: int, name: str
-):
+def _refuse_batch(sizes: Sequence[tuple[int, int]], batch: _Microbatches, *, over_both: bool):
     """Raises UserError with the batch sizes next to it that a mesh of these (data, model) sizes
-    divides."""
-    over_both = config.stage == "tokenizer" and not _is_given(config.mesh)
+    divides.
+
+    Args:
+      over_both: whether images are divided over both axes.
+    """
+    images, parts, name = batch
     smallest = min(data * model if over_both else data for data, model in sizes)
     unit = smallest * parts
     near = sorted({max(images // unit, 1) * unit, math.ceil(images / unit) * unit})
@@ -220,9 +229,12 @@ def _refuse_batch(
     )
 
 
-def _require_sharded(config: TrainConfig, devices: Sequence[jax.Device], boxed: Any, mesh: Mesh):
+def _require_sharded(
+    objective: Objective[Any], devices: Sequence[jax.Device], boxed: Any, mesh: Mesh
+):
     """Raises UserError where the mesh that the config gives leaves too much whole, naming a better
     one."""
+    config = objective.config
     try:
         sharding.require_sharded(
             sharding.shardings(boxed, mesh),
@@ -233,13 +245,8 @@ def _require_sharded(config: TrainConfig, devices: Sequence[jax.Device], boxed: 
     except UserError as error:
         open_mesh = dataclasses.replace(config.mesh, data=-1, model=1)
         try:
-            better = _best(
-                dataclasses.replace(config, mesh=open_mesh),
-                devices,
-                boxed,
-                config.batch_size,
-                config.microbatches,
-            )[0]
+            microbatches = _Microbatches(config.batch_size, config.microbatches)
+            better = _best(objective, open_mesh, devices, boxed, microbatches)[0]
         except UserError:
             raise error from None
         data, model = axis_sizes(better.config, len(devices))

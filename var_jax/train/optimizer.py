@@ -3,7 +3,7 @@ parts."""
 
 import functools
 from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from var_jax.config.train import OptimizerConfig, TrainConfig
+from var_jax.objectives.base import TRAINED, Objective, OptimizerSpec
 
 LIN0_CONSTANT = 0.05
 
@@ -19,55 +20,39 @@ LIN0_CONSTANT = 0.05
 NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
 
 
-class Optimizers(NamedTuple):
-    """Of a run: the trained stage's, and the discriminator's where there is one."""
-
-    trained: optax.GradientTransformation
-    discriminator: optax.GradientTransformation | None = None
-
-
-def make_optimizers(config: TrainConfig) -> Optimizers:
-    """The schedules of the discriminator go over the adversarial steps alone."""
-    kept = () if config.stage != "tokenizer" or config.codebook.weight_decay else ("codebook",)
-    trained = make_optimizer(config.optimizer, config.steps, config.batch_size, kept)
-    start = config.adversarial_from
-    if start is None:
-        return Optimizers(trained)
-    return Optimizers(
-        trained,
-        make_optimizer(
-            config.discriminator_optimizer, adversarial_steps(config), config.batch_size
-        ),
-    )
+def make_optimizers(objective: Objective[Any]) -> dict[str, optax.GradientTransformation]:
+    """Returns an objective's optimizers by the state's field of their network."""
+    config = objective.config
+    return {
+        name: make_optimizer(spec.config, _steps(config, spec), config.batch_size, spec.not_decayed)
+        for name, spec in objective.optimizers().items()
+    }
 
 
-def adversarial_steps(config: TrainConfig) -> int:
-    """How many adversarial steps a run has, at least one."""
-    return max(config.steps - (config.adversarial_from or 0), 1)
+def _steps(config: TrainConfig, spec: OptimizerSpec) -> int:
+    """Returns how many steps a network learns for, at least one: its schedules go over these."""
+    return max(config.steps - spec.first_step, 1)
 
 
-def learning_rates(config: TrainConfig) -> Callable[[int], dict[str, float]]:
-    """{"lr"} of the step after so many, and "discriminator_lr" where the discriminator learns too.
+def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float]]:
+    """Returns a function of the number of steps done to the rates of the step after them.
 
-    The figures for the log are computed on the host: outside a compiled step, optax's schedules are
-    a dozen small programs, which are compiled, run on the devices, and waited for.
+    They are "lr", and "NETWORK_lr" for each further network that learns by then. The figures for
+    the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
+    programs, which are compiled, run on the devices, and waited for.
     """
-    start = config.adversarial_from
+    config, specs = objective.config, objective.optimizers()
 
-    def at(done: int) -> dict[str, float]:
-        rates = {
-            "lr": learning_rate_on_host(config.optimizer, config.steps, config.batch_size, done)
-        }
-        if start is not None and done >= start:
-            rates["discriminator_lr"] = learning_rate_on_host(
-                config.discriminator_optimizer,
-                adversarial_steps(config),
-                config.batch_size,
-                done - start,
+    def rates(done: int) -> dict[str, float]:
+        return {
+            "lr" if name == TRAINED else f"{name}_lr": learning_rate_on_host(
+                spec.config, _steps(config, spec), config.batch_size, done - spec.first_step
             )
-        return rates
+            for name, spec in specs.items()
+            if done >= spec.first_step
+        }
 
-    return at
+    return rates
 
 
 def make_optimizer(

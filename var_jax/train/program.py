@@ -6,16 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.strict import require
-from var_jax.config.train import TrainConfig
-from var_jax.objectives import step
-from var_jax.objectives.frozen_networks import Networks
-from var_jax.objectives.phase import Phase, last_phase, phase_of
+from var_jax.objectives.base import Objective, StepVariant, TrainState
+from var_jax.train import step
 from var_jax.train.optimizer import make_optimizers
-from var_jax.train.state import Creation, TrainState
+from var_jax.train.state import StateFactory
 
 
 class Program:
@@ -29,45 +26,47 @@ class Program:
         bfloat16.
     """
 
-    def __init__(self, config: TrainConfig, mesh: Mesh, networks: Networks | None = None):
+    def __init__(self, objective: Objective[Any], mesh: Mesh):
+        config, section, model = objective.config, objective.section, objective.model
         require(
             config.batch_size % (mesh.shape["data"] * config.microbatches) == 0,
             "batch_size",
             config.batch_size,
-            f"a multiple of mesh.data {mesh.shape['data']} times microbatches {config.microbatches}",
+            f"a multiple of mesh.data {mesh.shape['data']} times microbatches "
+            f"{config.microbatches}",
         )
-        trained = config.tokenizer if config.stage == "tokenizer" else config.transformer
         # Updates of a late learning rate are lost between neighboring bfloat16 numbers, and so is
         # what an average of 0.9999 adds: weights, average and moments are float32.
         require(
-            trained.param_dtype == "float32",
-            f"{config.stage}.param_dtype",
-            repr(trained.param_dtype),
-            f"'float32' in training; {config.stage}.dtype=bfloat16 computes in bfloat16",
+            model.param_dtype == "float32",
+            f"{section}.param_dtype",
+            repr(model.param_dtype),
+            f"'float32' in training; {section}.dtype=bfloat16 computes in bfloat16",
         )
-        self._config, self._networks = config, networks or Networks()
-        self._optimizers = make_optimizers(config)
-        self._creation = Creation(config, self._optimizers, self._networks, mesh)
-        self.abstract, self.shardings = self._creation.abstract, self._creation.shardings
-        self.rows, self.replicated = (
-            NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ())
-        )
+        self._objective = objective
+        self._optimizers = make_optimizers(objective)
+        self._factory = StateFactory(objective, self._optimizers, mesh)
+        self.abstract, self.shardings = self._factory.abstract, self._factory.shardings
+        self.rows = NamedSharding(mesh, PartitionSpec("data"))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
 
     def first_state(self, start: Any = None) -> TrainState:
-        """A state at step 0, from fresh parameters or from `start`."""
-        return self._creation.first_state(start)
+        """Returns a state at step 0, from fresh parameters or from `start`."""
+        return self._factory.first_state(start)
 
     def step(self, done: int | None = None) -> Callable:
-        """The jitted (state, batch, frozen) -> (state, metrics) that comes after `done` steps; by
-        default the one with every part of the run in it. The state is donated; a program is
-        compiled when a run first comes to it."""
-        return self._compiled(
-            last_phase(self._config) if done is None else phase_of(self._config, done)
-        )
+        """Returns the jitted (state, batch, frozen) -> (state, metrics) that comes after `done`
+        steps.
+
+        By default it is the one with every part of the run in it. The state is donated; a program
+        is compiled when a run first comes to it.
+        """
+        objective = self._objective
+        return self._compiled(objective.last_variant() if done is None else objective.variant(done))
 
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state, as checkpoints and compilation ahead of time
-        take them."""
+        """Returns shapes, dtypes and shardings of the state, as checkpoints and compilation ahead
+        of time take them."""
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.abstract,
@@ -75,23 +74,17 @@ class Program:
         )
 
     def abstract_batch(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """A batch's: images in the tokenizer's stage, tokens and labels in the transformer's."""
-        tokenizer = self._config.tokenizer
-        shapes = (
-            {"image": (tokenizer.image_shape, jnp.uint8)}
-            if self._config.stage == "tokenizer"
-            else {"tokens": ((tokenizer.scales.total,), jnp.int32), "label": ((), jnp.int32)}
-        )
+        """Returns shapes, dtypes and shardings of a batch."""
+        size = self._objective.config.batch_size
         return {
-            name: jax.ShapeDtypeStruct((self._config.batch_size, *shape), dtype, sharding=self.rows)
-            for name, (shape, dtype) in shapes.items()
+            name: jax.ShapeDtypeStruct((size, *image.shape), image.dtype, sharding=self.rows)
+            for name, image in self._objective.batch_shapes().items()
         }
 
     @functools.cache  # noqa: B019 - a program lives as long as its run
-    def _compiled(self, phase: Phase) -> Callable:
-        made = step.make_train_step(self._config, self._optimizers, self._networks, phase)
+    def _compiled(self, variant: StepVariant) -> Callable:
         return jax.jit(
-            made,
+            step.make_train_step(self._objective, self._optimizers, variant),
             donate_argnums=0,
             in_shardings=(self.shardings, self.rows, None),
             out_shardings=(self.shardings, self.replicated),

@@ -3,56 +3,62 @@ weights, or nothing."""
 
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax.linen import meta
 
 from var_jax.config.strict import differences
-from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import finite, model_directory
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.train import hosts, state
+from var_jax.objectives.base import Objective, TrainState
+from var_jax.train import hosts
 from var_jax.train.program import Program
 
 
-class First(NamedTuple):
-    """Attributes:
-    evaluated: whether the evaluation that the state's step may ask for is done.
-    fresh: whether the parameters are those of initialisation.
+class RestoredRun(NamedTuple):
+    """A run as it begins or goes on.
+
+    Attributes:
+      state: that its first step takes.
+      evaluated: whether the evaluation that the state's step may ask for is done.
+      fresh: whether the parameters are those of initialization.
     """
 
-    run: state.TrainState
+    state: TrainState
     evaluated: bool = True
     fresh: bool = False
 
 
-def first_state(config: TrainConfig, program: Program, checkpoints: Checkpoints) -> First:
-    """The newest sound checkpoint of the run, else that of `branch_from`, else `init_from`, else
-    fresh parameters.
+def first_state(
+    objective: Objective[Any], program: Program, checkpoints: Checkpoints
+) -> RestoredRun:
+    """Returns the newest sound checkpoint of the run, else that of `branch_from`, else `init_from`,
+    else fresh parameters.
 
     Raises:
       UserError: what is there, or was asked for, cannot be read or does not fit.
     """
+    config = objective.config
     if checkpoints.agreed_steps():
-        run, extra = checkpoints.restore(program.abstract_state())
-        _require_finite(run, "the run's checkpoint")
-        return First(run, extra.get("evaluated", True))
+        state, extra = checkpoints.restore(program.abstract_state())
+        _require_finite(state, "the run's checkpoint")
+        return RestoredRun(state, extra.get("evaluated", True))
     if config.branch_from:
         trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
-        run = trunk.restore(program.abstract_state(), config.branch_step)[0]
-        _require_finite(run, f"the checkpoint in {config.branch_from}")
-        return First(run)
+        state = trunk.restore(program.abstract_state(), config.branch_step)[0]
+        _require_finite(state, f"the checkpoint in {config.branch_from}")
+        return RestoredRun(state)
     if config.init_from:
-        weights = _weights(config, program)
+        weights = _weights(objective, program)
         hosts.require_same_weights("the weights of init_from", weights)
-        return First(program.first_state(weights))
-    return First(program.first_state(), fresh=True)
+        return RestoredRun(program.first_state(weights))
+    return RestoredRun(program.first_state(), fresh=True)
 
 
-def _require_finite(run: state.TrainState, name: str):
+def _require_finite(run: TrainState, name: str):
     """Raises UserError where restored weights are not finite: every step from them would be lost.
 
     The counts are a program of all processes together, and the same on each.
@@ -68,41 +74,32 @@ def _require_finite(run: state.TrainState, name: str):
     )
 
 
-def _weights(config: TrainConfig, program: Program) -> Any:
-    """The weights of `init_from` for this stage, on the host; another class count starts its class
-    embedding afresh.
+def _weights(objective: Objective[Any], program: Program) -> Any:
+    """Returns the weights of `init_from` for the trained model, on the host.
 
     Raises:
       UserError: a parameter of another shape than this run's, named.
     """
+    config, part = objective.config, objective.section
     model, params = model_directory.load(epath.Path(config.init_from))
-    if config.stage not in params:
+    if part not in params:
         raise UserError(
-            f"init_from {config.init_from} has no {config.stage}; give a model directory that holds one"
+            f"init_from {config.init_from} has no {part}; give a model directory that holds one"
         )
-    theirs, ours = params[config.stage], jax.eval_shape(_unboxed_init(config), jax.random.key(0))
-    if (
-        config.stage == "transformer"
-        and model.transformer.num_classes != config.transformer.num_classes
-    ):
-        fresh = jax.jit(
-            lambda key: _unboxed_init(config)(key)["class_embed"],  # the rest is never computed
-            out_shardings=program.replicated,
-        )
-        theirs["class_embed"] = np.asarray(fresh(jax.random.key(config.seed)))
-    shapes = [
-        {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-        for tree in (ours, theirs)
-    ]
-    if other := differences(*shapes):
+    weights = objective.adapt_weights(model, params[part], program.replicated)
+    expected = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    if other := differences(_shapes(expected), _shapes(weights)):
         raise UserError(
             f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}"
         )
-    return jax.tree.map(lambda x, like: np.asarray(x).astype(like.dtype, copy=False), theirs, ours)
+    return jax.tree.map(
+        lambda x, like: np.asarray(x).astype(like.dtype, copy=False), weights, expected
+    )
 
 
-def _unboxed_init(config: TrainConfig):
-    return lambda key: meta.unbox(state.init_params(config)(key))
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf.shape for path, leaf in leaves}
 
 
 def _name(path) -> str:

@@ -1,24 +1,27 @@
 """How fast a run trains, what share of the chips' peak that is, and where the time goes."""
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from var_jax.config.scales import Scales
-from var_jax.config.train import TrainConfig
 from var_jax.devices import chips
-from var_jax.models import flops
-from var_jax.objectives.phase import phase_of
+from var_jax.objectives.base import Objective, StepVariant
 
 log = logging.getLogger(__name__)
+
+
+class _Work(NamedTuple):
+    """What a step computes per image."""
+
+    tokens: int
+    flops: float
 
 
 class Throughput:
@@ -29,8 +32,8 @@ class Throughput:
       step: steps done so far.
     """
 
-    def __init__(self, config: TrainConfig, step: int):
-        self._config = config
+    def __init__(self, objective: Objective[Any], step: int):
+        self._objective = objective
         chip = chips.chip_of_kind(jax.devices()[0].device_kind)
         self._peak = chip and chip.peak_flops * jax.device_count()
         self._mark = (step, time.perf_counter())
@@ -42,24 +45,25 @@ class Throughput:
         seconds = max(now - self._mark[1], 1e-9)
         computed = [self._work(done) for done in range(self._mark[0], step)]
         self._mark = (step, now)
-        images_per_s = len(computed) * self._config.batch_size / seconds
+        images_per_s = len(computed) * self._objective.config.batch_size / seconds
         rates = {
             "steps_per_s": len(computed) / seconds,
             "images_per_s": images_per_s,
             "tokens_per_s": images_per_s
-            * float(np.mean([tokens for tokens, _ in computed] or [0])),
-            "flops_per_s": images_per_s * float(np.mean([work for _, work in computed] or [0])),
+            * float(np.mean([work.tokens for work in computed] or [0])),
+            "flops_per_s": images_per_s * float(np.mean([work.flops for work in computed] or [0])),
         }
         return rates | ({"mfu": rates["flops_per_s"] / self._peak} if self._peak else {})
 
-    def _work(self, done: int) -> tuple[int, float]:
-        """(tokens, FLOPs) of an image in the step after `done` others: first scales alone, or
-        smaller images, are less of both."""
-        return self._of_scales(phase_of(self._config, done).present(self._config))
+    def _work(self, done: int) -> _Work:
+        """Returns the work per image of the step after `done` others: leading scales alone, or
+        smaller images, are less."""
+        return self._of_variant(self._objective.variant(done))
 
     @functools.cache  # noqa: B019 - lives as long as its run
-    def _of_scales(self, scales: Scales) -> tuple[int, float]:
-        return scales.total, train_flops_per_image(self._config, scales)
+    def _of_variant(self, variant: StepVariant) -> _Work:
+        tokens = self._objective.scales(variant).total
+        return _Work(tokens, self._objective.flops_per_image(variant))
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -114,11 +118,3 @@ class Profile:
         if self._running:
             self._running = False
             jax.profiler.stop_trace()
-
-
-def train_flops_per_image(config: TrainConfig, scales: Scales) -> float:
-    """Forward and backward of the stage that is trained on these scales; the frozen tokenizer's
-    encoding is not in it."""
-    if config.stage == "transformer":
-        return flops.train_flops_per_image(dataclasses.replace(config.transformer, scales=scales))
-    return flops.tokenizer_train_flops(dataclasses.replace(config.tokenizer, scales=scales))

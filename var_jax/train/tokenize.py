@@ -8,6 +8,7 @@ not wait for each other, nor a resumed run have as many.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -42,7 +43,7 @@ from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.io import atomic, model_directory
-from var_jax.objectives.step import make_encode
+from var_jax.models.encode import encode_pixels
 
 SHARD_IMAGES = 16384
 BATCH_PIXELS = 2**20  # of the default batch of one device: 16 images of 256 x 256
@@ -272,7 +273,11 @@ def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
         NamedSharding(mesh, PartitionSpec("data")),
         NamedSharding(mesh, PartitionSpec()),
     )
-    run = jax.jit(make_encode(config), in_shardings=(replicated, rows), out_shardings=rows)
+    run = jax.jit(
+        functools.partial(encode_pixels, config.tokenizer),
+        in_shardings=(replicated, rows),
+        out_shardings=rows,
+    )
     params = jax.device_put(params, replicated)
 
     def encode(images: np.ndarray) -> jax.Array:

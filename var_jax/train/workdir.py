@@ -18,13 +18,11 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from var_jax.config import idle_keys
-from var_jax.config.model import ModelConfig, TokenizerConfig
-from var_jax.config.strict import build, differences, plain, require
+from var_jax.config.strict import build, differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import atomic, model_directory
-from var_jax.models import flops
-from var_jax.train.state import init_params
+from var_jax.objectives.base import Objective
 
 # May differ between a run and its resumption: how long, how often, on what, in how many parts.
 RESUMABLE = (
@@ -85,41 +83,6 @@ def note_refusal(message: str):
     if fence := os.environ.get(START_TOKEN_ENV):
         with contextlib.suppress(OSError):  # the exit code still tells it
             atomic.write(epath.Path(fence).with_suffix(REFUSED), message)
-
-
-def frozen_tokenizer(config: TrainConfig, directory: epath.Path) -> tuple[TokenizerConfig, Any]:
-    """(config, parameters) of the tokenizer whose tokens a transformer learns: the workdir's copy,
-    else that of the token cache, else `tokenizer_dir`.
-
-    Raises:
-      UserError: none is given, `tokenizer_dir` holds another one than the run was started with, or
-        the run was started again meanwhile.
-    """
-    require_newest_start()
-    kept, given = directory / "tokenizer", config.tokenizer_dir
-    if not given and config.data.tokens_dir:
-        given = str(epath.Path(config.data.tokens_dir) / "tokenizer")
-    if not (kept / "model.json").exists():
-        require(
-            bool(given),
-            "tokenizer_dir",
-            repr(given),
-            "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
-        )
-        return _load(epath.Path(given))
-    tokenizer, params = _load(kept)
-    claimed = directory / "config.json"
-    started_with = (
-        model_directory.read_json(claimed).get("tokenizer_dir") if claimed.exists() else ""
-    )
-    if config.tokenizer_dir not in ("", started_with):
-        theirs, other = _load(epath.Path(config.tokenizer_dir))
-        if theirs != tokenizer or not jax.tree.all(jax.tree.map(np.array_equal, params, other)):
-            raise UserError(
-                f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this run was "
-                f"started with; its copy is in {kept}: leave tokenizer_dir out, or give another --workdir"
-            )
-    return tokenizer, params
 
 
 def started_with(directory: epath.Path) -> dict[str, Any] | None:
@@ -192,8 +155,8 @@ def _in_steps(config: TrainConfig) -> TrainConfig:
     )
 
 
-def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
-    """Makes the workdir this run's: config.json, meta.json, and the frozen tokenizer's copy.
+def claim(directory: epath.Path, objective: Objective[Any]):
+    """Makes the workdir this run's: config.json, meta.json, and a copy of the frozen tokenizer.
 
     Raises:
       UserError: it cannot be written, or the run was started again meanwhile.
@@ -205,27 +168,24 @@ def claim(directory: epath.Path, config: TrainConfig, frozen: Any):
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if frozen is not None and not (directory / "tokenizer" / "model.json").exists():
-            params = {"tokenizer": jax.tree.map(np.asarray, frozen)}
-            model_directory.save(directory / "tokenizer", ModelConfig(config.tokenizer), params)
-        atomic.write(directory / "config.json", json.dumps(plain(config), indent=1))
-        atomic.write(directory / "meta.json", json.dumps(run_meta(config), indent=1))
+        carried = objective.carried_model()
+        if carried is not None and not (directory / "tokenizer" / "model.json").exists():
+            model, params = carried
+            model_directory.save(directory / "tokenizer", model, jax.tree.map(np.asarray, params))
+        config = plain(objective.config)
+        atomic.write(directory / "config.json", json.dumps(config, indent=1))
+        atomic.write(directory / "meta.json", json.dumps(run_meta(objective), indent=1))
     except OSError as error:
         raise UserError(
             f"cannot write the workdir {directory}: {error.strerror or error}"
         ) from error
 
 
-def _load(directory: epath.Path) -> tuple[TokenizerConfig, Any]:
-    model, params = model_directory.load(directory)
-    return model.tokenizer, params["tokenizer"]
-
-
 PACKAGES = ("var-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run_meta(config: TrainConfig) -> dict[str, Any]:
-    """What meta.json holds; nothing is computed on a device.
+def run_meta(objective: Objective[Any]) -> dict[str, Any]:
+    """Returns what meta.json holds; nothing is computed on a device.
 
     Returns:
       "params": {"total", "body"} of the trained stage (`flops.param_count`; of a tokenizer, "body"
@@ -234,14 +194,14 @@ def run_meta(config: TrainConfig) -> dict[str, Any]:
       tokenizer's {"exact"} alone; "git" ({"commit", "dirty"}, None outside a repository);
       "versions"; "devices"; "host"; "started".
     """
-    tokens = config.tokenizer.scales.total
-    an_image = _flops(config)
+    tokens, batch_size = objective.scales().total, objective.config.batch_size
+    flops = objective.flops_by_definition()
     return {
-        "params": _params(config),
+        "params": objective.param_count(),
         "tokens_per_image": tokens,
-        "tokens_per_step": tokens * config.batch_size,
-        "flops_per_image": an_image,
-        "flops_per_step": {name: value * config.batch_size for name, value in an_image.items()},
+        "tokens_per_step": tokens * batch_size,
+        "flops_per_image": flops,
+        "flops_per_step": {name: value * batch_size for name, value in flops.items()},
         "git": _git(),
         "versions": {"python": platform.python_version(), **_versions()},
         "devices": {
@@ -253,24 +213,6 @@ def run_meta(config: TrainConfig) -> dict[str, Any]:
         "host": platform.node(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def _params(config: TrainConfig) -> dict[str, int]:
-    if config.stage == "transformer":
-        return flops.param_count(config.transformer)
-    shapes = jax.eval_shape(init_params(config), jax.random.key(0))
-    total = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    return {"total": total, "body": total - config.tokenizer.codebook_parameters}
-
-
-def _flops(config: TrainConfig) -> dict[str, float]:
-    if config.stage == "transformer":
-        return {
-            "exact": flops.train_flops_per_image(config.transformer),
-            "6nd": flops.six_nd_train_flops(config.transformer),
-            "dense": flops.dense_attention_train_flops(config.transformer),
-        }
-    return {"exact": flops.tokenizer_train_flops(config.tokenizer)}
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,49 @@
+"""Parameters that a model's config describes: freshly initialized, or their shapes alone.
+
+Everything that makes or counts parameters asks here: training states, meshes, benchmarks,
+compilation ahead of time, and the table of published weights.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+
+
+def init_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> Any:
+    """Returns freshly initialized parameters, boxed with their logical axis names.
+
+    Raises:
+      UserError: a size is still left to the data (0).
+    """
+    if isinstance(config, TokenizerConfig):
+        return Tokenizer(config).init(key, jnp.zeros((1, *config.image_shape)))["params"]
+    later_tokens = config.scales.total - config.scales.lengths[0]
+    inputs = jnp.zeros((1, later_tokens, config.z_channels))
+    return Transformer(config).init(key, inputs, jnp.zeros((1,), jnp.int32))["params"]
+
+
+def fresh_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> Any:
+    """Returns freshly initialized parameters as plain arrays on the default device.
+
+    For benchmarks and experiments: a run makes its own in parts, on all of its devices.
+    """
+    return jax.jit(lambda key: nn.meta.unbox(init_params(config, key)))(key)
+
+
+def boxed_shapes(config: TokenizerConfig | TransformerConfig) -> Any:
+    """Returns shapes and dtypes of the parameters, boxed with their logical axis names."""
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+def param_shapes(config: TokenizerConfig | TransformerConfig) -> Any:
+    """Returns shapes and dtypes of the parameters as nested dicts; nothing is allocated."""
+    return nn.meta.unbox(boxed_shapes(config))

@@ -1,0 +1,475 @@
+"""The multi-scale tokenizer's training (VAR, section 3.2): reconstruction, quantizer, and a
+discriminator beside it.
+
+Gradients with respect to the reconstruction are taken term by term and pulled back through the
+tokenizer once. The adaptive weight needs two of them at the decoder's last kernel besides, which
+cost one small convolution each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+
+from var_jax.config.model import TokenizerConfig
+from var_jax.config.scales import Scales
+from var_jax.config.train import TrainConfig
+from var_jax.models import flops, init
+from var_jax.models.tokenizer import DROPOUT, Tokenizer
+from var_jax.objectives import adversarial, codebook_start, frozen_networks, reconstruction
+from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
+from var_jax.objectives.base import (
+    TRAINED,
+    Batch,
+    EvaluationTools,
+    Metrics,
+    Objective,
+    OptimizerSpec,
+    StepVariant,
+    TrainState,
+    first_not_finite,
+)
+from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
+from var_jax.ops import codebook, vq
+from var_jax.ops.resize import resize
+
+if TYPE_CHECKING:
+    from etils import epath
+    from PIL import Image
+
+# The key of the residual blocks' dropout is the quantizer's with this number folded in.
+BLOCKS = 2**32 - 1
+# The discriminator's key of initialization is the run's with this number folded in.
+DISCRIMINATOR = 2**32 - 1
+DISCRIMINATOR_FIELD = "discriminator"
+LAST_KERNEL = ("decoder", "conv_out", "kernel")
+
+
+@flax.struct.dataclass
+class AutoencoderState(TrainState):
+    """The tokenizer's state.
+
+    Attributes:
+      discriminator: None in a run without one.
+      usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`);
+        None in a run without revival.
+    """
+
+    discriminator: DiscriminatorState | None = None
+    usage: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderVariant(StepVariant):
+    """What a step of the tokenizer has in it.
+
+    Attributes:
+      adversarial: whether there is a discriminator yet.
+      scales: smaller than the tokenizer's, which progressive training begins with; None for all.
+    """
+
+    adversarial: bool = False
+    scales: Scales | None = None
+
+
+class AutoencoderGradients(NamedTuple):
+    """What a batch gives, averaged over its parts.
+
+    Attributes:
+      params: gradients of the tokenizer.
+      metrics: scalars, and arrays with a row per scale.
+      discriminator: gradients of the discriminator; None before adversarial training.
+      counts: (K, V) uses of the codes.
+      spectral: power iteration's next vectors.
+    """
+
+    params: Any
+    metrics: Metrics
+    discriminator: Any
+    counts: jax.Array
+    spectral: Any
+
+
+class _Forward(NamedTuple):
+    """A forward pass: the reconstruction, the rest of the loss and its parts, and all outputs."""
+
+    reconstruction: jax.Array
+    loss: jax.Array
+    parts: Metrics
+    out: Any
+
+
+class Autoencoder(Objective[NetworkWeights]):
+    """The tokenizer's training.
+
+    Raises:
+      UserError: the images are too small for the discriminator's layers.
+    """
+
+    section = "tokenizer"
+
+    def __init__(self, config: TrainConfig, networks: LossNetworks | None = None):
+        self.networks = networks or LossNetworks()
+        super().__init__(config, self.networks.weights)
+        self.discriminator: Discriminator | None = None
+        if config.adversarial_from is not None:
+            self.discriminator = Discriminator(
+                config.adversarial,
+                config.tokenizer,
+                self.networks.features,
+                self._tokenizer(self.variant(config.adversarial_from)),
+            )
+
+    @classmethod
+    def load_frozen(
+        cls, config: TrainConfig, workdir: epath.Path
+    ) -> tuple[TrainConfig, LossNetworks]:
+        return frozen_networks.load(config)
+
+    @classmethod
+    def describe_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
+        return frozen_networks.load(config, sizes_only=True)
+
+    @classmethod
+    def draw_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
+        return frozen_networks.load(config)
+
+    def with_config(self, config: TrainConfig) -> Autoencoder:
+        return Autoencoder(config, self.networks)
+
+    # The model and its training.
+
+    @property
+    def model(self) -> TokenizerConfig:
+        """The section of the trained model."""
+        return self.config.tokenizer
+
+    def init(self, key: jax.Array) -> Any:
+        return init.init_params(self.model, key)
+
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        return {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
+
+    def variant(self, done: int) -> AutoencoderVariant:
+        progressive, start = self.config.progressive, self.config.adversarial_from
+        is_small = bool(progressive.scales) and done < self.config.steps_of(progressive.until)
+        return AutoencoderVariant(
+            start is not None and done >= start,
+            Scales.parse(progressive.scales) if is_small else None,
+        )
+
+    def last_variant(self) -> AutoencoderVariant:
+        return AutoencoderVariant(self.config.adversarial_from is not None)
+
+    def scales(self, variant: AutoencoderVariant | None = None) -> Scales:
+        smaller = variant and variant.scales
+        return smaller or self.model.scales
+
+    def _tokenizer(self, variant: AutoencoderVariant) -> TokenizerConfig:
+        return dataclasses.replace(self.model, scales=self.scales(variant))
+
+    def loss(
+        self,
+        params: Any,
+        frozen: NetworkWeights,
+        batch: Batch,
+        rng: jax.Array | None,
+        *,
+        variant: AutoencoderVariant | None = None,
+        step: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the loss without its adversarial term, which depends on the discriminator."""
+        tokenizer = self._tokenizer(variant or self.last_variant())
+        images = self._images(tokenizer, batch)
+        forward = self._forward(tokenizer, params, images, rng)
+        pixels, metrics = self._image_loss(frozen, forward.reconstruction, images)
+        return pixels + forward.loss, {"loss": pixels + forward.loss, **metrics, **forward.parts}
+
+    def _images(self, tokenizer: TokenizerConfig, batch: Batch) -> jax.Array:
+        images = reconstruction.normalized(batch["image"])
+        return resize(images, tokenizer.image_shape[:2], "area")
+
+    def _forward(
+        self,
+        tokenizer: TokenizerConfig,
+        params: Any,
+        images: jax.Array,
+        rng: jax.Array | None,
+    ) -> _Forward:
+        """Returns the reconstruction, and the quantizer's and the codes' terms of the loss."""
+        model, codes = Tokenizer(tokenizer), self.config.codebook
+        rngs = None if rng is None else {DROPOUT: jax.random.fold_in(rng, BLOCKS)}
+        out = model.apply({"params": params}, images, rng, method="forward", rngs=rngs)
+        parts, loss = {"vq": out.vq_loss}, self.config.loss.vq * out.vq_loss
+        if codes.entropy:
+            parts["entropy"] = codebook.scale_entropy_penalty(
+                model.apply({"params": params}, method="quantizer"),
+                out.searched,
+                codes.entropy_temperature,
+                out.counted,
+            )
+            loss += codes.entropy * parts["entropy"]
+        return _Forward(out.reconstruction, loss, parts, out)
+
+    def _image_loss(
+        self, frozen: NetworkWeights, reconstructions: jax.Array, images: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        terms = reconstruction.image_terms(self.networks, frozen, reconstructions, images)
+        means = {name: jnp.mean(value) for name, value in terms.items()}
+        return reconstruction.weighted_sum(self.config.loss, means), means
+
+    def gradients(
+        self,
+        state: AutoencoderState,
+        frozen: NetworkWeights,
+        batch: Batch,
+        rng: jax.Array,
+        *,
+        variant: AutoencoderVariant,
+    ) -> tuple[AutoencoderGradients, Any]:
+        """Returns a batch's gradients, and vectors that dead codes may be moved onto (None without
+        revival)."""
+        tokenizer = self._tokenizer(variant)
+        images = self._images(tokenizer, batch)
+        dropout_key, adversarial_key, revival_key = jax.random.split(rng, 3)
+
+        # The forward pass, and the gradient of the image terms at the reconstruction
+        def forward(params):
+            result = self._forward(tokenizer, params, images, dropout_key)
+            return (result.reconstruction, result.loss), (result.parts, result.out)
+
+        def image_loss(reconstructions):
+            return self._image_loss(frozen, reconstructions, images)
+
+        (rec, rest), pull_back, (parts, out) = jax.vjp(forward, state.params, has_aux=True)
+        (pixels, means), d_rec = jax.value_and_grad(image_loss, has_aux=True)(rec)
+        total, metrics = pixels + rest, {**means, **parts}
+
+        # The adversarial term's gradient is added there, before both are pulled back at once
+        d_discriminator, spectral = None, None
+        if variant.adversarial:
+
+            def at_last_kernel(cotangent):
+                gradient = pull_back((cotangent, jnp.zeros(())))[0]
+                for name in LAST_KERNEL:
+                    gradient = gradient[name]
+                return gradient
+
+            term = adversarial.adversarial_gradients(
+                self.config,
+                self.discriminator,
+                state.discriminator,
+                frozen,
+                step=state.step,
+                images=images,
+                reconstruction=rec,
+                d_image_loss=d_rec,
+                at_last_kernel=at_last_kernel,
+                key=adversarial_key,
+            )
+            d_discriminator, spectral = term.discriminator, term.spectral
+            total, d_rec = total + term.loss, d_rec + term.d_reconstruction
+            metrics |= term.metrics
+        (d_params,) = pull_back((d_rec, jnp.ones(())))
+
+        # The codes in use, and vectors that dead ones may be moved onto
+        counts = vq.code_counts(tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted)
+        vectors = None
+        if self.config.revives:
+            number = -(-tokenizer.vocab_size // self.config.microbatches)
+            scale_weights = codebook.needs(state.usage)[: len(tokenizer.scales)]
+            vectors = codebook.candidates(
+                out.searched, revival_key, number, tokenizer.scales, out.counted, scale_weights
+            )
+        gradients = AutoencoderGradients(
+            d_params, {"loss": total, **metrics}, d_discriminator, counts, spectral
+        )
+        return gradients, vectors
+
+    def finish_step(
+        self,
+        state: AutoencoderState,
+        gradients: AutoencoderGradients,
+        rows: Any,
+        metrics: Metrics,
+        optimizers: Mapping[str, optax.GradientTransformation],
+    ) -> tuple[AutoencoderState, Metrics]:
+        """Returns the state with the discriminator updated and dead codes moved onto `rows`."""
+        if gradients.discriminator is not None:
+            metrics["discriminator_grad_norm"] = optax.tree_utils.tree_norm(gradients.discriminator)
+            updated = adversarial.update_discriminator(
+                self.config.adversarial,
+                optimizers[DISCRIMINATOR_FIELD],
+                state.discriminator,
+                gradients.discriminator,
+                gradients.spectral,
+                gradients.metrics,
+            )
+            state = state.replace(discriminator=updated)
+        if rows is not None:
+            state, metrics["revived"] = self._revive(state, gradients.counts, rows)
+        metrics["code_usage"] = jnp.mean(gradients.counts > 0, axis=1)
+        metrics["perplexity"] = codebook.perplexity(gradients.counts)
+        return state, metrics
+
+    def _revive(
+        self, state: AutoencoderState, counts: jax.Array, vectors: jax.Array
+    ) -> tuple[AutoencoderState, jax.Array]:
+        """Returns the state with dead codes moved onto `vectors`, and how many were.
+
+        Their moments start at zero, and their running average at the new code.
+        """
+        config = self.config.codebook
+        codes = codebook.revive(
+            state.params["quantize"]["codebook"],
+            state.usage,
+            counts,
+            vectors,
+            decay=config.revive_decay,
+            threshold=config.revive_threshold,
+        )
+        params = codebook.set_rows(state.params, codes.revived, codes.codebook)
+        ema = state.ema and codebook.set_rows(state.ema, codes.revived, codes.codebook)
+        opt_state = codebook.reset_rows(state.opt_state, codes.revived)
+        state = state.replace(params=params, ema=ema, opt_state=opt_state, usage=codes.usage)
+        return state, jnp.sum(codes.revived)
+
+    # The state at the first step.
+
+    def optimizers(self) -> dict[str, OptimizerSpec]:
+        config = self.config
+        not_decayed = frozenset() if config.codebook.weight_decay else frozenset({"codebook"})
+        specs = {TRAINED: OptimizerSpec(config.optimizer, not_decayed=not_decayed)}
+        if config.adversarial_from is not None:
+            specs[DISCRIMINATOR_FIELD] = OptimizerSpec(
+                config.discriminator_optimizer, config.adversarial_from
+            )
+        return specs
+
+    def further_networks(self, key: jax.Array) -> dict[str, Any]:
+        if self.discriminator is None:
+            return {}
+        return {DISCRIMINATOR_FIELD: self.discriminator.init(key)["params"]}
+
+    def first_state(
+        self,
+        state: TrainState,
+        key: jax.Array,
+        optimizers: Mapping[str, optax.GradientTransformation],
+    ) -> AutoencoderState:
+        usage, network = None, None
+        if self.config.revives:
+            usage = codebook.first_usage(len(self.model.scales), self.model.vocab_size)
+        if self.discriminator is not None:
+            variables = nn.meta.unbox(
+                self.discriminator.init(jax.random.fold_in(key, DISCRIMINATOR))
+            )
+            network = DiscriminatorState(
+                variables["params"],
+                optimizers[DISCRIMINATOR_FIELD].init(variables["params"]),
+                variables["spectral"],
+                jnp.zeros(2),
+                jnp.zeros((), jnp.int32),
+            )
+        return AutoencoderState(
+            state.step, state.params, state.ema, state.opt_state, network, usage
+        )
+
+    def initialize_from_data(
+        self,
+        state: AutoencoderState,
+        batches: Callable[[], Iterator[Batch]],
+        shardings: AutoencoderState,
+        replicated: NamedSharding,
+    ) -> AutoencoderState:
+        return codebook_start.initialize_codes(self.config, state, batches, shardings, replicated)
+
+    # Evaluation.
+
+    def eval_metrics(self, params: Any, frozen: NetworkWeights, batch: Batch) -> Metrics:
+        return reconstruction.held_out_metrics(self.config, self.networks, params, frozen, batch)
+
+    def summarize(self, sums: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
+        counts = sums["code_counts"]
+        reconstruction.warn_of_collapse(self.config, counts)
+        others = {name: value for name, value in sums.items() if name != "code_counts"}
+        return super().summarize(others, images) | reconstruction.code_metrics(counts)
+
+    def picture(self, params: Any, frozen: NetworkWeights, tools: EvaluationTools) -> Image.Image:
+        return reconstruction.picture(self.config, params, tools)
+
+    def not_finite(self, metrics: Mapping[str, Any]) -> tuple[str, float] | None:
+        """Returns the first loss or gradient norm that is not finite, with the network it is of.
+
+        Either network's NaN reaches the other within the step: where the reconstruction itself is
+        finite, the discriminator is looked at first.
+        """
+        if "discriminator_loss" not in metrics:
+            return super().not_finite(metrics)
+        generator, network = (
+            {f"{prefix}{name}": f"the {owner}'s {name}" for name in ("loss", "grad_norm")}
+            for prefix, owner in (("", "generator"), ("discriminator_", "discriminator"))
+        )
+        generator_is_sound = np.isfinite(float(metrics.get("l2", np.nan)))
+        names = network | generator if generator_is_sound else generator | network
+        return first_not_finite(metrics, names)
+
+    # Figures.
+
+    def flops_per_image(self, variant: AutoencoderVariant | None = None) -> float:
+        return flops.tokenizer_train_flops(
+            dataclasses.replace(self.model, scales=self.scales(variant))
+        )
+
+    def flops_by_definition(self) -> dict[str, float]:
+        return {"exact": flops.tokenizer_train_flops(self.model)}
+
+    def param_count(self) -> dict[str, int]:
+        """Returns "total", and "body" without the codebook."""
+        total = super().param_count()["total"]
+        return {"total": total, "body": total - self.model.codebook_parameters}
+
+    def report(self) -> dict[str, Any]:
+        return {"remat": self.model.remat}
+
+    # What a run says.
+
+    def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
+        if drops_color:
+            return [
+                "the images have color, and the run sees them in gray: tokenizer.in_channels is 1"
+            ]
+        return []
+
+    @classmethod
+    def headline(cls, held_out: Mapping[str, Any]) -> str:
+        if "psnr" in held_out:
+            return f"held-out PSNR {held_out['psnr']:.2f} dB"
+        return super().headline(held_out)
+
+    @classmethod
+    def next_command(
+        cls, config: TrainConfig, workdir: str, config_file: str, overrides: Sequence[str]
+    ) -> str:
+        """Returns the command that trains a transformer on this tokenizer and the same data."""
+        file = shlex.quote(config_file.partition(":")[0])
+        data_flags = [flag for flag in overrides if flag.startswith("--config.data.")]
+        next_workdir = f"{workdir.rstrip('/')}-transformer"
+        return " ".join(
+            [
+                f"var-jax train --config {file}",
+                f"--config.tokenizer_dir={shlex.quote(workdir)}",
+                *map(shlex.quote, data_flags),
+                f"--workdir {shlex.quote(next_workdir)}",
+            ]
+        )

@@ -1,0 +1,88 @@
+"""The frozen tokenizer whose codes a class-conditional model learns: where a run finds it, and
+which parts its devices hold.
+
+Files are read by libraries that are imported where they are used: measurements of time run without
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.struct
+import jax
+import numpy as np
+
+from var_jax.config.model import TokenizerConfig
+from var_jax.config.strict import require
+from var_jax.config.train import TrainConfig
+from var_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from etils import epath
+
+TEACHER = ("quantize",)  # turns tokens into the transformer's input
+ENCODER = ("encoder", "quant_conv", "quantize")
+DECODER = ("decoder", "post_quant_conv", "quantize")
+
+
+@flax.struct.dataclass
+class FrozenTokenizer:
+    """A tokenizer's parameters, or some of its parts, by name."""
+
+    params: Mapping[str, Any]
+
+    def parts(self, names: Collection[str]) -> FrozenTokenizer:
+        """Returns some of the parts."""
+        return FrozenTokenizer({name: self.params[name] for name in names})
+
+
+def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:
+    """Returns the tokenizer that a run learns from: the workdir's copy, else that of the token
+    cache, else `tokenizer_dir`.
+
+    Raises:
+      UserError: no tokenizer is given, or `tokenizer_dir` holds another one than the run was
+        started with.
+    """
+    from etils import epath
+
+    from var_jax.io import model_directory
+
+    copy, directory = workdir / "tokenizer", config.tokenizer_dir
+    if not directory and config.data.tokens_dir:
+        directory = str(epath.Path(config.data.tokens_dir) / "tokenizer")
+    if not (copy / "model.json").exists():
+        require(
+            bool(directory),
+            "tokenizer_dir",
+            repr(directory),
+            "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
+        )
+        return _read(epath.Path(directory))
+    tokenizer, frozen = _read(copy)
+    run_config = workdir / "config.json"
+    started_with = (
+        model_directory.read_json(run_config).get("tokenizer_dir") if run_config.exists() else ""
+    )
+    if config.tokenizer_dir not in ("", started_with):
+        other_tokenizer, other = _read(epath.Path(config.tokenizer_dir))
+        if other_tokenizer != tokenizer or not _equal(frozen.params, other.params):
+            raise UserError(
+                f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this "
+                f"run was started with; its copy is in {copy}: leave tokenizer_dir out, or give "
+                "another --workdir"
+            )
+    return tokenizer, frozen
+
+
+def _equal(params: Any, other: Any) -> bool:
+    return jax.tree.all(jax.tree.map(np.array_equal, params, other))
+
+
+def _read(directory: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:
+    from var_jax.io import model_directory
+
+    model, params = model_directory.load(directory)
+    return model.tokenizer, FrozenTokenizer(params["tokenizer"])

@@ -1,0 +1,180 @@
+"""Next-scale prediction (VAR, section 3): all tokens of a scale at once, from the coarser ones."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.config.scales import Scales
+from var_jax.models import flops
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.models.transformer import Transformer
+from var_jax.objectives import token_losses
+from var_jax.objectives.base import Batch, EvaluationTools, Metrics, StepVariant
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.latent import LatentObjective
+from var_jax.sampling import sampler
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+LEAST_NEWEST = 0.01  # the least share of its weight that a scale begins with
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalesVariant(StepVariant):
+    """How many leading scales a step trains.
+
+    Attributes:
+      num_scales: counted from the coarsest; None for all.
+      since: steps done when the last of these was added; None where its loss counts fully at once.
+    """
+
+    num_scales: int | None = None
+    since: int | None = None
+
+
+ALL_SCALES = ScalesVariant()
+
+
+class NextScale(LatentObjective):
+    """The next-scale transformer's training."""
+
+    def variant(self, done: int) -> ScalesVariant:
+        """Returns the leading scales that a step trains, as published: the first ones until the
+        learning rate is warm, then one more after the other, evenly until `progressive` is over.
+
+        Neither the first ones nor the whole sequence wait for their weight in the loss.
+        """
+        number = self._num_scales(done)
+        if number == len(self.config.tokenizer.scales):
+            return ALL_SCALES
+        if number == self._num_scales(0):
+            return ScalesVariant(number)
+        since = bisect.bisect_left(range(done), number, key=self._num_scales)
+        return ScalesVariant(number, since)
+
+    def last_variant(self) -> ScalesVariant:
+        return ALL_SCALES
+
+    def _num_scales(self, done: int) -> int:
+        """Returns how many leading scales the step after `done` steps trains."""
+        transformer, warmup = self.model, self.config.optimizer.warmup_steps
+        every, end = (
+            len(self.config.tokenizer.scales),
+            self.config.steps_of(transformer.progressive),
+        )
+        if not transformer.progressive or done >= max(end, 1) and done > warmup:
+            return every
+        first = transformer.progressive_from + 1
+        if done <= warmup:
+            return first
+        share = (done - warmup) / (end - warmup)
+        return first + round(share * (every - first))
+
+    def scales(self, variant: ScalesVariant | None = None) -> Scales:
+        scales = self.config.tokenizer.scales
+        if variant is None or variant.num_scales is None:
+            return scales
+        return Scales(scales.sizes[: variant.num_scales])
+
+    def loss(
+        self,
+        params: Any,
+        frozen: FrozenTokenizer,
+        batch: Batch,
+        rng: jax.Array | None,
+        *,
+        variant: ScalesVariant | None = None,
+        step: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the mean cross-entropy over the tokens of all scales, and its parts.
+
+        Class dropout and drop-path act when `rng` is given. In progressive training only the
+        leading scales are computed. Each of their tokens has the weight that it has in the mean
+        over all, and those of the scale that was added last have a growing share of it.
+        """
+        variant = variant or ALL_SCALES
+        tokens, scales = batch["tokens"], self.scales(variant)
+        inputs = self._teacher_input(frozen, tokens)
+        if variant.num_scales is not None:
+            tokens = tokens[:, : scales.total]
+            inputs = inputs[:, : scales.total - scales.lengths[0]]
+        transformer = Transformer(self.model)
+        logits = transformer.apply({"params": params}, inputs, batch["label"], rng)
+        losses = token_losses.cross_entropy(logits, tokens, self.config.loss.label_smoothing)
+        metrics = token_losses.token_metrics(scales, logits, tokens)
+        if variant.num_scales is None:
+            loss = jnp.mean(losses)
+        else:
+            loss = jnp.mean(losses @ self._token_weights(variant, scales, step))
+            # The last scale of these is not the last of all.
+            metrics = {name: x for name, x in metrics.items() if not name.endswith("_last")}
+        return loss, {"loss": loss, **metrics}
+
+    def _token_weights(
+        self, variant: ScalesVariant, scales: Scales, step: jax.Array | int
+    ) -> Float[Array, " L"]:
+        newest: Any = 1.0
+        if variant.since is not None:
+            warmup = max(self.config.steps_of(self.model.progressive_warmup), 1)
+            newest = jnp.clip((step - variant.since + 1) / warmup, LEAST_NEWEST, 1.0)
+        is_newest = scales.level_ids == len(scales) - 1
+        return jnp.where(is_newest, newest, 1.0) / self.config.tokenizer.scales.total
+
+    def _teacher_input(
+        self, frozen: FrozenTokenizer, tokens: Int[Array, "b L"]
+    ) -> Float[Array, "b L-1 c"]:
+        tokenizer = Tokenizer(self.config.tokenizer)
+        return tokenizer.apply({"params": frozen.params}, tokens, method="teacher_input")
+
+    def eval_metrics(self, params: Any, frozen: FrozenTokenizer, batch: Batch) -> Metrics:
+        """Returns `token_metrics` of a held-out batch, summed over the rows that count.
+
+        Those that end in "_with_class_dropout" are what they come to when labels are dropped as in
+        training (`token_losses.with_class_dropout`).
+        """
+        tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
+        inputs = self._teacher_input(frozen, tokens)
+
+        def measure(labels):
+            logits = Transformer(self.model).apply({"params": params}, inputs, labels)
+            return token_losses.token_metrics(self.scales(), logits, tokens, weights)
+
+        labeled, dropout = measure(batch["label"]), self.model.class_dropout
+        if not dropout:
+            return labeled
+        unlabeled = measure(jnp.full_like(batch["label"], self.model.num_classes))
+        return labeled | token_losses.with_class_dropout(labeled, unlabeled, dropout)
+
+    def sample(
+        self,
+        params: Mapping[str, Any],
+        labels: Int[np.ndarray, " b"],
+        keys: Key[Array, " b"],
+        tools: EvaluationTools,
+    ) -> Float[Array, "b H W c"]:
+        static = sampler.Static(top_k=0, use_top_p=True, guided=True)
+        arguments = params, labels, keys, sampler.Dynamic(1.5, 0.96, 1.0)
+        program = tools.compiled(
+            "sampler", lambda: sampler.generate.lower(self.config.model, static, *arguments)
+        )
+        images, _ = program(*arguments)
+        return images
+
+    def flops_per_image(self, variant: ScalesVariant | None = None) -> float:
+        model = dataclasses.replace(self.model, scales=self.scales(variant))
+        return flops.train_flops_per_image(model)
+
+    def flops_by_definition(self) -> dict[str, float]:
+        return {
+            "exact": flops.train_flops_per_image(self.model),
+            "6nd": flops.six_nd_train_flops(self.model),
+            "dense": flops.dense_attention_train_flops(self.model),
+        }

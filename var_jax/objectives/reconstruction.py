@@ -1,0 +1,152 @@
+"""How far a tokenizer's reconstructions are from their images: in training, on held-out images, and
+as a picture."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.config.model import TokenizerConfig
+from var_jax.config.train import LossConfig, TrainConfig
+from var_jax.devices import sharding
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.objectives.base import Batch, EvaluationTools, Metrics
+from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
+from var_jax.ops import codebook, vq
+from var_jax.ops.normalize import normalize_images
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, UInt8
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+
+def image_terms(
+    networks: LossNetworks,
+    frozen: NetworkWeights,
+    reconstructions: Float[Array, "b H W c"],
+    images: Float[Array, "b H W c"],
+) -> dict[str, Float[Array, " b"]]:
+    """Returns the distance of each reconstruction from its image: l1 and l2 (means over pixels),
+    and the perceptual distance where the run has one."""
+    terms = {
+        "l1": jnp.mean(jnp.abs(reconstructions - images), axis=(1, 2, 3)),
+        "l2": jnp.mean((reconstructions - images) ** 2, axis=(1, 2, 3)),
+    }
+    if networks.perceptual is not None:
+        terms["perceptual"] = networks.perceptual.distance(
+            frozen.perceptual, reconstructions, images
+        )
+    return terms
+
+
+def weighted_sum(weights: LossConfig, terms: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns the sum of terms by their weights in the config."""
+    return sum((getattr(weights, name) * value for name, value in terms.items()), jnp.zeros(()))
+
+
+def held_out_metrics(
+    config: TrainConfig,
+    networks: LossNetworks,
+    params: Any,
+    frozen: NetworkWeights,
+    batch: Batch,
+) -> Metrics:
+    """Returns sums over the rows of a held-out batch that count; adversarial terms have no place in
+    them.
+
+    `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed
+    over images.
+    """
+    tokenizer = config.tokenizer
+    images = normalized(batch["image"])
+    weights = batch["mask"].astype(jnp.float32)
+    model = Tokenizer(tokenizer)
+    feature = model.apply({"params": params}, images, method="features")
+    tokens, f_hats = vq.encode(model.apply({"params": params}, method="quantizer"), feature)
+    reconstructions = model.apply({"params": params}, f_hats[-1], method="decode_feature")
+    by_image = image_terms(networks, frozen, reconstructions, images)
+    by_image["vq"] = jax.vmap(lambda f, t: vq.vq_loss(f, t, tokenizer.vq_beta))(feature, f_hats)
+    by_image["loss"] = weighted_sum(config.loss, by_image)
+    by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
+    counts = vq.code_counts(tokenizer.scales, tokens, tokenizer.vocab_size, batch["mask"][:, None])
+    return {
+        **{name: jnp.sum(weights * value) for name, value in by_image.items()},
+        "code_counts": counts,
+    }
+
+
+def normalized(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
+    """Returns uint8 images of a batch in [-1, 1], spread over the mesh."""
+    return sharding.constrain(normalize_images(images), "images", None, None, None)
+
+
+def code_metrics(counts: Int[np.ndarray, "k v"]) -> dict[str, Any]:
+    """Returns the share of the vocabulary in use and the perplexity, per scale and over all
+    scales."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    total = counts.sum(axis=0)
+    return {
+        "code_usage": (counts > 0).mean(axis=1).tolist(),
+        "code_usage_all": float((total > 0).mean()),
+        "perplexity": [perplexity(share) for share in shares],
+        "perplexity_all": perplexity(total / max(total.sum(), 1)),
+    }
+
+
+def perplexity(shares: Float[np.ndarray, " v"]) -> float:
+    """Returns exp of the entropy of shares that sum to 1."""
+    return float(np.exp(-np.sum(shares * np.log(np.where(shares > 0, shares, 1)))))
+
+
+def warn_of_collapse(config: TrainConfig, counts: Int[np.ndarray, "k v"]):
+    """Names every scale whose codes have collapsed: it carries next to nothing of the image any
+    more.
+
+    Every process computes it and one logs it: under a mesh, what one of them computed alone would
+    wait for the others.
+    """
+    for k in codebook.collapsed(counts, config.codebook.collapse_share):
+        height, width = config.tokenizer.scales.sizes[k]
+        used, share = int(codebook.used(counts[k])), float(codebook.perplexity(counts[k]))
+        if jax.process_index() == 0:
+            log.warning(
+                "scale %dx%d has collapsed: %d of %d codes are used, with a perplexity of %.1f",
+                height,
+                width,
+                used,
+                counts.shape[1],
+                share,
+            )
+
+
+def picture(config: TrainConfig, params: Any, tools: EvaluationTools) -> Image.Image:
+    """Returns originals over their reconstructions."""
+    from var_jax.io import pictures
+
+    batch = tools.first_batch()
+    images, mask = tools.gather((batch["image"], batch["mask"]))
+    jitted = jax.jit(
+        functools.partial(reconstruct, config.tokenizer), out_shardings=tools.replicated
+    )
+    program = tools.compiled("reconstruct", lambda: jitted.lower(params, batch["image"]))
+    reconstructions = np.asarray(program(params, batch["image"]))
+    columns = np.flatnonzero(mask)[: config.sample_classes]
+    rows = np.concatenate([images[columns] / 255, reconstructions[columns]])
+    return pictures.grid(rows, columns=len(columns))
+
+
+def reconstruct(
+    config: TokenizerConfig, params: Any, images: UInt8[Array, "b H W c"]
+) -> Float[Array, "b H W c"]:
+    """Returns reconstructions in [0, 1] of uint8 images."""
+    model = Tokenizer(config)
+    tokens = model.apply({"params": params}, normalized(images), method="encode")
+    return (model.apply({"params": params}, tokens, method="decode") + 1) / 2

@@ -1,0 +1,48 @@
+"""Which objective a config's `stage` names, and how one is made of a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from var_jax.config.train import STAGES, TrainConfig
+from var_jax.objectives.autoencoder import Autoencoder
+from var_jax.objectives.base import Objective
+from var_jax.objectives.next_scale import NextScale
+
+# By `config.stage`; the config's own check knows the names, too.
+OBJECTIVES: dict[str, type[Objective[Any]]] = {
+    "tokenizer": Autoencoder,
+    "transformer": NextScale,
+}
+
+
+def register(stage: str, objective: type[Objective[Any]]):
+    """Makes a value of `config.stage` name another objective, as an extension may."""
+    OBJECTIVES[stage] = objective
+    STAGES.append(stage)
+
+
+def find(config: TrainConfig) -> type[Objective[Any]]:
+    """Returns the kind of objective that a run trains."""
+    return OBJECTIVES[config.stage]
+
+
+def described(config: TrainConfig) -> Objective[Any]:
+    """Returns a run's objective with shapes in place of frozen weights, for programs that are
+    compiled and not run.
+
+    Raises:
+      UserError: the config names a file that is missing or of another network.
+    """
+    objective = find(config)
+    return objective(*objective.describe_frozen(config))
+
+
+def drawn(config: TrainConfig) -> Objective[Any]:
+    """Returns a run's objective with arbitrary frozen weights, for measurements of time.
+
+    Raises:
+      UserError: as `described`.
+    """
+    objective = find(config)
+    return objective(*objective.draw_frozen(config))

@@ -1,0 +1,111 @@
+"""One training step and one evaluation step of an objective, as pure functions to be jitted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from var_jax.config.train import TrainConfig
+from var_jax.devices import sharding
+from var_jax.objectives.base import TRAINED, Batch, Metrics, Objective, StepVariant, TrainState
+
+Frozen = TypeVar("Frozen")
+
+
+def make_train_step(
+    objective: Objective[Frozen],
+    optimizers: Mapping[str, optax.GradientTransformation],
+    variant: StepVariant | None = None,
+) -> Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]:
+    """Returns (state, batch, frozen) -> (state, metrics).
+
+    Gradients are averaged over `config.microbatches` parts of the batch. Randomness is a function
+    of the seed and the step alone, so that no key is stored.
+
+    Args:
+      optimizers: by the state's field of their network, as `optimizer.make_optimizers` makes them.
+      variant: by default the objective's last, which has every part in it.
+    """
+    config = objective.config
+    variant = objective.last_variant() if variant is None else variant
+
+    def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        gradients_of = functools.partial(objective.gradients, state, frozen, variant=variant)
+        gradients, rows = _mean_gradients(gradients_of, batch, rng, config.microbatches)
+        metrics = {
+            **gradients.metrics,
+            "grad_norm": optax.tree_utils.tree_norm(gradients.params),
+        }
+        updated = update(config, optimizers[TRAINED], state, gradients.params)
+        return objective.finish_step(updated, gradients, rows, metrics, optimizers)
+
+    return train_step
+
+
+def make_eval_step(objective: Objective[Frozen]) -> Callable[[Any, Batch, Frozen], Metrics]:
+    """Returns (params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums
+    over the rows that count, whose number is "images"."""
+
+    def eval_step(params: Any, batch: Batch, frozen: Frozen) -> Metrics:
+        images = {"images": jnp.sum(batch["mask"])}
+        return images | objective.eval_metrics(params, frozen, batch)
+
+    return eval_step
+
+
+def update(
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Any,
+) -> TrainState:
+    """Returns the state with the trained model and its running average after a step."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema and average(state.ema, params, config.ema, state.step // config.ema_warmup)
+    return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
+
+
+def average(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
+    """Returns the running average, its decay warmed up over `step` so that early steps do not
+    linger."""
+    warm_decay = jnp.minimum(decay, (1 + step) / (10 + step))
+
+    def mix(average: jax.Array, param: jax.Array) -> jax.Array:
+        return (average * warm_decay + param * (1 - warm_decay)).astype(average.dtype)
+
+    return jax.tree.map(mix, ema, params)
+
+
+def _mean_gradients(
+    gradients: Callable[[Batch, jax.Array], tuple[Any, Any]],
+    batch: Batch,
+    rng: jax.Array,
+    parts: int,
+) -> tuple[Any, Any]:
+    """Returns what `gradients` (rows, rng) gives, over equal parts of the batch of which one is in
+    memory at a time: the mean of its first result, and all rows of its second."""
+    if parts == 1:
+        return gradients(batch, rng)
+
+    def split(x):  # strided, so that each part is spread over all devices as the batch is
+        rows = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+        return sharding.constrain(rows, None, "batch", *(None,) * (x.ndim - 1))
+
+    def body(total, part):
+        index, rows = part
+        averaged, joined = gradients(rows, jax.random.fold_in(rng, index))
+        return jax.tree.map(jnp.add, total, averaged), joined
+
+    stacked = jax.tree.map(split, dict(batch))
+    shapes, _ = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], stacked), rng)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, joined = jax.lax.scan(body, zeros, (jnp.arange(parts), stacked))
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), joined)
+    return jax.tree.map(lambda x: x / parts, total), rows
