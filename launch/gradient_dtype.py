@@ -13,7 +13,6 @@ the same model computed in float32 throughout.
 
 import argparse
 import dataclasses
-import functools
 import json
 import time
 
@@ -26,8 +25,10 @@ from etils import epath
 from var_jax import Pipeline
 from var_jax.cli.args import read_config
 from var_jax.data import sources, transforms
-from var_jax.objectives import losses
-from var_jax.train import state
+from var_jax.models import init
+from var_jax.objectives.base import TRAINED
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.next_scale import NextScale
 from var_jax.train.optimizer import make_optimizers
 
 COMPARED = 8  # steps whose gradient is compared with that of float32
@@ -76,21 +77,21 @@ def trained(config, model: Pipeline, data, seed: int, arm: str, devices: int) ->
     narrow = dataclasses.replace(
         config, transformer=dataclasses.replace(config.transformer, dtype="bfloat16")
     )
-    frozen = model.params["tokenizer"]
-    params = jax.jit(lambda key: state.nn.meta.unbox(state.init_params(config)(key)))(
-        jax.random.key(seed)
-    )
-    optimizer = make_optimizers(config).trained
+    frozen = FrozenTokenizer(model.params["tokenizer"])
+    exact_objective = NextScale(config, frozen)
+    narrow_objective = exact_objective.with_config(narrow)
+    params = init.fresh_params(config.transformer, jax.random.key(seed))
+    optimizer = make_optimizers(exact_objective)[TRAINED]
     opt_state = optimizer.init(params)
 
-    def gradients(which, params, rows, rng):
+    def gradients(objective, params, rows, rng):
         """(losses, gradients) of each device's rows, one device after the other."""
 
         def of_device(part):
             index, some = part
-            (loss, _), grads = jax.value_and_grad(
-                functools.partial(losses.transformer_loss, which), has_aux=True
-            )(params, frozen, some, jax.random.fold_in(rng, index))
+            (loss, _), grads = jax.value_and_grad(objective.loss, has_aux=True)(
+                params, frozen, some, jax.random.fold_in(rng, index)
+            )
             return loss, grads
 
         split = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), rows)
@@ -108,11 +109,13 @@ def trained(config, model: Pipeline, data, seed: int, arm: str, devices: int) ->
 
     @jax.jit
     def exact(params, rows, rng):
-        return jax.tree.map(lambda g: summed(g, "float32"), gradients(config, params, rows, rng)[1])
+        return jax.tree.map(
+            lambda g: summed(g, "float32"), gradients(exact_objective, params, rows, rng)[1]
+        )
 
     @jax.jit
     def step(params, opt_state, rows, rng):
-        loss, every = gradients(narrow, params, rows, rng)
+        loss, every = gradients(narrow_objective, params, rows, rng)
         grads = jax.tree.map(lambda g: summed(g, arm), every)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, jnp.mean(loss), grads
@@ -130,9 +133,7 @@ def trained(config, model: Pipeline, data, seed: int, arm: str, devices: int) ->
             apart = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, grads, wanted))
             errors.append(float(apart / optax.tree_utils.tree_norm(wanted)))
     held = jax.jit(
-        lambda p, t, y: losses.transformer_loss(narrow, p, frozen, {"tokens": t, "label": y}, None)[
-            0
-        ]
+        lambda p, t, y: narrow_objective.loss(p, frozen, {"tokens": t, "label": y}, None)[0]
     )
     return {
         "last_50_train_loss": float(np.mean(found[-50:])),

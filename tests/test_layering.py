@@ -144,8 +144,8 @@ def test_folders_hold_nearly_everything():
         ("ops.vq", "import var_jax.models.tokenizer", "ops.vq -> models.tokenizer"),
         (
             "models.tokenizer",
-            "from var_jax.objectives import losses",
-            "models.tokenizer -> objectives.losses",
+            "from var_jax.objectives import base",
+            "models.tokenizer -> objectives.base",
         ),
         (
             "data.loader",

@@ -12,6 +12,7 @@ from var_jax.cli.main import main
 from var_jax.config import idle_keys
 from var_jax.config.train import TrainConfig, from_config_dict
 from var_jax.errors import UserError
+from var_jax.objectives import registry
 from var_jax.sweep import plan, preflight
 from var_jax.train import workdir
 from var_jax.train.loop import train
@@ -87,7 +88,7 @@ def test_a_run_of_before_resumes_with_and_without_the_keys(tmp_path):
     before = run(
         "transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"}
     )
-    workdir.claim(tmp_path, before, None)
+    workdir.claim(tmp_path, registry.drawn(before))
     started_with = workdir.started_with(tmp_path)
     idle_keys.refuse(before, started_with)
     workdir.refuse_another_run(tmp_path, before)
@@ -266,7 +267,7 @@ def test_a_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
     planned = plan.Run("0123", "", config, ("--config.loss.perceptual=1.0",))
     with pytest.raises(UserError, match=r"loss\.perceptual=1\.0"):
         preflight.check([planned], images_are_here=False, workdir=str(tmp_path))
-    workdir.claim(tmp_path / "0123", config, None)
+    workdir.claim(tmp_path / "0123", registry.drawn(config))
     with pytest.raises(UserError, match="tokenizer_dir is ''"):  # the next thing that is checked
         preflight.check([planned], images_are_here=False, workdir=str(tmp_path))
 

@@ -13,6 +13,8 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import DataConfig, OptimizerConfig, TrainConfig
 from var_jax.io.torch_keys import abstract
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.next_scale import NextScale
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 CASES = ("small_l2norm", "small_shared_adaln")
@@ -110,6 +112,11 @@ def pipeline() -> Pipeline:
         for part, sizes in (("tokenizer", TOKENIZER), ("transformer", TRANSFORMER))
     }
     return Pipeline(MODEL, params)
+
+
+def next_scale(config: TrainConfig) -> NextScale:
+    """The objective of a transformer's run on the small tokenizer."""
+    return NextScale(config, FrozenTokenizer(pipeline().params["tokenizer"]))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from helpers import small
 from var_jax.cli.main import main
 from var_jax.errors import UserError
-from var_jax.perf import bench
+from var_jax.perf import bench, roofline
 
 ROOT = Path(__file__).parents[2]
 # Refuses what our own modules and configs import beyond the six (absl is ml_collections' own); what
@@ -40,9 +40,9 @@ def missing(name):
     return version(name)
 
 builtins.__import__, importlib.metadata.version = guarded, missing
-from var_jax.perf import bench
+from var_jax.perf import roofline
 from var_jax.cli.main import main
-bench.MATRIX["cpu"] = 64
+roofline.MATRIX["cpu"] = 64
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -158,7 +158,7 @@ def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
 
 
 def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
-    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
+    monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
     array = jax.device_put(np.zeros(1))
     functions = {name: lambda: array for name in ("whole", "transformer", "decoder")}
     times = {
@@ -166,10 +166,10 @@ def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
         functions["transformer"]: iter((1.25, 0.25, 1.5)),
         functions["decoder"]: iter((0.5, 0.25, 7.0)),
     }  # the medians are 2, 1.25 and 0.5
-    monkeypatch.setattr(bench, "_seconds", lambda run: next(times[run]) if run in times else 0.5)
+    monkeypatch.setattr(roofline, "_seconds", lambda run: next(times[run]) if run in times else 0.5)
     whole = functions.pop("whole")
-    found = bench.beside_floor(
-        whole, {"transformer": bench.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions
+    found = roofline.compare_to_roofline(
+        whole, {"transformer": roofline.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions
     )
     assert found["seconds"] == 2 and found["seconds_by_part"] == {
         "transformer": 1.25,
@@ -179,13 +179,16 @@ def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
 
 
 def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program(monkeypatch):
-    monkeypatch.setitem(bench.MATRIX, "cpu", 64)
-    monkeypatch.setattr(bench, "RATE_DTYPE", {})
-    monkeypatch.setattr(bench, "_seconds", lambda run: 0.25 if run() is spread else 0.5)
+    monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
+    monkeypatch.setattr(roofline, "RATE_DTYPE", {})
+    monkeypatch.setattr(roofline, "_seconds", lambda run: 0.25 if run() is spread else 0.5)
     mesh = jax.make_mesh((8,), ("data",))
     spread = jax.device_put(np.zeros(8), NamedSharding(mesh, PartitionSpec("data")))
-    parts = {"transformer": bench.Part(3e6, "bfloat16"), "tokenizer": bench.Part(5e6, "float32")}
-    found = bench.beside_floor(lambda: spread, parts, batch=2, repeats=1)
+    parts = {
+        "transformer": roofline.Part(3e6, "bfloat16"),
+        "tokenizer": roofline.Part(5e6, "float32"),
+    }
+    found = roofline.compare_to_roofline(lambda: spread, parts, batch=2, repeats=1)
     rate = 8 * 2 * 64**3 / 0.5
     assert found["devices"] == 8 and found["matmul_flops_per_s"] == {
         "bfloat16": rate,

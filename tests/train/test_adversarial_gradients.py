@@ -1,6 +1,7 @@
 """Losses and gradients of adversarial training against numpy, term by term."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -13,14 +14,11 @@ from helpers import small
 from helpers.adversarial import PATCH, Linear
 from var_jax.config.train import LossConfig
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import tokenizer_step
-from var_jax.objectives.critic import Critic
-from var_jax.objectives.frozen_networks import Features, Networks
-from var_jax.objectives.phase import Phase
+from var_jax.objectives.adversarial import DiscriminatorState
+from var_jax.objectives.autoencoder import Autoencoder, AutoencoderState, AutoencoderVariant
+from var_jax.objectives.frozen_networks import FrozenBackbone, LossNetworks, NetworkWeights
 from var_jax.ops import diffaugment
 from var_jax.pretrained.perceptual import Perceptual
-from var_jax.train import loop
-from var_jax.train.state import DiscriminatorState, TrainState
 
 # The distance sum of fourth powers over a fixed number, whose gradient is written down below.
 QUARTIC = Perceptual(
@@ -47,6 +45,14 @@ def at_last_kernel(hidden, cotangent):
     )
 
 
+def gradients_of(config, network, networks=None):
+    """Returns the compiled gradients of a step with a discriminator, which `network` stands for."""
+    objective = Autoencoder(config, networks)
+    objective.discriminator = network
+    variant = AutoencoderVariant(adversarial=True)
+    return jax.jit(functools.partial(objective.gradients, variant=variant))
+
+
 @pytest.mark.parametrize("lowest", [0.015, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lowest):
     """Every term, the adaptive weight, and both networks' gradients where they can be written
@@ -59,12 +65,10 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
     matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
     averages = np.array([0.4, -0.2], np.float32)
     critic = DiscriminatorState({"matrix": matrix}, None, {}, averages, jnp.int32(3))
-    gradients = jax.jit(
-        tokenizer_step.make_gradients(config, Networks(QUARTIC), Linear(), Phase(adversarial=True))
-    )
+    gradients = gradients_of(config, Linear(), LossNetworks(QUARTIC))
     found, _ = gradients(
-        TrainState(jnp.int32(2), params, None, None, critic),
-        {"perceptual": QUARTIC.params},
+        AutoencoderState(jnp.int32(2), params, None, None, critic),
+        NetworkWeights(QUARTIC.params),
         batch,
         jax.random.key(0),
     )
@@ -155,11 +159,12 @@ def test_gradients_with_consistency_are_those_by_hand(params, batch):
     random = np.random.default_rng(1)
     matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
     critic = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(3))
-    gradients = jax.jit(
-        tokenizer_step.make_gradients(config, Networks(), TwoViews(), Phase(adversarial=True))
-    )
+    gradients = gradients_of(config, TwoViews())
     found, _ = gradients(
-        TrainState(jnp.int32(2), params, None, None, critic), None, batch, jax.random.key(0)
+        AutoencoderState(jnp.int32(2), params, None, None, critic),
+        NetworkWeights(),
+        batch,
+        jax.random.key(0),
     )
 
     model = Tokenizer(small.TOKENIZER)
@@ -190,22 +195,23 @@ def test_discriminator_augments_each_view_by_its_own_policy(params, batch):
         PATCH, diffaugment="", blur_fade=0.5, bcr=1.0, bcr_diffaugment="cutout", bcr_cutout=1.0
     )
     config = small.train_config("tokenizer", "", adversarial=whole)
-    critic = Critic(config, Networks())
+    critic = Autoencoder(config).discriminator
     made = nn.meta.unbox(critic.init(jax.random.key(0)))
     images = batch["image"].astype(np.float32) / 127.5 - 1
 
     def logits(images, blur):
         return critic.logits(
-            made["params"], {}, None, images, jax.random.key(1), jnp.float32(blur)
+            made["params"], {}, NetworkWeights(), images, jax.random.key(1), jnp.float32(blur)
         )[0]
 
     np.testing.assert_allclose(
         logits(images, 0.7), logits(diffaugment.fading_blur(images, jnp.float32(0.7)), 0), atol=1e-6
     )
     assert float(jnp.abs(logits(images, 0.7) - logits(images, 0)).max()) > 1e-4
-    again = critic.logits_again(made["params"], {}, None, images, jax.random.key(1))
+    again = critic.logits_again(made["params"], {}, NetworkWeights(), images, jax.random.key(1))
     many = [
-        critic.logits_again(made["params"], {}, None, images, jax.random.key(k)) for k in range(8)
+        critic.logits_again(made["params"], {}, NetworkWeights(), images, jax.random.key(k))
+        for k in range(8)
     ]
     # A hole as large as the image leaves nothing where its center is that of the image.
     assert (
@@ -227,13 +233,14 @@ def test_discriminator_on_features_sees_images_of_its_networks_size(batch):
         seen.append(images.shape)
         return [images * weights]
 
-    critic = Critic(config, Networks(features=Features(jnp.ones(()), levels)))
+    backbone = FrozenBackbone(jnp.ones(()), levels)
+    critic = Autoencoder(config, LossNetworks(features=backbone)).discriminator
     made = nn.meta.unbox(critic.init(jax.random.key(0)))
     images = batch["image"].astype(np.float32) / 127.5 - 1
     logits, _ = critic.logits(
         made["params"],
         made["spectral"],
-        {"features": jnp.ones(())},
+        NetworkWeights(features=jnp.ones(())),
         images,
         jax.random.key(0),
         jnp.zeros(()),
@@ -246,17 +253,17 @@ def test_not_finite_names_the_network_that_diverged(params, batch):
     """Both networks' losses are NaN where either's weights are: the terms that the generator has
     alone tell whose."""
     config = small.train_config("tokenizer", "", adversarial=PATCH)
-    gradients = jax.jit(
-        tokenizer_step.make_gradients(config, Networks(), Linear(), Phase(adversarial=True))
-    )
+    gradients = gradients_of(config, Linear())
     matrix = jnp.ones((int(np.prod(small.TOKENIZER.image_shape)), 2))
+
+    objective = Autoencoder(config)
 
     def named(params, matrix):
         critic = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(0))
-        run = TrainState(jnp.int32(2), params, None, None, critic)
-        found, _ = gradients(run, None, batch, jax.random.key(0))
+        run = AutoencoderState(jnp.int32(2), params, None, None, critic)
+        found, _ = gradients(run, NetworkWeights(), batch, jax.random.key(0))
         norms = {"grad_norm": found.params, "discriminator_grad_norm": found.discriminator}
-        return loop.not_finite(
+        return objective.not_finite(
             {**found.metrics, **{name: optax.tree_utils.tree_norm(g) for name, g in norms.items()}}
         )
 

@@ -13,7 +13,9 @@ from helpers.adversarial import HEALTH, PATCH
 from var_jax.config.tokenizer_training import AdversarialConfig
 from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
-from var_jax.objectives.frozen_networks import Features, Networks
+from var_jax.objectives import registry
+from var_jax.objectives.autoencoder import Autoencoder
+from var_jax.objectives.frozen_networks import FrozenBackbone, LossNetworks, NetworkWeights
 from var_jax.pretrained.perceptual import Perceptual
 from var_jax.train.program import Program
 
@@ -24,7 +26,7 @@ QUARTIC = Perceptual(
     lambda params, x, y: jnp.sum((x - y) ** 4, axis=(1, 2, 3)) / params["over"],
 )
 
-FEATURES = Features(
+FEATURES = FrozenBackbone(
     {"mix": jnp.asarray(np.random.default_rng(4).normal(size=(1, 6)), jnp.float32)},
     lambda p, x: [
         jnp.tanh(x @ p["mix"]),
@@ -61,13 +63,13 @@ def on_meshes(batch):
         loss=LossConfig(perceptual=0.1),
         tokenizer=dataclasses.replace(small.TOKENIZER, dropout=0.1),
     )
-    loaded, results = Networks(QUARTIC, FEATURES), {}
+    objective, results = Autoencoder(config, LossNetworks(QUARTIC, FEATURES)), {}
     for sizes in ((1, 1), (8, 1), (4, 2)):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: sizes[0] * sizes[1]])
         with jax.set_mesh(mesh):
-            program = Program(config, mesh, loaded)
+            program = Program(objective, mesh)
             run, rows = program.first_state(), jax.device_put(batch, program.rows)
-            frozen = jax.device_put(loaded.params, program.replicated)
+            frozen = jax.device_put(objective.frozen, program.replicated)
             for _ in range(2):
                 run, metrics = program.step()(run, rows, frozen)
         results[sizes] = *jax.tree.map(np.asarray, (run, metrics)), program.shardings
@@ -136,9 +138,9 @@ def test_adversarial_step_in_microbatches_is_that_of_the_batch(params, batch):
         )
         mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
         with jax.set_mesh(mesh):
-            program = Program(config, mesh)
+            program = Program(registry.described(config), mesh)
             run, metrics = program.step()(
-                program.first_state(params), jax.device_put(batch, program.rows), None
+                program.first_state(params), jax.device_put(batch, program.rows), NetworkWeights()
             )
         results.append(jax.tree.map(np.asarray, (run.discriminator.params, run.params, metrics)))
     (whole, whole_params, whole_metrics), (halves, halves_params, halves_metrics) = results

@@ -16,7 +16,8 @@ from var_jax.config.tokenizer_training import CodebookConfig
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives import step
+from var_jax.objectives import registry
+from var_jax.train import step
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 from var_jax.train.program import Program
@@ -176,7 +177,7 @@ class PlainState:
 def test_restore_reads_states_without_a_discriminator(tmp_path):
     config = small.train_config("tokenizer", "")
     mesh = make_mesh(MeshConfig(8, 1))
-    program = Program(config, mesh)
+    program = Program(registry.described(config), mesh)
     run = program.first_state()
     assert run.discriminator is None and run.usage is None
     checkpoints = Checkpoints(tmp_path, keep=1)

@@ -13,6 +13,8 @@ from PIL import Image
 from helpers import small
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
+from var_jax.objectives import registry
+from var_jax.objectives.base import NoFrozen
 from var_jax.train import data_report
 from var_jax.train.batches import Inputs
 
@@ -34,7 +36,9 @@ def described(data: Inputs) -> list[str]:
 
 
 def doubts(data: Inputs) -> list[str]:
-    return data_report.doubts(data._config, data)
+    objective = registry.described(data._config)
+    drops_color = data._config.tokenizer.in_channels == 1 and data.has_color
+    return objective.data_warnings(data.class_names, drops_color=drops_color)
 
 
 def inputs(
@@ -42,9 +46,8 @@ def inputs(
 ) -> Inputs:
     config = small.train_config(stage, "", data=data, **changes)
     return Inputs(
-        config,
-        None,
-        None,
+        registry.described(config),
+        NoFrozen(),
         NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")),
         kept,
     )
@@ -154,7 +157,7 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
         "tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir))
     )
     rows = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
-    opened, given = Inputs(config, None, None, rows), []
+    opened, given = Inputs(registry.described(config), NoFrozen(), rows), []
     monkeypatch.setattr(
         jax,
         "make_array_from_callback",

@@ -5,8 +5,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers import small
 from var_jax.devices.preemption import StopRequested
-from var_jax.objectives.frozen_networks import Networks
-from var_jax.train import evaluation
+from var_jax.objectives import reconstruction, registry
+from var_jax.objectives.base import NoFrozen
+from var_jax.train import step
 from var_jax.train.evaluation import Evaluator
 
 
@@ -34,12 +35,12 @@ def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
         traced.append(config)
         return images / 255 + params
 
-    monkeypatch.setattr(evaluation, "_reconstruct", reconstruct)
+    monkeypatch.setattr(reconstruction, "reconstruct", reconstruct)
     config = small.train_config("tokenizer", "nowhere", sample_classes=5)
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
-    evaluator = Evaluator(config, Networks(), None, Held(), replicated)
+    evaluator = Evaluator(registry.described(config), NoFrozen(), Held(), replicated)
     pictures = [np.asarray(evaluator.picture(np.float32(value))) for value in (0.0, 0.0, 1.0)]
-    assert traced == [config]
+    assert traced == [config.tokenizer]
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert (pictures[2] > pictures[0]).any()  # the parameters of the moment are the ones shown
 
@@ -69,13 +70,15 @@ def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
                 seen.append(number)
                 yield from super().held_out()
 
-    def sums(config, networks):
+    def sums(objective):
         return lambda params, batch, frozen: {"loss_mean": params, "images": params}
 
-    monkeypatch.setattr(evaluation, "make_eval_step", sums)
+    monkeypatch.setattr(step, "make_eval_step", sums)
     config = small.train_config("transformer", "nowhere")
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
-    evaluator = Evaluator(config, Networks(), None, Batches(), replicated, None, ToldAfter(2))
+    evaluator = Evaluator(
+        registry.described(config), NoFrozen(), Batches(), replicated, ToldAfter(2)
+    )
     with pytest.raises(StopRequested):
         evaluator.metrics(np.float32(1))
     assert seen == [0, 1]

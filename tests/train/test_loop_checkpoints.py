@@ -19,8 +19,7 @@ from helpers.runs import (
 )
 from var_jax.errors import Preempted
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives import step
-from var_jax.train import evaluation
+from var_jax.train import evaluation, step
 from var_jax.train.loop import Diverged, train
 from var_jax.train.metrics import MetricWriter
 

@@ -17,8 +17,7 @@ from helpers.runs import (
 from var_jax import Pipeline
 from var_jax.config.train import MeshConfig
 from var_jax.errors import UserError
-from var_jax.objectives import step
-from var_jax.train import evaluation
+from var_jax.train import evaluation, step
 from var_jax.train.loop import train
 from var_jax.train.tokenize import tokenize
 
@@ -85,7 +84,7 @@ def test_train_places_what_its_steps_use_of_the_tokenizer(
 
     def make(*_):
         def step(run, batch, frozen):
-            seen.append(set(frozen))
+            seen.append(set(frozen.params))
             return run.replace(step=run.step + 1), {"loss": jnp.ones(()), "grad_norm": jnp.ones(())}
 
         return step

@@ -11,6 +11,7 @@ import pytest
 from helpers import small
 from var_jax.config.train import MeshConfig, TrainConfig, from_config_dict
 from var_jax.errors import UserError
+from var_jax.objectives import registry
 from var_jax.train import mesh_choice
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,6 +36,10 @@ def published(arg: str, **changes) -> TrainConfig:
     return dataclasses.replace(from_config_dict(config), **changes)
 
 
+def choose(config: TrainConfig, devices: list[Device]) -> mesh_choice.Choice:
+    return mesh_choice.choose(registry.described(config), devices)
+
+
 def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
     return choice.mesh.shape["data"], choice.mesh.shape["model"]
 
@@ -51,7 +56,7 @@ def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
 def test_choose_finds_a_mesh_that_divides_the_model(arg, count, mesh, caplog):
     """The published models on 256 and 24 devices: where the data axis alone does not divide, the
     model axis grows."""
-    choice = mesh_choice.choose(published(arg), devices(count))
+    choice = choose(published(arg), devices(count))
     assert sizes(choice) == mesh
     assert choice.replicated_bytes == 0 and not caplog.records
 
@@ -62,18 +67,18 @@ def test_choose_replicates_what_no_mesh_divides_and_says_so_once(arg, caplog):
     whole."""
     config = published(arg)
     with caplog.at_level(logging.WARNING):
-        choice = mesh_choice.choose(config, devices(24))
+        choice = choose(config, devices(24))
     assert sizes(choice) == (12, 2)
     [record] = caplog.records
     assert "data=12, model=2" in record.message and f"{choice.replicated_bytes:,}" in record.message
-    params = jax.eval_shape(mesh_choice.state.init_params(config), jax.random.key(0))
+    params = jax.eval_shape(registry.described(config).init, jax.random.key(0))
     total = 4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(params))
     assert total * (1 / 2 - 1 / 24) < choice.replicated_bytes < total * (1 / 2 - 1 / 24) * 1.1
 
 
 def test_choose_replicates_a_codebook_that_a_model_axis_of_3_does_not_divide(caplog):
     """The tokenizer on 24 devices: 8 divide its channels, and 3 do not divide its 4096 codes."""
-    choice = mesh_choice.choose(published("tokenizer"), devices(24))
+    choice = choose(published("tokenizer"), devices(24))
     assert sizes(choice) == (8, 3)
     codebook = 4096 * 32 * 4
     assert choice.replicated_bytes == 4 * (codebook - codebook // 3)
@@ -81,15 +86,13 @@ def test_choose_replicates_a_codebook_that_a_model_axis_of_3_does_not_divide(cap
 
 
 def test_choose_counts_the_average_too():
-    plain, averaged = (
-        mesh_choice.choose(published("d16", ema=ema), devices(24)) for ema in (0.0, 0.99)
-    )
+    plain, averaged = (choose(published("d16", ema=ema), devices(24)) for ema in (0.0, 0.99))
     assert averaged.replicated_bytes == plain.replicated_bytes // 3 * 4
 
 
 def test_choose_replicates_a_tokenizer_that_nothing_divides(caplog):
     """Seven devices: images are divided, and the weights lie whole on each device."""
-    choice = mesh_choice.choose(published("tokenizer", batch_size=14), devices(7))
+    choice = choose(published("tokenizer", batch_size=14), devices(7))
     assert sizes(choice) == (7, 1)
     assert len(caplog.records) == 1
 
@@ -102,17 +105,17 @@ def test_choose_names_a_better_mesh_where_the_given_one_replicates_too_much():
     with pytest.raises(
         UserError, match=r"100% .* data=24, model=1; data=12, model=2 would divide more"
     ):
-        mesh_choice.choose(given, devices(24))
+        choose(given, devices(24))
     hinted = dataclasses.replace(config, mesh=MeshConfig(12, 2))
-    assert sizes(mesh_choice.choose(hinted, devices(24))) == (12, 2)
+    assert sizes(choose(hinted, devices(24))) == (12, 2)
     accepted = dataclasses.replace(config, mesh=MeshConfig(24, 1, replicated_share=1.0))
-    assert sizes(mesh_choice.choose(accepted, devices(24))) == (24, 1)
+    assert sizes(choose(accepted, devices(24))) == (24, 1)
 
 
 def test_choose_says_that_no_mesh_is_better():
     given = published("tokenizer", batch_size=14, mesh=MeshConfig(7, 1))
     with pytest.raises(UserError, match=r"mesh\.replicated_share=1 accepts it"):
-        mesh_choice.choose(given, devices(7))
+        choose(given, devices(7))
 
 
 @pytest.mark.parametrize(
@@ -125,39 +128,43 @@ def test_choose_names_batches_that_fit_24_devices(batch, parts, near):
     with pytest.raises(
         UserError, match=rf"batch_size is {batch}; it must be a multiple of {3 * parts} .*{near}"
     ):
-        mesh_choice.choose(config, devices(24))
+        choose(config, devices(24))
     for size in near.split(" or "):
-        mesh_choice.choose(dataclasses.replace(config, batch_size=int(size)), devices(24))
+        choose(dataclasses.replace(config, batch_size=int(size)), devices(24))
 
 
 def test_choose_uses_a_model_axis_for_the_batch_alone():
     """Twelve images over eight devices: two devices share the heads of three images each."""
     config = small.train_config("transformer", "", batch_size=12)
-    assert sizes(mesh_choice.choose(config, devices(8))) == (4, 2)
+    assert sizes(choose(config, devices(8))) == (4, 2)
     with pytest.raises(UserError, match="batch_size is 12; it must be a multiple of 8"):
-        mesh_choice.choose(small.train_config("tokenizer", "", batch_size=12), devices(8))
+        choose(small.train_config("tokenizer", "", batch_size=12), devices(8))
 
 
 def test_choose_keeps_the_model_axis_of_the_config_as_the_smallest():
-    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(-1, 4)), devices(16))) == (
+    assert sizes(choose(published("d16", mesh=MeshConfig(-1, 4)), devices(16))) == (
         4,
         4,
     )
-    assert sizes(mesh_choice.choose(published("d16", mesh=MeshConfig(4, -1)), devices(16))) == (
+    assert sizes(choose(published("d16", mesh=MeshConfig(4, -1)), devices(16))) == (
         4,
         4,
     )
     with pytest.raises(
         UserError, match="mesh is -1 x 3; it must be of as many devices as there are, 16"
     ):
-        mesh_choice.choose(published("d16", mesh=MeshConfig(-1, 3)), devices(16))
+        choose(published("d16", mesh=MeshConfig(-1, 3)), devices(16))
 
 
 def test_choose_for_sampling_divides_weights_along_the_model_axis_alone():
     """The width of d30 does not matter on 256 devices: a data axis holds whole copies."""
-    assert dict(mesh_choice.choose_for_sampling(published("d30"), 512, devices(256)).shape) == {
+    assert dict(
+        mesh_choice.choose_for_sampling(
+            registry.described(published("d30")), 512, devices(256)
+        ).shape
+    ) == {
         "data": 256,
         "model": 1,
     }
     with pytest.raises(UserError, match="--images is 5; it must be a multiple of"):
-        mesh_choice.choose_for_sampling(published("d30"), 5, devices(256))
+        mesh_choice.choose_for_sampling(registry.described(published("d30")), 5, devices(256))

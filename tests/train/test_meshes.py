@@ -15,6 +15,8 @@ from helpers import small
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import host_rows, make_mesh
 from var_jax.errors import UserError
+from var_jax.objectives import registry
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.train.program import Program
 
 SLOW = pytest.mark.slow  # each mesh compiles a program of its own
@@ -46,16 +48,17 @@ def batch() -> dict[str, np.ndarray]:
 def start():
     """Parameters that every mesh starts from."""
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    return jax.tree.map(np.asarray, Program(CONFIG, mesh).first_state().params)
+    return jax.tree.map(np.asarray, Program(registry.described(CONFIG), mesh).first_state().params)
 
 
 def one_step(data: int, model: int, batch, start, config=CONFIG):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
     mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
-        program = Program(config, mesh)
+        program = Program(registry.described(config), mesh)
         run = program.first_state(start)
-        frozen = jax.device_put(small.pipeline().params["tokenizer"], program.replicated)
+        frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
+        frozen = jax.device_put(frozen, program.replicated)
         rows = jax.device_put(batch, program.rows)
         compiled = program.step().lower(run, rows, frozen).compile()
         after, metrics = compiled(run, rows, frozen)

@@ -8,6 +8,7 @@ import pytest
 from etils import epath
 
 from helpers import small
+from var_jax.objectives import registry
 from var_jax.train import messages
 
 IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 360}
@@ -27,7 +28,9 @@ IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 3
 def test_opening_names_all_that_a_run_is(stage, first, words):
     config = small.train_config(stage, "nowhere", steps=100, batch_size=8)
     params = {"a": np.zeros((3, 4)), "b": np.zeros(5)}
-    line = messages.opening(config, IDENTITY, params, epath.Path("runs/x"), first)
+    line = messages.opening(
+        registry.described(config), IDENTITY, params, epath.Path("runs/x"), first
+    )
     assert "\n" not in line and all(word in line for word in words)
     for word in (
         "17 parameters",

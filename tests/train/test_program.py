@@ -10,14 +10,15 @@ from helpers import small
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
-from var_jax.objectives.step import _average
+from var_jax.objectives import registry
 from var_jax.train.program import Program
 
 
 def program(config, **model) -> Program:
     part = dataclasses.replace(getattr(config, config.stage), **model)
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    return Program(dataclasses.replace(config, **{config.stage: part}), mesh)
+    config = dataclasses.replace(config, **{config.stage: part})
+    return Program(registry.described(config), mesh)
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
@@ -45,7 +46,7 @@ def test_program_keeps_an_average_that_moves():
     steps = jnp.arange(100_000, 170_000)  # past the warm-up of the decay
     average = jax.jit(
         lambda: jax.lax.scan(
-            lambda ema, step: (_average(ema, jnp.ones((), dtype), 0.9999, step), None),
+            lambda ema, step: (average(ema, jnp.ones((), dtype), 0.9999, step), None),
             jnp.zeros((), dtype),
             steps,
         )[0]

@@ -1,4 +1,4 @@
-"""Progressive training of the transformer: its phases, and the loss of the first scales."""
+"""Progressive training of the transformer: its variants, and the loss of the first scales."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ from var_jax.config.scales import Scales
 from var_jax.config.train import OptimizerConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
-from var_jax.objectives import losses
-from var_jax.objectives.phase import Phase, phase_of
+from var_jax.objectives import registry, token_losses
+from var_jax.objectives.next_scale import ALL_SCALES, ScalesVariant
 
 SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
 
@@ -43,21 +43,22 @@ def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):
     logits = small.pipeline().logits(tokens, labels)
     entropy = -np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
     hits = logits.argmax(axis=-1) == tokens
+    objective = small.next_scale(config)
     frozen = params["tokenizer"]
     inputs = Tokenizer(small.TOKENIZER).apply({"params": frozen}, tokens, method="teacher_input")
 
     def weighted(p, newest):
         logits = Transformer(still).apply({"params": p}, inputs, labels)
-        found = losses.cross_entropy(logits, tokens)
+        found = token_losses.cross_entropy(logits, tokens)
         first, second = (jnp.sum(found[:, span], axis=1) for span in SPANS[:2])
         return jnp.mean(first + newest * second) / 17
 
     slope_by_hand = jax.jit(jax.grad(weighted))
     for since, steps in ((None, {7: 1.0}), (6, {6: 0.25, 7: 0.5, 9: 1.0, 30: 1.0})):
-        phase = Phase(first=2, since=since)
+        variant = ScalesVariant(2, since)
 
-        def loss(p, step, phase=phase):
-            return losses.transformer_loss(config, p, frozen, batch, None, phase, step)
+        def loss(p, step, variant=variant):
+            return objective.loss(p, objective.frozen, batch, None, variant=variant, step=step)
 
         compute = jax.jit(jax.value_and_grad(loss, has_aux=True))
         for step, newest in steps.items():
@@ -77,7 +78,7 @@ def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):
         assert np.asarray(slope["pos_embed"][SPANS[1]]).any()
 
 
-def test_phase_of_progressive_training_is_the_published_one():
+def test_variant_of_progressive_training_is_the_published_one():
     """The published schedule, step by step: `pg0` until the rate is warm, then a scale after the
     other by `round`, and all of them from the share `pg` on; the step's number alone decides,
     wherever a run resumes."""
@@ -92,6 +93,7 @@ def test_phase_of_progressive_training_is_the_published_one():
         optimizer=OptimizerConfig(warmup_steps=6),
         tokenizer=dataclasses.replace(small.TOKENIZER, scales=t.scales),
     )
+    objective = registry.described(config)
     last, began = 5, 0
     previous = 2
     for done in range(60):
@@ -104,13 +106,14 @@ def test_phase_of_progressive_training_is_the_published_one():
         if scale != previous:
             previous, began = scale, done
         whole, first = scale == last, scale == 2
-        expected = Phase() if whole else Phase(first=scale + 1, since=None if first else began)
-        assert phase_of(config, done) == expected, done
-    assert len({phase_of(config, done) for done in range(60)}) == 4
+        part = ScalesVariant(scale + 1, None if first else began)
+        assert objective.variant(done) == (ALL_SCALES if whole else part), done
+    assert len({objective.variant(done) for done in range(60)}) == 4
 
 
-def test_phase_of_a_plain_run_is_one():
+def test_variant_of_a_plain_run_is_one():
     config = small.train_config(
         "transformer", "", steps=60, optimizer=OptimizerConfig(warmup_steps=6)
     )
-    assert {phase_of(config, done) for done in range(60)} == {Phase()}
+    objective = registry.described(config)
+    assert {objective.variant(done) for done in range(60)} == {ALL_SCALES}

@@ -38,8 +38,9 @@ from var_jax.devices.mesh import make_mesh
 config = small.train_config("transformer", "", init_from=MODEL, tokenizer_dir=MODEL)
 mesh = make_mesh(MeshConfig())
 with jax.set_mesh(mesh):
-    program = Program(config, mesh)
-    run = resume.first_state(config, program, Checkpoints(EMPTY, keep=1)).run
+    objective = small.next_scale(config)
+    program = Program(objective, mesh)
+    run = resume.first_state(objective, program, Checkpoints(EMPTY, keep=1)).state
     whole = small.pipeline().params
     place = jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), whole["tokenizer"])
     frozen = sharding.place(whole["tokenizer"], place)
@@ -74,8 +75,9 @@ def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
         "transformer", "", init_from=str(model_dir), tokenizer_dir=str(model_dir)
     )
     mesh = make_mesh(MeshConfig())
-    program = Program(config, mesh)
-    weights = resume._weights(config, program)
+    objective = small.next_scale(config)
+    program = Program(objective, mesh)
+    weights = resume._weights(objective, program)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(weights))
     sharded = [
         leaf

@@ -16,12 +16,13 @@ from var_jax.config.tokenizer_training import CodebookConfig
 from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import losses
-from var_jax.objectives import step as step_module
-from var_jax.objectives.frozen_networks import Networks
-from var_jax.objectives.step import make_encode, make_eval_step, make_train_step
-from var_jax.train.optimizer import Optimizers
-from var_jax.train.state import Creation, TrainState
+from var_jax.objectives import registry, token_losses
+from var_jax.objectives.autoencoder import AutoencoderState
+from var_jax.objectives.base import TRAINED, TrainState
+from var_jax.objectives.frozen_networks import NetworkWeights
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.train.state import StateFactory
+from var_jax.train.step import make_eval_step, make_train_step, update
 
 SPANS = [small.SCALES.span(k) for k in range(len(small.SCALES))]
 
@@ -46,7 +47,9 @@ def test_cross_entropy_is_that_of_numpy(smoothing):
     logs = log_softmax(logits)
     chosen = np.take_along_axis(logs, tokens[..., None], axis=-1)[..., 0]
     expected = -(1 - smoothing) * chosen - smoothing * logs.mean(axis=-1)
-    np.testing.assert_allclose(losses.cross_entropy(logits, tokens, smoothing), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        token_losses.cross_entropy(logits, tokens, smoothing), expected, rtol=1e-5
+    )
 
 
 def test_train_step_of_a_transformer_reports_loss_and_parts(params, batch):
@@ -58,8 +61,9 @@ def test_train_step_of_a_transformer_reports_loss_and_parts(params, batch):
         for s in (0.0, 0.2)
     )
     for config in (plain, smooth):
-        compute = jax.jit(functools.partial(losses.transformer_loss, config, batch=batch, rng=None))
-        loss, parts = compute(params=params["transformer"], frozen=params["tokenizer"])
+        objective = small.next_scale(config)
+        compute = jax.jit(functools.partial(objective.loss, batch=batch, rng=None))
+        loss, parts = compute(params["transformer"], objective.frozen)
         np.testing.assert_allclose(parts["loss_mean"], entropy.mean(), rtol=1e-5)  # never smoothed
         np.testing.assert_allclose(
             parts["loss_scale"], [entropy[:, span].mean() for span in SPANS], rtol=1e-5
@@ -79,7 +83,9 @@ def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
     ones come to; the metrics without it are what they were."""
     t = dataclasses.replace(small.TRANSFORMER, class_dropout=0.25)
     config = small.train_config("transformer", "", transformer=t)
-    found = jax.jit(make_eval_step(config))(params["transformer"], batch, params["tokenizer"])
+    objective = small.next_scale(config)
+    compute = jax.jit(make_eval_step(objective))
+    found = compute(params["transformer"], batch, objective.frozen)
     sums = []
     for labels in (batch["label"], np.full(4, small.CLASSES, np.int32)):
         logits = small.pipeline().logits(batch["tokens"], labels)[batch["mask"]]
@@ -109,8 +115,8 @@ def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
     without = small.train_config(
         "transformer", "", transformer=dataclasses.replace(t, class_dropout=0.0)
     )
-    assert "loss_with_class_dropout" not in make_eval_step(without)(
-        params["transformer"], batch, params["tokenizer"]
+    assert "loss_with_class_dropout" not in make_eval_step(small.next_scale(without))(
+        params["transformer"], batch, objective.frozen
     )
 
 
@@ -126,7 +132,7 @@ def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, kept
     still, weights = optax.sgd(0.0), {"kernel": jnp.full(3, 2.0)}
     zeros = jax.tree.map(jnp.zeros_like, weights)
     run = TrainState(jnp.int32(number), weights, zeros, still.init(weights))
-    after, _ = step_module._update(config, still, run, zeros, {})
+    after = update(config, still, run, zeros)
     np.testing.assert_allclose(after.ema["kernel"], 2 * (1 - kept), rtol=1e-5)
 
 
@@ -136,11 +142,12 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     signal = batch["image"].astype(np.float32) / 127.5 - 1
     apply = jax.jit(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, signal))
     rec, tokens, vq = (np.asarray(x) for x in apply(params["tokenizer"]))
-    still = Optimizers(optax.sgd(0.0))
-    state = TrainState(
-        jnp.int32(0), params["tokenizer"], None, still.trained.init(params["tokenizer"])
+    still = optax.sgd(0.0)
+    state = AutoencoderState(
+        jnp.int32(0), params["tokenizer"], None, still.init(params["tokenizer"])
     )
-    _, parts = jax.jit(make_train_step(config, still))(state, batch, None)
+    train_step = make_train_step(registry.described(config), {TRAINED: still})
+    _, parts = jax.jit(train_step)(state, batch, NetworkWeights())
     l1, l2 = np.abs(rec - signal).mean(), ((rec - signal) ** 2).mean()
     np.testing.assert_allclose([parts["l1"], parts["l2"], parts["vq"]], [l1, l2, vq], rtol=1e-5)
     np.testing.assert_allclose(parts["loss"], 0.3 * l1 + 0.7 * l2 + 2 * vq, rtol=1e-5)
@@ -151,8 +158,8 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_eval_step_sums_over_the_rows_that_count(params, batch, stage):
     """Four rows of which one is padding are worth the three alone, whatever the padding holds."""
-    step = jax.jit(make_eval_step(small.train_config(stage, "")))
-    frozen = params["tokenizer"] if stage == "transformer" else None
+    step = jax.jit(make_eval_step(registry.described(small.train_config(stage, ""))))
+    frozen = FrozenTokenizer(params["tokenizer"]) if stage == "transformer" else NetworkWeights()
     together = step(params[stage], batch, frozen)
     other = {**batch, "image": batch["image"].copy(), "tokens": batch["tokens"].copy()}
     other["image"][1], other["tokens"][1] = 255, 3
@@ -175,9 +182,10 @@ def test_eval_step_sums_over_the_rows_that_count(params, batch, stage):
 
 
 def test_encode_gives_the_pipelines_tokens(params, batch):
-    encode = jax.jit(make_encode(small.train_config("transformer", "")))
+    objective = small.next_scale(small.train_config("transformer", ""))
+    encode = jax.jit(objective.encode)
     expected = small.pipeline().encode(batch["image"].astype(np.float32) / 127.5 - 1)
-    np.testing.assert_array_equal(encode(params["tokenizer"], batch["image"]), expected)
+    np.testing.assert_array_equal(encode(objective.frozen, batch["image"])["tokens"], expected)
 
 
 def test_train_step_depends_on_seed_and_number_alone(params, batch):
@@ -190,7 +198,7 @@ def test_train_step_depends_on_seed_and_number_alone(params, batch):
         state = TrainState(
             jnp.int32(number), params["transformer"], None, optimizer.init(params["transformer"])
         )
-        after, metrics = steps[config.seed](state, batch, params["tokenizer"])
+        after, metrics = steps[config.seed](state, batch, FrozenTokenizer(params["tokenizer"]))
         moved = jax.tree.map(lambda a, b: np.asarray(a - b), params["transformer"], after.params)
         assert int(after.step) == number + 1 and after.ema is None
         np.testing.assert_allclose(
@@ -201,7 +209,10 @@ def test_train_step_depends_on_seed_and_number_alone(params, batch):
         return float(metrics["loss"])
 
     other = dataclasses.replace(config, seed=4)
-    steps = {c.seed: jax.jit(make_train_step(c, Optimizers(optimizer))) for c in (config, other)}
+    steps = {
+        c.seed: jax.jit(make_train_step(registry.described(c), {TRAINED: optimizer}))
+        for c in (config, other)
+    }
     assert run(config, 5) == run(config, 5)
     assert len({run(config, 5), run(config, 6), run(other, 5)}) == 3
 
@@ -218,9 +229,8 @@ def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
         state = TrainState(
             jnp.int32(0), params["transformer"], None, optimizer.init(params["transformer"])
         )
-        after, metrics = jax.jit(make_train_step(config, Optimizers(optimizer)))(
-            state, batch, params["tokenizer"]
-        )
+        train_step = make_train_step(registry.described(config), {TRAINED: optimizer})
+        after, metrics = jax.jit(train_step)(state, batch, FrozenTokenizer(params["tokenizer"]))
         results.append((after.params, metrics))
     (whole, whole_metrics), (halves, halves_metrics) = results
     jax.tree.map(
@@ -242,14 +252,14 @@ def test_train_step_learns_with_every_kind_of_codes(codes):
         entropy=0.003, entropy_temperature=0.5, revive_threshold=0.0 if codes == "bsq" else 0.1
     )
     config = small.train_config("tokenizer", "", tokenizer=tokenizer, codebook=care, ema=0.0)
-    optimizers = Optimizers(optax.adam(3e-3))
-    creation = Creation(config, optimizers, Networks(), make_mesh(MeshConfig(8, 1)))
-    run, step = creation.first_state(), jax.jit(make_train_step(config, optimizers))
+    objective, optimizers = registry.described(config), {TRAINED: optax.adam(3e-3)}
+    factory = StateFactory(objective, optimizers, make_mesh(MeshConfig(8, 1)))
+    run, step = factory.first_state(), jax.jit(make_train_step(objective, optimizers))
     ramps = np.linspace(0, 255, 8)[None, None, :, None] * np.linspace(0, 1, 8)[:, None, None, None]
     images = {"image": np.broadcast_to(ramps, (8, 6, 8, 1)).astype(np.uint8)}
     first, found = run.params, []
     for _ in range(40):
-        run, metrics = step(run, images, None)
+        run, metrics = step(run, images, NetworkWeights())
         found.append(metrics)
     assert found[-1]["loss"] < 0.7 * found[0]["loss"] and found[-1]["l2"] < 0.5 * found[0]["l2"]
     assert ("codebook" in first["quantize"]) == (codes != "bsq")
@@ -290,10 +300,11 @@ def test_gradients_of_bfloat16_weights_have_the_dtype_of_the_config(
     )
     config = dataclasses.replace(config, **{stage: model})
     if stage == "transformer":
+        objective = small.next_scale(config)
         rows = {name: jnp.resize(value, (5, *value.shape[1:])) for name, value in batch.items()}
 
         def loss(p):
-            return losses.transformer_loss(config, p, params["tokenizer"], rows, None)[0]
+            return objective.loss(p, objective.frozen, rows, None)[0]
     else:
         images = jnp.zeros((5, *config.tokenizer.image_shape))
 

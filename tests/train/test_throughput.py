@@ -11,7 +11,7 @@ from var_jax.config.scales import Scales
 from var_jax.config.tokenizer_training import ProgressiveConfig
 from var_jax.config.train import OptimizerConfig
 from var_jax.models import flops
-from var_jax.objectives.phase import phase_of
+from var_jax.objectives import registry
 from var_jax.train.throughput import Profile, Throughput
 
 
@@ -22,9 +22,10 @@ def test_rates_of_first_scales_are_of_their_tokens_and_work():
     t = dataclasses.replace(small.TRANSFORMER, progressive=4, progressive_from=0)
     optimizer = OptimizerConfig(warmup_steps=1)
     config = small.train_config("transformer", "", steps=8, transformer=t, optimizer=optimizer)
-    numbers = [phase_of(config, done).present(config).total for done in range(6)]
+    objective = registry.described(config)
+    numbers = [objective.scales(objective.variant(done)).total for done in range(6)]
     assert numbers == [1, 1, 5, 5, 17, 17]
-    throughput = Throughput(config, 0)
+    throughput = Throughput(objective, 0)
     rates = throughput.report(6)
     work = [
         flops.train_flops_per_image(dataclasses.replace(t, scales=Scales(t.scales.sizes[:k])))
@@ -33,7 +34,7 @@ def test_rates_of_first_scales_are_of_their_tokens_and_work():
     assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * sum(numbers) / 6)
     assert rates["flops_per_s"] == pytest.approx(rates["images_per_s"] * sum(work) / 3)
     smaller = small.train_config("tokenizer", "", steps=4, progressive=ProgressiveConfig("1,2", 2))
-    rates = Throughput(smaller, 0).report(4)
+    rates = Throughput(registry.described(smaller), 0).report(4)
     assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * (5 + 5 + 17 + 17) / 4)
 
 

@@ -308,9 +308,9 @@ def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
 
 def opened(config) -> Inputs:
     """A run's inputs, their data compared as at its start."""
-    frozen = small.pipeline().params["tokenizer"]
     rows = NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data"))
-    inputs = Inputs(config, jax.tree.map(np.asarray, frozen), None, rows)
+    objective = small.next_scale(config)
+    inputs = Inputs(objective, objective.frozen, rows)
     inputs.require_same_on_hosts()
     return inputs
 

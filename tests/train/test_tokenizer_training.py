@@ -1,4 +1,4 @@
-"""Codes that are revived, phases of smaller images, and what a run of a tokenizer needs."""
+"""Codes that are revived, steps on smaller images, and what a run of a tokenizer needs."""
 
 import dataclasses
 import logging
@@ -17,13 +17,13 @@ from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import frozen_networks, step
-from var_jax.objectives.phase import Phase, phase_of
+from var_jax.objectives import frozen_networks, reconstruction, registry
+from var_jax.objectives.autoencoder import AutoencoderState, AutoencoderVariant
+from var_jax.objectives.base import TRAINED
+from var_jax.objectives.frozen_networks import NetworkWeights
 from var_jax.pretrained import efficientnet
-from var_jax.train import evaluation
-from var_jax.train.optimizer import Optimizers
+from var_jax.train import step
 from var_jax.train.program import Program
-from var_jax.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -33,13 +33,14 @@ def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
     """Within a few steps, and revived codes have no memory: neither moments nor an average of the
     codes before."""
     config = small.train_config("tokenizer", "", codebook=HEALTH)
-    optimizer = Optimizers(optax.adam(0.0))
-    train_step = jax.jit(step.make_train_step(config, optimizer))
+    optimizer = optax.adam(0.0)
+    objective = registry.described(config)
+    train_step = jax.jit(step.make_train_step(objective, {TRAINED: optimizer}))
     equal = {**params, "quantize": {**params["quantize"], "codebook": jnp.ones((16, 4))}}
-    run = TrainState(
-        jnp.int32(0), equal, equal, optimizer.trained.init(equal), None, jnp.full((3, 16), 1 / 16)
+    run = AutoencoderState(
+        jnp.int32(0), equal, equal, optimizer.init(equal), None, jnp.full((3, 16), 1 / 16)
     )
-    run, metrics = train_step(run, batch, None)
+    run, metrics = train_step(run, batch, NetworkWeights())
     assert (
         float(np.max(metrics["code_usage"])) == 1 / 16
     )  # every search goes to one of the equal codes
@@ -51,25 +52,25 @@ def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
     np.testing.assert_array_equal(averaged[~kept], codes[~kept])
     assert len(np.unique(codes, axis=0)) == 16
     for _ in range(4):
-        run, metrics = train_step(run, batch, None)
+        run, metrics = train_step(run, batch, NetworkWeights())
     assert float(metrics["code_usage"][-1]) > 0.5
 
 
-def test_evaluator_names_a_collapsed_scale(caplog):
+def test_warn_of_collapse_names_the_scale(caplog):
     config = small.train_config("tokenizer", "")
     counts = np.ones((3, 16), int)
     with caplog.at_level(logging.WARNING):
-        evaluation._warn_of_collapse(config, counts)
+        reconstruction.warn_of_collapse(config, counts)
         assert not caplog.records
         counts[2] = 0
         counts[2, 5] = 500
-        evaluation._warn_of_collapse(config, counts)
+        reconstruction.warn_of_collapse(config, counts)
     assert [r.message for r in caplog.records] == [
         "scale 3x4 has collapsed: 1 of 16 codes are used, with a perplexity of 1.0"
     ]
 
 
-def test_phase_of_a_run_with_both_schedules():
+def test_variant_of_a_run_with_both_schedules():
     config = small.train_config(
         "tokenizer",
         "",
@@ -78,13 +79,14 @@ def test_phase_of_a_run_with_both_schedules():
         progressive=ProgressiveConfig("1,2", 6),
     )
     small_scales = Scales.parse("1,2")
-    assert [phase_of(config, done) for done in (0, 3, 4, 5, 6, 9)] == [
-        Phase(False, small_scales),
-        Phase(False, small_scales),
-        Phase(True, small_scales),
-        Phase(True, small_scales),
-        Phase(True),
-        Phase(True),
+    objective = registry.described(config)
+    assert [objective.variant(done) for done in (0, 3, 4, 5, 6, 9)] == [
+        AutoencoderVariant(False, small_scales),
+        AutoencoderVariant(False, small_scales),
+        AutoencoderVariant(True, small_scales),
+        AutoencoderVariant(True, small_scales),
+        AutoencoderVariant(True),
+        AutoencoderVariant(True),
     ]
     assert (
         config.adversarial_from == 4
@@ -96,12 +98,11 @@ def test_phase_of_a_run_with_both_schedules():
 def test_train_step_of_a_small_phase_averages_images_down(params, batch):
     """The step of a smaller phase is the step of a run at that size, on images averaged down."""
     config = small.train_config("tokenizer", "", progressive=ProgressiveConfig("1,2", 0.5))
-    optimizers = Optimizers(optax.sgd(1.0))
-    run = TrainState(jnp.int32(0), params, None, optimizers.trained.init(params))
-    still = dataclasses.replace(config, ema=0.0)
-    after, metrics = jax.jit(step.make_train_step(still, optimizers, phase=phase_of(config, 0)))(
-        run, batch, None
-    )
+    optimizer = optax.sgd(1.0)
+    run = AutoencoderState(jnp.int32(0), params, None, optimizer.init(params))
+    objective = registry.described(dataclasses.replace(config, ema=0.0))
+    train_step = step.make_train_step(objective, {TRAINED: optimizer}, objective.variant(0))
+    after, metrics = jax.jit(train_step)(run, batch, NetworkWeights())
     smaller = dataclasses.replace(small.TOKENIZER, scales=Scales.parse("1,2"))
     h, w, _ = smaller.image_shape
     images = batch["image"].astype(np.float64)
@@ -134,10 +135,10 @@ def test_load_drops_terms_whose_optional_weights_are_missing(monkeypatch, caplog
     monkeypatch.setattr(efficientnet, "find_weights", none)
     with caplog.at_level(logging.WARNING):
         resolved, loaded = frozen_networks.load(config)
-    assert (resolved.loss.perceptual, resolved.adversarial.weight, loaded.params) == (
+    assert (resolved.loss.perceptual, resolved.adversarial.weight, loaded.weights) == (
         0.0,
         0.0,
-        None,
+        NetworkWeights(),
     )
     assert ["loss.perceptual" in caplog.text, "adversarial.weight" in caplog.text] == [True, True]
     assert all(
@@ -180,14 +181,13 @@ def test_program_refuses_images_too_small_for_the_discriminator():
     with pytest.raises(
         UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"
     ):
-        Program(config, make_mesh(MeshConfig(8, 1)))
+        Program(registry.described(config), make_mesh(MeshConfig(8, 1)))
     fits = dataclasses.replace(config, adversarial=dataclasses.replace(PATCH, start=0, layers=2))
     smaller = dataclasses.replace(fits, progressive=ProgressiveConfig("1", 0.5))
     with pytest.raises(
         UserError, match="adversarial.layers is 2; it must be at most 1 for images of 2 pixels"
     ):
-        Program(smaller, make_mesh(MeshConfig(8, 1)))
-    Program(
-        dataclasses.replace(smaller, adversarial=dataclasses.replace(PATCH, start=0.5, layers=2)),
-        make_mesh(MeshConfig(8, 1)),
-    )
+        Program(registry.described(smaller), make_mesh(MeshConfig(8, 1)))
+    late = dataclasses.replace(PATCH, start=0.5, layers=2)
+    later = registry.described(dataclasses.replace(smaller, adversarial=late))
+    Program(later, make_mesh(MeshConfig(8, 1)))

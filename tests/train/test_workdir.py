@@ -9,6 +9,7 @@ from helpers import small
 from var_jax.config.tokenizer_training import AdversarialConfig, ProgressiveConfig
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
+from var_jax.objectives import registry
 from var_jax.train import workdir
 from var_jax.train.loop import train
 
@@ -52,7 +53,7 @@ def test_a_run_looks_again_right_before_the_workdir_becomes_its_own(fence, tmp_p
     fence.with_name("0002.json").write_text("")
     for ask in (
         lambda run: workdir.refuse_another_run(run, config),
-        lambda run: workdir.claim(run, config, None),
+        lambda run: workdir.claim(run, small.next_scale(config)),
     ):
         with pytest.raises(UserError, match="given up for"):
             ask(fence.parent.parent)
@@ -81,7 +82,7 @@ def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, mon
 
     directory = epath.Path(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    workdir.claim(directory, run(str(tmp_path / "photos")), None)
+    workdir.claim(directory, registry.described(run(str(tmp_path / "photos"))))
     for place in ("photos", "photos/", "./photos", f"{tmp_path}//photos/"):
         workdir.refuse_another_run(directory, run(place))
     with pytest.raises(UserError, match=r"data\.source_dir: .*copy here"):
@@ -107,7 +108,8 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
         "adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1),
         "progressive": ProgressiveConfig("1,2", until=0.3),
     }
-    workdir.claim(directory, small.train_config("tokenizer", tmp_path, steps=10, **parts), None)
+    started = small.train_config("tokenizer", tmp_path, steps=10, **parts)
+    workdir.claim(directory, registry.described(started))
     longer = small.train_config("tokenizer", tmp_path, steps=20, **parts)
     with pytest.raises(
         UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"
@@ -119,7 +121,7 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
     }
     workdir.refuse_another_run(directory, dataclasses.replace(longer, **told))
     without = small.train_config("tokenizer", tmp_path / "other", steps=10)
-    workdir.claim(directory / "other", without, None)
+    workdir.claim(directory / "other", registry.described(without))
     workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))
 
 
@@ -129,8 +131,9 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
     blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4)
     workdir.claim(
         directory / "t",
-        small.train_config("tokenizer", tmp_path, steps=10, adversarial=blurred),
-        None,
+        registry.described(
+            small.train_config("tokenizer", tmp_path, steps=10, adversarial=blurred)
+        ),
     )
     longer = small.train_config("tokenizer", tmp_path, steps=20, adversarial=blurred)
     with pytest.raises(UserError, match=r"adversarial\.blur_fade: 8 here, 4 there"):
@@ -142,8 +145,7 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
     )
     workdir.claim(
         directory / "v",
-        small.train_config("transformer", tmp_path, steps=10, transformer=shares),
-        None,
+        small.next_scale(small.train_config("transformer", tmp_path, steps=10, transformer=shares)),
     )
     longer = small.train_config("transformer", tmp_path, steps=20, transformer=shares)
     with pytest.raises(
@@ -158,7 +160,7 @@ def test_a_resumed_run_may_compute_its_batches_in_other_parts(tmp_path):
     """Microbatches say how a batch is computed, as remat does: a run goes on where memory is
     scarcer."""
     config = small.train_config("transformer", tmp_path)
-    workdir.claim(tmp_path / "run", config, None)
+    workdir.claim(tmp_path / "run", small.next_scale(config))
     workdir.refuse_another_run(tmp_path / "run", dataclasses.replace(config, microbatches=2))
     with pytest.raises(UserError, match="batch_size: 16 here, 8 there"):
         workdir.refuse_another_run(

@@ -8,8 +8,8 @@ import pytest
 
 from helpers import small
 from var_jax.config.train import TrainConfig
+from var_jax.objectives import registry
 from var_jax.train import workdir
-from var_jax.train.state import init_params
 from var_jax.train.workdir import run_meta
 
 CONFIG = TrainConfig(
@@ -18,14 +18,15 @@ CONFIG = TrainConfig(
 
 
 def parameters(config: TrainConfig) -> int:
-    shapes = jax.eval_shape(init_params(config), jax.random.key(0))
+    objective = registry.described(config)
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
     config = dataclasses.replace(CONFIG, stage=stage)
-    found = json.loads(json.dumps(run_meta(config), allow_nan=False))
+    found = json.loads(json.dumps(run_meta(registry.described(config)), allow_nan=False))
     assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
     tokens = 1 + 4 + 12
     assert (found["tokens_per_image"], found["tokens_per_step"]) == (tokens, 8 * tokens)
@@ -36,7 +37,7 @@ def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
 
 
 def test_run_meta_has_three_definitions_of_compute():
-    found = run_meta(CONFIG)
+    found = run_meta(registry.described(CONFIG))
     a_step, an_image = found["flops_per_step"], found["flops_per_image"]
     # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
     d, w, length, pairs = 2, 16, 17, 225
