@@ -26,9 +26,9 @@ from var_jax import Pipeline
 from var_jax.cli.args import read_config
 from var_jax.data import sources, transforms
 from var_jax.models import init
-from var_jax.objectives.base import TRAINED
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.next_scale import NextScale
+from var_jax.objectives.steps import TRAINED
 from var_jax.train.optimizer import make_optimizers
 
 COMPARED = 8  # steps whose gradient is compared with that of float32

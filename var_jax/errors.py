@@ -1,5 +1,5 @@
-"""What the command line turns into one line and an exit code: a user's mistake (2), and preemption
-(75)."""
+"""What the command line turns into one line and an exit code: a user's mistake (2), preemption (75),
+and a run that failed (1)."""
 
 import argparse
 import difflib
@@ -20,6 +20,10 @@ class UserError(ValueError):
 class Preempted(Exception):
     """The machine is about to be taken away; everything is saved, and the same command goes on from
     there."""
+
+
+class RunFailed(RuntimeError):
+    """A run ends through no mistake in its command: one line, and exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):

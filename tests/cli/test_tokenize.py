@@ -104,13 +104,13 @@ import json, os
 os.environ |= {"SLURM_JOB_ID": THE_JOB, "SLURM_STEP_NODELIST": "localhost"}
 os.environ |= {"SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count)}
 os.environ |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
-from var_jax.train import tokenize
+from var_jax.train import token_shards, tokenize
 from var_jax.cli.main import main
-write = tokenize._write
+write = token_shards.write
 def telling(directory, manifest, part, records):
     print("wrote", part.role, part.name, flush=True)
     write(directory, manifest, part, records)
-tokenize._write, tokenize.SHARD_IMAGES = telling, 8
+token_shards.write, tokenize.SHARD_IMAGES = telling, 8
 tokenize.tokenize.__kwdefaults__["shard_images"] = 8
 sys.exit(main(json.loads(ARGUMENTS)))
 """

@@ -88,7 +88,7 @@ def test_a_run_of_before_resumes_with_and_without_the_keys(tmp_path):
     before = run(
         "transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"}
     )
-    workdir.claim(tmp_path, registry.drawn(before))
+    workdir.claim(tmp_path, registry.with_random_frozen(before))
     started_with = workdir.started_with(tmp_path)
     idle_keys.refuse(before, started_with)
     workdir.refuse_another_run(tmp_path, before)
@@ -267,7 +267,7 @@ def test_a_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
     planned = plan.Run("0123", "", config, ("--config.loss.perceptual=1.0",))
     with pytest.raises(UserError, match=r"loss\.perceptual=1\.0"):
         preflight.check([planned], images_are_here=False, workdir=str(tmp_path))
-    workdir.claim(tmp_path / "0123", registry.drawn(config))
+    workdir.claim(tmp_path / "0123", registry.with_random_frozen(config))
     with pytest.raises(UserError, match="tokenizer_dir is ''"):  # the next thing that is checked
         preflight.check([planned], images_are_here=False, workdir=str(tmp_path))
 

@@ -19,7 +19,7 @@ from var_jax.errors import UserError
 from var_jax.io import model_directory, torch_convert
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.io.finite import CHUNK, not_finite
-from var_jax.objectives.base import TrainState
+from var_jax.objectives.steps import TrainState
 from var_jax.pretrained.weights import State
 from var_jax.train import resume
 

@@ -3,7 +3,6 @@ the same loop as the tokenizer and the transformers."""
 
 import json
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from helpers import small
 from helpers.runs import assert_same, losses, records, signal_in_step, weights
 from var_jax.config import train as train_config
+from var_jax.config.train import MeshConfig
 from var_jax.errors import Preempted, UserError
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
@@ -24,9 +24,7 @@ class MeanImage(Objective):
     section = "tokenizer"  # whose image size and dtypes it takes
 
     def init(self, key):
-        shape = self.model.image_shape
-        names = (None,) * len(shape)
-        return {"mean": nn.LogicallyPartitioned(0.1 * jax.random.normal(key, shape), names)}
+        return {"mean": 0.1 * jax.random.normal(key, self.model.image_shape)}
 
     def batch_shapes(self):
         return {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
@@ -44,17 +42,18 @@ class MeanImage(Objective):
 
 @pytest.fixture
 def config(digits_dir, monkeypatch):
-    """A run of it; parameters that no mesh divides may lie whole on every device."""
+    """A run of it, whose parameters may lie whole on every device."""
     monkeypatch.setattr(registry, "OBJECTIVES", {**registry.OBJECTIVES})
     monkeypatch.setattr(train_config, "STAGES", [*train_config.STAGES])
     monkeypatch.setattr(registry, "STAGES", train_config.STAGES)
     registry.register("mean_image", MeanImage)
-    return small.train_config("mean_image", digits_dir, steps=6, eval_every=2)
+    mesh = MeshConfig(replicated_share=1.0)
+    return small.train_config("mean_image", digits_dir, steps=6, eval_every=2, mesh=mesh)
 
 
 def test_toy_objective_trains_and_evaluates(config, tmp_path):
-    """The held-out loss falls from evaluation to evaluation, and is that of the saved average,
-    written out in numpy; all of a workdir is there but for the picture, which it has not."""
+    """The held-out loss falls from evaluation to evaluation, and all of a workdir is there but for
+    pictures, which this objective has not."""
     held_out = train(config, tmp_path)
     by_step = [record["loss"] for record in records(tmp_path) if record["split"] == "val"]
     assert by_step == sorted(by_step, reverse=True) and len(set(by_step)) == 3

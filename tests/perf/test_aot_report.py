@@ -127,7 +127,7 @@ def test_the_table_shows_it(found, tmp_path):
 
 def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     config = small.train_config("transformer", "", microbatches=1)
-    kept = aot.saved_bytes(registry.described(config), "none", 4)
+    kept = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
     room = found["peak_bytes"] - kept / 4
     told = aot_report._knobs(config, {**found, "remat": "none", "hbm_bytes": room, "fits": False})
     assert told["over_bytes"] == pytest.approx(kept / 4)
@@ -179,7 +179,7 @@ def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, cap
 
 
 def test_more_recomputation_keeps_less():
-    objective = registry.described(small.train_config("transformer", ""))
+    objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
     none, dots, full = (aot.saved_bytes(objective, remat, 1) for remat in objective.remat_choices)
     assert none > dots > full > 0
 
@@ -189,7 +189,9 @@ def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
     config = dataclasses.replace(config, batch_size=64)
-    assert dict(aot.train(registry.described(config), tpu_slices.named("v5e:4x8")).mesh.shape) == {
+    assert dict(
+        aot.train(registry.with_frozen_shapes(config), tpu_slices.named("v5e:4x8")).mesh.shape
+    ) == {
         "data": 16,
         "model": 2,
     }

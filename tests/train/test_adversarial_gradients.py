@@ -15,7 +15,8 @@ from helpers.adversarial import PATCH, Linear
 from var_jax.config.train import LossConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives.adversarial import DiscriminatorState
-from var_jax.objectives.autoencoder import Autoencoder, AutoencoderState, AutoencoderVariant
+from var_jax.objectives.autoencoder import Autoencoder
+from var_jax.objectives.autoencoder_loss import AutoencoderState, AutoencoderVariant
 from var_jax.objectives.frozen_networks import FrozenBackbone, LossNetworks, NetworkWeights
 from var_jax.ops import diffaugment
 from var_jax.pretrained.perceptual import Perceptual

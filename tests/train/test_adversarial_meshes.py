@@ -138,7 +138,7 @@ def test_adversarial_step_in_microbatches_is_that_of_the_batch(params, batch):
         )
         mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
         with jax.set_mesh(mesh):
-            program = Program(registry.described(config), mesh)
+            program = Program(registry.with_frozen_shapes(config), mesh)
             run, metrics = program.step()(
                 program.first_state(params), jax.device_put(batch, program.rows), NetworkWeights()
             )

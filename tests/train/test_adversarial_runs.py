@@ -177,7 +177,7 @@ class PlainState:
 def test_restore_reads_states_without_a_discriminator(tmp_path):
     config = small.train_config("tokenizer", "")
     mesh = make_mesh(MeshConfig(8, 1))
-    program = Program(registry.described(config), mesh)
+    program = Program(registry.with_frozen_shapes(config), mesh)
     run = program.first_state()
     assert run.discriminator is None and run.usage is None
     checkpoints = Checkpoints(tmp_path, keep=1)

@@ -14,7 +14,7 @@ from helpers import small
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
-from var_jax.objectives.base import NoFrozen
+from var_jax.objectives.steps import NoFrozen
 from var_jax.train import data_report
 from var_jax.train.batches import Inputs
 
@@ -36,7 +36,7 @@ def described(data: Inputs) -> list[str]:
 
 
 def doubts(data: Inputs) -> list[str]:
-    objective = registry.described(data._config)
+    objective = registry.with_frozen_shapes(data._config)
     drops_color = data._config.tokenizer.in_channels == 1 and data.has_color
     return objective.data_warnings(data.class_names, drops_color=drops_color)
 
@@ -46,7 +46,7 @@ def inputs(
 ) -> Inputs:
     config = small.train_config(stage, "", data=data, **changes)
     return Inputs(
-        registry.described(config),
+        registry.with_frozen_shapes(config),
         NoFrozen(),
         NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")),
         kept,
@@ -126,7 +126,7 @@ def test_a_run_on_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_p
     assert before != now
     (tmp_path / "data.json").write_text(json.dumps(before))
     with pytest.raises(
-        UserError, match="the same files, some of which an earlier version decoded without"
+        UserError, match="the same files, and an earlier version decoded some of them without"
     ):
         opened().require_same(tmp_path)
 
@@ -157,7 +157,7 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
         "tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir))
     )
     rows = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
-    opened, given = Inputs(registry.described(config), NoFrozen(), rows), []
+    opened, given = Inputs(registry.with_frozen_shapes(config), NoFrozen(), rows), []
     monkeypatch.setattr(
         jax,
         "make_array_from_callback",

@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from helpers import small
 from var_jax.devices.preemption import StopRequested
 from var_jax.objectives import reconstruction, registry
-from var_jax.objectives.base import NoFrozen
+from var_jax.objectives.steps import NoFrozen
 from var_jax.train import step
 from var_jax.train.evaluation import Evaluator
 
@@ -38,7 +38,7 @@ def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
     monkeypatch.setattr(reconstruction, "reconstruct", reconstruct)
     config = small.train_config("tokenizer", "nowhere", sample_classes=5)
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
-    evaluator = Evaluator(registry.described(config), NoFrozen(), Held(), replicated)
+    evaluator = Evaluator(registry.with_frozen_shapes(config), NoFrozen(), Held(), replicated)
     pictures = [np.asarray(evaluator.picture(np.float32(value))) for value in (0.0, 0.0, 1.0)]
     assert traced == [config.tokenizer]
     np.testing.assert_array_equal(pictures[0], pictures[1])
@@ -77,7 +77,7 @@ def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
     config = small.train_config("transformer", "nowhere")
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
     evaluator = Evaluator(
-        registry.described(config), NoFrozen(), Batches(), replicated, ToldAfter(2)
+        registry.with_frozen_shapes(config), NoFrozen(), Batches(), replicated, ToldAfter(2)
     )
     with pytest.raises(StopRequested):
         evaluator.metrics(np.float32(1))

@@ -37,7 +37,7 @@ def published(arg: str, **changes) -> TrainConfig:
 
 
 def choose(config: TrainConfig, devices: list[Device]) -> mesh_choice.Choice:
-    return mesh_choice.choose(registry.described(config), devices)
+    return mesh_choice.choose(registry.with_frozen_shapes(config), devices)
 
 
 def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
@@ -71,7 +71,7 @@ def test_choose_replicates_what_no_mesh_divides_and_says_so_once(arg, caplog):
     assert sizes(choice) == (12, 2)
     [record] = caplog.records
     assert "data=12, model=2" in record.message and f"{choice.replicated_bytes:,}" in record.message
-    params = jax.eval_shape(registry.described(config).init, jax.random.key(0))
+    params = jax.eval_shape(registry.with_frozen_shapes(config).init, jax.random.key(0))
     total = 4 * 3 * sum(leaf.size for leaf in jax.tree.leaves(params))
     assert total * (1 / 2 - 1 / 24) < choice.replicated_bytes < total * (1 / 2 - 1 / 24) * 1.1
 
@@ -160,11 +160,13 @@ def test_choose_for_sampling_divides_weights_along_the_model_axis_alone():
     """The width of d30 does not matter on 256 devices: a data axis holds whole copies."""
     assert dict(
         mesh_choice.choose_for_sampling(
-            registry.described(published("d30")), 512, devices(256)
+            registry.with_frozen_shapes(published("d30")), 512, devices(256)
         ).shape
     ) == {
         "data": 256,
         "model": 1,
     }
     with pytest.raises(UserError, match="--images is 5; it must be a multiple of"):
-        mesh_choice.choose_for_sampling(registry.described(published("d30")), 5, devices(256))
+        mesh_choice.choose_for_sampling(
+            registry.with_frozen_shapes(published("d30")), 5, devices(256)
+        )

@@ -48,14 +48,16 @@ def batch() -> dict[str, np.ndarray]:
 def start():
     """Parameters that every mesh starts from."""
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
-    return jax.tree.map(np.asarray, Program(registry.described(CONFIG), mesh).first_state().params)
+    return jax.tree.map(
+        np.asarray, Program(registry.with_frozen_shapes(CONFIG), mesh).first_state().params
+    )
 
 
 def one_step(data: int, model: int, batch, start, config=CONFIG):
     """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
     mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
-        program = Program(registry.described(config), mesh)
+        program = Program(registry.with_frozen_shapes(config), mesh)
         run = program.first_state(start)
         frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
         frozen = jax.device_put(frozen, program.replicated)

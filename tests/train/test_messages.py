@@ -29,7 +29,7 @@ def test_opening_names_all_that_a_run_is(stage, first, words):
     config = small.train_config(stage, "nowhere", steps=100, batch_size=8)
     params = {"a": np.zeros((3, 4)), "b": np.zeros(5)}
     line = messages.opening(
-        registry.described(config), IDENTITY, params, epath.Path("runs/x"), first
+        registry.with_frozen_shapes(config), IDENTITY, params, epath.Path("runs/x"), first
     )
     assert "\n" not in line and all(word in line for word in words)
     for word in (

@@ -14,7 +14,7 @@ from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig
 from var_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.objectives import registry
-from var_jax.objectives.base import TRAINED
+from var_jax.objectives.steps import TRAINED
 from var_jax.train.optimizer import (
     decay_mask,
     learning_rate,
@@ -81,7 +81,9 @@ def transformer_run(shared_adaln: bool) -> TrainConfig:
 
 def split(config: TrainConfig) -> tuple[set[str], set[str]]:
     """(paths that decay, paths that do not) of a run's parameters."""
-    params = nn.meta.unbox(jax.eval_shape(registry.described(config).init, jax.random.key(0)))
+    params = nn.meta.unbox(
+        jax.eval_shape(registry.with_frozen_shapes(config).init, jax.random.key(0))
+    )
     leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(params))
     named = {
         jax.tree_util.keystr(path, simple=True, separator="/"): decayed for path, decayed in leaves
@@ -119,7 +121,7 @@ def test_weight_decay_may_leave_the_codes_alone():
     shapes = []
     for decayed in (True, False):
         config = TrainConfig(tokenizer=TOKENIZER, codebook=CodebookConfig(weight_decay=decayed))
-        optimizer = make_optimizers(registry.described(config))[TRAINED]
+        optimizer = make_optimizers(registry.with_frozen_shapes(config))[TRAINED]
         opt_state = optimizer.init(params)
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), opt_state, params)
         assert float(updates["conv"]["kernel"].max()) < 0
@@ -224,7 +226,7 @@ def test_learning_rates_of_the_log_run_no_program():
     config = small.train_config(
         "tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4)
     )
-    rates = learning_rates(registry.described(config))
+    rates = learning_rates(registry.with_frozen_shapes(config))
     with jax.transfer_guard("disallow"):
         found = [rates(step) for step in range(9)]
     assert all(type(value) is float for one in found for value in one.values())
@@ -293,7 +295,7 @@ def test_three_updates_are_adamw(clip):
 
 def test_state_takes_the_parameters_shardings():
     config = transformer_run(shared_adaln=False)
-    program = Program(registry.described(config), make_mesh(MeshConfig()))
+    program = Program(registry.with_frozen_shapes(config), make_mesh(MeshConfig()))
     moments = [
         sharding
         for value, sharding in zip(

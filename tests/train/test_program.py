@@ -18,7 +18,7 @@ def program(config, **model) -> Program:
     part = dataclasses.replace(getattr(config, config.stage), **model)
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     config = dataclasses.replace(config, **{config.stage: part})
-    return Program(registry.described(config), mesh)
+    return Program(registry.with_frozen_shapes(config), mesh)
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])

@@ -93,7 +93,7 @@ def test_variant_of_progressive_training_is_the_published_one():
         optimizer=OptimizerConfig(warmup_steps=6),
         tokenizer=dataclasses.replace(small.TOKENIZER, scales=t.scales),
     )
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     last, began = 5, 0
     previous = 2
     for done in range(60):
@@ -115,5 +115,5 @@ def test_variant_of_a_plain_run_is_one():
     config = small.train_config(
         "transformer", "", steps=60, optimizer=OptimizerConfig(warmup_steps=6)
     )
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     assert {objective.variant(done) for done in range(60)} == {ALL_SCALES}

@@ -17,10 +17,10 @@ from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import registry, token_losses
-from var_jax.objectives.autoencoder import AutoencoderState
-from var_jax.objectives.base import TRAINED, TrainState
+from var_jax.objectives.autoencoder_loss import AutoencoderState
 from var_jax.objectives.frozen_networks import NetworkWeights
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.steps import TRAINED, TrainState
 from var_jax.train.state import StateFactory
 from var_jax.train.step import make_eval_step, make_train_step, update
 
@@ -146,7 +146,7 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     state = AutoencoderState(
         jnp.int32(0), params["tokenizer"], None, still.init(params["tokenizer"])
     )
-    train_step = make_train_step(registry.described(config), {TRAINED: still})
+    train_step = make_train_step(registry.with_frozen_shapes(config), {TRAINED: still})
     _, parts = jax.jit(train_step)(state, batch, NetworkWeights())
     l1, l2 = np.abs(rec - signal).mean(), ((rec - signal) ** 2).mean()
     np.testing.assert_allclose([parts["l1"], parts["l2"], parts["vq"]], [l1, l2, vq], rtol=1e-5)
@@ -158,7 +158,7 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_eval_step_sums_over_the_rows_that_count(params, batch, stage):
     """Four rows of which one is padding are worth the three alone, whatever the padding holds."""
-    step = jax.jit(make_eval_step(registry.described(small.train_config(stage, ""))))
+    step = jax.jit(make_eval_step(registry.with_frozen_shapes(small.train_config(stage, ""))))
     frozen = FrozenTokenizer(params["tokenizer"]) if stage == "transformer" else NetworkWeights()
     together = step(params[stage], batch, frozen)
     other = {**batch, "image": batch["image"].copy(), "tokens": batch["tokens"].copy()}
@@ -210,7 +210,7 @@ def test_train_step_depends_on_seed_and_number_alone(params, batch):
 
     other = dataclasses.replace(config, seed=4)
     steps = {
-        c.seed: jax.jit(make_train_step(registry.described(c), {TRAINED: optimizer}))
+        c.seed: jax.jit(make_train_step(registry.with_frozen_shapes(c), {TRAINED: optimizer}))
         for c in (config, other)
     }
     assert run(config, 5) == run(config, 5)
@@ -229,7 +229,7 @@ def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
         state = TrainState(
             jnp.int32(0), params["transformer"], None, optimizer.init(params["transformer"])
         )
-        train_step = make_train_step(registry.described(config), {TRAINED: optimizer})
+        train_step = make_train_step(registry.with_frozen_shapes(config), {TRAINED: optimizer})
         after, metrics = jax.jit(train_step)(state, batch, FrozenTokenizer(params["tokenizer"]))
         results.append((after.params, metrics))
     (whole, whole_metrics), (halves, halves_metrics) = results
@@ -252,7 +252,7 @@ def test_train_step_learns_with_every_kind_of_codes(codes):
         entropy=0.003, entropy_temperature=0.5, revive_threshold=0.0 if codes == "bsq" else 0.1
     )
     config = small.train_config("tokenizer", "", tokenizer=tokenizer, codebook=care, ema=0.0)
-    objective, optimizers = registry.described(config), {TRAINED: optax.adam(3e-3)}
+    objective, optimizers = registry.with_frozen_shapes(config), {TRAINED: optax.adam(3e-3)}
     factory = StateFactory(objective, optimizers, make_mesh(MeshConfig(8, 1)))
     run, step = factory.first_state(), jax.jit(make_train_step(objective, optimizers))
     ramps = np.linspace(0, 255, 8)[None, None, :, None] * np.linspace(0, 1, 8)[:, None, None, None]

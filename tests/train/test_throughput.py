@@ -22,7 +22,7 @@ def test_rates_of_first_scales_are_of_their_tokens_and_work():
     t = dataclasses.replace(small.TRANSFORMER, progressive=4, progressive_from=0)
     optimizer = OptimizerConfig(warmup_steps=1)
     config = small.train_config("transformer", "", steps=8, transformer=t, optimizer=optimizer)
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     numbers = [objective.scales(objective.variant(done)).total for done in range(6)]
     assert numbers == [1, 1, 5, 5, 17, 17]
     throughput = Throughput(objective, 0)
@@ -34,7 +34,7 @@ def test_rates_of_first_scales_are_of_their_tokens_and_work():
     assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * sum(numbers) / 6)
     assert rates["flops_per_s"] == pytest.approx(rates["images_per_s"] * sum(work) / 3)
     smaller = small.train_config("tokenizer", "", steps=4, progressive=ProgressiveConfig("1,2", 2))
-    rates = Throughput(registry.described(smaller), 0).report(4)
+    rates = Throughput(registry.with_frozen_shapes(smaller), 0).report(4)
     assert rates["tokens_per_s"] == pytest.approx(rates["images_per_s"] * (5 + 5 + 17 + 17) / 4)
 
 

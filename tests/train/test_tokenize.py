@@ -22,6 +22,7 @@ from var_jax.config.train import DataConfig
 from var_jax.data import fingerprints, sources, token_cache, transforms
 from var_jax.errors import UserError
 from var_jax.io import atomic
+from var_jax.train import token_shards
 from var_jax.train import tokenize as module
 from var_jax.train.batches import Inputs
 from var_jax.train.tokenize import tokenize
@@ -150,13 +151,14 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import time
 from helpers import small
+from var_jax.train import token_shards
 from var_jax.train import tokenize as module
 from var_jax.config.train import DataConfig
-write = module._write
+write = token_shards.write
 def slowly(*args):  # so that there is a middle to kill it in
     write(*args)
     time.sleep(0.5)
-module._write = slowly
+token_shards.write = slowly
 config = small.train_config("transformer", "", data=DataConfig("digits", **{data!r}))
 module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shard_images=16)
 """
@@ -264,7 +266,7 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(
     after the other has: the one that stays has all shards all the same."""
     out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
     tokenize(config, str(model_dir), str(out), **settings)
-    done, missed = module._done, []
+    done, missed = token_shards.finished_shard, []
 
     def late(directory, manifest, part):
         if (
@@ -274,8 +276,8 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(
             return None
         return done(directory, manifest, part)
 
-    monkeypatch.setattr(module, "_done", late)
-    monkeypatch.setattr(module, "_write", lambda *_: None)
+    monkeypatch.setattr(token_shards, "finished_shard", late)
+    monkeypatch.setattr(token_shards, "write", lambda *_: None)
     tokenize(config, str(model_dir), str(out), **settings)
     assert len(missed) == 2 and files(out) == files(whole)
 

@@ -18,9 +18,9 @@ from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import frozen_networks, reconstruction, registry
-from var_jax.objectives.autoencoder import AutoencoderState, AutoencoderVariant
-from var_jax.objectives.base import TRAINED
+from var_jax.objectives.autoencoder_loss import AutoencoderState, AutoencoderVariant
 from var_jax.objectives.frozen_networks import NetworkWeights
+from var_jax.objectives.steps import TRAINED
 from var_jax.pretrained import efficientnet
 from var_jax.train import step
 from var_jax.train.program import Program
@@ -34,7 +34,7 @@ def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
     codes before."""
     config = small.train_config("tokenizer", "", codebook=HEALTH)
     optimizer = optax.adam(0.0)
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     train_step = jax.jit(step.make_train_step(objective, {TRAINED: optimizer}))
     equal = {**params, "quantize": {**params["quantize"], "codebook": jnp.ones((16, 4))}}
     run = AutoencoderState(
@@ -79,7 +79,7 @@ def test_variant_of_a_run_with_both_schedules():
         progressive=ProgressiveConfig("1,2", 6),
     )
     small_scales = Scales.parse("1,2")
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     assert [objective.variant(done) for done in (0, 3, 4, 5, 6, 9)] == [
         AutoencoderVariant(False, small_scales),
         AutoencoderVariant(False, small_scales),
@@ -100,7 +100,7 @@ def test_train_step_of_a_small_phase_averages_images_down(params, batch):
     config = small.train_config("tokenizer", "", progressive=ProgressiveConfig("1,2", 0.5))
     optimizer = optax.sgd(1.0)
     run = AutoencoderState(jnp.int32(0), params, None, optimizer.init(params))
-    objective = registry.described(dataclasses.replace(config, ema=0.0))
+    objective = registry.with_frozen_shapes(dataclasses.replace(config, ema=0.0))
     train_step = step.make_train_step(objective, {TRAINED: optimizer}, objective.variant(0))
     after, metrics = jax.jit(train_step)(run, batch, NetworkWeights())
     smaller = dataclasses.replace(small.TOKENIZER, scales=Scales.parse("1,2"))
@@ -181,13 +181,13 @@ def test_program_refuses_images_too_small_for_the_discriminator():
     with pytest.raises(
         UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"
     ):
-        Program(registry.described(config), make_mesh(MeshConfig(8, 1)))
+        Program(registry.with_frozen_shapes(config), make_mesh(MeshConfig(8, 1)))
     fits = dataclasses.replace(config, adversarial=dataclasses.replace(PATCH, start=0, layers=2))
     smaller = dataclasses.replace(fits, progressive=ProgressiveConfig("1", 0.5))
     with pytest.raises(
         UserError, match="adversarial.layers is 2; it must be at most 1 for images of 2 pixels"
     ):
-        Program(registry.described(smaller), make_mesh(MeshConfig(8, 1)))
+        Program(registry.with_frozen_shapes(smaller), make_mesh(MeshConfig(8, 1)))
     late = dataclasses.replace(PATCH, start=0.5, layers=2)
-    later = registry.described(dataclasses.replace(smaller, adversarial=late))
+    later = registry.with_frozen_shapes(dataclasses.replace(smaller, adversarial=late))
     Program(later, make_mesh(MeshConfig(8, 1)))

@@ -82,7 +82,7 @@ def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, mon
 
     directory = epath.Path(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    workdir.claim(directory, registry.described(run(str(tmp_path / "photos"))))
+    workdir.claim(directory, registry.with_frozen_shapes(run(str(tmp_path / "photos"))))
     for place in ("photos", "photos/", "./photos", f"{tmp_path}//photos/"):
         workdir.refuse_another_run(directory, run(place))
     with pytest.raises(UserError, match=r"data\.source_dir: .*copy here"):
@@ -109,7 +109,7 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
         "progressive": ProgressiveConfig("1,2", until=0.3),
     }
     started = small.train_config("tokenizer", tmp_path, steps=10, **parts)
-    workdir.claim(directory, registry.described(started))
+    workdir.claim(directory, registry.with_frozen_shapes(started))
     longer = small.train_config("tokenizer", tmp_path, steps=20, **parts)
     with pytest.raises(
         UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"
@@ -121,7 +121,7 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
     }
     workdir.refuse_another_run(directory, dataclasses.replace(longer, **told))
     without = small.train_config("tokenizer", tmp_path / "other", steps=10)
-    workdir.claim(directory / "other", registry.described(without))
+    workdir.claim(directory / "other", registry.with_frozen_shapes(without))
     workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))
 
 
@@ -131,7 +131,7 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
     blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4)
     workdir.claim(
         directory / "t",
-        registry.described(
+        registry.with_frozen_shapes(
             small.train_config("tokenizer", tmp_path, steps=10, adversarial=blurred)
         ),
     )

@@ -18,7 +18,7 @@ CONFIG = TrainConfig(
 
 
 def parameters(config: TrainConfig) -> int:
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
@@ -26,7 +26,7 @@ def parameters(config: TrainConfig) -> int:
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
     config = dataclasses.replace(CONFIG, stage=stage)
-    found = json.loads(json.dumps(run_meta(registry.described(config)), allow_nan=False))
+    found = json.loads(json.dumps(run_meta(registry.with_frozen_shapes(config)), allow_nan=False))
     assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
     tokens = 1 + 4 + 12
     assert (found["tokens_per_image"], found["tokens_per_step"]) == (tokens, 8 * tokens)
@@ -37,7 +37,7 @@ def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
 
 
 def test_run_meta_has_three_definitions_of_compute():
-    found = run_meta(registry.described(CONFIG))
+    found = run_meta(registry.with_frozen_shapes(CONFIG))
     a_step, an_image = found["flops_per_step"], found["flops_per_image"]
     # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
     d, w, length, pairs = 2, 16, 17, 225

@@ -7,7 +7,7 @@ import re
 import sys
 import traceback
 
-from var_jax.errors import Preempted, UserError
+from var_jax.errors import Preempted, RunFailed, UserError
 
 # Of the operating system's errors, those that the user can put right.
 USER_ERRNOS = (
@@ -41,12 +41,14 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     trace.
 
     Codes: 2 the user's mistake, 75 preempted with everything saved, 130 interrupted, and 1 for a
-    remote store that does not answer, which may answer the next time.
+    run that failed and for a remote store that does not answer, which may answer the next time.
     """
     if isinstance(error, UserError):
         return str(error), 2
     if isinstance(error, Preempted):
         return str(error), 75
+    if isinstance(error, RunFailed):
+        return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
@@ -60,6 +62,30 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     if line := unreachable(error):
         return line, 1
     return None
+
+
+def report(error: BaseException) -> int | None:
+    """Prints the line of an error that has one, and returns its exit code; None for any other."""
+    known = line_and_code(error)
+    if known is None:
+        return None
+    line, code = known
+    print(f"var-jax: {' '.join(line.split())}", file=sys.stderr, flush=True)
+    return code
+
+
+def leave_group(error: BaseException):
+    """Ends one process of several after an error: the usual way out waits for the others.
+
+    What ends an error of one process as a stack trace does so here, too.
+    """
+    from var_jax.devices import process_group
+
+    code = report(error)
+    if code is None:
+        traceback.print_exception(error)
+        code = 1
+    process_group.leave(code)
 
 
 def without_bucket_library(error: ImportError) -> str | None:

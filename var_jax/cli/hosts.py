@@ -48,7 +48,7 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     """
     if check_host_arguments(args):
         return work()
-    from var_jax.cli.train import tell
+    from var_jax.cli.exit import leave_group
     from var_jax.devices import multihost, process_group
 
     process_group.initialize(shutdown_seconds=SHUTDOWN_SECONDS)
@@ -57,7 +57,7 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     except BaseException as error:
         if not multihost.is_multiprocess():
             raise
-        process_group.leave(tell(error))  # the usual way out waits for the others
+        leave_group(error)
         raise
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from var_jax.cli import log
-from var_jax.cli.exit import line_and_code
+from var_jax.cli.exit import report
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
 from var_jax.io import storage_messages
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        if (known := line_and_code(error)) is None:
+        code = report(error)
+        if code is None:
             raise
-        code = _fail(*known)
         if isinstance(error, Preempted):
             _leave_compilations(code)
         return code
@@ -128,8 +128,3 @@ def _prepare_jax():
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla"
     )
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"var-jax: {' '.join(message.split())}", file=sys.stderr)
-    return code

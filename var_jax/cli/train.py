@@ -11,13 +11,12 @@ Elsewhere, add to the I-th of N (counted from 0)
 
 import argparse
 import sys
-import traceback
 
 from etils import epath
 
 from var_jax.cli.args import add_config_argument, read_config
-from var_jax.cli.exit import line_and_code
-from var_jax.errors import Preempted, UserError
+from var_jax.cli.exit import leave_group, line_and_code
+from var_jax.errors import Preempted, RunFailed, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -58,8 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
-    except Exception as error:
-        _note_refusal(line_and_code(error))
+    except Preempted:
+        raise  # on every host alike
+    except BaseException as error:
+        _note_refusal(error)
+        # Not imported yet where the mistake is in the config.
+        multihost = sys.modules.get("var_jax.devices.multihost")
+        if multihost is not None and multihost.is_multiprocess():
+            leave_group(_explained(error))
         raise
 
 
@@ -67,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
     config = read_config(args.config, args.overrides)
     window = _window(args.profile) if args.profile else None
     from var_jax.config import idle_keys
-    from var_jax.devices import multihost, process_group
+    from var_jax.devices import process_group
     from var_jax.train import workdir
 
     idle_keys.refuse_flags(
@@ -84,33 +89,16 @@ def _run(args: argparse.Namespace) -> int:
     import jax
 
     from var_jax.train import messages
-    from var_jax.train.loop import Diverged, train
+    from var_jax.train.loop import train
 
-    try:
-        held_out = train(config, args.workdir, window)
-        if jax.process_index() == 0:
-            print(
-                *messages.closing(config, held_out, args.workdir, args.config, args.overrides),
-                sep="\n",
-                file=sys.stderr,
-            )
-    except Diverged as error:
-        code = _fail(error, 1)
-    except Preempted:
-        raise  # on every host alike
-    except BaseException as error:
-        if not multihost.is_multiprocess():
-            raise
-        code = (
-            _fail(f"{process_group.LOST} ({_cause(error)})", 1)
-            if process_group.is_lost_process(error)
-            else tell(error)
+    held_out = train(config, args.workdir, window)
+    if jax.process_index() == 0:
+        print(
+            *messages.closing(config, held_out, args.workdir, args.config, args.overrides),
+            sep="\n",
+            file=sys.stderr,
         )
-    else:
-        return 0
-    if multihost.is_multiprocess():
-        process_group.leave(code)
-    return code
+    return 0
 
 
 def _window(text: str) -> tuple[int, int]:
@@ -120,28 +108,20 @@ def _window(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
-def tell(error: BaseException) -> int:
-    """As the command line tells an error that ends one process; there is no way back to it from one
-    of several."""
-    if known := line_and_code(error):
-        _note_refusal(known)
-        return _fail(*known)
-    traceback.print_exception(error)
-    return 1
-
-
-def _note_refusal(known: tuple[str, int] | None):
-    """The user's mistake ends the run for good: whoever starts it again is told so."""
+def _note_refusal(error: BaseException):
+    """Leaves the line of a user's mistake for whoever starts the run again: it ends for good."""
+    known = line_and_code(error)
     if known is not None and known[1] == 2:
         from var_jax.train import workdir
 
         workdir.note_refusal(known[0])
 
 
-def _cause(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+def _explained(error: BaseException) -> BaseException:
+    """Returns the error of one process of several, or in its place that another one is gone."""
+    from var_jax.devices import process_group
 
-
-def _fail(message: object, code: int) -> int:
-    print(f"var-jax: {message}", file=sys.stderr, flush=True)
-    return code
+    if not process_group.is_lost_process(error):
+        return error
+    cause = " ".join(str(error).split())[:200]
+    return RunFailed(f"{process_group.LOST} ({cause})")

@@ -1,20 +1,14 @@
 """The multi-scale tokenizer's training (VAR, section 3.2): reconstruction, quantizer, and a
-discriminator beside it.
-
-Gradients with respect to the reconstruction are taken term by term and pulled back through the
-tokenizer once. The adaptive weight needs two of them at the decoder's last kernel besides, which
-cost one small convolution each.
-"""
+discriminator beside it."""
 
 from __future__ import annotations
 
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,88 +19,26 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
 from var_jax.models import flops, init
-from var_jax.models.tokenizer import DROPOUT, Tokenizer
 from var_jax.objectives import adversarial, codebook_start, frozen_networks, reconstruction
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
-from var_jax.objectives.base import (
-    TRAINED,
-    Batch,
-    EvaluationTools,
-    Metrics,
-    Objective,
-    OptimizerSpec,
-    StepVariant,
-    TrainState,
-    first_not_finite,
+from var_jax.objectives.autoencoder_loss import (
+    AutoencoderGradients,
+    AutoencoderLoss,
+    AutoencoderState,
+    AutoencoderVariant,
 )
+from var_jax.objectives.base import EvaluationTools, Objective, first_not_finite
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
-from var_jax.ops import codebook, vq
-from var_jax.ops.resize import resize
+from var_jax.objectives.steps import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
+from var_jax.ops import codebook
 
 if TYPE_CHECKING:
     from etils import epath
     from PIL import Image
 
-# The key of the residual blocks' dropout is the quantizer's with this number folded in.
-BLOCKS = 2**32 - 1
 # The discriminator's key of initialization is the run's with this number folded in.
 DISCRIMINATOR = 2**32 - 1
 DISCRIMINATOR_FIELD = "discriminator"
-LAST_KERNEL = ("decoder", "conv_out", "kernel")
-
-
-@flax.struct.dataclass
-class AutoencoderState(TrainState):
-    """The tokenizer's state.
-
-    Attributes:
-      discriminator: None in a run without one.
-      usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`);
-        None in a run without revival.
-    """
-
-    discriminator: DiscriminatorState | None = None
-    usage: jax.Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoencoderVariant(StepVariant):
-    """What a step of the tokenizer has in it.
-
-    Attributes:
-      adversarial: whether there is a discriminator yet.
-      scales: smaller than the tokenizer's, which progressive training begins with; None for all.
-    """
-
-    adversarial: bool = False
-    scales: Scales | None = None
-
-
-class AutoencoderGradients(NamedTuple):
-    """What a batch gives, averaged over its parts.
-
-    Attributes:
-      params: gradients of the tokenizer.
-      metrics: scalars, and arrays with a row per scale.
-      discriminator: gradients of the discriminator; None before adversarial training.
-      counts: (K, V) uses of the codes.
-      spectral: power iteration's next vectors.
-    """
-
-    params: Any
-    metrics: Metrics
-    discriminator: Any
-    counts: jax.Array
-    spectral: Any
-
-
-class _Forward(NamedTuple):
-    """A forward pass: the reconstruction, the rest of the loss and its parts, and all outputs."""
-
-    reconstruction: jax.Array
-    loss: jax.Array
-    parts: Metrics
-    out: Any
 
 
 class Autoencoder(Objective[NetworkWeights]):
@@ -137,11 +69,11 @@ class Autoencoder(Objective[NetworkWeights]):
         return frozen_networks.load(config)
 
     @classmethod
-    def describe_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
+    def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
         return frozen_networks.load(config, sizes_only=True)
 
     @classmethod
-    def draw_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
+    def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, LossNetworks]:
         return frozen_networks.load(config)
 
     def with_config(self, config: TrainConfig) -> Autoencoder:
@@ -189,44 +121,7 @@ class Autoencoder(Objective[NetworkWeights]):
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, Metrics]:
         """Returns the loss without its adversarial term, which depends on the discriminator."""
-        tokenizer = self._tokenizer(variant or self.last_variant())
-        images = self._images(tokenizer, batch)
-        forward = self._forward(tokenizer, params, images, rng)
-        pixels, metrics = self._image_loss(frozen, forward.reconstruction, images)
-        return pixels + forward.loss, {"loss": pixels + forward.loss, **metrics, **forward.parts}
-
-    def _images(self, tokenizer: TokenizerConfig, batch: Batch) -> jax.Array:
-        images = reconstruction.normalized(batch["image"])
-        return resize(images, tokenizer.image_shape[:2], "area")
-
-    def _forward(
-        self,
-        tokenizer: TokenizerConfig,
-        params: Any,
-        images: jax.Array,
-        rng: jax.Array | None,
-    ) -> _Forward:
-        """Returns the reconstruction, and the quantizer's and the codes' terms of the loss."""
-        model, codes = Tokenizer(tokenizer), self.config.codebook
-        rngs = None if rng is None else {DROPOUT: jax.random.fold_in(rng, BLOCKS)}
-        out = model.apply({"params": params}, images, rng, method="forward", rngs=rngs)
-        parts, loss = {"vq": out.vq_loss}, self.config.loss.vq * out.vq_loss
-        if codes.entropy:
-            parts["entropy"] = codebook.scale_entropy_penalty(
-                model.apply({"params": params}, method="quantizer"),
-                out.searched,
-                codes.entropy_temperature,
-                out.counted,
-            )
-            loss += codes.entropy * parts["entropy"]
-        return _Forward(out.reconstruction, loss, parts, out)
-
-    def _image_loss(
-        self, frozen: NetworkWeights, reconstructions: jax.Array, images: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        terms = reconstruction.image_terms(self.networks, frozen, reconstructions, images)
-        means = {name: jnp.mean(value) for name, value in terms.items()}
-        return reconstruction.weighted_sum(self.config.loss, means), means
+        return self._loss(variant or self.last_variant()).value(params, frozen, batch, rng)
 
     def gradients(
         self,
@@ -239,62 +134,12 @@ class Autoencoder(Objective[NetworkWeights]):
     ) -> tuple[AutoencoderGradients, Any]:
         """Returns a batch's gradients, and vectors that dead codes may be moved onto (None without
         revival)."""
+        loss = self._loss(variant)
+        return loss.gradients(state, frozen, batch, rng, is_adversarial=variant.adversarial)
+
+    def _loss(self, variant: AutoencoderVariant) -> AutoencoderLoss:
         tokenizer = self._tokenizer(variant)
-        images = self._images(tokenizer, batch)
-        dropout_key, adversarial_key, revival_key = jax.random.split(rng, 3)
-
-        # The forward pass, and the gradient of the image terms at the reconstruction
-        def forward(params):
-            result = self._forward(tokenizer, params, images, dropout_key)
-            return (result.reconstruction, result.loss), (result.parts, result.out)
-
-        def image_loss(reconstructions):
-            return self._image_loss(frozen, reconstructions, images)
-
-        (rec, rest), pull_back, (parts, out) = jax.vjp(forward, state.params, has_aux=True)
-        (pixels, means), d_rec = jax.value_and_grad(image_loss, has_aux=True)(rec)
-        total, metrics = pixels + rest, {**means, **parts}
-
-        # The adversarial term's gradient is added there, before both are pulled back at once
-        d_discriminator, spectral = None, None
-        if variant.adversarial:
-
-            def at_last_kernel(cotangent):
-                gradient = pull_back((cotangent, jnp.zeros(())))[0]
-                for name in LAST_KERNEL:
-                    gradient = gradient[name]
-                return gradient
-
-            term = adversarial.adversarial_gradients(
-                self.config,
-                self.discriminator,
-                state.discriminator,
-                frozen,
-                step=state.step,
-                images=images,
-                reconstruction=rec,
-                d_image_loss=d_rec,
-                at_last_kernel=at_last_kernel,
-                key=adversarial_key,
-            )
-            d_discriminator, spectral = term.discriminator, term.spectral
-            total, d_rec = total + term.loss, d_rec + term.d_reconstruction
-            metrics |= term.metrics
-        (d_params,) = pull_back((d_rec, jnp.ones(())))
-
-        # The codes in use, and vectors that dead ones may be moved onto
-        counts = vq.code_counts(tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted)
-        vectors = None
-        if self.config.revives:
-            number = -(-tokenizer.vocab_size // self.config.microbatches)
-            scale_weights = codebook.needs(state.usage)[: len(tokenizer.scales)]
-            vectors = codebook.candidates(
-                out.searched, revival_key, number, tokenizer.scales, out.counted, scale_weights
-            )
-        gradients = AutoencoderGradients(
-            d_params, {"loss": total, **metrics}, d_discriminator, counts, spectral
-        )
-        return gradients, vectors
+        return AutoencoderLoss(self.config, tokenizer, self.networks, self.discriminator)
 
     def finish_step(
         self,

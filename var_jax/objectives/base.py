@@ -8,11 +8,9 @@ a class here that says what is special about it, and an entry in `registry.OBJEC
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import flax.struct
 import jax
 import numpy as np
 import optax
@@ -20,68 +18,23 @@ from jax.sharding import NamedSharding
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.config.train import OptimizerConfig, TrainConfig
+from var_jax.config.train import TrainConfig
+from var_jax.objectives.steps import (
+    TRAINED,
+    Batch,
+    Gradients,
+    Metrics,
+    NoFrozen,
+    OptimizerSpec,
+    StepVariant,
+    TrainState,
+)
 
 if TYPE_CHECKING:  # measurements of time run without the libraries that read files and draw
     from etils import epath
     from PIL import Image
 
-Batch = Mapping[str, jax.Array]
-Metrics = dict[str, jax.Array]
-TRAINED = "params"  # the key of the trained model's optimizer
-
 Frozen = TypeVar("Frozen")  # a pytree of weights that are not trained
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What a step turns over, and what a checkpoint holds.
-
-    Attributes:
-      step: steps done, int32.
-      params: of the trained model.
-      ema: their running average, or None.
-      opt_state: optax's.
-    """
-
-    step: jax.Array
-    params: Any
-    ema: Any
-    opt_state: Any
-
-
-class NoFrozen(NamedTuple):
-    """The frozen weights of an objective that has none."""
-
-
-class OptimizerSpec(NamedTuple):
-    """How one network of an objective is optimized.
-
-    Attributes:
-      first_step: steps of the run before the network's first one, where its schedules begin.
-      not_decayed: names of parameters that weight decay leaves alone, besides those that it always
-        does.
-    """
-
-    config: OptimizerConfig
-    first_step: int = 0
-    not_decayed: frozenset[str] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True)
-class StepVariant:
-    """What a step computes, where that changes during a run; here it never does.
-
-    It is a function of the step's number alone. Each variant is compiled when a run first comes to
-    it.
-    """
-
-
-class Gradients(NamedTuple):
-    """Gradients of the parameters, and metrics, as means over a batch."""
-
-    params: Any
-    metrics: Metrics
 
 
 class EvaluationTools(Protocol):
@@ -147,15 +100,15 @@ class Objective(abc.ABC, Generic[Frozen]):
         return config, NoFrozen()
 
     @classmethod
-    def describe_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
+    def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
         """Returns what `load_frozen` does with shapes in place of values: programs are compiled for
         them and not run, and no file is needed."""
         return config, NoFrozen()
 
     @classmethod
-    def draw_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
+    def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
         """Returns what `load_frozen` does with arbitrary values, for measurements of time."""
-        return cls.describe_frozen(config)
+        return cls.frozen_shapes(config)
 
     def with_config(self, config: TrainConfig) -> Objective[Frozen]:
         """Returns the same objective, with the same frozen weights, for another run."""

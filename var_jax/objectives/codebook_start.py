@@ -1,5 +1,5 @@
-"""Codes that do not start as the model initializes them, once, at the first step of a run from fresh
-parameters: mostly where the encoder's features are."""
+"""The first codes of a run from fresh parameters, where they are not as the model initializes them:
+mostly they are placed where the encoder's features are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from var_jax.config.train import TrainConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import reconstruction
-from var_jax.objectives.base import Batch
+from var_jax.objectives.steps import Batch
 from var_jax.ops import codebook, vq
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What all class-conditional models of a frozen tokenizer's latents have in common as objectives."""
+"""What all class-conditional models of a frozen tokenizer have in common as objectives."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return config.with_tokenizer(tokenizer), frozen
 
     @classmethod
-    def describe_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenTokenizer]:
+    def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenTokenizer]:
         return config, FrozenTokenizer(init.param_shapes(config.tokenizer))
 
     @classmethod
-    def draw_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenTokenizer]:
+    def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenTokenizer]:
         return config, FrozenTokenizer(init.fresh_params(config.tokenizer, jax.random.key(0)))
 
     @property

@@ -16,9 +16,10 @@ from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.objectives import token_losses
-from var_jax.objectives.base import Batch, EvaluationTools, Metrics, StepVariant
+from var_jax.objectives.base import EvaluationTools
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
+from var_jax.objectives.steps import Batch, Metrics, StepVariant
 from var_jax.sampling import sampler
 
 if TYPE_CHECKING:
@@ -109,12 +110,12 @@ class NextScale(LatentObjective):
         transformer = Transformer(self.model)
         logits = transformer.apply({"params": params}, inputs, batch["label"], rng)
         losses = token_losses.cross_entropy(logits, tokens, self.config.loss.label_smoothing)
-        metrics = token_losses.token_metrics(scales, logits, tokens)
         if variant.num_scales is None:
             loss = jnp.mean(losses)
         else:
             loss = jnp.mean(losses @ self._token_weights(variant, scales, step))
-            # The last scale of these is not the last of all.
+        metrics = token_losses.token_metrics(scales, logits, tokens)
+        if variant.num_scales is not None:  # the last scale of these is not the last of all
             metrics = {name: x for name, x in metrics.items() if not name.endswith("_last")}
         return loss, {"loss": loss, **metrics}
 

@@ -16,8 +16,9 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.config.train import LossConfig, TrainConfig
 from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives.base import Batch, EvaluationTools, Metrics
+from var_jax.objectives.base import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
+from var_jax.objectives.steps import Batch, Metrics
 from var_jax.ops import codebook, vq
 from var_jax.ops.normalize import normalize_images
 
@@ -76,11 +77,9 @@ def held_out_metrics(
     by_image["vq"] = jax.vmap(lambda f, t: vq.vq_loss(f, t, tokenizer.vq_beta))(feature, f_hats)
     by_image["loss"] = weighted_sum(config.loss, by_image)
     by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
+    sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
     counts = vq.code_counts(tokenizer.scales, tokens, tokenizer.vocab_size, batch["mask"][:, None])
-    return {
-        **{name: jnp.sum(weights * value) for name, value in by_image.items()},
-        "code_counts": counts,
-    }
+    return {**sums, "code_counts": counts}
 
 
 def normalized(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:

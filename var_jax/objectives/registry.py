@@ -27,7 +27,7 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
     return OBJECTIVES[config.stage]
 
 
-def described(config: TrainConfig) -> Objective[Any]:
+def with_frozen_shapes(config: TrainConfig) -> Objective[Any]:
     """Returns a run's objective with shapes in place of frozen weights, for programs that are
     compiled and not run.
 
@@ -35,14 +35,14 @@ def described(config: TrainConfig) -> Objective[Any]:
       UserError: the config names a file that is missing or of another network.
     """
     objective = find(config)
-    return objective(*objective.describe_frozen(config))
+    return objective(*objective.frozen_shapes(config))
 
 
-def drawn(config: TrainConfig) -> Objective[Any]:
+def with_random_frozen(config: TrainConfig) -> Objective[Any]:
     """Returns a run's objective with arbitrary frozen weights, for measurements of time.
 
     Raises:
-      UserError: as `described`.
+      UserError: as `with_frozen_shapes`.
     """
     objective = find(config)
-    return objective(*objective.draw_frozen(config))
+    return objective(*objective.random_frozen(config))

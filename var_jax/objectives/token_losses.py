@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from var_jax.config.scales import Scales
-from var_jax.objectives.base import Metrics
+from var_jax.objectives.steps import Metrics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

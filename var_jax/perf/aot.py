@@ -46,7 +46,7 @@ def train(objective: Objective[Any], where: Slice) -> Step:
 
     A transformer's takes tokens (the tokenizer's encoding is a program of its own); a tokenizer's
     has its discriminator and the frozen networks of its losses. Values of frozen weights are not
-    needed (`registry.described`).
+    needed (`registry.with_frozen_shapes`).
 
     Raises:
       UserError: the mesh does not divide the model or the batch.

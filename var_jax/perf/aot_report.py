@@ -38,7 +38,7 @@ def report(
     Raises:
       UserError: the mesh does not divide the model or the batch, or the stage has no such step.
     """
-    objective = registry.described(config)
+    objective = registry.with_frozen_shapes(config)
     is_training = what == "train"
     step = aot.train(objective, where) if is_training else aot.sample(objective, where, images)
     found: dict[str, Any] = {

@@ -98,7 +98,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
     """
     batch = batch or config.batch_size
     idle_keys.refuse(config)
-    objective = registry.drawn(dataclasses.replace(config, batch_size=batch))
+    objective = registry.with_random_frozen(dataclasses.replace(config, batch_size=batch))
     mesh = mesh_choice.choose(objective, name="the batch").mesh
     with jax.set_mesh(mesh):
         step = _TrainStep(objective, mesh)
@@ -141,7 +141,7 @@ def tokens(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> d
 
     _require_generator(config)
     config = dataclasses.replace(config, batch_size=batch or config.batch_size)
-    objective = registry.drawn(config)
+    objective = registry.with_random_frozen(config)
     frozen = objective.frozen.params
     mesh = mesh_choice.choose(objective).mesh
     with tempfile.TemporaryDirectory() as directory:

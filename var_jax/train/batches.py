@@ -34,8 +34,8 @@ class Inputs:
     Args:
       frozen: the objective's frozen weights that its steps use, on the devices.
       rows: how a batch lies over the devices; a process loads what its own devices hold.
-      kept: the `identity` that the run's workdir keeps, whose order of classes an image folder then
-        has.
+      earlier_identity: the `identity` that the run's workdir keeps, whose order of classes an
+        image folder then has.
     Attributes:
       class_names: by label.
       class_counts: training images of each class, where the data set tells; else empty.
@@ -51,7 +51,7 @@ class Inputs:
         objective: Objective[Frozen],
         frozen: Frozen,
         rows: NamedSharding,
-        kept: Mapping[str, Any] | None = None,
+        earlier_identity: Mapping[str, Any] | None = None,
     ):
         config = objective.config
         self._config, self._rows = config, rows
@@ -73,14 +73,14 @@ class Inputs:
             noted = self._cache.manifest.data_fingerprint
             self._cache.check(data, config.tokenizer, _tokenizer_fingerprint(objective))
             self.class_names, self.class_counts = self._cache.class_names, ()
-            counts, told = self._cache.counts, {"fingerprint": noted} if noted else {}
+            counts, fingerprint = self._cache.counts, {"fingerprint": noted} if noted else {}
             sizes = {
                 name: counts[role]
                 for name, role in (("train", "train"), ("held_out", "test"))
                 if role in counts
             }
         else:
-            names = (kept or {}).get("class_names")
+            names = (earlier_identity or {}).get("class_names")
             order = (
                 [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
             )
@@ -92,10 +92,11 @@ class Inputs:
             )
             self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
-            told = {"fingerprint": self._train.fingerprint}
+            fingerprint = {"fingerprint": self._train.fingerprint}
         # A cache may lack the split; room in shared memory is asked for before any worker fills it.
         self._held_out = None if data.tokens_dir and "held_out" not in sizes else self._passes()
-        self.identity = {"name": data.name, "class_names": list(self.class_names), **sizes, **told}
+        names = list(self.class_names)
+        self.identity = {"name": data.name, "class_names": names, **sizes, **fingerprint}
 
     def require_same_on_hosts(self):
         """Compares the data of all processes with process 0's, and the images that those of a token
@@ -145,8 +146,8 @@ class Inputs:
           of classes."""
         if changed := _changes(read_kept(directory) or {}, self.identity):
             raise UserError(
-                f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back as they "
-                "were, or give another --workdir"
+                f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back "
+                "as they were, or give another --workdir"
             )
 
     def note(self, directory: epath.Path):
@@ -225,8 +226,8 @@ class Inputs:
 
         def spread(values: np.ndarray) -> jax.Array:
             def rows_of(index: tuple[slice, ...]) -> np.ndarray:
-                # A device's rows are neighbors in the batch, and so among those that this process
-                # holds: a view.
+                # The rows of one device are neighbors in the batch, and so among those that this
+                # process holds: a view.
                 start, stop, _ = index[0].indices(size)
                 first = int(np.searchsorted(self._held, start))
                 return values[first : first + stop - start]
@@ -303,8 +304,8 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
         and now["fingerprint"] == was["fingerprint"] + sources.NEWLY_DECODED
     ):
         return [
-            "the same files, some of which an earlier version decoded without their transparency or EXIF "
-            "orientation"
+            "the same files, and an earlier version decoded some of them without their transparency "
+            "or EXIF orientation"
         ]
     if not changed and "fingerprint" in differ:
         changed.append(

@@ -1,5 +1,6 @@
 """Held-out metrics and sample pictures during training."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -9,7 +10,8 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from var_jax.devices.preemption import Preemption
-from var_jax.objectives.base import Batch, Objective
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import Batch
 from var_jax.train import step
 from var_jax.train.batches import Inputs
 
@@ -24,8 +26,8 @@ class Evaluator(Generic[Frozen]):
     Args:
       frozen: the frozen weights that the steps use, on the devices.
       replicated: how results lie, so that every host can read them.
-      preemption: ends every method with `StopRequested` when a host is told to stop: between batches, and
-        while a program is compiled. None in a process that nobody tells.
+      preemption: ends every method with `StopRequested` when a host is asked to stop: between
+        batches, and while a program is compiled. None in a process that nobody asks.
     """
 
     def __init__(
@@ -48,8 +50,8 @@ class Evaluator(Generic[Frozen]):
         sums: dict[str, Any] | None = None
         for batch in self._data.held_out():
             arguments = params, self._data.on_devices(batch), self._frozen
-            program = self.compiled("step", lambda: self._step.lower(*arguments))  # noqa: B023 - called at once
-            parts = jax.tree.map(np.asarray, program(*arguments))
+            lower = functools.partial(self._step.lower, *arguments)
+            parts = jax.tree.map(np.asarray, self.compiled("step", lower)(*arguments))
             if self._preemption is not None:
                 self._preemption.check()
             sums = parts if sums is None else jax.tree.map(np.add, sums, parts)

@@ -19,10 +19,11 @@ from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost, sharding
 from var_jax.devices.preemption import Preemption, StopRequested
-from var_jax.errors import Preempted
+from var_jax.errors import Preempted, RunFailed
 from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives.base import Objective, TrainState
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import TrainState
 from var_jax.train import (
     data_report,
     evaluation,
@@ -42,7 +43,7 @@ from var_jax.train.throughput import Profile, Throughput
 UNREAD_STEPS = 1  # dispatched while the one before is still running
 
 
-class Diverged(RuntimeError):
+class Diverged(RunFailed):
     """The loss or gradient of a step is not finite; the message names the step and the last good
     checkpoint."""
 
@@ -127,8 +128,8 @@ def _train(
         held_out: dict[str, Any] = {}
 
         def read(left: int) -> bool:
-            """Waits for all steps dispatched but the last `left`, and logs them; whether any host
-            was told to stop.
+            """Waits for all steps dispatched but the last `left`, logs them, and returns whether any
+            host was asked to stop.
 
             Raises:
               Diverged: a loss or gradient is not finite.
@@ -139,12 +140,13 @@ def _train(
                 if wrong := objective.not_finite(metrics):
                     checkpoints.wait()
                     saved = checkpoints.latest_step()
-                    kept = (
+                    name, value = wrong
+                    last_good = (
                         "there is no checkpoint yet"
                         if saved is None
                         else f"the last checkpoint is of step {saved}"
                     )
-                    raise Diverged(f"{wrong[0]} of step {number} is {wrong[1]}; {kept}")
+                    raise Diverged(f"{name} of step {number} is {value}; {last_good}")
                 stop |= bool(vote)
                 writer.advance(number, float(metrics["loss"]))
                 if number % config.log_every == 0 or number == config.steps:
@@ -154,7 +156,7 @@ def _train(
                     writer.progress(number, float(values["loss"]), rates["images_per_s"])
             return stop
 
-        def save(number: int, to_evaluate: bool):
+        def save(number: int, *, to_evaluate: bool):
             writer.flush()
             checkpoints.save(number, run, {"config": plain(config), "evaluated": not to_evaluate})
 
@@ -166,9 +168,11 @@ def _train(
                 "the same command goes on"
             )
 
-        def evaluate(number: int, saved: bool) -> dict[str, Any]:
-            """The held-out metrics of a state. A resumed run makes up what a stop or a kill cut
-            off."""
+        def evaluate(number: int, *, saved: bool) -> dict[str, Any]:
+            """Returns the held-out metrics of the state, which is logged and shown.
+
+            A resumed run makes up for an evaluation that a stop or a kill cut off.
+            """
             try:
                 writer.evaluating(number)
                 with throughput.paused():
@@ -203,15 +207,14 @@ def _train(
                     read(left=0)
                 # Saved first: there may be no time for more, and none for an evaluation
                 if to_save or stop:
-                    save(number, to_evaluate)
+                    save(number, to_evaluate=to_evaluate)
                 if stop:
                     stop_after(number)
                 if to_evaluate:
                     held_out = evaluate(number, saved=to_save)
             checkpoints.wait()
-            if (
-                not held_out
-            ):  # every step was done before: what the caller asks for is still the last evaluation
+            # Every step was done before: what the caller asks for is still the last evaluation.
+            if not held_out:
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
         except StopRequested:

@@ -87,8 +87,9 @@ def choose(
     if best.undivided and jax.process_index() == 0:
         largest = sorted(best.undivided, key=lambda name: -best.undivided[name])[:LARGEST_SHOWN]
         log.warning(
-            "the mesh data=%d, model=%d does not divide %d of the parameters; they are replicated, which takes "
-            "%s bytes per device beyond an even share (with moments and average); the largest: %s",
+            "the mesh data=%d, model=%d does not divide %d of the parameters; they are "
+            "replicated, which takes %s bytes per device beyond an even share (with moments and "
+            "average); the largest: %s",
             mesh.shape["data"],
             mesh.shape["model"],
             len(best.undivided),
@@ -137,7 +138,7 @@ def _best(
     holds least per device. For sampling it is the one of the smallest model axis.
     """
     reason: UserError | None = None
-    found: list[tuple[Candidate, Mesh]] = []
+    usable: list[tuple[Candidate, Mesh]] = []
     rows = batch.images // batch.parts
     candidates = _candidates(objective, config, len(devices), boxed, rows, sampling=sampling)
     for candidate in candidates:
@@ -147,12 +148,12 @@ def _best(
             reason = reason or error
             continue
         if batch.images % (mesh.shape["data"] * batch.parts) == 0:
-            found.append((candidate, mesh))
-    if not found and reason:
+            usable.append((candidate, mesh))
+    if not usable and reason:
         raise reason
     if objective.batch_over_model_axis or any(not candidate.idle for candidate in candidates):
-        found = [one for one in found if not one[0].idle or _is_given(config)]
-    if not found:
+        usable = [one for one in usable if not one[0].idle or _is_given(config)]
+    if not usable:
         _refuse_batch(
             [axis_sizes(one.config, len(devices)) for one in candidates if not one.idle]
             or [axis_sizes(candidates[0].config, len(devices))],
@@ -160,12 +161,12 @@ def _best(
             over_both=objective.batch_over_model_axis and not _is_given(config),
         )
     if sampling:
-        return found[0]
-    spread = [one for one in found if one[0].whole_share <= config.replicated_share]
+        return usable[0]
+    spread = [one for one in usable if one[0].whole_share <= config.replicated_share]
     divided = [one for one in spread if not one[0].undivided]
     if divided or spread:
         return (divided or spread)[0]
-    return min(found, key=lambda one: one[0].held_bytes)
+    return min(usable, key=lambda one: one[0].held_bytes)
 
 
 def _candidates(
@@ -183,12 +184,12 @@ def _candidates(
         if _is_given(config)
         else [dataclasses.replace(config, model=model) for model in _model_sizes(config, devices)]
     )
-    found = []
+    candidates = []
     for mesh in meshes:
         data, model = axis_sizes(mesh, devices)
         sizes = {"data": 1 if sampling else data, "model": model}
         undivided = sharding.undivided_parameters(boxed, sizes)
-        found.append(
+        candidates.append(
             Candidate(
                 mesh,
                 undivided,
@@ -197,7 +198,7 @@ def _candidates(
                 objective.model_axis_is_idle(data, model, rows),
             )
         )
-    return found
+    return candidates
 
 
 def _model_sizes(mesh: MeshConfig, devices: int) -> list[int]:

@@ -84,4 +84,5 @@ def _devices() -> str:
 def _passes(config: TrainConfig, identity: Mapping[str, Any]) -> str:
     if not identity.get("train"):
         return ""
-    return f" ({config.steps * config.batch_size / identity['train']:.3g} passes over the training images)"
+    passes = config.steps * config.batch_size / identity["train"]
+    return f" ({passes:.3g} passes over the training images)"

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from var_jax.config.train import OptimizerConfig, TrainConfig
-from var_jax.objectives.base import TRAINED, Objective, OptimizerSpec
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import TRAINED, OptimizerSpec
 
 LIN0_CONSTANT = 0.05
 
@@ -63,7 +64,7 @@ def make_optimizer(
 
     Args:
       steps: length of the whole run, at whose last step the schedules reach their final values.
-      batch_size: images a step over all devices, which scales the learning rate.
+      batch_size: images per step over all devices, which scales the learning rate.
       not_decayed: names of parameters that weight decay leaves alone, besides those that it always
         does.
     """

@@ -13,7 +13,8 @@ from var_jax.config.strict import differences
 from var_jax.errors import UserError
 from var_jax.io import finite, model_directory
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.objectives.base import Objective, TrainState
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import TrainState
 from var_jax.train import hosts
 from var_jax.train.program import Program
 

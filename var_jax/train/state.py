@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.devices import sharding
-from var_jax.objectives.base import TRAINED, Objective, TrainState
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import TRAINED, TrainState
 
 
 class StateFactory:

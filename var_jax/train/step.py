@@ -12,7 +12,8 @@ import optax
 
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
-from var_jax.objectives.base import TRAINED, Batch, Metrics, Objective, StepVariant, TrainState
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import TRAINED, Batch, Metrics, StepVariant, TrainState
 
 Frozen = TypeVar("Frozen")
 
@@ -38,11 +39,11 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradients_of = functools.partial(objective.gradients, state, frozen, variant=variant)
         gradients, rows = _mean_gradients(gradients_of, batch, rng, config.microbatches)
+        updated = update(config, optimizers[TRAINED], state, gradients.params)
         metrics = {
             **gradients.metrics,
             "grad_norm": optax.tree_utils.tree_norm(gradients.params),
         }
-        updated = update(config, optimizers[TRAINED], state, gradients.params)
         return objective.finish_step(updated, gradients, rows, metrics, optimizers)
 
     return train_step
@@ -89,8 +90,8 @@ def _mean_gradients(
     rng: jax.Array,
     parts: int,
 ) -> tuple[Any, Any]:
-    """Returns what `gradients` (rows, rng) gives, over equal parts of the batch of which one is in
-    memory at a time: the mean of its first result, and all rows of its second."""
+    """Returns what `gradients` (rows, rng) gives: the mean of its first result, and all rows of its
+    second, over equal parts of the batch, one in memory at a time."""
     if parts == 1:
         return gradients(batch, rng)
 

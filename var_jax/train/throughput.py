@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 
 from var_jax.devices import chips
-from var_jax.objectives.base import Objective, StepVariant
+from var_jax.objectives.base import Objective
+from var_jax.objectives.steps import StepVariant
 
 log = logging.getLogger(__name__)
 

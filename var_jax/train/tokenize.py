@@ -1,27 +1,20 @@
-"""Writes token caches (`data.tokens`): every image is encoded once a view instead of once an epoch.
+"""Writes token caches (`data.token_cache`), so that each image is encoded once per view and not once
+per epoch.
 
-Which image lies in which shard is a function of the settings alone, and a host writes every
-`shard_count`-th shard from its own place on. A shard is done when a small JSON file beside it says
-so, which is written after it; whoever finds the last one done completes the manifest. So hosts need
-not wait for each other, nor a resumed run have as many.
+A host writes every `shard_count`-th shard from its own place on (`train.token_shards`).
 """
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import logging
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
 import numpy as np
-from array_record.python import array_record_module
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
@@ -35,32 +28,20 @@ from var_jax.data import (
     readahead,
     sources,
     streams,
-    token_cache,
     token_manifest,
     transforms,
 )
 from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
-from var_jax.errors import UserError
-from var_jax.io import atomic, model_directory
+from var_jax.io import model_directory
 from var_jax.models.encode import encode_pixels
+from var_jax.train import token_shards
 
 SHARD_IMAGES = 16384
 BATCH_PIXELS = 2**20  # of the default batch of one device: 16 images of 256 x 256
 MAX_BATCH = 128
 
 log = logging.getLogger(__name__)
-
-
-class Part(NamedTuple):
-    """A shard to be: its role and file name, its view, and the images start to stop of the
-    split."""
-
-    role: str
-    name: str
-    view: int
-    start: int
-    stop: int
 
 
 def tokenize(
@@ -82,9 +63,9 @@ def tokenize(
       model: model directory of the tokenizer.
       views: passes over the training split, each with random crops of its own; without crops there
         is but one.
-      roles: "train" (`data.train_split`) and "test" (`data.eval_split`, one view, centre crops).
-      batch: images a device encodes at once; by default by their size.
-      shard_images: images a file.
+      roles: "train" (`data.train_split`) and "test" (`data.eval_split`, one view, center crops).
+      batch: images that a device encodes at once; by default by their size.
+      shard_images: images per file.
       shard_index: this host's number; by default JAX's process index.
       shard_count: the number of hosts; by default JAX's process count.
     Returns:
@@ -128,15 +109,18 @@ def tokenize(
         lambda first, mine: differences(mine, first),
         "give every host the same command, tokenizer and images",
     )
-    manifest = _claim(directory, manifest, host[0] == 0)
+    manifest = token_shards.claim(directory, manifest, host[0] == 0)
     if host[0] == 0 and not (directory / "tokenizer" / "model.json").exists():
         model_directory.save(
             directory / "tokenizer", ModelConfig(loaded.tokenizer), {"tokenizer": params}
         )
 
-    parts = {role: _parts(role, getattr(manifest, role), shard_images) for role in roles}
+    parts = {
+        role: token_shards.parts_of_split(role, getattr(manifest, role), shard_images)
+        for role in roles
+    }
     mine = [part for role in roles for part in parts[role]][host[0] :: host[1]]
-    todo = [part for part in mine if _done(directory, manifest, part) is None]
+    todo = [part for part in mine if token_shards.finished_shard(directory, manifest, part) is None]
     encode, devices = _encoder(config, params)
     largest = max(part.stop - part.start for role in roles for part in parts[role])
     fitting = np.clip(
@@ -144,12 +128,12 @@ def tokenize(
     )
     batch = devices * (batch or int(fitting))
     plan = readahead.plan(batch, math.prod(shape), config.data.workers, processes)
-    images, kept = (
+    images, finished = (
         sum(part.stop - part.start for part in some) for some in (mine, set(mine) - set(todo))
     )
     with tqdm(
         total=images,
-        initial=kept,
+        initial=finished,
         unit=" images",
         disable=host[0] != 0,
         smoothing=0.05,
@@ -160,10 +144,11 @@ def tokenize(
             fitted = loader.FittedSplit(
                 splits[role], shape, config.data.resize, max(1, config.data.workers)
             )
-            load = _Load(fitted, shape, config.seed if role == "train" else None, config.data.flip)
+            seed = config.seed if role == "train" else None
+            load = _Load(fitted, shape, seed, flip=config.data.flip)
             for part, records in _encoded(rows, load, encode, batch, config, bar.update, plan=plan):
-                _write(directory, manifest, part, records)
-    return _complete(directory, manifest, parts)
+                token_shards.write(directory, manifest, part, records)
+    return token_shards.complete(directory, manifest, parts)
 
 
 def _manifest(
@@ -198,72 +183,6 @@ def _manifest(
     )
 
 
-def _claim(
-    directory: epath.Path, manifest: token_manifest.Manifest, first_host: bool
-) -> token_manifest.Manifest:
-    """The manifest with what the directory held of the same settings; host 0 writes it before any
-    shard is.
-
-    Raises:
-      UserError: the directory holds a model, or another cache, or cannot be written.
-    """
-    for name in ("model.json", "config.json"):
-        if (directory / name).exists():
-            raise UserError(f"{directory} holds a model; give another --out")
-    if (directory / "manifest.json").exists():
-        before = token_manifest.read_manifest(directory)
-        if not before.data_fingerprint:
-            if first_host:
-                log.warning(token_cache.UNKNOWN_IMAGES, directory)
-            manifest = dataclasses.replace(manifest, data_fingerprint="")
-        theirs, ours = before.settings, manifest.settings
-        for role in token_manifest.ROLES:
-            old, new = getattr(before, role), getattr(manifest, role)
-            if new is None:
-                manifest = dataclasses.replace(manifest, **{role: old})
-            elif old is not None:
-                theirs[role], ours[role] = (
-                    plain(dataclasses.replace(info, shards=())) for info in (old, new)
-                )
-        if different := differences(ours, theirs):
-            raise _another(directory, different)
-    elif first_host:  # without a manifest, nobody can say whose tokenizer it would be
-        (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
-    if first_host:
-        try:
-            for role in token_manifest.ROLES:
-                (directory / role).mkdir(parents=True, exist_ok=True)
-            atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
-        except OSError as error:
-            raise UserError(
-                f"cannot write the token cache {directory}: {error.strerror or error}"
-            ) from error
-    return manifest
-
-
-def _another(directory: epath.Path, different: list[str]) -> UserError:
-    changed = any(text.startswith("data_fingerprint:") for text in different)
-    why = " (its images changed since it was written)" if changed else ""
-    return UserError(
-        f"{directory} holds another cache: {'; '.join(different)}{why}; give another --out"
-    )
-
-
-def _parts(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
-    count = math.ceil(info.images / shard_images)
-    return [
-        Part(
-            role,
-            f"view{view:02d}-{k:05d}-of-{count:05d}.array_record",
-            view,
-            k * shard_images,
-            min((k + 1) * shard_images, info.images),
-        )
-        for view in range(info.views)
-        for k in range(count)
-    ]
-
-
 def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
     """(uint8 images -> tokens over this host's devices, their number); other hosts have no part in
     it."""
@@ -296,6 +215,7 @@ class _Load(grain.transforms.Map):
         fitted: loader.FittedSplit,
         image_shape: tuple[int, int, int],
         seed: int | None,
+        *,
         flip: bool,
     ):
         self._fitted, self._image_shape, self._seed, self._flip = fitted, image_shape, seed, flip
@@ -314,7 +234,7 @@ class _Load(grain.transforms.Map):
 
 
 def _encoded(
-    parts: list[Part],
+    parts: list[token_shards.Part],
     load: _Load,
     encode: Callable,
     batch: int,
@@ -322,7 +242,7 @@ def _encoded(
     progress: Callable[[int], Any],
     *,
     plan: readahead.Plan,
-) -> Iterator[tuple[Part, list[bytes]]]:
+) -> Iterator[tuple[token_shards.Part, list[bytes]]]:
     """Each part with its records. One stream of batches over all of them, each part padded to whole
     batches, so that its records do not depend on what else is to be done; a batch is encoded while
     the one before it is packed."""
@@ -346,127 +266,11 @@ def _encoded(
     for part in parts:
         length, records = part.stop - part.start, []
         while len(records) < length:
-            labels, found = next(results)
+            labels, tokens = next(results)
             count = min(length - len(records), batch)
             records += [
                 token_manifest.record(label, row, config.tokenizer.vocab_size)
-                for label, row in zip(labels[:count], np.asarray(found)[:count], strict=True)
+                for label, row in zip(labels[:count], np.asarray(tokens)[:count], strict=True)
             ]
             progress(count)
         yield part, records
-
-
-def _stamp(
-    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
-) -> tuple[epath.Path, dict[str, Any]]:
-    """Where it is said that a part is done, and of what: a stamp of other settings does not
-    count."""
-    path = directory / part.role
-    about = {
-        **manifest.settings,
-        "split": plain(dataclasses.replace(getattr(manifest, part.role), shards=())),
-        "part": part,
-    }
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    return path / f"{part.name}.json", {"settings": digest}
-
-
-def _write(
-    directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]
-):
-    path, stamp = _stamp(directory, manifest, part)
-    try:
-        # array_record writes to a local file only, and the directory may be a bucket.
-        with tempfile.TemporaryDirectory() as local:
-            file = epath.Path(local) / part.name
-            writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
-            for one in records:
-                writer.write(one)
-            writer.close()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            size = file.stat().length
-            # Under another name until it is whole: another process may be at the same shard.
-            temporary = atomic.temporary_name(path.parent / part.name)
-            try:
-                file.copy(temporary, overwrite=True)
-                temporary.replace(path.parent / part.name)
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-        atomic.write(path, json.dumps({**stamp, "bytes": size}))
-    except OSError as error:
-        if _done(directory, manifest, part) is not None:
-            return  # another process was first, and has cleared up
-        raise UserError(
-            f"cannot write the token cache {directory}: {error.strerror or error}"
-        ) from error
-
-
-def _done(
-    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
-) -> token_manifest.Shard | None:
-    """The shard, when it is on the disk as it was written."""
-    path, stamp = _stamp(directory, manifest, part)
-    shard = path.parent / part.name
-    try:
-        found = json.loads(path.read_text())
-        if found == {**stamp, "bytes": shard.stat().length}:
-            return token_manifest.Shard(part.name, part.stop - part.start, found["bytes"])
-    except (OSError, ValueError):  # missing, or cut off by a kill
-        pass
-    return None
-
-
-def _complete(
-    directory: epath.Path, manifest: token_manifest.Manifest, parts: dict[str, list[Part]]
-) -> token_manifest.Manifest:
-    """The manifest with the shards of every role whose last one is done, written where there is
-    such a role.
-
-    Hosts that finish at the same time each write it. One that still missed another's last shard
-    looks again after it has written, so that the last one to write has seen all of them.
-    """
-    written: set[str] = set()
-    while True:
-        shards = {
-            role: [_done(directory, manifest, part) for part in some]
-            for role, some in parts.items()
-        }
-        complete = {role for role, some in shards.items() if all(some)}
-        if complete == written:
-            return manifest
-        manifest = _with_roles_of(directory, manifest, set(token_manifest.ROLES) - set(parts))
-        infos = {
-            role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards[role]))
-            for role in complete
-        }
-        manifest, written = dataclasses.replace(manifest, **infos), complete
-        try:
-            atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
-            for role in complete:  # what killed processes left
-                for leftover in (directory / role).glob("*.tmp"):
-                    leftover.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write the token cache {directory}: {error.strerror or error}"
-            ) from error
-
-
-def _with_roles_of(
-    directory: epath.Path, manifest: token_manifest.Manifest, others: set[str]
-) -> token_manifest.Manifest:
-    """The manifest with some roles as they lie in the directory: another process may have written
-    them meanwhile.
-
-    Raises:
-      UserError: the directory holds another cache by now.
-    """
-    now = (
-        token_manifest.read_manifest(directory)
-        if (directory / "manifest.json").exists()
-        else manifest
-    )
-    if different := differences(manifest.settings, now.settings):
-        raise _another(directory, different)
-    return dataclasses.replace(manifest, **{role: getattr(now, role) for role in others})

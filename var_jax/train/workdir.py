@@ -69,11 +69,13 @@ def require_newest_start():
         )
         if own.name not in starts:
             raise UserError(
-                f"this start's file {own} is gone, so it ends and leaves the run alone; start it again"
+                f"this start's file {own} is gone, so it ends and leaves the run alone; start it "
+                "again"
             )
         if (newest := max(starts)) != own.name:
             raise UserError(
-                f"this start {own} was given up for {newest}, so it ends and leaves the run to that one"
+                f"this start {own} was given up for {newest}, so it ends and leaves the run to "
+                "that one"
             )
 
 
@@ -97,12 +99,11 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
     require_newest_start()
     path = directory / "config.json"
     if path.exists():
-        theirs = build(
-            TrainConfig, model_directory.read_json(path), str(path)
-        )  # keys it does not have yet: defaults
+        # Keys that the file does not have yet have their defaults.
+        earlier = build(TrainConfig, model_directory.read_json(path), str(path))
         # Keys of the other stage, which runs could hold before they were refused, make no other
         # run.
-        runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, theirs)]
+        runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, earlier)]
         resumable = RESUMABLE + ("data.source_dir",) * _keeps_content(directory)
         other = [d for d in differences(*runs) if not d.startswith(resumable)]
         if other:
@@ -216,15 +217,13 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
-        except (
-            importlib.metadata.PackageNotFoundError
-        ):  # run from a source tree that is not installed
-            found[name] = "unknown"
-    return found
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a source tree that is not installed
+            versions[name] = "unknown"
+    return versions
 
 
 def _git() -> dict[str, Any] | None:

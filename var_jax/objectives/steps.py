@@ -1,0 +1,67 @@
+"""What a training step takes and gives: batches, states, gradients, and how they change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+
+from var_jax.config.train import OptimizerConfig
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+TRAINED = "params"  # the key of the trained model's optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step turns over, and what a checkpoint holds.
+
+    Attributes:
+      step: steps done, int32.
+      params: of the trained model.
+      ema: their running average, or None.
+      opt_state: optax's.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+class NoFrozen(NamedTuple):
+    """The frozen weights of an objective that has none."""
+
+
+class OptimizerSpec(NamedTuple):
+    """How one network of an objective is optimized.
+
+    Attributes:
+      first_step: steps of the run before the network's first one, where its schedules begin.
+      not_decayed: names of parameters that weight decay leaves alone, besides those that it always
+        does.
+    """
+
+    config: OptimizerConfig
+    first_step: int = 0
+    not_decayed: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class StepVariant:
+    """What a step computes, where that changes during a run; here it never does.
+
+    It is a function of the step's number alone. Each variant is compiled when a run first comes to
+    it.
+    """
+
+
+class Gradients(NamedTuple):
+    """Gradients of the parameters, and metrics, as means over a batch."""
+
+    params: Any
+    metrics: Metrics

@@ -1,0 +1,219 @@
+"""The files of a token cache as hosts write them: who owns the directory, which images lie in which
+shard, and when a shard is finished.
+
+Which image lies in which shard is a function of the settings alone. A shard is finished when a
+small JSON file beside it says so, which is written after it; whoever finds the last one finished
+completes the manifest. So hosts need not wait for each other, nor a resumed run have as many.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import tempfile
+from typing import Any, NamedTuple
+
+from array_record.python import array_record_module
+from etils import epath
+
+from var_jax.config.strict import differences, plain
+from var_jax.data import token_cache, token_manifest
+from var_jax.errors import UserError
+from var_jax.io import atomic
+
+log = logging.getLogger(__name__)
+
+
+class Part(NamedTuple):
+    """A shard to be: its role and file name, its view, and the images start to stop of the
+    split."""
+
+    role: str
+    name: str
+    view: int
+    start: int
+    stop: int
+
+
+def claim(
+    directory: epath.Path, manifest: token_manifest.Manifest, first_host: bool
+) -> token_manifest.Manifest:
+    """The manifest with what the directory held of the same settings; host 0 writes it before any
+    shard is.
+
+    Raises:
+      UserError: the directory holds a model, or another cache, or cannot be written.
+    """
+    for name in ("model.json", "config.json"):
+        if (directory / name).exists():
+            raise UserError(f"{directory} holds a model; give another --out")
+    if (directory / "manifest.json").exists():
+        before = token_manifest.read_manifest(directory)
+        if not before.data_fingerprint:
+            if first_host:
+                log.warning(token_cache.UNKNOWN_IMAGES, directory)
+            manifest = dataclasses.replace(manifest, data_fingerprint="")
+        theirs, ours = before.settings, manifest.settings
+        for role in token_manifest.ROLES:
+            old, new = getattr(before, role), getattr(manifest, role)
+            if new is None:
+                manifest = dataclasses.replace(manifest, **{role: old})
+            elif old is not None:
+                theirs[role], ours[role] = (
+                    plain(dataclasses.replace(info, shards=())) for info in (old, new)
+                )
+        if different := differences(ours, theirs):
+            raise _another(directory, different)
+    elif first_host:  # without a manifest, nobody can say whose tokenizer it would be
+        (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
+    if first_host:
+        try:
+            for role in token_manifest.ROLES:
+                (directory / role).mkdir(parents=True, exist_ok=True)
+            atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the token cache {directory}: {error.strerror or error}"
+            ) from error
+    return manifest
+
+
+def _another(directory: epath.Path, different: list[str]) -> UserError:
+    changed = any(text.startswith("data_fingerprint:") for text in different)
+    why = " (its images changed since it was written)" if changed else ""
+    return UserError(
+        f"{directory} holds another cache: {'; '.join(different)}{why}; give another --out"
+    )
+
+
+def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
+    count = math.ceil(info.images / shard_images)
+    return [
+        Part(
+            role,
+            f"view{view:02d}-{k:05d}-of-{count:05d}.array_record",
+            view,
+            k * shard_images,
+            min((k + 1) * shard_images, info.images),
+        )
+        for view in range(info.views)
+        for k in range(count)
+    ]
+
+
+def _stamp(
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
+) -> tuple[epath.Path, dict[str, Any]]:
+    """Where it is said that a part is done, and of what: a stamp of other settings does not
+    count."""
+    path = directory / part.role
+    about = {
+        **manifest.settings,
+        "split": plain(dataclasses.replace(getattr(manifest, part.role), shards=())),
+        "part": part,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    return path / f"{part.name}.json", {"settings": digest}
+
+
+def write(
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]
+):
+    path, stamp = _stamp(directory, manifest, part)
+    try:
+        # array_record writes to a local file only, and the directory may be a bucket.
+        with tempfile.TemporaryDirectory() as local:
+            file = epath.Path(local) / part.name
+            writer = array_record_module.ArrayRecordWriter(str(file), "group_size:1")
+            for one in records:
+                writer.write(one)
+            writer.close()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            size = file.stat().length
+            # Under another name until it is whole: another process may be at the same shard.
+            temporary = atomic.temporary_name(path.parent / part.name)
+            try:
+                file.copy(temporary, overwrite=True)
+                temporary.replace(path.parent / part.name)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+        atomic.write(path, json.dumps({**stamp, "bytes": size}))
+    except OSError as error:
+        if finished_shard(directory, manifest, part) is not None:
+            return  # another process was first, and has cleared up
+        raise UserError(
+            f"cannot write the token cache {directory}: {error.strerror or error}"
+        ) from error
+
+
+def finished_shard(
+    directory: epath.Path, manifest: token_manifest.Manifest, part: Part
+) -> token_manifest.Shard | None:
+    """The shard, when it is on the disk as it was written."""
+    path, stamp = _stamp(directory, manifest, part)
+    shard = path.parent / part.name
+    try:
+        found = json.loads(path.read_text())
+        if found == {**stamp, "bytes": shard.stat().length}:
+            return token_manifest.Shard(part.name, part.stop - part.start, found["bytes"])
+    except (OSError, ValueError):  # missing, or cut off by a kill
+        pass
+    return None
+
+
+def complete(
+    directory: epath.Path, manifest: token_manifest.Manifest, parts: dict[str, list[Part]]
+) -> token_manifest.Manifest:
+    """The manifest with the shards of every role whose last one is done, written where there is
+    such a role.
+
+    Hosts that finish at the same time each write it. One that still missed another's last shard
+    looks again after it has written, so that the last one to write has seen all of them.
+    """
+    written: set[str] = set()
+    while True:
+        shards = {
+            role: [finished_shard(directory, manifest, part) for part in some]
+            for role, some in parts.items()
+        }
+        complete = {role for role, some in shards.items() if all(some)}
+        if complete == written:
+            return manifest
+        manifest = _with_roles_of(directory, manifest, set(token_manifest.ROLES) - set(parts))
+        infos = {
+            role: dataclasses.replace(getattr(manifest, role), shards=tuple(shards[role]))
+            for role in complete
+        }
+        manifest, written = dataclasses.replace(manifest, **infos), complete
+        try:
+            atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
+            for role in complete:  # what killed processes left
+                for leftover in (directory / role).glob("*.tmp"):
+                    leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the token cache {directory}: {error.strerror or error}"
+            ) from error
+
+
+def _with_roles_of(
+    directory: epath.Path, manifest: token_manifest.Manifest, others: set[str]
+) -> token_manifest.Manifest:
+    """The manifest with some roles as they lie in the directory: another process may have written
+    them meanwhile.
+
+    Raises:
+      UserError: the directory holds another cache by now.
+    """
+    now = (
+        token_manifest.read_manifest(directory)
+        if (directory / "manifest.json").exists()
+        else manifest
+    )
+    if different := differences(manifest.settings, now.settings):
+        raise _another(directory, different)
+    return dataclasses.replace(manifest, **{role: getattr(now, role) for role in others})
