@@ -61,10 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
     tpu_slice = tpu_slices.named(args.topology)
     chips = len(tpu_slice.devices)
-    model = args.config if config.stage == "transformer" else f"the tokenizer of {args.config}"
     with long_work.reported(
-        f"compiling the {args.step} step of {model} for {chips} chips of {args.topology}, which "
-        "takes minutes for a large model"
+        f"compiling the {args.step} step of the {config.stage} of {args.config} for {chips} chips "
+        f"of {args.topology}, which takes minutes for a large model"
     ):
         figures = aot_report.report(config, tpu_slice, args.step, args.images)
     print("\n".join(aot_report.lines(figures)))

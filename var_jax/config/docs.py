@@ -59,7 +59,7 @@ def sections() -> list[Section]:
 def attribute_docs(cls: type) -> Mapping[str, str]:
     """Meanings by name of a dataclass's fields, those of its bases included; names of one entry
     share its text."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for base in reversed(inspect.getmro(cls)):
         lines = inspect.cleandoc(base.__doc__ or "").splitlines()
         start = lines.index("Attributes:") + 1 if "Attributes:" in lines else len(lines)
@@ -70,10 +70,10 @@ def attribute_docs(cls: type) -> Mapping[str, str]:
             entry = ENTRY.fullmatch(line.strip())
             if entry and not line.startswith("    "):
                 names = entry[1].split(", ")
-                found |= dict.fromkeys(names, entry[2])
+                meanings |= dict.fromkeys(names, entry[2])
             else:
-                found |= {name: f"{found[name]} {line.strip()}" for name in names}
-    return found
+                meanings |= {name: f"{meanings[name]} {line.strip()}" for name in names}
+    return meanings
 
 
 def _section(name: str, cls: type) -> Section:

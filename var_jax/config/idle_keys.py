@@ -206,13 +206,13 @@ TOKENIZER_RULES = (
 
 def other_stage(config: TrainConfig) -> dict[str, Any]:
     """Returns {dotted key: value} of the other stage's keys that are not at their defaults."""
-    ours, defaults = plain(config), plain(TrainConfig())
+    values, defaults = plain(config), plain(TrainConfig())
     if config.stage == "tokenizer":
         keys = [*(f"loss.{name}" for name in TRANSFORMER_LOSSES), "tokenizer_dir"]
     else:
         keys = [f"{section}.{key}" for section in TOKENIZER_SECTIONS for key in defaults[section]]
         keys += [f"loss.{key}" for key in defaults["loss"] if key not in TRANSFORMER_LOSSES]
-    return {key: _at(ours, key) for key in keys if _at(ours, key) != _at(defaults, key)}
+    return {key: _at(values, key) for key in keys if _at(values, key) != _at(defaults, key)}
 
 
 def reset(config: TrainConfig) -> TrainConfig:
@@ -240,15 +240,15 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
       started_with: the plain config that a run in the workdir was started with; what it holds as
         well is accepted, so that a run of before these checks resumes by its own command.
     """
-    found = {
+    idle = {
         key: value
         for key, value in other_stage(config).items()
         if not _holds(started_with, key, value)
     }
-    if found:
+    if idle:
         raise UserError(
-            f"{_listed(found)}: {_no_effect(found)} in the {config.stage}'s stage; leave "
-            f"{'it' if len(found) == 1 else 'them'} out, or give the other stage's config"
+            f"{_listed(idle)}: {_no_effect(idle)} in the {config.stage}'s stage; leave "
+            f"{'it' if len(idle) == 1 else 'them'} out, or give the other stage's config"
         )
 
 
@@ -262,7 +262,7 @@ def refuse_flags(
       keys: dotted, of all flags.
       started_with: as of `refuse`.
     """
-    ours = plain(config)
+    values = plain(config)
     defaults = {**plain(TrainConfig()), "transformer": plain(TransformerConfig())}
     if config.stage == "tokenizer":
         for key in keys:
@@ -278,13 +278,13 @@ def refuse_flags(
             if (
                 key == rule.switch
                 or not _matches(rule, key)
-                or _at(ours, key) == _at(defaults, key)
+                or _at(values, key) == _at(defaults, key)
             ):
                 continue
-            if not _holds(started_with, key, _at(ours, key)):
+            if not _holds(started_with, key, _at(values, key)):
                 raise UserError(
-                    f"{key}={_at(ours, key)} has no effect while {rule.switch} is "
-                    f"{_at(ours, rule.switch)!r}; leave it out, or give {rule.switch}"
+                    f"{key}={_at(values, key)} has no effect while {rule.switch} is "
+                    f"{_at(values, rule.switch)!r}; leave it out, or give {rule.switch}"
                 )
 
 
@@ -311,9 +311,9 @@ def _holds(started_with: Mapping[str, Any] | None, key: str, value: Any) -> bool
     return started_with is not None and _at(started_with, key) == value
 
 
-def _listed(found: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in found.items())
+def _listed(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items())
 
 
-def _no_effect(found: Mapping[str, Any]) -> str:
-    return "the key has no effect" if len(found) == 1 else "these keys have no effect"
+def _no_effect(keys: Mapping[str, Any]) -> str:
+    return "the key has no effect" if len(keys) == 1 else "these keys have no effect"

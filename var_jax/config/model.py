@@ -22,19 +22,19 @@ class TokenizerConfig:
 
     Attributes:
       scales: token-map sizes, coarse to fine; the image is the finest times `downsampling`.
-      in_channels: 1 (grey) or 3 (RGB); 0 stands for those of the data, until a run has seen them.
+      in_channels: 1 (gray) or 3 (RGB); 0 stands for those of the data, until a run has seen them.
       channels: width of the first level.
       multipliers: of that width, level by level; the image is halved between two levels.
-      blocks: residual blocks a level in the encoder (the decoder has one more).
+      blocks: residual blocks per level in the encoder (the decoder has one more).
       attention: whether the blocks at the lowest resolution have self-attention.
       mid_attention: whether there is self-attention between the middle blocks.
       norm_groups: groups of every GroupNorm; divides every level's width.
       z_channels: width of a code; of "bsq" codes their bits, at most 30.
       vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
-      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one a
+      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one per
         scale.
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
-      codes: "euclidean" nearest code; "cosine": residual and codes are normalised for the search
+      codes: "euclidean" nearest code; "cosine": residual and codes are normalized for the search
         only; "bsq": binary spherical codes without a codebook (`ops.vq`), for vocabularies of any
         size.
       vq_beta: weight of the commitment half of the VQ loss.
@@ -102,13 +102,14 @@ class TokenizerConfig:
                 self.norm_groups,
                 f"a divisor of every level's width {self.widths}",
             )
-        require(self.phi >= 0, "tokenizer.phi", self.phi, "0 (one a scale) or more")
+        require(self.phi >= 0, "tokenizer.phi", self.phi, "0 (one per scale) or more")
         if self.codes == "bsq":
             require(
                 self.z_channels <= MAX_BITS,
                 "tokenizer.z_channels",
                 self.z_channels,
-                f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: 12 for 4096 codes",
+                f"at most {MAX_BITS} with codes 'bsq', whose vocab_size is 2 ** z_channels: "
+                "12 for 4096 codes",
             )
             require(
                 self.vocab_size == 2**self.z_channels,
@@ -171,9 +172,9 @@ class TransformerConfig:
         have, until a run has seen them.
       vocab_size, z_channels, scales: those of the tokenizer whose tokens it models.
       mlp_ratio: hidden width of the MLP over `width`.
-      shared_adaln: one AdaLN linear for all blocks plus a learned offset a block, instead of one
-        linear a block.
-      qk_norm: L2-normalised q and k with a learned scale a head; without it logits are scaled by
+      shared_adaln: one AdaLN linear for all blocks plus a learned offset per block, instead of
+        one linear per block.
+      qk_norm: L2-normalized q and k with a learned scale per head; without it logits are scaled by
         0.25/sqrt(d).
       drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
       class_dropout: share of training labels replaced by "no class".
@@ -301,8 +302,8 @@ class ModelConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "z_channels", "scales") if self.transformer else ():
-            ours, theirs = getattr(self.transformer, name), getattr(self.tokenizer, name)
-            require(ours == theirs, f"transformer.{name}", ours, f"the tokenizer's {theirs}")
+            value, expected = getattr(self.transformer, name), getattr(self.tokenizer, name)
+            require(value == expected, f"transformer.{name}", value, f"the tokenizer's {expected}")
         require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
         if self.transformer:
             require_from_data("transformer.num_classes", self.transformer.num_classes)

@@ -19,7 +19,7 @@ class DataConfig:
         splits too.
       eval_split: name of the TFDS split that is held out.
       resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop),
-        "whole" (Lanczos to the exact size) or "pad" (centred on black, not scaled).
+        "whole" (Lanczos to the exact size) or "pad" (centered on black, not scaled).
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and
         leave them out; otherwise such a file is an error that names it.
       workers: processes that decode images, at most as many as this process has processors; 0 for
@@ -180,7 +180,7 @@ class MeshConfig:
         model or the batch (`train.mesh_choice`); what no axis divides is replicated, with a warning
         that gives its bytes.
       model: devices along the axis of tensor parallelism; -1 for what `data` leaves.
-      slices: TPU slices joined by the data-centre network; `data` counts the devices of all of
+      slices: TPU slices joined by the data-center network; `data` counts the devices of all of
         them. Hosts with GPUs are found without it: 1 takes them as they are.
       replicated_share: of the parameters' bytes, what may lie whole on every device; more stops the
         run at its start. Parameters that no chosen mesh divides do not count where `data` is -1.

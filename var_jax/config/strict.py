@@ -15,9 +15,16 @@ from var_jax.config.scales import Scales
 from var_jax.errors import UserError, did_you_mean
 
 
-def require(holds: bool, name: str, value: Any, wanted: str):
-    if not holds:
-        raise UserError(f"{name} is {value}; it must be {wanted}")
+def require(condition: object, name: str, value: Any, expected: str):
+    """Raises UserError unless a condition holds.
+
+    Args:
+      condition: whether the value is right.
+      name: of the key or flag.
+      expected: what would be right, as it follows "it must be".
+    """
+    if not condition:
+        raise UserError(f"{name} is {value}; it must be {expected}")
 
 
 def require_from_data(name: str, size: int):
@@ -69,16 +76,16 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def differences(ours: Any, theirs: Any, path: str = "") -> list[str]:
+def differences(here: Any, there: Any, path: str = "") -> list[str]:
     """`"a.b: 1 here, 2 there"` for every leaf in which two plain configs differ."""
-    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        keys = sorted({*ours, *theirs})
+    if isinstance(here, Mapping) and isinstance(there, Mapping):
+        keys = sorted({*here, *there})
         return [
             d
             for key in keys
-            for d in differences(ours.get(key), theirs.get(key), f"{path}.{key}".strip("."))
+            for d in differences(here.get(key), there.get(key), f"{path}.{key}".strip("."))
         ]
-    return [] if ours == theirs else [f"{path}: {ours} here, {theirs} there"]
+    return [] if here == there else [f"{path}: {here} here, {there} there"]
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:

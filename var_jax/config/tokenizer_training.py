@@ -70,7 +70,7 @@ class AdversarialConfig:
         none; it costs the discriminator a second pass.
       bcr_diffaugment: augmentations of that pass, as `diffaugment`; every image goes through them.
       bcr_cutout: share of a side that "cutout" takes in that pass.
-      lecam: weight of LeCam regularisation; 0 for none.
+      lecam: weight of LeCam regularization; 0 for none.
       lecam_decay: of LeCam's averages of logits.
       r1: weight of the gradient penalty at real images; 0 for none.
       r1_every: steps between two of these penalties; each counts that many times.
@@ -160,7 +160,7 @@ class CodebookConfig:
     Attributes:
       init: how codes start: "normal" (of deviation `tokenizer.init_codes`), "uniform" (from
         -`tokenizer.init_codes` to it), or from what the encoder gives for the first training
-        images: "sampled" vectors, their "kmeans" centres, or one of them for all codes, "equal", to
+        images: "sampled" vectors, their "kmeans" centers, or one of them for all codes, "equal", to
         study recovery.
       weight_decay: whether the optimizer's weight decay acts on the codes.
       revive_threshold: codes whose running share of uses, mean over scales, falls below this times
@@ -168,7 +168,7 @@ class CodebookConfig:
         serve (`ops.codebook.revive`); 0 for never.
       revive_decay: of the running shares.
       entropy: weight of the entropy penalty; 0 for none.
-      entropy_temperature: of the soft choice whose entropy is penalised.
+      entropy_temperature: of the soft choice whose entropy is penalized.
       collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that
         uses fewer at an evaluation is warned of.
     """
@@ -231,7 +231,8 @@ class ProgressiveConfig:
             f"no more scales than tokenizer.scales, {len(tokenizer.scales)}",
         )
         fits = all(
-            ours <= whole for ours, whole in zip(small.finest, tokenizer.scales.finest, strict=True)
+            side <= largest
+            for side, largest in zip(small.finest, tokenizer.scales.finest, strict=True)
         )
         require(
             fits,

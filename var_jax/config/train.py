@@ -31,7 +31,7 @@ class TrainConfig:
 
     Attributes:
       stage: which of the two models is trained.
-      seed: of initialisation, data order and dropout.
+      seed: of initialization, data order and dropout.
       steps: length of the run; steps * batch_size / images is the number of passes over the
         training images.
       batch_size: images per step over all devices.

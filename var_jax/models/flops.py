@@ -170,6 +170,7 @@ def _level(
     inputs: int,
     outputs: int,
     blocks: int,
+    *,
     lowest: bool,
 ) -> int:
     res_blocks = _res_block(size, inputs, outputs) + (blocks - 1) * _res_block(
