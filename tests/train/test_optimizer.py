@@ -224,7 +224,7 @@ def test_learning_rates_of_the_log_run_no_program():
     """Over several hosts, every small program outside the step is one that all of them have to wait
     for. A program would need the step's number on a device, which the guard forbids."""
     config = small.train_config(
-        "tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4)
+        "tokenizer", "", steps=9, adversarial=AdversarialConfig(weight=1.0, start=4, layers=1)
     )
     rates = learning_rates(registry.with_frozen_shapes(config))
     with jax.transfer_guard("disallow"):

@@ -44,11 +44,11 @@ def test_program_keeps_an_average_that_moves():
     held = program(small.train_config("transformer", "", ema=0.9999)).abstract.ema
     dtype = jax.tree.leaves(held)[0].dtype
     steps = jnp.arange(100_000, 170_000)  # past the warm-up of the decay
-    average = jax.jit(
+    averaged = jax.jit(
         lambda: jax.lax.scan(
             lambda ema, step: (average(ema, jnp.ones((), dtype), 0.9999, step), None),
             jnp.zeros((), dtype),
             steps,
         )[0]
     )
-    assert float(average()) == pytest.approx(1 - 0.9999**70_000, abs=1e-3)
+    assert float(averaged()) == pytest.approx(1 - 0.9999**70_000, abs=1e-3)

@@ -105,7 +105,7 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
     place."""
     directory = epath.Path(tmp_path)
     parts = {
-        "adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1),
+        "adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1, layers=1),
         "progressive": ProgressiveConfig("1,2", until=0.3),
     }
     started = small.train_config("tokenizer", tmp_path, steps=10, **parts)
@@ -128,7 +128,7 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
 def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tmp_path):
     """As above, of what else begins or ends at a share of the run."""
     directory = epath.Path(tmp_path)
-    blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4)
+    blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4, layers=1)
     workdir.claim(
         directory / "t",
         registry.with_frozen_shapes(

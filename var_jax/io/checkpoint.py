@@ -181,12 +181,14 @@ class Checkpoints:
             if not dataclasses.is_dataclass(abstract_state):
                 return _restore_as(path, abstract_state)
             fields = vars(abstract_state)
-            if set(fields) <= set(stored):
+            if set(fields) == set(stored):
                 return _restore_as(path, abstract_state)
-            # The state has fields that it did not have when the checkpoint was written: they hold
-            # no arrays, as the comparison above made sure.
-            stored_fields = {name: value for name, value in fields.items() if name in stored}
-            return type(abstract_state)(**fields | _restore_as(path, stored_fields))
+            # States of other versions have fields more or less: those hold no arrays, as the
+            # comparison above made sure.
+            common = {name: value for name, value in fields.items() if name in stored}
+            empty = dict.fromkeys(set(stored) - set(fields))
+            restored = _restore_as(path, common | empty)
+            return type(abstract_state)(**fields | {name: restored[name] for name in common})
 
         intact = self._newest_intact(read, step)
         self._overtaken = [later for later in self.agreed_steps() if later > intact.step]
