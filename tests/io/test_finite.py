@@ -109,7 +109,8 @@ def test_a_run_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
     """As `init_from`, of which every later step would be lost."""
     config = small.train_config("transformer", "", init_from=str(spoiled_dir))
     with pytest.raises(UserError, match="not finite.* in head/kernel"):
-        resume._weights(config, program=None)  # the weights are refused before it is asked
+        # The weights are refused before the program is asked for.
+        resume._weights(small.next_scale(config), program=None)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -12,6 +12,7 @@ from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.train.program import Program
+from var_jax.train.step import average
 
 
 def program(config, **model) -> Program:

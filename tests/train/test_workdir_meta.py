@@ -56,7 +56,7 @@ def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, mo
     source.write_text("")
     monkeypatch.setattr(workdir, "__file__", str(source))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert run_meta(CONFIG)["git"] is None
+    assert run_meta(registry.with_frozen_shapes(CONFIG))["git"] is None
 
     def git(*arguments: str) -> str:
         author = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -67,8 +67,11 @@ def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, mo
     git("add", ".")
     git("commit", "-m", "first")
     commit = git("rev-parse", "HEAD")
-    assert run_meta(CONFIG)["git"] == {"commit": commit, "dirty": False}
+    assert run_meta(registry.with_frozen_shapes(CONFIG))["git"] == {
+        "commit": commit,
+        "dirty": False,
+    }
     source.write_text("changed")
-    assert run_meta(CONFIG)["git"] == {"commit": commit, "dirty": True}
+    assert run_meta(registry.with_frozen_shapes(CONFIG))["git"] == {"commit": commit, "dirty": True}
     monkeypatch.setenv("PATH", "")
-    assert run_meta(CONFIG)["git"] is None
+    assert run_meta(registry.with_frozen_shapes(CONFIG))["git"] is None
