@@ -5,7 +5,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers import small
 from var_jax.devices.preemption import StopRequested
-from var_jax.objectives import reconstruction, registry
+from var_jax.objectives import image_losses, registry
 from var_jax.objectives.steps import NoFrozen
 from var_jax.train import step
 from var_jax.train.evaluation import Evaluator
@@ -35,7 +35,7 @@ def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
         traced.append(config)
         return images / 255 + params
 
-    monkeypatch.setattr(reconstruction, "reconstruct", reconstruct)
+    monkeypatch.setattr(image_losses, "reconstruct", reconstruct)
     config = small.train_config("tokenizer", "nowhere", sample_classes=5)
     replicated = NamedSharding(jax.make_mesh((8,), ("data",)), PartitionSpec())
     evaluator = Evaluator(registry.with_frozen_shapes(config), NoFrozen(), Held(), replicated)

@@ -17,7 +17,7 @@ from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import frozen_networks, reconstruction, registry
+from var_jax.objectives import frozen_networks, image_losses, registry
 from var_jax.objectives.autoencoder_loss import AutoencoderState, AutoencoderVariant
 from var_jax.objectives.frozen_networks import NetworkWeights
 from var_jax.objectives.steps import TRAINED
@@ -60,11 +60,11 @@ def test_warn_of_collapse_names_the_scale(caplog):
     config = small.train_config("tokenizer", "")
     counts = np.ones((3, 16), int)
     with caplog.at_level(logging.WARNING):
-        reconstruction.warn_of_collapse(config, counts)
+        image_losses.warn_of_collapse(config, counts)
         assert not caplog.records
         counts[2] = 0
         counts[2, 5] = 500
-        reconstruction.warn_of_collapse(config, counts)
+        image_losses.warn_of_collapse(config, counts)
     assert [r.message for r in caplog.records] == [
         "scale 3x4 has collapsed: 1 of 16 codes are used, with a perplexity of 1.0"
     ]

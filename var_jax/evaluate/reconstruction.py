@@ -17,9 +17,8 @@ from var_jax.evaluate.fid import Frechet
 from var_jax.evaluate.image_sets import ImageSet
 from var_jax.evaluate.samples import image_set_warnings, real_against_real
 from var_jax.io import pictures
-from var_jax.ops import vq
+from var_jax.ops import codebook, vq
 from var_jax.pretrained.perceptual import Perceptual
-from var_jax.train.evaluation import perplexity
 
 SSIM_WINDOW = 11
 SSIM = "SSIM, Gaussian window of 11 pixels (sigma 1.5), range 1, mean of channels and images"
@@ -172,7 +171,7 @@ def usage(counts: np.ndarray, scales: Scales) -> dict[str, Any]:
             "used": used,
             "usage": used / len(row),
             "attainable_usage": used / min(len(row), tokens),
-            "perplexity": perplexity(row / tokens),
+            "perplexity": codebook.perplexity_of_shares(row / tokens),
         }
 
     rows = [

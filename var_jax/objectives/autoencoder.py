@@ -19,7 +19,7 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
 from var_jax.models import flops, init
-from var_jax.objectives import adversarial, codebook_start, frozen_networks, reconstruction
+from var_jax.objectives import adversarial, codebook_start, frozen_networks, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.autoencoder_loss import (
     AutoencoderGradients,
@@ -242,16 +242,16 @@ class Autoencoder(Objective[NetworkWeights]):
     # Evaluation.
 
     def eval_metrics(self, params: Any, frozen: NetworkWeights, batch: Batch) -> Metrics:
-        return reconstruction.held_out_metrics(self.config, self.networks, params, frozen, batch)
+        return image_losses.held_out_metrics(self.config, self.networks, params, frozen, batch)
 
     def summarize(self, sums: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
         counts = sums["code_counts"]
-        reconstruction.warn_of_collapse(self.config, counts)
+        image_losses.warn_of_collapse(self.config, counts)
         others = {name: value for name, value in sums.items() if name != "code_counts"}
-        return super().summarize(others, images) | reconstruction.code_metrics(counts)
+        return super().summarize(others, images) | codebook.code_metrics(counts)
 
     def picture(self, params: Any, frozen: NetworkWeights, tools: EvaluationTools) -> Image.Image:
-        return reconstruction.picture(self.config, params, tools)
+        return image_losses.picture(self.config, params, tools)
 
     def not_finite(self, metrics: Mapping[str, Any]) -> tuple[str, float] | None:
         """Returns the first loss or gradient norm that is not finite, with the network it is of.

@@ -19,7 +19,7 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
 from var_jax.models.tokenizer import DROPOUT, Tokenizer
-from var_jax.objectives import adversarial, reconstruction
+from var_jax.objectives import adversarial, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.steps import Batch, Metrics, StepVariant, TrainState
@@ -115,7 +115,7 @@ class AutoencoderLoss:
         return total, {"loss": total, **metrics, **forward.parts}
 
     def _images(self, batch: Batch) -> jax.Array:
-        images = reconstruction.normalized(batch["image"])
+        images = image_losses.normalized(batch["image"])
         return resize(images, self._tokenizer.image_shape[:2], "area")
 
     def _forward(self, params: Any, images: jax.Array, rng: jax.Array | None) -> _Forward:
@@ -137,9 +137,9 @@ class AutoencoderLoss:
     def _image_loss(
         self, frozen: NetworkWeights, reconstructions: jax.Array, images: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        terms = reconstruction.image_terms(self._networks, frozen, reconstructions, images)
+        terms = image_losses.image_terms(self._networks, frozen, reconstructions, images)
         means = {name: jnp.mean(value) for name, value in terms.items()}
-        return reconstruction.weighted_sum(self._config.loss, means), means
+        return image_losses.weighted_sum(self._config.loss, means), means
 
     def gradients(
         self,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from var_jax.config.train import TrainConfig
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import reconstruction
+from var_jax.objectives import image_losses
 from var_jax.objectives.steps import Batch
 from var_jax.ops import codebook, vq
 
@@ -83,7 +83,7 @@ def _vectors(
     model = Tokenizer(config.tokenizer)
 
     def vectors(params, codes, images):
-        images = reconstruction.normalized(images)
+        images = image_losses.normalized(images)
         feature = model.apply({"params": params}, images, method="features")
         quantizer = model.apply({"params": params}, method="quantizer")
         if codes is None:

@@ -38,6 +38,24 @@ def perplexity(counts: Int[Array, "*k v"]) -> Float[Array, "*k"]:
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(shares, shares), axis=-1))
 
 
+def code_metrics(counts: Int[np.ndarray, "k v"]) -> dict[str, Any]:
+    """Returns the share of the vocabulary in use and the perplexity, per scale and over all
+    scales."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    total = counts.sum(axis=0)
+    return {
+        "code_usage": (counts > 0).mean(axis=1).tolist(),
+        "code_usage_all": float((total > 0).mean()),
+        "perplexity": [perplexity_of_shares(share) for share in shares],
+        "perplexity_all": perplexity_of_shares(total / max(total.sum(), 1)),
+    }
+
+
+def perplexity_of_shares(shares: Float[np.ndarray, " v"]) -> float:
+    """Returns exp of the entropy of shares that sum to 1."""
+    return float(np.exp(-np.sum(shares * np.log(np.where(shares > 0, shares, 1)))))
+
+
 def collapsed(
     counts: Int[np.ndarray, "k v"], share: float, perplexity_floor: float = 2.0
 ) -> list[int]:

@@ -87,24 +87,6 @@ def normalized(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
     return sharding.constrain(normalize_images(images), "images", None, None, None)
 
 
-def code_metrics(counts: Int[np.ndarray, "k v"]) -> dict[str, Any]:
-    """Returns the share of the vocabulary in use and the perplexity, per scale and over all
-    scales."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    total = counts.sum(axis=0)
-    return {
-        "code_usage": (counts > 0).mean(axis=1).tolist(),
-        "code_usage_all": float((total > 0).mean()),
-        "perplexity": [perplexity(share) for share in shares],
-        "perplexity_all": perplexity(total / max(total.sum(), 1)),
-    }
-
-
-def perplexity(shares: Float[np.ndarray, " v"]) -> float:
-    """Returns exp of the entropy of shares that sum to 1."""
-    return float(np.exp(-np.sum(shares * np.log(np.where(shares > 0, shares, 1)))))
-
-
 def warn_of_collapse(config: TrainConfig, counts: Int[np.ndarray, "k v"]):
     """Names every scale whose codes have collapsed: it carries next to nothing of the image any
     more.
