@@ -66,6 +66,19 @@ def test_config_diff(printed):
     )
 
 
+def test_config_takes_a_frozen_config(tmp_path, capsys):
+    """ml_collections has two kinds of config; a file that returns the immutable one is as right,
+    and its keys are overridden as those of the other."""
+    path = tmp_path / "small.py"
+    path.write_text(
+        f"{small.CONFIG_FILE}\n\n_mutable = get_config\n\n\ndef get_config(arg='d2'):\n"
+        "    from ml_collections import FrozenConfigDict\n\n"
+        "    return FrozenConfigDict(_mutable(arg))\n"
+    )
+    assert main(["config", f"{path}:d2", "--config.steps=7", "--diff"]) == 0
+    assert "steps = 7 " in capsys.readouterr().out
+
+
 def test_config_without_a_file(capsys):
     assert main(["config"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from helpers import small
-from var_jax.cli.args import read_image, read_mask
+from var_jax.cli.images import read_image, read_mask
 from var_jax.config.train import DataConfig
 from var_jax.data import sources
 from var_jax.demo import session

@@ -134,7 +134,7 @@ def test_edits_keep_their_pixels_to_the_last_bit(capsys, model_dir, photos, tmp_
 def test_a_mask_goes_the_way_of_its_image(capsys, model_dir, photos, tmp_path):
     """A mask of the large image is cut as that is; one of another size is stretched over what the
     model sees."""
-    from var_jax.cli.args import read_mask
+    from var_jax.cli.images import read_mask
 
     white = np.zeros((12, 16), np.uint8)
     white[:, 8:] = 255

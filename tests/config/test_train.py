@@ -205,6 +205,15 @@ def test_values_out_of_range_are_named(section, key, value, message):
         from_config_dict(config)
 
 
+def test_whole_numbers_beyond_64_bits_are_named():
+    """No array, checkpoint or reader of JSON holds them, so they would end a run later."""
+    for value in (2**63, 10**400):
+        settings = default_config()
+        settings.batch_size = value
+        with pytest.raises(UserError, match=r"config.batch_size is \d{1,40}; it must be at most"):
+            from_config_dict(settings)
+
+
 def test_settings_that_do_not_go_together():
     with pytest.raises(UserError, match="microbatches is 3; it must be a divisor of batch_size 8"):
         TrainConfig(batch_size=8, microbatches=3)

@@ -1,5 +1,6 @@
 """What a mask marks, over formats, modes and ways to save it."""
 
+import io
 import logging
 
 import numpy as np
@@ -147,6 +148,17 @@ def test_levels_say_that_a_dark_level_is_taken_for_white(caplog):
         assert not caplog.records
         mask_file.levels(saved(gray(1), "PNG"), "mask.png", PICTURE)
     assert "mask.png has the values 0 and 1 of 255: taken for black and white" in caplog.text
+
+
+def test_levels_say_that_only_the_first_frame_counts(caplog):
+    """A layer or page that is left out is an edit that the user asked for and does not get."""
+    pages = io.BytesIO()
+    Image.new("L", (16, 12), 255).save(
+        pages, "TIFF", save_all=True, append_images=[Image.new("L", (16, 12))]
+    )
+    with caplog.at_level(logging.WARNING):
+        mask_file.levels(pages.getvalue(), "mask.tiff", PICTURE)
+    assert "mask.tiff holds several frames or pages; the first is used" in caplog.text
 
 
 @pytest.mark.parametrize(("value", "share"), [(0, 0), (255, 1)])

@@ -36,6 +36,7 @@ def counts(directory, **options) -> dict[str, tuple[int, ...]]:
         (("train", "eval"), {"train", "val"}),
         (("train2017", "val2017"), {"train", "val"}),
         (("train_images", "test-images"), {"train", "test"}),
+        (("\uff54rain", "\uff34EST"), {"train", "test"}),  # letters of full width
     ],
 )
 def test_listing_reads_folders_named_for_splits(tmp_path, splits, roles):
@@ -77,6 +78,9 @@ def test_listing_holds_images_out_where_only_training_has_classes(tmp_path, besi
         (("photos/train/cat/1.png", "photos/test/cat/1.png"), ["'photos'", "data.source_dir="]),
         ((*in_splits("train", "val", "valid"),), ["'val', 'valid'", "the split 'val'"]),
         ((*in_splits("train", "Train", "test"),), ["'Train', 'train'"]),
+        ((*in_splits("train", "unlabeled"),), ["'train'", "'unlabeled'", "'cat', 'dog'"]),
+        ((*in_splits("Training", "Prüfung"),), ["'Training'", "'Prüfung'"]),
+        ((*in_splits("learn", "test_set"),), ["'test_set'", "'learn'"]),
     ],
 )
 def test_listing_refuses_splits_that_it_could_only_guess(tmp_path, files, named):
@@ -103,6 +107,18 @@ def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
     assert found.class_names == tuple(sorted({file.split("/")[0] for file in files}))
     (note,) = found.notes
     assert noted in note and "taken for classes" in note
+
+
+@pytest.mark.parametrize(
+    "names", [("entrenamiento", "prueba"), ("训练", "测试"), ("trn", "tst"), ("fold1", "fold2")]
+)
+def test_listing_notes_classes_that_hold_the_same_folders(tmp_path, names):
+    """Splits in another language cannot be told from classes by their names; that all of them hold
+    the same folders is what a user must hear of before held-out images are trained on."""
+    found = image_folder.listing(make(tmp_path, *in_splits(*names)))
+    assert found.class_names == tuple(sorted(names))
+    (note,) = found.notes
+    assert "'cat', 'dog'" in note and all(repr(name) in note for name in names)
 
 
 def test_listing_notes_a_folder_wrapped_around_the_classes(tmp_path):

@@ -136,7 +136,7 @@ def test_uploads_come_at_the_models_size(image, tmp_path):
     np.testing.assert_array_equal(
         session.read_upload(tmp_path / "same.png", small.TOKENIZER), image
     )
-    from var_jax.cli.args import read_image
+    from var_jax.cli.images import read_image
 
     colour = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF"):

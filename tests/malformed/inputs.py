@@ -116,6 +116,14 @@ def run_file(more: str = "") -> Callable[[], object]:
     return lambda: write("run.py", small.CONFIG_FILE + more)
 
 
+def config(change: str) -> Callable[[], object]:
+    """A config file whose `get_config` makes a change."""
+    return run_file(
+        "\n\n_unchanged = get_config\n\n\ndef get_config(arg=''):\n"
+        f"    config = _unchanged(arg)\n    {change}\n    return config\n"
+    )
+
+
 def sweep(runs: str) -> Callable[[], object]:
     return run_file(f"\n\ndef get_sweep(arg=''):\n    return {runs}\n")
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from malformed.inputs import (
     Case,
+    config,
     folder,
     idx,
     idx_files,
@@ -116,6 +117,15 @@ CASES = {
     "huber_infinite": Case(
         "an infinite Huber threshold", f"{FIT} --huber inf", "--huber is inf", text("a.csv", RUNS)
     ),
+    "loss_400_digits": Case(
+        "losses of 400 digits",
+        FIT.replace("csv", "jsonl"),
+        "loss",
+        text(
+            "a.jsonl",
+            "".join(f'{{"run": {i}, "params": {2**i}000, "loss": {10**400}}}\n' for i in range(5)),
+        ),
+    ),
     # configs, data and sweeps
     "config_link_loop": Case(
         "a config that links to itself",
@@ -179,6 +189,63 @@ CASES = {
     ),
     "sweep_price": Case(
         "NaN as a price", f"{SWEEP} --price nan", "--price is nan", sweep("[{'steps': 3}]")
+    ),
+    "sweep_of_pairs": Case(
+        "get_sweep: pairs as a run",
+        SWEEP,
+        "returns [('steps', 3)] as run 0",
+        sweep("[[('steps', 3)]]"),
+    ),
+    "sweep_key_number": Case(
+        "get_sweep: a number as a key", SWEEP, "run 0 with the key 1;", sweep("[{1: 3}]")
+    ),
+    "sweep_key_flag": Case(
+        "get_sweep: a flag as a key",
+        SWEEP,
+        "run 1 with the key '--config.steps'",
+        sweep("[{'steps': 3}, {'--config.steps': 4}]"),
+    ),
+    "sweep_section": Case(
+        "get_sweep: a section as a value",
+        SWEEP,
+        "it must be given as 'optimizer.base_lr'",
+        sweep("[{'optimizer': {'base_lr': 1e-3}}]"),
+    ),
+    "sweep_array_for_number": Case(
+        "get_sweep: an array for one number",
+        SWEEP,
+        "--config.optimizer.base_lr=(0.001, 0.002)",
+        sweep("[{'optimizer.base_lr': __import__('numpy').array([1e-3, 2e-3])}]"),
+    ),
+    "config_text_for_number": Case(
+        "a config: a text for a number",
+        "config run.py:d2",
+        "a value of type str for steps (100); it must be of type int",
+        config("config.steps = '100'"),
+    ),
+    "config_numpy_integer": Case(
+        "a config: an integer of numpy",
+        "config run.py:d2",
+        "a value of type numpy.int64 for steps (3); it must be of type int",
+        config("config.steps = __import__('numpy').int64(3)"),
+    ),
+    "config_path_for_text": Case(
+        "a config: a path object for a text",
+        "config run.py:d2",
+        "type pathlib.PosixPath for source_dir (photos); it must be of type str",
+        config("config.data.source_dir = __import__('pathlib').Path('photos')"),
+    ),
+    "config_integer_of_400_digits": Case(
+        "a config: an integer of 400 digits",
+        "config run.py:d2",
+        "config.batch_size is 1000",
+        config("config.batch_size = 10**400"),
+    ),
+    "config_none": Case(
+        "a config: None for a number",
+        "config run.py:d2",
+        "config.steps is None",
+        config("config.steps = None"),
     ),
     "bench_batches": Case(
         "a batch between two commas",

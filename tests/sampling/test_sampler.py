@@ -8,7 +8,7 @@ import pytest
 
 from helpers import small
 from var_jax import Pipeline
-from var_jax.cli.args import box_mask
+from var_jax.cli.images import box_mask
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
 from var_jax.models.transformer import Cache, Transformer

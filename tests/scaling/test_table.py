@@ -202,6 +202,21 @@ def test_build_takes_a_run_called_zero_by_its_name(names):
     assert len(runs.finals()) == 3 and runs.notes == ()
 
 
+def test_build_takes_minus_zero_for_zero():
+    """Rows of one run must not fall apart where arithmetic wrote its number as -0.0."""
+    records = [{"run": name, "params": 1e6, "tokens": 2 - i} for i, name in enumerate((0.0, -0.0))]
+    runs = table.build(records)
+    assert list(runs.run) == ["0.0", "0.0"]
+
+
+def test_build_names_numbers_beyond_floats():
+    """JSON may hold an integer that no float does: it is a bad cell like any other, and its 400
+    digits are not printed."""
+    runs = table.build([{"run": i, "params": 1e6, "loss": 10**400} for i in range(2)])
+    assert len(runs.dropped) == 2 and np.isnan(runs["loss"]).all()
+    assert all("loss is 1000" in reason and len(reason) < 100 for _, reason in runs.dropped)
+
+
 @pytest.mark.parametrize("empty", [None, "", "  ", math.nan])
 def test_build_counts_rows_without_a_name_as_runs_of_their_own(empty):
     """An empty cell is no name: rows that share it are not one run."""

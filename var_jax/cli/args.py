@@ -1,82 +1,22 @@
-"""Reading what the user gives: image files as model input, masks, label lists."""
+"""Config files with their overrides, and the paths that a command reads and writes."""
 
 import argparse
 import difflib
-import glob
 import importlib.machinery
 import importlib.util
-import logging
 import os
 import re
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 from absl import flags
-from etils import epath
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from var_jax.config.model import TokenizerConfig
 from var_jax.config.train import TrainConfig, from_config_dict
-from var_jax.data import image_file, mask_file, transforms
 from var_jax.errors import UserError
-
-log = logging.getLogger(__name__)
-
-
-def read_image(
-    path: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
-) -> np.ndarray:
-    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size, upright, and on
-    white where it is transparent; one of that size already is taken as it is.
-
-    Raises:
-      UserError: the file is missing or does not decode.
-    """
-    samples = image_file.read(_read(path), path)
-    pixels = image_file.pixels_of(samples, path)
-    for line in image_file.remarks(samples):
-        log.warning("%s %s", path, line)
-    return (
-        transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
-    )
-
-
-def read_mask(
-    path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
-) -> np.ndarray:
-    """Returns a mask file as bool (H, W) at the model's size, True where new content goes: where it
-    is white.
-
-    A mask as large as the image file is brought to the model's size as that is; one of any other
-    size is taken as drawn over the whole of what the model sees, and stretched. What counts as
-      white: `mask_file.levels`.
-
-    Raises:
-      UserError: a file is missing or does not decode, or the mask's meaning is not certain.
-    """
-    pixels = transforms.decode(_read(image), image)
-    whiteness = mask_file.levels(_read(path), path, pixels)
-    as_large = whiteness.shape == pixels.shape[:2]
-    return mask_file.region(whiteness, config.image_shape[:2], resize if as_large else "whole")
-
-
-def expand(patterns: str | Sequence[str]) -> list[str]:
-    """The files of glob patterns, sorted, and of names.
-
-    Raises:
-      UserError: there are none.
-    """
-    found = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        files = sorted(glob.glob(pattern, recursive=True))
-        if not files:
-            raise UserError(f"no files match {pattern!r}")
-        found += files
-    return found
 
 
 def require_apart(
@@ -102,34 +42,6 @@ def require_apart(
 
 def _real(path: str) -> str:
     return path if "://" in path else os.path.realpath(path)
-
-
-def parse_box(text: str) -> tuple[float, float, float, float]:
-    """`"y0,x0,y1,x1"` in fractions of height and width."""
-    try:
-        y0, x0, y1, x1 = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"--box {text!r} is not y0,x0,y1,x1, such as 0.25,0.25,0.75,0.75") from None
-    if not (0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1):
-        raise UserError(f"--box {text!r} is not within the image; 0 <= y0 < y1 <= 1, and so for x")
-    return y0, x0, y1, x1
-
-
-def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
-    """bool (h, w) on the token grid, True inside the box; its edges are rounded to whole tokens."""
-    y0, x0, y1, x1 = (round(f * n) for f, n in zip(box, (*grid, *grid), strict=True))
-    mask = np.zeros(grid, bool)
-    mask[y0:y1, x0:x1] = True
-    return mask
-
-
-def _read(path: str) -> bytes:
-    try:
-        return epath.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"no image file {path}") from None
-    except OSError as error:  # a directory, a link that leads back to itself, a disk that fails
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 EXAMPLE = "var_jax.config.train.default_config()"
@@ -173,6 +85,8 @@ def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
             f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, such "
             f"as {EXAMPLE} makes"
         )
+    if isinstance(config, FrozenConfigDict):
+        config = cast(ConfigDict, config.as_configdict())
     values, argv = flags.FlagValues(), ["var-jax", *overrides]
     try:
         config_flags.DEFINE_config_dict(
@@ -283,6 +197,14 @@ def _text(error: BaseException) -> str:
     """An error in a few words; a key that a ConfigDict does not have, without the list of all that
     it has."""
     text = " ".join(str(error).split())
+    if kinds := re.search(
+        r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type "
+        r"<class '(.*)'> and cannot be casted to type <class '(.*)'>",
+        text,
+    ):
+        key, value, kind, right = kinds.groups()
+        right = right.rpartition(".")[2]
+        return f"a value of type {kind} for {key} ({value:.40}); it must be of type {right}"
     if unknown := re.search(
         r'Key "(\w+)" does not exist and cannot be added since the config is locked', text
     ):

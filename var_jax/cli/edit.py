@@ -23,7 +23,8 @@ from pathlib import PurePath
 import numpy as np
 from etils import epath
 
-from var_jax.cli.args import box_mask, expand, parse_box, read_image, read_mask, require_apart
+from var_jax.cli.args import require_apart
+from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
 from var_jax.config.strict import require
 from var_jax.errors import UserError

@@ -6,7 +6,8 @@ example:
 
 import argparse
 
-from var_jax.cli.args import expand, read_image, require_apart
+from var_jax.cli.args import require_apart
+from var_jax.cli.images import expand, read_image
 
 
 def add_arguments(parser: argparse.ArgumentParser):

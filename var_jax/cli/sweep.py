@@ -13,6 +13,7 @@ example:
 import argparse
 import functools
 import math
+import re
 import sys
 
 from var_jax.cli.args import add_config_argument, call, read_config
@@ -162,8 +163,26 @@ def _family(config: str) -> list[dict]:
     """What the config file's `get_sweep` returns."""
     read_config(config)  # tells what is wrong with the file's get_config first
     family, file = call(config, "get_sweep"), config.partition(":")[0]
-    if not (isinstance(family, list) and all(isinstance(member, dict) for member in family)):
-        raise UserError(
-            f"get_sweep() of {file} returns {type(family).__name__}; it must be a list of dicts"
-        )
+    returned = f"get_sweep() of {file} returns"
+    if not isinstance(family, list):
+        raise UserError(f"{returned} {type(family).__name__}; it must be a list of dicts")
+    for number, member in enumerate(family):
+        if not isinstance(member, dict):
+            raise UserError(f"{returned} {member!r:.60} as run {number}; it must be a dict")
+        _require_keys(member, f"{returned} run {number} with")
     return family
+
+
+def _require_keys(member: dict, returned: str):
+    """Raises UserError of a key that is none of a config, and of a section in place of a value."""
+    for key, value in member.items():
+        right = isinstance(key, str) and re.fullmatch(r"[a-z]\w*(\.\w+)*", key)
+        if not right or key.startswith("config."):
+            raise UserError(
+                f"{returned} the key {key!r:.60}; it must be such as 'optimizer.base_lr'"
+            )
+        if key == "branch_from" and isinstance(value, dict):
+            _require_keys(value, f"{returned} branch_from with")
+        elif isinstance(value, dict):
+            inner = next(iter(value), "KEY")
+            raise UserError(f"{returned} a dict as {key!r}; it must be given as '{key}.{inner}'")

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError, did_you_mean
 
+LARGEST_INTEGER = 2**63 - 1  # of 64 bits; arrays, checkpoints and JSON readers hold no more
+
 
 def require(condition: object, name: str, value: Any, expected: str):
     """Raises UserError unless a condition holds.
@@ -57,9 +59,14 @@ def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
         needed = field.default is unset and field.default_factory is unset
         if needed and field.name not in mapping:
             raise MissingKey(f"{path}.{field.name} is missing; it must be given")
-    return cls(
-        **{key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()}
-    )
+    values = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()}
+    instance = cls(**values)
+    # Only now, because the class's own checks name the range that is right for a key.
+    for key, value in values.items():
+        if isinstance(value, int):
+            right = f"at most {LARGEST_INTEGER}"
+            require(abs(value) <= LARGEST_INTEGER, f"{path}.{key}", f"{value!r:.40}", right)
+    return instance
 
 
 def plain(value: Any) -> Any:
@@ -116,6 +123,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         )  # false of NaN, and of whole numbers beyond floats
         require(finite, path, f"{value!r:.40}", "a finite number")
         return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        finite = abs(value) <= sys.float_info.max  # the class's own checks may divide by it
+        require(finite, path, f"{value!r:.40}", f"at most {LARGEST_INTEGER}")
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     require(
         right,

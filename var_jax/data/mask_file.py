@@ -41,6 +41,8 @@ def levels(
       UserError: the file does not decode, or has another meaning or none.
     """
     samples = image_file.read(content, name)
+    if samples.several:
+        log.warning("%s holds several frames or pages; the first is used", name)
     alpha = samples.alpha
     if alpha is None:
         return _opaque(samples, name)

@@ -6,6 +6,7 @@ are refused, or noted, by name.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -63,12 +64,13 @@ def layout(root: epath.Path) -> Layout:
     """
     folders = subfolders(root)
     inside = {name: subfolders(folder) for name, folder in folders.items()}
-    exact = {name: role for name in folders if (role := SPLIT_OF.get(name.strip().casefold()))}
+    exact = {name: role for name in folders if (role := _role(name))}
     similar = {name: role for name in folders if (role := _role_within(name))}
     for roles in (exact, similar):
         if _are_splits(root, folders, inside, roles, must_share=roles is similar):
             return _with_splits(root, inside, roles)
     _refuse_splits_among_classes(root, folders, inside, exact)
+    _refuse_unpaired_split(root, inside, {**similar, **exact})
     return Layout((Part("", "", folders),), tuple(_class_notes(root, inside, similar)))
 
 
@@ -84,10 +86,19 @@ def listed(names) -> str:
     return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
 
 
+def _role(name: str) -> str | None:
+    """The role that a name stands for, whatever its case, width of letters and spaces."""
+    return SPLIT_OF.get(_normalized(name).strip())
+
+
+def _normalized(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).casefold()
+
+
 def _role_within(name: str) -> str | None:
     """The one role that a word of the name stands for: "train" of "train_images" and
     "Train2017"."""
-    roles = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", name.casefold()) if word in SPLIT_OF}
+    roles = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", _normalized(name)) if word in SPLIT_OF}
     return roles.pop() if len(roles) == 1 else None
 
 
@@ -164,7 +175,7 @@ def _refuse_splits_among_classes(
                 f"{listed(shared)}, which it holds too; {remedy}"
             )
     for name, below in inside.items():
-        roles = {SPLIT_OF.get(one.strip().casefold()) for one in below} - {None}
+        roles = {_role(one) for one in below} - {None}
         if "train" in roles and len(roles) > 1 and len(folders) == 1:
             raise UserError(
                 f"{root} holds one folder, {name!r}, whose folders are splits; give "
@@ -176,9 +187,33 @@ def _refuse_splits_among_classes(
             )
 
 
+def _refuse_unpaired_split(
+    root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]
+):
+    """Raises UserError of a split beside a folder of the same classes whose name is no split's.
+
+    Such as `training` beside `Prüfung` or `unlabeled`: as classes, they would be told apart by
+    nothing that an image shows.
+    """
+    for name in roles:
+        for other in inside.keys() - roles.keys():
+            if shared := inside[name].keys() & inside[other].keys():
+                raise UserError(
+                    f"folder {name!r} of {root} looks like a split, and {other!r} beside it holds "
+                    f"the same class folders ({listed(shared)}); name it train, test or val, or "
+                    "move it elsewhere"
+                )
+
+
 def _class_notes(root: epath.Path, inside: Mapping[str, Folders], similar: Mapping[str, str]):
     if similar:
         yield f"folders of {root} that look like splits are taken for classes: {listed(similar)}"
+    everywhere = set.intersection(*(set(below) for below in inside.values())) if inside else set()
+    if len(inside) > 1 and everywhere:
+        yield (
+            f"the classes of {root} ({listed(inside)}) hold folders of the same names "
+            f"({listed(everywhere)}); if they are splits, name them train and test"
+        )
     if len(inside) == 1:
         ((name, below),) = inside.items()
         if len(below) > 1:

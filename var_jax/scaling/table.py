@@ -142,9 +142,7 @@ def build(
     """
     dropped, notes = list(dropped or []), list(notes or [])
     names = list(dict.fromkeys(name for record in records for name in record))
-    run_names = [
-        "" if _missing(record.get("run")) else str(record["run"]).strip() for record in records
-    ]
+    run_names = [_run_name(record.get("run")) for record in records]
     run = np.array(
         [name if name else f"row {i + 1}" for i, name in enumerate(run_names)], dtype=object
     )
@@ -165,7 +163,9 @@ def build(
             i for i, value in enumerate(columns[name]) if not (math.isfinite(value) and value > 0)
         ]
         for i in bad:
-            dropped.append((run[i], f"{name} is {records[i].get(name)!r}, not a positive number"))
+            dropped.append(
+                (run[i], f"{name} is {records[i].get(name)!r:.40}, not a positive number")
+            )
         if bad:
             notes.append(
                 f"bad-rows: {len(bad)} rows have no positive number as {name} "
@@ -259,8 +259,17 @@ def _number(value: Any) -> float:
         return _number(value[0])
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of a number of 400 digits
         return math.nan
+
+
+def _run_name(value: Any) -> str:
+    """Returns the name of a run, "" where the cell is empty."""
+    if _missing(value):
+        return ""
+    if isinstance(value, float):
+        value += 0.0  # -0.0 becomes 0.0, the same number
+    return str(value).strip()
 
 
 def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[dict]:
