@@ -49,6 +49,22 @@ def test_import_of_checkpoint_leaves_the_process_as_it_was():
     assert {name: after["loggers"][name] for name in before["loggers"]} == before["loggers"]
 
 
+FRESH = """
+from var_jax.io import storage_messages
+storage_messages.silence()
+import absl.logging
+for name in ("site-packages/orbax/manager.py", "site-packages/other/manager.py"):
+    exec(compile(f"absl.logging.warning('from {name}')", name, "exec"))
+"""
+
+
+def test_silence_before_absl_is_imported_keeps_its_logger():
+    """A command silences Orbax before it imports anything of it. Absl's own logger, which knows the
+    file that a message comes from, must be there by then: without it nothing is of Orbax."""
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert "other/manager.py" in done.stderr and "orbax" not in done.stderr
+
+
 def test_silenced_leaves_the_process_as_it_was():
     """Hook, warning filters and loggers within the block are others than before, and the same
     after it."""

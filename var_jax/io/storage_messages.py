@@ -20,6 +20,10 @@ def silence() -> Callable[[], None]:
 
     A second call changes nothing, and what it returns undoes nothing.
     """
+    # Absl makes its logger of a class of its own, which finds the caller's file, unless there is one
+    # of that name already: `getLogger` must not come first.
+    import absl.logging  # noqa: F401
+
     undo = contextlib.ExitStack()
     for name, keep in (("absl", _is_not_of_orbax), ("asyncio", _is_not_unretrieved)):
         logger = logging.getLogger(name)
