@@ -51,9 +51,7 @@ def read_fit(out):
 def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
     x, y, theta = joint(shape=(8, 5), noise=1e-3)
     compute = 6 * x[:, 0] * x[:, 1]
-    source = table_file(
-        tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute, err_last=y / 5
-    )
+    source = table_file(tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute)
     out = tmp_path / "out"
     assert (
         run(
@@ -71,9 +69,7 @@ def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
     )
     result = read_fit(out)
     inputs = ("params", "compute", "params+tokens")
-    assert set(result["laws"]) == {
-        f"{column}~{i}" for column in ("loss", "err_last") for i in inputs
-    }
+    assert set(result["laws"]) == {f"loss~{i}" for i in inputs}
     law = result["laws"]["loss~params+tokens"]
     assert law["form"] == "E + A * N**-alpha + B * D**-beta"
     for name, true in zip(("E", "A", "alpha", "B", "beta"), theta, strict=True):
@@ -127,11 +123,15 @@ def test_missing_columns_skip_laws_and_a_refused_law_says_why(tmp_path):
     assert "few-sizes" in law["loss~params"]["warnings"][0]
 
 
-def test_given_floor(tmp_path):
+def test_fit_takes_a_given_floor_and_fits_every_column(tmp_path):
+    """The floor that is given for one column is that of its law, without an interval; the other
+    column has a law of its own."""
     x, y, theta = single(noise=1e-3)
-    source = table_file(tmp_path / "a.csv", x, y, ["params"])
+    source = table_file(tmp_path / "a.csv", x, y, ["params"], err_last=y / 5)
     run(source, "--out", tmp_path / "o", "--resamples", 0, "--irreducible", f"loss={theta[0]}")
-    law = read_fit(tmp_path / "o")["laws"]["loss~params"]
+    laws = read_fit(tmp_path / "o")["laws"]
+    assert set(laws) == {"loss~params", "err_last~params"}
+    law = laws["loss~params"]
     assert law["E"] == {"value": theta[0], "ci95": [theta[0], theta[0]], "given": True}
     assert law["alpha"]["ci95"][0] < theta[2] < law["alpha"]["ci95"][1]
 

@@ -11,6 +11,7 @@ from etils import epath
 from flax.traverse_util import flatten_dict
 
 from helpers import small
+from helpers.cases import combinations
 from reference import torch_writer
 from var_jax import Pipeline
 from var_jax.cli.main import main
@@ -44,9 +45,10 @@ def test_not_finite_counts_every_kind_in_every_dtype(dtype, value):
     assert not_finite(np.arange(3)) == not_finite(np.array([True])) == 0
 
 
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("part", ["tokenizer", "transformer"])
-@pytest.mark.parametrize("ending", ["", ".pth", ".safetensors", ".npz"])
+@pytest.mark.parametrize(
+    ("value", "part", "ending"),
+    combinations(BAD, ["tokenizer", "transformer"], ["", ".pth", ".safetensors", ".npz"]),
+)
 def test_from_torch_names_the_tensor_that_is_not_finite(tmp_path, value, part, ending):
     """Whether the weights come as arrays or as any kind of file."""
     states = dict(zip(("tokenizer", "transformer"), small.pipeline().to_torch(), strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from helpers import small
+from helpers.cases import combinations
 from reference import torch_writer
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
@@ -89,19 +90,21 @@ def test_unwrapped_refuses_to_choose():
         unwrapped([*OWN, "module.pos"], ANCHORS, "x.pth")
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors", "npz"])
 @pytest.mark.parametrize(
-    "prefix",
-    [
-        "module.",
-        "_orig_mod.",
-        "module._orig_mod.",
-        "_orig_mod.module.",
-        "model.",
-        "state_dict.",
-        "state_dict.model.module._orig_mod.",
-        "ema.",
-    ],
+    ("prefix", "ending"),
+    combinations(
+        [
+            "module.",
+            "_orig_mod.",
+            "module._orig_mod.",
+            "_orig_mod.module.",
+            "model.",
+            "state_dict.",
+            "state_dict.model.module._orig_mod.",
+            "ema.",
+        ],
+        ["pth", "safetensors", "npz"],
+    ),
 )
 def test_wrapped_state_dicts_convert_to_the_same_weights(tmp_path, prefix, ending):
     """Of both models and every kind of file, to the last bit."""

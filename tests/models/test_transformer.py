@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from helpers import small
+from helpers.cases import combinations
 from var_jax.config.model import SCALES_512, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.io.torch_keys import abstract
@@ -304,8 +305,7 @@ def test_recomputing_changes_no_gradient(inputs):
         )
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("mask", "shared"), combinations(MASKS, [False, True]))
 def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared):
     """And the cache holds no more than what the next scale sees."""
     scales = Scales.parse("1,2,3,4")

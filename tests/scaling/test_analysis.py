@@ -25,37 +25,52 @@ def warning_names(law):
     return {note.split(":")[0] for note in law.summary["warnings"]}
 
 
-def test_analyze_clean_laws_gives_no_warning():
+@pytest.fixture(scope="module")
+def clean():
+    """Sizes, losses, the law's parameters and its analysis, of twelve runs with little noise."""
     x, y, theta = single(runs=12, noise=1e-3)
-    law = analyzed(x, y)
+    return x, y, theta, analyzed(x, y)
+
+
+@pytest.fixture(scope="module")
+def clean_joint():
+    """Sizes and tokens, and the analysis of a law of both."""
+    x, y, _ = joint(noise=5e-4)
+    return x, analyzed(x, y, ("params", "tokens"))
+
+
+def test_analyze_clean_laws_gives_no_warning(clean, clean_joint):
+    """The interval has the exponent that the runs were made with, and nothing is remarked."""
+    _, _, theta, law = clean
     assert law.summary["warnings"] == []
     assert law.summary["alpha"]["ci95"][0] < theta[2] < law.summary["alpha"]["ci95"][1]
     assert law.summary["pearson"] < -0.999
     assert law.summary["n_runs"] == 12
-    x, y, _ = joint(noise=1e-3)
-    assert analyzed(x, y, ("params", "tokens")).summary["warnings"] == []
+    assert clean_joint[1].summary["warnings"] == []
 
 
-def test_summary_lists_the_fitted_points():
-    x, y, _ = single(runs=12, noise=1e-3)
-    law = analyzed(x, y)
+def test_summary_lists_the_fitted_points(clean, clean_joint):
+    """Sizes, losses and runs are those given, and the predictions those of the fit."""
+    x, y, _, law = clean
     np.testing.assert_array_equal(law.summary["x"], x[:, 0])
     np.testing.assert_array_equal(law.summary["loss"], y)
     np.testing.assert_allclose(law.summary["reducible"], y - law.summary["E"]["value"])
     np.testing.assert_allclose(law.summary["predicted"], law.fit.predict(x))
     assert law.summary["run"] == [f"r{i}" for i in range(12)]
-    x, y, _ = joint()
-    assert np.shape(analyzed(x, y, ("params", "tokens")).summary["x"]) == x.shape
+    x, law = clean_joint
+    np.testing.assert_array_equal(law.summary["x"], x)
 
 
-def test_holdout_predicts_the_largest_better_than_the_naive_guess():
+def test_holdout_predicts_the_largest_better_than_the_naive_guess(clean_joint):
+    """A law fitted without the largest run predicts it to a third of the last drop in loss, and
+    better than the loss of the run before."""
     x, y, _ = single(runs=10, noise=5e-4)
-    held = analyzed(x, y).summary["holdout"]
+    law = analyzed(x, y)
+    held = law.summary["holdout"]
     assert held["actual"] == y[-1] and held["naive"] == y[-2]
     assert held["error_over_drop"] < 1 / 3
-    assert analyzed(x, y).summary["holdout_relative_error"] < held["naive_relative_error"]
-    x, y, _ = joint(noise=5e-4)
-    held = analyzed(x, y, ("params", "tokens")).summary["holdout"]
+    assert law.summary["holdout_relative_error"] < held["naive_relative_error"]
+    held = clean_joint[1].summary["holdout"]
     assert held["points"] == 5 and held["error_over_drop"] < 1 / 3
 
 
