@@ -71,7 +71,7 @@ def test_sample_takes_names_and_titles_all_pictures_by_them(
         gif,
     )
     shown = ["square", "café", "5", "ring, thin", "circle"]
-    assert text.splitlines()[1] == "classes: 1 square, 5 café, 4 5, 6 ring, thin, 0 circle"
+    assert text.splitlines()[1] == 'classes: 1 square, 5 café, 4 "5", 6 "ring, thin", 0 circle'
     grid, sides, *frames = titles
     assert grid[0] == shown and sides[1] == shown and all(frame[0] == shown for frame in frames)
     assert "--labels 5 is the class of id 5, 'café'; the class named '5' has id 4" in caplog.text

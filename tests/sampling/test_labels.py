@@ -161,3 +161,11 @@ def test_a_model_directory_carries_class_names(tmp_path):
         (tmp_path / "model" / "data.json").write_text(broken)
         with pytest.raises(UserError, match=r"data\.json"):
             model_directory.class_names(model_directory.existing(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["cat", "ring, thin", "7", "3-5", 'a "b"', " cat", "a-b", "東京"])
+def test_written_names_are_read_back(name):
+    """A line that lists classes is where a user copies a name from."""
+    names = ["other", name]
+    assert labels.parse(f"{labels.written('other')},{labels.written(name)}", names) == [0, 1]
+    assert f"1 {labels.written(name)}" in labels.described([0, 1], names, 2)

@@ -85,8 +85,19 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
         close = did_you_mean(_folded(name), folded)
         if "did you mean" not in close:
             more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
-            close = f"; classes: {', '.join(names[:NAMES_SHOWN])}{more}"
+            close = f"; classes: {', '.join(map(written, names[:NAMES_SHOWN]))}{more}"
     raise UserError(f"{what} {name!r} is no class of the model{close}")
+
+
+def written(name: str) -> str:
+    """Returns a class name as `parse` reads it: in double quotes where it would be ids or two names.
+
+    For lists of names on the terminal, in which "ring, thin" would pass for two classes.
+    """
+    if not (NUMBERS.fullmatch(name) or set(name) & set(',"') or name != name.strip()):
+        return name
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
 
 
 def title(label: int, class_names: Sequence[str], num_classes: int) -> str:
@@ -103,7 +114,8 @@ def described(labels: Sequence[int], class_names: Sequence[str], num_classes: in
     if all(name == str(label) for label, name in shown):
         return ""
     more = f", ... ({len(shown)} classes)" if len(shown) > NAMES_SHOWN else ""
-    return ", ".join(f"{label} {name}" for label, name in shown[:NAMES_SHOWN]) + more
+    names = (f"{label} {written(name)}" for label, name in shown[:NAMES_SHOWN])
+    return ", ".join(names) + more
 
 
 def remarks(

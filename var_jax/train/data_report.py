@@ -6,6 +6,7 @@ from typing import Any
 
 from var_jax.config.train import TrainConfig
 from var_jax.objectives.base import Objective
+from var_jax.sampling import labels
 from var_jax.train.batches import Inputs
 
 CLASSES_SHOWN = 20
@@ -48,7 +49,7 @@ def described(config: TrainConfig, data: Inputs) -> list[str]:
 def _classes(data: Inputs) -> list[str]:
     counts = [f" ({count})" for count in data.class_counts] or [""] * len(data.class_names)
     shown = [
-        f"{i}{count}" if name == str(i) else f"{i} {name}{count}"
+        f"{i}{count}" if name == str(i) else f"{i} {labels.written(name)}{count}"
         for i, (name, count) in enumerate(zip(data.class_names, counts, strict=True))
     ]
     more = len(shown) - CLASSES_SHOWN
