@@ -44,7 +44,8 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """All keys of the training config in the order of the dataclasses, the top level first."""
+    """Returns all keys of the training config in the order of the dataclasses, the top level
+    first."""
     top, below = [], []
     hints = typing.get_type_hints(TrainConfig)
     meanings = attribute_docs(TrainConfig)
@@ -57,8 +58,8 @@ def sections() -> list[Section]:
 
 
 def attribute_docs(cls: type) -> Mapping[str, str]:
-    """Meanings by name of a dataclass's fields, those of its bases included; names of one entry
-    share its text."""
+    """Returns the meanings of a dataclass's fields by name, those of its bases included; names of
+    one entry share its text."""
     meanings: dict[str, str] = {}
     for base in reversed(inspect.getmro(cls)):
         lines = inspect.cleandoc(base.__doc__ or "").splitlines()
@@ -96,7 +97,7 @@ def _key(path: str, hint: Any, meaning: str) -> Key:
 
 
 def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that a field holds, also where it may be None."""
+    """Returns the dataclass that a field holds, also where it may be None."""
     kinds = (
         typing.get_args(hint)
         if typing.get_origin(hint) in (types.UnionType, typing.Union)

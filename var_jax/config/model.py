@@ -31,8 +31,8 @@ class TokenizerConfig:
       norm_groups: groups of every GroupNorm; divides every level's width.
       z_channels: width of a code; of "bsq" codes their bits, at most 30.
       vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
-      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one per
-        scale.
+      phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one
+        per scale.
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
       codes: "euclidean" nearest code; "cosine": residual and codes are normalized for the search
         only; "bsq": binary spherical codes without a codebook (`ops.vq`), for vocabularies of any

@@ -59,7 +59,7 @@ class Scales:
 
     @functools.cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First token of each scale in the sequence, and the total as the last entry."""
+        """The first token of each scale in the sequence, and the total as the last entry."""
         return (0, *(int(n) for n in np.cumsum(self.lengths)))
 
     @property
@@ -73,7 +73,7 @@ class Scales:
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
     def of_length(self, tokens: int) -> "Scales":
-        """The first scales that have so many tokens together.
+        """Returns the leading scales that have so many tokens together.
 
         Raises:
           ValueError: no first scales have.
@@ -81,15 +81,16 @@ class Scales:
         return self if tokens == self.total else Scales(self.sizes[: self.offsets.index(tokens)])
 
     def span(self, k: int) -> slice:
-        """Where scale k lies in the sequence."""
+        """Returns where scale k lies in the sequence."""
         return slice(self.offsets[k], self.offsets[k + 1])
 
     def progress(self, k: int) -> float:
-        """k / (K - 1): 0 at the first scale and 1 at the last (0 when there is one scale only)."""
+        """Returns k / (K - 1): 0 at the first scale and 1 at the last (0 when there is one scale
+        only)."""
         return k / (len(self) - 1) if len(self) > 1 else 0.0
 
     def split(self, tokens):
-        """(B, L, ...) into one (B, h*w, ...) a scale."""
+        """Splits (B, L, ...) into one (B, h*w, ...) per scale."""
         return [tokens[:, self.span(k)] for k in range(len(self))]
 
 

@@ -44,7 +44,8 @@ class MissingKey(UserError):
 
 
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
-    """An instance of the dataclass `cls` from nested plain values, every key and kind checked.
+    """Returns an instance of the dataclass `cls` from nested plain values, every key and kind
+    checked.
 
     Raises:
       UserError: an unknown key (with the closest known one), a value of the wrong kind or a number
@@ -70,8 +71,8 @@ def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
 
 
 def plain(value: Any) -> Any:
-    """The nested dicts, lists and numbers of a config dataclass, as JSON takes them; `build` reads
-    it back."""
+    """Returns the nested dicts, lists and numbers of a config dataclass, as JSON takes them;
+    `build` reads it back."""
     if isinstance(value, Scales):
         return str(value)
     if dataclasses.is_dataclass(value):
@@ -84,7 +85,7 @@ def plain(value: Any) -> Any:
 
 
 def differences(here: Any, there: Any, path: str = "") -> list[str]:
-    """`"a.b: 1 here, 2 there"` for every leaf in which two plain configs differ."""
+    """Returns `"a.b: 1 here, 2 there"` for every leaf in which two plain configs differ."""
     if isinstance(here, Mapping) and isinstance(there, Mapping):
         keys = sorted({*here, *there})
         return [

@@ -13,7 +13,7 @@ AUGMENTATIONS = ("color", "translation", "cutout")  # `ops.diffaugment` has a fu
 
 
 def policy_names(policy: str, key: str = "adversarial.diffaugment") -> list[str]:
-    """The augmentations of a policy, which is the value of a config's `key`.
+    """Returns the augmentations of a policy, which is the value of a config's `key`.
 
     Raises:
       UserError: one is not known.

@@ -143,7 +143,7 @@ class TrainConfig:
         return self.stage == "tokenizer" and self.codebook.revive_threshold > 0
 
     def steps_of(self, value: float) -> int:
-        """A number of steps: a value below 1 is a share of the run's."""
+        """Returns a number of steps; a value below 1 is a share of the run's."""
         return round(value * self.steps) if value < 1 else round(value)
 
     @property
@@ -163,7 +163,8 @@ class TrainConfig:
         return [key for key, size in zip(SIZES_OF_DATA, sizes, strict=True) if size == 0]
 
     def with_sizes(self, channels: int, classes: int) -> "TrainConfig":
-        """This run with sizes of its data in place of those that are left to the data (0)."""
+        """Returns this run with sizes of its data in place of those that are left to the data
+        (0)."""
         tokenizer, transformer = self.tokenizer, self.transformer
         if tokenizer.in_channels == 0:
             tokenizer = dataclasses.replace(tokenizer, in_channels=channels)
@@ -172,8 +173,8 @@ class TrainConfig:
         return dataclasses.replace(self, tokenizer=tokenizer, transformer=transformer)
 
     def with_tokenizer(self, tokenizer: TokenizerConfig) -> "TrainConfig":
-        """This run over another tokenizer, whose vocabulary, code width and scales the transformer
-        takes."""
+        """Returns this run over another tokenizer, whose vocabulary, code width and scales the
+        transformer takes."""
         transformer = self.transformer and dataclasses.replace(
             self.transformer, **_shared(tokenizer)
         )
@@ -185,7 +186,7 @@ def _shared(tokenizer: TokenizerConfig) -> dict:
 
 
 def default_config() -> config_dict.ConfigDict:
-    """Every key with its default, locked: what a config file starts from.
+    """Returns every key with its default, locked: what a config file starts from.
 
     The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by
     depth". Channels of images and the number of classes are 0, for those of the data
@@ -209,7 +210,7 @@ def default_config() -> config_dict.ConfigDict:
 
 
 def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
-    """The checked, frozen run of a ConfigDict.
+    """Returns the checked, frozen run of a ConfigDict.
 
     Sizes that it leaves to the data are filled in where the name of the data set alone tells them.
 

@@ -15,7 +15,7 @@ BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs a
 
 
 def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = None) -> float:
-    """Teacher-forced forward of one image: all tokens at once, AdaLN once an image.
+    """Returns the FLOPs of a teacher-forced forward pass: all tokens at once, AdaLN once per image.
 
     Args:
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask
@@ -29,14 +29,15 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
 
 def adaln_flops(config: TransformerConfig) -> float:
-    """The linears from the class to AdaLN's modulations, once: six a block (or six shared), two
-    before the head."""
+    """Returns the FLOPs of the linears from the class to AdaLN's modulations, once: six per block
+    (or six shared), two before the head."""
     linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
     return float(2 * linears * config.width**2)
 
 
 def train_flops_per_image(config: TransformerConfig) -> float:
-    """Exact training FLOPs: forward and backward of what the configuration's mask lets through.
+    """Returns exact training FLOPs: forward and backward of what the configuration's mask lets
+    through.
 
     3 [2 L (12 d w^2 + V w + C w) + 2 (6 d w^2 + 2 w^2) + 4 d w M] at the published MLP ratio of 4,
     with depth d, width w, L tokens, V codes, C code channels and M attended pairs (`ops.masks`).
@@ -46,22 +47,22 @@ def train_flops_per_image(config: TransformerConfig) -> float:
 
 
 def dense_attention_train_flops(config: TransformerConfig) -> float:
-    """Training FLOPs when all L^2 pairs are counted, as an implementation that masks afterwards
-    computes."""
+    """Returns training FLOPs when all L^2 pairs are counted, as an implementation that masks
+    afterwards computes."""
     return (1 + BACKWARD) * forward_flops(config, attended_pairs=config.scales.total**2)
 
 
 def six_nd_train_flops(config: TransformerConfig) -> float:
-    """6 N D with N the parameters of the blocks and D the image's L tokens.
+    """Returns 6 N D with N the parameters of the blocks and D the image's L tokens.
 
-    Counts AdaLN's weights once a token although they act once an image: 1.13 (depth 6) to 1.44
-    (depth 30) of the exact figure, which tilts exponents against compute.
+    It counts AdaLN's weights once per token although they act once per image: 1.13 (depth 6) to
+    1.44 (depth 30) of the exact figure, which tilts exponents against compute.
     """
     return 6.0 * param_count(config)["body"] * config.scales.total
 
 
 def param_count(config: TransformerConfig) -> dict[str, int]:
-    """Parameters of the transformer.
+    """Returns the number of parameters of the transformer.
 
     Returns:
       "total": every parameter; "body": the blocks' weight matrices, 73728 d^3 at the published
@@ -85,7 +86,8 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 
 
 def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
-    """The transformer's share of generating an image: cached attention, so M pairs as in training.
+    """Returns the transformer's share of generating an image: cached attention, so M pairs as in
+    training.
 
     The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free
     guidance (`guided`) runs a second, unconditional sequence.
@@ -95,7 +97,8 @@ def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float
 
 
 def encode_flops(config: TokenizerConfig) -> float:
-    """Image to tokens: encoder, and every scale's search and residual convolution.
+    """Returns the FLOPs from image to tokens: encoder, and every scale's search and residual
+    convolution.
 
     Multiply-adds with padding zeros are not counted, as XLA's cost analysis does not.
     """
@@ -121,8 +124,8 @@ def encode_flops(config: TokenizerConfig) -> float:
 
 
 def decode_flops(config: TokenizerConfig) -> float:
-    """Tokens to image: every scale's upsampling and residual convolution, and the decoder (see
-    `encode_flops`)."""
+    """Returns the FLOPs from tokens to image: every scale's upsampling and residual convolution,
+    and the decoder (see `encode_flops`)."""
     c = config
     h, w = c.scales.finest
     previous = c.widths[-1]
@@ -144,12 +147,13 @@ def decode_flops(config: TokenizerConfig) -> float:
 
 
 def tokenizer_train_flops(config: TokenizerConfig) -> float:
-    """Forward and backward of encoder, quantizer and decoder, one image."""
+    """Returns the FLOPs of forward and backward of encoder, quantizer and decoder."""
     return (1 + BACKWARD) * (encode_flops(config) + decode_flops(config))
 
 
 def _conv(size: tuple[int, int], inputs: int, outputs: int, kernel: int = 3) -> int:
-    """A stride-1 convolution that keeps the size; border outputs have fewer taps within the map."""
+    """Returns the FLOPs of a stride-1 convolution that keeps the size; border outputs have fewer
+    taps within the map."""
     taps = [n * kernel - 2 * (kernel // 2) for n in size]
     return 2 * taps[0] * taps[1] * inputs * outputs
 
@@ -187,14 +191,14 @@ def _middle(config: TokenizerConfig, width: int) -> int:
 
 
 def _contributions(config: TokenizerConfig) -> int:
-    """Every scale's bicubic upsampling and residual convolution."""
+    """Returns the FLOPs of every scale's bicubic upsampling and residual convolution."""
     finest, channels = config.scales.finest, config.z_channels
     up = sum(_resize(size, finest, channels) for size in config.scales.sizes)
     return up + len(config.scales) * _conv(finest, channels, channels)
 
 
 def _resize(source: tuple[int, int], target: tuple[int, int], channels: int) -> int:
-    """A product with one matrix a side, rows first; nothing when the size is right."""
+    """Returns the FLOPs of a product with one matrix per side, rows first; 0 at the right size."""
     if source == target:
         return 0
     return 2 * channels * target[0] * source[1] * (source[0] + target[1])

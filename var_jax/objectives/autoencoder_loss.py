@@ -37,8 +37,8 @@ class AutoencoderState(TrainState):
 
     Attributes:
       discriminator: None in a run without one.
-      usage: float32 (K, V), running share of each code's uses at each scale (`ops.codebook.revive`);
-        None in a run without revival.
+      usage: float32 (K, V), running share of each code's uses at each scale
+        (`ops.codebook.revive`); None in a run without revival.
     """
 
     discriminator: DiscriminatorState | None = None

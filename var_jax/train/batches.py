@@ -1,4 +1,5 @@
-"""What a run's steps see: images of a data set, or the tokens of a cache, laid over the mesh."""
+"""The batches of a run's steps: images of a data set, or the tokens of a cache, laid over the
+mesh."""
 
 import functools
 import hashlib
@@ -167,8 +168,8 @@ class Inputs:
             ) from error
 
     def train(self, start_step: int) -> Iterator[HostBatch]:
-        """Endless, from a step on: what a step sees is a function of the seed and the step
-        alone."""
+        """Returns endless training batches from a step on: what a step sees is a function of the
+        seed and the step alone."""
         c = self._config
         if self._cache is not None:
             return token_cache.train_batches(
@@ -192,8 +193,10 @@ class Inputs:
         )
 
     def held_out(self) -> Iterator[HostBatch]:
-        """One pass, which ends those begun before it; "mask" is False on padding. What reads lives
-        on for the next."""
+        """Returns one pass over the held-out images, which ends those begun before it.
+
+        "mask" is False on padding. The readers stay for the next pass.
+        """
         if self._held_out is None:
             self._held_out = self._passes()
         return self._held_out()
@@ -271,7 +274,8 @@ ON_HOSTS = Words("not", "is not on process 0", "is missing")
 
 
 def read_kept(directory: epath.Path) -> dict[str, Any] | None:
-    """The `identity` of the data that a workdir's run was started on; None where it keeps none.
+    """Returns the `identity` of the data that a workdir's run was started on; None where it keeps
+    none.
 
     Raises:
       UserError: data.json does not read.
@@ -281,7 +285,8 @@ def read_kept(directory: epath.Path) -> dict[str, Any] | None:
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A_RUN) -> list[str]:
-    """What differs, of what both tell."""
+    """Returns what differs between two identities, in words; keys that only one has do not
+    count."""
     differ = {key for key in was.keys() & now.keys() if was[key] != now[key]}
     changed = []
     if "name" in differ:
@@ -304,8 +309,8 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
         and now["fingerprint"] == was["fingerprint"] + sources.NEWLY_DECODED
     ):
         return [
-            "the same files, and an earlier version decoded some of them without their transparency "
-            "or EXIF orientation"
+            "the same files, and an earlier version decoded some of them without their "
+            "transparency or EXIF orientation"
         ]
     if not changed and "fingerprint" in differ:
         changed.append(

@@ -16,8 +16,8 @@ from var_jax.errors import UserError
 
 
 def of_data(data: DataConfig) -> tuple[int, int]:
-    """(channels, classes) of a token cache, where one is named, else of the data set. Nothing is
-    prepared or written.
+    """Returns (channels, classes) of a token cache, where one is named, else of the data set.
+    Nothing is prepared or written.
 
     Raises:
       UserError: there is no such cache, data set or folder.
@@ -33,8 +33,8 @@ def from_data(
     directory: epath.PathLike | None = None,
     sizes: Callable[[DataConfig], tuple[int, int]] = of_data,
 ) -> TrainConfig:
-    """The run with no size left to the data: as its workdir's run was started with, else by its
-    data.
+    """Returns the run with no size left to the data: as its workdir's run was started with, else by
+    its data.
 
     Call it before anything is made of a config that may leave sizes to the data. Nothing is read
     for a config that gives them all.
@@ -58,16 +58,17 @@ def from_data(
 
 
 def _of_run(path: epath.Path) -> tuple[int, int]:
-    """What a run was started with, 0 where its config.json does not tell: whoever resumes it reads
-    it strictly."""
+    """Returns the channels and classes that a run was started with, 0 where its config.json does
+    not say: whoever resumes it reads it strictly."""
     try:
         values: Any = json.loads(path.read_text())
     except (OSError, ValueError):
         return 0, 0
-    found = []
+    sizes = []
     for key in SIZES_OF_DATA:
         section, name = key.split(".")
         section = values.get(section) if isinstance(values, dict) else None
         size = section.get(name, 0) if isinstance(section, dict) else 0
-        found.append(size if isinstance(size, int) else 0)
-    return found[0], found[1]
+        sizes.append(size if isinstance(size, int) else 0)
+    channels, classes = sizes
+    return channels, classes

@@ -128,8 +128,10 @@ def _train(
         held_out: dict[str, Any] = {}
 
         def read(left: int) -> bool:
-            """Waits for all steps dispatched but the last `left`, logs them, and returns whether any
-            host was asked to stop.
+            """Waits for all steps dispatched but the last `left`, and logs them.
+
+            Returns:
+              whether any host was asked to stop.
 
             Raises:
               Diverged: a loss or gradient is not finite.

@@ -131,7 +131,7 @@ def _best(
     *,
     sampling: bool = False,
 ) -> tuple[Candidate, Mesh]:
-    """The best of the meshes that the devices can form, and the mesh.
+    """Returns the best layout of the devices, and its mesh.
 
     Among those that leave no more than `mesh.replicated_share` whole, it is the one that divides
     all that has a rule, else any, each of the smallest model axis; if there is none, the one that

@@ -16,7 +16,7 @@ from etils import epath
 from var_jax.io import atomic, run_records
 
 UPLOAD_SECONDS = 5.0
-STATUS_SECONDS = 1.0  # between writes of one object, of which Google's store takes no more
+STATUS_SECONDS = 1.0  # between two writes of one object, the most that Google's store takes
 MERGED_PARTS = 32
 
 log = logging.getLogger(__name__)
@@ -28,17 +28,17 @@ def open_files(
     """Returns a run's files, and the step and split of every record that stays: those after
     `resume_step`, which the run takes again, are dropped, and with them a line that a crash cut
     short."""
-    kept = {}
+    lines_by_key = {}
     if (workdir / run_records.FILE).exists() or run_records.parts(workdir):
         before = run_records.read_lines(workdir)
         for line in before:
             name = run_records.key(line)
             if name is not None and isinstance(name[0], int) and name[0] <= resume_step:
-                kept[name] = line
-        _merge(workdir, list(kept.values()))
+                lines_by_key[name] = line
+        _merge(workdir, list(lines_by_key.values()))
     if run_records.in_bucket(workdir):
-        return BucketFiles(workdir, list(kept.values())), set(kept)
-    return LocalFiles(workdir), set(kept)
+        return BucketFiles(workdir, list(lines_by_key.values())), set(lines_by_key)
+    return LocalFiles(workdir), set(lines_by_key)
 
 
 class LocalFiles:
@@ -51,7 +51,7 @@ class LocalFiles:
         with self._records.open("a") as file:
             file.write(line + "\n")
 
-    def status(self, text: str, at_once: bool = False):
+    def status(self, text: str, *, at_once: bool = False):
         atomic.write(self._status, text)
 
     def flush(self):
@@ -60,7 +60,7 @@ class LocalFiles:
             with self._records.open("a") as file:
                 os.fsync(file.fileno())
 
-    def close(self, whole: bool):
+    def close(self, *, merge: bool):
         self.flush()
 
 
@@ -88,7 +88,7 @@ class BucketFiles:
     def record(self, line: str):
         self._lines.append(line)
 
-    def status(self, text: str, at_once: bool = False):
+    def status(self, text: str, *, at_once: bool = False):
         self._status = text
         if at_once:
             with self._uploading:
@@ -99,17 +99,17 @@ class BucketFiles:
         with self._uploading:
             self._upload_records()
 
-    def close(self, whole: bool):
+    def close(self, *, merge: bool):
         """Ends the thread; everything is in the bucket then.
 
         Args:
-          whole: merges all parts into `metrics.jsonl`.
+          merge: whether all parts are merged into `metrics.jsonl`.
         """
         self._ended.set()
         self._thread.join()
         self.flush()
         self.status(self._status, at_once=True)
-        if whole:
+        if merge:
             _merge(self._workdir, [*self._merged, *self._lines])
 
     def _upload_often(self):
@@ -145,8 +145,8 @@ class BucketFiles:
                 self._levels.append([])
             self._levels[level + 1].append((parts[0][0], parts[-1][1]))
             self._levels[level] = []
-            for begin, end in parts:
-                run_records.part_path(self._workdir, begin, end).unlink(missing_ok=True)
+            for start, stop in parts:
+                run_records.part_path(self._workdir, start, stop).unlink(missing_ok=True)
 
     def _upload_status(self):
         if (text := self._status) == self._status_uploaded:
@@ -155,10 +155,10 @@ class BucketFiles:
         (self._workdir / "status.json").write_text(text)
         self._status_uploaded, self._status_at = text, time.monotonic()
 
-    def _put(self, begin: int, end: int):
+    def _put(self, start: int, stop: int):
         # An object appears whole or not at all, so that it needs no other name first.
-        path = run_records.part_path(self._workdir, begin, end)
-        path.write_text(_text(self._lines[begin:end]))
+        path = run_records.part_path(self._workdir, start, stop)
+        path.write_text(_text(self._lines[start:stop]))
 
 
 def _merge(workdir: epath.Path, lines: Sequence[str]):
@@ -168,9 +168,8 @@ def _merge(workdir: epath.Path, lines: Sequence[str]):
         atomic.write(file, text)
     for part in run_records.parts(workdir):
         part.unlink(missing_ok=True)
-    if (
-        not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir()
-    ):  # a copy of a bucket
+    # A local directory of parts comes with a copy of a bucket.
+    if not run_records.in_bucket(workdir) and (workdir / run_records.PARTS).is_dir():
         (workdir / run_records.PARTS).rmdir()
 
 

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: metrics.jsonl, TensorBoard, status.json and a progress bar."""
+"""What a run reports while it goes: metrics.jsonl, TensorBoard, status.json and a progress bar."""
 
 import contextlib
 import datetime
@@ -68,10 +68,10 @@ class MetricWriter:
         self.status("running", at_once=True)
 
     def write(self, step: int, split: Literal["train", "val"], values: Mapping[str, Any]):
-        """One record. A split's step that is there already stays as it is.
+        """Writes one record; a split's step that is there already stays as it is.
 
         Args:
-          values: scalars, or an array with one value a scale; what is not finite becomes null.
+          values: scalars, or an array with one value per scale; what is not finite becomes null.
         """
         if not self._enabled or (step, split) in self._kept:
             return
@@ -104,7 +104,7 @@ class MetricWriter:
             self._say(f"step {step}/{self._steps}, evaluating on the held-out images")
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
-        """A picture for TensorBoard."""
+        """Shows a picture in TensorBoard."""
         if self._enabled:
             self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
             self._board.flush()
@@ -132,7 +132,7 @@ class MetricWriter:
             self._say(f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}")
 
     def progress(self, step: int, loss: float, images_per_s: float):
-        """`advance`, and updates status.json.
+        """Does what `advance` does, and updates status.json.
 
         Args:
           images_per_s: of training alone; the time that is left counts evaluation too.
@@ -157,7 +157,7 @@ class MetricWriter:
         self.advance(step, loss)
         self.status("running")
 
-    def status(self, state: State, at_once: bool = False):
+    def status(self, state: State, *, at_once: bool = False):
         """Replaces status.json, in a bucket within some seconds or `at_once`: "loss" is training's
         last one, "held_out_loss" that of the last evaluation."""
         if not self._enabled:
@@ -175,7 +175,7 @@ class MetricWriter:
             "updated": now,
         }
         with self._reporting():
-            self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once)
+            self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once=at_once)
 
     def flush(self):
         """Returns when every record so far is kept, whatever happens to this machine. To be called
@@ -189,7 +189,7 @@ class MetricWriter:
                 self._board.upload()
 
     def close(self, state: State):
-        """The last status; ends the bar and the files."""
+        """Writes the last status, and ends the bar and the files."""
         if not self._enabled:
             return
         self._bar.close()
@@ -197,7 +197,7 @@ class MetricWriter:
             self._board.close()
         self.status(state)
         with self._reporting():
-            self._files.close(whole=state == "done")
+            self._files.close(merge=state == "done")
 
     def _say(self, line: str):
         """Prints a line on stderr, above the bar where there is one."""
@@ -220,7 +220,7 @@ class MetricWriter:
         return max(now - then, 1e-9) / (self._seen - step)
 
     def _last_held_out_loss(self) -> float | None:
-        """Of the records that stay."""
+        """Returns the last held-out loss of the records that stay."""
         steps = [step for step, split in self._kept if split == "val"]
         for line in run_records.read_lines(self._workdir) if steps else ():
             if run_records.key(line) == (max(steps), "val"):
@@ -244,7 +244,7 @@ class MetricWriter:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity."""
+    """Returns a value with null in place of what is not finite: JSON has no NaN or infinity."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -59,8 +59,8 @@ def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float
 def make_optimizer(
     config: OptimizerConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam, and decoupled weight decay that the learning rate multiplies
-    (AdamW).
+    """Returns AdamW: clipping by global norm, Adam, and decoupled weight decay that the learning
+    rate multiplies.
 
     Args:
       steps: length of the whole run, at whose last step the schedules reach their final values.
@@ -78,8 +78,8 @@ def make_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
-    """The rate by number of steps done: 0 before the first, `steps` - 1 before the last, which has
-    the final rate.
+    """Returns the rate by number of steps done: 0 before the first, `steps` - 1 before the last,
+    which has the final rate.
 
     "cooldown" falls by 1 - sqrt(share of the cooldown that is over) (Hägele et al. 2024, section
     3); until then it is the same for every `steps`, which is what lets runs of several lengths
@@ -106,7 +106,7 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
 
 
 def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, done: int) -> float:
-    """The value of `learning_rate` after `done` steps, computed by numpy alone."""
+    """Returns the value of `learning_rate` after `done` steps, computed by numpy alone."""
     peak = config.base_lr * batch_size / 256
     warmup, final = config.warmup_steps, config.final_lr_ratio
     if done < warmup:
@@ -128,13 +128,13 @@ def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, 
 
 
 def _bent(config: OptimizerConfig) -> tuple[list[float], list[float]]:
-    """Shares of what is left after the warm-up, and the factors on the rate there."""
+    """Returns shares of what is left after the warm-up, and the factors on the rate there."""
     straight = 1 - (1 - config.final_lr_ratio) * config.bend
     return [0.0, config.bend, 1.0], [1.0, (1 + straight) / 2, config.final_lr_ratio]
 
 
 def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.Schedule:
-    """`peak` until `length` steps before step `last`, which has `final_ratio` of it."""
+    """Returns `peak` until `length` steps before step `last`, which has `final_ratio` of it."""
 
     def rate(step):
         over = jnp.clip((step - (last - length)) / max(length, 1), 0.0, 1.0) if length else 0.0
@@ -144,14 +144,16 @@ def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.
 
 
 def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """From `weight_decay` at the first step to `final_weight_decay` at the last, by a cosine."""
+    """Returns the decay from `weight_decay` at the first step to `final_weight_decay` at the last,
+    by a cosine."""
     final = config.final_weight_decay
     cosine = optax.cosine_decay_schedule(config.weight_decay - final, max(steps - 1, 1))
     return lambda step: final + cosine(step)
 
 
 def decay_mask(params: Any, not_decayed: Collection[str] = ()) -> Any:
-    """True where weights decay: matrices, convolutions, the codebook and the class embedding.
+    """Returns True where weights decay: matrices, convolutions, the codebook and the class
+    embedding.
 
     Args:
       params: nested dicts of parameters (or their gradients); under "blocks" they have a leading

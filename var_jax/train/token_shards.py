@@ -27,8 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """A shard to be: its role and file name, its view, and the images start to stop of the
-    split."""
+    """A shard to be written.
+
+    Attributes:
+      role: "train" or "test".
+      name: of its file.
+      view: the pass over the split that it belongs to.
+      start: its first image in the split.
+      stop: the image after its last.
+    """
 
     role: str
     name: str
@@ -38,10 +45,12 @@ class Part(NamedTuple):
 
 
 def claim(
-    directory: epath.Path, manifest: token_manifest.Manifest, first_host: bool
+    directory: epath.Path, manifest: token_manifest.Manifest, *, is_first_host: bool
 ) -> token_manifest.Manifest:
-    """The manifest with what the directory held of the same settings; host 0 writes it before any
-    shard is.
+    """Makes the directory this cache's, and returns the manifest with what it held of the same
+    settings.
+
+    The first host writes the manifest before any shard is written.
 
     Raises:
       UserError: the directory holds a model, or another cache, or cannot be written.
@@ -52,23 +61,23 @@ def claim(
     if (directory / "manifest.json").exists():
         before = token_manifest.read_manifest(directory)
         if not before.data_fingerprint:
-            if first_host:
+            if is_first_host:
                 log.warning(token_cache.UNKNOWN_IMAGES, directory)
             manifest = dataclasses.replace(manifest, data_fingerprint="")
-        theirs, ours = before.settings, manifest.settings
+        there, here = before.settings, manifest.settings
         for role in token_manifest.ROLES:
             old, new = getattr(before, role), getattr(manifest, role)
             if new is None:
                 manifest = dataclasses.replace(manifest, **{role: old})
             elif old is not None:
-                theirs[role], ours[role] = (
+                there[role], here[role] = (
                     plain(dataclasses.replace(info, shards=())) for info in (old, new)
                 )
-        if different := differences(ours, theirs):
+        if different := differences(here, there):
             raise _another(directory, different)
-    elif first_host:  # without a manifest, nobody can say whose tokenizer it would be
+    elif is_first_host:  # without a manifest, nobody can say whose tokenizer it would be
         (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
-    if first_host:
+    if is_first_host:
         try:
             for role in token_manifest.ROLES:
                 (directory / role).mkdir(parents=True, exist_ok=True)
@@ -89,6 +98,7 @@ def _another(directory: epath.Path, different: list[str]) -> UserError:
 
 
 def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
+    """Returns the shards that a split is written in, view by view."""
     count = math.ceil(info.images / shard_images)
     return [
         Part(
@@ -106,8 +116,10 @@ def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int)
 def _stamp(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> tuple[epath.Path, dict[str, Any]]:
-    """Where it is said that a part is done, and of what: a stamp of other settings does not
-    count."""
+    """Returns the file that says that a shard is finished, and what it says of the settings.
+
+    A file that says something else does not count.
+    """
     path = directory / part.role
     about = {
         **manifest.settings,
@@ -121,6 +133,11 @@ def _stamp(
 def write(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]
 ):
+    """Writes a shard, and then the file that says that it is finished.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     path, stamp = _stamp(directory, manifest, part)
     try:
         # array_record writes to a local file only, and the directory may be a bucket.
@@ -153,13 +170,13 @@ def write(
 def finished_shard(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> token_manifest.Shard | None:
-    """The shard, when it is on the disk as it was written."""
+    """Returns the shard if it is on the disk as it was written; else None."""
     path, stamp = _stamp(directory, manifest, part)
     shard = path.parent / part.name
     try:
-        found = json.loads(path.read_text())
-        if found == {**stamp, "bytes": shard.stat().length}:
-            return token_manifest.Shard(part.name, part.stop - part.start, found["bytes"])
+        size = shard.stat().length
+        if json.loads(path.read_text()) == {**stamp, "bytes": size}:
+            return token_manifest.Shard(part.name, part.stop - part.start, size)
     except (OSError, ValueError):  # missing, or cut off by a kill
         pass
     return None
@@ -168,8 +185,8 @@ def finished_shard(
 def complete(
     directory: epath.Path, manifest: token_manifest.Manifest, parts: dict[str, list[Part]]
 ) -> token_manifest.Manifest:
-    """The manifest with the shards of every role whose last one is done, written where there is
-    such a role.
+    """Returns the manifest with the shards of every role whose last one is finished, after writing
+    it where there is such a role.
 
     Hosts that finish at the same time each write it. One that still missed another's last shard
     looks again after it has written, so that the last one to write has seen all of them.
@@ -203,8 +220,8 @@ def complete(
 def _with_roles_of(
     directory: epath.Path, manifest: token_manifest.Manifest, others: set[str]
 ) -> token_manifest.Manifest:
-    """The manifest with some roles as they lie in the directory: another process may have written
-    them meanwhile.
+    """Returns the manifest with some roles as they lie in the directory: another process may have
+    written them meanwhile.
 
     Raises:
       UserError: the directory holds another cache by now.

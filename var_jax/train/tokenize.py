@@ -1,5 +1,5 @@
-"""Writes token caches (`data.token_cache`), so that each image is encoded once per view and not once
-per epoch.
+"""Writes token caches (`data.token_cache`): each image is encoded once per view, not once per
+epoch.
 
 A host writes every `shard_count`-th shard from its own place on (`train.token_shards`).
 """
@@ -109,7 +109,7 @@ def tokenize(
         lambda first, mine: differences(mine, first),
         "give every host the same command, tokenizer and images",
     )
-    manifest = token_shards.claim(directory, manifest, host[0] == 0)
+    manifest = token_shards.claim(directory, manifest, is_first_host=host[0] == 0)
     if host[0] == 0 and not (directory / "tokenizer" / "model.json").exists():
         model_directory.save(
             directory / "tokenizer", ModelConfig(loaded.tokenizer), {"tokenizer": params}
@@ -184,8 +184,7 @@ def _manifest(
 
 
 def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
-    """(uint8 images -> tokens over this host's devices, their number); other hosts have no part in
-    it."""
+    """Returns a function from uint8 images to tokens over this host's devices, and their number."""
     devices = jax.local_devices()
     mesh = make_mesh(MeshConfig(), devices)
     rows, replicated = (
@@ -207,8 +206,8 @@ def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
 
 
 class _Load(grain.transforms.Map):
-    """(view, index) -> the image, cropped (and flipped, if asked for) by the seed, the view and the
-    index, or cropped in the center without a seed."""
+    """Turns (view, index) into the image, cropped (and flipped, if asked for) by the seed, the view
+    and the index, or cropped in the center without a seed."""
 
     def __init__(
         self,
@@ -243,9 +242,12 @@ def _encoded(
     *,
     plan: readahead.Plan,
 ) -> Iterator[tuple[token_shards.Part, list[bytes]]]:
-    """Each part with its records. One stream of batches over all of them, each part padded to whole
-    batches, so that its records do not depend on what else is to be done; a batch is encoded while
-    the one before it is packed."""
+    """Yields each part with its records.
+
+    There is one stream of batches over all parts, each part padded to whole batches, so that its
+    records do not depend on what else is to be done. A batch is encoded while the one before it is
+    packed.
+    """
     places = [[(part.view, i) for i in range(part.start, part.stop)] for part in parts]
     places = [[*p, *p[-1:] * (-len(p) % batch)] for p in places]
     if not places:

@@ -1,5 +1,5 @@
-"""What a workdir holds beside checkpoints and metrics: the run's settings, and the tokenizer its
-tokens come from."""
+"""What a workdir holds beside checkpoints and metrics: the run's settings, its figures, and the
+tokenizer that its tokens come from."""
 
 import contextlib
 import dataclasses
@@ -88,7 +88,7 @@ def note_refusal(message: str):
 
 
 def started_with(directory: epath.Path) -> dict[str, Any] | None:
-    """The plain config that the run in a workdir was started with; None where there is none."""
+    """Returns the plain config that the run in a workdir was started with; None without one."""
     path = directory / "config.json"
     return model_directory.read_json(path) if path.exists() else None
 
@@ -114,7 +114,7 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
 
 
 def _keeps_content(directory: epath.Path) -> bool:
-    """Whether data.json tells images by their content: then a run's images are compared
+    """Returns whether data.json knows images by their content: then a run's images are compared
     (`Inputs.require_same`), and not the place where they lie, which may be spelled in many ways, or
     be a staged copy's."""
     path = directory / "data.json"
@@ -122,7 +122,8 @@ def _keeps_content(directory: epath.Path) -> bool:
 
 
 def _at_one_place(config: TrainConfig) -> TrainConfig:
-    """The run with one spelling of a local source_dir, without a trailing slash and absolute."""
+    """Returns the run with one spelling of a local source_dir, without a trailing slash and
+    absolute."""
     place = config.data.source_dir
     if place and "://" not in place:
         place = os.path.abspath(os.path.expanduser(place))
@@ -130,8 +131,10 @@ def _at_one_place(config: TrainConfig) -> TrainConfig:
 
 
 def _in_steps(config: TrainConfig) -> TrainConfig:
-    """The run with times that are shares of its length as the steps they come to: a run that is
-    made longer must not lose a discriminator, nor the size of its images, for that."""
+    """Returns the run with times that are shares of its length as numbers of steps.
+
+    A run that is made longer must not lose a discriminator, nor the size of its images, for that.
+    """
     adversarial, progressive, transformer = (
         config.adversarial,
         config.progressive,
@@ -227,7 +230,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the source tree, and whether tracked files differ from it."""
+    """Returns the commit of the source tree, and whether tracked files differ from it."""
 
     def git(*args: str) -> str:
         root = Path(__file__).parent
