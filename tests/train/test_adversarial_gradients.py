@@ -65,10 +65,10 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
     random = np.random.default_rng(1)
     matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
     averages = np.array([0.4, -0.2], np.float32)
-    critic = DiscriminatorState({"matrix": matrix}, None, {}, averages, jnp.int32(3))
+    discriminator = DiscriminatorState({"matrix": matrix}, None, {}, averages, jnp.int32(3))
     gradients = gradients_of(config, Linear(), LossNetworks(QUARTIC))
     found, _ = gradients(
-        AutoencoderState(jnp.int32(2), params, None, None, critic),
+        AutoencoderState(jnp.int32(2), params, None, None, discriminator),
         NetworkWeights(QUARTIC.params),
         batch,
         jax.random.key(0),
@@ -159,10 +159,10 @@ def test_gradients_with_consistency_are_those_by_hand(params, batch):
     images = batch["image"].astype(np.float32) / 127.5 - 1
     random = np.random.default_rng(1)
     matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
-    critic = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(3))
+    discriminator = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(3))
     gradients = gradients_of(config, TwoViews())
     found, _ = gradients(
-        AutoencoderState(jnp.int32(2), params, None, None, critic),
+        AutoencoderState(jnp.int32(2), params, None, None, discriminator),
         NetworkWeights(),
         batch,
         jax.random.key(0),
@@ -196,12 +196,12 @@ def test_discriminator_augments_each_view_by_its_own_policy(params, batch):
         PATCH, diffaugment="", blur_fade=0.5, bcr=1.0, bcr_diffaugment="cutout", bcr_cutout=1.0
     )
     config = small.train_config("tokenizer", "", adversarial=whole)
-    critic = Autoencoder(config).discriminator
-    made = nn.meta.unbox(critic.init(jax.random.key(0)))
+    discriminator = Autoencoder(config).discriminator
+    made = nn.meta.unbox(discriminator.init(jax.random.key(0)))
     images = batch["image"].astype(np.float32) / 127.5 - 1
 
     def logits(images, blur):
-        return critic.logits(
+        return discriminator.logits(
             made["params"], {}, NetworkWeights(), images, jax.random.key(1), jnp.float32(blur)
         )[0]
 
@@ -209,9 +209,11 @@ def test_discriminator_augments_each_view_by_its_own_policy(params, batch):
         logits(images, 0.7), logits(diffaugment.fading_blur(images, jnp.float32(0.7)), 0), atol=1e-6
     )
     assert float(jnp.abs(logits(images, 0.7) - logits(images, 0)).max()) > 1e-4
-    again = critic.logits_again(made["params"], {}, NetworkWeights(), images, jax.random.key(1))
+    again = discriminator.logits_again(
+        made["params"], {}, NetworkWeights(), images, jax.random.key(1)
+    )
     many = [
-        critic.logits_again(made["params"], {}, NetworkWeights(), images, jax.random.key(k))
+        discriminator.logits_again(made["params"], {}, NetworkWeights(), images, jax.random.key(k))
         for k in range(8)
     ]
     # A hole as large as the image leaves nothing where its center is that of the image.
@@ -235,10 +237,10 @@ def test_discriminator_on_features_sees_images_of_its_networks_size(batch):
         return [images * weights]
 
     backbone = FrozenBackbone(jnp.ones(()), levels)
-    critic = Autoencoder(config, LossNetworks(features=backbone)).discriminator
-    made = nn.meta.unbox(critic.init(jax.random.key(0)))
+    discriminator = Autoencoder(config, LossNetworks(features=backbone)).discriminator
+    made = nn.meta.unbox(discriminator.init(jax.random.key(0)))
     images = batch["image"].astype(np.float32) / 127.5 - 1
-    logits, _ = critic.logits(
+    logits, _ = discriminator.logits(
         made["params"],
         made["spectral"],
         NetworkWeights(features=jnp.ones(())),
@@ -260,8 +262,8 @@ def test_not_finite_names_the_network_that_diverged(params, batch):
     objective = Autoencoder(config)
 
     def named(params, matrix):
-        critic = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(0))
-        run = AutoencoderState(jnp.int32(2), params, None, None, critic)
+        discriminator = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(0))
+        run = AutoencoderState(jnp.int32(2), params, None, None, discriminator)
         found, _ = gradients(run, NetworkWeights(), batch, jax.random.key(0))
         norms = {"grad_norm": found.params, "discriminator_grad_norm": found.discriminator}
         return objective.not_finite(

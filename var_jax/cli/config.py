@@ -49,11 +49,11 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.config.train import default_config, from_config_dict
 
     file = args.file or args.config
-    given = read_config_dict(file, args.overrides) if file else default_config()
+    config = read_config_dict(file, args.overrides) if file else default_config()
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     config_lines = lines(
-        plain(given.to_dict()),
-        plain(from_config_dict(given)),
+        plain(config.to_dict()),
+        plain(from_config_dict(config)),
         plain(default_config().to_dict()),
         diff=args.diff,
         width=width,
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def lines(
-    given: Mapping,
+    written: Mapping,
     resolved: Mapping,
     default: Mapping,
     *,
@@ -73,7 +73,7 @@ def lines(
     """Returns the lines of nested plain configs: `key = value  # meaning (default ...)`.
 
     Args:
-      given: values as they were written; they decide what differs from the default.
+      written: values as the file has them; they decide what differs from the default.
       resolved: the values that a run has, with those filled in that follow from others.
       diff: whether keys with their default value are left out.
       width: columns to wrap meanings to, on lines that begin with `#`; None gives one line per key.
@@ -84,11 +84,11 @@ def lines(
     for section in sections():
         rows = []
         for key in section.keys:
-            written, usual = _at(given, key.path), _at(default, key.path)
-            if diff and written == usual:
+            value_written, usual = _at(written, key.path), _at(default, key.path)
+            if diff and value_written == usual:
                 continue
             value = _at(resolved, key.path)
-            assignment = f"{key.path} = {written if value is None else value!r}"
+            assignment = f"{key.path} = {value_written if value is None else value!r}"
             meaning = f"{key.meaning} (default {usual!r}{_others(key.choices, usual)})"
             rows += _commented(assignment, meaning, width)
         if rows:

@@ -41,12 +41,15 @@ class EvaluationTools(Protocol):
     """What `Objective.picture` needs of the evaluation that it is part of.
 
     Attributes:
-      class_names: of the data, by label.
       replicated: how an array lies that every host can read.
     """
 
-    class_names: Sequence[str]
     replicated: NamedSharding
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Names of the data's classes, by label."""
+        ...
 
     def first_batch(self) -> Batch:
         """Returns the first held-out batch, on the devices."""
