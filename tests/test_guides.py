@@ -153,3 +153,11 @@ def test_architecture_names_files_that_exist():
     assert len(paths) > 40
     for path in paths:
         assert (ROOT / "var_jax" / path).exists() or (ROOT / path).exists(), path
+
+
+def test_architecture_names_every_script_and_folder():
+    """A script or folder that is added gets its line on the page."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    scripts = [path.name for path in (ROOT / "launch").iterdir() if path.is_file()]
+    folders = [f"{path.parent.name}/" for path in (ROOT / "var_jax").glob("*/__init__.py")]
+    assert [name for name in scripts + folders if f"`{name}`" not in page] == []
