@@ -129,7 +129,10 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     config = small.train_config("transformer", "", microbatches=1)
     kept = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
     room = found["peak_bytes"] - kept / 4
-    told = aot_report._knobs(config, {**found, "remat": "none", "hbm_bytes": room, "fits": False})
+    told = aot_report._knobs(
+        registry.with_frozen_shapes(config),
+        {**found, "remat": "none", "hbm_bytes": room, "fits": False},
+    )
     assert told["over_bytes"] == pytest.approx(kept / 4)
     assert any("microbatches=2" in text for text in told["would_help"])
     assert any("transformer.remat=full" in text for text in told["would_help"])
@@ -152,7 +155,7 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
     ],
 )
 def test_what_the_compiler_says_it_would_need(message, size):
-    assert aot_report._wanted(message) == size
+    assert aot_report._required_bytes(message) == size
 
 
 def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, capsys):

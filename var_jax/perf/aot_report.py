@@ -19,8 +19,9 @@ from var_jax.perf.aot import Step
 from var_jax.perf.tpu_slices import Slice
 
 OVERLAP = (
-    "step_seconds: the largest of compute at peak, device-memory traffic and collectives, each wholly hidden "
-    "behind the largest; step_seconds_exposed: half of the collectives' time is hidden, half is added"
+    "step_seconds: the largest of compute at peak, device-memory traffic and collectives, each "
+    "wholly hidden behind the largest; step_seconds_exposed: half of the collectives' time is "
+    "hidden, half is added"
 )
 REDUCTIONS = ("all-reduce", "reduce-scatter")
 SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -29,8 +30,8 @@ SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def report(
     config: TrainConfig, where: Slice, what: str, images: int | None = None
 ) -> dict[str, Any]:
-    """Compiles a step and tells what it takes; `fits` False when it is too large for a device's
-    memory.
+    """Compiles a step and returns what it takes; `fits` is False when it is too large for the
+    memory of a device.
 
     Returns:
       plain values for JSON. Bytes are of one device, `flops` of all; times are lower bounds, in
@@ -41,7 +42,7 @@ def report(
     objective = registry.with_frozen_shapes(config)
     is_training = what == "train"
     step = aot.train(objective, where) if is_training else aot.sample(objective, where, images)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "topology": where.name,
         "chip": where.chip.name,
         "step": what,
@@ -53,7 +54,7 @@ def report(
         "replicated_bytes": step.replicated_bytes,
         "hbm_bytes": where.chip.hbm_bytes,
     }
-    found |= objective.report()
+    figures |= objective.report()
     start, start_cpu = time.perf_counter(), time.process_time()
     try:
         compiled = step.lowered.compile()
@@ -61,24 +62,24 @@ def report(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         compiled = None
-        found |= {"peak_bytes": _wanted(str(error)), "fits": False}
-    found |= {
+        figures |= {"peak_bytes": _required_bytes(str(error)), "fits": False}
+    figures |= {
         "compile_seconds": time.perf_counter() - start,
         "compile_cpu_seconds": time.process_time() - start_cpu,
     }
     if compiled is not None:
-        found |= memory(compiled)
-        found["fits"] = found["peak_bytes"] <= where.chip.hbm_bytes
-        found |= _times(step, hlo.Program(compiled.as_text()), where, _kernel_share(config))
-        _schedule(found, config)
+        figures |= memory(compiled)
+        figures["fits"] = figures["peak_bytes"] <= where.chip.hbm_bytes
+        figures |= _times(step, hlo.Program(compiled.as_text()), where, _kernel_share(config))
+        _schedule(figures, config)
     if is_training and objective.remat_choices:
-        found |= _knobs(objective, found)
-    return found
+        figures |= _knobs(objective, figures)
+    return figures
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Bytes of one device: arguments, results that are not arguments reused, temporaries, code, and
-    their sum."""
+    """Returns bytes of one device: arguments, results that are not arguments reused, temporaries,
+    code, and their sum."""
     stats = compiled.memory_analysis()
     parts = {
         "argument_bytes": stats.argument_size_in_bytes,
@@ -125,7 +126,7 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
 
 
 def _kernel_share(config: TrainConfig) -> float:
-    """The share of all pairs that lie in the tiles which splash attention computes."""
+    """Returns the share of all pairs that lie in the tiles which splash attention computes."""
     if config.transformer is None:
         return 1.0
     scales = config.transformer.scales
@@ -134,68 +135,73 @@ def _kernel_share(config: TrainConfig) -> float:
     return float(seen.reshape(length // tile, tile, length // tile, tile).any(axis=(1, 3)).mean())
 
 
-def _schedule(found: dict[str, Any], config: TrainConfig):
-    if found["step"] == "train":
+def _schedule(figures: dict[str, Any], config: TrainConfig):
+    if figures["step"] == "train":
         for suffix in ("", "_exposed"):
-            hours = found[f"step_seconds{suffix}"] * config.steps * found["devices"] / 3600
-            found[f"chip_hours{suffix}"] = hours
-        found["steps"] = config.steps
+            hours = figures[f"step_seconds{suffix}"] * config.steps * figures["devices"] / 3600
+            figures[f"chip_hours{suffix}"] = hours
+        figures["steps"] = config.steps
 
 
-def _knobs(objective: Objective[Any], found: dict[str, Any]) -> dict[str, Any]:
-    """The peak under every remat policy, the least recomputation that fits, and what would help
-    where nothing does.
+def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """Returns the peak under every remat policy, the least recomputation that fits, and what would
+    help where nothing does.
 
     The compiled policy's peak is the compiler's; of the others, it plus the difference of what they
     keep.
     """
-    data, mine, choices = found["mesh"]["data"], objective.model.remat, objective.remat_choices
-    kept = {name: aot.saved_bytes(objective, name, data) for name in choices}
-    held = found.get("argument_bytes", 0)
-    peaks = {name: max(found["peak_bytes"] + kept[name] - kept[mine], held) for name in choices}
-    fitting = [name for name in choices if peaks[name] <= found["hbm_bytes"]]
+    data, current, choices = figures["mesh"]["data"], objective.model.remat, objective.remat_choices
+    saved = {name: aot.saved_bytes(objective, name, data) for name in choices}
+    held = figures.get("argument_bytes", 0)
+    peaks = {
+        name: max(figures["peak_bytes"] + saved[name] - saved[current], held) for name in choices
+    }
+    fitting = [name for name in choices if peaks[name] <= figures["hbm_bytes"]]
     result: dict[str, Any] = {
         "remat_peak_bytes": peaks,
         "least_remat": fitting[0] if fitting else None,
     }
-    if not found["fits"]:
-        result["over_bytes"] = found["peak_bytes"] - found["hbm_bytes"]
-        result["would_help"] = _advice(objective, found, kept, peaks)
+    if not figures["fits"]:
+        result["over_bytes"] = figures["peak_bytes"] - figures["hbm_bytes"]
+        result["would_help"] = _advice(objective, figures, saved, peaks)
     return result
 
 
 def _advice(
     objective: Objective[Any],
-    found: dict[str, Any],
-    kept: dict[str, float],
+    figures: dict[str, Any],
+    saved: dict[str, float],
     peaks: dict[str, float],
 ) -> list[str]:
     config, choices = objective.config, objective.remat_choices
-    mine, model = objective.model.remat, found["mesh"]["model"]
-    more = choices[choices.index(mine) + 1 :]
+    current, model = objective.model.remat, figures["mesh"]["model"]
+    more = choices[choices.index(current) + 1 :]
     advice = [
         f"{objective.section}.remat={name}: about {gib(peaks[name])}"
         for name in more
-        if peaks[name] < peaks[mine]
+        if peaks[name] < peaks[current]
     ]
-    rows = config.batch_size // found["mesh"]["data"] // config.microbatches
+    rows = config.batch_size // figures["mesh"]["data"] // config.microbatches
     divisors = [n for n in range(2, rows + 1) if rows % n == 0]
     fitting = [
-        n for n in divisors if found["peak_bytes"] - kept[mine] * (1 - 1 / n) <= found["hbm_bytes"]
+        n
+        for n in divisors
+        if figures["peak_bytes"] - saved[current] * (1 - 1 / n) <= figures["hbm_bytes"]
     ]
     for n in (fitting or divisors[-1:])[:1]:
-        left = found["peak_bytes"] - kept[mine] * (1 - 1 / n)
+        left = figures["peak_bytes"] - saved[current] * (1 - 1 / n)
         advice.append(f"microbatches={config.microbatches * n}: about {gib(left)}")
     if not objective.model_axis_is_idle(1, 2 * model, rows):
         advice.append(
-            f"mesh.model={2 * model}: weights gathered for a layer, and what its heads and MLP keep, halve"
+            f"mesh.model={2 * model}: weights gathered for a layer, and what its heads and MLP "
+            "keep, halve"
         )
     return advice
 
 
-def _wanted(message: str) -> float:
-    """Bytes that a program too large for the memory would take at least, as the compiler's error
-    says.
+def _required_bytes(message: str) -> float:
+    """Returns the bytes that a program too large for the memory would take at least, as the
+    compiler's error says.
 
     Raises:
       ValueError: it does not say, in any of the wordings known.
@@ -205,8 +211,8 @@ def _wanted(message: str) -> float:
         r"[Uu]sed ([\d.]+)([KMGT]?) of",
         r"allocate ([\d.]+)([KMGT]?)",
     ):
-        if found := re.search(wording, message):
-            return float(found[1]) * SIZES[found[2]]
+        if match := re.search(wording, message):
+            return float(match[1]) * SIZES[match[2]]
     raise ValueError(
         f"the program does not fit, and the compiler does not say by how much: {message}"
     )
@@ -219,50 +225,52 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """One report as two columns."""
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """Returns one report as two columns."""
     rows = [
         (
             "slice",
-            f"{found['topology']}, {found['devices']} chips as data {found['mesh']['data']} x model "
-            f"{found['mesh']['model']}",
+            f"{figures['topology']}, {figures['devices']} chips as data "
+            f"{figures['mesh']['data']} x model {figures['mesh']['model']}",
         ),
         (
             "step",
-            f"{found['step']}, {found['images']} images, remat {found.get('remat', '-')}, "
-            f"compiled in {found['compile_cpu_seconds']:.0f} s of CPU",
+            f"{figures['step']}, {figures['images']} images, remat {figures.get('remat', '-')}, "
+            f"compiled in {figures['compile_cpu_seconds']:.0f} s of CPU",
         ),
         (
             "memory a chip",
-            f"{gib(found['peak_bytes'])} of {gib(found['hbm_bytes'])}: "
-            + ("fits" if found["fits"] else "DOES NOT FIT"),
+            f"{gib(figures['peak_bytes'])} of {gib(figures['hbm_bytes'])}: "
+            + ("fits" if figures["fits"] else "DOES NOT FIT"),
         ),
     ]
-    if "argument_bytes" in found:
+    if "argument_bytes" in figures:
         rows.append(
             (
                 "",
-                f"arguments {gib(found['argument_bytes'])}, temporaries {gib(found['temporary_bytes'])}",
+                f"arguments {gib(figures['argument_bytes'])}, "
+                f"temporaries {gib(figures['temporary_bytes'])}",
             )
         )
-    if found.get("replicated_bytes"):
+    if figures.get("replicated_bytes"):
         rows.append(
             (
                 "",
-                f"of that {gib(found['replicated_bytes'])} replicated, which the mesh does not divide",
+                f"of that {gib(figures['replicated_bytes'])} replicated, which the mesh does not "
+                "divide",
             )
         )
-    if "step_seconds" in found:
+    if "step_seconds" in figures:
         rows += [
             (
                 "FLOPs",
-                f"{found['flops']:.4g} analytic, "
-                f"{found['executed_flops'] / found['flops']:.3f} times that executed",
+                f"{figures['flops']:.4g} analytic, "
+                f"{figures['executed_flops'] / figures['flops']:.3f} times that executed",
             ),
             (
                 "collectives",
                 ", ".join(
-                    f"{kind} {size / 1e9:.3g} GB" for kind, size in found["collectives"].items()
+                    f"{kind} {size / 1e9:.3g} GB" for kind, size in figures["collectives"].items()
                 )
                 or "none",
             ),
@@ -270,47 +278,47 @@ def lines(found: Mapping[str, Any]) -> list[str]:
                 "reductions",
                 ", ".join(
                     f"{dtype} {size / 1e9:.3g} GB"
-                    for dtype, size in found.get("reduced_bytes", {}).items()
+                    for dtype, size in figures.get("reduced_bytes", {}).items()
                 )
                 or "none",
             ),
             (
                 "seconds",
-                f"compute {found['compute_seconds']:.4f}, memory {found['hbm_seconds']:.4f}, "
-                f"interconnect {found['interconnect_seconds']:.4f}",
+                f"compute {figures['compute_seconds']:.4f}, memory {figures['hbm_seconds']:.4f}, "
+                f"interconnect {figures['interconnect_seconds']:.4f}",
             ),
             (
                 "overlapped",
-                f"{found['step_seconds']:.4f} s a step, MFU at most {found['mfu_bound']:.1%}",
+                f"{figures['step_seconds']:.4f} s a step, MFU at most {figures['mfu_bound']:.1%}",
             ),
             (
                 "half exposed",
-                f"{found['step_seconds_exposed']:.4f} s a step, MFU at most "
-                f"{found['mfu_bound_exposed']:.1%}",
+                f"{figures['step_seconds_exposed']:.4f} s a step, MFU at most "
+                f"{figures['mfu_bound_exposed']:.1%}",
             ),
         ]
-    if "chip_hours" in found:
+    if "chip_hours" in figures:
         rows.append(
             (
                 "whole schedule",
-                f"{found['steps']} steps, {found['chip_hours']:.0f} to "
-                f"{found['chip_hours_exposed']:.0f} chip-hours",
+                f"{figures['steps']} steps, {figures['chip_hours']:.0f} to "
+                f"{figures['chip_hours_exposed']:.0f} chip-hours",
             )
         )
-    if "least_remat" in found:
+    if "least_remat" in figures:
         rows.append(
             (
                 "least remat",
-                f"{found['least_remat'] or 'none of them fits'} (estimated: "
+                f"{figures['least_remat'] or 'none of them fits'} (estimated: "
                 + ", ".join(
-                    f"{name} {gib(size)}" for name, size in found["remat_peak_bytes"].items()
+                    f"{name} {gib(size)}" for name, size in figures["remat_peak_bytes"].items()
                 )
                 + ")",
             )
         )
-    if "would_help" in found:
-        rows.append(("over by", gib(found["over_bytes"])))
-        rows += [("would help", text) for text in found["would_help"]]
+    if "would_help" in figures:
+        rows.append(("over by", gib(figures["over_bytes"])))
+        rows += [("would help", text) for text in figures["would_help"]]
     return [f"{name:15}{text}" for name, text in rows]
 
 
@@ -335,35 +343,35 @@ COLUMNS = (
 
 
 def markdown(directory: str | pathlib.Path) -> str:
-    """A table of the reports (`*.json`) in a directory, sorted by name."""
+    """Returns a table of the reports (`*.json`) in a directory, sorted by name."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for path in sorted(pathlib.Path(directory).glob("*.json")):
-        found = json.loads(path.read_text())
-        mesh = found["mesh"]
+        figures = json.loads(path.read_text())
+        mesh = figures["mesh"]
         row = [
-            f"[{path.stem.split('_')[0]}](aot/{path.name}) {found['step']}",
-            found["topology"],
+            f"[{path.stem.split('_')[0]}](aot/{path.name}) {figures['step']}",
+            figures["topology"],
             f"{mesh['data']} x {mesh['model']}",
-            str(found["images"]),
-            found.get("remat", "-"),
+            str(figures["images"]),
+            figures.get("remat", "-"),
         ]
-        if "step_seconds" in found:
+        if "step_seconds" in figures:
             row += [
-                f"{found['peak_bytes'] / GIB:.2f} ({found['argument_bytes'] / GIB:.2f} + "
-                f"{found['temporary_bytes'] / GIB:.2f})",
-                "yes" if found["fits"] else "no",
-                f"{found['executed_flops'] / found['flops']:.2f}",
-                f"{sum(found['collectives'].values()) / 1e9:.1f}",
-                f"{found['compute_seconds']:.4f}",
-                f"{found['hbm_seconds']:.4f}",
-                f"{found['interconnect_seconds']:.4f}",
-                f"{found['mfu_bound']:.1%}",
-                f"{found['mfu_bound_exposed']:.1%}",
-                f"{found['chip_hours']:,.0f} to {found['chip_hours_exposed']:,.0f}"
-                if "steps" in found
+                f"{figures['peak_bytes'] / GIB:.2f} ({figures['argument_bytes'] / GIB:.2f} + "
+                f"{figures['temporary_bytes'] / GIB:.2f})",
+                "yes" if figures["fits"] else "no",
+                f"{figures['executed_flops'] / figures['flops']:.2f}",
+                f"{sum(figures['collectives'].values()) / 1e9:.1f}",
+                f"{figures['compute_seconds']:.4f}",
+                f"{figures['hbm_seconds']:.4f}",
+                f"{figures['interconnect_seconds']:.4f}",
+                f"{figures['mfu_bound']:.1%}",
+                f"{figures['mfu_bound_exposed']:.1%}",
+                f"{figures['chip_hours']:,.0f} to {figures['chip_hours_exposed']:,.0f}"
+                if "steps" in figures
                 else "-",
             ]
         else:
-            row += [f"{found['peak_bytes'] / GIB:.2f}", "no", *["-"] * 8]
-        rows.append((*row, f"{found['compile_cpu_seconds']:.0f}"))
+            row += [f"{figures['peak_bytes'] / GIB:.2f}", "no", *["-"] * 8]
+        rows.append((*row, f"{figures['compile_cpu_seconds']:.0f}"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -110,8 +110,8 @@ def compare_to_roofline(
 
 
 def _copy(size: int, devices: set[jax.Device]) -> Callable:
-    """Returns a compiled pass over an array of `size` bytes on every device, which reads and writes all of
-    it."""
+    """Returns a compiled pass over an array of `size` bytes on every device, which reads and writes
+    all of it."""
     mesh = Mesh(np.array(sorted(devices, key=lambda device: device.id)), ("devices",))
     rows = NamedSharding(mesh, PartitionSpec("devices"))
     array = jax.device_put(jnp.ones((len(devices), size // 4)), rows)
