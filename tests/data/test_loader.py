@@ -173,7 +173,10 @@ def test_train_batches_name_an_image_that_does_not_fit(data, workers):
 def test_mistakes_are_named_before_the_first_batch(data):
     """A batch larger than the data set and a number of channels that images do not have are refused
     when the stream is made."""
-    with pytest.raises(UserError, match="has 90 images, too few for a batch of 91"):
+    with pytest.raises(
+        UserError,
+        match=r"has 90 images, too few for a batch of 91; give --config\.batch_size=90 or",
+    ):
         loader.train_batches(data, SHAPE, 91, 0)
     with pytest.raises(UserError, match="1 or 3 channels"):
         loader.eval_batches(data, (16, 16, 4), 8)

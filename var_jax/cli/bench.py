@@ -16,9 +16,11 @@ import argparse
 import json
 from pathlib import Path
 
+from var_jax.cli import long_work
 from var_jax.cli.args import add_config_argument, read_sized_config
 from var_jax.cli.evaluate import require_writable
 from var_jax.config.strict import require
+from var_jax.config.train import TrainConfig
 from var_jax.io import atomic
 
 
@@ -57,6 +59,21 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         require_writable(args.json, "the figures")
     config = read_sized_config(args.config, args.overrides)
+    with long_work.reported(
+        f"compiling and measuring {args.what} of {args.config}, which takes minutes for a large "
+        "model"
+    ):
+        report, lines = _measure(args, config, batches)
+    print("\n".join(lines))
+    if args.json:
+        atomic.save(Path(args.json), json.dumps(report, indent=1), "the figures")
+    return 0
+
+
+def _measure(
+    args: argparse.Namespace, config: TrainConfig, batches: list[int | None]
+) -> tuple[dict, list[str]]:
+    """Returns the figures, and their lines for a terminal."""
     from var_jax.perf import bench
 
     if args.what == "tokens":
@@ -69,10 +86,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = bench.train(config, batches[0], args.repeats)
         lines = bench.lines(report)
-    print("\n".join(lines))
-    if args.json:
-        atomic.save(Path(args.json), json.dumps(report, indent=1), "the figures")
-    return 0
+    return report, lines
 
 
 def _batches(text: str) -> list[int]:

@@ -55,8 +55,8 @@ def shuffled(
     """
     if len(source) < batch_size:
         raise UserError(
-            f"{name} has {len(source)} images, too few for a batch of {batch_size}; lower "
-            "batch_size"
+            f"{name} has {len(source)} images, too few for a batch of {batch_size}; give "
+            f"--config.batch_size={max(len(source), 1)} or less"
         )
     # Grain seeds epoch e with seed + e: without the seed sequence, runs of neighboring seeds would
     # share epochs.

@@ -239,7 +239,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
             f"compiled in {figures['compile_cpu_seconds']:.0f} s of CPU",
         ),
         (
-            "memory a chip",
+            "memory per chip",
             f"{gib(figures['peak_bytes'])} of {gib(figures['hbm_bytes'])}: "
             + ("fits" if figures["fits"] else "DOES NOT FIT"),
         ),
@@ -289,11 +289,11 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
             ),
             (
                 "overlapped",
-                f"{figures['step_seconds']:.4f} s a step, MFU at most {figures['mfu_bound']:.1%}",
+                f"{figures['step_seconds']:.4f} s per step, MFU at most {figures['mfu_bound']:.1%}",
             ),
             (
                 "half exposed",
-                f"{figures['step_seconds_exposed']:.4f} s a step, MFU at most "
+                f"{figures['step_seconds_exposed']:.4f} s per step, MFU at most "
                 f"{figures['mfu_bound_exposed']:.1%}",
             ),
         ]
@@ -319,7 +319,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
     if "would_help" in figures:
         rows.append(("over by", gib(figures["over_bytes"])))
         rows += [("would help", text) for text in figures["would_help"]]
-    return [f"{name:15}{text}" for name, text in rows]
+    return [f"{name:17}{text}" for name, text in rows]
 
 
 COLUMNS = (
