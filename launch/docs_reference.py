@@ -126,6 +126,8 @@ def python_page() -> str:
             *links,
             "",
             "::: var_jax.pipeline.Pipeline",
+            "    options:",
+            "      inherited_members: true",
             "",
             "::: var_jax.errors",
             "",

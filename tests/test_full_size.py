@@ -92,10 +92,14 @@ def test_d36_at_512_pixels_generates_images_by_shape():
     }
     keys = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(2)))
     run = functools.partial(
-        sampler.generate, model, sampler.Static(top_k=900, use_top_p=True, guided=True)
+        sampler.generate, model, sampler.SamplerConfig(top_k=900, use_top_p=True, guided=True)
     )
     image, tokens = jax.eval_shape(
-        run, params, jax.ShapeDtypeStruct((2,), jnp.int32), keys, sampler.Dynamic(1.5, 0.96, 1.0)
+        run,
+        params,
+        jax.ShapeDtypeStruct((2,), jnp.int32),
+        keys,
+        sampler.SamplingParams(1.5, 0.96, 1.0),
     )
     assert (image.shape, image.dtype) == ((2, 512, 512, 3), jnp.float32)
     assert (tokens.shape, tokens.dtype) == ((2, 2240), jnp.int32)

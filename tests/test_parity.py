@@ -87,9 +87,9 @@ def test_an_image_becomes_the_same_features_tokens_and_image(case):
     assert_close(nchw(case.tokenizer("features", case.images)), case.arrays["features_nchw"])
     tokens = case.tokenizer("encode", case.images)
     np.testing.assert_array_equal(tokens, case.arrays["tokens"])
-    totals = jax.jit(vq.decode)(case.tokenizer("quantizer"), tokens)
-    assert_close(nchw(totals[0]), case.arrays["fhat_first_nchw"])
-    assert_close(nchw(totals[-1]), case.arrays["fhat_last_nchw"])
+    f_hats = jax.jit(vq.decode)(case.tokenizer("quantizer"), tokens)
+    assert_close(nchw(f_hats[0]), case.arrays["fhat_first_nchw"])
+    assert_close(nchw(f_hats[-1]), case.arrays["fhat_last_nchw"])
     assert_close(nchw(case.tokenizer("decode", tokens)), case.arrays["recon_nchw"])
 
 

@@ -136,7 +136,7 @@ def test_a_tokenizer_at_other_scales(scales):
         weights["codebook"], weights["phi_kernel"], weights["phi_bias"], scales=sizes
     )
     np.testing.assert_array_equal(
-        tokens, jax.jit(vq.encode)(quantizer, apply(model.params["tokenizer"], images))[0]
+        tokens, jax.jit(vq.quantize)(quantizer, apply(model.params["tokenizer"], images)).tokens
     )
     np.testing.assert_allclose(other.decode(tokens), other.reconstruct(images)[-1], atol=1e-4)
     with pytest.raises(UserError, match="a tokenizer alone"):

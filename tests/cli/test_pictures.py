@@ -241,12 +241,12 @@ def test_mistakes_are_one_line_and_write_nothing(capsys, model_dir, photos, tmp_
         ((*sample, "--preset", "best"), "choice: 'best'"),
         (
             (*sample, "--then", model_dir),
-            "--from-scale is None; it must be given together with --then",
+            "--keep-scales is None; it must be given together with --then",
         ),
         ((*sample, "--then", tmp_path / "none", "--from-scale", 1), "no model directory"),
         (
             (*sample, "--then", model_dir, "--from-scale", 3),
-            "from_scale is 3; it must be a whole number from 1",
+            "keep_scales is 3; it must be a whole number from 1",
         ),
         ((*sample, "--gif", tmp_path), "cannot write the picture"),
         ((*sample, "--dtype", "float16"), "invalid choice: 'float16'"),
@@ -254,9 +254,10 @@ def test_mistakes_are_one_line_and_write_nothing(capsys, model_dir, photos, tmp_
             (*edit, "--keep-scales", 3),
             "keep_scales is 3; it must be a whole number from 1 to 2, as there are",
         ),
-        ((*edit, "--keep-scales", 1, "--outpaint"), "--keep-scales edits no region"),
-        ((*edit, "--keep-scales", 1, "--box", "0,0,1,1"), "not allowed with argument"),
-        ((*edit, "--box", "0,0,1,1", "--from-scale", 3), "from_scale is 3"),
+        ((*edit, "--keep-scales", 1, "--outpaint"), "--outpaint needs a region"),
+        (edit, "one of --mask, --box and --keep-scales is required"),
+        ((*edit, "--box", "0,0,1,1", "--from-scale", 3), "keep_scales is 3"),
+        ((*edit, "--box", "0,0,1,1", "--keep-scales", 3), "keep_scales is 3"),
         ((*several, tmp_path / "out.png"), "it must be a directory, as there are 2 images"),
         (
             (*several, tmp_path / "x", "--image", photos / "a.png", photos / "a.png"),

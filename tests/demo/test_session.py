@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers import small
-from var_jax.demo import page, session
+from var_jax.demo import results, session
 from var_jax.demo.session import Choices
 from var_jax.errors import UserError
 from var_jax.io import pictures
@@ -75,7 +75,7 @@ def test_a_seed_a_class_and_guidance_compile_nothing(image):
     ]
     assert len({one.tobytes() for one in drawn}) == len(drawn)
     for choices in (Choices(1), Choices(10, seed=3), Choices(2, cfg=0.0), last):
-        session.redraw(model, image, MASK, choices, session.default_from_scale(small.TOKENIZER))
+        session.redraw(model, image, MASK, choices, session.default_keep_scales(small.TOKENIZER))
     assert sampler.generate._cache_size() == compiled
 
 
@@ -95,7 +95,12 @@ def test_an_edit_keeps_every_other_pixel(image):
     np.testing.assert_array_equal(edited[~MASK], image[~MASK])
     assert not np.array_equal(edited[MASK], image[MASK])
     expected = model.edit(
-        image[None].astype(np.float32) / 127.5 - 1, ~MASK, [3], seed=1, from_scale=1, composite=True
+        image[None].astype(np.float32) / 127.5 - 1,
+        ~MASK,
+        [3],
+        seed=1,
+        keep_scales=1,
+        composite=True,
     )
     np.testing.assert_array_equal(edited, pictures.to_uint8(expected)[0])
     np.testing.assert_array_equal(edited, session.redraw(model, image, MASK, Choices(3, seed=1), 1))
@@ -104,7 +109,7 @@ def test_an_edit_keeps_every_other_pixel(image):
         for choices in (Choices(3, seed=2), Choices(4, seed=1))
     ]
     assert all(not np.array_equal(other, edited) for other in others)
-    assert session.default_from_scale(small.TOKENIZER) == 1
+    assert session.default_keep_scales(small.TOKENIZER) == 1
 
 
 def test_an_edit_of_nothing_and_choices_out_of_range(image):
@@ -119,7 +124,7 @@ def test_an_edit_of_nothing_and_choices_out_of_range(image):
     assert "less than a token" in refused(
         dot, Choices(0)
     ) and "at least 1/3 of the height" in refused(dot, Choices(0))
-    assert "from_scale is 3" in refused(MASK, Choices(0), 3)
+    assert "keep_scales is 3" in refused(MASK, Choices(0), 3)
     assert "seed is None" in refused(MASK, Choices(0, seed=None))
     for choices, line in (
         (Choices(11), "label is 11"),
@@ -197,7 +202,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from var_jax.demo import page, session
+from var_jax.demo import page, server, session
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n"
 
@@ -212,8 +217,8 @@ for kind, content in files.items():
     assert Image.open(io.BytesIO(content), formats=[kind]).format == kind
 sys.modules["gradio"] = types.ModuleType("gradio")
 blocks = mock.Mock(**{"launch.return_value": (None, "address", None)})
-with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(page, "_theme"), \
-        page.serving(None, (), "", "127.0.0.1", 1) as address:
+with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(page, "theme"), \
+        server.serving(None, (), "", "127.0.0.1", 1) as address:
     assert address == "address"
     for kind, content in files.items():
         try:
@@ -267,7 +272,7 @@ def test_classes_by_name(tmp_path):
 def test_the_pages_pictures_are_pixel_by_pixel(image):
     """However large they are shown; those to be downloaded as well."""
     steps = np.stack([image, 255 - image])
-    text = page.generated(steps, ["1x1", "<3x4>"], Choices(3, seed=5), "a <b> & c")
+    text = results.generated(steps, ["1x1", "<3x4>"], Choices(3, seed=5), "a <b> & c")
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L"))
         for one in re.findall(r'src="data:image/png;base64,([^"]*)"', text)
@@ -287,7 +292,7 @@ def test_the_pages_pictures_are_pixel_by_pixel(image):
 
 
 def test_an_edit_is_shown_beside_what_it_was(image):
-    text = page.edited(image, MASK, 255 - image, Choices(10, seed=1), "")
+    text = results.edited(image, MASK, 255 - image, Choices(10, seed=1), "")
     sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
     shown = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(one))).convert("L")) for one in sources

@@ -6,6 +6,7 @@ import pytest
 from scipy.special import log_softmax
 
 from helpers import toy_network
+from var_jax.devices import batched
 from var_jax.errors import UserError
 from var_jax.evaluate import features
 from var_jax.evaluate.image_sets import Batch, ImageSet
@@ -31,7 +32,7 @@ class Images:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setitem(features.BATCH, "cpu", 3)  # a device
+    monkeypatch.setitem(batched.MAX_BATCH, "cpu", 3)  # per device
 
 
 def direct(pixels):

@@ -174,7 +174,7 @@ def test_other_settings_are_refused(whole, tmp_path):
         {"num": NUM + 1},
         {"labels": [1]},
         {"cfg": 1.0},
-        {"then": partner(), "from_scale": 2},
+        {"then": partner(), "keep_scales": 2},
     ):
         for path in (whole, out):
             with pytest.raises(
@@ -241,7 +241,7 @@ def test_more_files_than_a_process_may_have_open(tmp_path):
 
 
 def test_another_model_draws_the_last_scales(tmp_path):
-    out, then = tmp_path / "samples.npz", {"then": partner(), "from_scale": 2}
+    out, then = tmp_path / "samples.npz", {"then": partner(), "keep_scales": 2}
     made = planned(**then)
     assert generate(made, out, then=partner())
     images, labels = read(out)
@@ -253,7 +253,7 @@ def test_another_model_draws_the_last_scales(tmp_path):
             as_uint8=True,
             batch_size=1,
             then=partner().spread(),
-            from_scale=2,
+            keep_scales=2,
             **SETTINGS,
         )
     )
@@ -262,7 +262,7 @@ def test_another_model_draws_the_last_scales(tmp_path):
     np.testing.assert_array_equal(labels, order % CLASSES)
     for changes, told in (
         ({}, "from_scale: None here, 2 there; then: "),
-        ({**then, "from_scale": 1}, "from_scale: 1"),
+        ({**then, "keep_scales": 1}, "from_scale: 1"),
         ({**then, "then": small.pipeline()}, "then: "),
     ):
         with pytest.raises(UserError, match=f"is of other settings: {told}"):
@@ -347,8 +347,8 @@ def test_mistakes(tmp_path):
         ({"keep": 0.5, "labels": [CLASSES]}, "no class"),
         ({"top_p": 2.0}, "top_p is 2"),
         ({"seed": -1}, "seed is -1"),
-        ({"then": partner()}, "from_scale is None; it must be given together with `then`"),
-        ({"then": partner(), "from_scale": 3}, "from_scale is 3; .* number from 1 to 2"),
+        ({"then": partner()}, "keep_scales is None; it must be given together with `then`"),
+        ({"then": partner(), "keep_scales": 3}, "keep_scales is 3; .* number from 1 to 2"),
     ):
         with pytest.raises(UserError, match=message):
             planned(**changes)

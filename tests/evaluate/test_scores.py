@@ -139,10 +139,12 @@ def test_precision_and_recall_by_their_definition():
 
 
 def test_intervals():
-    low, high = scores.share_interval(0.3, 50)
-    for end in (low, high):  # Wilson: the shares that lie just 1.96 of their own deviations away
-        assert abs(end - 0.3) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / 50))
-    assert scores.share_interval(0, 10)[0] == 0 and scores.share_interval(1, 10)[1] == 1
+    share = scores.share(np.arange(50) < 15)
+    assert share["value"] == 0.3 and share["count"] == 50
+    for end in share["ci95"]:  # Wilson: shares that lie 1.96 of their own deviations away
+        assert abs(end - 0.3) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / 50))
+    assert scores.share(np.zeros(10, bool))["ci95"][0] == 0
+    assert scores.share(np.ones(10, bool))["ci95"][1] == 1
     found = scores.mean_interval(np.array([1.0, 2.0, 3.0, 6.0]))
     half = 1.96 * np.std([1, 2, 3, 6], ddof=1) / 2
     assert found["value"] == 3 and found["ci95"] == pytest.approx([3 - half, 3 + half])

@@ -5,7 +5,7 @@ import numpy as np
 from helpers import small
 from var_jax.evaluate import classifier
 from var_jax.evaluate.image_sets import open_images
-from var_jax.studies import fills
+from var_jax.studies import held_out
 
 REFERENCE = "digits:test[:40]"
 
@@ -15,4 +15,5 @@ def studied_images(data_dir, num: int, seed: int = 0) -> np.ndarray:
     images = open_images(
         REFERENCE, shape=small.TOKENIZER.image_shape, resize="whole", data_dir=str(data_dir)
     )
-    return classifier.load_all(fills.held_out(images, num, seed)[0], small.CLASSES)[0]
+    chosen = held_out.split(images, num, seed).chosen
+    return classifier.load_all(chosen, small.CLASSES)[0]

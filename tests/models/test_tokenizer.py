@@ -73,15 +73,15 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
     # The feature's gradient is the decoder's at the quantised map: so is that of quant_conv's bias,
     # summed up.
     quantizer = apply(params, method="quantizer")
-    total = vq.encode(quantizer, apply(params, images, method="features"))[1][-1]
+    f_hat = vq.quantize(quantizer, apply(params, images, method="features")).f_hats[-1]
 
-    def decoded(total):
-        rec = Tokenizer(small.TOKENIZER).apply({"params": params}, total, method="reconstruct")
+    def decoded(f_hat):
+        rec = Tokenizer(small.TOKENIZER).apply({"params": params}, f_hat, method="reconstruct")
         return jnp.mean((rec - images) ** 2)
 
     np.testing.assert_allclose(
         gradients["quant_conv"]["bias"],
-        jax.jit(jax.grad(decoded))(total).sum(axis=(0, 1, 2)),
+        jax.jit(jax.grad(decoded))(f_hat).sum(axis=(0, 1, 2)),
         rtol=1e-4,
         atol=1e-6,
     )
@@ -223,9 +223,10 @@ def test_quantizer_dropout_decodes_what_is_left(params, images):
     def forward(params):
         out = model.apply({"params": params}, images, jax.random.key(7), method="forward")
         feature = model.apply({"params": params}, images, method="features")
-        totals = vq.encode(model.apply({"params": params}, method="quantizer"), feature)[1]
-        ends = [model.apply({"params": params}, total, method="reconstruct") for total in totals]
-        squares = [jnp.mean((total - feature) ** 2, axis=(1, 2, 3)) for total in totals]
+        quantizer = model.apply({"params": params}, method="quantizer")
+        f_hats = vq.quantize(quantizer, feature).f_hats
+        ends = [model.apply({"params": params}, f_hat, method="reconstruct") for f_hat in f_hats]
+        squares = [jnp.mean((f_hat - feature) ** 2, axis=(1, 2, 3)) for f_hat in f_hats]
         return out, jnp.stack(ends), jnp.stack(squares)
 
     out, ends, squares = jax.tree.map(np.asarray, forward(params))
@@ -241,7 +242,7 @@ def test_quantizer_dropout_decodes_what_is_left(params, images):
 def test_quantizer_dropout_is_off_without_a_key(params, images):
     config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
     with_dropout = apply(params, images, method="forward", config=config)
-    assert np.all(with_dropout.counted) and with_dropout.searched.shape == (3, 17, 4)
+    assert np.all(with_dropout.counted) and with_dropout.residuals.shape == (3, 17, 4)
     for ours, plain in zip(with_dropout, apply(params, images), strict=False):
         np.testing.assert_array_equal(ours, plain)
 

@@ -71,11 +71,10 @@ def test_a_token_moves_the_logits_of_finer_scales_only():
         codes = [
             jnp.take(codebooks[k], part, axis=0) for k, part in enumerate(scales.split(tokens))
         ]
-        total, parts = jnp.zeros((1, *scales.finest, config.z_channels)), []
+        f_hats = []
         for k in range(len(scales) - 1):
-            total = total + vq.contribution(quantizer, codes[k], k)
-            parts.append(vq.area_tokens(quantizer, total, k + 1))
-        inputs = jnp.concatenate(parts, axis=1)
+            f_hats.append(vq.accumulate(quantizer, f_hats[-1] if f_hats else None, codes[k], k))
+        inputs = vq.scale_inputs(quantizer, f_hats, 1)
         np.testing.assert_allclose(inputs.shape, vq.teacher_input(quantizer, tokens).shape)
         out = Transformer(sizes).apply({"params": model}, inputs, np.array([1]))
         return jnp.stack([jnp.mean(part**2) for part in scales.split(out)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from var_jax.config.scales import Scales
-from var_jax.ops import attention, codebook, vq
+from var_jax.ops import attention, codebook_entropy, vq
 from var_jax.ops.normalize import l2_norm, l2_normalize
 from var_jax.pretrained import perceptual
 
@@ -26,12 +26,12 @@ def qk_norm(x):
 
 def cosine_entropy(x):
     codes = jnp.eye(3, x.shape[-1])
-    return codebook.entropy_penalty(quantizer(codes), x[None], temperature=0.1)
+    return codebook_entropy.entropy_penalty(quantizer(codes), x[None], temperature=0.1)
 
 
 def binary_entropy(x):
     bits = quantizer(x).replace(codebook=None, codes="bsq")
-    return codebook.entropy_penalty(bits, x[None], temperature=0.1)
+    return codebook_entropy.entropy_penalty(bits, x[None], temperature=0.1)
 
 
 PLACES = {

@@ -108,19 +108,19 @@ def test_parse_one_refuses_several():
 
 def test_remarks_tell_ids_that_are_other_classes_names():
     """Folders 1 to 3 have ids 0 to 2: who writes 1 may mean either."""
-    (note,) = labels.remarks("1", [1], ("1", "2", "3"), 3)
+    (note,) = labels.warnings("1", [1], ("1", "2", "3"), num_classes=3)
     assert "the class of id 1, '2'" in note and "the class named '1' has id 0" in note
-    assert labels.remarks('"1",0,2', [0, 0, 2], ("0", "1", "2"), 3) == []
-    (note,) = labels.remarks("999", [999], ("cat", "dog"), 1000)
+    assert labels.warnings('"1",0,2', [0, 0, 2], ("0", "1", "2"), num_classes=3) == []
+    (note,) = labels.warnings("999", [999], ("cat", "dog"), num_classes=1000)
     assert "999" in note and "2 classes" in note
-    assert labels.remarks("1000,1", [1000, 1], ("cat", "dog"), 1000) == []  # no class
+    assert labels.warnings("1000,1", [1000, 1], ("cat", "dog"), num_classes=1000) == []  # no class
 
 
 def test_titles_and_descriptions():
     assert [labels.title(i, ("cat", "dog"), 3) for i in (1, 2, 3)] == ["dog", "2", "no class"]
-    assert labels.described([1, 0, 1], ("cat", "dog"), 2) == "1 dog, 0 cat"
-    assert labels.described([1, 0], ("0", "1"), 2) == labels.described([1, 0], (), 2) == ""
-    assert labels.described(range(12), [f"c{i}" for i in range(12)], 12).endswith(
+    assert labels.describe([1, 0, 1], ("cat", "dog"), 2) == "1 dog, 0 cat"
+    assert labels.describe([1, 0], ("0", "1"), 2) == labels.describe([1, 0], (), 2) == ""
+    assert labels.describe(range(12), [f"c{i}" for i in range(12)], 12).endswith(
         "9 c9, ... (12 classes)"
     )
 

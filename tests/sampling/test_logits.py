@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.sampling import logits as sampling
+from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes
 
 
 def published_keep(logits, top_k, top_p):
@@ -25,7 +25,7 @@ def published_keep(logits, top_k, top_p):
 @pytest.mark.parametrize("top_p", [0, 0.3, 0.96])
 def test_filter_keeps_what_the_published_rule_keeps(top_k, top_p):
     logits = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32) * 3
-    kept = np.isfinite(sampling.filter_logits(jnp.asarray(logits), top_k, top_p or None))
+    kept = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p or None))
     np.testing.assert_array_equal(kept, [published_keep(row, top_k, top_p) for row in logits])
 
 
@@ -40,7 +40,7 @@ def test_equal_logits_at_the_threshold_and_signed_zeros(top_k, top_p):
         ],
         np.float32,
     )
-    kept = np.isfinite(sampling.filter_logits(jnp.asarray(logits), top_k, top_p))
+    kept = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p))
     expected = {
         (3, None): [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]],
         (2, 0.5): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
@@ -53,27 +53,24 @@ def test_nothing_is_sorted():
     logits = jnp.zeros((2, 5, 64))
     for top_k, top_p in ((1, None), (9, None), (9, 0.9), (0, 0.9)):
         compiled = (
-            jax.jit(sampling.filter_logits, static_argnums=1)
-            .lower(logits, top_k, top_p)
-            .compile()
-            .as_text()
+            jax.jit(filter_logits, static_argnums=1).lower(logits, top_k, top_p).compile().as_text()
         )
         assert " sort(" not in compiled and "topk(" not in compiled.lower()
 
 
 def test_guidance_is_linear_and_off_at_zero():
     logits = jnp.array([[[1.0, 2.0]], [[0.5, 3.0]]])
-    np.testing.assert_allclose(sampling.guide(logits, 0.0), [[[1, 2]]])
-    np.testing.assert_allclose(sampling.guide(logits, 2.0), [[[2, 0]]])
+    np.testing.assert_allclose(guide(logits, 0.0), [[[1, 2]]])
+    np.testing.assert_allclose(guide(logits, 2.0), [[[2, 0]]])
 
 
 def test_samples_follow_the_softmax_and_an_image_has_its_own_stream():
     keys = jax.random.split(jax.random.key(0), 64)
     logits = jnp.log(jnp.array([0.1, 0.2, 0.7]))
-    tokens = sampling.sample(keys, jnp.broadcast_to(logits, (64, 500, 3)))
+    tokens = sample(keys, jnp.broadcast_to(logits, (64, 500, 3)))
     share = np.bincount(np.asarray(tokens).reshape(-1), minlength=3) / tokens.size
     np.testing.assert_allclose(share, [0.1, 0.2, 0.7], atol=0.01)
-    alone = sampling.sample(keys[5:6], jnp.broadcast_to(logits, (1, 500, 3)))
+    alone = sample(keys[5:6], jnp.broadcast_to(logits, (1, 500, 3)))
     np.testing.assert_array_equal(alone[0], tokens[5])
 
 
@@ -81,10 +78,8 @@ def test_smooth_codes_sharpen_from_a_mix_to_a_choice():
     keys = jax.random.split(jax.random.key(0), 8)
     logits = jax.random.normal(jax.random.key(1), (8, 4, 16))
     codebook = jnp.eye(16)
-    first, last = (
-        sampling.smooth_codes(keys, logits, codebook, progress) for progress in (0.0, 1.0)
-    )
+    first, last = (smooth_codes(keys, logits, codebook, progress) for progress in (0.0, 1.0))
     np.testing.assert_allclose(first.sum(axis=-1), 1, rtol=1e-5)
     assert float(last.max(axis=-1).mean()) > float(first.max(axis=-1).mean())
     filtered = jnp.where(jnp.arange(16) < 3, logits, -jnp.inf)
-    assert float(sampling.smooth_codes(keys, filtered, codebook, 0.5)[..., 3:].max()) == 0
+    assert float(smooth_codes(keys, filtered, codebook, 0.5)[..., 3:].max()) == 0

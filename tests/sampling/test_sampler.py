@@ -12,8 +12,8 @@ from var_jax.cli.images import box_mask
 from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
 from var_jax.models.transformer import Cache, Transformer
-from var_jax.sampling import logits as sampling
 from var_jax.sampling import sampler
+from var_jax.sampling.logits import filter_logits
 
 TOLERANCE = 1e-4  # of an array's largest magnitude
 BOX = (0.25, 0.25, 0.75, 0.75)
@@ -79,7 +79,7 @@ def test_filters_keep_exactly_what_the_published_ones_keep(case):
     assert len(expected) == 3
     for name, kept in expected.items():
         top_k, top_p = name.removeprefix("filter_keep_k").split("_p")
-        filtered = sampling.filter_logits(
+        filtered = filter_logits(
             jnp.asarray(arrays["filter_logits"]), int(top_k), float(top_p) or None
         )
         np.testing.assert_array_equal(np.isfinite(filtered), kept.astype(bool), err_msg=name)
@@ -198,19 +198,17 @@ def test_a_smooth_edit_mixes_codes_where_nothing_is_kept(model, given):
 def test_kept_tokens_are_the_images_own(model, given):
     images, labels, mask = given
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
-    static, dynamic = (
-        sampler.Static(5, True, True),
-        sampler.Dynamic(*map(jnp.float32, (1.5, 0.9, 1.0))),
-    )
+    config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)
+    params = sampler.SamplingParams(*map(jnp.float32, (1.5, 0.9, 1.0)))
     keys = sampler.image_keys(0, np.arange(8, dtype=np.uint32))
     _, chosen = sampler.generate(
         model.config,
-        static,
+        config,
         model.params,
         labels.astype(np.int32),
         keys,
-        dynamic,
-        sampler.Given(tokens, keep),
+        params,
+        edit=sampler.EditSource(tokens, keep),
     )
     parts = [np.asarray(part) for part in sampler.keep_by_scale(jnp.asarray(keep), small.SCALES)]
     assert parts[0].all() and not parts[1].all()  # scales of at most three tokens are given

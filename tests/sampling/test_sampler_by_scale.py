@@ -11,6 +11,7 @@ import pytest
 from helpers import small
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.io.pictures import to_uint8
 from var_jax.models.tokenizer import Tokenizer
@@ -99,13 +100,11 @@ def test_a_constant_list_and_a_ramp_are_the_number(model):
 
 def test_one_number_in_the_program_is_the_published_ramp(model):
     """As those give it who call `generate` themselves."""
-    keys, args = (
-        sampler.image_keys(3, np.arange(2, dtype=np.uint32)),
-        (model.params, np.array([1, 2], np.int32)),
-    )
-    static = sampler.Static(top_k=5, use_top_p=True, guided=True)
-    dynamic = sampler.Dynamic(*map(jnp.float32, (1.5, 0.9, 1.0)))
-    tokens = sampler.generate(model.config, static, *args, keys, dynamic)[1]
+    keys = sampler.image_keys(3, np.arange(2, dtype=np.uint32))
+    labels = np.array([1, 2], np.int32)
+    config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)
+    params = sampler.SamplingParams(*map(jnp.float32, (1.5, 0.9, 1.0)))
+    tokens = sampler.generate(model.config, config, model.params, labels, keys, params)[1]
     np.testing.assert_array_equal(
         tokens, model.sample([1, 2], seed=3, cfg=1.5, top_k=5, top_p=0.9, return_tokens=True)[1]
     )
@@ -122,7 +121,7 @@ def test_keys_made_inside_a_program_are_those_made_before_it(seed):
 
 def test_another_model_goes_on_from_a_scale(model, other):
     first = model.sample(LABELS, return_tokens=True, **GREEDY)[1]
-    images, tokens = model.sample(LABELS, then=other, from_scale=2, return_tokens=True, **GREEDY)
+    images, tokens = model.sample(LABELS, then=other, keep_scales=2, return_tokens=True, **GREEDY)
     np.testing.assert_array_equal(tokens[:, :5], first[:, :5])
     later = mixed(other, tokens, LABELS, [0, 0.75, 1.5])[:, 5:]
     np.testing.assert_array_equal(tokens[:, 5:], later.argmax(axis=-1))
@@ -136,7 +135,7 @@ def test_a_model_goes_on_with_its_own_scales_as_if_nothing_had_happened(model):
     settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}
     alone = model.sample(LABELS, **settings)[1]
     np.testing.assert_array_equal(
-        model.sample(LABELS, then=model, from_scale=1, **settings)[1], alone
+        model.sample(LABELS, then=model, keep_scales=1, **settings)[1], alone
     )
 
 
@@ -172,12 +171,60 @@ def test_variations_share_the_first_scales(model, images):
     np.testing.assert_array_equal(tokens[:, 5:], expected)
     np.testing.assert_allclose(varied, (model.decode(tokens) + 1) / 2, atol=1e-5)
     nowhere = np.zeros(small.SCALES.finest, bool)
-    np.testing.assert_array_equal(model.edit(images, nowhere, from_scale=2, **GREEDY), varied)
+    np.testing.assert_array_equal(model.edit(images, nowhere, keep_scales=2, **GREEDY), varied)
+
+
+def test_from_scale_is_an_alias_of_keep_scales(model, other, images):
+    """Scripts that were written for the older name get the same images, and both at once are
+    refused."""
+    keep = np.zeros(small.SCALES.finest, bool)
+    np.testing.assert_array_equal(
+        model.edit(images, keep, from_scale=2, **GREEDY),
+        model.edit(images, keep, keep_scales=2, **GREEDY),
+    )
+    np.testing.assert_array_equal(
+        model.sample(LABELS, then=other, from_scale=2, **GREEDY),
+        model.sample(LABELS, then=other, keep_scales=2, **GREEDY),
+    )
+    with pytest.raises(UserError, match="from_scale is 1; it must be left out"):
+        model.edit(images, keep, keep_scales=2, from_scale=1, **GREEDY)
+
+
+def test_guidance_of_a_single_scale_is_the_number():
+    """A ramp from 0 has no end of its own in a single scale: the number itself is the strength, for
+    the pipeline and for the program alike, and tokens are the largest of the mixed logits."""
+    scales = Scales.parse("3x4")
+    transformer = small.pipeline().params["transformer"]
+    transformer = {
+        **transformer,
+        "level_embed": transformer["level_embed"][:1],
+        "pos_embed": transformer["pos_embed"][:12],
+        "pos_start": transformer["pos_embed"][:12],
+    }
+    model = Pipeline(
+        ModelConfig(
+            dataclasses.replace(small.TOKENIZER, scales=scales, quantizer_dropout=0.0),
+            dataclasses.replace(small.TRANSFORMER, scales=scales),
+        ),
+        {**small.pipeline().params, "transformer": transformer},
+    )
+    labels = np.arange(8, dtype=np.int32)
+    tokens = model.sample(labels, cfg=3.0, top_k=1, top_p=0, return_tokens=True)[1]
+    conditional = model.logits(tokens, labels)
+    unconditional = model.logits(tokens, np.full(8, small.CLASSES))
+    np.testing.assert_array_equal(tokens, (4 * conditional - 3 * unconditional).argmax(axis=-1))
+    assert not np.array_equal(tokens, conditional.argmax(axis=-1))
+
+    config = sampler.SamplerConfig(top_k=1, use_top_p=False, guided=True)
+    params = sampler.SamplingParams(*map(jnp.float32, (3.0, 0.0, 1.0)))
+    keys = sampler.image_keys(0, np.arange(8, dtype=np.uint32))
+    by_program = sampler.generate(model.config, config, model.params, labels, keys, params)[1]
+    np.testing.assert_array_equal(by_program, tokens)
 
 
 def test_an_edit_from_the_first_scale_on_that_keeps_nothing_is_a_sample(model, images):
     settings = {"seed": 4, "cfg": 1.5, "top_k": 5, "top_p": 0.9}
-    edited = model.edit(images, np.zeros((6, 8), bool), LABELS, from_scale=0, **settings)
+    edited = model.edit(images, np.zeros((6, 8), bool), LABELS, keep_scales=0, **settings)
     np.testing.assert_allclose(edited, model.sample(LABELS, **settings), atol=1e-5)
 
 
@@ -213,10 +260,9 @@ def test_steps_are_the_images_of_the_map_after_each_scale(model):
 
         quantizer = apply("quantizer")
         codes = jnp.take(quantizer.codebook, tokens, axis=0)
-        total = vq.contribution(quantizer, codes[:, :1], 0) + vq.contribution(
-            quantizer, codes[:, 1:5], 1
-        )
-        return apply("decode_feature", total)
+        f_hat = vq.upsample_and_phi(quantizer, codes[:, :1], 0)
+        f_hat += vq.upsample_and_phi(quantizer, codes[:, 1:5], 1)
+        return apply("decode_feature", f_hat)
 
     # Another program may round the other way.
     expected = after_two(model.params["tokenizer"], tokens)
@@ -246,22 +292,22 @@ def test_mistakes_are_named(model, other, images):
     for call, message in (
         (
             lambda: model.sample([1], then=other),
-            "from_scale is None; it must be given together with `then`",
+            "keep_scales is None; it must be given together with `then`",
         ),
-        (lambda: model.sample([1], from_scale=2), "from_scale is 2; it must be given together"),
+        (lambda: model.sample([1], keep_scales=2), "keep_scales is 2; it must be given together"),
         (
-            lambda: model.sample([1], then=other, from_scale=3),
-            "from_scale is 3; it must be a whole number from 1",
+            lambda: model.sample([1], then=other, keep_scales=3),
+            "keep_scales is 3; it must be a whole number from 1",
         ),
         (
-            lambda: model.sample([1], then=stranger, from_scale=2),
+            lambda: model.sample([1], then=stranger, keep_scales=2),
             "the tokenizer of `then` is another one",
         ),
         (
-            lambda: model.sample([1], then=fewer, from_scale=2),
+            lambda: model.sample([1], then=fewer, keep_scales=2),
             "the number of classes of `then` is 9",
         ),
-        (lambda: model.sample([1], then=other.spread(), from_scale=2), "spread both, or neither"),
+        (lambda: model.sample([1], then=other.spread(), keep_scales=2), "spread both, or neither"),
         (lambda: model.sample([1], cfg=[1, 2]), "cfg is a list of 2; it must be of 3 numbers"),
         (lambda: model.sample([1], preset="best"), "unknown preset 'best'"),
         (
@@ -273,8 +319,8 @@ def test_mistakes_are_named(model, other, images):
             "keep_scales is 0; it must be a whole number from 1 to 2",
         ),
         (
-            lambda: model.edit(images, np.ones((3, 4)), from_scale=3),
-            "from_scale is 3; .* number from 0 to 2",
+            lambda: model.edit(images, np.ones((3, 4)), keep_scales=3),
+            "keep_scales is 3; .* number from 0 to 2",
         ),
     ):
         with pytest.raises(UserError, match=message):

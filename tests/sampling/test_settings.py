@@ -22,9 +22,15 @@ def test_a_number_is_the_same_everywhere_and_of_guidance_a_ramp_to_it():
     found = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
     np.testing.assert_allclose(found.cfg, [0, 0.5, 1, 1.5, 2])
     assert found[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
-    assert resolve(Scales.parse("4"), settings("fid", {})).cfg == (
-        0,
-    )  # one scale alone is the first
+
+
+def test_guidance_of_a_single_scale_is_the_number():
+    """A ramp from 0 would switch guidance off; an explicit ramp has its first number there."""
+    single = Scales.parse("4")
+    assert resolve(single, settings("fid", {})).cfg == (1.5,)
+    assert resolve(single, settings("fid", {"cfg": 0})).cfg == (0,)
+    assert resolve(single, settings("fid", {"cfg": [2.0]})).cfg == (2,)
+    assert resolve(single, settings("fid", {"cfg": Ramp(0.5, 3)})).cfg == (0.5,)
 
 
 def test_ramps_and_lists():

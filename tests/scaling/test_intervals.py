@@ -84,7 +84,7 @@ def test_bootstrap_draws_all_rows_of_a_run_together():
 def test_bootstrap_and_bca_surround_the_law_of_clean_data():
     p, fit, _ = both(joint(shape=(8, 5), noise=2e-3, seed=8))
     samples = intervals.bootstrap(p, fit.theta, 400)
-    for ends in (intervals.percentile(samples), intervals.bca(p, fit.theta, samples)):
+    for ends in (intervals.percentile(samples), interval_coverage.bca(p, fit.theta, samples)):
         assert np.all(ends[:, 0] < ends[:, 1])
         assert ends[2, 0] < JOINT[2] + 0.03 and ends[2, 1] > JOINT[2] - 0.03
 

@@ -227,7 +227,7 @@ def test_lines_of_a_report():
     assert out[2] == "validation      loss 3.2500 over all scales, 3.5000 over the last"
     assert out[3] == "classifier      0.980 right on real held-out images"
     assert out[4].startswith(
-        "1000 samples    0.975 as labelled, variance ratio 0.80, nearest-training ratio 1.10: def"
+        "1000 samples    0.975 as labeled, variance ratio 0.80, nearest-training ratio 1.10: def"
     )
     assert (
         out[6] == "time            5.5 minutes (tokenizer 100 s, transformer 200 s, samples 30 s)"

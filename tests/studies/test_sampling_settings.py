@@ -4,77 +4,50 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import small, toy_network
+from helpers import small
 from var_jax import Pipeline
-from var_jax.evaluate import features
 from var_jax.sampling.settings import PRESETS, Ramp, settings
-from var_jax.studies import rows, sampling_settings
+from var_jax.studies import rows, sampling_entries, sampling_settings
 
 SHAPE = small.TOKENIZER.image_shape
 
 
-class Sampler:
-    """In place of `Pipeline.sample`: noise of the settings and of each image's index and label, for
-    nothing."""
+class FakeSample:
+    """Replaces `Pipeline.sample` at no cost: noise that depends on the settings and on each image's
+    index and label."""
 
     def __init__(self, monkeypatch):
         self.calls = []
-        monkeypatch.setattr(features, "load", lambda *_: toy_network.network())
         monkeypatch.setattr(
-            Pipeline, "sample", lambda model, labels, **given: self.draw(labels, **given)
+            Pipeline, "sample", lambda model, labels, **settings: self.sample(labels, **settings)
         )
 
-    def draw(self, labels, first_index=0, as_uint8=False, then=None, **given):
-        self.calls.append(
-            {**given, "labels": list(map(int, labels)), "first_index": first_index, "then": then}
-        )
-        drawn = [
-            np.random.default_rng([first_index + i, int(label), len(str(given))]).integers(
-                0, 256, SHAPE, dtype=np.uint8
-            )
-            for i, label in enumerate(labels)
-        ]
-        return np.stack(drawn) if as_uint8 else np.stack(drawn) / np.float32(255)
+    def sample(self, labels, first_index=0, as_uint8=False, then=None, **settings):
+        labels = [int(label) for label in labels]
+        self.calls.append({**settings, "labels": labels, "first_index": first_index, "then": then})
+        images = []
+        for i, label in enumerate(labels):
+            random = np.random.default_rng([first_index + i, label, len(str(settings))])
+            images.append(random.integers(0, 256, SHAPE, dtype=np.uint8))
+        return np.stack(images) if as_uint8 else np.stack(images) / np.float32(255)
 
     def measured(self):
+        """Returns the calls of rows, not those of speeds."""
         return [call for call in self.calls if len(call["labels"]) == 24]
 
 
 @pytest.fixture
-def sampler(monkeypatch):
-    return Sampler(monkeypatch)
+def fake_sample(monkeypatch):
+    return FakeSample(monkeypatch)
 
 
 @pytest.fixture
-def study(model_dir, digits_dir, tmp_path):
-    def run(*options, model=model_dir):
-        return sampling_settings.main(
-            [
-                "--model",
-                str(model),
-                "--reference",
-                "digits:test[:40]",
-                "--training",
-                "digits:train[:80]",
-                "--resize",
-                "whole",
-                "--data-dir",
-                str(digits_dir),
-                "--num",
-                "24",
-                "--resamples",
-                "2",
-                "--cache",
-                "",
-                "--speed-images",
-                "3",
-                "--out",
-                str(tmp_path / "out"),
-                *options,
-            ]
-        )
+def study(run_study):
+    def run(*options, **arguments):
+        defaults = ("--resamples", "2", "--speed-images", "3")
+        return run_study(sampling_settings, *defaults, *options, num=24, **arguments)
 
-    run.out = tmp_path / "out"
+    run.out = run_study.out
     return run
 
 
@@ -89,17 +62,18 @@ def other_dir(tmp_path_factory):
     return tmp_path_factory.getbasetemp() / "other0" / "model"
 
 
-def test_entries_vary_one_setting_about_the_base():
-    rows = sampling_settings.entries(sampling_settings.PANELS, vocab=4096, scales=10)
+def test_entries_vary_one_setting_of_the_base():
+    """In every panel all other settings are the base's, and the base is among the values."""
+    rows = sampling_entries.entries(sampling_entries.PANELS, vocab=4096, scales=10)
     base = settings("fid", {})
-    for panel, values in sampling_settings.VALUES.items():
+    for panel, values in sampling_entries.VALUES.items():
         chosen = [entry.settings for entry in rows if entry.panel == panel]
         assert [entry[panel] for entry in chosen] == list(values) and base in chosen
         assert all({**entry, panel: base[panel]} == base for entry in chosen)
     presets = [entry for entry in rows if entry.panel == "preset"]
     assert {entry.label: entry.settings for entry in presets} == PRESETS
-    assert [entry.who for entry in rows if entry.panel == "then"] == ["large", 9, 8, 7, "small"]
-    assert [entry.who for entry in sampling_settings.entries(["then"], 4096, 3)] == [
+    assert [entry.sampler for entry in rows if entry.panel == "then"] == ["large", 9, 8, 7, "small"]
+    assert [entry.sampler for entry in sampling_entries.entries(["then"], 4096, 3)] == [
         "large",
         2,
         1,
@@ -107,8 +81,9 @@ def test_entries_vary_one_setting_about_the_base():
     ]
 
 
-def test_what_is_the_same_has_one_row():
-    rows = sampling_settings.entries(sampling_settings.PANELS, vocab=512, scales=10)
+def test_entries_of_equal_settings_share_a_row():
+    """The base is in every panel and is measured once; a top_k beyond the vocabulary is off."""
+    rows = sampling_entries.entries(sampling_entries.PANELS, vocab=512, scales=10)
     assert [e.label for e in rows if e.panel == "top_k"] == [
         "off",
         "10",
@@ -119,18 +94,19 @@ def test_what_is_the_same_has_one_row():
     ]
     base = {e.row for e in rows if e.label in ("1.5", "fid", "large alone")}
     assert len(base) == 1 and {e.panel for e in rows if e.row in base} == set(
-        sampling_settings.PANELS
+        sampling_entries.PANELS
     )
-    assert len({e.row for e in rows}) == len(rows) - (len(sampling_settings.PANELS) - 1)
+    assert len({e.row for e in rows}) == len(rows) - (len(sampling_entries.PANELS) - 1)
     assert (
-        sampling_settings.text("cfg", Ramp(1.5, 1.5)) == "1.5:1.5"
-        and sampling_settings.text("temperature", 0.7) == "0.7"
+        sampling_entries.text("cfg", Ramp(1.5, 1.5)) == "1.5:1.5"
+        and sampling_entries.text("temperature", 0.7) == "0.7"
     )
 
 
-def test_contenders_take_turns():
+def test_time_in_turn_alternates_contenders():
+    """Each runs once for nothing, and then all in turn, so that a slow moment slows all."""
     runs = []
-    found = sampling_settings.alternating(
+    found = sampling_settings.time_in_turn(
         {name: lambda name=name: runs.append(name) for name in "ab"}, 3
     )
     assert runs == list("ab" + "ababab") and {
@@ -138,24 +114,25 @@ def test_contenders_take_turns():
     } == {"a": 3, "b": 3}
 
 
-def test_ratios_are_to_the_first(monkeypatch):
+def test_speed_is_the_median_beside_the_bases(monkeypatch):
     monkeypatch.setattr(
-        sampling_settings, "alternating", lambda *_: {"a": [4.0, 1.0, 2.0], "b": [1.0, 1.0, 9.0]}
+        sampling_settings, "time_in_turn", lambda *_: {"a": [4.0, 1.0, 2.0], "b": [1.0, 1.0, 9.0]}
     )
     found = sampling_settings.speed({}, 8, "a")["contenders"]
     assert (found["a"]["images_per_second"], found["b"]["images_per_second"]) == (4, 8)
     assert (found["a"]["ratio"], found["b"]["ratio"]) == (1, 2)
 
 
-def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
-    """Rows that are there are not sampled again; the picture has a point at each row's value."""
+def test_study_measures_missing_rows_alone(study, fake_sample, monkeypatch):
+    """Rows of an earlier run are kept, whichever panel they were of; a run without new rows changes
+    no byte; the picture has a point at each row's value."""
     figures, image_of = [], rows.image_of
     monkeypatch.setattr(rows, "image_of", lambda figure: figures.append(figure) or image_of(figure))
     assert study("--what", "smooth") == 0
     found = json.loads((study.out / "effects.json").read_text())
-    assert len(sampler.measured()) == 2 and len(found["rows"]) == 4
-    assert sampler.calls[0]["labels"] == [i % 10 for i in range(24)] and {
-        c["seed"] for c in sampler.calls
+    assert len(fake_sample.measured()) == 2 and len(found["rows"]) == 4
+    assert fake_sample.calls[0]["labels"] == [i % 10 for i in range(24)] and {
+        c["seed"] for c in fake_sample.calls
     } == {0}
     row = next(
         row for row in found["rows"].values() if row.get("settings", {}).get("smooth") == "on"
@@ -164,12 +141,12 @@ def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
     assert found["rows"]["real images"]["agreement"]["count"] == 40
 
     assert study("--what", "preset,smooth") == 0  # "fid" is the base, which was in the first panel
-    assert [call["top_k"] for call in sampler.measured()[2:]] == [0, 1] and len(
-        sampler.measured()
+    assert [call["top_k"] for call in fake_sample.measured()[2:]] == [0, 1] and len(
+        fake_sample.measured()
     ) == 4
     before = (study.out / "effects.json").read_bytes()
     assert study("--what", "preset,smooth") == 0
-    assert len(sampler.measured()) == 4 and (study.out / "effects.json").read_bytes() == before
+    assert len(fake_sample.measured()) == 4 and (study.out / "effects.json").read_bytes() == before
     tables = (study.out / "effects.md").read_text()
     assert tables.count("| preset |") == tables.count("| smooth |") == 1 and "| cfg |" not in tables
     assert tables.count("**fid**") == tables.count("**off**") == 1 and "| greedy |" in tables
@@ -188,28 +165,29 @@ def test_a_study_goes_on_where_it_was(study, sampler, monkeypatch):
     }
 
 
-def test_a_kill_loses_the_row_it_was_at(study, sampler, monkeypatch):
-    drawn = sampler.draw
-    monkeypatch.setattr(
-        sampler,
-        "draw",
-        lambda labels, **given: (
-            (_ for _ in ()).throw(KeyboardInterrupt)
-            if len(sampler.calls) == 1
-            else drawn(labels, **given)
-        ),
-    )
+def test_study_interrupted_loses_one_row(study, fake_sample, monkeypatch):
+    """The next run measures the row that was interrupted, and not the one before it."""
+    sample = fake_sample.sample
+
+    def interrupted(labels, **settings):
+        if len(fake_sample.calls) == 1:
+            raise KeyboardInterrupt
+        return sample(labels, **settings)
+
+    monkeypatch.setattr(fake_sample, "sample", interrupted)
     assert study("--what", "smooth") == 130
     assert len(json.loads((study.out / "effects.json").read_text())["rows"]) == 2
-    monkeypatch.setattr(sampler, "draw", drawn)
+    monkeypatch.setattr(fake_sample, "sample", sample)
     assert study("--what", "smooth") == 0
-    assert [call["smooth"] for call in sampler.measured()] == [False, True]
+    assert [call["smooth"] for call in fake_sample.measured()] == [False, True]
 
 
-def test_two_models(study, sampler, other_dir, capsys):
+def test_study_of_two_models(study, fake_sample, other_dir, capsys):
+    """The small model continues after each number of scales; without it, speeds are those of the
+    large one alone; another model's rows are refused."""
     assert study("--small", str(other_dir), "--what", "then") == 0
-    assert [call.get("from_scale") for call in sampler.measured()] == [None, 2, 1, None]
-    assert all((call["then"] is None) == ("from_scale" not in call) for call in sampler.calls)
+    assert [call.get("keep_scales") for call in fake_sample.measured()] == [None, 2, 1, None]
+    assert all((call["then"] is None) == ("keep_scales" not in call) for call in fake_sample.calls)
     found = json.loads((study.out / "effects.json").read_text())
     contenders = found["rows"]["speed"]["contenders"]
     assert [name.partition(":")[0] for name in contenders] == [
@@ -220,7 +198,7 @@ def test_two_models(study, sampler, other_dir, capsys):
     ]
     large, *_, alone = contenders.values()
     assert large["ratio"] == 1 and len(alone["seconds"]) == 3
-    assert "images a second" in (study.out / "effects.md").read_text()
+    assert "| images/s |" in (study.out / "effects.md").read_text()
     assert (
         study("--what", "smooth") == 0
     )  # without the small model, whose old times are not beside the new ones
@@ -231,8 +209,9 @@ def test_two_models(study, sampler, other_dir, capsys):
     assert "effects.json is of other settings: model: " in capsys.readouterr().err
 
 
-def test_mistakes(study, capsys, tmp_path):
-    for options, told in (
+def test_study_mistakes_are_one_line(study, capsys, tmp_path):
+    """The line names the option and the value, and nothing is written."""
+    for options, message in (
         (["--what", "cfgg"], "unknown setting 'cfgg' in --what; did you mean 'cfg'"),
         (["--what", "then"], "--small is not given"),
         (["--num", "2"], "--num is 2"),
@@ -243,5 +222,5 @@ def test_mistakes(study, capsys, tmp_path):
     ):
         assert study(*options) == 2
         err = capsys.readouterr().err
-        assert told in err and err.count("\n") == 1
+        assert message in err and err.count("\n") == 1
     assert not study.out.exists()

@@ -1,28 +1,30 @@
+"""The study of variations and finer detail."""
+
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import tiles, toy_network
-from helpers.studies import REFERENCE, studied_images
-from var_jax.evaluate import features
+from helpers import tiles
+from helpers.studies import studied_images
 from var_jax.studies import variations
 
 
-def test_what_is_left_of_a_small_image():
+def test_enlarged_averages_down_and_up():
+    """A flat image stays, a checkerboard becomes its mean, and an edge is blurred but stays."""
     flat = np.full((1, 8, 8, 1), 77, np.uint8)
     np.testing.assert_array_equal(variations.enlarged(flat, 4), flat)
     checks = np.indices((8, 8)).sum(axis=0)[None, ..., None] % 2 * np.uint8(200)
     np.testing.assert_array_equal(variations.enlarged(checks, 2), np.full((1, 8, 8, 1), 100))
     halves = np.zeros((1, 8, 8, 1), np.uint8)
     halves[:, :, 4:] = 200
-    left = variations.enlarged(halves, 2)[0, 0, :, 0].astype(int)
-    assert left[0] <= 10 and left[-1] >= 190 and np.all(np.diff(left[1:6]) >= 0)
+    row = variations.enlarged(halves, 2)[0, 0, :, 0].astype(int)
+    assert row[0] <= 10 and row[-1] >= 190 and np.all(np.diff(row[1:6]) >= 0)
 
 
-def test_rows_keep_every_number_of_scales():
-    assert variations.methods(3) == {
+def test_continued_rows_keep_every_number_of_scales():
+    assert variations.continued_rows(3) == {
         "enlarged, first 1 scales kept": ("enlarged", 1),
         "enlarged, first 2 scales kept": ("enlarged", 2),
         "variation, first 1 kept": ("truth", 1),
@@ -31,59 +33,28 @@ def test_rows_keep_every_number_of_scales():
 
 
 @pytest.mark.slow
-def test_a_study(model_dir, digits_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features, "load", lambda *_: toy_network.network())
-
-    def study(*options):
-        return variations.main(
-            [
-                "--model",
-                str(model_dir),
-                "--reference",
-                REFERENCE,
-                "--training",
-                "digits:train[:80]",
-                "--resize",
-                "whole",
-                "--data-dir",
-                str(digits_dir),
-                "--num",
-                "10",
-                "--resamples",
-                "0",
-                "--cache",
-                "",
-                "--factor",
-                "2",
-                "--out",
-                str(tmp_path),
-                *options,
-            ]
-        )
-
-    assert study() == 0
-    rows = json.loads((tmp_path / "continuing.json").read_text())["rows"]
+def test_study_measures_all_rows_once(run_study, digits_dir, capsys):
+    """With random weights, an enlarged image is nearer to the image than a variation of it is; a
+    second run changes nothing; a factor that does not divide the sides is refused."""
+    options = ("--factor", "2")
+    assert run_study(variations, *options) == 0
+    path = run_study.out / "continuing.json"
+    rows = json.loads(path.read_text())["rows"]
     assert len(rows) == 3 + 4 and rows["truth"]["off"]["value"] == 0
     assert rows["truth"]["frechet_distance"]["counts"] == [10, 30]
-    assert (
-        0 < rows["enlarged"]["off"]["value"] < rows["variation, first 1 kept"]["off"]["value"]
-    )  # of random weights
+    enlarged, variation = rows["enlarged"], rows["variation, first 1 kept"]
+    assert 0 < enlarged["off"]["value"] < variation["off"]["value"]
     images = studied_images(digits_dir, 10)
-    with Image.open(tmp_path / "continuing.png") as picture:
-        shown = [
-            [
-                tiles.corner(picture, column[i])
-                for column in (images, variations.enlarged(images, 2))
-            ]
-            for i in range(2)
-        ]
-    for original, small_enlarged in shown:  # side by side, in rows one below the other
-        assert original[0] == small_enlarged[0] and original[1] < small_enlarged[1]
-    assert shown[0][0][0] < shown[1][0][0] and shown[0][0][1] == shown[1][0][1]
-    table = (tmp_path / "continuing.md").read_text()
+    enlarged_images = variations.enlarged(images, 2)
+    with Image.open(run_study.out / "continuing.png") as picture:
+        for image, enlarged_image in zip(images[:2], enlarged_images[:2], strict=True):
+            original = tiles.corner(picture, image)
+            beside = tiles.corner(picture, enlarged_image)
+            assert original[0] == beside[0] and original[1] < beside[1]
+    table = (run_study.out / "continuing.md").read_text()
     assert table.count("\n| ") == 8 and "small ones by 2" in table
-    before = (tmp_path / "continuing.json").read_bytes()
-    assert study() == 0 and (tmp_path / "continuing.json").read_bytes() == before
+    before = path.read_bytes()
+    assert run_study(variations, *options) == 0 and path.read_bytes() == before
     capsys.readouterr()
-    assert study("--factor", "5") == 2
+    assert run_study(variations, "--factor", "5") == 2
     assert "--factor is 5; it must be a divisor of both sides of 6 x 8" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     _check_free(args.host, args.port)
 
-    from var_jax.demo import page, session
+    from var_jax.demo import server, session
 
     model = load(args.model, args.dtype)
     classes = session.class_choices(args.model, model.config)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its files are removed then, too
     try:
         name = PurePath(os.path.abspath(args.model)).name
-        with page.serving(model, classes, name, args.host, args.port) as address:
+        with server.serving(model, classes, name, args.host, args.port) as address:
             print(f"ready at {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:

@@ -1,11 +1,15 @@
 """Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a
-label, class editing; and, with --keep-scales, variations and finer detail of whole images.
+label, class editing; and, with --keep-scales alone, variations and finer detail of whole images.
 
 example:
-  var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 --out edited.png
-  var-jax edit --model models/d16 --image 'photos/*.jpg' --mask mask.png --from-scale 4 --out edited/
-  var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 --out another_cat.png
-  var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 --out finer.png
+  var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 \\
+      --out edited.png
+  var-jax edit --model models/d16 --image 'photos/*.jpg' --mask mask.png --keep-scales 4 \\
+      --out edited/
+  var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 \\
+      --out another_cat.png
+  var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 \\
+      --out finer.png
 
 A mask is black and white of any format and depth, or white (or one color) painted on a transparent
 page, or the image itself with a transparent hole; one that could mean two things is refused. A mask
@@ -40,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--image", required=True, nargs="+", metavar="F", help="image files or globs"
     )
-    region = parser.add_mutually_exclusive_group(required=True)
+    region = parser.add_mutually_exclusive_group()
     region.add_argument(
         "--mask",
         metavar="F",
@@ -52,22 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="rectangle that gets new content, as fractions of height and width: 0.5,0,1,1 is the "
         "lower half",
     )
-    region.add_argument(
-        "--keep-scales",
-        type=int,
-        metavar="K",
-        help="instead of a region: keep the image's first K scales, and generate the finer ones "
-        "(few: a variation of the image; nearly all: other fine detail)",
-    )
     parser.add_argument(
         "--outpaint", action="store_true", help="keep the region and generate everything else"
     )
     parser.add_argument(
+        "--keep-scales",
         "--from-scale",
         type=int,
         metavar="K",
-        help="first scale with new content, counted from 0; the later, the closer to the image "
-        "(default: the first scale of more than 3 tokens)",
+        help="number of leading scales that are the image's own everywhere; the more, the closer "
+        "new content is to the image (default with a region: the scales of at most 3 tokens). "
+        "Without a region, the finer scales are generated: with few scales kept a variation, with "
+        "nearly all other fine detail",
     )
     parser.add_argument(
         "--composite",
@@ -99,8 +99,11 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.io import model_directory, pictures
 
     box = None if args.box is None else parse_box(args.box)
-    if args.keep_scales is not None and (args.outpaint or args.from_scale is not None):
-        raise UserError("--keep-scales edits no region; leave --outpaint and --from-scale away")
+    has_region = box is not None or args.mask is not None
+    if not has_region and args.keep_scales is None:
+        raise UserError("one of --mask, --box and --keep-scales is required")
+    if not has_region and args.outpaint:
+        raise UserError("--outpaint needs a region: give --mask or --box")
     files = _files(args.image)
     targets = _places(args.out, args.image, files)
     read = {f"--image {file}": file for file in files} | {"--mask": args.mask}
@@ -113,19 +116,16 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = model.config.tokenizer
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
     labels = None if label is None else [label] * len(files)
-    if args.keep_scales is not None:
+    if not has_region:
         edited = model.vary(
             images, labels, keep_scales=args.keep_scales, **sampling_arguments(args)
         )
     else:
-        regions = np.stack(
-            [
-                box_mask(box, tokenizer.scales.finest)
-                if box
-                else read_mask(args.mask, file, tokenizer, args.resize)
-                for file in files
-            ]
-        )
+        if box is not None:
+            regions = np.stack([box_mask(box, tokenizer.scales.finest)] * len(files))
+        else:
+            masks = [read_mask(args.mask, file, tokenizer, args.resize) for file in files]
+            regions = np.stack(masks)
         keep = regions if args.outpaint else ~regions
         for kept in model.kept_tokens(keep):
             _check(kept, args)
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
             images,
             keep,
             labels,
-            from_scale=args.from_scale,
+            keep_scales=args.keep_scales,
             composite=args.composite,
             **sampling_arguments(args),
         )
@@ -146,32 +146,37 @@ def run(args: argparse.Namespace) -> int:
     )
     if label is not None:
         classes = model.config.transformer.num_classes
-        for remark in class_labels.remarks(str(args.label), [label], names, classes, "--label"):
-            log.warning("%s", remark)
-        if described := class_labels.described([label], names, classes):
-            print(f"class: {described}")
+        for warning in class_labels.warnings(
+            str(args.label), [label], names, num_classes=classes, option="--label"
+        ):
+            log.warning("%s", warning)
+        description = class_labels.describe([label], names, classes)
+        if description:
+            print(f"class: {description}")
     return 0
 
 
 def _files(patterns: list[str]) -> list[str]:
-    """Image files; a name without wildcards is told when it is read, and may lie in a bucket."""
-    return [
-        file for pattern in patterns for file in (expand(pattern) if _wild(pattern) else [pattern])
-    ]
+    """Returns the image files of names and globs. A name without wildcards may lie in a bucket;
+    whether it is there shows when it is read."""
+    files = []
+    for pattern in patterns:
+        files.extend(expand(pattern) if _has_wildcards(pattern) else [pattern])
+    return files
 
 
-def _wild(pattern: str) -> bool:
+def _has_wildcards(pattern: str) -> bool:
     return bool(set(pattern) & set("*?[")) and not os.path.exists(pattern)
 
 
 def _places(out: str, patterns: list[str], files: list[str]) -> list[str]:
-    """Where each image's edit goes: whether in a directory, the number of files that a glob finds
-    has no say in.
+    """Returns the output path of each image. Whether `out` is a directory does not depend on how
+    many files a glob matches.
 
     Raises:
-      UserError: two would go to one file, or all of them.
+      UserError: two images would be written to one file, or an image would be overwritten.
     """
-    globbed = any(_wild(pattern) for pattern in patterns)
+    globbed = any(_has_wildcards(pattern) for pattern in patterns)
     if (
         len(files) == 1
         and not globbed
@@ -182,13 +187,15 @@ def _places(out: str, patterns: list[str], files: list[str]) -> list[str]:
         why = f"there are {len(files)} images" if len(files) > 1 else "--image has wildcards"
         require(PurePath(out).suffix != ".png", "--out", out, f"a directory, as {why}")
     names = [f"{PurePath(file).stem}.png" for file in files]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(
-            f"--image: two images would be written to {out}/{twice}; edit them one at a time"
-        )
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"--image: two images would be written to {out}/{name}; edit them one at a time"
+            )
     places = [os.path.join(out, name) for name in names]
-    if own := next((place for place in places if any(_same(place, file) for file in files)), None):
-        raise UserError(f"--out {out}: {own} is an image to edit; give another directory")
+    for place in places:
+        if any(_same(place, file) for file in files):
+            raise UserError(f"--out {out}: {place} is an image to edit; give another directory")
     return places
 
 
@@ -197,17 +204,21 @@ def _same(a: str, b: str) -> bool:
 
 
 def _check(keep: np.ndarray, args: argparse.Namespace):
-    """Holds that an edit both generates something and, where a region is to be kept, keeps
-    something."""
-    given = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
-    some, everything, (h, w) = bool(keep.any()), bool(keep.all()), keep.shape
+    """Raises UserError of a mask that leaves nothing to generate or, with --outpaint, nothing to
+    keep."""
+    option = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
+    keeps_some = bool(keep.any())
+    keeps_all = bool(keep.all())
+    h, w = keep.shape
     token = f"one token of the {h}x{w} grid, 1/{h} of the height by 1/{w} of the width"
     if args.outpaint:
-        require(some, given, "less than a token, so that nothing is kept", f"at least {token}")
-        require(not everything, given, "the whole image, so that nothing is generated", "smaller")
+        require(
+            keeps_some, option, "less than a token, so that nothing is kept", f"at least {token}"
+        )
+        require(not keeps_all, option, "the whole image, so that nothing is generated", "smaller")
     require(
-        not everything,
-        given,
+        not keeps_all,
+        option,
         "less than a token, so that nothing is generated",
         f"at least {token}",
     )

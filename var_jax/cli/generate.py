@@ -10,10 +10,12 @@ N, counted from 0. The processes share files only, and need no connection to eac
 
 example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
-  var-jax generate --model runs/d16 --num 500 --labels 0-9 --cfg 0 --top-k 0 --top-p 0 --out plain.npz --png plain
-  var-jax generate --model runs/d30 --then runs/d16 --from-scale 7 --dtype bfloat16 --num 50000 --out fast.npz
-  var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 --reject-reference imagenet2012:train[:100000] \\
-      --out best.npz
+  var-jax generate --model runs/d16 --num 500 --labels 0-9 --cfg 0 --top-k 0 --top-p 0 \\
+      --out plain.npz --png plain
+  var-jax generate --model runs/d30 --then runs/d16 --keep-scales 7 --dtype bfloat16 --num 50000 \\
+      --out fast.npz
+  var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 \\
+      --reject-reference imagenet2012:train[:100000] --out best.npz
 
 With --reject-keep, a classifier of the reference's labels (logistic regression on the network's
 features) judges how well an image shows its class, and the best share of each class is kept.
@@ -97,14 +99,14 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         "at least 1",
     )
-    return divided(args, lambda: _draw(args, labels, rejecting))
+    return divided(args, lambda: _draw(args, labels))
 
 
-def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -> int:
+def _draw(args: argparse.Namespace, labels: list[int] | None) -> int:
     from var_jax.evaluate import sample_plan, sample_set
 
     model, then = load_partners(args)
-    network, reference = _judge(args, model) if rejecting else (None, None)
+    network, reference = _judge(args, model) if args.reject_keep != 1 else (None, None)
     scorer = (
         f"{network.name} {network.weights} fitted on {reference.fingerprint}"
         if network and reference
@@ -117,7 +119,7 @@ def _draw(args: argparse.Namespace, labels: list[int] | None, rejecting: bool) -
         keep=args.reject_keep,
         scorer=scorer,
         then=then,
-        from_scale=args.from_scale,
+        keep_scales=args.keep_scales,
         **sampling_arguments(args),
     )
     out = sample_set.check(made, args.out, args.png)

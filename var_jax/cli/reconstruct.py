@@ -42,12 +42,7 @@ def run(args: argparse.Namespace) -> int:
     images = np.stack([read_image(file, model.config.tokenizer, args.resize) for file in files])
     by_scale = model.reconstruct(images)
     scales = model.config.tokenizer.scales
-    titles = ["original", *(f"{h}x{w}" for h, w in scales.sizes)]
-    rows = [
-        [(image + 1) / 2, *((step[i] + 1) / 2 for step in by_scale)]
-        for i, image in enumerate(images)
-    ]
-    pictures.save_png(place, pictures.strip(rows, column_titles=titles))
+    pictures.save_png(place, pictures.reconstruction_strip((images + 1) / 2, by_scale, scales))
     error = np.mean((by_scale[-1] - images) ** 2, axis=(1, 2, 3)) / 4
     print(
         f"{len(files)} images in {args.out}; PSNR {np.mean(-10 * np.log10(np.maximum(error, 1e-10))):.2f} dB"

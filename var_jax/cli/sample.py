@@ -2,9 +2,12 @@
 
 example:
   var-jax sample --model runs/quickstart --labels 0-9 --num 100 --out samples.png
-  var-jax sample --model models/d30 --labels 207,250 --preset pretty --strip scales.png --gif scales.gif --out dogs.png
-  var-jax sample --model models/d30 --then models/d16 --from-scale 7 --labels 0-9 --dtype bfloat16 --out fast.png
-  var-jax sample --model models/d16 --labels 207 --cfg 0,0,1,1,2,2,3,3,0,0 --temperature 1.2:0.9 --out schedules.png
+  var-jax sample --model models/d30 --labels 207,250 --preset pretty --strip scales.png \\
+      --gif scales.gif --out dogs.png
+  var-jax sample --model models/d30 --then models/d16 --keep-scales 7 --labels 0-9 \\
+      --dtype bfloat16 --out fast.png
+  var-jax sample --model models/d16 --labels 207 --cfg 0,0,1,1,2,2,3,3,0,0 \\
+      --temperature 1.2:0.9 --out schedules.png
 """
 
 import argparse
@@ -55,22 +58,23 @@ def add_partner_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--then",
         metavar="DIR",
-        help="a smaller model of the same tokenizer that draws the last "
-        "scales, which have the most tokens and need the least",
+        help="a smaller model with the same tokenizer, which samples the last scales: they have "
+        "the most tokens, and a small model is good enough for them",
     )
     parser.add_argument(
+        "--keep-scales",
         "--from-scale",
         type=int,
         metavar="K",
-        help="the first scale that --then draws, counted from 0",
+        help="number of leading scales that --model samples before --then continues",
     )
 
 
 def check_partner_arguments(args: argparse.Namespace):
     require(
-        (args.then is None) == (args.from_scale is None),
-        "--from-scale",
-        args.from_scale,
+        (args.then is None) == (args.keep_scales is None),
+        "--keep-scales",
+        args.keep_scales,
         "given together with --then",
     )
 
@@ -134,15 +138,18 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    given = {
-        name: getattr(args, name) for name in ("cfg", "top_k", "top_p", "temperature", "smooth")
-    }
-    explicit = {name: value for name, value in given.items() if value is not None}
-    return {"seed": args.seed, **settings.settings(args.preset, explicit)}
+    """Returns the seed and the preset's settings with those of the command line, as
+    `Pipeline.sample` takes them."""
+    overrides = {}
+    for name in ("cfg", "top_k", "top_p", "temperature", "smooth"):
+        value = getattr(args, name)
+        if value is not None:
+            overrides[name] = value
+    return {"seed": args.seed, **settings.settings(args.preset, overrides)}
 
 
 def read_labels(text: str, model: str) -> list[int]:
-    """The class ids that `--labels` means, by the names that a model directory carries.
+    """Returns the class ids of `--labels`, by the class names of the model directory.
 
     Raises:
       UserError: there is no model, or it has no such class.
@@ -153,7 +160,8 @@ def read_labels(text: str, model: str) -> list[int]:
 
 
 def load(directory: str, dtype: str | None):
-    """The model, computing in the given dtype, on all devices of this machine."""
+    """Returns a model that computes in a dtype (None for its own), on all devices of this
+    machine."""
     import jax
 
     from var_jax import Pipeline
@@ -164,55 +172,60 @@ def load(directory: str, dtype: str | None):
 
 
 def load_partners(args: argparse.Namespace) -> tuple:
-    """The model, and the one that goes on from it (None without --then), both computing in the
-    dtype asked for."""
-    return load(args.model, args.dtype), None if args.then is None else load(args.then, args.dtype)
+    """Returns the model and the one that continues from it, None without --then."""
+    model = load(args.model, args.dtype)
+    return model, None if args.then is None else load(args.then, args.dtype)
 
 
 def run(args: argparse.Namespace) -> int:
     from var_jax.io import pictures
 
+    # Outputs and labels are checked before the model is loaded.
     require_apart({"--out": args.out, "--strip": args.strip, "--gif": args.gif})
     place = pictures.place(args.out)
     strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
-    require(0 <= args.num <= class_labels.MOST, "--num", args.num, f"from 0 to {class_labels.MOST}")
+    most = class_labels.MAX_LABELS
+    require(0 <= args.num <= most, "--num", args.num, f"from 0 to {most}")
     check_partner_arguments(args)
     labels = read_labels(args.labels, args.model)
+
     model, then = load_partners(args)
-    every = [labels[i % len(labels)] for i in range(args.num or len(labels))]
-    wants_steps = bool(strip or gif)
-    found = model.sample(
-        every,
-        return_steps=wants_steps,
+    image_labels = [labels[i % len(labels)] for i in range(args.num or len(labels))]
+    return_steps = bool(strip or gif)
+    sampled = model.sample(
+        image_labels,
+        return_steps=return_steps,
         as_uint8=True,
         then=then,
-        from_scale=args.from_scale,
+        keep_scales=args.keep_scales,
         **sampling_arguments(args),
     )
-    images, steps = found if wants_steps else (found, None)
-    columns = min(len(labels), len(every))
+    images, steps = sampled if return_steps else (sampled, None)
+
+    columns = min(len(labels), len(image_labels))
     names, classes = model.class_names, model.config.transformer.num_classes
-    every_title = [pictures.title(class_labels.title(x, names, classes), str(x)) for x in every]
-    titles = every_title[:columns]
-    for remark in class_labels.remarks(args.labels, labels, names, classes):
-        log.warning("%s", remark)
+    titles = []
+    for label in image_labels:
+        title = class_labels.title(label, names, classes)
+        titles.append(pictures.title(title, str(label)))
+    for warning in class_labels.warnings(args.labels, labels, names, num_classes=classes):
+        log.warning("%s", warning)
 
     def grid(images):
-        return pictures.grid(images, columns=columns, titles=titles)
+        return pictures.grid(images, columns=columns, titles=titles[:columns])
 
     pictures.save_png(place, grid(images))
     if strip:
-        scales = [f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes]
-        pictures.save_png(
-            strip, pictures.strip(list(steps), column_titles=scales, row_titles=every_title)
-        )
+        scales = pictures.scale_titles(model.config.tokenizer.scales)
+        picture = pictures.strip(list(steps), column_titles=scales, row_titles=titles)
+        pictures.save_png(strip, picture)
     if gif:
         pictures.save_gif(gif, [grid(steps[:, k]) for k in range(steps.shape[1])])
-    print(
-        f"{len(images)} images in {', '.join(str(path) for path in (args.out, args.strip, args.gif) if path)}"
-    )
-    if described := class_labels.described(every, names, classes):
-        print(f"classes: {described}")
+    paths = ", ".join(str(path) for path in (args.out, args.strip, args.gif) if path)
+    print(f"{len(images)} images in {paths}")
+    description = class_labels.describe(image_labels, names, classes)
+    if description:
+        print(f"classes: {description}")
     return 0
 
 

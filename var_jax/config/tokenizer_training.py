@@ -165,7 +165,7 @@ class CodebookConfig:
       weight_decay: whether the optimizer's weight decay acts on the codes.
       revive_threshold: codes whose running share of uses, mean over scales, falls below this times
         an equal share are moved onto vectors of the batch, most often of the scales that few codes
-        serve (`ops.codebook.revive`); 0 for never.
+        serve (`ops.codebook_revival.revive`); 0 for never.
       revive_decay: of the running shares.
       entropy: weight of the entropy penalty; 0 for none.
       entropy_temperature: of the soft choice whose entropy is penalized.

@@ -62,15 +62,10 @@ def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[
     return [*zip(texts, range(classes), strict=True), ("no class", classes)]
 
 
-def scale_titles(config: TokenizerConfig) -> list[str]:
-    """`"3x4"`, the token map's size, of every scale."""
-    return [f"{h}x{w}" for h, w in config.scales.sizes]
-
-
-def default_from_scale(config: TokenizerConfig) -> int:
-    """The first scale with new content by the published rule, which `Pipeline.edit` follows unless
-    told."""
-    return min(sampler.published_given(config.scales), len(config.scales) - 1)
+def default_keep_scales(config: TokenizerConfig) -> int:
+    """Returns how many leading scales an edit keeps by the published rule, `Pipeline.edit`'s
+    default."""
+    return min(sampler.published_keep_scales(config.scales), len(config.scales) - 1)
 
 
 def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
@@ -88,13 +83,13 @@ def redraw(
     image: UInt8[np.ndarray, "H W c"],
     mask: Bool[np.ndarray, "H W"],
     choices: Choices,
-    from_scale: int,
+    keep_scales: int,
 ) -> UInt8[np.ndarray, "H W c"]:
     """An image with new content where the mask is True (VAR, section 5.3); every other pixel as it
     was.
 
     Args:
-      from_scale: the first scale with new content, counted from 0.
+      keep_scales: number of leading scales that are the image's own everywhere.
     Raises:
       UserError: a choice is out of range, or the mask covers no token.
     """
@@ -107,7 +102,12 @@ def redraw(
         )
     signal = image[None].astype(np.float32) / 127.5 - 1
     edited = model.edit(
-        signal, ~mask, [choices.label], from_scale=from_scale, composite=True, **_settings(choices)
+        signal,
+        ~mask,
+        [choices.label],
+        keep_scales=keep_scales,
+        composite=True,
+        **_settings(choices),
     )
     return pictures.to_uint8(edited)[0]
 
@@ -134,7 +134,7 @@ def warm_up(model: Pipeline, choices: Choices):
         image,
         np.ones(image.shape[:2], bool),
         choices,
-        default_from_scale(model.config.tokenizer),
+        default_keep_scales(model.config.tokenizer),
     )
 
 

@@ -7,8 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from var_jax.config.strict import require
+from var_jax.devices.batched import OverDevices
 from var_jax.evaluate import features, scores
-from var_jax.evaluate.features import FeatureNetwork, OverDevices
+from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import LABELLED, ImageSet
 from var_jax.ops.resize import matrix
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8, UInt64
 from tqdm import tqdm
 
 from var_jax.config.strict import require
+from var_jax.devices.batched import OverDevices
 from var_jax.errors import UserError
 from var_jax.evaluate.fid import Moments
 from var_jax.evaluate.image_sets import ImageSet
@@ -29,7 +29,6 @@ from var_jax.pretrained import efficientnet, inception, weights
 VERSION = 1  # of what is cached, and of how images are brought to the networks
 SIDE = 64  # pixels that EfficientNet-Lite0 sees
 ROWS_KEPT = 50_000
-BATCH = {"cpu": 64, "gpu": 256, "tpu": 128}  # images a device
 Kind = Literal["efficientnet", "inception"]
 
 
@@ -150,36 +149,6 @@ class FeatureStats(NamedTuple):
     @property
     def moments(self) -> Moments:
         return self.halves[0].merge(self.halves[1])
-
-
-class OverDevices:
-    """A function of parameters and of rows, over all devices of this process, each with its share
-    of every batch.
-
-    Attributes:
-      batch: rows that it takes at most; fewer are filled up, so that one program is compiled.
-    """
-
-    def __init__(self, function: Callable, params: Any):
-        devices = jax.local_devices()
-        mesh = Mesh(np.asarray(devices), ("data",))
-        self._rows, whole = (
-            NamedSharding(mesh, PartitionSpec("data")),
-            NamedSharding(mesh, PartitionSpec()),
-        )
-        self._params = jax.device_put(params, whole)
-        self._run = jax.jit(function, out_shardings=self._rows)
-        self.batch = len(devices) * BATCH.get(jax.default_backend(), BATCH["gpu"])
-
-    def __call__(self, *arrays: np.ndarray) -> Any:
-        """What the function gives of arrays of as many rows, as numpy arrays."""
-        count = len(arrays[0])
-        padded = [
-            np.concatenate([a, np.zeros((self.batch - count, *a.shape[1:]), a.dtype)])
-            for a in arrays
-        ]
-        found = self._run(self._params, *jax.device_put(padded, self._rows))
-        return jax.tree.map(lambda x: np.asarray(x[:count]), found)
 
 
 class Collector:

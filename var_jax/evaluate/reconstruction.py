@@ -11,13 +11,14 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
+from var_jax.devices.batched import OverDevices
 from var_jax.evaluate import features, readings, scores
-from var_jax.evaluate.features import Collector, FeatureNetwork, OverDevices
+from var_jax.evaluate.features import Collector, FeatureNetwork
 from var_jax.evaluate.fid import Frechet
 from var_jax.evaluate.image_sets import ImageSet
 from var_jax.evaluate.samples import image_set_warnings, real_against_real
 from var_jax.io import pictures
-from var_jax.ops import codebook, vq
+from var_jax.ops import codebook
 from var_jax.pretrained.perceptual import Perceptual
 
 SSIM_WINDOW = 11
@@ -59,13 +60,13 @@ def evaluate(
     small = min(reference.shape[:2]) < SSIM_WINDOW
     rebuilt, compare, parts = Collector(network), _fidelity(perceptual, small), []
     sizes = model.config.tokenizer
-    counts = np.zeros((len(sizes.scales), vq.count_bins(sizes.vocab_size)), np.int64)
+    counts = np.zeros((len(sizes.scales), codebook.count_bins(sizes.vocab_size)), np.int64)
     with features.progress(reference.count, f"reconstructions of {reference.name}") as bar:
         for batch in reference.read(rebuilt.batch):
             signal = batch.images.astype(np.float32) / 127.5 - 1
             tokens = spread.encode(signal)
             back = spread.decode(tokens)
-            counts += token_counts(tokens, sizes.scales, sizes.vocab_size)
+            counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
             rebuilt.add(pictures.to_uint8((back + 1) / 2))
             parts.append(compare(signal, back))
             bar.update(len(tokens))
@@ -144,49 +145,38 @@ def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
     }
 
 
-def token_counts(tokens: np.ndarray, scales: Scales, vocab_size: int) -> np.ndarray:
-    """How often each code stands in each scale, (K, V), of tokens (B, L).
-
-    As in training (`vq.code_counts`): V is the vocabulary up to 65,536 codes, and 65,536 of a
-    larger one, in which tokens fall together that agree in their lowest 16 bits.
-    """
-    bins = vq.count_bins(vocab_size)
-    tokens = tokens % bins if bins < vocab_size else tokens
-    return np.stack([np.bincount(part.ravel(), minlength=bins) for part in scales.split(tokens)])
-
-
 def usage(counts: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Which codes are used, of counts (K, V) as `token_counts` gives them.
+    """Returns which codes are in use.
 
+    Args:
+      counts: (K, V), of many images, as `codebook.code_counts` gives them.
     Returns:
-      {"scales": one a scale, "all": of all tokens together}, each with "tokens" (how many there
-      are), "used" (codes), "usage" (used / V), "attainable_usage" (used / min(V, tokens), as a few
-      tokens cannot use every code) and "perplexity".
+      {"scales": one entry per scale, "all": of all tokens together}, each with "tokens" (their
+      number), "used" (number of codes in use), "usage" (used / V), "attainable_usage" (used /
+      min(V, tokens), as a few tokens cannot use every code) and "perplexity".
     """
+    rows = []
+    for title, scale_counts in zip(pictures.scale_titles(scales), counts, strict=True):
+        rows.append({"scale": title, **_usage(scale_counts)})
+    return {"scales": rows, "all": _usage(counts.sum(axis=0))}
 
-    def of(row: np.ndarray) -> dict[str, Any]:
-        tokens, used = int(row.sum()), int((row > 0).sum())
-        return {
-            "tokens": tokens,
-            "used": used,
-            "usage": used / len(row),
-            "attainable_usage": used / min(len(row), tokens),
-            "perplexity": codebook.perplexity_of_shares(row / tokens),
-        }
 
-    rows = [
-        {"scale": f"{h}x{w}", **of(row)} for (h, w), row in zip(scales.sizes, counts, strict=True)
-    ]
-    return {"scales": rows, "all": of(counts.sum(axis=0))}
+def _usage(counts: np.ndarray) -> dict[str, Any]:
+    """Returns one entry of `usage`, from counts (V,)."""
+    tokens = int(counts.sum())
+    used = int(codebook.codes_used(counts))
+    return {
+        "tokens": tokens,
+        "used": used,
+        "usage": used / len(counts),
+        "attainable_usage": used / min(len(counts), tokens),
+        "perplexity": float(codebook.perplexity(counts)),
+    }
 
 
 def picture(model: Pipeline, images: UInt8[np.ndarray, "n h w c"]) -> Image.Image:
-    """Originals beside their reconstructions from the first scale, the first two, ... and all of
-    them."""
+    """Returns originals beside their reconstructions from the first scale, the first two, ... and
+    all of them."""
     by_scale = model.reconstruct(images.astype(np.float32) / 127.5 - 1)
-    rows = [
-        np.stack([image / np.float32(255), *((step[i] + 1) / 2 for step in by_scale)])
-        for i, image in enumerate(images)
-    ]
-    titles = ["original", *(f"{h}x{w}" for h, w in model.config.tokenizer.scales.sizes)]
-    return pictures.strip(rows, column_titles=titles)
+    originals = images / np.float32(255)
+    return pictures.reconstruction_strip(originals, by_scale, model.config.tokenizer.scales)

@@ -32,7 +32,8 @@ class Plan:
       keep: fraction of the generated images of each class that is kept; 1 for no rejection.
       scorer: name of the scorer that ranks the images; "" without rejection.
       then: fingerprint of the second model, which generates the last scales; "" without one.
-      from_scale: the first scale that the second model generates.
+      keep_scales: number of leading scales before the second model continues; its key in files is
+        "from_scale".
       class_names: the model's class names by id, where it has them.
     """
 
@@ -45,7 +46,7 @@ class Plan:
     keep: float = 1.0
     scorer: str = ""
     then: str = ""
-    from_scale: int | None = None
+    keep_scales: int | None = None
     class_names: tuple[str, ...] = ()
 
     @property
@@ -61,6 +62,8 @@ class Plan:
         """All fields but the class names, as plain JSON values: what shards are compared by."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         del values["class_names"]
+        # The key that sample sets of earlier versions have.
+        values["from_scale"] = values.pop("keep_scales")
         return {"format": FORMAT, **values}
 
     @property
@@ -90,7 +93,7 @@ def make_plan(
     keep: float = 1.0,
     scorer: str = "",
     then: Pipeline | None = None,
-    from_scale: int | None = None,
+    keep_scales: int | None = None,
     **sampling: Any,
 ) -> Plan:
     """Returns the plan of a sample set.
@@ -102,7 +105,7 @@ def make_plan(
       keep: for rejection sampling, the fraction of each class to keep.
       scorer: the name of the scorer that ranks the images for it.
       then: the second model, as in `Pipeline.sample`.
-      from_scale: the first scale that `then` draws.
+      keep_scales: the number of leading scales before `then` continues.
       sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
     Raises:
       UserError: the model has no transformer or not such a label, a number is out of range, or
@@ -123,7 +126,7 @@ def make_plan(
         f"{classes}, no class",
         f"from 0 to {classes - 1}",
     )
-    model.check_sampling(then=then, from_scale=from_scale, **sampling)
+    model.check_sampling(then=then, keep_scales=keep_scales, **sampling)
     return Plan(
         num=num,
         labels=labels,
@@ -134,6 +137,6 @@ def make_plan(
         keep=float(keep),
         scorer=scorer,
         then=fingerprints.model_fingerprint(then.config, then.params) if then else "",
-        from_scale=None if from_scale is None else int(from_scale),
+        keep_scales=None if keep_scales is None else int(keep_scales),
         class_names=model.class_names,
     )

@@ -222,7 +222,7 @@ def _draw(
                 batch_size=batch_size,
                 as_uint8=True,
                 then=then,
-                from_scale=plan.from_scale,
+                keep_scales=plan.keep_scales,
                 **plan.sampling,
             )
             atomic.save(

@@ -19,10 +19,10 @@ CI95_METHODS = {
     "kid": "normal, deviation over subsets rescaled to all images",
     "agreement": "Wilson over samples, classifier fixed",
 }
-LEAST_KERNEL_ROWS = (
-    4  # of each side, as subsets are of half of them and an unbiased estimate needs two
-)
-NEIGHBOUR_ROWS = 10_000  # of each side for precision, recall: the distances grow with the square
+# Least images of each side for KID: subsets are half of them, and an unbiased estimate needs two.
+MIN_KERNEL_ROWS = 4
+# Most images of each side for precision and recall: the number of distances grows with the square.
+MAX_NEIGHBOR_ROWS = 10_000
 
 
 def evaluate(
@@ -35,23 +35,27 @@ def evaluate(
     cache: str | None = None,
     floor: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Computes all metrics of samples.
+    """Computes all metrics of samples against a reference.
 
     Args:
-      seed: of the bootstrap, of the splits and of the subsets; nothing depends on the order of the
+      samples: images of a model.
+      reference: real images.
+      network: the network that features are of.
+      seed: seed of the bootstrap, the splits and the subsets; nothing depends on the order of the
         samples.
-      resamples: of the Fréchet distance and the Inception Score, for their intervals; 0 for none.
-      cache: as `features.of_reference`.
-      floor: other real images to measure in place of the samples; by default two halves of the
-        reference.
+      resamples: number of bootstrap resamples for the intervals of the Fréchet distance and the
+        Inception Score; 0 for no intervals.
+      cache: as in `features.of_reference`.
+      floor: other real images, which are measured in place of the samples for the floor; by default
+        the floor is that of two halves of the reference.
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance",
-      "inception_score", "precision", "recall", "kid"}, "warnings"}; a metric is {"name", "value",
-      "ci95", "ci95_method", "reading", ...} or null. "ci95_method" says in words how the interval
-      was made, as the metrics differ in it and in what is held fixed; it is null where there is no
-      interval. "reading" says in a line how to read the figure.
+      "inception_score", "precision", "recall", "kid"}, "warnings"}. A metric is {"name", "value",
+      "ci95", "ci95_method", "reading", ...} or null. "ci95_method" says how the interval was
+      computed and what it holds fixed, in which the metrics differ; it is null where there is no
+      interval. "reading" says in one line how to read the value.
     Raises:
-      UserError: too few images, or what does not read.
+      UserError: there are too few images, or a file does not read.
     """
     require(
         resamples == 0 or resamples >= 2,
@@ -62,14 +66,11 @@ def evaluate(
     for images in (samples, reference):
         features.require_enough(images)
     real = features.of_reference(network, reference, cache)
-    drawn = features.extract(network, samples, probs=True)
+    generated = features.extract(network, samples, probs=True)
     other = (floor, features.of_reference(network, floor, cache)) if floor else None
-    warnings = [
-        w
-        for images, found in ((samples, drawn), (reference, real))
-        for w in image_set_warnings(images, found, network)
-    ]
-    distance = frechet(network, drawn, real, seed, resamples, other)
+    warnings = image_set_warnings(samples, generated, network)
+    warnings += image_set_warnings(reference, real, network)
+    distance = frechet(network, generated, real, seed=seed, resamples=resamples, floor=other)
     warnings += floor_warnings(distance)
     metrics: dict[str, Any] = {
         "frechet_distance": distance,
@@ -77,23 +78,23 @@ def evaluate(
         "precision": None,
         "recall": None,
     }
-    if drawn.log_probs is not None:
+    if generated.log_probs is not None:
         metrics["inception_score"] = {
             "name": network.score,
-            **scores.classifier_score(drawn.log_probs, seed=seed, resamples=resamples),
+            **scores.classifier_score(generated.log_probs, seed=seed, resamples=resamples),
         }
     else:
         warnings.append(f"no Inception Score: {network.name} gives no class probabilities here")
-    count = min(len(drawn.rows), len(real.rows), NEIGHBOUR_ROWS)
+    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
     if count > scores.NEIGHBOURS:
-        pair = scores.precision_recall(drawn.rows[:count], real.rows[:count])
+        pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
         metrics |= {
             name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair
         }
     metrics["kid"] = {
         "name": f"KID, {network.name}",
-        **scores.kernel_distance(drawn.rows, real.rows, seed=seed),
-        "counts": [len(drawn.rows), len(real.rows)],
+        **scores.kernel_distance(generated.rows, real.rows, seed=seed),
+        "counts": [len(generated.rows), len(real.rows)],
         "floor": kernel_floor(real, seed, other),
     }
     for name, metric in metrics.items():
@@ -112,64 +113,66 @@ def evaluate(
 
 
 def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dict[str, Any]:
-    """The share of samples that a classifier of pixels, fitted on labelled training images, finds
-    to be what their labels say; "on_reference" beside it, where the reference has labels.
+    """Returns the share of samples that a classifier of pixels, fitted on labeled training images,
+    assigns to their labels.
+
+    It has the share of the reference too, as "on_reference", where the reference has labels.
 
     Raises:
-      UserError: samples or training images without labels, or of one class.
+      UserError: the samples or training images have no labels, or are of one class.
     """
     training = with_classes_of(training, samples.class_names)
-    judged = [samples]
+    classified = [samples]
     if reference.class_names:
-        judged.append(with_classes_of(reference, samples.class_names))
-    classes = 1 + max(len(images.class_names) for images in (training, *judged))
+        classified.append(with_classes_of(reference, samples.class_names))
+    classes = 1 + max(len(images.class_names) for images in (training, *classified))
     pixels, labels = classifier.load_all(training, classes)
     guesses = len(np.unique(labels))
     classify = classifier.pixel_classifier(pixels.astype(np.float32) / 255, labels)
-    found: list[dict[str, Any]] = []
-    for images in judged:
+    agreements: list[dict[str, Any]] = []
+    for images in classified:
         pixels, labels = classifier.load_all(images, classes)
-        found.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
+        agreements.append(classifier.agreement(classify, pixels.astype(np.float32) / 255, labels))
     report = {
         "name": f"as labelled, by a classifier of pixels fitted on {training.name}",
-        **found[0],
+        **agreements[0],
         "ci95_method": CI95_METHODS["agreement"],
-        "on_reference": found[1] if len(found) > 1 else None,
+        "on_reference": agreements[1] if len(agreements) > 1 else None,
     }
     return {**report, "reading": readings.of_agreement(report, guesses)}
 
 
 class Distance:
-    """Fréchet distances to one set of real images, each with the interval of drawing as many
-    samples again (bootstrap of their rows, the reference fixed): the bias of finite sets is in it
-    as it is in the value."""
+    """Fréchet distances to a fixed set of real images.
+
+    Intervals are for sampling as many images again, by a bootstrap of their features with the
+    reference fixed; they contain the bias of finite sets, as the values do.
+    """
 
     def __init__(self, real: FeatureStats, resamples: int, seed: int):
         self.real, self._resamples, self._seed = real, resamples, seed
         self._reference = Frechet(real.moments)
 
     def value(self, moments: Moments) -> float:
+        """Returns the distance of images with these moments."""
         return self._reference.distance(moments)
 
-    def of(self, found: FeatureStats) -> dict[str, Any]:
-        """{"value", "counts", "ci95" (null without resamples)}."""
-        value = self.value(found.moments)
-        deviation = (
-            self._reference.deviation(found.rows, self._resamples, self._seed)
-            if self._resamples
-            else None
-        )
-        return {
-            "value": value,
-            "counts": [found.moments.count, self.real.moments.count],
-            "ci95": None if deviation is None else scores.interval(value, deviation, low=0),
-        }
+    def of(self, stats: FeatureStats) -> dict[str, Any]:
+        """Returns {"value", "counts", "ci95" (null without resamples)} of images."""
+        value = self.value(stats.moments)
+        ci95 = None
+        if self._resamples:
+            deviation = self._reference.deviation(stats.rows, self._resamples, self._seed)
+            ci95 = scores.interval(value, deviation, low=0)
+        counts = [stats.moments.count, self.real.moments.count]
+        return {"value": value, "counts": counts, "ci95": ci95}
 
 
 def frechet(
     network: FeatureNetwork,
-    drawn: FeatureStats,
+    generated: FeatureStats,
     real: FeatureStats,
+    *,
     seed: int,
     resamples: int,
     floor: tuple[ImageSet, FeatureStats] | None = None,
@@ -189,12 +192,12 @@ def frechet(
         }
     else:
         ground = real_against_real(real)
-    return {"name": network.distance, **distance.of(drawn), "floor": ground}
+    return {"name": network.distance, **distance.of(generated), "floor": ground}
 
 
 def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
-    """The distance of two disjoint halves of a reference, of all its images together; None of too
-    few images."""
+    """Returns the Fréchet distance of two disjoint halves of a reference; None if it has too few
+    images."""
     if min(half.count for half in real.halves) < 2:
         return None
     return {
@@ -207,8 +210,8 @@ def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
 def kernel_floor(
     real: FeatureStats, seed: int, floor: tuple[ImageSet, FeatureStats] | None = None
 ) -> dict[str, Any] | None:
-    """The kernel distance of real images to real images, which gives that of samples a scale; None
-    of too few images.
+    """Returns the kernel distance of real images to real images, which that of samples is compared
+    with; None if there are too few images.
 
     Rows are in the order of their images' hashes, so that every second one is a random half.
     """
@@ -220,7 +223,7 @@ def kernel_floor(
             (real.rows[::2], real.rows[1::2]),
             "two disjoint random halves of the reference",
         )
-    if min(map(len, pair)) < LEAST_KERNEL_ROWS:
+    if min(map(len, pair)) < MIN_KERNEL_ROWS:
         return None
     return {
         **scores.kernel_distance(*pair, seed=seed),
@@ -240,11 +243,11 @@ def floor_warnings(distance: dict[str, Any]) -> list[str]:
         1 / n for n in distance["counts"]
     ):
         return []
-    few, many = (" and ".join(map(str, found["counts"])) for found in (floor, distance))
+    few, many = (" and ".join(map(str, metric["counts"])) for metric in (floor, distance))
     return [f"the floor is of {few} images and the value of {many}: the floor is overstated"]
 
 
-def image_set_warnings(images: ImageSet, found: FeatureStats, network: FeatureNetwork) -> list[str]:
+def image_set_warnings(images: ImageSet, stats: FeatureStats, network: FeatureNetwork) -> list[str]:
     """Returns what a reader should know of an image set before trusting its figures."""
     warnings = []
     if images.count <= network.dimensions:
@@ -252,9 +255,9 @@ def image_set_warnings(images: ImageSet, found: FeatureStats, network: FeatureNe
             f"{images.name} has {images.count} images, too few for the covariance of "
             f"{network.dimensions} features: the Fréchet distance is biased far upwards"
         )
-    if found.distinct < images.count:
+    if stats.distinct < images.count:
         warnings.append(
-            f"{images.name} holds {images.count - found.distinct} copies of images that it has "
+            f"{images.name} holds {images.count - stats.distinct} copies of images that it has "
             "already"
         )
     return warnings

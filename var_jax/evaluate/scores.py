@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy import stats
 
 NEIGHBOURS = 3
 KID_SUBSET, KID_SUBSETS = 1000, 50
@@ -126,10 +127,9 @@ def precision_recall(
     }
     out = {}
     for name, inside in found.items():
-        share = float(inside.mean())
         out[name] = {
-            "value": share,
-            "ci95": share_interval(share, len(inside)),
+            "value": float(inside.mean()),
+            "ci95": _wilson(inside),
             "k": k,
             "counts": [len(samples), len(reference)],
         }
@@ -152,14 +152,11 @@ def within_balls(
 
 
 def share(hits: Bool[np.ndarray, " n"]) -> dict[str, Any]:
-    """Of independent trials that hit: its value, interval and their count."""
-    value = float(np.mean(hits))
-    return {"value": value, "ci95": share_interval(value, len(hits)), "count": len(hits)}
+    """Returns the share of independent trials that are hits, its 95 % interval and their number."""
+    return {"value": float(np.mean(hits)), "ci95": _wilson(hits), "count": len(hits)}
 
 
-def share_interval(share: float, count: int) -> list[float]:
-    """Wilson's 95 % interval of a share of independent trials."""
-    z2 = NORMAL**2
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = NORMAL * np.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return [float(max(0, middle - half)), float(min(1, middle + half))]
+def _wilson(hits: Bool[np.ndarray, " n"]) -> list[float]:
+    """Returns Wilson's 95 % interval of the share of hits."""
+    interval = stats.binomtest(int(np.sum(hits)), len(hits)).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]

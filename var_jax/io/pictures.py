@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from var_jax.config.scales import Scales
 from var_jax.errors import UserError
 from var_jax.io import atomic
 
@@ -20,6 +21,8 @@ Images = Float[np.ndarray, "n h w c"] | UInt8[np.ndarray, "n h w c"]
 GAP = 4
 MARGIN = 6
 FONT_SIZE = 14
+BLOCK_GAP = 28  # between the pictures of `titled_blocks`, with room for a title
+BLOCK_FONT_SIZE = 18
 FRAME_MS = 400
 SIDE_TILES = 2  # that a title to the left of a row is at most as wide as
 VISIBLE = 96  # pixels that the longer side of a magnified image has at least
@@ -70,13 +73,51 @@ def strip(
     return _draw([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
 
 
+def reconstruction_strip(
+    originals: Images, reconstructions: Sequence[Float[np.ndarray, "n h w c"]], scales: Scales
+) -> Image.Image:
+    """Returns a strip with one row per image: the original, then its reconstruction from the first
+    scale, the first two, ... and all of them.
+
+    Args:
+      originals: in [0, 1].
+      reconstructions: one batch per scale, in [-1, 1].
+    """
+    rows = []
+    for i, original in enumerate(originals):
+        rows.append(np.stack([original, *((step[i] + 1) / 2 for step in reconstructions)]))
+    return strip(rows, column_titles=["original", *scale_titles(scales)])
+
+
+def titled_blocks(
+    blocks: Sequence[Image.Image], titles: Sequence[str], columns: int
+) -> Image.Image:
+    """Returns pictures, such as strips, side by side in columns, each below its title."""
+    font = ImageFont.load_default(BLOCK_FONT_SIZE)
+    width, height = (max(block.size[i] for block in blocks) for i in (0, 1))
+    lines = -(-len(blocks) // columns)
+    size = (columns * (width + BLOCK_GAP) - BLOCK_GAP, lines * (height + BLOCK_GAP))
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, (block, title) in enumerate(zip(blocks, titles, strict=True)):
+        x, y = i % columns * (width + BLOCK_GAP), i // columns * (height + BLOCK_GAP)
+        draw.text((x + width / 2, y + 4), title, INK, font, anchor="ma")
+        canvas.paste(block, (x, y + BLOCK_GAP))
+    return canvas
+
+
+def scale_titles(scales: Scales) -> list[str]:
+    """Returns a title for each scale: the size of its token map, such as "3x4"."""
+    return [f"{height}x{width}" for height, width in scales.sizes]
+
+
 def title(text: str, otherwise: str) -> str:
-    """The text, or `otherwise` where there are no letters to draw it with: a row of boxes says
-    nothing."""
+    """Returns the text, or `otherwise` where the fonts have no glyphs for it and it would be drawn
+    as a row of boxes."""
     font = _font(text)
     missing = _glyph(font, "\uffff")
-    drawn = all(letter.isspace() or _glyph(font, letter) != missing for letter in text)
-    return text if drawn else otherwise
+    has_glyphs = all(letter.isspace() or _glyph(font, letter) != missing for letter in text)
+    return text if has_glyphs else otherwise
 
 
 def place(path: epath.PathLike) -> epath.Path:

@@ -200,14 +200,14 @@ class Forward(NamedTuple):
       reconstruction: not clamped.
       tokens: of all scales, coarse to fine.
       vq_loss: of the scales that counted.
-      searched: the vectors that tokens stand for (`vq.Quantized`).
+      residuals: the vectors whose nearest codes the tokens are (`vq.Quantized`).
       counted: tokens of scales that quantizer dropout left in; all of them without it.
     """
 
     reconstruction: Float[Array, "b H W i"]
     tokens: Int[Array, "b L"]
     vq_loss: Float[Array, ""]
-    searched: Float[Array, "b L c"]
+    residuals: Float[Array, "b L c"]
     counted: Bool[Array, "b L"]
 
 
@@ -236,16 +236,24 @@ class Tokenizer(nn.Module):
     def forward(self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None) -> Forward:
         """As the call, with what training looks at besides; quantizer dropout acts when `rng` is
         given, dropout in the residual blocks when `apply` has a key for `DROPOUT`."""
-        c, feature, last = self.config, self.features(images), None
+        c = self.config
+        feature = self.features(images)
+        num_scales = None
         if rng is not None and c.quantizer_dropout:
-            last = vq.draw_last(
-                rng, images.shape[0], len(c.scales), c.quantizer_dropout, c.quantizer_dropout_from
+            num_scales = vq.sample_num_scales(
+                rng,
+                images.shape[0],
+                len(c.scales),
+                rate=c.quantizer_dropout,
+                start=c.quantizer_dropout_from,
             )
-        tokens, totals, searched = vq.quantize(self.quantize(), feature, last)
-        loss = vq.vq_loss(feature, totals, c.vq_beta, last)
-        passed = feature + jax.lax.stop_gradient(totals[-1] - feature)  # straight-through
-        counted = jnp.ones(tokens.shape, bool) if last is None else vq.kept(c.scales, last)
-        return Forward(self.reconstruct(passed), tokens, loss, searched, counted)
+        tokens, f_hats, residuals = vq.quantize(self.quantize(), feature, num_scales)
+        loss = vq.vq_loss(feature, f_hats, c.vq_beta, num_scales)
+        passed = feature + jax.lax.stop_gradient(f_hats[-1] - feature)  # straight-through
+        counted = jnp.ones(tokens.shape, bool)
+        if num_scales is not None:
+            counted = vq.active_tokens(c.scales, num_scales)
+        return Forward(self.reconstruct(passed), tokens, loss, residuals, counted)
 
     def features(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
         """What the quantizer quantises, in float32."""
@@ -253,7 +261,7 @@ class Tokenizer(nn.Module):
 
     def encode(self, images: Float[Array, "b H W i"]) -> Int[Array, "b L"]:
         """Tokens of all scales, coarse to fine."""
-        return vq.encode(self.quantize(), self.features(images))[0]
+        return vq.quantize(self.quantize(), self.features(images)).tokens
 
     def reconstruct(self, feature: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
         """The image of a quantised feature map, not clamped."""

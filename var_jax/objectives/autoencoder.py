@@ -30,7 +30,7 @@ from var_jax.objectives.autoencoder_loss import (
 from var_jax.objectives.base import EvaluationTools, Objective, first_not_finite
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.steps import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
-from var_jax.ops import codebook
+from var_jax.ops import codebook, codebook_revival
 
 if TYPE_CHECKING:
     from etils import epath
@@ -175,7 +175,7 @@ class Autoencoder(Objective[NetworkWeights]):
         Their moments start at zero, and their running average at the new code.
         """
         config = self.config.codebook
-        codes = codebook.revive(
+        codes = codebook_revival.revive(
             state.params["quantize"]["codebook"],
             state.usage,
             counts,
@@ -183,9 +183,9 @@ class Autoencoder(Objective[NetworkWeights]):
             decay=config.revive_decay,
             threshold=config.revive_threshold,
         )
-        params = codebook.set_rows(state.params, codes.revived, codes.codebook)
-        ema = state.ema and codebook.set_rows(state.ema, codes.revived, codes.codebook)
-        opt_state = codebook.reset_rows(state.opt_state, codes.revived)
+        params = codebook_revival.set_rows(state.params, codes.revived, codes.codebook)
+        ema = state.ema and codebook_revival.set_rows(state.ema, codes.revived, codes.codebook)
+        opt_state = codebook_revival.reset_rows(state.opt_state, codes.revived)
         state = state.replace(params=params, ema=ema, opt_state=opt_state, usage=codes.usage)
         return state, jnp.sum(codes.revived)
 
@@ -214,7 +214,7 @@ class Autoencoder(Objective[NetworkWeights]):
     ) -> AutoencoderState:
         usage, network = None, None
         if self.config.revives:
-            usage = codebook.first_usage(len(self.model.scales), self.model.vocab_size)
+            usage = codebook_revival.initial_usage(len(self.model.scales), self.model.vocab_size)
         if self.discriminator is not None:
             variables = nn.meta.unbox(
                 self.discriminator.init(jax.random.fold_in(key, DISCRIMINATOR))
@@ -248,7 +248,7 @@ class Autoencoder(Objective[NetworkWeights]):
         counts = sums["code_counts"]
         image_losses.warn_of_collapse(self.config, counts)
         others = {name: value for name, value in sums.items() if name != "code_counts"}
-        return super().summarize(others, images) | codebook.code_metrics(counts)
+        return super().summarize(others, images) | codebook.usage_metrics(counts)
 
     def picture(self, params: Any, frozen: NetworkWeights, tools: EvaluationTools) -> Image.Image:
         return image_losses.picture(self.config, params, tools)

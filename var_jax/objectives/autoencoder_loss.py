@@ -23,7 +23,7 @@ from var_jax.objectives import adversarial, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.steps import Batch, Metrics, StepVariant, TrainState
-from var_jax.ops import codebook, vq
+from var_jax.ops import codebook, codebook_entropy, codebook_init, codebook_revival
 from var_jax.ops.resize import resize
 
 # The key of the residual blocks' dropout is the quantizer's with this number folded in.
@@ -38,7 +38,7 @@ class AutoencoderState(TrainState):
     Attributes:
       discriminator: None in a run without one.
       usage: float32 (K, V), running share of each code's uses at each scale
-        (`ops.codebook.revive`); None in a run without revival.
+        (`codebook_revival.revive`); None in a run without revival.
     """
 
     discriminator: DiscriminatorState | None = None
@@ -125,9 +125,9 @@ class AutoencoderLoss:
         out = model.apply({"params": params}, images, rng, method="forward", rngs=rngs)
         parts, loss = {"vq": out.vq_loss}, self._config.loss.vq * out.vq_loss
         if codes.entropy:
-            parts["entropy"] = codebook.scale_entropy_penalty(
+            parts["entropy"] = codebook_entropy.scale_entropy_penalty(
                 model.apply({"params": params}, method="quantizer"),
-                out.searched,
+                out.residuals,
                 codes.entropy_temperature,
                 out.counted,
             )
@@ -196,13 +196,20 @@ class AutoencoderLoss:
         (d_params,) = pull_back((d_rec, jnp.ones(())))
 
         # The codes in use, and vectors that dead ones may be moved onto
-        counts = vq.code_counts(tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted)
+        counts = codebook.code_counts(
+            tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted
+        )
         vectors = None
         if config.revives:
             number = -(-tokenizer.vocab_size // config.microbatches)
-            scale_weights = codebook.needs(state.usage)[: len(tokenizer.scales)]
-            vectors = codebook.candidates(
-                out.searched, revival_key, number, tokenizer.scales, out.counted, scale_weights
+            scale_weights = codebook_revival.scale_weights(state.usage)[: len(tokenizer.scales)]
+            vectors = codebook_init.candidates(
+                out.residuals,
+                revival_key,
+                number,
+                tokenizer.scales,
+                counted=out.counted,
+                scale_weights=scale_weights,
             )
         gradients = AutoencoderGradients(
             d_params, {"loss": total, **metrics}, d_discriminator, counts, spectral

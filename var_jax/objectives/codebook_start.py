@@ -16,7 +16,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import image_losses
 from var_jax.objectives.steps import Batch
-from var_jax.ops import codebook, vq
+from var_jax.ops import codebook_init, codebook_revival, vq
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -36,7 +36,7 @@ def initialize_codes(
     first batches, or with codes that are spread evenly; a function of the seed and the data alone.
 
     What codes represent are residuals, which depend on the codes. So there are two rounds: codes
-    for the residuals that codes without any error would leave (`vq.ideal_vectors`), then codes for
+    for the residuals that codes without any error would leave (`vq.exact_residuals`), then codes for
     those that these codes leave.
 
     Args:
@@ -54,15 +54,17 @@ def initialize_codes(
     for round_key in jax.random.split(key) if codes is None else ():
         vectors = _vectors(config, state.params, codes, batches, replicated)
         codes = np.asarray(
-            codebook.first_codes(vectors, round_key, tokenizer.vocab_size, tokenizer.scales, how)
+            codebook_init.initial_codes(
+                vectors, round_key, tokenizer.vocab_size, tokenizer.scales, how
+            )
         )
         if jax.process_count() > 1:  # hosts may round differently: those of one hold for all
             codes = np.asarray(multihost_utils.broadcast_one_to_all(codes))
 
     def put(state: Any, codes: jax.Array) -> Any:
         every = jnp.ones(codes.shape[0], bool)
-        params = codebook.set_rows(state.params, every, codes)
-        ema = state.ema and codebook.set_rows(state.ema, every, codes)
+        params = codebook_revival.set_rows(state.params, every, codes)
+        ema = state.ema and codebook_revival.set_rows(state.ema, every, codes)
         return state.replace(params=params, ema=ema)
 
     return jax.jit(put, donate_argnums=0, out_shardings=shardings)(state, codes)
@@ -87,8 +89,8 @@ def _vectors(
         feature = model.apply({"params": params}, images, method="features")
         quantizer = model.apply({"params": params}, method="quantizer")
         if codes is None:
-            return vq.ideal_vectors(quantizer, feature)
-        return vq.quantize(quantizer.replace(codebook=codes), feature).searched
+            return vq.exact_residuals(quantizer, feature)
+        return vq.quantize(quantizer.replace(codebook=codes), feature).residuals
 
     jitted = jax.jit(vectors, out_shardings=replicated)
     training = batches()

@@ -71,14 +71,17 @@ def held_out_metrics(
     weights = batch["mask"].astype(jnp.float32)
     model = Tokenizer(tokenizer)
     feature = model.apply({"params": params}, images, method="features")
-    tokens, f_hats = vq.encode(model.apply({"params": params}, method="quantizer"), feature)
+    quantizer = model.apply({"params": params}, method="quantizer")
+    tokens, f_hats, _ = vq.quantize(quantizer, feature)
     reconstructions = model.apply({"params": params}, f_hats[-1], method="decode_feature")
     by_image = image_terms(networks, frozen, reconstructions, images)
     by_image["vq"] = jax.vmap(lambda f, t: vq.vq_loss(f, t, tokenizer.vq_beta))(feature, f_hats)
     by_image["loss"] = weighted_sum(config.loss, by_image)
     by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
     sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
-    counts = vq.code_counts(tokenizer.scales, tokens, tokenizer.vocab_size, batch["mask"][:, None])
+    counts = codebook.code_counts(
+        tokenizer.scales, tokens, tokenizer.vocab_size, batch["mask"][:, None]
+    )
     return {**sums, "code_counts": counts}
 
 
@@ -96,7 +99,7 @@ def warn_of_collapse(config: TrainConfig, counts: Int[np.ndarray, "k v"]):
     """
     for k in codebook.collapsed(counts, config.codebook.collapse_share):
         height, width = config.tokenizer.scales.sizes[k]
-        used, share = int(codebook.used(counts[k])), float(codebook.perplexity(counts[k]))
+        used, share = int(codebook.codes_used(counts[k])), float(codebook.perplexity(counts[k]))
         if jax.process_index() == 0:
             log.warning(
                 "scale %dx%d has collapsed: %d of %d codes are used, with a perplexity of %.1f",

@@ -161,10 +161,10 @@ class NextScale(LatentObjective):
         keys: Key[Array, " b"],
         tools: EvaluationTools,
     ) -> Float[Array, "b H W c"]:
-        static = sampler.Static(top_k=0, use_top_p=True, guided=True)
-        arguments = params, labels, keys, sampler.Dynamic(1.5, 0.96, 1.0)
+        sampler_config = sampler.SamplerConfig(top_k=0, use_top_p=True, guided=True)
+        arguments = params, labels, keys, sampler.SamplingParams(1.5, 0.96, 1.0)
         program = tools.compiled(
-            "sampler", lambda: sampler.generate.lower(self.config.model, static, *arguments)
+            "sampler", lambda: sampler.generate.lower(self.config.model, sampler_config, *arguments)
         )
         images, _ = program(*arguments)
         return images

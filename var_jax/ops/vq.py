@@ -1,15 +1,16 @@
 """The multi-scale residual quantizer as pure functions (VAR, section 3.2, algorithms 1 and 2).
 
-Feature maps are NHWC at the finest scale's size; tokens of all scales lie in one (B, L), coarse to
-fine.
+Feature maps are NHWC at the finest scale's size. Tokens of all scales lie in one (B, L) array,
+coarse to fine. `f_hat` is the paper's name for the accumulated feature map: the sum, over the
+scales so far, of the code vectors after upsampling and phi.
 
-Three kinds of codes stand behind the same functions. "euclidean" and "cosine" look a vector up in a
-learned table. "bsq" (binary spherical quantization, Zhao et al. 2024) has neither table nor search:
-a code is the corner sign(u) / sqrt(C) of the cube within the unit sphere that is nearest to the
-vector's direction u, and its token holds the signs, channel d as bit d (channel 0 the lowest), 1
-where positive. As in Infinity (Han et al. 2024), every scale quantises the direction of its
-residual and adds a code of length 1, whatever the residual's own length: the encoder learns
-features of a fitting length, and phi learns how much of a scale's code is added.
+There are three kinds of codes. "euclidean" and "cosine" look up the nearest vector of a learned
+codebook. "bsq" (binary spherical quantization, Zhao et al. 2024) has neither a codebook nor a
+search: a code is sign(u) / sqrt(C) for the direction u of a vector, which is the nearest corner of
+the cube inscribed in the unit sphere, and its token holds the signs as bits (channel 0 the lowest
+bit, 1 for positive). As in Infinity (Han et al. 2024), every scale adds a code of length 1 whatever
+the length of its residual: the encoder learns features of a fitting length, and phi learns how much
+of a scale's code is added.
 """
 
 from __future__ import annotations
@@ -30,30 +31,33 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 HIGHEST = jax.lax.Precision.HIGHEST
-MAX_TABLE = 2**16  # codes of a vocabulary without a table, of which one is made
-COUNTED = 2**16  # codes that are counted one by one
+MAX_TABLE = 2**16  # the most "bsq" codes that `code_vectors` lists
 
 
-def phi_index(scales: int, count: int) -> list[int]:
-    """Which of `count` residual convolutions serves each of `scales` scales.
+def phi_index(num_scales: int, num_convs: int) -> list[int]:
+    """Returns, for each scale, the index of the residual convolution (phi) that serves it.
 
-    The nearest of the published code's ticks, in float64, the first of equals: ties are real (four
-    convolutions over ten scales) and float32 breaks them otherwise.
+    It is the nearest of the published code's ticks, the first of equally near ones. The distances
+    are computed in float64: with four convolutions over ten scales there are ties, which float32
+    would break otherwise.
     """
-    edge = 1 / 3 / count if count == 4 else 1 / 2 / count
-    ticks = np.linspace(edge, 1 - edge, count)
-    at = [k / (scales - 1) if scales > 1 else 0.0 for k in range(scales)]
-    return [int(np.argmin(np.abs(ticks - x))) for x in at]
+    edge = 1 / 3 / num_convs if num_convs == 4 else 1 / 2 / num_convs
+    ticks = np.linspace(edge, 1 - edge, num_convs)
+    positions = [k / (num_scales - 1) if num_scales > 1 else 0.0 for k in range(num_scales)]
+    return [int(np.argmin(np.abs(ticks - position))) for position in positions]
 
 
 @flax.struct.dataclass
 class Quantizer:
-    """The quantizer's weights and the settings that its functions share.
+    """The quantizer's weights, and the settings that its functions share.
 
     Attributes:
-      codebook: (V, C) code vectors; None for "bsq".
-      phi_kernel: (n, 3, 3, C, C) and phi_bias (n, C) of the residual convolutions.
-      scales, phi_ratio, codes: see `TokenizerConfig`.
+      codebook: code vectors; None for "bsq".
+      phi_kernel: kernels of the residual convolutions.
+      phi_bias: their biases.
+      scales: see `TokenizerConfig`, as for the next two.
+      phi_ratio: share of phi's output in what a scale adds.
+      codes: "euclidean", "cosine" or "bsq".
     """
 
     codebook: Float[Array, "v c"] | None
@@ -65,43 +69,42 @@ class Quantizer:
 
     @property
     def channels(self) -> int:
-        """C, the width of a code."""
+        """C, the number of channels of a code vector."""
         return self.phi_kernel.shape[-1]
 
     @property
     def table(self) -> Float[Array, "v c"]:
-        """The learned codebook, of codes that have one."""
+        """The learned codebook, for kinds of codes that have one."""
         assert self.codebook is not None, f"codes {self.codes!r} have no codebook"
         return self.codebook
 
 
 class Quantized(NamedTuple):
-    """What `quantize` gives.
+    """The result of `quantize`.
 
     Attributes:
-      tokens: of all scales.
-      totals: the cumulative quantised map after each scale.
-      searched: the vectors that tokens stand for, residuals averaged down to each scale; gradients
-        flow from here to the feature (for `codebook.entropy_penalty`), and none to codes or phi.
+      tokens: tokens of all scales.
+      f_hats: the accumulated feature map after each scale.
+      residuals: at every token, the vector whose nearest code the token is: what the coarser scales
+        leave of the feature map, area-averaged to the token's scale. Gradients flow through them to
+        the feature map (for `codebook_entropy.entropy_penalty`), but not to the codes or phi.
     """
 
     tokens: Int[Array, "b L"]
-    totals: list[Float[Array, "b h w c"]]
-    searched: Float[Array, "b L c"]
+    f_hats: list[Float[Array, "b h w c"]]
+    residuals: Float[Array, "b L c"]
 
 
 def nearest_code(q: Quantizer, z: Float[Array, "*b c"]) -> Int[Array, "*b"]:
-    """The index of the code nearest to each vector, the first of equals."""
+    """Returns the index of the code nearest to each vector, the first of equally near ones."""
     if q.codes == "bsq":
-        return jnp.sum(
-            (z > 0).astype(jnp.int32) << jnp.arange(z.shape[-1], dtype=jnp.int32), axis=-1
-        )
+        bits = (z > 0).astype(jnp.int32) << jnp.arange(z.shape[-1], dtype=jnp.int32)
+        return jnp.sum(bits, axis=-1)
     codebook = q.table
     if q.codes == "cosine":
-        # The query's own length does not change which code wins.
-        return jnp.argmax(
-            jnp.matmul(z, l2_normalize(codebook).T, precision=HIGHEST), axis=-1
-        ).astype(jnp.int32)
+        # The vector's own length does not change which code is nearest.
+        cosines = jnp.matmul(z, l2_normalize(codebook).T, precision=HIGHEST)
+        return jnp.argmax(cosines, axis=-1).astype(jnp.int32)
     squares = jnp.sum(codebook**2, axis=-1)
     distance = (
         jnp.sum(z**2, axis=-1, keepdims=True)
@@ -112,7 +115,7 @@ def nearest_code(q: Quantizer, z: Float[Array, "*b c"]) -> Int[Array, "*b"]:
 
 
 def lookup(q: Quantizer, tokens: Int[Array, "*b"]) -> Float[Array, "*b c"]:
-    """The code vectors of tokens."""
+    """Returns the code vectors of tokens."""
     if q.codes != "bsq":
         return jnp.take(q.table, tokens, axis=0)
     bits = (tokens[..., None] >> jnp.arange(q.channels, dtype=jnp.int32)) & 1
@@ -120,10 +123,10 @@ def lookup(q: Quantizer, tokens: Int[Array, "*b"]) -> Float[Array, "*b c"]:
 
 
 def code_vectors(q: Quantizer) -> Float[Array, "v c"]:
-    """All code vectors, by token.
+    """Returns all code vectors, by token.
 
     Raises:
-      UserError: codes without a table, and more than 65,536 of them.
+      UserError: the codes are "bsq" and more than 65,536.
     """
     if q.codes != "bsq":
         return q.table
@@ -135,8 +138,9 @@ def code_vectors(q: Quantizer) -> Float[Array, "v c"]:
     return lookup(q, jnp.arange(2**q.channels, dtype=jnp.int32))
 
 
-def contribution(q: Quantizer, codes: Float[Array, "b l c"], k: int) -> Float[Array, "b h w c"]:
-    """What scale k's code vectors add to the feature map: bicubic up, then phi."""
+def upsample_and_phi(q: Quantizer, codes: Float[Array, "b l c"], k: int) -> Float[Array, "b h w c"]:
+    """Returns what scale k's code vectors add to the feature map: their map, upsampled bicubically
+    and mixed with its residual convolution phi."""
     h, w = q.scales.sizes[k]
     up = resize(codes.reshape(codes.shape[0], h, w, -1), q.scales.finest, "bicubic")
     i = phi_index(len(q.scales), q.phi_kernel.shape[0])[k]
@@ -151,143 +155,158 @@ def contribution(q: Quantizer, codes: Float[Array, "b l c"], k: int) -> Float[Ar
     return up * (1 - q.phi_ratio) + (conv + q.phi_bias[i].astype(up.dtype)) * q.phi_ratio
 
 
+def accumulate(
+    q: Quantizer,
+    f_hat: Float[Array, "b h w c"] | None,
+    codes: Float[Array, "b l c"],
+    k: int,
+    *,
+    active: Bool[Array, " b"] | None = None,
+) -> Float[Array, "b h w c"]:
+    """Returns the accumulated feature map with scale k's code vectors added.
+
+    Encoding, decoding and sampling all build their maps with it, scale after scale.
+
+    Args:
+      f_hat: the map after the scales before k; None before the first.
+      codes: scale k's code vectors.
+      active: the images that the scale is added for; None for all.
+    """
+    update = upsample_and_phi(q, codes, k)
+    if active is not None:
+        update = update * active[:, None, None, None]
+    return update if f_hat is None else f_hat + update
+
+
 def area_tokens(q: Quantizer, feature: Float[Array, "b h w c"], k: int) -> Float[Array, "b l c"]:
-    """The feature map averaged down to scale k, as a sequence."""
+    """Returns a feature map area-averaged to scale k, as a sequence."""
     down = resize(feature, q.scales.sizes[k], "area")
     return down.reshape(down.shape[0], -1, down.shape[-1])
 
 
 def quantize(
-    q: Quantizer, feature: Float[Array, "b h w c"], last: Int[Array, " b"] | None = None
+    q: Quantizer, feature: Float[Array, "b h w c"], num_scales: Int[Array, " b"] | None = None
 ) -> Quantized:
-    """Tokens, maps and searched vectors of all scales (VAR, algorithm 1).
+    """Quantizes a feature map scale by scale (VAR, algorithm 1).
 
-    Gradients flow into the codebook and phi through the maps; the choice of codes has none.
+    Gradients flow through the accumulated maps into the codebook and phi; the choice of the nearest
+    code has none.
 
     Args:
-      last: each image's last scale that adds to its maps (`draw_last`), None for all. Finer scales
-        still have tokens, which count for nothing (`kept`).
+      num_scales: for each image, how many leading scales its accumulated maps are made of
+        (`sample_num_scales`); None for all. The finer scales have tokens nevertheless, which
+        `active_tokens` tells apart.
     """
     feature = feature.astype(jnp.float32)
-    total = jnp.zeros_like(feature)
-    tokens, totals, searched = [], [], []
+    f_hat = jnp.zeros_like(feature)
+    tokens, f_hats, residuals = [], [], []
     for k in range(len(q.scales)):
-        wanted = area_tokens(q, feature - jax.lax.stop_gradient(total), k)
-        chosen = nearest_code(q, jax.lax.stop_gradient(wanted))
-        step = contribution(q, lookup(q, chosen), k)
-        total = total + (step if last is None else step * (k <= last)[:, None, None, None])
-        tokens.append(chosen)
-        totals.append(total)
-        searched.append(wanted)
-    return Quantized(jnp.concatenate(tokens, axis=1), totals, jnp.concatenate(searched, axis=1))
+        residual = area_tokens(q, feature - jax.lax.stop_gradient(f_hat), k)
+        scale_tokens = nearest_code(q, jax.lax.stop_gradient(residual))
+        active = None if num_scales is None else k < num_scales
+        f_hat = accumulate(q, f_hat, lookup(q, scale_tokens), k, active=active)
+        tokens.append(scale_tokens)
+        f_hats.append(f_hat)
+        residuals.append(residual)
+    return Quantized(jnp.concatenate(tokens, axis=1), f_hats, jnp.concatenate(residuals, axis=1))
 
 
-def encode(
-    q: Quantizer, feature: Float[Array, "b h w c"]
-) -> tuple[Int[Array, "b L"], list[Float[Array, "b h w c"]]]:
-    """Tokens of all scales, and the cumulative quantised map after each: two of the things that
-    `quantize` gives."""
-    return quantize(q, feature)[:2]
+def exact_residuals(q: Quantizer, feature: Float[Array, "b h w c"]) -> Float[Array, "b L c"]:
+    """Returns the residuals that `quantize` would have if every vector were itself a code.
 
-
-def ideal_vectors(q: Quantizer, feature: Float[Array, "b h w c"]) -> Float[Array, "b L c"]:
-    """What would be searched if every vector were a code itself: what codes to come should
-    represent, whatever the present ones are."""
-    total, searched = jnp.zeros_like(feature), []
+    They do not depend on the present codes, so that a codebook can be initialized from them.
+    """
+    f_hat = jnp.zeros_like(feature)
+    residuals = []
     for k in range(len(q.scales)):
-        searched.append(area_tokens(q, feature - total, k))
-        total = total + contribution(q, searched[-1], k)
-    return jnp.concatenate(searched, axis=1)
+        residuals.append(area_tokens(q, feature - f_hat, k))
+        f_hat = accumulate(q, f_hat, residuals[-1], k)
+    return jnp.concatenate(residuals, axis=1)
 
 
-def decode(q: Quantizer, tokens: Int[Array, "b L"]) -> list[Float[Array, "b h w c"]]:
-    """The cumulative quantised map after each scale (VAR, algorithm 2)."""
-    totals = []
-    for k, part in enumerate(q.scales.split(tokens)):
-        step = contribution(q, lookup(q, part), k)
-        totals.append(totals[-1] + step if totals else step)
-    return totals
+def decode(q: Quantizer, tokens: Int[Array, "b l"]) -> list[Float[Array, "b h w c"]]:
+    """Returns the accumulated feature map after each scale (VAR, algorithm 2).
+
+    Args:
+      tokens: tokens of all scales, or of some leading ones.
+    """
+    num_scales = q.scales.offsets.index(tokens.shape[1])
+    f_hat = None
+    f_hats = []
+    for k in range(num_scales):
+        f_hat = accumulate(q, f_hat, lookup(q, tokens[:, q.scales.span(k)]), k)
+        f_hats.append(f_hat)
+    return f_hats
 
 
 def teacher_input(q: Quantizer, tokens: Int[Array, "b L"]) -> Float[Array, "b L-1 c"]:
-    """What the transformer sees for scales 2..K: the map so far, averaged down to the next scale's
-    size."""
-    totals = decode(q, tokens)[:-1]
-    parts = [area_tokens(q, total, k + 1) for k, total in enumerate(totals)]
-    first = jnp.zeros((tokens.shape[0], 0, q.channels), q.phi_kernel.dtype)
-    return jnp.concatenate([first, *parts], axis=1)
+    """Returns the transformer's inputs for all scales but the first under teacher forcing."""
+    return scale_inputs(q, decode(q, tokens)[:-1], tokens.shape[0])
+
+
+def scale_inputs(
+    q: Quantizer, f_hats: list[Float[Array, "b h w c"]], batch: int
+) -> Float[Array, "b l c"]:
+    """Returns the transformer's inputs for the scales that follow given maps: each accumulated
+    feature map, area-averaged to the size of the next scale.
+
+    Args:
+      f_hats: the maps after the first scale, the first two, and so on; there may be none.
+      batch: number of images.
+    """
+    inputs = [jnp.zeros((batch, 0, q.channels), q.phi_kernel.dtype)]
+    inputs += [area_tokens(q, f_hat, k + 1) for k, f_hat in enumerate(f_hats)]
+    return jnp.concatenate(inputs, axis=1)
 
 
 def vq_loss(
     feature: Float[Array, "b h w c"],
-    totals: list[Float[Array, "b h w c"]],
+    f_hats: list[Float[Array, "b h w c"]],
     beta: float,
-    last: Int[Array, " b"] | None = None,
+    num_scales: Int[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Mean over scales of beta * mse(sg f_hat, f) + mse(f_hat, sg f), on the cumulative maps.
+    """Returns the mean over scales of beta * mse(sg(f_hat), f) + mse(f_hat, sg(f)), where sg stops
+    the gradient (VAR, section 3.2).
 
-    With `last`, an image's mean is over the scales up to its last alone, and all images weigh the
-    same.
+    Args:
+      beta: weight of the commitment term, whose gradient goes to the feature map.
+      num_scales: as in `quantize`; the mean of an image is then over its own scales, and all images
+        have the same weight.
     """
     fixed = jax.lax.stop_gradient
-    if last is None:
+    if num_scales is None:
         terms = [
-            beta * jnp.mean((fixed(t) - feature) ** 2) + jnp.mean((t - fixed(feature)) ** 2)
-            for t in totals
+            beta * jnp.mean((fixed(f_hat) - feature) ** 2) + jnp.mean((f_hat - fixed(feature)) ** 2)
+            for f_hat in f_hats
         ]
         return sum(terms, jnp.zeros(())) / len(terms)
-    squares = jnp.stack(
-        [
-            jnp.mean(beta * (fixed(t) - feature) ** 2 + (t - fixed(feature)) ** 2, axis=(1, 2, 3))
-            for t in totals
-        ]
-    )
-    counted = jnp.arange(len(totals))[:, None] <= last
-    return jnp.mean(jnp.sum(squares * counted, axis=0) / (last + 1))
+    errors = [
+        beta * (fixed(f_hat) - feature) ** 2 + (f_hat - fixed(feature)) ** 2 for f_hat in f_hats
+    ]
+    means = jnp.stack([jnp.mean(error, axis=(1, 2, 3)) for error in errors])
+    active = jnp.arange(len(f_hats))[:, None] < num_scales
+    return jnp.mean(jnp.sum(means * active, axis=0) / num_scales)
 
 
-def draw_last(
-    key: PRNGKeyArray, batch: int, scales: int, rate: float, start: int
+def sample_num_scales(
+    key: PRNGKeyArray, batch: int, scales: int, *, rate: float, start: int
 ) -> Int[Array, " b"]:
-    """Quantizer dropout: each image's last scale, with probability `rate` uniform from `start` to
-    the finest (scales counted from 0), else the finest.
+    """Samples, for each image, how many leading scales quantizer dropout leaves.
 
-    It makes the coarse scales hold as much of the image as they can (Zeghidour et al. 2021 for
-    residual quantizers; XQ-GAN, Li et al. 2024, with rate 0.1 for this tokenizer).
+    Quantizer dropout makes the coarse scales hold as much of the image as they can (Zeghidour et
+    al. 2021 for residual quantizers; XQ-GAN, Li et al. 2024, with rate 0.1 for this tokenizer).
+
+    Args:
+      scales: number of all scales.
+      rate: probability that an image's number is uniform from `start` + 1 to `scales`; otherwise it
+        is `scales`.
+      start: the coarsest scale, counted from 0, that may be an image's last.
     """
     dropped_key, last_key = jax.random.split(key)
     last = jax.random.randint(last_key, (batch,), start, scales)
-    return jnp.where(jax.random.bernoulli(dropped_key, rate, (batch,)), last, scales - 1)
+    return jnp.where(jax.random.bernoulli(dropped_key, rate, (batch,)), last, scales - 1) + 1
 
 
-def kept(scales: Scales, last: Int[Array, " b"]) -> Bool[Array, "b L"]:
-    """Which tokens are of a scale up to their image's last."""
-    return jnp.asarray(scales.level_ids) <= last[:, None]
-
-
-def count_bins(vocab_size: int) -> int:
-    """Columns of `code_counts`: V, and 65,536 where codes are too many to be counted one by one."""
-    return min(vocab_size, COUNTED)
-
-
-def code_counts(
-    scales: Scales,
-    tokens: Int[Array, "b L"],
-    vocab_size: int,
-    counted: Bool[Array, "b l"] | None = None,
-) -> Int[Array, "k v"]:
-    """How often each code was chosen at each scale.
-
-    In a vocabulary of more than 65,536 codes, tokens fall together that agree in their lowest 16
-    bits.
-
-    Args:
-      counted: which tokens count, per token or (b, 1) per image; None for all.
-    """
-    bins = count_bins(vocab_size)
-    tokens = tokens % bins if bins < vocab_size else tokens
-    if counted is not None:
-        tokens = jnp.where(counted, tokens, bins)  # a bin that is cut off
-    return jnp.stack(
-        [jnp.bincount(part.reshape(-1), length=bins + 1)[:-1] for part in scales.split(tokens)]
-    )
+def active_tokens(scales: Scales, num_scales: Int[Array, " b"]) -> Bool[Array, "b L"]:
+    """Returns which tokens are of the leading scales that quantizer dropout leaves an image."""
+    return jnp.asarray(scales.level_ids) < num_scales[:, None]

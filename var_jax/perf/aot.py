@@ -92,10 +92,10 @@ def sample(objective: Objective[Any], where: Slice, images: int | None = None) -
         "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
         "tokenizer": _abstract(init.param_shapes(config.tokenizer), replicated),
     }
-    static = sampler.Static(
+    sampler_config = sampler.SamplerConfig(
         top_k=min(900, config.transformer.vocab_size - 1), use_top_p=True, guided=True
     )
-    dynamic = sampler.Dynamic(
+    sampling_params = sampler.SamplingParams(
         *(jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated) for _ in range(3))
     )
     key = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(1)))
@@ -103,7 +103,9 @@ def sample(objective: Objective[Any], where: Slice, images: int | None = None) -
         jax.ShapeDtypeStruct((images,), dtype, sharding=rows) for dtype in (jnp.int32, key.dtype)
     )
     with jax.set_mesh(mesh):
-        lowered = sampler.generate.lower(model, static, params, labels, keys, dynamic)
+        lowered = sampler.generate.lower(
+            model, sampler_config, params, labels, keys, sampling_params
+        )
     return Step(
         lowered,
         mesh,

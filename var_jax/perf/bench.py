@@ -61,13 +61,15 @@ def sample(
     }
 
     # The program
-    static = sampler.Static(
+    sampler_config = sampler.SamplerConfig(
         top_k=min(900, model.transformer.vocab_size - 1), use_top_p=True, guided=guided
     )
-    dynamic = sampler.Dynamic(*map(jnp.float32, (cfg, 0.96, 1.0)))
+    sampling_params = sampler.SamplingParams(*map(jnp.float32, (cfg, 0.96, 1.0)))
     labels = jnp.arange(batch, dtype=jnp.int32) % model.transformer.num_classes
     keys = sampler.image_keys(0, jnp.arange(batch, dtype=jnp.uint32))
-    run = functools.partial(sampler.generate, model, static, params, labels, keys, dynamic)
+    run = functools.partial(
+        sampler.generate, model, sampler_config, params, labels, keys, sampling_params
+    )
 
     # Its parts, and those of them that are timed alone
     generation_flops = flops.generation_flops(model.transformer, guided=guided)

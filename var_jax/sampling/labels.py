@@ -1,4 +1,4 @@
-"""Class ids and class names: what users write for classes, and what pictures and messages call
+"""Class ids and class names: what users write for classes, and how pictures and messages name
 them."""
 
 import re
@@ -8,52 +8,53 @@ from typing import NamedTuple
 
 from var_jax.errors import UserError, did_you_mean
 
-# Labels, and images of one grid: what lies beyond is a slip that would fill the memory
-MOST = 1_000_000
+# Largest class id, and most images of a grid: a larger number is a slip that would fill the memory.
+MAX_LABELS = 1_000_000
 NO_CLASS = "no class"
 NAMES_SHOWN = 10
 HELP = (
-    "class names or ids with commas between them, and ranges of ids: circle,3,5-9. A number is always an id; a "
-    "name that is a number, or that holds a comma or a quote, goes in double quotes, with quotes in it doubled"
+    "class names or ids with commas between them, and ranges of ids: circle,3,5-9. A number is "
+    "always an id; a name that is a number, or that holds a comma or a quote, goes in double "
+    "quotes, with quotes in it doubled"
 )
 ENTRY = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"]*))\s*(,|$)')
 NUMBERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 
 
 class Entry(NamedTuple):
-    """What stands between two commas, and whether it stood in quotes."""
+    """The text between two commas, and whether it was in quotes."""
 
     text: str
     quoted: bool
 
 
 def parse(text: str, class_names: Sequence[str] = (), option: str = "--labels") -> list[int]:
-    """The class ids that a user writes; see `HELP`.
+    """Returns the class ids of a user's text; see `HELP` for how it is written.
 
     Args:
-      class_names: of the model, by id; empty where it carries none.
-      option: for the message.
+      class_names: the model's class names, by id; empty where it has none.
+      option: the command-line option that an error names.
     Raises:
-      UserError: an entry is neither a class of the model nor a range of ids, which need not be
-        those of classes.
+      UserError: an entry is neither a class name of the model nor an id or a range of ids. Whether
+        the model has classes of these ids is not checked here.
     """
+    labels: list[int] = []
     try:
-        return [
-            label
-            for entry in _entries(text, option)
-            for label in _labels(entry, text, class_names, option)
-        ]
+        for entry in _entries(text, option):
+            labels.extend(_labels(entry, text, class_names, option))
     except UserError:
-        if text.strip() in class_names:  # a name with a comma in it, alone
+        # One name that holds a comma is accepted without quotes.
+        if text.strip() in class_names:
             return [list(class_names).index(text.strip())]
         raise
+    return labels
 
 
 def parse_one(text: str, class_names: Sequence[str] = (), option: str = "--label") -> int:
-    """The one class id that a user writes.
+    """Returns the one class id of a user's text.
 
     Raises:
-      UserError: as `parse`, or several are given.
+      UserError: as `parse`, or the text is several classes.
     """
     labels = parse(text, class_names, option)
     if len(labels) != 1:
@@ -62,31 +63,34 @@ def parse_one(text: str, class_names: Sequence[str] = (), option: str = "--label
 
 
 def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
-    """The id of the class of this name.
+    """Returns the id of a class name.
 
-    Capital letters and ways of composing accents count only where two names differ in nothing else.
+    Letter case and the Unicode form of accents matter only where two names differ in nothing else.
 
+    Args:
+      what: what an error calls the name.
     Raises:
-      UserError: there is none, or the model carries no class names.
+      UserError: no class has this name, or the model has no class names.
     """
     names = list(class_names)
     if name in names:
         return names.index(name)
-    alike = [i for i, other in enumerate(names) if _folded(other) == _folded(name)]
-    if len(alike) == 1:
-        return alike[0]
+    same_folded = [i for i, other in enumerate(names) if _folded(other) == _folded(name)]
+    if len(same_folded) == 1:
+        return same_folded[0]
     if not names:
         raise UserError(
-            f"{what} {name!r} is not a class id, and the model carries no class names; write 0,1,2 or 0-9"
+            f"{what} {name!r} is not a class id, and the model carries no class names; "
+            "write 0,1,2 or 0-9"
         )
-    close = did_you_mean(name, names)
-    if "did you mean" not in close:  # in another case, or many
-        folded = {_folded(other): other for other in names}
-        close = did_you_mean(_folded(name), folded)
-        if "did you mean" not in close:
-            more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
-            close = f"; classes: {', '.join(map(written, names[:NAMES_SHOWN]))}{more}"
-    raise UserError(f"{what} {name!r} is no class of the model{close}")
+    # A close name is suggested, if need be of another letter case; else the first names are listed.
+    hint = did_you_mean(name, names)
+    if "did you mean" not in hint:
+        hint = did_you_mean(_folded(name), {_folded(other): other for other in names})
+    if "did you mean" not in hint:
+        more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
+        hint = f"; classes: {', '.join(map(written, names[:NAMES_SHOWN]))}{more}"
+    raise UserError(f"{what} {name!r} is no class of the model{hint}")
 
 
 def written(name: str) -> str:
@@ -101,15 +105,15 @@ def written(name: str) -> str:
 
 
 def title(label: int, class_names: Sequence[str], num_classes: int) -> str:
-    """What a class is called in a picture: its name, else its id."""
+    """Returns a class's title in a picture: its name, else its id."""
     if label == num_classes:
         return NO_CLASS
     return class_names[label] if label < len(class_names) else str(label)
 
 
-def described(labels: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
-    """ "0 circle, 1 square": which id is which name, each class once; "" where names say no more
-    than ids."""
+def describe(labels: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
+    """Returns the names of labels, as in "0 circle, 1 square", each class once; "" where the model
+    has no names, or they are the ids."""
     shown = [(label, title(label, class_names, num_classes)) for label in dict.fromkeys(labels)]
     if all(name == str(label) for label, name in shown):
         return ""
@@ -118,38 +122,50 @@ def described(labels: Sequence[int], class_names: Sequence[str], num_classes: in
     return ", ".join(names) + more
 
 
-def remarks(
+def warnings(
     text: str,
     labels: Sequence[int],
     class_names: Sequence[str],
+    *,
     num_classes: int,
     option: str = "--labels",
 ) -> list[str]:
-    """What a user may have meant otherwise, a line each: ids that are also names of other classes,
-    and ids beyond the classes that the model was trained on."""
-    found = []
-    ids = [
-        entry.text
-        for entry in _entries(text, option)
-        if not entry.quoted and entry.text.isdecimal()
-    ]
+    """Returns a line for each entry that the user may have meant otherwise: an id that is also the
+    name of another class, or an id beyond the classes of the training data.
+
+    Args:
+      text: the user's text.
+      labels: the ids that `parse` returned for it.
+    """
+    lines = []
     names = list(class_names)
-    for number in dict.fromkeys(ids):
-        if number in names and (place := names.index(number)) != int(number) < len(names):
-            found.append(
-                f"{option} {number} is the class of id {number}, {names[int(number)]!r}; the class named "
-                f"{number!r} has id {place}"
+    for entry in dict.fromkeys(_entries(text, option)):
+        if entry.quoted or not entry.text.isdecimal() or entry.text not in names:
+            continue
+        label = int(entry.text)
+        label_of_name = names.index(entry.text)
+        if label_of_name != label and label < len(names):
+            lines.append(
+                f"{option} {entry.text} is the class of id {entry.text}, {names[label]!r}; the "
+                f"class named {entry.text!r} has id {label_of_name}"
             )
-    if names and (beyond := [label for label in labels if len(names) <= label < num_classes]):
-        found.append(
+    beyond = [label for label in labels if len(names) <= label < num_classes]
+    if names and beyond:
+        lines.append(
             f"label {beyond[0]} is none of the {len(names)} classes that the model was trained on "
             f"(0 to {len(names) - 1})"
         )
-    return found
+    return lines
 
 
 def _entries(text: str, option: str) -> list[Entry]:
-    entries, start = [], 0
+    """Returns the entries of a comma-separated text.
+
+    Raises:
+      UserError: a quote is not closed, or an entry has text beside its quotes.
+    """
+    entries = []
+    start = 0
     while True:
         match = ENTRY.match(text, start)
         if match is None:
@@ -164,13 +180,15 @@ def _entries(text: str, option: str) -> list[Entry]:
 
 
 def _labels(entry: Entry, text: str, class_names: Sequence[str], option: str) -> Sequence[int]:
+    """Returns the class ids of one entry: those of a name, an id or a range of ids."""
     if not entry.text:
         raise UserError(f"{option} {text!r}: {entry.text!r} is not a class id; write 0,1,2 or 0-9")
     numbers = None if entry.quoted else NUMBERS.fullmatch(entry.text)
     if numbers is None:
         return [of_name(entry.text, class_names, f"{option}:")]
-    first, last = numbers[1], numbers[2] or numbers[1]
-    if any(len(end) > len(str(MOST)) or int(end) > MOST for end in (first, last)):
+    first = numbers[1]
+    last = numbers[2] or first
+    if any(len(end) > len(str(MAX_LABELS)) or int(end) > MAX_LABELS for end in (first, last)):
         raise UserError(
             f"{option}: {entry.text[:40]!r} goes beyond every model's classes; write 0,1,2 or 0-9"
         )
@@ -180,4 +198,5 @@ def _labels(entry: Entry, text: str, class_names: Sequence[str], option: str) ->
 
 
 def _folded(name: str) -> str:
+    """Returns a name with accents in one Unicode form and without letter case."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,4 +1,4 @@
-"""Choosing tokens from logits: guidance, top-k, top-p, and sampling with a key an image."""
+"""From logits to tokens: guidance, top-k, top-p, and sampling with one key per image."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 def guide(
     logits: Float[Array, "2b l v"], strength: Float[Array, ""] | float
 ) -> Float[Array, "b l v"]:
-    """Classifier-free guidance: (1 + t) conditional - t unconditional, of a batch that holds both
-    halves."""
+    """Returns (1 + t) conditional - t unconditional logits (classifier-free guidance).
+
+    Args:
+      logits: a batch whose first half is conditional and whose second half is unconditional.
+      strength: t.
+    """
     conditional, unconditional = jnp.split(logits, 2)
     return (1 + strength) * conditional - strength * unconditional
 
@@ -27,72 +31,88 @@ def filter_logits(
     top_k: int,
     top_p: Float[Array, ""] | float | None,
 ) -> Float[Array, "*b v"]:
-    """-inf everywhere but in the k largest logits, and among those in the fewest that hold
-    probability p.
+    """Returns logits with -inf in place of those that top-k and top-p exclude.
 
-    Nothing is sorted: both thresholds are found by counting what lies above or below (`_largest`).
+    What remains are the k largest logits and, among those, the fewest that together hold
+    probability p. Nothing is sorted: both thresholds are found by counting the logits above or
+    below a candidate (`_largest_key_where`).
+
+    Equal logits at a threshold remain together. The threshold lies halfway between the last logit
+    that remains and the next one, and the largest logit remains by its position. A compiler may
+    compute the logits twice, for the search and for the comparison, with different rounding; a
+    logit compared with itself could then be excluded.
 
     Args:
-      top_k: 0 or >= V: off.
-      top_p: None: off. The largest logit always survives.
-    Equal logits at a threshold survive together. The threshold lies between the last logit that
-    survives and the next one, not on it, and the largest survives by its place: a compiler may
-    compute the logits once for the search and once more, rounded otherwise, for the comparison,
-    which would drop what is compared with itself.
+      top_k: 0 or >= V is off.
+      top_p: None is off. The largest logit always remains.
     """
     vocab = logits.shape[-1]
-    by_number = 0 < top_k < vocab
-    if not by_number and top_p is None:
+    use_top_k = 0 < top_k < vocab
+    if not use_top_k and top_p is None:
         return logits
-    largest = jnp.arange(vocab) == jnp.argmax(logits, axis=-1, keepdims=True)
+    is_largest = jnp.arange(vocab) == jnp.argmax(logits, axis=-1, keepdims=True)
     if top_k == 1:
-        return jnp.where(largest, logits, -jnp.inf)
-    keys = _ordered(logits.astype(jnp.float32))
-    last = jnp.full((*logits.shape[:-1], 1), _LOWEST, jnp.int32)
-    if by_number:
-        last = _largest(lambda key: _count(keys >= key) >= top_k, last)
+        return jnp.where(is_largest, logits, -jnp.inf)
+
+    # The smallest key that remains: first by top-k, then by top-p.
+    keys = _sort_keys(logits.astype(jnp.float32))
+    smallest_key = jnp.full((*logits.shape[:-1], 1), _LOWEST, jnp.int32)
+    if use_top_k:
+        smallest_key = _largest_key_where(lambda key: _sum(keys >= key) >= top_k, smallest_key)
     if top_p is not None:
-        probabilities = jax.nn.softmax(jnp.where(keys >= last, logits, -jnp.inf), axis=-1)
-        # What lies below the last one that survives holds no more than 1 - p.
-        below = _largest(
-            lambda key: _count(jnp.where(keys < key, probabilities, 0)) <= 1 - top_p, last
+        top_k_logits = jnp.where(keys >= smallest_key, logits, -jnp.inf)
+        probabilities = jax.nn.softmax(top_k_logits, axis=-1)
+        # The logits below the last one that remains hold a probability of at most 1 - p.
+        top_p_key = _largest_key_where(
+            lambda key: _sum(jnp.where(keys < key, probabilities, 0)) <= 1 - top_p, smallest_key
         )
-        last = jnp.maximum(last, jnp.minimum(below, jnp.max(keys, axis=-1, keepdims=True)))
-    following = jnp.max(jnp.where(keys < last, logits, -jnp.inf), axis=-1, keepdims=True)
-    smallest = jnp.min(jnp.where(keys >= last, logits, jnp.inf), axis=-1, keepdims=True)
-    middle = (smallest + following) / 2
-    threshold = jnp.where(middle > following, middle, smallest)
-    return jnp.where((logits >= threshold) | largest, logits, -jnp.inf)
+        largest_key = jnp.max(keys, axis=-1, keepdims=True)
+        smallest_key = jnp.maximum(smallest_key, jnp.minimum(top_p_key, largest_key))
+
+    # The threshold halfway between the last logit that remains and the next one.
+    excluded = jnp.where(keys < smallest_key, logits, -jnp.inf)
+    remaining = jnp.where(keys >= smallest_key, logits, jnp.inf)
+    next_logit = jnp.max(excluded, axis=-1, keepdims=True)
+    last_logit = jnp.min(remaining, axis=-1, keepdims=True)
+    middle = (last_logit + next_logit) / 2
+    threshold = jnp.where(middle > next_logit, middle, last_logit)
+    return jnp.where((logits >= threshold) | is_largest, logits, -jnp.inf)
 
 
 _LOWEST = np.iinfo(np.int32).min
 
 
-def _ordered(x: Float[Array, "*b v"]) -> Int[Array, "*b v"]:
-    """Whole numbers in the order of float32 numbers: their bits, those after the sign turned round
-    where negative."""
+def _sort_keys(x: Float[Array, "*b v"]) -> Int[Array, "*b v"]:
+    """Returns integers in the same order as float32 numbers: their bits, with all but the sign bit
+    inverted for negative numbers."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
 
 
-def _largest(holds: Callable[[Array], Array], like: Int[Array, "*b 1"]) -> Int[Array, "*b 1"]:
-    """The largest int32 for which something holds that holds for the lowest one and, from some
-    number on, no more: bit by bit from the highest, each of which halves what is left."""
+def _largest_key_where(
+    condition: Callable[[Array], Array], like: Int[Array, "*b 1"]
+) -> Int[Array, "*b 1"]:
+    """Returns the largest int32 for which a condition holds, by bisection from the highest bit.
 
-    def bit(i, found):
-        further = found + (jnp.int32(1) << (30 - i))
-        return jnp.where(holds(further), further, found)
+    Args:
+      condition: holds for the lowest int32, and for no number above the first for which it fails.
+      like: an array of the result's shape.
+    """
 
-    negative = jnp.where(holds(jnp.zeros_like(like)), 0, _LOWEST)
-    return jax.lax.fori_loop(0, 31, bit, negative)
+    def set_bit(i, key):
+        higher_key = key + (jnp.int32(1) << (30 - i))
+        return jnp.where(condition(higher_key), higher_key, key)
+
+    start = jnp.where(condition(jnp.zeros_like(like)), 0, _LOWEST)
+    return jax.lax.fori_loop(0, 31, set_bit, start)
 
 
-def _count(x: Array) -> Array:
+def _sum(x: Array) -> Array:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def sample(keys: Key[Array, " b"], logits: Float[Array, "b l v"]) -> Int[Array, "b l"]:
-    """One token a position, drawn from softmax(logits) with the image's own key."""
+    """Samples one token per position from softmax(logits), with one key per image."""
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
@@ -102,11 +122,14 @@ def smooth_codes(
     codebook: Float[Array, "v c"],
     progress: float,
 ) -> Float[Array, "b l c"]:
-    """Code vectors mixed by a gumbel-softmax instead of one chosen: smoother pictures, never for
-    FID.
+    """Returns code vectors mixed by a Gumbel-softmax, instead of one code per position: smoother
+    images, but not for measuring FID.
 
-    The published rule (`more_smooth`): logits times (1 + progress), at a temperature that falls
-    from 0.27 as `progress` goes from 0 at the first scale to 1 at the last.
+    The rule is the published code's (`more_smooth`): the logits are multiplied by (1 + progress),
+    and the temperature falls from 0.27.
+
+    Args:
+      progress: from 0 at the first scale to 1 at the last.
     """
     temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)

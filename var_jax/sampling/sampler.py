@@ -1,4 +1,4 @@
-"""Scale-by-scale generation and zero-shot editing as one compiled program (VAR, sections 3.2 and
+"""Scale-by-scale sampling and zero-shot editing as one compiled program (VAR, sections 3.2 and
 5.3)."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
@@ -15,30 +16,32 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.resize import resize
-from var_jax.sampling import logits as sampling
+from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes
+from var_jax.sampling.settings import Resolved
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-# Scales of at most this many tokens are the given image's throughout an edit: they hold its overall
-# colour.
-GIVEN_TOKENS = 3
+# The published rule for edits: scales of at most this many tokens, which hold the overall color,
+# stay those of the source image.
+MAX_KEPT_TOKENS = 3
 
 
-class Static(NamedTuple):
-    """What a compiled program is made for; changing it compiles another one. A tuple has one entry
-    a scale.
+class SamplerConfig(NamedTuple):
+    """Settings that are compiled into the sampling program; another value compiles another program.
+
+    A tuple has one entry per scale.
 
     Attributes:
-      top_k: 0 is off.
-      use_top_p: whether `Dynamic.top_p` counts.
-      guided: whether the unconditional branch counts. It is computed as far as the last scale that
-        it counts at, since that one sees all before it, and left out from there on.
-      smooth: code vectors are mixed (`sampling.smooth_codes`).
-      steps: the image after each scale, not after the last alone.
-      as_uint8: images as uint8, rounded.
-      given_scales: of an edit, the first scales that are wholly the given image's; None: those of
-        at most `GIVEN_TOKENS` tokens.
+      top_k: number of largest logits that are sampled from; 0 is off.
+      use_top_p: whether `SamplingParams.top_p` applies.
+      guided: whether the unconditional branch counts. It is computed up to the last scale where it
+        counts, since that scale attends to all scales before it, and dropped after that.
+      smooth: whether code vectors are mixed (`logits.smooth_codes`) instead of sampled.
+      steps: whether the image after each scale is decoded, not only the final one.
+      as_uint8: whether images are rounded to uint8.
+      keep_scales: for edits, the number of leading scales that are the source image's everywhere;
+        None for the published rule (`published_keep_scales`).
     """
 
     top_k: int | tuple[int, ...]
@@ -47,14 +50,18 @@ class Static(NamedTuple):
     smooth: bool = False
     steps: bool = False
     as_uint8: bool = False
-    given_scales: int | None = None
+    keep_scales: int | None = None
 
 
-class Dynamic(NamedTuple):
-    """What may change from call to call: numbers, not shapes; one for all scales, or one a scale.
+class SamplingParams(NamedTuple):
+    """Settings that are traced: other values run the same program. Each is one number, or one
+    number per scale.
 
     Attributes:
-      cfg: guidance; one number is what it rises to, linearly over the scales from 0.
+      cfg: guidance strength t. One number is the end of the published ramp, which rises linearly
+        over the scales from 0; of a single scale it is the strength itself.
+      top_p: probability mass that is sampled from.
+      temperature: divisor of the logits.
     """
 
     cfg: Float[Array, "*k"] | float
@@ -62,219 +69,296 @@ class Dynamic(NamedTuple):
     temperature: Float[Array, "*k"] | float
 
 
-class Given(NamedTuple):
-    """An image to edit: its tokens, and where they are kept on the finest token grid."""
+class EditSource(NamedTuple):
+    """An image to edit.
+
+    Attributes:
+      tokens: the image's tokens of all scales.
+      keep: True where the image is kept, on the finest token grid.
+    """
 
     tokens: Int[Array, "b L"]
     keep: Bool[Array, "b h w"]
 
 
-class Drawn(NamedTuple):
-    """The first scales of images, which a generation may go on from.
+class ScalePrefix(NamedTuple):
+    """The leading scales of images, which sampling continues from.
 
     Attributes:
-      tokens: of those scales.
-      inputs: what a transformer sees for the second one and on: the map so far, averaged down to a
-        scale's size.
-      totals: the cumulative map after each.
+      tokens: tokens of these scales.
+      inputs: the transformer's inputs for these scales without the first: the accumulated feature
+        map, area-averaged to each scale's size.
+      f_hats: the accumulated feature map after each of these scales.
     """
 
     tokens: Int[Array, "b l"]
     inputs: Float[Array, "b l-l1 c"]
-    totals: tuple[Float[Array, "b h w c"], ...]
+    f_hats: tuple[Float[Array, "b h w c"], ...]
 
 
-class Seeded(NamedTuple):
-    """What the images' keys are made of, inside the program."""
+class KeySource(NamedTuple):
+    """A seed and image indices, from which the program derives one key per image."""
 
     seed: Int[Array, ""] | int
     indices: Int[Array, " b"]
 
 
+class _Model(NamedTuple):
+    """A configuration with its parameters."""
+
+    config: ModelConfig
+    params: dict[str, Any]
+
+    def transformer(self, *args, method: str):
+        module = Transformer(self.config.transformer)
+        return module.apply({"params": self.params["transformer"]}, *args, method=method)
+
+    def tokenizer(self, *args, method: str):
+        module = Tokenizer(self.config.tokenizer)
+        return module.apply({"params": self.params["tokenizer"]}, *args, method=method)
+
+
+def split_settings(config: ModelConfig, settings: Resolved) -> tuple[SamplerConfig, SamplingParams]:
+    """Returns checked settings as the sampler takes them: the compiled ones and the traced ones."""
+    vocab = config.transformer.vocab_size
+    last_guided = -1
+    for k, strength in enumerate(settings.cfg):
+        if strength > 0:
+            last_guided = k
+    sampler = SamplerConfig(
+        top_k=tuple(top_k if top_k < vocab else 0 for top_k in settings.top_k),
+        use_top_p=tuple(0 < top_p < 1 for top_p in settings.top_p),
+        guided=tuple(k <= last_guided for k in range(len(config.tokenizer.scales))),
+        smooth=settings.smooth,
+    )
+    params = SamplingParams(
+        cfg=np.float32(settings.cfg),
+        top_p=np.float32(settings.top_p),
+        temperature=np.float32(settings.temperature),
+    )
+    return sampler, params
+
+
 def image_keys(seed: Int[Array, ""] | int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """One key an image, from the seed and the image's own index: the batch it is in has no say."""
+    """Returns one key per image, derived from the seed and the image's index, so that it does not
+    depend on the batch."""
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "static"))
+@functools.partial(jax.jit, static_argnames=("config", "sampler"))
 def generate(
     config: ModelConfig,
-    static: Static,
-    params: dict,
+    sampler: SamplerConfig,
+    weights: dict,
     labels: Int[Array, " b"],
-    keys: Key[Array, " b"] | Seeded,
-    dynamic: Dynamic,
-    given: Given | None = None,
-    drawn: Drawn | None = None,
+    keys: Key[Array, " b"] | KeySource,
+    params: SamplingParams,
+    *,
+    prefix: ScalePrefix | None = None,
+    edit: EditSource | None = None,
 ) -> tuple[Float[Array, "b *k H W c"] | UInt8[Array, "b *k H W c"], Int[Array, "b L"]]:
-    """Images in [0, 1] and their tokens for class labels, or edits of given images.
-
-    Where a given image is kept, its own code vectors replace the generated ones at every scale.
+    """Samples images for class labels, continues given leading scales, or edits given images.
 
     Args:
-      drawn: first scales to go on from, drawn by this model or another one of the same tokenizer.
+      weights: {"tokenizer": ..., "transformer": ...}.
+      prefix: leading scales to continue from, sampled by this model or by another one with the same
+        tokenizer.
+      edit: an image to edit: where it is kept, its code vectors replace the sampled ones at every
+        scale. Its leading scales are the prefix.
     Returns:
-      images (with `Static.steps` (b, K, H, W, c), else (b, H, W, c)), and tokens (b, L).
+      images in [0, 1], (b, H, W, c) or with `SamplerConfig.steps` (b, K, H, W, c), and tokens.
     """
-    tokenizer = _tokenizer(config, params)
-    if given is not None:
-        drawn = first_scales(
-            tokenizer(method="quantizer"),
-            given.tokens,
-            given_scales(static, config.tokenizer.scales),
-        )
-    drawn = _draw(
-        config, static, params, labels, keys, dynamic, len(config.tokenizer.scales), given, drawn
-    )
-    decode = functools.partial(tokenizer, method="decode_feature")
-    if static.steps:
-        images = jnp.moveaxis(jax.lax.map(decode, jnp.stack(drawn.totals)), 0, 1)
+    model = _Model(config, weights)
+    scales = config.tokenizer.scales
+    if edit is not None:
+        quantizer = model.tokenizer(method="quantizer")
+        prefix = prefix_of_tokens(quantizer, edit.tokens, _keep_scales(sampler, scales))
+    sampled = _sample_scales(model, sampler, params, labels, keys, prefix=prefix, edit=edit)
+    decode = functools.partial(model.tokenizer, method="decode_feature")
+    if sampler.steps:
+        images = jnp.moveaxis(jax.lax.map(decode, jnp.stack(sampled.f_hats)), 0, 1)
     else:
-        images = decode(drawn.totals[-1])
+        images = decode(sampled.f_hats[-1])
     images = (images + 1) / 2
-    if static.as_uint8:
+    if sampler.as_uint8:
         images = jnp.rint(images * 255).astype(jnp.uint8)
-    return images, drawn.tokens
+    return images, sampled.tokens
 
 
-@functools.partial(jax.jit, static_argnames=("config", "static", "stop"))
-def begin(
+@functools.partial(jax.jit, static_argnames=("config", "sampler", "keep_scales"))
+def sample_prefix(
     config: ModelConfig,
-    static: Static,
-    params: dict,
+    sampler: SamplerConfig,
+    weights: dict,
     labels: Int[Array, " b"],
-    keys: Key[Array, " b"] | Seeded,
-    dynamic: Dynamic,
-    stop: int,
-) -> Drawn:
-    """The first `stop` scales of images, for another model to go on from."""
-    return _draw(config, static, params, labels, keys, dynamic, stop, None, None)
+    keys: Key[Array, " b"] | KeySource,
+    params: SamplingParams,
+    *,
+    keep_scales: int,
+) -> ScalePrefix:
+    """Samples the leading scales of images, for another model to continue from.
+
+    Args:
+      sampler: cut to these scales by `truncate_settings`, so that settings of later ones do not
+        compile another program.
+      weights: {"tokenizer": ..., "transformer": ...}.
+      keep_scales: number of scales to sample.
+    """
+    model = _Model(config, weights)
+    return _sample_scales(model, sampler, params, labels, keys, num_scales=keep_scales)
 
 
-def first_scales(quantizer: vq.Quantizer, tokens: Int[Array, "b L"], n: int) -> Drawn | None:
-    """The first n scales of tokens, as if they had been drawn; None of none."""
-    inputs, totals = [jnp.zeros((tokens.shape[0], 0, quantizer.channels))], []
-    for k, part in enumerate(quantizer.scales.split(tokens)[:n]):
-        if k:
-            inputs.append(vq.area_tokens(quantizer, totals[-1], k))
-        step = vq.contribution(quantizer, vq.lookup(quantizer, part), k)
-        totals.append(totals[-1] + step if totals else step)
-    return (
-        Drawn(
-            tokens[:, : quantizer.scales.offsets[n]], jnp.concatenate(inputs, axis=1), tuple(totals)
-        )
-        if n
-        else None
-    )
+def truncate_settings(sampler: SamplerConfig, num_scales: int) -> SamplerConfig:
+    """Returns the settings of a program that samples the leading scales alone."""
+    per_scale = {}
+    for name in ("top_k", "use_top_p", "guided"):
+        value = getattr(sampler, name)
+        per_scale[name] = value[:num_scales] if isinstance(value, tuple) else value
+    return sampler._replace(**per_scale, steps=False, as_uint8=False)
 
 
-def given_scales(static: Static, scales: Scales) -> int:
-    """How many first scales of an edit are wholly the given image's."""
-    if static.given_scales is not None:
-        return static.given_scales
-    return published_given(scales)
+def prefix_of_tokens(
+    quantizer: vq.Quantizer, tokens: Int[Array, "b L"], keep_scales: int
+) -> ScalePrefix | None:
+    """Returns the leading scales of given tokens as if they had been sampled; None for no scales.
+
+    Args:
+      keep_scales: number of leading scales.
+    """
+    if not keep_scales:
+        return None
+    prefix_tokens = tokens[:, : quantizer.scales.offsets[keep_scales]]
+    f_hats = vq.decode(quantizer, prefix_tokens)
+    inputs = vq.scale_inputs(quantizer, f_hats[:-1], tokens.shape[0])
+    return ScalePrefix(prefix_tokens, inputs, tuple(f_hats))
 
 
-def published_given(scales: Scales) -> int:
-    """How many first scales the published rule leaves to the given image: those of at most
-    `GIVEN_TOKENS` tokens."""
-    return sum(length <= GIVEN_TOKENS for length in scales.lengths)
+def published_keep_scales(scales: Scales) -> int:
+    """Returns how many leading scales of an edit are the source image's by the published rule:
+    those of at most `MAX_KEPT_TOKENS` tokens."""
+    return sum(length <= MAX_KEPT_TOKENS for length in scales.lengths)
 
 
 def keep_by_scale(
-    keep: Bool[Array, "b h w"], scales: Scales, given: int | None = None
+    keep: Bool[Array, "b h w"], scales: Scales, *, keep_scales: int | None = None
 ) -> list[Bool[Array, "b l"]]:
-    """Which tokens of each scale are kept: the finest grid's mask resized bilinearly, above one
-    half.
+    """Returns which tokens of each scale are kept: those where the finest grid's mask, resized
+    bilinearly, is above one half.
 
     Args:
-      given: first scales of which all are; None for those of at most `GIVEN_TOKENS` tokens.
+      keep_scales: number of leading scales whose tokens are all kept; None for the published rule.
     """
-    given = published_given(scales) if given is None else given
-    wide = keep[..., None].astype(jnp.float32)
-    parts = []
+    if keep_scales is None:
+        keep_scales = published_keep_scales(scales)
+    mask = keep[..., None].astype(jnp.float32)
+    kept = []
     for k, (size, length) in enumerate(zip(scales.sizes, scales.lengths, strict=True)):
-        at_scale = (resize(wide, size, "bilinear") > 0.5).reshape(keep.shape[0], length)
-        parts.append(at_scale | (k < given))
-    return parts
+        at_scale = (resize(mask, size, "bilinear") > 0.5).reshape(keep.shape[0], length)
+        kept.append(at_scale | (k < keep_scales))
+    return kept
 
 
-def _draw(
-    config: ModelConfig,
-    static: Static,
-    params: dict,
-    labels,
-    keys,
-    dynamic: Dynamic,
-    stop: int,
-    given: Given | None,
-    drawn: Drawn | None,
-) -> Drawn:
-    """All scales before `stop`, those of `drawn` first."""
-    scales, classes = config.tokenizer.scales, config.transformer.num_classes
-    transformer = functools.partial(
-        Transformer(config.transformer).apply, {"params": params["transformer"]}
-    )
-    quantizer = _tokenizer(config, params)(method="quantizer")
-    table = vq.code_vectors(quantizer) if static.smooth else None
-    keys = image_keys(*keys) if isinstance(keys, Seeded) else keys
+def _sample_scales(
+    model: _Model,
+    sampler: SamplerConfig,
+    params: SamplingParams,
+    labels: Int[Array, " b"],
+    keys: Key[Array, " b"] | KeySource,
+    *,
+    num_scales: int | None = None,
+    prefix: ScalePrefix | None = None,
+    edit: EditSource | None = None,
+) -> ScalePrefix:
+    """Samples scale after scale, from the end of the prefix on.
+
+    Args:
+      num_scales: number of scales of the result, the prefix's included; None for all.
+      prefix: leading scales that are there already.
+      edit: an image whose kept tokens replace the sampled ones.
+    """
+    scales = model.config.tokenizer.scales
+    num_scales = len(scales) if num_scales is None else num_scales
+    quantizer = model.tokenizer(method="quantizer")
+    codebook = vq.code_vectors(quantizer) if sampler.smooth else None
+    keys = image_keys(*keys) if isinstance(keys, KeySource) else keys
     batch = labels.shape[0]
-    if given is not None:
-        given_tokens = scales.split(given.tokens)
-        kept = keep_by_scale(given.keep, scales, given_scales(static, scales))
+    if edit is not None:
+        edit_tokens = scales.split(edit.tokens)
+        keep_scales = _keep_scales(sampler, scales)
+        kept = keep_by_scale(edit.keep, scales, keep_scales=keep_scales)
 
-    drawn = drawn or Drawn(
-        jnp.zeros((batch, 0), jnp.int32), jnp.zeros((batch, 0, quantizer.channels)), ()
-    )
-    start, chosen, inputs, totals = (
-        len(drawn.totals),
-        [drawn.tokens],
-        [drawn.inputs],
-        list(drawn.totals),
-    )
-    guided = [k for k in range(start, stop) if _at_scale(static.guided, k)]
-    copies = 2 if guided else 1
-    both = jnp.concatenate([labels, jnp.full_like(labels, classes)]) if guided else labels
+    if prefix is None:
+        no_tokens = jnp.zeros((batch, 0), jnp.int32)
+        no_inputs = jnp.zeros((batch, 0, quantizer.channels))
+        prefix = ScalePrefix(no_tokens, no_inputs, ())
+    start = len(prefix.f_hats)
+    sampled_tokens = [prefix.tokens]
+    inputs = [prefix.inputs]
+    f_hats = list(prefix.f_hats)
+
+    # Guidance doubles the batch: conditional rows first, then unconditional ones.
+    guided_scales = [k for k in range(start, num_scales) if _at_scale(sampler.guided, k)]
+    copies = 2 if guided_scales else 1
+    model_labels = labels
+    if guided_scales:
+        no_class = jnp.full_like(labels, model.config.transformer.num_classes)
+        model_labels = jnp.concatenate([labels, no_class])
     cache = Cache()
-    if 0 < start < stop:
-        cache = transformer(start, jnp.tile(drawn.inputs, (copies, 1, 1)), both, method="prefill")
-    for k in range(start, stop):
-        if copies == 2 and k > guided[-1]:
-            copies, both, cache = 1, labels, jax.tree.map(lambda x: x[:, :batch], cache)
+    if 0 < start < num_scales:
+        prefix_inputs = jnp.tile(prefix.inputs, (copies, 1, 1))
+        cache = model.transformer(start, prefix_inputs, model_labels, method="prefill")
+
+    for k in range(start, num_scales):
+        # The unconditional half is dropped once no later scale needs it.
+        if copies == 2 and k > guided_scales[-1]:
+            copies = 1
+            model_labels = labels
+            cache = jax.tree.map(lambda x: x[:, :batch], cache)
+
+        scale_inputs = None
         if k:
-            inputs.append(vq.area_tokens(quantizer, totals[-1], k))
-        logits, cache = transformer(
-            k, jnp.tile(inputs[-1], (copies, 1, 1)) if k else None, both, cache, method="next_scale"
-        )
+            inputs.append(vq.area_tokens(quantizer, f_hats[-1], k))
+            scale_inputs = jnp.tile(inputs[-1], (copies, 1, 1))
+        logits, cache = model.transformer(k, scale_inputs, model_labels, cache, method="next_scale")
         if copies == 2:
-            strength = (
-                _at_scale(dynamic.cfg, k)
-                if jnp.ndim(dynamic.cfg)
-                else dynamic.cfg * scales.progress(k)
-            )
-            logits = sampling.guide(logits, strength)
-        logits = logits / _at_scale(dynamic.temperature, k)
-        top_p = _at_scale(dynamic.top_p, k) if _at_scale(static.use_top_p, k) else None
-        logits = sampling.filter_logits(logits, _at_scale(static.top_k, k), top_p)
+            logits = guide(logits, _guidance(params.cfg, scales, k))
+        logits = logits / _at_scale(params.temperature, k)
+        top_p = _at_scale(params.top_p, k) if _at_scale(sampler.use_top_p, k) else None
+        logits = filter_logits(logits, _at_scale(sampler.top_k, k), top_p)
+
         scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
         token_keys, noise_keys = jax.vmap(jax.random.split, out_axes=1)(scale_keys)
-        tokens = sampling.sample(token_keys, logits)
-        if table is not None:
-            codes = sampling.smooth_codes(noise_keys, logits, table, scales.progress(k))
+        tokens = sample(token_keys, logits)
+        if codebook is not None:
+            codes = smooth_codes(noise_keys, logits, codebook, scales.progress(k))
         else:
             codes = vq.lookup(quantizer, tokens)
-        if given is not None:
-            codes = jnp.where(kept[k][..., None], vq.lookup(quantizer, given_tokens[k]), codes)
-            tokens = jnp.where(kept[k], given_tokens[k], tokens)
-        chosen.append(tokens)
-        step = vq.contribution(quantizer, codes, k)
-        totals.append(totals[-1] + step if totals else step)
-    return Drawn(jnp.concatenate(chosen, axis=1), jnp.concatenate(inputs, axis=1), tuple(totals))
+        if edit is not None:
+            edit_codes = vq.lookup(quantizer, edit_tokens[k])
+            codes = jnp.where(kept[k][..., None], edit_codes, codes)
+            tokens = jnp.where(kept[k], edit_tokens[k], tokens)
+        sampled_tokens.append(tokens)
+        f_hats.append(vq.accumulate(quantizer, f_hats[-1] if f_hats else None, codes, k))
+    return ScalePrefix(
+        jnp.concatenate(sampled_tokens, axis=1), jnp.concatenate(inputs, axis=1), tuple(f_hats)
+    )
 
 
-def _tokenizer(config: ModelConfig, params: dict):
-    return functools.partial(Tokenizer(config.tokenizer).apply, {"params": params["tokenizer"]})
+def _keep_scales(sampler: SamplerConfig, scales: Scales) -> int:
+    """Returns how many leading scales of an edit are the source image's everywhere."""
+    if sampler.keep_scales is not None:
+        return sampler.keep_scales
+    return published_keep_scales(scales)
+
+
+def _guidance(cfg: Any, scales: Scales, k: int) -> Any:
+    """Returns the guidance strength at scale k; one number is the end of a ramp from 0, or the
+    strength itself where there is one scale."""
+    if jnp.ndim(cfg):
+        return cfg[k]
+    return cfg * scales.progress(k) if len(scales) > 1 else cfg
 
 
 def _at_scale(setting: Any, k: int) -> Any:
+    """Returns a setting's value at scale k; one number is the value at every scale."""
     return setting[k] if isinstance(setting, tuple) or jnp.ndim(setting) else setting

@@ -1,5 +1,4 @@
-"""Sampling settings that may differ from scale to scale: numbers, ramps and lists, and named sets
-of them."""
+"""Sampling settings that may differ from scale to scale: numbers, ramps and lists, and presets."""
 
 import dataclasses
 import math
@@ -15,7 +14,8 @@ from var_jax.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """Linear over the scales, from `first` at the coarsest to `last` at the finest."""
+    """A setting that changes linearly over the scales, from `first` at the coarsest to `last` at
+    the finest; of a single scale, `first`."""
 
     first: float
     last: float
@@ -25,18 +25,20 @@ Schedule = float | Ramp | Sequence[float]
 
 
 class Settings(TypedDict, total=False):
-    """How tokens are drawn. Each schedule is a number, a `Ramp`, or a list of one number a scale.
+    """How tokens are sampled. Each schedule is a number, a `Ramp`, or a list of one number per
+    scale.
 
     Attributes:
-      cfg: guidance t of (1 + t) conditional - t unconditional, 0 for none. A number c is the
-        published ramp: t = 0 at the first scale, c at the last. For one and the same t at every
-          scale give Ramp(t, t).
-      top_k: how many of the likeliest codes may be drawn; 0 or >= V is off. A ramp is rounded to
+      cfg: guidance strength t of (1 + t) conditional - t unconditional, 0 for none. A number c is
+        the published ramp from t = 0 at the first scale to t = c at the last; of a single scale it
+        is t = c. Ramp(t, t) is the same t at every scale.
+      top_k: number of most likely codes to sample from; 0 or >= V is off. A ramp is rounded to
         whole numbers.
-      top_p: what share of the probability may be drawn, of what top_k leaves; 0 or 1 is off. A ramp
-        of top_k or of top_p has no end of 0.
-      temperature: logits are divided by it, before top_k and top_p.
-      smooth: mixes code vectors instead of choosing one: prettier, but not for measuring.
+      top_p: probability mass to sample from, of what top_k leaves; 0 or 1 is off. A ramp of top_k
+        or of top_p has no end of 0.
+      temperature: divisor of the logits, applied before top_k and top_p.
+      smooth: whether code vectors are mixed instead of sampled: smoother images, but not for
+        measuring.
     """
 
     cfg: Schedule
@@ -46,8 +48,8 @@ class Settings(TypedDict, total=False):
     smooth: bool
 
 
-# "fid" is what the paper's figures are measured with, "pretty" what its demonstration uses, with
-# smooth codes.
+# "fid": the settings of the paper's figures. "pretty": those of its demonstration, with smooth
+# codes.
 PRESETS: dict[str, Settings] = {
     "fid": {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False},
     "pretty": {"cfg": 4.0, "top_k": 900, "top_p": 0.95, "temperature": 1.0, "smooth": True},
@@ -56,7 +58,7 @@ PRESETS: dict[str, Settings] = {
 
 
 class Resolved(NamedTuple):
-    """Checked settings, one number a scale; guidance as t itself."""
+    """Checked settings with one number per scale; guidance as the strength t itself."""
 
     cfg: tuple[float, ...]
     top_k: tuple[int, ...]
@@ -66,10 +68,10 @@ class Resolved(NamedTuple):
 
 
 def settings(preset: str, explicit: Mapping[str, Any]) -> Settings:
-    """A preset's settings with those that are given explicitly put over them.
+    """Returns a preset's settings, with explicit ones in place of the preset's.
 
     Raises:
-      UserError: there is no such preset, or no such setting.
+      UserError: the preset or a setting is unknown.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{did_you_mean(preset, PRESETS)}")
@@ -81,94 +83,137 @@ def settings(preset: str, explicit: Mapping[str, Any]) -> Settings:
     return Settings(**{**PRESETS[preset], **explicit})
 
 
-def resolve(scales: Scales, given: Settings) -> Resolved:
-    """The settings scale by scale.
+def resolve(scales: Scales, chosen: Settings) -> Resolved:
+    """Returns settings with one number per scale; those that are missing are the preset "fid"'s.
 
     Raises:
-      UserError: a number is out of its range, or a list is not one number a scale.
+      UserError: a number is out of its range, or a list does not have one number per scale.
     """
-    values: dict[str, Any] = {**PRESETS["fid"], **given}
+    values: dict[str, Any] = {**PRESETS["fid"], **chosen}
 
-    def checked(name: str, right: Callable[[Any], bool], wanted: str) -> list[float]:
-        value = values[name]
-        if isinstance(value, Ramp):
-            for end in ("first", "last"):
-                require(right(getattr(value, end)), f"{name}.{end}", getattr(value, end), wanted)
-            return _linear(scales, value)
-        if (
-            isinstance(value, str)
-            or not hasattr(value, "__len__")
-            or getattr(value, "ndim", 1) == 0
-        ):
-            require(right(value), name, value, wanted)
-            return _linear(scales, Ramp(0.0 if name == "cfg" else float(value), float(value)))
-        require(
-            len(value) == len(scales),
-            name,
-            f"a list of {len(value)}",
-            f"of {len(scales)} numbers, one for each of the scales {scales}; or one number, or a ramp",
-        )
-        for k, one in enumerate(value):
-            require(right(one), f"{name} at scale {k}", one, wanted)
-        return [float(one) for one in value]
-
-    top_k = checked("top_k", lambda x: whole(x) and x >= 0, "a whole number, 0 (off) or more")
-    top_p = checked("top_p", lambda x: 0 <= number(x) <= 1, "from 0 to 1 (0 or 1: off)")
-    for name, wanted in (("top_k", "whole numbers of at least 1"), ("top_p", "numbers above 0")):
-        if isinstance(
-            ramp := values[name], Ramp
-        ):  # next to 0, where the filter is off, it would be at its strictest
+    # A ramp to 0 is refused: just above 0 a filter is at its strictest, and at 0 it is off.
+    for name, allowed in (("top_k", "whole numbers of at least 1"), ("top_p", "numbers above 0")):
+        _check_schedule(scales, name, values[name])
+        ramp = values[name]
+        if isinstance(ramp, Ramp):
             require(
                 min(ramp.first, ramp.last) > 0,
                 name,
                 f"a ramp from {ramp.first} to {ramp.last}",
-                f"one between {wanted}, as 0 is off",
+                f"one between {allowed}, as 0 is off",
             )
+
+    _check_schedule(scales, "cfg", values["cfg"])
+    _check_schedule(scales, "temperature", values["temperature"])
     return Resolved(
-        cfg=tuple(checked("cfg", lambda x: 0 <= number(x) < math.inf, "0 (off) or more")),
-        top_k=tuple(round(k) for k in top_k),
-        top_p=tuple(top_p),
-        temperature=tuple(checked("temperature", lambda x: 0 < number(x) < math.inf, "above 0")),
+        cfg=tuple(_guidance_per_scale(scales, values["cfg"])),
+        top_k=tuple(round(top_k) for top_k in _per_scale(scales, values["top_k"])),
+        top_p=tuple(_per_scale(scales, values["top_p"])),
+        temperature=tuple(_per_scale(scales, values["temperature"])),
         smooth=bool(values["smooth"]),
     )
 
 
+class _Range(NamedTuple):
+    """The numbers that a setting may be, and how an error names them."""
+
+    contains: Callable[[Any], bool]
+    described: str
+
+
+_RANGES = {
+    "cfg": _Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
+    "top_k": _Range(lambda x: is_integer(x) and x >= 0, "a whole number, 0 (off) or more"),
+    "top_p": _Range(lambda x: 0 <= as_float_or_nan(x) <= 1, "from 0 to 1 (0 or 1: off)"),
+    "temperature": _Range(lambda x: 0 < as_float_or_nan(x) < math.inf, "above 0"),
+}
+
+
+def _check_schedule(scales: Scales, name: str, value: Any):
+    """Raises UserError unless every number of a schedule is in the setting's range."""
+    valid = _RANGES[name]
+    if isinstance(value, Ramp):
+        for end in ("first", "last"):
+            number = getattr(value, end)
+            require(valid.contains(number), f"{name}.{end}", number, valid.described)
+    elif _is_list(value):
+        require(
+            len(value) == len(scales),
+            name,
+            f"a list of {len(value)}",
+            f"of {len(scales)} numbers, one for each of the scales {scales}; or one number, "
+            "or a ramp",
+        )
+        for k, number in enumerate(value):
+            require(valid.contains(number), f"{name} at scale {k}", number, valid.described)
+    else:
+        require(valid.contains(value), name, value, valid.described)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a schedule is a list or an array of numbers, not a text or an array of no axes."""
+    return (
+        not isinstance(value, str) and hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
+    )
+
+
+def _per_scale(scales: Scales, value: Any) -> list[float]:
+    """Returns a checked schedule as one number per scale."""
+    if _is_list(value):
+        return [float(number) for number in value]
+    ramp = value if isinstance(value, Ramp) else Ramp(float(value), float(value))
+    return _linear(scales, ramp)
+
+
+def _guidance_per_scale(scales: Scales, value: Any) -> list[float]:
+    """Returns guidance as one number per scale; a number is the end of a ramp from 0, except of a
+    single scale, where such a ramp would switch guidance off."""
+    if len(scales) > 1 and not isinstance(value, Ramp) and not _is_list(value):
+        value = Ramp(0.0, float(value))
+    return _per_scale(scales, value)
+
+
 def _linear(scales: Scales, ramp: Ramp) -> list[float]:
-    """In float32, as a compiled program would multiply: one number means one ramp to the last bit,
-    however given."""
-    first, rise = np.float32(ramp.first), np.float32(ramp.last - ramp.first)
+    """Returns a ramp's numbers, computed in float32 as a compiled program would: a number, its ramp
+    and its list then agree to the last bit."""
+    first = np.float32(ramp.first)
+    rise = np.float32(ramp.last - ramp.first)
     return [float(first + rise * np.float32(scales.progress(k))) for k in range(len(scales))]
 
 
 def parse(text: str, kind: type[float] | type[int] = float) -> Schedule:
-    """A schedule as the command line writes it: `1.5`, `0:3` (a ramp) or `0,0,1.5` (a list).
+    """Returns a schedule of the command line: `1.5`, `0:3` (a ramp) or `0,0,1.5` (a list).
 
     Raises:
-      ValueError: a part is no number of that kind.
+      ValueError: a part is not a number of that kind.
     """
 
-    def one(part: str) -> float:
+    def parse_number(part: str) -> float:
         try:
             return kind(part)
         except ValueError:
             raise ValueError(
-                f"invalid {kind.__name__} value: {part!r}; write a number, a ramp such as 0:3 from the "
-                "first scale to the last, or a list of one number a scale, separated by commas"
+                f"invalid {kind.__name__} value: {part!r}; write a number, a ramp such as 0:3 from "
+                "the first scale to the last, or a list of one number per scale, separated by "
+                "commas"
             ) from None
 
     if ":" in text:
         first, _, last = text.partition(":")
-        return Ramp(one(first), one(last))
-    return tuple(one(part) for part in text.split(",")) if "," in text else one(text)
+        return Ramp(parse_number(first), parse_number(last))
+    if "," in text:
+        return tuple(parse_number(part) for part in text.split(","))
+    return parse_number(text)
 
 
-def number(value: Any) -> float:
-    """NaN, which is in no range, for what is no number."""
+def as_float_or_nan(value: Any) -> float:
+    """Returns a value as a float, and NaN, which is in no range, for what is not a number."""
     try:
         return math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
-def whole(value: Any) -> bool:
-    return number(value).is_integer()
+def is_integer(value: Any) -> bool:
+    """Returns whether a value is a whole number, of whatever type."""
+    return as_float_or_nan(value).is_integer()

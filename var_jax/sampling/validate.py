@@ -1,23 +1,25 @@
-"""What a caller hands the pipeline, checked: images, tokens, labels and masks as arrays of the
-model's shapes."""
+"""Checks of what callers pass to the pipeline: images, tokens, labels, masks and second models."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.config.strict import require
+from var_jax.config.strict import differences, plain, require
 from var_jax.ops.resize import resize
 from var_jax.sampling.labels import of_name
+from var_jax.sampling.settings import is_integer
 
 
 def transformer(config: ModelConfig) -> TransformerConfig:
-    """The model's transformer.
+    """Returns the transformer's configuration.
 
     Raises:
-      UserError: it has none.
+      UserError: the model is a tokenizer alone.
     """
     require(
         config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer"
@@ -26,96 +28,99 @@ def transformer(config: ModelConfig) -> TransformerConfig:
     return config.transformer
 
 
-def images(config: TokenizerConfig, given) -> Float[np.ndarray, "b H W c"]:
-    """Images in [-1, 1].
+def images(config: TokenizerConfig, values) -> Float[np.ndarray, "b H W c"]:
+    """Returns images in [-1, 1] as float32.
 
     Raises:
-      UserError: another shape or range.
+      UserError: the shape is not the model's, or a value is out of range.
     """
-    given = np.asarray(given, np.float32)
+    values = np.asarray(values, np.float32)
     shape = config.image_shape
     require(
-        given.ndim == 4 and given.shape[1:] == shape,
+        values.ndim == 4 and values.shape[1:] == shape,
         "the images' shape",
-        given.shape,
+        values.shape,
         f"(B, {', '.join(map(str, shape))})",
     )
-    require(len(given) > 0, "the batch", "empty", "at least one row")
+    require(len(values) > 0, "the batch", "empty", "at least one row")
     require(
-        bool(np.all(np.abs(given) <= 1 + 1e-6)),
+        bool(np.all(np.abs(values) <= 1 + 1e-6)),
         "the images' range",
-        f"{given.min():.3g} to {given.max():.3g}",
+        f"{values.min():.3g} to {values.max():.3g}",
         "-1 to 1",
     )
-    return given
+    return values
 
 
-def tokens(config: TokenizerConfig, given) -> Int[np.ndarray, "b L"]:
-    """Tokens of all scales.
+def tokens(config: TokenizerConfig, values) -> Int[np.ndarray, "b L"]:
+    """Returns tokens of all scales as int32.
 
     Raises:
-      UserError: another shape, or a token that is no code's.
+      UserError: the shape is not the model's, or a token is not an index of the codebook.
     """
-    given = np.asarray(given)
+    values = np.asarray(values)
     length, vocab = config.scales.total, config.vocab_size
     require(
-        given.ndim == 2 and given.shape[1] == length,
+        values.ndim == 2 and values.shape[1] == length,
         "the tokens' shape",
-        given.shape,
+        values.shape,
         f"(B, {length})",
     )
-    known = (
-        np.issubdtype(given.dtype, np.integer)
-        and given.min(initial=0) >= 0
-        and given.max(initial=0) < vocab
+    in_range = (
+        np.issubdtype(values.dtype, np.integer)
+        and values.min(initial=0) >= 0
+        and values.max(initial=0) < vocab
     )
-    require(known, "a token", "out of range", f"a whole number from 0 to {vocab - 1}")
-    return given.astype(np.int32)
+    require(in_range, "a token", "out of range", f"a whole number from 0 to {vocab - 1}")
+    return values.astype(np.int32)
 
 
-def labels(config: ModelConfig, given, class_names: Sequence[str] = ()) -> Int[np.ndarray, " b"]:
-    """Class ids, of ids or names; `num_classes` means "no class".
+def labels(config: ModelConfig, values, class_names: Sequence[str] = ()) -> Int[np.ndarray, " b"]:
+    """Returns class ids as int32; `num_classes` means "no class".
 
     Args:
-      class_names: of the model, by id. A text is always a name, a number always an id.
+      values: ids or names, or one of them. A text is always a name, a number always an id.
+      class_names: the model's class names, by id.
     Raises:
-      UserError: no transformer, an id out of range, or a name that no class has.
+      UserError: the model has no transformer, an id is out of range, or a name is unknown.
     """
     classes = transformer(config).num_classes
-    rows = [given] if isinstance(given, str) else given
+    rows = [values] if isinstance(values, str) else values
     if isinstance(rows, Sequence | np.ndarray) and any(isinstance(row, str) for row in rows):
-        given = [of_name(str(row), class_names) if isinstance(row, str) else row for row in rows]
-    given = np.atleast_1d(np.asarray(given))
+        values = [of_name(str(row), class_names) if isinstance(row, str) else row for row in rows]
+    values = np.atleast_1d(np.asarray(values))
     require(
-        given.ndim == 1 and np.issubdtype(given.dtype, np.integer),
+        values.ndim == 1 and np.issubdtype(values.dtype, np.integer),
         "labels",
-        given.tolist(),
+        values.tolist(),
         "whole numbers",
     )
-    for label in given:
+    for label in values:
         require(
             0 <= label <= classes, "label", label, f"from 0 to {classes - 1} ({classes}: no class)"
         )
-    return given.astype(np.int32)
+    return values.astype(np.int32)
 
 
 def kept_tokens(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b h w"]:
-    """A mask on the finest token grid, of one there or at image resolution, where more than half of
-    a token counts.
+    """Returns a mask on the finest token grid. Of a mask at image resolution, a token is kept where
+    more than half of its pixels are.
 
     Raises:
-      UserError: another shape, or other values than 0 and 1.
+      UserError: the mask has another shape, or other values than 0 and 1.
     """
-    keep, grid = _mask(config, keep), config.scales.finest
+    keep = _mask(config, keep)
+    grid = config.scales.finest
     rows = jnp.asarray(keep, jnp.float32).reshape(-1, *keep.shape[-2:], 1)
     return np.asarray(resize(rows, grid, "area") > 0.5).reshape(*keep.shape[:-2], *grid)
 
 
 def kept_pixels(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b H W"]:
-    """A mask at image resolution, of one there or on the finest token grid.
+    """Returns a mask at image resolution. Of a mask on the finest token grid, a token is all of its
+    pixels.
 
     Raises:
-      UserError: another shape, or other values than 0 and 1.
+      UserError: the mask has another shape, or other values than 0 and 1.
     """
     keep = _mask(config, keep)
     if keep.shape[-2:] == config.image_shape[:2]:
@@ -124,17 +129,70 @@ def kept_pixels(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b H W"]:
 
 
 def _mask(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b h w"]:
-    keep, grid, pixels = np.asarray(keep), config.scales.finest, config.image_shape[:2]
+    """Returns a mask of either resolution as bool, checked."""
+    keep = np.asarray(keep)
+    grid = config.scales.finest
+    pixels = config.image_shape[:2]
     require(
         keep.ndim in (2, 3) and keep.shape[-2:] in (grid, pixels),
         "the mask's shape",
         keep.shape,
         f"(h, w) or (B, h, w), at {grid} tokens or {pixels} pixels",
     )
-    flags = keep.dtype == bool or (
+    is_binary = keep.dtype == bool or (
         np.issubdtype(keep.dtype, np.number) and bool(np.all((keep == 0) | (keep == 1)))
     )
     require(
-        flags, "the mask", f"of {keep.dtype} values other than 0 and 1", "bool, or 0 and 1 (kept)"
+        is_binary,
+        "the mask",
+        f"of {keep.dtype} values other than 0 and 1",
+        "bool, or 0 and 1 (kept)",
     )
     return keep.astype(bool)
+
+
+def keep_scales(config: TokenizerConfig, value: Any, *, least: int = 1) -> int:
+    """Returns a number of leading scales that stay as they are, at most all but the last.
+
+    Raises:
+      UserError: it is not a whole number from `least` to the number of scales less one.
+    """
+    most = len(config.scales) - 1
+    require(
+        is_integer(value) and least <= value <= most,
+        "keep_scales",
+        value,
+        f"a whole number from {least} to {most}, as there are {most + 1} scales",
+    )
+    return int(value)
+
+
+def same_tokenizer(
+    config: ModelConfig, params: dict[str, Any], then_config: ModelConfig, then_params: dict
+):
+    """Checks that another model can continue from this model's tokens.
+
+    Raises:
+      UserError: its classes or its tokenizer are not the same. Dtypes may differ.
+    """
+    num_classes = transformer(config).num_classes
+    then_num_classes = transformer(then_config).num_classes
+    require(
+        then_num_classes == num_classes,
+        "the number of classes of `then`",
+        then_num_classes,
+        f"that of the first model, {num_classes}",
+    )
+    dtypes = {"dtype": "", "param_dtype": "", "gradient_dtype": ""}
+    different = differences(
+        {**plain(config.tokenizer), **dtypes}, {**plain(then_config.tokenizer), **dtypes}
+    )
+    codes = jax.tree.leaves(params["tokenizer"]["quantize"])
+    then_codes = jax.tree.leaves(then_params["tokenizer"]["quantize"])
+    require(
+        not different
+        and all(a is b or np.array_equal(a, b) for a, b in zip(codes, then_codes, strict=True)),
+        "the tokenizer of `then`",
+        "another one",
+        "the first model's, as it goes on with its tokens",
+    )

@@ -323,25 +323,3 @@ def refits(
 def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
     """Returns intervals of [E, A, alpha, ...] between the 2.5 % and 97.5 % bootstrap quantiles."""
     return np.quantile(laws.natural(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
-
-
-def bca(
-    p: Problem, theta: Float[Array, " p"], samples: Float[Array, "r p"], floor: float | None = None
-) -> Float[Array, "p 2"]:
-    """Returns the bias-corrected and accelerated bootstrap intervals (Efron 1987).
-
-    The acceleration is that of the jackknife over runs. scipy's `bootstrap(method="BCa")` evaluates
-    the statistic on one sample at a time; here all refits are one batch.
-    """
-    count = len(p.logx)
-    left_out = refits(p, theta, p.weights * (1 - np.eye(count)), floor)
-    gap = left_out.mean(axis=0) - left_out
-    spread = np.sum(gap**2, axis=0)
-    acceleration = np.sum(gap**3, axis=0) / (6 * np.maximum(spread, 1e-300) ** 1.5)
-    below = np.mean(samples < theta, axis=0) + np.mean(samples == theta, axis=0) / 2
-    bias = stats.norm.ppf(np.clip(below, 0.5 / len(samples), 1 - 0.5 / len(samples)))
-    z = bias + stats.norm.ppf([[(1 - LEVEL) / 2], [(1 + LEVEL) / 2]])
-    levels = stats.norm.cdf(bias + z / (1 - acceleration * z))
-    levels = np.nan_to_num(levels, nan=0.5)
-    values = laws.natural(samples)
-    return np.array([np.quantile(values[:, i], levels[:, i]) for i in range(values.shape[1])])

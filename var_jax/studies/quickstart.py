@@ -117,7 +117,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     for name in SETTINGS:
         row = samples[name]
         out.append(
-            f"{samples['count']} samples    {row['label_accuracy']:.3f} as labelled, variance ratio "
+            f"{samples['count']} samples    {row['label_accuracy']:.3f} as labeled, variance ratio "
             f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}"
         )
     spent = {

@@ -1,5 +1,5 @@
-"""What the studies of generation and editing share: rows that a kill leaves whole, and what rows
-are measured by."""
+"""What the studies share: their command line, and rows that are kept as soon as they are measured,
+so that a run that is killed goes on where it was."""
 
 import argparse
 import json
@@ -17,21 +17,21 @@ from PIL import Image
 
 from var_jax.config.strict import differences, require
 from var_jax.errors import Parser, UserError
+from var_jax.evaluate import features
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.io import atomic, model_directory
 
 FORMAT = 1
 RESAMPLES = 20
-READ = 256  # images at once
 
 
 def command(
     parser: Parser, run: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
 ) -> int:
-    """Runs a module as a command.
+    """Runs a study as a command.
 
     Returns:
-      0 done, 2 the user's mistake (one line on stderr), 130 interrupted.
+      The exit code: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted.
     """
     try:
         run(parser.parse_args(argv))
@@ -45,7 +45,7 @@ def command(
 
 
 def add_arguments(parser: Parser):
-    """Of both studies."""
+    """Adds the options that all studies of a model have."""
     parser.add_argument(
         "--model", required=True, metavar="DIR", help="model directory or training workdir"
     )
@@ -76,7 +76,7 @@ def add_arguments(parser: Parser):
         metavar="DIR",
         help="raw files of a data set, as data.source_dir",
     )
-    parser.add_argument("--num", type=int, default=2000, help="images a row (default 2000)")
+    parser.add_argument("--num", type=int, default=2000, help="images per row (default 2000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--resamples",
@@ -88,26 +88,26 @@ def add_arguments(parser: Parser):
         "--weights",
         default="",
         metavar="PATH",
-        help="of EfficientNet-Lite0 (default: the package's)",
+        help="weights of EfficientNet-Lite0 (default: those in the package)",
     )
     parser.add_argument(
         "--cache",
         metavar="DIR",
-        help="of the reference's features, '' for none (default ~/.cache/var_jax/features)",
+        help="cache of the reference's features, '' for none (default ~/.cache/var_jax/features)",
     )
     parser.add_argument(
         "--out",
         required=True,
         metavar="DIR",
-        help="where the JSON, the tables and the picture go; rows that are there already are kept",
+        help="directory of the JSON, the tables and the picture; rows that are there are kept",
     )
 
 
 def check_arguments(args: argparse.Namespace):
-    """What can be told before anything is loaded.
+    """Checks options before anything is loaded.
 
     Raises:
-      UserError: a number out of range.
+      UserError: a number is out of range.
     """
     require(args.num >= 4, "--num", args.num, "at least 4")
     require(0 <= args.seed < 2**32, "--seed", args.seed, "from 0 to 4294967295")
@@ -120,15 +120,15 @@ def check_arguments(args: argparse.Namespace):
 
 
 def image_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `open_images` for both sets of images."""
+    """Returns keyword arguments of `open_images`, for the reference and the training images."""
     return {"resize": args.resize, "data_dir": args.data_dir, "source_dir": args.source_dir}
 
 
 def training_name(args: argparse.Namespace) -> str:
-    """`--training`, or the training split of the reference's data set.
+    """Returns `--training`, or the training split of the reference's data set.
 
     Raises:
-      UserError: it is not given, and the reference is of no data set.
+      UserError: `--training` is not given, and the reference is not of a data set.
     """
     if args.training:
         return args.training
@@ -143,10 +143,10 @@ def training_name(args: argparse.Namespace) -> str:
 
 
 class Rows:
-    """Measured rows of one study by name, in a file that is written whole after each one.
+    """The measured rows of a study by name, in a file that is written anew after each row.
 
     Args:
-      path: of the file; its directory is made.
+      path: the file; its directory is made.
       about: what the rows depend on. A value of None is not known in this run (or was not in an
         earlier one), and fits any other.
       notes: what a reader of the file should know.
@@ -157,16 +157,23 @@ class Rows:
 
     def __init__(self, path: epath.PathLike, about: Mapping[str, Any], notes: Sequence[str] = ()):
         self.path, self.notes = epath.Path(path), list(notes)
-        _directory(self.path.parent)
+        _make_directory(self.path.parent)
         self.about: dict[str, Any] = json.loads(json.dumps(about))
         self.rows: dict[str, dict[str, Any]] = {}
-        if not self.path.exists():
-            return
-        found = model_directory.read_json(self.path)
-        theirs, rows = found.get("about"), found.get("rows")
+        if self.path.exists():
+            self._read()
+
+    def _read(self):
+        """Reads the rows of an earlier run.
+
+        Raises:
+          UserError: they are not rows of this study and these settings.
+        """
+        content = model_directory.read_json(self.path)
+        file_about, rows = content.get("about"), content.get("rows")
         if (
-            found.get("format") != FORMAT
-            or not isinstance(theirs, dict)
+            content.get("format") != FORMAT
+            or not isinstance(file_about, dict)
             or not isinstance(rows, dict)
         ):
             raise UserError(
@@ -174,20 +181,23 @@ class Rows:
             )
         unknown = {
             key
-            for key in self.about.keys() & theirs.keys()
-            if None in (self.about[key], theirs[key])
+            for key in self.about.keys() & file_about.keys()
+            if None in (self.about[key], file_about[key])
         }
-        ours, known = (
-            {key: value for key, value in each.items() if key not in unknown}
-            for each in (self.about, theirs)
+        known_here, known_there = (
+            {key: value for key, value in about.items() if key not in unknown}
+            for about in (self.about, file_about)
         )
         # The shortest first: a fingerprint that differs says less than the seed that made it.
-        if different := sorted(differences(ours, known), key=len):
+        different = sorted(differences(known_here, known_there), key=len)
+        if different:
             raise UserError(
-                f"{self.path} is of other settings: {'; '.join(different[:4])}; remove it, or give another "
-                "--out"
+                f"{self.path} is of other settings: {'; '.join(different[:4])}; remove it, or give "
+                "another --out"
             )
-        self.about |= {key: theirs[key] for key in unknown if theirs[key] is not None}
+        for key in unknown:
+            if file_about[key] is not None:
+                self.about[key] = file_about[key]
         self.rows = rows
 
     def __contains__(self, name: str) -> bool:
@@ -197,22 +207,34 @@ class Rows:
         return self.rows[name]
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those that are not measured yet, each once, in order."""
+        """Returns the names that are not measured yet, each once, in order."""
         return [name for name in dict.fromkeys(names) if name not in self.rows]
 
+    def fill(self, names: Sequence[str], measure: Callable[[str], Mapping[str, Any]]):
+        """Measures rows by name, with a progress bar, and keeps each as soon as it is measured.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        with features.progress(len(names), "rows", " rows") as bar:
+            for name in names:
+                bar.set_description(name[:40])
+                self.add(name, measure(name))
+                bar.update()
+
     def add(self, name: str, row: Mapping[str, Any]):
-        """Keeps a row, on disk too.
+        """Keeps a row, in the file too.
 
         Raises:
           UserError: the file cannot be written.
         """
         self.rows[name] = json.loads(json.dumps(row))
-        written = {"format": FORMAT, "about": self.about, "notes": self.notes, "rows": self.rows}
-        atomic.save(self.path, json.dumps(written, indent=1, ensure_ascii=False), "the study")
+        content = {"format": FORMAT, "about": self.about, "notes": self.notes, "rows": self.rows}
+        atomic.save(self.path, json.dumps(content, indent=1, ensure_ascii=False), "the study")
 
 
-def _directory(path: epath.Path):
-    """Made, and known to take files before hours of work."""
+def _make_directory(path: epath.Path):
+    """Makes a directory, and checks that files can be written there before hours of work."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,21 +246,21 @@ def _directory(path: epath.Path):
 
 
 def features_of(network: FeatureNetwork, images: UInt8[np.ndarray, "n h w c"]) -> FeatureStats:
-    """Of images in memory."""
+    """Returns the features of images in memory."""
     collector = Collector(network)
     collector.add(images)
     return collector.finish()
 
 
 def image_of(figure: Figure) -> Image.Image:
-    """A matplotlib figure as a picture."""
+    """Returns a matplotlib figure as a picture."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def told(metric: Mapping[str, Any], digits: int = 1) -> str:
-    """A value and its interval, as the tables write them."""
+def format_metric(metric: Mapping[str, Any], digits: int = 1) -> str:
+    """Returns a value with its interval, as tables show them."""
     value = f"{metric['value']:.{digits}f}"
     ends = metric.get("ci95")
     return value if ends is None else f"{value} ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"

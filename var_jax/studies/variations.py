@@ -1,157 +1,182 @@
-"""What a model makes of an image's first scales: finer detail of images that were made small, and
-variations.
+"""Measures what a model samples after an image's leading scales: finer detail of images that were
+made small, and variations.
 
 `python -m var_jax.studies.variations --model D --reference fashion_mnist_idx:test --resize pad
 --out DIR` writes `continuing.json`, the table `continuing.md` and `continuing.png`; rows that are
-there already are not measured again. Small images are held-out ones averaged down and enlarged
-again bicubically, which is also what finer detail has to beat; variations keep the first scales of
-the images as they are.
+already in the file are not measured again. Small images are held-out ones, averaged down and
+enlarged again bicubically, which is also what finer detail has to beat; variations keep the leading
+scales of the images as they are.
 """
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from jaxtyping import UInt8
+from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.config.strict import require
-from var_jax.data import fingerprints
 from var_jax.errors import Parser
-from var_jax.evaluate import classifier, features, scores
+from var_jax.evaluate import scores
 from var_jax.evaluate.classifier import agreement, pixel_classifier
-from var_jax.evaluate.image_sets import open_images
-from var_jax.evaluate.samples import Distance
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.resize import resize
 from var_jax.sampling import validate
+from var_jax.studies import held_out
 from var_jax.studies import rows as study
-from var_jax.studies.fills import held_out
+from var_jax.studies.held_out import HeldOut, Labeled
 
 Pixels = UInt8[np.ndarray, "n H W c"]
-TRUTH, ENLARGED, REBUILT = "truth", "enlarged", "enlarged, reconstructed"
+TRUTH, ENLARGED, RECONSTRUCTED = "truth", "enlarged", "enlarged, reconstructed"
 PICTURED = 8
 NOTES = (
-    "Images are drawn from the reference by the seed, and compared with the others of it; 'truth' is the images "
-    "themselves. off: mean absolute difference from the image, in levels of 0 to 255. Labels are the images' own.",
+    "Images are drawn from the reference by the seed, and compared with the others of it; 'truth' "
+    "is the images themselves. off: mean absolute difference from the image, in levels of 0 to "
+    "255. Labels are the images' own.",
 )
 
 
+class Continued(NamedTuple):
+    """What a model continues from.
+
+    Attributes:
+      source: the images whose leading scales are kept, TRUTH or ENLARGED.
+      keep_scales: number of leading scales.
+    """
+
+    source: str
+    keep_scales: int
+
+
+def continued_rows(num_scales: int) -> dict[str, Continued]:
+    """Returns the rows that a model samples, by name."""
+    rows = {}
+    for k in range(num_scales // 2, num_scales):
+        rows[f"enlarged, first {k} scales kept"] = Continued(ENLARGED, k)
+    for k in range(1, num_scales):
+        rows[f"variation, first {k} kept"] = Continued(TRUTH, k)
+    return rows
+
+
 def enlarged(images: Pixels, factor: int) -> Pixels:
-    """Averaged down by a factor and enlarged again bicubically: what is left of an image of that
-    size."""
+    """Returns images averaged down by a factor and enlarged again bicubically."""
     height, width = images.shape[1:3]
     small = resize(images.astype(np.float32) / 255, (height // factor, width // factor), "area")
     return to_uint8(np.asarray(resize(small, (height, width), "bicubic")))
 
 
-def methods(scales: int) -> dict[str, tuple[str, int]]:
-    """{row: (what is continued, scales that it keeps)} of the rows that a model draws."""
-    finer = {f"enlarged, first {k} scales kept": (ENLARGED, k) for k in range(scales // 2, scales)}
-    return finer | {f"variation, first {k} kept": (TRUTH, k) for k in range(1, scales)}
+@dataclasses.dataclass(frozen=True)
+class Continuer:
+    """Makes the images of each row.
+
+    Attributes:
+      sources: images that a model continues, by name.
+      labels: their classes.
+      rows: the rows that a model samples.
+    """
+
+    model: Pipeline
+    sources: Mapping[str, Pixels]
+    labels: np.ndarray
+    rows: Mapping[str, Continued]
+    seed: int
+
+    def images(self, name: str, count: int | None = None) -> Pixels:
+        """Returns the first images of a row, or all."""
+        if name in self.sources:
+            return self.sources[name][:count]
+        if name == RECONSTRUCTED:
+            images = self.sources[ENLARGED][:count].astype(np.float32) / 127.5 - 1
+            return to_uint8((self.model.decode(self.model.encode(images)) + 1) / 2)
+        source, keep_scales = self.rows[name]
+        images = self.sources[source][:count].astype(np.float32) / 127.5 - 1
+        varied = self.model.vary(
+            images, self.labels[:count], keep_scales=keep_scales, seed=self.seed
+        )
+        return to_uint8(varied)
 
 
 def run(args: argparse.Namespace):
+    """Measures the rows that are missing, and writes the table and the picture."""
     study.check_arguments(args)
     model = Pipeline.from_pretrained(args.model)
-    classes, shape = (
-        validate.transformer(model.config).num_classes,
-        model.config.tokenizer.image_shape,
-    )
+    validate.transformer(model.config)
+    height, width, _ = model.config.tokenizer.image_shape
     require(
-        args.factor >= 2 and not any(side % args.factor for side in shape[:2]),
+        args.factor >= 2 and height % args.factor == 0 and width % args.factor == 0,
         "--factor",
         args.factor,
-        f"a divisor of both sides of {shape[0]} x {shape[1]}, at least 2",
+        f"a divisor of both sides of {height} x {width}, at least 2",
     )
-    opened = [
-        open_images(name, shape=shape, **study.image_arguments(args))
-        for name in (args.reference, study.training_name(args))
-    ]
-    drawn, others = held_out(opened[0], args.num, args.seed)
-    network = features.load("efficientnet", args.weights)
-    about = {
-        "study": "continuing",
-        "model": fingerprints.model_fingerprint(model.config, model.params),
-        "num": args.num,
-        "seed": args.seed,
-        "factor": args.factor,
-        "resamples": args.resamples,
-        "continued": drawn.described(),
-        "reference": others.described(),
-        "training": opened[1].described(),
-        "features": network.described(),
-    }
+    images = held_out.open_held_out(args, model)
+    about = images.describe("continuing", "continued", factor=args.factor)
+
     out = epath.Path(args.out)
     rows = study.Rows(out / "continuing.json", about, NOTES)
-    continued = methods(len(model.config.tokenizer.scales))
-    missing = rows.missing([TRUTH, ENLARGED, REBUILT, *continued])
-    place = out / "continuing.png"
-    if missing or not place.exists():
-        images, labels = classifier.load_all(drawn, classes)
-        model, sources = model.spread(), {TRUTH: images, ENLARGED: enlarged(images, args.factor)}
-
-        def draw(name: str, count: int | None = None) -> Pixels:
-            if name in sources:
-                return sources[name][:count]
-            source, kept = continued.get(name, (ENLARGED, 0))
-            signal = sources[source][:count].astype(np.float32) / 127.5 - 1
-            if name == REBUILT:
-                return to_uint8((model.decode(model.encode(signal)) + 1) / 2)
-            return to_uint8(model.vary(signal, labels[:count], keep_scales=kept, seed=args.seed))
-
+    continued = continued_rows(len(model.config.tokenizer.scales))
+    missing = rows.missing([TRUTH, ENLARGED, RECONSTRUCTED, *continued])
+    if missing or not (out / "continuing.png").exists():
+        originals, labels = images.load(images.chosen)
+        sources = {TRUTH: originals, ENLARGED: enlarged(originals, args.factor)}
+        continuer = Continuer(model.spread(), sources, labels, continued, args.seed)
         if missing:
-            training, known = classifier.load_all(opened[1], classes)
-            classify = pixel_classifier(training.astype(np.float32) / 255, known)
-            distance = Distance(
-                features.of_reference(network, others, args.cache), args.resamples, args.seed
-            )
-            with features.progress(len(missing), "rows", " rows") as bar:
-                for name in missing:
-                    found = draw(name)
-                    off = np.abs(found.astype(np.float64) - images).mean(axis=(1, 2, 3))
-                    rows.add(
-                        name,
-                        {
-                            "frechet_distance": distance.of(study.features_of(network, found)),
-                            "agreement": agreement(
-                                classify, found.astype(np.float32) / 255, labels
-                            ),
-                            "off": scores.mean_interval(off),
-                        },
-                    )
-                    bar.update()
-        titles = {TRUTH: "original", ENLARGED: "enlarged"} | {
-            name: f"{'finer' if source == ENLARGED else 'varied'}, {kept}"
-            for name, (source, kept) in continued.items()
-        }
-        columns = [draw(name, PICTURED) for name in titles]
-        pictures.save_png(
-            place, pictures.strip(list(np.stack(columns, axis=1)), list(titles.values()))
-        )
+            _measure(rows, missing, images, continuer)
+        pictures.save_png(out / "continuing.png", picture(continuer))
     atomic.save(out / "continuing.md", markdown(rows), "the table")
 
 
+def _measure(rows: study.Rows, missing: Sequence[str], images: HeldOut, continuer: Continuer):
+    """Measures the rows that are missing."""
+    training: Labeled = images.load(images.training)
+    classify = pixel_classifier(training.images.astype(np.float32) / 255, training.labels)
+    distance = images.distance_to(images.others)
+    originals, labels = continuer.sources[TRUTH], continuer.labels
+
+    def measure(name: str) -> dict[str, Any]:
+        pixels = continuer.images(name)
+        difference = np.abs(pixels.astype(np.float64) - originals).mean(axis=(1, 2, 3))
+        return {
+            "frechet_distance": distance.of(study.features_of(images.network, pixels)),
+            "agreement": agreement(classify, pixels.astype(np.float32) / 255, labels),
+            "off": scores.mean_interval(difference),
+        }
+
+    rows.fill(missing, measure)
+
+
+def picture(continuer: Continuer) -> Image.Image:
+    """Returns the first images of each row side by side."""
+    titles = {TRUTH: "original", ENLARGED: "enlarged"}
+    for name, (source, keep_scales) in continuer.rows.items():
+        titles[name] = f"{'finer' if source == ENLARGED else 'varied'}, {keep_scales}"
+    columns = [continuer.images(name, PICTURED) for name in titles]
+    return pictures.strip(list(np.stack(columns, axis=1)), list(titles.values()))
+
+
 def markdown(rows: study.Rows) -> str:
+    """Returns the table."""
     about = rows.about
-    out = [
-        f"{about['num']} images a row against {about['reference']['count']} other images of the same split (95 % "
-        f"intervals), {about['features']['network']}; small ones by {about['factor']}, drawn with preset fid.",
+    lines = [
+        f"{about['num']} images per row against {about['reference']['count']} other images of the "
+        f"same split (95 % intervals), {about['features']['network']}; small ones by "
+        f"{about['factor']}, drawn with preset fid.",
         "",
-        "| | Fréchet distance | as labelled | off by, levels |",
+        "| | Fréchet distance | as labeled | off by, levels |",
         "|---" * 4 + "|",
     ]
     for name, row in rows.rows.items():
-        cells = [
-            study.told(row["frechet_distance"]),
-            f"{row['agreement']['value']:.3f}",
-            study.told(row["off"]),
-        ]
-        out.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(out) + "\n"
+        distance = study.format_metric(row["frechet_distance"])
+        agreement_value = f"{row['agreement']['value']:.3f}"
+        lines.append(
+            f"| {name} | {distance} | {agreement_value} | {study.format_metric(row['off'])} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

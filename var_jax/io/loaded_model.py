@@ -1,0 +1,177 @@
+"""A model in memory: loaded, saved, converted, and copied to devices or another dtype."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+
+from var_jax.config.model import DType, ModelConfig
+from var_jax.config.scales import Scales
+from var_jax.config.strict import require
+from var_jax.devices import batched
+from var_jax.errors import require_path
+from var_jax.io import model_directory, torch_convert
+
+
+class LoadedModel:
+    """A model's configuration and parameters, as loaded from a directory or from PyTorch weights.
+
+    Attributes:
+      config: frozen; `.tokenizer` and `.transformer` (None for a tokenizer alone).
+      params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
+      class_names: class names by id, where the model's directory has them; else empty.
+    """
+
+    def __init__(
+        self, config: ModelConfig, params: dict[str, Any], class_names: Sequence[str] = ()
+    ):
+        self.config = config
+        self.class_names = tuple(class_names)
+        self.params = jax.tree.map(jnp.asarray, params)
+        self._sharding: NamedSharding | None = None
+
+    @classmethod
+    def _consume(
+        cls, config: ModelConfig, params: dict[str, Any], class_names: Sequence[str] = ()
+    ) -> Self:
+        """Returns a model of a parameter tree that nobody else holds. The tree is emptied leaf
+        by leaf, so that the weights never lie in memory twice."""
+
+        def move(tree):
+            return {
+                name: move(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf)
+                for name, leaf in _pop_items(tree)
+            }
+
+        return cls(config, move(params), class_names)
+
+    @classmethod
+    def from_torch(
+        cls,
+        tokenizer,
+        transformer=None,
+        *,
+        scales,
+        num_heads: int | None = None,
+        cosine_codes: bool = False,
+        norm_groups: int = 32,
+        dtype: str = "float32",
+    ) -> Self:
+        """Returns a model of the published PyTorch weights.
+
+        Args:
+          tokenizer: {published key: numpy array}, or a path (.pth, .pt, .safetensors, .npz).
+          transformer: the same of the transformer; None for a tokenizer alone.
+          scales: token-map sizes, coarse to fine.
+          num_heads: needed only without QK-norm, where the weights do not determine it.
+          cosine_codes: whether the nearest code is searched by cosine.
+          norm_groups: groups of the tokenizer's GroupNorms, which the weights do not determine; 32
+            in the published code.
+          dtype: the dtype that weights are stored in, "float32" or "bfloat16".
+        Raises:
+          UserError: keys are unknown or missing, or shapes or scales do not match.
+        """
+        return cls._consume(
+            *torch_convert.from_torch(
+                tokenizer,
+                transformer,
+                scales=Scales.parse(scales),
+                num_heads=num_heads,
+                cosine_codes=cosine_codes,
+                norm_groups=norm_groups,
+                dtype=dtype,
+            )
+        )
+
+    @classmethod
+    def from_pretrained(cls, directory) -> Self:
+        """Returns the model of a workdir of `train`, or of a directory that `save` or `convert`
+        wrote.
+
+        Raises:
+          UserError: the directory is missing, holds no model, or its files are damaged.
+        """
+        require_path(directory, "the model directory")
+        path = epath.Path(directory)
+        return cls._consume(*model_directory.load(path), model_directory.class_names(path))
+
+    def save(self, directory):
+        """Writes a model directory: `model.json` and one `.safetensors` file per part."""
+        require_path(directory, "the model directory")
+        model_directory.save(epath.Path(directory), self.config, self.params, self.class_names)
+
+    def to_torch(
+        self, *, with_buffers: bool = False
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+        """Returns (tokenizer, transformer) state dicts with the published keys and layouts; None
+        for a missing transformer.
+
+        Args:
+          with_buffers: whether the published modules' buffers (masks, level ids) are included, so
+            that PyTorch loads the dicts strictly.
+        """
+        return torch_convert.to_torch(self.config, self.params, with_buffers)
+
+    def spread(self, devices: Sequence[jax.Device] | None = None) -> Self:
+        """Returns the same model copied to each of this process's devices, which share every batch.
+
+        Args:
+          devices: some of this process's devices; by default all.
+        """
+        mesh = batched.local_mesh(devices)
+        spread = type(self)(self.config, batched.replicate(self.params, mesh), self.class_names)
+        spread._sharding = batched.row_sharding(mesh)
+        return spread
+
+    def astype(self, dtype: DType) -> Self:
+        """Returns the same model stored and computed in another dtype, "float32" or "bfloat16"."""
+        require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))
+        parts = {
+            name: part and dataclasses.replace(part, dtype=dtype, param_dtype=dtype)
+            for name, part in vars(self.config).items()
+        }
+        other = type(self)(
+            ModelConfig(**parts),
+            jax.tree.map(lambda x: x.astype(dtype), self.params),
+            self.class_names,
+        )
+        other._sharding = self._sharding
+        return other
+
+    def with_scales(self, scales) -> Self:
+        """Returns the tokenizer alone with the same weights and other token maps, for images of
+        another size or shape.
+
+        Residual convolutions are chosen by a scale's relative position, so there may be any number
+        of scales. The transformer is left out: its position embeddings are those of its own scales.
+
+        Args:
+          scales: token-map sizes, coarse to fine; the image is the finest times
+            `config.tokenizer.downsampling`.
+        Raises:
+          UserError: the tokenizer has one residual convolution per scale (`phi` 0), and the number
+            of scales is another.
+        """
+        own = self.config.tokenizer
+        # The dropout of training may not fit fewer scales, and does nothing here.
+        rescaled = dataclasses.replace(own, scales=Scales.parse(scales), quantizer_dropout=0.0)
+        require(
+            rescaled.phi_count == own.phi_count,
+            "the number of scales",
+            len(rescaled.scales),
+            f"{len(own.scales)}, as this tokenizer has one residual convolution per scale",
+        )
+        other = type(self)(ModelConfig(rescaled), {"tokenizer": self.params["tokenizer"]})
+        other._sharding = self._sharding
+        return other
+
+
+def _pop_items(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields the items of a dict, each removed from it first."""
+    for name in list(tree):
+        yield name, tree.pop(name)

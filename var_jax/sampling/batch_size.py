@@ -1,0 +1,44 @@
+"""The batch size of sampling that fits in a device's memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.config.model import ModelConfig
+
+HOST_BYTES = 2**30  # for a batch where the device does not report its memory, as the CPU does not
+DECODER_MAPS = 4  # feature maps of an image, at its widest, that the decoder holds: an estimate
+MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 256}  # images per device
+
+
+def max_batch(config: ModelConfig, params: dict[str, Any], *, guided: bool) -> int:
+    """Returns how many images per device are sampled or decoded at once, a power of two.
+
+    Their keys, values and decoded feature maps take at most half of the memory that the weights
+    leave on a device, or 1 GiB where the device does not report its memory.
+
+    Args:
+      guided: whether the unconditional branch is computed too.
+    """
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    budget = HOST_BYTES if limit is None else (limit - weights) // 2
+    most = MAX_BATCH.get(jax.default_backend(), 64)
+    return 2 ** int(np.log2(np.clip(budget // _bytes_per_image(config, guided=guided), 1, most)))
+
+
+def _bytes_per_image(config: ModelConfig, *, guided: bool) -> int:
+    """Returns the bytes of an image's keys and values, and of its feature maps in the decoder."""
+    tokenizer = config.tokenizer
+    height, width, _ = tokenizer.image_shape
+    map_bytes = height * width * tokenizer.channels * jnp.dtype(tokenizer.dtype).itemsize
+    image_bytes = DECODER_MAPS * map_bytes
+    transformer = config.transformer
+    if transformer is not None:
+        rows = 2 if guided else 1
+        token_bytes = 2 * transformer.depth * transformer.width
+        token_bytes *= jnp.dtype(transformer.dtype).itemsize
+        image_bytes += rows * transformer.scales.total * token_bytes
+    return image_bytes
