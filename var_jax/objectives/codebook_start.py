@@ -36,8 +36,8 @@ def initialize_codes(
     first batches, or with codes that are spread evenly; a function of the seed and the data alone.
 
     What codes represent are residuals, which depend on the codes. So there are two rounds: codes
-    for the residuals that codes without any error would leave (`vq.exact_residuals`), then codes for
-    those that these codes leave.
+    for the residuals that codes without any error would leave (`vq.exact_residuals`), then codes
+    for those that these codes leave.
 
     Args:
       batches: starts the run's training batches from the first, on the devices.
