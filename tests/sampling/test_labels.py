@@ -168,4 +168,4 @@ def test_written_names_are_read_back(name):
     """A line that lists classes is where a user copies a name from."""
     names = ["other", name]
     assert labels.parse(f"{labels.written('other')},{labels.written(name)}", names) == [0, 1]
-    assert f"1 {labels.written(name)}" in labels.described([0, 1], names, 2)
+    assert f"1 {labels.written(name)}" in labels.describe([0, 1], names, 2)
