@@ -152,7 +152,7 @@ def compare(
 
     # The run that is left alone.
     with processes.running(arguments, uninterrupted, cache) as run:
-        assert run.codes(TIMEOUT) == [0], run.told()
+        assert run.codes(TIMEOUT) == [0], run.output()
 
     # The run that is killed, and its last start, which reaches the end.
     lives = []
@@ -166,7 +166,7 @@ def compare(
             flush=True,
         )
     with processes.running(arguments, killed, cache) as run:
-        assert run.codes(TIMEOUT) == [0], run.told()
+        assert run.codes(TIMEOUT) == [0], run.output()
 
     # What must hold.
     same_losses = all(

@@ -50,7 +50,7 @@ def level(module: str) -> int:
 def imports(source: str, modules: set[str]) -> set[str]:
     """Modules of the package that a source imports at run time, wherever in it; not for its types
     alone."""
-    found = set()
+    result = set()
 
     def visit(node: ast.AST):
         if (
@@ -60,15 +60,15 @@ def imports(source: str, modules: set[str]) -> set[str]:
         ):
             return
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            result.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+            result.update(f"{node.module}.{alias.name}" for alias in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(parse(source))
-    return {known for name in found if (known := within(name, modules))}
+    return {known for name in result if (known := within(name, modules))}
 
 
 def within(name: str, modules: set[str]) -> str | None:
@@ -85,33 +85,33 @@ def within(name: str, modules: set[str]) -> str | None:
 
 def outside(source: str) -> set[str]:
     """Every name that a source imports, dotted."""
-    found = set()
+    result = set()
     for node in ast.walk(parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            found |= {f"{base}{alias.name}" for alias in node.names}
-    return found
+            result |= {f"{base}{alias.name}" for alias in node.names}
+    return result
 
 
 def violations(sources: dict[str, str]) -> list[str]:
     """`"a -> b"` for every arrow that goes up, and the rules about single libraries."""
-    found = []
+    result = []
     for module, source in sources.items():
         for target in imports(source, set(sources)):
             if target != CURATED and module != CURATED and level(target) > level(module):
-                found.append(f"{module} -> {target}")
+                result.append(f"{module} -> {target}")
         for name in outside(source):
             if name.split(".")[0] == "orbax" and module != "io.checkpoint":
-                found.append(f"{module} imports orbax, which only io.checkpoint may")
+                result.append(f"{module} imports orbax, which only io.checkpoint may")
             if (
                 name.startswith("flax.linen")
                 and module.startswith("ops.")
                 and module != "devices.sharding"
             ):
-                found.append(f"{module} imports flax.linen: ops are pure functions")
+                result.append(f"{module} imports flax.linen: ops are pure functions")
             if name.split(".")[0] in ("tensorflow", "torch"):
-                found.append(f"{module} imports {name}, which nothing needs")
-    return sorted(found)
+                result.append(f"{module} imports {name}, which nothing needs")
+    return sorted(result)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_folders_hold_nearly_everything():
 
 
 @pytest.mark.parametrize(
-    ("module", "line", "found"),
+    ("module", "line", "result"),
     [
         ("errors", "from var_jax.config.strict import build", "errors -> config.strict"),
         ("ops.vq", "import var_jax.models.tokenizer", "ops.vq -> models.tokenizer"),
@@ -164,9 +164,9 @@ def test_folders_hold_nearly_everything():
         ("io.torch_file", "import torch", "io.torch_file imports torch, which nothing needs"),
     ],
 )
-def test_violations_names_the_arrow(sources, module, line, found):
+def test_violations_names_the_arrow(sources, module, line, result):
     """A line that breaks a rule is found, and nothing else: the rules are not empty."""
-    assert violations({**sources, module: f"{sources[module]}\n{line}\n"}) == [found]
+    assert violations({**sources, module: f"{sources[module]}\n{line}\n"}) == [result]
 
 
 def test_violations_allows_imports_for_types_and_of_the_own_level(sources):

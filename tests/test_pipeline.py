@@ -36,14 +36,14 @@ def test_weights_leave_the_loaders_tree_as_they_enter_the_model(loader, monkeypa
     jax.tree.map(np.testing.assert_array_equal, model.params, small.pipeline().params)
 
 
-def test_a_callers_own_tree_is_left_alone():
-    theirs = jax.tree.map(np.array, small.pipeline().params)
-    Pipeline(small.MODEL, theirs)
-    jax.tree.map(np.testing.assert_array_equal, theirs, small.pipeline().params)
+def test_pipeline_leaves_the_callers_tree_alone():
+    original = jax.tree.map(np.array, small.pipeline().params)
+    Pipeline(small.MODEL, original)
+    jax.tree.map(np.testing.assert_array_equal, original, small.pipeline().params)
 
 
 @pytest.mark.parametrize(
-    ("name", "values", "wanted"),
+    ("name", "values", "expected"),
     [
         ("seed", (1.5, -1, 2**32, None, "1", float("nan")), "a whole number from 0 to 4294967295"),
         (
@@ -57,13 +57,13 @@ def test_a_callers_own_tree_is_left_alone():
         ("batch_size", (0, 1.5, "all"), "a whole number of at least 1"),
     ],
 )
-def test_settings_out_of_range(name, values, wanted):
+def test_settings_out_of_range(name, values, expected):
     for value in values:
-        with pytest.raises(UserError, match=f"^{name} is {value}; it must be {wanted}"):
+        with pytest.raises(UserError, match=f"^{name} is {value}; it must be {expected}"):
             small.pipeline().sample([1], **{name: value})
 
 
-def test_whole_numbers_of_any_kind():
+def test_sample_takes_whole_numbers_of_any_type():
     plain = small.pipeline().sample([1, 2], seed=3, top_k=5, batch_size=2)
     other = small.pipeline().sample([1, 2], seed=np.int64(3), top_k=5.0, batch_size=np.float32(2))
     np.testing.assert_array_equal(plain, other)
@@ -120,7 +120,7 @@ def test_too_many_binary_codes_are_not_mixed():
 @pytest.mark.parametrize(
     "scales", ["1x1,1x2,2x4", pytest.param("1,2x1,2,4,5x6,6x8", marks=pytest.mark.slow)]
 )
-def test_a_tokenizer_at_other_scales(scales):
+def test_with_scales_encodes_and_decodes_at_other_scales(scales):
     """Against the quantizer's functions on weights and scales put together by hand."""
     model = small.pipeline()
     other, sizes = model.with_scales(scales), Scales.parse(scales)
@@ -143,7 +143,7 @@ def test_a_tokenizer_at_other_scales(scales):
         other.sample([1])
 
 
-def test_one_convolution_a_scale_needs_as_many_scales():
+def test_with_scales_needs_as_many_scales_as_convolutions():
     one_each = dataclasses.replace(small.TOKENIZER, phi=0)
     model = Pipeline(ModelConfig(one_each), {"tokenizer": {}})
     assert model.with_scales("1,2,6x8").config.tokenizer.scales == Scales.parse("1,2,6x8")
@@ -156,7 +156,7 @@ def test_one_convolution_a_scale_needs_as_many_scales():
 
 
 @pytest.mark.parametrize(("room", "expected"), [(5.5, 4), (0.2, 1), (10**6, 64), (None, 64)])
-def test_a_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
+def test_sampling_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
     model = small.pipeline()
     t, v = small.TRANSFORMER, small.TOKENIZER
     height, width, _ = v.image_shape

@@ -86,7 +86,7 @@ class Server:
     """The command as a process of its own; its files go where the test sees them."""
 
     def __init__(self, model, directory, port: int):
-        self.port, self.temporary, self._told = port, directory / "tmp", directory / "told.log"
+        self.port, self.temporary, self._logs = port, directory / "tmp", directory / "told.log"
         self.temporary.mkdir()
         environment = {
             **os.environ,
@@ -95,7 +95,7 @@ class Server:
             "TMPDIR": str(self.temporary),
             "JAX_ENABLE_COMPILATION_CACHE": "0",
         }
-        with self._told.open("w") as file:
+        with self._logs.open("w") as file:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
@@ -112,13 +112,13 @@ class Server:
                 stderr=file,
             )
 
-    def told(self) -> str:
-        return self._told.read_text()
+    def output(self) -> str:
+        return self._logs.read_text()
 
     def wait_until_ready(self, seconds: float):
         end = time.monotonic() + seconds
-        while "ready at" not in self.told():
-            assert self.process.poll() is None and time.monotonic() < end, self.told()
+        while "ready at" not in self.output():
+            assert self.process.poll() is None and time.monotonic() < end, self.output()
             time.sleep(0.1)
 
 
@@ -315,7 +315,7 @@ def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
         re.match(r"(?:blob:)?http://127\.0\.0\.1:(\d+)/|data:", url) is not None
         for url in addresses
     } == {True}
-    assert "Traceback" not in server.told()
+    assert "Traceback" not in server.output()
 
 
 @pytest.mark.slow
@@ -330,7 +330,7 @@ def test_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
     assert list(server.temporary.glob("var_jax_demo_*"))
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(timeout=60) == 0
-    output = server.told()
+    output = server.output()
     assert "Traceback" not in output
     assert output.endswith(f"ready at http://127.0.0.1:{server.port}/ (Ctrl-C ends it)\nended\n")
     assert not list(server.temporary.glob("var_jax_demo_*"))

@@ -17,14 +17,14 @@ JOINT = (1.82, math.log(478), 0.347, math.log(2143), 0.367)
 
 
 def single(runs=10, noise=0.0):
-    return drawn(Planted("", SINGLE, (2e7,), (2e9,), ((runs,),), noise))
+    return planted_runs(Planted("", SINGLE, (2e7,), (2e9,), ((runs,),), noise))
 
 
 def joint(shape, noise):
-    return drawn(Planted("", JOINT, (3e7, 6e8), (3e9, 6e10), (shape,), noise))
+    return planted_runs(Planted("", JOINT, (3e7, 6e8), (3e9, 6e10), (shape,), noise))
 
 
-def drawn(planted):
+def planted_runs(planted):
     p = planted.draw(np.random.default_rng(1))
     return np.exp(p.logx), np.exp(p.logy), planted.theta
 

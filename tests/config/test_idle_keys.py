@@ -82,7 +82,7 @@ def test_shipped_configs_have_no_key_of_the_other_stage(file, arg):
     idle_keys.refuse(config)
 
 
-def test_a_run_of_before_resumes_with_and_without_the_keys(tmp_path):
+def test_idle_keys_do_not_hinder_a_run_of_before(tmp_path):
     """Its own command goes on, and so does one without the keys; other values are still another
     run's."""
     before = run(
@@ -261,7 +261,7 @@ def test_train_refuses_a_flag_without_effect(tmp_path, capsys, arg, flag, words)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
+def test_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
     """Before any run is started; a run that was started with them goes on."""
     config = run("transformer", loss={"perceptual": 1.0})
     planned = plan.Run("0123", "", config, ("--config.loss.perceptual=1.0",))

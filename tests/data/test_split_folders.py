@@ -20,9 +20,9 @@ def in_splits(*splits, classes=("cat", "dog")):
 
 
 def counts(directory, **options) -> dict[str, tuple[int, ...]]:
-    found = image_folder.listing(directory, **options)
-    assert found.class_names == ("cat", "dog")
-    return found.counts
+    result = image_folder.listing(directory, **options)
+    assert result.class_names == ("cat", "dog")
+    return result.counts
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_listing_holds_images_out_where_only_training_has_classes(tmp_path, besi
     """Test images without class folders (as competitions hand them out) have no labels, and so are
     no class."""
     directory = make(tmp_path, *in_splits("train"), *beside)
-    found = counts(directory)
-    assert found.keys() == {"train", "test"} and sum(map(sum, found.values())) == 6
+    result = counts(directory)
+    assert result.keys() == {"train", "test"} and sum(map(sum, result.values())) == 6
     assert all(
         repr(name.split("/")[0]) in image_folder.listing(directory).notes[0] for name in beside[:1]
     )
@@ -103,9 +103,9 @@ def test_listing_refuses_splits_that_it_could_only_guess(tmp_path, files, named)
     ],
 )
 def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
-    found = image_folder.listing(make(tmp_path, *files))
-    assert found.class_names == tuple(sorted({file.split("/")[0] for file in files}))
-    (note,) = found.notes
+    result = image_folder.listing(make(tmp_path, *files))
+    assert result.class_names == tuple(sorted({file.split("/")[0] for file in files}))
+    (note,) = result.notes
     assert noted in note and "taken for classes" in note
 
 
@@ -115,18 +115,18 @@ def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
 def test_listing_notes_classes_that_hold_the_same_folders(tmp_path, names):
     """Splits in another language cannot be told from classes by their names; that all of them hold
     the same folders is what a user must hear of before held-out images are trained on."""
-    found = image_folder.listing(make(tmp_path, *in_splits(*names)))
-    assert found.class_names == tuple(sorted(names))
-    (note,) = found.notes
+    result = image_folder.listing(make(tmp_path, *in_splits(*names)))
+    assert result.class_names == tuple(sorted(names))
+    (note,) = result.notes
     assert "'cat', 'dog'" in note and all(repr(name) in note for name in names)
 
 
 def test_listing_notes_a_folder_wrapped_around_the_classes(tmp_path):
     """An archive's one top folder is the only class, and its classes are none: the line says where
     they lie."""
-    found = image_folder.listing(make(tmp_path, "photos/cat/1.png", "photos/dog/1.png"))
-    assert found.class_names == ("photos",)
-    (note,) = found.notes
+    result = image_folder.listing(make(tmp_path, "photos/cat/1.png", "photos/dog/1.png"))
+    assert result.class_names == ("photos",)
+    (note,) = result.notes
     assert "one class, 'photos'" in note and f"data.source_dir={tmp_path / 'photos'}" in note
     assert image_folder.listing(str(tmp_path / "photos")).notes == ()
 

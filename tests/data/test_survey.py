@@ -54,7 +54,7 @@ def data(folder, tmp_path):
     return DataConfig("image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"))
 
 
-def found(folder) -> survey.Survey:
+def survey_of(folder) -> survey.Survey:
     return survey.survey(image_folder.listing(str(folder)))
 
 
@@ -64,7 +64,7 @@ def copy_of(data: DataConfig) -> epath.Path:
 
 
 def test_survey_of_plain_images_has_nothing_to_say(folder):
-    seen = found(folder)
+    seen = survey_of(folder)
     assert (seen.images, seen.bad, seen.decoding) == (6, {}, 1)
     assert seen.remarks("photos") == []
 
@@ -74,7 +74,7 @@ def test_survey_names_the_images_of_each_kind(folder, kind):
     """Holds that a kind is found in the one file that has it, and that the data set counts as
     decoded anew where an earlier version gave that file other pixels."""
     (folder / "cat" / "odd.png").write_bytes(KINDS[kind])
-    seen = found(folder)
+    seen = survey_of(folder)
     names = {other: getattr(seen, other) for other in KINDS}
     assert names == {other: ("cat/odd.png",) if other == kind else () for other in KINDS}
     assert seen.decoding == (1 if kind == "several" else survey.DECODING)
@@ -89,14 +89,14 @@ def test_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest)
     values = noise(6, 8, dtype=np.uint16, top=2**bits)
     values[0, 0] = 2**bits - 1
     (folder / "cat" / "deep.png").write_bytes(saved(Image.fromarray(values), "PNG"))
-    (line,) = found(folder).remarks("photos")
+    (line,) = survey_of(folder).remarks("photos")
     assert f"brighter than {brightest} of 255 ({2**bits - 1} of 65535)" in line
 
 
 def test_survey_says_how_dark_eight_bits_are(folder):
     for file in folder.glob("*/*.png"):
         file.write_bytes(saved(Image.fromarray(noise(6, 8, top=2)), "PNG"))
-    assert "brighter than 1 of 255" in found(folder).remarks("photos")[0]
+    assert "brighter than 1 of 255" in survey_of(folder).remarks("photos")[0]
 
 
 def test_opening_a_folder_says_its_survey_once(folder, data, caplog):
@@ -141,7 +141,7 @@ def test_survey_that_does_not_read_is_made_again(folder, data, content):
     (copy_of(data) / survey.FILE).write_text(content)
     assert survey.load(copy_of(data)) is None
     sources.open_split(data, "train")
-    assert survey.load(copy_of(data)) == found(folder)
+    assert survey.load(copy_of(data)) == survey_of(folder)
 
 
 def test_survey_names_files_of_a_copy_that_are_refused_now(folder, data, monkeypatch):

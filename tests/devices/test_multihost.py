@@ -59,7 +59,7 @@ def cache(directory):
 def alone(run, directory, cache):
     """The losses of one process, uninterrupted."""
     with processes.running(run(), directory / "alone", cache) as one:
-        assert one.codes(START) == [0], one.told()
+        assert one.codes(START) == [0], one.output()
     return processes.records(directory / "alone"), processes.records(directory / "alone", "val")
 
 
@@ -82,16 +82,16 @@ def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cach
         sent = time.monotonic()
         assert two.ended(1 - victim, 3 * PEER) == 1
         assert time.monotonic() - sent < 2 * PEER
-        assert process_group.LOST in two.told(1 - victim).splitlines()[-1]
+        assert process_group.LOST in two.output(1 - victim).splitlines()[-1]
         assert at <= last(workdir) < STEPS
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
         resumed = processes.checkpoints(workdir)[-1]
         two.until(lambda: processes.restarts(workdir) == 1 and last(workdir) > resumed, START)
         two.send(signal.SIGTERM, 1 - victim)
-        assert two.codes(START) == [75, 75], [two.told(0), two.told(1)]
+        assert two.codes(START) == [75, 75], [two.output(0), two.output(1)]
         assert resumed < processes.checkpoints(workdir)[-1] == last(workdir) < STEPS
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
-        assert two.codes(START) == [0, 0], [two.told(0), two.told(1)]
+        assert two.codes(START) == [0, 0], [two.output(0), two.output(1)]
     assert_same_losses(workdir, alone)
 
 
@@ -99,12 +99,12 @@ def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cach
 def test_four_processes_and_then_one(run, directory, cache, alone):
     workdir = directory / "four"
     with processes.running(run(steps=8), workdir, cache, count=4) as four:
-        assert four.codes(START) == [0] * 4, four.told()
+        assert four.codes(START) == [0] * 4, four.output()
     assert_same_losses(
         workdir, ({step: alone[0][step] for step in range(1, 9)}, processes.records(workdir, "val"))
     )
     with processes.running(run(), workdir, cache) as one:
-        assert one.codes(START) == [0], one.told()
+        assert one.codes(START) == [0], one.output()
     assert processes.records(workdir) == pytest.approx(alone[0], rel=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_processes_share_a_model_axis(run, directory, cache, alone):
     workdir = directory / "model_axis"
     mesh = {"mesh.data": 1, "mesh.model": 2}
     with processes.running(run(steps=4, **mesh), workdir, cache, count=2) as two:
-        assert two.codes(START) == [0, 0], two.told()
+        assert two.codes(START) == [0, 0], two.output()
     assert processes.records(workdir) == pytest.approx(
         {step: alone[0][step] for step in range(1, 5)}, rel=1e-5
     )
@@ -130,7 +130,7 @@ def test_processes_end_when_one_stands_still(run, directory, cache, frozen):
         sent = time.monotonic()
         assert two.ended(1 - frozen, 5 * PEER) == 1
         assert time.monotonic() - sent < 3 * PEER
-        assert process_group.LOST in two.told(1 - frozen).splitlines()[-1]
+        assert process_group.LOST in two.output(1 - frozen).splitlines()[-1]
 
 
 LISTS_A_CHECKPOINT_LESS = """

@@ -40,11 +40,11 @@ class Model:
 
 @pytest.fixture(scope="module")
 def report():
-    apart = Perceptual(
+    difference = Perceptual(
         "half the distance", 0.5, lambda half, x, y: half * abs(x - y).mean((1, 2, 3))
     )
     return reconstruction.evaluate(
-        Model(), Images(PIXELS, "real").set, toy_network.network(), apart, cache=""
+        Model(), Images(PIXELS, "real").set, toy_network.network(), difference, cache=""
     )
 
 
@@ -77,12 +77,12 @@ def test_fidelity(report):
     assert metrics["psnr"]["ci95"] == pytest.approx(
         [psnr.mean() - half, psnr.mean() + half], rel=1e-5
     )
-    found = metrics["psnr_of_mean_mse"]
+    result = metrics["psnr_of_mean_mse"]
     assert (
-        found["value"] == pytest.approx(pooled, rel=1e-5)
-        and found["value"] < metrics["psnr"]["value"] - 1
+        result["value"] == pytest.approx(pooled, rel=1e-5)
+        and result["value"] < metrics["psnr"]["value"] - 1
     )
-    assert found["ci95"][0] < found["value"] < found["ci95"][1]
+    assert result["ci95"][0] < result["value"] < result["ci95"][1]
     expected = np.mean([ssim(x[i, ..., c], y[i, ..., c]) for i in range(30) for c in range(3)])
     assert metrics["ssim"]["value"] == pytest.approx(expected, abs=1e-5)
     assert metrics["perceptual"]["name"] == "half the distance"
@@ -96,13 +96,13 @@ def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
     sets = [features.extract(toy_network.network(), Images(p).set) for p in (PIXELS, rebuilt)]
     from var_jax.evaluate.fid import frechet_distance
 
-    found = report["metrics"]["frechet_distance"]
-    assert found["value"] == pytest.approx(
+    result = report["metrics"]["frechet_distance"]
+    assert result["value"] == pytest.approx(
         frechet_distance(sets[0].moments, sets[1].moments), rel=1e-4
     )
-    assert found["value"] > 0 and found["counts"] == [30, 30] and "floor" not in found
-    assert found["ci95"] is None and "paired" in found["ci95_missing"]
-    context = found["real_against_real"]
+    assert result["value"] > 0 and result["counts"] == [30, 30] and "floor" not in result
+    assert result["ci95"] is None and "paired" in result["ci95_missing"]
+    context = result["real_against_real"]
     assert sum(context["counts"]) == 30 and "halves" in context["what"]
     assert context["value"] == pytest.approx(frechet_distance(*sets[0].halves), rel=1e-4)
 
@@ -139,29 +139,29 @@ def test_many_codes_are_counted_by_their_lowest_bits():
     assert codebook.code_counts(SCALES, tokens % 2**16, 2**16).shape == (2, 2**16)
 
 
-def test_a_report_says_that_codes_are_counted_by_their_lowest_bits(report):
+def test_report_says_that_codes_are_counted_by_their_lowest_bits(report):
     class Large(Model):
         config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21))
 
         def encode(self, signal):
             return super().encode(signal) + 2**16
 
-    found = reconstruction.evaluate(
+    result = reconstruction.evaluate(
         Large(), Images(PIXELS, "real").set, toy_network.network(), None, cache=""
     )
-    assert found["warnings"] == [
+    assert result["warnings"] == [
         *report["warnings"],
         "codes are counted by their lowest 16 bits, 65536 kinds for "
         "2097152 codes: usage and perplexity are those of the kinds",
     ]
-    assert found["usage"]["all"]["used"] == report["usage"]["all"]["used"]
-    assert found["usage"]["all"]["perplexity"] == pytest.approx(
+    assert result["usage"]["all"]["used"] == report["usage"]["all"]["used"]
+    assert result["usage"]["all"]["perplexity"] == pytest.approx(
         report["usage"]["all"]["perplexity"]
     )
 
 
 @pytest.mark.slow
-def test_a_real_model_on_small_images():
+def test_reconstruction_of_a_real_model_on_small_images():
     """6 x 8 pixels, into which no SSIM window fits."""
     model = small.pipeline()
     pixels = RANDOM.integers(0, 256, (6, 6, 8, 1), dtype=np.uint8)
@@ -177,5 +177,5 @@ def test_a_real_model_on_small_images():
         np.mean(-10 * np.log10(mse)), rel=1e-4
     )
     assert report["usage"]["all"]["used"] == len(np.unique(tokens))
-    drawn = reconstruction.picture(model, pixels[:2])
-    assert drawn.width > 96 * (1 + len(small.SCALES)) and drawn.height > 2 * 72
+    sampled = reconstruction.picture(model, pixels[:2])
+    assert sampled.width > 96 * (1 + len(small.SCALES)) and sampled.height > 2 * 72

@@ -35,12 +35,12 @@ class Processes:
         self.workdir = Path(workdir)
         self.workdir.parent.mkdir(parents=True, exist_ok=True)
         address = f"127.0.0.1:{free_port()}"
-        self._told = [
+        self._logs = [
             self.workdir.parent / f"{self.workdir.name}.{time.monotonic_ns()}.{i}.log"
             for i in range(count)
         ]
         self.all = []
-        for i, told in enumerate(self._told):
+        for i, log in enumerate(self._logs):
             together = [
                 "--coordinator",
                 address,
@@ -48,7 +48,7 @@ class Processes:
                 f"--process-id={i}",
                 *flags,
             ]
-            with told.open("w") as file:
+            with log.open("w") as file:
                 self.all.append(
                     subprocess.Popen(
                         [
@@ -67,9 +67,9 @@ class Processes:
                     )
                 )
 
-    def told(self, index: int = 0) -> str:
+    def output(self, index: int = 0) -> str:
         """What a process has printed."""
-        return self._told[index].read_text()
+        return self._logs[index].read_text()
 
     def ended(self, index: int, seconds: float) -> int:
         """The exit code of a process (negative: a signal), which must end in time."""
@@ -77,7 +77,7 @@ class Processes:
             return self.all[index].wait(timeout=seconds)
         except subprocess.TimeoutExpired as error:
             raise AssertionError(
-                f"process {index} has not ended in {seconds} s: {self.told(index)[-2000:]}"
+                f"process {index} has not ended in {seconds} s: {self.output(index)[-2000:]}"
             ) from error
 
     def codes(self, seconds: float) -> list[int]:
@@ -92,9 +92,11 @@ class Processes:
         """Waits for a condition while all processes run."""
         end = time.monotonic() + seconds
         while not condition():
-            told = "\n".join(self.told(i)[-1500:] for i in range(len(self.all)))
-            assert time.monotonic() < end, f"not so in {seconds} s: {told}"
-            assert all(process.poll() is None for process in self.all), f"a process ended: {told}"
+            printed = "\n".join(self.output(i)[-1500:] for i in range(len(self.all)))
+            assert time.monotonic() < end, f"not so in {seconds} s: {printed}"
+            assert all(process.poll() is None for process in self.all), (
+                f"a process ended: {printed}"
+            )
             time.sleep(POLL_SECONDS)
 
 

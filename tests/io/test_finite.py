@@ -62,11 +62,11 @@ def test_from_torch_names_the_tensor_that_is_not_finite(tmp_path, value, part, e
             np.savez(tmp_path / f"{name}.npz", **state)
         elif ending == ".pth":
             torch_writer.save(tmp_path / f"{name}.pth", state)
-    given = [tmp_path / f"{name}{ending}" for name in states] if ending else states.values()
+    values = [tmp_path / f"{name}{ending}" for name in states] if ending else states.values()
     with pytest.raises(
         UserError, match=f"the {part}.*not finite.* in {key} \\(2 of {size}\\)"
     ) as error:
-        Pipeline.from_torch(*given, scales=small.SCALES, norm_groups=4)
+        Pipeline.from_torch(*values, scales=small.SCALES, norm_groups=4)
     assert "\n" not in str(error.value)
 
 
@@ -107,7 +107,7 @@ def test_commands_refuse_a_model_directory_that_is_not_finite(spoiled_dir, tmp_p
     assert error.count("\n") == 1 and not out.exists()
 
 
-def test_a_run_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
+def test_train_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
     """As `init_from`, of which every later step would be lost."""
     config = small.train_config("transformer", "", init_from=str(spoiled_dir))
     with pytest.raises(UserError, match="not finite.* in head/kernel"):
@@ -116,7 +116,7 @@ def test_a_run_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_workdir_whose_checkpoint_is_not_finite_is_refused(tmp_path, ema):
+def test_pipeline_refuses_a_workdir_whose_checkpoint_is_not_finite(tmp_path, ema):
     """The part that a model is made of is looked at: averaged weights where the run keeps them."""
     params = jax.tree.map(np.asarray, small.pipeline().params["tokenizer"])
     name = next(iter(flatten_dict(params, sep="/")))
@@ -135,7 +135,7 @@ def test_a_workdir_whose_checkpoint_is_not_finite_is_refused(tmp_path, ema):
         model_directory.load(epath.Path(tmp_path))
 
 
-def test_a_resumed_run_refuses_weights_that_are_not_finite():
+def test_train_refuses_to_resume_from_weights_that_are_not_finite():
     """What was restored is counted on the devices, its name, step and remedy told."""
     params = {
         "a": {"kernel": np.array([1.0, np.nan, np.inf], np.float32)},

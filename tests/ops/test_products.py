@@ -12,7 +12,7 @@ from var_jax.ops.products import add_bias, convolution, last_axis_spec, product
 NARROW, WIDE = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 
 
-def drawn(*shape) -> jax.Array:
+def random_array(*shape) -> jax.Array:
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
 
 
@@ -79,8 +79,8 @@ def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_d
     number.
     """
     function, x_shape, w_shape, plain = case
-    x, w = rounded(drawn(*x_shape)), rounded(drawn(*w_shape))
-    cotangent = rounded(drawn(*jax.eval_shape(plain, x, w).shape))
+    x, w = rounded(random_array(*x_shape)), rounded(random_array(*w_shape))
+    cotangent = rounded(random_array(*jax.eval_shape(plain, x, w).shape))
     result, gradients = jax.vjp(functools.partial(function, g=gradient_dtype), x, w)
     if gradient_dtype == WIDE:  # compiled, rounding between float32 operations may be left out
         gradients = jax.jit(gradients)
@@ -101,7 +101,7 @@ def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_d
 def test_products_in_float32_are_plain(case):
     """Where all is float32, the dtype of gradients has no effect."""
     function, x_shape, w_shape, plain = case
-    x, w = drawn(*x_shape), drawn(*w_shape)
+    x, w = random_array(*x_shape), random_array(*w_shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(globals(), "NARROW", WIDE)
         result, gradients = jax.vjp(functools.partial(function, g=jnp.dtype(jnp.bfloat16)), x, w)

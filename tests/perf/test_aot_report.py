@@ -31,7 +31,7 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def result(tmp_path_factory):
     directory = tmp_path_factory.mktemp("aot")
     (directory / "config.py").write_text(small.CONFIG_FILE)
     args = [
@@ -48,50 +48,54 @@ def found(tmp_path_factory):
     return json.loads((directory / "a.json").read_text())
 
 
-def test_a_step_that_fits(found):
-    assert found.keys() >= KEYS and found["fits"] is True
-    assert (found["devices"], found["hbm_bytes"], found["mesh"]) == (
+def test_report_of_a_step_that_fits(result):
+    assert result.keys() >= KEYS and result["fits"] is True
+    assert (result["devices"], result["hbm_bytes"], result["mesh"]) == (
         4,
         CHIPS["v5e"].hbm_bytes,
         {"data": 4, "model": 1},
     )
-    assert 0 < found["argument_bytes"] < found["peak_bytes"] < found["hbm_bytes"]
-    assert found["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
+    assert 0 < result["argument_bytes"] < result["peak_bytes"] < result["hbm_bytes"]
+    assert result["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
 
 
-def test_its_times_follow_from_its_figures(found):
+def test_its_times_follow_from_its_figures(result):
     chip = CHIPS["v5e"]
-    assert found["compute_seconds"] == pytest.approx(found["executed_flops"] / 4 / chip.peak_flops)
-    assert found["hbm_seconds"] == pytest.approx(found["hbm_traffic_bytes"] / chip.hbm_bandwidth)
-    assert found["interconnect_seconds"] == pytest.approx(sum(found["collective_seconds"].values()))
-    terms = [found[f"{term}_seconds"] for term in ("compute", "hbm", "interconnect")]
-    assert found["step_seconds"] == max(terms) <= found["step_seconds_exposed"]
-    at_peak = found["flops"] / 4 / chip.peak_flops
-    assert found["mfu_bound"] == pytest.approx(at_peak / found["step_seconds"])
+    assert result["compute_seconds"] == pytest.approx(
+        result["executed_flops"] / 4 / chip.peak_flops
+    )
+    assert result["hbm_seconds"] == pytest.approx(result["hbm_traffic_bytes"] / chip.hbm_bandwidth)
+    assert result["interconnect_seconds"] == pytest.approx(
+        sum(result["collective_seconds"].values())
+    )
+    terms = [result[f"{term}_seconds"] for term in ("compute", "hbm", "interconnect")]
+    assert result["step_seconds"] == max(terms) <= result["step_seconds_exposed"]
+    at_peak = result["flops"] / 4 / chip.peak_flops
+    assert result["mfu_bound"] == pytest.approx(at_peak / result["step_seconds"])
     # What is executed is what the model needs, and no replica of it: padding of tiny tiles apart
-    assert found["executed_flops"] > found["flops"]
+    assert result["executed_flops"] > result["flops"]
 
 
-def test_gradients_and_weights_cross_the_network(found):
+def test_gradients_and_weights_cross_the_network(result):
     """Every weight is gathered and its gradient reduced: at least two bytes a parameter, each
     way."""
     parameters = flops.param_count(small.TRANSFORMER)["total"]
-    assert sum(found["collectives"].values()) > 2 * 2 * parameters
+    assert sum(result["collectives"].values()) > 2 * 2 * parameters
 
 
-def test_gradients_are_reduced_in_float32(found):
+def test_gradients_are_reduced_in_float32(result):
     """Weights of a bfloat16 model: the compiled program sums them over chips in float32, as the
     report says."""
     parameters = flops.param_count(small.TRANSFORMER)["total"]
     assert (
-        found["reduced_bytes"]["f32"] > 4 * parameters / 2
+        result["reduced_bytes"]["f32"] > 4 * parameters / 2
     )  # AdaLN's partial products are summed instead
-    [line] = [line for line in aot_report.lines(found) if line.startswith("reductions")]
+    [line] = [line for line in aot_report.lines(result) if line.startswith("reductions")]
     assert "f32" in line
 
 
 @pytest.mark.slow
-def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(found, tmp_path):
+def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(result, tmp_path):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert (
         main(
@@ -110,33 +114,33 @@ def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(found, tmp_path
         == 0
     )
     narrow = json.loads((tmp_path / "a.json").read_text())
-    assert narrow["reduced_bytes"].get("f32", 0) < found["reduced_bytes"]["f32"] / 2
-    assert sum(narrow["collectives"].values()) < sum(found["collectives"].values())
+    assert narrow["reduced_bytes"].get("f32", 0) < result["reduced_bytes"]["f32"] / 2
+    assert sum(narrow["collectives"].values()) < sum(result["collectives"].values())
 
 
-def test_the_table_shows_it(found, tmp_path):
-    (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(found))
+def test_table_shows_a_report(result, tmp_path):
+    (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(result))
     head, _, row = aot_report.markdown(tmp_path).splitlines()
     assert (
         head.count("|") == row.count("|")
         and "v5e:2x2" in row
-        and f"{found['mfu_bound']:.1%}" in row
+        and f"{result['mfu_bound']:.1%}" in row
     )
-    assert any("fits" in line for line in aot_report.lines(found))
+    assert any("fits" in line for line in aot_report.lines(result))
 
 
-def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
+def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
     config = small.train_config("transformer", "", microbatches=1)
-    kept = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
-    room = found["peak_bytes"] - kept / 4
-    told = aot_report._knobs(
+    remaining = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
+    room = result["peak_bytes"] - remaining / 4
+    output = aot_report._knobs(
         registry.with_frozen_shapes(config),
-        {**found, "remat": "none", "hbm_bytes": room, "fits": False},
+        {**result, "remat": "none", "hbm_bytes": room, "fits": False},
     )
-    assert told["over_bytes"] == pytest.approx(kept / 4)
-    assert any("microbatches=2" in text for text in told["would_help"])
-    assert any("transformer.remat=full" in text for text in told["would_help"])
-    assert any("mesh.model=2" in text for text in told["would_help"])
+    assert output["over_bytes"] == pytest.approx(remaining / 4)
+    assert any("microbatches=2" in text for text in output["would_help"])
+    assert any("transformer.remat=full" in text for text in output["would_help"])
+    assert any("mesh.model=2" in text for text in output["would_help"])
 
 
 @pytest.mark.parametrize(
@@ -154,11 +158,11 @@ def test_a_step_that_does_not_fit_says_by_how_much_and_what_would_help(found):
         ),
     ],
 )
-def test_what_the_compiler_says_it_would_need(message, size):
+def test_bytes_needed_are_read_from_the_compilers_message(message, size):
     assert aot_report._required_bytes(message) == size
 
 
-def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, capsys):
+def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert (
         main(
@@ -175,19 +179,19 @@ def test_a_real_step_that_does_not_fit_exits_with_1_and_its_report(tmp_path, cap
         )
         == 1
     )
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["fits"] is False and found["peak_bytes"] > found["hbm_bytes"]
-    assert found["over_bytes"] == found["peak_bytes"] - found["hbm_bytes"]
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["fits"] is False and result["peak_bytes"] > result["hbm_bytes"]
+    assert result["over_bytes"] == result["peak_bytes"] - result["hbm_bytes"]
     assert "DOES NOT FIT" in (printed := capsys.readouterr().out) and "would help" in printed
 
 
-def test_more_recomputation_keeps_less():
+def test_remat_keeps_less_the_more_is_recomputed():
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
     none, dots, full = (aot.saved_bytes(objective, remat, 1) for remat in objective.remat_choices)
     assert none > dots > full > 0
 
 
-def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
+def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
     from var_jax.perf import tpu_slices
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
@@ -201,7 +205,7 @@ def test_the_mesh_gets_a_model_axis_where_the_width_asks_for_one(found):
 
 
 @pytest.mark.slow
-def test_a_sample_step(tmp_path):
+def test_report_of_a_sample_step(tmp_path):
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     args = [
         "aot",
@@ -215,9 +219,9 @@ def test_a_sample_step(tmp_path):
         str(tmp_path / "a.json"),
     ]
     assert main(args) == 0
-    found = json.loads((tmp_path / "a.json").read_text())
-    assert found["fits"] and found["images"] == 8 * 4 and "chip_hours" not in found
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert result["fits"] and result["images"] == 8 * 4 and "chip_hours" not in result
     one = flops.generation_flops(small.TRANSFORMER, guided=True) + flops.decode_flops(
         small.TOKENIZER
     )
-    assert found["flops"] == 32 * one
+    assert result["flops"] == 32 * one

@@ -142,19 +142,23 @@ def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
         "--config.transformer.dtype=bfloat16",
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(report.read_text())
-    assert (found["batch"], found["dtype"], found["devices"]) == (2, "bfloat16", 1)
-    assert found["parts"] == {
+    parsed = json.loads(report.read_text())
+    assert (parsed["batch"], parsed["dtype"], parsed["devices"]) == (2, "bfloat16", 1)
+    assert parsed["parts"] == {
         name: {"flops": 2 * flops, "rate": "float32"} for name, flops in parts.items()
     }
-    rates = found["matmul_flops_per_s"]
+    rates = parsed["matmul_flops_per_s"]
     assert list(rates) == ["float32"]
-    assert found["floor_seconds"] == pytest.approx(2 * sum(parts.values()) / rates["float32"])
+    assert parsed["floor_seconds"] == pytest.approx(2 * sum(parts.values()) / rates["float32"])
     if what == "sample":
-        assert found["bytes"] == 4 * (WEIGHTS + DECODER) + 2 * CACHED
-        assert found["byte_floor_seconds"] == pytest.approx(found["bytes"] / found["bytes_per_s"])
-        assert set(found["seconds_by_part"]) == {"transformer", "decoder", "sampling"}
-        assert min(found["seconds_by_part"]["transformer"], found["seconds_by_part"]["decoder"]) > 0
+        assert parsed["bytes"] == 4 * (WEIGHTS + DECODER) + 2 * CACHED
+        assert parsed["byte_floor_seconds"] == pytest.approx(
+            parsed["bytes"] / parsed["bytes_per_s"]
+        )
+        assert set(parsed["seconds_by_part"]) == {"transformer", "decoder", "sampling"}
+        assert (
+            min(parsed["seconds_by_part"]["transformer"], parsed["seconds_by_part"]["decoder"]) > 0
+        )
 
 
 def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
@@ -167,18 +171,18 @@ def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
         functions["decoder"]: iter((0.5, 0.25, 7.0)),
     }  # the medians are 2, 1.25 and 0.5
     monkeypatch.setattr(roofline, "_seconds", lambda run: next(times[run]) if run in times else 0.5)
-    whole = functions.pop("whole")
-    found = roofline.compare_to_roofline(
-        whole, {"transformer": roofline.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions
+    full = functions.pop("whole")
+    result = roofline.compare_to_roofline(
+        full, {"transformer": roofline.Part(3e6, "float32")}, batch=2, repeats=3, alone=functions
     )
-    assert found["seconds"] == 2 and found["seconds_by_part"] == {
+    assert result["seconds"] == 2 and result["seconds_by_part"] == {
         "transformer": 1.25,
         "decoder": 0.5,
         "sampling": 0.25,
     }
 
 
-def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program(monkeypatch):
+def test_bench_counts_each_part_at_the_rate_of_its_dtype(monkeypatch):
     monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
     monkeypatch.setattr(roofline, "RATE_DTYPE", {})
     monkeypatch.setattr(roofline, "_seconds", lambda run: 0.25 if run() is spread else 0.5)
@@ -188,18 +192,18 @@ def test_each_part_counts_at_the_rate_of_its_dtype_on_all_devices_of_the_program
         "transformer": roofline.Part(3e6, "bfloat16"),
         "tokenizer": roofline.Part(5e6, "float32"),
     }
-    found = roofline.compare_to_roofline(lambda: spread, parts, batch=2, repeats=1)
+    result = roofline.compare_to_roofline(lambda: spread, parts, batch=2, repeats=1)
     rate = 8 * 2 * 64**3 / 0.5
-    assert found["devices"] == 8 and found["matmul_flops_per_s"] == {
+    assert result["devices"] == 8 and result["matmul_flops_per_s"] == {
         "bfloat16": rate,
         "float32": rate,
     }
-    assert {name: part["rate"] for name, part in found["parts"].items()} == {
+    assert {name: part["rate"] for name, part in result["parts"].items()} == {
         "transformer": "bfloat16",
         "tokenizer": "float32",
     }
-    assert found["floor_seconds"] == pytest.approx(8e6 / rate) and found["images_per_s"] == 8
-    assert found["ratio"] == pytest.approx(0.25 * rate / 8e6)
+    assert result["floor_seconds"] == pytest.approx(8e6 / rate) and result["images_per_s"] == 8
+    assert result["ratio"] == pytest.approx(0.25 * rate / 8e6)
 
 
 def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
@@ -248,11 +252,11 @@ def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused():
+def test_bench_refuses_a_batch_that_the_devices_do_not_divide():
     with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of 8"):
         bench.train(small.train_config("tokenizer", ""), batch=3)
 
 
-def test_the_guard_refuses_what_is_not_among_them(tmp_path):
+def test_guard_refuses_what_is_not_among_its_choices(tmp_path):
     run = bare("sample", "--model", tmp_path, "--labels", "0", "--out", tmp_path / "out.png")
     assert run.returncode == 1 and "ModuleNotFoundError: var_jax" in run.stderr

@@ -28,15 +28,15 @@ def state(reference):
 @pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])
 def test_tokens_are_pytorchs(reference, state, size, count):
     params = dino_vit.from_state(state)
-    found = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(
+    result = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(
         params, reference[f"{size}_images"]
     )
-    assert [x.shape for x in found] == [(2, count, dino_vit.width(params))] * 3
-    for i, x in enumerate(found):
+    assert [x.shape for x in result] == [(2, count, dino_vit.width(params))] * 3
+    for i, x in enumerate(result):
         np.testing.assert_allclose(x[:, ::5], reference[f"{size}_{i}"], atol=2e-5)
 
 
-def test_the_first_level_is_patches_with_their_positions(reference, state):
+def test_levels_begin_with_patches_and_their_positions(reference, state):
     params, images = dino_vit.from_state(state), reference["trained_images"]
     embedded, after = dino_vit.tokens(params, images, (dino_vit.EMBEDDED, 0))
     np.testing.assert_array_equal(after, dino_vit.tokens(params, images, (0,))[0])
@@ -54,7 +54,7 @@ def test_the_first_level_is_patches_with_their_positions(reference, state):
     assert len(dino_vit.LAYERS) == 5
 
 
-def test_the_class_token_may_be_added_to_every_patch_token(reference, state):
+def test_levels_may_add_the_class_token_to_every_patch(reference, state):
     """The published readout: at every level one vector of an image more, which before the blocks is
     the class token with its position."""
     params, images = dino_vit.from_state(state), reference["trained_images"]

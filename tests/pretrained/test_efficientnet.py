@@ -27,7 +27,7 @@ def reference():
         return dict(file)
 
 
-def test_every_stage_and_the_pooled_features_are_pytorchs(params, reference):
+def test_stages_and_pooled_features_are_pytorchs(params, reference):
     images = reference["images"] / np.float32(127.5) - 1
     features, pooled = jax.jit(
         lambda p, x: (efficientnet.stages(p, x, 7), efficientnet.pooled(p, x))
@@ -43,7 +43,7 @@ def test_every_stage_and_the_pooled_features_are_pytorchs(params, reference):
     np.testing.assert_allclose(pooled, reference["pooled"], atol=5e-5)
 
 
-def test_one_channel_is_three_alike(params):
+def test_stages_take_one_channel_as_three_alike(params):
     grey = np.random.RandomState(0).uniform(-1, 1, (1, 8, 12, 1)).astype(np.float32)
     one, three = (
         jax.jit(lambda p, x: efficientnet.stages(p, x, 1)[0])(params, x)
@@ -87,8 +87,8 @@ def test_depthwise_is_xlas_grouped_convolution_with_its_gradients(h, w, size, st
         return [(y, *vjp(dy)) for y, vjp in pulled]
 
     dy = random.standard_normal((2, -(-h // stride), -(-w // stride), 4)).astype(np.float32)
-    for wanted, found in zip(*both(kernel, x, dy), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for expected, result in zip(*both(kernel, x, dy), strict=True):
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_batch_norm_is_folded(params):
@@ -97,10 +97,10 @@ def test_batch_norm_is_folded(params):
     mean, var, gamma, beta = (
         state[f"_bn1.{key}"] for key in ("running_mean", "running_var", "weight", "bias")
     )
-    apart = (x @ state["_conv_head.weight"][:, :, 0, 0].T - mean) / np.sqrt(
+    difference = (x @ state["_conv_head.weight"][:, :, 0, 0].T - mean) / np.sqrt(
         var + 1e-3
     ) * gamma + beta
-    np.testing.assert_allclose(layers.conv(params["head"], x), apart, atol=1e-4)
+    np.testing.assert_allclose(layers.conv(params["head"], x), difference, atol=1e-4)
 
 
 def test_mistakes_are_named(monkeypatch, tmp_path):

@@ -69,9 +69,9 @@ def formula(state, heads, x, y) -> float:
     def features(image):
         shift, scale = [-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]
         a = (image - np.reshape(shift, (3, 1, 1))) / np.reshape(scale, (3, 1, 1))
-        found, number = [], 0
+        result, number = [], 0
         for convolutions in (2, 2, 3, 3, 3):
-            if found:
+            if result:
                 h, w = (n // 2 for n in a.shape[1:])
                 a = a[:, : 2 * h, : 2 * w].reshape(-1, h, 2, w, 2).max((2, 4))
                 number += 1
@@ -84,8 +84,8 @@ def formula(state, heads, x, y) -> float:
                     ]
                 )
                 a, number = np.maximum(a, 0), number + 2
-            found.append(a / (np.sqrt((a * a).sum(0)) + 1e-10))
-        return found
+            result.append(a / (np.sqrt((a * a).sum(0)) + 1e-10))
+        return result
 
     return sum(
         (head[0] * (a - b) ** 2).sum(0).mean()

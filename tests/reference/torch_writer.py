@@ -15,12 +15,12 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def whole(value: int) -> bytes:
+def integer(value: int) -> bytes:
     return b"L" + str(value).encode() + b"L\n"
 
 
 def numbers(values) -> bytes:
-    return b"(" + b"".join(map(whole, values)) + b"t"
+    return b"(" + b"".join(map(integer, values)) + b"t"
 
 
 def tensor(
@@ -35,13 +35,13 @@ def tensor(
         + b"\n"
         + text(key)
         + text("cpu")
-        + whole(size)
+        + integer(size)
         + b"tQ"
     )
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n("
         + storage
-        + whole(offset)
+        + integer(offset)
         + numbers(shape)
         + numbers(strides)
         + b"\x89ccollections\nOrderedDict\n)RtR"

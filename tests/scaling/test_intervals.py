@@ -134,11 +134,11 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
 @pytest.mark.parametrize("name", CASES)
 def test_profile_coverage_and_width(name):
     truth = laws.natural(np.array(CASES[name].theta))
-    found = [
+    result = [
         (intervals.profile(likelihood), interval_coverage.reference(p, likelihood))
         for p, likelihood in fitted_sweeps(name, 200)
     ]
-    reported, textbook = (np.array(rows) for rows in zip(*found, strict=True))
+    reported, textbook = (np.array(rows) for rows in zip(*result, strict=True))
     share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
     assert np.all((share >= 0.9) & (share <= 0.98))
     wider = interval_coverage.widths(reported) / interval_coverage.widths(textbook)

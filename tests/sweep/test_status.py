@@ -12,7 +12,7 @@ from var_jax.errors import UserError
 from var_jax.sweep import claims, driver, status
 
 
-def told(run, **changes):
+def write_status(run, **changes):
     run.mkdir(parents=True, exist_ok=True)
     values = {
         "step": 10,
@@ -31,7 +31,7 @@ def told(run, **changes):
 def test_status_of_a_single_run(tmp_path):
     """The row has the files' values and the MFU from the chip's peak; the line shows them."""
     chip = CHIPS["v5e"]
-    told(tmp_path, restarts=2)
+    write_status(tmp_path, restarts=2)
     (tmp_path / "meta.json").write_text(
         json.dumps(
             {
@@ -70,7 +70,7 @@ def test_status_of_a_single_run(tmp_path):
 def test_read_names_the_last_evaluation(tmp_path, step, state, shown):
     """A run that has taken its last step still evaluates for minutes; it must not look like one
     that stands still at 100 %."""
-    told(tmp_path, step=step, state=state)
+    write_status(tmp_path, step=step, state=state)
     (row,) = status.read(tmp_path)
     assert row.state == shown
 
@@ -78,8 +78,8 @@ def test_read_names_the_last_evaluation(tmp_path, step, state, shown):
 def test_lines_name_both_losses_and_refusals(tmp_path):
     """The loss that is trained on and the one that laws are fitted to are not the same; a refused
     run says why."""
-    told(tmp_path / "a", held_out_loss=4.5)
-    told(tmp_path / "b", state="failed")
+    write_status(tmp_path / "a", held_out_loss=4.5)
+    write_status(tmp_path / "b", state="failed")
     gone = claims.create(epath.Path(tmp_path / "b"), 1, "local")
     claims.replace(epath.Path(tmp_path / "b"), gone, job=f"{gone.host}:{gone.pid}:1.0")
     (tmp_path / "b" / "claims" / "0001.refused").write_text("steps is 0;\nit must be at least 1")
@@ -97,7 +97,7 @@ def test_lines_name_both_losses_and_refusals(tmp_path):
 
 def test_status_has_no_mfu_of_an_unknown_chip_and_no_eta_of_a_silent_run(tmp_path):
     """A CPU has no peak, and a run that wrote nothing for years is dead."""
-    told(tmp_path, updated="2020-01-01T00:00:00+00:00")
+    write_status(tmp_path, updated="2020-01-01T00:00:00+00:00")
     (tmp_path / "meta.json").write_text(
         json.dumps({"flops_per_image": {"exact": 1e9}, "devices": {"kind": "cpu", "count": 1}})
     )
@@ -111,9 +111,9 @@ def test_status_of_a_sweep_with_runs_in_every_state(tmp_path):
     sweep = drive.sweep(tmp_path, seeds=2)
     driver.write_plan(sweep, [])
     trunk, second, branch, last = (sweep.directory(run.id) for run in sweep.runs)
-    told(trunk, state="done", step=40)
-    told(branch, step=18, steps=20)
-    told(second, state="failed", step=10)
+    write_status(trunk, state="done", step=40)
+    write_status(branch, step=18, steps=20)
+    write_status(second, state="failed", step=10)
     gone = claims.create(second, 1, "local")
     claims.replace(second, gone, job=f"{gone.host}:{gone.pid}:1.0")
     rows = {row.id: row for row in status.read(tmp_path)}
@@ -152,7 +152,7 @@ def test_status_does_not_call_a_waiting_job_dead(tmp_path, backend, word, state)
     )
     if word:  # of an attempt before, or of this one that then fell silent
         began = datetime.datetime.fromtimestamp(hour + 60, datetime.UTC)
-        told(run, updated=began.isoformat() if word == "in it" else word)
+        write_status(run, updated=began.isoformat() if word == "in it" else word)
     (row,) = status.read(tmp_path)
     assert row.state == state
     assert f" {state} " in status.lines([row])[1]
@@ -160,8 +160,8 @@ def test_status_does_not_call_a_waiting_job_dead(tmp_path, backend, word, state)
 
 def test_status_of_a_sweep_without_its_plan_shows_its_runs(tmp_path):
     """Directories that hold a run are listed, others are not."""
-    told(tmp_path / "a", state="done", step=40)
-    told(tmp_path / "b", state="preempted")
+    write_status(tmp_path / "a", state="done", step=40)
+    write_status(tmp_path / "b", state="preempted")
     (tmp_path / "notes").mkdir()
     assert [(row.id, row.state) for row in status.read(tmp_path)] == [
         ("a", "done"),

@@ -67,7 +67,7 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
     averages = np.array([0.4, -0.2], np.float32)
     discriminator = DiscriminatorState({"matrix": matrix}, None, {}, averages, jnp.int32(3))
     gradients = gradients_of(config, Linear(), LossNetworks(QUARTIC))
-    found, _ = gradients(
+    result, _ = gradients(
         AutoencoderState(jnp.int32(2), params, None, None, discriminator),
         NetworkWeights(QUARTIC.params),
         batch,
@@ -75,21 +75,25 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
     )
 
     model = Tokenizer(small.TOKENIZER)
-    (rec, _, vq), kept = jax.jit(
+    (rec, _, vq), remaining = jax.jit(
         lambda p: model.apply(
             {"params": p}, images, capture_intermediates=lambda module, _: module.name == "norm_out"
         )
     )(params)
     rec, hidden = (
         np.asarray(rec, np.float64),
-        np.asarray(kept["intermediates"]["decoder"]["norm_out"]["__call__"][0], np.float64),
+        np.asarray(remaining["intermediates"]["decoder"]["norm_out"]["__call__"][0], np.float64),
     )
-    hidden, apart = hidden / (1 + np.exp(-hidden)), rec - images
-    count, rows, places = apart.size, len(images), matrix.shape[1]
-    similar = (
-        0.3 * np.abs(apart).mean() + 0.7 * (apart**2).mean() + 0.5 * (apart**4).sum() / 5 / rows
+    hidden, difference = hidden / (1 + np.exp(-hidden)), rec - images
+    count, rows, places = difference.size, len(images), matrix.shape[1]
+    image_loss = (
+        0.3 * np.abs(difference).mean()
+        + 0.7 * (difference**2).mean()
+        + 0.5 * (difference**4).sum() / 5 / rows
     )
-    d_similar = (0.3 * np.sign(apart) + 0.7 * 2 * apart) / count + 0.5 * 4 * apart**3 / 5 / rows
+    d_similar = (
+        0.3 * np.sign(difference) + 0.7 * 2 * difference
+    ) / count + 0.5 * 4 * difference**3 / 5 / rows
     real, fake = (x.reshape(rows, -1) @ matrix.astype(np.float64) for x in (images, rec))
     d_generator = np.broadcast_to(-matrix.mean(axis=1) / rows, (rows, len(matrix))).reshape(
         rec.shape
@@ -99,16 +103,16 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
     )
     adaptive = max(ratio, lowest)
     weight = 0.4 * 0.5 * adaptive  # the second of four warm-up steps
-    metrics = found.metrics
+    metrics = result.metrics
     np.testing.assert_allclose(metrics["adaptive_weight"], adaptive, rtol=1e-3)
     np.testing.assert_allclose(metrics["generator_weight"], weight, rtol=1e-3)
     np.testing.assert_allclose(metrics["generator"], -fake.mean(), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(
-        metrics["loss"], similar + 2 * float(vq) - weight * fake.mean(), rtol=1e-3
+        metrics["loss"], image_loss + 2 * float(vq) - weight * fake.mean(), rtol=1e-3
     )
-    ours = np.asarray(found.params["decoder"]["conv_out"]["kernel"])
+    actual = np.asarray(result.params["decoder"]["conv_out"]["kernel"])
     expected = at_last_kernel(hidden, d_similar + weight * d_generator)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
 
     gap_real, gap_fake = np.maximum(real + 0.2, 0), np.maximum(0.4 - fake, 0)
     hinge = (np.maximum(1 - real, 0).mean() + np.maximum(1 + fake, 0).mean()) / 2
@@ -125,7 +129,7 @@ def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lo
         - images.reshape(rows, -1).T @ ((real < 1) / 2 - 0.1 * 2 * gap_real)
     ) / (rows * places)
     np.testing.assert_allclose(
-        found.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max()
+        result.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max()
     )
 
 
@@ -161,7 +165,7 @@ def test_gradients_with_consistency_are_those_by_hand(params, batch):
     matrix = (0.05 * random.normal(size=(images[0].size, 7))).astype(np.float32)
     discriminator = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(3))
     gradients = gradients_of(config, TwoViews())
-    found, _ = gradients(
+    result, _ = gradients(
         AutoencoderState(jnp.int32(2), params, None, None, discriminator),
         NetworkWeights(),
         batch,
@@ -175,27 +179,27 @@ def test_gradients_with_consistency_are_those_by_hand(params, batch):
     first = [(x * seen).reshape(rows, -1) for x in (images.astype(np.float64), rec)]
     second = [x[:, ::-1].reshape(rows, -1) for x in (images.astype(np.float64), rec)]
     real, fake = (x @ matrix for x in first)
-    apart = [two - one for one, two in zip(first, second, strict=True)]
+    difference = [two - one for one, two in zip(first, second, strict=True)]
     hinge = np.maximum(1 - real, 0).mean() + np.maximum(1 + fake, 0).mean()
-    consistency = sum(((x @ matrix) ** 2).mean() for x in apart)
-    metrics = found.metrics
+    consistency = sum(((x @ matrix) ** 2).mean() for x in difference)
+    metrics = result.metrics
     np.testing.assert_allclose([metrics["hinge"], metrics["bcr"]], [hinge, consistency], rtol=1e-3)
     np.testing.assert_allclose(metrics["discriminator_loss"], hinge + 4 * consistency, rtol=1e-3)
     np.testing.assert_allclose(metrics["generator"], -fake.mean(), rtol=1e-3, atol=1e-5)
     by_hand = (first[1].T @ (fake > -1) - first[0].T @ (real < 1)) / (rows * places)
-    by_hand += 4 * sum(2 * x.T @ (x @ matrix) for x in apart) / (rows * places)
+    by_hand += 4 * sum(2 * x.T @ (x @ matrix) for x in difference) / (rows * places)
     np.testing.assert_allclose(
-        found.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max()
+        result.discriminator["matrix"], by_hand, rtol=0, atol=2e-3 * np.abs(by_hand).max()
     )
 
 
 def test_discriminator_augments_each_view_by_its_own_policy(params, batch):
     """The first view is blurred and then augmented by its policy; the second is not blurred, and
     has its own."""
-    whole = dataclasses.replace(
+    full = dataclasses.replace(
         PATCH, diffaugment="", blur_fade=0.5, bcr=1.0, bcr_diffaugment="cutout", bcr_cutout=1.0
     )
-    config = small.train_config("tokenizer", "", adversarial=whole)
+    config = small.train_config("tokenizer", "", adversarial=full)
     discriminator = Autoencoder(config).discriminator
     made = nn.meta.unbox(discriminator.init(jax.random.key(0)))
     images = batch["image"].astype(np.float32) / 127.5 - 1
@@ -264,10 +268,10 @@ def test_not_finite_names_the_network_that_diverged(params, batch):
     def named(params, matrix):
         discriminator = DiscriminatorState({"matrix": matrix}, None, {}, jnp.zeros(2), jnp.int32(0))
         run = AutoencoderState(jnp.int32(2), params, None, None, discriminator)
-        found, _ = gradients(run, NetworkWeights(), batch, jax.random.key(0))
-        norms = {"grad_norm": found.params, "discriminator_grad_norm": found.discriminator}
+        result, _ = gradients(run, NetworkWeights(), batch, jax.random.key(0))
+        norms = {"grad_norm": result.params, "discriminator_grad_norm": result.discriminator}
         return objective.not_finite(
-            {**found.metrics, **{name: optax.tree_utils.tree_norm(g) for name, g in norms.items()}}
+            {**result.metrics, **{name: optax.tree_utils.tree_norm(g) for name, g in norms.items()}}
         )
 
     assert named(params, matrix) is None

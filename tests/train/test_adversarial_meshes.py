@@ -113,8 +113,8 @@ def test_adversarial_state_is_sharded(on_meshes, sizes):
             (x.size, int(np.prod(place.shard_shape(x.shape))))
             for x, place in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True)
         ]
-        whole, held = np.sum(sizes_held, axis=0)
-        assert held < whole / 3, (whole, held)
+        full, held = np.sum(sizes_held, axis=0)
+        assert held < full / 3, (full, held)
 
 
 @pytest.mark.slow
@@ -143,14 +143,14 @@ def test_adversarial_step_in_microbatches_is_that_of_the_batch(params, batch):
                 program.first_state(params), jax.device_put(batch, program.rows), NetworkWeights()
             )
         results.append(jax.tree.map(np.asarray, (run.discriminator.params, run.params, metrics)))
-    (whole, whole_params, whole_metrics), (halves, halves_params, halves_metrics) = results
-    for ours, theirs in ((halves, whole), (halves_params, whole_params)):
+    (full, whole_params, whole_metrics), (halves, halves_params, halves_metrics) = results
+    for actual, expected in ((halves, full), (halves_params, whole_params)):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(
                 a, b, rtol=0, atol=1e-3 * np.abs(b).max() + 1e-6
             ),
-            ours,
-            theirs,
+            actual,
+            expected,
         )
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(halves_metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -27,13 +27,13 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 def config_with_everything(digits_dir, **changes):
     """Returns a run with every term, a second pass of the discriminator, blur, and dropout."""
-    everything = {
+    all_settings = {
         "adversarial": dataclasses.replace(PATCH, bcr=0.5, blur_fade=3, cutout=0.2, hinge="sum"),
         "codebook": dataclasses.replace(HEALTH, weight_decay=False),
         "tokenizer": dataclasses.replace(small.TOKENIZER, dropout=0.1, init_gain=0.5),
         "ema_warmup": 2,
     }
-    return small.train_config("tokenizer", digits_dir, **{**everything, **changes})
+    return small.train_config("tokenizer", digits_dir, **{**all_settings, **changes})
 
 
 @pytest.mark.slow
@@ -62,8 +62,8 @@ def test_train_resumes_an_adversarial_run_bit_for_bit(
     train(config, str(tmp_path / "resumed"))
     assert losses(tmp_path / "resumed") == losses(tmp_path / "whole")
     for part in ("params", "ema", "opt_state", "discriminator", "usage"):
-        whole, resumed = (one.restore_part(part, 3) for one in checkpoints)
-        jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+        full, resumed = (one.restore_part(part, 3) for one in checkpoints)
+        jax.tree.map(np.testing.assert_array_equal, resumed, full)
     first, second, third = losses(tmp_path / "whole")[:3]
     assert not {"hinge", "adaptive_weight", "discriminator_lr"} & first.keys()
     for record in (second, third):
@@ -87,7 +87,7 @@ def test_train_resumes_an_adversarial_run_bit_for_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("loss", "the generator's loss"),
         ("grad_norm", "the generator's grad_norm"),
@@ -96,7 +96,7 @@ def test_train_resumes_an_adversarial_run_bit_for_bit(
     ],
 )
 def test_train_names_the_network_whose_metric_is_not_finite(
-    digits_dir, unevaluated, tmp_path, monkeypatch, name, told
+    digits_dir, unevaluated, tmp_path, monkeypatch, name, message
 ):
     names = ("loss", "grad_norm", "discriminator_loss", "discriminator_grad_norm")
 
@@ -111,7 +111,7 @@ def test_train_names_the_network_whose_metric_is_not_finite(
 
     monkeypatch.setattr(step, "make_train_step", make)
     with pytest.raises(
-        Diverged, match=f"{told} of step 2 is nan; the last checkpoint is of step 1"
+        Diverged, match=f"{message} of step 2 is nan; the last checkpoint is of step 1"
     ):
         train(config_with_everything(digits_dir, codebook=CodebookConfig()), str(tmp_path))
     assert Checkpoints(tmp_path / "checkpoints", keep=3).steps() == [1]
@@ -120,10 +120,11 @@ def test_train_names_the_network_whose_metric_is_not_finite(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("broken", "told"), [("discriminator", "the discriminator's"), ("decoder", "the generator's")]
+    ("broken", "message"),
+    [("discriminator", "the discriminator's"), ("decoder", "the generator's")],
 )
 def test_train_leaves_a_finite_checkpoint_when_weights_are_not(
-    digits_dir, unevaluated, tmp_path, monkeypatch, broken, told
+    digits_dir, unevaluated, tmp_path, monkeypatch, broken, message
 ):
     make_train_step = step.make_train_step
 
@@ -147,7 +148,7 @@ def test_train_leaves_a_finite_checkpoint_when_weights_are_not(
     config = config_with_everything(digits_dir)
     with (
         monkeypatch.context() as patch,
-        pytest.raises(Diverged, match=f"{told} .* of step 2 is nan; the last check"),
+        pytest.raises(Diverged, match=f"{message} .* of step 2 is nan; the last check"),
     ):
         patch.setattr(step, "make_train_step", make)
         train(config, str(tmp_path))

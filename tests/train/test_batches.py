@@ -35,21 +35,21 @@ def described(data: Inputs) -> list[str]:
     return data_report.described(data._config, data)
 
 
-def doubts(data: Inputs) -> list[str]:
+def warnings_of(data: Inputs) -> list[str]:
     objective = registry.with_frozen_shapes(data._config)
     drops_color = data._config.tokenizer.in_channels == 1 and data.has_color
     return objective.data_warnings(data.class_names, drops_color=drops_color)
 
 
 def inputs(
-    data: DataConfig, stage: str = "tokenizer", kept: dict | None = None, **changes
+    data: DataConfig, stage: str = "tokenizer", manifest: dict | None = None, **changes
 ) -> Inputs:
     config = small.train_config(stage, "", data=data, **changes)
     return Inputs(
         registry.with_frozen_shapes(config),
         NoFrozen(),
         NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data")),
-        kept,
+        manifest,
     )
 
 
@@ -61,14 +61,14 @@ def opened(folder, tmp_path):
     return lambda: inputs(data)
 
 
-def test_what_a_workdir_keeps_of_its_data(opened, folder, tmp_path):
+def test_workdir_keeps_the_fingerprints_of_its_data(opened, folder, tmp_path):
     first = opened()
     first.require_same(tmp_path)  # nothing is kept yet
     first.note(tmp_path)
-    kept = json.loads((tmp_path / "data.json").read_text())
-    assert kept["name"] == "image_folder" and kept["class_names"] == ["cat", "dog"]
-    assert kept["train"] + kept["held_out"] == 12 and kept["held_out"] >= 2
-    assert kept["fingerprint"] == first.identity["fingerprint"]
+    parsed = json.loads((tmp_path / "data.json").read_text())
+    assert parsed["name"] == "image_folder" and parsed["class_names"] == ["cat", "dog"]
+    assert parsed["train"] + parsed["held_out"] == 12 and parsed["held_out"] >= 2
+    assert parsed["fingerprint"] == first.identity["fingerprint"]
     # A copy of the folder has other times and the same images: the run goes on.
     for file in folder.rglob("*.png"):
         file.write_bytes(file.read_bytes())
@@ -100,9 +100,9 @@ def test_what_a_workdir_keeps_of_its_data(opened, folder, tmp_path):
         ),
     ],
 )
-def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, message):
+def test_inputs_refuse_other_images(opened, folder, tmp_path, change, message):
     opened().note(tmp_path)
-    kept = (tmp_path / "data.json").read_text()
+    remaining = (tmp_path / "data.json").read_text()
     change(folder)
     for file in folder.rglob("*.png"):
         os.utime(file, (1, 1))  # a change within the same second is none to the copy of the folder
@@ -113,10 +113,10 @@ def test_other_images_do_not_pass_for_a_runs(opened, folder, tmp_path, change, m
         other.require_same(tmp_path)
     assert "\n" not in str(error.value)
     other.note(tmp_path)  # a run's first note stays
-    assert (tmp_path / "data.json").read_text() == kept
+    assert (tmp_path / "data.json").read_text() == remaining
 
 
-def test_a_run_on_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_path, opened):
+def test_inputs_name_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_path, opened):
     """A workdir whose images had their transparency dropped does not resume on composited ones, and
     the line says why; one whose images are the same in both versions does."""
     opened().note(tmp_path)
@@ -131,7 +131,7 @@ def test_a_run_on_pixels_that_an_earlier_version_decoded_otherwise(folder, tmp_p
         opened().require_same(tmp_path)
 
 
-def test_a_data_set_of_tfds_is_told_by_its_version(digits_dir, tmp_path):
+def test_inputs_name_a_tfds_data_set_by_its_version(digits_dir, tmp_path):
     same = inputs(DataConfig("digits", data_dir=str(digits_dir)))
     assert same.identity["fingerprint"] == "1.0.0" and same.identity["train"] == 1437
     (tmp_path / "data.json").write_text(
@@ -157,12 +157,12 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
         "tokenizer", "", data=DataConfig("digits", data_dir=str(digits_dir))
     )
     rows = NamedSharding(Mesh(jax.devices()[:4], "data"), PartitionSpec("data"))
-    opened, given = Inputs(registry.with_frozen_shapes(config), NoFrozen(), rows), []
+    opened, values = Inputs(registry.with_frozen_shapes(config), NoFrozen(), rows), []
     monkeypatch.setattr(
         jax,
         "make_array_from_callback",
         lambda shape, sharding, of: (
-            given.extend(of((slice(start, start + 2),)) for start in held) or "array"
+            values.extend(of((slice(start, start + 2),)) for start in held) or "array"
         ),
     )
     for held in (
@@ -171,15 +171,15 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
     ):  # of all rows, and of a process whose devices hold every second part
         opened._held = np.concatenate([np.arange(start, start + 2) for start in held])
         batch = {"label": 10 * opened._held}
-        given.clear()
+        values.clear()
         assert opened.on_devices(batch) == {"label": "array"}
-        assert [part.tolist() for part in given] == [
+        assert [part.tolist() for part in values] == [
             [10 * start, 10 * start + 10] for start in held
         ]
-        assert all(np.shares_memory(part, batch["label"]) for part in given)
+        assert all(np.shares_memory(part, batch["label"]) for part in values)
 
 
-def test_a_run_tells_its_classes_counts_and_splits(opened, folder):
+def test_data_report_names_classes_counts_and_splits(opened, folder):
     """Which id is which class is nowhere else to be seen before images are drawn."""
     data, classes = described(opened())
     counts = opened().class_counts
@@ -203,29 +203,29 @@ def test_a_run_tells_its_classes_counts_and_splits(opened, folder):
     )
 
 
-def test_a_run_doubts_classes_without_images_and_color_that_it_drops(opened, folder, tmp_path):
+def test_data_report_warns_of_empty_classes_and_dropped_color(opened, folder, tmp_path):
     """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color
     without a trace."""
     data = DataConfig(
         "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
     )
-    assert doubts(opened()) == []
-    (doubt,) = doubts(inputs(data, "transformer"))
+    assert warnings_of(opened()) == []
+    (warning,) = warnings_of(inputs(data, "transformer"))
     assert (
-        "transformer.num_classes is 10" in doubt
-        and "2 classes" in doubt
-        and "labels 2 to 9" in doubt
+        "transformer.num_classes is 10" in warning
+        and "2 classes" in warning
+        and "labels 2 to 9" in warning
     )
     fitting = dataclasses.replace(small.TRANSFORMER, num_classes=2)
-    assert doubts(inputs(data, "transformer", transformer=fitting)) == []
+    assert warnings_of(inputs(data, "transformer", transformer=fitting)) == []
     for i in range(6):
         Image.new("RGB", (8, 6), "red").save(folder / "cat" / f"{i}.png")
-    (doubt,) = doubts(inputs(data, "transformer", transformer=fitting))
-    assert "have color" in doubt and "the tokenizer has one channel" in doubt
-    assert "tokenizer.in_channels is 1" in doubts(opened())[0]
+    (warning,) = warnings_of(inputs(data, "transformer", transformer=fitting))
+    assert "have color" in warning and "the tokenizer has one channel" in warning
+    assert "tokenizer.in_channels is 1" in warnings_of(opened())[0]
 
 
-def test_a_resumed_run_keeps_its_order_of_classes(folder, tmp_path):
+def test_inputs_of_a_resumed_run_keep_the_order_of_classes(folder, tmp_path):
     """Numbers were sorted as texts by earlier versions: a run of one goes on, in a directory
     without its copy too."""
     for i in range(12):
@@ -237,7 +237,7 @@ def test_a_resumed_run_keeps_its_order_of_classes(folder, tmp_path):
     new = inputs(data).identity
     older = sorted(new["class_names"])
     assert new["class_names"] != older
-    first = inputs(data, kept={"class_names": older}).identity
+    first = inputs(data, manifest={"class_names": older}).identity
     assert first["class_names"] == older and first["fingerprint"] != new["fingerprint"]
     (tmp_path / "data.json").write_text(json.dumps(first))
     staged = dataclasses.replace(data, data_dir=str(tmp_path / "other"))

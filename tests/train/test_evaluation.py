@@ -28,7 +28,7 @@ class Held:
         return batch
 
 
-def test_the_program_of_reconstructions_is_made_once_a_run(monkeypatch):
+def test_evaluator_compiles_reconstructions_once(monkeypatch):
     traced = []
 
     def reconstruct(config, params, images):

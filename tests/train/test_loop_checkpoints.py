@@ -83,8 +83,8 @@ def test_train_stops_when_a_real_step_diverges(configs, unevaluated, tmp_path):
 class SlowEvaluator(NoEvaluator):
     """Evaluates as a large model would, in the sense that something happens meanwhile."""
 
-    def __init__(self, *given):
-        self.preemption = given[-1]
+    def __init__(self, *values):
+        self.preemption = values[-1]
 
     def metrics(self, params):
         self.meanwhile()

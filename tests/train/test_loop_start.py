@@ -60,11 +60,11 @@ def test_train_fine_tunes_with_another_class_count(configs, tmp_path, monkeypatc
         config, steps=1, transformer=dataclasses.replace(config.transformer, num_classes=12)
     )
     result = train(config, str(tmp_path))
-    ours, theirs = weights(tmp_path), dict(small.pipeline().params["transformer"])
-    fresh = ours.pop("class_embed")
+    actual, original = weights(tmp_path), dict(small.pipeline().params["transformer"])
+    fresh = actual.pop("class_embed")
     assert fresh.shape == (13, 16) and abs(fresh.std() / config.transformer.init_std - 1) < 0.2
-    del theirs["class_embed"]
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), ours, theirs)
+    del original["class_embed"]
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), actual, original)
     rate = (
         config.optimizer.base_lr * config.batch_size / 256
     )  # what a step of Adam moves a weight by at most
@@ -98,5 +98,7 @@ def test_train_places_what_its_steps_use_of_the_tokenizer(
         config = dataclasses.replace(config, data=data)
     train(config, str(tmp_path / "run"))
     assert seen == [{"quantize"} | (set() if cached else {"encoder", "quant_conv"})]
-    kept = Pipeline.from_pretrained(tmp_path / "run" / "tokenizer")  # and the workdir has all of it
-    assert_same(kept.params["tokenizer"], small.pipeline().params["tokenizer"])
+    model = Pipeline.from_pretrained(
+        tmp_path / "run" / "tokenizer"
+    )  # and the workdir has all of it
+    assert_same(model.params["tokenizer"], small.pipeline().params["tokenizer"])

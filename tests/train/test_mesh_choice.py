@@ -101,11 +101,11 @@ def test_choose_names_a_better_mesh_where_the_given_one_replicates_too_much():
     """The hint is a mesh that `choose` takes, and a larger `mesh.replicated_share` accepts the
     given one."""
     config = published("d16")
-    given = dataclasses.replace(config, mesh=MeshConfig(24, 1))
+    settings = dataclasses.replace(config, mesh=MeshConfig(24, 1))
     with pytest.raises(
         UserError, match=r"100% .* data=24, model=1; data=12, model=2 would divide more"
     ):
-        choose(given, devices(24))
+        choose(settings, devices(24))
     hinted = dataclasses.replace(config, mesh=MeshConfig(12, 2))
     assert sizes(choose(hinted, devices(24))) == (12, 2)
     accepted = dataclasses.replace(config, mesh=MeshConfig(24, 1, replicated_share=1.0))
@@ -113,9 +113,9 @@ def test_choose_names_a_better_mesh_where_the_given_one_replicates_too_much():
 
 
 def test_choose_says_that_no_mesh_is_better():
-    given = published("tokenizer", batch_size=14, mesh=MeshConfig(7, 1))
+    config = published("tokenizer", batch_size=14, mesh=MeshConfig(7, 1))
     with pytest.raises(UserError, match=r"mesh\.replicated_share=1 accepts it"):
-        choose(given, devices(7))
+        choose(config, devices(7))
 
 
 @pytest.mark.parametrize(

@@ -99,23 +99,23 @@ def test_train_step_is_the_same_on_a_mesh_that_does_not_divide_the_model(step_on
     assert_same_step(step_on(*mesh, rows=6), step_on(1, 1, rows=6), start)
 
 
-def assert_same_step(ours, theirs, start):
+def assert_same_step(actual, reference, start):
     """Both are what `one_step` returns."""
-    (expected, expected_metrics, _), (params, metrics, _) = theirs, ours
+    (expected, expected_metrics, _), (params, metrics, _) = reference, actual
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for (path, ours), theirs, before in zip(
+    for (path, actual), reference, before in zip(
         jax.tree_util.tree_leaves_with_path(params),
         jax.tree.leaves(expected),
         jax.tree.leaves(start),
         strict=True,
     ):
-        moved = np.abs(theirs - before).max()
+        moved = np.abs(reference - before).max()
         np.testing.assert_allclose(
-            ours,
-            theirs,
+            actual,
+            reference,
             rtol=0,
-            atol=1e-6 * np.abs(theirs).max() + 1e-3 * moved,
+            atol=1e-6 * np.abs(reference).max() + 1e-3 * moved,
             err_msg=jax.tree_util.keystr(path),
         )
 
@@ -142,7 +142,7 @@ def test_train_step_gathers_no_whole_stack_of_parameters(step_on, start, mesh):
     assert not [shape for shape in shapes if tuple(sorted(d for d in shape if d != 1)) in held]
 
 
-def test_what_a_gather_of_a_stack_would_look_like():
+def test_gathers_of_a_stack_are_recognized():
     line = (
         "  %all-gather.3 = f32[2,32,128]{2,1,0} all-gather(%param.7), channel_id=3, dimensions={1}"
     )
@@ -232,7 +232,7 @@ def test_make_mesh_takes_gpus_without_slices_by_process():
     assert make_mesh(MeshConfig(), devices[::-1]).devices.ravel().tolist() == devices
 
 
-def test_a_host_loads_the_rows_that_its_devices_hold():
+def test_inputs_load_the_rows_that_the_hosts_devices_hold():
     def held(*indices: slice) -> list[int]:
         places = {i: (index,) for i, index in enumerate(indices)}
         sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: places)

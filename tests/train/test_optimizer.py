@@ -228,9 +228,9 @@ def test_learning_rates_of_the_log_run_no_program():
     )
     rates = learning_rates(registry.with_frozen_shapes(config))
     with jax.transfer_guard("disallow"):
-        found = [rates(step) for step in range(9)]
-    assert all(type(value) is float for one in found for value in one.values())
-    assert [set(one) for one in found] == [{"lr"}] * 4 + [{"lr", "discriminator_lr"}] * 5
+        result = [rates(step) for step in range(9)]
+    assert all(type(value) is float for one in result for value in one.values())
+    assert [set(one) for one in result] == [{"lr"}] * 4 + [{"lr", "discriminator_lr"}] * 5
 
 
 def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
@@ -272,15 +272,15 @@ def test_three_updates_are_adamw(clip):
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)}
     optimizer = make_optimizer(config, steps, batch)
-    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    state = optimizer.init(ours)
+    actual = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = optimizer.init(actual)
     m, v = ({k: np.zeros_like(p) for k, p in params.items()} for _ in range(2))
     for t in range(steps):
         grads = {k: rng.normal(size=p.shape) for k, p in params.items()}
         updates, state = optimizer.update(
-            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, ours
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads), state, actual
         )
-        ours = optax.apply_updates(ours, updates)
+        actual = optax.apply_updates(actual, updates)
         norm = math.sqrt(sum((g**2).sum() for g in grads.values()))
         for k, g in grads.items():
             g = g * min(1, clip / norm) if clip else g
@@ -290,7 +290,7 @@ def test_three_updates_are_adamw(clip):
             rate = 0.01 * (1 if t < 1 else 0.1 + 0.9 * (1 - t / 2) / 0.95)
             params[k] = params[k] - rate * (adam + decay * params[k])
     for k, p in params.items():
-        np.testing.assert_allclose(ours[k], p, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(actual[k], p, rtol=1e-5, atol=1e-6)
 
 
 def test_state_takes_the_parameters_shardings():

@@ -49,8 +49,8 @@ def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):
 
     def weighted(p, newest):
         logits = Transformer(still).apply({"params": p}, inputs, labels)
-        found = token_losses.cross_entropy(logits, tokens)
-        first, second = (jnp.sum(found[:, span], axis=1) for span in SPANS[:2])
+        result = token_losses.cross_entropy(logits, tokens)
+        first, second = (jnp.sum(result[:, span], axis=1) for span in SPANS[:2])
         return jnp.mean(first + newest * second) / 17
 
     slope_by_hand = jax.jit(jax.grad(weighted))
@@ -66,9 +66,11 @@ def test_train_step_of_a_progressive_phase_sees_the_first_scales(params, batch):
             both = entropy[:, SPANS[0]].sum(1) + newest * entropy[:, SPANS[1]].sum(1)
             np.testing.assert_allclose(value, both.mean() / 17, rtol=1e-5)
             expected = slope_by_hand(params["transformer"], newest)
-            for ours, theirs in zip(jax.tree.leaves(slope), jax.tree.leaves(expected), strict=True):
-                size = float(jnp.abs(theirs).max())
-                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * size + 1e-7)
+            for actual, reference in zip(
+                jax.tree.leaves(slope), jax.tree.leaves(expected), strict=True
+            ):
+                size = float(jnp.abs(reference).max())
+                np.testing.assert_allclose(actual, reference, rtol=0, atol=1e-4 * size + 1e-7)
         np.testing.assert_allclose(parts["loss_mean"], entropy[:, :5].mean(), rtol=1e-5)
         np.testing.assert_allclose(parts["accuracy_mean"], hits[:, :5].mean(), rtol=1e-5)
         by_scale = [entropy[:, span].mean() for span in SPANS[:2]]
@@ -105,9 +107,9 @@ def test_variant_of_progressive_training_is_the_published_one():
             scale = 2 + round((done - 6) / (60 * 0.5 - 6) * (last - 2))
         if scale != previous:
             previous, began = scale, done
-        whole, first = scale == last, scale == 2
+        full, first = scale == last, scale == 2
         part = ScalesVariant(scale + 1, None if first else began)
-        assert objective.variant(done) == (ALL_SCALES if whole else part), done
+        assert objective.variant(done) == (ALL_SCALES if full else part), done
     assert len({objective.variant(done) for done in range(60)}) == 4
 
 

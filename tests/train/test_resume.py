@@ -61,10 +61,10 @@ def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp
     part of the weights (that these are the same)."""
     code = COUNTED.replace("MODEL", repr(str(model_dir)))
     code = code.replace("EMPTY", repr(str(tmp_path / "none")))
-    for ended, told in processes.scripts(code, tmp_path / "scripts", tmp_path / "programs"):
-        assert ended == 0, told
+    for ended, output in processes.scripts(code, tmp_path / "scripts", tmp_path / "programs"):
+        assert ended == 0, output
         moved, held, size = (
-            int(told.split(f"{name} ")[-1].split()[0]) for name in ("moved", "held", "size")
+            int(output.split(f"{name} ")[-1].split()[0]) for name in ("moved", "held", "size")
         )
         assert size > 10_000 and moved < size / 10 and held < 0.75 * size
 

@@ -85,7 +85,7 @@ def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
     config = small.train_config("transformer", "", transformer=t)
     objective = small.next_scale(config)
     compute = jax.jit(make_eval_step(objective))
-    found = compute(params["transformer"], batch, objective.frozen)
+    result = compute(params["transformer"], batch, objective.frozen)
     sums = []
     for labels in (batch["label"], np.full(4, small.CLASSES, np.int32)):
         logits = small.pipeline().logits(batch["tokens"], labels)[batch["mask"]]
@@ -103,12 +103,12 @@ def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
         )
     names = ["loss", "loss_last", "accuracy", "accuracy_last"]
     np.testing.assert_allclose(
-        [found[f"{name}_with_class_dropout"] for name in names],
+        [result[f"{name}_with_class_dropout"] for name in names],
         0.75 * sums[0] + 0.25 * sums[1],
         rtol=1e-4,
     )
     np.testing.assert_allclose(
-        [found[name] for name in ("loss_mean", "loss_last", "accuracy_mean", "accuracy_last")],
+        [result[name] for name in ("loss_mean", "loss_last", "accuracy_mean", "accuracy_last")],
         sums[0],
         rtol=1e-4,
     )
@@ -121,10 +121,10 @@ def test_eval_step_with_class_dropout_is_its_expectation(params, batch):
 
 
 @pytest.mark.parametrize(
-    ("number", "ema_warmup", "kept"),
+    ("number", "ema_warmup", "remaining"),
     [(0, 1, 0.1), (9, 1, 10 / 19), (9, 2, 5 / 14), (8, 2, 5 / 14), (1000, 2, 0.9)],
 )
-def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, kept):
+def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, remaining):
     """min(decay, (n + 1) / (n + 10)) of the average stays, n of `step // ema_warmup`: the published
     tokenizer's is 2. An update that changes nothing leaves the average between it and the
     weights."""
@@ -133,7 +133,7 @@ def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, kept
     zeros = jax.tree.map(jnp.zeros_like, weights)
     run = TrainState(jnp.int32(number), weights, zeros, still.init(weights))
     after = update(config, still, run, zeros)
-    np.testing.assert_allclose(after.ema["kernel"], 2 * (1 - kept), rtol=1e-5)
+    np.testing.assert_allclose(after.ema["kernel"], 2 * (1 - remaining), rtol=1e-5)
 
 
 def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
@@ -232,11 +232,11 @@ def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
         train_step = make_train_step(registry.with_frozen_shapes(config), {TRAINED: optimizer})
         after, metrics = jax.jit(train_step)(state, batch, FrozenTokenizer(params["tokenizer"]))
         results.append((after.params, metrics))
-    (whole, whole_metrics), (halves, halves_metrics) = results
+    (full, whole_metrics), (halves, halves_metrics) = results
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max()),
         halves,
-        whole,
+        full,
     )
     for name, value in whole_metrics.items():
         np.testing.assert_allclose(halves_metrics[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -257,31 +257,31 @@ def test_train_step_learns_with_every_kind_of_codes(codes):
     run, step = factory.first_state(), jax.jit(make_train_step(objective, optimizers))
     ramps = np.linspace(0, 255, 8)[None, None, :, None] * np.linspace(0, 1, 8)[:, None, None, None]
     images = {"image": np.broadcast_to(ramps, (8, 6, 8, 1)).astype(np.uint8)}
-    first, found = run.params, []
+    first, result = run.params, []
     for _ in range(40):
         run, metrics = step(run, images, NetworkWeights())
-        found.append(metrics)
-    assert found[-1]["loss"] < 0.7 * found[0]["loss"] and found[-1]["l2"] < 0.5 * found[0]["l2"]
+        result.append(metrics)
+    assert result[-1]["loss"] < 0.7 * result[0]["loss"] and result[-1]["l2"] < 0.5 * result[0]["l2"]
     assert ("codebook" in first["quantize"]) == (codes != "bsq")
     moved = jax.tree.map(
         lambda a, b: bool(np.any(np.asarray(a) != np.asarray(b))), first, run.params
     )
     assert all(jax.tree.leaves(moved))
-    assert found[-1]["perplexity"][-1] > 1
+    assert result[-1]["perplexity"][-1] > 1
 
 
 def products(jaxpr) -> list[tuple[tuple[int, ...], jnp.dtype]]:
     """(sorted shape, dtype) of what matrix products and convolutions give, wherever in a
     program."""
-    found = []
+    result = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             out = eqn.outvars[0].aval
-            found.append((tuple(sorted(out.shape)), out.dtype))
+            result.append((tuple(sorted(out.shape)), out.dtype))
         for value in jax.tree.leaves(list(eqn.params.values())):
             inner = getattr(value, "jaxpr", value)
-            found += products(inner) if hasattr(inner, "eqns") else []
-    return found
+            result += products(inner) if hasattr(inner, "eqns") else []
+    return result
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])

@@ -39,7 +39,7 @@ def config(digits_dir):
 
 
 @pytest.fixture(scope="module")
-def whole(config, model_dir, tmp_path_factory):
+def full(config, model_dir, tmp_path_factory):
     """A cache of two views, 50 + 7 images, in files of 16."""
     out = tmp_path_factory.mktemp("whole") / "cache"
     tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
@@ -65,34 +65,36 @@ def pixels(config, split: str, view: int | None) -> np.ndarray:
     return np.stack(images).astype(np.float32) / np.float32(127.5) - 1
 
 
-def test_tokens_are_those_of_the_pipeline(config, whole, model_dir):
-    cache, model = token_cache.open_cache(whole), Pipeline.from_pretrained(model_dir)
+def test_tokens_are_those_of_the_pipeline(config, full, model_dir):
+    cache, model = token_cache.open_cache(full), Pipeline.from_pretrained(model_dir)
     views = []
     for view in range(2):
-        found = [cache.train.read(i, view) for i in range(50)]
-        views.append(np.stack([f["tokens"] for f in found]))
+        result = [cache.train.read(i, view) for i in range(50)]
+        views.append(np.stack([f["tokens"] for f in result]))
         assert np.array_equal(views[-1], model.encode(pixels(config, "train[:50]", view)))
         labels = [e["label"] for e in sources.open_split(config.data, "train[:50]")]
-        assert [f["label"] for f in found] == labels
+        assert [f["label"] for f in result] == labels
     assert (views[0] != views[1]).any(axis=1).sum() > 10  # other crops, other tokens
     held_out = np.stack([e["tokens"] for e in cache.test])
     assert np.array_equal(held_out, model.encode(pixels(config, "test[:7]", None)))
 
 
-def test_the_cache_says_what_it_holds(config, whole, model_dir):
-    cache = token_cache.open_cache(whole)
+def test_manifest_says_what_the_cache_holds(config, full, model_dir):
+    cache = token_cache.open_cache(full)
     assert cache.manifest.train.views == 2 and cache.manifest.test.views == 1
     assert cache.counts == {"train": 50, "test": 7}
     assert [s.images for s in cache.manifest.train.shards] == [16, 16, 16, 2] * 2
     assert {s.name for s in cache.manifest.train.shards} == {
-        p.name for p in (whole / "train").glob("*.array_record")
+        p.name for p in (full / "train").glob("*.array_record")
     }
-    ours, theirs = (
+    loaded, original = (
         Pipeline.from_pretrained(cache.tokenizer_directory),
         Pipeline.from_pretrained(model_dir),
     )
-    assert ours.config.transformer is None and ours.config.tokenizer == theirs.config.tokenizer
-    for pipeline in (ours, theirs):
+    assert (
+        loaded.config.transformer is None and loaded.config.tokenizer == original.config.tokenizer
+    )
+    for pipeline in (loaded, original):
         cache.check(
             config.data,
             pipeline.config.tokenizer,
@@ -102,7 +104,7 @@ def test_the_cache_says_what_it_holds(config, whole, model_dir):
         )
 
 
-def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, whole, model_dir, tmp_path):
+def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, full, model_dir, tmp_path):
     out, settings = (
         tmp_path / "cache",
         {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2},
@@ -118,10 +120,10 @@ def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, whole, mode
         for p in out.rglob("*.array_record")
         if p.name in stamps
     )
-    assert len(first) == 5 and files(out) == files(whole)
+    assert len(first) == 5 and files(out) == files(full)
 
 
-def test_only_what_is_not_whole_is_written_again(config, whole, model_dir, tmp_path):
+def test_tokenize_writes_again_what_is_not_whole(config, full, model_dir, tmp_path):
     out = tmp_path / "cache"
     settings = {"views": 2, "batch": 1, "shard_images": 16}
     tokenize(config, str(model_dir), str(out), **settings)
@@ -129,20 +131,22 @@ def test_only_what_is_not_whole_is_written_again(config, whole, model_dir, tmp_p
     train[0].write_bytes(train[0].read_bytes()[:100])  # half-written
     train[1].unlink()
     (out / "train" / f"{train[2].name}.json").write_text("{")
-    kept = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record") if p not in train[:3]}
+    remaining = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record") if p not in train[:3]}
     tokenize(config, str(model_dir), str(out), **settings)
-    assert files(out) == files(whole)
-    assert len(kept) == 6 and all(p.stat().st_mtime_ns == mtime for p, mtime in kept.items())
+    assert files(out) == files(full)
+    assert len(remaining) == 6 and all(
+        p.stat().st_mtime_ns == mtime for p, mtime in remaining.items()
+    )
 
 
-def test_a_split_may_come_later(config, whole, model_dir, tmp_path):
+def test_tokenize_adds_a_split_later(config, full, model_dir, tmp_path):
     out = tmp_path / "cache"
     for roles in (("test",), ("train",)):
         tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16, roles=roles)
-    assert files(out) == files(whole)
+    assert files(out) == files(full)
 
 
-def test_a_killed_run_is_taken_up(config, whole, model_dir, tmp_path):
+def test_tokenize_goes_on_after_a_kill(config, full, model_dir, tmp_path):
     out = tmp_path / "cache"
     data = {k: getattr(config.data, k) for k in ("data_dir", "train_split", "eval_split")}
     script = f"""
@@ -181,21 +185,21 @@ module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shar
     }
     assert 2 <= len(done) < 8
     tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
-    assert files(out) == files(whole)
+    assert files(out) == files(full)
     assert (
         sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1
     )  # the last stamp may be cut
 
 
-def test_without_crops_there_is_one_view(config, model_dir, tmp_path):
+def test_tokenize_refuses_views_without_crops(config, model_dir, tmp_path):
     still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="whole"))
     with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'whole'"):
         tokenize(still, str(model_dir), str(tmp_path / "cache"), views=2)
     assert not (tmp_path / "cache").exists()
     tokenize(still, str(model_dir), str(tmp_path / "cache"), batch=1)
-    found = np.stack([e["tokens"] for e in token_cache.open_cache(tmp_path / "cache").train])
+    result = np.stack([e["tokens"] for e in token_cache.open_cache(tmp_path / "cache").train])
     assert np.array_equal(
-        found, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None))
+        result, Pipeline.from_pretrained(model_dir).encode(pixels(still, "train[:50]", None))
     )
 
 
@@ -214,31 +218,29 @@ def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, t
         for i in range(50):
             if np.random.default_rng([flipped.seed, view, i]).random() < 0.5:
                 images[i], mirrored = images[i, :, ::-1], mirrored + 1
-        found = np.stack([cache.train.read(i, view)["tokens"] for i in range(50)])
-        assert np.array_equal(found, model.encode(images))
+        result = np.stack([cache.train.read(i, view)["tokens"] for i in range(50)])
+        assert np.array_equal(result, model.encode(images))
     assert 30 < mirrored < 70
     held_out = np.stack([e["tokens"] for e in cache.test])
     assert np.array_equal(held_out, model.encode(pixels(flipped, "test[:7]", None)))
 
 
-def test_a_directory_of_something_else_is_left_alone(config, whole, model_dir, tmp_path):
-    before = files(whole)
+def test_tokenize_leaves_a_directory_of_something_else_alone(config, full, model_dir, tmp_path):
+    before = files(full)
     with pytest.raises(
         UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"
     ):
-        tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(whole), shard_images=16)
+        tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(full), shard_images=16)
     with pytest.raises(UserError, match="holds a model; give another --out"):
         tokenize(config, str(model_dir), str(model_dir))
-    assert files(whole) == before
+    assert files(full) == before
 
 
 class Killed(BaseException):
     pass
 
 
-def test_a_shard_is_under_its_name_when_it_is_whole(
-    config, whole, model_dir, tmp_path, monkeypatch
-):
+def test_tokenize_names_a_shard_when_it_is_whole(config, full, model_dir, tmp_path, monkeypatch):
     """Killed before a file is renamed into place, a run leaves no shard: another process that reads
     the directory finds a whole one or none. What it left besides is cleared up at the end."""
     out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
@@ -256,11 +258,11 @@ def test_a_shard_is_under_its_name_when_it_is_whole(
     assert not list(out.rglob("*.array_record"))
     atomic.temporary_name(out / "train" / "view00-00000-of-00004.array_record").write_bytes(b"half")
     tokenize(config, str(model_dir), str(out), **settings)
-    assert files(out) == files(whole)
+    assert files(out) == files(full)
 
 
 def test_hosts_that_finish_at_once_leave_a_whole_manifest(
-    config, whole, model_dir, tmp_path, monkeypatch
+    config, full, model_dir, tmp_path, monkeypatch
 ):
     """One host looks for the other's last shard right before it is there, and writes the manifest
     after the other has: the one that stays has all shards all the same."""
@@ -279,7 +281,7 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(
     monkeypatch.setattr(token_shards, "finished_shard", late)
     monkeypatch.setattr(token_shards, "write", lambda *_: None)
     tokenize(config, str(model_dir), str(out), **settings)
-    assert len(missed) == 2 and files(out) == files(whole)
+    assert len(missed) == 2 and files(out) == files(full)
 
 
 @pytest.fixture
@@ -347,7 +349,7 @@ def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
     assert files(out) == before
 
 
-def test_a_copy_of_the_images_is_the_same_data(folder, model_dir, tmp_path):
+def test_train_takes_a_copy_of_the_images_for_the_same_data(folder, model_dir, tmp_path):
     """Times of files change with every copy; without any images, there is nothing to compare."""
     out = tmp_path / "cache"
     tokenize(folder_config(folder, tmp_path), str(model_dir), str(out), batch=1)
@@ -359,7 +361,7 @@ def test_a_copy_of_the_images_is_the_same_data(folder, model_dir, tmp_path):
     opened(folder_config(tmp_path / "none", tmp_path / "elsewhere", out))
 
 
-def test_a_cache_that_notes_no_images_stays_usable(
+def test_train_takes_a_cache_without_a_data_fingerprint(
     folder, model_dir, tmp_path, monkeypatch, caplog
 ):
     """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go
@@ -370,7 +372,7 @@ def test_a_cache_that_notes_no_images_stays_usable(
         patch.setattr(
             module,
             "_manifest",
-            lambda *given: dataclasses.replace(manifest_of(*given), data_fingerprint=""),
+            lambda *values: dataclasses.replace(manifest_of(*values), data_fingerprint=""),
         )
         tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -378,14 +380,14 @@ def test_a_cache_that_notes_no_images_stays_usable(
     (out / "manifest.json").write_text(json.dumps(manifest))
     shards = sorted(out.rglob("*.array_record"))
     shards[0].unlink()
-    kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
+    remaining = {path: path.stat().st_mtime_ns for path in shards[1:]}
     with caplog.at_level(logging.WARNING):
         tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
         assert shards[0].exists()
-        assert all(path.stat().st_mtime_ns == mtime for path, mtime in kept.items())
+        assert all(path.stat().st_mtime_ns == mtime for path, mtime in remaining.items())
         identity = opened(config).identity
     assert "fingerprint" not in identity and identity["train"] + identity["held_out"] == 40
-    told = [
+    output = [
         record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()
     ]
-    assert len(told) == 2 and all(str(out) in line for line in told)
+    assert len(output) == 2 and all(str(out) in line for line in output)

@@ -46,10 +46,10 @@ def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
     )  # every search goes to one of the equal codes
     assert int(metrics["revived"]) == 15  # threshold 0.9: one step at decay 0.5 is enough
     moments, ema = optax.tree_utils.tree_get(run.opt_state, "mu"), run.ema
-    kept = np.asarray(moments["quantize"]["codebook"]).any(axis=1)
-    assert kept.sum() == 1
+    remaining = np.asarray(moments["quantize"]["codebook"]).any(axis=1)
+    assert remaining.sum() == 1
     codes, averaged = (np.asarray(tree["quantize"]["codebook"]) for tree in (run.params, ema))
-    np.testing.assert_array_equal(averaged[~kept], codes[~kept])
+    np.testing.assert_array_equal(averaged[~remaining], codes[~remaining])
     assert len(np.unique(codes, axis=0)) == 16
     for _ in range(4):
         run, metrics = train_step(run, batch, NetworkWeights())

@@ -24,7 +24,7 @@ def fence(tmp_path, monkeypatch) -> epath.Path:
     return path
 
 
-def test_only_the_newest_start_may_go_on(fence, monkeypatch):
+def test_workdir_lets_the_newest_start_go_on(fence, monkeypatch):
     workdir.require_newest_start()
     fence.with_name("0001.json.12-ab.tmp").write_text("")  # a heartbeat that is being written
     workdir.require_newest_start()
@@ -37,7 +37,7 @@ def test_only_the_newest_start_may_go_on(fence, monkeypatch):
     workdir.require_newest_start()
 
 
-def test_a_start_whose_run_was_removed_ends(fence):
+def test_workdir_ends_a_start_whose_run_was_removed(fence):
     fence.unlink()
     with pytest.raises(UserError, match=r"0001\.json is gone"):
         workdir.require_newest_start()
@@ -46,7 +46,7 @@ def test_a_start_whose_run_was_removed_ends(fence):
         workdir.require_newest_start()
 
 
-def test_a_run_looks_again_right_before_the_workdir_becomes_its_own(fence, tmp_path):
+def test_workdir_is_looked_at_again_right_before_it_is_claimed(fence, tmp_path):
     """The later start may be ordered while this one compiles."""
     config = small.train_config("transformer", tmp_path)
     workdir.refuse_another_run(fence.parent.parent, config)
@@ -100,7 +100,7 @@ def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, mon
     assert "source_dir" not in str(error.value)
 
 
-def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
+def test_workdir_of_a_longer_run_keeps_the_steps_at_which_parts_begin(tmp_path):
     """Shares of the run's length come to other steps; the steps themselves may be given in their
     place."""
     directory = epath.Path(tmp_path)
@@ -115,17 +115,17 @@ def test_a_longer_run_keeps_the_steps_at_which_parts_of_it_begin(tmp_path):
         UserError, match=r"adversarial\.start.*10.*5.*adversarial\.warmup.*progressive\.until"
     ):
         workdir.refuse_another_run(directory, longer)
-    told = {
+    config = {
         "adversarial": dataclasses.replace(parts["adversarial"], start=5, warmup=1),
         "progressive": ProgressiveConfig("1,2", until=3),
     }
-    workdir.refuse_another_run(directory, dataclasses.replace(longer, **told))
+    workdir.refuse_another_run(directory, dataclasses.replace(longer, **config))
     without = small.train_config("tokenizer", tmp_path / "other", steps=10)
     workdir.claim(directory / "other", registry.with_frozen_shapes(without))
     workdir.refuse_another_run(directory / "other", dataclasses.replace(without, steps=20))
 
 
-def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tmp_path):
+def test_workdir_of_a_longer_run_keeps_the_steps_of_progressive_training_and_blur(tmp_path):
     """As above, of what else begins or ends at a share of the run."""
     directory = epath.Path(tmp_path)
     blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4, layers=1)
@@ -138,8 +138,8 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
     longer = small.train_config("tokenizer", tmp_path, steps=20, adversarial=blurred)
     with pytest.raises(UserError, match=r"adversarial\.blur_fade: 8 here, 4 there"):
         workdir.refuse_another_run(directory / "t", longer)
-    kept = dataclasses.replace(blurred, blur_fade=4)
-    workdir.refuse_another_run(directory / "t", dataclasses.replace(longer, adversarial=kept))
+    remaining = dataclasses.replace(blurred, blur_fade=4)
+    workdir.refuse_another_run(directory / "t", dataclasses.replace(longer, adversarial=remaining))
     shares = dataclasses.replace(
         small.TRANSFORMER, progressive=0.5, progressive_from=1, progressive_warmup=0.1
     )
@@ -156,7 +156,7 @@ def test_a_longer_run_keeps_the_steps_of_progressive_training_and_of_the_blur(tm
     workdir.refuse_another_run(directory / "v", dataclasses.replace(longer, transformer=steps))
 
 
-def test_a_resumed_run_may_compute_its_batches_in_other_parts(tmp_path):
+def test_workdir_lets_a_resumed_run_change_its_microbatches(tmp_path):
     """Microbatches say how a batch is computed, as remat does: a run goes on where memory is
     scarcer."""
     config = small.train_config("transformer", tmp_path)

@@ -26,25 +26,25 @@ def parameters(config: TrainConfig) -> int:
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
     config = dataclasses.replace(CONFIG, stage=stage)
-    found = json.loads(json.dumps(run_meta(registry.with_frozen_shapes(config)), allow_nan=False))
-    assert found["params"]["total"] == parameters(config) > found["params"]["body"] > 0
+    parsed = json.loads(json.dumps(run_meta(registry.with_frozen_shapes(config)), allow_nan=False))
+    assert parsed["params"]["total"] == parameters(config) > parsed["params"]["body"] > 0
     tokens = 1 + 4 + 12
-    assert (found["tokens_per_image"], found["tokens_per_step"]) == (tokens, 8 * tokens)
+    assert (parsed["tokens_per_image"], parsed["tokens_per_step"]) == (tokens, 8 * tokens)
     assert (
-        found["devices"]["count"] == jax.device_count()
-        and found["versions"]["jax"] == jax.__version__
+        parsed["devices"]["count"] == jax.device_count()
+        and parsed["versions"]["jax"] == jax.__version__
     )
 
 
 def test_run_meta_has_three_definitions_of_compute():
-    found = run_meta(registry.with_frozen_shapes(CONFIG))
-    a_step, an_image = found["flops_per_step"], found["flops_per_image"]
+    result = run_meta(registry.with_frozen_shapes(CONFIG))
+    a_step, an_image = result["flops_per_step"], result["flops_per_image"]
     # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
     d, w, length, pairs = 2, 16, 17, 225
     rest = 2 * length * (12 * d * w**2 + 16 * w + 4 * w) + 2 * (6 * d * w**2 + 2 * w**2)
     assert an_image["exact"] == 3 * (rest + 4 * d * w * pairs)
     assert an_image["dense"] == 3 * (rest + 4 * d * w * length**2)
-    assert an_image["6nd"] == 6 * found["params"]["body"] * length
+    assert an_image["6nd"] == 6 * result["params"]["body"] * length
     assert a_step == {name: 8 * value for name, value in an_image.items()}
 
 
