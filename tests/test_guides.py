@@ -134,8 +134,8 @@ def test_docs_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_docs_files_exist(page):
-    """Every script, test, config and module that a page names by its path is there: a command that a
-    reader copies finds its file."""
+    """Every script, test, config and module that a page names by its path is there: a command that
+    a reader copies finds its file."""
     named = re.findall(
         r"\b(?:tests|launch|configs|var_jax|docs)/[\w/]+\.(?:py|sh|yaml|sbatch|md)\b",
         page.read_text(),

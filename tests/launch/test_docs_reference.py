@@ -17,8 +17,8 @@ def docs_reference():
 
 
 def test_config_page_has_a_row_for_every_key(docs_reference):
-    """Each key of the dataclasses is one row with three cells: a meaning with a "|" in it would make
-    more of them."""
+    """Each key of the dataclasses is one row with three cells: a meaning with a "|" in it would
+    make more of them."""
     rows = [line for line in docs_reference.config_page().splitlines() if line.startswith("| `")]
     keys = [key.path for section in sections() for key in section.keys]
     assert [row.split("`")[1] for row in rows] == keys
@@ -26,7 +26,7 @@ def test_config_page_has_a_row_for_every_key(docs_reference):
 
 
 def test_room_page_has_every_module(docs_reference):
-    """Every module of the package is on the page of its folder, and each folder has a first line."""
+    """Every module of the package is on the page of its folder; each folder has a first line."""
     for room in docs_reference.rooms():
         page = docs_reference.room_page(room)
         modules = {path.stem for path in (ROOT / "var_jax" / room).glob("*.py")} - {"__init__"}

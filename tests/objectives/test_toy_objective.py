@@ -1,5 +1,5 @@
-"""A new kind of training is one class: here a mean image, which trains, resumes and evaluates through
-the same loop as the tokenizer and the transformers."""
+"""A new kind of training is one class: here a mean image, which trains, resumes and evaluates
+through the same loop as the tokenizer and the transformers."""
 
 import json
 

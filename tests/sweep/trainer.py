@@ -1,7 +1,7 @@
 """A run without a model: takes steps, writes status.json, metrics.jsonl, meta.json and checkpoint
-directories as training does, resumes and branches, and ends as the plan in its environment says. Its
-records go through training's own writer of metrics where the plan has `records`, which takes longer
-to start.
+directories as training does, resumes and branches, and ends as the plan in its environment says.
+Its records go through training's own writer of metrics where the plan has `records`, which takes
+longer to start.
 
 Its command line is that of `var_jax train`, of which it reads --workdir and some --config keys.
 """

@@ -241,6 +241,6 @@ def test_inputs_of_a_resumed_run_keep_the_order_of_classes(folder, tmp_path):
     assert first["class_names"] == older and first["fingerprint"] != new["fingerprint"]
     (tmp_path / "data.json").write_text(json.dumps(first))
     staged = dataclasses.replace(data, data_dir=str(tmp_path / "other"))
-    inputs(staged, kept=first).require_same(tmp_path)
+    inputs(staged, manifest=first).require_same(tmp_path)
     with pytest.raises(UserError, match="the classes are in another order"):
         inputs(dataclasses.replace(data, data_dir=str(tmp_path / "third"))).require_same(tmp_path)
