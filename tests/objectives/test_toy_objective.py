@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import var_jax.config.train
 from helpers import small
 from helpers.runs import assert_same, losses, records, signal_in_step, weights
-from var_jax.config import train as train_config
 from var_jax.config.train import MeshConfig
 from var_jax.errors import Preempted, UserError
 from var_jax.objectives import registry
@@ -44,8 +44,9 @@ class MeanImage(Objective):
 def config(digits_dir, monkeypatch):
     """A run of it, whose parameters may lie whole on every device."""
     monkeypatch.setattr(registry, "OBJECTIVES", {**registry.OBJECTIVES})
-    monkeypatch.setattr(train_config, "STAGES", [*train_config.STAGES])
-    monkeypatch.setattr(registry, "STAGES", train_config.STAGES)
+    stages = [*registry.STAGES]
+    monkeypatch.setattr(var_jax.config.train, "STAGES", stages)
+    monkeypatch.setattr(registry, "STAGES", stages)
     registry.register("mean_image", MeanImage)
     mesh = MeshConfig(replicated_share=1.0)
     return small.train_config("mean_image", digits_dir, steps=6, eval_every=2, mesh=mesh)

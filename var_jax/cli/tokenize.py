@@ -80,7 +80,7 @@ def _encode(args: argparse.Namespace, config: TrainConfig, roles: tuple[str, ...
         info = getattr(manifest, role)
         state = f"{len(info.shards)} files" if info.shards else "other hosts are still at it"
         print(
-            f"{role}: {info.images} images x {info.views} views of {manifest.scales.total} tokens in "
-            f"{args.out}/{role} ({state})"
+            f"{role}: {info.images} images x {info.views} views of {manifest.scales.total} tokens "
+            f"in {args.out}/{role} ({state})"
         )
     return 0

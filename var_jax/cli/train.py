@@ -2,7 +2,8 @@
 
 example:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer
-  var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer --workdir runs/d2
+  var-jax train --config configs/digits.py:d2 --config.tokenizer_dir=runs/tokenizer \\
+    --workdir runs/d2
 
 On several hosts, start the same command on every host: TPU pods, SLURM and GKE are recognized.
 Elsewhere, add to the I-th of N (counted from 0)
