@@ -46,7 +46,7 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def test_an_image_is_the_one_that_sample_draws():
+def test_draw_matches_sample():
     model = small.pipeline()
     steps = session.draw(model, Choices(3, seed=5, cfg=2.0))
     expected, whole = model.sample([3], seed=5, cfg=2.0, return_steps=True, as_uint8=True)
@@ -55,7 +55,7 @@ def test_an_image_is_the_one_that_sample_draws():
     np.testing.assert_array_equal(session.draw(model, Choices(3, seed=5, cfg=2.0)), steps)
 
 
-def test_a_seed_a_class_and_guidance_compile_nothing(image):
+def test_draw_compiles_nothing_for_a_seed_a_class_or_guidance(image):
     model, last = small.pipeline(), Choices(9, seed=2**32 - 1, cfg=4.0)
     before = sampler.generate._cache_size()
     session.warm_up(model, Choices(0))
@@ -89,7 +89,7 @@ def test_no_guidance_is_none():
     assert np.abs(guided.astype(int) - unguided).max() > 1
 
 
-def test_an_edit_keeps_every_other_pixel(image):
+def test_redraw_keeps_every_other_pixel(image):
     model = small.pipeline()
     edited = session.redraw(model, image, MASK, Choices(3, seed=1), 1)
     np.testing.assert_array_equal(edited[~MASK], image[~MASK])
@@ -112,7 +112,7 @@ def test_an_edit_keeps_every_other_pixel(image):
     assert session.default_keep_scales(small.TOKENIZER) == 1
 
 
-def test_an_edit_of_nothing_and_choices_out_of_range(image):
+def test_redraw_refuses_an_empty_mask_and_choices_out_of_range(image):
     def refused(mask, choices, k=1) -> str:
         with pytest.raises(UserError) as told:
             session.redraw(small.pipeline(), image, mask, choices, k)
@@ -187,7 +187,7 @@ def test_bad_uploads_are_refused(content, message, tmp_path):
     )
 
 
-def test_an_upload_of_too_many_bytes_is_not_read(tmp_path):
+def test_read_upload_refuses_too_many_bytes(tmp_path):
     with (tmp_path / "upload.png").open("wb") as file:
         file.truncate(session.MAX_BYTES + 2**19)
     with pytest.raises(UserError, match=r"the upload is of 20\.5 MB; it must be at most 20 MB"):
@@ -233,7 +233,7 @@ with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(pa
 """
 
 
-def test_a_serving_process_opens_no_other_kinds_of_files():
+def test_serving_opens_no_other_kinds_of_files():
     """Whoever calls Pillow, as Gradio itself does: EPS would start another program."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SERVING], capture_output=True, text=True, check=False
@@ -241,7 +241,7 @@ def test_a_serving_process_opens_no_other_kinds_of_files():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_mask_is_what_is_painted():
+def test_read_mask_is_true_where_something_is_painted():
     layer = np.zeros((60, 80, 4), np.uint8)
     layer[..., :3] = 200  # colour counts for nothing
     assert (
@@ -269,7 +269,7 @@ def test_classes_by_name(tmp_path):
         session.class_choices(tmp_path, small.MODEL)
 
 
-def test_the_pages_pictures_are_pixel_by_pixel(image):
+def test_generated_shows_images_pixel_by_pixel(image):
     """However large they are shown; those to be downloaded as well."""
     steps = np.stack([image, 255 - image])
     text = results.generated(steps, ["1x1", "<3x4>"], Choices(3, seed=5), "a <b> & c")
@@ -291,7 +291,7 @@ def test_the_pages_pictures_are_pixel_by_pixel(image):
     ]
 
 
-def test_an_edit_is_shown_beside_what_it_was(image):
+def test_edited_shows_the_image_before_and_the_mask(image):
     text = results.edited(image, MASK, 255 - image, Choices(10, seed=1), "")
     sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
     shown = [

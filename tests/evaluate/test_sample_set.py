@@ -161,7 +161,7 @@ def test_hosts_draw_disjoint_files(whole, tmp_path):
 
 
 def test_nothing_is_drawn_twice(whole, monkeypatch):
-    monkeypatch.setattr(sample_set, "_draw", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *_: pytest.fail("drawn again"))
     before = whole.stat().st_mtime_ns
     assert generate(planned(), whole) and whole.stat().st_mtime_ns == before
 
@@ -211,7 +211,7 @@ def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path
 
 @pytest.mark.parametrize(("batch_size", "images"), [(1, 64), (12, 96), (64, 512), (None, 512)])
 def test_files_hold_whole_batches_of_all_devices(tmp_path, monkeypatch, batch_size, images):
-    monkeypatch.setattr(sample_set, "_draw", lambda *_: None)
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *_: None)
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, batch_size=batch_size, shard_images=None)
     manifest = json.loads((tmp_path / "samples.npz.partial" / "manifest.json").read_text())
@@ -303,7 +303,9 @@ def test_pngs(whole, tmp_path, monkeypatch):
         with Image.open(file) as opened:
             np.testing.assert_array_equal(np.asarray(opened), image[..., 0])
     assert generate(planned(), out, png=directory)
-    monkeypatch.setattr(sample_set, "_draw", lambda *_: pytest.fail("drawn before it was refused"))
+    monkeypatch.setattr(
+        sample_set, "_write_shards", lambda *_: pytest.fail("drawn before it was refused")
+    )
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     for place, pictures in ((tmp_path / "other.npz", directory), (out, foreign)):

@@ -125,7 +125,7 @@ def test_titles_and_descriptions():
     )
 
 
-def test_the_pipeline_takes_names():
+def test_pipeline_takes_class_names():
     """In Python a text is a name and a number an id, whatever the name looks like."""
     names = ("a", "b", "0", *"defghij")
     for given, expected in (
@@ -141,7 +141,7 @@ def test_the_pipeline_takes_names():
         validate.labels(small.MODEL, ["a"])
 
 
-def test_a_model_directory_carries_class_names(tmp_path):
+def test_model_directory_holds_class_names(tmp_path):
     """Through every way that a model takes: saved, loaded, spread, in another dtype."""
     from var_jax import Pipeline
 

@@ -133,7 +133,7 @@ def test_settings_that_change_often_compile_nothing(model):
     )
 
 
-def test_an_image_depends_on_the_seed_its_index_and_its_label_only(model):
+def test_sample_depends_on_the_seed_the_index_and_the_label_alone(model):
     labels = [3, 1, 4, 1, 5]
     images, tokens = model.sample(labels, return_tokens=True, **SETTINGS)
     assert images.shape == (5, *model.config.tokenizer.image_shape) and images.dtype == np.float32
@@ -170,7 +170,7 @@ def test_no_filters_and_no_guidance_are_off(model):
     assert sampler.generate._cache_size() == compiled
 
 
-def test_an_edit_keeps_what_is_kept(model, given):
+def test_edit_keeps_masked_tokens(model, given):
     images, labels, mask = given
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
     everything = np.ones(mask.shape, bool)
@@ -182,7 +182,7 @@ def test_an_edit_keeps_what_is_kept(model, given):
     assert not np.array_equal(edited, model.edit(images, mask, (labels + 1) % 10, **SETTINGS))
 
 
-def test_a_smooth_edit_mixes_codes_where_nothing_is_kept(model, given):
+def test_edit_smooth_mixes_codes_where_nothing_is_kept(model, given):
     images, labels, mask = given
     smooth = {**SETTINGS, "smooth": True}
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
@@ -218,7 +218,7 @@ def test_kept_tokens_are_the_images_own(model, given):
     assert (np.asarray(chosen)[~kept] != tokens[~kept]).mean() > 0.3
 
 
-def test_a_mask_of_pixels_is_the_same_as_one_of_tokens(model, given):
+def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, given):
     images, labels, mask = given
     pixels = mask.repeat(2, axis=0).repeat(2, axis=1)
     assert pixels.shape == model.config.tokenizer.image_shape[:2]

@@ -84,7 +84,7 @@ def test_filters_and_temperature_by_scale(model):
     assert sampler.generate._cache_size() == compiled
 
 
-def test_a_constant_list_and_a_ramp_are_the_number(model):
+def test_sample_of_a_constant_list_or_ramp_matches_the_number(model):
     number = model.sample([1, 2], cfg=1.5, top_k=5, top_p=0.9)
     compiled = sampler.generate._cache_size()
     lists = model.sample(
@@ -130,7 +130,7 @@ def test_another_model_goes_on_from_a_scale(model, other):
 
 
 @pytest.mark.slow
-def test_a_model_goes_on_with_its_own_scales_as_if_nothing_had_happened(model):
+def test_sample_then_the_same_model_matches_sample_alone(model):
     """Drawn tokens too, as prefilled keys and values are those that it would have cached."""
     settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}
     alone = model.sample(LABELS, **settings)[1]
@@ -222,7 +222,7 @@ def test_guidance_of_a_single_scale_is_the_number():
     np.testing.assert_array_equal(by_program, tokens)
 
 
-def test_an_edit_from_the_first_scale_on_that_keeps_nothing_is_a_sample(model, images):
+def test_edit_that_keeps_nothing_matches_sample(model, images):
     settings = {"seed": 4, "cfg": 1.5, "top_k": 5, "top_p": 0.9}
     edited = model.edit(images, np.zeros((6, 8), bool), LABELS, keep_scales=0, **settings)
     np.testing.assert_allclose(edited, model.sample(LABELS, **settings), atol=1e-5)

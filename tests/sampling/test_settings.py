@@ -18,7 +18,7 @@ def resolved(**given):
     return resolve(SCALES, settings("fid", given))
 
 
-def test_a_number_is_the_same_everywhere_and_of_guidance_a_ramp_to_it():
+def test_resolve_makes_a_number_constant_and_guidance_a_ramp():
     found = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
     np.testing.assert_allclose(found.cfg, [0, 0.5, 1, 1.5, 2])
     assert found[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
@@ -102,12 +102,12 @@ def test_mistakes_are_named(given, message):
         resolved(**given)
 
 
-def test_an_unknown_preset():
+def test_settings_refuses_an_unknown_preset():
     with pytest.raises(UserError, match="unknown preset 'prety'; did you mean 'pretty'"):
         settings("prety", {})
 
 
-def test_what_the_command_line_writes():
+def test_parse_reads_numbers_ramps_and_lists():
     assert parse("1.5") == 1.5 and parse("900", int) == 900 and isinstance(parse("900", int), int)
     assert parse("0:3") == Ramp(0, 3) and parse("900,900,600", int) == (900, 900, 600)
     for text in ("much", "1:", "1,,2", "1:2:3", ""):

@@ -77,7 +77,7 @@ def generate(
             jax.process_index() if shard_index is None else shard_index,
             jax.process_count() if shard_count is None else shard_count,
         )
-        _draw(model, then, plan, partial, shards[host[0] :: host[1]], batch_size)
+        _write_shards(model, then, plan, partial, shards[host[0] :: host[1]], batch_size)
         paths = [_shard(partial, plan, shard) for shard in shards]
         if not all(path.exists() for path in paths):
             return out.exists()
@@ -201,7 +201,7 @@ def _shard(partial: epath.Path, plan: Plan, indices: range) -> epath.Path:
     return partial / f"{indices.start:09d}-of-{plan.num_drawn:09d}.npy"
 
 
-def _draw(
+def _write_shards(
     model: Pipeline,
     then: Pipeline | None,
     plan: Plan,

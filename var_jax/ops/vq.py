@@ -132,8 +132,8 @@ def code_vectors(q: Quantizer) -> Float[Array, "v c"]:
         return q.table
     if 2**q.channels > MAX_TABLE:
         raise UserError(
-            f"a table of all 2**{q.channels} codes is too large; this needs a vocabulary of at most "
-            f"{MAX_TABLE} codes (smooth sampling mixes all of them: sample without it)"
+            f"a table of all 2**{q.channels} codes is too large; this needs a vocabulary of at "
+            f"most {MAX_TABLE} codes (smooth sampling mixes all of them: sample without it)"
         )
     return lookup(q, jnp.arange(2**q.channels, dtype=jnp.int32))
 

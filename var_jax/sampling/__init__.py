@@ -1,1 +1,1 @@
-"""Sampling and editing: the loop over scales, settings that may differ per scale, labels, checks."""
+"""Sampling and editing: the loop over scales, settings per scale, class labels, checks."""

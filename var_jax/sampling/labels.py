@@ -94,7 +94,7 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
 
 
 def written(name: str) -> str:
-    """Returns a class name as `parse` reads it: in double quotes where it would be ids or two names.
+    """Returns a class name as `parse` reads it: quoted where it would be ids or two names.
 
     For lists of names on the terminal, in which "ring, thin" would pass for two classes.
     """

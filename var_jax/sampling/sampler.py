@@ -251,11 +251,11 @@ def keep_by_scale(
     if keep_scales is None:
         keep_scales = published_keep_scales(scales)
     mask = keep[..., None].astype(jnp.float32)
-    kept = []
+    kept_per_scale = []
     for k, (size, length) in enumerate(zip(scales.sizes, scales.lengths, strict=True)):
         at_scale = (resize(mask, size, "bilinear") > 0.5).reshape(keep.shape[0], length)
-        kept.append(at_scale | (k < keep_scales))
-    return kept
+        kept_per_scale.append(at_scale | (k < keep_scales))
+    return kept_per_scale
 
 
 def _sample_scales(
@@ -285,7 +285,7 @@ def _sample_scales(
     if edit is not None:
         edit_tokens = scales.split(edit.tokens)
         keep_scales = _keep_scales(sampler, scales)
-        kept = keep_by_scale(edit.keep, scales, keep_scales=keep_scales)
+        kept_tokens = keep_by_scale(edit.keep, scales, keep_scales=keep_scales)
 
     if prefix is None:
         no_tokens = jnp.zeros((batch, 0), jnp.int32)
@@ -335,8 +335,8 @@ def _sample_scales(
             codes = vq.lookup(quantizer, tokens)
         if edit is not None:
             edit_codes = vq.lookup(quantizer, edit_tokens[k])
-            codes = jnp.where(kept[k][..., None], edit_codes, codes)
-            tokens = jnp.where(kept[k], edit_tokens[k], tokens)
+            codes = jnp.where(kept_tokens[k][..., None], edit_codes, codes)
+            tokens = jnp.where(kept_tokens[k], edit_tokens[k], tokens)
         sampled_tokens.append(tokens)
         f_hats.append(vq.accumulate(quantizer, f_hats[-1] if f_hats else None, codes, k))
     return ScalePrefix(

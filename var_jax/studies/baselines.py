@@ -11,18 +11,18 @@ CHUNK = 4096  # training images that distances are computed to at once
 def nearest(
     images: UInt8[np.ndarray, "n H W c"],
     training: UInt8[np.ndarray, "m H W c"],
-    kept: Bool[np.ndarray, "H W"],
+    keep: Bool[np.ndarray, "H W"],
 ) -> Int[np.ndarray, " n"]:
     """Returns, for each image, the index of the training image with the least sum of squared
     differences over kept pixels, the first of equally near ones.
 
     The result is exact: products of levels are integers, and their sums far below 2^53.
     """
-    kept_pixels = images[:, kept].reshape(len(images), -1).astype(np.float64)
+    kept_pixels = images[:, keep].reshape(len(images), -1).astype(np.float64)
     least_distance = np.full(len(images), np.inf)
     index = np.zeros(len(images), np.int64)
     for start in range(0, len(training), CHUNK):
-        chunk = training[start : start + CHUNK][:, kept]
+        chunk = training[start : start + CHUNK][:, keep]
         chunk = chunk.reshape(-1, kept_pixels.shape[1]).astype(np.float64)
         # Without the image's own square, which is the same for all.
         distances = np.sum(chunk**2, axis=1) - 2 * (kept_pixels @ chunk.T)
@@ -39,7 +39,7 @@ def nearest_of_class(
     labels: Int[np.ndarray, " n"],
     training: UInt8[np.ndarray, "m H W c"],
     training_labels: Int[np.ndarray, " m"],
-    kept: Bool[np.ndarray, "H W"],
+    keep: Bool[np.ndarray, "H W"],
 ) -> Int[np.ndarray, " n"]:
     """Returns the indices of `nearest` among the training images of each image's label.
 
@@ -58,7 +58,7 @@ def nearest_of_class(
             f"without one of class {label}",
             "of every class of the model",
         )
-        index[rows] = of_class[nearest(images[rows], training[of_class], kept)]
+        index[rows] = of_class[nearest(images[rows], training[of_class], keep)]
     return index
 
 

@@ -1,5 +1,5 @@
-"""Measures edits of held-out images: in-painting, out-painting, the lower half, and a box as another
-class.
+"""Measures edits of held-out images: in-painting, out-painting, the lower half, and a box as
+another class.
 
 `python -m var_jax.studies.editing --model D --reference fashion_mnist_idx:test --resize pad --out
 DIR` writes `editing.json`, the tables `editing.md` and `editing.png`; rows that are already in the

@@ -94,10 +94,10 @@ def picture(editor: Editor, keep_scales: int) -> Image.Image:
     blocks = []
     for task in TASKS:
         images = editor.held_out.images[:PICTURED]
-        kept = editor.region(task).pixels[..., None]
+        keep = editor.region(task).pixels[..., None]
         columns = [
             images,
-            np.where(kept, images, np.uint8(HIDDEN)),
+            np.where(keep, images, np.uint8(HIDDEN)),
             editor.fill(task, keep_scales, seed=editor.seed, count=PICTURED),
             editor.fill(task, keep_scales, seed=editor.seed ^ 1, count=PICTURED),
             editor.fill(task, "mean", count=PICTURED),

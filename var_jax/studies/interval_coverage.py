@@ -145,7 +145,7 @@ FRONTIERS = tuple(
 
 
 def reference(
-    p: solver.Problem, likelihood: intervals.Likelihood, unbiased: bool = False
+    p: solver.Problem, likelihood: intervals.Likelihood, *, unbiased: bool = False
 ) -> Float[Array, "p 2"]:
     """Returns intervals by the textbook's profile likelihood: normal noise, chi-square quantile.
 

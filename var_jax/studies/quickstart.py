@@ -69,8 +69,8 @@ def run(
     report["samples"] = judge(model, transformer, samples)
     _samples_picture(model, transformer, directory)
     seconds["samples"] = round(time.time() - sampling, 1)
-    whole = None if None in seconds.values() else round(sum(seconds.values()), 1)
-    report["seconds"] = {**seconds, "total": whole}
+    total = None if None in seconds.values() else round(sum(seconds.values()), 1)
+    report["seconds"] = {**seconds, "total": total}
     atomic.write(directory / "report.json", json.dumps(report, indent=1))
     return report
 
@@ -95,11 +95,11 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
         "count": samples,
     }
     for name, settings in SETTINGS.items():
-        drawn = model.sample(asked, seed=1, **settings)
+        sampled = model.sample(asked, seed=1, **settings)
         report[name] = {
-            "label_accuracy": agreement(classify, drawn, asked)["value"],
-            "variance_ratio": within_class_variance(drawn, asked) / variance,
-            "nearest_ratio": nearest_distance(drawn, images) / distance,
+            "label_accuracy": agreement(classify, sampled, asked)["value"],
+            "variance_ratio": within_class_variance(sampled, asked) / variance,
+            "nearest_ratio": nearest_distance(sampled, images) / distance,
         }
     return report
 
@@ -111,23 +111,27 @@ def lines(report: dict[str, Any]) -> list[str]:
     out = [
         f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images",
         f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales",
-        f"validation      loss {val['loss']:.4f} over all scales, {val['loss_last']:.4f} over the last",
-        f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out images",
+        f"validation      loss {val['loss']:.4f} over all scales, {val['loss_last']:.4f} over the "
+        "last",
+        f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out "
+        "images",
     ]
     for name in SETTINGS:
         row = samples[name]
         out.append(
             f"{samples['count']} samples    {row['label_accuracy']:.3f} as labeled, variance ratio "
-            f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: {name}"
+            f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: "
+            f"{name}"
         )
     spent = {
         name: "not known, resumed" if value is None else f"{value:.0f} s"
         for name, value in report["seconds"].items()
     }
-    whole = report["seconds"]["total"]
+    total = report["seconds"]["total"]
     out.append(
-        f"time            {spent['total'] if whole is None else f'{whole / 60:.1f} minutes'} "
-        f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, samples {spent['samples']})"
+        f"time            {spent['total'] if total is None else f'{total / 60:.1f} minutes'} "
+        f"(tokenizer {spent['tokenizer']}, transformer {spent['transformer']}, "
+        f"samples {spent['samples']})"
     )
     return out
 
