@@ -83,7 +83,7 @@ def nchw(x) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-def test_an_image_becomes_the_same_features_tokens_and_image(case):
+def test_tokenizer_gives_the_same_features_tokens_and_image(case):
     assert_close(nchw(case.tokenizer("features", case.images)), case.arrays["features_nchw"])
     tokens = case.tokenizer("encode", case.images)
     np.testing.assert_array_equal(tokens, case.arrays["tokens"])
@@ -93,7 +93,7 @@ def test_an_image_becomes_the_same_features_tokens_and_image(case):
     assert_close(nchw(case.tokenizer("decode", tokens)), case.arrays["recon_nchw"])
 
 
-def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
+def test_transformer_gives_the_same_logits_and_cross_entropy(case):
     assert_close(
         case.tokenizer("teacher_input", case.arrays["tokens"]), case.arrays["teacher_input"]
     )
@@ -102,7 +102,7 @@ def test_the_transformer_gives_the_same_logits_and_cross_entropy(case):
     assert_close(loss, case.arrays["ce_mean"])
 
 
-def test_the_tokenizers_training_forward_and_every_gradient(case):
+def test_tokenizer_gives_the_same_training_forward_and_gradients(case):
     params = case.params["tokenizer"]
     (loss, (rec, vq_loss)), gradients = jax.jit(
         jax.value_and_grad(case.tokenizer_loss, has_aux=True)
@@ -115,7 +115,7 @@ def test_the_tokenizers_training_forward_and_every_gradient(case):
     )
 
 
-def test_every_gradient_of_the_transformer(case):
+def test_transformer_gives_the_same_gradients(case):
     gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
     assert_gradients(
         torch_convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case
