@@ -1,0 +1,43 @@
+"""The rows of the Fashion-MNIST sweep that are committed, against its fit and its config."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers.scripts import load_module
+from var_jax.config.train import from_config_dict
+from var_jax.models import flops
+from var_jax.scaling import table
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results" / "scaling_fashion"
+
+
+@pytest.mark.parametrize("column", ["loss", "loss_last", "err_mean", "err_last"])
+def test_committed_runs_are_the_points_of_the_committed_fit(column):
+    law = json.loads((RESULTS / "fit.json").read_text())["laws"][f"{column}~params+tokens"]
+    points = {run: (*x, y) for run, x, y in zip(law["run"], law["x"], law["loss"], strict=True)}
+    runs = table.read(str(RESULTS / "runs.csv"))
+    assert len(runs) == len(points) == 21
+    for i, run in enumerate(runs.run):
+        row = (runs["params"][i], runs["tokens"][i], runs[column][i])
+        np.testing.assert_allclose(row, points[run], rtol=1e-12)
+
+
+def test_committed_runs_have_the_exact_flops_of_their_sizes():
+    module = load_module(ROOT / "configs" / "scaling.py")
+    flops_per_token = {}
+    for depth, width in module.FASHION_SIZES:
+        config = module.get_config("fashion")
+        config.transformer.depth = depth
+        config.transformer.width = width
+        config.transformer.heads = width // module.FASHION_HEAD
+        run = from_config_dict(config)
+        params = flops.param_count(run.transformer)["total"]
+        per_image = flops.train_flops_per_image(run.transformer)
+        flops_per_token[params] = per_image / run.tokenizer.scales.total
+    runs = table.read(str(RESULTS / "runs.csv"))
+    expected = [flops_per_token[params] for params in runs["params"]] * runs["tokens"]
+    np.testing.assert_allclose(runs["compute"], expected, rtol=1e-12)
