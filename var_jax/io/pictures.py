@@ -36,7 +36,7 @@ def grid(
 
     Args:
       images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
-      columns: images a row.
+      columns: number of images per row.
       titles: of the first images, in order; as many as there are columns label the columns.
       scale: whole number that both sides are magnified by; by default what makes a small image
         visible.
@@ -65,9 +65,9 @@ def strip(
     """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
 
     Args:
-      rows: a batch of images a row, as `grid` takes them.
-      column_titles: one a column, above the first row.
-      row_titles: one a row, to its left.
+      rows: one batch of images per row, as `grid` takes them.
+      column_titles: one per column, above the first row.
+      row_titles: one per row, to its left.
     """
     heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
     return _draw([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
