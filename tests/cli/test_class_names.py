@@ -39,7 +39,7 @@ def model(tmp_path_factory):
 def titles(monkeypatch):
     """What pictures are titled by."""
     drawn = []
-    draw = pictures._draw
+    draw = pictures._compose
     monkeypatch.setattr(
         pictures,
         "_draw",

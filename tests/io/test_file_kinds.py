@@ -10,8 +10,9 @@ from PIL import Image
 from var_jax.data import idx, transforms
 from var_jax.errors import UserError
 from var_jax.evaluate.image_sets import open_images
-from var_jax.io import array_file, model_directory
+from var_jax.io import array_file
 from var_jax.io.file_kinds import HEAD, stand_in
+from var_jax.io.json import read_object
 from var_jax.io.torch_file import read_tensors
 from var_jax.pretrained import dino_vit, efficientnet, inception, perceptual, vgg
 from var_jax.scaling import table
@@ -41,7 +42,7 @@ READERS = {
     "vit": ("x.pth", lambda path: dino_vit.load(str(path))),
     "perceptual": ("x.pth", lambda path: perceptual.load("efficientnet", str(path))),
     "runs": ("x.csv", lambda path: table.read(str(path))),
-    "settings": ("model.json", model_directory.read_json),
+    "settings": ("model.json", read_object),
 }
 
 

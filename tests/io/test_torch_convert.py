@@ -108,10 +108,12 @@ def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name)
         {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}, name
     )
     if name.startswith("vae"):
-        config = torch_convert.tokenizer_config(weights, scales, False, "float32")
+        config = torch_convert.read_tokenizer_config(
+            weights, scales, cosine_codes=False, dtype="float32"
+        )
         assert config == TokenizerConfig(scales=scales)
     else:
-        config = torch_convert.transformer_config(
+        config = torch_convert.read_transformer_config(
             weights, TokenizerConfig(scales=scales), None, "float32"
         )
         assert config == TransformerConfig(

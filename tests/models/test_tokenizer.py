@@ -11,7 +11,8 @@ from helpers import small
 from var_jax.config.model import TokenizerConfig
 from var_jax.errors import UserError
 from var_jax.io.torch_keys import abstract
-from var_jax.models.tokenizer import DROPOUT, ResBlock, Tokenizer
+from var_jax.models.cnn import DROPOUT, ResBlock
+from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import vq
 
 

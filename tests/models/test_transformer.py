@@ -13,8 +13,9 @@ from var_jax.config.model import SCALES_512, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Cache, Transformer, wide_product
+from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
+from var_jax.ops.products import product
 
 MIDDLING = TransformerConfig(
     depth=3,
@@ -268,17 +269,20 @@ def test_the_gradients_of_a_product_given_in_float32_are_those_of_a_narrow_one()
     x, kernel = (
         jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5))
     )
-    wanted = jnp.asarray(random.normal(size=(2, 3, 5)), jnp.bfloat16)
+    cotangent = jnp.asarray(random.normal(size=(2, 3, 5)), jnp.bfloat16).astype(jnp.float32)
 
-    def gradients(product):
-        return jax.grad(
-            lambda x, kernel: jnp.sum(product(x, kernel) * wanted.astype(jnp.float32)), (0, 1)
-        )(x, kernel)
+    def wide_product(x, kernel):
+        return product("bli,io->blo", x, kernel, x.dtype, kernel.dtype, wide=True)
+
+    def gradients(multiply):
+        return jax.grad(lambda x, kernel: jnp.sum(multiply(x, kernel) * cotangent), (0, 1))(
+            x, kernel
+        )
 
     narrow = gradients(lambda x, kernel: jnp.tensordot(x, kernel, 1).astype(jnp.float32))
-    for ours, theirs in zip(gradients(wide_product), narrow, strict=True):
-        assert ours.dtype == jnp.bfloat16
-        np.testing.assert_array_equal(ours, theirs)
+    for wide_gradient, narrow_gradient in zip(gradients(wide_product), narrow, strict=True):
+        assert wide_gradient.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(wide_gradient, narrow_gradient)
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
     np.testing.assert_allclose(wide_product(x, kernel), exact, rtol=0, atol=1e-5)
 

@@ -30,7 +30,7 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
         return jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*qkv)
 
     dense = functools.partial(
-        attention.attend, scale=0.3, mask=jnp.asarray(masks.dense(scales, mask))
+        attention.attend, softmax_scale=0.3, mask=jnp.asarray(masks.dense(scales, mask))
     )
     for mine, theirs in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(dense)), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
@@ -40,7 +40,7 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_every_implementation_equals_the_dense_mask(implementation, mask):
     ours = functools.partial(
-        attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation=implementation
+        attention.masked, softmax_scale=0.3, scales=SCALES, mask=mask, implementation=implementation
     )
     assert_equals_the_dense_reference(ours, mask, SCALES, random_qkv())
 
@@ -51,7 +51,9 @@ def test_the_blocks_given_to_cudnn_equal_the_dense_mask(mask):
     XLA anyway."""
     scales = Scales.parse("1,7,8,9")
     block = functools.partial(attention.fused, backend="xla")
-    ours = functools.partial(attention.by_scale, scale=0.3, scales=scales, mask=mask, block=block)
+    ours = functools.partial(
+        attention.by_scale, softmax_scale=0.3, scales=scales, mask=mask, block=block
+    )
     assert_equals_the_dense_reference(ours, mask, scales, random_qkv(scales))
 
 
@@ -59,7 +61,7 @@ def test_blocks_compute_visible_pairs_only():
     qkv = random_qkv(dim=64)
     for mask in MASKS:
         ours = functools.partial(
-            attention.masked, scale=0.3, scales=SCALES, mask=mask, implementation="xla"
+            attention.masked, softmax_scale=0.3, scales=SCALES, mask=mask, implementation="xla"
         )
         flops = jax.jit(ours).lower(*qkv).cost_analysis()["flops"]
         batch_and_heads, products = 2 * 2, 4 * 64
@@ -77,9 +79,9 @@ def test_attend_is_the_textbook_formula():
     np.testing.assert_allclose(ours[0, :, 0], weights @ v[0, :, 0], atol=1e-5)
 
 
-def test_normalise_keeps_direction_and_survives_zero():
+def test_normalize_keeps_direction_and_survives_zero():
     x = jnp.array([[[[3.0, 4.0], [0.0, 0.0]]]])
-    np.testing.assert_allclose(attention.normalise(x), [[[[0.6, 0.8], [0, 0]]]])
+    np.testing.assert_allclose(attention.normalize(x), [[[[0.6, 0.8], [0, 0]]]])
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
@@ -87,7 +89,7 @@ def test_softmax_stays_float32_in_bfloat16(implementation):
     q, k, v = random_qkv().astype(jnp.bfloat16)
     ours = functools.partial(
         attention.masked,
-        scale=0.3,
+        softmax_scale=0.3,
         scales=SCALES,
         mask="block_causal",
         implementation=implementation,
@@ -115,7 +117,7 @@ def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
 
 
 @pytest.mark.parametrize(
-    ("where", "wanted", "dtype", "dim", "complaint"),
+    ("where", "requested", "dtype", "dim", "complaint"),
     [
         ("gpu", "splash", "bfloat16", 64, "on a GPU it must be auto, xla or cudnn"),
         ("cpu", "cudnn", "bfloat16", 64, "on a CPU it must be auto, xla or splash"),
@@ -129,10 +131,10 @@ def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
         ("gpu", "cudnn", "bfloat16", 12, "with bfloat16 and heads of 12; it must be xla"),
     ],
 )
-def test_what_cannot_run_is_refused(monkeypatch, where, wanted, dtype, dim, complaint):
+def test_what_cannot_run_is_refused(monkeypatch, where, requested, dtype, dim, complaint):
     monkeypatch.setattr(attention, "platform", lambda: where)
     with pytest.raises(UserError, match=complaint):
-        attention.choose(wanted, jnp.dtype(dtype), dim)
+        attention.choose(requested, jnp.dtype(dtype), dim)
     if where == "gpu":
         assert attention.choose("auto", jnp.dtype(dtype), 12) == "xla"
 

@@ -285,7 +285,9 @@ def test_fading_blur_ends_at_the_images_themselves(images, strength):
 def test_frames_are_crops_and_averages_in_their_shares(images):
     """Every frame of 8 pixels is a window of its image, or the image averaged down by area; half
     are each."""
-    out = np.asarray(jax.jit(lambda x: diffaugment.framed(jax.random.key(8), x, 8, 0.5))(images))
+    out = np.asarray(
+        jax.jit(lambda x: diffaugment.crop_or_resize(jax.random.key(8), x, 8, 0.5))(images)
+    )
     averaged = np.asarray(resize(jnp.asarray(images), (8, 8), "area"))
     places, resized = set(), 0
     for image, frame, whole in zip(images, out, averaged, strict=True):
@@ -310,13 +312,13 @@ def test_frames_are_crops_and_averages_in_their_shares(images):
 def test_frames_are_resized_where_nothing_is_cropped(images, side, crops, method):
     """Images that are smaller than the frame are enlarged as published, whatever the share of
     crops."""
-    out = diffaugment.framed(jax.random.key(8), jnp.asarray(images), side, crops)
+    out = diffaugment.crop_or_resize(jax.random.key(8), jnp.asarray(images), side, crops)
     np.testing.assert_allclose(out, resize(jnp.asarray(images), (side, side), method), atol=1e-6)
 
 
 def test_frames_have_the_gradient_of_a_linear_function(images):
     out, back = jax.vjp(
-        lambda x: diffaugment.framed(jax.random.key(9), x, 8, 0.5), jnp.asarray(images)
+        lambda x: diffaugment.crop_or_resize(jax.random.key(9), x, 8, 0.5), jnp.asarray(images)
     )
     cotangent = np.random.default_rng(7).normal(size=out.shape).astype(np.float32)
     np.testing.assert_allclose(

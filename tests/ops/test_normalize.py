@@ -21,7 +21,7 @@ def quantizer(codes: jax.Array) -> vq.Quantizer:
 
 
 def qk_norm(x):
-    return attention.normalise(x[None, :, None])
+    return attention.normalize(x[None, :, None])
 
 
 def cosine_entropy(x):

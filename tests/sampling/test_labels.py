@@ -160,7 +160,7 @@ def test_model_directory_holds_class_names(tmp_path):
     for broken in ('{"class_names": 3}', '{"class_names": [1]}', "[]", "{"):
         (tmp_path / "model" / "data.json").write_text(broken)
         with pytest.raises(UserError, match=r"data\.json"):
-            model_directory.class_names(model_directory.existing(tmp_path / "model"))
+            model_directory.class_names(model_directory.require_directory(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("name", ["cat", "ring, thin", "7", "3-5", 'a "b"', " cat", "a-b", "東京"])

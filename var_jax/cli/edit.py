@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         require_apart({"--out": target}, read)
     places = [pictures.place(target) for target in targets]
-    names = model_directory.class_names(model_directory.existing(args.model))
+    names = model_directory.class_names(model_directory.require_directory(args.model))
     label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype)
     tokenizer = model.config.tokenizer

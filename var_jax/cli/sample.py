@@ -156,7 +156,9 @@ def read_labels(text: str, model: str) -> list[int]:
     """
     from var_jax.io import model_directory
 
-    return class_labels.parse(text, model_directory.class_names(model_directory.existing(model)))
+    return class_labels.parse(
+        text, model_directory.class_names(model_directory.require_directory(model))
+    )
 
 
 def load(directory: str, dtype: str | None):

@@ -21,6 +21,7 @@ from var_jax.data import image_file, readahead, transforms
 from var_jax.data.image_folder import FILES_PER_TASK, Listing, printable
 from var_jax.errors import UserError
 from var_jax.io import atomic
+from var_jax.io.json import read_object_or_none
 
 FILE = "survey.json"
 # Version 1 dropped transparency and EXIF orientation, and took the white of every 16-bit sample for
@@ -137,13 +138,13 @@ def survey(files: Listing) -> Survey:
 def load(directory: epath.Path) -> Survey | None:
     """Returns the findings saved beside a prepared copy; None if there are none of this version."""
     try:
-        values = json.loads((directory / FILE).read_text())
+        values = read_object_or_none(directory / FILE) or {}
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.pop("findings").items()
         }
         return Survey(**fields) if values == {"decoding": DECODING} else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return None
 
 

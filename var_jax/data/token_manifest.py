@@ -1,7 +1,6 @@
 """The manifest and the records of a token cache; see `token_cache` for its directory."""
 
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Int
 from var_jax.config.scales import Scales
 from var_jax.config.strict import MissingKey, build, plain
 from var_jax.errors import UserError
+from var_jax.io.json import read_object
 
 FORMAT = 1
 
@@ -108,11 +108,8 @@ def read_manifest(directory: epath.Path) -> Manifest:
             f"{directory} is no token cache: it has no manifest.json; give what `var-jax tokenize` "
             "wrote"
         )
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} does not read as JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_object(path)
+    if values.get("format") != FORMAT:
         raise UserError(f"{path} is of no format that this version reads; write the cache again")
     try:
         return build(Manifest, values, "manifest")

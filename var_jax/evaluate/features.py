@@ -7,7 +7,6 @@ import io
 import json
 import os
 import sys
-import zipfile
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -23,12 +22,17 @@ from var_jax.devices.batched import OverDevices
 from var_jax.errors import UserError
 from var_jax.evaluate.fid import Moments
 from var_jax.evaluate.image_sets import ImageSet
-from var_jax.io import atomic
+from var_jax.io import atomic, npz
 from var_jax.pretrained import efficientnet, inception, weights
 
 VERSION = 1  # of what is cached, and of how images are brought to the networks
 SIDE = 64  # pixels that EfficientNet-Lite0 sees
 ROWS_KEPT = 50_000
+# Arrays of a cached FeatureStats; those that end in 0 and 1 are of its two halves.
+STORED_ARRAYS = (
+    *("count0", "mean0", "scatter0", "count1", "mean1", "scatter1"),
+    *("rows", "distinct"),
+)
 Kind = Literal["efficientnet", "inception"]
 
 
@@ -262,13 +266,13 @@ def progress(total: int, what: str, unit: str = " images") -> tqdm:
 def _read(path: epath.Path, dimensions: int) -> FeatureStats | None:
     """What the cache holds; None where it holds nothing, or a damaged file."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            halves = [
-                Moments(int(arrays[f"count{i}"]), arrays[f"mean{i}"], arrays[f"scatter{i}"])
-                for i in (0, 1)
-            ]
-            rows, distinct = arrays["rows"], int(arrays["distinct"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = npz.read_arrays(path, *STORED_ARRAYS)
+        halves = [
+            Moments(int(arrays[f"count{i}"]), arrays[f"mean{i}"], arrays[f"scatter{i}"])
+            for i in (0, 1)
+        ]
+        rows, distinct = arrays["rows"], int(arrays["distinct"])
+    except (UserError, TypeError):
         return None
     fine = (
         rows.ndim == 2

@@ -111,7 +111,16 @@ def open_images(
                     survey.say(f"{files[i]} {remark}")
             return {"image": image_file.pixels_of(samples, str(files[i])), "label": -1}
 
-        return _loaded(spec, load, rows, shape, resize, (), content, shown)
+        return _loaded(
+            spec,
+            load,
+            rows,
+            shape=shape,
+            resize=resize,
+            class_names=(),
+            content=content,
+            shown=shown,
+        )
     name, colon, split_name = spec.partition(":")
     if not colon or "/" in name:
         raise UserError(
@@ -126,7 +135,14 @@ def open_images(
         [name, split_name, split.fingerprint, str(len(split)), str((num, seed if num else 0))]
     )
     return _loaded(
-        spec, split.__getitem__, rows, shape, resize, split.class_names, content, f"data set {spec}"
+        spec,
+        split.__getitem__,
+        rows,
+        shape=shape,
+        resize=resize,
+        class_names=split.class_names,
+        content=content,
+        shown=f"data set {spec}",
     )
 
 
@@ -210,6 +226,7 @@ def _loaded(
     name: str,
     load: Callable[[int], dict[str, Any]],
     rows: np.ndarray,
+    *,
     shape: Shape | None,
     resize: transforms.Resize,
     class_names: tuple[str, ...],
@@ -219,9 +236,11 @@ def _loaded(
     """Returns a set of images at random access.
 
     Args:
-      load: index -> {"image", "label"}.
+      name: as the user named the set.
+      load: takes an index and returns {"image", "label"}.
       rows: indices of the images in the set.
       shape: shape to resize to; None for that of the first image, without resizing.
+      class_names: class names by label; empty where there are no labels.
       content: fingerprint of the images as they are stored.
       shown: what a message calls the set.
     """
@@ -261,6 +280,7 @@ def _loaded(
             mask = batch["mask"]
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
+    # Part of fingerprints, so that its spelling stays.
     resized_how = f"{resize}, centred, to {size[0]} x {size[1]}" if resized else "none"
     if resized and resize == "crop":
         resized_how += "; images of that size as they are"
@@ -286,14 +306,9 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
         raise UserError(f"no file {spec}")
     refuse_stand_in(path, ".npz")
     npz_images.refuse_statistics(path)
-    with npz_images.open_member(path, "arr_0.npy") as (_, file_shape, dtype):
+    with npz_images.open_images(path) as (_, file_shape, dtype):
         is_images = len(file_shape) == 4 and file_shape[-1] in (1, 3) and dtype == np.uint8
-        require(
-            is_images,
-            f"arr_0 of {spec}",
-            f"{dtype} of {file_shape}",
-            npz_images.HINT.removeprefix("it must hold arr_0, "),
-        )
+        require(is_images, f"arr_0 of {spec}", f"{dtype} of {file_shape}", npz_images.LAYOUT)
     require(file_shape[0] > 0, spec, "empty", "of at least one image")
     require(
         shape is None or file_shape[1:] == shape,
@@ -304,7 +319,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     rows, labels = _rows(file_shape[0], num, seed), npz_images.read_labels(path, file_shape[0])
 
     def read(batch_size: int) -> Iterator[Batch]:
-        with npz_images.open_member(path, "arr_0.npy") as (file, _, _):
+        with npz_images.open_images(path) as (file, _, _):
             chosen, size = set(rows.tolist()), int(np.prod(file_shape[1:]))
             for start in range(0, file_shape[0], batch_size):
                 count = min(batch_size, file_shape[0] - start)
@@ -314,12 +329,10 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
                         f"{spec} is cut off: arr_0 ends before its {file_shape[0]} images"
                     )
                 images = np.frombuffer(content, np.uint8).reshape(count, *file_shape[1:])
-                kept = [i for i in range(count) if start + i in chosen]
-                if kept:
-                    yield Batch(
-                        images[kept],
-                        None if labels is None else labels[start : start + count][kept],
-                    )
+                chosen_here = [i for i in range(count) if start + i in chosen]
+                if chosen_here:
+                    here = None if labels is None else labels[start : start + count][chosen_here]
+                    yield Batch(images[chosen_here], here)
 
     content = weights.fingerprint(str(path))
     names = () if labels is None else npz_images.read_class_names(path, int(labels.max()) + 1)

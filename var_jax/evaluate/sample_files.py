@@ -18,7 +18,8 @@ from PIL import Image
 
 from var_jax.errors import UserError
 from var_jax.evaluate.sample_plan import Plan
-from var_jax.io import atomic, model_directory
+from var_jax.io import atomic
+from var_jax.io.json import read_object
 
 ROWS = 256  # images that are written at once
 
@@ -35,9 +36,7 @@ Shard = Callable[[], UInt8[np.ndarray, "n h w c"]]
 
 def read_manifest_settings(path: epath.Path) -> dict[str, Any]:
     """Returns the settings of a plan from the manifest of its shards or PNG files."""
-    return {
-        key: value for key, value in model_directory.read_json(path).items() if key != "drawn_with"
-    }
+    return {key: value for key, value in read_object(path).items() if key != "drawn_with"}
 
 
 def read_npz_settings(path: epath.Path) -> dict[str, Any]:

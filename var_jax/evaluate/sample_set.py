@@ -26,7 +26,8 @@ from var_jax.evaluate import sample_files
 from var_jax.evaluate.classifier import Scorer
 from var_jax.evaluate.features import progress
 from var_jax.evaluate.sample_plan import Plan
-from var_jax.io import atomic, model_directory
+from var_jax.io import atomic
+from var_jax.io.json import read_object
 
 SHARD_IMAGES = 64  # images per shard at least: smaller files would be too many
 
@@ -177,7 +178,7 @@ def _claim(
     except OSError as error:
         raise UserError(f"cannot write the samples {partial}: {error.strerror or error}") from error
     try:
-        stored = model_directory.read_json(manifest).get("drawn_with", in_use)
+        stored = read_object(manifest).get("drawn_with", in_use)
         _require_settings(
             manifest, plan, sample_files.read_manifest_settings(manifest)
         )  # another host may have been first

@@ -8,7 +8,7 @@ from etils import epath
 
 from var_jax.data import image_folder
 from var_jax.errors import UserError
-from var_jax.io import model_directory
+from var_jax.io.json import read_object
 
 WHOLE = "all"  # every split, as TFDS names them together
 
@@ -38,7 +38,7 @@ def data_of(model: str) -> dict[str, Any] | None:
     for place in ("config.json", "tokenizer-run/config.json"):
         path = epath.Path(model) / place
         if path.exists():
-            data = model_directory.read_json(path).get("data")
+            data = read_object(path).get("data")
             return data if isinstance(data, dict) else None
     return None
 

@@ -1,5 +1,7 @@
-"""Files written whole or not at all, by the standard library alone: benchmarks run where little is
-installed."""
+"""Files that are written completely or not at all.
+
+Only the standard library is imported, as benchmarks run where little is installed.
+"""
 
 import contextlib
 import os
@@ -10,18 +12,24 @@ from var_jax.errors import UserError
 
 
 def temporary_name(path):
-    """Beside a path (pathlib's or etils'), of this process and call alone: several may write the
-    same file."""
+    """Returns a name beside a path that no other process or call uses.
+
+    Args:
+      path: pathlib's or etils'.
+    """
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def write(path, content: str | Sequence):
-    """The file whole, or as it was before (OSError). Of several writers the last one's content
-    stays.
+    """Writes a file completely, or leaves it as it was before.
+
+    With several writers the content of the last one stays.
 
     Args:
       path: pathlib's or etils'.
-      content: text, or buffers of bytes one after the other.
+      content: text, or buffers of bytes that follow each other.
+    Raises:
+      OSError: the file cannot be written.
     """
     temporary = temporary_name(path)
     try:
@@ -39,10 +47,14 @@ def write(path, content: str | Sequence):
 
 
 def save(path, content: str | Sequence, what: str):
-    """`write` of a file that a user asked for, into a directory that is made where it is missing.
+    """Writes a file that a user asked for, and makes its directory if that is missing.
 
+    Args:
+      path: pathlib's or etils'.
+      content: as for `write`.
+      what: the name of the file's content, for the message.
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

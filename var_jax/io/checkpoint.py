@@ -52,13 +52,14 @@ class Checkpoints:
         self._writing: int | None = None
         self._overtaken: list[int] = []
 
-    def save(self, step: int, state: Any, extra: dict, wait: bool = False):
+    def save(self, step: int, state: Any, extra: dict, *, wait: bool = False):
         """Starts writing a checkpoint.
 
         Checkpoints later than the one that was restored are no longer part of this run, and are
         deleted here.
 
         Args:
+          step: number of steps done.
           state: a tree of arrays on any devices; they may be donated once this returns.
           extra: values that JSON can hold.
           wait: whether to return only when the checkpoint is on disk.
@@ -250,9 +251,9 @@ class Checkpoints:
             except Exception as error:
                 cause = one_line(error)
             # The checksums are a program of all processes together: none may start it alone.
-            if _all_agree(not cause):
+            if _all_agree(intact=not cause):
                 cause = _damage(value, checksums)
-                if _all_agree(not cause):
+                if _all_agree(intact=not cause):
                     return _Intact(candidate, value, extra)
             causes.append(f"step {candidate}: {cause or 'another process could not read it'}")
             if step is None and candidate != steps[0]:
@@ -317,7 +318,7 @@ def _damage(tree: Any, checksums: dict[str, int]) -> str | None:
     return None
 
 
-def _all_agree(intact: bool) -> bool:
+def _all_agree(*, intact: bool) -> bool:
     """Returns whether every process found its part intact: all must resume from the same step."""
     if jax.process_count() == 1:
         return intact

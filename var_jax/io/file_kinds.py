@@ -1,5 +1,4 @@
-"""What a file is when it is not what its name says: a pointer, a page or a message in place of a
-download."""
+"""Recognizes files that stand in place of a download: pointers, web pages, error messages."""
 
 import os
 
@@ -7,7 +6,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 
-HEAD = 1024  # bytes that tell
+HEAD = 1024  # first bytes of a file, which are looked at
 POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = {
     b"\x1f\x8b": "a gzip archive",
@@ -19,8 +18,13 @@ ARCHIVES = {
 
 
 def stand_in(head: bytes) -> str | None:
-    """What stands in place of a file's own content, with the remedy, by its first bytes; None where
-    they may be it."""
+    """Returns what stands in place of a file's own content, with the remedy.
+
+    Args:
+      head: the file's first bytes.
+    Returns:
+      a text for a message, or None where the bytes may be the file's own content.
+    """
     if not head:
         return "an empty file; download or write it again"
     if head.startswith(POINTER):
@@ -49,10 +53,13 @@ def stand_in(head: bytes) -> str | None:
 
 
 def refuse_stand_in(path: str | os.PathLike, what: str):
-    """Raises UserError where something else stands in place of a file's own content, which is
-    `what`.
+    """Raises UserError if something else stands in place of a file's own content.
 
-    A file that is not there, or cannot be opened, is left to whoever reads it.
+    A file that is missing or cannot be opened passes; its reader reports it.
+
+    Args:
+      path: the file.
+      what: the kind of content that is expected, for the message.
     """
     try:
         with epath.Path(path).open("rb") as file:

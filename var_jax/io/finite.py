@@ -1,5 +1,4 @@
-"""Whether weights are finite: what a run that diverged leaves, or a damaged file, is named and not
-used."""
+"""Checks that weights are finite, which a diverged run or a damaged file leaves otherwise."""
 
 from collections.abc import Iterable
 
@@ -14,10 +13,10 @@ LISTED = 5  # names in one message
 
 
 def not_finite(array: np.ndarray) -> int:
-    """How many elements are NaN or infinite; none are of an array that holds no floats.
+    """Returns how many elements are NaN or infinite; 0 for an array that holds no floats.
 
-    In chunks, as a model's largest array may be a large part of the memory. numpy's own test is
-    slow on bfloat16, whose bits are looked at instead.
+    It works in chunks, as a model's largest array may be a large part of the memory. For bfloat16,
+    on which numpy's own test is slow, it looks at the exponent's bits.
     """
     kind = np.dtype(array.dtype)
     if kind.kind != "f" and kind != ml_dtypes.bfloat16:
@@ -34,19 +33,30 @@ def not_finite(array: np.ndarray) -> int:
 
 
 def require_finite(arrays: Iterable[tuple[str, np.ndarray]], name: str):
-    """Checks weights by name.
+    """Raises if any of some weights is not finite.
 
+    Args:
+      arrays: names and arrays.
+      name: the name of the file or model, for the message.
     Raises:
-      UserError: some are not finite; `name`, the arrays and how many of their values are in the
-        message.
+      UserError: some values are not finite; the message names the arrays and counts the values.
     """
-    refuse(
-        {key: (bad, np.size(array)) for key, array in arrays if (bad := not_finite(array))}, name
-    )
+    counts = {}
+    for key, array in arrays:
+        bad = not_finite(array)
+        if bad:
+            counts[key] = bad, np.size(array)
+    refuse(counts, name)
 
 
 def refuse(counts: dict[str, tuple[int, int]], name: str, remedy: str = "give sound weights"):
-    """Raises UserError of {array: (values that are not finite, values)}, unless it is empty."""
+    """Raises UserError if there are arrays with values that are not finite.
+
+    Args:
+      counts: {array: (number of values that are not finite, number of values)} of such arrays.
+      name: the name of the file or model, for the message.
+      remedy: what would be right, for the message.
+    """
     if not counts:
         return
     listed = ", ".join(

@@ -115,7 +115,7 @@ class LoadedModel:
           with_buffers: whether the published modules' buffers (masks, level ids) are included, so
             that PyTorch loads the dicts strictly.
         """
-        return torch_convert.to_torch(self.config, self.params, with_buffers)
+        return torch_convert.to_torch(self.config, self.params, with_buffers=with_buffers)
 
     def spread(self, devices: Sequence[jax.Device] | None = None) -> Self:
         """Returns the same model copied to each of this process's devices, which share every batch.

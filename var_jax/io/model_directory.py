@@ -1,5 +1,4 @@
-"""Model directories on disk: what `Pipeline.save`, `convert` and `train` leave, and how it is found
-again."""
+"""Reads and writes model directories, which `Pipeline.save`, `convert` and `train` leave."""
 
 import contextlib
 import json
@@ -13,21 +12,24 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import build, differences, plain, require
 from var_jax.errors import UserError
 from var_jax.io import array_file, atomic, checkpoint
-from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.io.finite import require_finite
+from var_jax.io.json import read_object
 from var_jax.io.torch_keys import abstract
 
 FORMAT = 1
 
 
 def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
-    """Writes one `.safetensors` a part, and `model.json` last: a directory without it is not a
-    model.
+    """Writes a model: a `.safetensors` file per part, and `model.json` last.
 
-    Class names, where there are any, go into `data.json`, where a workdir has them.
+    A directory without `model.json` is not a model. An earlier model in the same directory stays
+    until all of the new one is on the disk.
 
-    A model that is there already stays until all of the new one is on the disk.
-
+    Args:
+      directory: where to write; it is made if it is missing.
+      config: the model's configuration.
+      params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
+      class_names: the names of classes by id, written to `data.json`, as in a workdir; may be empty.
     Raises:
       UserError: the directory cannot be written.
     """
@@ -58,14 +60,15 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
 
 
 def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
-    """The configuration and parameters of a model directory or of a training workdir (its averaged
-    weights).
+    """Returns the configuration and parameters of a model directory or of a training workdir.
+
+    A workdir gives its averaged weights.
 
     Raises:
-      UserError: there is no such directory, no model in it, its files are damaged, or its weights
+      UserError: there is no such directory or no model in it, its files are damaged, or its weights
         are not finite.
     """
-    existing(directory)
+    require_directory(directory)
     if (directory / "model.json").exists():
         config = read_config(directory)
         parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
@@ -80,11 +83,11 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     )
 
 
-def existing(directory: epath.PathLike) -> epath.Path:
-    """The directory of a model.
+def require_directory(directory: epath.PathLike) -> epath.Path:
+    """Returns the path of a model's directory, which has to exist.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such directory.
     """
     path = epath.Path(directory)
     if not path.is_dir():
@@ -95,57 +98,41 @@ def existing(directory: epath.PathLike) -> epath.Path:
 
 
 def class_names(directory: epath.Path) -> tuple[str, ...]:
-    """The names of a model's classes, by id, of its `data.json`; empty where it has none.
+    """Returns the class names in a model's `data.json`, by id; empty where it has none.
 
     Raises:
-      UserError: the file does not read, or holds something else than names.
+      UserError: the file cannot be read, or its class names are not a list of names.
     """
     path = directory / "data.json"
-    names = read_json(path).get("class_names", []) if path.exists() else []
+    names = read_object(path).get("class_names", []) if path.exists() else []
     right = isinstance(names, list) and all(isinstance(name, str) for name in names)
     require(right, f"class_names in {path}", f"{names!r:.40}", "a list of names")
     return tuple(names)
 
 
 def read_config(directory: epath.Path) -> ModelConfig:
-    """The configuration of a directory that `save` wrote.
+    """Returns the configuration in a directory that `save` wrote.
 
     Raises:
-      UserError: model.json does not read, or is of a later format.
+      UserError: model.json cannot be read, or is of a later format.
     """
-    values = read_json(directory / "model.json")
-    theirs = values.pop("format", FORMAT)
-    if type(theirs) is not int or not 1 <= theirs <= FORMAT:
+    values = read_object(directory / "model.json")
+    file_format = values.pop("format", FORMAT)
+    if type(file_format) is not int or not 1 <= file_format <= FORMAT:
         raise UserError(
-            f"{directory / 'model.json'} is of format {theirs!r}, and this version reads 1 to "
+            f"{directory / 'model.json'} is of format {file_format!r}, and this version reads 1 to "
             f"{FORMAT}; update var-jax, or save the model again"
         )
     return build(ModelConfig, values, "model")
 
 
-def read_json(path: epath.Path) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: the file does not read, or holds something else.
-    """
-    refuse_stand_in(path, "JSON")
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} does not read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; it was not written by this program")
-    return value
-
-
 def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) -> dict:
     params = array_file.load_arrays(path)
-    theirs = {name: list(array.shape) for name, array in flatten_dict(params, sep="/").items()}
-    ours = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
-    if other := differences(ours, theirs):
-        raise UserError(f"{path} does not fit its model.json: {'; '.join(other[:5])}")
     arrays = flatten_dict(params, sep="/")
+    file_shapes = {name: list(array.shape) for name, array in arrays.items()}
+    config_shapes = {name: list(leaf.shape) for name, leaf in abstract(config).items()}
+    if different := differences(config_shapes, file_shapes):
+        raise UserError(f"{path} does not fit its model.json: {'; '.join(different[:5])}")
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{path}: {name} holds {array.dtype}; weights are floats")
@@ -154,7 +141,7 @@ def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) ->
 
 
 def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
-    run = read_json(directory / "config.json")
+    run = read_object(directory / "config.json")
     if missing := [key for key in ("stage", "tokenizer", "transformer", "ema") if key not in run]:
         raise UserError(
             f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`"

@@ -1,8 +1,7 @@
-"""Records of a run, a JSON object per line: `metrics.jsonl`, and what a run in a bucket has not
-merged into it yet.
+"""Records of a run, one JSON object per line: `metrics.jsonl`, and its parts in a bucket.
 
 Nothing can be appended to an object of a bucket. There a run writes its records in parts,
-`metrics/BEGIN-END.jsonl`, of which it makes fewer and larger ones as it goes, and one
+`metrics/BEGIN-END.jsonl`, which it merges into fewer and larger ones as it goes, and into one
 `metrics.jsonl` when it starts and when it is done.
 """
 
@@ -17,16 +16,17 @@ READERS = 16  # parts that are read at once: each takes an object store tens of 
 
 
 def in_bucket(path: epath.PathLike) -> bool:
+    """Returns whether a path lies in a bucket."""
     return "://" in str(path)
 
 
-def part_path(run: epath.Path, begin: int, end: int) -> epath.Path:
-    """Returns where the records `begin` to `end` (exclusive) of one start of a run lie."""
-    return run / PARTS / f"{begin:09d}-{end:09d}.jsonl"
+def part_path(run: epath.Path, start: int, stop: int) -> epath.Path:
+    """Returns the file of the records `start` to `stop` (exclusive) of one start of a run."""
+    return run / PARTS / f"{start:09d}-{stop:09d}.jsonl"
 
 
 def parts(run: epath.Path) -> list[epath.Path]:
-    """Returns the parts that there are, by their first record."""
+    """Returns the existing parts, ordered by their first record."""
     try:
         return sorted(path for path in (run / PARTS).iterdir() if path.suffix == ".jsonl")
     except (FileNotFoundError, NotADirectoryError):
@@ -34,9 +34,9 @@ def parts(run: epath.Path) -> list[epath.Path]:
 
 
 def read_lines(run: epath.Path) -> list[str]:
-    """Returns the lines of a run's records in their order, of each step and split the first.
+    """Returns the lines of a run's records in their order, the first of each step and split.
 
-    Lines that are no records, as a crash may leave the last one, are among them.
+    They include lines that are no records, such as a last line that a crash cut off.
 
     Raises:
       OSError: there are no records, or they cannot be read.
@@ -51,7 +51,7 @@ def read_lines(run: epath.Path) -> list[str]:
 
 
 def _read(run: epath.Path) -> list[str]:
-    # In this order: a run writes what it merged before it deletes what that was merged from.
+    # In this order: a run writes the merged file before it deletes the parts.
     listed = parts(run)
     file = run / FILE
     texts = [] if listed and not file.exists() else [file.read_text()]
@@ -61,7 +61,7 @@ def _read(run: epath.Path) -> list[str]:
 
 
 def key(line: str) -> tuple[int, str] | None:
-    """Returns the step and split of a record, or None of a line that is none."""
+    """Returns the step and split of a record, or None for a line that is no record."""
     try:
         record = json.loads(line)
         return record["step"], record["split"]
@@ -70,11 +70,11 @@ def key(line: str) -> tuple[int, str] | None:
 
 
 def _unique(lines: list[str]) -> list[str]:
-    found, kept = set(), []
+    keys, unique = set(), []
     for line in lines:
-        name = key(line)
-        if name is None or name not in found:
-            kept.append(line)
-        if name is not None:
-            found.add(name)
-    return kept
+        line_key = key(line)
+        if line_key is None or line_key not in keys:
+            unique.append(line)
+        if line_key is not None:
+            keys.add(line_key)
+    return unique

@@ -1,4 +1,4 @@
-"""Names of a state dict without what wrappers and containers put around a model's own."""
+"""A model's own names in a state dict, without those of wrappers and containers."""
 
 import logging
 from collections import Counter
@@ -8,42 +8,51 @@ from var_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What PyTorch's wrappers put into names, at any place: DataParallel, DDP and AveragedModel;
+# Parts of names from PyTorch's wrappers, at any place: DataParallel, DDP and AveragedModel;
 # torch.compile; FSDP; activation checkpointing.
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def unwrapped(names: Iterable[str], anchors: Sequence[str], what: str) -> dict[str, str]:
-    """{a model's own name: the name in the file} of the tensors that belong to it.
+    """Returns {a model's own name: the name in the file} of the model's tensors.
 
-    A model may lie below any containers (`state_dict.`, `model.`, `trainer.vae_local.`), which are
-    found by the names that every such model has; what else the file holds beside it is left out. Of
-    a file that holds the weights as they are and averaged (a container's name has "ema" in it), the
-    averaged ones are taken, which is logged.
+    A model may lie below any containers (`state_dict.`, `model.`, `trainer.vae_local.`), which the
+    anchors find; everything else in the file is left out. Where a file holds both the weights and
+    their averages (a container's name has "ema" in it), the averages are taken, which is logged.
 
     Args:
+      names: the names in the file.
       anchors: names that every such model has; without any, names lose wrappers alone.
-      what: what the model and its file are called in messages.
+      what: the name of the model and its file, for messages.
     Raises:
-      UserError: the file holds the weights several times over.
+      UserError: the file holds the weights several times.
     """
     cleaned = [(_without_wrappers(name), name) for name in names]
-    found = Counter(
+
+    # The container that has most of the anchors is the model's.
+    anchor_counts = Counter(
         short.removesuffix(anchor)
         for short, _ in cleaned
         for anchor in anchors
         if short == anchor or short.endswith(f".{anchor}")
     )
-    places = sorted(place for place, count in found.items() if count == max(found.values()))
-    place = _chosen(places, what) if places else ""
-    others = tuple(other for other in places if other != place and other.startswith(place))
-    own_anchors = {place + anchor for anchor in anchors}
-    outer = {_outer(name, place) for short, name in cleaned if short in own_anchors}
-    below = outer.pop() if len(outer) == 1 else ""
+    most = max(anchor_counts.values(), default=0)
+    containers = sorted(place for place, count in anchor_counts.items() if count == most)
+    container = _choose(containers, what) if containers else ""
+    inner = tuple(
+        other for other in containers if other != container and other.startswith(container)
+    )
+
+    # Wrappers in and after the container, where all anchors have the same ones.
+    own_anchors = {container + anchor for anchor in anchors}
+    prefixes = {_prefix(name, container) for short, name in cleaned if short in own_anchors}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+
     own: dict[str, str] = {}
     for short, name in cleaned:
-        key = short.removeprefix(place)
-        if not (short.startswith(place) and name.startswith(below)) or short.startswith(others):
+        key = short.removeprefix(container)
+        is_own = short.startswith(container) and name.startswith(prefix)
+        if not is_own or short.startswith(inner):
             continue
         if key in own:
             raise UserError(
@@ -57,10 +66,10 @@ def _without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
-def _outer(name: str, place: str) -> str:
-    """The containers of `place` with the wrappers in and after them, as they stand in front of a
-    name in the file."""
-    parts, left = name.split("."), place.count(".")
+def _prefix(name: str, container: str) -> str:
+    """Returns the part of a name in the file that is a container and the wrappers in and after
+    it."""
+    parts, left = name.split("."), container.count(".")
     count = 0
     while parts[count] in WRAPPERS or left:
         left -= parts[count] not in WRAPPERS
@@ -68,18 +77,18 @@ def _outer(name: str, place: str) -> str:
     return "".join(f"{part}." for part in parts[:count])
 
 
-def _chosen(places: list[str], what: str) -> str:
-    """The place of the weights to take, of several that hold as much."""
-    if len(places) == 1:
-        return places[0]
+def _choose(containers: list[str], what: str) -> str:
+    """Returns the container whose weights to take, if several hold as many."""
+    if len(containers) == 1:
+        return containers[0]
     averaged = [
-        place for place in places if any("ema" in part.split("_") for part in place.split("."))
+        name for name in containers if any("ema" in part.split("_") for part in name.split("."))
     ]
-    shown = " and ".join(f"{place}*" if place else "names without a container" for place in places)
+    shown = " and ".join(f"{name}*" if name else "names without a container" for name in containers)
     if len(averaged) != 1:
         raise UserError(
-            f"{what} holds the weights {len(places)} times, as {shown}; give a file with one of "
-            "them"
+            f"{what} holds the weights {len(containers)} times, as {shown}; "
+            "give a file with one of them"
         )
     log.warning(
         "%s holds the weights as %s: the averaged ones, %s*, are taken", what, shown, averaged[0]

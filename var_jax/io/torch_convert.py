@@ -56,34 +56,43 @@ def from_torch(
         checkpoints of the published code, which hold both stages, are taken for either.
       transformer: the same of the transformer; None for a tokenizer alone.
       scales: token-map sizes, coarse to fine.
-      num_heads: needed only without QK-norm, where it cannot be read off the weights.
-      cosine_codes: codes are searched by cosine.
-      norm_groups: groups of the tokenizer's GroupNorms, which cannot be read off the weights; 32
+      num_heads: number of heads; needed without QK-norm alone, where it does not follow from the
+        weights.
+      cosine_codes: whether codes are searched by cosine.
+      norm_groups: groups of the tokenizer's GroupNorms, which do not follow from the weights; 32
         in the published code.
-      dtype: what the weights are stored in, "float32" or "bfloat16".
+      dtype: dtype of the parameters, "float32" or "bfloat16".
     Returns:
       the configuration and nested dicts of numpy arrays.
     Raises:
       UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not
         fit the weights.
     """
-    ours, params = tokenizer_from_torch(tokenizer, scales, cosine_codes, dtype, norm_groups)
+    tokenizer_config, tokenizer_params = tokenizer_from_torch(
+        tokenizer, scales, cosine_codes=cosine_codes, dtype=dtype, norm_groups=norm_groups
+    )
     if transformer is None:
-        return ModelConfig(ours), {"tokenizer": params}
-    theirs, weights = transformer_from_torch(transformer, ours, num_heads, dtype)
-    return ModelConfig(ours, theirs), {"tokenizer": params, "transformer": weights}
+        return ModelConfig(tokenizer_config), {"tokenizer": tokenizer_params}
+    transformer_config, transformer_params = transformer_from_torch(
+        transformer, tokenizer_config, num_heads, dtype
+    )
+    params = {"tokenizer": tokenizer_params, "transformer": transformer_params}
+    return ModelConfig(tokenizer_config, transformer_config), params
 
 
 def tokenizer_from_torch(
     source: Source,
     scales: Scales,
+    *,
     cosine_codes: bool = False,
     dtype: DType = "float32",
     norm_groups: int = TokenizerConfig.norm_groups,
 ) -> tuple[TokenizerConfig, dict[str, Any]]:
-    """The tokenizer's part of `from_torch`."""
+    """Returns the tokenizer's part of `from_torch`."""
     weights = Weights(source, "the tokenizer", TOKENIZER_ANCHORS)
-    config = tokenizer_config(weights, scales, cosine_codes, dtype, norm_groups)
+    config = read_tokenizer_config(
+        weights, scales, cosine_codes=cosine_codes, dtype=dtype, norm_groups=norm_groups
+    )
     return config, _load(config, weights)
 
 
@@ -93,21 +102,24 @@ def transformer_from_torch(
     num_heads: int | None = None,
     dtype: DType = "float32",
 ) -> tuple[TransformerConfig, dict[str, Any]]:
-    """The transformer's part of `from_torch`, for the tokens of `tokenizer`."""
+    """Returns the transformer's part of `from_torch`, for the tokens of `tokenizer`."""
     weights = Weights(source, "the transformer", TRANSFORMER_ANCHORS)
-    config = transformer_config(weights, tokenizer, num_heads, dtype)
+    config = read_transformer_config(weights, tokenizer, num_heads, dtype)
     return config, _load(config, weights)
 
 
 def to_torch(
-    config: ModelConfig, params: Mapping[str, Any], with_buffers: bool = False
+    config: ModelConfig, params: Mapping[str, Any], *, with_buffers: bool = False
 ) -> tuple[State, State | None]:
-    """The inverse of `from_torch`: (tokenizer, transformer) state dicts, None for a missing
-    transformer.
+    """Returns the published state dicts (tokenizer, transformer) of a model.
+
+    It is the inverse of `from_torch`. The transformer's is None where the model has none.
 
     Args:
-      with_buffers: beside the weights, also what the published modules hold as buffers and released
-        checkpoints contain, so that `load_state_dict` takes the dicts as strictly as it can.
+      config: the model's configuration.
+      params: its parameters.
+      with_buffers: whether to add the buffers of the published modules, which released checkpoints
+        contain, so that a strict `load_state_dict` takes the dicts.
     Raises:
       UserError: the published tokenizer has no such codes.
     """
@@ -143,14 +155,17 @@ def flags_to_reload(config: ModelConfig) -> dict[str, Any]:
 
 
 def part_to_torch(config: TokenizerConfig | TransformerConfig, params: Mapping[str, Any]) -> State:
-    """{published key: float32 array} of one model's parameters, or of a tree like them, such as
-    gradients."""
+    """Returns {published key: float32 array} of one model's parameters.
+
+    Args:
+      config: the model's configuration.
+      params: its parameters, or a tree of the same structure, such as gradients.
+    """
     flat: Any = flatten_dict(params, sep="/")
     state = {}
     for entry in entries(config, flat):
-        array = np.asarray(
-            flat[entry.path] if entry.index is None else flat[entry.path][entry.index]
-        )
+        stack = flat[entry.path]
+        array = np.asarray(stack if entry.index is None else stack[entry.index])
         state[entry.key] = np.ascontiguousarray(entry.to_torch(array), np.float32)
     return state
 
@@ -160,9 +175,12 @@ def write_torch(
     tokenizer: Mapping[str, np.ndarray],
     transformer: Mapping[str, np.ndarray] | None = None,
 ):
-    """Writes what `to_torch` gave as `tokenizer.safetensors` and `transformer.safetensors` into a
-    directory.
+    """Writes the state dicts of `to_torch` as two `.safetensors` files.
 
+    Args:
+      directory: where to write; it is made if it is missing.
+      tokenizer: written to `tokenizer.safetensors`.
+      transformer: written to `transformer.safetensors`, unless it is None.
     Raises:
       UserError: the directory cannot be written.
     """
@@ -182,10 +200,9 @@ def write_torch(
 
 
 class Weights:
-    """A state dict with the shapes of its tensors, which a file tells without reading them.
+    """A published state dict and the shapes of its tensors, which are read one by one.
 
-    Keys may lie below wrappers and containers in any nesting, where they are found by the keys
-    `anchors`.
+    Keys may lie below wrappers and containers in any nesting; the keys `anchors` find them.
 
     Attributes:
       name: for messages.
@@ -203,7 +220,7 @@ class Weights:
         self.shapes = {key: shapes[name] for key, name in self._names.items()}
 
     def read(self, key: str) -> np.ndarray:
-        """One tensor.
+        """Returns one tensor.
 
         Raises:
           UserError: it does not hold floats.
@@ -214,8 +231,11 @@ class Weights:
         return array
 
     def size(self, key: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor that sizes are read off; raises UserError if it is missing or of
-        another rank."""
+        """Returns the shape of a tensor that sizes of the model follow from.
+
+        Raises:
+          UserError: the tensor is missing, empty or of another rank.
+        """
         if key not in self.shapes:
             raise UserError(f"{self.name} misses {key}; it has {_listed(self.shapes)}")
         if len(self.shapes[key]) != rank or 0 in self.shapes[key]:
@@ -226,18 +246,22 @@ class Weights:
         return self.shapes[key]
 
     def count(self, pattern: str) -> int:
-        """How many different numbers the group of `pattern` takes among the keys."""
+        """Returns how many different values the group of a pattern has among the keys."""
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
-def tokenizer_config(
+def read_tokenizer_config(
     weights: Weights,
     scales: Scales,
+    *,
     cosine_codes: bool,
     dtype: DType,
     norm_groups: int = TokenizerConfig.norm_groups,
 ) -> TokenizerConfig:
-    """The sizes that keys and shapes tell; what they leave open is the published code's default."""
+    """Returns the configuration of a tokenizer with some published weights.
+
+    Sizes follow from keys and shapes; everything else is the published code's default.
+    """
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
     widths = [weights.size(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
@@ -252,12 +276,12 @@ def tokenizer_config(
     phi = weights.count(r"quantize\.quant_resi\.qresi_ls\.(\d+)\.")
     if "quantize.quant_resi.qresi.weight" in weights.shapes:
         phi = 1
-    each = weights.count(r"quantize\.quant_resi\.(\d+)\.")
+    convolutions = weights.count(r"quantize\.quant_resi\.(\d+)\.")
     require(
-        each in (0, len(scales)),
+        convolutions in (0, len(scales)),
         "scales",
         scales,
-        f"{each} sizes, one for each quantize.quant_resi of {weights.name}",
+        f"{convolutions} sizes, one for each quantize.quant_resi of {weights.name}",
     )
     return TokenizerConfig(
         scales=scales,
@@ -276,33 +300,30 @@ def tokenizer_config(
     )
 
 
-def transformer_config(
+def read_transformer_config(
     weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None, dtype: DType
 ) -> TransformerConfig:
-    """The sizes that keys and shapes tell; what they leave open is the published code's default."""
+    """Returns the configuration of a transformer with some published weights.
+
+    Sizes follow from keys and shapes; everything else is the published code's default.
+    """
     scales = tokenizer.scales
     classes, width = weights.size("class_emb.weight", 2)
-    for key, axis, found in (
-        ("lvl_embed.weight", 0, len(scales)),
-        ("pos_1LC", 1, scales.total),
-        ("pos_start", 1, scales.lengths[0]),
+    for key, shape, count, unit in (
+        ("lvl_embed.weight", weights.size("lvl_embed.weight", 2)[:1], len(scales), "sizes"),
+        ("pos_1LC", weights.size("pos_1LC", 3)[1:2], scales.total, "tokens in all"),
+        ("pos_start", weights.size("pos_start", 3)[1:2], scales.lengths[0], "tokens at the first"),
     ):
-        size = weights.size(key, 2 if axis == 0 else 3)[axis]
-        wanted = {
-            "lvl_embed.weight": "sizes",
-            "pos_1LC": "tokens in all",
-            "pos_start": "tokens at the first",
-        }[key]
         require(
-            size == found,
+            shape[0] == count,
             "scales",
-            f"{scales} ({found} {wanted})",
-            f"{size} {wanted}, by {key} of {weights.name}",
+            f"{scales} ({count} {unit})",
+            f"{shape[0]} {unit}, by {key} of {weights.name}",
         )
     scale_key = "blocks.0.attn.scale_mul_1H11"
     qk_norm = scale_key in weights.shapes
-    told = weights.size(scale_key, 4)[1] if qk_norm else None
-    heads = told or num_heads or 0
+    heads_of_weights = weights.size(scale_key, 4)[1] if qk_norm else None
+    heads = heads_of_weights or num_heads or 0
     require(heads > 0, "num_heads", num_heads, "given for weights without QK-norm")
     require(
         num_heads in (None, heads),
@@ -329,15 +350,20 @@ def transformer_config(
 def check(
     config: TokenizerConfig | TransformerConfig, shapes: Mapping[str, tuple[int, ...]], name: str
 ):
-    """Holds {published key: shape} against the table: every key is a weight or a buffer that is
-    skipped by name.
+    """Checks published keys and shapes against the table.
 
+    Every key has to be a weight of the table, or one of the published buffers, which are skipped.
+
+    Args:
+      config: the model's configuration.
+      shapes: {published key: shape}.
+      name: the file's name, for the message.
     Raises:
-      UserError: missing or unknown keys or wrong shapes, all of them in one line.
+      UserError: keys are missing or unknown, or shapes are wrong; one line names all of them.
     """
-    wanted = {entry.key: entry.shape for entry in entries(config)}
+    expected = {entry.key: entry.shape for entry in entries(config)}
     problems = {
-        "misses": [key for key in wanted if key not in shapes],
+        "misses": [key for key in expected if key not in shapes],
         "has unknown": [],
         "has wrong shapes:": [],
     }
@@ -345,16 +371,16 @@ def check(
     if CODE_HITS in skipped:  # of any number of scales, as published: one tokenizer serves several
         skipped[CODE_HITS] = (None, *skipped[CODE_HITS][1:])
     for key, shape in shapes.items():
-        right = wanted.get(key, skipped.get(key))
+        right = expected.get(key, skipped.get(key))
         if right is None:
             problems["has unknown"].append(key)
         elif len(right) != len(shape) or any(
             r not in (None, s) for r, s in zip(right, shape, strict=True)
         ):
             problems["has wrong shapes:"].append(f"{key} {shape} for {right}")
-    found = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
-    if found:
-        raise UserError(f"{name} {'; '.join(found)}")
+    texts = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
+    if texts:
+        raise UserError(f"{name} {'; '.join(texts)}")
 
 
 def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict[str, Any]:
@@ -368,13 +394,13 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
     parameters = abstract(config)
     flat = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in parameters.items()}
     wrong = {}
-    for entry in entries(
-        config, parameters
-    ):  # one tensor at a time, straight into its place and dtype
+    # One tensor at a time, directly into its place and dtype.
+    for entry in entries(config, parameters):
         place = flat[entry.path][... if entry.index is None else entry.index]
-        with np.errstate(over="ignore"):  # what overflows is told below
+        with np.errstate(over="ignore"):  # overflows are reported below
             place[...] = entry.from_torch(weights.read(entry.key))
-        if bad := finite.not_finite(place):  # after the cast, which may overflow
+        bad = finite.not_finite(place)
+        if bad:
             wrong[entry.key] = bad, place.size
     finite.refuse(wrong, weights.name)
     return unflatten_dict(flat, sep="/")

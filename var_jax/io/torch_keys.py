@@ -23,25 +23,22 @@ CONV, SAME = "o i h w -> h w i o", "c -> c"
 LINEAR, MODULATION = "o i -> i o", "(n o) i -> i n o"
 
 
-def _conv(ours: str, published: str):
-    return (f"{ours}/kernel", f"{published}.weight", CONV), (
-        f"{ours}/bias",
-        f"{published}.bias",
-        SAME,
+def _conv(path: str, key: str) -> tuple[tuple[str, str, str], ...]:
+    """Returns the rows of the table for a convolution's kernel and bias."""
+    return (f"{path}/kernel", f"{key}.weight", CONV), (f"{path}/bias", f"{key}.bias", SAME)
+
+
+def _norm(path: str, key: str) -> tuple[tuple[str, str, str], ...]:
+    """Returns the rows of the table for a group norm's scale and bias."""
+    return (
+        (f"{path}/group/scale", f"{key}.weight", SAME),
+        (f"{path}/group/bias", f"{key}.bias", SAME),
     )
 
 
-def _norm(ours: str, published: str):
-    return (f"{ours}/group/scale", f"{published}.weight", SAME), (
-        f"{ours}/group/bias",
-        f"{published}.bias",
-        SAME,
-    )
-
-
-# Our path, the published key, published axes -> our axes. A {field} stands for one of FIELDS on
-# both sides; {n} counts along the leading axis that our side stacks, and {phi} depends on how the
-# residual convolutions are shared.
+# Path of our parameter, published key, published axes -> our axes. A {field} stands for one of
+# FIELDS in both; {n} counts along the leading axis that our parameter stacks, and {phi} depends on
+# how the residual convolutions are shared.
 TOKENIZER = (
     *_conv("{conv}", "{conv}"),
     *_conv("{side}/{end}", "{side}.{end}"),
@@ -130,8 +127,8 @@ class Entry:
 
 
 def _to_published_axes(array, layout: str):
-    published, ours = layout.split("->")
-    return rearrange(array, f"{ours} -> {published}")
+    published_axes, param_axes = layout.split("->")
+    return rearrange(array, f"{param_axes} -> {published_axes}")
 
 
 def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -146,17 +143,19 @@ def entries(
     """Returns the entry of every published tensor of a model, in the order of our parameters.
 
     Args:
+      config: the model's configuration.
       parameters: our parameters, {path: array or shape}; by default `abstract(config)`.
     """
-    found = []
+    table = []
     for path, leaf in (abstract(config) if parameters is None else parameters).items():
         template, layout = _rule(config, path)
         stacked = path.startswith(("blocks/", "quantize/phi_"))
-        ours = tuple(leaf.shape[1:] if stacked else leaf.shape)
-        shape = _to_published_axes(np.broadcast_to(np.float32(0), ours), layout).shape
+        param_shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
+        shape = _to_published_axes(np.broadcast_to(np.float32(0), param_shape), layout).shape
         for n in range(leaf.shape[0]) if stacked else (None,):
-            found.append(Entry(path, n, template.replace("{n}", str(n)), shape, ours, layout))
-    return found
+            key = template.replace("{n}", str(n))
+            table.append(Entry(path, n, key, shape, param_shape, layout))
+    return table
 
 
 def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray]:
@@ -178,10 +177,10 @@ def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray
 def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, str]:
     """Returns the published key (with {n} left in it) and the layout of one of our parameters."""
     tokenizer = isinstance(config, TokenizerConfig)
-    for ours, published, layout in TOKENIZER if tokenizer else TRANSFORMER:
-        if match := re.fullmatch(
-            re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", ours), path
-        ):
+    for path_pattern, key, layout in TOKENIZER if tokenizer else TRANSFORMER:
+        pattern = re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", path_pattern)
+        match = re.fullmatch(pattern, path)
+        if match:
             phi = {1: "qresi", 0: "{n}"}.get(config.phi, "qresi_ls.{n}") if tokenizer else ""
-            return published.format(**match.groupdict(), n="{n}", phi=phi), layout
+            return key.format(**match.groupdict(), n="{n}", phi=phi), layout
     raise ValueError(f"parameter {path} has no published key; add it to the table in {__name__}")

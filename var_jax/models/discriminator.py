@@ -1,8 +1,7 @@
-"""Discriminators of a tokenizer's adversarial training: patches of the image, or heads on a frozen
-network's features.
+"""Discriminators of a tokenizer's adversarial training: PatchGAN, or heads on a frozen network.
 
-Both give logits (b, n) in float32, a column a place. Neither has running statistics: batch norm, as
-pix2pix has it, would make the logit of an image depend on which others share its device or
+Both return logits (b, n) in float32, one column per position. Neither has running statistics or
+pix2pix's batch norm, which would make an image's logit depend on which others share its device or
 microbatch.
 """
 
@@ -23,24 +22,23 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 SPECTRAL = "spectral"  # the collection of power iteration's vectors
-FIRST_ITERATIONS = 15  # of power iteration, at initialisation; then one a step
+FIRST_ITERATIONS = 15  # of power iteration, at initialization; then one per step
 SLOPE = 0.2  # of every leaky ReLU
 LOCAL_BATCH = 8  # images that share batch-local statistics
-KERNEL_INIT = nn.initializers.normal(
-    0.02
-)  # pix2pix; of no effect where the kernel is spectrally normalised
+KERNEL_INIT = nn.initializers.normal(0.02)  # as pix2pix
 HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (pix2pix's NLayerDiscriminator): strided 4x4 convolutions, then a logit a patch.
+    """PatchGAN (pix2pix's NLayerDiscriminator): strided 4x4 convolutions and a logit per patch.
 
-    Group norm stands where pix2pix has batch norm. Every layer halves the image, so `layers` is to
-    leave at least 4 x 4 places: 2 for 32 pixels, 3 from 64 on.
+    Group norm takes the place of pix2pix's batch norm. Every layer halves the image, and at least
+    4 x 4 positions should remain: 2 layers for 32 pixels, 3 from 64 on.
 
     Attributes:
-      channels: of the first layer, doubled a layer up to eight times as many.
-      layers: strided convolutions.
+      channels: of the first layer; each layer doubles them, up to eight times as many.
+      layers: number of strided convolutions.
+      groups: of group norm.
     """
 
     channels: int = 64
@@ -52,9 +50,8 @@ class PatchDiscriminator(nn.Module):
         x = nn.leaky_relu(Conv(self.channels, 4, stride=2, name="conv_0")(images), SLOPE)
         for i in range(1, self.layers + 1):
             width = self.channels * min(2**i, 8)
-            x = Conv(
-                width, 4, stride=2 if i < self.layers else 1, use_bias=False, name=f"conv_{i}"
-            )(x)
+            stride = 2 if i < self.layers else 1
+            x = Conv(width, 4, stride=stride, use_bias=False, name=f"conv_{i}")(x)
             names = ("conv_out",)
             x = nn.GroupNorm(
                 self.groups,
@@ -69,12 +66,13 @@ class PatchDiscriminator(nn.Module):
 
 
 class FeatureDiscriminator(nn.Module):
-    """A head on every level of a frozen network's features (Projected GAN; the heads are
-    StyleGAN-T's).
+    """A head on every level of a frozen network's features.
+
+    Source: Projected GAN, with the heads of StyleGAN-T.
 
     Attributes:
       channels: width of the heads.
-      kernel: taps of the residual block's convolution: that many along a sequence of tokens, a
+      kernel: taps of the residual block's convolution: that many along a sequence of tokens, or a
         square of about as many on a map (9 gives 3x3).
     """
 
@@ -91,8 +89,10 @@ class FeatureDiscriminator(nn.Module):
 
 
 class Head(nn.Module):
-    """1x1 convolution, a residual block, and a 1x1 convolution to logits, all spectrally
-    normalised."""
+    """A 1x1 convolution, a residual block, and a 1x1 convolution to logits.
+
+    All kernels are spectrally normalized.
+    """
 
     channels: int
     kernel: int
@@ -104,9 +104,8 @@ class Head(nn.Module):
         x = x.astype(jnp.float32)
 
         def block(x, size, name):
-            y = Conv(self.channels, size, use_bias=False, spectral=True, name=name)(
-                x
-            )  # the norm would take a bias off
+            # No bias, as the norm would remove it.
+            y = Conv(self.channels, size, use_bias=False, spectral=True, name=name)(x)
             return nn.leaky_relu(BatchLocalNorm(name=f"{name}_norm")(y), SLOPE)
 
         x = block(x, 1, "project")
@@ -116,18 +115,21 @@ class Head(nn.Module):
 
 
 class BatchLocalNorm(nn.Module):
-    """Channels normalised over the places of up to 8 images in a row, with no running statistics
-    (StyleGAN-T)."""
+    """Channels normalized over the positions of up to 8 consecutive images (StyleGAN-T).
+
+    It has no running statistics.
+    """
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *places c"]) -> Float[Array, "b *places c"]:
-        group, places = math.gcd(x.shape[0], LOCAL_BATCH), tuple(range(1, x.ndim - 1))
+        group, positions = math.gcd(x.shape[0], LOCAL_BATCH), tuple(range(1, x.ndim - 1))
 
-        def mean(
-            y,
-        ):  # an image first: grouping whole maps would gather a batch that lies over many devices
-            of_groups = jnp.mean(jnp.mean(y, axis=places).reshape(-1, group, y.shape[-1]), axis=1)
-            return jnp.expand_dims(jnp.repeat(of_groups, group, axis=0), places)
+        def mean(y):
+            # Means per image come first: grouping whole maps would gather a batch that lies over
+            # many devices.
+            image_means = jnp.mean(y, axis=positions).reshape(-1, group, y.shape[-1])
+            group_means = jnp.mean(image_means, axis=1)
+            return jnp.expand_dims(jnp.repeat(group_means, group, axis=0), positions)
 
         x = x - mean(x)
         x = x * jax.lax.rsqrt(mean(x**2) + 1e-5)
@@ -140,7 +142,10 @@ class BatchLocalNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution over a sequence or a map; one output channel is left whole on every device."""
+    """A convolution over a sequence or a map, spectrally normalized where `spectral` is set.
+
+    A single output channel is replicated on every device.
+    """
 
     features: int
     size: int
@@ -175,39 +180,33 @@ class Conv(nn.Module):
         )
 
     def _largest_singular_value(self, kernel: jax.Array) -> jax.Array:
-        """Spectral norm of the kernel as an (inputs, outputs) matrix (Miyato et al. 2018).
+        """Returns the spectral norm of the kernel as an (inputs, outputs) matrix.
 
-        One power iteration from the vector of the step before, which is state: kernels move slowly,
-        so it keeps up where a few iterations from a fixed vector would stay below. Ours because
-        Flax's takes no parameters that name their logical axes. The gradient flows through the
-        matrix alone.
+        Each call takes one power iteration from the vector of the call before, which is state:
+        kernels change slowly, so that it follows them, where a few iterations from a fixed vector
+        would underestimate the norm. The gradient flows through the matrix alone. Flax's
+        SpectralNorm takes no parameters with logical axis names. Source: Miyato et al. 2018.
         """
         matrix = kernel.reshape(-1, kernel.shape[-1])
         fixed = jax.lax.stop_gradient(matrix)
-        before = self.variable(
-            SPECTRAL,
-            "u",
-            lambda: _power(
-                fixed,
-                jnp.ones(matrix.shape[-1:])
-                + jax.random.normal(self.make_rng("params"), matrix.shape[-1:]),
-                FIRST_ITERATIONS,
-            )[1],
-        )
-        left, right = _power(fixed, before.value, 1)
+
+        def first_vector():
+            noise = jax.random.normal(self.make_rng("params"), matrix.shape[-1:])
+            return _power_iterate(fixed, jnp.ones(matrix.shape[-1:]) + noise, FIRST_ITERATIONS)[1]
+
+        state = self.variable(SPECTRAL, "u", first_vector)
+        left, right = _power_iterate(fixed, state.value, 1)
         if self.is_mutable_collection(SPECTRAL) and not self.is_initializing():
-            before.value = right
+            state.value = right
         return jnp.maximum(left @ matrix @ right, 1e-12)
 
 
-def _power(matrix: jax.Array, right: jax.Array, iterations: int) -> tuple[jax.Array, jax.Array]:
-    """(left, right) singular vectors after so many power iterations."""
+def _power_iterate(
+    matrix: jax.Array, right: jax.Array, iterations: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the (left, right) singular vectors after some power iterations."""
     left = matrix[:, 0]
     for _ in range(iterations):
-        left = _unit(matrix @ right)
-        right = _unit(left @ matrix)
+        left = l2_normalize(matrix @ right)
+        right = l2_normalize(left @ matrix)
     return left, right
-
-
-def _unit(x: jax.Array) -> jax.Array:
-    return l2_normalize(x)

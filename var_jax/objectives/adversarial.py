@@ -137,7 +137,7 @@ class Discriminator:
         size = self._config.feature_size
         if size:
             frame_key = jax.random.fold_in(key, FRAME)
-            views = diffaugment.framed(frame_key, views, size, self._config.feature_crops)
+            views = diffaugment.crop_or_resize(frame_key, views, size, self._config.feature_crops)
         assert self._backbone is not None
         return self._backbone.levels(weights, views)
 

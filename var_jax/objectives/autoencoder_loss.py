@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from var_jax.config.model import TokenizerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
-from var_jax.models.tokenizer import DROPOUT, Tokenizer
+from var_jax.models.cnn import DROPOUT
+from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import adversarial, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights

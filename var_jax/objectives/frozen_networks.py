@@ -124,7 +124,7 @@ def _perceptual(loss: LossConfig, *, sizes_only: bool) -> Perceptual:
 
     if loss.perceptual_network == "lpips":
         if sizes_only and not loss.perceptual_weights:
-            return perceptual.described()
+            return perceptual.lpips_shapes()
         for name in ("perceptual_weights", "perceptual_heads"):
             require(
                 bool(getattr(loss, name)),

@@ -48,7 +48,7 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
     """
     from etils import epath
 
-    from var_jax.io import model_directory
+    from var_jax.io.json import read_object
 
     copy, directory = workdir / "tokenizer", config.tokenizer_dir
     if not directory and config.data.tokens_dir:
@@ -63,9 +63,7 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
         return _read(epath.Path(directory))
     tokenizer, frozen = _read(copy)
     run_config = workdir / "config.json"
-    started_with = (
-        model_directory.read_json(run_config).get("tokenizer_dir") if run_config.exists() else ""
-    )
+    started_with = read_object(run_config).get("tokenizer_dir") if run_config.exists() else ""
     if config.tokenizer_dir not in ("", started_with):
         other_tokenizer, other = _read(epath.Path(config.tokenizer_dir))
         if other_tokenizer != tokenizer or not _equal(frozen.params, other.params):

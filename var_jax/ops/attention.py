@@ -1,11 +1,10 @@
-"""Attention over token maps. Shapes are (batch, length, heads, head_dim); softmax is float32
-always.
+"""Attention over token maps of shape (batch, length, heads, head_dim), with the softmax in float32.
 
-The implementations compute the same numbers; which one runs is a matter of the accelerator:
+The implementations compute the same numbers; the accelerator decides which one runs:
 
-- xla: one block of queries a scale against the keys it sees, so that masked blocks are never
-computed.
-- splash: a Pallas kernel for TPUs that keeps the logits on the chip (`ops.splash`).
+- xla: one block of queries per scale against the keys it sees, so that masked blocks are never
+  computed.
+- splash: a Pallas kernel for TPUs that keeps the logits on the chip (`ops.attention_splash`).
 - cudnn: the blocks of xla, the large ones by cuDNN's fused kernel; for GPUs, bfloat16 or float16.
 """
 
@@ -34,8 +33,8 @@ Implementation = Literal["xla", "splash", "cudnn"]
 FUSED_QUERIES = 64
 
 
-def normalise(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
-    """`x` over its L2 norm along head_dim, in float32 and back (QK-norm)."""
+def normalize(x: Float[Array, "b l h d"]) -> Float[Array, "b l h d"]:
+    """Returns queries or keys divided by their L2 norm, computed in float32 (QK-norm)."""
     return l2_normalize(x.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -43,11 +42,11 @@ def attend(
     q: Float[Array, "b q h d"],
     k: Float[Array, "b k h d"],
     v: Float[Array, "b k h d"],
-    scale: float,
+    softmax_scale: float,
     mask: Bool[Array, "q k"] | None = None,
 ) -> Float[Array, "b q h d"]:
-    """softmax(scale q k^T) v, of all keys or of those that `mask` lets through."""
-    logits = scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    """Returns softmax(softmax_scale q k^T) v over all keys, or over those where `mask` is true."""
+    logits = softmax_scale * jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
@@ -58,35 +57,41 @@ def fused(
     q: Float[Array, "b q h d"],
     k: Float[Array, "b k h d"],
     v: Float[Array, "b k h d"],
-    scale: float,
+    softmax_scale: float,
     backend: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "b q h d"]:
-    """`attend` of all keys by `jax.nn.dot_product_attention`, where there are queries enough to
-    fill its tiles.
+    """Returns `attend` over all keys, by a fused kernel where the queries fill its tiles.
 
     Args:
-      backend: its implementation; "xla" computes the same where there is no GPU.
+      backend: the implementation of `jax.nn.dot_product_attention`; "xla" computes the same where
+        there is no GPU.
     """
     if q.shape[1] < FUSED_QUERIES:
-        return attend(q, k, v, scale)
-    return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation=backend)
+        return attend(q, k, v, softmax_scale)
+    return jax.nn.dot_product_attention(q, k, v, scale=softmax_scale, implementation=backend)
 
 
 def by_scale(
     q: Float[Array, "b L h d"],
     k: Float[Array, "b L h d"],
     v: Float[Array, "b L h d"],
-    scale: float,
+    *,
+    softmax_scale: float,
     scales: Scales,
     mask: masks.Mask,
     block: Callable[..., jax.Array] = attend,
 ) -> Float[Array, "b L h d"]:
-    """One block of queries a scale against the keys it sees: masked pairs (38 % at 256 px) are
-    never computed."""
+    """Returns attention of all scales, one block of queries per scale against the keys it sees.
+
+    Masked pairs (38 % at 256 px) are never computed.
+
+    Args:
+      block: computes one scale's attention from its queries and the keys and values it sees.
+    """
     parts = []
     for i in range(len(scales)):
         seen = masks.visible(scales, mask, i)
-        parts.append(block(q[:, scales.span(i)], k[:, seen], v[:, seen], scale))
+        parts.append(block(q[:, scales.span(i)], k[:, seen], v[:, seen], softmax_scale))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -94,26 +99,38 @@ def masked(
     q: Float[Array, "b L h d"],
     k: Float[Array, "b L h d"],
     v: Float[Array, "b L h d"],
-    scale: float,
+    *,
+    softmax_scale: float,
     scales: Scales,
     mask: masks.Mask,
     implementation: Implementation,
 ) -> Float[Array, "b L h d"]:
-    """Attention of all scales at once, each to those that the mask lets it see."""
+    """Returns attention of all scales at once, each to the scales that the mask lets it see."""
     if implementation == "splash":
-        return attention_splash.attend(q, k, v, scale, scales, mask, interpret=platform() == "cpu")
-    return by_scale(q, k, v, scale, scales, mask, _block(implementation))
+        return attention_splash.attend(
+            q, k, v, softmax_scale, scales, mask, interpret=platform() == "cpu"
+        )
+    return by_scale(
+        q,
+        k,
+        v,
+        softmax_scale=softmax_scale,
+        scales=scales,
+        mask=mask,
+        block=_block(implementation),
+    )
 
 
 def cached(
     q: Float[Array, "b q h d"],
     k: Float[Array, "b k h d"],
     v: Float[Array, "b k h d"],
-    scale: float,
+    *,
+    softmax_scale: float,
     implementation: Implementation,
 ) -> Float[Array, "b q h d"]:
-    """Attention of one scale to the keys that it sees, all of them."""
-    return _block(implementation)(q, k, v, scale)
+    """Returns attention of one scale to all the keys that it sees, cached ones and its own."""
+    return _block(implementation)(q, k, v, softmax_scale)
 
 
 def _block(implementation: Implementation) -> Callable[..., jax.Array]:
@@ -121,38 +138,45 @@ def _block(implementation: Implementation) -> Callable[..., jax.Array]:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh that is set, which may be of devices that are not here,
-    else of this host."""
+    """Returns "cpu", "gpu" or "tpu": the platform of the mesh that is set, else of this host.
+
+    The mesh may be of devices that are not here, which a program is only compiled for.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def choose(
-    wanted: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int
+    requested: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int
 ) -> Implementation:
-    """The implementation to run on `platform()`: the wanted one, or for "auto" the platform's own.
+    """Returns the implementation to run on `platform()`.
 
-    A CPU runs splash too, interpreted: right, and slow.
+    A CPU runs splash too, interpreted, which is correct and slow.
 
+    Args:
+      requested: an implementation, or "auto" for the platform's own.
     Raises:
-      UserError: the wanted one cannot run there, or not with this dtype or head_dim.
+      UserError: the requested one cannot run there, or not with this dtype or head_dim.
     """
     here = platform()
     fusible = dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
-    if wanted == "auto":
-        return "splash" if here == "tpu" else "cudnn" if here == "gpu" and fusible else "xla"
-    if wanted == "splash" and here == "gpu":
+    if requested == "auto":
+        if here == "tpu":
+            return "splash"
+        return "cudnn" if here == "gpu" and fusible else "xla"
+    if requested == "splash" and here == "gpu":
         raise UserError(
-            "transformer.attention is 'splash', a kernel for TPUs; on a GPU it must be auto, xla or cudnn"
+            "transformer.attention is 'splash', a kernel for TPUs; "
+            "on a GPU it must be auto, xla or cudnn"
         )
-    if wanted == "cudnn" and here != "gpu":
+    if requested == "cudnn" and here != "gpu":
         raise UserError(
-            f"transformer.attention is 'cudnn', a kernel for GPUs; on a {here.upper()} it must be auto, "
-            "xla or splash"
+            "transformer.attention is 'cudnn', a kernel for GPUs; "
+            f"on a {here.upper()} it must be auto, xla or splash"
         )
-    if wanted == "cudnn" and not fusible:
+    if requested == "cudnn" and not fusible:
         raise UserError(
-            f"transformer.attention is 'cudnn' with {dtype.name} and heads of {head_dim}; it must be xla, "
-            "or the dtype bfloat16 and the heads a multiple of 8 up to 128"
+            f"transformer.attention is 'cudnn' with {dtype.name} and heads of {head_dim}; "
+            "it must be xla, or the dtype bfloat16 and the heads a multiple of 8 up to 128"
         )
-    return wanted
+    return requested

@@ -1,9 +1,9 @@
 """Masked attention by JAX's Pallas kernel for TPUs (splash attention), which never writes the
 logits to memory.
 
-Tiles in which no token sees another are skipped, the others are computed whole. At 256 px a tile is
-as large as a scale and none is empty, so what is saved there is memory and its traffic; at 512 px
-about a third of them are.
+The kernel skips tiles in which no token sees another and computes all others in full. At 256 px a
+tile is as large as a scale and none is empty, so that the kernel saves memory and its traffic
+alone; at 512 px about a third of the tiles are empty.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ class ScaleMask(splash_attention_mask.Mask):
     """A mask that the kernel computes from each query's span of visible keys, rather than reads
     from memory.
 
-    Queries beyond the sequence (padding, dropped afterwards) see what the last token sees, so that
-    no softmax is empty; keys beyond it are in no span.
+    Queries of the padding see what the last token sees, so that no softmax is empty; they are
+    dropped afterwards. Keys of the padding are in no span.
 
     Attributes:
-      scales, mask: which tokens see which (`ops.masks`).
+      scales: the scales of the sequence.
+      mask: which tokens see which (`ops.masks`).
       length: the padded length.
     """
 
@@ -55,13 +56,14 @@ class ScaleMask(splash_attention_mask.Mask):
 
     @functools.cached_property
     def q_sequence(self) -> np.ndarray:
-        """int32 (length,): each query's span as start << START_BITS | end; the kernel hands it to
-        `mask_function`."""
+        """Each query's span as start << START_BITS | end, int32 (length,).
+
+        The kernel hands it to `mask_function`.
+        """
         spans = [masks.visible(self.scales, self.mask, k) for k in range(len(self.scales))]
         packed = np.array([span.start << START_BITS | span.stop for span in spans], np.int32)
-        return np.pad(
-            packed[self.scales.level_ids], (0, self.length - self.scales.total), mode="edge"
-        )
+        padding = self.length - self.scales.total
+        return np.pad(packed[self.scales.level_ids], (0, padding), mode="edge")
 
     @staticmethod
     def mask_function(spans, keys):
@@ -75,7 +77,7 @@ class ScaleMask(splash_attention_mask.Mask):
 
 
 def tiling(total: int) -> tuple[int, int]:
-    """(padded length, side of a tile) for a sequence of `total` tokens."""
+    """Returns (padded length, side of a tile) for a sequence of `total` tokens."""
     tiles = -(-total // LANES)
     side = max(n for n in range(1, LARGEST_TILE // LANES + 1) if tiles % n == 0)
     return tiles * LANES, side * LANES
@@ -85,19 +87,19 @@ def attend(
     q: Float[Array, "b L h d"],
     k: Float[Array, "b L h d"],
     v: Float[Array, "b L h d"],
-    scale: float,
+    softmax_scale: float,
     scales: Scales,
     mask: masks.Mask,
     *,
     interpret: bool,
 ) -> Float[Array, "b L h d"]:
-    """Attention of all scales at once, each to those that the mask lets it see.
+    """Returns attention of all scales at once, each to the scales that the mask lets it see.
 
-    Under a mesh every device computes its own images and heads: the kernel is opaque to the
-      partitioner.
+    Under a mesh every device computes its own images and heads, because XLA's partitioner cannot
+    split the kernel.
 
     Args:
-      interpret: run the kernel by XLA operations, for a CPU.
+      interpret: whether XLA operations take the kernel's place, for a CPU.
     """
     length, tile = tiling(scales.total)
     sizes = splash_attention_kernel.BlockSizes(
@@ -109,19 +111,20 @@ def attend(
         block_kv_dq=tile,
     )
 
-    def of_a_device(*qkv):
+    def attend_local(*qkv):
         padding = ((0, 0), (0, length - scales.total), (0, 0), (0, 0))
         q, k, v = (jnp.swapaxes(jnp.pad(t, padding), 1, 2) for t in qkv)
         heads = splash_attention_mask.MultiHeadMask([ScaleMask(scales, mask, length)] * q.shape[1])
         kernel = splash_attention_kernel.make_splash_mha_single_device(
             heads, block_sizes=sizes, interpret=interpret
         )
-        seen = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
-        return seen[:, : scales.total]
+        values = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
+        return values[:, : scales.total]
 
-    if not (mesh := jax.sharding.get_abstract_mesh()).empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
         spec = sharding.spec_for_shape(("batch", "tokens", "act_heads", None), q.shape, mesh.shape)
-        of_a_device = jax.shard_map(
-            of_a_device, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
+        attend_local = jax.shard_map(
+            attend_local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
         )
-    return of_a_device((q * scale).astype(q.dtype), k, v)
+    return attend_local((q * softmax_scale).astype(q.dtype), k, v)

@@ -1,8 +1,7 @@
-"""DiffAugment (Zhao et al. 2020): differentiable augmentations that a discriminator sees real and
-fake images through.
+"""DiffAugment: differentiable augmentations of the real and fake images that a discriminator sees.
 
-Parameters are drawn an image; shifts and holes are masks and gathers of whole pixels, so that every
-gradient is exact.
+Every image draws its own parameters. Shifts and holes move or mask whole pixels, so that every
+gradient is exact. Source: Zhao et al. 2020.
 """
 
 from __future__ import annotations
@@ -19,9 +18,13 @@ from var_jax.ops.resize import matrix
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-SHIFT = 1 / 8  # of a side, at most
+MAX_SHIFT = 1 / 8  # of a side
 HOLE = 1 / 2  # of a side
 BLUR_REACH = 3  # standard deviations of a blur that its kernel spans on either side
+# Products along the height and along the width of images, with one matrix for all images or one
+# matrix per image.
+SIDE_LAYOUTS = ("ij,bjwc->biwc", "ij,bhjc->bhic")
+IMAGE_LAYOUTS = ("bij,bjwc->biwc", "bij,bhjc->bhic")
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -32,23 +35,23 @@ def diff_augment(
     probability: float = 1.0,
     hole: float = HOLE,
 ) -> Float[Array, "b H W c"]:
-    """Images through every augmentation of a policy, each image with `probability`, and left as it
-    is otherwise.
+    """Returns images after every augmentation of a policy.
 
     Args:
-      images: in [-1, 1], though fakes may lie beyond.
-      policy: of "color", "translation" and "cutout", joined by commas, in the order in which they
-        act; "" for none.
+      images: in [-1, 1]; fakes may lie beyond.
+      policy: names among "color", "translation" and "cutout", joined by commas, in the order in
+        which they act; "" for none.
+      probability: of each image to be augmented at all.
       hole: share of each side that "cutout" takes.
     """
     if not policy or not probability:
         return images
-    chosen_key, *keys = jax.random.split(key, 1 + len(names := policy_names(policy)))
+    names = policy_names(policy)
+    chosen_key, *keys = jax.random.split(key, 1 + len(names))
     augmented = images
-    for each, name in zip(keys, names, strict=True):
-        augmented = AUGMENTATIONS[name](
-            each, augmented, **({"hole": hole} if name == "cutout" else {})
-        )
+    for augmentation_key, name in zip(keys, names, strict=True):
+        settings = {"hole": hole} if name == "cutout" else {}
+        augmented = AUGMENTATIONS[name](augmentation_key, augmented, **settings)
     if probability == 1:
         return augmented
     chosen = jax.random.bernoulli(chosen_key, probability, (images.shape[0], 1, 1, 1))
@@ -56,134 +59,123 @@ def diff_augment(
 
 
 def color(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
-    """Brightness + U(-0.5, 0.5); saturation times U(0, 2) about the pixel's grey (which leaves a
-    grey image as it is); contrast times U(0.5, 1.5) about the image's mean."""
+    """Returns images with random brightness, saturation and contrast.
+
+    Brightness adds U(-0.5, 0.5); saturation multiplies by U(0, 2) about the pixel's gray, which
+    leaves a gray image unchanged; contrast multiplies by U(0.5, 1.5) about the image's mean.
+    """
     brightness, saturation, contrast = jax.random.uniform(key, (3, x.shape[0], 1, 1, 1), x.dtype)
     x = x + (brightness - 0.5)
-    grey = jnp.mean(x, axis=-1, keepdims=True)
-    x = (x - grey) * (2 * saturation) + grey
+    gray = jnp.mean(x, axis=-1, keepdims=True)
+    x = (x - gray) * (2 * saturation) + gray
     mean = jnp.mean(x, axis=(1, 2, 3), keepdims=True)
     return (x - mean) * (contrast + 0.5) + mean
 
 
 def translation(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H W c"]:
-    """A shift by whole pixels, up to an eighth of each side either way; what comes in is 0.
+    """Returns images shifted by whole pixels, up to MAX_SHIFT of each side; new pixels are 0.
 
-    By products with matrices of zeros and ones: for a gather with places of its own an image, the
-    compiler would copy a batch that lies over many devices to each of them.
+    The shifts are products with matrices of zeros and ones: for a gather with indices of its own
+    per image, the compiler would copy a batch that lies over many devices to each of them.
     """
-    for axis, one in zip((1, 2), jax.random.split(key), strict=True):
-        places = jnp.arange(x.shape[axis])
-        most = int(len(places) * SHIFT + 0.5)
-        shift = jax.random.randint(one, (x.shape[0], 1, 1), -most, most + 1)
-        moved = (places[:, None] - shift == places).astype(x.dtype)
-        x = jnp.einsum(
-            ("bij,bjwc->biwc", "bij,bhjc->bhic")[axis - 1],
-            moved,
-            x,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+    for axis, side_key in zip((1, 2), jax.random.split(key), strict=True):
+        positions = jnp.arange(x.shape[axis])
+        max_shift = int(len(positions) * MAX_SHIFT + 0.5)
+        shift = jax.random.randint(side_key, (x.shape[0], 1, 1), -max_shift, max_shift + 1)
+        shifted = (positions[:, None] - shift == positions).astype(x.dtype)
+        x = jnp.einsum(IMAGE_LAYOUTS[axis - 1], shifted, x, precision=HIGHEST)
     return x
 
 
 def cutout(
     key: jax.Array, x: Float[Array, "b H W c"], hole: float = HOLE
 ) -> Float[Array, "b H W c"]:
-    """A hole of that share of each side, filled with 0; its center lies anywhere in the image, so
-    that it may hang over."""
-    holes = []
-    for axis, one in zip((1, 2), jax.random.split(key), strict=True):
+    """Returns images with a hole of 0, whose sides are a share `hole` of the image's.
+
+    The hole's center lies anywhere in the image, so that the hole may reach beyond the border.
+    """
+    spans = []
+    for axis, side_key in zip((1, 2), jax.random.split(key), strict=True):
         size = x.shape[axis]
         length = int(size * hole + 0.5)
-        start = jax.random.randint(one, (x.shape[0], 1), 0, size + (1 - length % 2)) - length // 2
-        places = jnp.arange(size)[None]
-        holes.append((places >= start) & (places < start + length))
-    inside = holes[0][:, :, None, None] & holes[1][:, None, :, None]
+        center = jax.random.randint(side_key, (x.shape[0], 1), 0, size + (1 - length % 2))
+        start = center - length // 2
+        positions = jnp.arange(size)[None]
+        spans.append((positions >= start) & (positions < start + length))
+    inside = spans[0][:, :, None, None] & spans[1][:, None, :, None]
     return jnp.where(inside, 0, x)
 
 
 def fading_blur(
     images: Float[Array, "b H W c"], strength: Float[Array, ""]
 ) -> Float[Array, "b H W c"]:
-    """Images under a Gaussian kernel of the shape 2 ** -(x / s)^2 with s = strength sqrt(H / 2)
-    pixels, mirrored at the borders without the border pixel repeated (vaex, as StyleGAN-T has it);
-    as they are at strength 0.
+    """Returns images under a Gaussian blur, or unchanged at strength 0.
 
-    Called by the discriminator's part of the training step while the blur fades out.
+    The kernel is 2 ** -(x / s)^2 with s = strength sqrt(H / 2) pixels, mirrored at the borders
+    without the border pixel repeated. The discriminator's part of the training step calls it while
+    the blur fades out. Source: vaex, after StyleGAN-T.
 
     Args:
       strength: from 0 to 1, the same for all images.
     """
-    most = (images.shape[1] / 2) ** 0.5
+    max_width = (images.shape[1] / 2) ** 0.5
 
-    def blurred(x):
-        for axis, layout in ((1, "ij,bjwc->biwc"), (2, "ij,bhjc->bhic")):
-            x = jnp.einsum(
-                layout, _blur_matrix(x.shape[axis], strength * most, most), x, precision=HIGHEST
-            )
+    def blur(x):
+        for axis, layout in zip((1, 2), SIDE_LAYOUTS, strict=True):
+            weights = _blur_matrix(x.shape[axis], strength * max_width, max_width)
+            x = jnp.einsum(layout, weights, x, precision=HIGHEST)
         return x
 
-    return jax.lax.cond(strength > 0, blurred, lambda x: x, images)
+    return jax.lax.cond(strength > 0, blur, lambda x: x, images)
 
 
-def _blur_matrix(side: int, width: Float[Array, ""], most: float) -> Float[Array, "n n"]:
-    """(outputs, inputs) of one side, of a kernel that ends at floor(3 `width`) pixels.
+def _blur_matrix(side: int, width: Float[Array, ""], max_width: float) -> Float[Array, "n n"]:
+    """Returns the (outputs, inputs) weights of one side, of a kernel that ends at floor(3 `width`)
+    pixels.
 
     Args:
-      most: the largest `width` there may be; what the arrays' sizes follow.
+      max_width: the largest `width`, which the sizes of arrays follow.
     """
-    reach = int(BLUR_REACH * most)
+    reach = int(BLUR_REACH * max_width)
     offsets = np.arange(-reach, reach + 1)
     weights = jnp.exp2(-((offsets / jnp.maximum(width, 1e-6)) ** 2))
     weights = jnp.where(np.abs(offsets) <= jnp.floor(BLUR_REACH * width), weights, 0)
     period = max(2 * (side - 1), 1)
-    places = (np.arange(side)[:, None] + offsets) % period
-    mirrored = np.minimum(places, period - places) if side > 1 else np.zeros_like(places)
-    return (
-        jnp.zeros((side, side))
-        .at[np.arange(side)[:, None], mirrored]
-        .add(weights / jnp.sum(weights))
-    )
+    positions = (np.arange(side)[:, None] + offsets) % period
+    mirrored = np.minimum(positions, period - positions) if side > 1 else np.zeros_like(positions)
+    empty = jnp.zeros((side, side))
+    return empty.at[np.arange(side)[:, None], mirrored].add(weights / jnp.sum(weights))
 
 
-def framed(
+def crop_or_resize(
     key: jax.Array, images: Float[Array, "b H W c"], side: int, crops: float
 ) -> Float[Array, "b n n c"]:
-    """Images as a frozen network of one size sees them: a share of them cropped to it at random,
-    the others resized.
+    """Returns images at a frozen network's size, some randomly cropped and the others resized.
 
-    By products with matrices a side, drawn an image, for the reason that `translation` has.
+    Both are products with matrices of an image's own, for the reason that `translation` gives.
 
     Args:
-      side: height and width of what comes out.
-      crops: share of images that are cropped, where both sides are larger than `side`; the rest,
-        and all images otherwise, are averaged by area where they are higher than `side`, else
-        resized bicubically.
+      side: height and width of the results.
+      crops: share of images that are cropped, where both sides are larger than `side`. All others
+        are averaged by area where they are higher than `side`, else resized bicubically.
     """
     both_larger = min(images.shape[1:3]) > side
     chosen_key, *keys = jax.random.split(key, 3)
     chosen = jax.random.bernoulli(chosen_key, crops, (images.shape[0], 1, 1))
     x = images
-    for axis, one in zip((1, 2), keys, strict=True):
+    method = "area" if images.shape[1] > side else "bicubic"
+    for axis, side_key in zip((1, 2), keys, strict=True):
         size = x.shape[axis]
         if size == side and not both_larger:
             continue
-        resized = jnp.asarray(
-            matrix(size, side, "area" if images.shape[1] > side else "bicubic"), x.dtype
-        )
+        resized = jnp.asarray(matrix(size, side, method), x.dtype)
         if not (both_larger and crops):
-            x = jnp.einsum(
-                ("ij,bjwc->biwc", "ij,bhjc->bhic")[axis - 1], resized, x, precision=HIGHEST
-            )
+            x = jnp.einsum(SIDE_LAYOUTS[axis - 1], resized, x, precision=HIGHEST)
             continue
-        start = jax.random.randint(one, (x.shape[0], 1, 1), 0, size - side + 1)
+        start = jax.random.randint(side_key, (x.shape[0], 1, 1), 0, size - side + 1)
         cropped = (jnp.arange(side)[:, None] + start == jnp.arange(size)).astype(x.dtype)
-        x = jnp.einsum(
-            ("bij,bjwc->biwc", "bij,bhjc->bhic")[axis - 1],
-            jnp.where(chosen, cropped, resized),
-            x,
-            precision=HIGHEST,
-        )
+        weights = jnp.where(chosen, cropped, resized)
+        x = jnp.einsum(IMAGE_LAYOUTS[axis - 1], weights, x, precision=HIGHEST)
     return x
 
 

@@ -1,8 +1,7 @@
-"""Pixels brought to [-1, 1], and L2 normalization whose gradient is finite everywhere.
+"""Normalization of pixels to [-1, 1], and L2 normalization with a finite gradient everywhere.
 
-The norm is ours because the root in `jnp.linalg.norm` and `optax.safe_norm`'s floor both leave a
-zero vector with a gradient of no use: NaN in the first, that of a division by the floor in the
-second.
+Neither `jnp.linalg.norm` nor `optax.safe_norm` serves: at a zero vector the gradient of the first
+is NaN, and that of the second is a division by its floor.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Products with weights that compute in one dtype and leave the weights' gradient in another.
+"""Products with weights that compute in one dtype and sum the weights' gradients in another.
 
 In bfloat16, autodiff gives a weight's gradient in bfloat16, and devices sum it in bfloat16, because
-a cotangent has the dtype of its primal. The published code sums float32. These products take the
-float32 weight itself, so that the sum over a device's own rows and the sum over devices can both be
+a cotangent has the dtype of its primal. The published code sums in float32. These products take the
+float32 weight itself, so that the sums over the rows of one device and over devices can both be
 float32.
 """
 
@@ -29,16 +29,17 @@ def product(
     kernel: Float[Array, ...],
     dtype: jnp.dtype,
     gradient_dtype: jnp.dtype,
+    *,
     wide: bool = False,
 ) -> Float[Array, ...]:
     """Returns the einsum of activations and a weight, computed in `dtype`.
 
-    The gradient of the weight leaves its product in `gradient_dtype`; that of the activations, and
+    The gradient of the weight is summed in `gradient_dtype`; the gradient of the activations, and
     the cotangent that both are computed from, are of `dtype`.
 
     Args:
-      spec: such as "blw,wv->blv", in which each letter is in two of the three places.
-      wide: whether the result is given in float32.
+      spec: such as "blw,wv->blv", in which each letter stands in two of the three terms.
+      wide: whether the result is float32.
     """
     out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
     if dtype == jnp.float32:
@@ -47,10 +48,14 @@ def product(
 
 
 def last_axis_spec(rank: int, outputs: int) -> str:
-    """Returns the spec of a product over the last axis of x, with an output of `outputs`
-    dimensions."""
-    rows, made = LETTERS[: rank - 1], "uvw"[:outputs]
-    return f"{rows}z,z{made}->{rows}{made}"
+    """Returns the spec of a product over the last axis of x, which `outputs` dimensions replace.
+
+    Args:
+      rank: number of dimensions of x.
+      outputs: number of dimensions in place of the last one.
+    """
+    rows, new = LETTERS[: rank - 1], "uvw"[:outputs]
+    return f"{rows}z,z{new}->{rows}{new}"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
@@ -64,16 +69,15 @@ def _product_forward(x, kernel, spec, dtype, gradient_dtype, out):
 
 def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
     x, kernel = operands
-    inputs, result = spec.split("->")
-    of_x, of_kernel = inputs.split(",")
+    terms, result = spec.split("->")
+    x_axes, kernel_axes = terms.split(",")
     cotangent = cotangent.astype(dtype)
-    d_x = jnp.einsum(f"{result},{of_kernel}->{of_x}", cotangent, kernel.astype(dtype))
-    if (
-        platform() == "cpu"
-    ):  # where some products of bfloat16 that give float32 compile and do not run
+    d_x = jnp.einsum(f"{result},{kernel_axes}->{x_axes}", cotangent, kernel.astype(dtype))
+    # On a CPU some products of bfloat16 with float32 results compile and then fail to run.
+    if platform() == "cpu":
         x, cotangent = x.astype(gradient_dtype), cotangent.astype(gradient_dtype)
     d_kernel = jnp.einsum(
-        f"{of_x},{result}->{of_kernel}", x, cotangent, preferred_element_type=gradient_dtype
+        f"{x_axes},{result}->{kernel_axes}", x, cotangent, preferred_element_type=gradient_dtype
     )
     return d_x, d_kernel.astype(kernel.dtype)
 
@@ -84,8 +88,10 @@ _product.defvjp(_product_forward, _product_backward)
 def add_bias(
     x: Float[Array, ...], bias: Float[Array, ...], gradient_dtype: jnp.dtype
 ) -> Float[Array, ...]:
-    """Returns x plus a bias of its last dimensions, in the dtype of x; the bias's gradient is
-    summed in `gradient_dtype`."""
+    """Returns x plus a bias over its last dimensions, in the dtype of x.
+
+    The bias's gradient is summed in `gradient_dtype`.
+    """
     if x.dtype == jnp.float32:
         return x + bias.astype(x.dtype)
     return _add_bias(x, bias, jnp.dtype(gradient_dtype))
@@ -116,8 +122,10 @@ def convolution(
     dtype: jnp.dtype,
     gradient_dtype: jnp.dtype,
 ) -> Float[Array, "b H W o"]:
-    """Returns the convolution of maps with a kernel, computed in `dtype`; the kernel's gradient is
-    computed in `gradient_dtype`, from operands of `dtype`."""
+    """Returns the convolution of maps with a kernel, computed in `dtype`.
+
+    The kernel's gradient is computed in `gradient_dtype`, from operands of `dtype`.
+    """
     x = x.astype(dtype)
     if dtype == jnp.float32:
         return _convolve(x, kernel.astype(dtype), strides, padding)
@@ -137,10 +145,10 @@ def _convolution_backward(strides, padding, gradient_dtype, operands, cotangent)
     x, kernel = operands
     narrow_kernel, wide_x = kernel.astype(x.dtype), x.astype(gradient_dtype)
     (d_x,) = jax.vjp(lambda x: _convolve(x, narrow_kernel, strides, padding), x)[1](cotangent)
-    of_kernel = jax.vjp(
+    _, kernel_vjp = jax.vjp(
         lambda k: _convolve(wide_x, k, strides, padding), narrow_kernel.astype(gradient_dtype)
-    )[1]
-    return d_x, of_kernel(cotangent.astype(gradient_dtype))[0].astype(kernel.dtype)
+    )
+    return d_x, kernel_vjp(cotangent.astype(gradient_dtype))[0].astype(kernel.dtype)
 
 
 _convolution.defvjp(_convolution_forward, _convolution_backward)

@@ -1,8 +1,8 @@
 """Separable resizes with PyTorch's conventions, as products with fixed matrices.
 
-`jax.image.resize` differs where it matters here: its cubic kernel antialiases or weighs the border
-otherwise, and its area average is wrong for ratios that are not whole. A matrix a side is exact for
-any ratio, needs no gather, and is decided in numpy float64.
+`jax.image.resize` differs from PyTorch's: its cubic kernel antialiases or weighs the border
+otherwise, and its area average is wrong for ratios that are not integers. One matrix per side is
+exact for any ratio, needs no gather, and is computed once in numpy float64.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ Method = Literal["area", "bicubic", "bilinear"]
 
 @functools.lru_cache(maxsize=512)
 def matrix(source: int, target: int, method: Method) -> np.ndarray:
-    """float32 (target, source) weights of one side.
+    """Returns float32 (target, source) weights that resize one side of an image.
 
-    Methods, after torch.nn.functional.interpolate without antialiasing and with half-pixel centres:
-      area: the mean over source pixels floor(i s/t) to ceil((i+1) s/t) - 1.
-      bicubic: Keys' kernel with a = -0.75, the border pixel repeated.
-      bilinear: the two nearest pixels, the border pixel repeated.
+    The methods are those of torch.nn.functional.interpolate without antialiasing and with
+    half-pixel centers:
+
+    - area: the mean over source pixels floor(i s/t) to ceil((i+1) s/t) - 1.
+    - bicubic: Keys' kernel with a = -0.75, the border pixel repeated.
+    - bilinear: the two nearest pixels, the border pixel repeated.
+
+    Args:
+      source: pixels of the side before.
+      target: pixels of the side after.
     """
     weights = np.zeros((target, source), np.float64)
     for i in range(target):
@@ -35,13 +41,13 @@ def matrix(source: int, target: int, method: Method) -> np.ndarray:
             start, stop = (i * source) // target, -((-(i + 1) * source) // target)
             weights[i, start:stop] = 1 / (stop - start)
             continue
-        centre = (i + 0.5) * source / target - 0.5
+        center = (i + 0.5) * source / target - 0.5
         if method == "bilinear":
-            centre = max(centre, 0.0)
-        base = int(np.floor(centre))
+            center = max(center, 0.0)
+        base = int(np.floor(center))
         taps = (0, 1) if method == "bilinear" else (-1, 0, 1, 2)
         for tap in taps:
-            distance = abs(centre - (base + tap))
+            distance = abs(center - (base + tap))
             weight = 1 - distance if method == "bilinear" else _keys_cubic(distance)
             weights[i, min(max(base + tap, 0), source - 1)] += weight
     return weights.astype(np.float32)
@@ -56,15 +62,12 @@ def _keys_cubic(x: float, a: float = -0.75) -> float:
 def resize(
     x: Float[Array, "b h w c"], size: tuple[int, int], method: Method
 ) -> Float[Array, "b H W c"]:
-    """`x` at another (height, width); the identity when the size is already right."""
+    """Returns `x` resized to a (height, width), or `x` itself when it has that size."""
     h, w = x.shape[1:3]
     if (h, w) == tuple(size):
         return x
-    rows, columns = (
-        jnp.asarray(matrix(n, m, method), x.dtype) for n, m in zip((h, w), size, strict=True)
-    )
-    highest = (
-        jax.lax.Precision.HIGHEST
-    )  # codes are chosen on these numbers: never in bfloat16 passes
+    rows = jnp.asarray(matrix(h, size[0], method), x.dtype)
+    columns = jnp.asarray(matrix(w, size[1], method), x.dtype)
+    highest = jax.lax.Precision.HIGHEST  # codes are chosen from the result: no bfloat16 passes
     x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=highest)
     return jnp.einsum("Ww,bhwc->bhWc", columns, x, precision=highest)

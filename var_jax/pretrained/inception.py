@@ -1,16 +1,17 @@
 """Inception v3 (Szegedy et al., arXiv 1512.00567), for FID and the Inception Score.
 
-Two sets of weights in torchvision's layout, told apart by their number of classes:
-  1008: TensorFlow's of 2015-12-05 as ported by pytorch-fid
-    (`pt_inception-2015-12-05-6726825d.pth`), by which FID is defined. Its average pools leave the
-    padding out of the mean, and the pool of the last block, Mixed_7c, is a maximum.
-  others, 1000: torchvision's own (`inception_v3_google-0cc3c7bd.pth`): average pools count the
-    padding.
+The number of classes distinguishes two sets of weights in torchvision's layout:
 
-Both take images resized to 299 x 299, bilinearly between half-pixel centres and without
-antialiasing (pytorch-fid; the TensorFlow graph's own resize takes corners for centres, which moves
-FID a little), and scaled to [-1, 1]. Batch norm has an epsilon of 1e-3. Everything is computed at
-the highest precision of matrix products.
+- 1008 classes: TensorFlow's of 2015-12-05 as ported by pytorch-fid
+  (`pt_inception-2015-12-05-6726825d.pth`), which define FID. Average pools leave the padding out of
+  the mean, and the pool of the last block, Mixed_7c, is a maximum.
+- 1000 classes: torchvision's own (`inception_v3_google-0cc3c7bd.pth`). Average pools count the
+  padding.
+
+Images are resized to 299 x 299, bilinearly between half-pixel centers and without antialiasing, as
+pytorch-fid does, and scaled to [-1, 1]. (The TensorFlow graph's own resize takes corners for
+centers, which moves FID a little.) Batch norm has an epsilon of 1e-3. Everything is computed at the
+highest precision of matrix products.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
 Params = dict[str, Any]
-# A convolution of a block: its name, whose output it takes ("" is the block's input), height and
-# width.
+# The convolutions of a block: name, the convolution whose output it takes ("" for the block's
+# input), height and width of the kernel.
 Chain = tuple[tuple[str, str, int, int], ...]
 SIZE, EPS = 299, 1e-3
 TENSORFLOW_CLASSES = 1008
-# Height and width, stride and padding of the convolutions before the blocks; "pool" is a maximum of
+# The convolutions before the blocks: name, kernel size, stride and padding; "pool" is a maximum over
 # 3 x 3 at stride 2.
 STEM = (
     ("Conv2d_1a_3x3", 3, 2, "VALID"),
@@ -112,17 +113,19 @@ LAST = "Mixed_7c"
 
 
 def load(path: str) -> Params:
-    """The parameters from a file of either set of weights.
+    """Returns the parameters in a file of either set of weights.
 
     Raises:
-      UserError: an unreadable file, or one of another network; the key is named.
+      UserError: the file cannot be read, or is of another network; the message names the key.
     """
     return from_state(read_tensors(path), path)
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {published key: array}; the auxiliary classifier is left out. See
-    `load`."""
+    """Returns the parameters in a state dict {published key: array}; see `load`.
+
+    The auxiliary classifier is left out.
+    """
     state, width = State(tensors, name, ("Conv2d_1a_3x3.conv.weight",)), 3
     params: Params = {}
     for layer in STEM:
@@ -149,7 +152,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 def pooled(
     params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
 ) -> Float[Array, "b d"]:
-    """The 2048 features below the classifier ("pool3"), for FID.
+    """Returns the 2048 features below the classifier ("pool3"), for FID.
 
     Args:
       images: in [0, 255], of 1 or 3 channels, at any size.
@@ -164,21 +167,30 @@ def pooled(
                 x = jax.nn.relu(conv(params[key], x, stride, padding))
         tensorflow = params["fc"]["bias"].size == TENSORFLOW_CLASSES
         for block, chain in BLOCKS.items():
-            x = _mixed(params[block], chain, x, tensorflow, tensorflow and block == LAST)
+            x = _mixed(
+                params[block],
+                chain,
+                x,
+                count_padding=not tensorflow,
+                max_pooled=tensorflow and block == LAST,
+            )
         return x.mean((1, 2))
 
 
 def logits(
     params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
 ) -> Float[Array, "b k"]:
-    """Logits of the classifier, images as for `pooled`; subtract `params["fc"]["bias"]` for a score
-    without biases."""
+    """Returns the logits of the classifier, for images as `pooled` takes them.
+
+    Subtract `params["fc"]["bias"]` for an Inception Score without biases.
+    """
     with jax.default_matmul_precision("highest"):
         return linear(params["fc"], pooled(params, images))
 
 
 def _ends(chain: Chain) -> list[str]:
-    """The convolutions that no other takes: their outputs, in this order, are the block's."""
+    """Returns the convolutions whose outputs, in this order, are the block's: no other takes
+    them."""
     sources = {source for _, source, _, _ in chain}
     return [branch for branch, *_ in chain if branch not in sources]
 
@@ -191,19 +203,26 @@ def _mixed(
     params: dict[str, Layer],
     chain: Chain,
     x: Float[Array, "b h w c"],
-    leave_out: bool,
-    maximum: bool,
+    *,
+    count_padding: bool,
+    max_pooled: bool,
 ) -> Float[Array, "b H W d"]:
-    """One block; `leave_out` the padding of average pools, or take the maximum in their place."""
+    """Returns the output of one block.
+
+    Args:
+      count_padding: whether average pools count the padding in their mean.
+      max_pooled: whether a maximum takes the place of the average pool.
+    """
     ends, halves = _ends(chain), _halves(chain)
     if halves:
         pool = max_pool(x, 3, 2)
-    elif maximum:
+    elif max_pooled:
         pool = max_pool(x, 3, 1, pad=1)
     else:
-        pool = average_pool(x, 3, leave_out)
-    found = {"": x, "pool": pool}
+        pool = average_pool(x, 3, count_padding=count_padding)
+    outputs = {"": x, "pool": pool}
     for branch, source, _, _ in chain:
         stride, padding = (2, "VALID") if halves and branch in ends else (1, "SAME")
-        found[branch] = jax.nn.relu(conv(params[branch], found[source], stride, padding))
-    return jnp.concatenate([found[name] for name in ([*ends, "pool"] if halves else ends)], axis=-1)
+        outputs[branch] = jax.nn.relu(conv(params[branch], outputs[source], stride, padding))
+    names = [*ends, "pool"] if halves else ends
+    return jnp.concatenate([outputs[name] for name in names], axis=-1)

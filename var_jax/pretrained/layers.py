@@ -1,4 +1,4 @@
-"""Convolutions, pools and normalisation as the frozen networks use them; NHWC, kernels HWIO."""
+"""Convolutions, pools and linear layers of the frozen networks, with NHWC maps and HWIO kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Padding = str | Sequence[tuple[int, int]]
 
 
 def rgb(images: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
-    """Images as float32 (float64 stays), one channel repeated to three."""
+    """Returns images of three channels in float32 (or float64); a single channel is repeated."""
     images = jnp.asarray(images)
     images = images.astype(jnp.promote_types(images.dtype, jnp.float32))
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -36,31 +36,31 @@ def conv(
     stride: int = 1,
     padding: Padding = "SAME",
 ) -> Float[Array, "b H W o"]:
-    """A convolution and its bias; "SAME" pads as TensorFlow, at stride 2 more below and to the
-    right."""
+    """Returns a convolution plus its bias.
+
+    "SAME" pads as TensorFlow does: at stride 2 more below and to the right.
+    """
     kernel = jnp.asarray(layer["kernel"])
     if kernel.shape[:2] == (1, 1) and stride == 1:
         return x @ kernel[0, 0] + layer["bias"]
     numbers = ("NHWC", "HWIO", "NHWC")
-    return (
-        jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=numbers
-        )
-        + layer["bias"]
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers
     )
+    return y + layer["bias"]
 
 
 def depthwise(layer: Layer, x: Float[Array, "b h w c"], stride: int = 1) -> Float[Array, "b H W c"]:
-    """A convolution of each channel by itself and its bias, padded "SAME"; kernel (k, k, 1, c).
+    """Returns a depthwise convolution plus its bias, padded "SAME"; the kernel is (k, k, 1, c).
 
-    A sum of shifted products, which a CPU computes 20 to 100 times as fast as XLA's grouped
+    It is a sum of shifted products, which a CPU computes 20 to 100 times as fast as XLA's grouped
     convolution.
     """
     return _depthwise(jnp.asarray(layer["kernel"])[:, :, 0], x, stride) + layer["bias"]
 
 
-# The gradient is written out because the one derived adds up padded arrays, at twice the time of a
-# whole network.
+# The gradient is written out because autodiff's adds up padded arrays, which takes twice the time of
+# a whole network.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(
     kernel: Float[Array, "k k c"], x: Float[Array, "b h w c"], stride: int
@@ -95,22 +95,17 @@ _depthwise.defvjp(_forward, _backward)
 
 
 def _shifted(x: Float[Array, "b h w c"], size: int, stride: int):
-    """((i, j), what pixel (i, j) of a kernel meets) for every pixel of a `size` x `size` kernel."""
+    """Yields ((i, j), the pixels that it multiplies) for every pixel (i, j) of a square kernel."""
     rows, columns = (-(-n // stride) for n in x.shape[1:3])
     x = jnp.pad(x, ((0, 0), *(same_padding(n, size, stride) for n in x.shape[1:3]), (0, 0)))
     for i, j in itertools.product(range(size), repeat=2):
-        yield (
-            (i, j),
-            x[
-                :,
-                i : i + (rows - 1) * stride + 1 : stride,
-                j : j + (columns - 1) * stride + 1 : stride,
-            ],
-        )
+        row_slice = slice(i, i + (rows - 1) * stride + 1, stride)
+        column_slice = slice(j, j + (columns - 1) * stride + 1, stride)
+        yield (i, j), x[:, row_slice, column_slice]
 
 
 def same_padding(n: int, size: int, stride: int) -> tuple[int, int]:
-    """Pixels that TensorFlow's "SAME" adds before and after `n`."""
+    """Returns the pixels that TensorFlow's "SAME" adds before and after a side of `n` pixels."""
     pad = max((-(-n // stride) - 1) * stride + size - n, 0)
     return pad // 2, pad - pad // 2
 
@@ -122,21 +117,26 @@ def relu6(x: Array) -> Array:
 def max_pool(
     x: Float[Array, "b h w c"], size: int, stride: int, pad: int = 0
 ) -> Float[Array, "b H W c"]:
-    """Maximum over windows that lie inside, or inside the padding, which never wins."""
+    """Returns the maximum over windows of the padded map; the padding is never the maximum."""
     padding = ((0, 0), (pad, pad), (pad, pad), (0, 0))
     return jax.lax.reduce_window(
         x, -np.inf, jax.lax.max, (1, size, size, 1), (1, stride, stride, 1), padding
     )
 
 
-def average_pool(x: Float[Array, "b h w c"], size: int, leave_out: bool) -> Float[Array, "b h w c"]:
-    """Mean over windows of an odd size, at stride 1 and zero-padded to the same size; `leave_out`
-    the padding of it."""
+def average_pool(
+    x: Float[Array, "b h w c"], size: int, *, count_padding: bool
+) -> Float[Array, "b h w c"]:
+    """Returns the mean over windows of an odd size at stride 1, zero-padded to the same size.
+
+    Args:
+      count_padding: whether the padding counts as pixels of the mean.
+    """
 
     def total(x):
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, size, size, 1), (1, 1, 1, 1), "SAME")
 
-    return total(x) / (total(jnp.ones((1, *x.shape[1:3], 1))) if leave_out else size * size)
+    return total(x) / (size * size if count_padding else total(jnp.ones((1, *x.shape[1:3], 1))))
 
 
 def linear(layer: Layer, x: Float[Array, "... i"]) -> Float[Array, "... o"]:

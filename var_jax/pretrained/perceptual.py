@@ -1,16 +1,14 @@
 """Perceptual distances: how far apart the features of two images are in a frozen network.
 
-Both unit-normalise the channels of the network's features at each position (x / (|x| + 1e-10)),
-take squared differences, and average over positions:
-  "efficientnet": EfficientNet-Lite0's first five stages; summed over channels, averaged over
-  stages, so from 0 to 4.
-    Its weights come with a package, and it is a small part of VGG16's work. No channel is weighed
-    by anything learned.
-  "lpips": LPIPS of Zhang et al. (arXiv 1801.03924), version 0.1 with VGG16: channels are weighed by
-  learned heads, and
-    stages added. Needs two files: `path`, torchvision's `vgg16-397923af.pth`, and `heads`,
-      `weights/v0.1/vgg.pth` of
-    the package `lpips`.
+Each distance normalizes the channels of the features at each position (x / (|x| + 1e-10)), takes
+squared differences, and averages over positions:
+
+- "efficientnet": EfficientNet-Lite0's first five stages, summed over channels and averaged over
+  stages, so that it lies in [0, 4]. Its weights come with a package, and it costs a small part of
+  VGG16. It has no learned weights of channels.
+- "lpips": LPIPS version 0.1 with VGG16 (Zhang et al., arXiv 1801.03924). Learned heads weigh the
+  channels, and stages are added. It needs two files: `path`, torchvision's `vgg16-397923af.pth`,
+  and `heads`, `weights/v0.1/vgg.pth` of the package `lpips`.
 """
 
 from __future__ import annotations
@@ -34,24 +32,22 @@ if TYPE_CHECKING:
 
 Kind = Literal["efficientnet", "lpips"]
 EPS = 1e-10
-# What LPIPS subtracts from images in [-1, 1] and divides them by: ImageNet's mean and deviation,
+# LPIPS subtracts SHIFT from images in [-1, 1] and divides by SCALE: ImageNet's mean and deviation,
 # rounded.
-SHIFT, SCALE = (
-    np.array([-0.030, -0.088, -0.188], np.float32),
-    np.array([0.458, 0.448, 0.450], np.float32),
-)
+SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Perceptual:
-    """A distance and the weights it needs.
+    """A distance and its weights.
 
     Attributes:
       name: network and version of its weights, for reports.
-      params: nested dicts and lists of float32 numpy arrays; an argument of compiled functions,
-        never a constant.
-      distance: (params, x, y) -> (b,) distances of images in [-1, 1] of 1 or 3 channels; zero for
-        equal images.
+      params: nested dicts and lists of float32 numpy arrays; pass them to compiled functions as an
+        argument, never as a constant.
+      distance: takes params and two batches of images in [-1, 1] of 1 or 3 channels, and returns
+        (b,) distances, zero for equal images.
     """
 
     name: str
@@ -60,14 +56,15 @@ class Perceptual:
 
 
 def load(kind: Kind, path: str = "", heads: str = "") -> Perceptual:
-    """The named distance with its weights.
+    """Returns a distance with its weights.
 
     Args:
       kind: "efficientnet" or "lpips".
-      path: the network's weights; for "efficientnet" the installed package's when empty.
-      heads: LPIPS's weights of the channels.
+      path: file of the network's weights; "" for the installed package's, for "efficientnet".
+      heads: file of LPIPS's weights of channels.
     Raises:
-      UserError: an unknown kind, a missing or unreadable file, or weights of another network.
+      UserError: the kind is unknown, a file is missing or cannot be read, or its weights are of
+        another network.
     """
     if kind == "efficientnet":
         if heads:
@@ -97,9 +94,11 @@ def load(kind: Kind, path: str = "", heads: str = "") -> Perceptual:
     )
 
 
-def described() -> Perceptual:
-    """LPIPS with VGG16 in its published sizes, without values: for programs that are compiled and
-    not run."""
+def lpips_shapes() -> Perceptual:
+    """Returns LPIPS with VGG16 in its published shapes, all weights zero.
+
+    Use it for programs that are compiled and not run.
+    """
     network = vgg.from_state(zeros(vgg.published_shapes()))
     heads = [np.zeros(n, np.float32) for n in vgg.stage_channels(network)]
     return Perceptual(
@@ -112,15 +111,19 @@ def read_heads(
     channels: tuple[int, ...],
     name: str = "the heads",
 ) -> list[np.ndarray]:
-    """A weight a channel for each stage, from the state dict of LPIPS's linear layers.
+    """Returns a weight per channel for each stage, from the state dict of LPIPS's linear layers.
 
+    Args:
+      tensors: {key: array}.
+      channels: number of channels of each stage.
+      name: the file's name, for messages.
     Raises:
       UserError: a key is missing, unknown, or of another shape.
     """
     state = State(tensors, name, ("lin0.model.1.weight",))
-    heads = [
-        state.take(f"lin{i}.model.1.weight", 1, n, 1, 1).reshape(n) for i, n in enumerate(channels)
-    ]
+    heads = []
+    for i, n in enumerate(channels):
+        heads.append(state.take(f"lin{i}.model.1.weight", 1, n, 1, 1).reshape(n))
     state.finish()
     return heads
 
@@ -130,9 +133,12 @@ def efficientnet_distance(
     x: Float[Array, "b H W c"],
     y: Float[Array, "b H W c"],
 ) -> Float[Array, " b"]:
-    """Of images in [-1, 1]; see the module."""
-    features = zip(*(efficientnet.stages(params, images) for images in (x, y)), strict=True)
-    terms = [jnp.sum((_unit(a) - _unit(b)) ** 2, -1).mean((1, 2)) for a, b in features]
+    """Returns the EfficientNet distance of images in [-1, 1]; see the module."""
+    stages_x, stages_y = efficientnet.stages(params, x), efficientnet.stages(params, y)
+    terms = [
+        jnp.sum((_unit(a) - _unit(b)) ** 2, -1).mean((1, 2))
+        for a, b in zip(stages_x, stages_y, strict=True)
+    ]
     return jnp.stack(terms).mean(0)
 
 
@@ -141,14 +147,12 @@ def lpips_distance(
     x: Float[Array, "b H W c"],
     y: Float[Array, "b H W c"],
 ) -> Float[Array, " b"]:
-    """Of images in [-1, 1], sides of at least 16; see the module."""
-    features = zip(
-        *(vgg.stages(params["network"], (rgb(images) - SHIFT) / SCALE) for images in (x, y)),
-        strict=True,
-    )
+    """Returns the LPIPS of images in [-1, 1] with sides of at least 16; see the module."""
+    stages_x = vgg.stages(params["network"], (rgb(x) - SHIFT) / SCALE)
+    stages_y = vgg.stages(params["network"], (rgb(y) - SHIFT) / SCALE)
     terms = [
         ((_unit(a) - _unit(b)) ** 2 * head).sum(-1).mean((1, 2))
-        for head, (a, b) in zip(params["heads"], features, strict=True)
+        for head, a, b in zip(params["heads"], stages_x, stages_y, strict=True)
     ]
     return jnp.stack(terms).sum(0)
 

@@ -1,5 +1,5 @@
-"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), for LPIPS: the five features before its
-max-pools."""
+"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), whose features before each max-pool serve
+LPIPS."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ CHANNELS = (64, 128, 256, 512, 512)
 
 
 def load(path: str) -> Params:
-    """The parameters from a file with torchvision's state dict, such as `vgg16-397923af.pth`.
+    """Returns the parameters in a file with torchvision's state dict, such as `vgg16-397923af.pth`.
 
     Raises:
-      UserError: an unreadable file, or one of another network; the key is named.
+      UserError: the file cannot be read, or is of another network; the message names the key.
     """
     return from_state(read_tensors(path), path)
 
 
 def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") -> Params:
-    """The parameters from {torchvision's key: array}; the classifier is left out. See `load`."""
+    """Returns the parameters in a state dict {torchvision's key: array}; see `load`.
+
+    The classifier is left out.
+    """
     state, width, params = State(tensors, name, ("features.0.weight",)), 3, []
     for numbers in CONVOLUTIONS:
         params.append([])
@@ -46,7 +49,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
-    """{torchvision's key: shape} of what `from_state` takes."""
+    """Returns {torchvision's key: shape} as `from_state` takes it."""
     shapes, inputs = {}, 3
     for numbers, channels in zip(CONVOLUTIONS, CHANNELS, strict=True):
         for number in numbers:
@@ -59,18 +62,20 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def stage_channels(params: Params) -> tuple[int, ...]:
-    """Channels of what `stages` returns."""
+    """Returns the channels of each array of `stages`."""
     return tuple(stage[-1]["bias"].size for stage in params)
 
 
 def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h w c"]]:
-    """relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3, at 1, 1/2, 1/4, 1/8 and 1/16 of the size,
-    rounded down.
+    """Returns relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
+
+    They are at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size, rounded down.
 
     Args:
-      x: images normalised as the network was trained (`perceptual` does it), sides of at least 16.
+      x: images normalized as in the network's training (`perceptual` does it), with sides of at
+        least 16.
     Raises:
-      UserError: smaller images.
+      UserError: the images are smaller.
     """
     if min(x.shape[1:3]) < SMALLEST:
         raise UserError(

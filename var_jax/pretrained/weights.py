@@ -1,5 +1,4 @@
-"""Published weights as nested dicts of numpy arrays: every key and shape checked, batch norm folded
-away."""
+"""Readers of published weights, which check every key and shape and fold batch norm away."""
 
 from __future__ import annotations
 
@@ -18,13 +17,14 @@ CHUNK = 2**20
 
 
 class State:
-    """A state dict of which each key is taken once, with the shape that it must have.
+    """A state dict whose keys a reader takes one by one, each with the shape that it must have.
+
+    Call `finish` at the end, which raises if a key is left.
 
     Args:
       tensors: {key: array}, or a `torch_file.Tensors`.
-      name: what messages call it, such as its path.
-      anchors: keys that every such state dict has, by which it is found below wrappers and
-        containers.
+      name: its name in messages, such as its path.
+      anchors: keys that every such state dict has, which find it below wrappers and containers.
     """
 
     def __init__(self, tensors: Mapping[str, np.ndarray], name: str, anchors: Sequence[str] = ()):
@@ -36,10 +36,14 @@ class State:
         return key in self._names
 
     def take(self, key: str, *shape: int | None) -> np.ndarray:
-        """float32 array of `key`; a None in its shape stands for any size.
+        """Returns the float32 array of a key.
 
+        Args:
+          key: its published name.
+          shape: the shape that it must have; None stands for any size.
         Raises:
-          UserError: no such key, another shape, or values that are not finite.
+          UserError: there is no such key, or the array has another shape or values that are not
+            finite.
         """
         if key not in self._names:
             raise UserError(f"{self.name}: there is no {key}; these are weights of another network")
@@ -47,14 +51,14 @@ class State:
         if array.ndim != len(shape) or any(
             n not in (None, m) for n, m in zip(shape, array.shape, strict=True)
         ):
-            wanted = " x ".join("any" if n is None else str(n) for n in shape)
-            raise UserError(f"{self.name}: {key} has the shape {array.shape}; it must be {wanted}")
+            right = " x ".join("any" if n is None else str(n) for n in shape)
+            raise UserError(f"{self.name}: {key} has the shape {array.shape}; it must be {right}")
         require_finite([(key, array)], self.name)
         self._left.discard(key)
         return array
 
     def linear(self, key: str, inputs: int | None = None, outputs: int | None = None) -> Layer:
-        """A linear layer's (inputs, outputs) kernel and (outputs,) bias."""
+        """Returns a linear layer's (inputs, outputs) kernel and (outputs,) bias."""
         weight = self.take(f"{key}.weight", outputs, inputs)
         return {
             "kernel": np.ascontiguousarray(weight.T),
@@ -62,13 +66,17 @@ class State:
         }
 
     def conv(self, key: str, *shape: int | None) -> Layer:
-        """A convolution with a bias; `shape` is PyTorch's (out, in, height, width), the kernel
-        HWIO."""
+        """Returns a convolution's HWIO kernel and its bias.
+
+        Args:
+          key: its published name.
+          shape: PyTorch's (out, in, height, width).
+        """
         weight = self.take(f"{key}.weight", *shape)
         return {"kernel": hwio(weight), "bias": self.take(f"{key}.bias", len(weight))}
 
     def conv_norm(self, conv: str, norm: str, *shape: int | None, eps: float) -> Layer:
-        """A convolution without a bias and the batch norm after it, folded into one in float64."""
+        """Returns a convolution without a bias and the batch norm after it, folded in float64."""
         weight = self.take(f"{conv}.weight", *shape).astype(np.float64)
         gamma, beta, mean, var = (
             self.take(f"{norm}.{part}", len(weight)).astype(np.float64)
@@ -81,8 +89,10 @@ class State:
         }
 
     def finish(self, *ignored: str):
-        """Ends the reading; keys that start or end with one of `ignored` may be left.
+        """Checks that no key is left.
 
+        Args:
+          ignored: beginnings and endings of keys that may be left.
         Raises:
           UserError: another key is left.
         """
@@ -97,21 +107,22 @@ class State:
 
 
 def zeros(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A state dict of these shapes without values, for programs that are compiled and not run."""
+    """Returns a state dict of zeros of some shapes, for programs that are compiled and not run."""
     return {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
 
 
 def hwio(weight: np.ndarray) -> np.ndarray:
-    """PyTorch's convolution weights (out, in, height, width) in the order of ours."""
+    """Returns PyTorch's convolution weights (out, in, height, width) as HWIO."""
     return np.ascontiguousarray(weight.transpose(2, 3, 1, 0), np.float32)
 
 
 def fingerprint(path: str) -> str:
-    """The first 12 hexadecimal digits of a file's SHA-256: which weights a report's figures come
-    from.
+    """Returns the first 12 hexadecimal digits of a file's SHA-256.
+
+    Reports name weights by them.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file is missing or cannot be read.
     """
     digest = hashlib.sha256()
     try:

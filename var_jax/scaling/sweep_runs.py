@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from var_jax.errors import UserError
 from var_jax.io import run_records
+from var_jax.io.json import read_object, read_object_if_exists
 
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
 
@@ -35,10 +37,9 @@ def records(
     ):
         name = directory.name
         try:
-            status, meta = (_json(directory / file) for file in ("status.json", "meta.json"))
-            config = (
-                _json(directory / "config.json") if (directory / "config.json").exists() else {}
-            )
+            status = read_object(directory / "status.json")
+            meta = read_object(directory / "meta.json")
+            config = read_object_if_exists(directory / "config.json") or {}
             lines = run_records.read_lines(directory)
             constants = _constants(meta)
             final_step = (
@@ -47,7 +48,8 @@ def records(
                 else None
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            dropped.append((name, f"its files cannot be read ({type(error).__name__}: {error})"))
+            reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            dropped.append((name, f"its files cannot be read ({reason})"))
             continue
         if status.get("state") != "done":
             dropped.append((name, f"it is {status.get('state', 'without a state')}, not done"))
@@ -77,10 +79,6 @@ def records(
             "and are left out"
         )
     return rows
-
-
-def _json(path: epath.Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def _parse_record(line: str) -> dict | None:

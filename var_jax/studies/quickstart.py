@@ -14,8 +14,9 @@ from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.data import loader, sources
 from var_jax.evaluate.classifier import agreement, pixel_classifier, shrink
-from var_jax.io import atomic, model_directory, pictures
+from var_jax.io import atomic, pictures
 from var_jax.io.checkpoint import Checkpoints
+from var_jax.io.json import read_object
 from var_jax.objectives import registry
 from var_jax.sampling import labels as class_labels
 from var_jax.train import data_sizes
@@ -138,9 +139,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 def _reported_seconds(directory: epath.Path, stage: str) -> float | None:
     report = directory / "report.json"
-    return (
-        model_directory.read_json(report).get("seconds", {}).get(stage) if report.exists() else None
-    )
+    return read_object(report).get("seconds", {}).get(stage) if report.exists() else None
 
 
 def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:

@@ -19,7 +19,8 @@ from var_jax.config.strict import differences, require
 from var_jax.errors import Parser, UserError
 from var_jax.evaluate import features
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
-from var_jax.io import atomic, model_directory
+from var_jax.io import atomic
+from var_jax.io.json import read_object
 
 FORMAT = 1
 RESAMPLES = 20
@@ -169,7 +170,7 @@ class Rows:
         Raises:
           UserError: they are not rows of this study and these settings.
         """
-        content = model_directory.read_json(self.path)
+        content = read_object(self.path)
         file_about, rows = content.get("about"), content.get("rows")
         if (
             content.get("format") != FORMAT

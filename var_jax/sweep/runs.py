@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from etils import epath
 
 from var_jax.errors import UserError
+from var_jax.io.json import read_object_if_exists
 from var_jax.sweep import claims
 from var_jax.sweep.claims import Claim
 
@@ -139,7 +139,7 @@ def status_problem(run: epath.Path) -> str:
 def _read_status(run: epath.Path) -> tuple[dict[str, Any], str]:
     path = run / "status.json"
     try:
-        status = read_object(path)
+        status = read_object_if_exists(path) or {}
     except UserError as error:
         return {}, str(error)
     bad = {key: value for key, value in status.items() if not _is_status_value(key, value)}
@@ -162,25 +162,6 @@ def is_finite_number(value: Any) -> bool:
     """Whether a value that JSON gave is a finite number; a truth value is none."""
     right = isinstance(value, int | float) and not isinstance(value, bool)
     return right and abs(value) < sys.float_info.max
-
-
-def read_object(path: epath.Path) -> dict[str, Any]:
-    """The object of a JSON file; {} when it is not there.
-
-    Raises:
-      UserError: it cannot be read, or is no JSON object.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} does not read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} does not hold a JSON object; it was not written by this program")
-    return found
 
 
 def updated(status: dict[str, Any]) -> float:

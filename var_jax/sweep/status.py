@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import json
 from typing import Any
 
 from etils import epath
@@ -10,6 +9,7 @@ from etils import epath
 from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
+from var_jax.io.json import read_object_if_exists, read_object_or_none
 from var_jax.sweep import runs
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
@@ -103,7 +103,7 @@ def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: it is not what `sweep` writes.
     """
-    listed = runs.read_object(path).get("runs", [])
+    listed = (read_object_if_exists(path) or {}).get("runs", [])
     require(isinstance(listed, list), f"runs in {path}", f"{listed!r:.60}", "a list of runs")
     planned: dict[str, dict[str, Any]] = {}
     for number, run in enumerate(listed):
@@ -182,7 +182,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         steps=status.get("steps") or planned.get("steps"),
         first=planned.get("first_step", 0),
         eta=status.get("eta_s") if observed.state == "running" else None,
-        mfu=_mfu(_json(directory / "meta.json"), speed),
+        mfu=_mfu(read_object_or_none(directory / "meta.json") or {}, speed),
         loss=status.get("loss"),
         restarts=max(
             status.get("restarts") or 0, sum(not c.abandoned for c in observed.claims) - 1
@@ -217,12 +217,3 @@ def _mfu(meta: dict[str, Any], images_per_s: float | None) -> float | None:
 
 def _duration(seconds: float | None) -> str:
     return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
-
-
-def _json(path: epath.Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; {} if it is missing or unreadable."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -18,7 +18,8 @@ from var_jax.data import at_hand, fingerprints, loader, sources, streams, token_
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
-from var_jax.io import atomic, model_directory
+from var_jax.io import atomic
+from var_jax.io.json import read_object
 from var_jax.objectives.base import Objective
 
 Frozen = TypeVar("Frozen")
@@ -281,7 +282,7 @@ def read_kept(directory: epath.Path) -> dict[str, Any] | None:
       UserError: data.json does not read.
     """
     path = directory / "data.json"
-    return model_directory.read_json(path) if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A_RUN) -> list[str]:

@@ -22,6 +22,7 @@ from var_jax.config.strict import build, differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import atomic, model_directory
+from var_jax.io.json import read_object
 from var_jax.objectives.base import Objective
 
 # May differ between a run and its resumption: how long, how often, on what, in how many parts.
@@ -90,7 +91,7 @@ def note_refusal(message: str):
 def started_with(directory: epath.Path) -> dict[str, Any] | None:
     """Returns the plain config that the run in a workdir was started with; None without one."""
     path = directory / "config.json"
-    return model_directory.read_json(path) if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def refuse_another_run(directory: epath.Path, config: TrainConfig):
@@ -100,7 +101,7 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
     path = directory / "config.json"
     if path.exists():
         # Keys that the file does not have yet have their defaults.
-        earlier = build(TrainConfig, model_directory.read_json(path), str(path))
+        earlier = build(TrainConfig, read_object(path), str(path))
         # Keys of the other stage, which runs could hold before they were refused, make no other
         # run.
         runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, earlier)]
@@ -118,7 +119,7 @@ def _keeps_content(directory: epath.Path) -> bool:
     (`Inputs.require_same`), and not the place where they lie, which may be spelled in many ways, or
     be a staged copy's."""
     path = directory / "data.json"
-    return path.exists() and "fingerprint" in model_directory.read_json(path)
+    return path.exists() and "fingerprint" in read_object(path)
 
 
 def _at_one_place(config: TrainConfig) -> TrainConfig:

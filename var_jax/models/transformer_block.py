@@ -1,0 +1,271 @@
+"""The transformer's layers: a block of attention and MLP under AdaLN, in Flax Linen.
+
+The layers are GPT-2-like with class-conditional AdaLN. Source: VAR, section 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from var_jax.config.model import TransformerConfig
+from var_jax.config.scales import Scales
+from var_jax.devices.sharding import constrain, parameter
+from var_jax.ops import attention
+from var_jax.ops.products import add_bias, last_axis_spec, product
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+LN_EPS = 1e-6
+MAX_LOG_SCALE = float(np.log(100))
+
+
+@flax.struct.dataclass
+class Cache:
+    """What sampling keeps from one scale to the next; inside a block, one layer's part of it.
+
+    Attributes:
+      k: keys of the coarser scales that the next scale sees, one (layers, b, l, h, d) per scale.
+      v: values of the same scales.
+      modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the
+        weights lies in front of it, and it is the same for all scales.
+      first: for an empty cache, how many leading scales are computed at once; 0 for one at a time.
+    """
+
+    k: tuple[jax.Array, ...] = ()
+    v: tuple[jax.Array, ...] = ()
+    modulations: jax.Array | None = None
+    first: int = flax.struct.field(pytree_node=False, default=0)
+
+
+class LayerCache(NamedTuple):
+    """What a block adds to the cache.
+
+    Attributes:
+      k: keys of the tokens that it computed.
+      v: their values.
+      modulations: AdaLN's vectors of the class.
+    """
+
+    k: Float[Array, "b l h d"]
+    v: Float[Array, "b l h d"]
+    modulations: Float[Array, "b 6 w"]
+
+
+class Linear(nn.Module):
+    """x W + b over the last axis, with an output of any rank.
+
+    Attributes:
+      shape: of the output's new dimensions.
+      names: logical axis names of the kernel.
+      init_factor: of the kernel's standard deviation at initialization.
+      wide: whether the product is summed and returned in float32 (logits), whatever the dtype of
+        its operands.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str | None, ...]
+    config: TransformerConfig
+    init_factor: float = 1.0
+    wide: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        stored, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
+        summed = jnp.dtype(self.config.gradient_dtype)
+        init = nn.initializers.normal(self.config.init_std * self.init_factor)
+        kernel = parameter(self, "kernel", init, (x.shape[-1], *self.shape), self.names, stored)
+        bias = parameter(self, "bias", nn.initializers.zeros, self.shape, self.names[1:], stored)
+        spec = last_axis_spec(x.ndim, len(self.shape))
+        return add_bias(product(spec, x, kernel, dtype, summed, wide=self.wide), bias, summed)
+
+
+def gamma_init(config: TransformerConfig, std: float) -> nn.initializers.Initializer:
+    """Returns the initializer of (..., 6, width) modulations.
+
+    It is normal with a deviation of `std`, times init_adaln_gamma for the two gammas and init_adaln
+    for the four others.
+    """
+    factors = np.array([config.init_adaln_gamma] * 2 + [config.init_adaln] * 4)[:, None]
+
+    def init(key, shape, dtype):
+        return (jax.random.normal(key, shape) * (std * factors)).astype(dtype)
+
+    return init
+
+
+class Modulation(nn.Module):
+    """SiLU and a linear layer from the condition to AdaLN's scales, shifts and gammas.
+
+    Attributes:
+      n: number of vectors of the model width.
+      init: "plain", "block" or "head": how the kernel is initialized.
+    """
+
+    n: int
+    config: TransformerConfig
+    init: str = "plain"
+
+    @nn.compact
+    def __call__(self, cond: Float[Array, "b w"]) -> Float[Array, "b n w"]:
+        c = self.config
+        init = {
+            "plain": nn.initializers.normal(c.init_std),
+            "block": gamma_init(c, c.init_std),
+            "head": nn.initializers.normal(c.init_std * c.init_adaln),
+        }[self.init]
+        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        names = ("embed", "modulation", "modulated")
+        kernel = parameter(self, "kernel", init, (c.width, self.n, c.width), names, stored)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.n, c.width), names[1:], stored)
+        summed = jnp.dtype(c.gradient_dtype)
+        return add_bias(product("bw,wnv->bnv", nn.silu(cond), kernel, dtype, summed), bias, summed)
+
+
+def layer_norm(
+    x: Float[Array, "b l w"],
+    scale: Float[Array, "b w"],
+    shift: Float[Array, "b w"],
+) -> Float[Array, "b l w"]:
+    """Returns AdaLN: LayerNorm without parameters, then (1 + scale) and shift.
+
+    It is computed in float32 and returned in the dtype of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = centered * jax.lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + LN_EPS)
+    scale, shift = (m.astype(jnp.float32)[:, None] for m in (scale, shift))
+    return (normed * (1 + scale) + shift).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over scales, with QK-norm where the config has it."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
+        """Returns the output (b, l, w), and the new (keys, values), None without a cache.
+
+        Args:
+          x: tokens of all scales (`cache` None), of the first scales (`cache.first` of them), or of
+            one scale that sees itself and the cached ones.
+        """
+        c = self.config
+        heads, names = (c.heads, c.head_dim), ("heads", "head_dim")
+        stored, dtype = jnp.dtype(c.param_dtype), jnp.dtype(c.dtype)
+        summed = jnp.dtype(c.gradient_dtype)
+        zeros = nn.initializers.zeros
+
+        # Queries, keys and values come from one product; keys have no bias, as published.
+        kernel = parameter(
+            self,
+            "qkv",
+            nn.initializers.normal(c.init_std),
+            (c.width, 3, *heads),
+            ("embed", "qkv", *names),
+            stored,
+        )
+        qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed)
+        q = add_bias(qkv[:, :, 0], parameter(self, "q_bias", zeros, heads, names, stored), summed)
+        k = qkv[:, :, 1]
+        v = add_bias(qkv[:, :, 2], parameter(self, "v_bias", zeros, heads, names, stored), summed)
+        softmax_scale = 0.25 / c.head_dim**0.5
+        if c.qk_norm:
+            init = nn.initializers.constant(np.log(4.0))
+            log_scale = parameter(self, "log_scale", init, heads[:1], names[:1], stored)
+            per_head = jnp.exp(jnp.minimum(log_scale.astype(jnp.float32), MAX_LOG_SCALE))
+            q = (attention.normalize(q) * per_head[:, None]).astype(dtype)
+            k = attention.normalize(k)
+            softmax_scale = 1.0
+        q, k, v = (constrain(t, "batch", "tokens", "act_heads", None) for t in (q, k, v))
+
+        # A cache decides what the queries see: a whole sequence, its first scales, or cached keys.
+        implementation = attention.choose(c.attention, dtype, c.head_dim)
+        if cache is not None and not cache.first:
+            visible_k = jnp.concatenate([*cache.k, k], 1)
+            visible_v = jnp.concatenate([*cache.v, v], 1)
+            y = attention.cached(
+                q,
+                visible_k,
+                visible_v,
+                softmax_scale=softmax_scale,
+                implementation=implementation,
+            )
+        else:
+            if cache is None:
+                scales = c.scales.of_length(q.shape[1])
+            else:
+                scales = Scales(c.scales.sizes[: cache.first])
+                # Splash's tiles are made for whole sequences, and this is a part of one, without
+                # gradients.
+                implementation = "xla" if implementation == "splash" else implementation
+            y = attention.masked(
+                q,
+                k,
+                v,
+                softmax_scale=softmax_scale,
+                scales=scales,
+                mask=c.mask,
+                implementation=implementation,
+            )
+
+        std = c.init_std / (2 * c.depth) ** 0.5
+        proj = parameter(
+            self, "proj", nn.initializers.normal(std), (*heads, c.width), (*names, "embed"), stored
+        )
+        bias = parameter(self, "proj_bias", zeros, (c.width,), ("embed",), stored)
+        y = add_bias(product("blhd,hdw->blw", y, proj, dtype, summed), bias, summed)
+        return y, None if cache is None else (k, v)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalized and modulated before, and gated by gamma after."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b l w"],
+        cache: Cache | None,
+        keep: Float[Array, "2 b"] | None,
+        cond: Float[Array, "b w"] | Float[Array, "b 6 w"],
+    ) -> tuple[Float[Array, "b l w"], LayerCache | None]:
+        """Returns the block's output, and what it adds to the cache (None without a cache).
+
+        Args:
+          keep: of drop-path, the factor of each sample's attention and MLP branch; None to keep
+            every branch.
+          cond: the class's embedding, or its shared AdaLN vectors.
+        """
+        c = self.config
+        if cache is not None and cache.modulations is not None:
+            modulations = cache.modulations
+        elif c.shared_adaln:
+            init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
+            offset = parameter(
+                self, "ada_offset", init, (6, c.width), ("modulation", "modulated"), stored
+            )
+            modulations = add_bias(cond, offset, jnp.dtype(c.gradient_dtype))
+        else:
+            modulations = Modulation(6, c, init="block", name="ada")(cond)
+        gamma1, gamma2, scale1, scale2, shift1, shift2 = (modulations[:, i] for i in range(6))
+        # Drop-path drops a sample's whole branch, and scales the kept branches up.
+        if keep is not None:
+            gamma1, gamma2 = gamma1 * keep[0][:, None], gamma2 * keep[1][:, None]
+
+        y, new = Attention(c, name="attn")(layer_norm(x, scale1, shift1), cache)
+        x = x + (y * gamma1[:, None]).astype(x.dtype)
+        y = Linear((c.hidden,), ("embed", "mlp"), c, name="fc1")(layer_norm(x, scale2, shift2))
+        y = nn.gelu(constrain(y, "batch", "tokens", "act_mlp"), approximate=True)
+        y = Linear((c.width,), ("mlp", "embed"), c, (2 * c.depth) ** -0.5, name="fc2")(y)
+        x = x + (y * gamma2[:, None]).astype(x.dtype)
+        x = constrain(x, "batch", "tokens", "act_embed")
+        return x, None if new is None else LayerCache(*new, modulations)
