@@ -4,7 +4,7 @@ The batch of step s depends on (seed, s) alone, for any number of hosts, threads
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grain
@@ -84,7 +84,7 @@ def train_batches(
 
     Args:
       image_shape: (height, width, channels) that the model takes.
-      batch_size: over all hosts, each of which gets its part.
+      batch_size: images over all hosts; each host gets its part.
       start_step: step whose batch comes first.
       split: an opened split; by default `data.train_split`.
       rows: rows of the batch that this host loads, ascending; by default all. They hold the same
@@ -100,9 +100,8 @@ def train_batches(
     split = open_split(data, data.train_split) if split is None else split
 
     def augment(images: grain.MapDataset, seed: int) -> grain.MapDataset:
-        images = (
-            images.random_map(_Crop(image_shape), seed=seed) if data.resize == "crop" else images
-        )
+        if data.resize == "crop":
+            images = images.random_map(_Crop(image_shape), seed=seed)
         return images.random_map(_Flip(), seed=seed + 1) if data.flip else images
 
     return streams.shuffled(
@@ -144,17 +143,8 @@ def eval_batches(
     Raises:
       UserError: as `train_batches`, except that a split may be smaller than a batch.
     """
-    length, load, blank = _held_out(data, image_shape, split)
-    return streams.in_order(
-        length,
-        load,
-        blank,
-        batch_size,
-        limit,
-        rows,
-        example_bytes=math.prod(image_shape),
-        workers=data.workers,
-    )
+    examples = _held_out(data, image_shape, split)
+    return streams.in_order(examples, batch_size, limit, rows=rows, workers=data.workers)
 
 
 def eval_passes(
@@ -167,39 +157,25 @@ def eval_passes(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> streams.Passes:
-    """Returns any number of passes over a split, each as `eval_batches`, read by the same
-    workers."""
-    length, load, blank = _held_out(data, image_shape, split)
+    """Returns any number of passes over a split, each as `eval_batches`, by the same workers."""
+    examples = _held_out(data, image_shape, split)
     return streams.passes(
-        length,
-        load,
-        blank,
-        batch_size,
-        limit,
-        rows,
-        example_bytes=math.prod(image_shape),
-        workers=data.workers,
-        processes=processes,
+        examples, batch_size, limit, rows=rows, workers=data.workers, processes=processes
     )
 
 
 def _held_out(
     data: "DataConfig", image_shape: tuple[int, int, int], split: "Split | FittedSplit | str | None"
-) -> tuple[int, Callable[[int], dict[str, Any]], dict[str, Any]]:
-    """Returns the length of a split, a function from index to example, and a blank example."""
+) -> streams.Examples:
+    """Returns the examples of a split, center-cropped."""
     transforms.check(image_shape, data.resize)
-    opened = (
-        open_split(data, split or data.eval_split)
-        if split is None or isinstance(split, str)
-        else split
-    )
-    fitted = (
-        opened
-        if isinstance(opened, FittedSplit)
-        else FittedSplit(opened, image_shape, data.resize, max(1, data.workers))
-    )
+    if split is None or isinstance(split, str):
+        split = open_split(data, split or data.eval_split)
+    if not isinstance(split, FittedSplit):
+        split = FittedSplit(split, image_shape, data.resize, max(1, data.workers))
     blank = {"image": np.zeros(image_shape, np.uint8), "label": np.int32(0)}
-    return len(opened), _CenterCrop(fitted, image_shape), blank
+    load = _CenterCrop(split, image_shape)
+    return streams.Examples(len(split), load, blank, math.prod(image_shape))
 
 
 class _Crop(grain.transforms.RandomMap):

@@ -7,7 +7,7 @@ The batch of step s depends on (seed, s) alone, for any number of hosts, threads
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -27,6 +27,22 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
+class Examples(NamedTuple):
+    """The examples of an evaluation, at random access.
+
+    Attributes:
+      length: number of examples.
+      load: takes an index and returns the example.
+      blank: example that fills up the last batch.
+      example_bytes: size of an example, which limits how much is read ahead.
+    """
+
+    length: int
+    load: Callable[[int], dict[str, Any]]
+    blank: dict[str, Any]
+    example_bytes: int
+
+
 def shuffled(
     source: Source | Sequence[Any],
     vary: Callable[[grain.MapDataset, int], grain.MapDataset],
@@ -43,8 +59,13 @@ def shuffled(
     """Returns endless batches in random order, reshuffled every epoch; see `loader.train_batches`.
 
     Args:
-      vary: (repeated data set, seed) -> data set with the random augmentations, which differ from
-        epoch to epoch; an example may depend on its position and the seed alone.
+      source: the examples.
+      vary: takes the repeated data set and a seed, and returns the data set with its random
+        augmentations, which differ from epoch to epoch; an example may depend on its position and
+        the seed alone.
+      batch_size: as in `loader.train_batches`.
+      seed: of the order and of the augmentations.
+      start_step: step whose batch comes first.
       rows: as in `loader.train_batches`.
       name: of the source, for error messages.
       example_bytes: size of an example, which limits how much is read ahead.
@@ -70,69 +91,62 @@ def shuffled(
 
 
 def in_order(
-    length: int,
-    load: Callable[[int], dict[str, Any]],
-    blank: dict[str, Any],
+    examples: Examples,
     batch_size: int,
-    limit: int,
-    rows: Sequence[int] | None,
+    limit: int = 0,
     *,
-    example_bytes: int,
+    rows: Sequence[int] | None = None,
     workers: int,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Returns one pass over `length` examples in their order; see `loader.eval_batches`.
+    """Returns one pass over examples in their order; see `loader.eval_batches`.
 
     Args:
-      load: index -> example.
-      blank: example that fills up the last batch.
+      examples: the examples.
+      batch_size: as in `loader.train_batches`.
       limit: number of examples at most; 0 for all.
-
-    The other arguments are those of `shuffled`.
+      rows: as in `loader.train_batches`.
+      workers: number of processes that read; 0 for threads.
+    Raises:
+      UserError: shared memory is too small for the workers.
     """
-    examples = _padded(length, load, blank, batch_size, limit)
+    padded = _pad(examples, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
-    return read(examples, batch_size, rows, readahead.plan(len(rows), example_bytes, workers))
+    plan = readahead.plan(len(rows), examples.example_bytes, workers)
+    return read(padded, batch_size, rows, plan)
 
 
 def passes(
-    length: int,
-    load: Callable[[int], dict[str, Any]],
-    blank: dict[str, Any],
+    examples: Examples,
     batch_size: int,
-    limit: int,
-    rows: Sequence[int] | None,
+    limit: int = 0,
     *,
-    example_bytes: int,
+    rows: Sequence[int] | None = None,
     workers: int,
     processes: int = 1,
 ) -> "Passes":
-    """Returns passes over `length` examples, each as `in_order`, read by the same workers.
+    """Returns any number of passes, each as `in_order`, read by the same workers.
+
+    Arguments are those of `in_order`, and `processes` as in `loader.train_batches`.
 
     Raises:
       UserError: shared memory is too small for the workers.
     """
-    examples = _padded(length, load, blank, batch_size, limit)
+    padded = _pad(examples, batch_size, limit)
     rows = range(batch_size) if rows is None else rows
     # Planned once, before any stream fills shared memory.
-    plan = readahead.plan(len(rows), example_bytes, workers, processes)
+    plan = readahead.plan(len(rows), examples.example_bytes, workers, processes)
 
     def open_stream() -> Batches:
-        return read(examples.repeat(), batch_size, rows, plan)
+        return read(padded.repeat(), batch_size, rows, plan)
 
-    return Passes(open_stream, len(examples) // batch_size)
+    return Passes(open_stream, len(padded) // batch_size)
 
 
-def _padded(
-    length: int,
-    load: Callable[[int], dict[str, Any]],
-    blank: dict[str, Any],
-    batch_size: int,
-    limit: int,
-) -> grain.MapDataset:
-    """Returns the examples, padded to whole batches, of which every host must have as many."""
-    count = min(limit, length) if limit else length
+def _pad(examples: Examples, batch_size: int, limit: int) -> grain.MapDataset:
+    """Returns the examples padded to whole batches, as every host must have the same number."""
+    count = min(limit, examples.length) if limit else examples.length
     padded_count = math.ceil(count / batch_size) * batch_size
-    return grain.MapDataset.range(padded_count).map(_Padded(load, count, blank))
+    return grain.MapDataset.range(padded_count).map(_Padded(examples, count))
 
 
 def read(
@@ -193,13 +207,13 @@ class Batches(Iterator[dict[str, np.ndarray]]):
             key: np.empty((self._rows, *value.shape[1:]), value.dtype)
             for key, value in piece.items()
         }
-        begin = 0
+        start = 0
         for number in range(self._per_batch):
             piece = piece if number == 0 else self._next_piece()
-            end = begin + len(next(iter(piece.values())))
+            stop = start + len(next(iter(piece.values())))
             for key, value in piece.items():
-                batch[key][begin:end] = value
-            begin = end
+                batch[key][start:stop] = value
+            start = stop
         return batch
 
     def _next_piece(self) -> dict[str, np.ndarray]:
@@ -266,14 +280,15 @@ class Passes:
 
 
 class _Padded(grain.transforms.Map):
-    def __init__(self, load: Callable[[int], dict[str, Any]], length: int, blank: dict[str, Any]):
-        self._load = load
-        self._length = length
-        self._blank = blank
+    """Adds "mask" to examples, and blank examples after the last one."""
+
+    def __init__(self, examples: Examples, count: int):
+        self._examples, self._count = examples, count
 
     def map(self, element: int) -> dict[str, Any]:
-        inside = element < self._length
-        return {**(self._load(element) if inside else self._blank), "mask": np.bool_(inside)}
+        inside = element < self._count
+        example = self._examples.load(element) if inside else self._examples.blank
+        return {**example, "mask": np.bool_(inside)}
 
 
 class _Pieces(grain.MapDataset):

@@ -141,6 +141,8 @@ class Cache:
         """Checks that the cache fits a run's data, and its tokenizer where it names one.
 
         Args:
+          data: the run's data.
+          tokenizer: the run's tokenizer; None to leave it out of the check.
           fingerprint: fingerprint of the run's tokenizer.
           data_fingerprint: fingerprint of the images, where they are at hand; it is ignored for
             a cache that does not state its own.
@@ -274,17 +276,7 @@ def eval_batches(
     rows: Sequence[int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns batches as `loader.eval_batches` does, with "tokens" in place of "image"."""
-    split, blank = cache.test, _blank(cache)
-    return streams.in_order(
-        len(split),
-        split.__getitem__,
-        blank,
-        batch_size,
-        limit,
-        rows,
-        example_bytes=4 * cache.manifest.scales.total,
-        workers=workers,
-    )
+    return streams.in_order(_held_out(cache), batch_size, limit, rows=rows, workers=workers)
 
 
 def eval_passes(
@@ -297,23 +289,16 @@ def eval_passes(
     processes: int = 1,
 ) -> streams.Passes:
     """Returns passes as `loader.eval_passes` does, with "tokens" in place of "image"."""
-    split, blank = cache.test, _blank(cache)
     return streams.passes(
-        len(split),
-        split.__getitem__,
-        blank,
-        batch_size,
-        limit,
-        rows,
-        example_bytes=4 * cache.manifest.scales.total,
-        workers=workers,
-        processes=processes,
+        _held_out(cache), batch_size, limit, rows=rows, workers=workers, processes=processes
     )
 
 
-def _blank(cache: Cache) -> dict[str, Any]:
-    """Returns the example that fills up the last batch."""
-    return {"tokens": np.zeros(cache.manifest.scales.total, np.int32), "label": np.int32(0)}
+def _held_out(cache: Cache) -> streams.Examples:
+    """Returns the examples of the held-out split."""
+    length = cache.manifest.scales.total
+    blank = {"tokens": np.zeros(length, np.int32), "label": np.int32(0)}
+    return streams.Examples(len(cache.test), cache.test.__getitem__, blank, 4 * length)
 
 
 class _View(grain.transforms.MapWithIndex):

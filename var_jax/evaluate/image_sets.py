@@ -252,7 +252,7 @@ def _loaded(
 
     size = shape
 
-    def fitted(place: int) -> dict[str, Any]:
+    def load_resized(place: int) -> dict[str, Any]:
         example = load(int(rows[place]))
         pixels = example["image"]
         if resized:
@@ -266,17 +266,8 @@ def _loaded(
 
     def read(batch_size: int) -> Iterator[Batch]:
         blank = {"image": np.zeros(size, np.uint8), "label": np.int32(0)}
-        batches = streams.in_order(
-            len(rows),
-            fitted,
-            blank,
-            batch_size,
-            0,
-            None,
-            example_bytes=int(np.prod(size)),
-            workers=0,
-        )
-        for batch in batches:
+        examples = streams.Examples(len(rows), load_resized, blank, int(np.prod(size)))
+        for batch in streams.in_order(examples, batch_size, workers=0):
             mask = batch["mask"]
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
