@@ -46,7 +46,7 @@ def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     from var_jax.data import builders  # TFDS is slow to import
 
     whole_train = any("[" in split for split in (data.train_split, data.eval_split))
-    files = image_folder.listing(data.source_dir, class_names, whole_train)
+    files = image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
     if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
     log.info(

@@ -97,23 +97,23 @@ def pixels_of(samples: Samples, name: str) -> UInt8[np.ndarray, "height width ch
 
 
 def remarks(samples: Samples) -> list[str]:
-    """Returns what a user should know of a file that decodes, as the ends of sentences."""
-    found = []
+    """Returns warnings about a file that decodes, as sentences without their subject."""
+    texts = []
     if samples.several:
-        found.append("holds several frames or pages; the first is used")
+        texts.append("holds several frames or pages; the first is used")
     brightest = samples.values.max()
     if samples.white == 65535 and 0 < brightest < 65535 * DARK:
-        found.append(
+        texts.append(
             f"has 16 bits and no value above {brightest} of 65535, so that it is dark "
             f"({brightest // 257} of 255); if its white is lower, scale it first"
         )
-    return found
+    return texts
 
 
 def eight_bits(
     pixels: Shaped[np.ndarray, "height width channels"],
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Returns uint8 of uint8 or uint16 pixels, white staying white."""
+    """Returns uint8 or uint16 pixels as uint8; white stays white."""
     return (pixels // 257).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
 
 

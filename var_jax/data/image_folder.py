@@ -143,13 +143,16 @@ def content(files: Listing) -> dict[str, str]:
     }
 
 
-def listing(directory: str, class_names: Sequence[str] = (), whole_train: bool = False) -> Listing:
+def listing(
+    directory: str, class_names: Sequence[str] = (), *, whole_train: bool = False
+) -> Listing:
     """Lists an image folder; the files of a class may lie at any depth.
 
     Where no folders are splits, about a tenth of every class (by a hash of the names, at least one
     file where there are two) is held out as "test".
 
     Args:
+      directory: the folder.
       class_names: classes of an earlier run. If the folders are the same ones, they keep that
         order, and folders that look like splits stay the classes that they were then.
       whole_train: whether all files of a lone folder of training images are for training.

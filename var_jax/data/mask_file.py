@@ -56,12 +56,12 @@ def levels(
 def region(
     whiteness: UInt8[np.ndarray, "h w"], shape: tuple[int, int], resize: transforms.Resize
 ) -> Bool[np.ndarray, "height width"]:
-    """Returns True where a mask, brought to (height, width), is whiter than one half."""
+    """Returns True where a mask, resized to (height, width), is whiter than one half."""
     return transforms.at_size(whiteness[..., None], (*shape, 1), resize)[..., 0] > 127
 
 
 def _opaque(samples: image_file.Samples, name: str) -> UInt8[np.ndarray, "height width"]:
-    """Returns how white a mask is that is as opaque everywhere."""
+    """Returns the whiteness of a mask without transparency."""
     white, values = samples.white, _gray(samples.values)
     colored = np.ptp(samples.values, axis=-1).max() > COLORED
     if colored and _count_colors(samples.values) > 2:
@@ -69,16 +69,16 @@ def _opaque(samples: image_file.Samples, name: str) -> UInt8[np.ndarray, "height
     if not np.isfinite(values).all():
         raise UserError(f"{name} is no mask: it has pixels that are not finite; {RIGHT}")
     darkest, brightest = values.min().item(), values.max().item()
-    found = _levels(values)
+    levels = _levels(values)
     if white is None and values.dtype.kind == "f" and darkest >= 0 and 0.5 < brightest <= 1:
         return np.round(values * 255).astype(np.uint8)
     if darkest == brightest == 0:
         return np.zeros(values.shape, np.uint8)
     if white is not None and brightest > white / 2:
-        numbers = samples.format not in LOSSY and 2 < len(found) <= FEW
-        if numbers and 0 < found[found > 0][0] < DARK:  # such as 0, 1, 2, and 255 for "ignore"
+        has_few = samples.format not in LOSSY and 2 < len(levels) <= FEW
+        if has_few and 0 < levels[levels > 0][0] < DARK:  # such as 0, 1, 2, and 255 for "ignore"
             raise UserError(
-                f"{name} is no mask: its values {_shown(found)} look like class numbers; {RIGHT}"
+                f"{name} is no mask: its values {_shown(levels)} look like class numbers; {RIGHT}"
             )
         if darkest > white / 2 and brightest - darkest > COLORED * (white // 255):
             raise UserError(
@@ -86,11 +86,11 @@ def _opaque(samples: image_file.Samples, name: str) -> UInt8[np.ndarray, "height
                 f"so that all of it would be white; {RIGHT}"
             )
         return image_file.eight_bits(values)
-    # All is dark, or has no known range: two levels can mean only one thing.
-    if len(found) == 2 and darkest == 0:
+    # All pixels are dark, or have no known range: two levels are black and white.
+    if len(levels) == 2 and darkest == 0:
         range_ = f"of {white}" if white else "of no known range"
         log.warning(
-            "%s has the values 0 and %s %s: taken for black and white", name, found[1], range_
+            "%s has the values 0 and %s %s: taken for black and white", name, levels[1], range_
         )
         return np.where(values > 0, 255, 0).astype(np.uint8)
     if white is None:

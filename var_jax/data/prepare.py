@@ -68,11 +68,13 @@ def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
 
 
 def prepare_folder(
-    files: image_folder.Listing, data: "DataConfig", keep_order: bool
+    files: image_folder.Listing, data: "DataConfig", *, keep_order: bool
 ) -> tuple["tfds.core.DatasetBuilder", dict[str, tuple[int, ...]]]:
     """Copies the images of a folder as array_record, if that was not done before.
 
     Args:
+      files: the folder's files.
+      data: where the folder and the copy lie.
       keep_order: whether the order of classes in `files` is that of an earlier run; otherwise a
         copy that an earlier version prepared may change it.
     Returns:
@@ -220,8 +222,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def quiet_tfds(progress: bool) -> Iterator[None]:
-    """Suppresses TFDS's warnings and announcements: what matters is raised.
+def quiet_tfds(*, progress: bool) -> Iterator[None]:
+    """Suppresses TFDS's warnings and announcements; errors are raised as they are.
 
     Args:
       progress: whether its progress bars are shown.

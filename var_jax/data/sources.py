@@ -156,7 +156,7 @@ def open_splits(
         if data.name == "image_folder":
             # With a slice of "train", the user divides the images.
             whole_train = any("[" in name for name in (data.train_split, data.eval_split, *splits))
-            files = image_folder.listing(data.source_dir, class_names, whole_train)
+            files = image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
             builder, counts = prepare.prepare_folder(files, data, keep_order=bool(class_names))
             splits = [_of_folder(split, builder.info.splits, data.source_dir) for split in splits]
         else:

@@ -65,29 +65,29 @@ def layout(root: epath.Path) -> Layout:
     folders = subfolders(root)
     inside = {name: subfolders(folder) for name, folder in folders.items()}
     exact = {name: role for name in folders if (role := _role(name))}
-    similar = {name: role for name in folders if (role := _role_within(name))}
-    for roles in (exact, similar):
-        if _are_splits(root, folders, inside, roles, must_share=roles is similar):
+    by_word = {name: role for name in folders if (role := _role_within(name))}
+    for roles in (exact, by_word):
+        if _are_splits(root, folders, inside, roles, must_share=roles is by_word):
             return _with_splits(root, inside, roles)
     _refuse_splits_among_classes(root, folders, inside, exact)
-    _refuse_unpaired_split(root, inside, {**similar, **exact})
-    return Layout((Part("", "", folders),), tuple(_class_notes(root, inside, similar)))
+    _refuse_unpaired_split(root, inside, {**by_word, **exact})
+    return Layout((Part("", "", folders),), tuple(_class_notes(root, inside, by_word)))
 
 
 def subfolders(folder: epath.Path) -> Folders:
-    """The visible folders in a folder, by name."""
+    """Returns the visible folders in a folder, by name."""
     return {path.name: path for path in visible(folder) if path.is_dir()}
 
 
 def listed(names) -> str:
-    """A few names for a message."""
+    """Returns the first of some names, for a message."""
     names = sorted(names)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
 
 
 def _role(name: str) -> str | None:
-    """The role that a name stands for, whatever its case, width of letters and spaces."""
+    """Returns the role that a name stands for, whatever its case, width of letters and spaces."""
     return SPLIT_OF.get(_normalized(name).strip())
 
 
@@ -96,8 +96,10 @@ def _normalized(name: str) -> str:
 
 
 def _role_within(name: str) -> str | None:
-    """The one role that a word of the name stands for: "train" of "train_images" and
-    "Train2017"."""
+    """Returns the one role that words of a name stand for, or None.
+
+    It is "train" for "train_images" and "Train2017".
+    """
     roles = {SPLIT_OF[word] for word in re.split(r"[^a-z]+", _normalized(name)) if word in SPLIT_OF}
     return roles.pop() if len(roles) == 1 else None
 
@@ -107,8 +109,20 @@ def _are_splits(
     folders: Folders,
     inside: Mapping[str, Folders],
     roles: Mapping[str, str],
+    *,
     must_share: bool,
 ) -> bool:
+    """Returns whether the folders with roles are splits.
+
+    Args:
+      root: the image folder.
+      folders: its folders.
+      inside: the folders in each of them.
+      roles: the role that a folder's name stands for, of those that have one.
+      must_share: whether a training folder and another one must have a class folder in common.
+    Raises:
+      UserError: two folders are the same split.
+    """
     train = [name for name, role in roles.items() if role == "train" and inside[name]]
     if not train:
         return False

@@ -70,7 +70,7 @@ class Survey:
             f"{_some(names, self.images)} of {directory} {what}"
             for names, what in (
                 (self.transparent, "are transparent in places and are composited on white"),
-                (self.several, "have several frames or pages, of which the first is used"),
+                (self.several, "have several frames or pages; the first one is used"),
                 (
                     self.thin,
                     f"are more than {most} times as long as wide; crops come from their middle",

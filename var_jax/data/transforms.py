@@ -1,7 +1,7 @@
-"""From a file's bytes to uint8 pixels of the model's size.
+"""Resizes, crops and flips: from an image file's bytes to uint8 pixels of the model's size.
 
-The published recipe for photographs: Lanczos resize of the short side to 1.125 times the size, then
-a random crop (evaluation: centre crop) and no flip, which is there for data that it suits.
+The published recipe for photographs is a Lanczos resize of the short side to 1.125 times the size,
+then a random crop (in evaluation a center crop). It has no flip; data may ask for one.
 """
 
 import math
@@ -86,8 +86,16 @@ def at_size(
     resize: Resize = "crop",
     name: str = "image",
 ) -> UInt8[np.ndarray, "new_height new_width new_channels"]:
-    """An image that a user hands a model: `fit` and cut in the centre; one of the model's size is
-    taken as it is."""
+    """Returns a user's image at a model's size: resized as `fit` does, and center-cropped.
+
+    An image that has the model's size stays as it is.
+
+    Args:
+      pixels: the image.
+      image_shape: (height, width, channels) of the model.
+      resize: as `data.resize` of a training config.
+      name: the image's name, for messages.
+    """
     how = "whole" if pixels.shape[:2] == image_shape[:2] else resize
     return crop(fit(pixels, image_shape, how, name), image_shape)
 
@@ -97,7 +105,7 @@ def crop(
     image_shape: tuple[int, int, int],
     rng: np.random.Generator | None = None,
 ) -> UInt8[np.ndarray, "new_height new_width channels"]:
-    """A uniformly random window of the shape's size, or without `rng` the one in the centre."""
+    """Returns a random window of the shape's size, or without `rng` the one in the center."""
     spare = [have - want for have, want in zip(pixels.shape[:2], image_shape[:2], strict=True)]
     if rng is None:
         top, left = (round(s / 2) for s in spare)
@@ -109,12 +117,12 @@ def crop(
 def flip(
     pixels: UInt8[np.ndarray, "height width channels"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """The image, or as often its mirror image."""
+    """Returns the image or its mirror image, each with probability 1/2."""
     return np.ascontiguousarray(pixels[:, ::-1]) if rng.random() < 0.5 else pixels
 
 
 def _covering(height: int, width: int, want_height: int, want_width: int) -> tuple[int, int]:
-    """(height, width) of the same aspect ratio that just covers 1.125 times what is wanted."""
+    """Returns the (height, width) of the same aspect ratio that covers SHORT_SIDE times a size."""
     least_height, least_width = round(SHORT_SIDE * want_height), round(SHORT_SIDE * want_width)
     if height * least_width <= width * least_height:  # relatively flat: the height decides
         return least_height, max(least_width, width * least_height // height)
@@ -122,15 +130,15 @@ def _covering(height: int, width: int, want_height: int, want_width: int) -> tup
 
 
 def _shortened(pixels: np.ndarray, want_height: int, want_width: int) -> np.ndarray:
-    """The middle of an image that is more than MAX_ASPECT times as long as what is wanted; others
-    as they are."""
+    """Returns the middle of an image that is more than MAX_ASPECT times as long as a size.
+
+    Other images stay as they are.
+    """
     for axis, ratio in ((0, want_height / want_width), (1, want_width / want_height)):
         length, other = pixels.shape[axis], pixels.shape[1 - axis]
         most = math.ceil(MAX_ASPECT * ratio * other)
         if length > most:
             start = (length - most) // 2
-            # As much on either side, so that the middle stays the middle.
-            return (
-                pixels[start : length - start] if axis == 0 else pixels[:, start : length - start]
-            )
+            middle = slice(start, length - start)  # symmetric, so that the center stays the center
+            return pixels[middle] if axis == 0 else pixels[:, middle]
     return pixels

@@ -46,20 +46,22 @@ def pixel_classifier(
 def agreement(
     classify: Classifier, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
 ) -> dict[str, Any]:
-    """The share of images that a classifier finds to be what their labels say, and its 95 %
-    interval (Wilson)."""
+    """Returns the share of images whose label a classifier predicts, and its 95 % interval."""
     return scores.share(classify(images) == labels)
 
 
-def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collection[int]) -> Scorer:
-    """(uint8 images, labels) -> log probability of each one's label, by a logistic regression on
-    features.
+def label_scorer(network: FeatureNetwork, reference: ImageSet, classes: Collection[int]) -> Scorer:
+    """Returns a function that gives the log probability of each image's label.
 
-    It is fitted on the reference, features standardised, with scikit-learn's default
-    regularisation: no chance is in it, and it is the same whenever it is fitted again.
+    The function takes uint8 images and labels. It is a logistic regression on standardized features
+    of the reference, with scikit-learn's default regularization; fitting it is deterministic.
 
+    Args:
+      network: the network of the features.
+      reference: labeled images to fit on.
+      classes: labels that the reference has to contain.
     Raises:
-      UserError: the reference has no labels, or lacks a wanted one.
+      UserError: the reference has no labels, or lacks one of `classes`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -72,14 +74,15 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, wanted: Collectio
         LABELLED,
     )
     run = OverDevices(network.apply, network.params)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    batch_features, batch_labels = [], []
     with features.progress(reference.count, f"features of {reference.name}") as bar:
         for batch in reference.read(run.batch):
             assert batch.labels is not None
-            found.append((run(batch.images)[0], batch.labels))
+            batch_features.append(run(batch.images)[0])
+            batch_labels.append(batch.labels)
             bar.update(len(batch.images))
-    rows, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-    missing = sorted(set(wanted) - set(labels.tolist()))
+    rows, labels = np.concatenate(batch_features), np.concatenate(batch_labels)
+    missing = sorted(set(classes) - set(labels.tolist()))
     require(
         not missing,
         reference.name,

@@ -38,9 +38,12 @@ def add(metrics: Mapping[str, dict[str, Any] | None], dimensions: int):
             metric["reading"] = FIXED[name]
 
 
-def of_agreement(found: Mapping[str, Any], classes: int) -> str:
-    """Of the share of samples that show their class, beside chance and what real images score."""
-    best = found.get("on_reference")
+def of_agreement(metric: Mapping[str, Any], classes: int) -> str:
+    """Returns how to read the share of samples that show their class.
+
+    The text compares it with chance and with the share of real images.
+    """
+    best = metric.get("on_reference")
     ceiling = "" if best is None else f", and real images score {best['value']:.3g}"
     return f"higher is better; guessing gives {1 / classes:.3g}{ceiling}"
 

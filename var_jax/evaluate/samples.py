@@ -86,7 +86,7 @@ def evaluate(
     else:
         warnings.append(f"no Inception Score: {network.name} gives no class probabilities here")
     count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
-    if count > scores.NEIGHBOURS:
+    if count > scores.NEIGHBORS:
         pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
         metrics |= {
             name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair

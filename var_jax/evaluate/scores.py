@@ -6,21 +6,21 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-NEIGHBOURS = 3
+NEIGHBORS = 3
 KID_SUBSET, KID_SUBSETS = 1000, 50
 SPLITS = 10
-NORMAL = 1.96  # of 95 % within
+NORMAL = 1.96  # standard deviations on either side of a normal distribution's central 95 %
 
 
 def interval(
     value: float, deviation: float, low: float = -np.inf, high: float = np.inf
 ) -> list[float]:
-    """95 % of a normal distribution around a value, cut where nothing can lie."""
+    """Returns the 95 % interval of a normal distribution around a value, cut at the bounds."""
     return [float(np.clip(value + sign * NORMAL * deviation, low, high)) for sign in (-1, 1)]
 
 
 def mean_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """The mean of independent values, and its interval (null for a single one)."""
+    """Returns the mean of independent values, and its interval (None for a single value)."""
     mean = float(np.mean(values))
     deviation = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
     return {"value": mean, "ci95": None if deviation is None else interval(mean, deviation)}
@@ -29,12 +29,17 @@ def mean_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
 def classifier_score(
     log_probs: Float[np.ndarray, "n k"], *, seed: int, resamples: int, splits: int = SPLITS
 ) -> dict[str, Any]:
-    """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al., arXiv 1606.03498), mean
-    over splits.
+    """Returns the Inception Score: exp of the mean KL divergence of p(y|x) from p(y), mean over
+    splits.
 
-    Rows are shuffled by the seed first: splits of samples in the order of their classes would each
-    hold few classes, and score a fraction of what they should.
+    Rows are shuffled first: splits of samples that are sorted by class would each hold few classes,
+    and score too low. Source: Salimans et al., arXiv 1606.03498.
 
+    Args:
+      log_probs: log probabilities of the classes, one row per sample.
+      seed: of the shuffle and of the resampling.
+      resamples: number of resampled scores for the interval.
+      splits: number of splits.
     Returns:
       "value" and "std" over splits, "splits", and "ci95" from resampling rows within splits.
     """
@@ -42,21 +47,19 @@ def classifier_score(
     shuffled = log_probs[random.permutation(len(log_probs))].astype(np.float64)
     parts = np.array_split(shuffled, min(splits, len(shuffled)))
     scores = [_score(part, np.ones(len(part))) for part in parts]
-    drawn = [
-        np.mean(
-            [
-                _score(part, random.multinomial(len(part), np.full(len(part), 1 / len(part))))
-                for part in parts
-            ]
-        )
-        for _ in range(resamples)
-    ]
+
+    def resampled_score(part: np.ndarray) -> float:
+        n = len(part)
+        return _score(part, random.multinomial(n, np.full(n, 1 / n)))
+
+    resampled = [np.mean([resampled_score(part) for part in parts]) for _ in range(resamples)]
+    deviation = float(np.std(resampled, ddof=1)) if resamples > 1 else None
     value = float(np.mean(scores))
     return {
         "value": value,
         "std": float(np.std(scores)),
         "splits": len(parts),
-        "ci95": interval(value, float(np.std(drawn, ddof=1)), low=1) if resamples > 1 else None,
+        "ci95": None if deviation is None else interval(value, deviation, low=1),
     }
 
 
@@ -76,13 +79,13 @@ def kernel_distance(
     subset: int = KID_SUBSET,
     subsets: int = KID_SUBSETS,
 ) -> dict[str, Any]:
-    """KID (Bińkowski et al., arXiv 1801.01401): unbiased squared MMD with the kernel (x.y / d +
-    1)^3.
+    """Returns KID, the unbiased squared MMD with the kernel (x.y / d + 1)^3.
 
-    The mean over subsets of both, drawn by the seed, each without replacement and of at most half
-    the rows; it may be below zero. The interval takes a subset's deviation to that of all rows:
+    It is the mean over random subsets of both sets, each drawn without replacement and of at most
+    half the rows, and may be below zero. The interval scales a subset's deviation to all rows:
     subsets drawn without replacement from `count` rows vary by 1/subset - 1/count where new rows
-    would by 1/subset, and all rows by 1/count, hence the root of subset / (count - subset).
+    would vary by 1/subset, and all rows by 1/count, hence the root of subset / (count - subset).
+    Source: Bińkowski et al., arXiv 1801.01401.
     """
     random, count = np.random.default_rng(seed), min(len(x), len(y))
     subset = min(subset, count // 2)
@@ -101,8 +104,10 @@ def kernel_distance(
 
 
 def mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of two sets of as many rows, in
-    float64."""
+    """Returns the unbiased estimate of the squared maximum mean discrepancy of two sets.
+
+    Both sets have the same number of rows; it is computed in float64.
+    """
     x, y, n = x.astype(np.float64), y.astype(np.float64), len(x)
 
     def kernel(a, b):
@@ -113,20 +118,20 @@ def mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> float:
 
 
 def precision_recall(
-    samples: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], k: int = NEIGHBOURS
+    samples: Float[np.ndarray, "n d"], reference: Float[np.ndarray, "m d"], k: int = NEIGHBORS
 ) -> dict[str, Any]:
-    """Improved precision and recall (Kynkäänniemi et al., arXiv 1904.06991).
+    """Returns improved precision and recall.
 
-    Precision is the share of samples within the ball of some reference image, whose radius is the
-    distance to its k-th nearest other one; recall the same with both exchanged. The intervals are
-    of a share of as many images, the balls fixed.
+    Precision is the share of samples inside the ball of any reference image, whose radius is the
+    distance to its k-th nearest other image; recall exchanges both sets. The intervals are Wilson's
+    of a share, with the balls fixed. Source: Kynkäänniemi et al., arXiv 1904.06991.
     """
-    found = {
+    inside_by_name = {
         "precision": within_balls(samples, reference, k),
         "recall": within_balls(reference, samples, k),
     }
     out = {}
-    for name, inside in found.items():
+    for name, inside in inside_by_name.items():
         out[name] = {
             "value": float(inside.mean()),
             "ci95": _wilson(inside),
@@ -137,16 +142,20 @@ def precision_recall(
 
 
 def within_balls(
-    points: Float[np.ndarray, "n d"], centres: Float[np.ndarray, "m d"], k: int
+    points: Float[np.ndarray, "n d"], centers: Float[np.ndarray, "m d"], k: int
 ) -> Bool[np.ndarray, " n"]:
-    """Whether each point lies within the ball of at least one centre; distances in float64, by
-    chunks."""
+    """Returns whether each point lies inside the ball of at least one center.
+
+    A ball's radius is the distance to the center's k-th nearest other center. Distances are in
+    float64 and computed by chunks.
+    """
     from sklearn.metrics import pairwise_distances_chunked
     from sklearn.neighbors import NearestNeighbors
 
-    radii = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(centres).kneighbors()[0][:, -1]
+    distances, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(centers).kneighbors()
+    radii = distances[:, -1]
     chunks = pairwise_distances_chunked(
-        points, centres, reduce_func=lambda part, _: (part <= radii).any(axis=1)
+        points, centers, reduce_func=lambda part, _: (part <= radii).any(axis=1)
     )
     return np.concatenate(list(chunks))
 

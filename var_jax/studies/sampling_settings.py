@@ -66,10 +66,10 @@ class Metrics(NamedTuple):
         real = self.distance.real
         count = min(len(stats.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
         require(
-            count > scores.NEIGHBOURS,
+            count > scores.NEIGHBORS,
             "the number of images",
             count,
-            f"more than {scores.NEIGHBOURS}",
+            f"more than {scores.NEIGHBORS}",
         )
         return {
             "frechet_distance": self.distance.of(stats),
