@@ -1,6 +1,6 @@
 import pytest
 
-from var_jax.perf import hlo
+from var_jax.perf import hlo_groups
 
 
 @pytest.mark.parametrize(
@@ -25,9 +25,9 @@ from var_jax.perf import hlo
     ],
 )
 def test_groups_in_every_notation(text, members):
-    assert hlo.first(text) == members
+    assert hlo_groups.first_group(text) == members
 
 
 def test_groups_of_an_unknown_notation_are_not_guessed():
     with pytest.raises(ValueError, match="unknown notation"):
-        hlo.first("replica_groups=everyone")
+        hlo_groups.first_group("replica_groups=everyone")

@@ -205,8 +205,8 @@ def isoflop(curves: list[Curve], at_least: int = 4) -> dict:
             )
             continue
         logs, losses = np.log(points[:, 0]), points[:, 1]
-        begin = int(np.clip(np.argmin(losses) - 2, 0, max(0, len(logs) - 5)))
-        near = slice(begin, begin + 5)
+        start = int(np.clip(np.argmin(losses) - 2, 0, max(0, len(logs) - 5)))
+        near = slice(start, start + 5)
         middle = logs[near].mean()
         a, b, c = np.polyfit(logs[near] - middle, losses[near], 2)
         center = -b / (2 * a) if a > 0 else np.nan

@@ -13,6 +13,7 @@ Source: Bates and Watts 1988, section 6.1.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -32,6 +33,20 @@ EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # shortest miss the true value more often.
 E_TAILS = (0.04, 0.01)
 CONSTRAINT = 1e6  # weight of the pseudo-run that fixes a prediction along its profile
+
+
+class PredictionProfile(NamedTuple):
+    """A law's loss at a point, in raw units.
+
+    Attributes:
+      value: the loss.
+      interval: its 95 % interval.
+      new_run_interval: the 95 % interval of the loss of a new run.
+    """
+
+    value: float
+    interval: Float[Array, "2"]
+    new_run_interval: Float[Array, "2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,10 +213,8 @@ def _limits(
     return out
 
 
-def profile_prediction(
-    likelihood: Likelihood, x: Float[Array, " j"]
-) -> tuple[float, Float[Array, "2"], Float[Array, "2"]]:
-    """Returns the law's loss at x, its 95 % interval, and the 95 % interval of a new run's loss.
+def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> PredictionProfile:
+    """Returns the law's loss at x with its 95 % intervals.
 
     The prediction is fixed by a pseudo-run of very large weight, so that E respects its bound along
     the profile. The noise of a new run is added in quadrature.
@@ -209,7 +222,7 @@ def profile_prediction(
     where = np.log(x) - likelihood.mean
     best = float(np.log(solver.predict(likelihood.theta[None], where[None])[0, 0]))
     if likelihood.freedom <= 0:
-        return float(np.exp(best)), np.full(2, np.nan), np.full(2, np.nan)
+        return PredictionProfile(float(np.exp(best)), np.full(2, np.nan), np.full(2, np.nan))
     p = likelihood.problem
     jacobian = solver.log_jacobian(likelihood.theta[None], np.vstack([p.logx, where]))[0][
         :, ~likelihood.held
@@ -261,7 +274,7 @@ def profile_prediction(
         outer = np.where(below, outer, middle)
     noise = likelihood.variance * float(stats.t.ppf((1 + LEVEL) / 2, likelihood.freedom)) ** 2
     run = best + sign * np.sqrt((inner - best) ** 2 + noise)
-    return float(np.exp(best)), np.exp(inner), np.exp(run)
+    return PredictionProfile(float(np.exp(best)), np.exp(inner), np.exp(run))
 
 
 def bootstrap(

@@ -149,10 +149,14 @@ def _least_squares(
 
     span = upper - lower
     inside = np.clip(start, lower + 1e-6 * span, upper - 1e-6 * span)
+
+    def jacobian(v):
+        return -solver.log_jacobian(full_theta(v), p.logx)[0][:, free]
+
     result = optimize.least_squares(
         lambda v: solver.residuals(p, full_theta(v))[0],
         inside[free],
-        jac=lambda v: -solver.log_jacobian(full_theta(v), p.logx)[0][:, free],  # type: ignore[arg-type]
+        jac=jacobian,  # type: ignore[arg-type]
         bounds=(lower[free], upper[free]),
         loss=weighted_huber,  # type: ignore[arg-type]
         f_scale=float(p.delta[0]),

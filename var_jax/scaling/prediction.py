@@ -58,11 +58,11 @@ def predict(
 
 
 def _loss_prediction(law: Law, x) -> dict:
-    _, ci, run = intervals.profile_prediction(law.likelihood, x)
+    profile = intervals.profile_prediction(law.likelihood, x)
     return {
         "value": float(law.fit.predict(x[None])[0]),
-        "ci95": ci.tolist(),
-        "new_run95": run.tolist(),
+        "ci95": profile.interval.tolist(),
+        "new_run95": profile.new_run_interval.tolist(),
     }
 
 
@@ -80,12 +80,13 @@ def _optimum(key: str, law: Law, cost: frontier.Cost, compute: float) -> dict:
         return {
             **result,
             "loss": None,
-            "warnings": ["no-optimum: FLOPs a token do not rise with params"],
+            "warnings": ["no-optimum: FLOPs per token do not rise with params"],
         }
     notes = _extrapolation_warnings(law.sample, best)
     if cost.scatter > 0.05:
         notes.append(
-            f"uneven-cost: FLOPs a token scatter by {cost.scatter:.0%} about a power law of params"
+            f"uneven-cost: FLOPs per token scatter by {cost.scatter:.0%} about a power law of "
+            "params"
         )
     return {**result, "loss": _loss_prediction(law, best), "warnings": notes}
 

@@ -78,10 +78,10 @@ def fit_table(
             fitted_laws[key], summaries[key] = law, law.summary
     cost = frontier.cost(table)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
-    drawn = {}
+    curves_by_column = {}
     if "compute" in table.columns:
         for column in table.fitted:
-            drawn[column] = curves = frontier.curves(table, column)
+            curves_by_column[column] = curves = frontier.curves(table, column)
             edge = frontier.envelope(curves)
             if edge is not None:
                 result["frontier"][column] = {
@@ -104,7 +104,7 @@ def fit_table(
     result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
-    pictures = plots.all_figures(fitted_laws, drawn, result)
+    pictures = plots.all_figures(fitted_laws, curves_by_column, result)
     for levels in result["isoflop"].values():
         del levels["levels"]
     return result, pictures

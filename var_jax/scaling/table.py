@@ -185,7 +185,7 @@ def build(
         name: [_cell(columns[name][i], record.get(name)) for i, record in enumerate(records)]
         for name in compared
     }
-    keep = _without_duplicates(run, cells, any(run_names), dropped, notes)
+    keep = _without_duplicates(run, cells, dropped, notes, named=any(run_names))
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
 
@@ -210,11 +210,18 @@ def _cell(number: Any, raw: Any) -> Any:
 
 
 def _without_duplicates(
-    run, cells: Mapping[str, list], named: bool, dropped, notes
+    run, cells: Mapping[str, list], dropped, notes, *, named: bool
 ) -> Bool[np.ndarray, " n"]:
     """Returns a mask that keeps one of equal rows and none of contradicting rows.
 
     Rows contradict each other when they are of one run at one point and differ in a loss or error.
+
+    Args:
+      run: each row's run.
+      cells: the columns' values.
+      dropped: the list to which (run, reason) of each dropped row is appended.
+      notes: the list to which warnings are appended.
+      named: whether rows name their runs; without names only equal rows are the same point.
     """
     keep = np.ones(len(run), bool)
     point_columns = [name for name in cells if not name.startswith(FITTED)]

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import time
+from typing import NamedTuple
 
 import psutil
 from etils import epath
@@ -58,9 +59,23 @@ class Claim:
     abandoned: bool = False
 
 
-def process_id(pid: int) -> tuple[str, int, float]:
-    """Returns (host, pid, start time) of a process of this host, which identify it uniquely."""
-    return platform.node(), pid, psutil.Process(pid).create_time()
+class ProcessId(NamedTuple):
+    """What identifies a process uniquely.
+
+    Attributes:
+      host: name of its host.
+      pid: its id there.
+      born: when it started, in seconds since 1970.
+    """
+
+    host: str
+    pid: int
+    born: float
+
+
+def process_id(pid: int) -> ProcessId:
+    """Returns the identity of a process of this host."""
+    return ProcessId(platform.node(), pid, psutil.Process(pid).create_time())
 
 
 def process_alive(host: str, pid: int, born: float) -> bool | None:

@@ -13,7 +13,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 from var_jax.sweep.backend import RunCommand
-from var_jax.sweep.claims import process_alive, process_id
+from var_jax.sweep.claims import ProcessId, process_alive, process_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Local:
         return jobs
 
     def alive(self, job: str) -> bool | None:
-        host, pid, born = _parsed(job)
+        host, pid, born = _parse(job)
         # The job may be no child of this process, or reaped before.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
         return process_alive(host, pid, born)
 
     def stop(self, job: str) -> None:
-        host, pid, born = _parsed(job)
+        host, pid, born = _parse(job)
         if process_alive(host, pid, born):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
@@ -83,6 +83,7 @@ def _start(command: RunCommand) -> str:
     return f"{host}:{pid}:{born:.2f}"
 
 
-def _parsed(job: str) -> tuple[str, int, float]:
+def _parse(job: str) -> ProcessId:
+    """Returns the process that a job's id names."""
     host, pid, born = job.rsplit(":", 2)
-    return host, int(pid), float(born)
+    return ProcessId(host, int(pid), float(born))

@@ -19,12 +19,13 @@ def without_tokenizer(runs: list[Run]) -> bool:
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
 
 
-def check(runs: list[Run], images_are_here: bool, workdir: str = ""):
+def check(runs: list[Run], *, images_are_here: bool, workdir: str = ""):
     """Checks keys without effect, tokenizers, token caches, class counts and images.
 
     What several runs share is checked once.
 
     Args:
+      runs: the sweep's runs.
       images_are_here: whether this process can see the runs' images, as on this machine.
       workdir: the sweep's directory; runs that were started there before keep their own keys.
 
@@ -39,7 +40,7 @@ def check(runs: list[Run], images_are_here: bool, workdir: str = ""):
         if run.config.transformer is not None
     }
     for config in shared.values():
-        _check(config, images_are_here)
+        _check_data(config, images_are_here=images_are_here)
 
 
 def _check_keys(run: Run, directory: epath.Path | None):
@@ -55,7 +56,7 @@ def _check_keys(run: Run, directory: epath.Path | None):
         idle_keys.refuse_flags(run.config, flags, started_keys)
 
 
-def _check(config: TrainConfig, images_are_here: bool):
+def _check_data(config: TrainConfig, *, images_are_here: bool):
     data, directory = config.data, config.tokenizer_dir
     if not directory and data.tokens_dir:
         directory = str(epath.Path(data.tokens_dir) / "tokenizer")

@@ -207,7 +207,9 @@ class Attempt:
     def __call__(self):
         rank = submitit.JobEnvironment().global_rank
         name = f"log_{rank}.txt" if rank else "log.txt"
-        log = None if "://" in self.directory else open(Path(self.directory, name), "ab")  # noqa: SIM115 - for a child
+        log = None
+        if "://" not in self.directory:
+            log = open(Path(self.directory, name), "ab")  # noqa: SIM115 - the child's
         limit = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
         # Until the handler is set, submitit would handle the limit's signal without the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, {limit})
