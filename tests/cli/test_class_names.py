@@ -42,7 +42,7 @@ def titles(monkeypatch):
     draw = pictures._compose
     monkeypatch.setattr(
         pictures,
-        "_draw",
+        "_compose",
         lambda rows, heads, sides=(): (
             drawn.append((heads[0], list(sides))) or draw(rows, heads, sides)
         ),
