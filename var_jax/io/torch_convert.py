@@ -1,12 +1,10 @@
 """Converts published PyTorch weights to parameters and back, by the table in `torch_keys`."""
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
@@ -15,13 +13,11 @@ from var_jax.config.model import DType, ModelConfig, TokenizerConfig, Transforme
 from var_jax.config.scales import Scales
 from var_jax.config.strict import require
 from var_jax.errors import UserError
-from var_jax.io import finite, torch_file
-from var_jax.io.state_dicts import unwrapped
+from var_jax.io import finite
 from var_jax.io.torch_keys import CODE_HITS, abstract, buffers, entries
+from var_jax.io.torch_weights import Source, Weights, listed
 
 State = dict[str, np.ndarray]
-Source = Mapping[str, np.ndarray] | str | os.PathLike
-LISTED = 12  # names in one message
 # Keys that every model of the kind has, by which it is found in a file.
 TOKENIZER_ANCHORS = (
     "quantize.embedding.weight",
@@ -199,57 +195,6 @@ def write_torch(
         raise UserError(f"cannot write to {directory}: {error.strerror or error}") from error
 
 
-class Weights:
-    """A published state dict and the shapes of its tensors, which are read one by one.
-
-    Keys may lie below wrappers and containers in any nesting; the keys `anchors` find them.
-
-    Attributes:
-      name: for messages.
-      shapes: {published key: shape}.
-    """
-
-    def __init__(self, source: Source, name: str, anchors: Sequence[str] = ()):
-        if isinstance(source, Mapping):
-            self.name, self._tensors = name, source
-            shapes = {key: tuple(np.shape(value)) for key, value in source.items()}
-        else:
-            self.name, self._tensors = f"{name} {source}", torch_file.read_tensors(source)
-            shapes = self._tensors.shapes
-        self._names = unwrapped(shapes, anchors, self.name)
-        self.shapes = {key: shapes[name] for key, name in self._names.items()}
-
-    def read(self, key: str) -> np.ndarray:
-        """Returns one tensor.
-
-        Raises:
-          UserError: it does not hold floats.
-        """
-        array = np.asarray(self._tensors[self._names[key]])
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise UserError(f"{self.name}: {key} holds {array.dtype}; weights are floats")
-        return array
-
-    def size(self, key: str, rank: int) -> tuple[int, ...]:
-        """Returns the shape of a tensor that sizes of the model follow from.
-
-        Raises:
-          UserError: the tensor is missing, empty or of another rank.
-        """
-        if key not in self.shapes:
-            raise UserError(f"{self.name} misses {key}; it has {_listed(self.shapes)}")
-        if len(self.shapes[key]) != rank or 0 in self.shapes[key]:
-            raise UserError(
-                f"{self.name}: {key} has shape {self.shapes[key]}; it must have {rank} axes, none "
-                "empty"
-            )
-        return self.shapes[key]
-
-    def count(self, pattern: str) -> int:
-        """Returns how many different values the group of a pattern has among the keys."""
-        return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
-
-
 def read_tokenizer_config(
     weights: Weights,
     scales: Scales,
@@ -378,7 +323,7 @@ def check(
             r not in (None, s) for r, s in zip(right, shape, strict=True)
         ):
             problems["has wrong shapes:"].append(f"{key} {shape} for {right}")
-    texts = [f"{problem} {_listed(names)}" for problem, names in problems.items() if names]
+    texts = [f"{problem} {listed(names)}" for problem, names in problems.items() if names]
     if texts:
         raise UserError(f"{name} {'; '.join(texts)}")
 
@@ -404,9 +349,3 @@ def _load(config: TokenizerConfig | TransformerConfig, weights: Weights) -> dict
             wrong[entry.key] = bad, place.size
     finite.refuse(wrong, weights.name)
     return unflatten_dict(flat, sep="/")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more}" or "none"
