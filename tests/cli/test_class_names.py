@@ -39,10 +39,10 @@ def model(tmp_path_factory):
 def titles(monkeypatch):
     """What pictures are titled by."""
     drawn = []
-    draw = pictures._compose
+    draw = pictures._draw
     monkeypatch.setattr(
         pictures,
-        "_compose",
+        "_draw",
         lambda rows, heads, sides=(): (
             drawn.append((heads[0], list(sides))) or draw(rows, heads, sides)
         ),
