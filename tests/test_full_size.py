@@ -67,7 +67,7 @@ def likelier_when_guided(
     """Of every token: how many codes are (clearly) likelier, and what share of the `top_k`
     likeliest's probability they hold, under guidance that rises from 0 to `cfg`."""
     none = [model.config.transformer.num_classes] * len(labels)
-    with_class, without = (model.logits(tokens, given) for given in (labels, none))
+    with_class, without = (model.logits(tokens, values) for values in (labels, none))
     scales = model.config.tokenizer.scales
     strength = (
         cfg * np.array([scales.progress(k) for k in range(len(scales))])[scales.level_ids][:, None]

@@ -31,7 +31,7 @@ def photos(tmp_path):
     return directory
 
 
-def test_a_strip_and_an_animation_end_with_the_image(capsys, model_dir, tmp_path):
+def test_sample_ends_strip_and_animation_with_the_image(capsys, model_dir, tmp_path):
     out, strip, gif = (tmp_path / name for name in ("out.png", "strip.png", "new/steps.gif"))
     text = run(
         capsys,
@@ -131,7 +131,7 @@ def test_edits_keep_their_pixels_to_the_last_bit(capsys, model_dir, photos, tmp_
     )
 
 
-def test_a_mask_goes_the_way_of_its_image(capsys, model_dir, photos, tmp_path):
+def test_edit_resizes_a_mask_as_its_image(capsys, model_dir, photos, tmp_path):
     """A mask of the large image is cut as that is; one of another size is stretched over what the
     model sees."""
     from var_jax.cli.images import read_mask
@@ -163,7 +163,7 @@ def test_a_mask_goes_the_way_of_its_image(capsys, model_dir, photos, tmp_path):
     )
 
 
-def test_where_edits_go(capsys, model_dir, photos, tmp_path):
+def test_edit_numbers_its_outputs(capsys, model_dir, photos, tmp_path):
     """A directory is one by its name, by being there, or since a glob might find several."""
     edit = ("edit", "--model", model_dir, "--box", "0,0,0.67,0.5", "--preset", "greedy", "--image")
     (tmp_path / "there").mkdir()

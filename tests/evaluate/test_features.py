@@ -44,22 +44,24 @@ def test_features_are_those_of_the_network_over_all_devices():
     assert (
         jax.local_device_count() == 8
     )  # so that batches of 24 are divided, and the last one is filled up
-    found = features.extract(toy_network.network(), Images(PIXELS).set, probs=True)
+    result = features.extract(toy_network.network(), Images(PIXELS).set, probs=True)
     rows, log_probs = direct(PIXELS)
-    assert found.rows.shape == (90, toy_network.DIMENSIONS) and found.distinct == 90
-    order = np.lexsort(found.rows.T), np.lexsort(rows.T)
-    np.testing.assert_allclose(found.rows[order[0]], rows[order[1]], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.log_probs[order[0]], log_probs[order[1]], rtol=1e-5, atol=1e-6)
-    assert found.moments.count == 90
-    np.testing.assert_allclose(found.moments.mean, rows.mean(0), rtol=1e-5)
+    assert result.rows.shape == (90, toy_network.DIMENSIONS) and result.distinct == 90
+    order = np.lexsort(result.rows.T), np.lexsort(rows.T)
+    np.testing.assert_allclose(result.rows[order[0]], rows[order[1]], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        found.moments.covariance, np.cov(rows.astype(float), rowvar=False), rtol=1e-4, atol=1e-7
+        result.log_probs[order[0]], log_probs[order[1]], rtol=1e-5, atol=1e-6
     )
-    sizes = [half.count for half in found.halves]
+    assert result.moments.count == 90
+    np.testing.assert_allclose(result.moments.mean, rows.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        result.moments.covariance, np.cov(rows.astype(float), rowvar=False), rtol=1e-4, atol=1e-7
+    )
+    sizes = [half.count for half in result.halves]
     assert sum(sizes) == 90 and min(sizes) > 25
 
 
-def test_the_order_has_no_say_in_any_metric():
+def test_metrics_do_not_depend_on_the_order_of_images():
     network, reference = toy_network.network(), Images(PIXELS[:40], "reference").set
     order = np.random.default_rng(1).permutation(50)
     reports = [
@@ -79,15 +81,15 @@ def test_the_order_has_no_say_in_any_metric():
         )
 
 
-def test_a_large_set_keeps_some_rows_and_the_moments_of_all():
+def test_collector_keeps_some_rows_and_all_moments():
     network = toy_network.network()
-    whole, some = (features.extract(network, Images(PIXELS).set, keep=keep) for keep in (0, 20))
-    np.testing.assert_array_equal(some.rows, whole.rows[:20])
+    full, some = (features.extract(network, Images(PIXELS).set, keep=keep) for keep in (0, 20))
+    np.testing.assert_array_equal(some.rows, full.rows[:20])
     assert some.moments.count == 90 and some.log_probs is None
-    np.testing.assert_array_equal(some.moments.scatter, whole.moments.scatter)
+    np.testing.assert_array_equal(some.moments.scatter, full.moments.scatter)
 
 
-def test_a_reference_is_measured_once(tmp_path):
+def test_reference_is_measured_once(tmp_path):
     network, images = toy_network.network(), Images(PIXELS)
     cache = str(tmp_path / "new" / "cache")
     first = features.of_reference(network, images.set, cache)
@@ -120,7 +122,7 @@ def test_a_reference_is_measured_once(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [1008, 1000])
-def test_the_published_score_is_of_logits_without_biases(monkeypatch, classes):
+def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     """Of the network of 1008 classes, which FID and the score are published with; torchvision's has
     1000."""
     random = np.random.default_rng(0)
@@ -130,9 +132,9 @@ def test_the_published_score_is_of_logits_without_biases(monkeypatch, classes):
         features.inception, "logits", lambda params, images: images @ kernel + params["fc"]["bias"]
     )
     rows = random.standard_normal((4, 3))
-    found = features._inception({"fc": {"bias": bias}}, rows)[1]
+    result = features._inception({"fc": {"bias": bias}}, rows)[1]
     expected = log_softmax(rows @ kernel + (bias if classes == 1000 else 0), axis=1)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
 def test_inception_needs_its_weights():

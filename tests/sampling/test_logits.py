@@ -25,8 +25,8 @@ def published_keep(logits, top_k, top_p):
 @pytest.mark.parametrize("top_p", [0, 0.3, 0.96])
 def test_filter_keeps_what_the_published_rule_keeps(top_k, top_p):
     logits = np.random.default_rng(0).normal(size=(20, 50)).astype(np.float32) * 3
-    kept = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p or None))
-    np.testing.assert_array_equal(kept, [published_keep(row, top_k, top_p) for row in logits])
+    remaining = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p or None))
+    np.testing.assert_array_equal(remaining, [published_keep(row, top_k, top_p) for row in logits])
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (2, 0.5), (0, 0.6)])
@@ -40,16 +40,16 @@ def test_equal_logits_at_the_threshold_and_signed_zeros(top_k, top_p):
         ],
         np.float32,
     )
-    kept = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p))
+    remaining = np.isfinite(filter_logits(jnp.asarray(logits), top_k, top_p))
     expected = {
         (3, None): [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1] * 5, [1, 0, 1, 1, 1]],
         (2, 0.5): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
         (0, 0.6): [[1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1] * 5, [1, 0, 0, 0, 0]],
     }
-    np.testing.assert_array_equal(kept, np.array(expected[top_k, top_p], bool))
+    np.testing.assert_array_equal(remaining, np.array(expected[top_k, top_p], bool))
 
 
-def test_nothing_is_sorted():
+def test_filters_sort_nothing():
     logits = jnp.zeros((2, 5, 64))
     for top_k, top_p in ((1, None), (9, None), (9, 0.9), (0, 0.9)):
         compiled = (

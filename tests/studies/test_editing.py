@@ -40,10 +40,10 @@ def test_editor_keeps_the_images_own_pixels(monkeypatch):
     held_out = Labeled(images, np.array([0, 1, 9]))
     training = Labeled(images[:2], np.array([0, 1]))
     editor = editing.Editor(model, held_out, training, seed=0, preset="fid")
-    filled, kept = editor.fill("out-painting", 1), editor.region("out-painting").pixels
+    filled, remaining = editor.fill("out-painting", 1), editor.region("out-painting").pixels
     same = {"value": 0, "ci95": [0, 0], "largest": 0, "count": 3}
-    assert editing.masked_mae(filled, images, kept) == same
-    assert editing.masked_mae(filled, images, ~kept)["value"] > 1
+    assert editing.masked_mae(filled, images, remaining) == same
+    assert editing.masked_mae(filled, images, ~remaining)["value"] > 1
     assert editor.reconstruction_error("out-painting", 1)["value"] > 1
     assert editor.target_labels("another class").tolist() == [1, 2, 0]
     assert editor.target_labels("lower half").tolist() == [0, 1, 9]
@@ -59,10 +59,10 @@ class FakeEdit:
         def edit(model, images, keep, labels, **settings):
             self.calls.append({**settings, "labels": list(labels)})
             factor = model.config.tokenizer.downsampling
-            kept = np.kron(keep, np.ones((factor, factor), bool))[..., None]
+            remaining = np.kron(keep, np.ones((factor, factor), bool))[..., None]
             own = (np.asarray(images) + 1) / 2
             off = own + np.where(own > 0.5, -3, 3) / 255
-            return np.where(kept, own if settings["composite"] else off, np.float32(0.5))
+            return np.where(remaining, own if settings["composite"] else off, np.float32(0.5))
 
         monkeypatch.setattr(Pipeline, "edit", edit)
 

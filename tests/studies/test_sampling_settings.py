@@ -106,11 +106,11 @@ def test_entries_of_equal_settings_share_a_row():
 def test_time_in_turn_alternates_contenders():
     """Each runs once for nothing, and then all in turn, so that a slow moment slows all."""
     runs = []
-    found = sampling_settings.time_in_turn(
+    result = sampling_settings.time_in_turn(
         {name: lambda name=name: runs.append(name) for name in "ab"}, 3
     )
     assert runs == list("ab" + "ababab") and {
-        name: len(seconds) for name, seconds in found.items()
+        name: len(seconds) for name, seconds in result.items()
     } == {"a": 3, "b": 3}
 
 
@@ -118,9 +118,9 @@ def test_speed_is_the_median_beside_the_bases(monkeypatch):
     monkeypatch.setattr(
         sampling_settings, "time_in_turn", lambda *_: {"a": [4.0, 1.0, 2.0], "b": [1.0, 1.0, 9.0]}
     )
-    found = sampling_settings.speed({}, 8, "a")["contenders"]
-    assert (found["a"]["images_per_second"], found["b"]["images_per_second"]) == (4, 8)
-    assert (found["a"]["ratio"], found["b"]["ratio"]) == (1, 2)
+    result = sampling_settings.speed({}, 8, "a")["contenders"]
+    assert (result["a"]["images_per_second"], result["b"]["images_per_second"]) == (4, 8)
+    assert (result["a"]["ratio"], result["b"]["ratio"]) == (1, 2)
 
 
 def test_study_measures_missing_rows_alone(study, fake_sample, monkeypatch):
@@ -129,16 +129,16 @@ def test_study_measures_missing_rows_alone(study, fake_sample, monkeypatch):
     figures, image_of = [], rows.image_of
     monkeypatch.setattr(rows, "image_of", lambda figure: figures.append(figure) or image_of(figure))
     assert study("--what", "smooth") == 0
-    found = json.loads((study.out / "effects.json").read_text())
-    assert len(fake_sample.measured()) == 2 and len(found["rows"]) == 4
+    parsed = json.loads((study.out / "effects.json").read_text())
+    assert len(fake_sample.measured()) == 2 and len(parsed["rows"]) == 4
     assert fake_sample.calls[0]["labels"] == [i % 10 for i in range(24)] and {
         c["seed"] for c in fake_sample.calls
     } == {0}
     row = next(
-        row for row in found["rows"].values() if row.get("settings", {}).get("smooth") == "on"
+        row for row in parsed["rows"].values() if row.get("settings", {}).get("smooth") == "on"
     )
     assert row["frechet_distance"]["counts"] == [24, 40] and row["agreement"]["count"] == 24
-    assert found["rows"]["real images"]["agreement"]["count"] == 40
+    assert parsed["rows"]["real images"]["agreement"]["count"] == 40
 
     assert study("--what", "preset,smooth") == 0  # "fid" is the base, which was in the first panel
     assert [call["top_k"] for call in fake_sample.measured()[2:]] == [0, 1] and len(
@@ -188,8 +188,8 @@ def test_study_of_two_models(study, fake_sample, other_dir, capsys):
     assert study("--small", str(other_dir), "--what", "then") == 0
     assert [call.get("keep_scales") for call in fake_sample.measured()] == [None, 2, 1, None]
     assert all((call["then"] is None) == ("keep_scales" not in call) for call in fake_sample.calls)
-    found = json.loads((study.out / "effects.json").read_text())
-    contenders = found["rows"]["speed"]["contenders"]
+    parsed = json.loads((study.out / "effects.json").read_text())
+    contenders = parsed["rows"]["speed"]["contenders"]
     assert [name.partition(":")[0] for name in contenders] == [
         "cfg 1.5, top_k off, top_p 0.96, temperature 1, smooth off",
         "small from scale 2",
@@ -202,8 +202,8 @@ def test_study_of_two_models(study, fake_sample, other_dir, capsys):
     assert (
         study("--what", "smooth") == 0
     )  # without the small model, whose old times are not beside the new ones
-    found = json.loads((study.out / "effects.json").read_text())
-    assert len(found["rows"]["speed"]["contenders"]) == 2
+    parsed = json.loads((study.out / "effects.json").read_text())
+    assert len(parsed["rows"]["speed"]["contenders"]) == 2
     capsys.readouterr()
     assert study("--what", "smooth", model=other_dir) == 2
     assert "effects.json is of other settings: model: " in capsys.readouterr().err
