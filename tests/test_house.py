@@ -191,7 +191,6 @@ PENDING: dict[Rule, set[str]] = {
         "var_jax/ops",
     },
     positional_booleans: {
-        "var_jax/cli",
         "var_jax/data",
         "var_jax/evaluate",
         "var_jax/io",
@@ -212,7 +211,6 @@ PENDING: dict[Rule, set[str]] = {
         "var_jax/data",
         "var_jax/evaluate",
         "var_jax/io",
-        "var_jax/models",
         "var_jax/ops",
         "var_jax/perf",
         "var_jax/pretrained",
@@ -220,8 +218,6 @@ PENDING: dict[Rule, set[str]] = {
         "var_jax/sweep",
     },
     named_by_article: {
-        "tests/cli",
-        "tests/evaluate",
         "tests/io",
         "tests/models",
         "tests/ops",

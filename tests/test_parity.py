@@ -69,14 +69,14 @@ def case(request):
         yield load(request.param)
 
 
-def relative_error(ours, reference) -> float:
-    ours = np.asarray(ours)
-    assert ours.shape == reference.shape
-    return float(np.abs(ours - reference).max() / np.abs(reference).max())
+def relative_error(actual, reference) -> float:
+    actual = np.asarray(actual)
+    assert actual.shape == reference.shape
+    return float(np.abs(actual - reference).max() / np.abs(reference).max())
 
 
-def assert_close(ours, reference):
-    assert relative_error(ours, reference) <= TOLERANCE
+def assert_close(actual, reference):
+    assert relative_error(actual, reference) <= TOLERANCE
 
 
 def nchw(x) -> np.ndarray:
@@ -122,12 +122,12 @@ def test_transformer_gives_the_same_gradients(case):
     )
 
 
-def assert_gradients(ours, prefix: str, case: Case):
+def assert_gradients(actual, prefix: str, case: Case):
     expected = {
         key.removeprefix(prefix): value
         for key, value in case.arrays.items()
         if key.startswith(prefix)
     }
     assert expected
-    errors = {key: relative_error(ours[key], value) for key, value in expected.items()}
+    errors = {key: relative_error(actual[key], value) for key, value in expected.items()}
     assert {key: error for key, error in errors.items() if error > TOLERANCE} == {}

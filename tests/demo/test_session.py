@@ -49,8 +49,8 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 def test_draw_matches_sample():
     model = small.pipeline()
     steps = session.draw(model, Choices(3, seed=5, cfg=2.0))
-    expected, whole = model.sample([3], seed=5, cfg=2.0, return_steps=True, as_uint8=True)
-    np.testing.assert_array_equal(steps, whole[0])
+    expected, full = model.sample([3], seed=5, cfg=2.0, return_steps=True, as_uint8=True)
+    np.testing.assert_array_equal(steps, full[0])
     np.testing.assert_array_equal(steps[-1], expected[0])
     np.testing.assert_array_equal(session.draw(model, Choices(3, seed=5, cfg=2.0)), steps)
 
@@ -61,7 +61,7 @@ def test_draw_compiles_nothing_for_a_seed_a_class_or_guidance(image):
     session.warm_up(model, Choices(0))
     compiled = sampler.generate._cache_size()
     assert compiled > before
-    drawn = [
+    sampled = [
         session.draw(model, choices)
         for choices in (
             Choices(0),
@@ -73,14 +73,14 @@ def test_draw_compiles_nothing_for_a_seed_a_class_or_guidance(image):
             last,
         )
     ]
-    assert len({one.tobytes() for one in drawn}) == len(drawn)
+    assert len({one.tobytes() for one in sampled}) == len(sampled)
     for choices in (Choices(1), Choices(10, seed=3), Choices(2, cfg=0.0), last):
         session.redraw(model, image, MASK, choices, session.default_keep_scales(small.TOKENIZER))
     assert sampler.generate._cache_size() == compiled
 
 
 @pytest.mark.slow
-def test_no_guidance_is_none():
+def test_session_without_guidance_has_none():
     unguided = small.pipeline().sample([4], seed=2, cfg=0, as_uint8=True)[0]
     np.testing.assert_allclose(
         session.draw(small.pipeline(), Choices(4, seed=2, cfg=0))[-1].astype(int), unguided, atol=1
@@ -114,9 +114,9 @@ def test_redraw_keeps_every_other_pixel(image):
 
 def test_redraw_refuses_an_empty_mask_and_choices_out_of_range(image):
     def refused(mask, choices, k=1) -> str:
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as output:
             session.redraw(small.pipeline(), image, mask, choices, k)
-        return str(told.value)
+        return str(output.value)
 
     dot = np.zeros((6, 8), bool)
     assert "the painted region is empty, so that nothing would change" in refused(dot, Choices(0))
@@ -178,12 +178,12 @@ def test_uploads_come_at_the_models_size(image, tmp_path):
 )
 def test_bad_uploads_are_refused(content, message, tmp_path):
     (tmp_path / "upload.png").write_bytes(content)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as output:
         session.read_upload(tmp_path / "upload.png", small.TOKENIZER)
     assert (
-        message in str(told.value)
-        and "\n" not in str(told.value)
-        and str(tmp_path) not in str(told.value)
+        message in str(output.value)
+        and "\n" not in str(output.value)
+        and str(tmp_path) not in str(output.value)
     )
 
 

@@ -49,7 +49,7 @@ def partner() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def full(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "samples.npz"
     assert generate(planned(), out)
     return out
@@ -65,17 +65,17 @@ def direct(labels) -> np.ndarray:
     return np.rint(images * 255).astype(int)
 
 
-def test_the_images_are_those_of_the_pipeline_shuffled(whole):
-    images, labels = read(whole)
+def test_generate_writes_the_pipelines_images_shuffled(full):
+    images, labels = read(full)
     assert images.dtype == np.uint8 and images.shape == (NUM, 6, 8, 1) and labels.dtype == np.int32
     expected = np.arange(NUM) % CLASSES
-    drawn = direct(expected)
+    sampled = direct(expected)
     order = np.random.default_rng(SETTINGS["seed"]).permutation(NUM)
-    assert np.abs(images - drawn[order]).max() <= 1  # rounded to pixels
+    assert np.abs(images - sampled[order]).max() <= 1  # rounded to pixels
     np.testing.assert_array_equal(labels, expected[order])
     assert len(np.unique(images.reshape(NUM, -1), axis=0)) == NUM
-    assert [p.name for p in whole.parent.iterdir()] == ["samples.npz"]
-    with zipfile.ZipFile(whole) as archive:
+    assert [p.name for p in full.parent.iterdir()] == ["samples.npz"]
+    with zipfile.ZipFile(full) as archive:
         assert [info.filename for info in archive.infolist()] == [
             "arr_0.npy",
             "arr_1.npy",
@@ -88,7 +88,7 @@ class Killed(BaseException):
     pass
 
 
-def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
+def test_generate_goes_on_after_every_kill(full, tmp_path, monkeypatch):
     """The hook leaves what a kill leaves: no file, part of a temporary one, or the whole one."""
     out, draw, deaths = tmp_path / "samples.npz", random.Random(0), []
     save, join = atomic.save, sample_files.join
@@ -119,12 +119,12 @@ def test_a_run_that_is_killed_again_and_again(whole, tmp_path, monkeypatch):
         except Killed:
             assert not out.exists()
     assert set(deaths) == {"before", "half", "after", "join"} and len(deaths) > 5
-    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_bytes() == full.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["samples.npz"]
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed(model_dir, whole, tmp_path):
+def test_generate_goes_on_after_its_process_is_killed(model_dir, full, tmp_path):
     out = tmp_path / "samples.npz"
     script = f"""
 import sys, time
@@ -148,25 +148,25 @@ generate(planned(), {str(out)!r})
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills == 3 and not out.exists()
-    assert generate(planned(), out) and out.read_bytes() == whole.read_bytes()
+    assert generate(planned(), out) and out.read_bytes() == full.read_bytes()
 
 
-def test_hosts_draw_disjoint_files(whole, tmp_path):
+def test_hosts_draw_disjoint_files(full, tmp_path):
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, shard_index=1, shard_count=2)
     partial = tmp_path / "samples.npz.partial"
     assert len(list(partial.glob("*.npy"))) == 3 and not out.exists()
     assert generate(planned(), out, shard_index=0, shard_count=2)
-    assert out.read_bytes() == whole.read_bytes() and not partial.exists()
+    assert out.read_bytes() == full.read_bytes() and not partial.exists()
 
 
-def test_nothing_is_drawn_twice(whole, monkeypatch):
+def test_generate_samples_nothing_twice(full, monkeypatch):
     monkeypatch.setattr(sample_set, "_write_shards", lambda *_: pytest.fail("drawn again"))
-    before = whole.stat().st_mtime_ns
-    assert generate(planned(), whole) and whole.stat().st_mtime_ns == before
+    before = full.stat().st_mtime_ns
+    assert generate(planned(), full) and full.stat().st_mtime_ns == before
 
 
-def test_other_settings_are_refused(whole, tmp_path):
+def test_generate_refuses_other_settings(full, tmp_path):
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)  # half of it
     for changes in (
@@ -176,7 +176,7 @@ def test_other_settings_are_refused(whole, tmp_path):
         {"cfg": 1.0},
         {"then": partner(), "keep_scales": 2},
     ):
-        for path in (whole, out):
+        for path in (full, out):
             with pytest.raises(
                 UserError, match="is of other settings: .*; remove it, or give another --out"
             ):
@@ -187,7 +187,7 @@ def test_other_settings_are_refused(whole, tmp_path):
         generate(planned(), foreign)
 
 
-def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path, monkeypatch):
+def test_generate_goes_on_with_the_same_batches_and_devices(full, tmp_path, monkeypatch):
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)
     with pytest.raises(
@@ -206,7 +206,7 @@ def test_what_is_begun_goes_on_with_the_same_batches_and_devices(whole, tmp_path
     assert sample_set.generate(
         small.pipeline(), planned(), out
     )  # by default with what it was begun with
-    assert out.read_bytes() == whole.read_bytes()
+    assert out.read_bytes() == full.read_bytes()
 
 
 @pytest.mark.parametrize(("batch_size", "images"), [(1, 64), (12, 96), (64, 512), (None, 512)])
@@ -220,7 +220,7 @@ def test_files_hold_whole_batches_of_all_devices(tmp_path, monkeypatch, batch_si
     )
 
 
-def test_more_files_than_a_process_may_have_open(tmp_path):
+def test_generate_joins_more_files_than_a_process_may_open(tmp_path):
     """And the set is the same as of a single file."""
     one, many = tmp_path / "one.npz", tmp_path / "many.npz"
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -240,12 +240,12 @@ def test_more_files_than_a_process_may_have_open(tmp_path):
     assert many.read_bytes() == one.read_bytes()
 
 
-def test_another_model_draws_the_last_scales(tmp_path):
+def test_generate_samples_the_last_scales_by_another_model(tmp_path):
     out, then = tmp_path / "samples.npz", {"then": partner(), "keep_scales": 2}
     made = planned(**then)
     assert generate(made, out, then=partner())
     images, labels = read(out)
-    drawn = (
+    model = (
         small.pipeline()
         .spread()
         .sample(
@@ -258,29 +258,29 @@ def test_another_model_draws_the_last_scales(tmp_path):
         )
     )
     order = np.random.default_rng(SETTINGS["seed"]).permutation(NUM)
-    np.testing.assert_array_equal(images, drawn[order])
+    np.testing.assert_array_equal(images, model[order])
     np.testing.assert_array_equal(labels, order % CLASSES)
-    for changes, told in (
+    for changes, output in (
         ({}, "from_scale: None here, 2 there; then: "),
         ({**then, "keep_scales": 1}, "from_scale: 1"),
         ({**then, "then": small.pipeline()}, "then: "),
     ):
-        with pytest.raises(UserError, match=f"is of other settings: {told}"):
+        with pytest.raises(UserError, match=f"is of other settings: {output}"):
             generate(planned(**changes), out)
 
 
-def test_another_dtype_is_another_set(whole, tmp_path):
+def test_generate_refuses_to_go_on_in_another_dtype(full, tmp_path):
     half, out = small.pipeline().astype("bfloat16"), tmp_path / "samples.npz"
     made = sample_plan.make_plan(half, NUM, **SETTINGS)
     assert sample_set.generate(half, made, out, batch_size=1, shard_images=4)
     images, labels = read(out)
-    exact, same = read(whole)
+    exact, same = read(full)
     np.testing.assert_array_equal(labels, same)
     assert not np.array_equal(images, exact)
     with pytest.raises(
         UserError, match="is of other settings: dtype: bfloat16 here, float32 there; model: "
     ):
-        sample_set.generate(half, made, whole)
+        sample_set.generate(half, made, full)
     begun = tmp_path / "begun.npz"
     generate(planned(), begun, shard_index=0, shard_count=2)
     with pytest.raises(
@@ -289,7 +289,7 @@ def test_another_dtype_is_another_set(whole, tmp_path):
         sample_set.generate(half, made, begun)
 
 
-def test_pngs(whole, tmp_path, monkeypatch):
+def test_pngs(full, tmp_path, monkeypatch):
     out, directory = tmp_path / "samples.npz", tmp_path / "png"
     generate(planned(), out, png=directory)
     images, labels = read(out)
@@ -330,15 +330,15 @@ def test_rejection_keeps_the_best_of_each_class(tmp_path):
     made = planned(num=7, labels=labels, keep=0.4, scorer="brightness")
     assert made.num_drawn == 24  # eight turns, of which three are kept
     generate(made, out, score=lambda images, _: images.mean((1, 2, 3)))
-    images, found = read(out)
-    drawn, asked = (
+    images, result = read(out)
+    sampled, asked = (
         direct(np.asarray(labels)[np.arange(24) % 3]),
         np.asarray(labels)[np.arange(24) % 3],
     )
     assert len(images) == 7
     for label, count in ((2, 5), (5, 2)):  # of 2, 5, 2, 2, 5, 2, 2
-        best = np.sort(drawn[asked == label].mean((1, 2, 3)))[-count:]
-        np.testing.assert_allclose(np.sort(images[found == label].mean((1, 2, 3))), best, atol=0.1)
+        best = np.sort(sampled[asked == label].mean((1, 2, 3)))[-count:]
+        np.testing.assert_allclose(np.sort(images[result == label].mean((1, 2, 3))), best, atol=0.1)
 
 
 def test_mistakes(tmp_path):

@@ -13,13 +13,13 @@ def kl_score(probs) -> float:
 def test_classifier_score_by_its_formula():
     random = np.random.default_rng(0)
     log_probs = log_softmax(3 * random.standard_normal((60, 5)), axis=1)
-    found = scores.classifier_score(log_probs, seed=7, resamples=50, splits=3)
+    result = scores.classifier_score(log_probs, seed=7, resamples=50, splits=3)
     order = np.random.default_rng(7).permutation(60)
     expected = [kl_score(np.exp(log_probs[part])) for part in np.split(order, 3)]
-    assert found["value"] == pytest.approx(np.mean(expected)) and found["std"] == pytest.approx(
+    assert result["value"] == pytest.approx(np.mean(expected)) and result["std"] == pytest.approx(
         np.std(expected)
     )
-    assert found["ci95"][0] < found["value"] < found["ci95"][1] and found["splits"] == 3
+    assert result["ci95"][0] < result["value"] < result["ci95"][1] and result["splits"] == 3
     assert scores.classifier_score(np.full((40, 5), np.log(0.2)), seed=0, resamples=0)[
         "value"
     ] == pytest.approx(1)
@@ -45,12 +45,12 @@ def test_kernel_distance_by_its_formula():
     x, y = random.standard_normal((12, 4)), random.standard_normal((12, 4)) + 0.5
     assert scores.mmd(x, y) == pytest.approx(naive_mmd(x, y))
     assert scores.kernel_distance(x, y[:11], seed=0)["subset"] == 5
-    found = scores.kernel_distance(x, y, seed=3, subset=6, subsets=4)
+    result = scores.kernel_distance(x, y, seed=3, subset=6, subsets=4)
     draw, values = np.random.default_rng(3), []
     for _ in range(4):
         a, b = draw.permutation(12)[:6], draw.permutation(12)[:6]
         values.append(naive_mmd(x[a], y[b]))
-    assert found["value"] == pytest.approx(np.mean(values)) and found["std"] == pytest.approx(
+    assert result["value"] == pytest.approx(np.mean(values)) and result["std"] == pytest.approx(
         np.std(values)
     )
 
@@ -58,15 +58,15 @@ def test_kernel_distance_by_its_formula():
 @pytest.mark.parametrize("subset", [25, 50])  # of 100 rows
 def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subset):
     random = np.random.default_rng(2)
-    same, apart, within = [], [], []
+    same, difference, within = [], [], []
     for seed in range(200):
         x, y, z = random.standard_normal((3, 100, 3))
         same.append(scores.mmd(x, y))
-        found = scores.kernel_distance(x, z + 0.7, seed=seed, subset=subset, subsets=20)
-        apart.append(found["value"])
-        within.append((found["ci95"][1] - found["ci95"][0]) / 2 / 1.96)
+        result = scores.kernel_distance(x, z + 0.7, seed=seed, subset=subset, subsets=20)
+        difference.append(result["value"])
+        within.append((result["ci95"][1] - result["ci95"][0]) / 2 / 1.96)
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)
-    assert 0.85 < np.mean(within) / np.std(apart) < 1.25
+    assert 0.85 < np.mean(within) / np.std(difference) < 1.25
 
 
 def moments(mean, covariance) -> list[np.ndarray]:
@@ -103,30 +103,31 @@ def test_kernel_distance_of_gaussians_in_closed_form():
         mean + random.standard_normal((4000, 2)) @ root.T
         for mean, root in zip(means, roots, strict=True)
     )
-    found = scores.kernel_distance(x, y, seed=0)
+    result = scores.kernel_distance(x, y, seed=0)
     assert (
-        abs(found["value"] - exact) < 3 * (found["ci95"][1] - found["ci95"][0]) / 2 / scores.NORMAL
+        abs(result["value"] - exact)
+        < 3 * (result["ci95"][1] - result["ci95"][0]) / 2 / scores.NORMAL
     )
 
 
 def naive_inside(points, centres, k) -> np.ndarray:
     inside = []
     for p in points:
-        found = False
+        result = False
         for c in centres:
             radius = sorted(np.linalg.norm(centres - c, axis=1))[k]  # the centre itself comes first
-            found |= np.linalg.norm(p - c) <= radius
-        inside.append(found)
+            result |= np.linalg.norm(p - c) <= radius
+        inside.append(result)
     return np.array(inside)
 
 
 def test_precision_and_recall_by_their_definition():
     random = np.random.default_rng(3)
     x, y = random.standard_normal((40, 2)), 0.7 * random.standard_normal((35, 2)) + 1
-    found = scores.precision_recall(x, y)
-    assert found["precision"]["value"] == naive_inside(x, y, 3).mean()
-    assert found["recall"]["value"] == naive_inside(y, x, 3).mean()
-    assert 0 < found["precision"]["value"] < 1 and found["precision"]["counts"] == [40, 35]
+    result = scores.precision_recall(x, y)
+    assert result["precision"]["value"] == naive_inside(x, y, 3).mean()
+    assert result["recall"]["value"] == naive_inside(y, x, 3).mean()
+    assert 0 < result["precision"]["value"] < 1 and result["precision"]["counts"] == [40, 35]
     for same, value in (
         (scores.precision_recall(x, x), 1),
         (scores.precision_recall(x, x + 100), 0),
@@ -145,7 +146,7 @@ def test_intervals():
         assert abs(end - 0.3) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / 50))
     assert scores.share(np.zeros(10, bool))["ci95"][0] == 0
     assert scores.share(np.ones(10, bool))["ci95"][1] == 1
-    found = scores.mean_interval(np.array([1.0, 2.0, 3.0, 6.0]))
+    result = scores.mean_interval(np.array([1.0, 2.0, 3.0, 6.0]))
     half = 1.96 * np.std([1, 2, 3, 6], ddof=1) / 2
-    assert found["value"] == 3 and found["ci95"] == pytest.approx([3 - half, 3 + half])
+    assert result["value"] == 3 and result["ci95"] == pytest.approx([3 - half, 3 + half])
     assert scores.mean_interval(np.array([2.0])) == {"value": 2, "ci95": None}

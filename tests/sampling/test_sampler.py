@@ -32,7 +32,7 @@ def model() -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def given(model):
+def values(model):
     """Eight images in [-1, 1], a label each, and a mask on the token grid."""
     random = np.random.default_rng(0)
     shape = model.config.tokenizer.image_shape
@@ -43,10 +43,10 @@ def given(model):
     )
 
 
-def assert_close(ours, reference_nchw):
-    ours = np.moveaxis(np.asarray(ours), -1, 1)
-    assert ours.shape == reference_nchw.shape
-    assert np.abs(ours - reference_nchw).max() <= TOLERANCE * np.abs(reference_nchw).max()
+def assert_close(actual, reference_nchw):
+    actual = np.moveaxis(np.asarray(actual), -1, 1)
+    assert actual.shape == reference_nchw.shape
+    assert np.abs(actual - reference_nchw).max() <= TOLERANCE * np.abs(reference_nchw).max()
 
 
 def test_greedy_generation_is_the_published_one(case):
@@ -75,25 +75,27 @@ def test_greedy_edits_are_the_published_ones(case, edit):
 
 def test_filters_keep_exactly_what_the_published_ones_keep(case):
     _, _, arrays = case
-    expected = {name: kept for name, kept in arrays.items() if name.startswith("filter_keep_")}
+    expected = {
+        name: remaining for name, remaining in arrays.items() if name.startswith("filter_keep_")
+    }
     assert len(expected) == 3
-    for name, kept in expected.items():
+    for name, remaining in expected.items():
         top_k, top_p = name.removeprefix("filter_keep_k").split("_p")
         filtered = filter_logits(
             jnp.asarray(arrays["filter_logits"]), int(top_k), float(top_p) or None
         )
-        np.testing.assert_array_equal(np.isfinite(filtered), kept.astype(bool), err_msg=name)
+        np.testing.assert_array_equal(np.isfinite(filtered), remaining.astype(bool), err_msg=name)
 
 
 def test_cached_logits_are_the_teacher_forced_ones_scale_by_scale(case):
     model, _, arrays = case
     transformer, scales = Transformer(model.config.transformer), model.config.transformer.scales
     labels = arrays["label"].astype(np.int32)
-    whole = model.logits(arrays["tokens"], labels)
+    full = model.logits(arrays["tokens"], labels)
 
     @jax.jit
     def cached(params, inputs):
-        found, cache = [], Cache()
+        result, cache = [], Cache()
         first = scales.lengths[0]
         for k in range(len(scales)):
             span = scales.span(k)
@@ -101,13 +103,13 @@ def test_cached_logits_are_the_teacher_forced_ones_scale_by_scale(case):
             logits, cache = transformer.apply(
                 {"params": params}, k, part, labels, cache, method="next_scale"
             )
-            found.append(logits)
-        return found
+            result.append(logits)
+        return result
 
     parts = cached(model.params["transformer"], jnp.asarray(arrays["teacher_input"]))
-    for k, ours in enumerate(parts):
+    for k, actual in enumerate(parts):
         np.testing.assert_allclose(
-            ours, whole[:, scales.span(k)], rtol=0, atol=1e-5 * np.abs(whole).max()
+            actual, full[:, scales.span(k)], rtol=0, atol=1e-5 * np.abs(full).max()
         )
 
 
@@ -154,14 +156,14 @@ def test_sample_depends_on_the_seed_the_index_and_the_label_alone(model):
 
 def test_smooth_codes_make_other_images_of_the_same_tokens_at_first(model):
     plain, tokens = model.sample([1, 2], return_tokens=True, **SETTINGS)
-    smooth, theirs = model.sample([1, 2], smooth=True, return_tokens=True, **SETTINGS)
+    smooth, expected = model.sample([1, 2], smooth=True, return_tokens=True, **SETTINGS)
     assert smooth.shape == plain.shape and np.isfinite(smooth).all()
     assert np.abs(smooth - plain).max() > 0.01
-    np.testing.assert_array_equal(theirs[:, 0], tokens[:, 0])
+    np.testing.assert_array_equal(expected[:, 0], tokens[:, 0])
     np.testing.assert_array_equal(smooth, model.sample([1, 2], smooth=True, **SETTINGS))
 
 
-def test_no_filters_and_no_guidance_are_off(model):
+def test_sample_without_filters_and_guidance_has_them_off(model):
     """top-k from V on and 0, and top-p 0 and 1, are the same program and the same images."""
     off = model.sample([1, 2], cfg=0, top_k=0, top_p=0)
     compiled = sampler.generate._cache_size()
@@ -170,33 +172,33 @@ def test_no_filters_and_no_guidance_are_off(model):
     assert sampler.generate._cache_size() == compiled
 
 
-def test_edit_keeps_masked_tokens(model, given):
-    images, labels, mask = given
+def test_edit_keeps_masked_tokens(model, values):
+    images, labels, mask = values
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
-    everything = np.ones(mask.shape, bool)
+    all_settings = np.ones(mask.shape, bool)
     np.testing.assert_allclose(
-        model.edit(images, everything, labels, **SETTINGS), reconstructed, atol=1e-5
+        model.edit(images, all_settings, labels, **SETTINGS), reconstructed, atol=1e-5
     )
     edited = model.edit(images, mask, labels, **SETTINGS)
     assert edited.shape == images.shape and np.abs(edited - reconstructed).max() > 0.05
     assert not np.array_equal(edited, model.edit(images, mask, (labels + 1) % 10, **SETTINGS))
 
 
-def test_edit_smooth_mixes_codes_where_nothing_is_kept(model, given):
-    images, labels, mask = given
+def test_edit_smooth_mixes_codes_where_nothing_is_kept(model, values):
+    images, labels, mask = values
     smooth = {**SETTINGS, "smooth": True}
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
-    everything = np.ones(mask.shape, bool)
+    all_settings = np.ones(mask.shape, bool)
     np.testing.assert_allclose(
-        model.edit(images, everything, labels, **smooth), reconstructed, atol=1e-5
+        model.edit(images, all_settings, labels, **smooth), reconstructed, atol=1e-5
     )
     edited = model.edit(images, mask, labels, **smooth)
     assert np.abs(edited - model.edit(images, mask, labels, **SETTINGS)).max() > 0.01
     np.testing.assert_array_equal(edited, model.edit(images, mask, labels, **smooth))
 
 
-def test_kept_tokens_are_the_images_own(model, given):
-    images, labels, mask = given
+def test_kept_tokens_are_the_images_own(model, values):
+    images, labels, mask = values
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
     config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)
     params = sampler.SamplingParams(*map(jnp.float32, (1.5, 0.9, 1.0)))
@@ -213,13 +215,13 @@ def test_kept_tokens_are_the_images_own(model, given):
     parts = [np.asarray(part) for part in sampler.keep_by_scale(jnp.asarray(keep), small.SCALES)]
     assert parts[0].all() and not parts[1].all()  # scales of at most three tokens are given
     np.testing.assert_array_equal(parts[-1], keep.reshape(8, -1))
-    kept = np.concatenate(parts, axis=1)
-    np.testing.assert_array_equal(np.asarray(chosen)[kept], tokens[kept])
-    assert (np.asarray(chosen)[~kept] != tokens[~kept]).mean() > 0.3
+    remaining = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(np.asarray(chosen)[remaining], tokens[remaining])
+    assert (np.asarray(chosen)[~remaining] != tokens[~remaining]).mean() > 0.3
 
 
-def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, given):
-    images, labels, mask = given
+def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, values):
+    images, labels, mask = values
     pixels = mask.repeat(2, axis=0).repeat(2, axis=1)
     assert pixels.shape == model.config.tokenizer.image_shape[:2]
     expected = model.edit(images, mask, labels, **SETTINGS)
@@ -238,8 +240,8 @@ def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, given):
     )
 
 
-def test_without_labels_an_edit_is_of_no_class(model, given):
-    images, _, mask = given
+def test_edit_without_labels_is_of_no_class(model, values):
+    images, _, mask = values
     none = np.full(8, small.CLASSES)
     np.testing.assert_allclose(
         model.edit(images, mask, **SETTINGS), model.edit(images, mask, none, **SETTINGS), atol=1e-4
@@ -269,8 +271,8 @@ def test_mistakes_are_named(model, settings, message):
         model.sample(settings.pop("labels", [1]), **settings)
 
 
-def test_arrays_that_do_not_fit_are_named(model, given):
-    images, labels, mask = given
+def test_arrays_that_do_not_fit_are_named(model, values):
+    images, labels, mask = values
     for call, message in (
         (lambda: model.edit(images[:, :3], mask), "the images' shape"),
         (lambda: model.edit(images * 2, mask), "the images' range"),
@@ -296,8 +298,8 @@ def test_arrays_that_do_not_fit_are_named(model, given):
             call()
 
 
-def test_reconstructions_go_from_coarse_to_all_scales(model, given):
-    images, _, _ = given
+def test_reconstructions_go_from_coarse_to_all_scales(model, values):
+    images, _, _ = values
     steps = model.reconstruct(images)
     assert len(steps) == len(small.SCALES)
     np.testing.assert_allclose(steps[-1], model.decode(model.encode(images)), atol=1e-5)

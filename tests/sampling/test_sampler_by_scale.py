@@ -51,7 +51,7 @@ def images(model) -> np.ndarray:
 def mixed(model, tokens, labels, strengths) -> np.ndarray:
     """(1 + t) conditional - t unconditional teacher-forced logits, with one t a scale."""
     conditional, unconditional = (
-        model.logits(tokens, given) for given in (labels, np.full(len(labels), 10))
+        model.logits(tokens, values) for values in (labels, np.full(len(labels), 10))
     )
     t = np.repeat(strengths, LENGTHS)[:, None]
     return (1 + t) * conditional - t * unconditional
@@ -98,7 +98,7 @@ def test_sample_of_a_constant_list_or_ramp_matches_the_number(model):
     assert sampler.generate._cache_size() == compiled
 
 
-def test_one_number_in_the_program_is_the_published_ramp(model):
+def test_sample_by_one_number_of_guidance_is_the_published_ramp(model):
     """As those give it who call `generate` themselves."""
     keys = sampler.image_keys(3, np.arange(2, dtype=np.uint32))
     labels = np.array([1, 2], np.int32)
@@ -119,7 +119,7 @@ def test_keys_made_inside_a_program_are_those_made_before_it(seed):
     )
 
 
-def test_another_model_goes_on_from_a_scale(model, other):
+def test_sample_goes_on_by_another_model_from_a_scale(model, other):
     first = model.sample(LABELS, return_tokens=True, **GREEDY)[1]
     images, tokens = model.sample(LABELS, then=other, keep_scales=2, return_tokens=True, **GREEDY)
     np.testing.assert_array_equal(tokens[:, :5], first[:, :5])
@@ -142,31 +142,33 @@ def test_sample_then_the_same_model_matches_sample_alone(model):
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
 def test_prefilled_caches_are_those_of_scale_by_scale(model, mask):
     transformer = Transformer(dataclasses.replace(small.TRANSFORMER, mask=mask))
-    labels, given = (
+    labels, values = (
         jnp.array([1, 2]),
         np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32),
     )
 
     @jax.jit
-    def both(params, given):
+    def both(params, values):
         cache = Cache()
-        for k, part in enumerate((None, given)):
+        for k, part in enumerate((None, values)):
             cache = transformer.apply(
                 {"params": params}, k, part, labels, cache, method="next_scale"
             )[1]
-        return cache, transformer.apply({"params": params}, 2, given, labels, method="prefill")
+        return cache, transformer.apply({"params": params}, 2, values, labels, method="prefill")
 
-    expected, found = both(model.params["transformer"], given)
+    expected, result = both(model.params["transformer"], values)
     assert (
-        len(found.k) == len(found.v) == {"block_causal": 2, "markov": 1, "block_diagonal": 0}[mask]
+        len(result.k)
+        == len(result.v)
+        == {"block_causal": 2, "markov": 1, "block_diagonal": 0}[mask]
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, expected)
 
 
 def test_variations_share_the_first_scales(model, images):
-    theirs = model.encode(images)
+    reference = model.encode(images)
     varied, tokens = model.vary(images, keep_scales=2, return_tokens=True, **GREEDY)
-    np.testing.assert_array_equal(tokens[:, :5], theirs[:, :5])
+    np.testing.assert_array_equal(tokens[:, :5], reference[:, :5])
     expected = model.logits(tokens, np.full(8, small.CLASSES))[:, 5:].argmax(axis=-1)
     np.testing.assert_array_equal(tokens[:, 5:], expected)
     np.testing.assert_allclose(varied, (model.decode(tokens) + 1) / 2, atol=1e-5)
@@ -275,8 +277,8 @@ def test_half_precision(model):
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
     assert half.config.transformer.dtype == half.config.tokenizer.param_dtype == "bfloat16"
     tokens = np.random.default_rng(0).integers(0, 16, (8, 17))
-    found, exact = half.decode(tokens), model.decode(tokens)
-    assert found.dtype == np.float32 and 0 < np.abs(found - exact).mean() < 0.03
+    result, exact = half.decode(tokens), model.decode(tokens)
+    assert result.dtype == np.float32 and 0 < np.abs(result - exact).mean() < 0.03
     with pytest.raises(UserError, match="dtype is float64; it must be float32 or bfloat16"):
         model.astype("float64")
 

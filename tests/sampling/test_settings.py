@@ -14,14 +14,14 @@ SCALES = Scales.parse("1,2,3,4,5")
 FID = {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False}
 
 
-def resolved(**given):
-    return resolve(SCALES, settings("fid", given))
+def resolved(**options):
+    return resolve(SCALES, settings("fid", options))
 
 
 def test_resolve_makes_a_number_constant_and_guidance_a_ramp():
-    found = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
-    np.testing.assert_allclose(found.cfg, [0, 0.5, 1, 1.5, 2])
-    assert found[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
+    result = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
+    np.testing.assert_allclose(result.cfg, [0, 0.5, 1, 1.5, 2])
+    assert result[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
 
 
 def test_guidance_of_a_single_scale_is_the_number():
@@ -34,23 +34,23 @@ def test_guidance_of_a_single_scale_is_the_number():
 
 
 def test_ramps_and_lists():
-    found = resolved(
+    result = resolved(
         cfg=Ramp(1, 3),
         top_k=Ramp(900, 603),
         top_p=[0, 0.1, 0.2, 1, 0.5],
         temperature=Ramp(1.5, 0.5),
     )
-    np.testing.assert_allclose(found.cfg, [1, 1.5, 2, 2.5, 3])
-    assert found.top_k == (900, 826, 752, 677, 603)
-    np.testing.assert_allclose(found.top_p, [0, 0.1, 0.2, 1, 0.5])
-    np.testing.assert_allclose(found.temperature, [1.5, 1.25, 1, 0.75, 0.5])
+    np.testing.assert_allclose(result.cfg, [1, 1.5, 2, 2.5, 3])
+    assert result.top_k == (900, 826, 752, 677, 603)
+    np.testing.assert_allclose(result.top_p, [0, 0.1, 0.2, 1, 0.5])
+    np.testing.assert_allclose(result.temperature, [1.5, 1.25, 1, 0.75, 0.5])
     assert resolved(cfg=(0, 1, 0, 2, 0)).cfg == (0, 1, 0, 2, 0)
     for third in (
         1 / 3,
         0.1,
         7.3,
     ):  # a number, its ramp and its list are one to the last bit of a float32
-        number, ramp = (np.float32(resolved(cfg=given).cfg) for given in (third, Ramp(0, third)))
+        number, ramp = (np.float32(resolved(cfg=values).cfg) for values in (third, Ramp(0, third)))
         np.testing.assert_array_equal(number, ramp)
         by_program = [np.float32(third) * np.float32(k / 4) for k in range(5)]
         np.testing.assert_array_equal(number, by_program)
@@ -72,7 +72,7 @@ def test_presets_are_what_the_published_code_samples_with():
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         (
             {"cfg": [1, 2]},
@@ -97,9 +97,9 @@ def test_presets_are_what_the_published_code_samples_with():
         ({"cgf": 3}, "unknown sampling setting 'cgf'; did you mean 'cfg'?"),
     ],
 )
-def test_mistakes_are_named(given, message):
+def test_mistakes_are_named(values, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        resolved(**given)
+        resolved(**values)
 
 
 def test_settings_refuses_an_unknown_preset():
