@@ -14,6 +14,7 @@ example:
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from var_jax.cli import long_work
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    args: argparse.Namespace, config: TrainConfig, batches: list[int | None]
+    args: argparse.Namespace, config: TrainConfig, batches: Sequence[int | None]
 ) -> tuple[dict, list[str]]:
     """Returns the figures, and their lines for a terminal."""
     from var_jax.perf import bench

@@ -122,10 +122,10 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         if box is not None:
-            regions = np.stack([box_mask(box, tokenizer.scales.finest)] * len(files))
+            masks = [box_mask(box, tokenizer.scales.finest)] * len(files)
         else:
-            masks = [read_mask(args.mask, file, tokenizer, args.resize) for file in files]
-            regions = np.stack(masks)
+            masks = [read_mask(str(args.mask), file, tokenizer, args.resize) for file in files]
+        regions = np.stack(masks)
         keep = regions if args.outpaint else ~regions
         for kept in model.kept_tokens(keep):
             _check(kept, args)

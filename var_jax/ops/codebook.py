@@ -18,6 +18,8 @@ from var_jax.config.scales import Scales
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
 
+    Counts = Array | np.ndarray  # on devices while a step is traced, in numpy for reports
+
 MAX_BINS = 2**16  # larger vocabularies are counted by the lowest bits of their tokens
 
 
@@ -54,12 +56,12 @@ def code_counts(
     return jnp.stack(scale_counts)
 
 
-def codes_used(counts: Int[Array, "*k v"]) -> Int[Array, "*k"]:
+def codes_used(counts: Int[Counts, "*k v"]) -> Int[Counts, "*k"]:
     """Returns how many codes were chosen at least once."""
     return (counts > 0).sum(axis=-1)
 
 
-def perplexity(counts: Int[Array, "*k v"]) -> Float[Array, "*k"]:
+def perplexity(counts: Int[Counts, "*k v"]) -> Float[Counts, "*k"]:
     """Returns exp of the entropy of the chosen codes, which is the number of codes that would have
     this entropy in equal use; 1 where nothing was counted.
 

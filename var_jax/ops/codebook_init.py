@@ -74,8 +74,8 @@ def kmeans_init(
         return start
     kmeans = KMeans(
         vocab_size,
-        init=np.asarray(start),
-        n_init=1,
+        init=np.asarray(start),  # pyright: ignore[reportArgumentType]
+        n_init=1,  # pyright: ignore[reportArgumentType]
         max_iter=iterations,
         random_state=int(jax.random.randint(key, (), 0, np.iinfo(np.int32).max)),
     )

@@ -43,7 +43,7 @@ def scale_weights(usage: Float[Array, "k v"]) -> Float[Array, " k"]:
     Dead codes then go mostly to scales that few codes serve. With equal weights, a coarse scale
     whose few codes are all in use would get no more of them than a fine one that has hundreds.
     """
-    return 1 / perplexity(usage)
+    return jnp.asarray(1 / perplexity(usage))
 
 
 def revive(
