@@ -233,4 +233,4 @@ def test_samples_are_compared_by_name_with_the_folder_of_a_run(
     (tmp_path / "flat").mkdir()
     Image.new("L", (8, 6)).save(tmp_path / "flat" / "0.png")
     assert main([str(a) for a in (*evaluate, tmp_path / "flat")]) == 2
-    assert "one folder of images a class" in capsys.readouterr().err
+    assert "one folder of images per class" in capsys.readouterr().err

@@ -133,7 +133,7 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
 @pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_profile_coverage_and_width(name):
-    truth = laws.natural(np.array(CASES[name].theta))
+    truth = laws.with_amplitudes(np.array(CASES[name].theta))
     result = [
         (intervals.profile(likelihood), interval_coverage.reference(p, likelihood))
         for p, likelihood in fitted_sweeps(name, 200)

@@ -9,7 +9,9 @@ from var_jax.scaling import laws, solver
 def test_fit_recovers_the_law_of_exact_data(planted):
     x, y, theta = planted
     fit = laws.fit(solver.problem(x, y, laws.DELTA))
-    np.testing.assert_allclose(list(fit.values.values()), laws.natural(np.array(theta)), rtol=1e-4)
+    np.testing.assert_allclose(
+        list(fit.values.values()), laws.with_amplitudes(np.array(theta)), rtol=1e-4
+    )
     np.testing.assert_allclose(fit.predict(x), y, rtol=1e-6)
 
 

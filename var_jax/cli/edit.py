@@ -204,7 +204,7 @@ def _same(a: str, b: str) -> bool:
 
 
 def _check(keep: np.ndarray, args: argparse.Namespace):
-    """Raises UserError of a mask that leaves nothing to generate or, with --outpaint, nothing to
+    """Raises UserError for a mask that leaves nothing to generate or, with --outpaint, nothing to
     keep."""
     option = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
     keeps_some = bool(keep.any())

@@ -1,4 +1,4 @@
-"""Samples a grid of images, one class per column, titled with its name.
+"""Samples a grid of images: one class per column, titled with the class name.
 
 example:
   var-jax sample --model runs/quickstart --labels 0-9 --num 100 --out samples.png
@@ -12,11 +12,15 @@ example:
 
 import argparse
 import logging
+from typing import TYPE_CHECKING
 
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 from var_jax.sampling import labels as class_labels
 from var_jax.sampling import settings
+
+if TYPE_CHECKING:
+    from var_jax import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--num",
         type=int,
         default=0,
-        help="number of images; the labels are repeated in turn (default: one image per label)",
+        help="number of images; labels repeat in order (default: one image per label)",
     )
     parser.add_argument(
         "--out", required=True, metavar="F.png", help="the grid, one class per column"
@@ -103,7 +107,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         "--preset",
         choices=tuple(settings.PRESETS),
         default="fid",
-        help=f"values of the options below where they are not given (default fid; {described})",
+        help=f"defaults for the options below (default fid; {described})",
     )
     group.add_argument(
         "--cfg",
@@ -115,14 +119,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         "--top-k",
         type=_schedule(int),
         metavar="SCHEDULE",
-        help="sample from this many of the likeliest codes only; 0 for all",
+        help="sample only from this many of the likeliest codes; 0 for all",
     )
     group.add_argument(
         "--top-p",
         type=_schedule(float),
         metavar="SCHEDULE",
-        help="sample from the likeliest codes that hold this share of the probability only; 0 for "
-        "all",
+        help="sample only from the likeliest codes, of those that top-k leaves, that together hold "
+        "this probability; 0 or 1 for all",
     )
     group.add_argument(
         "--temperature",
@@ -133,13 +137,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
     group.add_argument(
         "--smooth",
         action=argparse.BooleanOptionalAction,
-        help="mix the code vectors by their probabilities: smoother images, not for measuring",
+        help="mix the code vectors by their probabilities: smoother images, not for computing FID",
     )
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    """Returns the seed and the preset's settings with those of the command line, as
-    `Pipeline.sample` takes them."""
+    """Returns the sampling arguments of `Pipeline.sample`: the seed, and the preset's settings with
+    the command line's overrides."""
     overrides = {}
     for name in ("cfg", "top_k", "top_p", "temperature", "smooth"):
         value = getattr(args, name)
@@ -161,9 +165,9 @@ def read_labels(text: str, model: str) -> list[int]:
     )
 
 
-def load(directory: str, dtype: str | None):
-    """Returns a model that computes in a dtype (None for its own), on all devices of this
-    machine."""
+def load(directory: str, dtype: str | None) -> "Pipeline":
+    """Returns a model on all devices of this machine, computing in `dtype` (None: the config's
+    dtype)."""
     import jax
 
     from var_jax import Pipeline
@@ -174,7 +178,7 @@ def load(directory: str, dtype: str | None):
 
 
 def load_partners(args: argparse.Namespace) -> tuple:
-    """Returns the model and the one that continues from it, None without --then."""
+    """Returns the model and the one that continues from it (None without --then)."""
     model = load(args.model, args.dtype)
     return model, None if args.then is None else load(args.then, args.dtype)
 
@@ -184,16 +188,17 @@ def run(args: argparse.Namespace) -> int:
 
     # Outputs and labels are checked before the model is loaded.
     require_apart({"--out": args.out, "--strip": args.strip, "--gif": args.gif})
-    place = pictures.place(args.out)
-    strip, gif = (None if path is None else pictures.place(path) for path in (args.strip, args.gif))
-    most = class_labels.MAX_LABELS
-    require(0 <= args.num <= most, "--num", args.num, f"from 0 to {most}")
+    out_path = pictures.place(args.out)
+    strip_path = None if args.strip is None else pictures.place(args.strip)
+    gif_path = None if args.gif is None else pictures.place(args.gif)
+    max_images = class_labels.MAX_LABELS
+    require(0 <= args.num <= max_images, "--num", args.num, f"from 0 to {max_images}")
     check_partner_arguments(args)
     labels = read_labels(args.labels, args.model)
 
     model, then = load_partners(args)
     image_labels = [labels[i % len(labels)] for i in range(args.num or len(labels))]
-    return_steps = bool(strip or gif)
+    return_steps = bool(strip_path or gif_path)
     sampled = model.sample(
         image_labels,
         return_steps=return_steps,
@@ -216,13 +221,13 @@ def run(args: argparse.Namespace) -> int:
     def grid(images):
         return pictures.grid(images, columns=columns, titles=titles[:columns])
 
-    pictures.save_png(place, grid(images))
-    if strip:
+    pictures.save_png(out_path, grid(images))
+    if strip_path:
         scales = pictures.scale_titles(model.config.tokenizer.scales)
         picture = pictures.strip(list(steps), column_titles=scales, row_titles=titles)
-        pictures.save_png(strip, picture)
-    if gif:
-        pictures.save_gif(gif, [grid(steps[:, k]) for k in range(steps.shape[1])])
+        pictures.save_png(strip_path, picture)
+    if gif_path:
+        pictures.save_gif(gif_path, [grid(steps[:, k]) for k in range(steps.shape[1])])
     paths = ", ".join(str(path) for path in (args.out, args.strip, args.gif) if path)
     print(f"{len(images)} images in {paths}")
     description = class_labels.describe(image_labels, names, classes)

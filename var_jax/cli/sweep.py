@@ -174,7 +174,7 @@ def _family(config: str) -> list[dict]:
 
 
 def _require_keys(member: dict, returned: str):
-    """Raises UserError of a key that is none of a config, and of a section in place of a value."""
+    """Raises UserError for a key that is none of a config, and of a section in place of a value."""
     for key, value in member.items():
         right = isinstance(key, str) and re.fullmatch(r"[a-z]\w*(\.\w+)*", key)
         if not right or key.startswith("config."):

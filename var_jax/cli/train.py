@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     except Preempted:
-        raise  # on every host alike
+        raise  # on every host
     except BaseException as error:
         _note_refusal(error)
         # Not imported yet where the mistake is in the config.

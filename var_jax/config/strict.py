@@ -30,7 +30,7 @@ def require(condition: object, name: str, value: Any, expected: str):
 
 
 def require_from_data(name: str, size: int):
-    """Raises UserError of a size that is still left to the data (0) where it must be known."""
+    """Raises UserError for a size that is still left to the data (0) where it must be known."""
     require(
         size > 0,
         name,

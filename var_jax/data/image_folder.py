@@ -91,7 +91,7 @@ class Listing:
         return dataclasses.replace(self, class_names=tuple(class_names), files=files)
 
 
-def natural(name: str) -> tuple:
+def natural_sort_key(name: str) -> tuple:
     """Returns a sort key that compares numbers in names by value: "img2" before "img10", and "1"
     before "01"."""
     parts = re.split(r"(\d+)", name)  # digits at odd positions, other text at even ones
@@ -168,7 +168,7 @@ def listing(
         )
     folders = split_folders.subfolders(root)
     if not folders:
-        raise UserError(f"{directory} has no folders; it must hold one folder of images a class")
+        raise UserError(f"{directory} has no folders; it must hold one folder of images per class")
     if class_names and sorted(class_names) == sorted(
         _class_names(set(folders), directory).values()
     ):
@@ -176,7 +176,7 @@ def listing(
     else:
         layout = split_folders.layout(root)
     names = _class_names({name for part in layout.parts for name in part.classes}, directory)
-    shown = sorted(names.values(), key=natural)
+    shown = sorted(names.values(), key=natural_sort_key)
     files: list[File] = []
     for part in layout.parts:
         split = "train" if whole_train and part.prefix and not part.split else part.split

@@ -170,7 +170,7 @@ def _with_splits(
 def _refuse_splits_among_classes(
     root: epath.Path, folders: Folders, inside: Mapping[str, Folders], exact: Mapping[str, str]
 ):
-    """Raises UserError of held-out images that would be trained on, as a class or as part of
+    """Raises UserError for held-out images that would be trained on, as a class or as part of
     one."""
     remedy = f"it must be {root}/train/CLASS/FILE and {root}/test/CLASS/FILE"
     if exact and exact.keys() == folders.keys() and (len(exact) > 1 or any(inside.values())):
@@ -204,7 +204,7 @@ def _refuse_splits_among_classes(
 def _refuse_unpaired_split(
     root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]
 ):
-    """Raises UserError of a split beside a folder of the same classes whose name is no split's.
+    """Raises UserError for a split beside a folder of the same classes whose name is no split's.
 
     Such as `training` beside `Prüfung` or `unlabeled`: as classes, they would be told apart by
     nothing that an image shows.

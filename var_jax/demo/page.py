@@ -26,8 +26,8 @@ HOUR = 3600
 # Uploads and the editor's pictures lie in a directory of their own, and are removed after a day.
 CLEAN_EVERY, KEEP = HOUR, 24 * HOUR
 HINT = '<div class="result"><p class="hint">{}</p></div>'
-HINT_GENERATE = HINT.format("The image, and what it was after each scale, come here.")
-HINT_EDIT = HINT.format("The edited image comes here.")
+HINT_GENERATE = HINT.format("The image, and how it looked after each scale, will appear here.")
+HINT_EDIT = HINT.format("The edited image will appear here.")
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 #editor {width: min(100%, 440px)}
@@ -62,8 +62,8 @@ class Handlers:
         self._scales = pictures.scale_titles(model.config.tokenizer.scales)
 
     def generate(self, label: int, seed: int, preset: str, cfg: float) -> tuple:
-        """Returns the result's HTML, the image, the editor's picture, and an empty result of
-        editing."""
+        """Returns the result's HTML, the source image, its magnified copy for the editor, the empty
+        HTML of the edit result, and None as the edited image."""
         choices = Choices(label, seed, preset, cfg)
         started = time.perf_counter()
         steps = session.draw(self._model, choices)
@@ -72,7 +72,8 @@ class Handlers:
         return content, steps[-1], results.magnified(steps[-1]), HINT_EDIT, None
 
     def upload(self, path: str) -> tuple:
-        """Returns the uploaded image, the editor's picture, and an empty result of editing."""
+        """Returns the uploaded image, its magnified copy for the editor, the empty HTML of the edit
+        result, and None as the edited image."""
         image = session.read_upload(path, self._model.config.tokenizer)
         return image, results.magnified(image), HINT_EDIT, None
 
@@ -88,6 +89,8 @@ class Handlers:
         Args:
           drawing: what the editor sends, whose layers are the mask.
           chosen: the fields of `Choices`.
+        Raises:
+          UserError: there is no image to edit, the mask is empty, or a choice is out of range.
         """
         if image is None:
             raise UserError("there is no image to edit yet; generate one, or upload one")
@@ -99,7 +102,11 @@ class Handlers:
         return results.edited(image, mask, after, choices, status), after
 
     def edit_further(self, after: UInt8[np.ndarray, "H W c"] | None) -> tuple:
-        """Returns the edited image as the image to edit, and the editor's picture."""
+        """Returns the edited image as the new source image, and its magnified copy for the editor.
+
+        Raises:
+          UserError: there is no edited image yet.
+        """
         if after is None:
             raise UserError(
                 "there is no edited image yet; paint over a part of the image and press Edit"

@@ -46,7 +46,7 @@ def require_same(
         in words.
       remedy: what would be right, for the message.
     Raises:
-      UserError: on all processes alike, with the same line.
+      UserError: on all processes, with the same line.
     """
     if not is_multiprocess():
         return

@@ -1,5 +1,5 @@
-"""Preemption: clusters send SIGTERM before they take a machine, and every host stops after one step
-that all agree on.
+"""Preemption: clusters send SIGTERM before they reclaim a machine; all hosts then stop after the
+same step.
 
 JAX's own SIGTERM notifier and a Python handler replace one another, and its notice reaches only the
 hosts of one job manager. Here a handler takes the signal of one host, and a vote in the training
@@ -22,21 +22,21 @@ NOTICE = b"var-jax: SIGTERM: saving and stopping after this step; a second signa
 
 
 class StopRequested(Exception):
-    """A host received SIGTERM during work that a resumed run does again."""
+    """A host received SIGTERM during work that a resumed run repeats."""
 
 
 def is_compiling() -> bool:
-    """Returns whether a compilation that was given up still goes on.
+    """Returns whether a `Preemption.compile` thread is still running, abandoned or not.
 
-    The interpreter waits for it at its exit, and a preemption's notice leaves no time for that.
+    The interpreter joins it at exit, which can take longer than a preempted process has left.
     """
     return any(thread.name == COMPILATION_THREAD for thread in threading.enumerate())
 
 
 class Preemption:
-    """Notices SIGTERM inside its `with` block.
+    """Records SIGTERM inside its `with` block, and lets all hosts agree to stop.
 
-    It takes signals in the main thread alone; in others Python allows no handler.
+    It catches the signal only in the main thread, the only one where Python allows a handler.
 
     Attributes:
       requested: whether this host received SIGTERM.
@@ -62,7 +62,8 @@ class Preemption:
     def vote(self) -> jax.Array | bool:
         """Returns whether any host has received SIGTERM, the same on every host.
 
-        Hosts do not wait for each other here, but where they read the result.
+        Every host must call it. The call itself does not wait for the other hosts; reading the
+        result does.
         """
         if jax.process_count() == 1:
             return self.requested
@@ -77,13 +78,12 @@ class Preemption:
     def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         """Returns the compiled program, unless a host receives SIGTERM first.
 
-        Compilation of a large model takes minutes, in which Python handles no signal. So it runs in
-        a thread of its own, which goes on alone once its program is no longer needed. The
-        interpreter waits for that thread at its exit; a command that has to end sooner asks
-        `is_compiling`.
+        Compilation of a large model takes minutes, during which Python runs no signal handler, so
+        it runs in its own thread. If the program is abandoned, that thread keeps running. The
+        interpreter waits for it at exit; a command that has to end sooner asks `is_compiling`.
 
         Raises:
-          StopRequested: on every host alike.
+          StopRequested: on every host.
         """
         outcome: list[Any] = []
 

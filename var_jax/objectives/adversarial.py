@@ -30,7 +30,7 @@ AGAIN = 2**32 - 2
 
 @flax.struct.dataclass
 class DiscriminatorState:
-    """What a step turns over of the discriminator.
+    """The state of the discriminator that a step updates.
 
     Attributes:
       params: its own; they rest until adversarial training begins.

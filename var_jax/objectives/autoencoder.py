@@ -306,7 +306,11 @@ class Autoencoder(Objective[NetworkWeights]):
     def next_command(
         cls, config: TrainConfig, workdir: str, config_file: str, overrides: Sequence[str]
     ) -> str:
-        """Returns the command that trains a transformer on this tokenizer and the same data."""
+        """Returns the command that trains a transformer on this tokenizer and the same data.
+
+        Of the run's flags it keeps only the `--config.data.` overrides, and it drops `:ARG` from
+        the config file.
+        """
         file = shlex.quote(config_file.partition(":")[0])
         data_flags = [flag for flag in overrides if flag.startswith("--config.data.")]
         next_workdir = f"{workdir.rstrip('/')}-transformer"

@@ -18,7 +18,7 @@ TRAINED = "params"  # the key of the trained model's optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step turns over, and what a checkpoint holds.
+    """The state that a step updates, and what a checkpoint holds.
 
     Attributes:
       step: steps done, int32.
@@ -55,8 +55,7 @@ class OptimizerSpec(NamedTuple):
 class StepVariant:
     """What a step computes, where that changes during a run; here it never does.
 
-    It is a function of the step's number alone. Each variant is compiled when a run first comes to
-    it.
+    It is a function of the step's number alone. Each variant is compiled on first use.
     """
 
 

@@ -1,5 +1,4 @@
-"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556), whose features before each max-pool serve
-LPIPS."""
+"""VGG16 (Simonyan and Zisserman, arXiv 1409.1556): the features before each max-pool, for LPIPS."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Params = list[list[Layer]]
-SMALLEST = 16  # a smaller side leaves the last stage without a position
+MIN_SIDE = 16  # four max-pools reduce a smaller side to nothing
 # Numbers of the convolutions within torchvision's `features`, stage by stage.
 CONVOLUTIONS = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 CHANNELS = (64, 128, 256, 512, 512)
@@ -28,7 +27,7 @@ def load(path: str) -> Params:
     """Returns the parameters in a file with torchvision's state dict, such as `vgg16-397923af.pth`.
 
     Raises:
-      UserError: the file cannot be read, or is of another network; the message names the key.
+      UserError: the file cannot be read, or holds another network's weights; the message names the key.
     """
     return from_state(read_tensors(path), path)
 
@@ -38,26 +37,29 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 
     The classifier is left out.
     """
-    state, width, params = State(tensors, name, ("features.0.weight",)), 3, []
-    for numbers in CONVOLUTIONS:
-        params.append([])
-        for number in numbers:
-            params[-1].append(state.conv(f"features.{number}", None, width, 3, 3))
-            width = params[-1][-1]["bias"].size
+    state = State(tensors, name, ("features.0.weight",))
+    in_channels = 3
+    params: Params = []
+    for indices in CONVOLUTIONS:
+        stage = []
+        for index in indices:
+            layer = state.conv(f"features.{index}", None, in_channels, 3, 3)
+            in_channels = layer["bias"].size
+            stage.append(layer)
+        params.append(stage)
     state.finish("classifier.")
     return params
 
 
 def published_shapes() -> dict[str, tuple[int, ...]]:
     """Returns {torchvision's key: shape} as `from_state` takes it."""
-    shapes, inputs = {}, 3
-    for numbers, channels in zip(CONVOLUTIONS, CHANNELS, strict=True):
-        for number in numbers:
-            shapes |= {
-                f"features.{number}.weight": (channels, inputs, 3, 3),
-                f"features.{number}.bias": (channels,),
-            }
-            inputs = channels
+    shapes: dict[str, tuple[int, ...]] = {}
+    in_channels = 3
+    for indices, channels in zip(CONVOLUTIONS, CHANNELS, strict=True):
+        for index in indices:
+            shapes[f"features.{index}.weight"] = (channels, in_channels, 3, 3)
+            shapes[f"features.{index}.bias"] = (channels,)
+            in_channels = channels
     return shapes
 
 
@@ -72,14 +74,14 @@ def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h
     They are at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size, rounded down.
 
     Args:
-      x: images normalized as in the network's training (`perceptual` does it), with sides of at
+      x: images normalized as in the network's training (see `pretrained.perceptual`), with sides of at
         least 16.
     Raises:
       UserError: the images are smaller.
     """
-    if min(x.shape[1:3]) < SMALLEST:
+    if min(x.shape[1:3]) < MIN_SIDE:
         raise UserError(
-            f"images are {x.shape[1]} x {x.shape[2]}; VGG16 needs sides of at least {SMALLEST}"
+            f"images are {x.shape[1]} x {x.shape[2]}; VGG16 needs sides of at least {MIN_SIDE}"
         )
     features = []
     for i, stage in enumerate(params):

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 def guide(
     logits: Float[Array, "2b l v"], strength: Float[Array, ""] | float
 ) -> Float[Array, "b l v"]:
-    """Returns (1 + t) conditional - t unconditional logits (classifier-free guidance).
+    """Returns (1 + strength) * conditional - strength * unconditional logits (classifier-free
+    guidance).
 
     Args:
       logits: a batch whose first half is conditional and whose second half is unconditional.
-      strength: t.
+      strength: guidance strength; 0 for none.
     """
     conditional, unconditional = jnp.split(logits, 2)
     return (1 + strength) * conditional - strength * unconditional
@@ -125,8 +126,8 @@ def smooth_codes(
     """Returns code vectors mixed by a Gumbel-softmax, instead of one code per position: smoother
     images, but not for measuring FID.
 
-    The rule is the published code's (`more_smooth`): the logits are multiplied by (1 + progress),
-    and the temperature falls from 0.27.
+    This is the published code's `more_smooth`: the logits are multiplied by (1 + progress), and the
+    temperature falls linearly from 0.27 to 0.0135.
 
     Args:
       progress: from 0 at the first scale to 1 at the last.

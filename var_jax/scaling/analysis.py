@@ -275,7 +275,7 @@ def _warnings(
         )
     if likelihood.freedom <= 0:
         warnings.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
-    values = laws.natural(fit.theta)
+    values = laws.with_amplitudes(fit.theta)
     # Without noise the interval has no width, and rounding puts the value outside it.
     slack = (1e-6 if likelihood.variance > 1e-12 else 1e-2) * np.abs(values)
     outside = (values < ends[:, 0] - slack) | (values > ends[:, 1] + slack)

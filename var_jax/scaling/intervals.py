@@ -145,7 +145,7 @@ def profile(likelihood: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> F
     out = np.empty((count, 2))
     for index, limits in {**ends, **amplitudes}.items():
         out[index] = limits
-    return laws.natural(out.T).T
+    return laws.with_amplitudes(out.T).T
 
 
 def _limits(
@@ -335,4 +335,4 @@ def refits(
 
 def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
     """Returns intervals of [E, A, alpha, ...] between the 2.5 % and 97.5 % bootstrap quantiles."""
-    return np.quantile(laws.natural(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
+    return np.quantile(laws.with_amplitudes(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T

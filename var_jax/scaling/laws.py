@@ -42,14 +42,14 @@ class Fit:
     @property
     def values(self) -> dict[str, float]:
         """The law's parameters by name, with amplitudes instead of their logarithms."""
-        return dict(zip(NAMES[len(self.theta) // 2], natural(self.theta), strict=True))
+        return dict(zip(NAMES[len(self.theta) // 2], with_amplitudes(self.theta), strict=True))
 
     def predict(self, x: Float[Array, "n j"]) -> Float[Array, " n"]:
-        """Returns the law's loss at the inputs x, in raw units."""
+        """Returns the loss that the law predicts at the inputs x (raw units, not logs)."""
         return solver.predict(self.theta[None], np.log(x))[0]
 
 
-def natural(theta: Float[Array, "*r p"]) -> Float[Array, "*r p"]:
+def with_amplitudes(theta: Float[Array, "*r p"]) -> Float[Array, "*r p"]:
     """Converts [E, log A, alpha, ...] to [E, A, alpha, ...]."""
     out = np.array(theta, float)
     out[..., 1::2] = np.exp(np.clip(out[..., 1::2], -700, 700))
@@ -170,10 +170,15 @@ def _least_squares(
 
 
 def variable_projection(p: Problem, floor: float | None = None) -> tuple[Float[Array, " p"], float]:
-    """Fits a law by a grid search over the exponents alone, and returns it with its objective.
+    """Fits a law by a grid search over the exponents, and returns it with its objective.
 
-    E and the amplitudes are solved for at every grid point. A logarithmic grid is followed by finer
-    grids around its best point, so that the result does not depend on a starting point.
+    E (unless `floor` fixes it) and the amplitudes are solved for at each grid point. Finer grids
+    follow around the best point of a coarse logarithmic one, and a last solve refines all free
+    parameters together. No list of starting exponents is needed.
+
+    Args:
+      p: the problem; the law is returned in its units (centered if it is).
+      floor: a fixed value of E, or None to fit it.
     """
     num_terms = p.logx.shape[1]
     count = 60 if num_terms == 1 else 16

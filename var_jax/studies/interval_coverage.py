@@ -182,7 +182,7 @@ def bca(
     z = bias + stats.norm.ppf([[(1 - intervals.LEVEL) / 2], [(1 + intervals.LEVEL) / 2]])
     levels = stats.norm.cdf(bias + z / (1 - acceleration * z))
     levels = np.nan_to_num(levels, nan=0.5)
-    values = laws.natural(samples)
+    values = laws.with_amplitudes(samples)
     return np.array([np.quantile(values[:, i], levels[:, i]) for i in range(values.shape[1])])
 
 
@@ -194,7 +194,7 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
       resampled: number of sweeps, from the first, for which the bootstrap and BCa are computed.
       seed: seed of the noise.
     """
-    truth = laws.natural(
+    truth = laws.with_amplitudes(
         planted.truth if isinstance(planted, PlantedFrontier) else np.array(planted.theta)
     )
     limits: dict[str, list[Array]] = {name: [] for name in METHODS}
@@ -211,8 +211,8 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
         limits[REPORTED].append(intervals.profile(likelihood))
         limits[TEXTBOOK].append(reference(p, likelihood))
         limits[UNBIASED].append(reference(p, likelihood, unbiased=True))
-        values.append(laws.natural(fit.theta))
-        efficient.append(laws.natural(laws.shift(likelihood.theta, likelihood.mean)))
+        values.append(laws.with_amplitudes(fit.theta))
+        efficient.append(laws.with_amplitudes(laws.shift(likelihood.theta, likelihood.mean)))
         if sweep >= resampled:
             continue
         if isinstance(sample, select_runs.Sample):

@@ -69,7 +69,7 @@ class Engine(Protocol):
 
         Jobs outlive the process that submits them. An id is one line of text that `alive` and
         `stop` understand in another process and on another host. A scheduler may run a job again
-        under the same id (requeue); it is alive meanwhile.
+        under the same id (requeue); it counts as alive in the meantime.
 
         Raises:
           UserError: the scheduler is missing or refuses; then none of the commands was started.
@@ -82,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def stop(self, job: str) -> None:
-        """Asks a job to end by SIGTERM, at which a run saves a checkpoint.
+        """Asks a job to end with SIGTERM; the run saves a checkpoint before it exits.
 
         Does nothing if the job has ended.
         """

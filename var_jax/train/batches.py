@@ -105,7 +105,7 @@ class Inputs:
         cache were, where process 0 has them, with what they are. All processes have to call it.
 
         Raises:
-          UserError: on every process alike. Images would be seen twice, or never, without a word.
+          UserError: on every process. Images would be seen twice, or never, without a word.
         """
         held = dict(self.identity)
         if self._cache is not None:

@@ -31,7 +31,7 @@ def require_same_config(config: TrainConfig):
     Processes of different programs would wait for one another.
 
     Raises:
-      UserError: on every process alike, with what differs.
+      UserError: on every process, with what differs.
     """
 
     def changed(first: Any, mine: Any) -> list[str]:
@@ -50,7 +50,7 @@ def require_same_weights(what: str, params: Any):
     Args:
       params: nested dicts of arrays on the host, or None.
     Raises:
-      UserError: on every process alike, where those of one are not process 0's.
+      UserError: on every process, where those of one are not process 0's.
     """
     if not multihost.is_multiprocess():
         return

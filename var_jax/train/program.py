@@ -1,5 +1,5 @@
-"""The compiled training step of a run on a mesh: one place for its shardings, for whoever runs or
-only compiles it."""
+"""The compiled training step of a run on a mesh, with its shardings; used to train and to compile
+ahead of time."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -17,14 +17,16 @@ from var_jax.train.state import StateFactory
 
 
 class Program:
-    """The steps of a run and the state they turn over.
+    """A run's training steps and the state that they update.
 
     Attributes:
-      abstract, shardings: of the state.
-      rows, replicated: shardings of a batch, and of what lies whole on every device.
+      abstract: the state's shapes and dtypes.
+      shardings: the state's shardings.
+      rows: the sharding of a batch.
+      replicated: the sharding of arrays that are whole on every device.
     Raises:
-      UserError: the mesh does not divide the batch or the model, or weights would be trained in
-        bfloat16.
+      UserError: the batch size is not a multiple of mesh.data times microbatches, the mesh does not
+        divide the model, or `param_dtype` is not float32.
     """
 
     def __init__(self, objective: Objective[Any], mesh: Mesh):
@@ -36,8 +38,8 @@ class Program:
             f"a multiple of mesh.data {mesh.shape['data']} times microbatches "
             f"{config.microbatches}",
         )
-        # Updates of a late learning rate are lost between neighboring bfloat16 numbers, and so is
-        # what an average of 0.9999 adds: weights, average and moments are float32.
+        # In bfloat16, small late updates and the increments of a 0.9999 moving average are rounded
+        # away, so weights, average and moments stay float32.
         require(
             model.param_dtype == "float32",
             f"{section}.param_dtype",
@@ -59,8 +61,8 @@ class Program:
         """Returns the jitted (state, batch, frozen) -> (state, metrics) that comes after `done`
         steps.
 
-        By default it is the one with every part of the run in it. The state is donated; a program
-        is compiled when a run first comes to it.
+        Without `done`, it is the variant with all parts of the run active. The state is donated.
+        Each variant is compiled on first use.
         """
         objective = self._objective
         return self._compiled(objective.last_variant() if done is None else objective.variant(done))
@@ -87,6 +89,6 @@ class Program:
         return jax.jit(
             step.make_train_step(self._objective, self._optimizers, variant),
             donate_argnums=0,
-            in_shardings=(self.shardings, self.rows, None),
+            in_shardings=(self.shardings, self.rows, None),  # frozen weights keep their own
             out_shardings=(self.shardings, self.replicated),
         )
