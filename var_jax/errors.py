@@ -1,5 +1,5 @@
-"""What the command line turns into one line and an exit code: a user's mistake (2), preemption (75),
-and a run that failed (1)."""
+"""Errors that the command line turns into one line and an exit code: a user's mistake (2),
+preemption (75), and a run that failed (1)."""
 
 import argparse
 import difflib

@@ -78,7 +78,7 @@ def test_named_refuses_a_shape_that_does_not_exist():
     )
     with pytest.raises(UserError, match="knows no such slice"):
         tpu_slices.named("v5e:3x5")
-    with pytest.raises(UserError, match="as 128 devices, which are not one a chip"):
+    with pytest.raises(UserError, match="as 128 devices, which are not one per chip"):
         tpu_slices.named("v4:4x4x4")
 
 

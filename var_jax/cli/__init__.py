@@ -1,1 +1,1 @@
-"""The `var-jax` command: one file per command, the options that several share, and the exit codes."""
+"""The `var-jax` command: one file per command, the options that several share, the exit codes."""

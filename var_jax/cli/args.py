@@ -82,8 +82,8 @@ def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
     config = call(file, "get_config")
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, such "
-            f"as {EXAMPLE} makes"
+            f"{file}: get_config returns {type(config).__name__}; it must return a ConfigDict, "
+            f"such as {EXAMPLE} makes"
         )
     if isinstance(config, FrozenConfigDict):
         config = cast(ConfigDict, config.as_configdict())
@@ -172,8 +172,8 @@ def _where(path: str) -> str:
     if (elsewhere := CHECKOUT / path).is_file() and not Path(path).is_absolute():
         return f"there is {elsewhere}"
     return (
-        "a wheel has no configs: those of the README lie in the folder configs/ of var_jax's source checkout; "
-        "run there, give a path into it, or write a file of your own"
+        "a wheel has no configs: those of the README are in the folder configs/ of var_jax's "
+        "source checkout; run there, give a path into it, or write a file of your own"
     )
 
 

@@ -8,10 +8,12 @@ or of the model.
 example:
   var-jax evaluate --samples samples.npz --reference photos --json report.json
   var-jax evaluate --model runs/tokenizer --reference photos/test --picture reconstruction.png
-  var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad --json report.json
+  var-jax evaluate --samples samples.npz --reference fashion_mnist_idx:test --resize pad \\
+      --json report.json
   var-jax evaluate --samples samples.npz --reference imagenet2012:validation --features inception \\
       --weights pt_inception-2015-12-05-6726825d.pth --json report.json
-  var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json --picture rec.png
+  var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json \\
+      --picture rec.png
 
 The Fréchet distance is called FID only when measured by Inception v3. The intervals (ci95) of a
 sample set are the noise of drawing as many images again; the floor is what real images score
@@ -28,6 +30,9 @@ from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.io import atomic
+
+# What a metric may be compared with, by its key in the report: how its line says so.
+COMPARISONS = {"floor": "floor", "real_against_real": "for scale, real against real"}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -279,8 +284,9 @@ def require_writable(path: str, what: str):
         raise UserError(f"cannot write {what} {path}: no permission to write in {above}")
 
 
-def _counts(found: dict) -> str:
-    return f"{found['counts'][0]} and {found['counts'][1]} images"
+def _counts(metric: dict) -> str:
+    first, second = metric["counts"]
+    return f"{first} and {second} images"
 
 
 def lines(report: dict) -> list[str]:
@@ -290,22 +296,22 @@ def lines(report: dict) -> list[str]:
     for metric in report["metrics"].values():
         if metric is None:
             continue
-        within = (
-            ""
-            if metric["ci95"] is None
-            else f" ({metric['ci95'][0]:.5g} to {metric['ci95'][1]:.5g})"
-        )
-        beside = "".join(
-            f" of {_counts(metric)}, {told} {metric[key]['value']:.5g} ({metric[key]['what']}, {_counts(metric[key])})"
-            for key, told in (
-                ("floor", "floor"),
-                ("real_against_real", "for scale, real against real"),
+        interval = ""
+        if metric["ci95"] is not None:
+            low, high = metric["ci95"]
+            interval = f" ({low:.5g} to {high:.5g})"
+        comparison = ""
+        for key, label in COMPARISONS.items():
+            if other := metric.get(key):
+                comparison += (
+                    f" of {_counts(metric)}, {label} {other['value']:.5g} "
+                    f"({other['what']}, {_counts(other)})"
+                )
+        if on_reference := metric.get("on_reference"):
+            comparison = (
+                f" of {metric['count']} images, {on_reference['value']:.5g} on the reference"
             )
-            if metric.get(key)
-        )
-        if metric.get("on_reference"):
-            beside = f" of {metric['count']} images, {metric['on_reference']['value']:.5g} on the reference"
-        out.append(f"{metric['value']:.5g}{within}  {metric['name']}{beside}")
+        out.append(f"{metric['value']:.5g}{interval}  {metric['name']}{comparison}")
         if metric.get("reading"):
             out.append(f"    {metric['reading']}")
     if "usage" in report:

@@ -5,7 +5,8 @@ from a CSV or JSONL file, or the runs of a sweep's directory; fits E + A x^-alph
 compute, and E + A N^-alpha + B D^-beta jointly. Writes fit.json, report.md and PNGs.
 
 example:
-  var-jax fit runs.csv --out fits --map run=name,loss=val_loss --predict params=1e9 --predict compute=1e21
+  var-jax fit runs.csv --out fits --map run=name,loss=val_loss --predict params=1e9 \\
+      --predict compute=1e21
 """
 
 import argparse
@@ -102,13 +103,13 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--law {args.law!r} has one column on both sides; name two")
         if args.sigma in (y, x):
             raise UserError(
-                f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another one, "
+                f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another, "
                 f"the standard deviation of log {y}"
             )
         if args.irreducible:
             raise UserError("--irreducible does not go with --law, which has no floor")
-        wanted = tuple(name for name in (y, x, args.sigma) if name)
-        runs = table.read(args.source, mapping, wanted, (args.group,) if args.group else ())
+        columns = tuple(name for name in (y, x, args.sigma) if name)
+        runs = table.read(args.source, mapping, columns, (args.group,) if args.group else ())
         result, pictures = report.fit_power(
             runs, y, x, sigma=args.sigma, group=args.group, predict=predict
         )

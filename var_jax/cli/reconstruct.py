@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     scales = model.config.tokenizer.scales
     pictures.save_png(place, pictures.reconstruction_strip((images + 1) / 2, by_scale, scales))
     error = np.mean((by_scale[-1] - images) ** 2, axis=(1, 2, 3)) / 4
-    print(
-        f"{len(files)} images in {args.out}; PSNR {np.mean(-10 * np.log10(np.maximum(error, 1e-10))):.2f} dB"
-    )
+    psnr = np.mean(-10 * np.log10(np.maximum(error, 1e-10)))
+    print(f"{len(files)} images in {args.out}; PSNR {psnr:.2f} dB")
     return 0

@@ -145,7 +145,8 @@ def run(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         print(
-            "var-jax: interrupted; live runs go on: the same command attaches to them, with --stop it ends them",
+            "var-jax: interrupted; live runs go on: the same command attaches to them, with --stop "
+            "it ends them",
             file=sys.stderr,
         )
         return 130

@@ -7,8 +7,10 @@ SLURM and GKE are recognized; elsewhere add  --num-processes N --process-id I  t
 counted from 0. The processes share files only, and need no connection to each other.
 
 example:
-  var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens --views 8
-  var-jax train --config configs/imagenet256.py:d16 --config.data.tokens_dir=data/tokens --workdir runs/d16
+  var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens \\
+      --views 8
+  var-jax train --config configs/imagenet256.py:d16 --config.data.tokens_dir=data/tokens \\
+      --workdir runs/d16
 """
 
 from __future__ import annotations

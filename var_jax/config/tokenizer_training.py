@@ -244,7 +244,7 @@ class ProgressiveConfig:
             tokenizer.phi > 0 or len(small) == len(tokenizer.scales),
             "progressive.scales",
             self.scales,
-            f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has a convolution for each",
+            f"of {len(tokenizer.scales)} scales, because tokenizer.phi 0 has one convolution each",
         )
         most = tokenizer.quantizer_dropout_from
         require(

@@ -1,1 +1,1 @@
-"""Devices and hosts: the mesh, the sharding of arrays, process groups, preemption, peaks of chips."""
+"""Devices and hosts: the mesh, sharding of arrays, process groups, preemption, peaks of chips."""

@@ -29,7 +29,8 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
       directory: where to write; it is made if it is missing.
       config: the model's configuration.
       params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
-      class_names: the names of classes by id, written to `data.json`, as in a workdir; may be empty.
+      class_names: the names of classes by id, written to `data.json` as in a workdir; may be
+        empty.
     Raises:
       UserError: the directory cannot be written.
     """

@@ -20,8 +20,8 @@ def silence() -> Callable[[], None]:
 
     A second call changes nothing, and what it returns undoes nothing.
     """
-    # Absl makes its logger of a class of its own, which finds the caller's file, unless there is one
-    # of that name already: `getLogger` must not come first.
+    # Absl makes its logger with its own class, which finds the caller's file, unless a logger of
+    # that name exists already: `getLogger` must not come first.
     import absl.logging  # noqa: F401
 
     undo = contextlib.ExitStack()

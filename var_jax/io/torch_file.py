@@ -141,7 +141,8 @@ def _explained(path: str):
 
 def _safetensors(path: str):
     file = safe_open(path, framework="numpy")
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
+    names = file.keys()
+    return {name: tuple(file.get_slice(name).get_shape()) for name in names}, file.get_tensor
 
 
 def _npz(path: str):

@@ -1,4 +1,4 @@
-"""The tokenizer: a CNN encoder and decoder around the multi-scale quantizer, in Flax Linen, NHWC."""
+"""The tokenizer: a CNN encoder and decoder around the multi-scale quantizer (Flax Linen, NHWC)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Pure functions of arrays: residual quantization, codebooks, masks, attention, resizing, losses."""
+"""Pure functions of arrays: residual quantization, codebooks, masks, attention, resizes, losses."""

@@ -109,7 +109,7 @@ def named(topology: str) -> Slice:
     dims = tuple(int(n) for n in form[2].split("x"))
     if len(devices) != np.prod(dims):  # v4, whose chips it describes as two devices each
         raise UserError(
-            f"--topology is {topology}; the TPU compiler describes it as {len(devices)} devices, which are "
-            "not one a chip; give a slice of v5e, v5p or v6e"
+            f"--topology is {topology}; the TPU compiler describes it as {len(devices)} "
+            "devices, which are not one per chip; give a slice of v5e, v5p or v6e"
         )
     return Slice(topology, CHIPS[form[1]], dims, tuple(devices))

@@ -37,8 +37,8 @@ Params = dict[str, Any]
 Chain = tuple[tuple[str, str, int, int], ...]
 SIZE, EPS = 299, 1e-3
 TENSORFLOW_CLASSES = 1008
-# The convolutions before the blocks: name, kernel size, stride and padding; "pool" is a maximum over
-# 3 x 3 at stride 2.
+# The convolutions before the blocks: name, kernel size, stride and padding; "pool" is a maximum
+# over 3 x 3 at stride 2.
 STEM = (
     ("Conv2d_1a_3x3", 3, 2, "VALID"),
     ("Conv2d_2a_3x3", 3, 1, "VALID"),

@@ -59,8 +59,8 @@ def depthwise(layer: Layer, x: Float[Array, "b h w c"], stride: int = 1) -> Floa
     return _depthwise(jnp.asarray(layer["kernel"])[:, :, 0], x, stride) + layer["bias"]
 
 
-# The gradient is written out because autodiff's adds up padded arrays, which takes twice the time of
-# a whole network.
+# The gradient is written out because autodiff's adds up padded arrays, which takes twice the time
+# of a whole network.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _depthwise(
     kernel: Float[Array, "k k c"], x: Float[Array, "b h w c"], stride: int

@@ -27,7 +27,8 @@ def load(path: str) -> Params:
     """Returns the parameters in a file with torchvision's state dict, such as `vgg16-397923af.pth`.
 
     Raises:
-      UserError: the file cannot be read, or holds another network's weights; the message names the key.
+      UserError: the file cannot be read, or holds another network's weights; the message names the
+        key.
     """
     return from_state(read_tensors(path), path)
 
@@ -74,8 +75,8 @@ def stages(params: Params, x: Float[Array, "b H W 3"]) -> list[Float[Array, "b h
     They are at 1, 1/2, 1/4, 1/8 and 1/16 of the images' size, rounded down.
 
     Args:
-      x: images normalized as in the network's training (see `pretrained.perceptual`), with sides of at
-        least 16.
+      x: images normalized as in the network's training (see `pretrained.perceptual`), with sides of
+        at least 16.
     Raises:
       UserError: the images are smaller.
     """
