@@ -39,10 +39,10 @@ def model(tmp_path_factory):
 def titles(monkeypatch):
     """What pictures are titled by."""
     drawn = []
-    draw = pictures._draw
+    draw = pictures._tile_rows
     monkeypatch.setattr(
         pictures,
-        "_draw",
+        "_tile_rows",
         lambda rows, heads, sides=(): (
             drawn.append((heads[0], list(sides))) or draw(rows, heads, sides)
         ),

@@ -75,7 +75,7 @@ def message(*args, **kwargs) -> str:
 
 
 @pytest.mark.parametrize("name", ["small_l2norm", "small_shared_adaln"])
-def test_the_way_back_gives_the_very_same_state_dicts(name):
+def test_to_torch_gives_back_the_same_state_dicts(name):
     settings, *given = states(name)
     config, params = torch_convert.from_torch(
         *given,
@@ -101,7 +101,7 @@ RELEASED = json.loads((REFERENCE / "released_checkpoints.json").read_text())
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_every_key_of_the_released_checkpoints_is_taken_or_skipped_by_name(name):
+def test_from_torch_takes_or_skips_every_released_key_by_name(name):
     scales = Scales.parse(SCALES_512 if "d36" in name else SCALES_256)
     shapes = {key: tuple(shape) for key, shape in RELEASED[name].items()}
     weights = torch_convert.Weights(
@@ -232,7 +232,7 @@ def test_missing_unknown_and_bent_keys_are_all_in_one_line():
         "blocks.0.attn.scale_mul_1H11",
     ],
 )
-def test_a_key_that_sizes_are_read_off_may_be_missing_or_bent_too(key):
+def test_from_torch_names_a_missing_key_that_gives_sizes(key):
     state = transformer_state()
     heads = 3  # without the QK scale of the first block the weights seem to have no QK-norm
     bent = {**state, key: state[key].reshape(-1)}
@@ -284,7 +284,7 @@ def test_norm_groups_are_given_since_no_weight_tells_them():
     ("tokenizer", "transformer"),
     [({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})],
 )
-def test_what_the_weights_do_not_tell_is_what_brings_a_model_back(tokenizer, transformer):
+def test_to_torch_names_the_flags_that_reload_a_model(tokenizer, transformer):
     config = ModelConfig(
         dataclasses.replace(TOKENIZER, **tokenizer),
         None
@@ -305,14 +305,14 @@ def test_what_the_weights_do_not_tell_is_what_brings_a_model_back(tokenizer, tra
     }.get(next(iter(tokenizer), ""), set())
 
 
-def test_the_number_of_heads_is_asked_for_only_where_it_must_be():
+def test_from_torch_asks_for_num_heads_only_without_qk_norm():
     assert "num_heads" in message(transformer_state(), TOKENIZER, 4)
     without = transformer_state(dataclasses.replace(TRANSFORMER, qk_norm=False))
     assert "num_heads" in message(without, TOKENIZER)
     assert "divisor" in message(without, TOKENIZER, 5)
 
 
-def test_what_is_no_transformer_or_no_weights():
+def test_from_torch_refuses_files_without_a_transformer_or_weights():
     tokenizer = torch_convert.part_to_torch(TOKENIZER, random_params(TOKENIZER))
     assert "misses class_emb.weight" in message(tokenizer, TOKENIZER)
     assert "misses class_emb.weight" in message({}, TOKENIZER)
@@ -320,7 +320,7 @@ def test_what_is_no_transformer_or_no_weights():
     assert "floats" in message({**state, "head.bias": state["head.bias"].astype(int)}, TOKENIZER)
 
 
-def test_a_dtype_that_no_model_is_stored_in():
+def test_from_torch_refuses_a_dtype_that_no_model_is_stored_in():
     assert "float16" in message(transformer_state(), TOKENIZER, dtype="float16")
 
 

@@ -46,7 +46,7 @@ def test_shapes_of_a_grey_model_that_is_not_square(params, images):
     assert apply(params, tokens, method="teacher_input").shape == (3, 16, 4)
 
 
-def test_the_published_tokenizer_has_its_parameters_and_shapes():
+def test_tokenizer_has_the_published_parameters_and_shapes():
     config = TokenizerConfig()
     leaves = abstract(config)
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) == 108_948_355
@@ -88,7 +88,7 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
     )
 
 
-def test_the_vq_loss_teaches_encoder_and_codes(params, images):
+def test_vq_loss_teaches_encoder_and_codes(params, images):
     gradients = jax.jit(
         jax.grad(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images)[2])
     )(params)

@@ -49,7 +49,7 @@ def logits(inputs, rng=None, labels=LABELS, **changes):
     return jax.jit(Transformer(config).apply)({"params": params}, inputs, labels, rng)
 
 
-def test_a_token_moves_the_logits_of_finer_scales_only():
+def test_logits_depend_on_coarser_tokens_only():
     """By gradients: of the logits of scale j, with respect to the code vectors of scale i."""
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TOKENIZER, scales=scales)
@@ -89,7 +89,7 @@ def test_a_token_moves_the_logits_of_finer_scales_only():
     np.testing.assert_array_equal(moved > 0, j > i)
 
 
-def test_a_changed_token_moves_the_logits_of_finer_scales_only(tokens, inputs):
+def test_logits_change_with_coarser_tokens_only(tokens, inputs):
     before = np.asarray(logits(inputs))
     tokenizer = {"params": small.pipeline().params["tokenizer"]}
     for k in range(len(small.SCALES)):
@@ -104,7 +104,7 @@ def test_a_changed_token_moves_the_logits_of_finer_scales_only(tokens, inputs):
             assert part.max() > 1e-3
 
 
-def test_an_input_moves_its_own_scale_and_finer_ones(inputs):
+def test_logits_depend_on_inputs_of_their_scale_and_coarser_ones(inputs):
     first, scales = small.SCALES.lengths[0], small.SCALES
 
     def per_scale(inputs):
@@ -170,7 +170,7 @@ def fresh(request):
     return config, {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
 
 
-def test_every_initialisation_factor(fresh):
+def test_init_applies_every_factor(fresh):
     config, params = fresh
     std = (1 / (3 * config.width)) ** 0.5
     assert config.init_std == std
@@ -264,7 +264,7 @@ def test_bfloat16_computes_logits_in_float32_near_the_exact_ones(inputs):
     assert {leaf.dtype for leaf in abstract(config).values()} == {jnp.dtype("bfloat16")}
 
 
-def test_the_gradients_of_a_product_given_in_float32_are_those_of_a_narrow_one():
+def test_float32_product_has_the_gradients_of_a_bfloat16_one():
     random = np.random.default_rng(0)
     x, kernel = (
         jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5))
@@ -344,7 +344,7 @@ def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_mask_decides_which_scales_inputs_move_the_logits(mask):
+def test_mask_decides_which_scales_move_the_logits(mask):
     """By gradients, in a model of one block, so that nothing reaches a scale by way of another."""
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TRANSFORMER, depth=1, scales=scales, mask=mask)
@@ -379,7 +379,7 @@ def test_the_mask_decides_which_scales_inputs_move_the_logits(mask):
     np.testing.assert_array_equal(moved, np.array(expected[mask], bool))
 
 
-def test_the_kernel_for_tpus_gives_the_models_logits_and_gradients(inputs):
+def test_splash_kernel_gives_the_same_logits_and_gradients(inputs):
     params = small.pipeline().params["transformer"]
 
     def both(attention):

@@ -38,7 +38,7 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
-def test_every_implementation_equals_the_dense_mask(implementation, mask):
+def test_attention_equals_the_dense_mask_in_every_implementation(implementation, mask):
     ours = functools.partial(
         attention.masked, softmax_scale=0.3, scales=SCALES, mask=mask, implementation=implementation
     )
@@ -46,7 +46,7 @@ def test_every_implementation_equals_the_dense_mask(implementation, mask):
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_the_blocks_given_to_cudnn_equal_the_dense_mask(mask):
+def test_cudnn_blocks_equal_the_dense_mask(mask):
     """Its kernel by XLA, as there is no GPU here: scales below and above the size that is left to
     XLA anyway."""
     scales = Scales.parse("1,7,8,9")
@@ -131,7 +131,7 @@ def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
         ("gpu", "cudnn", "bfloat16", 12, "with bfloat16 and heads of 12; it must be xla"),
     ],
 )
-def test_what_cannot_run_is_refused(monkeypatch, where, requested, dtype, dim, complaint):
+def test_attention_refuses_what_cannot_run(monkeypatch, where, requested, dtype, dim, complaint):
     monkeypatch.setattr(attention, "platform", lambda: where)
     with pytest.raises(UserError, match=complaint):
         attention.choose(requested, jnp.dtype(dtype), dim)
@@ -139,7 +139,7 @@ def test_what_cannot_run_is_refused(monkeypatch, where, requested, dtype, dim, c
         assert attention.choose("auto", jnp.dtype(dtype), 12) == "xla"
 
 
-def test_the_platform_is_that_of_the_mesh_in_use():
+def test_platform_is_that_of_the_mesh_in_use():
     """A program for chips that are not here is traced under a mesh of them."""
     devices = jax.sharding.AbstractDevice(device_kind="TPU v5p", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"), abstract_device=devices)

@@ -345,6 +345,6 @@ def test_augmentations_are_differentiable_and_drawn_an_image(images):
     assert 0.25 < same.mean() < 0.75
 
 
-def test_an_unknown_augmentation_is_named():
+def test_diffaugment_names_an_unknown_augmentation():
     with pytest.raises(UserError, match=r"diffaugment names 'colour'; did you mean 'color'\?"):
         diffaugment.policy_names("colour,cutout")

@@ -126,18 +126,18 @@ def call(file: str, function: str) -> Any:
     """
     path, colon, arg = file.partition(":")
     module = _run(path)
-    found = getattr(module, function, None)
-    if not callable(found):
+    getter = getattr(module, function, None)
+    if not callable(getter):
         what = {
             "get_config": f"its ConfigDict from it, such as {EXAMPLE} makes",
             "get_sweep": "its list of override dicts from it",
         }[function]
-        kind = "no" if found is None else f"{type(found).__name__} as its"
+        kind = "no" if getter is None else f"{type(getter).__name__} as its"
         raise UserError(f"{path} has {kind} {function}(); a config file returns {what}")
     try:
         return _guarded(
             path,
-            lambda: found(arg) if colon else found(),
+            lambda: getter(arg) if colon else getter(),
             f"{function}({repr(arg) if colon else ''})",
         )
     except UserError as error:

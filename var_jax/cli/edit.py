@@ -127,8 +127,8 @@ def run(args: argparse.Namespace) -> int:
             masks = [read_mask(str(args.mask), file, tokenizer, args.resize) for file in files]
         regions = np.stack(masks)
         keep = regions if args.outpaint else ~regions
-        for kept in model.kept_tokens(keep):
-            _check(kept, args)
+        for image_keep in model.kept_tokens(keep):
+            _check(image_keep, args)
         edited = model.edit(
             images,
             keep,

@@ -137,21 +137,18 @@ def add_feature_arguments(parser: argparse._ActionsContainer):
 
 def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "0 or more")
-    other, its, ours = (
-        ("--samples", ("floor", "agreement", "resamples"), "--model")
-        if args.samples is None
-        else (
-            "--model",
-            ("picture", "perceptual", "perceptual_weights", "perceptual_heads"),
-            "--samples",
-        )
-    )
-    for name in its:
+    # Options of the other kind of evaluation are refused.
+    given_option, other_option = "--samples", "--model"
+    other_names = ("picture", "perceptual", "perceptual_weights", "perceptual_heads")
+    if args.samples is None:
+        given_option, other_option = other_option, given_option
+        other_names = ("floor", "agreement", "resamples")
+    for name in other_names:
         require(
             getattr(args, name) is None,
             f"--{name.replace('_', '-')}",
-            f"given with {ours}",
-            f"given with {other}",
+            f"given with {given_option}",
+            f"given with {other_option}",
         )
     require(
         args.perceptual != "none" or not args.perceptual_weights,
@@ -183,14 +180,16 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.json, "the report")
     if args.picture:
         require_writable(args.picture, "the picture")
-    found = {
+    image_options = {
         "resize": args.resize or trained_on(args.model) or "crop",
         "data_dir": args.data_dir,
         "source_dir": args.source_dir,
         "seed": args.seed,
     }
     report = (
-        _samples(args, found) if args.model is None else _reconstructions(args, found, open_images)
+        _samples(args, image_options)
+        if args.model is None
+        else _reconstructions(args, image_options, open_images)
     )
     if args.json:
         atomic.save(
@@ -208,20 +207,26 @@ def trained_on(model: str | None) -> str | None:
     return data.get("resize") if data else None
 
 
-def _samples(args: argparse.Namespace, found: dict) -> dict:
+def _samples(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax.evaluate import features, samples
     from var_jax.evaluate.image_sets import open_images, open_labelled
 
-    drawn = open_images(args.samples, num=args.num, **found)
-    reference = open_images(args.reference, shape=drawn.shape, **found)
-    floor = open_images(args.floor, shape=drawn.shape, **found) if args.floor else None
+    sample_images = open_images(args.samples, num=args.num, **image_options)
+    reference = open_images(args.reference, shape=sample_images.shape, **image_options)
+    floor = (
+        open_images(args.floor, shape=sample_images.shape, **image_options) if args.floor else None
+    )
     network = features.load(args.features, args.weights)
     resamples = samples.RESAMPLES if args.resamples is None else args.resamples
-    training = open_labelled(args.agreement, shape=drawn.shape, **found) if args.agreement else None
+    training = (
+        open_labelled(args.agreement, shape=sample_images.shape, **image_options)
+        if args.agreement
+        else None
+    )
     # Before the features, which take longer: labels may be missing.
-    agreement = samples.agreement(drawn, training, reference) if training else None
+    agreement = samples.agreement(sample_images, training, reference) if training else None
     report = samples.evaluate(
-        drawn,
+        sample_images,
         reference,
         network,
         seed=args.seed,
@@ -234,7 +239,7 @@ def _samples(args: argparse.Namespace, found: dict) -> dict:
     return report
 
 
-def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict:
+def _reconstructions(args: argparse.Namespace, image_options: dict, open_images) -> dict:
     from var_jax import Pipeline
     from var_jax.evaluate import features, reconstruction, training_images
     from var_jax.io import pictures
@@ -243,7 +248,7 @@ def _reconstructions(args: argparse.Namespace, found: dict, open_images) -> dict
     place = pictures.place(args.picture) if args.picture else None
     model = Pipeline.from_pretrained(args.model)
     reference = open_images(
-        args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **found
+        args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **image_options
     )
     network = features.load(args.features, args.weights)
     distance = (

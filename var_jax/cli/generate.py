@@ -99,10 +99,10 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         "at least 1",
     )
-    return divided(args, lambda: _draw(args, labels))
+    return divided(args, lambda: _generate_part(args, labels))
 
 
-def _draw(args: argparse.Namespace, labels: list[int] | None) -> int:
+def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
     from var_jax.evaluate import sample_plan, sample_set
 
     model, then = load_partners(args)

@@ -3,6 +3,7 @@
 import glob
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -57,24 +58,37 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
     Raises:
       UserError: there are none.
     """
-    found = []
+    matches = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         files = sorted(glob.glob(pattern, recursive=True))
         if not files:
             raise UserError(f"no files match {pattern!r}")
-        found += files
-    return found
+        matches += files
+    return matches
 
 
-def parse_box(text: str) -> tuple[float, float, float, float]:
-    """`"y0,x0,y1,x1"` in fractions of height and width."""
+class Box(NamedTuple):
+    """A rectangle, in fractions of the image's height and width."""
+
+    y0: float
+    x0: float
+    y1: float
+    x1: float
+
+
+def parse_box(text: str) -> Box:
+    """Returns the box that `--box y0,x0,y1,x1` names.
+
+    Raises:
+      UserError: these are not four numbers, or not a box within the image.
+    """
     try:
         y0, x0, y1, x1 = (float(part) for part in text.split(","))
     except ValueError:
         raise UserError(f"--box {text!r} is not y0,x0,y1,x1, such as 0.25,0.25,0.75,0.75") from None
     if not (0 <= y0 < y1 <= 1 and 0 <= x0 < x1 <= 1):
         raise UserError(f"--box {text!r} is not within the image; 0 <= y0 < y1 <= 1, and so for x")
-    return y0, x0, y1, x1
+    return Box(y0, x0, y1, x1)
 
 
 def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:

@@ -10,9 +10,8 @@ SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
 SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
 
 DType = Literal["float32", "bfloat16"]
-Mask = Literal[
-    "block_causal", "markov", "block_diagonal"
-]  # `ops.masks` says what each lets through
+Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` has what each lets through
+ImageShape = tuple[int, int, int]  # (height, width, channels)
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
 
 
@@ -153,8 +152,8 @@ class TokenizerConfig:
         return self.phi or len(self.scales)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image, in pixels."""
+    def image_shape(self) -> ImageShape:
+        """The shape of an image as an array, in pixels."""
         require_from_data("tokenizer.in_channels", self.in_channels)
         h, w = self.scales.finest
         return h * self.downsampling, w * self.downsampling, self.in_channels

@@ -205,10 +205,10 @@ def _orientation(image: Image.Image) -> int:
     entry that it cannot write; viewers show those.
     """
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:  # as many kinds as there are ways to damage it
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _turned(

@@ -78,7 +78,7 @@ def _opaque(samples: image_file.Samples, name: str) -> UInt8[np.ndarray, "height
         has_few = samples.format not in LOSSY and 2 < len(levels) <= FEW
         if has_few and 0 < levels[levels > 0][0] < DARK:  # such as 0, 1, 2, and 255 for "ignore"
             raise UserError(
-                f"{name} is no mask: its values {_shown(levels)} look like class numbers; {RIGHT}"
+                f"{name} is no mask: its values {_listed(levels)} look like class numbers; {RIGHT}"
             )
         if darkest > white / 2 and brightest - darkest > COLORED * (white // 255):
             raise UserError(
@@ -157,5 +157,5 @@ def _count_colors(pixels: Shaped[np.ndarray, "... channels"]) -> int:
     return len(np.unique(red << 16 | green << 8 | blue))
 
 
-def _shown(found: Shaped[np.ndarray, " levels"]) -> str:
-    return ", ".join(str(value) for value in found)
+def _listed(levels: Shaped[np.ndarray, " levels"]) -> str:
+    return ", ".join(str(value) for value in levels)

@@ -219,9 +219,9 @@ def _refuse_unpaired_split(
                 )
 
 
-def _class_notes(root: epath.Path, inside: Mapping[str, Folders], similar: Mapping[str, str]):
-    if similar:
-        yield f"folders of {root} that look like splits are taken for classes: {listed(similar)}"
+def _class_notes(root: epath.Path, inside: Mapping[str, Folders], split_like: Mapping[str, str]):
+    if split_like:
+        yield f"folders of {root} that look like splits are taken for classes: {listed(split_like)}"
     everywhere = set.intersection(*(set(below) for below in inside.values())) if inside else set()
     if len(inside) > 1 and everywhere:
         yield (

@@ -83,13 +83,13 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
     """
     if kind == "efficientnet":
         params = efficientnet.load(path)
-        told = f"bilinear and antialiased to {SIDE} x {SIDE}"
+        preprocessing = f"bilinear and antialiased to {SIDE} x {SIDE}"
         return FeatureNetwork(
             f"EfficientNet-Lite0 {SIDE} px",
             f"Fréchet distance, EfficientNet-Lite0 {SIDE} px",
             "",
             weights.fingerprint(efficientnet.find_weights(path)),
-            told,
+            preprocessing,
             1280,
             params,
             _efficientnet,
@@ -163,12 +163,10 @@ class Collector:
       probs: also keep log probabilities.
     """
 
-    def __init__(self, network: FeatureNetwork, keep: int = 0, probs: bool = False):
-        self._extract, self._keep, self._probs = (
-            OverDevices(network.apply, network.params),
-            keep,
-            probs,
-        )
+    def __init__(self, network: FeatureNetwork, *, keep: int = 0, probs: bool = False):
+        self._extract = OverDevices(network.apply, network.params)
+        self._keep = keep
+        self._probs = probs
         self._halves = [Moments.empty(network.dimensions)] * 2
         self._kept: list[tuple[np.ndarray, ...]] = []
         self._hashes: list[UInt64[np.ndarray, " n"]] = []
@@ -186,9 +184,11 @@ class Collector:
                     Moments.of(features[hashes % 2 == side])
                 )
             self._hashes.append(hashes)
-            kept = (hashes, features)
-            self._kept.append((*kept, log_probs) if self._probs and log_probs is not None else kept)
-            if self._keep and sum(len(kept[0]) for kept in self._kept) > 2 * self._keep:
+            arrays = [hashes, features]
+            if self._probs and log_probs is not None:
+                arrays.append(log_probs)
+            self._kept.append(tuple(arrays))
+            if self._keep and sum(len(arrays[0]) for arrays in self._kept) > 2 * self._keep:
                 self._kept = [self._sorted()]
 
     def finish(self) -> FeatureStats:
@@ -208,7 +208,7 @@ def extract(
     network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False
 ) -> FeatureStats:
     """Features of all images of a set; arguments as `Collector`."""
-    collector = Collector(network, keep, probs)
+    collector = Collector(network, keep=keep, probs=probs)
     with progress(images.count, f"features of {images.name}") as bar:
         for batch in images.read(collector.batch):
             collector.add(batch.images)
@@ -239,8 +239,8 @@ def of_reference(
         network.preprocessing,
     ]
     path = directory / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.npz"
-    if (found := _read(path, network.dimensions)) is not None:
-        return found
+    if (cached := _read(path, network.dimensions)) is not None:
+        return cached
     features = extract(network, images, keep=ROWS_KEPT)
     _write(path, features)
     return features

@@ -58,22 +58,25 @@ def evaluate(
     features.require_enough(reference)
     spread = model.spread()
     small = min(reference.shape[:2]) < SSIM_WINDOW
-    rebuilt, compare, parts = Collector(network), _fidelity(perceptual, small), []
+    rebuilt = Collector(network)
+    compare = _fidelity(perceptual, small=small)
+    parts = []
     sizes = model.config.tokenizer
     counts = np.zeros((len(sizes.scales), codebook.count_bins(sizes.vocab_size)), np.int64)
     with features.progress(reference.count, f"reconstructions of {reference.name}") as bar:
         for batch in reference.read(rebuilt.batch):
-            signal = batch.images.astype(np.float32) / 127.5 - 1
-            tokens = spread.encode(signal)
+            images = batch.images.astype(np.float32) / 127.5 - 1
+            tokens = spread.encode(images)
             back = spread.decode(tokens)
             counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
             rebuilt.add(pictures.to_uint8((back + 1) / 2))
-            parts.append(compare(signal, back))
+            parts.append(compare(images, back))
             bar.update(len(tokens))
     each = {
         name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]
     }
-    real, found = features.of_reference(network, reference, cache), rebuilt.finish()
+    real = features.of_reference(network, reference, cache)
+    reconstructed = rebuilt.finish()
     warnings = image_set_warnings(reference, real, network)
     if small:
         warnings.append(
@@ -85,13 +88,13 @@ def evaluate(
             f"{sizes.vocab_size} codes: usage and perplexity are those of the kinds"
         )
     metrics: dict[str, Any] = {**_psnr(each["mse"]), "ssim": None, "perceptual": None}
-    for name, told in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):
+    for name, title in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):
         if name in each:
-            metrics[name] = {"name": told, **scores.mean_interval(each[name])}
+            metrics[name] = {"name": title, **scores.mean_interval(each[name])}
     metrics["frechet_distance"] = {
         "name": network.distance,
-        "value": Frechet(real.moments).distance(found.moments),
-        "counts": [found.moments.count, real.moments.count],
+        "value": Frechet(real.moments).distance(reconstructed.moments),
+        "counts": [reconstructed.moments.count, real.moments.count],
         "ci95": None,
         "ci95_missing": PAIRED,
         "real_against_real": real_against_real(real),
@@ -106,23 +109,23 @@ def evaluate(
     }
 
 
-def _fidelity(perceptual: Perceptual | None, small: bool) -> OverDevices:
-    """(signal, reconstruction) -> what is measured of each image: "mse" in [0, 1], and what else
-    applies."""
+def _fidelity(perceptual: Perceptual | None, *, small: bool) -> OverDevices:
+    """Returns (images, reconstructions) -> the measures of each image: "mse" of images in [0, 1],
+    and "ssim" and "perceptual" where they apply."""
 
     def measure(
         params: Any, x: Float[jax.Array, "b H W c"], y: Float[jax.Array, "b H W c"]
     ) -> dict[str, jax.Array]:
-        found = {"mse": jnp.mean((x - y) ** 2, axis=(1, 2, 3)) / 4}
+        measured = {"mse": jnp.mean((x - y) ** 2, axis=(1, 2, 3)) / 4}
         if not small:  # Wang et al. 2004, windows within the image, each channel by itself
-            found["ssim"] = jnp.asarray(
+            measured["ssim"] = jnp.asarray(
                 dm_pix.ssim(
                     (x + 1) / 2, (y + 1) / 2, max_val=1.0, filter_size=SSIM_WINDOW, filter_sigma=1.5
                 )
             )
         if perceptual:
-            found["perceptual"] = perceptual.distance(params, x, y)
-        return found
+            measured["perceptual"] = perceptual.distance(params, x, y)
+        return measured
 
     return OverDevices(measure, perceptual.params if perceptual else ())
 

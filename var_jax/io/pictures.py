@@ -45,7 +45,7 @@ def grid(
     if len(titles) > len(tiles):
         raise ValueError(f"{len(titles)} titles for {len(tiles)} images")
     starts = range(0, len(tiles), columns)
-    return _draw(
+    return _tile_rows(
         [tiles[i : i + columns] for i in starts], [titles[i : i + columns] for i in starts]
     )
 
@@ -70,7 +70,7 @@ def strip(
       row_titles: one per row, to its left.
     """
     heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
-    return _draw([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
+    return _tile_rows([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
 
 
 def reconstruction_strip(
@@ -211,7 +211,7 @@ def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> tuple:
     return mask.size, bytes(mask)
 
 
-def _draw(
+def _tile_rows(
     rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence[str] = ()
 ) -> Image.Image:
     """Tiles in rows; above each row its titles, where it has any, and to its left its own of

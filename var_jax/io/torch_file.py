@@ -209,16 +209,14 @@ def _pytorch(path: str):
     else:
         file.seek(0)
         tree, load = _pytorch_legacy(file)
-    found = dict(_leaves(tree, "", 0, iter(range(MAX_VALUES))))
-    if not found:
+    tensors = dict(_leaves(tree, "", 0, iter(range(MAX_VALUES))))
+    if not tensors:
         raise Refused("it holds no tensors by name")
-    last: list[Any] = [
-        None,
-        None,
-    ]  # tensors may be views of one storage: it is not read again for each
+    # Tensors may be views of one storage: it is not read again for each.
+    last: list[Any] = [None, None]
 
     def read(name: str) -> np.ndarray:
-        tensor = found[name]
+        tensor = tensors[name]
         if last[0] != tensor.storage:
             last[:] = None, None  # before the next one is there
             last[:] = tensor.storage, load(tensor.storage)
@@ -226,7 +224,7 @@ def _pytorch(path: str):
         strides = [n * itemsize for n in tensor.strides]
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
-    return {name: tensor.shape for name, tensor in found.items()}, read
+    return {name: tensor.shape for name, tensor in tensors.items()}, read
 
 
 def _pytorch_zip(archive: zipfile.ZipFile):

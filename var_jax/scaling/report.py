@@ -143,7 +143,7 @@ def fit_power(
         "warnings": list(table.notes),
         "dropped": [{"row": row, "reason": reason} for row, reason in table.dropped],
     }
-    drawn = {}
+    curves = {}
     parts = {f"{y}~{x}": complete_rows}
     if group:
         parts = {
@@ -186,14 +186,14 @@ def fit_power(
             "n_runs": len(part),
             "warnings": notes,
         }
-        drawn[key] = (part[x], part[y], part[sigma] if sigma else None, law)
+        curves[key] = (part[x], part[y], part[sigma] if sigma else None, law)
         for at in predict:
             if set(at) != {x}:
                 raise UserError(f"--predict {','.join(at)}: the law {y}~{x} takes {x}")
             center, ends = law.predict(at[x])
             predicted = {y: {"value": center, "ci95": ends}}
             result["predictions"].append({"law": key, "at": dict(at), **predicted, "warnings": []})
-    return result, {"power.png": plots.power_laws(drawn, y, x)} if drawn else {}
+    return result, {"power.png": plots.power_laws(curves, y, x)} if curves else {}
 
 
 def _require_rows(table: Table, laws: Sequence[tuple[str, ...]]):

@@ -194,8 +194,8 @@ def give_up_reason(observed: Observed, max_restarts: int) -> str:
         return f"it failed twice at step {ends[-1][1]}"
     begins = [history[0].reached, *(step for _, step in ends)]
     counted = sum(
-        state != "preempted" or step <= begin
-        for (state, step), begin in zip(ends, begins, strict=False)
+        state != "preempted" or step <= first_step
+        for (state, step), first_step in zip(ends, begins, strict=False)
     )
     return f"it ended {counted} times without being done" if counted > max_restarts else ""
 
