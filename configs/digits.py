@@ -32,7 +32,7 @@ def get_config(arg: str = "d2") -> config_dict.ConfigDict:
 
     # Data
     config.data.name = "digits"
-    config.data.resize = "whole"  # digits fill their images: a crop would cut them
+    config.data.resize = "stretch"  # digits fill their images: a crop would cut them
 
     # Model: the tokenizer, which a transformer then takes from `tokenizer_dir`
     config.tokenizer.scales = "1,2,4,8"  # 85 tokens; few scales leave time for more steps

@@ -31,7 +31,7 @@ def get_config(arg: str = "d4") -> config_dict.ConfigDict:
     # Data
     config.data.name = "image_folder"
     config.data.source_dir = "photos/emoji"
-    config.data.resize = "whole"  # drawings fill their images: a crop would cut them
+    config.data.resize = "stretch"  # drawings fill their images: a crop would cut them
 
     # Model: the tokenizer, which a transformer then takes from `tokenizer_dir`
     config.tokenizer.scales = "1,2,3,4,5,6,8"  # 155 tokens

@@ -177,7 +177,7 @@ def test_config_dict_takes_no_new_keys():
             "data",
             "resize",
             "squash",
-            "config.data.resize is 'squash'; it must be 'crop' or 'whole' or 'pad'",
+            "config.data.resize is 'squash'; it must be 'crop' or 'stretch' or 'pad'",
         ),
         (
             "data",
@@ -247,3 +247,10 @@ def test_train_config_takes_the_sizes_of_another_tokenizer():
 
 def test_data_defaults_to_the_digits():
     assert DataConfig().name == "digits"
+
+
+def test_data_config_keeps_stretch_under_its_older_name():
+    """Token caches, workdirs and the ids of sweeps' runs have "whole": a config that says "stretch"
+    is the same run."""
+    assert DataConfig(resize="stretch") == DataConfig(resize="whole")
+    assert DataConfig(resize="stretch").resize == "whole"

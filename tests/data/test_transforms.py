@@ -102,12 +102,15 @@ def test_flip_mirrors_half_of_the_images():
     assert 160 < sum(mirrored) < 240
 
 
-def test_fit_whole_keeps_all_of_the_image():
-    fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
+def test_fit_stretch_keeps_all_of_the_image():
+    """By its older name too, which workdirs have."""
+    fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "stretch")
+    older = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
+    np.testing.assert_array_equal(fitted, older)
     assert fitted.shape == (16, 24, 3)
     assert fitted[0, 0, 0] < 10 and fitted[-1, -1, 0] > 245 and fitted[-1, 0, 1] > 240
     same = gradient(16, 24)
-    np.testing.assert_array_equal(transforms.fit(same, (16, 24, 3), "whole"), same)
+    np.testing.assert_array_equal(transforms.fit(same, (16, 24, 3), "stretch"), same)
 
 
 def test_pad_centres_on_black_without_scaling():
@@ -121,13 +124,13 @@ def test_pad_centres_on_black_without_scaling():
 
 
 def test_channels_follow_the_model():
-    colour = np.zeros((4, 4, 3), np.uint8)
-    colour[..., 0] = 255
+    color = np.zeros((4, 4, 3), np.uint8)
+    color[..., 0] = 255
     assert (
-        transforms.fit(colour, (4, 4, 1), "whole").tolist() == [[[76]] * 4] * 4
+        transforms.fit(color, (4, 4, 1), "stretch").tolist() == [[[76]] * 4] * 4
     )  # ITU-R 601 luma of red
     assert (
-        transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "whole").tolist()
+        transforms.fit(np.full((4, 4, 1), 9, np.uint8), (4, 4, 3), "stretch").tolist()
         == [[[9] * 3] * 4] * 4
     )
 
@@ -148,7 +151,7 @@ def test_wrong_settings_are_named():
         ((60_000, 1), (96, 32, 1)),
     ],
 )
-@pytest.mark.parametrize("resize", ["crop", "whole"])
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
 def test_fit_of_a_thin_image_is_bounded(size, shape, resize, monkeypatch):
     """Neither the result nor what is resized on the way has more than the longest image's pixels:
     enlarged whole, a line of pixels would take gigabytes."""
@@ -180,4 +183,4 @@ def test_at_size_of_a_thin_image_is_its_middle(size):
 def test_fit_composites_a_fourth_channel_on_white():
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255
-    assert transforms.fit(pixels, (4, 4, 1), "whole")[:, 0, 0].tolist() == [0, 0, 255, 255]
+    assert transforms.fit(pixels, (4, 4, 1), "stretch")[:, 0, 0].tolist() == [0, 0, 255, 255]

@@ -61,16 +61,18 @@ def test_folder(tmp_path):
     images = open_images(str(folder(tmp_path)))
     order = [0, 2, 4, 6, 1, 3, 5]  # by path
     np.testing.assert_array_equal(all_of(images)[0], PIXELS[order])
-    fitted = open_images(str(tmp_path), shape=(4, 4, 1), resize="whole")
+    fitted = open_images(str(tmp_path), shape=(4, 4, 1), resize="stretch")
     by_hand = [
         np.asarray(Image.fromarray(PIXELS[i]).convert("L").resize((4, 4), Image.Resampling.LANCZOS))
         for i in order
     ]
     np.testing.assert_array_equal(all_of(fitted)[0][..., 0], by_hand)
     assert fitted.fingerprint != images.fingerprint and fitted.resize == "whole, centred, to 4 x 4"
+    older = open_images(str(tmp_path), shape=(4, 4, 1), resize="whole")
+    assert older.fingerprint == fitted.fingerprint
 
 
-@pytest.mark.parametrize("resize", ["crop", "whole", "pad"])
+@pytest.mark.parametrize("resize", ["crop", "stretch", "whole", "pad"])
 def test_open_images_takes_images_of_the_size_as_they_are(tmp_path, digits_dir, resize):
     """Whatever the way of resizing, pixels of the wanted height and width come unchanged from
     folders and data sets: "crop" would enlarge them by 1.125 and cut, and set a folder apart from

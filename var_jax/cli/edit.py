@@ -80,7 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--resize",
-        choices=("crop", "whole", "pad"),
+        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
+        metavar="{crop,stretch,pad}",
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",
     )

@@ -104,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
     parser.add_argument(
         "--resize",
-        choices=("crop", "whole", "pad"),
+        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
+        metavar="{crop,stretch,pad}",
         default="crop" if default == "crop" else None,
         help=f"how images of {whose} are brought to size, as data.resize in training; images of "
         f"that size are taken as they are (default {default})",

@@ -49,7 +49,7 @@ def read_mask(
     pixels = transforms.decode(_read(image), image)
     whiteness = mask_file.levels(_read(path), path, pixels)
     as_large = whiteness.shape == pixels.shape[:2]
-    return mask_file.region(whiteness, config.image_shape[:2], resize if as_large else "whole")
+    return mask_file.region(whiteness, config.image_shape[:2], resize if as_large else "stretch")
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:

@@ -19,7 +19,8 @@ class DataConfig:
         splits too.
       eval_split: name of the TFDS split that is held out.
       resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop),
-        "whole" (Lanczos to the exact size) or "pad" (centered on black, not scaled).
+        "stretch" (Lanczos to the exact size; kept as "whole", its older name, which is accepted
+        too) or "pad" (centered on black, not scaled).
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and
         leave them out; otherwise such a file is an error that names it.
       workers: processes that decode images, at most as many as this process has processors; 0 for
@@ -35,7 +36,7 @@ class DataConfig:
     source_dir: str = ""
     train_split: str = "train"
     eval_split: str = "test"
-    resize: Literal["crop", "whole", "pad"] = "crop"
+    resize: Literal["crop", "stretch", "pad", "whole"] = "crop"
     skip_bad_images: bool = False
     workers: int = 0
     flip: bool = False
@@ -48,6 +49,8 @@ class DataConfig:
             self.workers,
             "0, for threads, or the number of processes",
         )
+        if self.resize == "stretch":  # token caches, workdirs and run ids have the older name
+            object.__setattr__(self, "resize", "whole")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from var_jax.data.image_file import decode, eight_bits, on_background
 from var_jax.errors import UserError, did_you_mean
 
 __all__ = ["Resize", "at_size", "check", "crop", "decode", "eight_bits", "fit"]
-Resize = Literal["crop", "whole", "pad"]
+Resize = Literal["crop", "stretch", "pad", "whole"]  # the last is the older name of "stretch"
 SHORT_SIDE = 1.125
 # "crop" enlarges the short side of a line of pixels to the model's, so that its length would grow
 # without bound: of an image that is longer, the middle counts.
@@ -47,8 +47,8 @@ def fit(
     Args:
       pixels: 1, 3 or 4 channels (the last is alpha, composited as `decode` does).
       image_shape: (height, width, channels) that the model takes.
-      resize: "whole" and "pad" give just that size; "crop" 1.125 times the size along the side that
-        is relatively the shorter, and more along the other, for `crop` to cut.
+      resize: "stretch" and "pad" give just that size; "crop" 1.125 times the size along the side
+        that is relatively the shorter, and more along the other, for `crop` to cut.
       name: for the message.
     Raises:
       UserError: "pad", and the image is larger than the shape.
@@ -64,7 +64,7 @@ def fit(
         if image.height > height or image.width > width:
             raise UserError(
                 f"{name} has {image.height} x {image.width} pixels, more than the {height} x "
-                f"{width} that data.resize 'pad' fills; take 'whole' or 'crop'"
+                f"{width} that data.resize 'pad' fills; take 'stretch' or 'crop'"
             )
         canvas = Image.new(image.mode, (width, height))
         canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
@@ -72,9 +72,8 @@ def fit(
     else:
         if resize == "crop":
             height, width = _covering(image.height, image.width, height, width)
-        if (
-            image.height > MAX_ASPECT * image.width
-        ):  # Pillow would make all of its rows as wide as the result first
+        # Pillow would make all rows of a thin image as wide as the result first.
+        if image.height > MAX_ASPECT * image.width:
             image = image.resize((image.width, height), Image.Resampling.LANCZOS)
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image).reshape(image.height, image.width, channels)
@@ -96,7 +95,7 @@ def at_size(
       resize: as `data.resize` of a training config.
       name: the image's name, for messages.
     """
-    how = "whole" if pixels.shape[:2] == image_shape[:2] else resize
+    how = "stretch" if pixels.shape[:2] == image_shape[:2] else resize
     return crop(fit(pixels, image_shape, how, name), image_shape)
 
 

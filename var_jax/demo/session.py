@@ -178,7 +178,7 @@ def read_mask(
     height, width, _ = config.image_shape
     mask = np.zeros((height, width), bool)
     for layer in layers:
-        mask |= mask_file.region(layer[..., 3], (height, width), "whole")
+        mask |= mask_file.region(layer[..., 3], (height, width), "stretch")
     return mask
 
 

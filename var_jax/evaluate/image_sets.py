@@ -271,8 +271,9 @@ def _loaded(
             mask = batch["mask"]
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
-    # Part of fingerprints, so that its spelling stays.
-    resized_how = f"{resize}, centred, to {size[0]} x {size[1]}" if resized else "none"
+    # Part of fingerprints, so that its spelling stays, and the older name of "stretch".
+    resize_name = "whole" if resize == "stretch" else resize
+    resized_how = f"{resize_name}, centred, to {size[0]} x {size[1]}" if resized else "none"
     if resized and resize == "crop":
         resized_how += "; images of that size as they are"
     return ImageSet(

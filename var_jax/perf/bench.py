@@ -303,17 +303,18 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"{report['devices']} x {report['device']}",
         f"  {report['seconds']:.3f} s, {report['images_per_s']:.3g} images/s, "
         f"compiled in {report['compile_seconds']:.1f} s",
-        f"  floor {report['floor_seconds']:.3f} s: {parts} of {report['matrix']}-square matrix "
-        "products",
+        f"  FLOP roofline {report['floor_seconds']:.3f} s: {parts} of "
+        f"{report['matrix']}-square matrix products",
     ]
     if "bytes" in report:
         out.append(
-            f"  floor {report['byte_floor_seconds']:.3f} s: {report['bytes'] / 1e9:.4g} GB of "
-            f"weights, keys and values at {report['bytes_per_s'] / 1e9:.4g} GB/s of a large copy"
+            f"  byte roofline {report['byte_floor_seconds']:.3f} s: "
+            f"{report['bytes'] / 1e9:.4g} GB of weights, keys and values at "
+            f"{report['bytes_per_s'] / 1e9:.4g} GB/s of a large copy"
         )
         by_part = report["seconds_by_part"].items()
         out.append("  " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in by_part))
-    return [*out, f"  ratio {report['ratio']:.2f}"]
+    return [*out, f"  {report['ratio']:.2f} times the FLOP roofline"]
 
 
 def table(reports: list[dict[str, Any]]) -> list[str]:
@@ -321,7 +322,7 @@ def table(reports: list[dict[str, Any]]) -> list[str]:
     first = reports[0]
     rows = [
         f"{first['what']}, {first['dtype']} on {first['devices']} x {first['device']}",
-        "  batch  images/s  seconds  FLOP floor  byte floor  transformer  sampling  decoder",
+        "  batch  images/s  seconds  FLOP bound  byte bound  transformer  sampling  decoder",
     ]
     for r in reports:
         part = r["seconds_by_part"]

@@ -61,7 +61,8 @@ def add_arguments(parser: Parser):
     )
     parser.add_argument(
         "--resize",
-        choices=("crop", "whole", "pad"),
+        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
+        metavar="{crop,stretch,pad}",
         default="crop",
         help="how images are brought to the model's size, as in training (default crop)",
     )
