@@ -131,7 +131,7 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (
         report["model"] == str(model_dir)
-        and report["metrics"]["perceptual"]["name"] == "toy distance"
+        and report["metrics"]["perceptual"]["name"] == "perceptual distance, toy distance"
     )
     assert report["reference"]["image_shape"] == [6, 8, 1] and len(report["usage"]["scales"]) == 3
     with Image.open(picture) as image:

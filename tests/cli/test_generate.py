@@ -89,7 +89,7 @@ def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
 def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monkeypatch):
     """What reaches the set; its own tests draw with them."""
     handed = []
-    monkeypatch.setattr(sample_set, "_draw", lambda *values: handed.append(values[:2]))
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *values: handed.append(values[:2]))
     rest = ("--then", model_dir, "--from-scale", 2)
     assert main(command(model_dir, tmp_path, *rest, "--dtype", "bfloat16")) == 0
     assert [one.config for one in handed[0]] == [small.pipeline().astype("bfloat16").config] * 2

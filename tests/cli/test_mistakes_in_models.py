@@ -180,7 +180,7 @@ def test_edit_and_reconstruct_refuse_boxes_and_images_by_name(refused, model_dir
         assert "dot.png is less than a token" in refused(
             *edit, image, "--mask", tmp_path / "dot.png", *region
         )
-    assert "one of the arguments --mask --box --keep-scales is required" in refused(*edit, image)
+    assert "one of --mask, --box and --keep-scales is required" in refused(*edit, image)
     assert "label is 12" in refused(*edit, image, "--box", "0,0,1,1", "--label", "12")
     assert "no image file" in refused(*edit, tmp_path / "none.png", "--box", "0,0,1,1")
     assert "no image file" in refused(*edit, image, "--mask", tmp_path / "none.png")

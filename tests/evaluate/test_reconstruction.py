@@ -85,7 +85,7 @@ def test_fidelity(report):
     assert result["ci95"][0] < result["value"] < result["ci95"][1]
     expected = np.mean([ssim(x[i, ..., c], y[i, ..., c]) for i in range(30) for c in range(3)])
     assert metrics["ssim"]["value"] == pytest.approx(expected, abs=1e-5)
-    assert metrics["perceptual"]["name"] == "half the distance"
+    assert metrics["perceptual"]["name"] == "perceptual distance, half the distance"
     assert metrics["perceptual"]["value"] == pytest.approx(
         0.5 * np.abs(SIGNAL - BACK).mean(), rel=1e-5
     )

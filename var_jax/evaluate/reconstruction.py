@@ -88,7 +88,10 @@ def evaluate(
             f"{sizes.vocab_size} codes: usage and perplexity are those of the kinds"
         )
     metrics: dict[str, Any] = {**_psnr(each["mse"]), "ssim": None, "perceptual": None}
-    for name, title in (("ssim", SSIM), ("perceptual", perceptual.name if perceptual else "")):
+    titles = {"ssim": SSIM}
+    if perceptual:
+        titles["perceptual"] = f"perceptual distance, {perceptual.name}"
+    for name, title in titles.items():
         if name in each:
             metrics[name] = {"name": title, **scores.mean_interval(each[name])}
     metrics["frechet_distance"] = {
