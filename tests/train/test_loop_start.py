@@ -28,7 +28,7 @@ def test_train_makes_no_workdir_for_a_mistake(configs, model_dir, tmp_path):
     config = configs["transformer"]
     fewer = dataclasses.replace(config.transformer, num_classes=9)
     for name, changes, message in (
-        ("large", {"batch_size": 8000}, "lower batch_size"),
+        ("large", {"batch_size": 8000}, "batch_size=1437 or less"),
         (
             "split",
             {"data": dataclasses.replace(config.data, eval_split="tset")},

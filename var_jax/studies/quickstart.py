@@ -152,8 +152,8 @@ def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
     """Median Euclidean distance to the nearest reference image, at 8x8."""
     from sklearn.neighbors import NearestNeighbors
 
-    neighbours = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))
-    return float(np.median(neighbours.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
+    neighbors = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))
+    return float(np.median(neighbors.kneighbors(shrink(images, STATISTICS_SIDE))[0]))
 
 
 def _split(
