@@ -189,7 +189,7 @@ def _alpha_of_color(
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """The layout of the file's own samples, of which Pillow keeps less; known until it loads."""
+    """The layout of the samples in the file; Pillow keeps less of it, and only until it loads."""
     tile = getattr(image, "tile", None)
     if not tile:
         return ""

@@ -35,7 +35,7 @@ def grid(
     """Images row by row, each below its title; without any titles there is no margin either.
 
     Args:
-      images: in [0, 1] (values beyond are clamped), or uint8; one channel (grey) or three.
+      images: in [0, 1] (values beyond are clamped), or uint8; one channel (gray) or three.
       columns: number of images per row.
       titles: of the first images, in order; as many as there are columns label the columns.
       scale: whole number that both sides are magnified by; by default what makes a small image
