@@ -11,6 +11,7 @@ from etils import epath
 from var_jax.config.model import TokenizerConfig
 from var_jax.data import image_file, mask_file, transforms
 from var_jax.errors import UserError
+from var_jax.ops.normalize import normalize_images
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,7 @@ def read_image(
     pixels = image_file.pixels_of(samples, path)
     for line in image_file.remarks(samples):
         log.warning("%s %s", path, line)
-    return (
-        transforms.at_size(pixels, config.image_shape, resize, path).astype(np.float32) / 127.5 - 1
-    )
+    return normalize_images(transforms.at_size(pixels, config.image_shape, resize, path))
 
 
 def read_mask(

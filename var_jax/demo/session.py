@@ -16,6 +16,7 @@ from var_jax.config.strict import require
 from var_jax.data import mask_file, transforms
 from var_jax.errors import UserError
 from var_jax.io import model_directory, pictures
+from var_jax.ops.normalize import normalize_images
 from var_jax.pipeline import Pipeline
 from var_jax.sampling import sampler, validate
 
@@ -100,9 +101,9 @@ def redraw(
             f"the painted region is {painted}, so that nothing would change; paint over at least "
             f"1/{h} of the height by 1/{w} of the width"
         )
-    signal = image[None].astype(np.float32) / 127.5 - 1
+    images = normalize_images(image[None])
     edited = model.edit(
-        signal,
+        images,
         ~mask,
         [choices.label],
         keep_scales=keep_scales,

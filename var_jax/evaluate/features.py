@@ -23,6 +23,7 @@ from var_jax.errors import UserError
 from var_jax.evaluate.fid import Moments
 from var_jax.evaluate.image_sets import ImageSet
 from var_jax.io import atomic, npz
+from var_jax.ops.normalize import normalize_images
 from var_jax.pretrained import efficientnet, inception, weights
 
 VERSION = 1  # of what is cached, and of how images are brought to the networks
@@ -119,9 +120,7 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
 
 def _efficientnet(params: Any, images: jax.Array):
     shape = (images.shape[0], SIDE, SIDE, images.shape[-1])
-    resized = jax.image.resize(
-        images.astype(jnp.float32) / 127.5 - 1, shape, "bilinear", antialias=True
-    )
+    resized = jax.image.resize(normalize_images(images), shape, "bilinear", antialias=True)
     return efficientnet.pooled(params, resized), None
 
 

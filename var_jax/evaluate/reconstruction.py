@@ -19,6 +19,7 @@ from var_jax.evaluate.image_sets import ImageSet
 from var_jax.evaluate.samples import image_set_warnings, real_against_real
 from var_jax.io import pictures
 from var_jax.ops import codebook
+from var_jax.ops.normalize import normalize_images
 from var_jax.pretrained.perceptual import Perceptual
 
 SSIM_WINDOW = 11
@@ -65,7 +66,7 @@ def evaluate(
     counts = np.zeros((len(sizes.scales), codebook.count_bins(sizes.vocab_size)), np.int64)
     with features.progress(reference.count, f"reconstructions of {reference.name}") as bar:
         for batch in reference.read(rebuilt.batch):
-            images = batch.images.astype(np.float32) / 127.5 - 1
+            images = normalize_images(batch.images)
             tokens = spread.encode(images)
             back = spread.decode(tokens)
             counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
@@ -183,6 +184,6 @@ def _usage(counts: np.ndarray) -> dict[str, Any]:
 def picture(model: Pipeline, images: UInt8[np.ndarray, "n h w c"]) -> Image.Image:
     """Returns originals beside their reconstructions from the first scale, the first two, ... and
     all of them."""
-    by_scale = model.reconstruct(images.astype(np.float32) / 127.5 - 1)
+    by_scale = model.reconstruct(normalize_images(images))
     originals = images / np.float32(255)
     return pictures.reconstruction_strip(originals, by_scale, model.config.tokenizer.scales)

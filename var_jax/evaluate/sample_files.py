@@ -18,7 +18,7 @@ from PIL import Image
 
 from var_jax.errors import UserError
 from var_jax.evaluate.sample_plan import Plan
-from var_jax.io import atomic
+from var_jax.io import atomic, npz
 from var_jax.io.json import read_object
 
 ROWS = 256  # images that are written at once
@@ -46,10 +46,9 @@ def read_npz_settings(path: epath.Path) -> dict[str, Any]:
       UserError: the file holds none.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            values = json.loads(str(arrays["settings"]))
-            return {key: value for key, value in values.items() if key != "class_names"}
-    except (OSError, KeyError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        values = json.loads(str(npz.read_arrays(path, "settings")["settings"]))
+        return {key: value for key, value in values.items() if key != "class_names"}
+    except (UserError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} is no sample set of this program; remove it, or give another --out"
         ) from error
@@ -161,17 +160,12 @@ def write_pngs(out: epath.Path, directory: epath.Path, plan: Plan):
 
 def _read_images(out: epath.Path) -> Iterator[tuple[UInt8[np.ndarray, "h w c"], int]]:
     """Yields the images and labels of a set one by one: all pixels may not fit into memory."""
-    with out.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        labels = arrays["arr_1"]
-    with (
-        out.open("rb") as file,
-        zipfile.ZipFile(file) as archive,
-        archive.open("arr_0.npy") as member,
-    ):
-        np.lib.format.read_magic(member)
-        shape = np.lib.format.read_array_header_1_0(member)[0][1:]
+    labels = npz.read_arrays(out, "arr_1")["arr_1"]
+    with npz.open_member(out, "arr_0", "it must be a sample set of this program") as images:
+        shape = images.shape[1:]
         for label in labels:
-            yield np.frombuffer(member.read(math.prod(shape)), np.uint8).reshape(shape), int(label)
+            pixels = np.frombuffer(images.file.read(math.prod(shape)), np.uint8)
+            yield pixels.reshape(shape), int(label)
 
 
 def remove(partial: epath.Path):

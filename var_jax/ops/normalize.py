@@ -6,17 +6,24 @@ is NaN, and that of the second is a division by its floor.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax.numpy as jnp
+import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, UInt8
+    from jaxtyping import Array, Float
 
 
-def normalize_images(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
-    """Returns uint8 pixels as floats in [-1, 1], as the models take them."""
-    return images.astype(jnp.float32) / 127.5 - 1
+Images = TypeVar("Images", Any, np.ndarray)
+
+
+def normalize_images(images: Images) -> Images:
+    """Returns uint8 pixels (..., H, W, c) as float32 in [-1, 1], as the models take them.
+
+    An array of numpy stays one: no device is used.
+    """
+    return images.astype(np.float32) / 127.5 - 1  # pyright: ignore[reportReturnType]
 
 
 def l2_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b 1"]:

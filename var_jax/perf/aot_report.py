@@ -1,6 +1,5 @@
 """Memory, arithmetic, traffic and the time they bound, of one compiled step on one TPU slice."""
 
-import json
 import pathlib
 import re
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 
 from var_jax.config.train import TrainConfig
+from var_jax.io.json import read_object
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.ops import attention_splash
@@ -346,7 +346,7 @@ def markdown(directory: str | pathlib.Path) -> str:
     """Returns a table of the reports (`*.json`) in a directory, sorted by name."""
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for path in sorted(pathlib.Path(directory).glob("*.json")):
-        figures = json.loads(path.read_text())
+        figures = read_object(path)
         mesh = figures["mesh"]
         row = [
             f"[{path.stem.split('_')[0]}](aot/{path.name}) {figures['step']}",

@@ -172,7 +172,7 @@ def generate(
     scales = config.tokenizer.scales
     if edit is not None:
         quantizer = model.tokenizer(method="quantizer")
-        prefix = prefix_of_tokens(quantizer, edit.tokens, _keep_scales(sampler, scales))
+        prefix = prefix_of_tokens(quantizer, edit.tokens, _keep_scales(sampler.keep_scales, scales))
     sampled = _sample_scales(model, sampler, params, labels, keys, prefix=prefix, edit=edit)
     decode = functools.partial(model.tokenizer, method="decode_feature")
     if sampler.steps:
@@ -248,8 +248,7 @@ def keep_by_scale(
     Args:
       keep_scales: number of leading scales whose tokens are all kept; None for the published rule.
     """
-    if keep_scales is None:
-        keep_scales = published_keep_scales(scales)
+    keep_scales = _keep_scales(keep_scales, scales)
     mask = keep[..., None].astype(jnp.float32)
     kept_per_scale = []
     for k, (size, length) in enumerate(zip(scales.sizes, scales.lengths, strict=True)):
@@ -284,8 +283,7 @@ def _sample_scales(
     batch = labels.shape[0]
     if edit is not None:
         edit_tokens = scales.split(edit.tokens)
-        keep_scales = _keep_scales(sampler, scales)
-        kept_tokens = keep_by_scale(edit.keep, scales, keep_scales=keep_scales)
+        kept_tokens = keep_by_scale(edit.keep, scales, keep_scales=sampler.keep_scales)
 
     if prefix is None:
         no_tokens = jnp.zeros((batch, 0), jnp.int32)
@@ -344,11 +342,9 @@ def _sample_scales(
     )
 
 
-def _keep_scales(sampler: SamplerConfig, scales: Scales) -> int:
+def _keep_scales(keep_scales: int | None, scales: Scales) -> int:
     """Returns how many leading scales of an edit are the source image's everywhere."""
-    if sampler.keep_scales is not None:
-        return sampler.keep_scales
-    return published_keep_scales(scales)
+    return published_keep_scales(scales) if keep_scales is None else keep_scales
 
 
 def _guidance(cfg: Any, scales: Scales, k: int) -> Any:

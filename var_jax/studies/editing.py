@@ -27,6 +27,7 @@ from var_jax.evaluate.classifier import Classifier, agreement, pixel_classifier
 from var_jax.evaluate.samples import Distance
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
+from var_jax.ops.normalize import normalize_images
 from var_jax.sampling import settings, validate
 from var_jax.sampling.sampler import published_keep_scales
 from var_jax.studies import baselines, editing_report, held_out
@@ -124,7 +125,7 @@ class Editor:
         for start in range(0, len(images), PART):
             part_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
             part = self.model.edit(
-                images[start : start + PART].astype(np.float32) / 127.5 - 1,
+                normalize_images(images[start : start + PART]),
                 self.region(task).keep,
                 labels[start : start + PART],
                 seed=part_seed,

@@ -26,6 +26,7 @@ from var_jax.evaluate import scores
 from var_jax.evaluate.classifier import agreement, pixel_classifier
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
+from var_jax.ops.normalize import normalize_images
 from var_jax.ops.resize import resize
 from var_jax.sampling import validate
 from var_jax.studies import held_out
@@ -92,10 +93,10 @@ class Continuer:
         if name in self.sources:
             return self.sources[name][:count]
         if name == RECONSTRUCTED:
-            images = self.sources[ENLARGED][:count].astype(np.float32) / 127.5 - 1
+            images = normalize_images(self.sources[ENLARGED][:count])
             return to_uint8((self.model.decode(self.model.encode(images)) + 1) / 2)
         source, keep_scales = self.rows[name]
-        images = self.sources[source][:count].astype(np.float32) / 127.5 - 1
+        images = normalize_images(self.sources[source][:count])
         varied = self.model.vary(
             images, self.labels[:count], keep_scales=keep_scales, seed=self.seed
         )

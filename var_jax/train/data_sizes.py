@@ -4,15 +4,14 @@ In a config they are 0. A run takes them from its data once, when it is prepared
 took into its config.json; a run that is resumed takes them from there.
 """
 
-import json
 from collections.abc import Callable
-from typing import Any
 
 from etils import epath
 
 from var_jax.config.train import FIXED_SIZES, SIZES_OF_DATA, DataConfig, TrainConfig
 from var_jax.data import sources, token_manifest
 from var_jax.errors import UserError
+from var_jax.io.json import read_object_or_none
 
 
 def of_data(data: DataConfig) -> tuple[int, int]:
@@ -60,14 +59,11 @@ def from_data(
 def _of_run(path: epath.Path) -> tuple[int, int]:
     """Returns the channels and classes that a run was started with, 0 where its config.json does
     not say: whoever resumes it reads it strictly."""
-    try:
-        values: Any = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return 0, 0
+    values = read_object_or_none(path) or {}
     sizes = []
     for key in SIZES_OF_DATA:
         section, name = key.split(".")
-        section = values.get(section) if isinstance(values, dict) else None
+        section = values.get(section)
         size = section.get(name, 0) if isinstance(section, dict) else 0
         sizes.append(size if isinstance(size, int) else 0)
     channels, classes = sizes

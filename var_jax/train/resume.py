@@ -3,7 +3,6 @@ weights, or nothing."""
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +87,7 @@ def _weights(objective: Objective[Any], program: Program) -> Any:
             f"init_from {config.init_from} has no {part}; give a model directory that holds one"
         )
     weights = objective.adapt_weights(model, params[part], program.replicated)
-    expected = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
+    expected = program.abstract.params
     if other := differences(_shapes(expected), _shapes(weights)):
         raise UserError(
             f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}"

@@ -22,6 +22,7 @@ from var_jax.config.strict import differences, plain
 from var_jax.data import token_cache, token_manifest
 from var_jax.errors import UserError
 from var_jax.io import atomic
+from var_jax.io.json import read_object_or_none
 
 log = logging.getLogger(__name__)
 
@@ -175,11 +176,11 @@ def finished_shard(
     shard = path.parent / part.name
     try:
         size = shard.stat().length
-        if json.loads(path.read_text()) == {**stamp, "bytes": size}:
-            return token_manifest.Shard(part.name, part.stop - part.start, size)
-    except (OSError, ValueError):  # missing, or cut off by a kill
-        pass
-    return None
+    except OSError:  # missing
+        return None
+    if read_object_or_none(path) != {**stamp, "bytes": size}:  # or cut off by a kill
+        return None
+    return token_manifest.Shard(part.name, part.stop - part.start, size)
 
 
 def complete(
