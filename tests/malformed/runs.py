@@ -256,6 +256,42 @@ CASES = {
     "topology_zero": Case(
         "a slice of no chips", "aot --config run.py --topology v5e:0x0", "v5e:0x0", run_file()
     ),
+    "bench_config_binary": Case(
+        "a program as the config of a measurement",
+        "bench train --config run.py",
+        "null bytes",
+        lambda: write("run.py", b"\0\x7fELF"),
+    ),
+    "aot_config_text": Case(
+        "a config for a slice: a text for a number",
+        "aot --config run.py:d2 --topology v5e:2x2",
+        "for steps (100)",
+        config("config.steps = '100'"),
+    ),
+    "quickstart_config_list": Case(
+        "a config of the quickstart that is a list",
+        "quickstart --config run.py --workdir out",
+        "must return a ConfigDict",
+        lambda: write("run.py", "def get_config(arg=''):\n    return [1]\n"),
+    ),
+    "tokenize_model_cut": Case(
+        "a tokenizer's weights cut off",
+        "tokenize --config run.py:d2 --model model --out out --config.data.data_dir=tfds",
+        "tokenizer.safetensors",
+        lambda: (run_file()(), write("model/tokenizer.safetensors", b"\x08\0\0\0")),
+    ),
+    "demo_model_cut": Case(
+        "a page of a model whose weights are cut off",
+        "demo --model model --port 1",
+        "transformer.safetensors",
+        lambda: write("model/transformer.safetensors", b"\x08\0\0\0"),
+    ),
+    "demo_model_page": Case(
+        "a page of a model whose config is a web page",
+        "demo --model model --port 1",
+        "model.json",
+        lambda: write("model/model.json", "<!DOCTYPE html><html></html>"),
+    ),
     "quickstart_samples": Case(
         "NaN samples",
         "quickstart --config run.py --workdir out --samples nan",

@@ -2,7 +2,9 @@
 through the same loop as the tokenizer and the transformers."""
 
 import json
+import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +12,6 @@ import pytest
 import var_jax.config.train
 from helpers import small
 from helpers.runs import assert_same, losses, records, signal_in_step, weights
-from var_jax.config.train import MeshConfig
 from var_jax.errors import Preempted, UserError
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
@@ -24,13 +25,15 @@ class MeanImage(Objective):
     section = "tokenizer"  # whose image size and dtypes it takes
 
     def init(self, key):
-        return {"mean": 0.1 * jax.random.normal(key, self.model.image_shape)}
+        mean = 0.1 * jax.random.normal(key, (math.prod(self.model.image_shape),))
+        return {"mean": nn.LogicallyPartitioned(mean, ("embed",))}  # divided like a model's width
 
     def batch_shapes(self):
         return {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
 
     def _errors(self, params, batch):
-        return jnp.mean((normalize_images(batch["image"]) - params["mean"]) ** 2, axis=(1, 2, 3))
+        mean = params["mean"].reshape(self.model.image_shape)
+        return jnp.mean((normalize_images(batch["image"]) - mean) ** 2, axis=(1, 2, 3))
 
     def loss(self, params, frozen, batch, rng, *, variant=None, step=0):
         loss = jnp.mean(self._errors(params, batch))
@@ -42,14 +45,13 @@ class MeanImage(Objective):
 
 @pytest.fixture
 def config(digits_dir, monkeypatch):
-    """A run of it, whose parameters may lie whole on every device."""
+    """A run of it, on all devices by default settings."""
     monkeypatch.setattr(registry, "OBJECTIVES", {**registry.OBJECTIVES})
     stages = [*registry.STAGES]
     monkeypatch.setattr(var_jax.config.train, "STAGES", stages)
     monkeypatch.setattr(registry, "STAGES", stages)
     registry.register("mean_image", MeanImage)
-    mesh = MeshConfig(replicated_share=1.0)
-    return small.train_config("mean_image", digits_dir, steps=6, eval_every=2, mesh=mesh)
+    return small.train_config("mean_image", digits_dir, steps=6, eval_every=2)
 
 
 def test_toy_objective_trains_and_evaluates(config, tmp_path):

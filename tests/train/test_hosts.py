@@ -20,7 +20,7 @@ sys.exit(main([*json.loads(SHARED), *(json.loads(SECOND) if index else []), *fla
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Makes a folder of 16 images a class; of two that are made alike, the bytes are the same."""
+    """Makes a folder of 16 images per class; of two that are made alike, the bytes are the same."""
     directory = tmp_path_factory.mktemp("images")
 
     def made(name: str, without: str = "", other: str = ""):

@@ -163,8 +163,8 @@ def listing(
     root = epath.Path(directory).expanduser()
     if not directory or not root.is_dir():
         raise UserError(
-            f"data.source_dir {directory!r} is no directory; it must hold one folder of images a "
-            "class"
+            f"data.source_dir {directory!r} is no directory; it must hold one folder of images "
+            "per class"
         )
     folders = split_folders.subfolders(root)
     if not folders:

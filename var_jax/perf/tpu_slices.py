@@ -44,7 +44,7 @@ class Slice:
         return size % CUBE == 0 if len(self.dims) == 3 else size == WHOLE_POD
 
     def links(self, group: Sequence[jax.Device]) -> list[tuple[int, int]]:
-        """(devices, links a device) along every dimension in which a group of devices extends.
+        """(devices, links per device) along every dimension in which a group of devices extends.
 
         A whole ring is used both ways at once; on a part of one, its end devices have one link.
         """
