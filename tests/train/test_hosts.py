@@ -14,6 +14,9 @@ TRAIN = """
 import json
 from var_jax.cli.main import main
 flags = ["--coordinator", address, "--num-processes", str(count), "--process-id", str(index)]
+# A host prepares its own copy: one that both write to is found by the names, sizes and whole seconds
+# of the files, which these folders share.
+flags.append(f"--config.data.data_dir={DATA_DIR}-{index}")
 sys.exit(main([*json.loads(SHARED), *(json.loads(SECOND) if index else []), *flags]))
 """
 
@@ -55,11 +58,11 @@ def ended(images, model_dir, tmp_path_factory):
             str(directory / name),
             "--config.data.name=image_folder",
             f"--config.data.source_dir={first}",
-            f"--config.data.data_dir={directory / name}-tfds",
             f"--config.tokenizer_dir={model_dir}",
         ]
         code = TRAIN.replace("SHARED", repr(json.dumps(shared)))
         code = code.replace("SECOND", repr(json.dumps(second)))
+        code = code.replace("{DATA_DIR}", str(directory / f"{name}-tfds"))
         result = processes.scripts(
             code, directory / f"{name}-scripts", directory / "programs", join=False
         )
