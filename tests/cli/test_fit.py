@@ -249,6 +249,21 @@ def test_fit_of_a_curve_of_steps_says_what_is_missing(tmp_path):
         run(tmp_path / "metrics.jsonl", "--out", tmp_path / "o")
 
 
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ("params,Loss", "--map loss=COLUMN.*'Loss'"),
+        ("Params,loss", "--map params=COLUMN.*'Params'"),
+    ],
+)
+def test_fit_proposes_the_column_that_is_spelled_alike(tmp_path, header, match):
+    """Tables of other programs capitalize their columns; which one is meant, the user says."""
+    rows = "".join(f"{10.0**i},{4 - i / 10}\n" for i in range(6, 12))
+    (tmp_path / "a.csv").write_text(f"{header}\n{rows}")
+    with pytest.raises(UserError, match=match):
+        run(tmp_path / "a.csv", "--out", tmp_path / "o")
+
+
 def test_fit_leaves_out_an_empty_size_beside_compute(tmp_path):
     """Rows without params are left out of curves by size, and the other rows are fitted."""
     x, y, _ = single(noise=1e-3)

@@ -55,7 +55,9 @@ def test_build_names_an_unknown_key_and_the_closest_one():
             {"multipliers": [1, "2"]},
             "config.multipliers is '2'; it must be a whole number",
         ),
-        (TokenizerConfig, {"scales": "1,b"}, "scale 'b' is not a size"),
+        (TokenizerConfig, {"scales": "1,b"}, "config.scales: scale 'b' is not a size"),
+        (TokenizerConfig, {"scales": ""}, "config.scales: scale '' is not a size"),
+        (TokenizerConfig, {"scales": "2,1"}, "config.scales: scale 1x1 follows 2x2"),
         (ModelConfig, {"tokenizer": 3}, "config.tokenizer is 3; it must be a section of keys"),
     ],
 )

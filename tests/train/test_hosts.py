@@ -14,8 +14,8 @@ TRAIN = """
 import json
 from var_jax.cli.main import main
 flags = ["--coordinator", address, "--num-processes", str(count), "--process-id", str(index)]
-# A host prepares its own copy: one that both write to is found by the names, sizes and whole seconds
-# of the files, which these folders share.
+# A host prepares its own copy: one that both write to is found by the names, sizes and times in
+# whole seconds of the files, which these folders share.
 flags.append(f"--config.data.data_dir={DATA_DIR}-{index}")
 sys.exit(main([*json.loads(SHARED), *(json.loads(SECOND) if index else []), *flags]))
 """

@@ -30,16 +30,25 @@ class Scales:
                 raise UserError(f"scale {h1}x{w1} follows {h0}x{w0}; sizes go from coarse to fine")
 
     @classmethod
-    def parse(cls, spec: "Scales | str | Iterable[int | str | Sequence[int]]") -> "Scales":
-        """Scales from `"1,2,4"`, `"1,2x3"` (height x width), `[1, 2, 4]` or `[(1, 1), (2, 3)]`.
+    def parse(
+        cls, spec: "Scales | str | Iterable[int | str | Sequence[int]]", key: str = "scales"
+    ) -> "Scales":
+        """Returns scales from `"1,2,4"`, `"1,2x3"` (height x width), `[1, 2, 4]` or `[(1, 1), (2,
+        3)]`.
 
+        Args:
+          key: the config key or argument that holds them, which an error names.
         Raises:
-          UserError: an entry is neither a whole number nor a pair of them.
+          UserError: an entry is neither a whole number nor a pair of them, or the sizes do not go
+            from coarse to fine.
         """
         if isinstance(spec, Scales):
             return spec
         entries = spec.replace(" ", "").split(",") if isinstance(spec, str) else list(spec)
-        return cls(tuple(_parse_size(entry) for entry in entries))
+        try:
+            return cls(tuple(_parse_size(entry) for entry in entries))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
     def __str__(self) -> str:
         return ",".join(str(h) if h == w else f"{h}x{w}" for h, w in self.sizes)

@@ -109,7 +109,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
         require(
             isinstance(value, Scales | str | list | tuple), path, repr(value), "such as '1,2,4'"
         )
-        return Scales.parse(value)
+        return Scales.parse(value, path)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, kind):
             return value

@@ -223,7 +223,7 @@ class ProgressiveConfig:
         """Raises UserError where the smaller scales do not go with a tokenizer."""
         if not self.scales:
             return
-        small = Scales.parse(self.scales)
+        small = Scales.parse(self.scales, "progressive.scales")
         require(
             len(small) <= len(tokenizer.scales),
             "progressive.scales",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.errors import UserError
+from var_jax.errors import UserError, did_you_mean
 from var_jax.io import atomic
 from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, select_runs
 from var_jax.scaling.table import Table
@@ -41,7 +41,10 @@ def fit_table(
     """
     kinds = [inputs for inputs in KINDS if set(inputs) <= set(table.columns)]
     if not table.fitted:
-        raise UserError("no column starts with loss or err; name one with --map loss=COLUMN")
+        raise UserError(
+            "no column starts with loss or err; name one with --map loss=COLUMN"
+            f"{did_you_mean('loss', table.columns)}"
+        )
     if not kinds:
         step = (
             "; step alone says neither how large a run is nor what each step costs"
@@ -50,7 +53,7 @@ def fit_table(
         )
         raise UserError(
             "there is neither a params nor a compute column; name one with --map params=COLUMN, "
-            f"or give the directory of a sweep{step}"
+            f"or give the directory of a sweep{step}{did_you_mean('params', table.columns)}"
         )
     _require_rows(table, [(*inputs, column) for inputs in kinds for column in table.fitted])
     floors = dict(floors or {})
