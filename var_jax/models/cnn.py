@@ -26,7 +26,8 @@ def conv_init(
     """Returns the initializer of the tokenizer's convolution kernels.
 
     Args:
-      batch_axis: dimensions of a stack of kernels, which count neither as inputs nor as outputs.
+      batch_axis: the axes that index a stack of kernels, which count neither as inputs nor as
+        outputs.
     """
     if config.init_gain:
         return nn.initializers.variance_scaling(
@@ -97,7 +98,7 @@ class GroupNorm(nn.Module):
 
 
 class Norm(nn.Module):
-    """GroupNorm, one level deeper in the tree of parameters, as checkpoints have it."""
+    """GroupNorm one level deeper in the parameter tree, where checkpoints have it."""
 
     config: TokenizerConfig
 
@@ -107,7 +108,7 @@ class Norm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions, each after a norm and SiLU, beside a shortcut."""
+    """Two convolutions, each after a norm and SiLU, plus a shortcut."""
 
     features: int
     config: TokenizerConfig

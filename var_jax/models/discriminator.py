@@ -1,7 +1,7 @@
 """Discriminators of a tokenizer's adversarial training: PatchGAN, or heads on a frozen network.
 
 Both return logits (b, n) in float32, one column per position. Neither has running statistics or
-pix2pix's batch norm, which would make an image's logit depend on which others share its device or
+pix2pix's batch norm, which would make an image's logit depend on the other images of its device or
 microbatch.
 """
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 SPECTRAL = "spectral"  # the collection of power iteration's vectors
-FIRST_ITERATIONS = 15  # of power iteration, at initialization; then one per step
-SLOPE = 0.2  # of every leaky ReLU
+FIRST_ITERATIONS = 15  # power iterations at initialization; then one per step
+SLOPE = 0.2  # negative slope of every leaky ReLU
 LOCAL_BATCH = 8  # images that share batch-local statistics
 KERNEL_INIT = nn.initializers.normal(0.02)  # as pix2pix
 HEAD_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -36,9 +36,9 @@ class PatchDiscriminator(nn.Module):
     4 x 4 positions should remain: 2 layers for 32 pixels, 3 from 64 on.
 
     Attributes:
-      channels: of the first layer; each layer doubles them, up to eight times as many.
+      channels: width of the first layer; each layer doubles it, up to eight times as many.
       layers: number of strided convolutions.
-      groups: of group norm.
+      groups: number of groups of group norm.
     """
 
     channels: int = 64
@@ -125,8 +125,8 @@ class BatchLocalNorm(nn.Module):
         group, positions = math.gcd(x.shape[0], LOCAL_BATCH), tuple(range(1, x.ndim - 1))
 
         def mean(y):
-            # Means per image come first: grouping whole maps would gather a batch that lies over
-            # many devices.
+            # Means per image come first: grouping whole maps would gather a batch that is sharded
+            # over many devices.
             image_means = jnp.mean(y, axis=positions).reshape(-1, group, y.shape[-1])
             group_means = jnp.mean(image_means, axis=1)
             return jnp.expand_dims(jnp.repeat(group_means, group, axis=0), positions)
@@ -183,9 +183,9 @@ class Conv(nn.Module):
         """Returns the spectral norm of the kernel as an (inputs, outputs) matrix.
 
         Each call takes one power iteration from the vector of the call before, which is state:
-        kernels change slowly, so that it follows them, where a few iterations from a fixed vector
-        would underestimate the norm. The gradient flows through the matrix alone. Flax's
-        SpectralNorm takes no parameters with logical axis names. Source: Miyato et al. 2018.
+        kernels change slowly, so that the vector follows them, whereas a few iterations from a
+        fixed vector would underestimate the norm. The gradient flows only through the matrix.
+        Flax's SpectralNorm takes no parameters with logical axis names. Source: Miyato et al. 2018.
         """
         matrix = kernel.reshape(-1, kernel.shape[-1])
         fixed = jax.lax.stop_gradient(matrix)

@@ -1,4 +1,4 @@
-"""Images of a data set to the tokens that a transformer learns."""
+"""Encodes a data set's images as the tokens that a transformer learns."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Arithmetic of the two models, counted from their configurations alone: no JAX, no arrays.
+"""FLOP and parameter counts of the two models, from their configurations, without JAX or arrays.
 
 One multiply-add is two FLOPs; norms, activations, softmax and biases are left out. Every figure is
-of one image. Three definitions of training compute are in use and differ in slope against size, so
+per image. Three definitions of training compute are in use and differ in slope against size, so
 each has a name here: `train_flops_per_image` (exact), `dense_attention_train_flops` (masked pairs
 counted too) and `six_nd_train_flops`.
 """
@@ -10,12 +10,14 @@ from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.ops import masks
 
-HEAD_LINEARS = 2  # of AdaLN before the head, from width to width: scale and shift
+HEAD_LINEARS = 2  # linears of the AdaLN before the head, width to width: scale and shift
 BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs and of weights
 
 
 def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = None) -> float:
-    """Returns the FLOPs of a teacher-forced forward pass: all tokens at once, AdaLN once per image.
+    """Returns the FLOPs per image of a teacher-forced forward pass.
+
+    All tokens are computed at once, and AdaLN once per image.
 
     Args:
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask
@@ -29,15 +31,16 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
 
 def adaln_flops(config: TransformerConfig) -> float:
-    """Returns the FLOPs of the linears from the class to AdaLN's modulations, once: six per block
-    (or six shared), two before the head."""
+    """Returns the FLOPs of one pass of the linears from the class to AdaLN's modulations.
+
+    There are six linears per block (or six shared ones), and two before the head.
+    """
     linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
     return float(2 * linears * config.width**2)
 
 
 def train_flops_per_image(config: TransformerConfig) -> float:
-    """Returns exact training FLOPs: forward and backward of what the configuration's mask lets
-    through.
+    """Returns the exact training FLOPs per image, forward and backward, without masked pairs.
 
     3 [2 L (12 d w^2 + V w + C w) + 2 (6 d w^2 + 2 w^2) + 4 d w M] at the published MLP ratio of 4,
     with depth d, width w, L tokens, V codes, C code channels and M attended pairs (`ops.masks`).
@@ -47,8 +50,10 @@ def train_flops_per_image(config: TransformerConfig) -> float:
 
 
 def dense_attention_train_flops(config: TransformerConfig) -> float:
-    """Returns training FLOPs when all L^2 pairs are counted, as an implementation that masks
-    afterwards computes."""
+    """Returns the training FLOPs per image with all L^2 pairs counted, masked ones too.
+
+    An implementation that masks after the product computes this many.
+    """
     return (1 + BACKWARD) * forward_flops(config, attended_pairs=config.scales.total**2)
 
 
@@ -66,7 +71,7 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 
     Returns:
       "total": every parameter; "body": the blocks' weight matrices, 73728 d^3 at the published
-      proportions (49152 d^3 with shared AdaLN, whose one linear lies outside the blocks), the size
+      proportions (49152 d^3 with shared AdaLN, whose one linear is outside the blocks), the size
       that 6ND uses.
     """
     c = config
@@ -74,7 +79,7 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
     w, h = c.width, c.hidden
     matrices = 4 * w**2 + 2 * w * h + (0 if c.shared_adaln else 6 * w**2)
     # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset); QK-norm's
-    # scale a head.
+    # scale per head.
     vectors = 2 * w + w + h + w + 6 * w + (c.heads if c.qk_norm else 0)
     shared = 6 * (w**2 + w) if c.shared_adaln else 0
     places = c.num_classes + 1 + c.scales.lengths[0] + c.scales.total + len(c.scales)
@@ -86,8 +91,9 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 
 
 def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
-    """Returns the transformer's share of generating an image: cached attention, so M pairs as in
-    training.
+    """Returns the transformer's FLOPs for generating one image.
+
+    Attention is cached, so it computes M pairs as in training.
 
     The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free
     guidance (`guided`) runs a second, unconditional sequence.
@@ -97,8 +103,9 @@ def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float
 
 
 def encode_flops(config: TokenizerConfig) -> float:
-    """Returns the FLOPs from image to tokens: encoder, and every scale's search and residual
-    convolution.
+    """Returns the FLOPs of encoding one image into tokens.
+
+    They are those of the encoder and of every scale's nearest-code search and residual convolution.
 
     Multiply-adds with padding zeros are not counted, as XLA's cost analysis does not.
     """
@@ -124,8 +131,10 @@ def encode_flops(config: TokenizerConfig) -> float:
 
 
 def decode_flops(config: TokenizerConfig) -> float:
-    """Returns the FLOPs from tokens to image: every scale's upsampling and residual convolution,
-    and the decoder (see `encode_flops`)."""
+    """Returns the FLOPs of decoding one image from tokens (see `encode_flops`).
+
+    They are those of every scale's upsampling and residual convolution, and of the decoder.
+    """
     c = config
     h, w = c.scales.finest
     previous = c.widths[-1]
@@ -147,13 +156,15 @@ def decode_flops(config: TokenizerConfig) -> float:
 
 
 def tokenizer_train_flops(config: TokenizerConfig) -> float:
-    """Returns the FLOPs of forward and backward of encoder, quantizer and decoder."""
+    """Returns the FLOPs per image of the tokenizer's forward and backward passes."""
     return (1 + BACKWARD) * (encode_flops(config) + decode_flops(config))
 
 
 def _conv(size: tuple[int, int], inputs: int, outputs: int, kernel: int = 3) -> int:
-    """Returns the FLOPs of a stride-1 convolution that keeps the size; border outputs have fewer
-    taps within the map."""
+    """Returns the FLOPs of a stride-1 convolution that keeps the size.
+
+    Outputs at the border count only the taps within the map.
+    """
     taps = [n * kernel - 2 * (kernel // 2) for n in size]
     return 2 * taps[0] * taps[1] * inputs * outputs
 
@@ -198,7 +209,7 @@ def _contributions(config: TokenizerConfig) -> int:
 
 
 def _resize(source: tuple[int, int], target: tuple[int, int], channels: int) -> int:
-    """Returns the FLOPs of a product with one matrix per side, rows first; 0 at the right size."""
+    """Returns the FLOPs of a resize by one matrix per side, rows first; 0 where the size stays."""
     if source == target:
         return 0
     return 2 * channels * target[0] * source[1] * (source[0] + target[1])

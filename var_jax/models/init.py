@@ -1,6 +1,6 @@
-"""Parameters that a model's config describes: freshly initialized, or their shapes alone.
+"""The parameters that a model's config describes: freshly initialized, or only their shapes.
 
-Everything that makes or counts parameters asks here: training states, meshes, benchmarks,
+All code that makes or counts parameters calls this module: training states, meshes, benchmarks,
 compilation ahead of time, and the table of published weights.
 """
 
@@ -22,7 +22,7 @@ def init_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> 
     """Returns freshly initialized parameters, boxed with their logical axis names.
 
     Raises:
-      UserError: a size is still left to the data (0).
+      UserError: a size is still 0, which leaves it to the data.
     """
     if isinstance(config, TokenizerConfig):
         return Tokenizer(config).init(key, jnp.zeros((1, *config.image_shape)))["params"]
@@ -34,7 +34,8 @@ def init_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> 
 def fresh_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> Any:
     """Returns freshly initialized parameters as plain arrays on the default device.
 
-    For benchmarks and experiments: a run makes its own in parts, on all of its devices.
+    Benchmarks and experiments use it; a training run creates its parameters sharded over its
+    devices.
     """
     return jax.jit(lambda key: nn.meta.unbox(init_params(config, key)))(key)
 

@@ -1,5 +1,4 @@
-"""Compiled programs of a model's parameters: encoding, decoding, reconstruction, and
-teacher-forced logits."""
+"""Compiled programs of a model: encoding, decoding, reconstruction, and teacher-forced logits."""
 
 import functools
 from typing import Any

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Forward(NamedTuple):
-    """What the training forward gives.
+    """The outputs of the training forward pass.
 
     Attributes:
-      reconstruction: not clamped.
-      tokens: of all scales, coarse to fine.
-      vq_loss: of the scales that counted.
+      reconstruction: the reconstructed images, not clamped.
+      tokens: the tokens of all scales, coarse to fine.
+      vq_loss: the quantizer's loss over the scales that counted.
       residuals: the vectors whose nearest codes the tokens are (`vq.Quantized`).
-      counted: tokens of scales that quantizer dropout left in; all of them without it.
+      counted: True for tokens of scales that quantizer dropout left in; all True without it.
     """
 
     reconstruction: Float[Array, "b H W i"]
@@ -58,8 +58,11 @@ class Tokenizer(nn.Module):
         return self.forward(images)[:3]
 
     def forward(self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None) -> Forward:
-        """As the call, with what training looks at besides; quantizer dropout acts when `rng` is
-        given, dropout in the residual blocks when `apply` has a key for `DROPOUT`."""
+        """Returns the outputs of `__call__`, and further ones that training needs.
+
+        Quantizer dropout acts when `rng` is given, and dropout in the residual blocks when `apply`
+        has a key for `DROPOUT`.
+        """
         c = self.config
         feature = self.features(images)
         num_scales = None

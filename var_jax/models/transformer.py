@@ -1,4 +1,4 @@
-"""The next-scale transformer: logits of every token of a scale from the coarser scales and a class.
+"""The next-scale transformer: predicts a scale's tokens from the coarser scales and a class.
 
 Source: VAR, section 3.3.
 """
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
           inputs: the tokenizer's `teacher_input` of the true tokens, or its part for the first
             scales.
           labels: class ids; `num_classes` means "no class".
-          rng: key of class dropout and drop-path, which act in training alone; None for neither.
+          rng: key of class dropout and drop-path, which act only in training; None for neither.
         """
         c, batch = self.config, labels.shape[0]
         keep = None

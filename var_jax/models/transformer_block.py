@@ -28,13 +28,13 @@ MAX_LOG_SCALE = float(np.log(100))
 
 @flax.struct.dataclass
 class Cache:
-    """What sampling keeps from one scale to the next; inside a block, one layer's part of it.
+    """The state that sampling carries from scale to scale; inside a block, one layer's part of it.
 
     Attributes:
       k: keys of the coarser scales that the next scale sees, one (layers, b, l, h, d) per scale.
       v: values of the same scales.
-      modulations: the class's AdaLN (layers, b, 6, w), None before the first scale. A third of the
-        weights lies in front of it, and it is the same for all scales.
+      modulations: the class's AdaLN vectors (layers, b, 6, w), None before the first scale. A third
+        of the weights compute them, and they are the same for all scales.
       first: for an empty cache, how many leading scales are computed at once; 0 for one at a time.
     """
 
@@ -45,7 +45,7 @@ class Cache:
 
 
 class LayerCache(NamedTuple):
-    """What a block adds to the cache.
+    """The keys, values and modulations that a block adds to the cache.
 
     Attributes:
       k: keys of the tokens that it computed.
@@ -62,9 +62,9 @@ class Linear(nn.Module):
     """x W + b over the last axis, with an output of any rank.
 
     Attributes:
-      shape: of the output's new dimensions.
+      shape: sizes of the output's new dimensions.
       names: logical axis names of the kernel.
-      init_factor: of the kernel's standard deviation at initialization.
+      init_factor: factor on the kernel's standard deviation at initialization.
       wide: whether the product is summed and returned in float32 (logits), whatever the dtype of
         its operands.
     """
@@ -238,11 +238,11 @@ class Block(nn.Module):
         keep: Float[Array, "2 b"] | None,
         cond: Float[Array, "b w"] | Float[Array, "b 6 w"],
     ) -> tuple[Float[Array, "b l w"], LayerCache | None]:
-        """Returns the block's output, and what it adds to the cache (None without a cache).
+        """Returns the block's output and its addition to the cache (None without a cache).
 
         Args:
-          keep: of drop-path, the factor of each sample's attention and MLP branch; None to keep
-            every branch.
+          keep: drop-path's factor on each sample's attention and MLP branch; None to keep every
+            branch.
           cond: the class's embedding, or its shared AdaLN vectors.
         """
         c = self.config

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Implementation = Literal["xla", "splash", "cudnn"]
 
-# Scales of fewer tokens than a tile of cuDNN's kernel are left to XLA: the kernel would compute
-# mostly padding, and its backward pass refuses some of the smallest shapes. They hold 3 % of the
-# pairs at 256 px.
+# Scales with fewer tokens than a tile of cuDNN's kernel are left to XLA: the kernel would compute
+# mostly padding, and its backward pass refuses some of the smallest shapes. These scales hold 3 %
+# of the pairs at 256 px.
 FUSED_QUERIES = 64
 
 
@@ -129,7 +129,7 @@ def cached(
     softmax_scale: float,
     implementation: Implementation,
 ) -> Float[Array, "b q h d"]:
-    """Returns attention of one scale to all the keys that it sees, cached ones and its own."""
+    """Returns attention of one scale to all keys that it sees, the cached ones and its own."""
     return _block(implementation)(q, k, v, softmax_scale)
 
 
@@ -140,7 +140,7 @@ def _block(implementation: Implementation) -> Callable[..., jax.Array]:
 def platform() -> str:
     """Returns "cpu", "gpu" or "tpu": the platform of the mesh that is set, else of this host.
 
-    The mesh may be of devices that are not here, which a program is only compiled for.
+    The mesh may consist of devices that are not attached, for which a program is only compiled.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

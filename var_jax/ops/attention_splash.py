@@ -1,9 +1,10 @@
-"""Masked attention by JAX's Pallas kernel for TPUs (splash attention), which never writes the
-logits to memory.
+"""Masked attention by JAX's Pallas kernel for TPUs (splash attention).
+
+It never writes the logits to memory.
 
 The kernel skips tiles in which no token sees another and computes all others in full. At 256 px a
-tile is as large as a scale and none is empty, so that the kernel saves memory and its traffic
-alone; at 512 px about a third of the tiles are empty.
+tile is as large as a scale and none is empty, so that the kernel saves only memory and its traffic;
+at 512 px about a third of the tiles are empty.
 """
 
 from __future__ import annotations
@@ -34,15 +35,14 @@ START_BITS = 16  # an entry of `ScaleMask.q_sequence` holds a span's start above
 
 @dataclasses.dataclass(frozen=True)
 class ScaleMask(splash_attention_mask.Mask):
-    """A mask that the kernel computes from each query's span of visible keys, rather than reads
-    from memory.
+    """A mask computed in the kernel from each query's span of visible keys, not read from memory.
 
     Queries of the padding see what the last token sees, so that no softmax is empty; they are
     dropped afterwards. Keys of the padding are in no span.
 
     Attributes:
       scales: the scales of the sequence.
-      mask: which tokens see which (`ops.masks`).
+      mask: name of the attention mask (`ops.masks`).
       length: the padded length.
     """
 
@@ -99,7 +99,7 @@ def attend(
     split the kernel.
 
     Args:
-      interpret: whether XLA operations take the kernel's place, for a CPU.
+      interpret: whether XLA operations replace the kernel, for a CPU.
     """
     length, tile = tiling(scales.total)
     sizes = splash_attention_kernel.BlockSizes(

@@ -1,5 +1,4 @@
-"""Codebook usage: how often each code is chosen at each scale, how many codes are in use, and which
-scales have collapsed.
+"""Codebook usage: code counts per scale, codes in use, perplexity, and collapsed scales.
 
 Counts are over the global batch: under `jax.jit` with a batch that is sharded over devices or
 hosts, every host gets the counts of all images.
@@ -62,8 +61,9 @@ def codes_used(counts: Int[Counts, "*k v"]) -> Int[Counts, "*k"]:
 
 
 def perplexity(counts: Int[Counts, "*k v"]) -> Float[Counts, "*k"]:
-    """Returns exp of the entropy of the chosen codes, which is the number of codes that would have
-    this entropy in equal use; 1 where nothing was counted.
+    """Returns exp of the entropy of the chosen codes; 1 where nothing was counted.
+
+    It is the number of codes that would have this entropy in equal use.
 
     Counts in numpy give float64, for reports; those in JAX may be traced.
     """
@@ -84,7 +84,7 @@ def collapsed(
     collapsed.
 
     Args:
-      counts: of many images, by `code_counts`.
+      counts: the `code_counts` of many images.
     """
     counts = np.asarray(counts)
     num_tokens = counts.sum(axis=-1)
@@ -95,8 +95,10 @@ def collapsed(
 
 
 def usage_metrics(counts: Int[np.ndarray, "k v"]) -> dict[str, Any]:
-    """Returns what an evaluation logs of the codes: the share of the vocabulary in use and the
-    perplexity, per scale and over the tokens of all scales."""
+    """Returns an evaluation's metrics of the codes: share in use and perplexity.
+
+    Each is given per scale and over the tokens of all scales.
+    """
     all_counts = counts.sum(axis=0)
     return {
         "code_usage": (counts > 0).mean(axis=1).tolist(),

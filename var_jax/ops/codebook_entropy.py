@@ -36,8 +36,8 @@ def entropy_penalty(
     Args:
       vectors: the residuals of `vq.quantize`.
       counted: which vectors count, one value per vector, or one per image as (b, 1); None for all.
-      chunk: most probabilities in memory at once. The sequence is cut into chunks, not the batch,
-        so that the batch stays sharded.
+      chunk: largest number of probabilities in memory at once. The sequence is cut into chunks, not
+        the batch, so that the batch stays sharded.
     """
     b, length, _ = vectors.shape
     weights = (

@@ -1,4 +1,4 @@
-"""Initial codes from the vectors that an encoder gives, and vectors to replace dead codes with."""
+"""Initial codes chosen from an encoder's vectors, and vectors that replace dead codes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from var_jax.config.scales import Scales
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-NOISE = 0.1  # of a repeated vector, in standard deviations of each channel
+NOISE = 0.1  # added to a repeated vector, in standard deviations of each channel
 KMEANS_VECTORS = 32  # per code
 
 
@@ -28,9 +28,10 @@ def candidates(
 ) -> Float[Array, "n c"]:
     """Returns `count` of the vectors in random order, balanced over the scales.
 
-    Each next vector is of any scale with equal probability, or in proportion to `scale_weights`;
-    drawn uniformly, nearly all would be of the finest scales. They are drawn without replacement
-    (a scale of few vectors may run out); when all are drawn, copies with noise follow.
+    Each next vector comes from any scale with equal probability, or in proportion to
+    `scale_weights`; drawn uniformly, nearly all would come from the finest scales. They are drawn
+    without replacement (a scale of few vectors may run out); when all are drawn, copies with noise
+    follow.
 
     Args:
       vectors: the residuals of all scales (`vq.quantize`).
@@ -50,8 +51,10 @@ def candidates(
 def sampled_init(
     vectors: Float[Array, "n c"], key: PRNGKeyArray, vocab_size: int
 ) -> Float[Array, "v c"]:
-    """Returns codes that are different ones of the vectors, chosen at random; where there are fewer
-    vectors than codes, all of them and copies with noise."""
+    """Returns codes that are distinct vectors, chosen at random.
+
+    If there are fewer vectors than codes, they are all of the vectors, and copies with noise.
+    """
     return _sample_rows(vectors, jnp.zeros(vectors.shape[0]), key, vocab_size)
 
 
@@ -61,10 +64,11 @@ def kmeans_init(
     vocab_size: int,
     iterations: int = 10,
 ) -> Float[Array, "v c"]:
-    """Returns the centers of Lloyd's k-means, started from `sampled_init`; without clustering where
-    there are no more vectors than codes.
+    """Returns the centers of Lloyd's k-means, started from `sampled_init`.
 
-    It runs on the host, in scikit-learn. Hosts may round differently, so that one of several has to
+    Nothing is clustered if there are no more vectors than codes.
+
+    It runs on the host, in scikit-learn. Hosts may round differently, so one of several has to
     compute the codes for all.
     """
     from sklearn.cluster import KMeans
@@ -89,11 +93,11 @@ def initial_codes(
     scales: Scales,
     how: Literal["sampled", "kmeans", "equal"],
 ) -> Float[Array, "v c"]:
-    """Returns the codes that a run starts with, from vectors that are balanced over the scales.
+    """Returns a run's initial codes, from vectors that are balanced over the scales.
 
     Args:
-      vectors: what the codes are to represent, of many images: `vq.exact_residuals`, or the
-        residuals that other codes leave.
+      vectors: the vectors of many images that the codes are to represent: `vq.exact_residuals`, or
+        the residuals that other codes leave.
       how: "sampled"; "kmeans", from up to 32 vectors per code; or "equal", one vector for all
         codes, which is the worst possible start and shows what revival can do.
     """
@@ -111,8 +115,10 @@ def initial_codes(
 def _sample_rows(
     rows: Float[Array, "n c"], log_weights: Float[Array, " n"], key: PRNGKeyArray, count: int
 ) -> Float[Array, "m c"]:
-    """Returns rows without replacement, each next one by its weight among those left (Gumbel
-    top-k); when all are drawn, copies with noise."""
+    """Samples rows by weight without replacement (Gumbel top-k).
+
+    When all are drawn, copies with noise follow.
+    """
     order_key, noise_key = jax.random.split(key)
     distinct = min(count, rows.shape[0])
     noisy_weights = log_weights + jax.random.gumbel(order_key, log_weights.shape)

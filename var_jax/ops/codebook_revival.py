@@ -33,15 +33,16 @@ class Revived(NamedTuple):
 
 
 def initial_usage(num_scales: int, vocab_size: int) -> Float[Array, "k v"]:
-    """Returns the usage that a run starts with: every code in equal use at every scale."""
+    """Returns a run's initial usage: every code in equal use at every scale."""
     return jnp.full((num_scales, vocab_size), 1 / vocab_size, jnp.float32)
 
 
 def scale_weights(usage: Float[Array, "k v"]) -> Float[Array, " k"]:
     """Returns each scale's weight in `codebook_init.candidates`: 1 / perplexity of its usage.
 
-    Dead codes then go mostly to scales that few codes serve. With equal weights, a coarse scale
-    whose few codes are all in use would get no more of them than a fine one that has hundreds.
+    Dead codes then go mostly to scales where few codes are in use. With equal weights, a coarse
+    scale whose few codes are all in use would get no more of them than a fine one that has
+    hundreds.
     """
     return jnp.asarray(1 / perplexity(usage))
 
@@ -62,15 +63,15 @@ def revive(
     times an equal share. Over the tokens of all scales together, those of the coarse scales would
     keep hardly any code alive.
 
-    The dead code of the n-th lowest index becomes the n-th vector, and its usage is set to an equal
-    share: a code that is never chosen lives for log(threshold) / log(decay) steps. Dead codes
+    The dead code with the n-th lowest index becomes the n-th vector, and its usage is set to an
+    equal share: a code that is never chosen lives for log(threshold) / log(decay) steps. Dead codes
     beyond the number of vectors wait. Codes that are all equal recover: all tokens choose one of
     them, and all others die in the same step.
 
     Args:
-      counts: of this step, by `codebook.code_counts`. Scales where nothing was counted keep their
-        usage, and so do those beyond the step's scales, where it has fewer.
-      vectors: of this step, by `codebook_init.candidates` with `scale_weights`; V of them.
+      counts: this step's `codebook.code_counts`. Scales where nothing was counted keep their usage,
+        and so do those beyond the step's scales, where it has fewer.
+      vectors: V vectors of this step, from `codebook_init.candidates` with `scale_weights`.
     """
     vocab_size, num_vectors = codebook.shape[0], vectors.shape[0]
     counts = jnp.pad(counts, [(0, usage.shape[0] - counts.shape[0]), (0, 0)])
@@ -92,7 +93,7 @@ def revive(
 def set_rows(tree: Any, revived: Bool[Array, " v"], rows: Float[Array, "v c"]) -> Any:
     """Returns a tree with these rows in every leaf named "codebook".
 
-    A running average of the weights gets revived codes at once, because an average of a dead code
+    A running average of the weights takes the revived codes as they are: an average of a dead code
     and a new one would be neither.
     """
     return _map_codebooks(
@@ -101,8 +102,10 @@ def set_rows(tree: Any, revived: Bool[Array, " v"], rows: Float[Array, "v c"]) -
 
 
 def reset_rows(tree: Any, revived: Bool[Array, " v"]) -> Any:
-    """Returns a tree with zero rows in every leaf named "codebook", such as an optimizer's moments,
-    which belong to the code that was replaced."""
+    """Returns a tree with these rows zero in every leaf named "codebook".
+
+    It resets an optimizer's moments, which belong to the code that was replaced.
+    """
     return _map_codebooks(
         tree, lambda leaf: jnp.where(revived[:, None], jnp.zeros_like(leaf), leaf)
     )

@@ -18,8 +18,8 @@ from var_jax.ops.resize import matrix
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-MAX_SHIFT = 1 / 8  # of a side
-HOLE = 1 / 2  # of a side
+MAX_SHIFT = 1 / 8  # largest shift, as a share of a side
+HOLE = 1 / 2  # side of the hole, as a share of the image's
 BLUR_REACH = 3  # standard deviations of a blur that its kernel spans on either side
 # Products along the height and along the width of images, with one matrix for all images or one
 # matrix per image.
@@ -38,10 +38,10 @@ def diff_augment(
     """Returns images after every augmentation of a policy.
 
     Args:
-      images: in [-1, 1]; fakes may lie beyond.
+      images: in [-1, 1]; fakes may go beyond.
       policy: names among "color", "translation" and "cutout", joined by commas, in the order in
         which they act; "" for none.
-      probability: of each image to be augmented at all.
+      probability: probability of each image to be augmented at all.
       hole: share of each side that "cutout" takes.
     """
     if not policy or not probability:
@@ -76,7 +76,7 @@ def translation(key: jax.Array, x: Float[Array, "b H W c"]) -> Float[Array, "b H
     """Returns images shifted by whole pixels, up to MAX_SHIFT of each side; new pixels are 0.
 
     The shifts are products with matrices of zeros and ones: for a gather with indices of its own
-    per image, the compiler would copy a batch that lies over many devices to each of them.
+    per image, the compiler would copy a batch that is sharded over many devices to each of them.
     """
     for axis, side_key in zip((1, 2), jax.random.split(key), strict=True):
         positions = jnp.arange(x.shape[axis])
@@ -92,7 +92,7 @@ def cutout(
 ) -> Float[Array, "b H W c"]:
     """Returns images with a hole of 0, whose sides are a share `hole` of the image's.
 
-    The hole's center lies anywhere in the image, so that the hole may reach beyond the border.
+    The hole's center may be anywhere in the image, so that the hole may reach beyond the border.
     """
     spans = []
     for axis, side_key in zip((1, 2), jax.random.split(key), strict=True):
@@ -130,11 +130,10 @@ def fading_blur(
 
 
 def _blur_matrix(side: int, width: Float[Array, ""], max_width: float) -> Float[Array, "n n"]:
-    """Returns the (outputs, inputs) weights of one side, of a kernel that ends at floor(3 `width`)
-    pixels.
+    """Returns the (outputs, inputs) weights of one side's blur, cut at floor(3 `width`) pixels.
 
     Args:
-      max_width: the largest `width`, which the sizes of arrays follow.
+      max_width: the largest `width`, which determines the sizes of arrays.
     """
     reach = int(BLUR_REACH * max_width)
     offsets = np.arange(-reach, reach + 1)
@@ -152,7 +151,7 @@ def crop_or_resize(
 ) -> Float[Array, "b n n c"]:
     """Returns images at a frozen network's size, some randomly cropped and the others resized.
 
-    Both are products with matrices of an image's own, for the reason that `translation` gives.
+    Both are products with one matrix per image, for the reason that `translation` gives.
 
     Args:
       side: height and width of the results.

@@ -98,8 +98,9 @@ def blur_strength(step: Float[Array, ""] | int, start: int, fade: int) -> Float[
 def lecam(
     real: Float[Array, "b n"], fake: Float[Array, "b n"], averages: Float[Array, " 2"]
 ) -> Float[Array, ""]:
-    """Returns the LeCam regularization, mean relu(D(real) - a_fake)^2 + mean relu(a_real -
-    D(fake))^2.
+    """Returns the LeCam regularization of a discriminator.
+
+    It is mean relu(D(real) - a_fake)^2 + mean relu(a_real - D(fake))^2.
 
     Source: Tseng et al. 2021, equation 8.
 

@@ -1,13 +1,13 @@
 """Attention masks: which scales each scale attends to.
 
-Attention, sampling and the FLOP counts all ask here. Under every mask, scale k attends to all
-tokens of the scales from a first one up to k itself, so that the keys are one contiguous span of
-the sequence:
+Attention, sampling and the FLOP counts all use these functions. Under every mask, scale k attends
+to all tokens of the scales from a first one up to k itself, so that the keys are one contiguous
+span of the sequence:
 
 - block_causal: all coarser scales and its own (VAR, section 3.2).
 - markov: the scale before and its own. The input of scale k already sums up the codes of all
   coarser scales, so that only attention to them is dropped.
-- block_diagonal: its own alone; coarser scales act through its input.
+- block_diagonal: only its own; coarser scales act through its input.
 """
 
 import numpy as np
@@ -27,8 +27,10 @@ def visible(scales: Scales, mask: Mask, k: int) -> slice:
 
 
 def attended_pairs(scales: Scales, mask: Mask) -> int:
-    """Returns the number of (query, key) pairs that the mask lets through: 286,434 for block_causal
-    with the published scales at 256 pixels."""
+    """Returns the number of (query, key) pairs that the mask lets through.
+
+    It is 286,434 for block_causal with the published scales at 256 pixels.
+    """
     spans = (visible(scales, mask, k) for k in range(len(scales)))
     return sum(n * (span.stop - span.start) for n, span in zip(scales.lengths, spans, strict=True))
 

@@ -21,14 +21,13 @@ Images = TypeVar("Images", Any, np.ndarray)
 def normalize_images(images: Images) -> Images:
     """Returns uint8 pixels (..., H, W, c) as float32 in [-1, 1], as the models take them.
 
-    An array of numpy stays one: no device is used.
+    A numpy array stays a numpy array: no device is used.
     """
     return images.astype(np.float32) / 127.5 - 1  # pyright: ignore[reportReturnType]
 
 
 def l2_norm(x: Float[Array, "*b c"]) -> Float[Array, "*b 1"]:
-    """Returns the L2 norm along the last axis, which is kept; its gradient at a zero vector is
-    0."""
+    """Returns the L2 norm over the last axis, kept with size 1; its gradient at zero is 0."""
     square = jnp.sum(x**2, axis=-1, keepdims=True)
     nonzero = square > 0
     return jnp.where(nonzero, jnp.sqrt(jnp.where(nonzero, square, 1)), 0)
@@ -42,7 +41,7 @@ def l2_normalize(
     A zero vector stays zero, and its gradient is 0: there is no direction that it could turn to.
 
     Args:
-      floor: smallest norm that is divided by.
+      floor: the smallest divisor.
       added: constant that some published distances add to the norm.
     """
     norm = l2_norm(x)

@@ -51,7 +51,7 @@ def last_axis_spec(rank: int, outputs: int) -> str:
     """Returns the spec of a product over the last axis of x, which `outputs` dimensions replace.
 
     Args:
-      rank: number of dimensions of x.
+      rank: number of dimensions of `x`.
       outputs: number of dimensions in place of the last one.
     """
     rows, new = LETTERS[: rank - 1], "uvw"[:outputs]

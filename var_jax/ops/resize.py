@@ -1,7 +1,7 @@
 """Separable resizes with PyTorch's conventions, as products with fixed matrices.
 
 `jax.image.resize` differs from PyTorch's: its cubic kernel antialiases or weighs the border
-otherwise, and its area average is wrong for ratios that are not integers. One matrix per side is
+differently, and its area average is wrong for ratios that are not integers. One matrix per side is
 exact for any ratio, needs no gather, and is computed once in numpy float64.
 """
 

@@ -1,8 +1,8 @@
 """The multi-scale residual quantizer as pure functions (VAR, section 3.2, algorithms 1 and 2).
 
-Feature maps are NHWC at the finest scale's size. Tokens of all scales lie in one (B, L) array,
-coarse to fine. `f_hat` is the paper's name for the accumulated feature map: the sum, over the
-scales so far, of the code vectors after upsampling and phi.
+Feature maps are NHWC at the finest scale's size. Tokens of all scales form one (B, L) array, coarse
+to fine. `f_hat` is the paper's name for the accumulated feature map: the sum, over the scales so
+far, of the code vectors after upsampling and phi.
 
 There are three kinds of codes. "euclidean" and "cosine" look up the nearest vector of a learned
 codebook. "bsq" (binary spherical quantization, Zhao et al. 2024) has neither a codebook nor a
@@ -55,8 +55,8 @@ class Quantizer:
       codebook: code vectors; None for "bsq".
       phi_kernel: kernels of the residual convolutions.
       phi_bias: their biases.
-      scales: see `TokenizerConfig`, as for the next two.
-      phi_ratio: share of phi's output in what a scale adds.
+      scales: as in `TokenizerConfig`, as are the next two.
+      phi_ratio: share of phi's output in a scale's contribution.
       codes: "euclidean", "cosine" or "bsq".
     """
 
@@ -85,8 +85,8 @@ class Quantized(NamedTuple):
     Attributes:
       tokens: tokens of all scales.
       f_hats: the accumulated feature map after each scale.
-      residuals: at every token, the vector whose nearest code the token is: what the coarser scales
-        leave of the feature map, area-averaged to the token's scale. Gradients flow through them to
+      residuals: at every token, the vector whose nearest code the token is: the feature map minus
+        the coarser scales' sum, area-averaged to the token's scale. Gradients flow through them to
         the feature map (for `codebook_entropy.entropy_penalty`), but not to the codes or phi.
     """
 
@@ -139,8 +139,10 @@ def code_vectors(q: Quantizer) -> Float[Array, "v c"]:
 
 
 def upsample_and_phi(q: Quantizer, codes: Float[Array, "b l c"], k: int) -> Float[Array, "b h w c"]:
-    """Returns what scale k's code vectors add to the feature map: their map, upsampled bicubically
-    and mixed with its residual convolution phi."""
+    """Returns the contribution of scale k's code vectors to the feature map.
+
+    It is their map, upsampled bicubically and mixed with its residual convolution phi.
+    """
     h, w = q.scales.sizes[k]
     up = resize(codes.reshape(codes.shape[0], h, w, -1), q.scales.finest, "bicubic")
     i = phi_index(len(q.scales), q.phi_kernel.shape[0])[k]
@@ -194,8 +196,8 @@ def quantize(
 
     Args:
       num_scales: for each image, how many leading scales its accumulated maps are made of
-        (`sample_num_scales`); None for all. The finer scales have tokens nevertheless, which
-        `active_tokens` tells apart.
+        (`sample_num_scales`); None for all. The finer scales still have tokens, which
+        `active_tokens` marks.
     """
     feature = feature.astype(jnp.float32)
     f_hat = jnp.zeros_like(feature)
@@ -214,7 +216,7 @@ def quantize(
 def exact_residuals(q: Quantizer, feature: Float[Array, "b h w c"]) -> Float[Array, "b L c"]:
     """Returns the residuals that `quantize` would have if every vector were itself a code.
 
-    They do not depend on the present codes, so that a codebook can be initialized from them.
+    They do not depend on the present codes, so a codebook can be initialized from them.
     """
     f_hat = jnp.zeros_like(feature)
     residuals = []
@@ -247,8 +249,9 @@ def teacher_input(q: Quantizer, tokens: Int[Array, "b L"]) -> Float[Array, "b L-
 def scale_inputs(
     q: Quantizer, f_hats: list[Float[Array, "b h w c"]], batch: int
 ) -> Float[Array, "b l c"]:
-    """Returns the transformer's inputs for the scales that follow given maps: each accumulated
-    feature map, area-averaged to the size of the next scale.
+    """Returns the transformer's inputs for the scales that follow given maps.
+
+    Each is an accumulated feature map, area-averaged to the size of the next scale.
 
     Args:
       f_hats: the maps after the first scale, the first two, and so on; there may be none.
@@ -265,8 +268,9 @@ def vq_loss(
     beta: float,
     num_scales: Int[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Returns the mean over scales of beta * mse(sg(f_hat), f) + mse(f_hat, sg(f)), where sg stops
-    the gradient (VAR, section 3.2).
+    """Returns the quantizer's loss, a mean over scales (VAR, section 3.2).
+
+    Each scale's term is beta * mse(sg(f_hat), f) + mse(f_hat, sg(f)), where sg stops the gradient.
 
     Args:
       beta: weight of the commitment term, whose gradient goes to the feature map.
@@ -308,5 +312,5 @@ def sample_num_scales(
 
 
 def active_tokens(scales: Scales, num_scales: Int[Array, " b"]) -> Bool[Array, "b L"]:
-    """Returns which tokens are of the leading scales that quantizer dropout leaves an image."""
+    """Returns True for the tokens of the leading scales that quantizer dropout leaves an image."""
     return jnp.asarray(scales.level_ids) < num_scales[:, None]
