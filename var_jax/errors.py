@@ -1,5 +1,7 @@
-"""Errors that the command line turns into one line and an exit code: a user's mistake (2),
-preemption (75), and a run that failed (1)."""
+"""Errors that the command line reports in one line, with an exit code.
+
+The codes are 2 for a user's mistake, 75 for preemption, and 1 for a run that failed.
+"""
 
 import argparse
 import difflib
@@ -18,31 +20,31 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The machine is about to be taken away; everything is saved, and the same command goes on from
-    there."""
+    """The machine is about to be taken away; the run is saved, and the same command resumes it."""
 
 
 class RunFailed(RuntimeError):
-    """A run ends through no mistake in its command: one line, and exit code 1."""
+    """A run failed through no mistake in its command: one line, and exit code 1."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """An argument parser that reports a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` when a known name is close, else a list of the known names."""
+    """Returns "; did you mean 'x'?" if a known name is close, else a list of the known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
 def require_path(path: object, name: str = "path"):
-    """Raises UserError for a URL of a kind that is not read here, such as "hf://"; all else is left
-    to its reader.
+    """Raises UserError for a URL of an unsupported kind, such as "hf://".
+
+    Other paths are left to their readers.
 
     Call it where a path comes from outside: the library behind paths tries to reach hosts by some
     of these schemes, and ends on others with an error that names neither the path nor the remedy.

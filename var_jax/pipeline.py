@@ -1,5 +1,4 @@
-"""The public object: a trained VAR model, or a tokenizer alone, that encodes, decodes, samples and
-edits."""
+"""`Pipeline`: a VAR model, or only a tokenizer, that encodes, decodes, samples and edits."""
 
 import functools
 from collections.abc import Callable
@@ -18,10 +17,11 @@ from var_jax.sampling.settings import Settings, is_integer
 
 
 class Pipeline(LoadedModel):
-    """A trained VAR model, or a tokenizer alone; `from_pretrained` and `from_torch` make one.
+    """A trained VAR model, or only a tokenizer; `from_pretrained` and `from_torch` load one.
 
     Attributes:
-      config: frozen; `.tokenizer` and `.transformer` (None for a tokenizer alone).
+      config: the frozen configuration; `.tokenizer` and `.transformer` (None without a
+        transformer).
       params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
       class_names: class names by id, where the model's directory has them; else empty.
     """
@@ -43,8 +43,10 @@ class Pipeline(LoadedModel):
     def logits(
         self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]
     ) -> Float[np.ndarray, "b L V"]:
-        """Returns teacher-forced logits of all scales, without dropout; label `num_classes` means
-        "no class"."""
+        """Returns teacher-forced logits of all scales, without dropout.
+
+        The label `num_classes` means "no class".
+        """
         tokens = validate.tokens(self.config.tokenizer, tokens)
         labels = self._labels(labels)
         _require_as_many("labels", len(labels), "token rows", len(tokens))
@@ -86,8 +88,8 @@ class Pipeline(LoadedModel):
           overrides: cfg, top_k, top_p, temperature and smooth, in place of the preset's; each is a
             number, a `settings.Ramp`, or a list of one number per scale (see `settings.Settings`).
         Returns:
-          float32 (B, H, W, C) in [0, 1]; after it, where they are asked for, the tokens, int32
-          (B, L), and the image after each scale, (B, K, H, W, C).
+          float32 (B, H, W, C) in [0, 1]; after it, if requested, the tokens, int32 (B, L), and the
+          image after each scale, (B, K, H, W, C).
         Raises:
           UserError: a label or setting is out of range, or the model `then` does not fit.
         """
@@ -139,17 +141,18 @@ class Pipeline(LoadedModel):
         batch_size: int | None = None,
         **overrides: Unpack[Settings],
     ):
-        """Edits images zero-shot: in-painting, out-painting or class-conditional editing (VAR,
-        section 5.3).
+        """Edits images zero-shot (VAR, section 5.3).
+
+        It does in-painting, out-painting or class-conditional editing.
 
         Args:
           images: (B, H, W, C) in [-1, 1].
           keep: bool (h, w) or (B, h, w), True where the image is kept; on the finest token grid, or
             at image resolution, where a token is kept when more than half of its pixels are.
           labels: classes of the new content, as `sample` takes them; None for "no class".
-          keep_scales: number of leading scales that are the image's own everywhere. The more, the
-            closer new content stays to the old. None for the published rule: the scales of at most
-            3 tokens.
+          keep_scales: number of leading scales that stay the image's own everywhere. With more of
+            them, new content stays closer to the old. None for the published rule: the scales of at
+            most 3 tokens.
           from_scale: an alias of `keep_scales`.
           composite: whether the image's own pixels replace the tokenizer's reconstruction where
             they are kept.
@@ -197,11 +200,13 @@ class Pipeline(LoadedModel):
         batch_size: int | None = None,
         **overrides: Unpack[Settings],
     ):
-        """Samples new images that share the leading scales of given ones: variations of an image
-        with few of them, other fine detail with nearly all.
+        """Samples new images that share the leading scales of given ones.
 
-        For an image that was enlarged to the model's size, whose detail lies in the leading scales
-        alone, this is zero-shot super-resolution.
+        With few shared scales they are variations of an image; with nearly all, only fine detail
+        differs.
+
+        For an image that was enlarged to the model's size, whose detail is only in the leading
+        scales, this is zero-shot super-resolution.
 
         Args:
           images: (B, H, W, C) in [-1, 1].
@@ -252,8 +257,7 @@ class Pipeline(LoadedModel):
         then: "Pipeline | None" = None,
         **overrides: Unpack[Settings],
     ) -> int:
-        """Returns how many images per device `sample` samples at once with these settings, where no
-        batch size is given."""
+        """Returns the number of images per device that `sample` samples at once by default."""
         sampler_config, _ = self._settings(seed, preset, overrides)
         return self._max_batch(sampler_config, then)
 
@@ -289,8 +293,10 @@ class Pipeline(LoadedModel):
     def _resample(
         self, images, keep, labels, *, seed, preset, keep_scales, batch_size, overrides
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns images and tokens that are new where tokens are not kept, after the leading
-        scales."""
+        """Resamples the tokens that are not kept after the leading scales.
+
+        Returns the images and all of their tokens.
+        """
         if labels is None:
             labels = np.full(len(images), validate.transformer(self.config).num_classes)
             overrides = {**overrides, "cfg": 0}
@@ -319,8 +325,10 @@ class Pipeline(LoadedModel):
         )
 
     def _check_then(self, then: "Pipeline | None", keep_scales: Any) -> int | None:
-        """Returns the number of scales before another model continues, with both checked; None
-        where there is no other model."""
+        """Returns the number of scales before another model continues; None without another model.
+
+        It checks both.
+        """
         require(
             (then is None) == (keep_scales is None),
             "keep_scales",
@@ -348,7 +356,7 @@ class Pipeline(LoadedModel):
     def _max_batch(
         self, sampler_config: sampler.SamplerConfig, then: "Pipeline | None" = None
     ) -> int:
-        """Returns how many images per device fit in memory, for this model and the other one."""
+        """Returns the number of images per device that fit in memory with both models."""
         guided = any(sampler_config.guided)
         batch = max_batch(self.config, self.params, guided=guided)
         return batch if then is None else min(batch, then._max_batch(sampler_config))
@@ -373,7 +381,7 @@ class Pipeline(LoadedModel):
 
 
 def _one_of(keep_scales: int | None, from_scale: int | None) -> int | None:
-    """Returns whichever of an argument and its alias is given."""
+    """Returns the value of an argument or of its alias."""
     require(
         keep_scales is None or from_scale is None,
         "from_scale",

@@ -8,16 +8,16 @@ import numpy as np
 
 from var_jax.config.model import ModelConfig
 
-HOST_BYTES = 2**30  # for a batch where the device does not report its memory, as the CPU does not
-DECODER_MAPS = 4  # feature maps of an image, at its widest, that the decoder holds: an estimate
+HOST_BYTES = 2**30  # for a batch if the device does not report its memory, as on a CPU
+DECODER_MAPS = 4  # an image's feature maps that the decoder holds at its widest: an estimate
 MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 256}  # images per device
 
 
 def max_batch(config: ModelConfig, params: dict[str, Any], *, guided: bool) -> int:
-    """Returns how many images per device are sampled or decoded at once, a power of two.
+    """Returns the number of images per device to sample or decode at once, a power of two.
 
     Their keys, values and decoded feature maps take at most half of the memory that the weights
-    leave on a device, or 1 GiB where the device does not report its memory.
+    leave on a device, or 1 GiB if the device does not report its memory.
 
     Args:
       guided: whether the unconditional branch is computed too.

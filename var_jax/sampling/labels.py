@@ -1,5 +1,4 @@
-"""Class ids and class names: what users write for classes, and how pictures and messages name
-them."""
+"""Class ids and names: parses a user's text for them, and writes them in pictures and messages."""
 
 import re
 import unicodedata
@@ -29,7 +28,7 @@ class Entry(NamedTuple):
 
 
 def parse(text: str, class_names: Sequence[str] = (), option: str = "--labels") -> list[int]:
-    """Returns the class ids of a user's text; see `HELP` for how it is written.
+    """Returns the class ids that a user's text names; `HELP` describes its format.
 
     Args:
       class_names: the model's class names, by id; empty where it has none.
@@ -54,7 +53,7 @@ def parse_one(text: str, class_names: Sequence[str] = (), option: str = "--label
     """Returns the one class id of a user's text.
 
     Raises:
-      UserError: as `parse`, or the text is several classes.
+      UserError: as in `parse`, or the text names several classes.
     """
     labels = parse(text, class_names, option)
     if len(labels) != 1:
@@ -68,7 +67,7 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
     Letter case and the Unicode form of accents matter only where two names differ in nothing else.
 
     Args:
-      what: what an error calls the name.
+      what: word for the name in an error.
     Raises:
       UserError: no class has this name, or the model has no class names.
     """
@@ -83,7 +82,7 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
             f"{what} {name!r} is not a class id, and the model carries no class names; "
             "write 0,1,2 or 0-9"
         )
-    # A close name is suggested, if need be of another letter case; else the first names are listed.
+    # A close name is suggested, whatever its letter case; else the first names are listed.
     hint = did_you_mean(name, names)
     if "did you mean" not in hint:
         hint = did_you_mean(_folded(name), {_folded(other): other for other in names})
@@ -96,7 +95,7 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
 def written(name: str) -> str:
     """Returns a class name as `parse` reads it: quoted where it would be ids or two names.
 
-    For lists of names on the terminal, in which "ring, thin" would pass for two classes.
+    Lists of names on the terminal use it, where "ring, thin" would pass for two classes.
     """
     if not (NUMBERS.fullmatch(name) or set(name) & set(',"') or name != name.strip()):
         return name
@@ -112,8 +111,10 @@ def title(label: int, class_names: Sequence[str], num_classes: int) -> str:
 
 
 def describe(labels: Sequence[int], class_names: Sequence[str], num_classes: int) -> str:
-    """Returns the names of labels, as in "0 circle, 1 square", each class once; "" where the model
-    has no names, or they are the ids."""
+    """Returns the names of labels, as in "0 circle, 1 square", each class once.
+
+    It is "" if the model has no names, or if its names are the ids.
+    """
     shown = [(label, title(label, class_names, num_classes)) for label in dict.fromkeys(labels)]
     if all(name == str(label) for label, name in shown):
         return ""
@@ -130,8 +131,10 @@ def warnings(
     num_classes: int,
     option: str = "--labels",
 ) -> list[str]:
-    """Returns a line for each entry that the user may have meant otherwise: an id that is also the
-    name of another class, or an id beyond the classes of the training data.
+    """Returns a line for each entry that the user may have meant otherwise.
+
+    Such an entry is an id that is also the name of another class, or an id beyond the classes of
+    the training data.
 
     Args:
       text: the user's text.
@@ -162,7 +165,7 @@ def _entries(text: str, option: str) -> list[Entry]:
     """Returns the entries of a comma-separated text.
 
     Raises:
-      UserError: a quote is not closed, or an entry has text beside its quotes.
+      UserError: a quote is not closed, or an entry has text outside its quotes.
     """
     entries = []
     start = 0

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def guide(
     logits: Float[Array, "2b l v"], strength: Float[Array, ""] | float
 ) -> Float[Array, "b l v"]:
-    """Returns (1 + strength) * conditional - strength * unconditional logits (classifier-free
-    guidance).
+    """Returns logits under classifier-free guidance.
+
+    They are (1 + strength) * conditional - strength * unconditional.
 
     Args:
       logits: a batch whose first half is conditional and whose second half is unconditional.
@@ -34,11 +35,11 @@ def filter_logits(
 ) -> Float[Array, "*b v"]:
     """Returns logits with -inf in place of those that top-k and top-p exclude.
 
-    What remains are the k largest logits and, among those, the fewest that together hold
-    probability p. Nothing is sorted: both thresholds are found by counting the logits above or
-    below a candidate (`_largest_key_where`).
+    The k largest logits remain and, among those, the fewest that together hold probability p.
+    Nothing is sorted: both thresholds are found by counting the logits above or below a candidate
+    (`_largest_key_where`).
 
-    Equal logits at a threshold remain together. The threshold lies halfway between the last logit
+    Equal logits at a threshold remain together. The threshold is halfway between the last logit
     that remains and the next one, and the largest logit remains by its position. A compiler may
     compute the logits twice, for the search and for the comparison, with different rounding; a
     logit compared with itself could then be excluded.
@@ -84,8 +85,10 @@ _LOWEST = np.iinfo(np.int32).min
 
 
 def _sort_keys(x: Float[Array, "*b v"]) -> Int[Array, "*b v"]:
-    """Returns integers in the same order as float32 numbers: their bits, with all but the sign bit
-    inverted for negative numbers."""
+    """Returns integers in the same order as float32 numbers.
+
+    They are the numbers' bits, with all but the sign bit inverted for negative numbers.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     return jnp.where(bits < 0, bits ^ np.int32(2**31 - 1), bits)
 
@@ -123,8 +126,9 @@ def smooth_codes(
     codebook: Float[Array, "v c"],
     progress: float,
 ) -> Float[Array, "b l c"]:
-    """Returns code vectors mixed by a Gumbel-softmax, instead of one code per position: smoother
-    images, but not for measuring FID.
+    """Returns code vectors mixed by a Gumbel-softmax, instead of one code per position.
+
+    Images become smoother, but are not for measuring FID.
 
     This is the published code's `more_smooth`: the logits are multiplied by (1 + progress), and the
     temperature falls linearly from 0.27 to 0.0135.

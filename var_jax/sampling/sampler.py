@@ -1,5 +1,4 @@
-"""Scale-by-scale sampling and zero-shot editing as one compiled program (VAR, sections 3.2 and
-5.3)."""
+"""Sampling and zero-shot editing as one compiled program (VAR, sections 3.2 and 5.3)."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ MAX_KEPT_TOKENS = 3
 
 
 class SamplerConfig(NamedTuple):
-    """Settings that are compiled into the sampling program; another value compiles another program.
+    """Settings that are compiled into the sampling program; a new value compiles a new program.
 
     A tuple has one entry per scale.
 
@@ -54,12 +53,11 @@ class SamplerConfig(NamedTuple):
 
 
 class SamplingParams(NamedTuple):
-    """Settings that are traced: other values run the same program. Each is one number, or one
-    number per scale.
+    """Traced settings, which change without compiling; each is a number, or one number per scale.
 
     Attributes:
       cfg: guidance strength t. One number is the end of the published ramp, which rises linearly
-        over the scales from 0; of a single scale it is the strength itself.
+        over the scales from 0; with a single scale it is the strength itself.
       top_p: probability mass that is sampled from.
       temperature: divisor of the logits.
     """
@@ -140,8 +138,10 @@ def split_settings(config: ModelConfig, settings: Resolved) -> tuple[SamplerConf
 
 
 def image_keys(seed: Int[Array, ""] | int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """Returns one key per image, derived from the seed and the image's index, so that it does not
-    depend on the batch."""
+    """Returns one key per image, derived from the seed and the image's index.
+
+    So an image does not depend on its batch.
+    """
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
 
 
@@ -209,7 +209,7 @@ def sample_prefix(
 
 
 def truncate_settings(sampler: SamplerConfig, num_scales: int) -> SamplerConfig:
-    """Returns the settings of a program that samples the leading scales alone."""
+    """Returns the settings of a program that samples only the leading scales."""
     per_scale = {}
     for name in ("top_k", "use_top_p", "guided"):
         value = getattr(sampler, name)
@@ -234,16 +234,19 @@ def prefix_of_tokens(
 
 
 def published_keep_scales(scales: Scales) -> int:
-    """Returns how many leading scales of an edit are the source image's by the published rule:
-    those of at most `MAX_KEPT_TOKENS` tokens."""
+    """Returns the number of leading scales that an edit keeps by the published rule.
+
+    They are the scales of at most `MAX_KEPT_TOKENS` tokens.
+    """
     return sum(length <= MAX_KEPT_TOKENS for length in scales.lengths)
 
 
 def keep_by_scale(
     keep: Bool[Array, "b h w"], scales: Scales, *, keep_scales: int | None = None
 ) -> list[Bool[Array, "b l"]]:
-    """Returns which tokens of each scale are kept: those where the finest grid's mask, resized
-    bilinearly, is above one half.
+    """Returns which tokens of each scale an edit keeps.
+
+    They are those where the finest grid's mask, resized bilinearly, is above one half.
 
     Args:
       keep_scales: number of leading scales whose tokens are all kept; None for the published rule.
@@ -348,8 +351,10 @@ def _keep_scales(keep_scales: int | None, scales: Scales) -> int:
 
 
 def _guidance(cfg: Any, scales: Scales, k: int) -> Any:
-    """Returns the guidance strength at scale k; one number is the end of a ramp from 0, or the
-    strength itself where there is one scale."""
+    """Returns the guidance strength at scale k.
+
+    One number is the end of a ramp from 0, or the strength itself if there is only one scale.
+    """
     if jnp.ndim(cfg):
         return cfg[k]
     return cfg * scales.progress(k) if len(scales) > 1 else cfg

@@ -14,8 +14,10 @@ from var_jax.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Ramp:
-    """A setting that changes linearly over the scales, from `first` at the coarsest to `last` at
-    the finest; of a single scale, `first`."""
+    """A setting that changes linearly from `first` at the coarsest scale to `last` at the finest.
+
+    With a single scale it is `first`.
+    """
 
     first: float
     last: float
@@ -25,13 +27,12 @@ Schedule = float | Ramp | Sequence[float]
 
 
 class Settings(TypedDict, total=False):
-    """How tokens are sampled. Each schedule is a number, a `Ramp`, or a list of one number per
-    scale.
+    """Sampling settings. Each schedule is a number, a `Ramp`, or a list of one number per scale.
 
     Attributes:
       cfg: guidance strength t of (1 + t) conditional - t unconditional, 0 for none. A number c is
-        the published ramp from t = 0 at the first scale to t = c at the last; of a single scale it
-        is t = c. Ramp(t, t) is the same t at every scale.
+        the published ramp from t = 0 at the first scale to t = c at the last; with a single scale
+        it is t = c. Ramp(t, t) is the same t at every scale.
       top_k: number of most likely codes to sample from; 0 or >= V is off. A ramp is rounded to
         whole numbers.
       top_p: probability mass to sample from, of what top_k leaves; 0 or 1 is off. A ramp of top_k
@@ -48,7 +49,7 @@ class Settings(TypedDict, total=False):
     smooth: bool
 
 
-# "fid": the settings of the paper's figures. "pretty": those of its demonstration, with smooth
+# "fid" has the settings of the paper's figures, "pretty" those of its demonstration, with smooth
 # codes.
 PRESETS: dict[str, Settings] = {
     "fid": {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False},
@@ -84,7 +85,7 @@ def settings(preset: str, explicit: Mapping[str, Any]) -> Settings:
 
 
 def resolve(scales: Scales, chosen: Settings) -> Resolved:
-    """Returns settings with one number per scale; those that are missing are the preset "fid"'s.
+    """Returns settings with one number per scale; missing ones are those of the preset "fid".
 
     Raises:
       UserError: a number is out of its range, or a list does not have one number per scale.
@@ -115,7 +116,7 @@ def resolve(scales: Scales, chosen: Settings) -> Resolved:
 
 
 class _Range(NamedTuple):
-    """The numbers that a setting may be, and how an error names them."""
+    """The numbers that a setting may be, and the words for them in an error."""
 
     contains: Callable[[Any], bool]
     described: str
@@ -151,7 +152,7 @@ def _check_schedule(scales: Scales, name: str, value: Any):
 
 
 def _is_list(value: Any) -> bool:
-    """Whether a schedule is a list or an array of numbers, not a text or an array of no axes."""
+    """Returns whether a schedule is a list or an array with axes, and not a text."""
     return (
         not isinstance(value, str) and hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0
     )
@@ -166,16 +167,21 @@ def _per_scale(scales: Scales, value: Any) -> list[float]:
 
 
 def _guidance_per_scale(scales: Scales, value: Any) -> list[float]:
-    """Returns guidance as one number per scale; a number is the end of a ramp from 0, except of a
-    single scale, where such a ramp would switch guidance off."""
+    """Returns guidance as one number per scale; a number is the end of a ramp from 0.
+
+    With a single scale such a ramp would switch guidance off, so there the number is the
+    guidance.
+    """
     if len(scales) > 1 and not isinstance(value, Ramp) and not _is_list(value):
         value = Ramp(0.0, float(value))
     return _per_scale(scales, value)
 
 
 def _linear(scales: Scales, ramp: Ramp) -> list[float]:
-    """Returns a ramp's numbers, computed in float32 as a compiled program would: a number, its ramp
-    and its list then agree to the last bit."""
+    """Returns a ramp's numbers, computed in float32 as a compiled program would.
+
+    So a number, its ramp and its list agree to the last bit.
+    """
     first = np.float32(ramp.first)
     rise = np.float32(ramp.last - ramp.first)
     return [float(first + rise * np.float32(scales.progress(k))) for k in range(len(scales))]
@@ -207,7 +213,7 @@ def parse(text: str, kind: type[float] | type[int] = float) -> Schedule:
 
 
 def as_float_or_nan(value: Any) -> float:
-    """Returns a value as a float, and NaN, which is in no range, for what is not a number."""
+    """Returns a value as a float, or NaN, which is in no range, if it is not a number."""
     try:
         return math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""Checks of what callers pass to the pipeline: images, tokens, labels, masks and second models."""
+"""Checks of the pipeline's arguments: images, tokens, labels, masks and second models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def transformer(config: ModelConfig) -> TransformerConfig:
     """Returns the transformer's configuration.
 
     Raises:
-      UserError: the model is a tokenizer alone.
+      UserError: the model is a tokenizer without a transformer.
     """
     require(
         config.transformer is not None, "the model", "a tokenizer alone", "one with a transformer"
@@ -103,8 +103,9 @@ def labels(config: ModelConfig, values, class_names: Sequence[str] = ()) -> Int[
 
 
 def kept_tokens(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b h w"]:
-    """Returns a mask on the finest token grid. Of a mask at image resolution, a token is kept where
-    more than half of its pixels are.
+    """Returns a mask on the finest token grid.
+
+    If the mask is at image resolution, a token is kept where more than half of its pixels are.
 
     Raises:
       UserError: the mask has another shape, or other values than 0 and 1.
@@ -116,8 +117,9 @@ def kept_tokens(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b h w"]:
 
 
 def kept_pixels(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b H W"]:
-    """Returns a mask at image resolution. Of a mask on the finest token grid, a token is all of its
-    pixels.
+    """Returns a mask at image resolution.
+
+    If the mask is on the finest token grid, a token stands for all of its pixels.
 
     Raises:
       UserError: the mask has another shape, or other values than 0 and 1.
@@ -129,7 +131,7 @@ def kept_pixels(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b H W"]:
 
 
 def _mask(config: TokenizerConfig, keep) -> Bool[np.ndarray, "*b h w"]:
-    """Returns a mask of either resolution as bool, checked."""
+    """Returns a checked mask of either resolution as bool."""
     keep = np.asarray(keep)
     grid = config.scales.finest
     pixels = config.image_shape[:2]
