@@ -149,26 +149,59 @@ def named_by_article(file: File) -> list[str]:
     ]
 
 
+def _is_stage(node: ast.AST) -> bool:
+    """Whether an expression is a run's stage, or the section that an objective trains."""
+    if isinstance(node, ast.Name):
+        return node.id == "stage"
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Constant) and node.slice.value == "stage"
+    return isinstance(node, ast.Attribute) and node.attr in ("stage", "section")
+
+
+def _operands(node: ast.AST) -> list[ast.AST]:
+    """Returns what a comparison, a match or a choice from a literal dict decides by."""
+    if isinstance(node, ast.Compare):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Match):
+        return [node.subject]
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Dict):
+        return [node.slice]
+    return []
+
+
 def switches_on_stage(file: File) -> list[str]:
-    """What depends on what is trained is asked of the objective."""
+    """What depends on what is trained is asked of the objective.
 
-    def is_stage(node: ast.AST) -> bool:
-        return (isinstance(node, ast.Attribute) and node.attr == "stage") or (
-            isinstance(node, ast.Name) and node.id == "stage"
-        )
-
+    The config's own validation may ask: `__post_init__` of a config's dataclass.
+    """
+    allowed = set()
+    for function in file.functions():
+        if file.folder == "var_jax/config" and function.name == "__post_init__":
+            allowed.update(ast.walk(function))
     return [
         f"{file.path}:{node.lineno}"
         for node in ast.walk(file.tree)
-        if (isinstance(node, ast.Compare) and any(map(is_stage, (node.left, *node.comparators))))
-        or (isinstance(node, ast.Match) and is_stage(node.subject))
+        if node not in allowed and any(map(_is_stage, _operands(node)))
+    ]
+
+
+def names_an_objective(file: File) -> list[str]:
+    """An objective is asked what it does, and not which one it is."""
+    return [
+        f"{file.path}:{node.lineno} {name}"
+        for node in ast.walk(file.tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("var_jax.objectives")
+        for name in (alias.name for alias in node.names)
+        if name in objectives()
     ]
 
 
 Rule = Callable[[File], list[str]]
-# Folders that may do what a rule forbids elsewhere, because it is their matter.
+# Folders and files that may do what a rule forbids elsewhere, because it is their matter:
+# objectives are what is trained, and `idle_keys` is the validation of keys of another stage.
 ALLOWED: dict[Rule, set[str]] = {
-    switches_on_stage: {"var_jax/objectives", "var_jax/config"},
+    switches_on_stage: {"var_jax/objectives", "var_jax/config/idle_keys.py"},
+    names_an_objective: {"var_jax/objectives"},
 }
 PACKAGE_RULES = (
     too_long,
@@ -179,6 +212,7 @@ PACKAGE_RULES = (
     unnamed_results,
     names_of_before,
     switches_on_stage,
+    names_an_objective,
 )
 
 
@@ -190,9 +224,29 @@ def sources(top: str) -> tuple[File, ...]:
     )
 
 
+@functools.cache
+def objectives() -> frozenset[str]:
+    """Returns the names of the classes that derive from Objective, and of the modules with them."""
+    names, modules = {"Objective"}, set()
+    files = [file for file in sources("var_jax") if file.folder == "var_jax/objectives"]
+    for _ in files:  # a class may be defined in a later file than one that derives from it
+        for file in files:
+            for node in file.tree.body:
+                bases = [ast.unparse(base) for base in getattr(node, "bases", ())]
+                if names & {base.partition("[")[0] for base in bases}:
+                    names.add(node.name)
+                    modules.add(file.path.stem)
+    return frozenset(names - {"Objective"} | modules)
+
+
 def broken(rule: Rule, top: str) -> list[str]:
     allowed = ALLOWED.get(rule, set())
-    return [place for file in sources(top) if file.folder not in allowed for place in rule(file)]
+    return [
+        place
+        for file in sources(top)
+        if not any(file.path.is_relative_to(path) for path in allowed)
+        for place in rule(file)
+    ]
 
 
 @pytest.mark.parametrize("rule", PACKAGE_RULES, ids=lambda rule: rule.__name__)
@@ -242,6 +296,11 @@ def test_package_has_one_file_of_a_name():
         (names_of_before, "class Critic: ..."),
         (switches_on_stage, "x = 1 if config.stage in ('tokenizer',) else 2"),
         (switches_on_stage, "match stage:\n    case _: ..."),
+        (switches_on_stage, "x = find(config).section == 'tokenizer'"),
+        (switches_on_stage, "x = run['stage'] != 'tokenizer'"),
+        (switches_on_stage, "x = {'tokenizer': 1, 'transformer': 2}[config.stage]"),
+        (switches_on_stage, "def __post_init__(self):\n    x = self.stage == 'tokenizer'"),
+        (names_an_objective, "from var_jax.objectives.next_scale import NextScale"),
         (named_by_article, "def test_the_loss(): ..."),
     ],
 )
@@ -249,6 +308,14 @@ def test_rule_names_a_place_that_breaks_it(rule, text):
     """The rules are not empty: each names the place in a source that breaks it."""
     (place,) = rule(File(Path("var_jax/ops/x.py"), text))
     assert place.startswith("var_jax/ops/x.py")
+
+
+def test_switch_on_stage_is_allowed_in_validation_alone():
+    """`__post_init__` of the config's dataclasses may ask for the stage, and nothing else there."""
+    switch = "(self):\n    return self.stage == 'tokenizer'"
+    config = Path("var_jax/config/x.py")
+    assert switches_on_stage(File(config, f"def __post_init__{switch}")) == []
+    assert switches_on_stage(File(config, f"def model{switch}")) == ["var_jax/config/x.py:2"]
 
 
 @pytest.mark.parametrize(
@@ -261,7 +328,8 @@ def test_rule_names_a_place_that_breaks_it(rule, text):
         (untyped_frozen, "def f(frozen: Frozen): ..."),
         (unnamed_results, "def f() -> tuple[int, ...]: ..."),
         (names_of_before, "x.found = library.given(whole=1)"),
-        (switches_on_stage, "config.stage"),
+        (switches_on_stage, "x = seconds[config.stage] if 'stage' in run else f'{config.stage}'"),
+        (names_an_objective, "from var_jax.objectives.base import Objective"),
         (named_by_article, "def test_loss_is_finite(): ..."),
     ],
 )

@@ -17,7 +17,7 @@ from var_jax.config.train import LossConfig, MeshConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import frozen_networks, image_losses, registry
+from var_jax.objectives import adversarial, frozen_networks, image_losses, registry
 from var_jax.objectives.autoencoder_loss import AutoencoderState, AutoencoderVariant
 from var_jax.objectives.frozen_networks import NetworkWeights
 from var_jax.objectives.steps import TRAINED
@@ -88,10 +88,9 @@ def test_variant_of_a_run_with_both_schedules():
         AutoencoderVariant(True),
         AutoencoderVariant(True),
     ]
-    assert (
-        config.adversarial_from == 4
-        and small.train_config("transformer", "").adversarial_from is None
-    )
+    assert adversarial.first_step(config) == 4
+    without = dataclasses.replace(config, adversarial=AdversarialConfig(weight=0.0))
+    assert adversarial.first_step(without) is None
 
 
 @pytest.mark.slow

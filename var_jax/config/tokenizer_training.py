@@ -181,6 +181,11 @@ class CodebookConfig:
     entropy_temperature: float = 1.0
     collapse_share: float = 0.02
 
+    @property
+    def revives(self) -> bool:
+        """Whether dead codes are moved."""
+        return self.revive_threshold > 0
+
     def __post_init__(self):
         for name in ("revive_threshold", "entropy"):
             require(getattr(self, name) >= 0, f"codebook.{name}", getattr(self, name), "0 or more")

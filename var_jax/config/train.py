@@ -5,7 +5,7 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.sections import (
     DataConfig,
     DiscriminatorOptimizerConfig,
@@ -130,28 +130,9 @@ class TrainConfig:
                 "'normal' and 0 with tokenizer.codes 'bsq', which have no codebook",
             )
 
-    @property
-    def adversarial_from(self) -> int | None:
-        """Steps done before the first adversarial one; None where there is none."""
-        adversarial = self.adversarial
-        on = self.stage == "tokenizer" and adversarial.weight > 0
-        return self.steps_of(adversarial.start) if on else None
-
-    @property
-    def revives(self) -> bool:
-        """Whether dead codes are moved."""
-        return self.stage == "tokenizer" and self.codebook.revive_threshold > 0
-
     def steps_of(self, value: float) -> int:
         """Returns a number of steps; a value below 1 is a share of the run's."""
         return round(value * self.steps) if value < 1 else round(value)
-
-    @property
-    def model(self) -> ModelConfig:
-        """What the run's model directory holds: the tokenizer alone, or both."""
-        return ModelConfig(
-            self.tokenizer, self.transformer if self.stage == "transformer" else None
-        )
 
     @property
     def left_to_data(self) -> list[str]:

@@ -157,6 +157,12 @@ class Discriminator:
         return logits, updated.get(discriminator.SPECTRAL, {})
 
 
+def first_step(config: TrainConfig) -> int | None:
+    """Returns the steps done before the first adversarial one; None in a run without such steps."""
+    adversarial = config.adversarial
+    return config.steps_of(adversarial.start) if adversarial.weight > 0 else None
+
+
 class AdversarialGradients(NamedTuple):
     """What a step gets from the discriminator.
 
@@ -195,7 +201,7 @@ def adversarial_gradients(
       d_image_loss: gradient of the pixel and perceptual terms at the reconstruction.
       at_last_kernel: pulls a gradient at the reconstruction back to the decoder's last kernel.
     """
-    adversarial, start = config.adversarial, config.adversarial_from
+    adversarial, start = config.adversarial, first_step(config)
     assert start is not None
     real_key, fake_key = jax.random.split(key)
     blur = gan_losses.blur_strength(step, start, config.steps_of(adversarial.blur_fade))

@@ -53,13 +53,14 @@ class Autoencoder(Objective[NetworkWeights]):
     def __init__(self, config: TrainConfig, networks: LossNetworks | None = None):
         self.networks = networks or LossNetworks()
         super().__init__(config, self.networks.weights)
+        self._adversarial_from = adversarial.first_step(config)
         self.discriminator: Discriminator | None = None
-        if config.adversarial_from is not None:
+        if self._adversarial_from is not None:
             self.discriminator = Discriminator(
                 config.adversarial,
                 config.tokenizer,
                 self.networks.features,
-                self._tokenizer(self.variant(config.adversarial_from)),
+                self._tokenizer(self.variant(self._adversarial_from)),
             )
 
     @classmethod
@@ -93,7 +94,7 @@ class Autoencoder(Objective[NetworkWeights]):
         return {"image": jax.ShapeDtypeStruct(self.model.image_shape, jnp.uint8)}
 
     def variant(self, done: int) -> AutoencoderVariant:
-        progressive, start = self.config.progressive, self.config.adversarial_from
+        progressive, start = self.config.progressive, self._adversarial_from
         is_small = bool(progressive.scales) and done < self.config.steps_of(progressive.until)
         return AutoencoderVariant(
             start is not None and done >= start,
@@ -101,7 +102,7 @@ class Autoencoder(Objective[NetworkWeights]):
         )
 
     def last_variant(self) -> AutoencoderVariant:
-        return AutoencoderVariant(self.config.adversarial_from is not None)
+        return AutoencoderVariant(self._adversarial_from is not None)
 
     def scales(self, variant: AutoencoderVariant | None = None) -> Scales:
         smaller = variant and variant.scales
@@ -195,9 +196,9 @@ class Autoencoder(Objective[NetworkWeights]):
         config = self.config
         not_decayed = frozenset() if config.codebook.weight_decay else frozenset({"codebook"})
         specs = {TRAINED: OptimizerSpec(config.optimizer, not_decayed=not_decayed)}
-        if config.adversarial_from is not None:
+        if self._adversarial_from is not None:
             specs[DISCRIMINATOR_FIELD] = OptimizerSpec(
-                config.discriminator_optimizer, config.adversarial_from
+                config.discriminator_optimizer, self._adversarial_from
             )
         return specs
 
@@ -213,7 +214,7 @@ class Autoencoder(Objective[NetworkWeights]):
         optimizers: Mapping[str, optax.GradientTransformation],
     ) -> AutoencoderState:
         usage, network = None, None
-        if self.config.revives:
+        if self.config.codebook.revives:
             usage = codebook_revival.initial_usage(len(self.model.scales), self.model.vocab_size)
         if self.discriminator is not None:
             variables = nn.meta.unbox(

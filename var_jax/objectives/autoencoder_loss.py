@@ -201,7 +201,7 @@ class AutoencoderLoss:
             tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted
         )
         vectors = None
-        if config.revives:
+        if config.codebook.revives:
             number = -(-tokenizer.vocab_size // config.microbatches)
             scale_weights = codebook_revival.scale_weights(state.usage)[: len(tokenizer.scales)]
             vectors = codebook_init.candidates(

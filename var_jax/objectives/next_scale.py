@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
@@ -162,9 +163,10 @@ class NextScale(LatentObjective):
         tools: EvaluationTools,
     ) -> Float[Array, "b H W c"]:
         sampler_config = sampler.SamplerConfig(top_k=0, use_top_p=True, guided=True)
+        models = ModelConfig(self.config.tokenizer, self.model)
         arguments = params, labels, keys, sampler.SamplingParams(1.5, 0.96, 1.0)
         program = tools.compiled(
-            "sampler", lambda: sampler.generate.lower(self.config.model, sampler_config, *arguments)
+            "sampler", lambda: sampler.generate.lower(models, sampler_config, *arguments)
         )
         images, _ = program(*arguments)
         return images

@@ -41,24 +41,24 @@ def run(
     Raises:
       UserError: as `train`, or a config of the wrong stage.
     """
-    for config, section in ((tokenizer, "tokenizer"), (transformer, "transformer")):
-        trained = registry.find(config).section
-        require(trained == section, f"the stage of the {section}'s config", config.stage, section)
+    makes_tokens = not registry.find(tokenizer).generates
+    require(makes_tokens, "the stage of the tokenizer's config", tokenizer.stage, "tokenizer")
+    generates = registry.find(transformer).generates
+    require(generates, "the stage of the transformer's config", transformer.stage, "transformer")
     directory, seconds = epath.Path(workdir), {}
     transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))
     tokenizer = data_sizes.from_data(tokenizer, directory / "tokenizer-run")
     transformer = data_sizes.from_data(transformer, directory / "transformer-run")
     evaluations = {}
-    for config in (tokenizer, transformer):
-        workdir_of = directory / f"{config.stage}-run"
-        begun, started = Checkpoints(workdir_of / "checkpoints", keep=1).latest_step(), time.time()
-        evaluations[config.stage] = train(config, str(workdir_of))
+    for name, config in (("tokenizer", tokenizer), ("transformer", transformer)):
+        run_directory = directory / f"{name}-run"
+        checkpoints = Checkpoints(run_directory / "checkpoints", keep=1)
+        begun, started = checkpoints.latest_step(), time.time()
+        evaluations[name] = train(config, str(run_directory))
         if begun is None:
-            seconds[config.stage] = round(time.time() - started, 1)
+            seconds[name] = round(time.time() - started, 1)
         else:
-            seconds[config.stage] = (
-                _reported_seconds(directory, config.stage) if begun >= config.steps else None
-            )
+            seconds[name] = _reported_seconds(directory, name) if begun >= config.steps else None
     sampling = time.time()
 
     model = Pipeline.from_pretrained(directory / "transformer-run")
@@ -137,9 +137,9 @@ def lines(report: dict[str, Any]) -> list[str]:
     return out
 
 
-def _reported_seconds(directory: epath.Path, stage: str) -> float | None:
+def _reported_seconds(directory: epath.Path, name: str) -> float | None:
     report = directory / "report.json"
-    return read_object(report).get("seconds", {}).get(stage) if report.exists() else None
+    return read_object(report).get("seconds", {}).get(name) if report.exists() else None
 
 
 def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:

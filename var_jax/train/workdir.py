@@ -141,7 +141,7 @@ def _in_steps(config: TrainConfig) -> TrainConfig:
         config.progressive,
         config.transformer,
     )
-    if config.adversarial_from is not None:
+    if adversarial.weight > 0:
         times = {
             name: config.steps_of(getattr(adversarial, name))
             for name in ("start", "warmup", "blur_fade")
