@@ -1,2 +1,1 @@
-"""Data sets: image folders, TFDS data sets and token caches, and batches that are a function of
-(seed, step)."""
+"""Image folders, TFDS data sets and token caches, and batches as a function of (seed, step)."""

@@ -1,4 +1,4 @@
-"""Fingerprints of the images that are on this machine, to compare token caches with them."""
+"""Fingerprints of the images on this machine, which token caches are compared with."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from var_jax.data import image_folder, sources, survey
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    # For its type alone: data must not depend on training.
+    # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
 
 log = logging.getLogger(__name__)

@@ -74,7 +74,7 @@ class Digits(_Local, skip_registration=True):
 
 
 class FashionMnistIdx(_Local, skip_registration=True):
-    """Fashion-MNIST, or a data set in its format, from four idx files, gzipped or not."""
+    """Fashion-MNIST, or a data set in its format, from four idx files, which may be gzipped."""
 
     name = "fashion_mnist_idx"
     VERSION = tfds.core.Version("1.0.1")  # from this version on, the metadata states the content
@@ -166,7 +166,7 @@ class ImageFolder(_Local, skip_registration=True):
             content = (self._files.root / file.name).read_bytes()
             lines.append(content_line(file, content))
             shown = printable(file.name)
-            # TFDS orders images by a hash of the key, which may be bytes where a name is not text.
+            # TFDS orders images by a hash of the key, which is bytes if a name is not text.
             key = file.name if shown == file.name else os.fsencode(file.name)
             yield key, {"image": io.BytesIO(content), "label": file.label, "file_name": shown}
         metadata: Any = self.info.metadata

@@ -1,8 +1,8 @@
-"""One image file's bytes as samples: the single place where files of images and masks are decoded.
+"""Decodes an image file's bytes to samples: the one decoder of images and masks.
 
 Every command reads through here, so that a file has the same pixels wherever it is used: upright
-(EXIF orientation), its transparency kept apart from its colors, and its samples with the value
-that is white. What cannot be read rightly is refused by name.
+(EXIF orientation), its transparency kept apart from its colors, and its samples with the value that
+is white. A file that cannot be read correctly is refused by name.
 """
 
 import contextlib
@@ -18,8 +18,8 @@ from var_jax.errors import UserError
 from var_jax.io import file_kinds
 
 BACKGROUND = 255  # transparent images are composited on white, as on a page
-DARK = 0.25  # of white: 14 bits in 16 and fewer have nothing brighter
-# Pillow starts other programs on these, and what they hold are drawing commands.
+DARK = 0.25  # share of white: 14 bits in 16 and fewer have nothing brighter
+# Pillow starts other programs on these, which hold drawing commands.
 DRAWINGS = ("EPS", "WMF")
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -35,13 +35,13 @@ TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SAMPLE_FORMAT = 258, 262, 339
 
 
 class Samples(NamedTuple):
-    """What an image file holds.
+    """The samples of an image file, and how they were read.
 
     Attributes:
       format: Pillow's name of the file's kind.
-      values: (height, width, 1 or 3), uint8, uint16, int32 or float32: gray or RGB.
+      values: gray or RGB samples (height, width, 1 or 3), uint8, uint16, int32 or float32.
       white: the value that is white; None where the file's kind has no known range.
-      alpha: (height, width), 255 where opaque; None of an image that is opaque everywhere.
+      alpha: opacity (height, width), 255 where opaque; None for an image that is opaque everywhere.
       turned: whether an EXIF orientation turned or mirrored the samples.
       rescaled: whether the file's white differs from what its number of bytes suggests.
       several: whether the file holds more frames or pages; these are the first's samples.
@@ -62,7 +62,7 @@ def read(content: bytes, name: str, formats: Sequence[str] | None = None) -> Sam
     Args:
       content: the file's bytes.
       name: for the message.
-      formats: Pillow's names of the kinds to accept; by default all.
+      formats: Pillow's names of the kinds to accept; all by default.
     Raises:
       UserError: the file does not decode to its end, or its pixels have no meaning that is
         certain; `name` is in the message.
@@ -77,9 +77,9 @@ def decode(
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Returns an image file's pixels: gray images with 1 channel, all others with 3.
 
-    White is 255 whatever the depth. Transparent images are composited on white. Of several frames
-    or pages the first counts. Arguments and errors are those of `read`; floating-point and 32-bit
-    integer pixels, which have no known range, are refused too.
+    White is 255 for every bit depth. Transparent images are composited on white. If there are
+    several frames or pages, the first one is decoded. Arguments and errors are those of `read`;
+    floating-point and 32-bit integer pixels, which have no known range, are refused too.
     """
     return pixels_of(read(content, name, formats), name)
 
@@ -141,7 +141,7 @@ def _samples(image: Image.Image) -> Samples:
         white, alpha = 65535, _alpha_of_color(values, image.info.get("transparency"))
         if tags.get(TIFF_BITS) == (12,):
             values, rescaled = (values * np.uint32(65535) // 4095).astype(np.uint16), True
-        if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is zero, which Pillow minds at 8 bits only
+        if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is zero, which Pillow respects only at 8 bits
             values, rescaled = 65535 - values, True
     elif image.mode in ("I", "F"):
         values, white, alpha = np.asarray(image)[..., None], None, None
@@ -159,16 +159,16 @@ def _samples(image: Image.Image) -> Samples:
 
 
 def _of_bytes(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(values, alpha) of an image of 8 bits per channel or fewer, or that Pillow reads as such."""
+    """Returns (values, alpha) of an image that Pillow reads with 8 bits per channel or fewer."""
     gray = image.mode in ("1", "L", "LA", "La") or raw_mode == "LA;16B"
     transparent = image.info.get("transparency")
     if isinstance(transparent, tuple) and raw_mode.startswith("RGB;16"):
-        # Pillow keeps the upper byte of each sample, which does not tell which pixels are meant.
+        # Pillow keeps only the upper byte of each sample, which does not identify the pixels.
         raise ValueError(
             "one color of its 16-bit RGB is transparent (tRNS); save it with an alpha channel"
         )
     if isinstance(transparent, int) and raw_mode in ("L;2", "L;4"):
-        # The file's own value, where Pillow has scaled the samples to 255.
+        # The file's own value, if Pillow has scaled the samples to 255.
         image.info["transparency"] = transparent * (85 if raw_mode == "L;2" else 17)
     if not image.has_transparency_data:
         pixels = np.asarray(image.convert("L" if gray else "RGB"))
@@ -182,14 +182,14 @@ def _of_bytes(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, np.ndarray
 def _alpha_of_color(
     values: Shaped[np.ndarray, "height width 1"], transparent: Any
 ) -> UInt8[np.ndarray, "height width"] | None:
-    """0 where a 16-bit gray image has the one value that is transparent."""
+    """Returns an alpha of 0 where a 16-bit gray image has the one value that is transparent."""
     if not isinstance(transparent, int):
         return None
     return np.where(values[..., 0] == transparent, 0, 255).astype(np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """The layout of the samples in the file; Pillow keeps less of it, and only until it loads."""
+    """Returns the layout of the samples in the file, which Pillow keeps only until it loads."""
     tile = getattr(image, "tile", None)
     if not tile:
         return ""
@@ -199,7 +199,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 where there is none or the EXIF block is damaged.
+    """Returns the EXIF orientation, or 1 if there is none or the EXIF block is damaged.
 
     `ImageOps.exif_transpose` also writes the block anew, and fails on images whose block has any
     entry that it cannot write; viewers show those.
@@ -214,7 +214,7 @@ def _orientation(image: Image.Image) -> int:
 def _turned(
     values: Shaped[np.ndarray, "height width channels"], turn: Image.Transpose
 ) -> Shaped[np.ndarray, "new_height new_width channels"]:
-    """Pillow's transposition, of samples that Pillow has no mode for too."""
+    """Returns Pillow's transposition, also for samples that Pillow has no mode for."""
     match turn:
         case Image.Transpose.FLIP_LEFT_RIGHT:
             return values[:, ::-1]
@@ -242,14 +242,14 @@ def _errors_named(name: str, content: bytes) -> Iterator[None]:
         size = str(error).partition(", could")[0]
         raise UserError(f"{name} does not decode: {size}; make it smaller") from error
     except Exception as error:  # Pillow's plugins raise nearly every kind
-        # An image of an unknown kind has Pillow name the buffer, which says nothing to a reader.
+        # For an image of an unknown kind Pillow names the buffer, which tells a reader nothing.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = _unknown(content) if unknown else _first_line(error)
         raise UserError(f"{name} does not decode: {reason}") from error
 
 
 def _unknown(content: bytes) -> str:
-    """Returns what a file is that no plugin of Pillow takes, by its first bytes."""
+    """Returns the kind of a file that no plugin of Pillow reads, by its first bytes."""
     head = content[: file_kinds.HEAD]
     if b"<svg" in head.lower():
         return "SVG files hold drawings, not pixels; save it as PNG"

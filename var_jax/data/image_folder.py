@@ -1,4 +1,4 @@
-"""A user's own images: directory/class/file, or directory/{train,test,val}/class/file."""
+"""A user's images in folders: directory/class/file, or directory/{train,test,val}/class/file."""
 
 import concurrent.futures
 import dataclasses
@@ -28,9 +28,9 @@ class File:
 
     Attributes:
       name: path below the directory, joined by "/".
-      label: class id.
+      label: its class id.
       split: "train", "test" or "val".
-      size, modified: size in bytes and time of modification, by which a change is noticed.
+      size, modified: size in bytes and modification time, which reveal a change.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Listing:
 
     @property
     def fingerprint(self) -> str:
-        """A fingerprint that changes with every file added, removed, renamed or written to."""
+        """Fingerprint that changes when a file is added, removed, renamed or written to."""
         lines = [
             f"{self.class_names}",
             *(f"{f.name}\0{f.split}\0{f.size}\0{f.modified}" for f in self.files),
@@ -70,7 +70,7 @@ class Listing:
 
     @property
     def counts(self) -> dict[str, tuple[int, ...]]:
-        """{split: number of files of each class}."""
+        """Numbers of files of each class, by split."""
         counts = {
             split: [0] * len(self.class_names) for split in sorted({f.split for f in self.files})
         }
@@ -92,8 +92,10 @@ class Listing:
 
 
 def natural_sort_key(name: str) -> tuple:
-    """Returns a sort key that compares numbers in names by value: "img2" before "img10", and "1"
-    before "01"."""
+    """Returns a sort key that compares numbers in names by value.
+
+    It puts "img2" before "img10", and "1" before "01".
+    """
     parts = re.split(r"(\d+)", name)  # digits at odd positions, other text at even ones
     return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), len(name), name
 
@@ -146,16 +148,16 @@ def content(files: Listing) -> dict[str, str]:
 def listing(
     directory: str, class_names: Sequence[str] = (), *, whole_train: bool = False
 ) -> Listing:
-    """Lists an image folder; the files of a class may lie at any depth.
+    """Lists an image folder; the files of a class may be at any depth.
 
-    Where no folders are splits, about a tenth of every class (by a hash of the names, at least one
-    file where there are two) is held out as "test".
+    If no folders are splits, about a tenth of every class (by a hash of the names, and at least one
+    file of two) is held out as "test".
 
     Args:
       directory: the folder.
       class_names: classes of an earlier run. If the folders are the same ones, they keep that
         order, and folders that look like splits stay the classes that they were then.
-      whole_train: whether all files of a lone folder of training images are for training.
+      whole_train: whether all files are for training if the only split is one for training.
     Raises:
       UserError: the directory is missing or has no class folders; a class folder has no files; or
         folders look like splits and cannot be read as such.
@@ -228,7 +230,7 @@ def _has_color(path: epath.Path) -> bool:
 def _hold_out(files: list[File]) -> list[File]:
     """Returns the files of a class, divided into "train" and "test"."""
     # The hash of a file's own name decides: it keeps its split when other files come or go, and
-    # neighboring frames of a video do not end up together. Only where one split would be empty, it
+    # neighboring frames of a video do not end up together. Only if one split would be empty, it
     # gets the file with the nearest hash.
     order = sorted(files, key=lambda f: _hash(f.name))
     count = sum(_hash(f.name) < HELD_OUT for f in files)

@@ -1,6 +1,6 @@
 """Batches of images for training and evaluation.
 
-The batch of step s depends on (seed, s) alone, for any number of hosts, threads or processes.
+The batch of step s depends only on (seed, s), for any number of hosts, threads or processes.
 """
 
 import math
@@ -14,17 +14,17 @@ from var_jax.data import streams, transforms
 from var_jax.data.sources import Split, open_split
 
 if TYPE_CHECKING:
-    # For its type alone: data must not depend on training.
+    # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
 
 CACHE_BYTES = 2**28  # per split, shared by all processes that read it
 
 
 class FittedSplit:
-    """A split whose images are resized, the part of the transform that is not random.
+    """A split with its images resized, which is the part of the transform that is not random.
 
-    The resized images are cached if those of the whole split fit into CACHE_BYTES. Of a larger
-    split nothing is cached: the images that one epoch leaves in a cache are rarely those that the
+    The resized images are cached if those of the whole split fit into CACHE_BYTES. Nothing of a
+    larger split is cached: the images that one epoch leaves in a cache are rarely those that the
     next epoch reads first.
 
     Args:
@@ -93,8 +93,8 @@ def train_batches(
     Yields:
       {"image": uint8 (rows, height, width, channels), "label": int32 (rows,)}.
     Raises:
-      UserError: as `open_split`; the split is smaller than a batch; shared memory is too small for
-        `data.workers`; or an image does not decode (when its batch comes).
+      UserError: as in `open_split`; the split is smaller than a batch; shared memory is too small
+        for `data.workers`; or an image does not decode (when its batch comes).
     """
     transforms.check(image_shape, data.resize)
     split = open_split(data, data.train_split) if split is None else split
@@ -139,9 +139,9 @@ def eval_batches(
     The other arguments are those of `train_batches`.
 
     Yields:
-      as `train_batches`, and "mask": bool (rows,), False on padding.
+      the arrays of `train_batches`, and "mask": bool (rows,), False on padding.
     Raises:
-      UserError: as `train_batches`, except that a split may be smaller than a batch.
+      UserError: as in `train_batches`, except that a split may be smaller than a batch.
     """
     examples = _held_out(data, image_shape, split)
     return streams.in_order(examples, batch_size, limit, rows=rows, workers=data.workers)
@@ -157,7 +157,7 @@ def eval_passes(
     rows: Sequence[int] | None = None,
     processes: int = 1,
 ) -> streams.Passes:
-    """Returns any number of passes over a split, each as `eval_batches`, by the same workers."""
+    """Returns repeatable passes over a split, like `eval_batches`, read by the same workers."""
     examples = _held_out(data, image_shape, split)
     return streams.passes(
         examples, batch_size, limit, rows=rows, workers=data.workers, processes=processes

@@ -1,8 +1,8 @@
-"""Masks: which pixels of an image get new content, from files and from painted layers.
+"""Masks of the pixels that get new content, from files and from painted layers.
 
-The single place that decides what a mask means, so that it does not depend on how a program saved
-it: bit depth, palette, alpha, or 0 and 1 in place of black and white. Where two readings are
-possible, the mask is refused by name.
+Only this module decides the meaning of a mask, so that it does not depend on how a program saved
+it: bit depth, palette, alpha, or 0 and 1 in place of black and white. If two readings are possible,
+the mask is refused by name.
 """
 
 import logging
@@ -16,27 +16,27 @@ from var_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 RIGHT = "make new content white, the rest black, and nothing transparent"
-COLORED = 48  # of 255: how far a pixel's channels lie apart where it is not merely a noisy gray
+COLORED = 48  # of 255: least difference of a pixel's channels that is more than a noisy gray
 FEW, DARK = 8, 16  # so few levels, one of them above 0 so dark, are numbers rather than grays
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")  # whose noise makes such levels of 0
-ALIKE = 8  # of 255: how far the same picture lies from itself after another compression, on average
+ALIKE = 8  # of 255: largest mean difference of one picture after two compressions
 
 
 def levels(
     content: bytes, name: str, image: UInt8[np.ndarray, "h w c"]
 ) -> UInt8[np.ndarray, "height width"]:
-    """Returns how white a mask file is, 255 where new content goes, at the file's own size.
+    """Returns a mask file's whiteness, 255 where new content goes, at the file's own size.
 
-    - Black and white of any depth: as they are; grays count by which of the two is nearer.
-    - Two levels that are both dark, one of them 0 (a mask saved as 0 and 1, or as 0 and 255 in
-      16 bits, or black and one dark color): the brighter is taken for white, and a line is logged.
+    - Black and white of any depth: as they are; a gray counts as the nearer of the two.
+    - Two levels that are both dark, one of them 0 (a mask saved as 0 and 1, or as 0 and 255 in 16
+      bits, or black and one dark color): the brighter counts as white, and a line is logged.
     - White, or one color that is not black, painted on a transparent page: where it is opaque.
     - The image itself with a transparent hole: the hole.
 
     Args:
       content: the file's bytes.
       name: for messages.
-      image: pixels of the image that it belongs to, at that file's own size.
+      image: pixels of the image that the mask belongs to, at that file's own size.
     Raises:
       UserError: the file does not decode, or has another meaning or none.
     """
@@ -48,7 +48,7 @@ def levels(
         return _opaque(samples, name)
     if alpha.max() <= 127:
         raise UserError(f"{name} is no mask: it is transparent everywhere; {RIGHT}")
-    if alpha.min() == alpha.max():  # as much of everything, which says nothing
+    if alpha.min() == alpha.max():  # equal everywhere, which says nothing
         return _opaque(samples, name)
     return _transparent(samples, alpha, name, image)
 
@@ -110,7 +110,7 @@ def _transparent(
     name: str,
     image: UInt8[np.ndarray, "h w c"],
 ) -> UInt8[np.ndarray, "height width"]:
-    """Returns how white a mask is that is transparent in places; hidden colors do not count."""
+    """Returns the whiteness of a mask with transparent places; hidden colors do not count."""
     visible = alpha > 127
     values = image_file.eight_bits(samples.values)
     gray = _gray(values)
@@ -120,13 +120,13 @@ def _transparent(
     if np.ptp(gray[visible]) > COLORED and _is_same(gray, image, visible):
         return 255 - alpha
     raise UserError(
-        f"{name} is no mask: it is transparent in places and has dark or colored ones beside, "
-        f"so that what it marks is not known; {RIGHT}"
+        f"{name} is no mask: it is transparent in places and has dark or colored ones too, so "
+        f"that its meaning is not known; {RIGHT}"
     )
 
 
 def _gray(values: Shaped[np.ndarray, "h w c"]) -> Shaped[np.ndarray, "h w"]:
-    """Returns how bright pixels are, in their own units."""
+    """Returns the brightness of pixels, in their own units."""
     if values.shape[-1] == 1:
         return values[..., 0]
     return np.asarray(Image.fromarray(values).convert("L"))

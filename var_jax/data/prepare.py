@@ -1,7 +1,7 @@
 """Prepares data sets as array_record, by TFDS without TensorFlow.
 
-What is prepared is written beside its place and renamed when it is complete, so that neither a
-killed process nor another one at the same time spoils it.
+A data set is written next to its final place and renamed when it is complete, so that neither a
+killed process nor a concurrent one spoils it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from var_jax.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-    # For its type alone: data must not depend on training.
+    # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
@@ -49,7 +49,7 @@ def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
 
 
 def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
-    """Writes the prepared files if there are none, and returns a builder that reads them alone."""
+    """Writes the prepared files if there are none, and returns a builder that only reads them."""
     import tensorflow_datasets as tfds
 
     try:
@@ -74,7 +74,7 @@ def prepare_folder(
 
     Args:
       files: the folder's files.
-      data: where the folder and the copy lie.
+      data: the paths of the folder and of the copy.
       keep_order: whether the order of classes in `files` is that of an earlier run; otherwise a
         copy that an earlier version prepared may change it.
     Returns:
@@ -132,10 +132,10 @@ def prepare_folder(
 def _survey_of_copy(
     prepared: "tfds.core.DatasetBuilder", files: image_folder.Listing, data: "DataConfig"
 ) -> survey.Survey:
-    """Returns the findings over a copy that exists already.
+    """Returns the survey of a copy that exists already.
 
-    A copy that an earlier version made is surveyed now. Copies hold the files' own bytes, so that
-    a later decoder needs no other copy, unless it refuses some of the files.
+    A copy that an earlier version made is surveyed now. Copies hold the files' own bytes, so a
+    later decoder needs no new copy, unless it refuses some of the files.
     """
     directory = epath.Path(prepared.data_dir)
     if findings := survey.load(directory):
@@ -194,7 +194,7 @@ def tfds_builder(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         hint = did_you_mean(name, [*OWN, *tfds.list_builders(with_community_datasets=False)])
-        # TFDS knows hundreds: where no name is close, only our own are listed.
+        # TFDS knows hundreds: if no name is close, only this package's own are listed.
         if "did you mean" not in hint:
             hint = f"; known: {', '.join(OWN)} and the names of TFDS"
         raise UserError(f"unknown data set {name!r}{hint}") from error
@@ -212,7 +212,7 @@ def _download_and_prepare(builder: "tfds.core.DatasetBuilder"):
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),
         )
     except OSError:
-        # Where the path exists, another process has prepared the same copy.
+        # If the path exists, another process has prepared the same copy.
         if not builder.data_path.exists():
             raise
 

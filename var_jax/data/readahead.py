@@ -1,8 +1,8 @@
-"""How far ahead batches are read, by what the host has: processors, memory and shared memory.
+"""How far ahead batches are read, given the host's processors, memory and shared memory.
 
-A batch is made of pieces, each of some of its rows. Threads and processes work on pieces rather
-than whole batches: all of them work on the next batch, and what waits is a small multiple of a
-piece per worker instead of a batch.
+A batch is made of pieces, each with some of its rows. Threads and processes work on pieces rather
+than whole batches: all of them work on the next batch, and a small multiple of a piece per worker
+waits in memory instead of a batch.
 """
 
 import os
@@ -13,15 +13,15 @@ from typing import NamedTuple
 from var_jax.errors import UserError
 
 AHEAD_BYTES = 2**31  # per host, whatever its number of processes and workers
-STREAMS = 2  # of a process at once: training and held-out batches
-AHEAD_BATCHES = 4  # that are read ahead where memory allows it
+STREAMS = 2  # streams of a process at once: training and held-out batches
+AHEAD_BATCHES = 4  # batches that are read ahead if memory allows it
 PIECE_BYTES = 2**22
 MAX_THREADS = 16
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_PART = (
     2  # at most 1/2 of what is free: collectives between devices of a host pass through it too
 )
-# Of each worker, with Grain's buffers of one piece: one in the queue between the processes, one
+# Pieces per worker, with Grain's buffers of one piece: one in the queue between the processes, one
 # before it, one in the buffer of the thread that empties the queue, and one before that.
 SHARED_PIECES = 4
 
@@ -31,8 +31,8 @@ class Plan(NamedTuple):
 
     Attributes:
       workers: processes; 0 for threads of this process.
-      threads: of each process that reads.
-      buffer: pieces that each process that reads has ready or in work.
+      threads: threads of each process that reads.
+      buffer: pieces that each reading process has ready or in work.
       piece_rows: rows per piece; the last piece of a batch may have fewer.
     """
 
@@ -43,15 +43,13 @@ class Plan(NamedTuple):
 
     @property
     def pieces(self) -> int:
-        """Returns how many pieces exist at once at most, those included that threads put
-        together."""
+        """Returns the largest number of pieces at once, with those that threads put together."""
         shared = SHARED_PIECES if self.workers else 0
         return max(1, self.workers) * (shared + self.buffer + self.threads)
 
 
 def available_cpus() -> int:
-    """Returns the number of processors that this process may use, which may be fewer than the
-    machine has."""
+    """Returns the number of processors that this process may use, perhaps not all there are."""
     count = getattr(os, "process_cpu_count", None)  # of Python 3.13
     if count is not None:
         return count() or 1
@@ -61,16 +59,16 @@ def available_cpus() -> int:
 def plan(rows: int, example_bytes: int, workers: int, processes: int = 1) -> Plan:
     """Returns how to read batches so that this host's streams together stay within AHEAD_BYTES.
 
-    Where a single row per worker is too much, fewer workers are started; one always is. Processes
-    hand pieces over in shared memory, so these are made small enough for what is free of it.
+    If a single row per worker is too much, fewer workers are started, but at least one. Processes
+    hand pieces over in shared memory, so pieces are small enough for its free part.
 
     Args:
-      rows: of each batch, that this process loads.
+      rows: rows of each batch that this process loads.
       example_bytes: size of one row.
-      workers: processes that are asked for; no more are started than there are processors.
-      processes: of this run on this host, which share the memory.
+      workers: number of processes requested; no more are started than there are processors.
+      processes: number of processes of this run on this host, which share the memory.
     Raises:
-      UserError: the workers do not find room in shared memory even for pieces of one row.
+      UserError: shared memory is too small for the workers, even with pieces of one row.
     """
     cpus = available_cpus()
     budget = AHEAD_BYTES // (STREAMS * processes)
@@ -100,9 +98,9 @@ def _shared_bytes(workers: int, example_bytes: int, processes: int) -> int:
     """Returns how much shared memory one stream may fill.
 
     Raises:
-      UserError: less than the workers need, which would otherwise be ended by a bare SIGBUS.
+      UserError: it is less than the workers need, which a bare SIGBUS would otherwise end.
     """
-    if not SHARED_MEMORY.is_dir():  # another system than Linux: there is no such limit
+    if not SHARED_MEMORY.is_dir():  # not Linux: there is no such limit
         return AHEAD_BYTES
     streams = STREAMS * processes
     free = shutil.disk_usage(SHARED_MEMORY).free

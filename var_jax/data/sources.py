@@ -12,7 +12,7 @@ from var_jax.data import image_folder, prepare, split_folders, survey, transform
 from var_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    # For its type alone: data must not depend on training.
+    # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
 
 NEWLY_DECODED = f"-decoding{survey.DECODING}"
@@ -26,8 +26,8 @@ class Split(Protocol):
       class_names: class names by label.
       class_counts: number of images of each class, where the data set states it; else empty.
       fingerprint: fingerprint of the whole data set. For a user's own files it covers their
-        content; for others what TFDS records of the prepared copy: name, configuration, version
-        and the sizes of each split (for "digits" the version alone).
+        content; for others it covers TFDS's record of the prepared copy: name, configuration,
+        version and the sizes of each split (for "digits" only the version).
     """
 
     class_names: tuple[str, ...]
@@ -44,7 +44,7 @@ class Split(Protocol):
 class TfdsSplit:
     """A split of a prepared TFDS data set, decoded by Pillow.
 
-    Where the data set has no "label", all images are of one class, "all".
+    If the data set has no "label", all images belong to one class, "all".
 
     Args:
       class_counts: as in `Split`.
@@ -59,7 +59,7 @@ class TfdsSplit:
             tuple(features["label"].names) if "label" in features else ("all",)
         )
         self.fingerprint = fingerprint_of(builder.info)
-        # TFDS decodes with OpenCV where that is installed, and takes palette indices for grays; its
+        # TFDS decodes with OpenCV if that is installed, and takes palette indices for grays; its
         # SkipDecoding would do, but then `tfds.testing.mock_data` needs TensorFlow.
         features["image"].decode_example_np = bytes
         self._source = builder.as_data_source(split)
@@ -112,10 +112,10 @@ def fingerprint_of(info: Any) -> str:
     content = metadata.get("content")
     if content is not None:
         return content_fingerprint(content, metadata.get("decoding", 1))
-    if info.name in prepare.OWN:  # determined by the version alone
+    if info.name in prepare.OWN:  # determined by the version
         return str(info.version)
-    # Another copy of the same version may be truncated, filtered, or sharded differently and hence
-    # in another order.
+    # Another copy of the same version may be truncated, filtered, or sharded differently and so in
+    # another order.
     return image_folder.fingerprint(
         [
             info.full_name,
@@ -143,7 +143,7 @@ def open_splits(
     Args:
       data: data config, whose `name`, `data_dir`, `source_dir` and `skip_bad_images` are used.
       splits: TFDS splits, including slices such as "train[:90%]". An image folder's "test" is its
-        "val" where it has no other held-out images, and the other way round.
+        "val" if it has no other held-out images, and vice versa.
       class_names: for an image folder, the order of classes of an earlier run; by default the
         natural order of names, or that of a copy that an earlier version prepared.
     Raises:

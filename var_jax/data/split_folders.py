@@ -1,8 +1,8 @@
-"""Tells the folders of an image folder that are splits from those that are classes.
+"""Distinguishes the split folders of an image folder from its class folders.
 
-Whoever takes a folder `valid/` for a class trains on held-out images without a word, and whoever
-takes a class for a split loses its images. So only layouts that leave no doubt are read; the others
-are refused, or noted, by name.
+Reading a folder `valid/` as a class would silently train on held-out images, and reading a class as
+a split would lose its images. So only unambiguous layouts are read; the others are refused, or
+noted, by name.
 """
 
 import re
@@ -31,10 +31,10 @@ class Part(NamedTuple):
     """The class folders of one split.
 
     Attributes:
-      split: "train", "test" or "val"; "" where files are yet to be held out.
-      prefix: the split's folder below the root, as it is spelled; "" where the classes lie in the
+      split: "train", "test" or "val"; "" if files are yet to be held out.
+      prefix: the split's folder below the root, as it is spelled; "" if the classes are in the
         root.
-      classes: {name as it lies on the disk: folder}.
+      classes: the class folders, by their names on the disk.
     """
 
     split: str
@@ -43,8 +43,11 @@ class Part(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Attributes:
-    notes: what the user should know of the layout, a line each.
+    """The splits of an image folder.
+
+    Attributes:
+      parts: its splits.
+      notes: remarks for the user on the layout, one line each.
     """
 
     parts: tuple[Part, ...]
@@ -54,13 +57,13 @@ class Layout(NamedTuple):
 def layout(root: epath.Path) -> Layout:
     """Reads which folders of an image folder are splits, and which are classes.
 
-    Folders are splits when one of them is named train (or training), has class folders, and stands
-    beside another split, or beside no other images. Names that only contain such a word, such as
-    train_images, must share a class folder with each other. Whatever else lies beside splits is
-    left out, with a note.
+    Folders are splits when one of them is named train (or training), has class folders, and is next
+    to another split, or next to no other images. Names that only contain such a word, such as
+    train_images, must share a class folder with each other. Anything else next to splits is left
+    out, with a note.
 
     Raises:
-      UserError: folders look like splits, and could not be read as such without guessing.
+      UserError: folders look like splits, and reading them as such would be a guess.
     """
     folders = subfolders(root)
     inside = {name: subfolders(folder) for name, folder in folders.items()}
@@ -87,7 +90,7 @@ def listed(names) -> str:
 
 
 def _role(name: str) -> str | None:
-    """Returns the role that a name stands for, whatever its case, width of letters and spaces."""
+    """Returns the role of a name, whatever its case, width of letters and spaces."""
     return SPLIT_OF.get(_normalized(name).strip())
 
 
@@ -96,7 +99,7 @@ def _normalized(name: str) -> str:
 
 
 def _role_within(name: str) -> str | None:
-    """Returns the one role that words of a name stand for, or None.
+    """Returns the one role that the words of a name mean, or None.
 
     It is "train" for "train_images" and "Train2017".
     """
@@ -118,7 +121,7 @@ def _are_splits(
       root: the image folder.
       folders: its folders.
       inside: the folders in each of them.
-      roles: the role that a folder's name stands for, of those that have one.
+      roles: the roles of the folders whose names have one, by name.
       must_share: whether a training folder and another one must have a class folder in common.
     Raises:
       UserError: two folders are the same split.
@@ -148,7 +151,10 @@ def _are_splits(
 def _with_splits(
     root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]
 ) -> Layout:
-    """Training files are held out from where no other split has class folders."""
+    """Returns the parts of a folder of splits.
+
+    Some training files are to be held out if no other split has class folders.
+    """
     with_classes = {role: name for name, role in roles.items() if inside[name]}
     alone = len(with_classes) == 1
     parts = tuple(
@@ -161,8 +167,8 @@ def _with_splits(
     ]
     if others := inside.keys() - roles.keys():
         notes.append(
-            f"{root} holds splits ({listed(with_classes.values())}); what lies beside them is left "
-            f"out: {listed(others)}"
+            f"{root} holds splits ({listed(with_classes.values())}); what is next to them is "
+            f"left out: {listed(others)}"
         )
     return Layout(parts, tuple(notes))
 
@@ -170,8 +176,7 @@ def _with_splits(
 def _refuse_splits_among_classes(
     root: epath.Path, folders: Folders, inside: Mapping[str, Folders], exact: Mapping[str, str]
 ):
-    """Raises UserError for held-out images that would be trained on, as a class or as part of
-    one."""
+    """Raises UserError for held-out images that would be trained on, as or in a class."""
     remedy = f"it must be {root}/train/CLASS/FILE and {root}/test/CLASS/FILE"
     if exact and exact.keys() == folders.keys() and (len(exact) > 1 or any(inside.values())):
         what = (
@@ -185,7 +190,7 @@ def _refuse_splits_among_classes(
     for name in exact:
         if shared := inside[name].keys() & folders.keys():
             raise UserError(
-                f"folder {name!r} of {root} looks like a split beside the class folders "
+                f"folder {name!r} of {root} looks like a split next to the class folders "
                 f"{listed(shared)}, which it holds too; {remedy}"
             )
     for name, below in inside.items():
@@ -204,16 +209,16 @@ def _refuse_splits_among_classes(
 def _refuse_unpaired_split(
     root: epath.Path, inside: Mapping[str, Folders], roles: Mapping[str, str]
 ):
-    """Raises UserError for a split beside a folder of the same classes whose name is no split's.
+    """Raises UserError for a split next to a folder of the same classes that is named otherwise.
 
-    Such as `training` beside `Prüfung` or `unlabeled`: as classes, they would be told apart by
-    nothing that an image shows.
+    Examples are `training` next to `Prüfung` or `unlabeled`: as classes, nothing in an image would
+    distinguish them.
     """
     for name in roles:
         for other in inside.keys() - roles.keys():
             if shared := inside[name].keys() & inside[other].keys():
                 raise UserError(
-                    f"folder {name!r} of {root} looks like a split, and {other!r} beside it holds "
+                    f"folder {name!r} of {root} looks like a split, and {other!r} next to it holds "
                     f"the same class folders ({listed(shared)}); name it train, test or val, or "
                     "move it elsewhere"
                 )

@@ -1,6 +1,6 @@
 """Streams of batches over any source of examples, read by Grain.
 
-The batch of step s depends on (seed, s) alone, for any number of hosts, threads or processes.
+The batch of step s depends only on (seed, s), for any number of hosts, threads or processes.
 `loader` builds these streams over images, and `token_cache` over tokens.
 """
 
@@ -16,7 +16,7 @@ from absl import flags
 from var_jax.data import readahead
 from var_jax.errors import UserError
 
-SIGBUS_EXIT = "exit code -7"  # in Grain's report of a worker for which shared memory was full
+SIGBUS_EXIT = "exit code -7"  # in Grain's report of a worker that found shared memory full
 
 
 class Source(Protocol):
@@ -28,12 +28,12 @@ class Source(Protocol):
 
 
 class Examples(NamedTuple):
-    """The examples of an evaluation, at random access.
+    """The examples of an evaluation, with random access.
 
     Attributes:
       length: number of examples.
       load: takes an index and returns the example.
-      blank: example that fills up the last batch.
+      blank: the example that pads the last batch.
       example_bytes: size of an example, which limits how much is read ahead.
     """
 
@@ -61,13 +61,13 @@ def shuffled(
     Args:
       source: the examples.
       vary: takes the repeated data set and a seed, and returns the data set with its random
-        augmentations, which differ from epoch to epoch; an example may depend on its position and
-        the seed alone.
+        augmentations, which differ from epoch to epoch; an example may depend only on its position
+        and the seed.
       batch_size: as in `loader.train_batches`.
-      seed: of the order and of the augmentations.
+      seed: seeds the order and the augmentations.
       start_step: step whose batch comes first.
       rows: as in `loader.train_batches`.
-      name: of the source, for error messages.
+      name: the source's name, for error messages.
       example_bytes: size of an example, which limits how much is read ahead.
       workers: number of processes that read; 0 for threads.
       processes: as in `loader.train_batches`.
@@ -124,7 +124,7 @@ def passes(
     workers: int,
     processes: int = 1,
 ) -> "Passes":
-    """Returns any number of passes, each as `in_order`, read by the same workers.
+    """Returns repeatable passes, each like `in_order`, read by the same workers.
 
     Arguments are those of `in_order`, and `processes` as in `loader.train_batches`.
 
@@ -163,7 +163,7 @@ def read(
       plan: how many threads or processes read, and how far ahead.
     """
     pieces = _Pieces(examples, batch_size, rows, plan.piece_rows)
-    remaining: Any = pieces[start * pieces.per_batch :]  # a dataset again, as slices of one are
+    remaining: Any = pieces[start * pieces.per_batch :]  # a slice of a data set is one too
     ahead: grain.IterDataset = remaining.to_iter_dataset(
         grain.ReadOptions(num_threads=plan.threads, prefetch_buffer_size=plan.buffer)
     )
@@ -229,10 +229,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
 
 
 class Passes:
-    """Passes over a data set, one after the other, read by the same threads or processes.
+    """Consecutive passes over a data set, read by the same threads or processes.
 
     After a pass, the beginning of the next one is read ahead. When a pass is abandoned after its
-    first batch, the next pass continues it, so that looking at one batch costs nothing; when it is
+    first batch, the next pass continues it, so that a look at one batch costs nothing; when it is
     abandoned later, the next pass starts anew.
 
     Args:
@@ -245,7 +245,7 @@ class Passes:
         self._stream: Batches | None = None
         self._place = 0  # number of batches of the current pass that were read
         self._first: dict[str, np.ndarray] = {}
-        self._number = 0  # of the current pass
+        self._number = 0  # index of the current pass
 
     def __call__(self) -> Iterator[dict[str, np.ndarray]]:
         """Starts a pass; an earlier one cannot go on after that."""

@@ -1,8 +1,8 @@
 """Surveys the files of an image folder once, when the folder is prepared.
 
-A run starts with warnings of what a user would not expect and cannot see in a loss: images
-composited on a background, frames that are left out, data sets that are nearly black. The findings
-are saved beside the prepared copy, so that a large folder is decoded for them only once.
+A run starts with warnings of surprises that a loss does not show: images composited on a
+background, frames that are left out, data sets that are nearly black. The findings are saved next
+to the prepared copy, so that a large folder is decoded for them only once.
 """
 
 import concurrent.futures
@@ -43,9 +43,9 @@ class Survey:
       turned: names of images that their EXIF orientation turns.
       rescaled: names of images whose white is not the usual one of their bit depth.
       thin: names of images that are too long to be cropped as a whole.
-      several: names of files with more frames or pages than the first, which is read.
-      brightest: highest value of all images, of 255.
-      brightest_deep: highest value of the 16-bit images, of 65535; None if there are none.
+      several: names of files with several frames or pages; the first one is read.
+      brightest: highest value of all images, out of 255.
+      brightest_deep: highest value of the 16-bit images, out of 65535; None if there are none.
     """
 
     images: int = 0
@@ -60,7 +60,7 @@ class Survey:
 
     @property
     def decoding(self) -> int:
-        """The version of the decoder that first gave the images' pixels as they are now."""
+        """The first version of the decoder that gave the images' present pixels."""
         return DECODING if self.transparent or self.turned or self.rescaled or self.thin else 1
 
     def remarks(self, directory: str) -> list[str]:
@@ -86,7 +86,7 @@ def dark_remarks(directory: str, brightest: int, brightest_deep: int | None = No
     """Returns a warning if images are so dark that their white is probably not the nominal one.
 
     Args:
-      directory: where the images lie, for the message.
+      directory: the images' directory, for the message.
       brightest: as in `Survey`.
       brightest_deep: as in `Survey`.
     """
@@ -136,7 +136,7 @@ def survey(files: Listing) -> Survey:
 
 
 def load(directory: epath.Path) -> Survey | None:
-    """Returns the findings saved beside a prepared copy; None if there are none of this version."""
+    """Returns the findings of this version saved next to a prepared copy; None without any."""
     try:
         values = read_object_or_none(directory / FILE) or {}
         fields: dict[str, Any] = {
@@ -149,7 +149,7 @@ def load(directory: epath.Path) -> Survey | None:
 
 
 def save(findings: Survey, directory: epath.Path):
-    """Saves the findings beside a prepared copy; if that fails, the next run surveys it again."""
+    """Saves the findings next to a prepared copy; if that fails, the next run surveys it again."""
     values = {"decoding": DECODING, "findings": dataclasses.asdict(findings)}
     with contextlib.suppress(OSError):
         atomic.write(directory / FILE, json.dumps(values, indent=1))

@@ -1,4 +1,4 @@
-"""Token caches: what `var-jax tokenize` wrote, read in the order of `loader` without any image.
+"""Token caches of `var-jax tokenize`, read in the order of `loader` without any image.
 
 A cache is a directory:
 
@@ -35,7 +35,7 @@ from var_jax.data.token_manifest import (
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
-    # For its type alone: data must not depend on training.
+    # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
 
 UNKNOWN_IMAGES = (
@@ -52,7 +52,7 @@ class TokenSplit:
         self._directory, self._info, self._manifest = directory, info, manifest
         self._length = manifest.scales.total
         self._dtype = token_dtype(manifest.vocab_size)
-        # Because the counts are in the names, no file is opened before it is read.
+        # With the counts in the names, no file is opened before it is read.
         self._source = grain.sources.ArrayRecordDataSource(
             [f"{directory / s.name}[0:{s.images}]" for s in info.shards]
         )
@@ -76,7 +76,7 @@ class TokenSplit:
         return self.read(index, 0)
 
     def read(self, index: int, view: int) -> dict[str, Any]:
-        """Returns what `__getitem__` does, for any view.
+        """Returns the result of `__getitem__` for any view.
 
         Raises:
           UserError: the file is damaged.
@@ -101,8 +101,8 @@ class Cache:
     """An opened token cache.
 
     Attributes:
-      directory: where the cache lies.
-      manifest: what it holds.
+      directory: the cache's directory.
+      manifest: the cache's manifest.
       tokenizer_directory: model directory of its tokenizer.
     """
 
@@ -138,14 +138,14 @@ class Cache:
         fingerprint: str | None = None,
         data_fingerprint: str | None = None,
     ):
-        """Checks that the cache fits a run's data, and its tokenizer where it names one.
+        """Checks that the cache fits a run's data, and its tokenizer if it names one.
 
         Args:
           data: the run's data.
           tokenizer: the run's tokenizer; None to leave it out of the check.
           fingerprint: fingerprint of the run's tokenizer.
-          data_fingerprint: fingerprint of the images, where they are at hand; it is ignored for
-            a cache that does not state its own.
+          data_fingerprint: fingerprint of the images, if they are on this machine; it is ignored
+            for a cache that does not state its own.
         Raises:
           UserError: something differs; every difference is named.
         """

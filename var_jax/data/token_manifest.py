@@ -42,7 +42,7 @@ class SplitInfo:
       split: the split's name in the data set.
       images: number of images per view.
       views: number of passes over the split, each with its own random crops.
-      shards: ordered by view, then as the split; empty until all of them are written.
+      shards: its files, ordered by view, then as the split; empty until all of them are written.
     """
 
     split: str
@@ -53,7 +53,7 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Describes what a cache holds; saved as `manifest.json`.
+    """Describes the contents of a cache; saved as `manifest.json`.
 
     Attributes:
       fingerprint: fingerprint of the tokenizer.
@@ -81,13 +81,13 @@ class Manifest:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields but the splits, as plain JSON values: what all shards of a cache share."""
+        """All fields except the splits, as plain JSON values; all shards of a cache share them."""
         unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
         return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Returns the dtype of stored tokens: 16 bits where they hold the vocabulary, else 32."""
+    """Returns the dtype of stored tokens: 16 bits if they hold the vocabulary, else 32."""
     return np.dtype("<u2" if vocab_size <= SHORT_VOCABULARY else "<u4")
 
 

@@ -18,7 +18,7 @@ __all__ = ["Resize", "at_size", "check", "crop", "decode", "eight_bits", "fit"]
 Resize = Literal["crop", "stretch", "pad", "whole"]  # the last is the older name of "stretch"
 SHORT_SIDE = 1.125
 # "crop" enlarges the short side of a line of pixels to the model's, so that its length would grow
-# without bound: of an image that is longer, the middle counts.
+# without bound: a longer image is cut to its middle.
 MAX_ASPECT = 20
 
 
@@ -39,17 +39,17 @@ def fit(
     resize: Resize,
     name: str = "image",
 ) -> UInt8[np.ndarray, "new_height new_width new_channels"]:
-    """The part of the transform that is the same in every epoch.
+    """Applies the part of the transform that is the same in every epoch.
 
-    The memory that it takes is bounded by the sizes of image and shape: of an image that is more
-    than MAX_ASPECT times as long as the shape, "crop" takes a part in the middle that is that long.
+    Its memory is bounded by the sizes of image and shape: from an image that is more than
+    MAX_ASPECT times as long as the shape, "crop" takes a part in the middle that is that long.
 
     Args:
-      pixels: 1, 3 or 4 channels (the last is alpha, composited as `decode` does).
+      pixels: an image of 1, 3 or 4 channels (the last is alpha, composited as in `decode`).
       image_shape: (height, width, channels) that the model takes.
       resize: "stretch" and "pad" give just that size; "crop" 1.125 times the size along the side
         that is relatively the shorter, and more along the other, for `crop` to cut.
-      name: for the message.
+      name: the image's name, for the message.
     Raises:
       UserError: "pad", and the image is larger than the shape.
     """
@@ -87,7 +87,7 @@ def at_size(
 ) -> UInt8[np.ndarray, "new_height new_width new_channels"]:
     """Returns a user's image at a model's size: resized as `fit` does, and center-cropped.
 
-    An image that has the model's size stays as it is.
+    An image of the model's size is not changed.
 
     Args:
       pixels: the image.

@@ -1,4 +1,4 @@
-"""The files below a directory that a user sees: the one walk that training and evaluation share."""
+"""The visible files below a directory: the one walk that training and evaluation share."""
 
 import os
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ class Seen(NamedTuple):
 
     Attributes:
       name: its path below the directory, joined by "/", with the prefix that `walk` was given.
-      size: in bytes; 0 for a link that leads nowhere or back to a folder above it.
-      modified: seconds since 1970; 0 for such a link.
+      size: size in bytes; 0 for a link that leads nowhere or back to a folder above it.
+      modified: modification time in seconds since 1970; 0 for such a link.
     """
 
     name: str
@@ -22,16 +22,18 @@ class Seen(NamedTuple):
 
 
 def visible(folder: epath.Path) -> Iterator[epath.Path]:
-    """What a folder holds without hidden files and folders: `.ipynb_checkpoints`, `.Trash-1000`,
-    macOS's `._x.png`."""
+    """Yields the visible files and folders in a folder.
+
+    Hidden are, for example, `.ipynb_checkpoints`, `.Trash-1000` and macOS's `._x.png`.
+    """
     return (path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def walk(folder: epath.Path, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[Seen]:
-    """Every visible file below a folder, at any depth and in no particular order.
+    """Yields every visible file below a folder, at any depth and in no particular order.
 
     A link that leads nowhere, or back to a folder above it, comes as a file without bytes, so that
-    whoever reads it names it. epath has no recursive patterns, hence this function.
+    its reader reports it. epath has no recursive patterns.
 
     Args:
       prefix: goes in front of every name, with a "/" between them.
