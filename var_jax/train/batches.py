@@ -1,5 +1,4 @@
-"""The batches of a run's steps: images of a data set, or the tokens of a cache, laid over the
-mesh."""
+"""The batches of a run's steps: images of a data set or tokens of a cache, over the mesh."""
 
 import functools
 import hashlib
@@ -25,7 +24,7 @@ from var_jax.objectives.base import Objective
 Frozen = TypeVar("Frozen")
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
-COLOR_PROBES = 8  # images that are looked at
+COLOR_PROBES = 8  # images that are checked for color
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +34,17 @@ class Inputs:
 
     Args:
       frozen: the objective's frozen weights that its steps use, on the devices.
-      rows: how a batch lies over the devices; a process loads what its own devices hold.
-      earlier_identity: the `identity` that the run's workdir keeps, whose order of classes an
-        image folder then has.
+      rows: the sharding of a batch over the devices; a process loads the rows of its own devices.
+      earlier_identity: the `identity` in the run's workdir, whose order of classes an image folder
+        then keeps.
     Attributes:
-      class_names: by label.
-      class_counts: training images of each class, where the data set tells; else empty.
-      identity: what a workdir keeps of the data, plain, so that a resumed run's steps see the same
-        images: "name", "class_names", the images of "train" and "held_out", and the "fingerprint"
-          (where a token cache notes it).
+      class_names: class names by label.
+      class_counts: training images of each class, if the data set states them; else empty.
+      identity: a plain description of the data, which the workdir keeps so that a resumed run's
+        steps see the same images: "name", "class_names", the images of "train" and "held_out", and
+        the "fingerprint" (if a token cache notes it).
     Raises:
-      UserError: the data, or the cache, is missing or not what the run says.
+      UserError: the data, or the cache, is missing or does not match the run's config.
     """
 
     def __init__(
@@ -101,11 +100,14 @@ class Inputs:
         self.identity = {"name": data.name, "class_names": names, **sizes, **fingerprint}
 
     def require_same_on_hosts(self):
-        """Compares the data of all processes with process 0's, and the images that those of a token
-        cache were, where process 0 has them, with what they are. All processes have to call it.
+        """Compares the data of all processes with those of process 0.
+
+        All processes have to call it. The images of a token cache, if process 0 has them, are
+        compared with those that were encoded.
 
         Raises:
-          UserError: on every process. Images would be seen twice, or never, without a word.
+          UserError: the data differ (on every process). Images would silently be seen twice, or
+            never.
         """
         held = dict(self.identity)
         if self._cache is not None:
@@ -125,7 +127,7 @@ class Inputs:
             if first:
                 log.warning(token_cache.UNKNOWN_IMAGES, data.tokens_dir)
             return
-        # One process reads them, and all go by what it says.
+        # One process reads them, and all use its result.
         mine = multihost.run_on_all(
             lambda: at_hand.fingerprint(data, self.class_names) if first else None
         )
@@ -133,7 +135,7 @@ class Inputs:
 
     @property
     def has_color(self) -> bool:
-        """Whether one of a few training images has; False where no images are read."""
+        """Whether one of a few training images is in color; False if no images are read."""
         if self._cache is not None:
             return False
         count = len(self._train)
@@ -143,9 +145,11 @@ class Inputs:
         )
 
     def require_same(self, directory: epath.Path):
-        """Raises UserError when the run in a workdir was started on other data, naming what
-        changed: the order of images is drawn from their number, and a label is a place in the list
-          of classes."""
+        """Raises UserError if the run in a workdir was started on other data, naming the changes.
+
+        The order of images follows from their number, and a label is an index into the list of
+        classes.
+        """
         if changed := _changes(read_kept(directory) or {}, self.identity):
             raise UserError(
                 f"{directory} holds a run on other data: {'; '.join(changed)}; put the data back "
@@ -169,8 +173,10 @@ class Inputs:
             ) from error
 
     def train(self, start_step: int) -> Iterator[HostBatch]:
-        """Returns endless training batches from a step on: what a step sees is a function of the
-        seed and the step alone."""
+        """Returns endless training batches from a step on.
+
+        A step's batch is a function of only the seed and the step.
+        """
         c = self._config
         if self._cache is not None:
             return token_cache.train_batches(
@@ -194,7 +200,7 @@ class Inputs:
         )
 
     def held_out(self) -> Iterator[HostBatch]:
-        """Returns one pass over the held-out images, which ends those begun before it.
+        """Returns one pass over the held-out images, and ends the passes begun before.
 
         "mask" is False on padding. The readers stay for the next pass.
         """
@@ -224,8 +230,10 @@ class Inputs:
         )
 
     def on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
-        """Returns this process's rows of a batch as arrays over the mesh; images are encoded where
-        the objective learns from codes."""
+        """Returns this process's rows of a batch as arrays over the mesh.
+
+        Images are encoded if the objective learns from codes.
+        """
         size = self._config.batch_size
 
         def spread(values: np.ndarray) -> jax.Array:
@@ -244,7 +252,7 @@ class Inputs:
         return arrays
 
     def train_on_devices(self, start_step: int = 0) -> Iterator[dict[str, jax.Array]]:
-        """Yields what `train` does as arrays over the mesh."""
+        """Yields the batches of `train` as arrays over the mesh."""
         batches = self.train(start_step)
         try:
             for batch in batches:
@@ -254,7 +262,7 @@ class Inputs:
 
 
 def _tokenizer_fingerprint(objective: Objective[Any]) -> str:
-    """Returns the fingerprint of the tokenizer that an objective of tokens carries."""
+    """Returns the fingerprint of the tokenizer of an objective that learns from tokens."""
     carried = objective.carried_model()
     assert carried is not None
     model, params = carried
@@ -262,8 +270,7 @@ def _tokenizer_fingerprint(objective: Objective[Any]) -> str:
 
 
 class Words(NamedTuple):
-    """How a difference between two data sets is told: what the other one has, and classes of one of
-    them alone."""
+    """Words that describe a difference between two data sets."""
 
     other: str
     more: str
@@ -275,19 +282,17 @@ ON_HOSTS = Words("not", "is not on process 0", "is missing")
 
 
 def read_kept(directory: epath.Path) -> dict[str, Any] | None:
-    """Returns the `identity` of the data that a workdir's run was started on; None where it keeps
-    none.
+    """Returns the `identity` of the data of a workdir's run; None if it keeps none.
 
     Raises:
-      UserError: data.json does not read.
+      UserError: data.json cannot be read.
     """
     path = directory / "data.json"
     return read_object(path) if path.exists() else None
 
 
 def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A_RUN) -> list[str]:
-    """Returns what differs between two identities, in words; keys that only one has do not
-    count."""
+    """Returns the differences of two identities, in words; keys of only one do not count."""
     differ = {key for key in was.keys() & now.keys() if was[key] != now[key]}
     changed = []
     if "name" in differ:

@@ -1,4 +1,4 @@
-"""TensorBoard's files of a run."""
+"""The TensorBoard files of a run."""
 
 import logging
 import tempfile
@@ -18,8 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def open_board(workdir: epath.Path, purge_step: int) -> "SummaryWriter | BucketBoard":
-    """Returns a writer of TensorBoard's files, which shows nothing of earlier starts from
-    `purge_step` on."""
+    """Returns a writer of TensorBoard files, which hides earlier starts from `purge_step` on."""
     directory = workdir / "tensorboard"
     if run_records.in_bucket(workdir):
         return BucketBoard(directory, purge_step)
@@ -27,8 +26,7 @@ def open_board(workdir: epath.Path, purge_step: int) -> "SummaryWriter | BucketB
 
 
 class BucketBoard:
-    """TensorBoard's files in a bucket: events since the last upload as one more file, which
-    TensorBoard joins.
+    """TensorBoard files in a bucket; each upload adds a file, and TensorBoard joins them.
 
     tensorboardX, which writes into buckets too, uploads all events of a run again whenever it
     flushes them.
@@ -51,7 +49,7 @@ class BucketBoard:
             self._current().add_image(tag, image, step, dataformats=dataformats)
 
     def flush(self):
-        """Starts an upload in a thread when the last one was long ago."""
+        """Starts an upload in a thread if the last one was long ago."""
         if time.monotonic() - self._uploaded_at >= UPLOAD_SECONDS:
             self._uploaded_at = time.monotonic()
             threading.Thread(
@@ -59,8 +57,7 @@ class BucketBoard:
             ).start()
 
     def upload(self):
-        """Puts events since the last upload into the bucket; where that fails, the next one does
-        it."""
+        """Uploads the events since the last upload; if it fails, the next one includes them."""
         self._uploaded_at = time.monotonic()
         with self._uploading:
             with self._adding:
@@ -78,7 +75,7 @@ class BucketBoard:
     def _try_upload(self):
         try:
             self.upload()
-        except Exception as error:  # of the bucket's library
+        except Exception as error:  # from the bucket's library
             log.warning(
                 "cannot write in %s, which is tried again: %s",
                 self._directory,
@@ -88,7 +85,7 @@ class BucketBoard:
     def _current(self) -> SummaryWriter:
         if self._writer is None:
             purge_step = self._purge_step if self._files == 0 else None
-            # Files of the same second are told apart, and ordered, by their suffix.
+            # The suffix distinguishes files of the same second, and orders them.
             self._writer = SummaryWriter(
                 self._local.name, purge_step=purge_step, filename_suffix=f".{self._files:06d}"
             )

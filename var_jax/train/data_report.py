@@ -1,5 +1,4 @@
-"""The lines about its data that a run starts with: classes with their ids, counts, and what its
-settings drop."""
+"""The lines that a run logs about its data: classes with ids and counts, and what is dropped."""
 
 import logging
 from typing import Any
@@ -15,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def log_data(objective: Objective[Any], data: Inputs):
-    """Logs what `described` returns as notes, and the objective's warnings."""
+    """Logs the lines of `described` as notes, and the objective's warnings."""
     for line in described(objective.config, data):
         log.info("%s", line)
     drops_color = objective.config.tokenizer.in_channels == 1 and data.has_color
@@ -24,8 +23,7 @@ def log_data(objective: Objective[Any], data: Inputs):
 
 
 def described(config: TrainConfig, data: Inputs) -> list[str]:
-    """Returns what a run learns from, a line each: its images in each split, and its classes with
-    their ids."""
+    """Returns lines about a run's data: images per split, and classes with their ids."""
     where = config.data.tokens_dir or (
         config.data.source_dir if config.data.name == "image_folder" else ""
     )

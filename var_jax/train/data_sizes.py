@@ -1,7 +1,7 @@
 """Sizes that a config leaves to its data: the channels of images and the number of classes.
 
-In a config they are 0. A run takes them from its data once, when it is prepared, and writes what it
-took into its config.json; a run that is resumed takes them from there.
+In a config they are 0. A run takes them from its data once, when it is prepared, and writes them
+into its config.json, from which a resumed run takes them.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,8 @@ from var_jax.io.json import read_object_or_none
 
 
 def of_data(data: DataConfig) -> tuple[int, int]:
-    """Returns (channels, classes) of a token cache, where one is named, else of the data set.
+    """Returns (channels, classes) of a token cache, if one is named, else of the data set.
+
     Nothing is prepared or written.
 
     Raises:
@@ -32,17 +33,18 @@ def from_data(
     directory: epath.PathLike | None = None,
     sizes: Callable[[DataConfig], tuple[int, int]] = of_data,
 ) -> TrainConfig:
-    """Returns the run with no size left to the data: as its workdir's run was started with, else by
-    its data.
+    """Returns the config with the sizes that it leaves to the data filled in.
 
-    Call it before anything is made of a config that may leave sizes to the data. Nothing is read
-    for a config that gives them all.
+    They are those of the workdir's run, if it was started, else those of the data.
+
+    Call it before using a config that may leave sizes to the data. Nothing is read for a config
+    that gives them all.
 
     Args:
-      directory: the run's workdir, where there is one.
-      sizes: tells those of data; for many runs on the same, a cached `of_data`.
+      directory: the run's workdir, if there is one.
+      sizes: returns the sizes of data; for many runs on the same data, a cached `of_data`.
     Raises:
-      UserError: the data that would tell are not there.
+      UserError: the data are needed and missing.
     """
     if config.left_to_data and directory is not None:
         config = config.with_sizes(*_of_run(epath.Path(directory) / "config.json"))
@@ -57,8 +59,10 @@ def from_data(
 
 
 def _of_run(path: epath.Path) -> tuple[int, int]:
-    """Returns the channels and classes that a run was started with, 0 where its config.json does
-    not say: whoever resumes it reads it strictly."""
+    """Returns a run's channels and classes, 0 where its config.json does not state them.
+
+    Nothing is checked: the file is read strictly when the run is resumed.
+    """
     values = read_object_or_none(path) or {}
     sizes = []
     for key in SIZES_OF_DATA:

@@ -19,15 +19,15 @@ Frozen = TypeVar("Frozen")
 
 
 class Evaluator(Generic[Frozen]):
-    """The held-out split of a run, and what is measured on it.
+    """The held-out split of a run, and the metrics and pictures made from it.
 
-    Its methods are what `Objective.picture` may ask for (`objectives.base.EvaluationTools`).
+    Its methods are those that `Objective.picture` may use (`objectives.base.EvaluationTools`).
 
     Args:
       frozen: the frozen weights that the steps use, on the devices.
-      replicated: how results lie, so that every host can read them.
+      replicated: the sharding of results, which every host can read.
       preemption: ends every method with `StopRequested` when a host is asked to stop: between
-        batches, and while a program is compiled. None in a process that nobody asks.
+        batches, and while a program is compiled. None if the process cannot be asked to stop.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Evaluator(Generic[Frozen]):
         self._gather = jax.jit(lambda x: x, out_shardings=replicated)
 
     def metrics(self, params: Any) -> dict[str, Any]:
-        """Returns means over the held-out images, and what the objective makes of sums."""
+        """Returns the objective's metrics over the held-out images."""
         sums: dict[str, Any] | None = None
         for batch in self._data.held_out():
             arguments = params, self._data.on_devices(batch), self._frozen
@@ -60,7 +60,7 @@ class Evaluator(Generic[Frozen]):
         return {**self._objective.summarize(sums, images), "images": images}
 
     def picture(self, params: Any) -> Image.Image | None:
-        """Returns the objective's picture of the model; None where it has none."""
+        """Returns the objective's picture of the model; None if it has none."""
         return self._objective.picture(params, self._frozen, self)
 
     @property
@@ -73,11 +73,11 @@ class Evaluator(Generic[Frozen]):
         return self._data.on_devices(next(self._data.held_out()))
 
     def gather(self, tree: Any) -> Any:
-        """Returns arrays of the devices as numpy arrays, whole on every host."""
+        """Returns arrays on the devices as numpy arrays, complete on every host."""
         return jax.tree.map(np.asarray, self._gather(tree))
 
     def compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Returns a program of this run, compiled when it is first asked for."""
+        """Returns a program of this run, compiled on first use."""
         if name not in self._programs:
             lowered = lower()
             self._programs[name] = (

@@ -1,4 +1,4 @@
-"""What the hosts of one run must have in common, compared before anything is trained."""
+"""Comparisons of a run's hosts before training: their settings and weights must be the same."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.devices import multihost
 
-# Where things lie, and how many processes read them, is a host's own affair.
+# Paths, and the number of processes that read, may differ between hosts.
 OF_A_HOST = (
     "tokenizer_dir",
     "init_from",
@@ -31,7 +31,7 @@ def require_same_config(config: TrainConfig):
     Processes of different programs would wait for one another.
 
     Raises:
-      UserError: on every process, with what differs.
+      UserError: the settings differ (on every process); the message names them.
     """
 
     def changed(first: Any, mine: Any) -> list[str]:
@@ -45,12 +45,12 @@ def require_same_config(config: TrainConfig):
 def require_same_weights(what: str, params: Any):
     """Compares weights that every process reads from its own copy of a file.
 
-    Alone, it does nothing.
+    A single process does nothing.
 
     Args:
       params: nested dicts of arrays on the host, or None.
     Raises:
-      UserError: on every process, where those of one are not process 0's.
+      UserError: a process's weights are not process 0's (on every process).
     """
     if not multihost.is_multiprocess():
         return

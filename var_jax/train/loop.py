@@ -1,4 +1,4 @@
-"""The training loop of every objective, read downward: devices, data, resume, steps.
+"""The training loop of every objective: devices, data, resuming, steps.
 
 Resume order: the newest readable checkpoint of the workdir, else `branch_from`, else `init_from`,
 else fresh parameters.
@@ -40,12 +40,14 @@ from var_jax.train.optimizer import learning_rates
 from var_jax.train.program import Program
 from var_jax.train.throughput import Profile, Throughput
 
-UNREAD_STEPS = 1  # dispatched while the one before is still running
+UNREAD_STEPS = 1  # steps dispatched while the one before is still running
 
 
 class Diverged(RunFailed):
-    """The loss or gradient of a step is not finite; the message names the step and the last good
-    checkpoint."""
+    """The loss or gradient of a step is not finite.
+
+    The message names the step and the last good checkpoint.
+    """
 
 
 def train(
@@ -54,20 +56,20 @@ def train(
     """Trains one stage to `config.steps` in the workdir `directory`, resuming whatever it holds.
 
     Args:
-      profile: first step and number of steps that are traced.
+      profile: first step and number of steps to trace.
     Returns:
       the last evaluation's metrics.
     Raises:
       UserError: settings, data or workdir are wrong.
       Diverged: a loss is not finite; no checkpoint is written from such a step.
-      Preempted: SIGTERM came; everything is saved.
+      Preempted: SIGTERM came; the run is saved.
     """
     directory = epath.Path(directory)
     idle_keys.refuse(config, workdir.started_with(directory))
     workdir.require_newest_start()
 
-    # What is trained: frozen networks are read first, since they decide sizes and which terms
-    # there are. A network that a host lacks, or its data, may have changed its config.
+    # Objective: frozen networks are read first, since they determine sizes and the loss's terms. A
+    # network that a host lacks, or its data, may have changed its config.
     hosts.require_same_config(config)
     objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
     hosts.require_same_config(objective.config)
@@ -78,7 +80,7 @@ def train(
 def _train(
     objective: Objective[Any], directory: epath.Path, profile: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """As `train`, of an objective whose config is resolved."""
+    """Trains an objective whose config is resolved; see `train`."""
     config = objective.config
 
     # Devices
@@ -96,7 +98,7 @@ def _train(
         objective.check_data(data.class_names)
         evaluator = evaluation.Evaluator(objective, frozen, data, replicated, preemption)
 
-        # Resume; the workdir becomes this run's when nothing can be wrong any more
+        # Resuming; the workdir becomes this run's once all checks have passed
         workdir.refuse_another_run(directory, config)
         data.require_same(directory)
         checkpoints = Checkpoints(
@@ -128,7 +130,7 @@ def _train(
         held_out: dict[str, Any] = {}
 
         def read(left: int) -> bool:
-            """Waits for all steps dispatched but the last `left`, and logs them.
+            """Waits for all dispatched steps except the last `left`, and logs them.
 
             Returns:
               whether any host was asked to stop.
@@ -171,7 +173,7 @@ def _train(
             )
 
         def evaluate(number: int, *, saved: bool) -> dict[str, Any]:
-            """Returns the held-out metrics of the state, which is logged and shown.
+            """Returns the held-out metrics of the state, which are logged and shown.
 
             A resumed run makes up for an evaluation that a stop or a kill cut off.
             """
@@ -186,7 +188,7 @@ def _train(
                     save(number, to_evaluate=True)
                 stop_after(number)
             if saved:
-                writer.flush()  # what is noted is not measured again
+                writer.flush()  # a noted evaluation is not repeated
                 checkpoints.note_loss(number, metrics["loss"])
             return metrics
 
@@ -215,7 +217,7 @@ def _train(
                 if to_evaluate:
                     held_out = evaluate(number, saved=to_save)
             checkpoints.wait()
-            # Every step was done before: what the caller asks for is still the last evaluation.
+            # Every step was done before; the result is still the last evaluation.
             if not held_out:
                 held_out = evaluator.metrics(_averaged(run))
             writer.close("done")

@@ -1,9 +1,9 @@
 """The mesh of a run: one choice for training, for compilation ahead of time and for benchmarks.
 
-Where the config leaves the data axis open (`mesh.data` -1), the model axis grows, from `mesh.model`
-on, until the model and the batch divide. Where no mesh of the devices divides the whole model,
-parameters that are not divided are replicated along that axis, which is logged once with the bytes
-that it costs.
+If the config leaves the data axis open (`mesh.data` -1), the model axis grows, from `mesh.model`
+on, until the model and the batch divide. If no mesh of the devices divides the whole model,
+parameters that are not divided are replicated along that axis, which is logged once with its cost
+in bytes.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ LARGEST_SHOWN = 3
 
 
 class Choice(NamedTuple):
-    """A mesh and what it leaves undivided.
+    """A mesh, and the cost of the parameters that it leaves undivided.
 
     Attributes:
-      replicated_bytes: of parameters, moments and average, what one device holds beyond the even
-        share of parameters which the mesh does not divide.
+      replicated_bytes: bytes that one device holds beyond an even share, in parameters, moments and
+        average, because the mesh does not divide some parameters.
     """
 
     mesh: Mesh
@@ -40,12 +40,12 @@ class Choice(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """One way to lay out the devices.
+    """One arrangement of the devices in a mesh.
 
     Attributes:
       undivided: {parameter: bytes per device beyond an even share}.
-      whole_share: of the parameters' bytes, what lies whole on every device.
-      held_bytes: of parameters on one device.
+      whole_share: share of the parameters' bytes that is replicated on every device.
+      held_bytes: bytes of parameters on one device.
       idle: whether devices along the model axis would repeat each other's work.
     """
 
@@ -64,11 +64,12 @@ def choose(
     """Returns the mesh that a run trains on.
 
     Args:
-      devices: all of this process group by default; described ones may be compiled for.
-      name: of the batch size, in an error.
+      devices: the devices, by default all of this process group; for compilation ahead of time,
+        described ones.
+      name: name of the batch size, in an error.
     Raises:
       UserError: no mesh of the devices divides the batch, or the config's own mesh leaves more than
-        `mesh.replicated_share` of the parameters whole on every device.
+        `mesh.replicated_share` of the parameters replicated on every device.
     """
     config = objective.config
     devices = jax.devices() if devices is None else list(devices)
@@ -102,8 +103,7 @@ def choose(
 def choose_for_sampling(
     objective: Objective[Any], images: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Returns the mesh that generates `images` at once, with weights divided along the model axis
-    alone.
+    """Returns the mesh that generates `images` at once, with weights only over the model axis.
 
     Raises:
       UserError: no mesh of the devices divides the images.
@@ -115,7 +115,7 @@ def choose_for_sampling(
 
 
 class _Microbatches(NamedTuple):
-    """Images of a batch, the number of parts that it is computed in, and its name in an error."""
+    """Images of a batch, its number of microbatches, and its name in an error."""
 
     images: int
     parts: int
@@ -133,9 +133,10 @@ def _best(
 ) -> tuple[Candidate, Mesh]:
     """Returns the best layout of the devices, and its mesh.
 
-    Among those that leave no more than `mesh.replicated_share` whole, it is the one that divides
-    all that has a rule, else any, each of the smallest model axis; if there is none, the one that
-    holds least per device. For sampling it is the one of the smallest model axis.
+    Among layouts that replicate no more than `mesh.replicated_share`, it is the one that divides
+    everything that has a rule, else any of them, in either case with the smallest model axis; if
+    there is none, the one that holds least per device. For sampling it is the one with the smallest
+    model axis.
     """
     reason: UserError | None = None
     usable: list[tuple[Candidate, Mesh]] = []
@@ -178,7 +179,7 @@ def _candidates(
     *,
     sampling: bool,
 ) -> list[Candidate]:
-    """Returns the ways to lay out the devices, from the smallest model axis on."""
+    """Returns the arrangements of the devices, from the smallest model axis on."""
     meshes = (
         [config]
         if _is_given(config)
@@ -202,8 +203,10 @@ def _candidates(
 
 
 def _model_sizes(mesh: MeshConfig, devices: int) -> list[int]:
-    """Multiples of the config's model axis that divide the devices; it alone where it does not
-    divide them."""
+    """Returns the multiples of the config's model axis that divide the devices.
+
+    If the axis itself does not divide them, it is the only one.
+    """
     return [m for m in range(mesh.model, devices + 1, mesh.model) if devices % m == 0] or [
         mesh.model
     ]
@@ -214,8 +217,7 @@ def _is_given(mesh: MeshConfig) -> bool:
 
 
 def _refuse_batch(sizes: Sequence[tuple[int, int]], batch: _Microbatches, *, over_both: bool):
-    """Raises UserError with the batch sizes next to it that a mesh of these (data, model) sizes
-    divides.
+    """Raises UserError, with the nearest batch sizes that meshes of these (data, model) divide.
 
     Args:
       over_both: whether images are divided over both axes.
@@ -233,8 +235,7 @@ def _refuse_batch(sizes: Sequence[tuple[int, int]], batch: _Microbatches, *, ove
 def _require_sharded(
     objective: Objective[Any], devices: Sequence[jax.Device], boxed: Any, mesh: Mesh
 ):
-    """Raises UserError where the mesh that the config gives leaves too much whole, naming a better
-    one."""
+    """Raises UserError if the config's mesh replicates too much, naming a better one."""
     config = objective.config
     try:
         sharding.require_sharded(

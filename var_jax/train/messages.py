@@ -1,4 +1,4 @@
-"""What a run says of itself on the terminal: one line when it starts, and the lines at its end."""
+"""A run's messages on the terminal: one line when it starts, and the lines at its end."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,13 +19,12 @@ def opening(
     directory: epath.Path,
     first: int,
 ) -> str:
-    """Returns the line of a run that is about to take its first step; `data_report` tells of its
-    images and classes.
+    """Returns the opening line of a run; `data_report` describes its images and classes.
 
     Args:
-      identity: of the data, as `batches.Inputs` has it.
+      identity: the data's identity, as in `batches.Inputs`.
       params: the trained parameters or their shapes.
-      first: steps that are done.
+      first: number of steps done before.
     """
     config = objective.config
     height, width, channels = config.tokenizer.image_shape
@@ -53,13 +52,12 @@ def closing(
     config_file: str,
     overrides: Sequence[str] = (),
 ) -> list[str]:
-    """Returns the lines of a run that is done: what it reached, its picture, and the command that
-    comes next.
+    """Returns the closing lines of a run: its result, its picture, and the next command.
 
     Args:
-      config: as the config file gives it.
+      config: the config as the config file gives it.
       held_out: the last evaluation's metrics.
-      config_file: FILE.py[:ARG], as the command line has it.
+      config_file: FILE.py[:ARG], as on the command line.
       overrides: each `--config.KEY=VALUE` of the command line; the next stage takes those of the
         data too.
     """

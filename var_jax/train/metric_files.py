@@ -1,8 +1,9 @@
-"""Where a run's records and status go: files that are appended to and replaced, or objects of a
-bucket.
+"""A run's records and status, written to local files or to objects in a bucket.
 
-A bucket takes whole objects, about one per second of one name, and answers in tens of milliseconds:
-there a thread uploads what the steps left, and they never wait for it.
+Local files are appended to and replaced.
+
+A bucket takes complete objects, about one per second and name, and answers in tens of milliseconds:
+there a thread uploads the records of the steps, which never wait for it.
 """
 
 import logging
@@ -16,7 +17,7 @@ from etils import epath
 from var_jax.io import atomic, run_records
 
 UPLOAD_SECONDS = 5.0
-STATUS_SECONDS = 1.0  # between two writes of one object, the most that Google's store takes
+STATUS_SECONDS = 1.0  # between two writes of one object: the highest rate of Google's store
 MERGED_PARTS = 32
 
 log = logging.getLogger(__name__)
@@ -25,9 +26,11 @@ log = logging.getLogger(__name__)
 def open_files(
     workdir: epath.Path, resume_step: int
 ) -> tuple["LocalFiles | BucketFiles", set[tuple[int, str]]]:
-    """Returns a run's files, and the step and split of every record that stays: those after
-    `resume_step`, which the run takes again, are dropped, and with them a line that a crash cut
-    short."""
+    """Returns a run's files, and the step and split of every record that stays.
+
+    Records after `resume_step` are dropped, because the run takes these steps again, and so is a
+    line that a crash cut short.
+    """
     lines_by_key = {}
     if (workdir / run_records.FILE).exists() or run_records.parts(workdir):
         before = run_records.read_lines(workdir)
@@ -55,7 +58,7 @@ class LocalFiles:
         atomic.write(self._status, text)
 
     def flush(self):
-        """Returns when the records are on the disk, also for a machine that loses power."""
+        """Returns when the records are on the disk, where they survive a loss of power."""
         if self._records.exists():
             with self._records.open("a") as file:
                 os.fsync(file.fileno())
@@ -68,13 +71,13 @@ class BucketFiles:
     """Records in parts and a status, uploaded by a thread.
 
     Args:
-      merged: lines of records that `metrics.jsonl` holds.
+      merged: lines of the records in `metrics.jsonl`.
     """
 
     def __init__(self, workdir: epath.Path, merged: Sequence[str]):
         self._workdir, self._merged = workdir, list(merged)
-        self._lines: list[str] = []  # of this start
-        self._uploaded = 0  # of these
+        self._lines: list[str] = []  # records of this start
+        self._uploaded = 0  # number of these that are uploaded
         self._levels: list[list[tuple[int, int]]] = [[]]  # parts, by how often they were merged
         self._status = self._status_uploaded = ""
         self._status_at = -STATUS_SECONDS
@@ -100,7 +103,7 @@ class BucketFiles:
             self._upload_records()
 
     def close(self, *, merge: bool):
-        """Ends the thread; everything is in the bucket then.
+        """Ends the thread, after everything is in the bucket.
 
         Args:
           merge: whether all parts are merged into `metrics.jsonl`.
@@ -120,7 +123,7 @@ class BucketFiles:
                     self._upload_records()
                     self._upload_status()
                 failed = False
-            # Of the bucket's library; the next time may go well, else `flush` raises it
+            # From the bucket's library; the next upload may succeed, else `flush` raises it
             except Exception as error:
                 if not failed:
                     log.warning(
@@ -156,13 +159,13 @@ class BucketFiles:
         self._status_uploaded, self._status_at = text, time.monotonic()
 
     def _put(self, start: int, stop: int):
-        # An object appears whole or not at all, so that it needs no other name first.
+        # An object appears complete or not at all, so it needs no temporary name.
         path = run_records.part_path(self._workdir, start, stop)
         path.write_text(_text(self._lines[start:stop]))
 
 
 def _merge(workdir: epath.Path, lines: Sequence[str]):
-    """Makes these lines all that there are, in one file."""
+    """Writes these lines as the only records, in one file."""
     file, text = workdir / run_records.FILE, _text(lines)
     if not file.exists() or file.read_text() != text:
         atomic.write(file, text)

@@ -1,4 +1,4 @@
-"""What a run reports while it goes: metrics.jsonl, TensorBoard, status.json and a progress bar."""
+"""A run's reports of its progress: metrics.jsonl, TensorBoard, status.json and a progress bar."""
 
 import contextlib
 import datetime
@@ -25,12 +25,12 @@ State = Literal["running", "done", "preempted", "failed"]
 
 
 class MetricWriter:
-    """Writes into `workdir`, as one process of a run should (`enabled`); in the others every method
-    does nothing.
+    """Writes a run's metrics and status into `workdir`.
+
+    One process of a run does so (`enabled`); in the others every method does nothing.
 
     Records of steps past `resume_step` come from a run that was cut off after its last checkpoint:
-      they are dropped,
-    because the run takes those steps again.
+    they are dropped, because the run takes those steps again.
 
     Args:
       steps: length of the whole run.
@@ -71,7 +71,8 @@ class MetricWriter:
         """Writes one record; a split's step that is there already stays as it is.
 
         Args:
-          values: scalars, or an array with one value per scale; what is not finite becomes null.
+          values: scalars, or an array with one value per scale; numbers that are not finite become
+            null.
         """
         if not self._enabled or (step, split) in self._kept:
             return
@@ -110,8 +111,9 @@ class MetricWriter:
             self._board.flush()
 
     def advance(self, step: int, loss: float):
-        """Moves the bar; without a terminal, prints a line for the first step and then every ten
-        seconds at most.
+        """Advances the progress bar; without a terminal, prints a line.
+
+        It prints one for the first step, and then one every ten seconds at most.
 
         Call it at every step; it writes no file.
         """
@@ -135,7 +137,8 @@ class MetricWriter:
         """Does what `advance` does, and updates status.json.
 
         Args:
-          images_per_s: of training alone; the time that is left counts evaluation too.
+          images_per_s: rate of training, without evaluation; the remaining time includes
+            evaluation.
         """
         if not self._enabled or step <= self._step:
             return
@@ -143,7 +146,7 @@ class MetricWriter:
         pace = max(now - self._clock, 1e-9) / (step - self._step)
         if not self._intervals and self._first is not None and step > self._first[0]:
             pace = max(now - self._first[1], 1e-9) / (step - self._first[0])
-        # The first interval has compilation in it, which says nothing of the time that is left.
+        # The first interval includes compilation, which says nothing about the remaining time.
         self._seconds_a_step = (
             pace if self._intervals < 2 else 0.7 * self._seconds_a_step + 0.3 * pace
         )
@@ -158,8 +161,10 @@ class MetricWriter:
         self.status("running")
 
     def status(self, state: State, *, at_once: bool = False):
-        """Replaces status.json, in a bucket within some seconds or `at_once`: "loss" is training's
-        last one, "held_out_loss" that of the last evaluation."""
+        """Replaces status.json, in a bucket within some seconds or `at_once`.
+
+        In it, "loss" is the last training loss, and "held_out_loss" that of the last evaluation.
+        """
         if not self._enabled:
             return
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -178,9 +183,11 @@ class MetricWriter:
             self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once=at_once)
 
     def flush(self):
-        """Returns when every record so far is kept, whatever happens to this machine. To be called
-        before a checkpoint is written: a run that resumes from it does not take the steps before it
-          again."""
+        """Returns when every record so far is safe, even if this machine fails.
+
+        Call it before a checkpoint is written: a run that resumes from the checkpoint does not take
+        the steps before it again.
+        """
         if not self._enabled:
             return
         with self._reporting():
@@ -200,7 +207,7 @@ class MetricWriter:
             self._files.close(merge=state == "done")
 
     def _say(self, line: str):
-        """Prints a line on stderr, above the bar where there is one."""
+        """Prints a line on stderr, above the bar if there is one."""
         if self._bar.disable:
             print(line, file=sys.stderr, flush=True)
         else:
@@ -212,8 +219,11 @@ class MetricWriter:
         return left * self._seconds_a_step if left else 0.0
 
     def _pace(self, now: float) -> float:
-        """Seconds per step: of the intervals between two records, and before the first is over, of
-        the steps after the first one, which has compilation in it; NaN at the first."""
+        """Returns the seconds per step, measured over the intervals between two records.
+
+        Before the first interval is over, it is measured over the steps after the first one, which
+        includes compilation; at the first step it is NaN.
+        """
         if self._intervals or self._first is None or self._seen == self._first[0]:
             return self._seconds_a_step
         step, then = self._first
@@ -244,7 +254,7 @@ class MetricWriter:
 
 
 def _finite(value: Any) -> Any:
-    """Returns a value with null in place of what is not finite: JSON has no NaN or infinity."""
+    """Returns a value with null in place of numbers that are not finite, which JSON lacks."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,5 +1,7 @@
-"""AdamW with the published schedules and weight-decay mask (VAR, appendix on training), of optax's
-parts."""
+"""AdamW with the published schedules and weight-decay mask, made of optax's parts.
+
+Source: VAR, appendix on training.
+"""
 
 import functools
 from collections.abc import Callable, Collection
@@ -16,13 +18,13 @@ from var_jax.objectives.steps import TRAINED, OptimizerSpec
 
 LIN0_CONSTANT = 0.05
 
-# Neither biases nor 1-D, and still not decayed: learned places, AdaLN's offsets and the scale of
-# QK-norm.
+# Neither biases nor 1-D, and still not decayed: position embeddings, AdaLN's offsets and the scale
+# of QK-norm.
 NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
 
 
 def make_optimizers(objective: Objective[Any]) -> dict[str, optax.GradientTransformation]:
-    """Returns an objective's optimizers by the state's field of their network."""
+    """Returns an objective's optimizers, by the name of the state's field for their network."""
     config = objective.config
     return {
         name: make_optimizer(spec.config, _steps(config, spec), config.batch_size, spec.not_decayed)
@@ -31,12 +33,12 @@ def make_optimizers(objective: Objective[Any]) -> dict[str, optax.GradientTransf
 
 
 def _steps(config: TrainConfig, spec: OptimizerSpec) -> int:
-    """Returns how many steps a network learns for, at least one: its schedules go over these."""
+    """Returns a network's number of training steps, at least one, which its schedules span."""
     return max(config.steps - spec.first_step, 1)
 
 
 def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float]]:
-    """Returns a function of the number of steps done to the rates of the step after them.
+    """Returns a function from the number of steps done to the rates of the next step.
 
     They are "lr", and "NETWORK_lr" for each further network that learns by then. The figures for
     the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
@@ -59,14 +61,14 @@ def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float
 def make_optimizer(
     config: OptimizerConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
 ) -> optax.GradientTransformation:
-    """Returns AdamW: clipping by global norm, Adam, and decoupled weight decay that the learning
-    rate multiplies.
+    """Returns AdamW: clipping by global norm, Adam, and decoupled weight decay.
+
+    The learning rate multiplies the weight decay.
 
     Args:
       steps: length of the whole run, at whose last step the schedules reach their final values.
       batch_size: images per step over all devices, which scales the learning rate.
-      not_decayed: names of parameters that weight decay leaves alone, besides those that it always
-        does.
+      not_decayed: names of further parameters without weight decay.
     """
     mask = functools.partial(decay_mask, not_decayed=not_decayed)
     parts = [
@@ -78,12 +80,14 @@ def make_optimizer(
 
 
 def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
-    """Returns the rate by number of steps done: 0 before the first, `steps` - 1 before the last,
-    which has the final rate.
+    """Returns the learning rate as a function of the number of steps done.
+
+    That number is 0 before the first step, and `steps` - 1 before the last, which has the final
+    rate.
 
     "cooldown" falls by 1 - sqrt(share of the cooldown that is over) (Hägele et al. 2024, section
-    3); until then it is the same for every `steps`, which is what lets runs of several lengths
-    share their constant part.
+    3); until then it is the same for every `steps`, so that runs of several lengths can share their
+    constant part.
     """
     peak = config.base_lr * batch_size / 256
     rest = max(steps - 1 - config.warmup_steps, 1)
@@ -106,7 +110,7 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
 
 
 def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, done: int) -> float:
-    """Returns the value of `learning_rate` after `done` steps, computed by numpy alone."""
+    """Returns the value of `learning_rate` after `done` steps, computed in numpy."""
     peak = config.base_lr * batch_size / 256
     warmup, final = config.warmup_steps, config.final_lr_ratio
     if done < warmup:
@@ -128,7 +132,7 @@ def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, 
 
 
 def _bent(config: OptimizerConfig) -> tuple[list[float], list[float]]:
-    """Returns shares of what is left after the warm-up, and the factors on the rate there."""
+    """Returns shares of the steps after the warm-up, and the factors on the rate there."""
     straight = 1 - (1 - config.final_lr_ratio) * config.bend
     return [0.0, config.bend, 1.0], [1.0, (1 + straight) / 2, config.final_lr_ratio]
 
@@ -144,21 +148,21 @@ def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.
 
 
 def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Returns the decay from `weight_decay` at the first step to `final_weight_decay` at the last,
-    by a cosine."""
+    """Returns the decay: a cosine from `weight_decay` to `final_weight_decay` at the last step."""
     final = config.final_weight_decay
     cosine = optax.cosine_decay_schedule(config.weight_decay - final, max(steps - 1, 1))
     return lambda step: final + cosine(step)
 
 
 def decay_mask(params: Any, not_decayed: Collection[str] = ()) -> Any:
-    """Returns True where weights decay: matrices, convolutions, the codebook and the class
-    embedding.
+    """Returns True for weights that decay.
+
+    They are matrices, convolutions, the codebook and the class embedding.
 
     Args:
       params: nested dicts of parameters (or their gradients); under "blocks" they have a leading
         axis of layers.
-      not_decayed: names of parameters whose weights do not decay either.
+      not_decayed: names of further parameters that do not decay.
     """
 
     def decayed(path, leaf) -> bool:

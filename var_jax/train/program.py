@@ -1,5 +1,7 @@
-"""The compiled training step of a run on a mesh, with its shardings; used to train and to compile
-ahead of time."""
+"""The compiled training step of a run on a mesh, with its shardings.
+
+Training and compilation ahead of time use it.
+"""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -23,7 +25,7 @@ class Program:
       abstract: the state's shapes and dtypes.
       shardings: the state's shardings.
       rows: the sharding of a batch.
-      replicated: the sharding of arrays that are whole on every device.
+      replicated: the sharding of arrays that every device holds completely.
     Raises:
       UserError: the batch size is not a multiple of mesh.data times microbatches, the mesh does not
         divide the model, or `param_dtype` is not float32.
@@ -58,8 +60,7 @@ class Program:
         return self._factory.first_state(start)
 
     def step(self, done: int | None = None) -> Callable:
-        """Returns the jitted (state, batch, frozen) -> (state, metrics) that comes after `done`
-        steps.
+        """Returns the jitted step (state, batch, frozen) -> (state, metrics) after `done` steps.
 
         Without `done`, it is the variant with all parts of the run active. The state is donated.
         Each variant is compiled on first use.
@@ -68,8 +69,10 @@ class Program:
         return self._compiled(objective.last_variant() if done is None else objective.variant(done))
 
     def abstract_state(self) -> TrainState:
-        """Returns shapes, dtypes and shardings of the state, as checkpoints and compilation ahead
-        of time take them."""
+        """Returns shapes, dtypes and shardings of the state.
+
+        Checkpoints and compilation ahead of time take them.
+        """
         return jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
             self.abstract,

@@ -1,5 +1,4 @@
-"""A run's objective, opened once: frozen networks found, the tokenizer read, sizes of the data
-filled in."""
+"""Opens a run's objective once, with its frozen networks, tokenizer and sizes of the data."""
 
 from typing import Any
 
@@ -12,13 +11,13 @@ from var_jax.train import data_sizes
 
 
 def open_objective(config: TrainConfig, workdir: epath.Path) -> Objective[Any]:
-    """Returns what a run in a workdir trains, with the config as it is from here on.
+    """Returns the objective that a run in a workdir trains, with its final config.
 
-    A run that goes on takes the tokenizer and the sizes that it was started with.
+    A resumed run takes the tokenizer and the sizes that it was started with.
 
     Raises:
-      UserError: a file of frozen weights is missing or of another network, or the data that would
-        tell their sizes are not there.
+      UserError: a file of frozen weights is missing or has those of another network, or the data
+        are missing and their sizes are needed.
     """
     objective = registry.find(config)
     config, frozen = objective.load_frozen(config, workdir)

@@ -1,5 +1,4 @@
-"""Where a run's first state comes from: its own checkpoints, another run's, another model's
-weights, or nothing."""
+"""A run's first state: from its own checkpoints, another run's, a model's weights, or fresh."""
 
 from typing import Any, NamedTuple
 
@@ -19,12 +18,12 @@ from var_jax.train.program import Program
 
 
 class RestoredRun(NamedTuple):
-    """A run as it begins or goes on.
+    """A run that begins or is resumed.
 
     Attributes:
-      state: that its first step takes.
-      evaluated: whether the evaluation that the state's step may ask for is done.
-      fresh: whether the parameters are those of initialization.
+      state: the state that its first step takes.
+      evaluated: whether the evaluation that may be due at the state's step is done.
+      fresh: whether the parameters are freshly initialized.
     """
 
     state: TrainState
@@ -35,11 +34,13 @@ class RestoredRun(NamedTuple):
 def first_state(
     objective: Objective[Any], program: Program, checkpoints: Checkpoints
 ) -> RestoredRun:
-    """Returns the newest sound checkpoint of the run, else that of `branch_from`, else `init_from`,
-    else fresh parameters.
+    """Returns the state that a run starts from.
+
+    It is the newest sound checkpoint of the run, else that of `branch_from`, else `init_from`, else
+    fresh parameters.
 
     Raises:
-      UserError: what is there, or was asked for, cannot be read or does not fit.
+      UserError: a checkpoint, or the weights of `init_from`, cannot be read or do not fit.
     """
     config = objective.config
     if checkpoints.agreed_steps():
@@ -59,9 +60,9 @@ def first_state(
 
 
 def _require_finite(run: TrainState, name: str):
-    """Raises UserError where restored weights are not finite: every step from them would be lost.
+    """Raises UserError if restored weights are not finite: every step from them would be lost.
 
-    The counts are a program of all processes together, and the same on each.
+    All processes compute the counts together, and get the same ones.
     """
     trees = {"params": run.params, "ema": run.ema}
     counts = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.sum(~jnp.isfinite(x)), tree))(trees)

@@ -1,4 +1,4 @@
-"""How a run's state comes to be, without ever lying unsharded on one device."""
+"""Creates a run's state sharded, so that it is never complete on one device."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from var_jax.objectives.steps import TRAINED, TrainState
 
 
 class StateFactory:
-    """The state of an objective's run: its shapes, its shardings, and the one at step 0.
+    """The state of an objective's run: its shapes, its shardings, and its value at step 0.
 
     Attributes:
       abstract: the state's shapes and dtypes.
-      shardings: parameters by their logical names, the optimizers' and the average like them.
+      shardings: the state's shardings; those of parameters follow their logical names, and those of
+        the optimizers and the average follow the parameters.
     """
 
     def __init__(
@@ -50,8 +51,7 @@ class StateFactory:
             self.shardings = self.shardings.replace(**{name: placed})
 
     def first_state(self, start: Any = None) -> TrainState:
-        """Returns a state at step 0, from fresh parameters or from `start`, each device holding its
-        part only."""
+        """Returns a sharded state at step 0, from fresh parameters or from `start`."""
         if start is None:
             return jax.jit(self._fresh, out_shardings=self.shardings)(self._key)
         start = sharding.place(start, self.shardings.params)

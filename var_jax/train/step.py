@@ -26,11 +26,13 @@ def make_train_step(
     """Returns (state, batch, frozen) -> (state, metrics).
 
     Gradients are averaged over `config.microbatches` parts of the batch. Randomness is a function
-    of the seed and the step alone, so that no key is stored.
+    of only the seed and the step, so that no key is stored.
 
     Args:
-      optimizers: by the state's field of their network, as `optimizer.make_optimizers` makes them.
-      variant: by default the objective's last, which has every part in it.
+      optimizers: the optimizers of `optimizer.make_optimizers`, by the state's field for their
+        network.
+      variant: the parts of the step; by default the objective's last variant, which has all of
+        them.
     """
     config = objective.config
     variant = objective.last_variant() if variant is None else variant
@@ -50,8 +52,10 @@ def make_train_step(
 
 
 def make_eval_step(objective: Objective[Frozen]) -> Callable[[Any, Batch, Frozen], Metrics]:
-    """Returns (params, batch, frozen) -> metrics of a held-out batch, without any dropout: sums
-    over the rows that count, whose number is "images"."""
+    """Returns (params, batch, frozen) -> metrics of a held-out batch, without any dropout.
+
+    The metrics are sums over the rows that count, whose number is "images".
+    """
 
     def eval_step(params: Any, batch: Batch, frozen: Frozen) -> Metrics:
         images = {"images": jnp.sum(batch["mask"])}
@@ -74,8 +78,7 @@ def update(
 
 
 def average(ema: Any, params: Any, decay: float, step: jax.Array) -> Any:
-    """Returns the running average, its decay warmed up over `step` so that early steps do not
-    linger."""
+    """Returns the running average; its decay is warmed up, so that early steps do not linger."""
     warm_decay = jnp.minimum(decay, (1 + step) / (10 + step))
 
     def mix(average: jax.Array, param: jax.Array) -> jax.Array:
@@ -90,8 +93,11 @@ def _mean_gradients(
     rng: jax.Array,
     parts: int,
 ) -> tuple[Any, Any]:
-    """Returns what `gradients` (rows, rng) gives: the mean of its first result, and all rows of its
-    second, over equal parts of the batch, one in memory at a time."""
+    """Returns the results of `gradients` (rows, rng) over equal parts of the batch.
+
+    The first result is averaged over the parts, and the rows of the second are joined. Only one
+    part is in memory at a time.
+    """
     if parts == 1:
         return gradients(batch, rng)
 

@@ -1,4 +1,4 @@
-"""How fast a run trains, what share of the chips' peak that is, and where the time goes."""
+"""Training throughput, its share of the chips' peak, and profiles of steps."""
 
 import contextlib
 import functools
@@ -19,15 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class _Work(NamedTuple):
-    """What a step computes per image."""
+    """The work of a step per image."""
 
     tokens: int
     flops: float
 
 
 class Throughput:
-    """Rates over the steps since the last report, without the time spent `paused` (evaluation,
-    pictures).
+    """Rates over the steps since the last report, without the time spent `paused`.
+
+    Evaluation and pictures are such time.
 
     Args:
       step: steps done so far.
@@ -40,8 +41,11 @@ class Throughput:
         self._mark = (step, time.perf_counter())
 
     def report(self, step: int) -> dict[str, float]:
-        """steps_per_s, images_per_s, tokens_per_s and flops_per_s over all devices, and mfu (model
-        FLOPs utilisation, 0 to 1 of the chips' bfloat16 peak) on chips that the table has."""
+        """Returns steps_per_s, images_per_s, tokens_per_s, flops_per_s and mfu over all devices.
+
+        The model FLOPs utilization (mfu) is a share of the chips' bfloat16 peak, from 0 to 1, and
+        is given for chips in the table.
+        """
         now = time.perf_counter()
         seconds = max(now - self._mark[1], 1e-9)
         computed = [self._work(done) for done in range(self._mark[0], step)]
@@ -57,8 +61,10 @@ class Throughput:
         return rates | ({"mfu": rates["flops_per_s"] / self._peak} if self._peak else {})
 
     def _work(self, done: int) -> _Work:
-        """Returns the work per image of the step after `done` others: leading scales alone, or
-        smaller images, are less."""
+        """Returns the work per image of the step after `done` others.
+
+        It is less for only leading scales, or for smaller images.
+        """
         return self._of_variant(self._objective.variant(done))
 
     @functools.cache  # noqa: B019 - lives as long as its run
@@ -76,8 +82,8 @@ class Throughput:
 class Profile:
     """A trace of a window of steps, for TensorBoard or Perfetto, in the workdir's `profile/`.
 
-    A run that resumes inside the window traces what is left of it, and one that ends or is stopped
-    inside it keeps what it has traced.
+    A run that resumes inside the window traces the rest of it, and one that ends or is stopped
+    inside it keeps its trace so far.
 
     Args:
       window: first step and number of steps; None for no trace.
@@ -103,19 +109,19 @@ class Profile:
             )
 
     def before(self, step: int):
-        """Starts the trace where the next step is the first that is left of the window."""
+        """Starts the trace if the next step is the first remaining one of the window."""
         if self._left and step == self._left[0]:
             jax.profiler.start_trace(str(self._directory / "profile"))
             self._running = True
 
     def after(self, step: int, outputs: Any):
-        """Waits for the outputs of the window's last step, so that it is whole."""
+        """Waits for the outputs of the window's last step, so that the trace has all of it."""
         if self._running and step == self._left[-1]:
             jax.block_until_ready(outputs)
             self.close()
 
     def close(self):
-        """Writes what has been traced, where a run ends inside the window."""
+        """Writes the trace so far, if a run ends inside the window."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

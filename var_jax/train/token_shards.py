@@ -1,9 +1,8 @@
-"""The files of a token cache as hosts write them: who owns the directory, which images lie in which
-shard, and when a shard is finished.
+"""The files of a token cache as hosts write them: its directory, and its shards of images.
 
-Which image lies in which shard is a function of the settings alone. A shard is finished when a
-small JSON file beside it says so, which is written after it; whoever finds the last one finished
-completes the manifest. So hosts need not wait for each other, nor a resumed run have as many.
+An image's shard is a function of only the settings. A shard is finished when a small JSON file next
+to it says so, which is written after it; a host that sees all shards finished completes the
+manifest. So hosts need not wait for each other, and a resumed run may have another number of hosts.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ class Part(NamedTuple):
 
     Attributes:
       role: "train" or "test".
-      name: of its file.
+      name: the name of its file.
       view: the pass over the split that it belongs to.
       start: its first image in the split.
       stop: the image after its last.
@@ -48,8 +47,9 @@ class Part(NamedTuple):
 def claim(
     directory: epath.Path, manifest: token_manifest.Manifest, *, is_first_host: bool
 ) -> token_manifest.Manifest:
-    """Makes the directory this cache's, and returns the manifest with what it held of the same
-    settings.
+    """Claims the directory for this cache, and returns the manifest.
+
+    The manifest includes finished splits of the same settings that the directory held.
 
     The first host writes the manifest before any shard is written.
 
@@ -76,7 +76,7 @@ def claim(
                 )
         if different := differences(here, there):
             raise _another(directory, different)
-    elif is_first_host:  # without a manifest, nobody can say whose tokenizer it would be
+    elif is_first_host:  # without a manifest, the tokenizer's owner would be unknown
         (directory / "tokenizer" / "model.json").unlink(missing_ok=True)
     if is_first_host:
         try:
@@ -99,7 +99,7 @@ def _another(directory: epath.Path, different: list[str]) -> UserError:
 
 
 def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
-    """Returns the shards that a split is written in, view by view."""
+    """Returns the shards of a split, view by view."""
     count = math.ceil(info.images / shard_images)
     return [
         Part(
@@ -117,9 +117,9 @@ def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int)
 def _stamp(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> tuple[epath.Path, dict[str, Any]]:
-    """Returns the file that says that a shard is finished, and what it says of the settings.
+    """Returns the file that marks a shard as finished, and the settings that it states.
 
-    A file that says something else does not count.
+    A file that states other settings does not count.
     """
     path = directory / part.role
     about = {
@@ -134,7 +134,7 @@ def _stamp(
 def write(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part, records: list[bytes]
 ):
-    """Writes a shard, and then the file that says that it is finished.
+    """Writes a shard, and then the file that marks it as finished.
 
     Raises:
       UserError: they cannot be written.
@@ -151,7 +151,8 @@ def write(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             size = file.stat().length
-            # Under another name until it is whole: another process may be at the same shard.
+            # Under another name until it is complete: another process may be writing the same
+            # shard.
             temporary = atomic.temporary_name(path.parent / part.name)
             try:
                 file.copy(temporary, overwrite=True)
@@ -186,8 +187,7 @@ def finished_shard(
 def complete(
     directory: epath.Path, manifest: token_manifest.Manifest, parts: dict[str, list[Part]]
 ) -> token_manifest.Manifest:
-    """Returns the manifest with the shards of every role whose last one is finished, after writing
-    it where there is such a role.
+    """Returns the manifest with the shards of every finished role, and writes it if there is one.
 
     Hosts that finish at the same time each write it. One that still missed another's last shard
     looks again after it has written, so that the last one to write has seen all of them.
@@ -209,7 +209,7 @@ def complete(
         manifest, written = dataclasses.replace(manifest, **infos), complete
         try:
             atomic.write(directory / "manifest.json", json.dumps(plain(manifest), indent=1))
-            for role in complete:  # what killed processes left
+            for role in complete:  # files that killed processes left
                 for leftover in (directory / role).glob("*.tmp"):
                     leftover.unlink(missing_ok=True)
         except OSError as error:
@@ -221,8 +221,9 @@ def complete(
 def _with_roles_of(
     directory: epath.Path, manifest: token_manifest.Manifest, others: set[str]
 ) -> token_manifest.Manifest:
-    """Returns the manifest with some roles as they lie in the directory: another process may have
-    written them meanwhile.
+    """Returns the manifest with some roles as they are in the directory by now.
+
+    Another process may have written them meanwhile.
 
     Raises:
       UserError: the directory holds another cache by now.

@@ -1,5 +1,6 @@
-"""Writes token caches (`data.token_cache`): each image is encoded once per view, not once per
-epoch.
+"""Writes token caches (`data.token_cache`), encoding each image once per view.
+
+Training without a cache encodes it once per epoch.
 
 A host writes every `shard_count`-th shard from its own place on (`train.token_shards`).
 """
@@ -38,7 +39,7 @@ from var_jax.models.encode import encode_pixels
 from var_jax.train import token_shards
 
 SHARD_IMAGES = 16384
-BATCH_PIXELS = 2**20  # of the default batch of one device: 16 images of 256 x 256
+BATCH_PIXELS = 2**20  # pixels of a device's default batch: 16 images of 256 x 256
 MAX_BATCH = 128
 
 log = logging.getLogger(__name__)
@@ -56,23 +57,23 @@ def tokenize(
     shard_index: int | None = None,
     shard_count: int | None = None,
 ) -> token_manifest.Manifest:
-    """Encodes the data of a config; what is there already of the same settings is kept.
+    """Encodes the data of a config; finished shards of the same settings are kept.
 
     Args:
-      config: its `data`, and its `seed` for the crops.
-      model: model directory of the tokenizer.
-      views: passes over the training split, each with random crops of its own; without crops there
-        is but one.
+      config: the config whose `data` is encoded, and whose `seed` seeds the crops.
+      model: the tokenizer's model directory.
+      views: number of passes over the training split, each with its own random crops; without crops
+        it is 1.
       roles: "train" (`data.train_split`) and "test" (`data.eval_split`, one view, center crops).
-      batch: images that a device encodes at once; by default by their size.
+      batch: images that a device encodes at once; by default their size determines it.
       shard_images: images per file.
       shard_index: this host's number; by default JAX's process index.
       shard_count: the number of hosts; by default JAX's process count.
     Returns:
       the manifest; a split's shards are empty as long as other hosts still write some of them.
     Raises:
-      UserError: wrong settings, no tokenizer, data that do not read, or a directory with another
-        cache or a model.
+      UserError: settings are wrong, there is no tokenizer, the data cannot be read, or the
+        directory has another cache or a model.
     """
     config, directory = dataclasses.replace(config, tokenizer_dir=model), epath.Path(out)
     host = (
@@ -167,7 +168,7 @@ def _manifest(
         for role, split in splits.items()
     }
     tokenizer = config.tokenizer
-    images = next(iter(splits.values())).fingerprint  # all splits tell that of the whole data set
+    images = next(iter(splits.values())).fingerprint  # all splits state that of the whole data set
     return token_manifest.Manifest(
         fingerprints.tokenizer_fingerprint(tokenizer, params),
         config.data.name,
@@ -206,8 +207,11 @@ def _encoder(config: TrainConfig, params: Any) -> tuple[Callable, int]:
 
 
 class _Load(grain.transforms.Map):
-    """Turns (view, index) into the image, cropped (and flipped, if asked for) by the seed, the view
-    and the index, or cropped in the center without a seed."""
+    """Turns (view, index) into the image, cropped and, if requested, flipped.
+
+    The seed, the view and the index determine crop and flip; without a seed, the center is
+    cropped.
+    """
 
     def __init__(
         self,
@@ -245,8 +249,7 @@ def _encoded(
     """Yields each part with its records.
 
     There is one stream of batches over all parts, each part padded to whole batches, so that its
-    records do not depend on what else is to be done. A batch is encoded while the one before it is
-    packed.
+    records do not depend on the other parts. A batch is encoded while the one before it is packed.
     """
     places = [[(part.view, i) for i in range(part.start, part.stop)] for part in parts]
     places = [[*p, *p[-1:] * (-len(p) % batch)] for p in places]

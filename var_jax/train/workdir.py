@@ -1,5 +1,4 @@
-"""What a workdir holds beside checkpoints and metrics: the run's settings, its figures, and the
-tokenizer that its tokens come from."""
+"""A workdir's files besides checkpoints and metrics: settings, figures and the tokenizer."""
 
 import contextlib
 import dataclasses
@@ -25,7 +24,7 @@ from var_jax.io import atomic, model_directory
 from var_jax.io.json import read_object
 from var_jax.objectives.base import Objective
 
-# May differ between a run and its resumption: how long, how often, on what, in how many parts.
+# May differ between a run and its resumption: lengths, intervals, devices and numbers of parts.
 RESUMABLE = (
     "steps",
     "microbatches",
@@ -54,15 +53,17 @@ RESUMABLE = (
 )
 
 
-# Environment variable of whoever starts a run more than once: the file that stands for this start,
-# beside which a later start has one of a greater name.
+# Environment variable set by a launcher that may start a run more than once: the path of this
+# start's file. A later start has a file with a greater name next to it.
 START_TOKEN_ENV = "VAR_JAX_FENCE"
-REFUSED = ".refused"  # suffix of the file that tells why such a start ended with exit code 2
+REFUSED = ".refused"  # suffix of the file that says why such a start ended with exit code 2
 
 
 def require_newest_start():
-    """Raises UserError when the run was started again since this process was ordered, or its order
-    is gone: a job that waited for long in a queue must not write where its successor does."""
+    """Raises UserError if the run was started again after this process, or this start was removed.
+
+    A job that waited for long in a queue must not write where its successor does.
+    """
     if fence := os.environ.get(START_TOKEN_ENV):
         own = epath.Path(fence)
         starts = (
@@ -81,29 +82,32 @@ def require_newest_start():
 
 
 def note_refusal(message: str):
-    """Leaves beside this start's file why the run ends by the user's mistake, for whoever starts
-    runs again."""
+    """Writes, next to this start's file, why the run ends by a user's mistake.
+
+    The launcher that starts runs again reads it.
+    """
     if fence := os.environ.get(START_TOKEN_ENV):
-        with contextlib.suppress(OSError):  # the exit code still tells it
+        with contextlib.suppress(OSError):  # the exit code still says it
             atomic.write(epath.Path(fence).with_suffix(REFUSED), message)
 
 
 def started_with(directory: epath.Path) -> dict[str, Any] | None:
-    """Returns the plain config that the run in a workdir was started with; None without one."""
+    """Returns the plain config that a workdir's run was started with; None without one."""
     path = directory / "config.json"
     return read_object(path) if path.exists() else None
 
 
 def refuse_another_run(directory: epath.Path, config: TrainConfig):
-    """Raises UserError when the workdir holds a run of other settings, naming every one, or is a
-    later start's."""
+    """Raises UserError if the workdir has a run of other settings, or a later start.
+
+    It names every setting that differs.
+    """
     require_newest_start()
     path = directory / "config.json"
     if path.exists():
         # Keys that the file does not have yet have their defaults.
         earlier = build(TrainConfig, read_object(path), str(path))
-        # Keys of the other stage, which runs could hold before they were refused, make no other
-        # run.
+        # Keys of the other stage, which runs could have before they were refused, do not count.
         runs = [plain(idle_keys.reset(_in_steps(_at_one_place(run)))) for run in (config, earlier)]
         resumable = RESUMABLE + ("data.source_dir",) * _keeps_content(directory)
         other = [d for d in differences(*runs) if not d.startswith(resumable)]
@@ -115,16 +119,17 @@ def refuse_another_run(directory: epath.Path, config: TrainConfig):
 
 
 def _keeps_content(directory: epath.Path) -> bool:
-    """Returns whether data.json knows images by their content: then a run's images are compared
-    (`Inputs.require_same`), and not the place where they lie, which may be spelled in many ways, or
-    be a staged copy's."""
+    """Returns whether data.json identifies images by their content.
+
+    Then a run's images are compared (`Inputs.require_same`), and not their path, which may be
+    spelled in many ways, or be that of a staged copy.
+    """
     path = directory / "data.json"
     return path.exists() and "fingerprint" in read_object(path)
 
 
 def _at_one_place(config: TrainConfig) -> TrainConfig:
-    """Returns the run with one spelling of a local source_dir, without a trailing slash and
-    absolute."""
+    """Returns the run with a local source_dir as an absolute path without a trailing slash."""
     place = config.data.source_dir
     if place and "://" not in place:
         place = os.path.abspath(os.path.expanduser(place))
@@ -132,7 +137,7 @@ def _at_one_place(config: TrainConfig) -> TrainConfig:
 
 
 def _in_steps(config: TrainConfig) -> TrainConfig:
-    """Returns the run with times that are shares of its length as numbers of steps.
+    """Returns the run with shares of its length turned into numbers of steps.
 
     A run that is made longer must not lose a discriminator, nor the size of its images, for that.
     """
@@ -161,13 +166,13 @@ def _in_steps(config: TrainConfig) -> TrainConfig:
 
 
 def claim(directory: epath.Path, objective: Objective[Any]):
-    """Makes the workdir this run's: config.json, meta.json, and a copy of the frozen tokenizer.
+    """Claims the workdir: writes config.json, meta.json, and a copy of the frozen tokenizer.
 
     Raises:
       UserError: it cannot be written, or the run was started again meanwhile.
     """
     require_newest_start()
-    if jax.process_count() > 1:  # nobody reads a copy that is being written
+    if jax.process_count() > 1:  # so that nobody reads a copy that is being written
         multihost_utils.sync_global_devices("var_jax: settings read")
     if jax.process_index() != 0:
         return
@@ -190,14 +195,14 @@ PACKAGES = ("var-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 def run_meta(objective: Objective[Any]) -> dict[str, Any]:
-    """Returns what meta.json holds; nothing is computed on a device.
+    """Returns the contents of meta.json; nothing is computed on a device.
 
     Returns:
-      "params": {"total", "body"} of the trained stage (`flops.param_count`; of a tokenizer, "body"
+      "params": {"total", "body"} of the trained stage (`flops.param_count`; for a tokenizer, "body"
       leaves the codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and
-      "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, a
-      tokenizer's {"exact"} alone; "git" ({"commit", "dirty"}, None outside a repository);
-      "versions"; "devices"; "host"; "started".
+      "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, only
+      {"exact"} for a tokenizer; "git" ({"commit", "dirty"}, None outside a repository); "versions";
+      "devices"; "host"; "started".
     """
     tokens, batch_size = objective.scales().total, objective.config.batch_size
     flops = objective.flops_by_definition()
