@@ -1,4 +1,4 @@
-"""Functions of rows, run in equal batches on one device, or split over several devices."""
+"""Runs functions of rows in equal batches, on one device or split over several."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 128}  # images per device, of `OverDevices`
+MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 128}  # images per device in `OverDevices`
 
 
 def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -41,16 +41,17 @@ def run_in_batches(
     batch_size: int,
     sharding: NamedSharding | None = None,
 ) -> Any:
-    """Returns what a function gives of all rows, computed in batches of one size, so that few
-    programs are compiled.
+    """Returns a function's result for all rows, computed in batches of one size.
 
-    Few rows take a smaller batch, a power of two per device; the last batch is filled up, and what
-    belongs to the padding is cut off.
+    So few programs are compiled.
+
+    Few rows take a smaller batch, a power of two per device; the last batch is filled up, and the
+    results of the padding are cut off.
 
     Args:
       function: takes a batch of each array and returns a tree of arrays of as many rows.
       arrays: arrays of the same number of rows, at least one.
-      batch_size: most rows per device.
+      batch_size: largest number of rows per device.
       sharding: how rows are split over devices; None for the default device.
     Returns:
       a tree of numpy arrays.
@@ -70,11 +71,12 @@ def run_in_batches(
 
 
 class OverDevices:
-    """A function of parameters and rows, compiled for all devices of this process, each with its
-    share of every batch.
+    """A function of parameters and rows, compiled for all devices of this process.
+
+    Each device computes its share of every batch.
 
     Attributes:
-      batch: most rows of a call; fewer are filled up, so that one program is compiled.
+      batch: largest number of rows of a call; fewer are filled up, so that one program is compiled.
     """
 
     def __init__(self, function: Callable, params: Any):

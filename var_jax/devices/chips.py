@@ -1,8 +1,8 @@
-"""Accelerators that the project knows, with their peak rates and memory as the makers publish them.
+"""The known accelerators, with the peak rates and memory that their makers publish.
 
-Peak FLOP/s are of dense bfloat16 products (NVIDIA also prints twice that, with sparsity). A link's
-bandwidth is of one direction; the makers' figures per chip are of all links, and of both directions
-where they say "bidirectional".
+Peak FLOP/s are those of dense bfloat16 products (NVIDIA also prints twice that, with sparsity). A
+link's bandwidth is that of one direction; the makers' figures per chip are for all links, and for
+both directions where they say "bidirectional".
 
 Sources (TPU pages read in November 2026; NVIDIA's sheets through public summaries that agree on
 them):
@@ -37,10 +37,10 @@ class Chip:
       kinds: its names in JAX (`jax.Device.device_kind`).
       peak_flops: dense bfloat16 FLOP/s.
       hbm_bytes: memory, in bytes.
-      hbm_bandwidth: of the memory, in bytes/s.
+      hbm_bandwidth: bandwidth of the memory, in bytes/s.
       links: number of links of the network inside a slice (ICI) or node (NVLink).
       link_bandwidth: bytes/s per link and direction.
-      dcn_bandwidth: bytes/s per chip and direction between slices or nodes; None where the maker
+      dcn_bandwidth: bytes/s per chip and direction between slices or nodes; None if the maker
         publishes none.
     """
 
@@ -55,7 +55,7 @@ class Chip:
 
     @property
     def interconnect_bandwidth(self) -> float:
-        """Bytes/s of all links together, in one direction."""
+        """Returns the bytes/s of all links together, in one direction."""
         return self.links * self.link_bandwidth
 
 
@@ -74,7 +74,7 @@ _BY_KIND = {kind: chip for chip in _ALL for kind in chip.kinds}
 
 
 def chip_of_kind(kind: str) -> Chip | None:
-    """Returns the chip of a `jax.Device.device_kind`, or None where the table has no such kind.
+    """Returns the chip of a `jax.Device.device_kind`, or None if the table has no such kind.
 
     A kind has to match exactly: another card of the same name, such as a PCIe one, has other peaks.
     """

@@ -19,8 +19,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     With several slices, or several hosts of GPUs, the data axis goes between them.
 
     Args:
-      devices: the devices, by default all of this run; devices of a topology description serve to
-        compile for a slice that is not there.
+      devices: the devices, by default all of this run; devices of a topology description serve for
+        compiling for a slice that is not attached.
     Raises:
       UserError: the axes do not multiply to the number of devices, or the number of slices is not
         the config's.
@@ -59,7 +59,7 @@ def _arrange(slices: int, data: int, model: int, devices: Sequence[jax.Device]) 
     num_slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == num_slices == 1:
         return mesh_utils.create_device_mesh((data, model), devices, allow_split_physical_axes=True)
-    # Where the backend knows no slices (CPU, GPU), the devices of one process count as a slice.
+    # If the backend knows no slices (CPU, GPU), the devices of one process count as a slice.
     by_process = num_slices == 1
     if by_process:
         num_slices = len({device.process_index for device in devices})
@@ -79,8 +79,7 @@ def _arrange(slices: int, data: int, model: int, devices: Sequence[jax.Device]) 
 def _arrange_by_host(
     slices: int, data: int, model: int, devices: Sequence[jax.Device]
 ) -> np.ndarray:
-    """Returns GPUs as (data, model), those of a host next to each other, along the model axis
-    first.
+    """Returns GPUs as (data, model), with a host's next to each other, along the model axis first.
 
     JAX numbers the hosts of GPUs (by boot id) as it does TPU slices, whether a process has one GPU
     or all of a host.
@@ -98,7 +97,7 @@ def _arrange_by_host(
 def _host_index(device: jax.Device) -> int:
     """Returns the index of a GPU's host.
 
-    Where JAX does not number hosts it is the index of the process, which then has all GPUs of its
+    If JAX does not number hosts, it is the index of the process, which then has all GPUs of its
     host.
     """
     slice_index = getattr(device, "slice_index", None)
@@ -108,11 +107,12 @@ def _host_index(device: jax.Device) -> int:
 def host_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
     """Returns the rows of a batch, ascending, that this process's devices hold.
 
-    What a process loads follows from the mesh, not from the process's index: neighboring devices of
-    a mesh may belong to several processes, and processes along the model axis hold the same rows.
+    The mesh determines the rows that a process loads, not the process's index: neighboring devices
+    of a mesh may belong to several processes, and processes along the model axis hold the same
+    rows.
 
     Args:
-      sharding: how the batch's rows lie on the devices.
+      sharding: the sharding of the batch's rows over the devices.
     """
     all_rows = np.arange(batch_size)
     slices = sharding.addressable_devices_indices_map((batch_size,)).values()

@@ -1,4 +1,4 @@
-"""What the processes of one run exchange: texts, errors, and settings that have to be the same."""
+"""Exchanges between the processes of a run: texts, errors, and settings that must be the same."""
 
 import json
 import socket
@@ -34,19 +34,19 @@ def processes_on_host() -> int:
 def require_same(
     what: str, mine: Mapping[str, Any], differences: Callable[[Any, Any], list[str]], remedy: str
 ):
-    """Raises if any process of a run holds something else than process 0 does.
+    """Raises if any process of a run has something different from process 0.
 
-    Call it in every process for what would make a run wrong without an error, such as the settings.
-    A single process checks nothing.
+    Call it in every process for things whose differences would silently spoil a run, such as the
+    settings. A single process checks nothing.
 
     Args:
       what: the name of the thing, for the message.
-      mine: this process's description of it, as JSON can hold it.
-      differences: takes the descriptions of process 0 and of this process, and returns what differs
-        in words.
-      remedy: what would be right, for the message.
+      mine: this process's description of it, as a JSON value.
+      differences: takes the descriptions of process 0 and of this process, and returns the
+        differences in words.
+      remedy: the correction, for the message.
     Raises:
-      UserError: on all processes, with the same line.
+      UserError: the descriptions differ (on all processes, with the same line).
     """
     if not is_multiprocess():
         return
@@ -70,10 +70,10 @@ def run_on_all(work: Callable[[], Result]) -> Result:
     """Returns the result of work that every process does, and ends all processes if one fails.
 
     Use it for work in which no process waits for another, such as reading files: without it the
-    others would go on and wait in vain for the one that failed.
+    others would continue, and wait in vain for the one that failed.
 
     Raises:
-      UserError: on all processes, when the work raised it on any.
+      UserError: the work raised it on any process (on all processes).
     """
     result, mistake = None, None
     try:

@@ -1,5 +1,6 @@
-"""Preemption: clusters send SIGTERM before they reclaim a machine; all hosts then stop after the
-same step.
+"""Preemption: after a SIGTERM to one host, all hosts stop after the same step.
+
+Clusters send SIGTERM before they reclaim a machine.
 
 JAX's own SIGTERM notifier and a Python handler replace one another, and its notice reaches only the
 hosts of one job manager. Here a handler takes the signal of one host, and a vote in the training
@@ -70,8 +71,7 @@ class Preemption:
         return self._any_host(np.array([self.requested]))
 
     def check(self):
-        """Raises StopRequested on every host when any has received SIGTERM; every host has to
-        call it."""
+        """Raises StopRequested on every host if any has received SIGTERM; all must call it."""
         if bool(self.vote()):
             raise StopRequested
 
@@ -80,10 +80,10 @@ class Preemption:
 
         Compilation of a large model takes minutes, during which Python runs no signal handler, so
         it runs in its own thread. If the program is abandoned, that thread keeps running. The
-        interpreter waits for it at exit; a command that has to end sooner asks `is_compiling`.
+        interpreter waits for it at exit; a command that has to end sooner checks `is_compiling`.
 
         Raises:
-          StopRequested: on every host.
+          StopRequested: a host received SIGTERM (on every host).
         """
         outcome: list[Any] = []
 
@@ -114,7 +114,7 @@ class Preemption:
         """Returns for each flag whether any host has it set, without waiting for the hosts.
 
         Args:
-          flags: this host's, as one row.
+          flags: this host's flags, as one row.
         """
         shape = (self._sharding.num_devices, *flags.shape[1:])
         return self._any(jax.make_array_from_callback(shape, self._sharding, lambda _: flags))

@@ -1,8 +1,8 @@
-"""How the processes of a run find each other, and how all of them end when one does.
+"""Joins the processes of a run, and ends all of them when one ends.
 
 JAX notices within its heartbeat timeout that another process is gone, and then aborts in C++, where
 no Python runs; its own callback for this case cannot be used from Python (jaxlib 0.10 fails to
-convert its argument). Hence the C signal handler below, which turns the abort into one line and an
+convert its argument). The C signal handler below therefore turns the abort into one line and an
 exit code.
 """
 
@@ -52,7 +52,7 @@ def initialize(
     peer_seconds: int = PEER_SECONDS,
     shutdown_seconds: int = SHUTDOWN_SECONDS,
 ):
-    """Joins the other processes of this run; a process that is alone does nothing.
+    """Joins the other processes of this run; a single process does nothing.
 
     Call it before JAX touches a device. Without arguments it relies on JAX's detection of TPU pods,
     SLURM, GKE and Open MPI. On CPUs the processes communicate by Gloo.
@@ -61,10 +61,10 @@ def initialize(
       coordinator: "host:port" where process 0 listens, the same in every process.
       num_processes: number of processes of the run.
       process_id: index of this process, from 0.
-      start_seconds: how long it waits until all processes are there.
-      peer_seconds: after so long without a sign of life of a process, all others end with one line
-        and exit code 1.
-      shutdown_seconds: how long a process that is done waits for the others.
+      start_seconds: seconds to wait until all processes have joined.
+      peer_seconds: seconds without a sign of life from a process after which all others end with
+        one line and exit code 1.
+      shutdown_seconds: seconds that a finished process waits for the others.
     Raises:
       UserError: the arguments are incomplete or wrong, the port is taken, or process 0 does not
         answer.
@@ -101,8 +101,8 @@ def is_lost_process(error: BaseException) -> bool:
 def leave(code: int):
     """Ends this process with an exit code after an error, without waiting for the other processes.
 
-    The usual exit waits for all others, which may be waiting for this one. Here they are given
-    LEAVE_SECONDS, in which processes that fail alike leave in order.
+    The usual exit waits for all others, which may be waiting for this one. Here they get
+    LEAVE_SECONDS, in which processes that fail in the same way leave in order.
     """
     farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     farewell.start()
@@ -121,7 +121,7 @@ def _initialize_detected(timeouts: dict[str, int]):
         if "must be called before" not in str(error):
             raise
     except ValueError as error:
-        # JAX says so where it detects no cluster: this process is alone.
+        # JAX raises this if it detects no cluster: this is a single process.
         if "coordinator_address should be defined" not in str(error):
             raise UserError(
                 f"this cluster's settings do not make a run of several processes: {error}; "
@@ -178,7 +178,7 @@ def _parse_address(coordinator: str) -> tuple[str, int]:
 
 
 def _require_free_port(port: int):
-    """Raises UserError if nothing can listen on a port, where JAX would crash."""
+    """Raises UserError if nothing can listen on a port; JAX would crash."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,7 +192,7 @@ def _require_free_port(port: int):
 
 
 def _wait_for_coordinator(host: str, port: int, seconds: float):
-    """Returns when process 0 listens, and raises UserError where JAX's own wait would abort."""
+    """Waits until process 0 listens, and raises UserError if it does not; JAX would abort."""
     end = time.monotonic() + seconds
     while True:
         try:

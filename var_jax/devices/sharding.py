@@ -21,9 +21,9 @@ from var_jax.errors import UserError, did_you_mean
 Rule = str | tuple[str, ...] | None
 
 # Parameters: fully sharded over `data` along the model width, tensor parallel over `model` along
-# what is independent between devices (heads, MLP columns, vocabulary). Activations: the
-# transformer's batch over `data`; a convolutional network has nothing to split over `model`, so
-# that its images are spread over both.
+# axes that are independent between devices (heads, MLP columns, vocabulary). Activations: the
+# transformer's batch over `data`; a convolutional network has nothing to split over `model`, so its
+# images are spread over both.
 RULES: Mapping[str, Rule] = {
     # parameters
     "layers": None,
@@ -61,7 +61,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
     Args:
       names: one per dimension; None for a dimension that is replicated.
     Raises:
-      ValueError: a name has no rule, or two dimensions lie on one mesh axis.
+      ValueError: a name has no rule, or two dimensions are on one mesh axis.
     """
     for name in names:
         if name is not None and name not in RULES:
@@ -70,16 +70,16 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
     used = [axis for rule in axes for axis in _mesh_axes(rule)]
     if len(used) != len(set(used)):
         raise ValueError(
-            f"logical axes {tuple(names)} collide: two of them lie on one mesh axis of {used}"
+            f"logical axes {tuple(names)} collide: two of them are on one mesh axis of {used}"
         )
     return PartitionSpec(*axes)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Returns `x` constrained to the sharding of its logical names, or `x` where no mesh is set.
+    """Returns `x` constrained to the sharding of its logical names, or `x` if no mesh is set.
 
-    Without constraints on activations the compiler may replicate the batch on every device. Where
-    the mesh axes of a name do not divide its dimension, it is split over the first axes that do.
+    Without constraints on activations the compiler may replicate the batch on every device. If the
+    mesh axes of a name do not divide its dimension, it is split over the first axes that do.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -139,7 +139,7 @@ def undivided_parameters(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
       boxed: parameters with logical axis names, abstract or real.
       mesh: number of devices along each mesh axis.
     Returns:
-      {name: bytes that one device holds beyond the even share which the rule would give it}.
+      by name, the bytes that one device holds beyond the even share of the rule.
     """
     excess = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_boxed):
@@ -158,8 +158,7 @@ def bytes_per_device(boxed: Any, mesh: Mapping[str, int]) -> int:
 
 
 def replicated_share(boxed: Any, mesh: Mapping[str, int]) -> float:
-    """Returns the share of the parameters' bytes, 0 to 1, that every device of a mesh holds a copy
-    of."""
+    """Returns the share of the parameters' bytes, 0 to 1, that every device holds."""
     leaves = jax.tree.leaves(boxed, is_leaf=_is_boxed)
     replicated = sum(_num_bytes(leaf) for leaf in leaves if _num_parts(leaf, mesh) == 1)
     return replicated / max(sum(_num_bytes(leaf) for leaf in leaves), 1)
@@ -176,12 +175,12 @@ def _names_and_shape(leaf: Any) -> tuple[Sequence[str | None], tuple[int, ...]]:
 
 
 def _num_parts(leaf: Any, mesh: Mapping[str, int]) -> int:
-    """Returns how many parts a parameter is split into on a mesh."""
+    """Returns the number of parts that a mesh splits a parameter into."""
     return _spec_parts(spec_for_shape(*_names_and_shape(leaf), mesh), mesh)
 
 
 def _spec_parts(partition: PartitionSpec, mesh: Mapping[str, int]) -> int:
-    """Returns how many parts an array of a partition is split into."""
+    """Returns the number of parts that a partition splits an array into."""
     return math.prod(mesh[axis] for rule in partition for axis in _mesh_axes(rule))
 
 
@@ -204,7 +203,7 @@ def require_sharded(
       largest_share: the share of all bytes that may be replicated.
       excused: names of parameters that do not count, because no mesh divides them.
     Raises:
-      UserError: more is replicated; the message names the largest parameters.
+      UserError: a larger share is replicated; the message names the largest parameters.
     """
     if mesh.size == 1:
         return
@@ -222,8 +221,8 @@ def require_sharded(
         largest = sorted(replicated, key=lambda name: -replicated[name])[:3]
         examples = ", ".join(f"{name} ({replicated[name]:,} bytes)" for name in largest)
         raise UserError(
-            f"{share:.0%} of the parameters' bytes would lie whole on each of {mesh.size} devices, "
-            f"more than {largest_share:.0%}; the largest: {examples}; "
+            f"{share:.0%} of the parameters' bytes would be replicated on each of {mesh.size} "
+            f"devices, more than {largest_share:.0%}; the largest: {examples}; "
             f"the mesh is data={mesh.shape['data']}, model={mesh.shape['model']}"
         )
 
