@@ -30,7 +30,7 @@ DTYPES = {
 
 
 def save_arrays(path: epath.PathLike, tree: Any):
-    """Writes nested dicts of arrays to one file with keys "a/b/c", whole or not at all.
+    """Writes nested dicts of arrays to one file with keys "a/b/c", completely or not at all.
 
     Raises:
       UserError: the file cannot be written.
@@ -68,7 +68,7 @@ def load_arrays(path: epath.PathLike) -> dict:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Returns ("a/b/0", leaf) for every leaf, whether it lies in dicts, tuples or dataclasses."""
+    """Returns ("a/b/0", leaf) for every leaf of nested dicts, tuples or dataclasses."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]

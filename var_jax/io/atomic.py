@@ -1,6 +1,6 @@
 """Files that are written completely or not at all.
 
-Only the standard library is imported, as benchmarks run where little is installed.
+It imports only the standard library, because benchmarks run where little is installed.
 """
 
 import contextlib
@@ -12,10 +12,10 @@ from var_jax.errors import UserError
 
 
 def temporary_name(path):
-    """Returns a name beside a path that no other process or call uses.
+    """Returns a path in the same directory that no other process or call uses.
 
     Args:
-      path: pathlib's or etils'.
+      path: a path of pathlib or etils.
     """
     return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
@@ -26,8 +26,8 @@ def write(path, content: str | Sequence):
     With several writers the content of the last one stays.
 
     Args:
-      path: pathlib's or etils'.
-      content: text, or buffers of bytes that follow each other.
+      path: a path of pathlib or etils.
+      content: text, or consecutive buffers of bytes.
     Raises:
       OSError: the file cannot be written.
     """
@@ -47,10 +47,10 @@ def write(path, content: str | Sequence):
 
 
 def save(path, content: str | Sequence, what: str):
-    """Writes a file that a user asked for, and makes its directory if that is missing.
+    """Writes a file that a user requested, and creates its directory if that is missing.
 
     Args:
-      path: pathlib's or etils'.
+      path: a path of pathlib or etils.
       content: as for `write`.
       what: the name of the file's content, for the message.
     Raises:

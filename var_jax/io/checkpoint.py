@@ -1,6 +1,6 @@
 """Checkpoints of a run, written by Orbax: no other module imports it.
 
-A checksum of every array is saved beside it, because the storage format notices a file that is too
+A checksum of every array is saved with it, because the storage format detects a file that is too
 short, but returns flipped bits as values.
 """
 
@@ -26,22 +26,22 @@ from var_jax.io.system_errors import one_line
 
 log = logging.getLogger(__name__)
 
-LOSS_FILE = "metrics/metrics"  # within a checkpoint, where Orbax looks for it
+LOSS_FILE = "metrics/metrics"  # in a checkpoint, where Orbax looks for it
 
 
 class Mismatch(UserError):
-    """The checkpoint is intact, but of another model or optimizer: older ones do not fit either."""
+    """The checkpoint is intact, but of another model or optimizer, as are older ones."""
 
 
 class Checkpoints:
-    """The checkpoints in a directory (a path or a bucket URL), written while training goes on.
+    """The checkpoints in a directory (a path or a bucket URL), written while training continues.
 
     A write that fails raises UserError at the next `save`, `wait` or `close`; earlier checkpoints
-    stay as they were. Reading alone changes nothing in the directory.
+    stay as they were. Reading changes nothing in the directory.
 
     Args:
-      keep: how many of the newest checkpoints are kept; the one with the lowest held-out loss is
-        kept as well.
+      keep: number of the newest checkpoints to keep; the one with the lowest held-out loss is kept
+        as well.
       keep_steps: steps whose checkpoints are never deleted.
     """
 
@@ -61,7 +61,7 @@ class Checkpoints:
         Args:
           step: number of steps done.
           state: a tree of arrays on any devices; they may be donated once this returns.
-          extra: values that JSON can hold.
+          extra: JSON values.
           wait: whether to return only when the checkpoint is on disk.
         Raises:
           UserError: the directory cannot be written, or the save before this one failed.
@@ -135,7 +135,7 @@ class Checkpoints:
                 self._writer.wait_until_finished()
 
     def close(self):
-        """Waits as `wait` does, and ends Orbax's threads."""
+        """Waits like `wait`, and ends Orbax's threads."""
         self.wait()
         if self._writer is not None:
             self._writer.close()
@@ -167,7 +167,7 @@ class Checkpoints:
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict]:
         """Returns (state, extra) of the newest intact checkpoint, or of `step`.
 
-        `extra["evaluated"]` is True where `note_loss` was called for the state after it was saved.
+        `extra["evaluated"]` is True if `note_loss` was called for the state after it was saved.
 
         Args:
           abstract_state: ShapeDtypeStructs with shardings, which may differ from those that the
@@ -184,8 +184,8 @@ class Checkpoints:
             fields = vars(abstract_state)
             if set(fields) == set(stored):
                 return _restore_as(path, abstract_state)
-            # States of other versions have fields more or less: those hold no arrays, as the
-            # comparison above made sure.
+            # States of other versions have more or fewer fields: those hold no arrays, as the
+            # comparison above ensures.
             common = {name: value for name, value in fields.items() if name in stored}
             empty = dict.fromkeys(set(stored) - set(fields))
             restored = _restore_as(path, common | empty)
@@ -226,10 +226,10 @@ class Checkpoints:
     def _newest_intact(self, read: Callable, step: int | None) -> "_Intact":
         """Returns the newest checkpoint that can be read, or that of `step`.
 
-        Where a newer one is damaged, an older one is returned, and a warning is logged.
+        If a newer one is damaged, an older one is returned, and a warning is logged.
 
         Args:
-          read: (path, shapes and dtypes of what is stored there) -> the value to return.
+          read: (path, stored shapes and dtypes) -> the value to return.
         """
         steps = self.agreed_steps()
         if not steps or step not in (None, *steps):
@@ -247,7 +247,7 @@ class Checkpoints:
                 extra, checksums = note["extra"], note["checksums"]
             except Mismatch:
                 raise
-            # Damaged files raise whatever the parser of the damaged place raises.
+            # A damaged file raises the error of the parser that meets the damage.
             except Exception as error:
                 cause = one_line(error)
             # The checksums are a program of all processes together: none may start it alone.
@@ -273,7 +273,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _reporting(self):
-        """Raises UserError in place of what Orbax and TensorStore raise for a failed write."""
+        """Raises UserError in place of the errors of Orbax and TensorStore for a failed write."""
         try:
             with storage_messages.silenced():
                 yield
@@ -286,7 +286,7 @@ class Checkpoints:
 
 
 class _Intact(NamedTuple):
-    """A checkpoint that was read: its step, what was read of its state, and its extra values."""
+    """A checkpoint that was read: its step, the state or its part, and its extra values."""
 
     step: int
     value: Any
@@ -299,8 +299,7 @@ def _negative_loss(metrics: dict[str, float]) -> float:
 
 @jax.jit
 def _checksums(tree: Any) -> Any:
-    """Returns the wrapping sum of each array's bits, the same for any sharding and any order of
-    summation."""
+    """Returns the wrapping sum of each array's bits, independent of sharding and order."""
 
     def checksum(x):
         width = x.dtype.itemsize
@@ -311,7 +310,7 @@ def _checksums(tree: Any) -> Any:
 
 
 def _damage(tree: Any, checksums: dict[str, int]) -> str | None:
-    """Returns which array's bits differ from those that were saved, in words, or None."""
+    """Returns a message about the first array whose bits differ from the saved ones, or None."""
     for name, value in named_leaves(_checksums(tree)):
         if int(value) != checksums.get(name):
             return f"the bits of {name} are not those that were saved"
@@ -326,7 +325,7 @@ def _all_agree(*, intact: bool) -> bool:
 
 
 def _stored(path: epath.Path) -> Any:
-    """Returns the shapes and dtypes of what a checkpoint holds, as nested dicts."""
+    """Returns the shapes and dtypes of a checkpoint's arrays, as nested dicts."""
     return ocp.PyTreeCheckpointHandler().metadata(path / "state").tree
 
 
@@ -342,13 +341,15 @@ def _restore_as(path: epath.Path, abstract: Any) -> Any:
 
 
 def _restore(path: epath.Path, args: Any) -> Any:
-    """Restores without Orbax's checkpointer, at whose barrier the other processes would wait for
-    one that failed."""
+    """Restores without Orbax's checkpointer.
+
+    At its barrier the other processes would wait for one that failed.
+    """
     return ocp.PyTreeCheckpointHandler().restore(path / "state", args=args)
 
 
 def _require_same(path: epath.Path, stored: Any, expected: Any):
-    """Raises Mismatch when the arrays of two trees differ in name, shape or dtype."""
+    """Raises Mismatch if the arrays of two trees differ in name, shape or dtype."""
     expected_arrays, stored_arrays = _shapes_and_dtypes(expected), _shapes_and_dtypes(stored)
     for name in sorted(expected_arrays.keys() | stored_arrays.keys()):
         in_run = expected_arrays.get(name, "not there")

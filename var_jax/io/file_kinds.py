@@ -1,4 +1,4 @@
-"""Recognizes files that stand in place of a download: pointers, web pages, error messages."""
+"""Recognizes files that replace a failed download: pointers, web pages, error messages."""
 
 import os
 
@@ -6,7 +6,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 
-HEAD = 1024  # first bytes of a file, which are looked at
+HEAD = 1024  # number of first bytes of a file that are examined
 POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = {
     b"\x1f\x8b": "a gzip archive",
@@ -18,12 +18,12 @@ ARCHIVES = {
 
 
 def stand_in(head: bytes) -> str | None:
-    """Returns what stands in place of a file's own content, with the remedy.
+    """Returns a description of bytes that are not a file's own content, with the remedy.
 
     Args:
       head: the file's first bytes.
     Returns:
-      a text for a message, or None where the bytes may be the file's own content.
+      a text for a message, or None if the bytes may be the file's own content.
     """
     if not head:
         return "an empty file; download or write it again"
@@ -42,7 +42,7 @@ def stand_in(head: bytes) -> str | None:
         text.startswith(b"<") and b"<html" in text
     ):
         return (
-            "an HTML page, as a server sends in place of a file that needs a login or lies "
+            "an HTML page, as a server sends in place of a file that needs a login or is "
             "elsewhere; download the file itself again"
         )
     if text.startswith((b"<?xml", b"<error")) and b"<svg" not in text:
@@ -53,7 +53,7 @@ def stand_in(head: bytes) -> str | None:
 
 
 def refuse_stand_in(path: str | os.PathLike, what: str):
-    """Raises UserError if something else stands in place of a file's own content.
+    """Raises UserError if a file has something else in place of its own content.
 
     A file that is missing or cannot be opened passes; its reader reports it.
 

@@ -1,4 +1,4 @@
-"""Checks that weights are finite, which a diverged run or a damaged file leaves otherwise."""
+"""Checks that weights are finite: those of a diverged run or a damaged file are not."""
 
 from collections.abc import Iterable
 
@@ -7,13 +7,13 @@ import numpy as np
 
 from var_jax.errors import UserError
 
-CHUNK = 2**22  # elements at once
-BFLOAT16_EXPONENT = 0x7F80  # all ones in infinities and NaN alone
+CHUNK = 2**22  # elements per chunk
+BFLOAT16_EXPONENT = 0x7F80  # all ones only in infinities and NaN
 LISTED = 5  # names in one message
 
 
 def not_finite(array: np.ndarray) -> int:
-    """Returns how many elements are NaN or infinite; 0 for an array that holds no floats.
+    """Returns the number of elements that are NaN or infinite; 0 for an array without floats.
 
     It works in chunks, as a model's largest array may be a large part of the memory. For bfloat16,
     on which numpy's own test is slow, it looks at the exponent's bits.
@@ -55,7 +55,7 @@ def refuse(counts: dict[str, tuple[int, int]], name: str, remedy: str = "give so
     Args:
       counts: {array: (number of values that are not finite, number of values)} of such arrays.
       name: the name of the file or model, for the message.
-      remedy: what would be right, for the message.
+      remedy: the correction, for the message.
     """
     if not counts:
         return

@@ -29,7 +29,7 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
 def read_object_if_exists(path: epath.PathLike) -> dict[str, Any] | None:
     """Returns the object in a JSON file, or None if there is no such file.
 
-    The file may be replaced meanwhile, as a run that is going on does.
+    The file may be replaced meanwhile, as by an active run.
 
     Raises:
       UserError: the file cannot be read, or does not hold a JSON object.

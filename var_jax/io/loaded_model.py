@@ -1,4 +1,4 @@
-"""A model in memory: loaded, saved, converted, and copied to devices or another dtype."""
+"""A model in memory, which is loaded, saved, converted, and copied to devices or another dtype."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,10 @@ class LoadedModel:
     """A model's configuration and parameters, as loaded from a directory or from PyTorch weights.
 
     Attributes:
-      config: frozen; `.tokenizer` and `.transformer` (None for a tokenizer alone).
+      config: the frozen configuration; `.tokenizer` and `.transformer` (None without a
+        transformer).
       params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
-      class_names: class names by id, where the model's directory has them; else empty.
+      class_names: class names by id, if the model's directory has them; else empty.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class LoadedModel:
     def _consume(
         cls, config: ModelConfig, params: dict[str, Any], class_names: Sequence[str] = ()
     ) -> Self:
-        """Returns a model of a parameter tree that nobody else holds. The tree is emptied leaf
-        by leaf, so that the weights never lie in memory twice."""
+        """Returns a model of a parameter tree that has no other references.
+
+        The tree is emptied leaf by leaf, so that the weights are never in memory twice.
+        """
 
         def move(tree):
             return {
@@ -66,7 +69,7 @@ class LoadedModel:
 
         Args:
           tokenizer: {published key: numpy array}, or a path (.pth, .pt, .safetensors, .npz).
-          transformer: the same of the transformer; None for a tokenizer alone.
+          transformer: the same for the transformer; None for a tokenizer without one.
           scales: token-map sizes, coarse to fine.
           num_heads: needed only without QK-norm, where the weights do not determine it.
           cosine_codes: whether the nearest code is searched by cosine.
@@ -90,8 +93,7 @@ class LoadedModel:
 
     @classmethod
     def from_pretrained(cls, directory) -> Self:
-        """Returns the model of a workdir of `train`, or of a directory that `save` or `convert`
-        wrote.
+        """Returns the model of a workdir of `train`, or of a directory of `save` or `convert`.
 
         Raises:
           UserError: the directory is missing, holds no model, or its files are damaged.
@@ -108,8 +110,9 @@ class LoadedModel:
     def to_torch(
         self, *, with_buffers: bool = False
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-        """Returns (tokenizer, transformer) state dicts with the published keys and layouts; None
-        for a missing transformer.
+        """Returns (tokenizer, transformer) state dicts with the published keys and layouts.
+
+        That of a missing transformer is None.
 
         Args:
           with_buffers: whether the published modules' buffers (masks, level ids) are included, so
@@ -144,8 +147,9 @@ class LoadedModel:
         return other
 
     def with_scales(self, scales) -> Self:
-        """Returns the tokenizer alone with the same weights and other token maps, for images of
-        another size or shape.
+        """Returns the tokenizer with the same weights and other token maps.
+
+        Use it for images of another size or shape.
 
         Residual convolutions are chosen by a scale's relative position, so there may be any number
         of scales. The transformer is left out: its position embeddings are those of its own scales.

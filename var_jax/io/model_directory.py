@@ -1,4 +1,4 @@
-"""Reads and writes model directories, which `Pipeline.save`, `convert` and `train` leave."""
+"""Reads and writes model directories: those of `Pipeline.save`, `convert` and `train`."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
     until all of the new one is on the disk.
 
     Args:
-      directory: where to write; it is made if it is missing.
+      directory: where to write; it is created if it is missing.
       config: the model's configuration.
       params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
       class_names: the names of classes by id, written to `data.json` as in a workdir; may be
@@ -99,7 +99,7 @@ def require_directory(directory: epath.PathLike) -> epath.Path:
 
 
 def class_names(directory: epath.Path) -> tuple[str, ...]:
-    """Returns the class names in a model's `data.json`, by id; empty where it has none.
+    """Returns the class names in a model's `data.json`, by id; empty if it has none.
 
     Raises:
       UserError: the file cannot be read, or its class names are not a list of names.
@@ -147,7 +147,7 @@ def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
         raise UserError(
             f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`"
         )
-    # The workdir of a model that learns a tokenizer's codes carries that tokenizer.
+    # The workdir of a model that learns a tokenizer's codes has a copy of that tokenizer.
     carried = directory / "tokenizer"
     has_tokenizer = (carried / "model.json").exists()
     sections = {

@@ -13,7 +13,7 @@ from etils import epath
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 
-# The errors of numpy and zipfile at files that are damaged or of another kind.
+# The errors of numpy and zipfile for files that are damaged or of another kind.
 DAMAGE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 LISTED = 5  # arrays in one message
 
@@ -22,7 +22,7 @@ class Member(NamedTuple):
     """An open array of an `.npz` file.
 
     Attributes:
-      file: stands at the first byte of the values, in C's order.
+      file: the open file, at the first byte of the values, which are in C's order.
       shape: the array's shape.
       dtype: the array's dtype.
     """
@@ -64,7 +64,7 @@ def open_member(path: epath.PathLike, name: str, hint: str) -> Iterator[Member]:
     Args:
       path: the file.
       name: the array's name, without ".npy".
-      hint: what the file must hold, for messages.
+      hint: the expected content of the file, for messages.
     Raises:
       UserError: the file is damaged, has no such array, or holds fewer bytes of it than the array's
         header promises.
@@ -95,7 +95,7 @@ def open_member(path: epath.PathLike, name: str, hint: str) -> Iterator[Member]:
 
 
 def _read_header(file: IO[bytes]):
-    """Returns (shape, Fortran's order, dtype), and leaves the file at the values."""
+    """Reads (shape, Fortran's order, dtype), and leaves the file at the values."""
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)

@@ -1,4 +1,4 @@
-"""Labelled grids and strips of images as PNGs, and their animations as GIFs."""
+"""Labeled grids and strips of images as PNGs, and animations of them as GIFs."""
 
 import functools
 import importlib.util
@@ -24,21 +24,21 @@ FONT_SIZE = 14
 BLOCK_GAP = 28  # between the pictures of `titled_blocks`, with room for a title
 BLOCK_FONT_SIZE = 18
 FRAME_MS = 400
-SIDE_TILES = 2  # that a title to the left of a row is at most as wide as
-VISIBLE = 96  # pixels that the longer side of a magnified image has at least
+SIDE_TILES = 2  # largest width of a title to the left of a row, in tiles
+VISIBLE = 96  # least pixels of the longer side of a magnified image
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def grid(
     images: Images, columns: int, titles: Sequence[str] | None = None, scale: int | None = None
 ) -> Image.Image:
-    """Images row by row, each below its title; without any titles there is no margin either.
+    """Returns images row by row, each below its title; without titles there is no margin.
 
     Args:
       images: in [0, 1] (values beyond are clamped), or uint8; one channel (gray) or three.
       columns: number of images per row.
-      titles: of the first images, in order; as many as there are columns label the columns.
-      scale: whole number that both sides are magnified by; by default what makes a small image
+      titles: titles of the first images, in order; as many as there are columns label the columns.
+      scale: whole number by which both sides are magnified; by default a small image is made
         visible.
     """
     tiles, titles = _tiles(images, scale), list(titles or [])
@@ -62,12 +62,12 @@ def strip(
     scale: int | None = None,
     row_titles: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Rows of images side by side, such as an original and its reconstructions from coarse to fine.
+    """Returns rows of images, such as an original and its reconstructions from coarse to fine.
 
     Args:
-      rows: one batch of images per row, as `grid` takes them.
-      column_titles: one per column, above the first row.
-      row_titles: one per row, to its left.
+      rows: one batch of images per row, as in `grid`.
+      column_titles: one title per column, above the first row.
+      row_titles: one title per row, to its left.
     """
     heads = [list(column_titles or []), *([[]] * (len(rows) - 1))]
     return _tile_rows([_tiles(row, scale) for row in rows], heads, list(row_titles or []))
@@ -76,11 +76,12 @@ def strip(
 def reconstruction_strip(
     originals: Images, reconstructions: Sequence[Float[np.ndarray, "n h w c"]], scales: Scales
 ) -> Image.Image:
-    """Returns a strip with one row per image: the original, then its reconstruction from the first
-    scale, the first two, ... and all of them.
+    """Returns a strip with one row per image: the original, then its reconstructions.
+
+    These are from the first scale, the first two, ... and all of them.
 
     Args:
-      originals: in [0, 1].
+      originals: the images, in [0, 1].
       reconstructions: one batch per scale, in [-1, 1].
     """
     rows = []
@@ -112,8 +113,10 @@ def scale_titles(scales: Scales) -> list[str]:
 
 
 def title(text: str, otherwise: str) -> str:
-    """Returns the text, or `otherwise` where the fonts have no glyphs for it and it would be drawn
-    as a row of boxes."""
+    """Returns the text, or `otherwise` if the fonts have no glyphs for it.
+
+    It would be drawn as a row of boxes.
+    """
     font = _font(text)
     missing = _glyph(font, "\uffff")
     has_glyphs = all(letter.isspace() or _glyph(font, letter) != missing for letter in text)
@@ -121,7 +124,7 @@ def title(text: str, otherwise: str) -> str:
 
 
 def place(path: epath.PathLike) -> epath.Path:
-    """Where `save_png` and `save_gif` may write, to be asked before hours of work.
+    """Returns a path that `save_png` and `save_gif` may write; call it before hours of work.
 
     Raises:
       UserError: the path names no file.
@@ -139,7 +142,7 @@ def place(path: epath.PathLike) -> epath.Path:
 
 
 def save_png(path: epath.PathLike, image: Image.Image):
-    """Writes the file whole or not at all.
+    """Writes the file completely or not at all.
 
     Raises:
       UserError: it cannot be written.
@@ -150,11 +153,11 @@ def save_png(path: epath.PathLike, image: Image.Image):
 
 
 def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: int = FRAME_MS):
-    """Writes an animation that repeats, whole or not at all.
+    """Writes an animation that repeats, completely or not at all.
 
     Args:
-      frames: of one size.
-      milliseconds: that a frame stands; the last stands four times as long.
+      frames: pictures of one size.
+      milliseconds: duration of a frame; the last one stays four times as long.
     Raises:
       UserError: it cannot be written.
     """
@@ -167,7 +170,7 @@ def save_gif(path: epath.PathLike, frames: Sequence[Image.Image], milliseconds: 
 
 
 def to_uint8(images: Images) -> UInt8[np.ndarray, "n h w c"]:
-    """[0, 1] to 0..255, rounded; uint8 as it is."""
+    """Returns images in [0, 1] as uint8, rounded; uint8 images stay as they are."""
     images = np.asarray(images)
     if images.dtype == np.uint8:
         return images
@@ -187,15 +190,17 @@ def _tiles(images: Images, scale: int | None) -> list[Image.Image]:
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:
-    """The font that has the text's letters, as far as one here has them."""
+    """Returns the font that has the text's letters, or the most of them."""
     return _fonts()[0 if text.isascii() else 1]
 
 
 @functools.cache
 def _fonts() -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
-    """Pillow's own font, which has ASCII alone, and the one that comes with matplotlib, which has
-    the letters of the Latin, Greek, Cyrillic and other alphabets, and few of East Asia. matplotlib
-    itself takes long to import."""
+    """Returns Pillow's own font and the one that comes with matplotlib.
+
+    The first has only ASCII; the second has the letters of the Latin, Greek, Cyrillic and other
+    alphabets, and few of East Asia. matplotlib itself takes long to import.
+    """
     own = ImageFont.load_default(FONT_SIZE)
     assert isinstance(own, ImageFont.FreeTypeFont)
     spec = importlib.util.find_spec("matplotlib")
@@ -214,8 +219,7 @@ def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> tuple:
 def _tile_rows(
     rows: list[list[Image.Image]], heads: list[list[str]], sides: Sequence[str] = ()
 ) -> Image.Image:
-    """Tiles in rows; above each row its titles, where it has any, and to its left its own of
-    `sides`."""
+    """Returns tiles in rows, with any titles above each row, and its own of `sides` to its left."""
     titles = [title for head in heads for title in head] + list(sides)
     line = max((math.ceil(sum(_font(title).getmetrics())) + 2 for title in titles), default=0)
     margin = MARGIN if any(map(any, heads)) or any(sides) else 0
@@ -248,8 +252,7 @@ def _tile_rows(
 
 
 def _fit(title: str, width: int) -> str:
-    """The title on one line, or its beginning and an ellipsis: it must not run into the next
-    one."""
+    """Returns a title cut to its width, with an ellipsis: it must not run into the next one."""
     title = " ".join(title.split())
     if _font(title).getlength(title) <= width:
         return title

@@ -12,11 +12,11 @@ from etils import epath
 
 FILE, PARTS = "metrics.jsonl", "metrics"
 TRIES = 3
-READERS = 16  # parts that are read at once: each takes an object store tens of milliseconds
+READERS = 16  # parts read at once: an object store takes tens of milliseconds for each
 
 
 def in_bucket(path: epath.PathLike) -> bool:
-    """Returns whether a path lies in a bucket."""
+    """Returns whether a path is in a bucket."""
     return "://" in str(path)
 
 

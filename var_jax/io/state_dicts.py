@@ -1,4 +1,4 @@
-"""A model's own names in a state dict, without those of wrappers and containers."""
+"""A model's own names in a state dict, without the names of wrappers and containers."""
 
 import logging
 from collections import Counter
@@ -16,13 +16,13 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 def unwrapped(names: Iterable[str], anchors: Sequence[str], what: str) -> dict[str, str]:
     """Returns {a model's own name: the name in the file} of the model's tensors.
 
-    A model may lie below any containers (`state_dict.`, `model.`, `trainer.vae_local.`), which the
-    anchors find; everything else in the file is left out. Where a file holds both the weights and
+    A model may be below any containers (`state_dict.`, `model.`, `trainer.vae_local.`), which the
+    anchors find; everything else in the file is left out. If a file holds both the weights and
     their averages (a container's name has "ema" in it), the averages are taken, which is logged.
 
     Args:
       names: the names in the file.
-      anchors: names that every such model has; without any, names lose wrappers alone.
+      anchors: names that every such model has; without any, names lose only wrappers.
       what: the name of the model and its file, for messages.
     Raises:
       UserError: the file holds the weights several times.
@@ -67,8 +67,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _prefix(name: str, container: str) -> str:
-    """Returns the part of a name in the file that is a container and the wrappers in and after
-    it."""
+    """Returns the part of a file's name for a container and the wrappers in and after it."""
     parts, left = name.split("."), container.count(".")
     count = 0
     while parts[count] in WRAPPERS or left:

@@ -1,8 +1,8 @@
-"""Silences what Orbax and TensorStore print beside the error that they raise.
+"""Silences the messages of Orbax and TensorStore that repeat an error they raise.
 
 A write that fails is raised, and `var_jax.io.checkpoint` reports it in one line. Orbax logs a stack
 trace of the same error, and TensorStore's remaining writes each print another one when they find
-Orbax's event loop closed. All of it is the process's own state, so that nothing is silenced at
+Orbax's event loop closed. Silencing changes the state of the process, so nothing is silenced at
 import: a command calls `silence` when it starts, and a library function uses `silenced`.
 """
 
@@ -16,9 +16,9 @@ UNAWAITED = "coroutine .*async_serialize.* was never awaited"
 
 
 def silence() -> Callable[[], None]:
-    """Silences the messages in this process, and returns what undoes it.
+    """Silences the messages in this process, and returns a function that undoes it.
 
-    A second call changes nothing, and what it returns undoes nothing.
+    A second call changes nothing, and the function that it returns undoes nothing.
     """
     # Absl makes its logger with its own class, which finds the caller's file, unless a logger of
     # that name exists already: `getLogger` must not come first.
@@ -53,7 +53,7 @@ def silenced() -> Iterator[None]:
 
 
 class _WithoutClosedLoops:
-    """The unraisable hook that was there before, for everything but a closed event loop."""
+    """Calls the earlier unraisable hook, except for a closed event loop."""
 
     def __init__(self, hook: Callable):
         self.hook = hook
@@ -72,7 +72,7 @@ def _is_not_unretrieved(record: logging.LogRecord) -> bool:
 
 
 def _restore_hook(hook: _WithoutClosedLoops):
-    """Restores the hook before ours, unless somebody else has replaced ours since."""
+    """Restores the earlier hook, unless other code has replaced this one since."""
     if sys.unraisablehook is hook:
         sys.unraisablehook = hook.hook
 

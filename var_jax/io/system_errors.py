@@ -3,7 +3,7 @@
 import errno
 import os
 
-# TensorStore buries the operating system's own words for the cause in a long message.
+# TensorStore puts the operating system's own words for the cause into a long message.
 CAUSES = [
     os.strerror(code)
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)

@@ -18,7 +18,7 @@ from var_jax.io.torch_keys import CODE_HITS, abstract, buffers, entries
 from var_jax.io.torch_weights import Source, Weights, listed
 
 State = dict[str, np.ndarray]
-# Keys that every model of the kind has, by which it is found in a file.
+# Keys that every model of the kind has, which locate it in a file.
 TOKENIZER_ANCHORS = (
     "quantize.embedding.weight",
     "encoder.conv_in.weight",
@@ -49,10 +49,10 @@ def from_torch(
 
     Args:
       tokenizer: {published key: array}, or a path (.pth, .pt, .safetensors, .npz). Training
-        checkpoints of the published code, which hold both stages, are taken for either.
-      transformer: the same of the transformer; None for a tokenizer alone.
+        checkpoints of the published code, which hold both stages, serve for either.
+      transformer: the same for the transformer; None for a tokenizer without one.
       scales: token-map sizes, coarse to fine.
-      num_heads: number of heads; needed without QK-norm alone, where it does not follow from the
+      num_heads: number of heads; needed only without QK-norm, where it does not follow from the
         weights.
       cosine_codes: whether codes are searched by cosine.
       norm_groups: groups of the tokenizer's GroupNorms, which do not follow from the weights; 32
@@ -61,8 +61,8 @@ def from_torch(
     Returns:
       the configuration and nested dicts of numpy arrays.
     Raises:
-      UserError: an unreadable file, unknown or missing keys, wrong shapes, or scales that do not
-        fit the weights.
+      UserError: a file is unreadable, keys are unknown or missing, shapes are wrong, or the scales
+        do not fit the weights.
     """
     tokenizer_config, tokenizer_params = tokenizer_from_torch(
         tokenizer, scales, cosine_codes=cosine_codes, dtype=dtype, norm_groups=norm_groups
@@ -109,13 +109,13 @@ def to_torch(
 ) -> tuple[State, State | None]:
     """Returns the published state dicts (tokenizer, transformer) of a model.
 
-    It is the inverse of `from_torch`. The transformer's is None where the model has none.
+    It is the inverse of `from_torch`. The transformer's is None if the model has none.
 
     Args:
       config: the model's configuration.
       params: its parameters.
       with_buffers: whether to add the buffers of the published modules, which released checkpoints
-        contain, so that a strict `load_state_dict` takes the dicts.
+        contain, so that a strict `load_state_dict` accepts the dicts.
     Raises:
       UserError: the published tokenizer has no such codes.
     """
@@ -137,7 +137,7 @@ def to_torch(
 def flags_to_reload(config: ModelConfig) -> dict[str, Any]:
     """Returns the keyword arguments with which `from_torch` restores this model.
 
-    They are the settings that cannot be read off published weights.
+    They are the settings that do not follow from published weights.
     """
     c, t = config.tokenizer, config.transformer
     flags: dict[str, Any] = {"scales": str(c.scales)}
@@ -174,7 +174,7 @@ def write_torch(
     """Writes the state dicts of `to_torch` as two `.safetensors` files.
 
     Args:
-      directory: where to write; it is made if it is missing.
+      directory: where to write; it is created if it is missing.
       tokenizer: written to `tokenizer.safetensors`.
       transformer: written to `transformer.safetensors`, unless it is None.
     Raises:
@@ -187,7 +187,7 @@ def write_torch(
             if state is not None:
                 part = directory / f"{name}.part"
                 part.touch()
-                permissions = part.stat().st_mode  # safetensors leaves its files to the owner alone
+                permissions = part.stat().st_mode  # safetensors gives access only to the owner
                 save_file(dict(state), part)
                 part.chmod(permissions)
                 part.replace(directory / f"{name}.safetensors")
@@ -205,7 +205,7 @@ def read_tokenizer_config(
 ) -> TokenizerConfig:
     """Returns the configuration of a tokenizer with some published weights.
 
-    Sizes follow from keys and shapes; everything else is the published code's default.
+    Sizes follow from keys and shapes; all other values are the published code's defaults.
     """
     channels, in_channels = weights.size("encoder.conv_in.weight", 4)[:2]
     levels = max(1, weights.count(r"encoder\.down\.(\d+)\."))
@@ -250,7 +250,7 @@ def read_transformer_config(
 ) -> TransformerConfig:
     """Returns the configuration of a transformer with some published weights.
 
-    Sizes follow from keys and shapes; everything else is the published code's default.
+    Sizes follow from keys and shapes; all other values are the published code's defaults.
     """
     scales = tokenizer.scales
     classes, width = weights.size("class_emb.weight", 2)
@@ -313,7 +313,7 @@ def check(
         "has wrong shapes:": [],
     }
     skipped = {key: array.shape for key, array in buffers(config).items()}
-    if CODE_HITS in skipped:  # of any number of scales, as published: one tokenizer serves several
+    if CODE_HITS in skipped:  # for any number of scales, as published: one tokenizer serves several
         skipped[CODE_HITS] = (None, *skipped[CODE_HITS][1:])
     for key, shape in shapes.items():
         right = expected.get(key, skipped.get(key))

@@ -1,10 +1,9 @@
-"""Tensors of checkpoint files, read one by one, without PyTorch and without running what is in
-them.
+"""Reads the tensors of checkpoint files one by one, without PyTorch and without running code.
 
-PyTorch's own format is ours to read because the library behind it is PyTorch: a pickle that
-rebuilds tensors, and their raw bytes beside it. The unpickler here knows those few names and
-refuses any other, and no length that a file declares is believed before it is held against the
-bytes that are there.
+PyTorch's own format, a pickle that rebuilds tensors and their raw bytes next to it, is read here
+because no other library than PyTorch reads it. The unpickler knows the few names for tensors and
+refuses any other, and every length that a file declares is compared with the bytes that are there
+before it is used.
 """
 
 import collections
@@ -28,11 +27,10 @@ from safetensors import SafetensorError, safe_open
 from var_jax.errors import UserError
 from var_jax.io.file_kinds import refuse_stand_in
 
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of PyTorch's format before 1.6
-MAX_DEPTH, MAX_VALUES = 16, 2**20  # dicts that hold each other can pretend to any number
-MAX_DEFLATE = 1032  # bytes out of one byte
-# What the readers raise for bytes that are not what they should be; of an unpickler that is almost
-# anything.
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # PyTorch's format before 1.6
+MAX_DEPTH, MAX_VALUES = 16, 2**20  # dicts that contain each other have no end
+MAX_DEFLATE = 1032  # most bytes that one compressed byte can give
+# The errors of the readers for damaged bytes; an unpickler may raise almost anything.
 DAMAGE = (
     OSError,
     EOFError,
@@ -64,8 +62,10 @@ STORAGES = {
 
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a file by dotted name; each is read when it is asked for, and `shapes` without
-    reading any."""
+    """The tensors of a file by dotted name; each is read on access.
+
+    `shapes` is known without reading any.
+    """
 
     def __init__(
         self, path: str, shapes: dict[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
@@ -87,15 +87,16 @@ class Tensors(Mapping[str, np.ndarray]):
 
 
 class Refused(Exception):
-    """What makes a file unreadable; becomes a UserError that names the file."""
+    """The reason why a file is unreadable; it becomes a UserError that names the file."""
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
-    """The tensors of a `.pth`/`.pt`, `.safetensors` or `.npz` file, which may lie in a bucket (not
-    `.safetensors`).
+    """Returns the tensors of a `.pth`/`.pt`, `.safetensors` or `.npz` file.
+
+    The file may be in a bucket, unless it is `.safetensors`.
 
     Containers within a PyTorch checkpoint add their names: `trainer.vae_local.quant_conv.bias`.
-    What is no tensor (step counts, settings) is left out.
+    Other values, such as step counts and settings, are left out.
 
     Raises:
       UserError: the file is missing, of another kind, damaged, or its pickle names anything but
@@ -113,7 +114,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
 
 def _require_format(path: str):
-    """Raises Refused where a file is of another of the formats than its name says."""
+    """Raises Refused if a file has another of the formats than its name says."""
     with epath.Path(path).open("rb") as file:
         start, name = file.read(10), path.lower()
     if name.endswith(".safetensors") and start.startswith(b"PK"):
@@ -185,7 +186,7 @@ def _zip(path: str) -> zipfile.ZipFile:
 
 
 class Storage(NamedTuple):
-    """Where a pickle says that raw numbers lie, by their key."""
+    """A pickle's reference to raw numbers, by their key."""
 
     key: str
     dtype: np.dtype
@@ -218,7 +219,7 @@ def _pytorch(path: str):
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
         if last[0] != tensor.storage:
-            last[:] = None, None  # before the next one is there
+            last[:] = None, None  # before the next one is read
             last[:] = tensor.storage, load(tensor.storage)
         flat, itemsize = last[1][tensor.offset :], tensor.storage.dtype.itemsize
         strides = [n * itemsize for n in tensor.strides]
@@ -255,8 +256,11 @@ def _pytorch_zip(archive: zipfile.ZipFile):
 
 
 def _pytorch_legacy(file: BinaryIO):
-    """Pickles of a magic number, protocol, machine, the objects and the storages' keys; then
-    lengths and bytes."""
+    """Reads PyTorch's format before 1.6.
+
+    It consists of pickles of a magic number, protocol, machine, the objects and the storages' keys,
+    and then of lengths and bytes.
+    """
     claimed: dict[str, Storage] = {}
 
     def note(storage: Storage):
@@ -288,10 +292,12 @@ def _pytorch_legacy(file: BinaryIO):
 
 
 def _unpickle(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
-    """The next pickle of `file`, with `Tensor` for tensors; `check` sees every storage that it
-    names."""
+    """Returns the next pickle of `file`, with `Tensor` for tensors.
+
+    `check` is called with every storage that it names.
+    """
     start = file.tell()
-    # Python's unpickler makes room for any memo index and any length, even one beyond the end of
+    # Python's unpickler allocates memory for any memo index and any length, even beyond the end of
     # the file.
     indices = [
         arg
@@ -306,7 +312,7 @@ def _unpickle(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, their storages and ordered dicts; every other global is refused by name."""
+    """Unpickles tensors, their storages and ordered dicts; any other global is refused by name."""
 
     def __init__(self, file: BinaryIO, check: Callable[[Storage], None]):
         super().__init__(file)
@@ -317,7 +323,7 @@ class _Unpickler(pickle.Unpickler):
             return collections.OrderedDict
         if module == "torch" and name in STORAGES:
             return name
-        # Functions are made anew each time: a pickle can set attributes of what it is given.
+        # Functions are created anew each time: a pickle can set attributes on an object it gets.
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return lambda *args: _rebuild(*args)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
@@ -362,7 +368,7 @@ def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor:
 
 
 def _leaves(node: Any, name: str, depth: int, steps: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
-    """(dotted name, tensor) of every tensor in nested dicts, in as many `steps` as there are."""
+    """Yields (dotted name, tensor) for every tensor in nested dicts, within a number of `steps`."""
     if isinstance(node, Tensor):
         yield name, node
     elif isinstance(node, dict):

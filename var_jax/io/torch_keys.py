@@ -1,9 +1,9 @@
 """Keys of the published PyTorch state dicts: one table per model, for both directions of `convert`.
 
-The table pairs our parameter paths with the published keys. An einops pattern says how the axes
-move: from left to right when weights are imported, from right to left when they are exported. The
-entries are derived from the model's abstract parameters, so that none can be forgotten on either
-side.
+The table pairs this package's parameter paths with the published keys. An einops pattern states how
+the axes move: from left to right when weights are imported, from right to left when they are
+exported. The entries are derived from the model's abstract parameters, so that none can be missed
+on either side.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ CODE_HITS = "quantize.ema_vocab_hit_SV"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One published tensor: its key and shape, and where it lies in our parameters.
+    """One published tensor: its key and shape, and its place in our parameters.
 
     Attributes:
       path: path of our parameter, its names joined by "/".

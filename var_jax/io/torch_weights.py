@@ -18,10 +18,10 @@ LISTED = 12  # names in one message
 class Weights:
     """A published state dict and the shapes of its tensors, which are read one by one.
 
-    Keys may lie below wrappers and containers in any nesting; the keys `anchors` find them.
+    Keys may be below wrappers and containers in any nesting; the keys `anchors` find them.
 
     Attributes:
-      name: for messages.
+      name: the file's name, for messages.
       shapes: {published key: shape}.
     """
 
@@ -39,7 +39,7 @@ class Weights:
         """Returns one tensor.
 
         Raises:
-          UserError: it does not hold floats.
+          UserError: the tensor does not hold floats.
         """
         array = np.asarray(self._tensors[self._names[key]])
         if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -62,7 +62,7 @@ class Weights:
         return self.shapes[key]
 
     def count(self, pattern: str) -> int:
-        """Returns how many different values the group of a pattern has among the keys."""
+        """Returns the number of distinct values of a pattern's group among the keys."""
         return len({match[1] for match in map(re.compile(pattern).match, self.shapes) if match})
 
 
