@@ -64,7 +64,7 @@ def _train_tokenizer(config: config_dict.ConfigDict):
     config.adversarial.diffaugment = "translation,cutout"
     config.adversarial.lecam = 0.01  # so little data overfit a discriminator soon
     config.adversarial.lecam_decay = 0.99
-    config.codebook.init = "sampled"  # codes start at what the encoder gives
+    config.codebook.init = "sampled"  # codes start at vectors of the encoder
     config.codebook.revive_threshold = 0.2
     config.codebook.revive_decay = 0.97  # an unused code moves after log 0.2 / log 0.97 = 53 steps
     config.codebook.entropy = 0.003

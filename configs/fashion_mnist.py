@@ -1,6 +1,6 @@
 r"""Fashion-MNIST (60,000 gray images of ten kinds of clothes), padded to 32x32 pixels, on a CPU.
 
-The files come from Debian's `apt-get install dataset-fashion-mnist`, or lie in
+The files come from Debian's `apt-get install dataset-fashion-mnist`, or are in
 `--config.data.source_dir`. Both stages, with samples and a report:
 
   var-jax quickstart --config configs/fashion_mnist.py --workdir runs/fashion_mnist
@@ -29,7 +29,7 @@ recipe added one by one; the last three need `pip install 'var_jax[perceptual]'`
 | tokenizer1024_l2          | L1, L2 and VQ                      | 24.47    | 210              |
 | tokenizer1024_perceptual  | and a perceptual distance          | 24.57    | 147              |
 | tokenizer1024_adversarial | and a discriminator                | 24.55    | 142              |
-| tokenizer1024_full        | and what keeps the codebook in use | 24.84    | 139              |
+| tokenizer1024_full        | and terms that keep all codes used | 24.84    | 139              |
 
 Measured on the 10,000 test images by the `var-jax evaluate` of docs/results/tokenizer.md (distances
 are of EfficientNet-Lite0's features, no FID), after 10 to 20 minutes of training each on one core.
@@ -56,7 +56,7 @@ def get_config(arg: str = "d3") -> config_dict.ConfigDict:
     config.tokenizer.channels = 32
     config.tokenizer.multipliers = (1, 2, 2)  # 32 pixels to 8 tokens per side
     config.tokenizer.blocks = 1
-    config.tokenizer.attention = False  # convolutions alone see all of an image this small
+    config.tokenizer.attention = False  # convolutions already see all of an image this small
     config.tokenizer.mid_attention = False
     config.tokenizer.norm_groups = 8
     config.tokenizer.z_channels = 16
@@ -119,7 +119,7 @@ def _train_tokenizer1024(config: config_dict.ConfigDict, terms: tuple[str, ...])
         config.discriminator_optimizer.b1 = 0.5
         config.discriminator_optimizer.b2 = 0.99
     if "full" in terms:
-        config.codebook.init = "sampled"  # codes start at what the encoder gives
+        config.codebook.init = "sampled"  # codes start at vectors of the encoder
         config.codebook.revive_threshold = 0.2
         config.codebook.revive_decay = 0.97  # an unused code moves after 53 steps: 0.97**53 = 0.2
         config.codebook.entropy = 0.003

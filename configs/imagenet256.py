@@ -11,7 +11,7 @@ r"""ImageNet at 256x256 pixels, the published recipes: VAR-d16, d20, d24, d30, a
 
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
 compiled step, for communication that is hidden and half exposed (docs/results/aot.md names the
-version of the step). The quality is what VAR's authors published (cfg 1.5, top-k 900, top-p 0.96).
+version of the step). The quality is as published by VAR's authors (cfg 1.5, top-k 900, top-p 0.96).
 
 | argument  | cost, bound by aot                | expected, as published               |
 |-----------|-----------------------------------|--------------------------------------|
@@ -68,7 +68,7 @@ def get_config(arg: str = "d16") -> config_dict.ConfigDict:
     config.tokenizer.z_channels = 32
     config.tokenizer.vocab_size = 4096
     config.tokenizer.phi = 4  # residual convolutions, shared by neighboring scales
-    config.tokenizer.remat = "full"  # activations of 256x256 pixels are what memory goes to
+    config.tokenizer.remat = "full"  # activations of 256x256 pixels take most of the memory
     config.transformer.num_classes = 1000
 
     if arg == "tokenizer":
@@ -137,7 +137,7 @@ def _train_tokenizer(config: config_dict.ConfigDict):
     config.adversarial.adaptive = True  # times |grad of the other terms| / |its own grad|
     config.adversarial.discriminator = "features"  # five heads on a frozen network
     config.adversarial.feature_network = "dino"
-    config.adversarial.feature_size = 224  # what DINO was trained at
+    config.adversarial.feature_size = 224  # the size that DINO was trained at
     config.adversarial.feature_crops = 0.5
     config.adversarial.feature_readout = "patch_and_class"
     config.adversarial.channels = 384
@@ -148,6 +148,10 @@ def _train_tokenizer(config: config_dict.ConfigDict):
     config.adversarial.bcr_diffaugment = "translation,color,cutout"
     config.adversarial.bcr_cutout = 0.2
 
+    _set_tokenizer_optimizers(config)
+
+
+def _set_tokenizer_optimizers(config: config_dict.ConfigDict):
     # Optimizer: AdamW of the tokenizer and of the discriminator
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.base_lr = 1e-4  # 3e-4 at batch 768

@@ -16,10 +16,22 @@ them with `--scales 1,2,3,4,6,9,13,18,24,32`. No run of this config is on record
 
 from ml_collections import config_dict
 
-from var_jax.config import recipes
+from var_jax.config.recipes import Recipe, depth_of
 from var_jax.config.train import default_config
 
 IMAGES = 1_281_167  # of ImageNet's training split
+
+# Published recipes by depth: that of depth 36 at 512x512 pixels, the others at 256x256. Another
+# depth takes that of the next shallower one. Gamma is the factor on the initial weights of AdaLN's
+# gamma rows, the published `alng`: a deep model starts with its blocks nearer to the identity.
+RECIPES = {
+    #          batch, epochs, base_lr, gamma, final_lr_ratio, final_weight_decay
+    16: Recipe(768, 200, 1e-4, 1e-3, 0.1, 0.05),
+    20: Recipe(768, 250, 1e-4, 1e-3, 0.1, 0.05),
+    24: Recipe(768, 350, 8e-5, 1e-4, 0.01, 0.05),
+    30: Recipe(1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    36: Recipe(768, 350, 8e-5, 5e-6, 0.01, 0.08),
+}
 
 
 def get_config(arg: str = "d36") -> config_dict.ConfigDict:
@@ -39,14 +51,14 @@ def get_config(arg: str = "d36") -> config_dict.ConfigDict:
     config.tokenizer.multipliers = (1, 1, 2, 2, 4)  # 512 pixels to 32 tokens per side
     config.tokenizer.z_channels = 32
     config.tokenizer.vocab_size = 4096
-    config.tokenizer.remat = "full"  # activations of 512x512 pixels are what memory goes to
+    config.tokenizer.remat = "full"  # activations of 512x512 pixels take most of the memory
     config.transformer.num_classes = 1000
     config.transformer.shared_adaln = arg != "tokenizer"  # a third of each block's parameters less
 
     if arg == "tokenizer":  # no published run: the recipe of configs/imagenet256.py:tokenizer
-        recipes.imagenet_tokenizer(config)
+        _train_tokenizer(config)
     else:
-        _train_transformer(config, recipes.depth_of(arg))
+        _train_transformer(config, depth_of(arg))
 
     # Evaluation, for runs of days
     config.log_every = 50
@@ -57,30 +69,90 @@ def get_config(arg: str = "d36") -> config_dict.ConfigDict:
 
 def _train_transformer(config: config_dict.ConfigDict, depth: int):
     config.stage = "transformer"
+    recipe = RECIPES[max((d for d in RECIPES if d <= depth), default=min(RECIPES))]
 
     # Model: width 64 * depth, one head per 64 channels
     config.transformer.depth = depth
     config.transformer.drop_path = -1.0  # 0.1 * depth / 24 in the last block, 0 in the first
     config.transformer.class_dropout = 0.1  # trains the "no class" label that guidance needs
-    config.transformer.init_adaln_gamma = 5e-6  # so deep a model starts nearer to the identity
+    config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
     config.transformer.dtype = "bfloat16"  # parameters stay float32
     config.transformer.remat = "full"
 
     # Optimizer
-    config.optimizer.base_lr = 8e-5  # at batch 256
+    config.optimizer.base_lr = recipe.base_lr  # at batch 256
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.05
-    config.optimizer.final_weight_decay = 0.08
+    config.optimizer.final_weight_decay = recipe.final_weight_decay
     config.optimizer.clip = 2.0
 
     # Schedule
-    config.batch_size = 768
-    config.steps = 350 * IMAGES // 768
+    config.batch_size = recipe.batch_size
+    config.steps = recipe.epochs * IMAGES // recipe.batch_size
     config.optimizer.schedule = "lin0"  # constant for 5 % of the run, then linear
     config.optimizer.warmup_steps = config.steps // 50
     config.optimizer.warmup_from = 0.005
-    config.optimizer.final_lr_ratio = 0.01
+    config.optimizer.final_lr_ratio = recipe.final_lr_ratio
+    config.ema = 0.0  # the published transformers have none
 
-    if depth != 36:  # no published run: the recipe of that depth at 256x256 pixels
-        recipes.imagenet_transformer(config, depth)
+
+def _train_tokenizer(config: config_dict.ConfigDict):
+    config.stage = "tokenizer"
+
+    # Model
+    config.tokenizer.dtype = "bfloat16"  # a v5e chip's memory takes three images per chip in it
+    config.tokenizer.dropout = 0.05
+    config.tokenizer.init_gain = 0.5
+    config.tokenizer.init_codes = 0.0049  # 1 / (36 sqrt(z_channels))
+    config.codebook.init = "uniform"
+    config.codebook.weight_decay = False
+
+    # Optimizer: losses
+    config.loss.l1 = 0.2
+    config.loss.l2 = 1.0
+    config.loss.vq = 1.0
+    config.loss.perceptual = 1.0
+    config.loss.perceptual_network = "lpips"
+    config.adversarial.weight = 0.4
+    config.adversarial.adaptive = True  # times |grad of the other terms| / |its own grad|
+    config.adversarial.discriminator = "features"  # five heads on a frozen network
+    config.adversarial.feature_network = "dino"
+    config.adversarial.feature_size = 224  # the size that DINO was trained at
+    config.adversarial.feature_crops = 0.5
+    config.adversarial.feature_readout = "patch_and_class"
+    config.adversarial.channels = 384
+    config.adversarial.hinge = "sum"
+    config.adversarial.diffaugment = "translation,color,cutout"
+    config.adversarial.cutout = 0.2
+    config.adversarial.bcr = 4.0  # consistency of the logits under a second augmentation
+    config.adversarial.bcr_diffaugment = "translation,color,cutout"
+    config.adversarial.bcr_cutout = 0.2
+
+    _set_tokenizer_optimizers(config)
+
+
+def _set_tokenizer_optimizers(config: config_dict.ConfigDict):
+    # Optimizer: AdamW of the tokenizer and of the discriminator
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.base_lr = 1e-4  # 3e-4 at batch 768
+        optimizer.b1 = 0.5
+        optimizer.b2 = 0.9
+        optimizer.clip = 10.0
+        optimizer.schedule = "cosine"
+        optimizer.final_lr_ratio = 0.3
+    config.optimizer.weight_decay = 0.005
+    config.optimizer.final_weight_decay = 0.005
+    config.discriminator_optimizer.weight_decay = 0.0005
+    config.discriminator_optimizer.final_weight_decay = 0.0005
+
+    # Schedule
+    config.batch_size = 768
+    config.steps = 250 * IMAGES // 768
+    config.optimizer.warmup_steps = config.steps // 100
+    config.adversarial.start = 0.2  # share of the run before the discriminator's first step
+    config.adversarial.warmup = 0.02  # share in which the adversarial weight then grows
+    config.adversarial.blur_fade = 0.04  # share in which the discriminator's blur fades out
+    config.discriminator_optimizer.warmup_steps = config.steps // 50  # as long as its weight grows
+    config.ema = 0.9999
+    config.ema_warmup = 2

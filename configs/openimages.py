@@ -8,7 +8,7 @@ count as one class, so that a depth ("d16") is an unconditional VAR, which nobod
       --config.adversarial.feature_weights=dino_deitsmall16_pretrain.pth \
       --workdir gs://BUCKET/tokenizer
 
-The files, and what can stand in for them, are those of configs/imagenet256.py, and so is the
+The files, and their substitutes, are those of configs/imagenet256.py, and so is the
 recipe, repeated here. No run of this config is on record.
 
   cost      tokenizer: 2,896 to 3,139 chip-hours of TPU v5e: the lower bound that `var-jax aot`
@@ -21,10 +21,23 @@ recipe, repeated here. No run of this config is on record.
 
 from ml_collections import config_dict
 
-from var_jax.config import recipes
+from var_jax.config.recipes import Recipe, depth_of
 from var_jax.config.train import default_config
 
 IMAGENET_IMAGES = 1_281_167  # runs are as long as those on ImageNet
+
+
+# ImageNet's published recipes by depth; another depth takes that of the next shallower one. Gamma
+# is the factor on the initial weights of AdaLN's gamma rows, the published `alng`: a deep model
+# starts with its blocks nearer to the identity.
+RECIPES = {
+    #          batch, epochs, base_lr, gamma, final_lr_ratio, final_weight_decay
+    16: Recipe(768, 200, 1e-4, 1e-3, 0.1, 0.05),
+    20: Recipe(768, 250, 1e-4, 1e-3, 0.1, 0.05),
+    24: Recipe(768, 350, 8e-5, 1e-4, 0.01, 0.05),
+    30: Recipe(1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    36: Recipe(768, 350, 8e-5, 5e-6, 0.01, 0.08),
+}
 
 
 def get_config(arg: str = "d16") -> config_dict.ConfigDict:
@@ -44,14 +57,14 @@ def get_config(arg: str = "d16") -> config_dict.ConfigDict:
     config.tokenizer.multipliers = (1, 1, 2, 2, 4)  # 256 pixels to 16 tokens per side
     config.tokenizer.z_channels = 32
     config.tokenizer.vocab_size = 4096
-    config.tokenizer.remat = "full"  # activations of 256x256 pixels are what memory goes to
+    config.tokenizer.remat = "full"  # activations of 256x256 pixels take most of the memory
 
     if arg == "tokenizer":
         config.transformer.num_classes = 1000  # of no effect in the tokenizer's run
         _train_tokenizer(config)
     else:
         config.transformer.num_classes = 1
-        _train_transformer(config, recipes.depth_of(arg))
+        _train_transformer(config, depth_of(arg))
 
     # Evaluation, for runs of days
     config.log_every = 50
@@ -81,7 +94,7 @@ def _train_tokenizer(config: config_dict.ConfigDict):
     config.adversarial.adaptive = True  # times |grad of the other terms| / |its own grad|
     config.adversarial.discriminator = "features"  # five heads on a frozen network
     config.adversarial.feature_network = "dino"
-    config.adversarial.feature_size = 224  # what DINO was trained at
+    config.adversarial.feature_size = 224  # the size that DINO was trained at
     config.adversarial.feature_crops = 0.5
     config.adversarial.feature_readout = "patch_and_class"
     config.adversarial.channels = 384
@@ -92,6 +105,10 @@ def _train_tokenizer(config: config_dict.ConfigDict):
     config.adversarial.bcr_diffaugment = "translation,color,cutout"
     config.adversarial.bcr_cutout = 0.2
 
+    _set_tokenizer_optimizers(config)
+
+
+def _set_tokenizer_optimizers(config: config_dict.ConfigDict):
     # Optimizer: AdamW of the tokenizer and of the discriminator
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.base_lr = 1e-4  # 3e-4 at batch 768
@@ -119,30 +136,29 @@ def _train_tokenizer(config: config_dict.ConfigDict):
 
 def _train_transformer(config: config_dict.ConfigDict, depth: int):
     config.stage = "transformer"
+    recipe = RECIPES[max((d for d in RECIPES if d <= depth), default=min(RECIPES))]
 
     # Model: width 64 * depth, one head per 64 channels
     config.transformer.depth = depth
     config.transformer.drop_path = -1.0  # 0.1 * depth / 24 in the last block, 0 in the first
     config.transformer.class_dropout = 0.1
-    config.transformer.init_adaln_gamma = 1e-3
+    config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
     config.transformer.dtype = "bfloat16"  # parameters stay float32
     config.transformer.remat = "full"
 
     # Optimizer
-    config.optimizer.base_lr = 1e-4  # at batch 256
+    config.optimizer.base_lr = recipe.base_lr  # at batch 256
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.weight_decay = 0.05
-    config.optimizer.final_weight_decay = 0.05
+    config.optimizer.final_weight_decay = recipe.final_weight_decay
     config.optimizer.clip = 2.0
 
     # Schedule
-    config.batch_size = 768
-    config.steps = 200 * IMAGENET_IMAGES // 768
+    config.batch_size = recipe.batch_size
+    config.steps = recipe.epochs * IMAGENET_IMAGES // recipe.batch_size
     config.optimizer.schedule = "lin0"  # constant for 5 % of the run, then linear
     config.optimizer.warmup_steps = config.steps // 50
     config.optimizer.warmup_from = 0.005
-    config.optimizer.final_lr_ratio = 0.1
-
-    if depth != 16:  # the recipe above is depth 16's on ImageNet; another depth has its own
-        recipes.imagenet_transformer(config, depth)
+    config.optimizer.final_lr_ratio = recipe.final_lr_ratio
+    config.ema = 0.0  # the published transformers have none

@@ -25,23 +25,33 @@ r"""Scaling sweeps: a base config per preset, and the runs that `var-jax sweep` 
 `configs/scaling.py:d6` is one run of `scaling`, `configs/scaling.py:tokenizer` its tokenizer's. The
 rate falls as 1/width (as muP has it for hidden matrices under Adam: Yang et al. 2022, table 3), so
 one rate found on small sizes serves all. The longest run of a size is the trunk of the others,
-which branch off its checkpoints: a branch costs its cooldown alone.
+which branch off its checkpoints: a branch costs only its cooldown.
 """
 
 import operator
 
 from ml_collections import config_dict
 
-from var_jax.config import recipes
+from var_jax.config.recipes import Recipe, depth_of
 from var_jax.config.train import default_config
 from var_jax.errors import UserError
 from var_jax.sweep import grid
 
 PRESETS = ("paper", "scaling", "lr", "fashion", "fashion_lr")
 COOLDOWN = 0.2  # share of a run's steps; Hägele et al. 2024 find no gain beyond
-LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of `lr` and `fashion_lr`
+LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # in `lr` and `fashion_lr`
 
+IMAGES = 1_281_167  # of ImageNet's training split
 PAPER_DEPTHS = range(6, 31, 2)  # the paper has twelve models from 6 to 30 and does not list them
+# Published recipes by depth; another depth takes that of the next shallower one, or depth 16's.
+RECIPES = {
+    #          batch, epochs, base_lr, gamma, final_lr_ratio, final_weight_decay
+    16: Recipe(768, 200, 1e-4, 1e-3, 0.1, 0.05),
+    20: Recipe(768, 250, 1e-4, 1e-3, 0.1, 0.05),
+    24: Recipe(768, 350, 8e-5, 1e-4, 0.01, 0.05),
+    30: Recipe(1024, 350, 8e-5, 1e-5, 0.01, 0.08),
+    36: Recipe(768, 350, 8e-5, 5e-6, 0.01, 0.08),
+}
 
 DEPTHS = (6, 8, 10, 12, 14, 16, 20, 24)
 STEPS = (16_000, 32_000, 64_000, 128_000)  # 10 to 77 epochs
@@ -58,15 +68,15 @@ def get_config(arg: str = "scaling") -> config_dict.ConfigDict:
     """Returns the base of a preset, or the config of one run: "d6" or "tokenizer"."""
     if arg in ("fashion", "fashion_lr"):
         return _fashion()
-    config = recipes.imagenet_config()
+    config = _imagenet()
     if arg == "tokenizer":
-        recipes.imagenet_tokenizer(config)
+        _train_tokenizer(config)
         return config
     try:
-        depth = DEPTHS[0] if arg in PRESETS else recipes.depth_of(arg)
+        depth = DEPTHS[0] if arg in PRESETS else depth_of(arg)
     except UserError as error:
         raise UserError(f"{error}, nor one of {', '.join(PRESETS)}") from None
-    recipes.imagenet_transformer(config, depth)
+    _train_transformer(config, depth)
     if arg != "paper":
         _share_recipe(config, depth)
     return config
@@ -75,7 +85,7 @@ def get_config(arg: str = "scaling") -> config_dict.ConfigDict:
 def get_sweep(arg: str = "scaling") -> list[grid.Overrides]:
     """Returns the runs of a preset, as overrides of its base."""
     if arg == "paper":
-        return [_published_recipe(depth) for depth in PAPER_DEPTHS]
+        return [_published_overrides(depth) for depth in PAPER_DEPTHS]
     if arg == "scaling":
         return grid.chain(*(_budgets(size, STEPS) for size in _imagenet_sizes(DEPTHS)))
     if arg == "lr":
@@ -89,8 +99,66 @@ def get_sweep(arg: str = "scaling") -> list[grid.Overrides]:
     raise UserError(f"there is no sweep {arg!r}; it must be one of {', '.join(PRESETS)}")
 
 
+def _imagenet() -> config_dict.ConfigDict:
+    """Returns the settings that all runs on ImageNet share."""
+    config = default_config()
+
+    # Data
+    config.data.name = "imagenet2012"
+    config.data.eval_split = "validation"
+    config.data.resize = "crop"  # short side to 1.125 times the size, then a random crop
+    config.data.workers = 16  # JPEGs of this size take more than one process to decode
+
+    # Model: the tokenizer, which a transformer then takes from `tokenizer_dir`
+    config.tokenizer.scales = "1,2,3,4,5,6,8,10,13,16"  # 680 tokens
+    config.tokenizer.in_channels = 3
+    config.tokenizer.channels = 160
+    config.tokenizer.multipliers = (1, 1, 2, 2, 4)  # 256 pixels to 16 tokens per side
+    config.tokenizer.z_channels = 32
+    config.tokenizer.vocab_size = 4096
+    config.tokenizer.remat = "full"  # activations of 256x256 pixels take most of the memory
+    config.transformer.num_classes = 1000
+
+    # Evaluation, for runs of days
+    config.log_every = 50
+    config.eval_every = 5000
+    config.checkpoint_every = 1000
+    return config
+
+
+def _train_transformer(config: config_dict.ConfigDict, depth: int):
+    """Sets the published recipe of a depth, which `paper` trains."""
+    config.stage = "transformer"
+    recipe = _published_recipe(depth)
+
+    # Model: width 64 * depth, one head per 64 channels
+    config.transformer.depth = depth
+    config.transformer.drop_path = -1.0  # 0.1 * depth / 24 in the last block, 0 in the first
+    config.transformer.class_dropout = 0.1
+    config.transformer.init_adaln_gamma = recipe.init_adaln_gamma
+    config.transformer.dtype = "bfloat16"  # parameters stay float32
+    config.transformer.remat = "full"
+
+    # Optimizer
+    config.optimizer.base_lr = recipe.base_lr  # at batch 256
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.final_weight_decay = recipe.final_weight_decay
+    config.optimizer.clip = 2.0
+
+    # Schedule
+    config.batch_size = recipe.batch_size
+    config.steps = recipe.epochs * IMAGES // recipe.batch_size
+    config.optimizer.schedule = "lin0"  # constant for 5 % of the run, then linear
+    config.optimizer.warmup_steps = config.steps // 50
+    config.optimizer.warmup_from = 0.005
+    config.optimizer.final_lr_ratio = recipe.final_lr_ratio
+    config.ema = 0.0  # the published transformers have none
+
+
 def _share_recipe(config: config_dict.ConfigDict, depth: int):
-    """Replaces what a published recipe has by depth or length: runs of one law must share it."""
+    """Replaces the settings that depend on depth or length: runs of one law must share them."""
     # Optimizer
     config.optimizer.base_lr = _imagenet_rate(depth)
     config.optimizer.weight_decay = 0.05
@@ -107,6 +175,67 @@ def _share_recipe(config: config_dict.ConfigDict, depth: int):
     # Evaluation: once, when annealed
     config.eval_every = STEPS[-1]
     config.checkpoint_every = 800  # divides every step at which a run branches off
+
+
+def _train_tokenizer(config: config_dict.ConfigDict):
+    config.stage = "tokenizer"
+
+    # Model
+    config.tokenizer.dtype = "bfloat16"  # a v5e chip's memory takes three images per chip in it
+    config.tokenizer.dropout = 0.05
+    config.tokenizer.init_gain = 0.5
+    config.tokenizer.init_codes = 0.0049  # 1 / (36 sqrt(z_channels))
+    config.codebook.init = "uniform"
+    config.codebook.weight_decay = False
+
+    # Optimizer: losses
+    config.loss.l1 = 0.2
+    config.loss.l2 = 1.0
+    config.loss.vq = 1.0
+    config.loss.perceptual = 1.0
+    config.loss.perceptual_network = "lpips"
+    config.adversarial.weight = 0.4
+    config.adversarial.adaptive = True  # times |grad of the other terms| / |its own grad|
+    config.adversarial.discriminator = "features"  # five heads on a frozen network
+    config.adversarial.feature_network = "dino"
+    config.adversarial.feature_size = 224  # the size that DINO was trained at
+    config.adversarial.feature_crops = 0.5
+    config.adversarial.feature_readout = "patch_and_class"
+    config.adversarial.channels = 384
+    config.adversarial.hinge = "sum"
+    config.adversarial.diffaugment = "translation,color,cutout"
+    config.adversarial.cutout = 0.2
+    config.adversarial.bcr = 4.0  # consistency of the logits under a second augmentation
+    config.adversarial.bcr_diffaugment = "translation,color,cutout"
+    config.adversarial.bcr_cutout = 0.2
+
+    _set_tokenizer_optimizers(config)
+
+
+def _set_tokenizer_optimizers(config: config_dict.ConfigDict):
+    # Optimizer: AdamW of the tokenizer and of the discriminator
+    for optimizer in (config.optimizer, config.discriminator_optimizer):
+        optimizer.base_lr = 1e-4  # 3e-4 at batch 768
+        optimizer.b1 = 0.5
+        optimizer.b2 = 0.9
+        optimizer.clip = 10.0
+        optimizer.schedule = "cosine"
+        optimizer.final_lr_ratio = 0.3
+    config.optimizer.weight_decay = 0.005
+    config.optimizer.final_weight_decay = 0.005
+    config.discriminator_optimizer.weight_decay = 0.0005
+    config.discriminator_optimizer.final_weight_decay = 0.0005
+
+    # Schedule
+    config.batch_size = 768
+    config.steps = 250 * IMAGES // 768
+    config.optimizer.warmup_steps = config.steps // 100
+    config.adversarial.start = 0.2  # share of the run before the discriminator's first step
+    config.adversarial.warmup = 0.02  # share in which the adversarial weight then grows
+    config.adversarial.blur_fade = 0.04  # share in which the discriminator's blur fades out
+    config.discriminator_optimizer.warmup_steps = config.steps // 50  # as long as its weight grows
+    config.ema = 0.9999
+    config.ema_warmup = 2
 
 
 def _fashion() -> config_dict.ConfigDict:
@@ -146,7 +275,7 @@ def _fashion() -> config_dict.ConfigDict:
     config.optimizer.cooldown_steps = round(COOLDOWN * FASHION_STEPS[-1])
     config.optimizer.warmup_steps = 40
     config.optimizer.final_lr_ratio = 0.0
-    config.ema = 0.0  # the cooldown does what averaging would
+    config.ema = 0.0  # the cooldown has the effect of averaging
 
     # Evaluation: once, when annealed
     config.eval_every = FASHION_STEPS[-1]
@@ -183,7 +312,7 @@ def _learning_rates(sizes: list[grid.Overrides]) -> list[grid.Overrides]:
 
 def _imagenet_rate(depth: int) -> float:
     """Returns the published rate of depth 16, scaled as 1/width."""
-    return recipes.BY_DEPTH[16].base_lr * 16 / depth
+    return RECIPES[16].base_lr * 16 / depth
 
 
 def _imagenet_sizes(depths: tuple[int, ...]) -> list[grid.Overrides]:
@@ -205,11 +334,15 @@ def _fashion_sizes() -> list[grid.Overrides]:
     ]
 
 
-def _published_recipe(depth: int) -> grid.Overrides:
+def _published_recipe(depth: int) -> Recipe:
+    return RECIPES[max((d for d in RECIPES if d <= depth), default=min(RECIPES))]
+
+
+def _published_overrides(depth: int) -> grid.Overrides:
     """Returns the keys in which a depth's published recipe differs from the base of `paper`."""
     base = get_config("paper")
-    published = recipes.imagenet_config()
-    recipes.imagenet_transformer(published, depth)
+    published = _imagenet()
+    _train_transformer(published, depth)
     overrides: grid.Overrides = {"transformer.depth": depth}
     for key in (
         "batch_size",

@@ -37,6 +37,18 @@ def test_imagenet_tokenizers_written_out_equal_the_shared_recipe(name):
     assert from_config_dict(config) == from_config_dict(shared)
 
 
+@pytest.mark.parametrize("depth", [6, 16, 18, 20, 24, 30])
+def test_paper_sweep_written_out_equals_the_shared_recipe(depth):
+    """The sweep's base with the overrides of a depth is the recipe that scripts apply."""
+    file = load_module(FILES["scaling"])
+    (overrides,) = (o for o in file.get_sweep("paper") if o["transformer.depth"] == depth)
+    config = file.get_config("paper")
+    config.update_from_flattened_dict(overrides)
+    shared = recipes.imagenet_config()
+    recipes.imagenet_transformer(shared, depth)
+    assert from_config_dict(config) == from_config_dict(shared)
+
+
 def test_small_recipes_are_those_of_fashion_mnist():
     """Scripts that build their config from the small recipes train what the config file trains."""
     file = load_module(FILES["fashion_mnist"])

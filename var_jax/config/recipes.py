@@ -1,7 +1,7 @@
 """Training recipes that several configs and scripts share, applied to a ConfigDict.
 
-Config files write their own recipe out, so that each can be read and copied alone; what is here
-serves sweeps over depths that nobody published, and scripts. The recipes on ImageNet are published
+Config files write their own recipes out, so that each can be read and copied on its own; a test
+holds them equal to the functions here, which serve scripts. The recipes on ImageNet are published
 ones (VAR, appendix and released code; for the tokenizer vaex), those of small images are this
 project's.
 """
@@ -17,7 +17,7 @@ IMAGENET_IMAGES = 1_281_167
 
 
 class Recipe(NamedTuple):
-    """What the published recipe of a transformer has by depth.
+    """The values of a published transformer recipe that depend on the depth.
 
     Attributes:
       batch_size: images per step.
