@@ -1,2 +1,1 @@
-"""Metrics of sample sets and of reconstructions, with intervals, floors and the names of what they
-were measured by."""
+"""Metrics of sample sets and reconstructions, with intervals, floors and how they were measured."""

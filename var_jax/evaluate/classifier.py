@@ -1,4 +1,4 @@
-"""Classifiers fitted on real images, which say whether samples show what they were asked for."""
+"""Classifiers fitted on real images, which say whether samples show their labels."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -14,13 +14,13 @@ from var_jax.evaluate.image_sets import LABELLED, ImageSet
 from var_jax.ops.resize import matrix
 
 ROWS_AT_ONCE = 256  # images read at once
-PIXELS_SIDE = 16  # of the images that the classifier of pixels sees at most
+PIXELS_SIDE = 16  # largest side of the images that the classifier of pixels sees
 Classifier = Callable[[Float[np.ndarray, "n h w c"]], Int[np.ndarray, " n"]]
 Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 
 
 def shrink(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray, "n d"]:
-    """(N, H, W, C) to (N, side * side * C) by area means, where the images are larger."""
+    """Returns images as rows (N, side * side * C), reduced by area means if they are larger."""
     rows, columns = (matrix(n, min(n, side), "area") for n in images.shape[1:3])
     return np.einsum("Hh,nhwc,Ww->nHWc", rows, images, columns, optimize=True).reshape(
         len(images), -1
@@ -30,8 +30,10 @@ def shrink(images: Float[np.ndarray, "n h w c"], side: int) -> Float[np.ndarray,
 def pixel_classifier(
     images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]
 ) -> Classifier:
-    """images -> labels of a support vector machine on the principal components of small images in
-    [0, 1]."""
+    """Returns a fitted function from images in [0, 1] to labels.
+
+    It is a support vector machine on the principal components of small images.
+    """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
     from sklearn.svm import SVC
@@ -51,7 +53,7 @@ def agreement(
 
 
 def label_scorer(network: FeatureNetwork, reference: ImageSet, classes: Collection[int]) -> Scorer:
-    """Returns a function that gives the log probability of each image's label.
+    """Returns a function that computes the log probability of each image's label.
 
     The function takes uint8 images and labels. It is a logistic regression on standardized features
     of the reference, with scikit-learn's default regularization; fitting it is deterministic.
@@ -113,7 +115,7 @@ def load_all(
     """Returns all images of a set and their labels.
 
     Raises:
-      UserError: it has no labels, or one that the model does not have, or one alone.
+      UserError: the set has no labels, has one that the model does not have, or has only one.
     """
     require(bool(images.class_names), images.name, "without labels", LABELLED)
     batches = list(images.read(ROWS_AT_ONCE))

@@ -1,5 +1,4 @@
-"""Features of image sets by a frozen network, over all devices of this process, those of references
-cached."""
+"""Features of image sets by a frozen network, on all devices; those of references are cached."""
 
 import dataclasses
 import hashlib
@@ -26,10 +25,10 @@ from var_jax.io import atomic, npz
 from var_jax.ops.normalize import normalize_images
 from var_jax.pretrained import efficientnet, inception, weights
 
-VERSION = 1  # of what is cached, and of how images are brought to the networks
-SIDE = 64  # pixels that EfficientNet-Lite0 sees
+VERSION = 1  # version of the cached content, and of the images' preprocessing
+SIDE = 64  # side in pixels of EfficientNet-Lite0's input
 ROWS_KEPT = 50_000
-# Arrays of a cached FeatureStats; those that end in 0 and 1 are of its two halves.
+# Arrays of a cached FeatureStats; those that end in 0 and 1 belong to its two halves.
 STORED_ARRAYS = (
     *("count0", "mean0", "scatter0", "count1", "mean1", "scatter1"),
     *("rows", "distinct"),
@@ -39,18 +38,18 @@ Kind = Literal["efficientnet", "inception"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureNetwork:
-    """A frozen network as metrics use it.
+    """A frozen network that computes features for metrics.
 
     Attributes:
-      name: of the network, for reports.
-      distance, score: what the Fréchet distance and the Inception Score of its features are called;
-        "" where the network has no class probabilities here.
+      name: the network's name, for reports.
+      distance, score: names of the Fréchet distance and the Inception Score of its features; "" if
+        the network has no class probabilities here.
       weights: fingerprint of the file they come from.
-      preprocessing: how images are brought to it, for reports and for the cache.
-      dimensions: of the features.
+      preprocessing: description of the images' preprocessing, for reports and for the cache.
+      dimensions: number of dimensions of the features.
       params: its weights, an argument of `apply`.
-      apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and, where it has
-        them, log probabilities of classes (b, k), else None.
+      apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and log
+        probabilities of classes (b, k), or None without classes.
     """
 
     name: str
@@ -72,15 +71,15 @@ class FeatureNetwork:
 
 
 def load(kind: Kind, path: str = "") -> FeatureNetwork:
-    """A network with its weights.
+    """Returns a network with its weights.
 
     Args:
       kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception",
         at 299 x 299.
-      path: weights; for EfficientNet-Lite0 "" is the installed package, for Inception a file is
-        needed.
+      path: path of the weights; for EfficientNet-Lite0 "" is the installed package, for Inception a
+        file is needed.
     Raises:
-      UserError: no weights, or those of another network.
+      UserError: there are no weights, or they are another network's.
     """
     if kind == "efficientnet":
         params = efficientnet.load(path)
@@ -134,14 +133,15 @@ def _inception(params: Any, images: jax.Array):
 
 
 class FeatureStats(NamedTuple):
-    """What is known of a set of images. Nothing in it depends on their order.
+    """Statistics of a set of images. Nothing in it depends on their order.
 
     Attributes:
-      halves: moments of two disjoint random parts: which part an image is in, a hash of its pixels
-        says.
-      rows: float32 features in the order of those hashes; of a large set, those of the lowest ones.
-      log_probs: of classes, as `rows`; None where they are not kept.
-      distinct: images that differ from all others.
+      halves: moments of two disjoint random parts: a hash of its pixels assigns each image to a
+        part.
+      rows: float32 features in the order of those hashes; for a large set, those of the lowest
+        hashes.
+      log_probs: log probabilities of classes, in the order of `rows`; None if they are not kept.
+      distinct: number of distinct images.
     """
 
     halves: tuple[Moments, Moments]
@@ -158,7 +158,7 @@ class Collector:
     """Gathers `FeatureStats` batch by batch.
 
     Args:
-      keep: rows at most; 0 for all of them.
+      keep: largest number of rows to keep; 0 for all of them.
       probs: also keep log probabilities.
     """
 
@@ -206,7 +206,7 @@ class Collector:
 def extract(
     network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False
 ) -> FeatureStats:
-    """Features of all images of a set; arguments as `Collector`."""
+    """Returns the features of all images of a set; arguments are those of `Collector`."""
     collector = Collector(network, keep=keep, probs=probs)
     with progress(images.count, f"features of {images.name}") as bar:
         for batch in images.read(collector.batch):
@@ -218,11 +218,12 @@ def extract(
 def of_reference(
     network: FeatureNetwork, images: ImageSet, cache: str | None = None
 ) -> FeatureStats:
-    """Features of a reference, of at most 50,000 images whole, from the cache if they were measured
-    before.
+    """Returns the features of a reference, from the cache if they were measured before.
+
+    All rows of at most 50,000 images are kept.
 
     Args:
-      cache: directory; None for ~/.cache/var_jax/features, "" for none at all.
+      cache: the cache's directory; None for ~/.cache/var_jax/features, "" for no cache.
     Raises:
       UserError: the directory cannot be written.
     """
@@ -252,7 +253,7 @@ def default_cache() -> str:
 
 
 def progress(total: int, what: str, unit: str = " images") -> tqdm:
-    """A bar with rate and time left; in a log, a line now and then."""
+    """Returns a bar with rate and remaining time; in a log, it prints a line now and then."""
     return tqdm(
         total=total,
         unit=unit,
@@ -263,7 +264,7 @@ def progress(total: int, what: str, unit: str = " images") -> tqdm:
 
 
 def _read(path: epath.Path, dimensions: int) -> FeatureStats | None:
-    """What the cache holds; None where it holds nothing, or a damaged file."""
+    """Returns the cached statistics; None if there are none, or if the file is damaged."""
     try:
         arrays = npz.read_arrays(path, *STORED_ARRAYS)
         halves = [

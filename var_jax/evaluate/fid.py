@@ -1,5 +1,7 @@
-"""Fréchet distance of two Gaussians (Heusel et al., arXiv 1706.08500, equation 6; Dowson and Landau
-1982)."""
+"""Fréchet distance of two Gaussians.
+
+Source: Heusel et al., arXiv 1706.08500, equation 6; Dowson and Landau 1982.
+"""
 
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ class Moments(NamedTuple):
     def of(
         cls, rows: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"] | None = None
     ) -> "Moments":
-        """Returns the moments of rows, each counted as often as its integer weight says."""
+        """Returns the moments of rows, each counted as often as its integer weight."""
         rows = np.asarray(rows, np.float64)
         weights = np.ones(len(rows)) if weights is None else weights
         count = int(weights.sum())
@@ -57,7 +59,7 @@ class Moments(NamedTuple):
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """The unbiased covariance, as in the published FID code; it needs at least two rows."""
+        """Returns the unbiased covariance of at least two rows, as in the published FID code."""
         return self.scatter / (self.count - 1)
 
 
@@ -90,8 +92,10 @@ class Frechet:
         return float(np.maximum(distance, 0))  # equal sets come out a rounding error below zero
 
     def deviation(self, rows: Float[np.ndarray, "n d"], resamples: int, seed: int) -> float:
-        """Returns the standard deviation of the distance over bootstrap resamples of the rows; the
-        reference stays fixed."""
+        """Returns the standard deviation of the distance over bootstrap resamples of the rows.
+
+        The reference stays fixed.
+        """
         random, distances = np.random.default_rng(seed), []
         for _ in range(resamples):
             weights = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(

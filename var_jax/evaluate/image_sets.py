@@ -25,7 +25,7 @@ Shape = tuple[int, int, int]
 
 
 class Batch(NamedTuple):
-    """Images and, where the set has them, their labels."""
+    """Images and, if the set has them, their labels."""
 
     images: UInt8[np.ndarray, "b h w c"]
     labels: Int[np.ndarray, " b"] | None
@@ -42,7 +42,7 @@ class ImageSet:
       resize: how the images were brought to that shape, for reports.
       count: number of images.
       class_names: class names by label; empty where there are no labels.
-      read: (batch size) -> batches in order; the last one may be smaller.
+      read: function from the batch size to batches in order; the last one may be smaller.
     """
 
     name: str
@@ -106,7 +106,7 @@ def open_images(
 
         def load(i: int) -> dict[str, Any]:
             samples = image_file.read(files[i].read_bytes(), str(files[i]))
-            if i == rows[0]:  # of the first file alone: a line per file would be too many
+            if i == rows[0]:  # only of the first file: a line per file would be too many
                 for remark in image_file.remarks(samples):
                     survey.say(f"{files[i]} {remark}")
             return {"image": image_file.pixels_of(samples, str(files[i])), "label": -1}
@@ -153,7 +153,8 @@ def open_labelled(spec: str, **options: Any) -> ImageSet:
     its training split is returned.
 
     Raises:
-      UserError: as `open_images`; or the directory has no class folders, or the images no labels.
+      UserError: as in `open_images`; or the directory has no class folders, or the images no
+        labels.
     """
     if not spec.endswith(".npz") and epath.Path(spec).expanduser().is_dir():
         opened = open_images("image_folder:train", **{**options, "source_dir": spec})
@@ -167,8 +168,8 @@ def with_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     """Returns the same images, labeled by the order of classes of another set.
 
     Call it before labels of two sets are compared: two folders may order the same classes
-    differently. Where either set has no names (as `.npz` files, whose classes are called by their
-    ids), labels stay as they are.
+    differently. If either set has no names (as `.npz` files, whose classes are named by their ids),
+    labels stay as they are.
 
     Raises:
       UserError: a class is not among `class_names`.
@@ -233,7 +234,7 @@ def _loaded(
     content: str,
     shown: str,
 ) -> ImageSet:
-    """Returns a set of images at random access.
+    """Returns a set of images with random access.
 
     Args:
       name: as the user named the set.
@@ -242,7 +243,7 @@ def _loaded(
       shape: shape to resize to; None for that of the first image, without resizing.
       class_names: class names by label; empty where there are no labels.
       content: fingerprint of the images as they are stored.
-      shown: what a message calls the set.
+      shown: name of the set in a message.
     """
     resized = shape is not None
     if shape is None:

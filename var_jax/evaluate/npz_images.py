@@ -26,7 +26,7 @@ def open_images(path: epath.Path) -> contextlib.AbstractContextManager[npz.Membe
 
 
 def refuse_statistics(path: epath.Path):
-    """Raises UserError for a reference file of a published protocol, which holds moments.
+    """Raises UserError for the reference file of a published protocol, which holds moments.
 
     The `arr_0` of such a file is only a part of the images that its `mu` and `sigma` were computed
     from. A distance to that part would differ from the published one, under the same name.
@@ -58,7 +58,7 @@ def read_class_names(path: epath.Path, count: int) -> tuple[str, ...]:
 
 
 def read_labels(path: epath.Path, count: int) -> Int[np.ndarray, " n"] | None:
-    """Returns the labels of `count` images, or None where the file has no such array of integers.
+    """Returns the labels of `count` images, or None if the file has no such array of integers.
 
     Raises:
       UserError: a label is negative or too large for a class id, or there are fewer labels than the

@@ -1,5 +1,4 @@
-"""How to read each figure of a report: one line per metric, by what was measured and of how many
-images."""
+"""Explains each figure of a report in one line, by the metric and the number of images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,10 +21,10 @@ FIXED = {
 
 
 def add(metrics: Mapping[str, dict[str, Any] | None], dimensions: int):
-    """Writes "reading" into every metric that is there.
+    """Writes "reading" into every metric that was measured.
 
     Args:
-      dimensions: of the features that distances are of.
+      dimensions: number of dimensions of the features.
     """
     for name, metric in metrics.items():
         if metric is None:
@@ -39,7 +38,7 @@ def add(metrics: Mapping[str, dict[str, Any] | None], dimensions: int):
 
 
 def of_agreement(metric: Mapping[str, Any], classes: int) -> str:
-    """Returns how to read the share of samples that show their class.
+    """Returns the explanation of the share of samples that show their class.
 
     The text compares it with chance and with the share of real images.
     """

@@ -1,4 +1,4 @@
-"""A tokenizer's reconstructions against the images themselves."""
+"""Metrics of a tokenizer's reconstructions against their images."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ PAIRED = (
     "each image is paired with its reconstruction: resampling one side alone would tell another "
     "noise"
 )
-PEAK_MSE = 1e-10  # of an image that is the same to the last bit: 100 dB
+PEAK_MSE = 1e-10  # assumed for an image that is the same to the last bit: 100 dB
 
 
 def evaluate(
@@ -40,21 +40,21 @@ def evaluate(
     *,
     cache: str | None = None,
 ) -> dict[str, Any]:
-    """Reconstructs every image of a reference from all its tokens, and measures.
+    """Reconstructs every image of a reference from all its tokens, and measures the result.
 
     The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0.
-    "real_against_real" beside it, of two disjoint halves of the reference, is a scale to read it by
-    and no bound; it is of fewer images, and biased upwards.
+    "real_against_real" next to it, of two disjoint halves of the reference, is a scale for reading
+    it and no bound; it is measured on fewer images, and biased upwards.
 
     Args:
-      reference: at the model's size.
+      reference: images at the model's size.
       perceptual: also measure this distance.
-      cache: as `features.of_reference`.
+      cache: as in `features.of_reference`.
     Returns:
       {"features", "reference", "metrics": {"psnr", "psnr_of_mean_mse", "ssim",
       "perceptual", "frechet_distance"}, "usage": {"scales": [...], "all": {...}}, "warnings"}.
     Raises:
-      UserError: images of another size, too few of them, or what does not read.
+      UserError: the images have another size, are too few, or cannot be read.
     """
     features.require_enough(reference)
     spread = model.spread()
@@ -114,8 +114,10 @@ def evaluate(
 
 
 def _fidelity(perceptual: Perceptual | None, *, small: bool) -> OverDevices:
-    """Returns (images, reconstructions) -> the measures of each image: "mse" of images in [0, 1],
-    and "ssim" and "perceptual" where they apply."""
+    """Returns a function from (images, reconstructions) to the measures of each image.
+
+    They are "mse" of images in [0, 1], and "ssim" and "perceptual" where they apply.
+    """
 
     def measure(
         params: Any, x: Float[jax.Array, "b H W c"], y: Float[jax.Array, "b H W c"]
@@ -135,8 +137,10 @@ def _fidelity(perceptual: Perceptual | None, *, small: bool) -> OverDevices:
 
 
 def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Of images in [0, 1]: the mean over images, and that of the mean squared error, which is the
-    lower."""
+    """Returns the PSNR of images in [0, 1]: the mean over images, and that of the mean error.
+
+    The latter, of the mean squared error, is the lower one.
+    """
     each = -10 * np.log10(np.maximum(mse, PEAK_MSE))
     pooled = scores.mean_interval(mse)
     ends = pooled["ci95"] and [
@@ -153,10 +157,10 @@ def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
 
 
 def usage(counts: np.ndarray, scales: Scales) -> dict[str, Any]:
-    """Returns which codes are in use.
+    """Returns the usage of the codes.
 
     Args:
-      counts: (K, V), of many images, as `codebook.code_counts` gives them.
+      counts: the `codebook.code_counts` (K, V) of many images.
     Returns:
       {"scales": one entry per scale, "all": of all tokens together}, each with "tokens" (their
       number), "used" (number of codes in use), "usage" (used / V), "attainable_usage" (used /
@@ -182,8 +186,10 @@ def _usage(counts: np.ndarray) -> dict[str, Any]:
 
 
 def picture(model: Pipeline, images: UInt8[np.ndarray, "n h w c"]) -> Image.Image:
-    """Returns originals beside their reconstructions from the first scale, the first two, ... and
-    all of them."""
+    """Returns originals next to their reconstructions.
+
+    These are from the first scale, the first two, ... and all of them.
+    """
     by_scale = model.reconstruct(normalize_images(images))
     originals = images / np.float32(255)
     return pictures.reconstruction_strip(originals, by_scale, model.config.tokenizer.scales)

@@ -1,4 +1,4 @@
-"""Files of a sample set: the `.npz` that is joined from the files of single hosts, and its PNGs."""
+"""Files of a sample set: the `.npz` that is joined from the hosts' shards, and its PNGs."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from var_jax.evaluate.sample_plan import Plan
 from var_jax.io import atomic, npz
 from var_jax.io.json import read_object
 
-ROWS = 256  # images that are written at once
+ROWS = 256  # number of images written at once
 
 
 MANIFEST = "manifest.json"

@@ -1,4 +1,4 @@
-"""What a sample set is made of: its number of images, labels, model and sampling settings."""
+"""The plan of a sample set: its number of images, labels, model and sampling settings."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ class Plan:
       then: fingerprint of the second model, which generates the last scales; "" without one.
       keep_scales: number of leading scales before the second model continues; its key in files is
         "from_scale".
-      class_names: the model's class names by id, where it has them.
+      class_names: the model's class names by id, if it has them.
     """
 
     num: int
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All fields but the class names, as plain JSON values: what shards are compared by."""
+        """All fields except the class names, as plain JSON values; shards are compared by them."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         del values["class_names"]
         # The key that sample sets of earlier versions have.
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def settings_and_names(self) -> dict[str, Any]:
-        """The settings, and the class names where the model has them: what the set's file holds."""
+        """The settings, and the class names if the model has them, as in the set's file."""
         if not self.class_names:
             return self.settings
         return {**self.settings, "class_names": list(self.class_names)}
@@ -108,8 +108,8 @@ def make_plan(
       keep_scales: the number of leading scales before `then` continues.
       sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
     Raises:
-      UserError: the model has no transformer or not such a label, a number is out of range, or
-        the second model does not fit the first.
+      UserError: the model has no transformer or no such label, a number is out of range, or the
+        second model does not fit the first.
     """
     transformer = validate.transformer(model.config)
     classes = transformer.num_classes

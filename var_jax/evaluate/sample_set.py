@@ -1,7 +1,7 @@
 """Generates sample sets of evaluation size on any number of hosts, resumably.
 
-Hosts write shards, which are then joined to one `.npz` file. Image i depends on the seed, i and its
-label alone. A host generates every `shard_count`-th shard, and skips those that exist. A shard is
+Hosts write shards, which are then joined to one `.npz` file. Image i depends only on the seed, i
+and its label. A host generates every `shard_count`-th shard, and skips those that exist. A shard is
 renamed into place when it is complete, so that a killed process leaves none half written. The host
 that finds all shards complete joins them: no host waits for another, and a resumed run may have
 another number of them.
@@ -29,7 +29,7 @@ from var_jax.evaluate.sample_plan import Plan
 from var_jax.io import atomic
 from var_jax.io.json import read_object
 
-SHARD_IMAGES = 64  # images per shard at least: smaller files would be too many
+SHARD_IMAGES = 64  # least images per shard: smaller files would be too many
 
 
 def generate(
@@ -52,13 +52,13 @@ def generate(
 
     Args:
       out: path of the `.npz` file.
-      then: the second model, where the plan has one.
+      then: the second model, if the plan has one.
       png: directory for PNG files of the images, named by position and label.
-      score: scorer of the images, where the plan rejects some.
-      batch_size: images per device and batch; by default what fits into memory, or what the set was
-        started with.
+      score: scorer of the images, if the plan rejects some.
+      batch_size: images per device and batch; by default as many as fit into memory, or the number
+        that the set was started with.
       shard_images: images per shard; by default a multiple of all devices' batches, at least 64, or
-        what the set was started with.
+        the number that the set was started with.
       shard_index: this host's number; by default JAX's process index.
       shard_count: the number of hosts; by default JAX's process count.
     Returns:
@@ -101,7 +101,7 @@ def check(plan: Plan, out: epath.PathLike, png: epath.PathLike | None = None) ->
     """Returns the path of a set; call it before hours of work, so that mistakes show at once.
 
     Raises:
-      UserError: the path is no `.npz` file, or holds something else than this plan's set.
+      UserError: the path is no `.npz` file, or has something other than this plan's set.
     """
     out = epath.Path(out)
     if out.suffix != ".npz" or out.is_dir():
@@ -130,7 +130,7 @@ def check(plan: Plan, out: epath.PathLike, png: epath.PathLike | None = None) ->
 
 
 def _require_settings(path: epath.Path, plan: Plan, stored: dict[str, Any]):
-    """Raises UserError where stored settings differ from the plan's."""
+    """Raises UserError if stored settings differ from the plan's."""
     if different := differences(plan.settings, stored):
         listed = "; ".join(different[:4])
         raise UserError(f"{path} is of other settings: {listed}; remove it, or give another --out")
@@ -156,10 +156,11 @@ def _claim(
     """Writes the manifest of the shards' directory before any shard; all hosts write the same.
 
     Args:
-      batch_size, shard_images: None for what the set was started with.
+      batch_size, shard_images: None for the values that the set was started with.
       default_shard_images: images per shard of a set that is started here without `shard_images`.
     Returns:
-      the batch size (None for what fits) and the images per shard that the set was started with.
+      the batch size (None for as many as fit) and the images per shard that the set was started
+      with.
     Raises:
       UserError: the set was started with other values, or on other devices.
     """

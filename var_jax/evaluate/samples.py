@@ -19,9 +19,11 @@ CI95_METHODS = {
     "kid": "normal, deviation over subsets rescaled to all images",
     "agreement": "Wilson over samples, classifier fixed",
 }
-# Least images of each side for KID: subsets are half of them, and an unbiased estimate needs two.
+# Least number of images per side for KID: subsets are half of them, and an unbiased estimate needs
+# two.
 MIN_KERNEL_ROWS = 4
-# Most images of each side for precision and recall: the number of distances grows with the square.
+# Largest number of images per side for precision and recall: the number of distances grows with the
+# square.
 MAX_NEIGHBOR_ROWS = 10_000
 
 
@@ -38,16 +40,16 @@ def evaluate(
     """Computes all metrics of samples against a reference.
 
     Args:
-      samples: images of a model.
+      samples: a model's images.
       reference: real images.
-      network: the network that features are of.
+      network: the network that computes the features.
       seed: seed of the bootstrap, the splits and the subsets; nothing depends on the order of the
         samples.
       resamples: number of bootstrap resamples for the intervals of the Fréchet distance and the
         Inception Score; 0 for no intervals.
       cache: as in `features.of_reference`.
       floor: other real images, which are measured in place of the samples for the floor; by default
-        the floor is that of two halves of the reference.
+        the floor is the distance of two halves of the reference.
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance",
       "inception_score", "precision", "recall", "kid"}, "warnings"}. A metric is {"name", "value",
@@ -55,7 +57,7 @@ def evaluate(
       computed and what it holds fixed, in which the metrics differ; it is null where there is no
       interval. "reading" says in one line how to read the value.
     Raises:
-      UserError: there are too few images, or a file does not read.
+      UserError: there are too few images, or a file cannot be read.
     """
     require(
         resamples == 0 or resamples >= 2,
@@ -113,8 +115,9 @@ def evaluate(
 
 
 def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dict[str, Any]:
-    """Returns the share of samples that a classifier of pixels, fitted on labeled training images,
-    assigns to their labels.
+    """Returns the share of samples that show their labels to a classifier of pixels.
+
+    The classifier is fitted on labeled training images.
 
     It has the share of the reference too, as "on_reference", where the reference has labels.
 
@@ -179,8 +182,8 @@ def frechet(
 ) -> dict[str, Any]:
     """Returns the Fréchet distance with its interval and its floor.
 
-    The distance of finite sets is biased upwards, the more so the fewer the images: hence the
-    floor, the distance between real images and real images, with the counts of both.
+    The distance of finite sets is biased upwards, the more so the fewer the images. The floor, the
+    distance between real images and real images, shows the bias, with the counts of both.
     """
     distance = Distance(real, resamples, seed)
     if floor:
@@ -196,8 +199,7 @@ def frechet(
 
 
 def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
-    """Returns the Fréchet distance of two disjoint halves of a reference; None if it has too few
-    images."""
+    """Returns the Fréchet distance of a reference's two halves; None if it has too few images."""
     if min(half.count for half in real.halves) < 2:
         return None
     return {
@@ -210,8 +212,9 @@ def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
 def kernel_floor(
     real: FeatureStats, seed: int, floor: tuple[ImageSet, FeatureStats] | None = None
 ) -> dict[str, Any] | None:
-    """Returns the kernel distance of real images to real images, which that of samples is compared
-    with; None if there are too few images.
+    """Returns the kernel distance of real images to real images; None if there are too few.
+
+    That of samples is compared with it.
 
     Rows are in the order of their images' hashes, so that every second one is a random half.
     """
@@ -248,7 +251,7 @@ def floor_warnings(distance: dict[str, Any]) -> list[str]:
 
 
 def image_set_warnings(images: ImageSet, stats: FeatureStats, network: FeatureNetwork) -> list[str]:
-    """Returns what a reader should know of an image set before trusting its figures."""
+    """Returns warnings for a reader of an image set's figures."""
     warnings = []
     if images.count <= network.dimensions:
         warnings.append(

@@ -29,15 +29,16 @@ def mean_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
 def classifier_score(
     log_probs: Float[np.ndarray, "n k"], *, seed: int, resamples: int, splits: int = SPLITS
 ) -> dict[str, Any]:
-    """Returns the Inception Score: exp of the mean KL divergence of p(y|x) from p(y), mean over
-    splits.
+    """Returns the Inception Score.
+
+    It is exp of the mean KL divergence of p(y|x) from p(y), averaged over splits.
 
     Rows are shuffled first: splits of samples that are sorted by class would each hold few classes,
     and score too low. Source: Salimans et al., arXiv 1606.03498.
 
     Args:
       log_probs: log probabilities of the classes, one row per sample.
-      seed: of the shuffle and of the resampling.
+      seed: seeds the shuffle and the resampling.
       resamples: number of resampled scores for the interval.
       splits: number of splits.
     Returns:
@@ -84,8 +85,8 @@ def kernel_distance(
     It is the mean over random subsets of both sets, each drawn without replacement and of at most
     half the rows, and may be below zero. The interval scales a subset's deviation to all rows:
     subsets drawn without replacement from `count` rows vary by 1/subset - 1/count where new rows
-    would vary by 1/subset, and all rows by 1/count, hence the root of subset / (count - subset).
-    Source: Bińkowski et al., arXiv 1801.01401.
+    would vary by 1/subset, and all rows by 1/count, so the factor is the root of subset / (count -
+    subset). Source: Bińkowski et al., arXiv 1801.01401.
     """
     random, count = np.random.default_rng(seed), min(len(x), len(y))
     subset = min(subset, count // 2)
@@ -144,7 +145,7 @@ def precision_recall(
 def within_balls(
     points: Float[np.ndarray, "n d"], centers: Float[np.ndarray, "m d"], k: int
 ) -> Bool[np.ndarray, " n"]:
-    """Returns whether each point lies inside the ball of at least one center.
+    """Returns whether each point is inside the ball of at least one center.
 
     A ball's radius is the distance to the center's k-th nearest other center. Distances are in
     float64 and computed by chunks.

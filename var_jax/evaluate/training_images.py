@@ -1,5 +1,7 @@
-"""Whether a reference holds images that a model was trained on: its reconstructions of those say
-less of new ones."""
+"""Warns of a reference with images that a model was trained on.
+
+Its reconstructions of those say less about new ones.
+"""
 
 import os
 from typing import Any
@@ -14,11 +16,11 @@ WHOLE = "all"  # every split, as TFDS names them together
 
 
 def warning(model: str, reference: str, source_dir: str = "") -> str | None:
-    """A line where a reference is, or may be, in part what a workdir's run was trained on; None
-    where nothing says so.
+    """Returns a warning if a reference has, or may have, a run's training images; else None.
 
     Args:
-      model: directory; one without a run's `config.json` says nothing of its training images.
+      model: the model's directory; one without a run's `config.json` does not name its training
+        images.
       reference: DATASET:SPLIT or a directory, as the user named it.
       source_dir: raw files of DATASET, as the user named them.
     """
@@ -33,8 +35,11 @@ def warning(model: str, reference: str, source_dir: str = "") -> str | None:
 
 
 def data_of(model: str) -> dict[str, Any] | None:
-    """The section `data` of the config of the run that made a model: of a workdir, or of what
-    `quickstart` wrote, whose tokenizer was trained below it. None of any other directory."""
+    """Returns the section `data` of the config of the run that made a model, or None.
+
+    The directory is a workdir, or that of `quickstart`, whose tokenizer was trained below it; for
+    any other the result is None.
+    """
     for place in ("config.json", "tokenizer-run/config.json"):
         path = epath.Path(model) / place
         if path.exists():
@@ -57,7 +62,7 @@ def _split(data: dict[str, Any], reference: str, source_dir: str) -> str | None:
 
 
 def _bases(split: str) -> set[str]:
-    """The splits that "train[:90%]+test" is of."""
+    """Returns the splits that are part of a split such as "train[:90%]+test"."""
     return {part.partition("[")[0].strip() for part in split.split("+")}
 
 
