@@ -1,2 +1,1 @@
-"""Ahead-of-time compilation for TPU slices that are not there, with the real TPU compiler
-(`libtpu`)."""
+"""Benchmarks, and compilation for TPU slices without TPUs by the TPU compiler (`libtpu`)."""

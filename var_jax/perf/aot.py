@@ -1,5 +1,4 @@
-"""The exact train or sample step of a run over described devices: abstract arrays, nothing
-materialized."""
+"""Lowers a run's exact train or sample step for described devices, with abstract arrays."""
 
 import dataclasses
 import math
@@ -27,11 +26,15 @@ CFG = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Attributes:
-    images: of a step, over all devices.
-    flops: analytic, of a step over all devices; recomputation does not count.
-    replicated_bytes: of the training state, per device, where the mesh does not divide the model
-      (`mesh_choice`).
+    """A lowered step.
+
+    Attributes:
+      lowered: the program.
+      mesh: the mesh that it is lowered for.
+      images: images per step, over all devices.
+      flops: analytic FLOPs per step over all devices; recomputation does not count.
+      replicated_bytes: bytes per device of the training state that the mesh does not divide
+        (`mesh_choice`).
     """
 
     lowered: jax.stages.Lowered
@@ -42,7 +45,7 @@ class Step:
 
 
 def train(objective: Objective[Any], where: Slice) -> Step:
-    """Returns the step that `train.loop` takes, with every part of the run in it.
+    """Returns the training step of `train.loop`, with every part of the run in it.
 
     A transformer's takes tokens (the tokenizer's encoding is a program of its own); a tokenizer's
     has its discriminator and the frozen networks of its losses. Values of frozen weights are not
@@ -68,8 +71,8 @@ def train(objective: Objective[Any], where: Slice) -> Step:
 def sample(objective: Objective[Any], where: Slice, images: int | None = None) -> Step:
     """Returns guided generation with the published settings, decoder included.
 
-    Weights are sharded over the model axis and whole on every part of the data axis: gathering them
-    at every scale would cost more than it saves.
+    Weights are sharded over the model axis and replicated over the data axis: gathering them at
+    every scale would cost more than it saves.
     """
     config = objective.config
     require(objective.generates, "the config's stage", config.stage, "transformer")
@@ -119,11 +122,12 @@ def sample(objective: Objective[Any], where: Slice, images: int | None = None) -
 
 
 def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
-    """Returns the bytes per device that the forward pass of a microbatch keeps for the backward
-    pass under a remat policy.
+    """Returns the bytes per device that a forward pass keeps for the backward pass.
 
-    They are those of the residuals' shapes, split over the data axis alone: an upper estimate that
-    takes no compilation.
+    The pass is that of a microbatch under a remat policy.
+
+    They are those of the residuals' shapes, split over only the data axis: an upper estimate that
+    needs no compilation.
 
     Args:
       data: size of the mesh's data axis.

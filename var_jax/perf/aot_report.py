@@ -1,4 +1,4 @@
-"""Memory, arithmetic, traffic and the time they bound, of one compiled step on one TPU slice."""
+"""Memory, FLOPs, traffic and time bounds of one compiled step on one TPU slice."""
 
 import pathlib
 import re
@@ -30,12 +30,13 @@ SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def report(
     config: TrainConfig, where: Slice, what: str, images: int | None = None
 ) -> dict[str, Any]:
-    """Compiles a step and returns what it takes; `fits` is False when it is too large for the
-    memory of a device.
+    """Compiles a step and returns its memory, work and time bounds.
+
+    `fits` is False if it is too large for the memory of a device.
 
     Returns:
-      plain values for JSON. Bytes are of one device, `flops` of all; times are lower bounds, in
-      seconds.
+      plain values for JSON. Bytes are per device, `flops` over all devices; times are lower bounds,
+      in seconds.
     Raises:
       UserError: the mesh does not divide the model or the batch, or the stage has no such step.
     """
@@ -78,8 +79,11 @@ def report(
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Returns bytes of one device: arguments, results that are not arguments reused, temporaries,
-    code, and their sum."""
+    """Returns the bytes on one device by kind.
+
+    They are those of arguments, results that do not reuse arguments, temporaries, code, and their
+    sum.
+    """
     stats = compiled.memory_analysis()
     parts = {
         "argument_bytes": stats.argument_size_in_bytes,
@@ -126,7 +130,7 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
 
 
 def _kernel_share(config: TrainConfig) -> float:
-    """Returns the share of all pairs that lie in the tiles which splash attention computes."""
+    """Returns the share of all pairs that are in the tiles which splash attention computes."""
     if config.transformer is None:
         return 1.0
     scales = config.transformer.scales
@@ -144,11 +148,12 @@ def _schedule(figures: dict[str, Any], config: TrainConfig):
 
 
 def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]:
-    """Returns the peak under every remat policy, the least recomputation that fits, and what would
-    help where nothing does.
+    """Returns the peak under every remat policy, and the least recomputation that fits.
 
-    The compiled policy's peak is the compiler's; of the others, it plus the difference of what they
-    keep.
+    If none fits, it adds advice.
+
+    The compiled policy's peak is the compiler's; those of the others are that plus the difference
+    of the bytes that they keep.
     """
     data, current, choices = figures["mesh"]["data"], objective.model.remat, objective.remat_choices
     saved = {name: aot.saved_bytes(objective, name, data) for name in choices}
@@ -200,11 +205,10 @@ def _advice(
 
 
 def _required_bytes(message: str) -> float:
-    """Returns the bytes that a program too large for the memory would take at least, as the
-    compiler's error says.
+    """Returns the least bytes that a program needs, from the compiler's out-of-memory error.
 
     Raises:
-      ValueError: it does not say, in any of the wordings known.
+      ValueError: the message has none of the known wordings.
     """
     for wording in (
         r"required for [^(]*\(([\d.]+)([KMGT]?)\)",

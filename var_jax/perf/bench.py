@@ -1,5 +1,6 @@
-"""Measured time of generation and of a training step beside the roofline of the same machine, and
-of training from a token cache beside training from images.
+"""Measures generation and training steps, and compares them with the machine's roofline.
+
+Training from a token cache is also compared with training from images.
 
 Generation is also split into its parts. Weights are freshly initialized: time does not depend on
 their values.
@@ -47,10 +48,10 @@ def sample(
     Returns:
       seconds (median of a batch), floor_seconds (the roofline), ratio, images_per_s, flops (of the
       batch), parts (those of each model, and the dtype whose rate they count at),
-      matmul_flops_per_s (by dtype, of all `devices` together), bytes (what cannot but be moved),
-      byte_floor_seconds (at the rate of a large copy, bytes_per_s), seconds_by_part ("transformer"
-      and "decoder" alone, and "sampling", the rest: guidance, filters, random choices and
-      quantizer), ...
+      matmul_flops_per_s (by dtype, of all `devices` together), bytes (the least that must be
+      moved), byte_floor_seconds (at the rate of a large copy, bytes_per_s), seconds_by_part
+      ("transformer" and "decoder" by themselves, and "sampling", the rest: guidance, filters,
+      random choices and quantizer), ...
     """
     _require_generator(config)
     model, guided = ModelConfig(config.tokenizer, config.transformer), cfg > 0
@@ -71,7 +72,7 @@ def sample(
         sampler.generate, model, sampler_config, params, labels, keys, sampling_params
     )
 
-    # Its parts, and those of them that are timed alone
+    # Its parts, and those of them that are timed separately
     generation_flops = flops.generation_flops(model.transformer, guided=guided)
     parts = {
         "transformer": Part(batch * generation_flops, model.transformer.dtype),
@@ -115,26 +116,27 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
 
 
 def tokens(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> dict[str, Any]:
-    """Measures a transformer's step from a token cache and from images: how much of the tokenizer's
-    time the cache saves.
+    """Measures a transformer's step from a token cache and from images.
 
-    Both kinds of step, and the tokenizer's encoding alone, are timed in turn in one run of one
+    It shows how much of the tokenizer's time the cache saves.
+
+    Both kinds of step, and the tokenizer's encoding by itself, are timed in turn in one run of one
     compiled training step, with the real readers of both. The whole training split is encoded
-    first, so it should be short. Processor seconds are given beside those of the clock, because
-    only they compare on a machine that others use.
+    first, so it should be short. Processor seconds are given in addition to those of the clock,
+    because only they compare on a machine that others use.
 
     Args:
-      config: a transformer's run; its `data` must be at hand.
+      config: a transformer's run, whose `data` must be on this machine.
       batch: images per step; by default the config's.
       repeats: rounds, whose medians count.
     Returns:
       {"seconds": {"images", "tokens", "encoder"}, "cpu_seconds": the same, "saved_share",
-      "saved_cpu_share": what a step takes less over what the encoder takes, "tokenize_seconds": of
-      writing the cache, ...}.
+      "saved_cpu_share": the time saved per step over the encoder's time, "tokenize_seconds": the
+      time of writing the cache, ...}.
     Raises:
-      UserError: the config is no transformer's, or as `tokenize`.
+      UserError: the config is no transformer's, or as in `tokenize`.
     """
-    # They bring the libraries that read data, which the other benchmarks do not need.
+    # These import the libraries that read data, which the other benchmarks do not need.
     from etils import epath
 
     from var_jax.data import loader, token_cache
@@ -225,8 +227,10 @@ class _TrainStep:
 
 
 def _rounds(arm: Callable[[str], None], repeats: int) -> list[dict[str, dict[str, float]]]:
-    """Returns [{arm: {clock: seconds}}], the order turned from round to round; the first of each
-    compiles and is left out."""
+    """Returns [{arm: {clock: seconds}}], with the order of arms rotated from round to round.
+
+    The first round of each compiles, and is left out.
+    """
     for name in ARMS:
         arm(name)
     rounds = []
@@ -241,13 +245,13 @@ def _rounds(arm: Callable[[str], None], repeats: int) -> list[dict[str, dict[str
 
 
 def generation_bytes(config: TransformerConfig, rows: int) -> int:
-    """Returns the bytes that the transformer moves to generate a batch at the least.
+    """Returns the least bytes that the transformer moves to generate a batch.
 
     They are its weights once per scale (AdaLN's before the blocks once), and keys and values,
     written once and read by every scale that sees them. Activations could stay on the chip.
 
     Args:
-      rows: images of the batch, twice as many with guidance.
+      rows: number of images in the batch, twice as many with guidance.
     """
     c = config
     adaln = 6 * c.width**2 * (1 if c.shared_adaln else c.depth)
@@ -269,8 +273,10 @@ def decoder_bytes(params: dict) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _all_logits(config: ModelConfig, params, labels, feature):
-    """Runs the transformer over all scales, whatever the tokens; returns the largest logit, so that
-    no pass is left out."""
+    """Runs the transformer over all scales, for any tokens.
+
+    Returns the largest logit, so that no pass can be optimized away.
+    """
     transformer = functools.partial(
         Transformer(config.transformer).apply, {"params": params["transformer"]}
     )

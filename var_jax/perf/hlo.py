@@ -45,11 +45,12 @@ class Collective:
 
     Attributes:
       kind: one of KINDS.
-      bytes: of the whole array on one device: the result of a gather, the operand of a reduction.
-      group: partitions that take part with partition 0; for a permutation, one pair of source and
+      bytes: bytes of the whole array on one device: the result of a gather, the operand of a
+        reduction.
+      group: partitions that communicate with partition 0; for a permutation, one pair of source and
         target.
-      times: runs per step.
-      dtype: of the largest array in it, in HLO's spelling.
+      times: number of runs per step.
+      dtype: dtype of its largest array, in HLO's spelling.
     """
 
     kind: str
@@ -74,7 +75,7 @@ class Program:
 
     @functools.cached_property
     def runs(self) -> dict[str, int]:
-        """How often a step runs each computation that is not inside a fusion."""
+        """Returns how often a step runs each computation that is not inside a fusion."""
         runs: dict[str, int] = {}
 
         def visit(name: str, times: int):
@@ -134,8 +135,8 @@ class Program:
         A multiply-add counts as two.
 
         Args:
-          kernel_share: share of the pairs of a query and a key that lie in tiles which the
-            attention kernels compute.
+          kernel_share: share of the pairs of a query and a key in tiles that the attention kernels
+            compute.
         """
         return sum(
             times * _flops(scope, op, kernel_share) for scope, op, times in self._all_instructions()
@@ -161,8 +162,8 @@ class Program:
     def hbm_bytes(self) -> float:
         """Returns the bytes that one device reads from and writes to its memory per step.
 
-        They are those of the operands and results of every operation. Where a fusion reads a slice
-        of a larger array, or writes one in place, only the slice counts.
+        They are those of the operands and results of every operation. If a fusion reads a slice of
+        a larger array, or writes one in place, only the slice counts.
         """
         return sum(
             times * self._traffic(self.computations[name], op)

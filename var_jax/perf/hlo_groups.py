@@ -33,7 +33,7 @@ def first_group(attributes: str) -> tuple[int, ...]:
 def _along(mesh: str, dims: str | None, order: str | None, taken: str) -> tuple[int, ...]:
     """Returns the devices along the named axes of a mesh, at the start of every other axis.
 
-    An axis "'a':(m)k" is taken in part: the middle axis of m x k x the rest.
+    An axis "'a':(m)k" is a part: the middle axis of m x k x the rest.
     """
     sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh)}
     total = math.prod(sizes.values())

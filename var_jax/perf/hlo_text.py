@@ -20,9 +20,9 @@ class Array:
     """An array of a program.
 
     Attributes:
-      dtype: in HLO's spelling, such as "bf16".
+      dtype: the dtype in HLO's spelling, such as "bf16".
       shape: the array's shape.
-      on_chip: whether it lies in vector or scalar memory rather than in device memory (HBM).
+      on_chip: whether it is in vector or scalar memory rather than in device memory (HBM).
     """
 
     dtype: str
@@ -39,7 +39,7 @@ class Array:
 
     @property
     def hbm_bytes(self) -> float:
-        """Returns the bytes that it takes of the device memory."""
+        """Returns the bytes that it takes in device memory."""
         return 0.0 if self.on_chip else self.bytes
 
 
@@ -50,7 +50,7 @@ class Instruction:
     Attributes:
       name: unique in its computation.
       opcode: such as "dot".
-      outputs: several for a tuple.
+      outputs: its arrays, several for a tuple.
       operands: names of instructions.
       attributes: the rest of the line; the value of a constant, the index of a parameter.
       root: whether it is the computation's result.

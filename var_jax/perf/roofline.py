@@ -1,10 +1,9 @@
-"""Time of a program beside the roofline of this machine: what its FLOPs alone would take, and what
-moving its bytes alone would.
+"""Compares a program's time with the machine's roofline: the times of its FLOPs and its bytes.
 
 The bound is the analytic FLOPs of each part over the rate of a large matrix product in its dtype,
-on as many devices at once as the program runs on; on a CPU always in float32, since how fast
-bfloat16 is there says little of what the machine can do. Both are measured in turn in one run and
-their medians compared, so that a busy or throttled machine slows both.
+on as many devices at once as the program runs on; on a CPU always in float32, since the speed of
+bfloat16 there says little about the machine. Both are measured in turn in one run and their medians
+compared, so that a busy or throttled machine slows both.
 """
 
 import functools
@@ -20,13 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MATRIX = {"cpu": 4096}  # side of the matrix product that the rate is taken from
 LARGE_MATRIX = 8192
-COPY_BYTES = {"cpu": 2**27}  # of the copy that the rate of memory is taken from: beyond every cache
+COPY_BYTES = {"cpu": 2**27}  # copy that the rate of memory is taken from: beyond every cache
 LARGE_COPY_BYTES = 2**30
-RATE_DTYPE = {"cpu": "float32"}  # elsewhere a part's own
+RATE_DTYPE = {"cpu": "float32"}  # on other platforms a part's own dtype
 
 
 class Part(NamedTuple):
-    """FLOPs of a batch that one of the two models does, in its compute dtype."""
+    """The FLOPs of a batch in one of the two models, in its compute dtype."""
 
     flops: float
     dtype: str
@@ -41,13 +40,13 @@ def compare_to_roofline(
     moved: int | None = None,
     alone: Mapping[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
-    """Returns what `run`, the computation of a batch, takes beside the roofline of its parts.
+    """Returns the time of `run`, which computes a batch, and the roofline of its parts.
 
     Args:
       batch: images of `run`.
       repeats: measurements, whose median counts.
-      moved: bytes that it moves at the least, all devices together.
-      alone: parts of a generation, which are timed alone; "sampling" is what they leave.
+      moved: least bytes that it moves, over all devices.
+      alone: parts of a generation that are timed separately; "sampling" is the rest.
     Returns:
       seconds, floor_seconds, ratio, images_per_s and more; `bench.sample` describes them.
     """
@@ -55,7 +54,7 @@ def compare_to_roofline(
     side = MATRIX.get(backend, LARGE_MATRIX)
     rate_dtypes = {part.dtype: RATE_DTYPE.get(backend, part.dtype) for part in parts.values()}
 
-    # The first run compiles, and says which devices there are
+    # The first run compiles, and shows which devices are used
     start = time.perf_counter()
     devices = jax.tree.leaves(jax.block_until_ready(run()))[0].sharding.device_set
     compile_seconds = time.perf_counter() - start
@@ -110,8 +109,7 @@ def compare_to_roofline(
 
 
 def _copy(size: int, devices: set[jax.Device]) -> Callable:
-    """Returns a compiled pass over an array of `size` bytes on every device, which reads and writes
-    all of it."""
+    """Returns a compiled pass that reads and writes `size` bytes on every device."""
     mesh = Mesh(np.array(sorted(devices, key=lambda device: device.id)), ("devices",))
     rows = NamedSharding(mesh, PartitionSpec("devices"))
     array = jax.device_put(jnp.ones((len(devices), size // 4)), rows)

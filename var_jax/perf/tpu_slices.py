@@ -1,5 +1,4 @@
-"""TPU slices that are not there: their devices as the compiler describes them, and how fast their
-network is."""
+"""TPU slices to compile for: their devices as the compiler describes them, and their network."""
 
 import dataclasses
 import os
@@ -13,8 +12,7 @@ from jax.experimental import topologies
 from var_jax.devices.chips import CHIPS, Chip
 from var_jax.errors import UserError, did_you_mean
 
-# Without these, the library looks for the slice that this host is part of, and refuses a second
-# process on it.
+# Without these, the library looks for the slice of this host, and refuses a second process on it.
 NOWHERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -29,9 +27,13 @@ WHOLE_POD = 16  # v5e and v6e: a dimension is a ring only when it spans the pod
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """Attributes:
-    dims: chips along each dimension of the torus or mesh.
-    devices: as JAX describes them, to compile for; not to run on.
+    """A TPU slice to compile for.
+
+    Attributes:
+      name: its name, such as "v5e:16x16".
+      chip: the kind of its chips.
+      dims: chips along each dimension of the torus or mesh.
+      devices: JAX's description of its devices, which programs are compiled for, not run on.
     """
 
     name: str
@@ -44,7 +46,7 @@ class Slice:
         return size % CUBE == 0 if len(self.dims) == 3 else size == WHOLE_POD
 
     def links(self, group: Sequence[jax.Device]) -> list[tuple[int, int]]:
-        """(devices, links per device) along every dimension in which a group of devices extends.
+        """Returns (devices, links per device) for every dimension in which a group extends.
 
         A whole ring is used both ways at once; on a part of one, its end devices have one link.
         """
@@ -56,12 +58,13 @@ class Slice:
         ]
 
     def seconds(self, kind: str, size: float, group: Sequence[jax.Device]) -> float:
-        """Time of a collective over an array of `size` bytes (the whole one, on one device) at the
-        links' full rate.
+        """Returns the time of a collective over an array of `size` bytes at the links' full rate.
+
+        The size is that of the whole array, on one device.
 
         Gathers and reductions use all dimensions of the group at once, as the compiler's ring
-        algorithms do; in an all-to-all the bisection of the longest one limits; a permutation is
-        one hop over one link.
+        algorithms do; in an all-to-all the bisection of the longest one is the limit; a permutation
+        is one hop over one link.
         """
         spread, n, link = self.links(group), len(group), self.chip.link_bandwidth
         if not spread or n == 1:
@@ -76,11 +79,11 @@ class Slice:
 
 
 def named(topology: str) -> Slice:
-    """The slice of a name such as "v5e:16x16" or "v5p:4x4x8".
+    """Returns the slice of a name such as "v5e:16x16" or "v5p:4x4x8".
 
     Raises:
-      UserError: another form, an unknown chip, a shape that the compiler does not know, or no
-        compiler.
+      UserError: the name has another form, an unknown chip, or a shape that the compiler does not
+        know; or there is no compiler.
     """
     form = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
     if not form:
@@ -102,7 +105,7 @@ def named(topology: str) -> Slice:
         devices = topologies.get_topology_desc(topology, "tpu").devices
     except (
         Exception
-    ) as error:  # whatever the library's plug-in raises for a shape that does not exist
+    ) as error:  # the errors of the library's plug-in for a shape that does not exist
         raise UserError(
             f"--topology is {topology}; the TPU compiler knows no such slice ({error})"
         ) from error
