@@ -59,10 +59,10 @@ def fail(message: str) -> int:
 
 def fetch(package: str, directory: Path) -> Path:
     """The package's archive, as `npm pack` downloads it."""
-    told = subprocess.run(
+    packed = subprocess.run(
         ["npm", "pack", "--silent", package], cwd=directory, check=True, stdout=subprocess.PIPE
     )
-    return directory / told.stdout.decode().split()[-1]
+    return directory / packed.stdout.decode().split()[-1]
 
 
 def unpack(archive: Path, vendor: str, out: Path) -> int:
@@ -89,8 +89,8 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo | str) -> bytes:
 
 def on_white(png: bytes) -> Image.Image:
     with Image.open(io.BytesIO(png)) as image:
-        drawn = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", drawn.size, "white"), drawn).convert("RGB")
+        rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def images(emoji: dict, vendor: str) -> list[str]:

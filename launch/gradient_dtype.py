@@ -54,8 +54,8 @@ def main():
     for seed in range(args.seeds):
         for arm in ("float32", "bfloat16"):
             start = time.time()
-            found = trained(config, model, data, seed, arm, args.devices)
-            runs.append({"seed": seed, "arm": arm, **found})
+            result = trained(config, model, data, seed, arm, args.devices)
+            runs.append({"seed": seed, "arm": arm, **result})
             print(f"{runs[-1]} {time.time() - start:.0f} s", flush=True)
     settings = {"steps": args.steps, "batch_size": config.batch_size, "devices": args.devices}
     epath.Path(args.json).write_text(json.dumps({**settings, "runs": runs}, indent=1))
@@ -121,22 +121,22 @@ def trained(config, model: Pipeline, data, seed: int, arm: str, devices: int) ->
         return optax.apply_updates(params, updates), opt_state, jnp.mean(loss), grads
 
     tokens, labels = data["train"]
-    random, found, errors = np.random.default_rng(seed), [], []
+    random, losses, errors = np.random.default_rng(seed), [], []
     for number in range(config.steps):
         chosen = random.choice(len(tokens), config.batch_size, replace=False)
         rows = {"tokens": tokens[chosen], "label": labels[chosen]}
         rng = jax.random.fold_in(jax.random.key(seed), number)
-        wanted = exact(params, rows, rng) if number < COMPARED else None
+        expected = exact(params, rows, rng) if number < COMPARED else None
         params, opt_state, loss, grads = step(params, opt_state, rows, rng)
-        found.append(float(loss))
-        if wanted is not None:
-            apart = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, grads, wanted))
-            errors.append(float(apart / optax.tree_utils.tree_norm(wanted)))
+        losses.append(float(loss))
+        if expected is not None:
+            difference = optax.tree_utils.tree_norm(jax.tree.map(jnp.subtract, grads, expected))
+            errors.append(float(difference / optax.tree_utils.tree_norm(expected)))
     held = jax.jit(
         lambda p, t, y: narrow_objective.loss(p, frozen, {"tokens": t, "label": y}, None)[0]
     )
     return {
-        "last_50_train_loss": float(np.mean(found[-50:])),
+        "last_50_train_loss": float(np.mean(losses[-50:])),
         "held_out_loss": float(held(params, *data["test"])),
         "gradient_error": float(np.mean(errors)),
     }

@@ -51,12 +51,12 @@ def discriminator(steps: int) -> dict[str, object]:
 
 def variants(steps: int) -> dict[str, Mapping[str, object]]:
     """{name: changed keys}, those that are compared first before the parts of them."""
-    theirs = discriminator(steps)
+    adversarial = discriminator(steps)
     return {
         "full": {},
-        "all": AUTOENCODER | theirs,
+        "all": AUTOENCODER | adversarial,
         "autoencoder": AUTOENCODER,
-        "discriminator": theirs,
+        "discriminator": adversarial,
     }
 
 

@@ -123,13 +123,16 @@ def unnamed_results(file: File) -> list[str]:
 
 
 def names_of_before(file: File) -> list[str]:
-    """Definitions, parameters and variables; attributes of other libraries may be called so."""
+    """Definitions, parameters, variables and attributes that are set; what is read or called may be
+    another library's."""
     places = []
     for node in ast.walk(file.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = node.name
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name = node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            name = node.attr
         elif isinstance(node, ast.arg):
             name = node.arg
         else:
@@ -257,12 +260,14 @@ def test_package_keeps_the_rule(rule):
 
 
 @pytest.mark.parametrize(
-    "rule", [too_long, too_wide, named_by_article], ids=lambda rule: rule.__name__
+    "rule",
+    [too_long, too_wide, names_of_before, named_by_article],
+    ids=lambda rule: rule.__name__,
 )
 @pytest.mark.parametrize("top", ["tests", "launch", "configs"])
 def test_scripts_and_tests_keep_the_rule(top, rule):
-    """Tests, scripts and configs have short files and lines too, and tests are named after what
-    they test."""
+    """Tests, scripts and configs have short files and lines and the field's words as names too, and
+    tests are named after what they test."""
     assert sources(top) and broken(rule, top) == []
 
 
@@ -294,6 +299,7 @@ def test_package_has_one_file_of_a_name():
         (names_of_before, "for found in x: ..."),
         (names_of_before, "def f(*, given): ..."),
         (names_of_before, "class Critic: ..."),
+        (names_of_before, "self.kept = x"),
         (switches_on_stage, "x = 1 if config.stage in ('tokenizer',) else 2"),
         (switches_on_stage, "match stage:\n    case _: ..."),
         (switches_on_stage, "x = find(config).section == 'tokenizer'"),
@@ -327,7 +333,7 @@ def test_switch_on_stage_is_allowed_in_validation_alone():
         (positional_booleans, "def f(a, *, loud: bool = False): ..."),
         (untyped_frozen, "def f(frozen: Frozen): ..."),
         (unnamed_results, "def f() -> tuple[int, ...]: ..."),
-        (names_of_before, "x.found = library.given(whole=1)"),
+        (names_of_before, "x = y.found + library.given(whole=1)"),
         (switches_on_stage, "x = seconds[config.stage] if 'stage' in run else f'{config.stage}'"),
         (names_an_objective, "from var_jax.objectives.base import Objective"),
         (named_by_article, "def test_loss_is_finite(): ..."),

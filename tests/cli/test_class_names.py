@@ -38,16 +38,16 @@ def model(tmp_path_factory):
 @pytest.fixture
 def titles(monkeypatch):
     """What pictures are titled by."""
-    drawn = []
+    title_rows = []
     draw = pictures._tile_rows
     monkeypatch.setattr(
         pictures,
         "_tile_rows",
         lambda rows, heads, sides=(): (
-            drawn.append((heads[0], list(sides))) or draw(rows, heads, sides)
+            title_rows.append((heads[0], list(sides))) or draw(rows, heads, sides)
         ),
     )
-    return drawn
+    return title_rows
 
 
 def test_sample_takes_names_and_titles_all_pictures_by_them(
@@ -92,7 +92,7 @@ def test_sample_takes_names_and_titles_all_pictures_by_them(
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (
             ("sample", "--labels", "squrae"),
@@ -114,7 +114,7 @@ def test_sample_takes_names_and_titles_all_pictures_by_them(
         (("sample", "--labels", "11"), "label is 11"),
     ],
 )
-def test_names_of_no_class_are_one_line(capsys, model, tmp_path, monkeypatch, command, told):
+def test_names_of_no_class_are_one_line(capsys, model, tmp_path, monkeypatch, command, message):
     monkeypatch.setenv(
         "SLURM_NTASKS", "1"
     )  # this process has used JAX, and cannot join others any more
@@ -133,7 +133,7 @@ def test_names_of_no_class_are_one_line(capsys, model, tmp_path, monkeypatch, co
     }
     assert main([str(a) for a in (*command, "--model", model, *rest[command[0]])]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 

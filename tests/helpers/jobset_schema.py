@@ -42,38 +42,38 @@ def problems(manifest: dict[str, Any]) -> list[str]:
     return [*_lost(manifest, known.to_dict(), ""), *_not_allowed(manifest, "")]
 
 
-def _lost(given: Any, known: Any, path: str) -> list[str]:
+def _lost(node: Any, known: Any, path: str) -> list[str]:
     """Paths of what a manifest has and the models do not know: they read past it."""
-    if isinstance(given, dict) and isinstance(known, dict):
+    if isinstance(node, dict) and isinstance(known, dict):
         return [
             line
-            for key, value in given.items()
+            for key, value in node.items()
             for line in (
                 _lost(value, known[key], f"{path}.{key}")
                 if key in known
                 else [f"unknown field {path}.{key}"]
             )
         ]
-    if isinstance(given, list) and isinstance(known, list) and len(given) == len(known):
+    if isinstance(node, list) and isinstance(known, list) and len(node) == len(known):
         return [
             line
-            for i, pair in enumerate(zip(given, known, strict=True))
+            for i, pair in enumerate(zip(node, known, strict=True))
             for line in _lost(*pair, f"{path}[{i}]")
         ]
-    return [] if given == known else [f"{path} is {given!r}"]
+    return [] if node == known else [f"{path} is {node!r}"]
 
 
-def _not_allowed(given: Any, path: str, key: str = "") -> list[str]:
-    if isinstance(given, dict):
+def _not_allowed(node: Any, path: str, key: str = "") -> list[str]:
+    if isinstance(node, dict):
         return [
             line
-            for name, value in given.items()
+            for name, value in node.items()
             for line in _not_allowed(value, f"{path}.{name}", name)
         ]
-    if isinstance(given, list):
+    if isinstance(node, list):
         return [
             line
-            for i, value in enumerate(given)
+            for i, value in enumerate(node)
             for line in _not_allowed(value, f"{path}[{i}]", key)
         ]
-    return [f"{path} is {given!r}"] if key in ALLOWED and given not in ALLOWED[key] else []
+    return [f"{path} is {node!r}"] if key in ALLOWED and node not in ALLOWED[key] else []

@@ -50,15 +50,15 @@ def losses(workdir) -> list[dict]:
 def board_tags(workdir) -> set[tuple[int, str]]:
     """(step, tag) of every value in the event files: length (8 bytes), checksum (4), event,
     checksum (4)."""
-    found = set()
+    tags = set()
     for file in (workdir / "tensorboard").glob("events*"):
         data, at = file.read_bytes(), 0
         while at < len(data):
             length = int.from_bytes(data[at : at + 8], "little")
             event = Event.FromString(data[at + 12 : at + 12 + length])
-            found |= {(event.step, value.tag) for value in event.summary.value}
+            tags |= {(event.step, value.tag) for value in event.summary.value}
             at += 16 + length
-    return found
+    return tags
 
 
 def weights(workdir, part: str = "params"):

@@ -60,11 +60,11 @@ def transformer_state(config: TransformerConfig = TRANSFORMER) -> dict:
     return torch_convert.part_to_torch(config, random_params(config))
 
 
-def assert_same(ours, theirs):
-    ours, theirs = (flatten_dict(tree, sep="/") for tree in (ours, theirs))
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        np.testing.assert_array_equal(array, theirs[name])
+def assert_same(actual, expected):
+    actual, expected = (flatten_dict(tree, sep="/") for tree in (actual, expected))
+    assert actual.keys() == expected.keys()
+    for name, array in actual.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def message(*args, **kwargs) -> str:
@@ -76,9 +76,9 @@ def message(*args, **kwargs) -> str:
 
 @pytest.mark.parametrize("name", ["small_l2norm", "small_shared_adaln"])
 def test_to_torch_gives_back_the_same_state_dicts(name):
-    settings, *given = states(name)
+    settings, *state_dicts = states(name)
     config, params = torch_convert.from_torch(
-        *given,
+        *state_dicts,
         scales=Scales.parse(settings["patch_nums"]),
         cosine_codes=True,
         num_heads=None if settings["attn_l2_norm"] else settings["heads"],
@@ -90,7 +90,7 @@ def test_to_torch_gives_back_the_same_state_dicts(name):
     assert config.transformer.qk_norm == settings["attn_l2_norm"]
     for attribute in ("vocab_size", "z_channels", "num_classes", "depth", "width", "heads"):
         assert getattr(config.transformer, attribute) == settings[attribute]
-    for before, after in zip(given, torch_convert.to_torch(config, params), strict=True):
+    for before, after in zip(state_dicts, torch_convert.to_torch(config, params), strict=True):
         assert_same(before, after)
         assert all(
             array.flags.c_contiguous and array.dtype == np.float32 for array in after.values()
@@ -140,23 +140,23 @@ def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
         if name.startswith("vae")
         else TransformerConfig(depth=16, scales=scales)
     )
-    found = buffers(config)
+    constants = buffers(config)
     weights = {entry.key: entry.shape for entry in entries(config)}
-    assert not weights.keys() & found.keys()
-    both = weights | {key: array.shape for key, array in found.items()}
+    assert not weights.keys() & constants.keys()
+    both = weights | {key: array.shape for key, array in constants.items()}
     assert both == {key: tuple(shape) for key, shape in RELEASED[name].items()}
 
 
 def test_buffers_are_those_of_the_published_constructors():
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
     model = ModelConfig(TOKENIZER, TRANSFORMER)
-    weights, whole = (
+    weights, with_buffers = (
         torch_convert.to_torch(model, params),
         torch_convert.to_torch(model, params, with_buffers=True),
     )
     added = {
         key: array
-        for part, with_them in zip(weights, whole, strict=True)
+        for part, with_them in zip(weights, with_buffers, strict=True)
         for key, array in with_them.items()
         if key not in part
     }
@@ -169,7 +169,7 @@ def test_buffers_are_those_of_the_published_constructors():
     assert bias.dtype == np.float32 and bias.shape == (1, 1, 14, 14)
     np.testing.assert_array_equal(bias[0, 0], np.where(level[:, None] >= level, 0, -np.inf))
     assert_same(added, {f"blocks.{n}.attn.zero_k_bias": np.zeros(24) for n in range(2)})
-    assert_same(torch_convert.from_torch(*whole, scales=SCALES)[1], params)
+    assert_same(torch_convert.from_torch(*with_buffers, scales=SCALES)[1], params)
     assert torch_convert.to_torch(ModelConfig(TOKENIZER), params, with_buffers=True)[1] is None
 
 
@@ -190,8 +190,8 @@ def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
     config = dataclasses.replace(TOKENIZER, **changes)
     state = torch_convert.part_to_torch(config, random_params(config))
     assert key in state
-    found, params = torch_convert.tokenizer_from_torch(state, SCALES, dtype=config.param_dtype)
-    assert found == config
+    sizes, params = torch_convert.tokenizer_from_torch(state, SCALES, dtype=config.param_dtype)
+    assert sizes == config
     cast = jnp.dtype(config.param_dtype)
     assert_same(params, jax.tree.map(lambda x: x.astype(cast), random_params(config)))
 
@@ -202,10 +202,10 @@ def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
 def test_transformers_of_any_size_are_read_off_their_keys(changes):
     config = dataclasses.replace(TRANSFORMER, **changes)
     heads = None if config.qk_norm else config.heads
-    found, params = torch_convert.transformer_from_torch(
+    sizes, params = torch_convert.transformer_from_torch(
         transformer_state(config), TOKENIZER, heads
     )
-    assert found == dataclasses.replace(config, drop_path=found.drop_path)
+    assert sizes == dataclasses.replace(config, drop_path=sizes.drop_path)
     assert_same(params, random_params(config))
 
 
@@ -294,12 +294,12 @@ def test_to_torch_names_the_flags_that_reload_a_model(tokenizer, transformer):
     params = {"tokenizer": random_params(config.tokenizer)}
     if config.transformer:
         params["transformer"] = random_params(config.transformer)
-    given = torch_convert.flags_to_reload(config)
-    found, _ = torch_convert.from_torch(
-        *torch_convert.to_torch(config, params), scales=Scales.parse(given.pop("scales")), **given
+    flags = torch_convert.flags_to_reload(config)
+    converted, _ = torch_convert.from_torch(
+        *torch_convert.to_torch(config, params), scales=Scales.parse(flags.pop("scales")), **flags
     )
-    assert found == config
-    assert set(given) == {
+    assert converted == config
+    assert set(flags) == {
         "codes": {"cosine_codes", "num_heads"},
         "norm_groups": {"norm_groups"},
     }.get(next(iter(tokenizer), ""), set())

@@ -244,14 +244,16 @@ def test_quantizer_dropout_is_off_without_a_key(params, images):
     config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
     with_dropout = apply(params, images, method="forward", config=config)
     assert np.all(with_dropout.counted) and with_dropout.residuals.shape == (3, 17, 4)
-    for ours, plain in zip(with_dropout, apply(params, images), strict=False):
-        np.testing.assert_array_equal(ours, plain)
+    for output, plain in zip(with_dropout, apply(params, images), strict=False):
+        np.testing.assert_array_equal(output, plain)
 
 
 def test_binary_codes_have_no_codebook_and_leave_the_rest_as_it_is():
     binary = dataclasses.replace(small.TOKENIZER, codes="bsq")
-    ours, table = abstract(binary), abstract(small.TOKENIZER)
-    assert table.keys() - ours.keys() == {"quantize/codebook"} and not ours.keys() - table.keys()
+    shapes, table = abstract(binary), abstract(small.TOKENIZER)
+    assert (
+        table.keys() - shapes.keys() == {"quantize/codebook"} and not shapes.keys() - table.keys()
+    )
     assert (binary.codebook_parameters, small.TOKENIZER.codebook_parameters) == (0, 64)
     for changes, message in (
         ({"vocab_size": 4096}, r"vocab_size is 4096; it must be 2 \*\* z_channels = 16"),

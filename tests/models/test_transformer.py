@@ -136,13 +136,13 @@ def test_dropout_acts_with_a_key_only(inputs):
 
 def test_class_dropout_is_the_label_of_no_class(inputs):
     many, labels = jnp.tile(inputs[:1], (200, 1, 1)), np.full(200, 3)
-    labelled, none = (
+    with_label, none = (
         logits(inputs[:1], labels=np.array([label]))[0] for label in (3, small.CLASSES)
     )
-    drawn = np.asarray(logits(many, jax.random.key(5), labels, drop_path=0.0, class_dropout=0.3))
-    dropped = np.abs(drawn - none).max(axis=(1, 2)) < 1e-4
-    kept = np.abs(drawn - labelled).max(axis=(1, 2)) < 1e-4
-    assert (dropped ^ kept).all() and 0.2 < dropped.mean() < 0.4
+    outputs = np.asarray(logits(many, jax.random.key(5), labels, drop_path=0.0, class_dropout=0.3))
+    dropped = np.abs(outputs - none).max(axis=(1, 2)) < 1e-4
+    labeled = np.abs(outputs - with_label).max(axis=(1, 2)) < 1e-4
+    assert (dropped ^ labeled).all() and 0.2 < dropped.mean() < 0.4
 
 
 def test_drop_path_drops_whole_branches_of_an_image(inputs):

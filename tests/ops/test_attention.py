@@ -17,7 +17,7 @@ def random_qkv(scales=SCALES, heads=2, dim=8):
     return jax.random.normal(jax.random.key(0), (3, 2, scales.total, heads, dim))
 
 
-def assert_equals_the_dense_reference(ours, mask, scales, qkv):
+def assert_equals_the_dense_reference(masked, mask, scales, qkv):
     """The output, and the gradients of a weighted sum of it, against attention under the dense
     mask."""
     weight = jax.random.normal(jax.random.key(1), qkv[0].shape)
@@ -32,17 +32,19 @@ def assert_equals_the_dense_reference(ours, mask, scales, qkv):
     dense = functools.partial(
         attention.attend, softmax_scale=0.3, mask=jnp.asarray(masks.dense(scales, mask))
     )
-    for mine, theirs in zip(jax.tree.leaves(both(ours)), jax.tree.leaves(both(dense)), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    for gradient, expected in zip(
+        jax.tree.leaves(both(masked)), jax.tree.leaves(both(dense)), strict=True
+    ):
+        np.testing.assert_allclose(gradient, expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_attention_equals_the_dense_mask_in_every_implementation(implementation, mask):
-    ours = functools.partial(
+    masked = functools.partial(
         attention.masked, softmax_scale=0.3, scales=SCALES, mask=mask, implementation=implementation
     )
-    assert_equals_the_dense_reference(ours, mask, SCALES, random_qkv())
+    assert_equals_the_dense_reference(masked, mask, SCALES, random_qkv())
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -51,19 +53,19 @@ def test_cudnn_blocks_equal_the_dense_mask(mask):
     XLA anyway."""
     scales = Scales.parse("1,7,8,9")
     block = functools.partial(attention.fused, backend="xla")
-    ours = functools.partial(
+    masked = functools.partial(
         attention.by_scale, softmax_scale=0.3, scales=scales, mask=mask, block=block
     )
-    assert_equals_the_dense_reference(ours, mask, scales, random_qkv(scales))
+    assert_equals_the_dense_reference(masked, mask, scales, random_qkv(scales))
 
 
 def test_blocks_compute_visible_pairs_only():
     qkv = random_qkv(dim=64)
     for mask in MASKS:
-        ours = functools.partial(
+        masked = functools.partial(
             attention.masked, softmax_scale=0.3, scales=SCALES, mask=mask, implementation="xla"
         )
-        flops = jax.jit(ours).lower(*qkv).cost_analysis()["flops"]
+        flops = jax.jit(masked).lower(*qkv).cost_analysis()["flops"]
         batch_and_heads, products = 2 * 2, 4 * 64
         pairs = flops / batch_and_heads / products
         assert (
@@ -75,8 +77,8 @@ def test_attend_is_the_textbook_formula():
     q, k, v = np.asarray(random_qkv(heads=1), np.float64)
     logits = 0.3 * q[0, :, 0] @ k[0, :, 0].T
     weights = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    ours = attention.attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), 0.3)
-    np.testing.assert_allclose(ours[0, :, 0], weights @ v[0, :, 0], atol=1e-5)
+    output = attention.attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), 0.3)
+    np.testing.assert_allclose(output[0, :, 0], weights @ v[0, :, 0], atol=1e-5)
 
 
 def test_normalize_keeps_direction_and_survives_zero():
@@ -87,16 +89,16 @@ def test_normalize_keeps_direction_and_survives_zero():
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_softmax_stays_float32_in_bfloat16(implementation):
     q, k, v = random_qkv().astype(jnp.bfloat16)
-    ours = functools.partial(
+    masked = functools.partial(
         attention.masked,
         softmax_scale=0.3,
         scales=SCALES,
         mask="block_causal",
         implementation=implementation,
     )
-    wide = ours(*(t.astype(jnp.float32) for t in (q, k, v)))
-    assert ours(q, k, v).dtype == jnp.bfloat16
-    np.testing.assert_allclose(ours(q, k, v).astype(jnp.float32), wide, atol=0.02)
+    wide = masked(*(t.astype(jnp.float32) for t in (q, k, v)))
+    assert masked(q, k, v).dtype == jnp.bfloat16
+    np.testing.assert_allclose(masked(q, k, v).astype(jnp.float32), wide, atol=0.02)
 
 
 @pytest.mark.parametrize(

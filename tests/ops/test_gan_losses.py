@@ -70,12 +70,14 @@ def test_consistency_and_its_gradient(linear):
     loss, gradient = jax.value_and_grad(
         lambda m: gan_losses.consistency(*(logits(x, m) for x in (real, fake, *again)))
     )(jnp.asarray(matrix))
-    apart = [
+    differences = [
         (two - one).reshape(B, -1).astype(np.float64)
         for one, two in zip((real, fake), again, strict=True)
     ]
-    np.testing.assert_allclose(loss, sum(((x @ matrix) ** 2).mean() for x in apart), rtol=1e-4)
-    by_hand = sum(2 * x.T @ (x @ matrix) / (B * N) for x in apart)
+    np.testing.assert_allclose(
+        loss, sum(((x @ matrix) ** 2).mean() for x in differences), rtol=1e-4
+    )
+    by_hand = sum(2 * x.T @ (x @ matrix) / (B * N) for x in differences)
     np.testing.assert_allclose(gradient, by_hand, rtol=0, atol=1e-5 * np.abs(by_hand).max())
 
 
@@ -156,9 +158,9 @@ def test_lecams_averages_start_at_the_first_logits():
         averages = gan_losses.lecam_averages(
             averages, jnp.float32(real), jnp.float32(fake), 0.1, updates
         )
-        kept = min(0.1, updates / (10 + updates))
+        decay = min(0.1, updates / (10 + updates))
         now = np.array([real, fake])
-        by_hand = now if by_hand is None else kept * by_hand + (1 - kept) * now
+        by_hand = now if by_hand is None else decay * by_hand + (1 - decay) * now
         np.testing.assert_allclose(averages, by_hand, rtol=1e-6)
 
 
@@ -198,18 +200,18 @@ def test_color_is_affine_in_each_image(images):
         gains.append(gain)
         shifts.append(grey_after.mean() - grey.mean())
         spread = (after - after.mean(-1, keepdims=True)) / gain
-        whole = before - before.mean(-1, keepdims=True)
+        colors = before - before.mean(-1, keepdims=True)
         if before.shape[-1] == 3:
-            factor = (spread * whole).sum() / (whole**2).sum()
+            factor = (spread * colors).sum() / (colors**2).sum()
             assert 0 <= factor <= 2
-            np.testing.assert_allclose(spread, factor * whole, atol=1e-5)
+            np.testing.assert_allclose(spread, factor * colors, atol=1e-5)
     assert 0.5 <= min(gains) < 0.7 and 1.3 < max(gains) <= 1.5
     assert -0.5 <= min(shifts) < -0.3 and 0.3 < max(shifts) <= 0.5
 
 
 def test_translation_moves_whole_pixels(images):
     out = np.asarray(diffaugment.translation(jax.random.key(3), images))
-    found = []
+    shifts = []
     for before, after in zip(images, out, strict=True):
         matches = []
         for down in range(-2, 3):  # an eighth of 16 and of 12, rounded
@@ -222,8 +224,8 @@ def test_translation_moves_whole_pixels(images):
                 if np.array_equal(moved, after):
                     matches.append((down, right))
         assert len(matches) == 1
-        found += matches
-    assert {d for d, _ in found} == {r for _, r in found} == set(range(-2, 3))
+        shifts += matches
+    assert {d for d, _ in shifts} == {r for _, r in shifts} == set(range(-2, 3))
 
 
 def test_cutout_leaves_a_hole(images):
@@ -290,18 +292,18 @@ def test_frames_are_crops_and_averages_in_their_shares(images):
     )
     averaged = np.asarray(resize(jnp.asarray(images), (8, 8), "area"))
     places, resized = set(), 0
-    for image, frame, whole in zip(images, out, averaged, strict=True):
-        if np.allclose(frame, whole, atol=1e-6):
+    for image, frame, whole_image in zip(images, out, averaged, strict=True):
+        if np.allclose(frame, whole_image, atol=1e-6):
             resized += 1
             continue
-        found = [
+        corners = [
             (top, left)
             for top in range(9)
             for left in range(5)
             if np.allclose(frame, image[top : top + 8, left : left + 8], atol=1e-6)
         ]
-        assert len(found) == 1
-        places.update(found)
+        assert len(corners) == 1
+        places.update(corners)
     assert 16 < resized < 48
     assert {top for top, _ in places} == set(range(9)) and {left for _, left in places} == set(
         range(5)

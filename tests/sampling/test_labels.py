@@ -59,7 +59,7 @@ def test_parse_compares_accents_however_they_are_composed():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("squre", "'squre' is no class of the model; did you mean 'square'?"),
         ("CIRCEL", "did you mean 'circle'?"),
@@ -78,11 +78,13 @@ def test_parse_compares_accents_however_they_are_composed():
         ("tench, Tinka", "'tench'"),
     ],
 )
-def test_parse_names_what_is_no_class(text, told):
+def test_parse_names_what_is_no_class(text, message):
     with pytest.raises(UserError) as error:
         labels.parse(text, NAMES)
     assert (
-        told in str(error.value) and "--labels" in str(error.value) and "\n" not in str(error.value)
+        message in str(error.value)
+        and "--labels" in str(error.value)
+        and "\n" not in str(error.value)
     )
 
 
@@ -128,13 +130,13 @@ def test_titles_and_descriptions():
 def test_pipeline_takes_class_names():
     """In Python a text is a name and a number an id, whatever the name looks like."""
     names = ("a", "b", "0", *"defghij")
-    for given, expected in (
+    for chosen, expected in (
         ("b", [1]),
         (["b", 0, "0"], [1, 0, 2]),
         (np.asarray(["b", "a"]), [1, 0]),
         ([2, 1], [2, 1]),
     ):
-        assert validate.labels(small.MODEL, given, names).tolist() == expected
+        assert validate.labels(small.MODEL, chosen, names).tolist() == expected
     with pytest.raises(UserError, match="label 'k' is no class of the model"):
         validate.labels(small.MODEL, ["k"], names)
     with pytest.raises(UserError, match="carries no class names"):

@@ -139,11 +139,11 @@ def started(directory: Path, cpus: int = 4) -> Iterator[Cluster]:
                 f"--seed-file={directory}/munge.seed",
             )
         )
-        _until((directory / "munge.socket").exists, "munged opens its socket", directory)
+        _wait_until((directory / "munge.socket").exists, "munged opens its socket", directory)
         daemons.append(_start(directory, "slurmctld", "-D", "-c", "-f", str(config)))
         daemons.append(_start(directory, "slurmd", "-D", "-c", "-f", str(config), "-N", host))
         cluster = Cluster(directory)
-        _until(
+        _wait_until(
             lambda: "idle" in _output("sinfo", "--noheader", "--format=%T"),
             "the node is idle",
             directory,
@@ -190,7 +190,7 @@ def _output(*argv: str) -> str:
         return ""
 
 
-def _until(ready, what: str, directory: Path, seconds: float = 30):
+def _wait_until(ready, what: str, directory: Path, seconds: float = 30):
     until = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > until:
