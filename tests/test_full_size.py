@@ -14,15 +14,14 @@ from flax.traverse_util import unflatten_dict
 from reference.seeded_weights import seeded_state_dict
 from var_jax import Pipeline
 from var_jax.config.model import (
-    SCALES_256,
-    SCALES_512,
     ModelConfig,
     TokenizerConfig,
     TransformerConfig,
 )
-from var_jax.config.scales import Scales
+from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.io.torch_keys import abstract
 from var_jax.sampling import sampler
+from var_jax.sampling.image_keys import image_keys
 
 RELEASED = json.loads(
     (Path(__file__).parent / "reference" / "released_checkpoints.json").read_text()
@@ -90,7 +89,7 @@ def test_d36_at_512_pixels_generates_images_by_shape():
         part: unflatten_dict(abstract(getattr(model, part)), sep="/")
         for part in ("tokenizer", "transformer")
     }
-    keys = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(2)))
+    keys = jax.eval_shape(lambda: image_keys(0, jnp.arange(2)))
     run = functools.partial(
         sampler.generate, model, sampler.SamplerConfig(top_k=900, use_top_p=True, guided=True)
     )

@@ -1,22 +1,22 @@
 """`Pipeline`: a VAR model, or only a tokenizer, that encodes, decodes, samples and edits."""
 
-import functools
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from var_jax.config.strict import require
-from var_jax.devices import batched
-from var_jax.io.loaded_model import LoadedModel
-from var_jax.models import programs
-from var_jax.sampling import sampler, settings, validate
+from var_jax.errors import UserError
+from var_jax.models import networks
+from var_jax.sampling import sampler, samplers, validate
 from var_jax.sampling.batch_size import max_batch
+from var_jax.sampling.coding_model import CodingModel, require_as_many
+from var_jax.sampling.image_keys import KeySource
+from var_jax.sampling.objective_sampler import Prepared
 from var_jax.sampling.settings import Settings, is_integer
 
 
-class Pipeline(LoadedModel):
+class Pipeline(CodingModel):
     """A trained VAR model, or only a tokenizer; `from_pretrained` and `from_torch` load one.
 
     Attributes:
@@ -25,32 +25,6 @@ class Pipeline(LoadedModel):
       params: {"tokenizer": ..., "transformer": ...}, nested dicts of arrays.
       class_names: class names by id, where the model's directory has them; else empty.
     """
-
-    def encode(self, images: Float[np.ndarray, "b H W c"]) -> Int[np.ndarray, "b L"]:
-        """Returns tokens of all scales, coarse to fine, of images in [-1, 1]."""
-        return self._run(programs.encode, validate.images(self.config.tokenizer, images))
-
-    def decode(self, tokens: Int[np.ndarray, "b L"]) -> Float[np.ndarray, "b H W c"]:
-        """Returns images in [-1, 1] of tokens of all scales."""
-        return self._run(programs.decode, validate.tokens(self.config.tokenizer, tokens))
-
-    def reconstruct(
-        self, images: Float[np.ndarray, "b H W c"]
-    ) -> list[Float[np.ndarray, "b H W c"]]:
-        """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all."""
-        return self._run(programs.reconstruct, validate.images(self.config.tokenizer, images))
-
-    def logits(
-        self, tokens: Int[np.ndarray, "b L"], labels: Int[np.ndarray, " b"]
-    ) -> Float[np.ndarray, "b L V"]:
-        """Returns teacher-forced logits of all scales, without dropout.
-
-        The label `num_classes` means "no class".
-        """
-        tokens = validate.tokens(self.config.tokenizer, tokens)
-        labels = self._labels(labels)
-        _require_as_many("labels", len(labels), "token rows", len(tokens))
-        return self._run(programs.logits, tokens, labels)
 
     def sample(
         self,
@@ -74,40 +48,54 @@ class Pipeline(LoadedModel):
           labels: class ids or, where the model has them, class names; `num_classes` means "no
             class".
           preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, smooth=False), "pretty" or
-            "greedy".
+            "greedy"; of rivals of next-scale prediction, what their samplers say
+            (`sampling.samplers`).
           return_tokens: whether to return the tokens too.
-          return_steps: whether to return the image after each scale too.
+          return_steps: whether to return the image after each scale too (next-scale only).
           as_uint8: whether images are uint8 from 0 to 255, rounded.
           batch_size: images per device that are sampled at once; by default as many as fit.
           first_index: index of the first image, to sample a long series in parts.
           then: another model with the same tokenizer, which samples the scales after the first
             `keep_scales`: a small model is good enough for the many tokens of the last scales
-            (CoDe, arXiv 2411.17787).
+            (CoDe, arXiv 2411.17787; next-scale only).
           keep_scales: number of leading scales that this model samples before `then` continues.
           from_scale: an alias of `keep_scales`.
-          overrides: cfg, top_k, top_p, temperature and smooth, in place of the preset's; each is a
-            number, a `settings.Ramp`, or a list of one number per scale (see `settings.Settings`).
+          overrides: cfg, top_k, top_p, temperature, smooth, steps and solver, in place of the
+            preset's; None is the preset's. For next-scale prediction each of the first four is a
+            number, a `settings.Ramp`, or a list of one number per scale (see `settings.Settings`);
+            for other objectives, one number.
         Returns:
           float32 (B, H, W, C) in [0, 1]; after it, if requested, the tokens, int32 (B, L), and the
           image after each scale, (B, K, H, W, C).
         Raises:
-          UserError: a label or setting is out of range, or the model `then` does not fit.
+          UserError: a label or setting is out of range, the objective has no use for a setting, or
+            the model `then` does not fit.
         """
         labels = self._labels(labels)
+        if return_tokens:
+            networks.require_tokens(self.config.transformer, "return_tokens")
         require(
             is_integer(first_index) and 0 <= first_index <= 2**32 - len(labels),
             "first_index",
             first_index,
             f"a whole number from 0 to {2**32 - len(labels)}",
         )
+        if return_steps:
+            self._require_by_scale("return_steps", return_steps)
         keep_scales = self._check_then(then, _one_of(keep_scales, from_scale))
-        sampler_config, params = self._settings(seed, preset, overrides)
-        sampler_config = sampler_config._replace(steps=return_steps, as_uint8=as_uint8)
+        prepared = self._prepare(seed, preset, overrides)
+        objective_sampler = samplers.find(self.config)
+        sampler_config, params = prepared.compiled, prepared.traced
+        if objective_sampler.by_scale:
+            sampler_config = sampler_config._replace(steps=return_steps)
+        sampler_config = sampler_config._replace(as_uint8=as_uint8)
 
         def run(config, weights, labels, indices):
-            keys = sampler.KeySource(np.uint32(seed), indices)
+            keys = KeySource(np.uint32(seed), indices)
             if then is None:
-                return sampler.generate(config, sampler_config, weights, labels, keys, params)
+                return objective_sampler.program(
+                    config, sampler_config, weights, labels, keys, params
+                )
             prefix_config = sampler.truncate_settings(sampler_config, keep_scales)
             prefix = sampler.sample_prefix(
                 config, prefix_config, weights, labels, keys, params, keep_scales=keep_scales
@@ -117,7 +105,7 @@ class Pipeline(LoadedModel):
             )
 
         if batch_size is None:
-            batch_size = self._max_batch(sampler_config, then)
+            batch_size = self._max_batch(prepared.guided, then)
         indices = _image_indices(len(labels), int(first_index))
         images, tokens = self._run(run, labels, indices, batch_size=batch_size)
         results = [images[:, -1] if return_steps else images]
@@ -165,14 +153,14 @@ class Pipeline(LoadedModel):
           UserError: an argument does not fit the model, or a setting is out of range.
         """
         tokenizer = self.config.tokenizer
+        self._require_edits("edit")
         images = validate.images(tokenizer, images)
-        validate.transformer(self.config)
         keep_scales = _one_of(keep_scales, from_scale)
         if keep_scales is not None:
             keep_scales = validate.keep_scales(tokenizer, keep_scales, least=0)
         kept_tokens = self.kept_tokens(keep)
         if kept_tokens.ndim == 3:
-            _require_as_many("masks", len(kept_tokens), "images", len(images))
+            require_as_many("masks", len(kept_tokens), "images", len(images))
         edited, _ = self._resample(
             images,
             kept_tokens,
@@ -222,8 +210,8 @@ class Pipeline(LoadedModel):
           UserError: an argument does not fit the model, or a setting is out of range.
         """
         tokenizer = self.config.tokenizer
+        self._require_edits("vary")
         images = validate.images(tokenizer, images)
-        validate.transformer(self.config)
         varied, tokens = self._resample(
             images,
             np.zeros(tokenizer.scales.finest, bool),
@@ -247,7 +235,16 @@ class Pipeline(LoadedModel):
     ):
         """Raises the UserError that `sample` would raise for these settings."""
         self._check_then(then, keep_scales)
-        self._settings(seed, preset, overrides)
+        self._prepare(seed, preset, overrides)
+
+    def sampling_settings(self, preset: str = "fid", **overrides: Unpack[Settings]) -> Settings:
+        """Returns every setting of `sample` by name, those that are not given by the preset.
+
+        Raises:
+          UserError: a name is unknown, or the objective has no use for it.
+        """
+        transformer = validate.transformer(self.config)
+        return samplers.find(self.config).settings(preset, overrides, transformer.objective)
 
     def sampling_batch(
         self,
@@ -258,8 +255,7 @@ class Pipeline(LoadedModel):
         **overrides: Unpack[Settings],
     ) -> int:
         """Returns the number of images per device that `sample` samples at once by default."""
-        sampler_config, _ = self._settings(seed, preset, overrides)
-        return self._max_batch(sampler_config, then)
+        return self._max_batch(self._prepare(seed, preset, overrides).guided, then)
 
     def kept_tokens(self, keep) -> Bool[np.ndarray, "*b h w"]:
         """Returns the mask of `edit` on the finest token grid.
@@ -271,13 +267,8 @@ class Pipeline(LoadedModel):
         """
         return validate.kept_tokens(self.config.tokenizer, keep)
 
-    def _labels(self, labels) -> Int[np.ndarray, " b"]:
-        return validate.labels(self.config, labels, self.class_names)
-
-    def _settings(
-        self, seed: Any, preset: str, overrides: Settings
-    ) -> tuple[sampler.SamplerConfig, sampler.SamplingParams]:
-        """Returns checked settings as the sampler takes them."""
+    def _prepare(self, seed: Any, preset: str, overrides: Settings) -> Prepared:
+        """Returns checked settings as the objective's program takes them."""
         validate.transformer(self.config)
         require(
             is_integer(seed) and 0 <= seed < 2**32,
@@ -285,9 +276,29 @@ class Pipeline(LoadedModel):
             seed,
             "a whole number from 0 to 4294967295",
         )
-        chosen = settings.settings(preset, overrides)
-        return sampler.split_settings(
-            self.config, settings.resolve(self.config.tokenizer.scales, chosen)
+        chosen = self.sampling_settings(preset, **overrides)
+        return samplers.find(self.config).prepare(self.config, chosen)
+
+    @property
+    def edits(self) -> bool:
+        """Whether the model has zero-shot editing."""
+        return self.config.transformer is not None and samplers.find(self.config).edits
+
+    def _require_edits(self, name: str):
+        objective = validate.transformer(self.config).objective
+        if not self.edits:
+            raise UserError(
+                f"`{name}` needs a model of objective 'next_scale'; this one's is {objective!r}"
+            )
+
+    def _require_by_scale(self, name: str, value: Any):
+        """Raises UserError for an argument that only next-scale prediction has a use for."""
+        objective = validate.transformer(self.config).objective
+        require(
+            samplers.find(self.config).by_scale,
+            name,
+            value,
+            f"left out, as a model of objective {objective!r} does not sample scale by scale",
         )
 
     def _resample(
@@ -301,20 +312,20 @@ class Pipeline(LoadedModel):
             labels = np.full(len(images), validate.transformer(self.config).num_classes)
             overrides = {**overrides, "cfg": 0}
         labels = self._labels(labels)
-        _require_as_many("labels", len(labels), "images", len(images))
-        sampler_config, params = self._settings(seed, preset, overrides)
-        sampler_config = sampler_config._replace(keep_scales=keep_scales)
+        require_as_many("labels", len(labels), "images", len(images))
+        prepared = self._prepare(seed, preset, overrides)
+        sampler_config = prepared.compiled._replace(keep_scales=keep_scales)
 
         def run(config, weights, labels, indices, tokens, keep):
-            keys = sampler.KeySource(np.uint32(seed), indices)
+            keys = KeySource(np.uint32(seed), indices)
             edit = sampler.EditSource(tokens, keep)
             return sampler.generate(
-                config, sampler_config, weights, labels, keys, params, edit=edit
+                config, sampler_config, weights, labels, keys, prepared.traced, edit=edit
             )
 
         keep = np.broadcast_to(keep, (len(images), *keep.shape[-2:]))
         if batch_size is None:
-            batch_size = self._max_batch(sampler_config)
+            batch_size = self._max_batch(prepared.guided)
         return self._run(
             run,
             labels,
@@ -337,6 +348,8 @@ class Pipeline(LoadedModel):
         )
         if then is None:
             return None
+        self._require_by_scale("then", "another model")
+        then._require_by_scale("the objective of `then`", then.config.transformer.objective)
         keep_scales = validate.keep_scales(self.config.tokenizer, keep_scales)
         validate.same_tokenizer(self.config, self.params, then.config, then.params)
         require(
@@ -353,31 +366,10 @@ class Pipeline(LoadedModel):
             return None
         return [device.id for device in self._sharding.mesh.devices.flat]
 
-    def _max_batch(
-        self, sampler_config: sampler.SamplerConfig, then: "Pipeline | None" = None
-    ) -> int:
+    def _max_batch(self, guided: Any, then: "Pipeline | None" = None) -> int:
         """Returns the number of images per device that fit in memory with both models."""
-        guided = any(sampler_config.guided)
         batch = max_batch(self.config, self.params, guided=guided)
-        return batch if then is None else min(batch, then._max_batch(sampler_config))
-
-    def _run(self, function: Callable, *arrays: np.ndarray, batch_size: int | None = None):
-        """Returns `function(config, params, *rows)` of all rows, computed in equal batches."""
-        require(len(arrays[0]) > 0, "the batch", "empty", "at least one row")
-        if batch_size is None:
-            batch_size = max_batch(self.config, self.params, guided=False)
-        require(
-            is_integer(batch_size) and batch_size >= 1,
-            "batch_size",
-            batch_size,
-            "a whole number of at least 1",
-        )
-        return batched.run_in_batches(
-            functools.partial(function, self.config, self.params),
-            arrays,
-            batch_size=int(batch_size),
-            sharding=self._sharding,
-        )
+        return batch if then is None else min(batch, then._max_batch(guided))
 
 
 def _one_of(keep_scales: int | None, from_scale: int | None) -> int | None:
@@ -389,10 +381,6 @@ def _one_of(keep_scales: int | None, from_scale: int | None) -> int | None:
         "left out where keep_scales is given, as both are one setting",
     )
     return from_scale if keep_scales is None else keep_scales
-
-
-def _require_as_many(name: str, count: int, of: str, expected: int):
-    require(count == expected, f"the number of {name}", count, f"that of the {of}, {expected}")
 
 
 def _image_indices(count: int, first: int = 0) -> np.ndarray:

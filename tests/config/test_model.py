@@ -6,8 +6,8 @@ import pytest
 
 from helpers import small
 from helpers.scripts import load_module
-from var_jax.config.model import SCALES_512, ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.config.scales import Scales
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.config.scales import SCALES_512, Scales
 from var_jax.config.strict import build, differences, plain
 from var_jax.config.train import from_config_dict
 from var_jax.data.fingerprints import TRAINING_ONLY

@@ -13,13 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from reference import torch_writer
 from reference.seeded_weights import seeded_state_dict
 from var_jax.config.model import (
-    SCALES_256,
-    SCALES_512,
     ModelConfig,
     TokenizerConfig,
     TransformerConfig,
 )
-from var_jax.config.scales import Scales
+from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
 from var_jax.io.torch_file import read_tensors

@@ -3,8 +3,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from var_jax.config.model import SCALES_512, TokenizerConfig, TransformerConfig
-from var_jax.config.scales import Scales
+from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.scales import SCALES_512, Scales
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer

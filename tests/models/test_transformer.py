@@ -9,8 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from helpers import small
 from helpers.cases import combinations
-from var_jax.config.model import SCALES_512, TransformerConfig
-from var_jax.config.scales import Scales
+from var_jax.config.model import TransformerConfig
+from var_jax.config.scales import SCALES_512, Scales
 from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer

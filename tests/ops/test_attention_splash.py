@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from var_jax.config.model import SCALES_256, SCALES_512
-from var_jax.config.scales import Scales
+from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.ops import attention, attention_splash, masks
 
 SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block has a tile to skip

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from var_jax.config.model import SCALES_256
-from var_jax.config.scales import Scales
+from var_jax.config.scales import SCALES_256, Scales
 from var_jax.ops import masks
 
 SCALES = Scales.parse("1,2,2x3,4")

@@ -13,6 +13,7 @@ from var_jax.config.model import ModelConfig
 from var_jax.errors import UserError
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.sampling import sampler
+from var_jax.sampling.image_keys import image_keys
 from var_jax.sampling.logits import filter_logits
 
 TOLERANCE = 1e-4  # of an array's largest magnitude
@@ -202,7 +203,7 @@ def test_kept_tokens_are_the_images_own(model, values):
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
     config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)
     params = sampler.SamplingParams(*map(jnp.float32, (1.5, 0.9, 1.0)))
-    keys = sampler.image_keys(0, np.arange(8, dtype=np.uint32))
+    keys = image_keys(0, np.arange(8, dtype=np.uint32))
     _, chosen = sampler.generate(
         model.config,
         config,

@@ -18,6 +18,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.sampling import sampler
+from var_jax.sampling.image_keys import image_keys
 from var_jax.sampling.settings import Ramp
 
 LABELS = np.array([3, 1, 4, 1, 5, 9, 2, 6])
@@ -100,7 +101,7 @@ def test_sample_of_a_constant_list_or_ramp_matches_the_number(model):
 
 def test_sample_by_one_number_of_guidance_is_the_published_ramp(model):
     """As those give it who call `generate` themselves."""
-    keys = sampler.image_keys(3, np.arange(2, dtype=np.uint32))
+    keys = image_keys(3, np.arange(2, dtype=np.uint32))
     labels = np.array([1, 2], np.int32)
     config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)
     params = sampler.SamplingParams(*map(jnp.float32, (1.5, 0.9, 1.0)))
@@ -113,9 +114,9 @@ def test_sample_by_one_number_of_guidance_is_the_published_ramp(model):
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**32 - 1])
 def test_keys_made_inside_a_program_are_those_made_before_it(seed):
     indices = np.array([0, 7, 2**32 - 1], np.uint32)
-    inside = jax.jit(sampler.image_keys)(np.uint32(seed), indices)
+    inside = jax.jit(image_keys)(np.uint32(seed), indices)
     np.testing.assert_array_equal(
-        jax.random.key_data(inside), jax.random.key_data(sampler.image_keys(seed, indices))
+        jax.random.key_data(inside), jax.random.key_data(image_keys(seed, indices))
     )
 
 
@@ -219,7 +220,7 @@ def test_guidance_of_a_single_scale_is_the_number():
 
     config = sampler.SamplerConfig(top_k=1, use_top_p=False, guided=True)
     params = sampler.SamplingParams(*map(jnp.float32, (3.0, 0.0, 1.0)))
-    keys = sampler.image_keys(0, np.arange(8, dtype=np.uint32))
+    keys = image_keys(0, np.arange(8, dtype=np.uint32))
     by_program = sampler.generate(model.config, config, model.params, labels, keys, params)[1]
     np.testing.assert_array_equal(by_program, tokens)
 

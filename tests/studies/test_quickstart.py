@@ -12,7 +12,7 @@ from var_jax.errors import UserError
 from var_jax.io.pictures import to_uint8
 from var_jax.studies import quickstart
 
-GUIDED, PLAIN = quickstart.SETTINGS
+GUIDED, PLAIN = quickstart.compared_settings(small.pipeline())
 
 
 @pytest.mark.slow

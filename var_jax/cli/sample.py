@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEDULES = """cfg, top-k, top-p and temperature each take
+SCHEDULES = """Of a model of next-scale prediction, cfg, top-k, top-p and temperature each take
   NUMBER      the same at every scale; for cfg the value at the last scale, to which guidance rises
               linearly from 0 at the first scale, as published
   FIRST:LAST  a linear ramp over the scales; --cfg 2:2 is guidance of 2 at every scale
@@ -139,17 +139,23 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         action=argparse.BooleanOptionalAction,
         help="mix the code vectors by their probabilities: smoother images, not for computing FID",
     )
+    group.add_argument(
+        "--steps", type=int, metavar="N", help="passes of a model of masked prediction or diffusion"
+    )
+    group.add_argument(
+        "--solver", metavar="NAME", help="how a diffusion model goes from noise to images"
+    )
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    """Returns the sampling arguments of `Pipeline.sample`: the seed, and the preset's settings with
-    the command line's overrides."""
+    """Returns the sampling arguments of `Pipeline.sample`: the seed, the preset, and the command
+    line's overrides."""
     overrides = {}
-    for name in ("cfg", "top_k", "top_p", "temperature", "smooth"):
+    for name in settings.Settings.__annotations__:
         value = getattr(args, name)
         if value is not None:
             overrides[name] = value
-    return {"seed": args.seed, **settings.settings(args.preset, overrides)}
+    return {"seed": args.seed, "preset": args.preset, **overrides}
 
 
 def read_labels(text: str, model: str) -> list[int]:

@@ -1,8 +1,10 @@
 """Config keys that have no effect in a run, and their refusal by name.
 
-Two kinds are mistakes:
+Three kinds are mistakes:
 
 - keys of the other stage, set away from their defaults by whatever file or flag;
+- keys of the transformer's section that its objective has no use for (`objective_keys`), set away
+  from their defaults by whatever file or flag;
 - keys that another key's value turns off, set by a flag (`--config.loss.perceptual_heads=F` with no
   perceptual term). A recipe may hold such keys: `--config.adversarial.weight=0` takes a term out of
   one without its other keys, and a flag is accepted where the key that turns it off is a flag, too.
@@ -16,6 +18,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from var_jax.config import objective_keys
 from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
@@ -234,7 +237,8 @@ def reset(config: TrainConfig) -> TrainConfig:
 
 
 def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
-    """Raises UserError where keys of the other stage are not at their defaults, naming each.
+    """Raises UserError where keys of the other stage, or keys that the objective has no use for,
+    are not at their defaults, naming each.
 
     Args:
       started_with: the plain config that a run in the workdir was started with; what it holds as
@@ -249,6 +253,19 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
         raise UserError(
             f"{_listed(idle)}: {_no_effect(idle)} in the {config.stage}'s stage; leave "
             f"{'it' if len(idle) == 1 else 'them'} out, or give the other stage's config"
+        )
+    if config.stage == "transformer":
+        _refuse_unused_by_objective(config.transformer)
+
+
+def _refuse_unused_by_objective(transformer: TransformerConfig):
+    unused = {
+        f"transformer.{key}": value for key, value in objective_keys.unused(transformer).items()
+    }
+    if unused:
+        raise UserError(
+            f"{_listed(unused)}: {_no_effect(unused)} with transformer.objective "
+            f"{transformer.objective!r}; leave {'it' if len(unused) == 1 else 'them'} out"
         )
 
 

@@ -1,16 +1,12 @@
-"""Sizes of the tokenizer and of the transformer, as frozen dataclasses."""
+"""Sizes of the tokenizer and of a whole model, as frozen dataclasses."""
 
 import dataclasses
 from typing import Literal
 
-from var_jax.config.scales import Scales
+from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require, require_from_data
+from var_jax.config.transformer import DType, TransformerConfig
 
-SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
-SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
-
-DType = Literal["float32", "bfloat16"]
-Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` has what each lets through
 ImageShape = tuple[int, int, int]  # (height, width, channels)
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
 
@@ -157,139 +153,6 @@ class TokenizerConfig:
         require_from_data("tokenizer.in_channels", self.in_channels)
         h, w = self.scales.finest
         return h * self.downsampling, w * self.downsampling, self.in_channels
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The next-scale transformer (VAR, section 3.3; sizes in table 1 and the appendix).
-
-    Attributes:
-      depth: blocks; also sets the defaults below.
-      width: model width, 0 for 64 * depth.
-      heads: attention heads, 0 for depth.
-      num_classes: classes; label `num_classes` means "no class". 0 stands for as many as the data
-        have, until a run has seen them.
-      vocab_size, z_channels, scales: those of the tokenizer whose tokens it models.
-      mlp_ratio: hidden width of the MLP over `width`.
-      shared_adaln: one AdaLN linear for all blocks plus a learned offset per block, instead of
-        one linear per block.
-      qk_norm: L2-normalized q and k with a learned scale per head; without it logits are scaled by
-        0.25/sqrt(d).
-      drop_path: rate of the last block (ramped linearly from 0); negative for 0.1 * depth / 24.
-      class_dropout: share of training labels replaced by "no class".
-      progressive: for how long only the first scales are trained on, one more after the other (the
-        published `pg`); from 1 on a number of steps, below it a share of the run's, 0 for never.
-      progressive_from: the last of them, counted from 0, until the learning rate's warm-up is over
-        (the published `pg0`).
-      progressive_warmup: how long the loss of a scale that is added grows from a hundredth of its
-        weight to all of it (the published `pgwp`); steps or a share, as above.
-      init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
-      init_head: factor on the head's initial weights.
-      init_adaln: factor on AdaLN's initial weights.
-      init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
-      mask: which scales a scale attends to (`ops.masks`).
-      attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
-        on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
-      dtype: of the computation; softmax, norms, logits and loss are float32 always.
-      param_dtype: of the stored parameters; float32 where the transformer is trained.
-      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16"
-        halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect where it
-        is float32.
-    """
-
-    depth: int = 16
-    width: int = 0
-    heads: int = 0
-    num_classes: int = 1000
-    vocab_size: int = 4096
-    z_channels: int = 32
-    scales: Scales = Scales.parse(SCALES_256)
-    mlp_ratio: float = 4.0
-    shared_adaln: bool = False
-    qk_norm: bool = True
-    drop_path: float = -1.0
-    class_dropout: float = 0.1
-    progressive: float = 0.0
-    progressive_from: int = 4
-    progressive_warmup: float = 1 / 300
-    init_std: float = -1.0
-    init_head: float = 0.02
-    init_adaln: float = 0.5
-    init_adaln_gamma: float = 1e-3
-    mask: Mask = "block_causal"
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    remat: Literal["none", "full", "dots"] = "none"
-    dtype: DType = "float32"
-    param_dtype: DType = "float32"
-    gradient_dtype: DType = "float32"
-
-    def __post_init__(self):
-        for name in ("depth", "vocab_size", "z_channels"):
-            require(
-                getattr(self, name) >= 1, f"transformer.{name}", getattr(self, name), "at least 1"
-            )
-        require(
-            self.num_classes >= 0,
-            "transformer.num_classes",
-            self.num_classes,
-            "at least 1, or 0 for as many as the data have",
-        )
-        for name in ("width", "heads"):
-            require(
-                getattr(self, name) >= 0,
-                f"transformer.{name}",
-                getattr(self, name),
-                "0 (by depth) or more",
-            )
-        derived = {
-            "width": (self.width == 0, 64 * self.depth),
-            "heads": (self.heads == 0, self.depth),
-            "drop_path": (self.drop_path < 0, 0.1 * self.depth / 24),
-        }
-        for name, (unset, value) in derived.items():
-            if unset:
-                object.__setattr__(self, name, value)
-        if self.init_std < 0:
-            object.__setattr__(self, "init_std", (1 / (3 * self.width)) ** 0.5)
-        require(
-            self.width % self.heads == 0,
-            "transformer.heads",
-            self.heads,
-            f"a divisor of the width {self.width}",
-        )
-        require(
-            0 < self.mlp_ratio < float("inf") and self.hidden >= 1,
-            "transformer.mlp_ratio",
-            self.mlp_ratio,
-            "positive, for a hidden width of at least 1",
-        )
-        require(self.drop_path < 1, "transformer.drop_path", self.drop_path, "below 1")
-        require(
-            0 <= self.class_dropout < 1,
-            "transformer.class_dropout",
-            self.class_dropout,
-            "from 0 to below 1",
-        )
-        for name in ("progressive", "progressive_warmup"):
-            require(
-                getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 or more"
-            )
-        finest = len(self.scales) - 1
-        require(
-            self.progressive == 0 or 0 <= self.progressive_from <= finest,
-            "transformer.progressive_from",
-            self.progressive_from,
-            f"a scale of {self.scales}, counted from 0: at most {finest}",
-        )
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def hidden(self) -> int:
-        return round(self.width * self.mlp_ratio)
 
 
 @dataclasses.dataclass(frozen=True)

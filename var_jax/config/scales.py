@@ -8,6 +8,9 @@ import numpy as np
 
 from var_jax.errors import UserError
 
+SCALES_256 = "1,2,3,4,5,6,8,10,13,16"
+SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
+
 
 @dataclasses.dataclass(frozen=True)
 class Scales:

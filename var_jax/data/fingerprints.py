@@ -13,6 +13,32 @@ from flax.traverse_util import flatten_dict
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 
+# Settings of the transformer that are hashed whatever their value, in this order, as they were
+# before there were others; a later setting counts where it is not at its default.
+FIRST_SETTINGS = (
+    "depth",
+    "width",
+    "heads",
+    "num_classes",
+    "vocab_size",
+    "z_channels",
+    "scales",
+    "mlp_ratio",
+    "shared_adaln",
+    "qk_norm",
+    "drop_path",
+    "class_dropout",
+    "init_std",
+    "init_head",
+    "init_adaln",
+    "init_adaln_gamma",
+    "mask",
+    "attention",
+    "remat",
+    "dtype",
+    "param_dtype",
+    "gradient_dtype",
+)
 # Settings of the tokenizer that change no token.
 TRAINING_ONLY = (
     "vq_beta",
@@ -62,12 +88,19 @@ def model_fingerprint(config: ModelConfig, params: dict) -> str:
 
 
 def _without_training(config: TransformerConfig | None) -> str:
-    """Returns the repr of a transformer's config without the keys of progressive training.
+    """Returns the repr of a transformer's config without the keys of progressive training and
+    without later keys at their defaults.
 
     Sample sets that were started before these keys existed can then still be continued.
     """
     if config is None:
         return repr(None)
-    names = [field.name for field in dataclasses.fields(config)]
-    sizes = [name for name in names if not name.startswith("progressive")]
+    later = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.name not in FIRST_SETTINGS
+        and not field.name.startswith("progressive")
+        and getattr(config, field.name) != field.default
+    ]
+    sizes = [*FIRST_SETTINGS, *later]
     return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"

@@ -28,6 +28,12 @@ CLEAN_EVERY, KEEP = HOUR, 24 * HOUR
 HINT = '<div class="result"><p class="hint">{}</p></div>'
 HINT_GENERATE = HINT.format("The image, and how it looked after each scale, will appear here.")
 HINT_EDIT = HINT.format("The edited image will appear here.")
+INTRODUCTION = "A VAR model draws an image coarse to fine, a whole token map at a time."
+EDITING = (
+    "## Edit\nPaint over what is to be drawn anew; every other pixel stays as it is. Preset and "
+    "guidance are those above."
+)
+NO_EDITING = "Editing needs a model of objective next_scale; this one's is {}."
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 #editor {width: min(100%, 440px)}
@@ -68,7 +74,7 @@ class Handlers:
         started = time.perf_counter()
         steps = session.draw(self._model, choices)
         status = self._status(choices, time.perf_counter() - started)
-        content = results.generated(steps, self._scales, choices, status)
+        content = results.generated(steps, self._scales[-len(steps) :], choices, status)
         return content, steps[-1], results.magnified(steps[-1]), HINT_EDIT, None
 
     def upload(self, path: str) -> tuple:
@@ -142,8 +148,9 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
     import gradio as gr
 
     config = model.config.tokenizer
+    objective = model.config.transformer.objective
     scales = pictures.scale_titles(config.scales)
-    first = Choices(classes[0][1])
+    first = Choices(classes[0][1], cfg=model.sampling_settings()["cfg"])
     handlers = Handlers(model, classes)
 
     with gr.Blocks(
@@ -151,8 +158,9 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
     ) as page:
         source, result = gr.State(None), gr.State(None)
         gr.Markdown(
-            f"# {html.escape(name)}\nA VAR model draws an image coarse to fine, a whole token map "
-            "at a time."
+            f"# {html.escape(name)}\n{INTRODUCTION}"
+            if model.edits
+            else f"# {html.escape(name)}\nA model of objective {objective}."
         )
 
         # Generation: its fields, and the image after each scale.
@@ -182,11 +190,8 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
         generation = Sampling(label, seed, new_seed, start)
 
         # Editing: the editor, the fields, and the edited image.
-        gr.Markdown(
-            "## Edit\nPaint over what is to be drawn anew; every other pixel stays as it is. "
-            "Preset and guidance are those above."
-        )
-        with gr.Row():
+        gr.Markdown(EDITING if model.edits else NO_EDITING.format(objective))
+        with gr.Row(visible=model.edits):
             # The column is never narrower than the editor, which does not follow it.
             with gr.Column(scale=3, min_width=440):
                 editor = _editor(gr, config.image_shape)
@@ -201,7 +206,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
                 seed, new_seed = _seed(gr)
                 keep_scales = gr.Slider(
                     0,
-                    len(scales) - 1,
+                    max(len(scales) - 1, 1),
                     value=session.default_keep_scales(config),
                     step=1,
                     label="First new scale",
@@ -239,7 +244,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
             _answered(gr, handlers.edit_further), result, [source, editor], **with_model
         )
         preset.input(
-            lambda name: PRESETS[name]["cfg"],
+            lambda name: model.sampling_settings(name)["cfg"],
             preset,
             cfg,
             api_visibility="private",

@@ -18,7 +18,7 @@ from var_jax.errors import UserError
 from var_jax.io import model_directory, pictures
 from var_jax.ops.normalize import normalize_images
 from var_jax.pipeline import Pipeline
-from var_jax.sampling import sampler, validate
+from var_jax.sampling import sampler, samplers, validate
 
 # Of an uploaded file. Its pixels are counted by its header, before any is decoded.
 MAX_BYTES = 20 * 2**20
@@ -70,11 +70,14 @@ def default_keep_scales(config: TokenizerConfig) -> int:
 
 
 def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
-    """An image of a class after each scale; the last is the image.
+    """An image of a class after each scale; the last is the image, and the only one of a model that
+    does not sample scale by scale.
 
     Raises:
       UserError: a choice is out of range.
     """
+    if not samplers.find(model.config).by_scale:
+        return model.sample([choices.label], as_uint8=True, **_settings(choices))
     _, steps = model.sample([choices.label], return_steps=True, as_uint8=True, **_settings(choices))
     return steps[0]
 
@@ -130,6 +133,8 @@ def open_only_formats():
 def warm_up(model: Pipeline, choices: Choices):
     """Compiles what a visitor needs first: drawing, and editing from the default scale."""
     image = draw(model, choices)[-1]
+    if not model.edits:
+        return
     redraw(
         model,
         image,

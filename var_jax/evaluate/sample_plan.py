@@ -106,7 +106,8 @@ def make_plan(
       scorer: the name of the scorer that ranks the images for it.
       then: the second model, as in `Pipeline.sample`.
       keep_scales: the number of leading scales before `then` continues.
-      sampling: "seed", "cfg", "top_k", "top_p", "temperature" and "smooth" of `Pipeline.sample`.
+      sampling: "seed" and the settings of `Pipeline.sample`; with "preset", all settings that the
+        preset has are noted.
     Raises:
       UserError: the model has no transformer or no such label, a number is out of range, or the
         second model does not fit the first.
@@ -126,6 +127,13 @@ def make_plan(
         f"{classes}, no class",
         f"from 0 to {classes - 1}",
     )
+    if "preset" in sampling:
+        sampling = {
+            "seed": sampling.get("seed", 0),
+            **model.sampling_settings(
+                **{name: value for name, value in sampling.items() if name != "seed"}
+            ),
+        }
     model.check_sampling(then=then, keep_scales=keep_scales, **sampling)
     return Plan(
         num=num,

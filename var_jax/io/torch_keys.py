@@ -17,6 +17,7 @@ from einops import parse_shape, rearrange
 from flax.traverse_util import flatten_dict
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.strict import require
 from var_jax.models import init
 
 CONV, SAME = "o i h w -> h w i o", "c -> c"
@@ -145,7 +146,16 @@ def entries(
     Args:
       config: the model's configuration.
       parameters: our parameters, {path: array or shape}; by default `abstract(config)`.
+    Raises:
+      UserError: the transformer is of an objective without published PyTorch weights.
     """
+    objective = getattr(config, "objective", "next_scale")
+    require(
+        objective == "next_scale",
+        "transformer.objective",
+        repr(objective),
+        "'next_scale' for PyTorch weights, which VAR alone has published",
+    )
     table = []
     for path, leaf in (abstract(config) if parameters is None else parameters).items():
         template, layout = _rule(config, path)

@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.models import networks
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
 
 
 def init_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> Any:
     """Returns freshly initialized parameters, boxed with their logical axis names.
 
     Raises:
-      UserError: a size is still 0, which leaves it to the data.
+      UserError: a size is still 0, which leaves it to the data, or this version has no such
+        objective.
     """
     if isinstance(config, TokenizerConfig):
         return Tokenizer(config).init(key, jnp.zeros((1, *config.image_shape)))["params"]
-    later_tokens = config.scales.total - config.scales.lengths[0]
-    inputs = jnp.zeros((1, later_tokens, config.z_channels))
-    return Transformer(config).init(key, inputs, jnp.zeros((1,), jnp.int32))["params"]
+    network = networks.find(config)
+    return network.module(config).init(key, *network.example_inputs(config))["params"]
 
 
 def fresh_params(config: TokenizerConfig | TransformerConfig, key: jax.Array) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from var_jax.config.model import ModelConfig
+from var_jax.models import networks
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Transformer
 from var_jax.ops import vq
 
 
@@ -37,8 +37,9 @@ def logits(
     config: ModelConfig, params: dict[str, Any], tokens: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """Returns teacher-forced logits (b, L, V) of tokens (b, L), without dropout."""
-    inputs = _tokenizer(config, params)(tokens, method="teacher_input")
-    transformer = Transformer(config.transformer)
+    network = networks.find(config.transformer)
+    inputs = network.inputs_of_tokens(_tokenizer(config, params), tokens)
+    transformer = network.module(config.transformer)
     return transformer.apply({"params": params["transformer"]}, inputs, labels)
 
 

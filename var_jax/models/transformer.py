@@ -8,23 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.devices.sharding import constrain, parameter
-from var_jax.models.transformer_block import Block, Cache, Linear, Modulation, layer_norm
+from var_jax.models.block_stack import block_stack, drop
+from var_jax.models.transformer_block import Cache, Linear, Modulation, layer_norm
 from var_jax.ops import masks
 from var_jax.ops.products import add_bias
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray
-
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 
 
 class Transformer(nn.Module):
@@ -49,18 +44,7 @@ class Transformer(nn.Module):
         self.pos_start = table("pos_start", c.scales.lengths[0], "positions")
         self.pos_embed = table("pos_embed", c.scales.total, "positions")
         self.level_embed = table("level_embed", len(c.scales), "levels")
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[c.remat])
-        self.blocks = nn.scan(
-            block,
-            length=c.depth,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
-            out_axes=0,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        self.blocks = block_stack(c)
         if c.shared_adaln:
             self.shared_ada = Modulation(6, c)
         self.head_ada = Modulation(2, c, init="head")
@@ -80,14 +64,7 @@ class Transformer(nn.Module):
           labels: class ids; `num_classes` means "no class".
           rng: key of class dropout and drop-path, which act only in training; None for neither.
         """
-        c, batch = self.config, labels.shape[0]
-        keep = None
-        if rng is not None:
-            class_rng, path_rng = jax.random.split(rng)
-            dropped = jax.random.bernoulli(class_rng, c.class_dropout, (batch,))
-            labels = jnp.where(dropped, c.num_classes, labels)
-            keep_rate = 1 - jnp.linspace(0, c.drop_path, c.depth)[:, None, None]
-            keep = jax.random.bernoulli(path_rng, keep_rate, (c.depth, 2, batch)) / keep_rate
+        labels, keep = drop(self.config, labels, rng)
         cond = self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
         x = self._add_positions(x, slice(0, x.shape[1]))

@@ -145,7 +145,8 @@ def layer_norm(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over scales, with QK-norm where the config has it."""
+    """Multi-head self-attention over scales, or over the blocks of another objective's sequence,
+    with QK-norm where the config has it."""
 
     config: TransformerConfig
 
@@ -200,7 +201,7 @@ class Attention(nn.Module):
             )
         else:
             if cache is None:
-                scales = c.scales.of_length(q.shape[1])
+                scales = c.sequence.of_length(q.shape[1])
             else:
                 scales = Scales(c.scales.sizes[: cache.first])
                 # Splash's tiles are made for whole sequences, and this is a part of one, without

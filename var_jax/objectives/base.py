@@ -1,7 +1,7 @@
 """What a run trains, as one object: its parameters, its loss, its metrics and its figures.
 
 `train`, `perf` and `sweep` ask an objective and know nothing else of what is trained. A new one is
-a class here that says what is special about it, and an entry in `registry.OBJECTIVES`: `init`,
+a class here that says what is special about it, and an entry in one of `registry`'s tables: `init`,
 `batch_shapes`, `loss` and `eval_metrics` are enough to train, resume and evaluate.
 """
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -22,7 +21,8 @@ from var_jax.models.encode import encode_pixels
 from var_jax.objectives import frozen_tokenizer
 from var_jax.objectives.base import EvaluationTools, Objective
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
-from var_jax.sampling import sampler
+from var_jax.sampling import samplers
+from var_jax.sampling.image_keys import image_keys
 
 if TYPE_CHECKING:
     from etils import epath
@@ -37,7 +37,14 @@ class LatentObjective(Objective[FrozenTokenizer]):
     """A class-conditional transformer over what a frozen tokenizer makes of images.
 
     Rivals of next-scale prediction share the tokenizer, the class labels and all that follows from
-    these; they add a loss, held-out metrics and a sampler.
+    these; they add a loss and held-out metrics. What they sample with is in `sampling.samplers`,
+    their network in `models.networks`.
+
+    By default they learn tokens. One that learns continuous latents has its own `batch_shapes`,
+    `example_batch` and `encode`, and `reads_tokens` false.
+
+    Attributes:
+      teacher_parts: parts of the tokenizer that a step needs where a token cache is read.
     """
 
     section = "transformer"
@@ -46,6 +53,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
     generates = True
     remat_choices = ("none", "dots", "full")
     batch_over_model_axis = False
+    teacher_parts: ClassVar[tuple[str, ...]] = frozen_tokenizer.TEACHER
 
     @classmethod
     def load_frozen(
@@ -85,14 +93,14 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return {**super().example_batch(size), "tokens": tokens.astype(np.int32)}
 
     def step_frozen(self) -> FrozenTokenizer:
-        """Returns the codes alone where a token cache is read, and the encoder with them where
-        images are.
+        """Returns `teacher_parts`, the codes, alone where a token cache is read, and the encoder
+        with them where images are.
 
         Only pictures need the decoder, half of the weights and more, which lie on the host until
         one is made.
         """
         from_cache = bool(self.config.data.tokens_dir)
-        names = frozen_tokenizer.TEACHER if from_cache else frozen_tokenizer.ENCODER
+        names = self.teacher_parts if from_cache else frozen_tokenizer.ENCODER
         return self.frozen.parts(names)
 
     def encode(self, frozen: FrozenTokenizer, images: jax.Array) -> dict[str, jax.Array]:
@@ -114,7 +122,6 @@ class LatentObjective(Objective[FrozenTokenizer]):
         means = super().summarize(sums, images)
         return {"loss": means["loss_mean"], **means}
 
-    @abstractmethod
     def sample(
         self,
         params: Mapping[str, Any],
@@ -122,12 +129,21 @@ class LatentObjective(Objective[FrozenTokenizer]):
         keys: Key[Array, " b"],
         tools: EvaluationTools,
     ) -> Float[Array, "b H W c"]:
-        """Returns images in [0, 1] by the published sampling settings.
+        """Returns images in [0, 1] by the objective's settings for pictures.
 
         Args:
           params: {"tokenizer", "transformer"}, on the devices.
           keys: of the images.
         """
+        model = ModelConfig(self.config.tokenizer, self.model)
+        sampler = samplers.find(model)
+        prepared = sampler.picture_settings(model)
+        arguments = params, labels, keys, prepared.traced
+        program = tools.compiled(
+            "sampler", lambda: sampler.program.lower(model, prepared.compiled, *arguments)
+        )
+        images, _ = program(*arguments)
+        return images
 
     def picture(self, params: Any, frozen: FrozenTokenizer, tools: EvaluationTools) -> Image.Image:
         """Returns samples, one class per column."""
@@ -136,7 +152,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
         # Classes beyond the data have no title.
         columns = min(self.config.sample_classes, len(tools.class_names))
         labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
-        keys = sampler.image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
+        keys = image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         model_params = {
             "tokenizer": self._decoding_params(frozen, tools.replicated),
             "transformer": params,

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
 from var_jax.objectives import token_losses
-from var_jax.objectives.base import EvaluationTools
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.steps import Batch, Metrics, StepVariant
-from var_jax.sampling import sampler
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Key
+    from jaxtyping import Array, Float, Int
 
 LEAST_NEWEST = 0.01  # the least share of its weight that a scale begins with
 
@@ -154,22 +149,6 @@ class NextScale(LatentObjective):
             return labeled
         unlabeled = measure(jnp.full_like(batch["label"], self.model.num_classes))
         return labeled | token_losses.with_class_dropout(labeled, unlabeled, dropout)
-
-    def sample(
-        self,
-        params: Mapping[str, Any],
-        labels: Int[np.ndarray, " b"],
-        keys: Key[Array, " b"],
-        tools: EvaluationTools,
-    ) -> Float[Array, "b H W c"]:
-        sampler_config = sampler.SamplerConfig(top_k=0, use_top_p=True, guided=True)
-        models = ModelConfig(self.config.tokenizer, self.model)
-        arguments = params, labels, keys, sampler.SamplingParams(1.5, 0.96, 1.0)
-        program = tools.compiled(
-            "sampler", lambda: sampler.generate.lower(models, sampler_config, *arguments)
-        )
-        images, _ = program(*arguments)
-        return images
 
     def flops_per_image(self, variant: ScalesVariant | None = None) -> float:
         model = dataclasses.replace(self.model, scales=self.scales(variant))

@@ -1,19 +1,21 @@
-"""Which objective a config's `stage` names, and how one is made of a config."""
+"""Which objective a config's `stage` and `transformer.objective` name, and how one is made of a
+config."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import STAGES, TrainConfig
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
+from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.next_scale import NextScale
 
 # By `config.stage`; the config's own check knows the names, too.
-OBJECTIVES: dict[str, type[Objective[Any]]] = {
-    "tokenizer": Autoencoder,
-    "transformer": NextScale,
-}
+OBJECTIVES: dict[str, type[Objective[Any]]] = {"tokenizer": Autoencoder}
+# By `transformer.objective`, in the transformer's stage.
+TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {"next_scale": NextScale}
 
 
 def register(stage: str, objective: type[Objective[Any]]):
@@ -23,8 +25,15 @@ def register(stage: str, objective: type[Objective[Any]]):
 
 
 def find(config: TrainConfig) -> type[Objective[Any]]:
-    """Returns the kind of objective that a run trains."""
-    return OBJECTIVES[config.stage]
+    """Returns the kind of objective that a run trains.
+
+    Raises:
+      UserError: this version has no such objective.
+    """
+    if config.stage in OBJECTIVES:
+        return OBJECTIVES[config.stage]
+    assert config.transformer is not None  # the config's own validation asks for it
+    return entry_of(TRANSFORMER_OBJECTIVES, config.transformer.objective)
 
 
 def with_frozen_shapes(config: TrainConfig) -> Objective[Any]:

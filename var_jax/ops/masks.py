@@ -12,8 +12,8 @@ span of the sequence:
 
 import numpy as np
 
-from var_jax.config.model import Mask
 from var_jax.config.scales import Scales
+from var_jax.config.transformer import Mask
 
 
 def first_visible(mask: Mask, k: int) -> int:
@@ -38,7 +38,8 @@ def attended_pairs(scales: Scales, mask: Mask) -> int:
 def dense(scales: Scales, mask: Mask) -> np.ndarray:
     """Returns the mask as an array (L, L), True where the row's token attends to the column's.
 
-    Attention itself never needs it: tests compare the implementations with it.
+    Attention needs it only where every scale is one token; tests compare the implementations with
+    it.
     """
     seen = np.zeros((scales.total, scales.total), bool)
     for k in range(len(scales)):

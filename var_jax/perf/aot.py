@@ -16,7 +16,8 @@ from var_jax.devices import sharding
 from var_jax.models import flops, init
 from var_jax.objectives.base import Objective
 from var_jax.perf.tpu_slices import Slice
-from var_jax.sampling import sampler
+from var_jax.sampling import samplers
+from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
 
@@ -69,7 +70,7 @@ def train(objective: Objective[Any], where: Slice) -> Step:
 
 
 def sample(objective: Objective[Any], where: Slice, images: int | None = None) -> Step:
-    """Returns guided generation with the published settings, decoder included.
+    """Returns guided generation with the objective's published settings, decoder included.
 
     Weights are sharded over the model axis and replicated over the data axis: gathering them at
     every scale would cost more than it saves.
@@ -95,30 +96,17 @@ def sample(objective: Objective[Any], where: Slice, images: int | None = None) -
         "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
         "tokenizer": _abstract(init.param_shapes(config.tokenizer), replicated),
     }
-    sampler_config = sampler.SamplerConfig(
-        top_k=min(900, config.transformer.vocab_size - 1), use_top_p=True, guided=True
-    )
-    sampling_params = sampler.SamplingParams(
-        *(jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated) for _ in range(3))
-    )
-    key = jax.eval_shape(lambda: sampler.image_keys(0, jnp.arange(1)))
+    sampler = samplers.find(model)
+    prepared = sampler.benchmark_settings(model, CFG)
+    traced = _abstract(jax.eval_shape(lambda: prepared.traced), replicated)
+    key = jax.eval_shape(lambda: image_keys(0, jnp.arange(1)))
     labels, keys = (
         jax.ShapeDtypeStruct((images,), dtype, sharding=rows) for dtype in (jnp.int32, key.dtype)
     )
     with jax.set_mesh(mesh):
-        lowered = sampler.generate.lower(
-            model, sampler_config, params, labels, keys, sampling_params
-        )
-    return Step(
-        lowered,
-        mesh,
-        images,
-        images
-        * (
-            flops.generation_flops(config.transformer, guided=True)
-            + flops.decode_flops(config.tokenizer)
-        ),
-    )
+        lowered = sampler.program.lower(model, prepared.compiled, params, labels, keys, traced)
+    image_flops = sampler.generation_flops(model, prepared) + flops.decode_flops(config.tokenizer)
+    return Step(lowered, mesh, images, images * image_flops)
 
 
 def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:

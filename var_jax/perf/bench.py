@@ -19,19 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.config import idle_keys
-from var_jax.config.model import ModelConfig, TransformerConfig
+from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.models import flops, init
 from var_jax.models.encode import encode_pixels
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.models.transformer import Cache, Transformer
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
-from var_jax.ops import masks
-from var_jax.ops.resize import resize
 from var_jax.perf.roofline import Part, compare_to_roofline
-from var_jax.sampling import sampler
+from var_jax.sampling import samplers
+from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
 
@@ -43,7 +41,8 @@ CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 def sample(
     config: TrainConfig, batch: int = 1, repeats: int = 5, cfg: float = 1.5
 ) -> dict[str, Any]:
-    """Measures generation with the published settings, the tokenizer's decoder included.
+    """Measures generation with the objective's published settings, the tokenizer's decoder
+    included.
 
     Returns:
       seconds (median of a batch), floor_seconds (the roofline), ratio, images_per_s, flops (of the
@@ -54,7 +53,7 @@ def sample(
       random choices and quantizer), ...
     """
     _require_generator(config)
-    model, guided = ModelConfig(config.tokenizer, config.transformer), cfg > 0
+    model = ModelConfig(config.tokenizer, config.transformer)
     assert model.transformer is not None
     params = {
         "tokenizer": init.fresh_params(model.tokenizer, jax.random.key(0)),
@@ -62,30 +61,26 @@ def sample(
     }
 
     # The program
-    sampler_config = sampler.SamplerConfig(
-        top_k=min(900, model.transformer.vocab_size - 1), use_top_p=True, guided=guided
-    )
-    sampling_params = sampler.SamplingParams(*map(jnp.float32, (cfg, 0.96, 1.0)))
+    sampler = samplers.find(model)
+    prepared = sampler.benchmark_settings(model, cfg)
     labels = jnp.arange(batch, dtype=jnp.int32) % model.transformer.num_classes
-    keys = sampler.image_keys(0, jnp.arange(batch, dtype=jnp.uint32))
+    keys = image_keys(0, jnp.arange(batch, dtype=jnp.uint32))
     run = functools.partial(
-        sampler.generate, model, sampler_config, params, labels, keys, sampling_params
+        sampler.program, model, prepared.compiled, params, labels, keys, prepared.traced
     )
 
     # Its parts, and those of them that are timed separately
-    generation_flops = flops.generation_flops(model.transformer, guided=guided)
+    generation_flops = sampler.generation_flops(model, prepared)
     parts = {
         "transformer": Part(batch * generation_flops, model.transformer.dtype),
         "tokenizer": Part(batch * flops.decode_flops(model.tokenizer), model.tokenizer.dtype),
     }
-    both = jnp.tile(labels, 2 if guided else 1)
     feature = jnp.zeros((batch, *model.tokenizer.scales.finest, model.tokenizer.z_channels))
     alone = {
-        "transformer": functools.partial(_all_logits, model, params, both, feature),
+        "transformer": sampler.network_alone(model, prepared, params, labels),
         "decoder": functools.partial(_decode, model, params, feature),
     }
-    rows = 2 * batch if guided else batch
-    moved = generation_bytes(model.transformer, rows) + decoder_bytes(params["tokenizer"])
+    moved = sampler.generation_bytes(model, prepared, batch) + decoder_bytes(params["tokenizer"])
     report = compare_to_roofline(run, parts, batch, repeats, moved=moved, alone=alone)
     return {"what": "sample", "batch": batch, "dtype": model.transformer.dtype, **report}
 
@@ -244,49 +239,9 @@ def _rounds(arm: Callable[[str], None], repeats: int) -> list[dict[str, dict[str
     return rounds
 
 
-def generation_bytes(config: TransformerConfig, rows: int) -> int:
-    """Returns the least bytes that the transformer moves to generate a batch.
-
-    They are its weights once per scale (AdaLN's before the blocks once), and keys and values,
-    written once and read by every scale that sees them. Activations could stay on the chip.
-
-    Args:
-      rows: number of images in the batch, twice as many with guidance.
-    """
-    c = config
-    adaln = 6 * c.width**2 * (1 if c.shared_adaln else c.depth)
-    ends = c.width * (c.vocab_size + c.z_channels + 2 * c.width)
-    per_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + ends
-    spans = (masks.visible(c.scales, c.mask, k) for k in range(len(c.scales)))
-    # The tokens of the scale itself are written, the others read.
-    touched = sum(span.stop - span.start for span in spans)
-    return (
-        jnp.dtype(c.param_dtype).itemsize * (adaln + len(c.scales) * per_scale)
-        + jnp.dtype(c.dtype).itemsize * 2 * c.depth * c.width * rows * touched
-    )
-
-
 def decoder_bytes(params: dict) -> int:
     """Returns the bytes of the weights that decoding reads, once."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves([params[part] for part in DECODING]))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _all_logits(config: ModelConfig, params, labels, feature):
-    """Runs the transformer over all scales, for any tokens.
-
-    Returns the largest logit, so that no pass can be optimized away.
-    """
-    transformer = functools.partial(
-        Transformer(config.transformer).apply, {"params": params["transformer"]}
-    )
-    cache, largest = Cache(), []
-    for k, size in enumerate(config.tokenizer.scales.sizes):
-        tokens = resize(feature, size, "area").reshape(len(feature), -1, feature.shape[-1])
-        tokens = jnp.tile(tokens, (len(labels) // len(feature), 1, 1))
-        logits, cache = transformer(k, tokens if k else None, labels, cache, method="next_scale")
-        largest.append(jnp.max(logits))
-    return jnp.stack(largest)
 
 
 @functools.partial(jax.jit, static_argnums=0)

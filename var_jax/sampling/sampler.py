@@ -15,6 +15,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.resize import resize
+from var_jax.sampling.image_keys import KeySource, as_keys
 from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes
 from var_jax.sampling.settings import Resolved
 
@@ -94,13 +95,6 @@ class ScalePrefix(NamedTuple):
     f_hats: tuple[Float[Array, "b h w c"], ...]
 
 
-class KeySource(NamedTuple):
-    """A seed and image indices, from which the program derives one key per image."""
-
-    seed: Int[Array, ""] | int
-    indices: Int[Array, " b"]
-
-
 class _Model(NamedTuple):
     """A configuration with its parameters."""
 
@@ -135,14 +129,6 @@ def split_settings(config: ModelConfig, settings: Resolved) -> tuple[SamplerConf
         temperature=np.float32(settings.temperature),
     )
     return sampler, params
-
-
-def image_keys(seed: Int[Array, ""] | int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """Returns one key per image, derived from the seed and the image's index.
-
-    So an image does not depend on its batch.
-    """
-    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampler"))
@@ -181,8 +167,13 @@ def generate(
         images = decode(sampled.f_hats[-1])
     images = (images + 1) / 2
     if sampler.as_uint8:
-        images = jnp.rint(images * 255).astype(jnp.uint8)
+        images = to_uint8(images)
     return images, sampled.tokens
+
+
+def to_uint8(images: Float[Array, "*b H W c"]) -> UInt8[Array, "*b H W c"]:
+    """Returns images in [0, 1] rounded to whole numbers from 0 to 255."""
+    return jnp.rint(images * 255).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampler", "keep_scales"))
@@ -282,7 +273,7 @@ def _sample_scales(
     num_scales = len(scales) if num_scales is None else num_scales
     quantizer = model.tokenizer(method="quantizer")
     codebook = vq.code_vectors(quantizer) if sampler.smooth else None
-    keys = image_keys(*keys) if isinstance(keys, KeySource) else keys
+    keys = as_keys(keys)
     batch = labels.shape[0]
     if edit is not None:
         edit_tokens = scales.split(edit.tokens)

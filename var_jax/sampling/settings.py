@@ -40,6 +40,8 @@ class Settings(TypedDict, total=False):
       temperature: divisor of the logits, applied before top_k and top_p.
       smooth: whether code vectors are mixed instead of sampled: smoother images, but not for
         measuring.
+      steps: passes of the network; of masked prediction and diffusion alone.
+      solver: how diffusion goes from noise to images; of diffusion alone.
     """
 
     cfg: Schedule
@@ -47,6 +49,8 @@ class Settings(TypedDict, total=False):
     top_p: Schedule
     temperature: Schedule
     smooth: bool
+    steps: int
+    solver: str
 
 
 # "fid" has the settings of the paper's figures, "pretty" those of its demonstration, with smooth
@@ -115,24 +119,24 @@ def resolve(scales: Scales, chosen: Settings) -> Resolved:
     )
 
 
-class _Range(NamedTuple):
+class Range(NamedTuple):
     """The numbers that a setting may be, and the words for them in an error."""
 
     contains: Callable[[Any], bool]
     described: str
 
 
-_RANGES = {
-    "cfg": _Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
-    "top_k": _Range(lambda x: is_integer(x) and x >= 0, "a whole number, 0 (off) or more"),
-    "top_p": _Range(lambda x: 0 <= as_float_or_nan(x) <= 1, "from 0 to 1 (0 or 1: off)"),
-    "temperature": _Range(lambda x: 0 < as_float_or_nan(x) < math.inf, "above 0"),
+RANGES = {
+    "cfg": Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
+    "top_k": Range(lambda x: is_integer(x) and x >= 0, "a whole number, 0 (off) or more"),
+    "top_p": Range(lambda x: 0 <= as_float_or_nan(x) <= 1, "from 0 to 1 (0 or 1: off)"),
+    "temperature": Range(lambda x: 0 < as_float_or_nan(x) < math.inf, "above 0"),
 }
 
 
 def _check_schedule(scales: Scales, name: str, value: Any):
     """Raises UserError unless every number of a schedule is in the setting's range."""
-    valid = _RANGES[name]
+    valid = RANGES[name]
     if isinstance(value, Ramp):
         for end in ("first", "last"):
             number = getattr(value, end)

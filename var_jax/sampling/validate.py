@@ -52,14 +52,18 @@ def images(config: TokenizerConfig, values) -> Float[np.ndarray, "b H W c"]:
     return values
 
 
-def tokens(config: TokenizerConfig, values) -> Int[np.ndarray, "b L"]:
+def tokens(
+    config: TokenizerConfig, values, *, allow_masked: bool = False
+) -> Int[np.ndarray, "b L"]:
     """Returns tokens of all scales as int32.
 
+    Args:
+      allow_masked: whether V, one beyond the codebook, is a token too.
     Raises:
       UserError: the shape is not the model's, or a token is not an index of the codebook.
     """
     values = np.asarray(values)
-    length, vocab = config.scales.total, config.vocab_size
+    length, vocab = config.scales.total, config.vocab_size + allow_masked
     require(
         values.ndim == 2 and values.shape[1] == length,
         "the tokens' shape",

@@ -23,10 +23,8 @@ from var_jax.train import data_sizes
 from var_jax.train.loop import train
 
 STATISTICS_SIDE = 8  # of the images that variance and distance are measured at
-SETTINGS = {
-    "default guidance (cfg 1.5, top-k 900, top-p 0.96)": {},
-    "no guidance, no filters (cfg 0, top-k 0, top-p 0)": {"cfg": 0.0, "top_k": 0, "top_p": 0.0},
-}
+SHOWN = {"cfg": "cfg", "top_k": "top-k", "top_p": "top-p", "steps": "steps", "solver": "solver"}
+OFF = {"cfg": 0.0, "top_k": 0, "top_p": 0.0}
 
 
 def run(
@@ -95,7 +93,7 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
         "held_out_images": len(held_images),
         "count": samples,
     }
-    for name, settings in SETTINGS.items():
+    for name, settings in compared_settings(model).items():
         sampled = model.sample(asked, seed=1, **settings)
         report[name] = {
             "label_accuracy": agreement(classify, sampled, asked)["value"],
@@ -105,6 +103,20 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
     return report
 
 
+def compared_settings(model: Pipeline) -> dict[str, dict[str, Any]]:
+    """Returns what samples are judged with, by a description: the objective's defaults, and neither
+    guidance nor filters."""
+    defaults = model.sampling_settings()
+    shown = [f"{text} {_text(defaults[name])}" for name, text in SHOWN.items() if name in defaults]
+    off = {name: value for name, value in OFF.items() if name in defaults}
+    shown_off = [f"{SHOWN[name]} {_text(value)}" for name, value in off.items()]
+    without = "no guidance, no filters" if len(off) > 1 else "no guidance"
+    return {
+        f"default guidance ({', '.join(shown)})": {},
+        f"{without} ({', '.join(shown_off)})": off,
+    }
+
+
 def lines(report: dict[str, Any]) -> list[str]:
     """The report in a few lines for a terminal."""
     rec, val, samples = report["reconstruction"], report["validation"], report["samples"]
@@ -112,13 +124,13 @@ def lines(report: dict[str, Any]) -> list[str]:
     out = [
         f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images",
         f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales",
-        f"validation      loss {val['loss']:.4f} over all scales, {val['loss_last']:.4f} over the "
-        "last",
+        f"validation      {_validation(val)}",
         f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out "
         "images",
     ]
-    for name in SETTINGS:
-        row = samples[name]
+    for name, row in samples.items():
+        if not isinstance(row, dict):
+            continue
         out.append(
             f"{samples['count']} samples    {row['label_accuracy']:.3f} as labeled, variance ratio "
             f"{row['variance_ratio']:.2f}, nearest-training ratio {row['nearest_ratio']:.2f}: "
@@ -135,6 +147,17 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"samples {spent['samples']})"
     )
     return out
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _validation(metrics: dict[str, Any]) -> str:
+    """Returns the held-out loss, and that over the last scale where there are several."""
+    if len(metrics.get("loss_scale", ())) < 2:
+        return f"loss {metrics['loss']:.4f}"
+    return f"loss {metrics['loss']:.4f} over all scales, {metrics['loss_last']:.4f} over the last"
 
 
 def _reported_seconds(directory: epath.Path, name: str) -> float | None:

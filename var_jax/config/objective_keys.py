@@ -1,0 +1,41 @@
+"""Which objectives use which keys of the transformer's section, and look-ups by objective.
+
+A key that is not listed serves every objective.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from var_jax.config.strict import plain, require
+from var_jax.config.transformer import TransformerConfig
+
+Entry = TypeVar("Entry")
+
+USED_BY: dict[str, tuple[str, ...]] = {
+    "mask": ("next_scale",),
+    "progressive": ("next_scale",),
+    "progressive_from": ("next_scale",),
+    "progressive_warmup": ("next_scale",),
+}
+
+
+def unused(config: TransformerConfig) -> dict[str, Any]:
+    """Returns {key: value} of the keys that are not at their defaults and that the objective has no
+    use for."""
+    defaults = TransformerConfig()
+    return {
+        key: plain(getattr(config, key))
+        for key, objectives in USED_BY.items()
+        if config.objective not in objectives and getattr(config, key) != getattr(defaults, key)
+    }
+
+
+def entry_of(table: Mapping[str, Entry], objective: str) -> Entry:
+    """Returns the objective's entry of a table that has one per objective.
+
+    Raises:
+      UserError: it has none, as this version does not know the objective.
+    """
+    choices = " or ".join(map(repr, table))
+    require(objective in table, "transformer.objective", repr(objective), f"{choices}, as yet")
+    return table[objective]

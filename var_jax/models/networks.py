@@ -1,0 +1,72 @@
+"""The network of each objective: its module, and what goes into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from var_jax.config.model import TransformerConfig
+from var_jax.config.objective_keys import entry_of
+from var_jax.errors import UserError
+from var_jax.models.transformer import Transformer
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int
+
+
+class Network(NamedTuple):
+    """A network over what a tokenizer makes of images.
+
+    Attributes:
+      module: made of a `TransformerConfig`.
+      example_inputs: returns the arguments that its parameters are initialized with.
+      inputs_of_tokens: returns its first argument from tokens (b, L) by the tokenizer's `apply`;
+        its second is the labels, and it returns logits. None for a network without tokens.
+      takes_mask_token: whether a token V, one beyond the codebook, means "masked".
+    """
+
+    module: type[nn.Module]
+    example_inputs: Callable[[TransformerConfig], tuple[Any, ...]]
+    inputs_of_tokens: Callable[[Callable[..., Any], Int[Array, "b L"]], Any] | None
+    takes_mask_token: bool = False
+
+
+def _next_scale_example(config: TransformerConfig) -> tuple[Any, ...]:
+    later_tokens = config.scales.total - config.scales.lengths[0]
+    inputs = jnp.zeros((1, later_tokens, config.z_channels))
+    return inputs, jnp.zeros((1,), jnp.int32)
+
+
+# By `transformer.objective`.
+NETWORKS = {
+    "next_scale": Network(
+        Transformer,
+        _next_scale_example,
+        lambda tokenizer, tokens: tokenizer(tokens, method="teacher_input"),
+    ),
+}
+
+
+def find(config: TransformerConfig) -> Network:
+    """Returns the network of a config's objective.
+
+    Raises:
+      UserError: this version has no such objective.
+    """
+    return entry_of(NETWORKS, config.objective)
+
+
+def require_tokens(config: TransformerConfig | None, purpose: str) -> None:
+    """Raises UserError for a network without tokens.
+
+    Args:
+      purpose: what is asked for, such as "logits".
+    """
+    if config is not None and find(config).inputs_of_tokens is None:
+        raise UserError(
+            f"the model's objective is {config.objective!r}, which has no tokens; {purpose} must "
+            "be asked of a model that has"
+        )

@@ -1,0 +1,17 @@
+"""The sampler of each objective, by `transformer.objective`."""
+
+from var_jax.config.model import ModelConfig
+from var_jax.config.objective_keys import entry_of
+from var_jax.sampling.objective_sampler import ObjectiveSampler
+from var_jax.sampling.scale_by_scale import NextScaleSampler
+
+SAMPLERS: dict[str, ObjectiveSampler] = {"next_scale": NextScaleSampler()}
+
+
+def find(config: ModelConfig) -> ObjectiveSampler:
+    """Returns the sampler of a model's objective.
+
+    Raises:
+      UserError: this version has no such objective.
+    """
+    return entry_of(SAMPLERS, config.transformer.objective)

@@ -1,0 +1,96 @@
+"""Next-scale prediction's side of sampling: presets, settings per scale, and what benchmarks ask
+(`sampler` is the program itself)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from var_jax.config.model import ModelConfig
+from var_jax.models import flops
+from var_jax.models.transformer import Cache, Transformer
+from var_jax.ops import masks
+from var_jax.ops.resize import resize
+from var_jax.sampling import sampler
+from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared
+from var_jax.sampling.settings import PRESETS, Settings, resolve
+
+PICTURE = sampler.SamplerConfig(top_k=0, use_top_p=True, guided=True)
+
+
+class NextScaleSampler(ObjectiveSampler):
+    """Scale-by-scale sampling (VAR, section 3.2)."""
+
+    presets = PRESETS
+    by_scale = True
+    edits = True
+    program = staticmethod(sampler.generate)
+
+    def prepare(self, config: ModelConfig, settings: Settings) -> Prepared:
+        compiled, traced = sampler.split_settings(
+            config, resolve(config.tokenizer.scales, settings)
+        )
+        return Prepared(compiled, traced, any(compiled.guided))
+
+    def generation_flops(self, config: ModelConfig, prepared: Prepared) -> float:
+        return flops.generation_flops(config.transformer, guided=prepared.guided)
+
+    def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
+        """Returns the bytes that the transformer moves to generate a batch at the least.
+
+        They are its weights once per scale (AdaLN's before the blocks once), and keys and values,
+        written once and read by every scale that sees them. Activations could stay on the chip.
+        """
+        c = config.transformer
+        rows = 2 * batch if prepared.guided else batch
+        adaln = 6 * c.width**2 * (1 if c.shared_adaln else c.depth)
+        ends = c.width * (c.vocab_size + c.z_channels + 2 * c.width)
+        per_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + ends
+        spans = (masks.visible(c.scales, c.mask, k) for k in range(len(c.scales)))
+        # The tokens of the scale itself are written, the others read.
+        touched = sum(span.stop - span.start for span in spans)
+        return (
+            jnp.dtype(c.param_dtype).itemsize * (adaln + len(c.scales) * per_scale)
+            + jnp.dtype(c.dtype).itemsize * 2 * c.depth * c.width * rows * touched
+        )
+
+    def network_alone(
+        self, config: ModelConfig, prepared: Prepared, weights: dict[str, Any], labels: jax.Array
+    ) -> Callable[[], Any]:
+        both = jnp.tile(labels, 2 if prepared.guided else 1)
+        feature = jnp.zeros(
+            (len(labels), *config.tokenizer.scales.finest, config.tokenizer.z_channels)
+        )
+        return functools.partial(_all_logits, config, weights, both, feature)
+
+    def benchmark_settings(self, config: ModelConfig, cfg: float) -> Prepared:
+        """Returns the published settings, each one number: the program ramps guidance itself."""
+        guided = cfg > 0
+        compiled = sampler.SamplerConfig(
+            top_k=min(900, config.transformer.vocab_size - 1), use_top_p=True, guided=guided
+        )
+        traced = sampler.SamplingParams(*map(jnp.float32, (cfg, 0.96, 1.0)))
+        return Prepared(compiled, traced, guided)
+
+    def picture_settings(self, config: ModelConfig) -> Prepared:
+        return Prepared(PICTURE, sampler.SamplingParams(1.5, 0.96, 1.0), guided=True)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_logits(config: ModelConfig, params, labels, feature):
+    """Runs the transformer over all scales, whatever the tokens; returns the largest logit, so that
+    no pass is left out."""
+    transformer = functools.partial(
+        Transformer(config.transformer).apply, {"params": params["transformer"]}
+    )
+    cache, largest = Cache(), []
+    for k, size in enumerate(config.tokenizer.scales.sizes):
+        tokens = resize(feature, size, "area").reshape(len(feature), -1, feature.shape[-1])
+        tokens = jnp.tile(tokens, (len(labels) // len(feature), 1, 1))
+        logits, cache = transformer(k, tokens if k else None, labels, cache, method="next_scale")
+        largest.append(jnp.max(logits))
+    return jnp.stack(largest)
