@@ -86,6 +86,11 @@ RULES = (
         "transformer.dtype",
         lambda c: c.stage == "transformer" and c.transformer.dtype == "float32",
     ),
+    Rule(
+        ("transformer.shared_adaln", "transformer.init_adaln", "transformer.init_adaln_gamma"),
+        "transformer.class_conditioning",
+        lambda c: c.stage == "transformer" and c.transformer.class_conditioning == "start_token",
+    ),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
     Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),

@@ -12,7 +12,9 @@ from var_jax.config.transformer import TransformerConfig
 Entry = TypeVar("Entry")
 
 USED_BY: dict[str, tuple[str, ...]] = {
+    "class_conditioning": ("next_token",),
     "mask": ("next_scale",),
+    "order": ("next_token",),
     "progressive": ("next_scale",),
     "progressive_from": ("next_scale",),
     "progressive_warmup": ("next_scale",),

@@ -43,6 +43,12 @@ class TransformerConfig:
       init_head: factor on the head's initial weights.
       init_adaln: factor on AdaLN's initial weights.
       init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
+      order: in which order "next_token" takes the tokens of its map: "raster", "zcurve",
+        "spiral_out" (also "spiral"), "spiral_in", "alternate", "subsample" (`ops.orders`), or a
+        permutation of their raster indices such as "2,0,1,3"; in a config file also the path of a
+        text file with one.
+      class_conditioning: how "next_token" knows the class: "adaln", in every block and as the first
+        token, or "start_token", as the first token alone, with plain LayerNorm (as VQGAN).
       mask: which scales a scale attends to (`ops.masks`); of "next_scale" alone.
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
@@ -74,6 +80,8 @@ class TransformerConfig:
     init_head: float = 0.02
     init_adaln: float = 0.5
     init_adaln_gamma: float = 1e-3
+    order: str = "raster"
+    class_conditioning: Literal["adaln", "start_token"] = "adaln"
     mask: Mask = "block_causal"
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"

@@ -1,4 +1,4 @@
-"""FLOP and parameter counts of the two models, from their configurations, without JAX or arrays.
+"""FLOP and parameter counts of all models, from their configurations, without JAX or arrays.
 
 One multiply-add is two FLOPs; norms, activations, softmax and biases are left out. Every figure is
 per image. Three definitions of training compute are in use and differ in slope against size, so
@@ -21,22 +21,35 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
     Args:
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask
-        lets through.
+        lets through, of next-token prediction the n (n + 1) / 2 of n tokens.
     """
     c = config
-    pairs = masks.attended_pairs(c.scales, c.mask) if attended_pairs is None else attended_pairs
+    pairs = masks.attended_pairs(c.sequence, c.mask) if attended_pairs is None else attended_pairs
     block = 4 * c.width**2 + 2 * c.width * c.hidden
-    a_token = c.depth * block + c.vocab_size * c.width + c.z_channels * c.width
-    return float(2 * c.scales.total * a_token + adaln_flops(c) + 4 * c.depth * c.width * pairs)
+    a_token = c.depth * block + c.vocab_size * c.width + _input_channels(c) * c.width
+    return float(2 * c.sequence.total * a_token + adaln_flops(c) + 4 * c.depth * c.width * pairs)
 
 
 def adaln_flops(config: TransformerConfig) -> float:
-    """Returns the FLOPs of one pass of the linears from the class to AdaLN's modulations.
+    """Returns the FLOPs of one pass of the linears from the class to AdaLN's modulations."""
+    return float(2 * adaln_weights(config))
 
-    There are six linears per block (or six shared ones), and two before the head.
+
+def adaln_weights(config: TransformerConfig) -> int:
+    """Returns the number of weights in AdaLN's linears.
+
+    There are six linears per block (or six shared ones), and two before the head; none where the
+    class is only the start token.
     """
+    if config.class_conditioning == "start_token":
+        return 0
     linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
-    return float(2 * linears * config.width**2)
+    return linears * config.width**2
+
+
+def _input_channels(config: TransformerConfig) -> int:
+    """Returns how many numbers of a token its embedding multiplies; none where it is looked up."""
+    return config.z_channels if config.objective == "next_scale" else 0
 
 
 def train_flops_per_image(config: TransformerConfig) -> float:
@@ -54,7 +67,7 @@ def dense_attention_train_flops(config: TransformerConfig) -> float:
 
     An implementation that masks after the product computes this many.
     """
-    return (1 + BACKWARD) * forward_flops(config, attended_pairs=config.scales.total**2)
+    return (1 + BACKWARD) * forward_flops(config, attended_pairs=config.sequence.total**2)
 
 
 def six_nd_train_flops(config: TransformerConfig) -> float:
@@ -77,28 +90,42 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
     c = config
     require_from_data("transformer.num_classes", c.num_classes)
     w, h = c.width, c.hidden
-    matrices = 4 * w**2 + 2 * w * h + (0 if c.shared_adaln else 6 * w**2)
-    # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset); QK-norm's
-    # scale per head.
-    vectors = 2 * w + w + h + w + 6 * w + (c.heads if c.qk_norm else 0)
-    shared = 6 * (w**2 + w) if c.shared_adaln else 0
-    places = c.num_classes + 1 + c.scales.lengths[0] + c.scales.total + len(c.scales)
-    ends = (c.z_channels + 1) * w + 2 * (w**2 + w) + (w + 1) * c.vocab_size
+    adaln = c.class_conditioning == "adaln"
+    matrices = 4 * w**2 + 2 * w * h + (6 * w**2 if adaln and not c.shared_adaln else 0)
+    # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset, or scales
+    # and shifts of two LayerNorms); QK-norm's scale of every head.
+    vectors = 2 * w + w + h + w + (6 if adaln else 4) * w + (c.heads if c.qk_norm else 0)
+    shared = 6 * (w**2 + w) if adaln and c.shared_adaln else 0
+    head = 2 * (w**2 + w) if adaln else 2 * w
+    ends = _input_parameters(c) + head + (w + 1) * c.vocab_size
     return {
-        "total": c.depth * (matrices + vectors) + shared + places * w + ends,
+        "total": c.depth * (matrices + vectors) + shared + ends,
         "body": c.depth * matrices,
     }
 
 
+def _input_parameters(config: TransformerConfig) -> int:
+    """Returns the parameters before the blocks: embeddings of classes, places and tokens."""
+    c = config
+    classes = (c.num_classes + 1) * c.width
+    if c.objective == "next_scale":
+        places = c.scales.lengths[0] + c.scales.total + len(c.scales)
+        return classes + (places + c.z_channels + 1) * c.width
+    return classes + (c.scales.total + c.vocab_size) * c.width
+
+
 def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
-    """Returns the transformer's FLOPs for generating one image.
+    """Returns the transformer's FLOPs for generating one image, scale by scale or token by token.
 
     Attention is cached, so it computes M pairs as in training.
 
-    The blocks' AdaLN acts once, at the first scale, and the head's at every scale. Classifier-free
-    guidance (`guided`) runs a second, unconditional sequence.
+    The blocks' AdaLN acts once, at the first scale or token. The head's acts at every scale; token
+    by token it acts once. Classifier-free guidance (`guided`) runs a second, unconditional
+    sequence.
     """
-    sequence = forward_flops(config) + (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
+    sequence = forward_flops(config)
+    if config.objective == "next_scale":
+        sequence += (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
     return (2 if guided else 1) * sequence
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from var_jax.config.model import TransformerConfig
 from var_jax.config.objective_keys import entry_of
 from var_jax.errors import UserError
+from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.transformer import Transformer
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ def _next_scale_example(config: TransformerConfig) -> tuple[Any, ...]:
     return inputs, jnp.zeros((1,), jnp.int32)
 
 
+def _tokens_example(config: TransformerConfig) -> tuple[Any, ...]:
+    return jnp.zeros((1, config.scales.total), jnp.int32), jnp.zeros((1,), jnp.int32)
+
+
 # By `transformer.objective`.
 NETWORKS = {
     "next_scale": Network(
@@ -47,6 +52,7 @@ NETWORKS = {
         _next_scale_example,
         lambda tokenizer, tokens: tokenizer(tokens, method="teacher_input"),
     ),
+    "next_token": Network(TokenTransformer, _tokens_example, lambda _, tokens: tokens),
 }
 
 

@@ -44,6 +44,23 @@ class Cache:
     first: int = flax.struct.field(pytree_node=False, default=0)
 
 
+@flax.struct.dataclass
+class TokenCache:
+    """What generation token by token keeps; inside a block, one layer's part of it.
+
+    Attributes:
+      k: keys of all positions (layers, b, n, h, d), zeros from `length` on.
+      v: their values.
+      modulations: the class's AdaLN (layers, b, 6, w).
+      length: positions that are filled, once per layer (layers,).
+    """
+
+    k: jax.Array
+    v: jax.Array
+    modulations: jax.Array
+    length: jax.Array
+
+
 class LayerCache(NamedTuple):
     """The keys, values and modulations that a block adds to the cache.
 
@@ -151,12 +168,13 @@ class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l w"], cache: Cache | None):
+    def __call__(self, x: Float[Array, "b l w"], cache: Cache | TokenCache | None):
         """Returns the output (b, l, w), and the new (keys, values), None without a cache.
 
         Args:
-          x: tokens of all scales (`cache` None), of the first scales (`cache.first` of them), or of
-            one scale that sees itself and the cached ones.
+          x: tokens of all scales (`cache` None), of the first scales (`cache.first` of them), of
+            one scale that sees itself and the cached ones, or one token that sees itself and those
+            before it (a `TokenCache`).
         """
         c = self.config
         heads, names = (c.heads, c.head_dim), ("heads", "head_dim")
@@ -189,7 +207,15 @@ class Attention(nn.Module):
 
         # A cache decides what the queries see: a whole sequence, its first scales, or cached keys.
         implementation = attention.choose(c.attention, dtype, c.head_dim)
-        if cache is not None and not cache.first:
+        if isinstance(cache, TokenCache):
+            y = attention.attend(
+                q,
+                jax.lax.dynamic_update_slice_in_dim(cache.k, k, cache.length, axis=1),
+                jax.lax.dynamic_update_slice_in_dim(cache.v, v, cache.length, axis=1),
+                softmax_scale,
+                mask=(jnp.arange(cache.k.shape[1]) <= cache.length)[None],
+            )
+        elif cache is not None and not cache.first:
             visible_k = jnp.concatenate([*cache.k, k], 1)
             visible_v = jnp.concatenate([*cache.v, v], 1)
             y = attention.cached(
@@ -235,20 +261,33 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        cache: Cache | None,
+        cache: Cache | TokenCache | None,
         keep: Float[Array, "2 b"] | None,
-        cond: Float[Array, "b w"] | Float[Array, "b 6 w"],
+        cond: Float[Array, "b w"] | Float[Array, "b 6 w"] | None,
     ) -> tuple[Float[Array, "b l w"], LayerCache | None]:
         """Returns the block's output and its addition to the cache (None without a cache).
 
         Args:
           keep: drop-path's factor on each sample's attention and MLP branch; None to keep every
             branch.
-          cond: the class's embedding, or its shared AdaLN vectors.
+          cond: the class's embedding, or its shared AdaLN vectors; None where the cache has the
+            modulations.
         """
         c = self.config
         if cache is not None and cache.modulations is not None:
             modulations = cache.modulations
+        elif c.class_conditioning == "start_token":
+            # LayerNorm's own scales and shifts take the class's place; both branches count fully.
+            norms = parameter(
+                self,
+                "norms",
+                nn.initializers.zeros,
+                (4, c.width),
+                ("modulation", "modulated"),
+                jnp.dtype(c.param_dtype),
+            )
+            six = jnp.concatenate([jnp.ones((2, c.width)), norms.astype(jnp.float32)])
+            modulations = jnp.broadcast_to(six.astype(x.dtype), (len(x), *six.shape))
         elif c.shared_adaln:
             init, stored = gamma_init(c, c.width**-0.5), jnp.dtype(c.param_dtype)
             offset = parameter(

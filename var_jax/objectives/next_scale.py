@@ -134,8 +134,7 @@ class NextScale(LatentObjective):
     def eval_metrics(self, params: Any, frozen: FrozenTokenizer, batch: Batch) -> Metrics:
         """Returns `token_metrics` of a held-out batch, summed over the rows that count.
 
-        Those that end in "_with_class_dropout" are what they come to when labels are dropped as in
-        training (`token_losses.with_class_dropout`).
+        Some are given as class dropout makes them, too (`token_losses.held_out`).
         """
         tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
         inputs = self._teacher_input(frozen, tokens)
@@ -144,11 +143,7 @@ class NextScale(LatentObjective):
             logits = Transformer(self.model).apply({"params": params}, inputs, labels)
             return token_losses.token_metrics(self.scales(), logits, tokens, weights)
 
-        labeled, dropout = measure(batch["label"]), self.model.class_dropout
-        if not dropout:
-            return labeled
-        unlabeled = measure(jnp.full_like(batch["label"], self.model.num_classes))
-        return labeled | token_losses.with_class_dropout(labeled, unlabeled, dropout)
+        return token_losses.held_out(measure, batch["label"], self.model)
 
     def flops_per_image(self, variant: ScalesVariant | None = None) -> float:
         model = dataclasses.replace(self.model, scales=self.scales(variant))

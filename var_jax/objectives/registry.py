@@ -11,11 +11,15 @@ from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.next_scale import NextScale
+from var_jax.objectives.next_token import NextToken
 
 # By `config.stage`; the config's own check knows the names, too.
 OBJECTIVES: dict[str, type[Objective[Any]]] = {"tokenizer": Autoencoder}
 # By `transformer.objective`, in the transformer's stage.
-TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {"next_scale": NextScale}
+TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {
+    "next_scale": NextScale,
+    "next_token": NextToken,
+}
 
 
 def register(stage: str, objective: type[Objective[Any]]):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.objectives.steps import Metrics
 
@@ -68,6 +70,24 @@ def token_metrics(
         "accuracy_mean": jnp.mean(hits),
         "accuracy_last": jnp.mean(hits[scales.span(len(scales) - 1)]),
     }
+
+
+def held_out(
+    measure: Callable[[Int[Array, " b"]], Metrics],
+    labels: Int[Array, " b"],
+    config: TransformerConfig,
+) -> Metrics:
+    """Returns held-out metrics with every label; those that end in "_with_class_dropout" are what
+    they come to when labels are dropped as in training.
+
+    Args:
+      measure: returns the metrics with some labels.
+    """
+    labeled = measure(labels)
+    if not config.class_dropout:
+        return labeled
+    unlabeled = measure(jnp.full_like(labels, config.num_classes))
+    return labeled | with_class_dropout(labeled, unlabeled, config.class_dropout)
 
 
 def with_class_dropout(labeled: Metrics, unlabeled: Metrics, dropout: float) -> Metrics:

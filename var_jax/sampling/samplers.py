@@ -4,8 +4,12 @@ from var_jax.config.model import ModelConfig
 from var_jax.config.objective_keys import entry_of
 from var_jax.sampling.objective_sampler import ObjectiveSampler
 from var_jax.sampling.scale_by_scale import NextScaleSampler
+from var_jax.sampling.token_by_token import NextTokenSampler
 
-SAMPLERS: dict[str, ObjectiveSampler] = {"next_scale": NextScaleSampler()}
+SAMPLERS: dict[str, ObjectiveSampler] = {
+    "next_scale": NextScaleSampler(),
+    "next_token": NextTokenSampler(),
+}
 
 
 def find(config: ModelConfig) -> ObjectiveSampler:

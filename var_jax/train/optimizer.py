@@ -18,9 +18,17 @@ from var_jax.objectives.steps import TRAINED, OptimizerSpec
 
 LIN0_CONSTANT = 0.05
 
-# Neither biases nor 1-D, and still not decayed: position embeddings, AdaLN's offsets and the scale
-# of QK-norm.
-NOT_DECAYED = {"pos_embed", "level_embed", "pos_start", "ada_offset", "log_scale"}
+# Neither biases nor 1-D, and still not decayed: position embeddings, AdaLN's offsets, the scale of
+# QK-norm, and LayerNorm's own scales and shifts.
+NOT_DECAYED = {
+    "pos_embed",
+    "level_embed",
+    "pos_start",
+    "ada_offset",
+    "log_scale",
+    "norms",
+    "head_norm",
+}
 
 
 def make_optimizers(objective: Objective[Any]) -> dict[str, optax.GradientTransformation]:

@@ -1,0 +1,72 @@
+"""Next-token prediction (VQGAN, LlamaGen): one token of a map after the other, in a fixed order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from var_jax.models import flops
+from var_jax.models.token_transformer import TokenTransformer
+from var_jax.objectives import token_losses
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.latent import LatentObjective
+from var_jax.objectives.steps import Batch, Metrics
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+class NextToken(LatentObjective):
+    """The next-token transformer's training. Its inputs are rows of a table of its own, so that
+    tokens are all that it takes."""
+
+    teacher_parts = ()
+
+    def loss(
+        self,
+        params: Any,
+        frozen: FrozenTokenizer,
+        batch: Batch,
+        rng: jax.Array | None,
+        *,
+        variant: Any = None,
+        step: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the mean cross-entropy over the tokens, and its parts.
+
+        Class dropout and drop-path act when `rng` is given.
+        """
+        tokens = batch["tokens"]
+        logits = self._logits(params, tokens, batch["label"], rng)
+        losses = token_losses.cross_entropy(logits, tokens, self.config.loss.label_smoothing)
+        loss = jnp.mean(losses)
+        return loss, {"loss": loss, **token_losses.token_metrics(self.scales(), logits, tokens)}
+
+    def eval_metrics(self, params: Any, frozen: FrozenTokenizer, batch: Batch) -> Metrics:
+        """Returns `token_metrics` of a held-out batch, summed over the rows that count, also as
+        class dropout makes them (`token_losses.held_out`)."""
+        tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
+
+        def measure(labels: Int[Array, " b"]) -> Metrics:
+            logits = self._logits(params, tokens, labels)
+            return token_losses.token_metrics(self.scales(), logits, tokens, weights)
+
+        return token_losses.held_out(measure, batch["label"], self.model)
+
+    def _logits(
+        self,
+        params: Any,
+        tokens: Int[Array, "b L"],
+        labels: Int[Array, " b"],
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b L v"]:
+        return TokenTransformer(self.model).apply({"params": params}, tokens, labels, rng)
+
+    def flops_by_definition(self) -> dict[str, float]:
+        return {
+            "exact": flops.train_flops_per_image(self.model),
+            "6nd": flops.six_nd_train_flops(self.model),
+            "dense": flops.dense_attention_train_flops(self.model),
+        }
