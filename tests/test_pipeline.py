@@ -48,12 +48,12 @@ def test_pipeline_leaves_the_callers_tree_alone():
         ("seed", (1.5, -1, 2**32, None, "1", float("nan")), "a whole number from 0 to 4294967295"),
         (
             "top_k",
-            (float("nan"), float("inf"), 2.5, -1, None, "many"),
+            (float("nan"), float("inf"), 2.5, -1, "many"),
             "a whole number, 0 \\(off\\) or more",
         ),
-        ("cfg", (float("nan"), float("inf"), -0.1, None, "much"), "0 \\(off\\) or more"),
-        ("top_p", (float("nan"), 1.1, None, "0.5"), "from 0 to 1"),
-        ("temperature", (0, float("inf"), None, "hot"), "above 0"),
+        ("cfg", (float("nan"), float("inf"), -0.1, "much"), "0 \\(off\\) or more"),
+        ("top_p", (float("nan"), 1.1, "0.5"), "from 0 to 1"),
+        ("temperature", (0, float("inf"), "hot"), "above 0"),
         ("batch_size", (0, 1.5, "all"), "a whole number of at least 1"),
     ],
 )

@@ -164,6 +164,7 @@ class Swapped:
     class."""
 
     class_names = ("left", "right")
+    sampling_settings = small.pipeline().sampling_settings
 
     def sample(self, labels, *, seed, cfg=1.5, **_):
         images, expected = planted(40, seed=0) if cfg else planted(40, seed=2)

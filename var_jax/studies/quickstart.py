@@ -155,7 +155,7 @@ def _text(value: Any) -> str:
 
 def _validation(metrics: dict[str, Any]) -> str:
     """Returns the held-out loss, and that over the last scale where there are several."""
-    if len(metrics.get("loss_scale", ())) < 2:
+    if "loss_last" not in metrics or len(metrics.get("loss_scale", ("all", "last"))) == 1:
         return f"loss {metrics['loss']:.4f}"
     return f"loss {metrics['loss']:.4f} over all scales, {metrics['loss_last']:.4f} over the last"
 
