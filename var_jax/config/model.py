@@ -5,7 +5,7 @@ from typing import Literal
 
 from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require, require_from_data
-from var_jax.config.transformer import DType, TransformerConfig
+from var_jax.config.transformer_config import DType, TransformerConfig
 
 ImageShape = tuple[int, int, int]  # (height, width, channels)
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too

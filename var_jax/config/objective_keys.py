@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from var_jax.config.strict import plain, require
-from var_jax.config.transformer import TransformerConfig
+from var_jax.config.transformer_config import TransformerConfig
 
 Entry = TypeVar("Entry")
 

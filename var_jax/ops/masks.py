@@ -13,7 +13,7 @@ span of the sequence:
 import numpy as np
 
 from var_jax.config.scales import Scales
-from var_jax.config.transformer import Mask
+from var_jax.config.transformer_config import Mask
 
 
 def first_visible(mask: Mask, k: int) -> int:
