@@ -13,12 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from helpers.batches import take
 from helpers.runs import records
 from var_jax import Pipeline
 from var_jax.cli.main import main
+from var_jax.config.strict import build
+from var_jax.config.train import TrainConfig
 from var_jax.data import token_cache
+from var_jax.errors import UserError
+from var_jax.train.workdir import refuse_another_run
 
 ARCHIVE = Path(__file__).parent / "reference" / "earlier_version.tar.xz"
 RUN = """
@@ -101,6 +106,19 @@ def test_train_resumes_a_workdir_of_the_earlier_version(
                 assert record[name] == pytest.approx(before[name], rel=1e-3), (record, name)
     assert json.loads((workdir / "status.json").read_text())["restarts"] == 1
     assert math.isfinite(resumed[-1]["loss"])
+
+
+def test_workdir_of_the_earlier_version_is_of_the_same_run_by_the_name_of_today(earlier):
+    """The earlier version called data.resize "stretch" "whole", as its config.json has it."""
+    workdir = earlier / "tokenizer_run"
+    values = json.loads((workdir / "config.json").read_text())
+    assert values["data"]["resize"] == "whole"
+    for resize in ("whole", "stretch"):
+        data = {**values["data"], "resize": resize}
+        refuse_another_run(epath.Path(workdir), build(TrainConfig, {**values, "data": data}))
+    data = {**values["data"], "resize": "crop"}
+    with pytest.raises(UserError, match="data.resize: crop here, stretch there"):
+        refuse_another_run(epath.Path(workdir), build(TrainConfig, {**values, "data": data}))
 
 
 def test_token_cache_of_the_earlier_version_gives_the_same_batches(earlier, expected):

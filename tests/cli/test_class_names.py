@@ -208,7 +208,7 @@ def test_samples_are_compared_by_name_with_the_folder_of_a_run(
         "--reference",
         tmp_path / "photos",
         "--resize",
-        "whole",
+        "stretch",
         "--resamples",
         0,
         "--cache",

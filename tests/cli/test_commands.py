@@ -104,7 +104,7 @@ def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, im
         "--images",
         image,
         "--resize",
-        "whole",
+        "stretch",
         "--out",
         out,
     )
@@ -129,7 +129,7 @@ def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path
         "--image",
         image,
         "--resize",
-        "whole",
+        "stretch",
         "--label",
         3,
         "--seed",

@@ -37,7 +37,7 @@ def command(digits_dir, tmp_path, *rest) -> list[str]:
         "--data-dir",
         str(digits_dir),
         "--resize",
-        "whole",
+        "whole",  # the older name of "stretch"
         "--cache",
         str(tmp_path / "cache"),
         "--json",
@@ -57,7 +57,7 @@ def test_samples(digits_dir, sampled, tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["samples"]["count"] == 40 and report["reference"]["name"] == "digits:test[:60]"
     assert report["metrics"]["frechet_distance"]["floor"]["counts"] == [50, 60]
-    assert report["reference"]["resize"] == "whole, centred, to 8 x 8"
+    assert report["reference"]["resize"] == "stretch, centered, to 8 x 8"
     assert set(report["metrics"]) == {
         "frechet_distance",
         "inception_score",
@@ -101,7 +101,7 @@ def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
 
 def test_class_agreement(digits_dir, tmp_path, capsys):
     """Of images of the data set itself, a third of them with the next class's label."""
-    real = image_sets.open_images("digits:test[:60]", resize="whole", data_dir=str(digits_dir))
+    real = image_sets.open_images("digits:test[:60]", resize="stretch", data_dir=str(digits_dir))
     batch = next(real.read(60))
     labels = np.where(np.arange(60) % 3 == 0, (batch.labels + 1) % 10, batch.labels)
     np.savez(tmp_path / "drawn.npz", batch.images, labels)
@@ -142,7 +142,7 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
 def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "var_jax.cli.evaluate.trained_on",
-        lambda model: "whole" if model == str(model_dir) else None,
+        lambda model: "stretch" if model == str(model_dir) else None,
     )
     opened = []
     open_images = image_sets.open_images
@@ -155,10 +155,10 @@ def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, caps
     shared = ["--reference", "digits:test[:60]", "--data-dir", str(digits_dir), "--cache", ""]
     assert main(["evaluate", "--model", str(model_dir), *shared]) == 0
     assert (
-        "PSNR" in capsys.readouterr().out and not list(tmp_path.iterdir()) and opened == ["whole"]
+        "PSNR" in capsys.readouterr().out and not list(tmp_path.iterdir()) and opened == ["stretch"]
     )
     assert main(["evaluate", "--model", str(model_dir), *shared, "--resize", "crop"]) == 0
-    assert opened == ["whole", "crop"]
+    assert opened == ["stretch", "crop"]
 
 
 def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):

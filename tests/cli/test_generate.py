@@ -77,7 +77,7 @@ def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
         "--data-dir",
         digits_dir,
         "--resize",
-        "whole",
+        "stretch",
     )
     assert main(arguments) == 0
     images, labels, settings = read(tmp_path)

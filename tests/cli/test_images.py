@@ -72,7 +72,7 @@ def test_edit_lays_a_mask_on_the_upright_image(plain, tmp_path):
     top[:12] = 255
     Image.fromarray(top).save(tmp_path / "top.png")
     mask = read_mask(
-        str(tmp_path / "top.png"), str(tmp_path / "phone.png"), small.TOKENIZER, "whole"
+        str(tmp_path / "top.png"), str(tmp_path / "phone.png"), small.TOKENIZER, "stretch"
     )
     np.testing.assert_array_equal(mask, np.arange(6)[:, None].repeat(8, 1) < 3)
 

@@ -63,7 +63,7 @@ def test_tokenize_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, ca
 def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path, capsys):
     for rest, message in (
         (("--views", 0), "--views is 0"),
-        (("--views", 2), "1 with data.resize 'whole'"),
+        (("--views", 2), "1 with data.resize 'stretch'"),
         (("--splits", "train,val"), "--splits is train,val; it must be train, test or train,test"),
         (("--batch", 0), "--batch is 0"),
         (("--views", "many"), "invalid int value"),

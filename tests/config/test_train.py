@@ -178,7 +178,7 @@ def test_config_dict_takes_no_new_keys():
             "data",
             "resize",
             "squash",
-            "config.data.resize is 'squash'; it must be 'crop' or 'stretch' or 'pad'",
+            "config.data.resize is 'squash'; it must be 'crop' or 'stretch' or 'pad'$",
         ),
         (
             "data",
@@ -244,8 +244,13 @@ def test_data_defaults_to_the_digits():
     assert DataConfig().name == "digits"
 
 
-def test_data_config_keeps_stretch_under_its_older_name():
-    """Token caches, workdirs and the ids of sweeps' runs have "whole": a config that says "stretch"
-    is the same run."""
-    assert DataConfig(resize="stretch") == DataConfig(resize="whole")
-    assert DataConfig(resize="stretch").resize == "whole"
+def test_data_config_takes_the_older_name_of_stretch():
+    """Configs, flags and the workdirs of earlier versions have "whole": it is the same run as one
+    that says "stretch", and every message says "stretch"."""
+    assert DataConfig(resize="whole") == DataConfig(resize="stretch")
+    assert DataConfig(resize="whole").resize == "stretch"
+    config = default_config()
+    config.data.resize = "whole"
+    assert from_config_dict(config).data.resize == "stretch"
+    values = plain(TrainConfig()) | {"data": {"resize": "whole"}}
+    assert plain(build(TrainConfig, values))["data"]["resize"] == "stretch"

@@ -27,7 +27,7 @@ def data(tmp_path_factory) -> DataConfig:
 def test_batches_are_bytes_of_the_models_shape(data):
     """Whatever the resizing and number of channels, images are uint8 of the asked shape and labels
     int32."""
-    for resize, shape in (("crop", SHAPE), ("whole", (5, 7, 3)), ("pad", (8, 11, 3))):
+    for resize, shape in (("crop", SHAPE), ("stretch", (5, 7, 3)), ("pad", (8, 11, 3))):
         (batch,) = take(
             loader.train_batches(dataclasses.replace(data, resize=resize), shape, 8, 0), 1
         )
@@ -49,7 +49,7 @@ def test_train_batches_of_a_resumed_run_are_those_of_an_uninterrupted_one(data):
 def test_train_batches_have_every_image_once_per_epoch(data):
     """Each third of three epochs has the same images in another order; the second epoch of a seed
     is not the first of the next."""
-    plain = dataclasses.replace(data, resize="whole")
+    plain = dataclasses.replace(data, resize="stretch")
     stream = np.concatenate(
         [b["image"] for b in take(loader.train_batches(plain, SHAPE, 9, 0), 30)]
     )
@@ -73,7 +73,7 @@ def test_crops_are_drawn_anew_for_every_image_and_epoch(data):
     )  # of 270; 90 images have at most 3 x 4 places each
 
 
-@pytest.mark.parametrize("resize", ["crop", "whole"])
+@pytest.mark.parametrize("resize", ["crop", "stretch"])
 def test_flips_are_drawn_anew_and_change_nothing_else(data, resize):
     """The batches without flips, about half of their images mirrored; an image is not mirrored in
     every epoch. A run that resumes draws the same ones."""

@@ -50,7 +50,7 @@ class Noted:
 
 
 def data(workers: int = 0) -> DataConfig:
-    return DataConfig(resize="whole", workers=workers)
+    return DataConfig(resize="stretch", workers=workers)
 
 
 @pytest.fixture

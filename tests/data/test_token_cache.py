@@ -107,7 +107,7 @@ def test_token_batches_have_the_order_of_images(cache):
         def __getitem__(self, index):
             return {"image": np.full((1, 1, 1), index, np.uint8), "label": index % 10}
 
-    full = dataclasses.replace(DATA, resize="whole")
+    full = dataclasses.replace(DATA, resize="stretch")
     actual = take(token_cache.train_batches(cache, 4, 7, 3), 9)
     expected = take(loader.train_batches(full, (1, 1, 1), 4, 7, 3, split=Images()), 9)
     for a, b in zip(actual, expected, strict=True):

@@ -9,6 +9,7 @@ from PIL import Image
 from var_jax.config.train import DataConfig
 from var_jax.data import image_folder, sources, transforms
 from var_jax.errors import UserError
+from var_jax.evaluate import image_sets
 from var_jax.evaluate.image_sets import open_images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (7, 5, 6, 3), dtype=np.uint8)
@@ -67,9 +68,34 @@ def test_folder(tmp_path):
         for i in order
     ]
     np.testing.assert_array_equal(all_of(fitted)[0][..., 0], by_hand)
-    assert fitted.fingerprint != images.fingerprint and fitted.resize == "whole, centred, to 4 x 4"
-    older = open_images(str(tmp_path), shape=(4, 4, 1), resize="whole")
-    assert older.fingerprint == fitted.fingerprint
+    assert (
+        fitted.fingerprint != images.fingerprint and fitted.resize == "stretch, centered, to 4 x 4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("resize", "earlier", "expected"),
+    [
+        ("crop", "crop", "964334cfb53f9979"),
+        ("stretch", "whole", "f130b3d106797875"),
+        ("whole", "whole", "f130b3d106797875"),
+        ("pad", "pad", "b13b5fc7941de8fa"),
+    ],
+)
+def test_open_images_gives_the_fingerprints_of_the_earlier_version(
+    tmp_path, resize, earlier, expected
+):
+    """Caches of features and rows of studies have these, which the version computed that called
+    "stretch" by another name; what that version wrote into reports is read in today's words."""
+    for number in range(2):
+        pixels = np.full((3, 4), number * 50, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = open_images(str(tmp_path), shape=(4, 4, 1), resize=resize)
+    assert images.fingerprint == expected
+    rest = "; images of that size as they are" if resize == "crop" else ""
+    assert image_sets.current_text(f"{earlier}, centred, to 4 x 4{rest}") == images.resize
+    assert image_sets.current_text(images.resize) == images.resize
+    assert image_sets.current_text("none") == "none"
 
 
 @pytest.mark.parametrize("resize", ["crop", "stretch", "whole", "pad"])
@@ -99,7 +125,7 @@ def test_open_images_crops_only_images_of_another_size(tmp_path):
     images = open_images(str(tmp_path), shape=(5, 6, 3))
     cropped = transforms.crop(transforms.fit(large, (5, 6, 3), "crop"), (5, 6, 3))
     np.testing.assert_array_equal(all_of(images)[0], [PIXELS[0], cropped])
-    assert images.resize == "crop, centred, to 5 x 6; images of that size as they are"
+    assert images.resize == "crop, centered, to 5 x 6; images of that size as they are"
 
 
 def test_open_images_and_training_see_the_same_files(tmp_path):

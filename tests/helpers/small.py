@@ -57,7 +57,7 @@ def get_config(arg="d2"):
     config = default_config()
     config.stage = "tokenizer" if arg == "tokenizer" else "transformer"
     config.steps, config.batch_size, config.eval_images, config.sample_classes = 2, 8, 8, 2
-    config.data.resize = "whole"
+    config.data.resize = "stretch"
     config.tokenizer.update(dict(
         scales="{SCALES}", in_channels=1, channels=8, multipliers=(1, 2), blocks=1, attention=False,
         mid_attention=False, norm_groups=4, z_channels=4, vocab_size=16, phi=2))
@@ -78,7 +78,7 @@ def train_config(stage: str, data_dir, **changes) -> TrainConfig:
         "eval_images": 12,
         "sample_classes": 2,
         "ema": 0.9,
-        "data": DataConfig("digits", data_dir=str(data_dir), resize="whole"),
+        "data": DataConfig("digits", data_dir=str(data_dir), resize="stretch"),
         "tokenizer": TOKENIZER,
         "transformer": TRANSFORMER if stage == "transformer" else None,
         # eps: Adam would blow the rounding of gradients near zero up to whole steps.

@@ -23,7 +23,7 @@ def run_study(model_dir, digits_dir, tmp_path, monkeypatch):
             "--model": model,
             "--reference": REFERENCE,
             "--training": "digits:train[:80]",
-            "--resize": "whole",
+            "--resize": "stretch",
             "--data-dir": digits_dir,
             "--num": num,
             "--resamples": 0,

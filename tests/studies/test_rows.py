@@ -54,6 +54,19 @@ def test_rows_of_other_settings_are_refused(tmp_path):
         study.Rows(tmp_path / "file" / "rows.json", ABOUT)
 
 
+def test_rows_of_an_earlier_version_go_on_whatever_it_called_the_resizing(tmp_path):
+    """A file that says "whole, centred" is of the same images as one that says "stretch,
+    centered"."""
+    path = tmp_path / "rows.json"
+    earlier = {"count": 3, "resize": "whole, centred, to 8 x 8"}
+    study.Rows(path, {**ABOUT, "reference": earlier}).add("x", {})
+    today = {"count": 3, "resize": "stretch, centered, to 8 x 8"}
+    assert "x" in study.Rows(path, {**ABOUT, "reference": today})
+    other = {"count": 3, "resize": "crop, centered, to 8 x 8"}
+    with pytest.raises(UserError, match="reference.resize: crop, .* here, stretch, .* there"):
+        study.Rows(path, {**ABOUT, "reference": other})
+
+
 def test_rows_take_what_an_earlier_run_did_not_know(tmp_path):
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})

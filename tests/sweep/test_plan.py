@@ -1,5 +1,7 @@
 import dataclasses
+import hashlib
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -124,6 +126,22 @@ def test_plan_ids_ignore_volatile_keys():
     assert set(plan.VOLATILE) <= set(RESUMABLE)
 
 
+@pytest.mark.parametrize("resize", ["stretch", "whole"])
+def test_run_id_has_the_first_name_of_stretch(resize, monkeypatch):
+    """The runs of sweeps that an earlier version started are found again: what their ids are
+    digests of says "whole"."""
+    digested = []
+
+    def sha256(text):
+        digested.append(json.loads(text))
+        return hashlib.sha256(text)
+
+    monkeypatch.setattr(plan, "hashlib", SimpleNamespace(sha256=sha256))
+    data = dataclasses.replace(BASE.data, resize=resize)
+    plan.run_id(dataclasses.replace(BASE, data=data))
+    assert [values["data"]["resize"] for values in digested] == ["whole"]
+
+
 def test_run_id_is_stable():
     assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
     assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0
@@ -160,7 +178,7 @@ def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
     manifest = token_manifest.Manifest(
         fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
         "digits",
-        "whole",
+        "stretch",
         (8, 8, 1),
         model.tokenizer.scales,
         16,

@@ -44,7 +44,7 @@ def cache(tmp_path):
     manifest = token_manifest.Manifest(
         fingerprints.tokenizer_fingerprint(small.TOKENIZER, model.params["tokenizer"]),
         "digits",
-        "whole",
+        "stretch",
         small.TOKENIZER.image_shape,
         small.SCALES,
         16,
@@ -66,7 +66,7 @@ def cache(tmp_path):
     ("changes", "words"),
     [
         ({"data": "fashion_mnist_idx"}, "data.name: digits here, fashion_mnist_idx there"),
-        ({"resize": "crop"}, "data.resize: whole here, crop there"),
+        ({"resize": "crop"}, "data.resize: stretch here, crop there"),
         ({"fingerprint": "0" * 16}, "tokenizer fingerprint"),
         (
             {"class_names": tuple("0123456789a")},

@@ -56,7 +56,7 @@ def inputs(
 @pytest.fixture
 def opened(folder, tmp_path):
     data = DataConfig(
-        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="stretch"
     )
     return lambda: inputs(data)
 
@@ -207,7 +207,7 @@ def test_data_report_warns_of_empty_classes_and_dropped_color(opened, folder, tm
     """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color
     without a trace."""
     data = DataConfig(
-        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="stretch"
     )
     assert warnings_of(opened()) == []
     (warning,) = warnings_of(inputs(data, "transformer"))
@@ -232,7 +232,7 @@ def test_inputs_of_a_resumed_run_keep_the_order_of_classes(folder, tmp_path):
         (folder / f"{i}").mkdir()
         (folder / f"{i}" / "0.png").write_bytes((folder / "cat" / "0.png").read_bytes())
     data = DataConfig(
-        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="whole"
+        "image_folder", source_dir=str(folder), data_dir=str(tmp_path / "tfds"), resize="stretch"
     )
     new = inputs(data).identity
     older = sorted(new["class_names"])

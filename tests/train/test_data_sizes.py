@@ -32,7 +32,9 @@ def folder(root, mode: str, classes=("cat", "dog", "owl"), images=4) -> DataConf
             Image.fromarray(np.full((6, 8, 3), 30 * i, np.uint8)).convert(mode).save(
                 root / name / f"{i}.png"
             )
-    return DataConfig("image_folder", source_dir=str(root), data_dir=f"{root}-tfds", resize="whole")
+    return DataConfig(
+        "image_folder", source_dir=str(root), data_dir=f"{root}-tfds", resize="stretch"
+    )
 
 
 def config(data, stage="transformer", **changes):

@@ -192,8 +192,8 @@ module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shar
 
 
 def test_tokenize_refuses_views_without_crops(config, model_dir, tmp_path):
-    still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="whole"))
-    with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'whole'"):
+    still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="stretch"))
+    with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'stretch'"):
         tokenize(still, str(model_dir), str(tmp_path / "cache"), views=2)
     assert not (tmp_path / "cache").exists()
     tokenize(still, str(model_dir), str(tmp_path / "cache"), batch=1)
@@ -207,7 +207,7 @@ def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, t
     """As crops are; with flips, a set that is not cropped has views, and its held-out images are
     not flipped."""
     flipped = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, resize="whole", flip=True)
+        config, data=dataclasses.replace(config.data, resize="stretch", flip=True)
     )
     tokenize(flipped, str(model_dir), str(tmp_path / "cache"), views=2, batch=1)
     cache, model = token_cache.open_cache(tmp_path / "cache"), Pipeline.from_pretrained(model_dir)
@@ -304,7 +304,7 @@ def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
         "image_folder",
         source_dir=str(folder),
         data_dir=str(tmp_path / "tfds"),
-        resize="whole",
+        resize="stretch",
         tokens_dir=str(cache or ""),
     )
     return small.train_config("transformer", "", data=data)

@@ -8,7 +8,7 @@ example:
       --out edited/
   var-jax edit --model models/d16 --image cat.png --keep-scales 4 --label 281 --seed 7 \\
       --out another_cat.png
-  var-jax edit --model models/d16 --image enlarged.png --resize whole --keep-scales 8 \\
+  var-jax edit --model models/d16 --image enlarged.png --resize stretch --keep-scales 8 \\
       --out finer.png
 
 A mask is black and white of any format and depth, or white (or one color) painted on a transparent
@@ -23,6 +23,7 @@ import argparse
 import logging
 import os
 from pathlib import PurePath
+from typing import get_args
 
 import numpy as np
 from etils import epath
@@ -30,6 +31,7 @@ from etils import epath
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
+from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.sampling import labels as class_labels
@@ -80,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
-        metavar="{crop,stretch,pad}",
+        type=current_resize,
+        choices=get_args(Resize),
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",
     )

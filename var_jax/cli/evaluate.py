@@ -25,8 +25,10 @@ disjoint halves of the reference, is printed beside it for comparison only.
 import argparse
 import json
 import os
+from typing import get_args
 
 from var_jax.cli.args import require_apart
+from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.io import atomic
@@ -104,8 +106,8 @@ def add_arguments(parser: argparse.ArgumentParser):
 def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
     parser.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
-        metavar="{crop,stretch,pad}",
+        type=current_resize,
+        choices=get_args(Resize),
         default="crop" if default == "crop" else None,
         help=f"how images of {whose} are brought to size, as data.resize in training; images of "
         f"that size are taken as they are (default {default})",
@@ -201,11 +203,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def trained_on(model: str | None) -> str | None:
-    """How a workdir's images were brought to size; None of anything else."""
+    """Returns how a workdir's images were brought to size; None of anything else."""
     from var_jax.evaluate import training_images
 
     data = None if model is None else training_images.data_of(model)
-    return data.get("resize") if data else None
+    name = data.get("resize") if data else None
+    return current_resize(name) if isinstance(name, str) else None
 
 
 def _samples(args: argparse.Namespace, image_options: dict) -> dict:

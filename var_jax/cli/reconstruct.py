@@ -5,9 +5,11 @@ example:
 """
 
 import argparse
+from typing import get_args
 
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import expand, read_image
+from var_jax.config.sections import Resize, current_resize
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -17,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--images", required=True, metavar="GLOB", help="image files")
     parser.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
-        metavar="{crop,stretch,pad}",
+        type=current_resize,
+        choices=get_args(Resize),
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",
     )

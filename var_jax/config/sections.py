@@ -1,9 +1,26 @@
 """Sections of a training config that every objective may have: data, optimizer, losses and mesh."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from var_jax.config.strict import require
+from var_jax.config.strict import RENAMED, require
+
+# How images are brought to the model's size.
+Resize = Literal["crop", "stretch", "pad"]
+# Values of earlier versions, which configs, flags and files may still have.
+RENAMED_RESIZE = {"whole": "stretch"}
+
+
+def current_resize(name: str) -> Any:
+    """Returns the name that a way of resizing has today (`Resize`); any other text as it is."""
+    return RENAMED_RESIZE.get(name, name)
+
+
+def first_resize(name: str) -> str:
+    """Returns the name that a way of resizing had first, which digests hold: a run, an image or a
+    shard that an earlier version wrote keeps its id, its fingerprint or its stamp."""
+    first = {today: earlier for earlier, today in RENAMED_RESIZE.items()}
+    return first.get(name, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +36,8 @@ class DataConfig:
         splits too.
       eval_split: name of the TFDS split that is held out.
       resize: "crop" (photographs: Lanczos, short side to 1.125 times the size, then a crop),
-        "stretch" (Lanczos to the exact size; kept as "whole", its older name, which is accepted
-        too) or "pad" (centered on black, not scaled).
+        "stretch" (Lanczos to the exact size; "whole", its older name, is accepted too) or "pad"
+        (centered on black, not scaled).
       skip_bad_images: scan an image folder before the run, list the files that do not decode, and
         leave them out; otherwise such a file is an error that names it.
       workers: processes that decode images, at most as many as this process has processors; 0 for
@@ -36,7 +53,7 @@ class DataConfig:
     source_dir: str = ""
     train_split: str = "train"
     eval_split: str = "test"
-    resize: Literal["crop", "stretch", "pad", "whole"] = "crop"
+    resize: Resize = dataclasses.field(default="crop", metadata={RENAMED: RENAMED_RESIZE})
     skip_bad_images: bool = False
     workers: int = 0
     flip: bool = False
@@ -49,8 +66,7 @@ class DataConfig:
             self.workers,
             "0, for threads, or the number of processes",
         )
-        if self.resize == "stretch":  # token caches, workdirs and run ids have the older name
-            object.__setattr__(self, "resize", "whole")
+        object.__setattr__(self, "resize", current_resize(self.resize))
 
 
 @dataclasses.dataclass(frozen=True)

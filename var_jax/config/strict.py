@@ -14,6 +14,8 @@ from typing import Any, Literal
 from var_jax.config.scales import Scales
 from var_jax.errors import UserError, did_you_mean
 
+# Key of a field's metadata: {value of an earlier version: the value that `build` takes for it}.
+RENAMED = "renamed"
 LARGEST_INTEGER = 2**63 - 1  # of 64 bits; arrays, checkpoints and JSON readers hold no more
 
 
@@ -45,7 +47,7 @@ class MissingKey(UserError):
 
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
     """Returns an instance of the dataclass `cls` from nested plain values, every key and kind
-    checked.
+    checked. Values that a field's metadata has as `RENAMED` are taken for those of today.
 
     Raises:
       UserError: an unknown key (with the closest known one), a value of the wrong kind or a number
@@ -60,7 +62,11 @@ def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
         needed = field.default is unset and field.default_factory is unset
         if needed and field.name not in mapping:
             raise MissingKey(f"{path}.{field.name} is missing; it must be given")
-    values = {key: _convert(hints[key], value, f"{path}.{key}") for key, value in mapping.items()}
+    renamed = {field.name: field.metadata.get(RENAMED, {}) for field in dataclasses.fields(cls)}
+    values = {
+        key: _convert(hints[key], _today(value, renamed[key]), f"{path}.{key}")
+        for key, value in mapping.items()
+    }
     instance = cls(**values)
     # Only now, because the class's own checks name the range that is right for a key.
     for key, value in values.items():
@@ -94,6 +100,11 @@ def differences(here: Any, there: Any, path: str = "") -> list[str]:
             for d in differences(here.get(key), there.get(key), f"{path}.{key}".strip("."))
         ]
     return [] if here == there else [f"{path}: {here} here, {there} there"]
+
+
+def _today(value: Any, renamed: Mapping[str, str]) -> Any:
+    """Returns the value that stands for one of an earlier version; any other as it is."""
+    return renamed.get(value, value) if isinstance(value, str) else value
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:

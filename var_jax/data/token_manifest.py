@@ -8,7 +8,8 @@ from etils import epath
 from jaxtyping import Int
 
 from var_jax.config.scales import Scales
-from var_jax.config.strict import MissingKey, build, plain
+from var_jax.config.sections import RENAMED_RESIZE, first_resize
+from var_jax.config.strict import RENAMED, MissingKey, build, plain
 from var_jax.errors import UserError
 from var_jax.io.json import read_object
 
@@ -67,7 +68,7 @@ class Manifest:
 
     fingerprint: str
     data: str
-    resize: str
+    resize: str = dataclasses.field(metadata={RENAMED: RENAMED_RESIZE})
     image_shape: tuple[int, ...]
     scales: Scales
     vocab_size: int
@@ -84,6 +85,11 @@ class Manifest:
         """All fields except the splits, as plain JSON values; all shards of a cache share them."""
         unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
         return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
+
+    @property
+    def digest_settings(self) -> dict[str, Any]:
+        """The settings as the digests of finished shards have them, which keep first names."""
+        return {**self.settings, "resize": first_resize(self.resize)}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

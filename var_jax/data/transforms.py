@@ -5,17 +5,17 @@ then a random crop (in evaluation a center crop). It has no flip; data may ask f
 """
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from var_jax.config.sections import Resize
 from var_jax.data.image_file import decode, eight_bits, on_background
 from var_jax.errors import UserError, did_you_mean
 
 __all__ = ["Resize", "at_size", "check", "crop", "decode", "eight_bits", "fit"]
-Resize = Literal["crop", "stretch", "pad", "whole"]  # the last is the older name of "stretch"
 SHORT_SIDE = 1.125
 # "crop" enlarges the short side of a line of pixels to the model's, so that its length would grow
 # without bound: a longer image is cut to its middle.

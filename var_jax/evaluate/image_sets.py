@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from var_jax.config.sections import current_resize, first_resize
 from var_jax.config.strict import require
 from var_jax.config.train import DataConfig
 from var_jax.data import image_file, sources, streams, survey, transforms, visible_files
@@ -91,6 +92,7 @@ def open_images(
       UserError: there is no such file, directory, data set or split, or its content does not fit.
     """
     require(num >= 0, "--num", num, "0, for all, or more")
+    resize = current_resize(resize)
     path = epath.Path(spec).expanduser()
     if spec.endswith(".npz"):
         return _npz(spec, path, shape, num, seed)
@@ -272,20 +274,30 @@ def _loaded(
             mask = batch["mask"]
             yield Batch(batch["image"][mask], batch["label"][mask] if class_names else None)
 
-    # Part of fingerprints, so that its spelling stays, and the older name of "stretch".
-    resize_name = "whole" if resize == "stretch" else resize
-    resized_how = f"{resize_name}, centred, to {size[0]} x {size[1]}" if resized else "none"
+    resize_text = f"{resize}, centered, to {size[0]} x {size[1]}" if resized else "none"
     if resized and resize == "crop":
-        resized_how += "; images of that size as they are"
+        resize_text += "; images of that size as they are"
     return ImageSet(
         name,
-        fingerprint([content, str(size), resized_how]),
+        fingerprint([content, str(size), _first_text(resize_text)]),
         size,
-        resized_how,
+        resize_text,
         len(rows),
         class_names,
         read,
     )
+
+
+def current_text(resize_text: str) -> str:
+    """Returns `ImageSet.resize` as an earlier version wrote it in the words of today."""
+    name, comma, rest = resize_text.partition(", centred,")
+    return f"{current_resize(name)}, centered,{rest}" if comma else resize_text
+
+
+def _first_text(resize_text: str) -> str:
+    """Returns `ImageSet.resize` in the words that it had first, which fingerprints keep."""
+    name, comma, rest = resize_text.partition(", centered,")
+    return f"{first_resize(name)}, centred,{rest}" if comma else resize_text
 
 
 def _shape(shape: tuple[int, ...]) -> Shape:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from etils import epath
@@ -15,9 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import differences, require
 from var_jax.errors import Parser, UserError
-from var_jax.evaluate import features
+from var_jax.evaluate import features, image_sets
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.io import atomic
 from var_jax.io.json import read_object
@@ -61,8 +62,8 @@ def add_arguments(parser: Parser):
     )
     parser.add_argument(
         "--resize",
-        choices=("crop", "stretch", "pad", "whole"),  # the last is the older name of "stretch"
-        metavar="{crop,stretch,pad}",
+        type=current_resize,
+        choices=get_args(Resize),
         default="crop",
         help="how images are brought to the model's size, as in training (default crop)",
     )
@@ -187,7 +188,7 @@ class Rows:
             if None in (self.about[key], file_about[key])
         }
         known_here, known_there = (
-            {key: value for key, value in about.items() if key not in unknown}
+            {key: _in_words_of_today(value) for key, value in about.items() if key not in unknown}
             for about in (self.about, file_about)
         )
         # The shortest first: a fingerprint that differs says less than the seed that made it.
@@ -233,6 +234,14 @@ class Rows:
         self.rows[name] = json.loads(json.dumps(row))
         content = {"format": FORMAT, "about": self.about, "notes": self.notes, "rows": self.rows}
         atomic.save(self.path, json.dumps(content, indent=1, ensure_ascii=False), "the study")
+
+
+def _in_words_of_today(value: Any) -> Any:
+    """Returns a value of `about` with the text on resizing of an image set's entry as this version
+    writes it."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("resize"), str):
+        return value
+    return {**value, "resize": image_sets.current_text(value["resize"])}
 
 
 def _make_directory(path: epath.Path):

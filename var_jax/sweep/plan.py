@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from var_jax.config.sections import first_resize
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.data import fingerprints, token_manifest
@@ -224,8 +225,10 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         for section in sections:
             node = node[section]
         node.pop(last, None)
-    # Volatile too, but kept at its default, so that runs of earlier sweeps keep their ids.
+    # Runs of earlier sweeps keep their ids: this one is volatile too, but kept at its default, and
+    # the way of resizing has the name that it had first.
     values["microbatches"] = 1
+    values["data"]["resize"] = first_resize(config.data.resize)
     if trunk:
         values["branch_from"] = trunk
     if tokenizer:

@@ -123,7 +123,7 @@ def _stamp(
     """
     path = directory / part.role
     about = {
-        **manifest.settings,
+        **manifest.digest_settings,
         "split": plain(dataclasses.replace(getattr(manifest, part.role), shards=())),
         "part": part,
     }
