@@ -3,14 +3,14 @@ field's words as names, and functions whose arguments say what they are."""
 
 import ast
 import collections
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from helpers.sources import ROOT, File, sources
+
 MOST_LINES = 400
 MOST_COLUMNS = 100
 MOST_POSITIONAL = 6
@@ -22,28 +22,6 @@ ideal_vectors kept draw_last inward outward untold whole _owning _at_once _taken
 Creation Phase First to_signal needs fools tells_apart similar beside_floor doubts told everything
 apart who Judge hopeless silent last_words FENCE found given ours theirs wanted drawn share_interval
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A Python source: its path below the checkout, and its text."""
-
-    path: Path
-    text: str
-
-    @functools.cached_property
-    def tree(self) -> ast.Module:
-        return ast.parse(self.text)
-
-    @property
-    def folder(self) -> str:
-        """Returns such as "var_jax/ops"; the file itself for one that lies beside the folders."""
-        return "/".join(self.path.parts[:2])
-
-    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield node
 
 
 def positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
@@ -217,14 +195,6 @@ PACKAGE_RULES = (
     switches_on_stage,
     names_an_objective,
 )
-
-
-@functools.cache
-def sources(top: str) -> tuple[File, ...]:
-    return tuple(
-        File(path.relative_to(ROOT), path.read_text())
-        for path in sorted((ROOT / top).rglob("*.py"))
-    )
 
 
 @functools.cache

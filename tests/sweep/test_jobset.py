@@ -166,7 +166,7 @@ def test_manifest_starts_the_same_command_on_every_host():
     manifest = TPU.manifest(command())
     [replicated] = manifest["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
-    # 16 chips, 4 a host, two slices
+    # 16 chips, 4 per host, two slices
     assert (replicated["replicas"], job["parallelism"], job["completions"]) == (2, 4, 4)
     [container] = job["template"]["spec"]["containers"]
     assert container["command"] == ["python", *command().argv[1:]]
