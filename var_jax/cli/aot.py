@@ -1,8 +1,9 @@
-"""Compiles a config's train or sample step for a TPU slice that this machine does not have, and
-reports whether it fits into the chips' memory and how fast it can be at most.
+"""Compiles a config's train or sample step for a TPU slice, without a TPU.
+
+It reports whether the step fits into the chips' memory, and the highest speed that it can have.
 
 It needs no TPU, no data and no tokenizer directory, but the TPU compiler: pip install
-'var-jax[aot]'. The exit code is 0 where the step fits, and 1 where it does not.
+'var-jax[aot]'. The exit code is 0 if the step fits, and 1 if it does not.
 
 example:
   var-jax aot --config configs/imagenet256.py:d16 --topology v5e:16x16 --json d16.json

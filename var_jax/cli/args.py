@@ -25,7 +25,7 @@ def require_apart(
     """Checks, before any work, that no output replaces a file that is read, or another output.
 
     Args:
-      outputs: paths by option; None where an option is not given.
+      outputs: paths by option; None if an option is not given.
       inputs: likewise.
 
     Raises:
@@ -47,7 +47,7 @@ def _real(path: str) -> str:
 EXAMPLE = "var_jax.config.train.default_config()"
 CHECKOUT = Path(__file__).parents[
     2
-]  # of the sources; elsewhere, the folder of the installed packages
+]  # root of the sources; else the folder of the installed packages
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
@@ -62,22 +62,23 @@ def add_config_argument(parser: argparse.ArgumentParser):
 
 
 def read_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The run that a config file describes, with `--config.key=value` overrides.
+    """Returns the run that a config file describes, with `--config.key=value` overrides.
 
     Raises:
-      UserError: no such file, one that does not run, an unknown key, or a value of the wrong kind
-        or out of range.
+      UserError: there is no such file, it does not run, a key is unknown, or a value of the wrong
+        kind or out of range.
     """
     return from_config_dict(read_config_dict(file, overrides))
 
 
 def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """As `read_config`, the values as they were given: those that follow from others are not filled
-    in.
+    """Returns the values of `read_config` as they were given, as a ConfigDict.
+
+    Values that follow from others are not filled in.
 
     Raises:
-      UserError: no such file, one that does not run, an unknown key, or a value that is no value of
-        its key's kind.
+      UserError: there is no such file, it does not run, a key is unknown, or a value that is no
+        value of its key's kind.
     """
     config = call(file, "get_config")
     if not isinstance(config, ConfigDict):
@@ -103,22 +104,23 @@ def read_config_dict(file: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
-    """As `read_config`, with the sizes that the file leaves to the data, for commands that train
-    nothing.
+    """Returns the run of `read_config` with the sizes that the file leaves to the data.
+
+    Use it for commands that train nothing.
 
     Raises:
-      UserError: as `read_config`, or the data that would tell are not at hand.
+      UserError: as in `read_config`, or the data are needed and not on this machine.
     """
     config = read_config(file, overrides)
     if not config.left_to_data:
         return config
-    from var_jax.train import data_sizes  # it brings the libraries of all data sets
+    from var_jax.train import data_sizes  # it imports the libraries of all data sets
 
     return data_sizes.from_data(config)
 
 
 def call(file: str, function: str) -> Any:
-    """What `get_config` or `get_sweep` of FILE.py[:ARG] returns, given ARG where there is one.
+    """Returns the result of `get_config` or `get_sweep` of FILE.py[:ARG], called with any ARG.
 
     Raises:
       UserError: there is no such file or function, or the user's code in it raises; the line names
@@ -150,7 +152,7 @@ def call(file: str, function: str) -> Any:
 
 
 def _run(path: str) -> types.ModuleType:
-    """The config file as a module."""
+    """Returns the config file as a module."""
     if not os.path.isfile(path):
         raise UserError(f"no config file {path!r}; {_where(path)}")
     loader = importlib.machinery.SourceFileLoader("var_jax_user_config", path)
@@ -162,7 +164,7 @@ def _run(path: str) -> types.ModuleType:
 
 
 def _where(path: str) -> str:
-    """Where a config file may be found that is not where it was looked for."""
+    """Returns a hint about the place of a config file that was not found."""
     if os.path.lexists(path):
         kind = "a directory" if os.path.isdir(path) else "a link that leads to no file"
         return f"it is {kind}"
@@ -178,7 +180,7 @@ def _where(path: str) -> str:
 
 
 def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:
-    """Runs a user's code, and tells in one line what it raises."""
+    """Runs a user's code, and reports its error in one line."""
     try:
         return run()
     except UserError as error:  # a config refuses its argument, say
@@ -194,8 +196,10 @@ def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:
 
 
 def _text(error: BaseException) -> str:
-    """An error in a few words; a key that a ConfigDict does not have, without the list of all that
-    it has."""
+    """Returns an error in a few words.
+
+    For an unknown key of a ConfigDict, the list of its known keys is left out.
+    """
     text = " ".join(str(error).split())
     if kinds := re.search(
         r"Could not override field '(\w+)' \(reference\)\. (.*) is of original type "
@@ -213,14 +217,13 @@ def _text(error: BaseException) -> str:
 
 
 def _suggested(text: str) -> str:
-    """The flag library's suggestion."""
+    """Returns the flag library's suggestion."""
     close = re.search(r'[Dd]id you mean "(\w+)"', text)
     return f'; did you mean "{close[1]}"?' if close else ""
 
 
 def _override_error(error: BaseException) -> str:
-    """What is wrong with an override, in one line: the flag library wraps what a key or value
-    raises."""
+    """Returns the fault of an override in one line, without the flag library's wrapping."""
     inner = error
     while inner.args and isinstance(inner.args[0], BaseException):
         inner = inner.args[0]

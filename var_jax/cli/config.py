@@ -1,5 +1,4 @@
-"""Prints a training config as `train` resolves it: one line per key with its value, meaning and
-default.
+"""Prints a training config as `train` resolves it: each key's value, meaning and default.
 
 Without a file it lists all keys with their defaults. Keys of the tokenizer's section are replaced
 by those of `tokenizer_dir` when a transformer's run starts. On a terminal, meanings are wrapped; in
@@ -21,7 +20,7 @@ from var_jax.config.strict import plain
 from var_jax.errors import UserError
 
 MEANING_COLUMN = 44  # characters to the left of a key's meaning
-NARROWEST_MEANING = 40  # characters to wrap a meaning to
+NARROWEST_MEANING = 40  # least width in characters to wrap a meaning to
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -98,13 +97,13 @@ def lines(
 
 
 def _commented(assignment: str, comment: str, width: int | None) -> list[str]:
-    """Returns an assignment with a comment beside it, wrapped to a width where one is given."""
+    """Returns an assignment with its comment to the right, wrapped to a width if one is given."""
     start = f"{assignment:<{MEANING_COLUMN}}  # " if assignment else "# "
     if width is None or len(start) + len(comment) <= width:
         return [start + comment]
     indent = len(start) - 2 if assignment else 0
     if indent > MEANING_COLUMN + 2 or width - indent < NARROWEST_MEANING:
-        # Beside a long value, or in a narrow terminal, no room is left: the meaning goes below.
+        # Next to a long value, or in a narrow terminal, no room is left: the meaning goes below.
         below = textwrap.wrap(comment, max(width - 6, NARROWEST_MEANING), break_on_hyphens=False)
         return [assignment, *(f"    # {line}" for line in below)]
     first, *others = textwrap.wrap(comment, width - indent - 2, break_on_hyphens=False)

@@ -109,6 +109,6 @@ def _option(name: str) -> str:
 
 
 def _flag(name: str, value: Any) -> str:
-    """A keyword of `from_torch` as it is given on the command line."""
+    """Returns a keyword of `from_torch` as an option of the command line."""
     flag = _option(name)
     return flag if value is True else f"{flag} {value}"

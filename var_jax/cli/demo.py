@@ -1,12 +1,11 @@
-"""Serves a local web page that generates images of a class, coarse to fine, and edits them inside a
-painted mask.
+"""Serves a local web page that generates images, coarse to fine, and edits them under a mask.
 
 example:
   var-jax demo --model runs/quickstart
   var-jax demo --model models/d16 --dtype bfloat16 --port 8000
 
 It needs the extra: pip install 'var-jax[demo]'. Only this machine can open the page, unless --host
-is another address of it (0.0.0.0 is all of them): then everybody who can reach that address may use
+is another address of it (0.0.0.0 is all of them): then everyone who can reach that address can use
 it, without a password. Nothing is sent anywhere. Ctrl-C ends it.
 """
 
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_free(host: str, port: int):
-    """Raises UserError unless a server may listen there: told before a model is loaded."""
+    """Raises UserError unless a server may listen there; call it before a model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM

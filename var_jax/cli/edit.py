@@ -1,5 +1,7 @@
-"""Zero-shot in-painting (the mask or box is generated), out-painting (it is kept) and, with a
-label, class editing; and, with --keep-scales alone, variations and finer detail of whole images.
+"""Edits images zero-shot: in-painting, out-painting, class editing, and variations.
+
+In-painting generates the mask or box, out-painting keeps it, and a label makes either class
+editing. With --keep-scales and no region, variations or finer detail of whole images are generated.
 
 example:
   var-jax edit --model runs/quickstart --image digit.png --box 0.25,0.25,0.75,0.75 --label 3 \\
@@ -160,8 +162,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _files(patterns: list[str]) -> list[str]:
-    """Returns the image files of names and globs. A name without wildcards may lie in a bucket;
-    whether it is there shows when it is read."""
+    """Returns the image files of names and globs.
+
+    A name without wildcards may be in a bucket; a missing file is reported when it is read.
+    """
     files = []
     for pattern in patterns:
         files.extend(expand(pattern) if _has_wildcards(pattern) else [pattern])
@@ -173,8 +177,9 @@ def _has_wildcards(pattern: str) -> bool:
 
 
 def _places(out: str, patterns: list[str], files: list[str]) -> list[str]:
-    """Returns the output path of each image. Whether `out` is a directory does not depend on how
-    many files a glob matches.
+    """Returns the output path of each image.
+
+    Whether `out` is a directory does not depend on the number of files that a glob matches.
 
     Raises:
       UserError: two images would be written to one file, or an image would be overwritten.
@@ -207,8 +212,7 @@ def _same(a: str, b: str) -> bool:
 
 
 def _check(keep: np.ndarray, args: argparse.Namespace):
-    """Raises UserError for a mask that leaves nothing to generate or, with --outpaint, nothing to
-    keep."""
+    """Raises UserError for a mask with nothing to generate or, with --outpaint, nothing to keep."""
     option = f"--box {args.box!r}" if args.box else f"--mask {args.mask}"
     keeps_some = bool(keep.any())
     keeps_all = bool(keep.all())

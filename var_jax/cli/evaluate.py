@@ -16,10 +16,10 @@ example:
       --picture rec.png
 
 The Fréchet distance is called FID only when measured by Inception v3. The intervals (ci95) of a
-sample set are the noise of drawing as many images again; the floor is what real images score
-against real images, at the counts printed beside it. Reconstructions are paired with the reference,
-so that their distance has neither floor nor interval: real_against_real, the distance of two
-disjoint halves of the reference, is printed beside it for comparison only.
+sample set are the noise of drawing as many images again; the floor is the distance of real images
+to real images, at the counts printed next to it. Reconstructions are paired with the reference, so
+that their distance has neither floor nor interval: real_against_real, the distance of two disjoint
+halves of the reference, is printed next to it only for comparison.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.io import atomic
 
-# What a metric may be compared with, by its key in the report: how its line says so.
+# The words for the comparisons of a metric, by their keys in the report.
 COMPARISONS = {"floor": "floor", "real_against_real": "for scale, real against real"}
 
 
@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument("--json", metavar="F", help="also write the full report to this file")
     parser.add_argument(
-        "--picture", metavar="F.png", help="with --model: originals beside reconstructions by scale"
+        "--picture",
+        metavar="F.png",
+        help="with --model: originals next to reconstructions by scale",
     )
     parser.add_argument(
         "--floor",
@@ -203,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def trained_on(model: str | None) -> str | None:
-    """Returns how a workdir's images were brought to size; None of anything else."""
+    """Returns the resizing of a workdir's images; None for any other directory."""
     from var_jax.evaluate import training_images
 
     data = None if model is None else training_images.data_of(model)
@@ -274,11 +276,12 @@ def _reconstructions(args: argparse.Namespace, image_options: dict, open_images)
 
 
 def require_writable(path: str, what: str):
-    """To be asked before the work: whether a file's directory is there, or can be made, and takes
-    files.
+    """Checks that a file's directory exists or can be created, and can be written to.
+
+    Call it before the work.
 
     Raises:
-      UserError: it does not.
+      UserError: the file cannot be written.
     """
     if "://" in path:
         return
@@ -299,8 +302,10 @@ def _counts(metric: dict) -> str:
 
 
 def lines(report: dict) -> list[str]:
-    """The report for a terminal: a line with each figure and one that says how to read it, then
-    usage and notes."""
+    """Returns the report for a terminal.
+
+    It has a line with each figure and one that says how to read it, then usage and notes.
+    """
     out = []
     for metric in report["metrics"].values():
         if metric is None:

@@ -1,5 +1,4 @@
-"""Exceptions as the command line's exit code and its one line on stderr, in one place for every
-command."""
+"""Turns exceptions into an exit code and one line on stderr, for every command."""
 
 import errno
 import os
@@ -9,7 +8,7 @@ import traceback
 
 from var_jax.errors import Preempted, RunFailed, UserError
 
-# Of the operating system's errors, those that the user can put right.
+# The operating system's errors that the user can correct.
 USER_ERRNOS = (
     errno.ENOSPC,
     errno.EROFS,
@@ -37,11 +36,11 @@ PLATFORMS = {
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
-    """Returns what stderr gets and the exit code, or None for an error that deserves its stack
-    trace.
+    """Returns the line for stderr and the exit code, or None for an error with a stack trace.
 
-    Codes: 2 the user's mistake, 75 preempted with everything saved, 130 interrupted, and 1 for a
-    run that failed and for a remote store that does not answer, which may answer the next time.
+    The codes are 2 for a user's mistake, 75 for preemption with everything saved, 130 for an
+    interruption, and 1 for a run that failed and for a remote store that does not answer, which may
+    answer the next time.
     """
     if isinstance(error, UserError):
         return str(error), 2
@@ -75,9 +74,9 @@ def report(error: BaseException) -> int | None:
 
 
 def leave_group(error: BaseException):
-    """Ends one process of several after an error: the usual way out waits for the others.
+    """Ends one process of several after an error: the usual exit waits for the others.
 
-    What ends an error of one process as a stack trace does so here, too.
+    Errors that end a single process with a stack trace do so here, too.
     """
     from var_jax.devices import process_group
 
@@ -89,8 +88,7 @@ def leave_group(error: BaseException):
 
 
 def without_bucket_library(error: ImportError) -> str | None:
-    """Returns the line for a path in a bucket whose library is missing; None for any other
-    module."""
+    """Returns the line for a bucket's path whose library is missing; None for other modules."""
     missing = error.name or getattr(error.__cause__, "name", None)
     if missing not in BUCKET_LIBRARIES:
         return None
@@ -102,10 +100,10 @@ def without_bucket_library(error: ImportError) -> str | None:
 
 
 def without_device(error: BaseException) -> str | None:
-    """Returns the line for a JAX that finds no device of the platform that it was asked for.
+    """Returns the line for an error of JAX that finds no device of the requested platform.
 
-    JAX says so by a RuntimeError, and by a bare assertion where the GPU library is there and the
-    driver is not.
+    JAX raises a RuntimeError, or a bare assertion if the GPU library is installed and the driver is
+    missing.
     """
     asked = os.environ.get("JAX_PLATFORMS", "")
     said = isinstance(error, RuntimeError) and str(error).startswith(
@@ -129,8 +127,7 @@ def without_device(error: BaseException) -> str | None:
 
 
 def _no_devices() -> bool:
-    """Returns whether JAX has no backend; asked again, because it hides where an error came
-    from."""
+    """Returns whether JAX has no backend; JAX is asked again, as it hides an error's origin."""
     try:
         sys.modules["jax"].devices()
     except Exception:
@@ -139,7 +136,7 @@ def _no_devices() -> bool:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Returns the line for an array or a program that the memory does not hold."""
+    """Returns the line for an array or a program that is too large for the memory."""
     text = " ".join(str(error).split())
     exhausted = type(error).__name__ == "JaxRuntimeError" and text.startswith("RESOURCE_EXHAUSTED")
     if not (exhausted or isinstance(error, MemoryError)):
@@ -151,7 +148,7 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def unreachable(error: BaseException) -> str | None:
-    """Returns the line for an error that comes out of a library that reads remote stores."""
+    """Returns the line for an error from a library that reads remote stores."""
     packages = {file.split("/")[0] for file in _files(error)}
     if isinstance(error, AssertionError) or not packages.intersection(REMOTE_LIBRARIES):
         return None

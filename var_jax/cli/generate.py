@@ -1,12 +1,13 @@
-"""Draws a sample set of evaluation size, shuffled, as `.npz`: arr_0 uint8 (N, height, width,
-channels), arr_1 labels.
+"""Draws a sample set of evaluation size, shuffled, as `.npz`.
+
+The file holds arr_0, uint8 images (N, height, width, channels), and arr_1, labels.
 
 After a kill, start the same command again, on any number of hosts: images that are drawn already
-are kept. The file is the same to the last byte where --batch-size and the number and kind of
-devices per host are the same; others may round the last bits of a pixel differently, and cannot go
-on with the set. On several hosts that see the same --out, start the same command on every host: TPU
-pods, SLURM and GKE are recognized; elsewhere add  --num-processes N --process-id I  to the I-th of
-N, counted from 0. The processes share files only, and need no connection to each other.
+are kept. The file is the same to the last byte if --batch-size and the number and kind of devices
+per host are the same; others may round the last bits of a pixel differently, and cannot go on with
+the set. On several hosts that see the same --out, start the same command on every host: TPU pods,
+SLURM and GKE are recognized; elsewhere add --num-processes N --process-id I to the I-th of N,
+counted from 0. The processes share only files, and need no connection to each other.
 
 example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--out",
         required=True,
         metavar="F.npz",
-        help="the sample set; while it is incomplete, images are kept in F.npz.partial beside it",
+        help="the sample set; while it is incomplete, images are kept in F.npz.partial next to it",
     )
     parser.add_argument(
         "--labels",
@@ -149,7 +150,7 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
 
 
 def _judge(args: argparse.Namespace, model):
-    """What rejection judges by, opened before anything is drawn."""
+    """Returns the scorer of rejection, opened before any image is sampled."""
     from var_jax.evaluate import features
     from var_jax.evaluate.image_sets import open_labelled, with_classes_of
 

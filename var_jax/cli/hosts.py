@@ -1,4 +1,4 @@
-"""Commands whose work several processes divide, and those that one process has to do alone."""
+"""Commands whose work several processes divide, and those that a single process must do."""
 
 import argparse
 import os
@@ -14,17 +14,17 @@ READING = ("status",)  # any number of processes may look at the same files
 
 
 def add_host_arguments(parser: argparse.ArgumentParser):
-    """The options of a command whose processes share files alone, and need not reach each other."""
+    """Adds the options of a command whose processes share only files, without a connection."""
     hosts = parser.add_argument_group("several processes")
     hosts.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
     hosts.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
 
 
 def check_host_arguments(args: argparse.Namespace) -> bool:
-    """Whether the command line says which of how many processes this is.
+    """Returns whether the command line gives this process's index and the number of processes.
 
     Raises:
-      UserError: it says only one of the two, or a place that there is not.
+      UserError: it gives only one of the two, or an index that is out of range.
     """
     by_hand = args.num_processes is not None
     if by_hand != (args.process_id is not None):
@@ -43,8 +43,8 @@ def check_host_arguments(args: argparse.Namespace) -> bool:
 def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     """Runs a process's part of some work, and returns its exit code.
 
-    Where the command line does not say which of how many processes this is, they form JAX's process
-    group on clusters that it knows: what `jax.process_index()` then says is the place.
+    If the command line does not give this process's index, the processes form JAX's process group
+    on clusters that it knows, and `jax.process_index()` is the index.
     """
     if check_host_arguments(args):
         return work()
@@ -62,7 +62,7 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
 
 
 def refuse_several(command: str):
-    """Refuses a command that one process does alone where a launcher has started several.
+    """Refuses a command for a single process if a launcher has started several.
 
     Raises:
       UserError: each of them would do all of the work, and write the same files at the same time.
@@ -82,8 +82,10 @@ def refuse_several(command: str):
 
 
 def _slurm_tasks() -> int:
-    """The number of tasks of the job step that this process is one of; 1 outside of a step, as in a
-    batch script, whatever the job has asked for."""
+    """Returns the number of tasks of this process's SLURM job step.
+
+    It is 1 outside of a step, as in a batch script, whatever the job has requested.
+    """
     if "SLURM_STEP_NUM_TASKS" in os.environ:
         return _number("SLURM_STEP_NUM_TASKS")
     return _number("SLURM_NTASKS") if "SLURM_STEP_NODELIST" in os.environ else 1

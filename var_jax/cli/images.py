@@ -1,4 +1,4 @@
-"""Images, masks and boxes as a command line names them, brought to the model's size."""
+"""Reads the images, masks and boxes that a command line names, at the model's size."""
 
 import glob
 import logging
@@ -19,8 +19,10 @@ log = logging.getLogger(__name__)
 def read_image(
     path: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
 ) -> np.ndarray:
-    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size, upright, and on
-    white where it is transparent; one of that size already is taken as it is.
+    """Returns one image file as float32 (H, W, C) in [-1, 1] at the model's size.
+
+    It is turned upright, and composited on white where it is transparent; an image of that size is
+    not resized.
 
     Raises:
       UserError: the file is missing or does not decode.
@@ -35,8 +37,9 @@ def read_image(
 def read_mask(
     path: str, image: str, config: TokenizerConfig, resize: transforms.Resize = "crop"
 ) -> np.ndarray:
-    """Returns a mask file as bool (H, W) at the model's size, True where new content goes: where it
-    is white.
+    """Returns a mask file as bool (H, W) at the model's size, True where new content goes.
+
+    That is where the mask is white.
 
     A mask as large as the image file is brought to the model's size as that is; one of any other
     size is taken as drawn over the whole of what the model sees, and stretched. What counts as
@@ -52,7 +55,7 @@ def read_mask(
 
 
 def expand(patterns: str | Sequence[str]) -> list[str]:
-    """The files of glob patterns, sorted, and of names.
+    """Returns the files of glob patterns, sorted, and of names.
 
     Raises:
       UserError: there are none.
@@ -91,7 +94,7 @@ def parse_box(text: str) -> Box:
 
 
 def box_mask(box: Sequence[float], grid: tuple[int, int]) -> np.ndarray:
-    """bool (h, w) on the token grid, True inside the box; its edges are rounded to whole tokens."""
+    """Returns bool (h, w) on the token grid, True inside the box, rounded to whole tokens."""
     y0, x0, y1, x1 = (round(f * n) for f, n in zip(box, (*grid, *grid), strict=True))
     mask = np.zeros(grid, bool)
     mask[y0:y1, x0:x1] = True

@@ -1,11 +1,11 @@
-"""What a command tells of its work while it runs: the package's log, on stderr, as plain lines."""
+"""A command's log of its work: the package's messages, on stderr, as plain lines."""
 
 import logging
 import sys
 
 
 class Stderr(logging.Handler):
-    """Prints notes as they are, and before anything else its level and another library's name.
+    """Prints notes as they are, and other messages with their level and library.
 
     stderr is looked up at every line, since a program may replace it.
     """
@@ -17,8 +17,9 @@ class Stderr(logging.Handler):
 
 
 def show():
-    """Prints the package's notes (INFO), and other libraries' warnings; where a handler is set
-    already, that one does.
+    """Prints the package's notes (INFO), and other libraries' warnings.
+
+    If a handler is set already, it is left to print them.
 
     Call it where a command starts, before libraries are imported: some set a handler of their own
     with the first thing that they log.

@@ -1,4 +1,4 @@
-"""Says how long work in a compiler has gone on, and lets a signal end it."""
+"""Reports the elapsed time of work in a compiler, and lets a signal end it."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def reported(what: str, interval: float = INTERVAL_SECONDS) -> Iterator[None]:
-    """Prints on stderr what a block does, and then the elapsed time every `interval` seconds.
+    """Prints the work of a block on stderr, and then the elapsed time every `interval` seconds.
 
     SIGINT and SIGTERM end the process at once, with one line and exit code 128 + number. Python's
     own handlers would wait for the compiler, which works in C++ for minutes, and the TPU compiler

@@ -1,5 +1,4 @@
-"""The `var-jax` command: finds the command's module, and turns mistakes into one line and an exit
-code."""
+"""The `var-jax` command: runs a command's module, and reports mistakes in one line."""
 
 import argparse
 import importlib
@@ -20,7 +19,7 @@ COMMANDS = {
     "train": "train the stage that a config names; resumes by itself",
     "config": "every key of a config with its value, meaning and default",
     "sample": "grid of sampled images with class titles, from a trained model",
-    "reconstruct": "originals beside their reconstructions, scale by scale",
+    "reconstruct": "originals next to their reconstructions, scale by scale",
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "demo": "local web page that generates and edits",
     "convert": "published PyTorch weights to a model directory, or back",
@@ -28,7 +27,7 @@ COMMANDS = {
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",
     "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or reconstructions",
     "quickstart": "both stages of a config, samples and a short report, in one go",
-    "bench": "time of sampling or training, compared with what the FLOPs alone would take",
+    "bench": "time of sampling or training, compared with the time of its FLOPs",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
     "status": "progress of a sweep or of a run",
     "aot": "memory, collectives, MFU bound of a step compiled for a TPU slice that is elsewhere",
@@ -45,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except BrokenPipeError:  # as of `var-jax status D | head`
+    except BrokenPipeError:  # as in `var-jax status D | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (Exception, KeyboardInterrupt) as error:
@@ -58,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_compilations(code: int):
-    """Ends a preempted process that has given up a compilation: the usual way out waits for it, for
-    minutes."""
+    """Ends a preempted process that has abandoned a compilation.
+
+    The usual exit would wait minutes for it.
+    """
     preemption = sys.modules.get("var_jax.devices.preemption")
     if preemption is not None and preemption.is_compiling():
         from var_jax.devices import process_group
@@ -90,7 +91,7 @@ def _dispatch(argv: list[str]) -> int:
     _require_paths(rest)
     log.show()
     storage_messages.silence()
-    # Of large images, and of EXIF blocks that are damaged: such images are read all the same.
+    # Warnings of large images, and of damaged EXIF blocks: such images are read all the same.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (
         name != "sweep"
@@ -113,7 +114,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _require_paths(argv: Sequence[str]):
-    """Raises UserError for a URL of a kind that no command reads, before any command has begun."""
+    """Raises UserError for a URL of a kind that no command reads, before a command begins."""
     for before, text in zip(["", *argv], argv, strict=False):
         flag = before if before.startswith("--") else "the argument"
         if text.startswith("--"):
@@ -122,8 +123,7 @@ def _require_paths(argv: Sequence[str]):
 
 
 def _prepare_jax():
-    """Compiled programs are kept between commands, unless the user's own JAX settings say
-    otherwise."""
+    """Keeps compiled programs between commands, unless the user's JAX settings differ."""
     cache = os.path.join(
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla"
     )

@@ -1,4 +1,4 @@
-"""Shows originals beside their reconstructions from the first scale, the first two, ... and all.
+"""Shows originals next to their reconstructions from the first scale, the first two, ... and all.
 
 example:
   var-jax reconstruct --model runs/quickstart --images 'photos/*.jpg' --out reconstructions.png

@@ -148,8 +148,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
 
 
 def sampling_arguments(args: argparse.Namespace) -> dict:
-    """Returns the sampling arguments of `Pipeline.sample`: the seed, the preset, and the command
-    line's overrides."""
+    """Returns the sampling arguments of `Pipeline.sample`.
+
+    They are the seed, the preset, and the command line's overrides.
+    """
     overrides = {}
     for name in settings.Settings.__annotations__:
         value = getattr(args, name)
@@ -172,8 +174,7 @@ def read_labels(text: str, model: str) -> list[int]:
 
 
 def load(directory: str, dtype: str | None) -> "Pipeline":
-    """Returns a model on all devices of this machine, computing in `dtype` (None: the config's
-    dtype)."""
+    """Returns a model on all devices of this machine, in `dtype` (None: the config's dtype)."""
     import jax
 
     from var_jax import Pipeline

@@ -1,9 +1,8 @@
-"""Trains all runs of a config's get_sweep(): submits them, polls them and restarts dead ones, until
-all have ended.
+"""Trains all runs of a config's get_sweep(): submits, polls and restarts them until all end.
 
-Finished runs are skipped and live ones are attached to, so that the command may be killed (Ctrl-C
-too) and started again at any time; the runs go on meanwhile. `--stop` asks them to save and end.
-`var-jax status D` shows their progress.
+Finished runs are skipped and live ones are attached to, so the command may be killed (also by
+Ctrl-C) and started again at any time; the runs continue meanwhile. `--stop` asks them to save and
+end. `var-jax status D` shows their progress.
 
 example:
   var-jax sweep --config configs/scaling.py:fashion --config.data.tokens_dir=runs/fashion/tokens \\
@@ -161,8 +160,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _family(config: str) -> list[dict]:
-    """What the config file's `get_sweep` returns."""
-    read_config(config)  # tells what is wrong with the file's get_config first
+    """Returns the checked result of the config file's `get_sweep`."""
+    read_config(config)  # reports faults of the file's get_config first
     family, file = call(config, "get_sweep"), config.partition(":")[0]
     returned = f"get_sweep() of {file} returns"
     if not isinstance(family, list):

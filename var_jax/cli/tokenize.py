@@ -1,10 +1,11 @@
-"""Encodes the data of a config once, so that training reads tokens and needs neither images nor a
-tokenizer.
+"""Encodes the data of a config once, so that training reads tokens.
+
+Training then needs neither images nor a tokenizer.
 
 After a kill, start the same command again, on any number of hosts: finished files are kept. On
 several hosts that see the same --out, the same command on every host divides the work: TPU pods,
-SLURM and GKE are recognized; elsewhere add  --num-processes N --process-id I  to the I-th of N,
-counted from 0. The processes share files only, and need no connection to each other.
+SLURM and GKE are recognized; elsewhere add --num-processes N --process-id I to the I-th of N,
+counted from 0. The processes share only files, and need no connection to each other.
 
 example:
   var-jax tokenize --config configs/imagenet256.py:d16 --model models/vae --out data/tokens \\

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise  # on every host
     except BaseException as error:
         _note_refusal(error)
-        # Not imported yet where the mistake is in the config.
+        # Not imported yet if the mistake is in the config.
         multihost = sys.modules.get("var_jax.devices.multihost")
         if multihost is not None and multihost.is_multiprocess():
             leave_group(_explained(error))
@@ -110,7 +110,7 @@ def _window(text: str) -> tuple[int, int]:
 
 
 def _note_refusal(error: BaseException):
-    """Leaves the line of a user's mistake for whoever starts the run again: it ends for good."""
+    """Writes the line of a user's mistake for the launcher of the run: it must not start again."""
     known = line_and_code(error)
     if known is not None and known[1] == 2:
         from var_jax.train import workdir
@@ -119,7 +119,7 @@ def _note_refusal(error: BaseException):
 
 
 def _explained(error: BaseException) -> BaseException:
-    """Returns the error of one process of several, or in its place that another one is gone."""
+    """Returns the error of one process of several, or the loss of another process as its cause."""
     from var_jax.devices import process_group
 
     if not process_group.is_lost_process(error):
