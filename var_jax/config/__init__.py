@@ -1,2 +1,1 @@
-"""Every key of a config: frozen dataclasses with meanings, defaults and checks, and recipes that
-configs share."""
+"""The keys of a config: dataclasses with meanings, defaults and checks; and shared recipes."""

@@ -44,8 +44,7 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """Returns all keys of the training config in the order of the dataclasses, the top level
-    first."""
+    """Returns all keys of the training config in the dataclasses' order, the top level first."""
     top, below = [], []
     hints = typing.get_type_hints(TrainConfig)
     meanings = attribute_docs(TrainConfig)
@@ -58,8 +57,10 @@ def sections() -> list[Section]:
 
 
 def attribute_docs(cls: type) -> Mapping[str, str]:
-    """Returns the meanings of a dataclass's fields by name, those of its bases included; names of
-    one entry share its text."""
+    """Returns the meanings of a dataclass's fields and of its bases' fields, by name.
+
+    Names of one entry share its text.
+    """
     meanings: dict[str, str] = {}
     for base in reversed(inspect.getmro(cls)):
         lines = inspect.cleandoc(base.__doc__ or "").splitlines()

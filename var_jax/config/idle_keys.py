@@ -277,8 +277,7 @@ def _refuse_unused_by_objective(transformer: TransformerConfig):
 def refuse_flags(
     config: TrainConfig, keys: Collection[str], started_with: Mapping[str, Any] | None = None
 ):
-    """Raises UserError where a key that was given as a flag has no effect because of another key's
-    value.
+    """Raises UserError if a key given as a flag has no effect because of another key's value.
 
     Args:
       keys: dotted, of all flags.

@@ -19,13 +19,13 @@ class TokenizerConfig:
       scales: token-map sizes, coarse to fine; the image is the finest times `downsampling`.
       in_channels: 1 (gray) or 3 (RGB); 0 stands for those of the data, until a run has seen them.
       channels: width of the first level.
-      multipliers: of that width, level by level; the image is halved between two levels.
+      multipliers: factors on that width, level by level; the image is halved between two levels.
       blocks: residual blocks per level in the encoder (the decoder has one more).
       attention: whether the blocks at the lowest resolution have self-attention.
       mid_attention: whether there is self-attention between the middle blocks.
       norm_groups: groups of every GroupNorm; divides every level's width.
-      z_channels: width of a code; of "bsq" codes their bits, at most 30.
-      vocab_size: number of codes V; of "bsq" codes 2 ** z_channels.
+      z_channels: width of a code; for "bsq" codes their number of bits, at most 30.
+      vocab_size: number of codes V; for "bsq" codes 2 ** z_channels.
       phi: number of residual convolutions: 1 for all scales, n shared by nearest tick, 0 for one
         per scale.
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
@@ -33,20 +33,21 @@ class TokenizerConfig:
         only; "bsq": binary spherical codes without a codebook (`ops.vq`), for vocabularies of any
         size.
       vq_beta: weight of the commitment half of the VQ loss.
-      init_codes: standard deviation that codes start with; at that of the features many codes are
+      init_codes: initial standard deviation of the codes; with that of the features, many codes are
         used from the start.
       init_gain: gain of the Xavier-normal initialization of convolutions (Glorot and Bengio 2010);
         0 for PyTorch's default, uniform within 1 / sqrt(fan_in).
-      dropout: in every residual block, before its second convolution; in training alone.
+      dropout: rate of dropout in every residual block, before its second convolution; only in
+        training.
       quantizer_dropout: share of training images whose finest scales are left out, from a random
         one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
       remat: what the backward pass recomputes: "none", or every residual block ("full").
-      dtype: of the computation.
-      param_dtype: of the stored parameters; float32 where the tokenizer is trained.
-      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16"
-        halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect where it
-        is float32.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the stored parameters; float32 if the tokenizer is trained.
+      gradient_dtype: dtype in which gradients of weights are summed over rows and devices;
+        "bfloat16" halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect
+        where it is float32.
     """
 
     scales: Scales = Scales.parse(SCALES_256)
@@ -157,7 +158,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole VAR, or a tokenizer alone (`transformer` None)."""
+    """A VAR model, or only a tokenizer (`transformer` None)."""
 
     tokenizer: TokenizerConfig
     transformer: TransformerConfig | None = None

@@ -14,7 +14,7 @@ SCALES_512 = "1,2,3,4,6,9,13,18,24,32"
 
 @dataclasses.dataclass(frozen=True)
 class Scales:
-    """Token-map sizes from coarse to fine; whoever needs an offset asks here.
+    """Token-map sizes from coarse to fine, and the offsets of the scales in the sequence.
 
     Attributes:
       sizes: (height, width) of each token map, in tokens, none larger than the last.
@@ -36,8 +36,7 @@ class Scales:
     def parse(
         cls, spec: "Scales | str | Iterable[int | str | Sequence[int]]", key: str = "scales"
     ) -> "Scales":
-        """Returns scales from `"1,2,4"`, `"1,2x3"` (height x width), `[1, 2, 4]` or `[(1, 1), (2,
-        3)]`.
+        """Returns scales from "1,2,4", "1,2x3" (height x width), [1, 2] or [(1, 1), (2, 3)].
 
         Args:
           key: the config key or argument that holds them, which an error names.
@@ -93,12 +92,11 @@ class Scales:
         return self if tokens == self.total else Scales(self.sizes[: self.offsets.index(tokens)])
 
     def span(self, k: int) -> slice:
-        """Returns where scale k lies in the sequence."""
+        """Returns the span of scale k in the sequence."""
         return slice(self.offsets[k], self.offsets[k + 1])
 
     def progress(self, k: int) -> float:
-        """Returns k / (K - 1): 0 at the first scale and 1 at the last (0 when there is one scale
-        only)."""
+        """Returns k / (K - 1), from 0 at the first scale to 1 at the last; 0 for a single scale."""
         return k / (len(self) - 1) if len(self) > 1 else 0.0
 
     def split(self, tokens):

@@ -80,7 +80,7 @@ class OptimizerConfig:
         ratio over the last `cooldown_steps` (so that runs of several lengths can branch off one
         constant run), or "bent": two straight lines that meet after a share `bend` of what is left,
         half as far down as one line would be (published with progressive training).
-      cooldown_steps: of the schedule "cooldown".
+      cooldown_steps: number of steps of the decay in the schedule "cooldown".
       bend: where the lines of the schedule "bent" meet; published: `transformer.progressive`.
       warmup_steps: steps in which the rate grows linearly.
       warmup_from: share of the rate that the warm-up begins with.
@@ -156,17 +156,17 @@ class LossConfig:
     """Weights of the training losses.
 
     Attributes:
-      l1: of |reconstruction - image|, mean over pixels, in the tokenizer's loss.
-      l2: of (reconstruction - image)^2, mean over pixels, in the tokenizer's loss.
-      vq: of the quantizer's loss in the tokenizer's.
-      perceptual: of the perceptual distance between image and reconstruction; 0 for none.
+      l1: weight of |reconstruction - image|, mean over pixels, in the tokenizer's loss.
+      l2: weight of (reconstruction - image)^2, mean over pixels, in the tokenizer's loss.
+      vq: weight of the quantizer's loss in the tokenizer's.
+      perceptual: weight of the perceptual distance between image and reconstruction; 0 for none.
       perceptual_network: "efficientnet" (stages of EfficientNet-Lite0) or "lpips" (VGG-16 with
         LPIPS's heads).
       perceptual_weights: weight file of the network; "" takes EfficientNet-Lite0's from the package
-        that the extra [perceptual] brings, and where that is not installed, the run leaves the term
+        that the extra [perceptual] brings, and if that is not installed, the run leaves the term
         out with a warning.
       perceptual_heads: weight file of LPIPS's heads.
-      label_smoothing: of the transformer's cross-entropy.
+      label_smoothing: label smoothing of the transformer's cross-entropy.
     """
 
     l1: float = 0.2
@@ -195,14 +195,15 @@ class MeshConfig:
 
     Attributes:
       data: devices along the axis that batches and parameters are spread over. With -1 these are
-        what `model` leaves, and a larger model axis is chosen where `data` would not divide the
-        model or the batch (`train.mesh_choice`); what no axis divides is replicated, with a warning
-        that gives its bytes.
-      model: devices along the axis of tensor parallelism; -1 for what `data` leaves.
+        the devices that `model` leaves, and a larger model axis is chosen if `data` would not
+        divide the model or the batch (`train.mesh_choice`); parameters that no axis divides are
+        replicated, with a warning that states their bytes.
+      model: devices along the axis of tensor parallelism; -1 for the devices that `data` leaves.
       slices: TPU slices joined by the data-center network; `data` counts the devices of all of
         them. Hosts with GPUs are found without it: 1 takes them as they are.
-      replicated_share: of the parameters' bytes, what may lie whole on every device; more stops the
-        run at its start. Parameters that no chosen mesh divides do not count where `data` is -1.
+      replicated_share: largest share of the parameters' bytes that may be replicated on every
+        device; more stops the run at its start. Parameters that no chosen mesh divides do not count
+        if `data` is -1.
     """
 
     data: int = -1

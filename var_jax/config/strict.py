@@ -24,7 +24,7 @@ def require(condition: object, name: str, value: Any, expected: str):
 
     Args:
       condition: whether the value is right.
-      name: of the key or flag.
+      name: name of the key or flag.
       expected: what would be right, as it follows "it must be".
     """
     if not condition:
@@ -46,8 +46,9 @@ class MissingKey(UserError):
 
 
 def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
-    """Returns an instance of the dataclass `cls` from nested plain values, every key and kind
-    checked. Values that a field's metadata has as `RENAMED` are taken for those of today.
+    """Returns a dataclass `cls` built from nested plain values; every key and kind is checked.
+
+    Values that a field's metadata has as `RENAMED` are taken for those of today.
 
     Raises:
       UserError: an unknown key (with the closest known one), a value of the wrong kind or a number
@@ -77,8 +78,10 @@ def build(cls: type, mapping: Mapping[str, Any], path: str = "config"):
 
 
 def plain(value: Any) -> Any:
-    """Returns the nested dicts, lists and numbers of a config dataclass, as JSON takes them;
-    `build` reads it back."""
+    """Returns a config dataclass as nested dicts, lists and numbers for JSON.
+
+    `build` reads it back.
+    """
     if isinstance(value, Scales):
         return str(value)
     if dataclasses.is_dataclass(value):

@@ -1,5 +1,4 @@
-"""Sections of a run that only the tokenizer's stage has: adversarial terms, the codebook's health,
-smaller images."""
+"""The tokenizer's sections of a run: adversarial terms, health of the codebook, smaller images."""
 
 import dataclasses
 from typing import Literal
@@ -33,7 +32,7 @@ class AdversarialConfig:
     recipe.
 
     Attributes:
-      weight: of the generator's loss; 0 for no discriminator.
+      weight: weight of the generator's loss; 0 for no discriminator.
       adaptive: whether the weight is multiplied by |grad of pixel and perceptual terms| / |grad of
         the generator's loss| at the decoder's last kernel.
       adaptive_lowest: smallest value of that factor.
@@ -55,23 +54,24 @@ class AdversarialConfig:
         are larger; the others are resized to it.
       feature_readout: "patch", or "patch_and_class" for patch tokens to which the class token is
         added; of no effect with "efficientnet", which has none.
-      feature_weights: its file; "" takes EfficientNet-Lite0's from the package that the extra
-        [perceptual] brings, and where that is not installed, the run leaves the adversarial terms
-        out with a warning.
-      diffaugment: of "color", "translation" and "cutout", joined by commas: what the discriminator
-        sees images through, in this order.
-      diffaugment_probability: with which an image goes through them; it is left as it is otherwise.
+      feature_weights: file of its weights; "" takes EfficientNet-Lite0's from the package that the
+        extra [perceptual] brings, and if that is not installed, the run leaves the adversarial
+        terms out with a warning.
+      diffaugment: augmentations of the images that the discriminator sees, in this order: "color",
+        "translation" and "cutout", or some of them, joined by commas.
+      diffaugment_probability: probability that an image is augmented; otherwise it is left as it
+        is.
       cutout: share of a side that "cutout" takes.
-      blur_fade: how long the blur takes to vanish that the discriminator sees images through when
-        adversarial training begins (`ops.augment.fading_blur`); from 1 on a number of steps, below
-        it a share of the run's, 0 for no blur.
+      blur_fade: time in which the blur of the discriminator's images vanishes after adversarial
+        training begins (`ops.diffaugment.fading_blur`); from 1 on a number of steps, below it a
+        share of the run's, 0 for no blur.
       hinge: whether the discriminator's loss is the "mean" of its two hinges or their "sum".
-      bcr: weight of balanced consistency regularization (`ops.adversarial.consistency`), 0 for
-        none; it costs the discriminator a second pass.
+      bcr: weight of balanced consistency regularization (`ops.gan_losses.consistency`), 0 for none;
+        it costs the discriminator a second pass.
       bcr_diffaugment: augmentations of that pass, as `diffaugment`; every image goes through them.
       bcr_cutout: share of a side that "cutout" takes in that pass.
       lecam: weight of LeCam regularization; 0 for none.
-      lecam_decay: of LeCam's averages of logits.
+      lecam_decay: decay of LeCam's averages of logits.
       r1: weight of the gradient penalty at real images; 0 for none.
       r1_every: steps between two of these penalties; each counts that many times.
     """
@@ -159,18 +159,18 @@ class CodebookConfig:
 
     Attributes:
       init: how codes start: "normal" (of deviation `tokenizer.init_codes`), "uniform" (from
-        -`tokenizer.init_codes` to it), or from what the encoder gives for the first training
-        images: "sampled" vectors, their "kmeans" centers, or one of them for all codes, "equal", to
-        study recovery.
+        -`tokenizer.init_codes` to it), or from the encoder's vectors of the first training images:
+        "sampled" ones, their "kmeans" centers, or one of them for all codes, "equal", to study
+        recovery.
       weight_decay: whether the optimizer's weight decay acts on the codes.
       revive_threshold: codes whose running share of uses, mean over scales, falls below this times
         an equal share are moved onto vectors of the batch, most often of the scales that few codes
         serve (`ops.codebook_revival.revive`); 0 for never.
-      revive_decay: of the running shares.
+      revive_decay: decay of the running shares.
       entropy: weight of the entropy penalty; 0 for none.
-      entropy_temperature: of the soft choice whose entropy is penalized.
-      collapse_share: of the codes that a scale's tokens could use, min(V, tokens); a scale that
-        uses fewer at an evaluation is warned of.
+      entropy_temperature: temperature of the soft choice whose entropy is penalized.
+      collapse_share: share of the codes that a scale's tokens could use, min(V, tokens); an
+        evaluation warns of a scale that uses fewer.
     """
 
     init: Literal["normal", "uniform", "sampled", "kmeans", "equal"] = "normal"
@@ -214,8 +214,9 @@ class ProgressiveConfig:
     """Smaller images for the first part of a run; the parameters are the same.
 
     Attributes:
-      scales: of that part, such as "1,2,3,4"; images are averaged down to their size. "" for none.
-      until: when the whole size begins: from 1 on a number of steps, below it a share of the run's.
+      scales: token-map sizes in that part, such as "1,2,3,4"; images are averaged down to their
+        size. "" for none.
+      until: when the full size begins: from 1 on a number of steps, below it a share of the run's.
     """
 
     scales: str = ""

@@ -39,7 +39,7 @@ class TransformerConfig:
         (the published `pg0`).
       progressive_warmup: how long the loss of a scale that is added grows from a hundredth of its
         weight to all of it (the published `pgwp`); steps or a share, as above.
-      init_std: of every weight and embedding; negative for sqrt(1 / (3 width)).
+      init_std: standard deviation of every weight and embedding; negative for sqrt(1 / (3 width)).
       init_head: factor on the head's initial weights.
       init_adaln: factor on AdaLN's initial weights.
       init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
@@ -53,11 +53,11 @@ class TransformerConfig:
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
-      dtype: of the computation; softmax, norms, logits and loss are float32 always.
-      param_dtype: of the stored parameters; float32 where the transformer is trained.
-      gradient_dtype: in which gradients of weights are summed over rows and devices; "bfloat16"
-        halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect where it
-        is float32.
+      dtype: dtype of the computation; softmax, norms, logits and loss are always float32.
+      param_dtype: dtype of the stored parameters; float32 if the transformer is trained.
+      gradient_dtype: dtype in which gradients of weights are summed over rows and devices;
+        "bfloat16" halves the bytes that devices reduce where `dtype` is bfloat16, and has no effect
+        where it is float32.
     """
 
     objective: ObjectiveName = "next_scale"

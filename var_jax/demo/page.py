@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_CFG = 10
 HOUR = 3600
-# Uploads and the editor's pictures lie in a directory of their own, and are removed after a day.
+# Uploads and the editor's pictures are in a directory of their own, and are removed after a day.
 CLEAN_EVERY, KEEP = HOUR, 24 * HOUR
 HINT = '<div class="result"><p class="hint">{}</p></div>'
 HINT_GENERATE = HINT.format("The image, and how it looked after each scale, will appear here.")
@@ -68,8 +68,11 @@ class Handlers:
         self._scales = pictures.scale_titles(model.config.tokenizer.scales)
 
     def generate(self, label: int, seed: int, preset: str, cfg: float) -> tuple:
-        """Returns the result's HTML, the source image, its magnified copy for the editor, the empty
-        HTML of the edit result, and None as the edited image."""
+        """Returns the components' values after generation.
+
+        They are the result's HTML, the source image, its magnified copy for the editor, the empty
+        HTML of the edit result, and None as the edited image.
+        """
         choices = Choices(label, seed, preset, cfg)
         started = time.perf_counter()
         steps = session.draw(self._model, choices)
@@ -78,8 +81,11 @@ class Handlers:
         return content, steps[-1], results.magnified(steps[-1]), HINT_EDIT, None
 
     def upload(self, path: str) -> tuple:
-        """Returns the uploaded image, its magnified copy for the editor, the empty HTML of the edit
-        result, and None as the edited image."""
+        """Returns the components' values after an upload.
+
+        They are the uploaded image, its magnified copy for the editor, the empty HTML of the edit
+        result, and None as the edited image.
+        """
         image = session.read_upload(path, self._model.config.tokenizer)
         return image, results.magnified(image), HINT_EDIT, None
 
@@ -262,16 +268,20 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
 
 
 def theme(gr) -> Any:
-    """Returns Gradio's default theme, whose fonts lie in the package, with a darker gray for small
-    text."""
+    """Returns Gradio's default theme with a darker gray for small text.
+
+    Its fonts are in the package.
+    """
     return gr.themes.Default().set(
         block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400"
     )
 
 
 def _answered(gr, handler: Callable) -> Callable:
-    """Returns a handler that shows a user's mistake as a line on the page and leaves all fields as
-    they are; Gradio's own error would cover them."""
+    """Returns a handler that shows a user's mistake as a line on the page.
+
+    All fields stay as they are; Gradio's own error would cover them.
+    """
 
     def run(*args):
         try:

@@ -1,5 +1,4 @@
-"""What the page of `var-jax demo` does, without the page: a model and a visitor's choices to
-pictures."""
+"""The logic of the page of `var-jax demo`: from a model and a visitor's choices to pictures."""
 
 import io
 import os
@@ -49,8 +48,9 @@ class Choices(NamedTuple):
 
 
 def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[str, int]]:
-    """(text, class id) of every class, and of "no class": with names where a training workdir has
-    them (data.json).
+    """Returns (text, class id) of every class, and of "no class".
+
+    The texts have class names if a training workdir has them (data.json).
 
     Raises:
       UserError: the model has no transformer, or data.json does not read.
@@ -64,8 +64,7 @@ def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[
 
 
 def default_keep_scales(config: TokenizerConfig) -> int:
-    """Returns how many leading scales an edit keeps by the published rule, `Pipeline.edit`'s
-    default."""
+    """Returns the number of leading scales that an edit keeps by default, the published rule."""
     return min(sampler.published_keep_scales(config.scales), len(config.scales) - 1)
 
 
@@ -89,8 +88,9 @@ def redraw(
     choices: Choices,
     keep_scales: int,
 ) -> UInt8[np.ndarray, "H W c"]:
-    """An image with new content where the mask is True (VAR, section 5.3); every other pixel as it
-    was.
+    """Returns an image with new content where the mask is True (VAR, section 5.3).
+
+    All other pixels stay as they were.
 
     Args:
       keep_scales: number of leading scales that are the image's own everywhere.
@@ -179,8 +179,10 @@ def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.nd
 def read_mask(
     layers: Iterable[UInt8[np.ndarray, "h w 4"]], config: TokenizerConfig
 ) -> Bool[np.ndarray, "H W"]:
-    """Where something is painted on any layer, RGBA of any size over the whole image; False of no
-    layers."""
+    """Returns True where something is painted on any layer; all False without layers.
+
+    Layers are RGBA of any size, over the whole image.
+    """
     height, width, _ = config.image_shape
     mask = np.zeros((height, width), bool)
     for layer in layers:

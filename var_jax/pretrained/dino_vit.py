@@ -34,8 +34,7 @@ HEAD = 64  # channels of a head in every size of DINO, which does not follow fro
 
 
 def load(path: str) -> Params:
-    """Returns the parameters in a file with DINO's state dict, such as
-    `dino_deitsmall16_pretrain.pth`.
+    """Returns the parameters in a file of DINO, such as `dino_deitsmall16_pretrain.pth`.
 
     Raises:
       UserError: the file cannot be read, or is of another network; the message names the key.

@@ -189,8 +189,7 @@ def logits(
 
 
 def _ends(chain: Chain) -> list[str]:
-    """Returns the convolutions whose outputs, in this order, are the block's: no other takes
-    them."""
+    """Returns the convolutions whose outputs are the block's, in order: no other takes them."""
     sources = {source for _, source, _, _ in chain}
     return [branch for branch, *_ in chain if branch not in sources]
 

@@ -4,7 +4,7 @@ Each distance normalizes the channels of the features at each position (x / (|x|
 squared differences, and averages over positions:
 
 - "efficientnet": EfficientNet-Lite0's first five stages, summed over channels and averaged over
-  stages, so that it lies in [0, 4]. Its weights come with a package, and it costs a small part of
+  stages, so that it is in [0, 4]. Its weights come with a package, and it costs a small part of
   VGG16. It has no learned weights of channels.
 - "lpips": LPIPS version 0.1 with VGG16 (Zhang et al., arXiv 1801.03924). Learned heads weigh the
   channels, and stages are added. It needs two files: `path`, torchvision's `vgg16-397923af.pth`,
