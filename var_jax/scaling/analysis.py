@@ -1,5 +1,4 @@
-"""Fits a law and examines it: intervals, hold-out error, Pearson correlation, the dependence of the
-exponent on E, and named warnings."""
+"""Fits a law and examines it: intervals, hold-out error, correlation, sensitivity, warnings."""
 
 import dataclasses
 
@@ -180,7 +179,7 @@ def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
     """Leaves out the largest runs and predicts them from the rest.
 
     The largest runs are all points of the group (size or frontier curve) that holds the largest
-    first input. The error stands beside that of the naive prediction, the loss of the second
+    first input. The error is reported with that of the naive prediction, the loss of the second
     largest. Both are None if too few sizes remain.
     """
     nothing = {"holdout_relative_error": None, "holdout": None}

@@ -1,5 +1,4 @@
-"""Compute-optimal training: the lower envelope of training curves, IsoFLOP minima, and the optimum
-of a joint law."""
+"""Compute-optimal training: envelopes of training curves, IsoFLOP minima, joint laws' optima."""
 
 import dataclasses
 
@@ -31,7 +30,7 @@ class Curve:
     run: Array
 
     def where(self, points) -> "Curve":
-        """Returns the curve through the given points alone."""
+        """Returns the curve through only the given points."""
         return dataclasses.replace(
             self, compute=self.compute[points], loss=self.loss[points], run=self.run[points]
         )

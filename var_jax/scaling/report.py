@@ -200,8 +200,10 @@ def fit_power(
 
 
 def _require_rows(table: Table, laws: Sequence[tuple[str, ...]]):
-    """Raises UserError, with the first reasons, if no row has positive numbers in all columns of
-    some law."""
+    """Raises UserError if no row has positive numbers in all columns of some law.
+
+    It states the first reasons.
+    """
     if any(len(table.complete(*columns)) for columns in laws):
         return
     reasons = [f"{row}: {reason}" for row, reason in table.dropped]

@@ -48,7 +48,7 @@ class Sample:
         return len(np.unique(self.run.astype(str)))
 
     def where(self, rows) -> "Sample":
-        """Returns the sample of the given rows alone."""
+        """Returns the sample of only the given rows."""
         parts = {name: getattr(self, name)[rows] for name in ("x", "y", "run", "group", "weights")}
         return dataclasses.replace(self, **parts)
 
@@ -88,8 +88,8 @@ def sample(table: Table, column: str, inputs: tuple[str, ...]) -> Sample:
             envelope.selection,
             tuple(curves),
         )
-        # An envelope of few sizes follows their own training curves, not a law over sizes. Where
-        # the sizes are unknown, each curve counts as one size.
+        # An envelope of few sizes follows their own training curves, not a law over sizes. If the
+        # sizes are unknown, each curve counts as one size.
         sizes_known = np.isfinite(envelope.params).all()
         sizes = np.unique(envelope.params if sizes_known else envelope.owner.astype(str))
         if len(sizes) < MIN_SIZES:

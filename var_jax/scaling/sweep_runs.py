@@ -25,7 +25,7 @@ def records(
     a cooldown at the end gives only the row of its last step.
 
     The columns `loss` and `err_mean` are over all scales, `loss_last` and `err_last` over the last
-    scale. Where a record has a `loss_mean` equal to its `loss`, it is left out.
+    scale. If a record has a `loss_mean` equal to its `loss`, it is left out.
 
     Args:
       dropped: the list to which (run, reason) of everything left out is appended.

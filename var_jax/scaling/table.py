@@ -61,7 +61,7 @@ class Table:
         )
 
     def where(self, rows: Bool[np.ndarray, " n"]) -> "Table":
-        """Returns the table of the given rows alone."""
+        """Returns the table of only the given rows."""
         return dataclasses.replace(
             self, run=self.run[rows], columns={k: v[rows] for k, v in self.columns.items()}
         )

@@ -13,8 +13,9 @@ def nearest(
     training: UInt8[np.ndarray, "m H W c"],
     keep: Bool[np.ndarray, "H W"],
 ) -> Int[np.ndarray, " n"]:
-    """Returns, for each image, the index of the training image with the least sum of squared
-    differences over kept pixels, the first of equally near ones.
+    """Returns, for each image, the index of the nearest training image by its kept pixels.
+
+    The distance is the sum of squared differences; the first of equally near images is taken.
 
     The result is exact: products of levels are integers, and their sums far below 2^53.
     """

@@ -74,7 +74,7 @@ class Editor:
 
         Args:
           method: "truth", "mean", "nearest", or how many leading scales the model keeps.
-          seed: of the model's edits; by default the study's.
+          seed: seeds the model's edits; by default the study's seed.
           count: number of leading images to fill; None for all.
         """
         images, _ = self.held_out
@@ -98,8 +98,7 @@ class Editor:
         return np.where(region.pixels[..., None], images, source)
 
     def reconstruction_error(self, task: str, keep_scales: int) -> dict[str, Any]:
-        """Returns how far the model's own kept pixels are from the images, with nothing put
-        back."""
+        """Returns the error of the model's own kept pixels, with no pixels put back."""
         edited = self._edit(task, keep_scales, count=UNCOMPOSITED, composite=False)
         levels = np.clip(edited, 0, 1) * 255
         return masked_mae(levels, self.held_out.images[:UNCOMPOSITED], self.region(task).pixels)
@@ -138,8 +137,10 @@ class Editor:
 
 
 def masked_mae(a: np.ndarray, b: np.ndarray, mask: Bool[np.ndarray, "H W"]) -> dict[str, Any]:
-    """Returns the mean absolute difference of images where a mask is True, in levels of 0 to 255,
-    with the interval of its mean over images."""
+    """Returns the mean absolute difference of images where a mask is True.
+
+    It is in levels of 0 to 255, with the interval of its mean over images.
+    """
     difference = np.abs(a[:, mask].astype(np.float64) - b[:, mask])
     per_image = difference.reshape(len(a), -1).mean(axis=1)
     return {
@@ -155,7 +156,7 @@ class Metrics(NamedTuple):
     Attributes:
       distance: Fréchet distances of images.
       classify: a classifier of images.
-      region_distance: Fréchet distances of the filled region alone.
+      region_distance: Fréchet distances of only the filled region.
       region_classify: a classifier of that region.
     """
 
@@ -256,8 +257,9 @@ def run(args: argparse.Namespace):
 
 
 def keep_scales_to_compare(scales: Scales, option: str) -> list[int]:
-    """Returns the numbers of kept scales to compare: those of the option; without it 0, the
-    published rule's and a larger one.
+    """Returns the numbers of kept scales to compare.
+
+    They are those of the option; without it 0, the published rule's and a larger one.
 
     Raises:
       UserError: the option is not a list of such numbers.

@@ -88,8 +88,11 @@ def markdown(rows: study.Rows) -> str:
 
 
 def picture(editor: Editor, keep_scales: int) -> Image.Image:
-    """Returns the first images of each task: original, masked, the model's fill by two seeds, the
-    mean and the nearest image."""
+    """Returns a picture of the first images of each task.
+
+    It shows the original, the masked image, the model's fill by two seeds, the mean and the nearest
+    image.
+    """
     titles = ["original", "masked", "model", "other seed", "mean", "nearest"]
     blocks = []
     for task in TASKS:

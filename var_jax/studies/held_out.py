@@ -1,5 +1,8 @@
-"""The images of a study that changes held-out images: some of them to change, the others to compare
-with, and training images for a classifier and for baselines."""
+"""The images of a study that changes held-out images.
+
+Some held-out images are changed, the others are compared with, and training images serve a
+classifier and baselines.
+"""
 
 import argparse
 import dataclasses
@@ -63,9 +66,9 @@ class HeldOut:
         """Returns what the rows of a study depend on.
 
         Args:
-          name: of the study.
+          name: name of the study.
           changed: the key of the images that are changed.
-          settings: settings of this study alone.
+          settings: settings of only this study.
         """
         return {
             "study": name,

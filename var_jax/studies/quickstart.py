@@ -30,8 +30,7 @@ OFF = {"cfg": 0.0, "top_k": 0, "top_p": 0.0}
 def run(
     tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000
 ) -> dict[str, Any]:
-    """Trains what is not trained yet, and writes the model, `samples.png` and `report.json` to
-    `workdir`.
+    """Trains the missing stages, and writes model, `samples.png` and `report.json` to `workdir`.
 
     Returns:
       the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run
@@ -75,8 +74,9 @@ def run(
 
 
 def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
-    """Samples against real images: a classifier's agreement with the label, diversity, and distance
-    to training images.
+    """Compares samples with real images.
+
+    It measures a classifier's agreement with the label, diversity, and distance to training images.
 
     The classifier is trained on the real training split. `variance_ratio` is the within-class
     variance of samples over that of held-out images; `nearest_ratio` the median distance to the

@@ -28,8 +28,10 @@ class Region(NamedTuple):
     pixels: Bool[np.ndarray, "H W"]
 
     def cut(self, images: UInt8[np.ndarray, "n H W c"]) -> UInt8[np.ndarray, "n y x c"]:
-        """Returns the filled region of images: cropped where it is a rectangle, else with the kept
-        pixels blanked."""
+        """Returns the filled region of images.
+
+        It is cropped if it is a rectangle; else the kept pixels are blanked.
+        """
         rows, columns = (np.flatnonzero(~self.pixels.all(axis=axis)) for axis in (1, 0))
         box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         if not self.pixels[box].any():

@@ -1,5 +1,7 @@
-"""What the studies share: their command line, and rows that are kept as soon as they are measured,
-so that a run that is killed goes on where it was."""
+"""The command line of the studies, and their rows of measurements.
+
+Rows are saved as soon as they are measured, so that a killed run resumes where it was.
+"""
 
 import argparse
 import json
@@ -71,7 +73,7 @@ def add_arguments(parser: Parser):
         "--data-dir",
         default="",
         metavar="DIR",
-        help="where prepared data sets lie, as data.data_dir",
+        help="directory of prepared data sets, as data.data_dir",
     )
     parser.add_argument(
         "--source-dir",

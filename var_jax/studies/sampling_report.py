@@ -37,7 +37,7 @@ class Interval(NamedTuple):
 def write(rows: study.Rows, vocab: int, scales: int, out: epath.Path):
     """Writes tables and a picture of all rows that are measured so far."""
     measured = [entry for entry in entries(PANELS, vocab, scales) if entry.row in rows]
-    # A panel where the base alone is measured, which is in every panel, would say nothing.
+    # A panel in which only the base is measured, which is in every panel, would say nothing.
     counts = collections.Counter(entry.panel for entry in measured)
     measured = [entry for entry in measured if counts[entry.panel] > 1]
     base = base_row(vocab, scales)
@@ -87,8 +87,9 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
 
 
 def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Image:
-    """Returns one panel per setting: the Fréchet distance above, on an axis of its own, and the
-    agreement with the labels below.
+    """Returns one panel per setting.
+
+    The Fréchet distance is above, on an axis of its own, and the agreement with the labels below.
 
     The base is a star, and the classifier's agreement on real images a dotted line.
     """

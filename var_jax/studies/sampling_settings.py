@@ -4,8 +4,8 @@ are the preset "fid"'s.
 `python -m var_jax.studies.sampling_settings --model D --reference fashion_mnist_idx:test --resize
 pad --out DIR` writes `effects.json`, the tables `effects.md` and `effects.png`; rows that are
 already in the file are not measured again. With `--small D2` a smaller model samples the last
-scales (CoDe, arXiv 2411.17787), and is compared with either model alone. All rows are timed in one
-process in turn.
+scales (CoDe, arXiv 2411.17787), and is compared with each of the two models. All rows are timed in
+one process in turn.
 """
 
 import argparse
@@ -57,8 +57,7 @@ class Metrics(NamedTuple):
     classify: Classifier
 
     def of_features(self, stats: FeatureStats, is_right: Bool[np.ndarray, " n"]) -> dict[str, Any]:
-        """Returns Fréchet distance, precision and recall of images, and the agreement with their
-        labels.
+        """Returns Fréchet distance, precision, recall and agreement with the labels of images.
 
         Args:
           is_right: whether the classifier finds each image's label.
@@ -124,8 +123,7 @@ def time_in_turn(
 
 
 def speed(contenders: Mapping[str, Callable[[], Any]], images: int, base: str) -> dict[str, Any]:
-    """Returns each contender's images per second, the median of its repeats, and the ratio to the
-    base's.
+    """Returns each contender's images per second, a median, and the ratio to the base's.
 
     Args:
       images: number of images of one run.
@@ -191,8 +189,7 @@ class Study:
         return {"settings": settings, **self._metrics.of_samples(self._sampler(entry), labels)}
 
     def _measure_real(self) -> dict[str, Any]:
-        """Returns the row of real images: training images, and the classifier's agreement on the
-        reference."""
+        """Returns the row of real images, with the classifier's agreement on the reference."""
         order = np.random.default_rng(self.args.seed).permutation(len(self._training))
         images = self._training[np.sort(order[: self.args.num])]
         predicted = self._metrics.classify(self._reference.astype(np.float32) / 255)

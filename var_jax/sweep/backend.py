@@ -60,8 +60,11 @@ class Engine(Protocol):
     queues: ClassVar[bool]
 
     def check(self, workdir: str) -> None:
-        """Raises UserError if jobs could not write the sweep's directory, or this process could not
-        read what they write. It is called before anything is written there."""
+        """Raises UserError if the directory cannot be shared with the jobs.
+
+        Jobs have to write the sweep's directory, and this process has to read their files. It is
+        called before anything is written there.
+        """
         ...
 
     def submit(self, commands: Sequence[RunCommand]) -> list[str]:
@@ -77,8 +80,7 @@ class Engine(Protocol):
         ...
 
     def alive(self, job: str) -> bool | None:
-        """Returns whether the job is queued or running; None if that cannot be known here, and the
-        run's files decide."""
+        """Returns whether the job is queued or running; None if only the run's files can tell."""
         ...
 
     def stop(self, job: str) -> None:
@@ -89,8 +91,7 @@ class Engine(Protocol):
         ...
 
     def render(self, commands: Sequence[RunCommand]) -> str:
-        """Returns what `submit` would pass to the scheduler, as text for `--dry-run`; "" if there
-        is nothing to show."""
+        """Returns the text that `submit` would pass to the scheduler, for `--dry-run`, or ""."""
         ...
 
 

@@ -217,8 +217,10 @@ def _can_start(sweep: Sweep, run: Run) -> bool:
 def _out_of_reach(
     sweep: Sweep, run: Run, observations: dict[str, Observed], given_up: dict[str, str]
 ) -> str:
-    """Returns why a branch can never start, its trunk having ended without the checkpoint that it
-    needs; "" if it can."""
+    """Returns why a branch can never start, or "" if it can.
+
+    Its trunk may have ended without the checkpoint that it needs.
+    """
     if _can_start(sweep, run):
         return ""
     if run.trunk in given_up:

@@ -1,5 +1,4 @@
-"""Combinators that build families of override dicts, {"optimizer.base_lr": 1e-4, ...}, for
-`get_sweep`."""
+"""Combinators of override dicts, {"optimizer.base_lr": 1e-4, ...}, for `get_sweep`."""
 
 import itertools
 from collections.abc import Iterable, Mapping

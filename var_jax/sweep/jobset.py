@@ -29,7 +29,7 @@ class JobSet:
     """Starts each attempt as a JobSet named after the run and the attempt.
 
     The image holds this package, and the config at the path of the command relative to the image's
-    working directory. The sweep's directory is a bucket or lies on a volume. Job ids are
+    working directory. The sweep's directory is in a bucket or on a volume. Job ids are
     CONTEXT/NAMESPACE/NAME.
 
     Attributes:

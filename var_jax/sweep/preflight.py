@@ -15,7 +15,7 @@ NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are
 
 
 def without_tokenizer(runs: list[Run]) -> bool:
-    """Returns whether no run names a tokenizer, as in a sweep whose cost alone is estimated."""
+    """Returns whether no run names a tokenizer, as in a sweep that only estimates its cost."""
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
 
 

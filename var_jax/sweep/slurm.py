@@ -52,7 +52,7 @@ class Slurm:
       flags: additional options of sbatch, such as "qos=high,constraint=h100".
       setup: shell line that the job runs first on every node, such as "module load cuda".
       folder: directory of submitit's job scripts and logs, on a file system that the nodes share;
-        "" for `.slurm` beside the runs.
+        "" for `.slurm` next to the runs.
     """
 
     jobs: ClassVar[int] = 0

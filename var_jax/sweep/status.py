@@ -1,4 +1,4 @@
-"""Shows the progress of a sweep or of a single run from its files alone."""
+"""Shows the progress of a sweep or of a single run, reading only its files."""
 
 import dataclasses
 import datetime
