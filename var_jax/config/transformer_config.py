@@ -48,8 +48,8 @@ class TransformerConfig:
         permutation of their raster indices such as "2,0,1,3"; in a config file also the path of a
         text file with one.
       class_conditioning: how "next_token" knows the class: "adaln", in every block and as the first
-        token, or "start_token", as the first token alone, with plain LayerNorm (as VQGAN).
-      mask: which scales a scale attends to (`ops.masks`); of "next_scale" alone.
+        token, or "start_token", only as the first token, with plain LayerNorm (as VQGAN).
+      mask: which scales a scale attends to (`ops.masks`); only for "next_scale".
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).

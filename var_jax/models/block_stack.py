@@ -44,7 +44,7 @@ class Dropped(NamedTuple):
 
     Attributes:
       labels: the class labels, some of them replaced by "no class".
-      keep: of drop-path, the factor of each layer's two branches by sample; None to keep all.
+      keep: drop-path's factor on each layer's two branches, by sample; None to keep all.
     """
 
     labels: Int[Array, " b"]

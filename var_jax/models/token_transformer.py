@@ -1,7 +1,7 @@
 """The next-token transformer: logits of each token of a map from those before it and a class.
 
 Sources: VQGAN (arXiv 2012.09841), section 3.2; LlamaGen (arXiv 2406.06525). The blocks are those of
-next-scale prediction, so that the two differ in what they predict alone.
+next-scale prediction, so that the two differ only in their predictions.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class TokenTransformer(nn.Module):
 
         Args:
           labels: class ids; `num_classes` means "no class".
-          rng: key of class dropout and drop-path, which act in training alone; None for neither.
+          rng: key of class dropout and drop-path, which act only in training; None for neither.
         """
         labels, keep = drop(self.config, labels, rng)
         cond = self._condition(labels)

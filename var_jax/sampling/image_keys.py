@@ -19,8 +19,10 @@ class KeySource(NamedTuple):
 
 
 def image_keys(seed: Int[Array, ""] | int, indices: Int[Array, " b"]) -> Key[Array, " b"]:
-    """Returns one key per image, derived from the seed and the image's index, so that it does not
-    depend on the batch."""
+    """Returns one key per image, derived from the seed and the image's index.
+
+    So an image does not depend on its batch.
+    """
     return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(indices)
 
 

@@ -40,8 +40,8 @@ class Settings(TypedDict, total=False):
       temperature: divisor of the logits, applied before top_k and top_p.
       smooth: whether code vectors are mixed instead of sampled: smoother images, but not for
         measuring.
-      steps: passes of the network; of masked prediction and diffusion alone.
-      solver: how diffusion goes from noise to images; of diffusion alone.
+      steps: passes of the network; only for masked prediction and diffusion.
+      solver: how diffusion goes from noise to images; only for diffusion.
     """
 
     cfg: Schedule

@@ -1,5 +1,4 @@
-"""Sampling of next-token models as one compiled program: one token after the other, with cached
-keys and values."""
+"""Sampling of next-token models, token by token with cached keys and values, in one program."""
 
 from __future__ import annotations
 
