@@ -25,6 +25,7 @@ SHIPPED = [
     ("imagenet256", ("tokenizer", "d16", "d30")),
     ("imagenet512", ("tokenizer", "d36")),
     ("openimages", ("tokenizer",)),
+    ("rivals", ("tokenizer_next_token", "next_scale", "next_token_d2", "next_token_spiral")),
     ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr")),
 ]
 

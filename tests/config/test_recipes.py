@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from helpers.scripts import load_module
-from var_jax.config import recipes
+from var_jax.config import objective_keys, recipes
+from var_jax.config.strict import differences, plain
 from var_jax.config.train import from_config_dict
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
@@ -91,3 +92,21 @@ def test_config_file_names_its_command_cost_and_expected_figure(file):
     for word in (f"--config configs/{file.name}", "cost", "expected"):
         assert word in text
     assert "measured" in text.lower() or "published" in text
+
+
+def test_rivals_differ_from_fashion_mnist_in_their_objective_alone():
+    """A comparison of objectives is one where all else is the same: next-scale prediction is the
+    run of fashion_mnist.py, and each rival differs from it in its token maps and its own keys."""
+    rivals, fashion = load_module(FILES["rivals"]), load_module(FILES["fashion_mnist"])
+    for arg, expected in (("next_scale", "d3"), ("next_scale_d2", "d2"), ("tokenizer",) * 2):
+        config = from_config_dict(rivals.get_config(arg))
+        assert config == from_config_dict(fashion.get_config(expected))
+    base = plain(from_config_dict(fashion.get_config("d3")))
+    for name in rivals.OBJECTIVES:
+        config = plain(from_config_dict(rivals.get_config(name)))
+        different = {line.partition(":")[0] for line in differences(base, config)}
+        assert different <= {"tokenizer.scales", "transformer.scales"} | {
+            f"transformer.{key}" for key in ("objective", *objective_keys.USED_BY)
+        }
+        tokenizer = from_config_dict(rivals.get_config(f"tokenizer_{name}"))
+        assert plain(tokenizer.tokenizer) == config["tokenizer"]

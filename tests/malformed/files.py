@@ -225,6 +225,22 @@ CASES = {
         "convert --to-torch --model model --scales 1,2 --out out",
         "--scales is given with --to-torch",
     ),
+    # merges
+    "merge_missing": Case(
+        "a tuned model that is not there",
+        "merge --base model --tuned other --weight 0.5 --out out",
+        "no model directory other",
+    ),
+    "merge_over_itself": Case(
+        "the base as the output",
+        "merge --base model --tuned model --weight 0.5 --out model",
+        "--out model is the file of --",
+    ),
+    "merge_infinite": Case(
+        "a weight of infinity",
+        "merge --base model --tuned model --weight inf --out out",
+        "--weight is inf",
+    ),
     # sample sets and evaluation
     "samples_of_floats": Case("samples of floats", EVALUATE, "s.npz", samples(arr_0=PIXELS / 255)),
     "samples_three_axes": Case(

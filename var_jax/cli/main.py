@@ -23,6 +23,7 @@ COMMANDS = {
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "demo": "local web page that generates and edits",
     "convert": "published PyTorch weights to a model directory, or back",
+    "merge": "A + W (B - A) of the weights of two models, for any number W",
     "tokenize": "token cache of a data set, so that training reads no images; resumable",
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",
     "evaluate": "Fréchet distance, IS, precision, recall, KID of samples; or reconstructions",

@@ -2,6 +2,8 @@
 
 example:
   var-jax quickstart --config configs/digits.py --workdir runs/quickstart
+  var-jax quickstart --config configs/rivals.py:next_token \\
+      --tokenizer-config configs/rivals.py:tokenizer_next_token --workdir runs/next_token
 """
 
 import argparse
@@ -16,6 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser):
         required=True,
         metavar="FILE.py",
         help="a config with both stages: FILE.py:tokenizer, and FILE.py for the transformer",
+    )
+    parser.add_argument(
+        "--tokenizer-config",
+        metavar="FILE.py:ARG",
+        help="the tokenizer's config, where it is not FILE.py:tokenizer",
     )
     parser.add_argument(
         "--workdir",
@@ -34,8 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
     require(args.samples >= 1, "--samples", args.samples, "at least 1")
     file = args.config.partition(":")[0]
+    tokenizer_config = args.tokenizer_config or f"{file}:tokenizer"
     tokenizer, transformer = (
-        read_config(f"{file}:tokenizer", args.overrides),
+        read_config(tokenizer_config, args.overrides),
         read_config(args.config, args.overrides),
     )
     from var_jax.config import idle_keys

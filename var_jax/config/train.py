@@ -5,6 +5,7 @@ import dataclasses
 
 from ml_collections import config_dict
 
+from var_jax.config import order_file
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.sections import (
     DataConfig,
@@ -208,6 +209,8 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
                     f"config.transformer.{name} follows config.tokenizer.{name}; set it there"
                 )
         mapping["transformer"] = {**transformer, **_shared(tokenizer)}
+        if isinstance(transformer.get("order"), str):
+            mapping["transformer"]["order"] = order_file.resolve(transformer["order"])
     run = build(TrainConfig, {**mapping, "tokenizer": tokenizer})
     for key in ("tokenizer_dir", "init_from", "branch_from"):
         require_path(getattr(run, key), key)

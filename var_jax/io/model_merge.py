@@ -1,0 +1,72 @@
+"""Merging of two models of one configuration: their weights on a line through both."""
+
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from var_jax.config.strict import differences, plain, require
+from var_jax.errors import UserError
+from var_jax.io import model_directory
+from var_jax.io.finite import require_finite
+
+
+def merge_directories(base: str, tuned: str, weight: float, out: str):
+    """Writes the model A + weight * (B - A) of two model directories or workdirs, A and B.
+
+    Call it to add a share of a fine-tuning to its base, or with a negative weight to subtract one
+    (Neon, arXiv 2510.03597).
+
+    Args:
+      base: A's directory.
+      tuned: B's directory.
+      weight: any finite number; 0 gives A and 1 gives B, each bit for bit.
+      out: the directory of the new model, which has the class names of A.
+    Raises:
+      UserError: a model cannot be read, the two differ in their configuration or class names, a
+        merged weight is not finite, or the output cannot be written.
+    """
+    base_config, base_params = model_directory.load(epath.Path(base))
+    tuned_config, tuned_params = model_directory.load(epath.Path(tuned))
+    if different := differences(plain(base_config), plain(tuned_config)):
+        raise UserError(
+            f"{base} and {tuned} are models of different configurations, which do not merge: "
+            f"{'; '.join(different[:4])}"
+        )
+    names = model_directory.class_names(epath.Path(base))
+    tuned_names = model_directory.class_names(epath.Path(tuned))
+    require(
+        not names or not tuned_names or names == tuned_names,
+        f"the class names of {tuned}",
+        f"{', '.join(tuned_names):.60}",
+        f"those of {base}: {', '.join(names):.60}",
+    )
+    merged = merge(base_params, tuned_params, weight)
+    require_finite(
+        flatten_dict(merged, sep="/").items(), f"the merge of {base} and {tuned} by {weight:g}"
+    )
+    model_directory.save(epath.Path(out), base_config, merged, names or tuned_names)
+
+
+def merge(base: Any, tuned: Any, weight: float) -> dict:
+    """Returns base + weight * (tuned - base), computed in float32 and stored in the dtypes of base.
+
+    Args:
+      base: nested dicts of arrays.
+      tuned: the same names and shapes.
+      weight: 0 gives `base` and 1 gives `tuned`, each bit for bit.
+    """
+    base_leaves, tuned_leaves = flatten_dict(base), flatten_dict(tuned)
+    factor = np.float32(weight)
+
+    def between(name: tuple[str, ...]) -> np.ndarray:
+        a, b = np.asarray(base_leaves[name]), np.asarray(tuned_leaves[name])
+        if weight in (0, 1):
+            return b if weight else a
+        wide = a.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+            merged = wide + factor * (b.astype(np.float32) - wide)
+            return merged.astype(a.dtype)
+
+    return unflatten_dict({name: between(name) for name in base_leaves})
