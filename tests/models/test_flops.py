@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,6 +44,43 @@ def test_parameter_count_is_that_of_the_module(config):
         if path[-1].key in ("kernel", "qkv", "proj")
     ]
     assert count["body"] == sum(leaf.size for leaf in matrices)
+
+
+def test_next_token_flops_by_hand():
+    """Four tokens: the blocks and the head at each, AdaLN once, 1 + 2 + 3 + 4 attended pairs; the
+    token table is looked up. Generation is a forward pass, twice with guidance."""
+    config = TransformerConfig(
+        objective="next_token", depth=3, width=8, heads=2, **{**SMALL, "scales": Scales.parse("2")}
+    )
+    block = 4 * 8 * 8 + 2 * 8 * 32
+    forward = 2 * 4 * (3 * block + 8 * 64) + 2 * (6 * 3 + 2) * 8 * 8 + 4 * 3 * 8 * 10
+    assert flops.train_flops_per_image(config) == 3 * forward
+    assert flops.generation_flops(config, guided=False) == forward
+    assert flops.generation_flops(config) == 2 * forward
+    start = dataclasses.replace(config, class_conditioning="start_token")
+    assert flops.train_flops_per_image(start) == 3 * (forward - 2 * (6 * 3 + 2) * 8 * 8)
+
+
+def test_llamagen_sizes_of_next_token_prediction():
+    """With LlamaGen's widths, and the class as a start token, the parameters are its published
+    numbers once the one difference that counts is added: its SwiGLU has three matrices of 8 w / 3
+    rounded up to 256 where the MLP has two of 4 w. (It has no biases and no table of places, which
+    are a thousandth.)"""
+    published = {(12, 768): 111e6, (24, 1024): 343e6, (36, 1280): 775e6, (48, 1536): 1.4e9}
+    for (depth, width), total in published.items():
+        config = TransformerConfig(
+            objective="next_token",
+            class_conditioning="start_token",
+            depth=depth,
+            heads=width // 64,
+            width=width,
+            vocab_size=16384,
+            scales=Scales.parse("16"),
+        )
+        hidden = -(-8 * width // 3 // 256) * 256
+        rounding = depth * (3 * width * hidden - 8 * width**2)
+        count = flops.param_count(config)["total"] + rounding
+        assert count == pytest.approx(total, rel=2e-3 if total < 1e9 else 1e-2)
 
 
 def test_published_training_flops():
