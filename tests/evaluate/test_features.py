@@ -11,6 +11,7 @@ from var_jax.errors import UserError
 from var_jax.evaluate import features
 from var_jax.evaluate.image_sets import Batch, ImageSet
 from var_jax.evaluate.samples import evaluate
+from var_jax.pretrained import inception
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 4, 6, 1), dtype=np.uint8)
 
@@ -127,12 +128,14 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     1000."""
     random = np.random.default_rng(0)
     kernel, bias = random.standard_normal((3, classes)), random.standard_normal(classes)
-    monkeypatch.setattr(features.inception, "pooled", lambda params, images: images)
     monkeypatch.setattr(
-        features.inception, "logits", lambda params, images: images @ kernel + params["fc"]["bias"]
+        features.inception,
+        "features",
+        lambda params, images, preprocessing: inception.Features(images, images),
     )
     rows = random.standard_normal((4, 3))
-    result = features._inception({"fc": {"bias": bias}}, rows)[1]
+    params = {"fc": {"kernel": kernel, "bias": bias}}
+    result = features._inception(params, rows, "tensorflow")[1]
     expected = log_softmax(rows @ kernel + (bias if classes == 1000 else 0), axis=1)
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 

@@ -22,7 +22,7 @@ def test_bicubic_kernel_of_a_doubling():
     )
 
 
-@pytest.mark.parametrize("method", ["area", "bicubic", "bilinear"])
+@pytest.mark.parametrize("method", ["area", "bicubic", "bilinear", "bilinear_tensorflow1"])
 @pytest.mark.parametrize("source, target", [(1, 4), (4, 1), (5, 3), (3, 5), (13, 16), (16, 13)])
 def test_constants_stay_constant(method, source, target):
     np.testing.assert_allclose(matrix(source, target, method).sum(axis=1), 1, rtol=1e-6)
@@ -32,6 +32,16 @@ def test_bilinear_repeats_the_border():
     np.testing.assert_allclose(
         matrix(2, 4, "bilinear"), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]], rtol=1e-6
     )
+
+
+def test_bilinear_of_tensorflow_1_takes_corners_for_centers():
+    """Pixel i lies at i s/t: every second one of a doubling is a pixel itself, and the last one
+    repeats the border."""
+    np.testing.assert_allclose(
+        matrix(2, 4, "bilinear_tensorflow1"), [[1, 0], [0.5, 0.5], [0, 1], [0, 1]], rtol=1e-6
+    )
+    third = [[1, 0, 0, 0], [0, 2 / 3, 1 / 3, 0], [0, 0, 1 / 3, 2 / 3]]
+    np.testing.assert_allclose(matrix(4, 3, "bilinear_tensorflow1"), third, rtol=1e-6)
 
 
 def test_sides_are_resized_independently():

@@ -1,6 +1,7 @@
 """Features of image sets by a frozen network, on all devices; those of references are cached."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -10,10 +11,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8, UInt64
+from jaxtyping import Float, Int, UInt8, UInt64
 from tqdm import tqdm
 
 from var_jax.config.strict import require
@@ -23,7 +23,7 @@ from var_jax.evaluate.fid import Moments
 from var_jax.evaluate.image_sets import ImageSet
 from var_jax.io import atomic, npz
 from var_jax.ops.normalize import normalize_images
-from var_jax.pretrained import efficientnet, inception, weights
+from var_jax.pretrained import efficientnet, inception, inception_graph, weights
 
 VERSION = 1  # version of the cached content, and of the images' preprocessing
 SIDE = 64  # side in pixels of EfficientNet-Lite0's input
@@ -50,6 +50,12 @@ class FeatureNetwork:
       params: its weights, an argument of `apply`.
       apply: (params, uint8 images (b, h, w, 1 or 3)) -> float32 features (b, d) and log
         probabilities of classes (b, k), or None without classes.
+      apply_with_spatial: like `apply`, with the features (b, s) of sFID as a third result; None if
+        the network has none.
+      weights_from: the source of the weights, for reports; "" if there is only one.
+      convention: name of the images' resize and scaling here, if published statistics are of this
+        network: "ADM" only if they are the ADM evaluator's; "" for a network without published
+        statistics.
     """
 
     name: str
@@ -60,14 +66,20 @@ class FeatureNetwork:
     dimensions: int
     params: Any
     apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
+    apply_with_spatial: Callable[[Any, jax.Array], tuple[jax.Array | None, ...]] | None = None
+    weights_from: str = ""
+    convention: str = ""
 
     def described(self) -> dict[str, Any]:
-        return {
+        description: dict[str, Any] = {
             "network": self.name,
             "weights": self.weights,
             "preprocessing": self.preprocessing,
             "dimensions": self.dimensions,
         }
+        if self.weights_from:
+            description["weights_from"] = self.weights_from
+        return description
 
 
 def load(kind: Kind, path: str = "") -> FeatureNetwork:
@@ -77,7 +89,8 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
       kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception",
         at 299 x 299.
       path: path of the weights; for EfficientNet-Lite0 "" is the installed package, for Inception a
-        file is needed.
+        file is needed: the frozen graph of the ADM evaluator (`.pb`), or weights in torchvision's
+        layout.
     Raises:
       UserError: there are no weights, or they are another network's.
     """
@@ -96,25 +109,11 @@ def load(kind: Kind, path: str = "") -> FeatureNetwork:
         )
     if not path:
         raise UserError(
-            "features 'inception' need a file of weights, such as pytorch-fid's "
-            "pt_inception-2015-12-05-6726825d.pth; name it by --weights"
+            "features 'inception' need a file of weights, such as the ADM evaluator's "
+            "classify_image_graph_def.pb or pytorch-fid's pt_inception-2015-12-05-6726825d.pth; "
+            "name it by --weights"
         )
-    params = inception.load(path)
-    classes = jax.eval_shape(_inception, params, jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.uint8))[
-        1
-    ].shape[-1]
-    # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
-    whose = "" if classes == inception.TENSORFLOW_CLASSES else " with torchvision's Inception v3"
-    return FeatureNetwork(
-        "Inception v3",
-        f"FID{whose}",
-        f"Inception Score{whose}",
-        weights.fingerprint(path),
-        "bilinear to 299 x 299 within the network",
-        2048,
-        params,
-        _inception,
-    )
+    return _load_inception(path)
 
 
 def _efficientnet(params: Any, images: jax.Array):
@@ -123,17 +122,50 @@ def _efficientnet(params: Any, images: jax.Array):
     return efficientnet.pooled(params, resized), None
 
 
-def _inception(params: Any, images: jax.Array):
-    logits, bias = inception.logits(params, images), params["fc"]["bias"]
-    if (
-        bias.size == inception.TENSORFLOW_CLASSES
-    ):  # the published score is of this network's logits without biases
-        logits = logits - bias
-    return inception.pooled(params, images), jax.nn.log_softmax(logits)
+def _load_inception(path: str) -> FeatureNetwork:
+    """Returns Inception v3 with the weights and the preprocessing of its file's kind."""
+    resize: inception.Preprocessing = "pytorch_fid"
+    preprocessing = "bilinear to 299 x 299 within the network"
+    if path.endswith(".pb"):
+        params = inception_graph.load(path)
+        resize, convention = "tensorflow", "ADM"
+        preprocessing += ", as TensorFlow 1 does, without half-pixel centers"
+        weights_from = "the ADM evaluator's frozen graph"
+    else:
+        params = inception.load(path)
+        convention, weights_from = "pytorch-fid's resize", "pytorch-fid's port, in PyTorch's layout"
+    # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
+    whose = ""
+    if params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES:
+        whose, convention, weights_from = " with torchvision's Inception v3", "", "torchvision"
+    return FeatureNetwork(
+        "Inception v3",
+        f"FID{whose}",
+        f"Inception Score{whose}",
+        weights.fingerprint(path),
+        preprocessing,
+        len(params["fc"]["kernel"]),
+        params,
+        lambda params, images: _inception(params, images, resize)[:2],
+        functools.partial(_inception, preprocessing=resize),
+        weights_from,
+        convention,
+    )
+
+
+def _inception(
+    params: Any, images: jax.Array, preprocessing: inception.Preprocessing
+) -> tuple[jax.Array, ...]:
+    """Returns features, log probabilities of classes, and the features of sFID."""
+    features = inception.features(params, images, preprocessing)
+    # The published score is of TensorFlow's network's logits without biases.
+    biases = params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES
+    logits = inception.logits(params, features.pooled, biases=biases)
+    return features.pooled, jax.nn.log_softmax(logits), features.spatial
 
 
 class FeatureStats(NamedTuple):
-    """Statistics of a set of images. Nothing in it depends on their order.
+    """Statistics of a set of images. Only `positions` depends on their order.
 
     Attributes:
       halves: moments of two disjoint random parts: a hash of its pixels assigns each image to a
@@ -142,12 +174,18 @@ class FeatureStats(NamedTuple):
         hashes.
       log_probs: log probabilities of classes, in the order of `rows`; None if they are not kept.
       distinct: number of distinct images.
+      positions: the place in the set of each row of `log_probs`; None if these are not kept.
+      spatial: moments of the features of sFID; None if they were not computed.
+      spatial_rows: the features of sFID, in the order of `rows`.
     """
 
     halves: tuple[Moments, Moments]
     rows: Float[np.ndarray, "n d"]
     log_probs: Float[np.ndarray, "n k"] | None
     distinct: int
+    positions: Int[np.ndarray, " n"] | None = None
+    spatial: Moments | None = None
+    spatial_rows: Float[np.ndarray, "n s"] | None = None
 
     @property
     def moments(self) -> Moments:
@@ -160,54 +198,78 @@ class Collector:
     Args:
       keep: largest number of rows to keep; 0 for all of them.
       probs: also keep log probabilities.
+      spatial: also gather the features of sFID; the network must have them.
     """
 
-    def __init__(self, network: FeatureNetwork, *, keep: int = 0, probs: bool = False):
-        self._extract = OverDevices(network.apply, network.params)
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        *,
+        keep: int = 0,
+        probs: bool = False,
+        spatial: bool = False,
+    ):
+        apply = network.apply_with_spatial if spatial else network.apply
+        assert apply is not None, f"{network.name} has no features of sFID"
+        self._extract = OverDevices(apply, network.params)
         self._keep = keep
         self._probs = probs
         self._halves = [Moments.empty(network.dimensions)] * 2
-        self._kept: list[tuple[np.ndarray, ...]] = []
+        self._spatial: Moments | None = None
+        self._kept: list[dict[str, np.ndarray]] = []
         self._hashes: list[UInt64[np.ndarray, " n"]] = []
+        self._count = 0
         self.batch = self._extract.batch
 
     def add(self, images: UInt8[np.ndarray, "b h w c"]):
         for start in range(0, len(images), self.batch):
-            part = images[start : start + self.batch]
-            features, log_probs = self._extract(part)
-            if not np.isfinite(features).all():
-                raise UserError("the network's features are not finite; its weights are damaged")
-            hashes = np.array([_hash(image) for image in part], np.uint64)
-            for side in (0, 1):
-                self._halves[side] = self._halves[side].merge(
-                    Moments.of(features[hashes % 2 == side])
-                )
-            self._hashes.append(hashes)
-            arrays = [hashes, features]
-            if self._probs and log_probs is not None:
-                arrays.append(log_probs)
-            self._kept.append(tuple(arrays))
-            if self._keep and sum(len(arrays[0]) for arrays in self._kept) > 2 * self._keep:
-                self._kept = [self._sorted()]
+            self._add_batch(images[start : start + self.batch])
+
+    def _add_batch(self, images: UInt8[np.ndarray, "b h w c"]):
+        features, log_probs, *spatial = self._extract(images)
+        if not all(np.isfinite(rows).all() for rows in (features, *spatial)):
+            raise UserError("the network's features are not finite; its weights are damaged")
+        hashes = np.array([_hash(image) for image in images], np.uint64)
+        for side in (0, 1):
+            self._halves[side] = self._halves[side].merge(Moments.of(features[hashes % 2 == side]))
+        self._hashes.append(hashes)
+        arrays = {"hashes": hashes, "rows": features}
+        if self._probs and log_probs is not None:
+            arrays["log_probs"] = log_probs
+            arrays["positions"] = self._count + np.arange(len(images))
+        self._count += len(images)
+        if spatial:
+            moments = Moments.of(spatial[0])
+            self._spatial = self._spatial.merge(moments) if self._spatial else moments
+            arrays["spatial_rows"] = spatial[0]
+        self._kept.append(arrays)
+        if self._keep and sum(len(arrays["rows"]) for arrays in self._kept) > 2 * self._keep:
+            self._kept = [self._sorted()]
 
     def finish(self) -> FeatureStats:
-        _, rows, *rest = self._sorted()
+        arrays = self._sorted()
         distinct = len(np.unique(np.concatenate(self._hashes)))
         return FeatureStats(
-            (self._halves[0], self._halves[1]), rows, rest[0] if rest else None, distinct
+            (self._halves[0], self._halves[1]),
+            arrays["rows"],
+            arrays.get("log_probs"),
+            distinct,
+            arrays.get("positions"),
+            self._spatial,
+            arrays.get("spatial_rows"),
         )
 
-    def _sorted(self) -> tuple[np.ndarray, ...]:
-        joined = [np.concatenate(arrays) for arrays in zip(*self._kept, strict=True)]
-        order = np.argsort(joined[0], kind="stable")[: self._keep or None]
-        return tuple(array[order] for array in joined)
+    def _sorted(self) -> dict[str, np.ndarray]:
+        joined = {
+            name: np.concatenate([arrays[name] for arrays in self._kept]) for name in self._kept[0]
+        }
+        order = np.argsort(joined["hashes"], kind="stable")[: self._keep or None]
+        return {name: array[order] for name, array in joined.items()}
 
 
-def extract(
-    network: FeatureNetwork, images: ImageSet, *, keep: int = 0, probs: bool = False
-) -> FeatureStats:
-    """Returns the features of all images of a set; arguments are those of `Collector`."""
-    collector = Collector(network, keep=keep, probs=probs)
+def extract(network: FeatureNetwork, images: ImageSet, **options: Any) -> FeatureStats:
+    """Returns the features of all images of a set; options are those of `Collector`."""
+    collector = Collector(network, **options)
     with progress(images.count, f"features of {images.name}") as bar:
         for batch in images.read(collector.batch):
             collector.add(batch.images)

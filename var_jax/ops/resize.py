@@ -17,19 +17,21 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-Method = Literal["area", "bicubic", "bilinear"]
+Method = Literal["area", "bicubic", "bilinear", "bilinear_tensorflow1"]
 
 
 @functools.lru_cache(maxsize=512)
 def matrix(source: int, target: int, method: Method) -> np.ndarray:
     """Returns float32 (target, source) weights that resize one side of an image.
 
-    The methods are those of torch.nn.functional.interpolate without antialiasing and with
-    half-pixel centers:
+    The first three methods are those of torch.nn.functional.interpolate without antialiasing and
+    with half-pixel centers:
 
     - area: the mean over source pixels floor(i s/t) to ceil((i+1) s/t) - 1.
     - bicubic: Keys' kernel with a = -0.75, the border pixel repeated.
     - bilinear: the two nearest pixels, the border pixel repeated.
+    - bilinear_tensorflow1: as bilinear, but pixel i lies at i s/t, which shifts the image; it is
+      the ResizeBilinear of TensorFlow 1 without half_pixel_centers and without align_corners.
 
     Args:
       source: pixels of the side before.
@@ -44,11 +46,13 @@ def matrix(source: int, target: int, method: Method) -> np.ndarray:
         center = (i + 0.5) * source / target - 0.5
         if method == "bilinear":
             center = max(center, 0.0)
+        elif method == "bilinear_tensorflow1":
+            center = i * source / target
         base = int(np.floor(center))
-        taps = (0, 1) if method == "bilinear" else (-1, 0, 1, 2)
+        taps = (-1, 0, 1, 2) if method == "bicubic" else (0, 1)
         for tap in taps:
             distance = abs(center - (base + tap))
-            weight = 1 - distance if method == "bilinear" else _keys_cubic(distance)
+            weight = _keys_cubic(distance) if method == "bicubic" else 1 - distance
             weights[i, min(max(base + tap, 0), source - 1)] += weight
     return weights.astype(np.float32)
 

@@ -1,23 +1,28 @@
-"""Inception v3 (Szegedy et al., arXiv 1512.00567), for FID and the Inception Score.
+"""Inception v3 (Szegedy et al., arXiv 1512.00567), for FID, sFID and the Inception Score.
 
-The number of classes distinguishes two sets of weights in torchvision's layout:
+The number of classes distinguishes two sets of weights:
 
-- 1008 classes: TensorFlow's of 2015-12-05 as ported by pytorch-fid
-  (`pt_inception-2015-12-05-6726825d.pth`), which define FID. Average pools leave the padding out of
-  the mean, and the pool of the last block, Mixed_7c, is a maximum.
+- 1008 classes: TensorFlow's of 2015-12-05, which define FID: in the frozen graph that the ADM
+  evaluator reads (`inception_graph`), or as ported by pytorch-fid
+  (`pt_inception-2015-12-05-6726825d.pth`). Average pools leave the padding out of the mean, and the
+  pool of the last block, Mixed_7c, is a maximum.
 - 1000 classes: torchvision's own (`inception_v3_google-0cc3c7bd.pth`). Average pools count the
   padding.
 
-Images are resized to 299 x 299, bilinearly between half-pixel centers and without antialiasing, as
-pytorch-fid does, and scaled to [-1, 1]. (The TensorFlow graph's own resize takes corners for
-centers, which moves FID a little.) Batch norm has an epsilon of 1e-3. Everything is computed at the
-highest precision of matrix products.
+Images are resized to 299 x 299, bilinearly and without antialiasing, in one of two ways, by which
+FID differs in the second decimal:
+
+- "pytorch_fid": between half-pixel centers, then scaled to [-1, 1].
+- "tensorflow": as the graph does, with corners for centers, then (x - 128) / 128.
+
+Batch norm has an epsilon of 1e-3. Everything is computed at the highest precision of matrix
+products.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, UInt8
 
 Params = dict[str, Any]
+Preprocessing = Literal["pytorch_fid", "tensorflow"]
 # The convolutions of a block: name, the convolution whose output it takes ("" for the block's
 # input), height and width of the kernel.
 Chain = tuple[tuple[str, str, int, int], ...]
@@ -110,6 +116,8 @@ BLOCKS = {
     "Mixed_7c": E,
 }
 LAST = "Mixed_7c"
+# sFID is of the first channels of this block's branch1x1, TensorFlow's mixed_6/conv.
+SPATIAL_BLOCK, SPATIAL_CHANNELS = "Mixed_6d", 7
 
 
 def load(path: str) -> Params:
@@ -149,16 +157,32 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
     return params
 
 
-def pooled(
-    params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
-) -> Float[Array, "b d"]:
-    """Returns the 2048 features below the classifier ("pool3"), for FID.
+class Features(NamedTuple):
+    """What FID and sFID are of.
+
+    Attributes:
+      pooled: the 2048 features below the classifier, TensorFlow's "pool_3".
+      spatial: the first 7 channels of TensorFlow's "mixed_6/conv" by rows, columns and channels,
+        17 * 17 * 7 = 2023 numbers.
+    """
+
+    pooled: Float[Array, "b d"]
+    spatial: Float[Array, "b s"]
+
+
+def features(
+    params: Params,
+    images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"],
+    preprocessing: Preprocessing = "pytorch_fid",
+) -> Features:
+    """Returns the features of images for FID and sFID.
 
     Args:
       images: in [0, 255], of 1 or 3 channels, at any size.
+      preprocessing: how images are resized and scaled; the module says how.
     """
     with jax.default_matmul_precision("highest"):
-        x = resize(rgb(images), (SIZE, SIZE), "bilinear") / 127.5 - 1
+        x = _network_input(images, preprocessing)
         for layer in STEM:
             if layer == "pool":
                 x = max_pool(x, 3, 2)
@@ -166,7 +190,12 @@ def pooled(
                 key, _, stride, padding = layer
                 x = jax.nn.relu(conv(params[key], x, stride, padding))
         tensorflow = params["fc"]["bias"].size == TENSORFLOW_CLASSES
+        spatial = x
         for block, chain in BLOCKS.items():
+            if block == SPATIAL_BLOCK:
+                layer = params[block]["branch1x1"]
+                first = {name: array[..., :SPATIAL_CHANNELS] for name, array in layer.items()}
+                spatial = jax.nn.relu(conv(first, x))
             x = _mixed(
                 params[block],
                 chain,
@@ -174,18 +203,39 @@ def pooled(
                 count_padding=not tensorflow,
                 max_pooled=tensorflow and block == LAST,
             )
-        return x.mean((1, 2))
+        return Features(x.mean((1, 2)), spatial.reshape(len(spatial), -1))
+
+
+def pooled(
+    params: Params,
+    images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"],
+    preprocessing: Preprocessing = "pytorch_fid",
+) -> Float[Array, "b d"]:
+    """Returns the 2048 features below the classifier alone; arguments as for `features`."""
+    return features(params, images, preprocessing).pooled
 
 
 def logits(
-    params: Params, images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"]
+    params: Params, pooled_features: Float[Array, "b d"], *, biases: bool = True
 ) -> Float[Array, "b k"]:
-    """Returns the logits of the classifier, for images as `pooled` takes them.
+    """Returns the logits of the classifier.
 
-    Subtract `params["fc"]["bias"]` for an Inception Score without biases.
+    Args:
+      pooled_features: as `pooled` returns them.
+      biases: whether to add the biases; the published Inception Score has none.
     """
     with jax.default_matmul_precision("highest"):
-        return linear(params["fc"], pooled(params, images))
+        if biases:
+            return linear(params["fc"], pooled_features)
+        return pooled_features @ params["fc"]["kernel"]
+
+
+def _network_input(
+    images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"], preprocessing: Preprocessing
+) -> Float[Array, "b 299 299 3"]:
+    if preprocessing == "tensorflow":
+        return (resize(rgb(images), (SIZE, SIZE), "bilinear_tensorflow1") - 128) / 128
+    return resize(rgb(images), (SIZE, SIZE), "bilinear") / 127.5 - 1
 
 
 def _ends(chain: Chain) -> list[str]:
