@@ -197,7 +197,7 @@ def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):
         ),
         (("--samples", "{drawn}", "--model", "m"), "not allowed with argument"),
         (("--model", "nowhere"), "no model directory nowhere"),
-        ((), "one of the arguments --samples --model is required"),
+        ((), "one of the arguments --samples --model --save-statistics is required"),
         (("--samples", "{drawn}", "--features", "vgg"), "invalid choice: 'vgg'"),
         (
             ("--samples", "{drawn}", "--reference", "{other}"),

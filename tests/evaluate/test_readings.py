@@ -9,8 +9,8 @@ from PIL import Image
 
 from evaluate.test_features import Images
 from helpers import toy_network
-from var_jax.cli.evaluate import lines
 from var_jax.evaluate import readings, samples, training_images
+from var_jax.evaluate.report_lines import lines
 
 RANDOM = np.random.default_rng(0)
 REAL = RANDOM.integers(0, 200, (60, 4, 6, 1), dtype=np.uint8)

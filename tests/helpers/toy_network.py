@@ -6,14 +6,17 @@ import numpy as np
 
 from var_jax.evaluate.features import FeatureNetwork
 
-DIMENSIONS, CLASSES = 5, 4
+DIMENSIONS, CLASSES, SPATIAL = 5, 4, 3
 
 
-def network(seed: int = 0) -> FeatureNetwork:
+def network(seed: int = 0, convention: str = "", *, spatial: bool = False) -> FeatureNetwork:
+    """A network with class probabilities; with "ADM" as the convention, it stands for the one that
+    published statistics are of."""
     random = np.random.default_rng(seed)
     params = {
         "features": random.standard_normal((4, DIMENSIONS)),
         "classes": random.standard_normal((4, CLASSES)),
+        "spatial": random.standard_normal((4, SPATIAL)),
     }
     params = {name: value.astype(np.float32) for name, value in params.items()}
     return FeatureNetwork(
@@ -25,12 +28,19 @@ def network(seed: int = 0) -> FeatureNetwork:
         DIMENSIONS,
         params,
         apply,
+        apply_with_spatial if spatial else None,
+        convention=convention,
     )
 
 
 def apply(params, images):
+    return apply_with_spatial(params, images)[:2]
+
+
+def apply_with_spatial(params, images):
     small = jax.image.resize(
         images.astype(jnp.float32).mean(-1) / 128, (len(images), 2, 2), "linear"
     )
     quarters = small.reshape(len(images), 4)
-    return quarters @ params["features"], jax.nn.log_softmax(quarters @ params["classes"])
+    log_probs = jax.nn.log_softmax(quarters @ params["classes"])
+    return quarters @ params["features"], log_probs, quarters @ params["spatial"]

@@ -13,6 +13,7 @@ from malformed.inputs import (
     picture,
     published,
     samples,
+    statistics,
     text,
     with_picture,
 )
@@ -253,6 +254,48 @@ CASES = {
         "samples under another name", EVALUATE, "s.npz", samples(images=PIXELS)
     ),
     "no_samples": Case("a sample set of 0 images", EVALUATE, "s.npz", samples(arr_0=PIXELS[:0])),
+    "statistics_without_sigma": Case(
+        "a reference with a mean and no covariance",
+        "evaluate --samples s.npz --reference f.npz",
+        "f.npz has mu, but no sigma",
+        statistics(mu=np.zeros(1280)),
+    ),
+    "statistics_of_nan": Case(
+        "a reference whose mean is NaN",
+        "evaluate --samples s.npz --reference f.npz",
+        "mu of f.npz is not finite",
+        statistics(mu=np.full(1280, np.nan), sigma=np.eye(1280)),
+    ),
+    "statistics_of_inception": Case(
+        "published statistics beside features of another network",
+        "evaluate --samples s.npz --reference f.npz",
+        "mu of f.npz is of 2048 dimensions",
+        statistics(mu=np.zeros(2048), sigma=np.eye(2048)),
+    ),
+    "statistics_as_samples": Case(
+        "statistics as the samples",
+        "evaluate --samples f.npz --reference s.npz",
+        "f.npz holds the statistics mu, sigma",
+        statistics(arr_0=PIXELS, mu=np.zeros(2048), sigma=np.eye(2048)),
+    ),
+    "statistics_to_reconstruct": Case(
+        "statistics as the images of reconstructions",
+        "evaluate --model model --reference f.npz",
+        "f.npz holds the statistics mu, sigma",
+        statistics(mu=np.zeros(2048), sigma=np.eye(2048)),
+    ),
+    "statistics_size": Case(
+        "a size that is no number",
+        "evaluate --reference s.npz --save-statistics f.npz --size big",
+        "--size is 'big'",
+        samples(arr_0=PIXELS),
+    ),
+    "graph_of_text": Case(
+        "a text as the frozen graph",
+        "evaluate --samples s.npz --reference r.npz --features inception --weights g.pb",
+        "g.pb does not read as a frozen TensorFlow graph",
+        lambda: (samples(arr_0=PIXELS)(), text("g.pb", "no graph")()),
+    ),
     "report_over_samples": Case(
         "the samples as the report",
         f"{EVALUATE} --json s.npz",

@@ -112,6 +112,11 @@ def samples(**arrays) -> Callable[[], object]:
     return lambda: (np.savez("r.npz", arr_0=PIXELS), np.savez("s.npz", **arrays))
 
 
+def statistics(**arrays) -> Callable[[], object]:
+    """Samples, and a reference file of means and covariances."""
+    return lambda: (np.savez("s.npz", arr_0=PIXELS), np.savez("f.npz", **arrays))
+
+
 def run_file(more: str = "") -> Callable[[], object]:
     return lambda: write("run.py", small.CONFIG_FILE + more)
 

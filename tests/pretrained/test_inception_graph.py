@@ -72,13 +72,15 @@ def test_graph_that_is_another_file_is_refused(graph, state, tmp_path):
     refused = {
         "none.pb": "there is no such file",
         "text.pb": "does not read as a frozen TensorFlow graph",
-        "empty.pb": "it has no constants",
+        "empty.pb": "it is an empty file",
+        "nodes.pb": "it has no constants",
         "lacking.pb": "there is no constant mixed_6/conv/conv2d_params",
         "classes.pb": "softmax/biases is of the shape (10,)",
         "short.pb": "softmax/biases is of 4 bytes; it must be of 4032",
     }
     (tmp_path / "text.pb").write_bytes(b"no graph at all")
     (tmp_path / "empty.pb").write_bytes(b"")
+    (tmp_path / "nodes.pb").write_bytes(GraphDef(version=3).SerializeToString())
     parsed = GraphDef.FromString(graph.read_bytes())
     lacking = [node for node in parsed.node if node.name != "mixed_6/conv/conv2d_params"]
     (tmp_path / "lacking.pb").write_bytes(GraphDef(node=lacking).SerializeToString())

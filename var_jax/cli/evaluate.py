@@ -14,6 +14,14 @@ example:
       --weights pt_inception-2015-12-05-6726825d.pth --json report.json
   var-jax evaluate --model runs/tokenizer --reference digits:test --json report.json \\
       --picture rec.png
+  var-jax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz \\
+      --features inception --weights classify_image_graph_def.pb --json report.json
+  var-jax evaluate --reference imagenet2012:train --size 256 --features inception \\
+      --weights classify_image_graph_def.pb --save-statistics train256.npz
+
+A reference FILE.npz with mu and sigma (and mu_s and sigma_s, for sFID) gives the Fréchet distance
+by these, and by its arr_0 only precision and recall: the protocol of published figures, named
+"adm" in the report if the features are Inception's. --save-statistics writes such a file.
 
 The Fréchet distance is called FID only when measured by Inception v3. The intervals (ci95) of a
 sample set are the noise of drawing as many images again; the floor is the distance of real images
@@ -25,16 +33,15 @@ halves of the reference, is printed next to it only for comparison.
 import argparse
 import json
 import os
+import re
 from typing import get_args
 
 from var_jax.cli.args import require_apart
 from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.evaluate.report_lines import lines
 from var_jax.io import atomic
-
-# The words for the comparisons of a metric, by their keys in the report.
-COMPARISONS = {"floor": "floor", "real_against_real": "for scale, real against real"}
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -46,8 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="model directory or training workdir (its averaged weights) whose reconstructions of "
         "the reference are measured",
     )
+    what.add_argument(
+        "--save-statistics",
+        metavar="F.npz",
+        help="write the mean and covariance of the reference's features, and some of its images, "
+        "to this file, which --reference takes",
+    )
     parser.add_argument(
-        "--reference", required=True, metavar="F", help="real images to compare with"
+        "--reference",
+        required=True,
+        metavar="F",
+        help="real images to compare with; with --samples also FILE.npz of their statistics",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="N",
+        help="with --save-statistics: size of the images, 256 or HEIGHTxWIDTH, of three channels, "
+        "or HEIGHTxWIDTHxCHANNELS (default: that of the first image, which all must have)",
     )
     parser.add_argument("--json", metavar="F", help="also write the full report to this file")
     parser.add_argument(
@@ -83,8 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--num",
         type=int,
         default=0,
-        help="measure only this many of the samples, or with --model of the reference, chosen by "
-        "the seed (default: all)",
+        help="measure only this many of the samples, or without samples of the reference, chosen "
+        "by the seed (default: all)",
     )
     parser.add_argument(
         "--resamples",
@@ -142,19 +164,7 @@ def add_feature_arguments(parser: argparse._ActionsContainer):
 
 def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "0 or more")
-    # Options of the other kind of evaluation are refused.
-    given_option, other_option = "--samples", "--model"
-    other_names = ("picture", "perceptual", "perceptual_weights", "perceptual_heads")
-    if args.samples is None:
-        given_option, other_option = other_option, given_option
-        other_names = ("floor", "agreement", "resamples")
-    for name in other_names:
-        require(
-            getattr(args, name) is None,
-            f"--{name.replace('_', '-')}",
-            f"given with {given_option}",
-            f"given with {other_option}",
-        )
+    _require_options_of_mode(args)
     require(
         args.perceptual != "none" or not args.perceptual_weights,
         "--perceptual-weights",
@@ -168,13 +178,12 @@ def run(args: argparse.Namespace) -> int:
         "given with --perceptual lpips",
     )
     inputs = ("samples", "reference", "floor", "weights", "perceptual_weights", "perceptual_heads")
+    outputs = ("json", "picture", "save_statistics")
     require_apart(
-        {"--json": args.json, "--picture": args.picture},
-        {f"--{name.replace('_', '-')}": getattr(args, name) for name in inputs},
+        {_flag(name): getattr(args, name) for name in outputs},
+        {_flag(name): getattr(args, name) for name in inputs},
     )
     from etils import epath
-
-    from var_jax.evaluate.image_sets import open_images
 
     if args.json:
         if epath.Path(args.json).is_dir():
@@ -191,17 +200,40 @@ def run(args: argparse.Namespace) -> int:
         "source_dir": args.source_dir,
         "seed": args.seed,
     }
-    report = (
-        _samples(args, image_options)
-        if args.model is None
-        else _reconstructions(args, image_options, open_images)
-    )
+    if args.save_statistics is not None:
+        report = _statistics(args, image_options)
+    elif args.samples is not None:
+        report = _samples(args, image_options)
+    else:
+        report = _reconstructions(args, image_options)
     if args.json:
         atomic.save(
             epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report"
         )
     print("\n".join(lines(report)))
     return 0
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _require_options_of_mode(args: argparse.Namespace):
+    """Raises UserError for an option that the kind of evaluation has no use for."""
+    options = {
+        "samples": ("floor", "agreement", "resamples", "cache"),
+        "model": ("picture", "perceptual", "perceptual_weights", "perceptual_heads", "cache"),
+        "save_statistics": ("size",),
+    }
+    (mode,) = (name for name in options if getattr(args, name) is not None)
+    for name in dict.fromkeys(name for names in options.values() for name in names):
+        takers = [_flag(taker) for taker, names in options.items() if name in names]
+        require(
+            name in options[mode] or getattr(args, name) is None,
+            _flag(name),
+            f"given with {_flag(mode)}",
+            f"given with {' or '.join(takers)}",
+        )
 
 
 def trained_on(model: str | None) -> str | None:
@@ -214,46 +246,96 @@ def trained_on(model: str | None) -> str | None:
 
 
 def _samples(args: argparse.Namespace, image_options: dict) -> dict:
-    from var_jax.evaluate import features, samples
-    from var_jax.evaluate.image_sets import open_images, open_labelled
+    from var_jax.evaluate import (
+        against_statistics,
+        features,
+        image_sets,
+        reference_statistics,
+        samples,
+    )
 
-    sample_images = open_images(args.samples, num=args.num, **image_options)
-    reference = open_images(args.reference, shape=sample_images.shape, **image_options)
-    floor = (
-        open_images(args.floor, shape=sample_images.shape, **image_options) if args.floor else None
-    )
+    sample_images = image_sets.open_images(args.samples, num=args.num, **image_options)
+    image_options["shape"] = sample_images.shape
+    statistics = None
+    if reference_statistics.holds_statistics(args.reference):
+        statistics = reference_statistics.read(args.reference)
+        reference = None
+        if statistics.has_images:
+            reference = image_sets.open_images_of_statistics(
+                args.reference, sample_images.shape[:2]
+            )
+    else:
+        reference = image_sets.open_images(args.reference, **image_options)
+    floor = image_sets.open_images(args.floor, **image_options) if args.floor else None
     network = features.load(args.features, args.weights)
-    resamples = samples.RESAMPLES if args.resamples is None else args.resamples
-    training = (
-        open_labelled(args.agreement, shape=sample_images.shape, **image_options)
-        if args.agreement
-        else None
-    )
+    if statistics is not None:
+        statistics.require_network(network)
+    training = image_sets.open_labelled(args.agreement, **image_options) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
     agreement = samples.agreement(sample_images, training, reference) if training else None
-    report = samples.evaluate(
-        sample_images,
-        reference,
-        network,
-        seed=args.seed,
-        resamples=resamples,
-        cache=args.cache,
-        floor=floor,
-    )
+    measure_options = {
+        "seed": args.seed,
+        "resamples": samples.RESAMPLES if args.resamples is None else args.resamples,
+        "cache": args.cache,
+        "floor": floor,
+    }
+    if statistics is not None:
+        report = against_statistics.evaluate(
+            sample_images, statistics, reference, network, **measure_options
+        )
+    else:
+        assert reference is not None
+        report = samples.evaluate(sample_images, reference, network, **measure_options)
     if agreement:
         report["metrics"]["agreement"] = agreement
     return report
 
 
-def _reconstructions(args: argparse.Namespace, image_options: dict, open_images) -> dict:
+def _statistics(args: argparse.Namespace, image_options: dict) -> dict:
+    """Writes the statistics of a reference, and returns the report of it."""
+    from etils import epath
+
+    from var_jax.evaluate import features, image_sets, samples, statistics_writer
+
+    require(
+        args.save_statistics.endswith(".npz"),
+        "--save-statistics",
+        args.save_statistics,
+        "a file that ends in .npz",
+    )
+    require_writable(args.save_statistics, "the statistics")
+    shape = None if args.size is None else _read_size(args.size)
+    reference = image_sets.open_images(args.reference, shape=shape, num=args.num, **image_options)
+    network = features.load(args.features, args.weights)
+    out = epath.Path(args.save_statistics).expanduser()
+    report = statistics_writer.write(network, reference, out, seed=args.seed)
+    few = samples.too_few_warnings(reference, network)
+    return {"saved_to": args.save_statistics, "seed": args.seed, **report, "warnings": few}
+
+
+def _read_size(text: str):
+    """Returns the (height, width, channels) that "256", "256x192" or "256x192x1" stands for.
+
+    Raises:
+      UserError: the text is none of these.
+    """
+    match = re.fullmatch(r"([1-9][0-9]*)(?:x([1-9][0-9]*))?(?:x([1-9][0-9]*))?", text, re.ASCII)
+    require(match, "--size", repr(text), "such as 256, 256x192 or 256x192x1")
+    assert match is not None
+    height, width, channels = match.groups()
+    require(channels in (None, "1", "3"), "--size", repr(text), "of 1 or 3 channels")
+    return int(height), int(width or height), int(channels or 3)
+
+
+def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax import Pipeline
-    from var_jax.evaluate import features, reconstruction, training_images
+    from var_jax.evaluate import features, image_sets, reconstruction, training_images
     from var_jax.io import pictures
     from var_jax.pretrained import perceptual
 
     place = pictures.place(args.picture) if args.picture else None
     model = Pipeline.from_pretrained(args.model)
-    reference = open_images(
+    reference = image_sets.open_images(
         args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **image_options
     )
     network = features.load(args.features, args.weights)
@@ -294,44 +376,3 @@ def require_writable(path: str, what: str):
         raise UserError(f"cannot write {what} {path}: {above} is a file, not a directory")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"cannot write {what} {path}: no permission to write in {above}")
-
-
-def _counts(metric: dict) -> str:
-    first, second = metric["counts"]
-    return f"{first} and {second} images"
-
-
-def lines(report: dict) -> list[str]:
-    """Returns the report for a terminal.
-
-    It has a line with each figure and one that says how to read it, then usage and notes.
-    """
-    out = []
-    for metric in report["metrics"].values():
-        if metric is None:
-            continue
-        interval = ""
-        if metric["ci95"] is not None:
-            low, high = metric["ci95"]
-            interval = f" ({low:.5g} to {high:.5g})"
-        comparison = ""
-        for key, label in COMPARISONS.items():
-            if other := metric.get(key):
-                comparison += (
-                    f" of {_counts(metric)}, {label} {other['value']:.5g} "
-                    f"({other['what']}, {_counts(other)})"
-                )
-        if on_reference := metric.get("on_reference"):
-            comparison = (
-                f" of {metric['count']} images, {on_reference['value']:.5g} on the reference"
-            )
-        out.append(f"{metric['value']:.5g}{interval}  {metric['name']}{comparison}")
-        if metric.get("reading"):
-            out.append(f"    {metric['reading']}")
-    if "usage" in report:
-        out.append(
-            "codes used by scale  "
-            + " ".join(f"{row['usage']:.0%}" for row in report["usage"]["scales"])
-            + f", {report['usage']['all']['usage']:.0%} over all scales"
-        )
-    return [*out, *(f"note: {warning}" for warning in report["warnings"])]

@@ -66,9 +66,17 @@ class FeatureNetwork:
     dimensions: int
     params: Any
     apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
-    apply_with_spatial: Callable[[Any, jax.Array], tuple[jax.Array | None, ...]] | None = None
+    apply_with_spatial: Callable[[Any, jax.Array], tuple[jax.Array, ...]] | None = None
     weights_from: str = ""
     convention: str = ""
+
+    @functools.cached_property
+    def spatial_dimensions(self) -> int:
+        """Returns the number of features that sFID is of; 0 where there are none."""
+        if self.apply_with_spatial is None:
+            return 0
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+        return jax.eval_shape(self.apply_with_spatial, self.params, image)[-1].shape[-1]
 
     def described(self) -> dict[str, Any]:
         description: dict[str, Any] = {
@@ -133,7 +141,7 @@ def _load_inception(path: str) -> FeatureNetwork:
         weights_from = "the ADM evaluator's frozen graph"
     else:
         params = inception.load(path)
-        convention, weights_from = "pytorch-fid's resize", "pytorch-fid's port, in PyTorch's layout"
+        convention, weights_from = "pytorch-fid's resize", "pytorch-fid's port"
     # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
     whose = ""
     if params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES:
@@ -146,8 +154,8 @@ def _load_inception(path: str) -> FeatureNetwork:
         preprocessing,
         len(params["fc"]["kernel"]),
         params,
-        lambda params, images: _inception(params, images, resize)[:2],
         functools.partial(_inception, preprocessing=resize),
+        functools.partial(_inception_with_spatial, preprocessing=resize),
         weights_from,
         convention,
     )
@@ -155,8 +163,14 @@ def _load_inception(path: str) -> FeatureNetwork:
 
 def _inception(
     params: Any, images: jax.Array, preprocessing: inception.Preprocessing
+) -> tuple[jax.Array, jax.Array]:
+    features, log_probs, _ = _inception_with_spatial(params, images, preprocessing)
+    return features, log_probs
+
+
+def _inception_with_spatial(
+    params: Any, images: jax.Array, preprocessing: inception.Preprocessing
 ) -> tuple[jax.Array, ...]:
-    """Returns features, log probabilities of classes, and the features of sFID."""
     features = inception.features(params, images, preprocessing)
     # The published score is of TensorFlow's network's logits without biases.
     biases = params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES

@@ -10,6 +10,18 @@ import scipy.linalg
 from jaxtyping import Float
 
 
+class Gaussian(NamedTuple):
+    """A mean and a covariance, such as published statistics of images' features.
+
+    Attributes:
+      mean: float64.
+      covariance: float64, symmetric.
+    """
+
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
+
+
 class Moments(NamedTuple):
     """The first two moments of a set of rows, such as features of images.
 
@@ -77,12 +89,12 @@ class Frechet:
     and are set to zero.
     """
 
-    def __init__(self, reference: Moments):
+    def __init__(self, reference: Moments | Gaussian):
         self.reference = reference
         values, vectors = scipy.linalg.eigh(reference.covariance, driver="evd")
         self._root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
-    def distance(self, other: Moments) -> float:
+    def distance(self, other: Moments | Gaussian) -> float:
         covariance = other.covariance
         values = scipy.linalg.eigvalsh(self._root @ covariance @ self._root)
         mixed = np.sqrt(np.maximum(values, 0)).sum()
@@ -116,6 +128,6 @@ def moments(
     return total
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """Returns the distance between the Gaussians of two sets of at least two rows each."""
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
+    """Returns the distance of two Gaussians, or of two sets of at least two rows each."""
     return Frechet(a).distance(b)

@@ -95,6 +95,8 @@ def open_images(
     resize = current_resize(resize)
     path = epath.Path(spec).expanduser()
     if spec.endswith(".npz"):
+        if path.exists():
+            npz_images.refuse_statistics(path)
         return _npz(spec, path, shape, num, seed)
     if path.is_dir():
         files = _files(path)
@@ -146,6 +148,27 @@ def open_images(
         content=content,
         shown=f"data set {spec}",
     )
+
+
+def open_images_of_statistics(spec: str, size: tuple[int, int]) -> ImageSet:
+    """Opens the images in a reference file of statistics.
+
+    They are usually only some of the images that the statistics were computed from.
+
+    Args:
+      spec: FILE.npz.
+      size: (height, width) of the samples. The channels may differ: networks repeat a single one.
+    Raises:
+      UserError: the images have another size, or cannot be read.
+    """
+    images = _npz(spec, epath.Path(spec).expanduser(), None, 0, 0)
+    require(
+        images.shape[:2] == size,
+        f"the size of the images in {spec}",
+        images.shape[:2],
+        f"{size}, as that of what they are compared with",
+    )
+    return images
 
 
 def open_labelled(spec: str, **options: Any) -> ImageSet:
@@ -310,7 +333,6 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     if not path.exists():
         raise UserError(f"no file {spec}")
     refuse_stand_in(path, ".npz")
-    npz_images.refuse_statistics(path)
     with npz_images.open_images(path) as (_, file_shape, dtype):
         is_images = len(file_shape) == 4 and file_shape[-1] in (1, 3) and dtype == np.uint8
         require(is_images, f"arr_0 of {spec}", f"{dtype} of {file_shape}", npz_images.LAYOUT)

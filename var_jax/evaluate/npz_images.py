@@ -11,7 +11,8 @@ from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.io import npz
 
-STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")  # arrays in the published reference files
+# Arrays of reference files: means and covariances of features, and of those of sFID.
+STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
 MAX_LABEL = 999_999  # every class up to the largest label has a name
 LAYOUT = "uint8 of (images, height, width, 1 or 3 channels)"
 
@@ -25,19 +26,25 @@ def open_images(path: epath.Path) -> contextlib.AbstractContextManager[npz.Membe
     return npz.open_member(path, "arr_0", f"it must hold arr_0, {LAYOUT}")
 
 
+def statistics_in(path: epath.Path) -> list[str]:
+    """Returns the names of the means and covariances in a file; none for a file of only images."""
+    return [name for name in npz.member_names(path) if name in STATISTICS]
+
+
 def refuse_statistics(path: epath.Path):
-    """Raises UserError for the reference file of a published protocol, which holds moments.
+    """Raises UserError for a file of means and covariances.
+
+    Call it if a reader needs images.
 
     The `arr_0` of such a file is only a part of the images that its `mu` and `sigma` were computed
     from. A distance to that part would differ from the published one, under the same name.
     """
-    statistics = [name for name in npz.member_names(path) if name in STATISTICS]
-    if statistics:
+    if statistics := statistics_in(path):
         raise UserError(
-            f"{path} holds the statistics {', '.join(statistics)} of a published protocol, which "
-            "this version does not read; its arr_0, if it has one, is a part of the images that "
-            "they are of. Give the real images themselves: a directory, DATASET:SPLIT, or an .npz "
-            "of arr_0 alone"
+            f"{path} holds the statistics {', '.join(statistics)} of a reference; its arr_0, if it "
+            "has one, is a part of the images that they are of. Only `evaluate --samples` takes "
+            "such a file, as --reference; give real images here: a directory, DATASET:SPLIT, or an "
+            ".npz of arr_0 alone"
         )
 
 

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 FIXED = {
+    "sfid": (
+        "lower is better; of features that keep their places, so that it also sees where things are"
+    ),
     "inception_score": (
         "higher is better, from 1 to the number of classes; it does not look at the reference"
     ),
@@ -48,20 +51,25 @@ def of_agreement(metric: Mapping[str, Any], classes: int) -> str:
 
 
 def _frechet(metric: Mapping[str, Any], dimensions: int) -> str:
-    fewest, paired = min(metric["counts"]), "floor" not in metric
+    fewest = min(count for count in metric["counts"] if count is not None)
+    paired = "floor" not in metric
     if fewest > dimensions:
-        beside = (
-            "0 for perfect reconstructions" if paired else "the floor is what real images score"
-        )
+        if paired:
+            beside = "0 for perfect reconstructions"
+        elif metric["floor"] is None:
+            beside = "--floor names real images, for what they score"
+        else:
+            beside = "the floor is what real images score"
         return (
             f"lower is better; {beside}; it falls with the number of images: compare figures of "
             "as many alone"
         )
-    instead = (
-        "PSNR, SSIM and the perceptual distance, which are means over images"
-        if paired
-        else "KID, which has no bias, beside what real images score, and precision with recall"
-    )
+    if paired:
+        instead = "PSNR, SSIM and the perceptual distance, which are means over images"
+    elif "against" in metric:
+        instead = "the distance of more samples"
+    else:
+        instead = "KID, which has no bias, beside what real images score, and precision with recall"
     return (
         f"lower is better, but not to be trusted here: {fewest} images do not determine "
         f"{dimensions} features, and the distance comes out far too large; read {instead}"

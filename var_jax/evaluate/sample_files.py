@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import io
 import json
 import math
 import os
@@ -22,15 +21,7 @@ from var_jax.io import atomic, npz
 from var_jax.io.json import read_object
 
 ROWS = 256  # number of images written at once
-
-
 MANIFEST = "manifest.json"
-
-
-# The earliest time that a zip file can hold: the bytes do not depend on when they are written.
-EPOCH = (1980, 1, 1, 0, 0, 0)
-
-
 Shard = Callable[[], UInt8[np.ndarray, "n h w c"]]
 
 
@@ -63,8 +54,10 @@ def join(
     chosen: np.ndarray,
 ):
     """Writes the set from its shards, under a temporary name like `beside` until it is complete."""
+    rows = (len(chosen), *plan.image_shape)
 
     def images() -> Iterator[bytes]:
+        yield npz.header_bytes(np.dtype(np.uint8), rows)
         for start in range(0, len(chosen), ROWS):
             files, places = np.divmod(chosen[start : start + ROWS], len(shards[0]))
             part = np.empty((len(files), *plan.image_shape), np.uint8)
@@ -73,12 +66,11 @@ def join(
                 part[here] = stored[file]()[places[here]]
             yield part.tobytes()
 
-    rows = (len(chosen), *plan.image_shape)
     settings = np.array(json.dumps(plan.settings_and_names))
     members = [
-        ("arr_0", _npy_header(np.uint8, rows), images()),
-        ("arr_1", b"", [npy_bytes(plan.label(chosen))]),
-        ("settings", b"", [npy_bytes(settings)]),
+        ("arr_0", images()),
+        ("arr_1", [npz.array_bytes(plan.label(chosen))]),
+        ("settings", [npz.array_bytes(settings)]),
     ]
     temporary = atomic.temporary_name(beside)
     try:
@@ -86,13 +78,8 @@ def join(
             temporary.open("wb") as file,
             zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
         ):
-            for name, header, parts in members:
-                with archive.open(
-                    zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True
-                ) as member:
-                    member.write(header)
-                    for part in parts:
-                        member.write(part)
+            for name, parts in members:
+                npz.write_member(archive, name, parts)
         temporary.replace(out)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and out.exists():
@@ -101,24 +88,6 @@ def join(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
-    buffer = io.BytesIO()
-    fields = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": shape,
-    }
-    np.lib.format.write_array_header_1_0(buffer, fields)
-    return buffer.getvalue()
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """Returns an array as the content of an `.npy` file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def open_shard(path: epath.Path) -> Shard:

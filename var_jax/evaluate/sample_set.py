@@ -26,7 +26,7 @@ from var_jax.evaluate import sample_files
 from var_jax.evaluate.classifier import Scorer
 from var_jax.evaluate.features import progress
 from var_jax.evaluate.sample_plan import Plan
-from var_jax.io import atomic
+from var_jax.io import atomic, npz
 from var_jax.io.json import read_object
 
 SHARD_IMAGES = 64  # least images per shard: smaller files would be too many
@@ -227,9 +227,7 @@ def _write_shards(
                 keep_scales=plan.keep_scales,
                 **plan.sampling,
             )
-            atomic.save(
-                _shard(partial, plan, shard), [sample_files.npy_bytes(images)], "the samples"
-            )
+            atomic.save(_shard(partial, plan, shard), [npz.array_bytes(images)], "the samples")
             bar.update(len(shard))
 
 

@@ -13,6 +13,7 @@ from var_jax.evaluate.image_sets import ImageSet, with_classes_of
 RESAMPLES = 20
 CI95_METHODS = {
     "frechet_distance": "normal, deviation by bootstrap over samples, reference fixed",
+    "sfid": "normal, deviation by bootstrap over samples, reference fixed",
     "inception_score": "normal, deviation by bootstrap over samples within splits",
     "precision": "Wilson over samples, balls fixed",
     "recall": "Wilson over reference images, balls fixed",
@@ -59,12 +60,7 @@ def evaluate(
     Raises:
       UserError: there are too few images, or a file cannot be read.
     """
-    require(
-        resamples == 0 or resamples >= 2,
-        "--resamples",
-        resamples,
-        "0, for no intervals, or at least 2",
-    )
+    require_resamples(resamples)
     for images in (samples, reference):
         features.require_enough(images)
     real = features.of_reference(network, reference, cache)
@@ -80,19 +76,10 @@ def evaluate(
         "precision": None,
         "recall": None,
     }
-    if generated.log_probs is not None:
-        metrics["inception_score"] = {
-            "name": network.score,
-            **scores.classifier_score(generated.log_probs, seed=seed, resamples=resamples),
-        }
-    else:
+    metrics["inception_score"] = inception_score(network, generated, seed=seed, resamples=resamples)
+    if metrics["inception_score"] is None:
         warnings.append(f"no Inception Score: {network.name} gives no class probabilities here")
-    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
-    if count > scores.NEIGHBORS:
-        pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
-        metrics |= {
-            name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair
-        }
+    metrics |= precision_recall(network, generated, real)
     metrics["kid"] = {
         "name": f"KID, {network.name}",
         **scores.kernel_distance(generated.rows, real.rows, seed=seed),
@@ -114,7 +101,40 @@ def evaluate(
     }
 
 
-def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dict[str, Any]:
+def require_resamples(resamples: int):
+    """Raises UserError for a number of resamples that gives no deviation."""
+    require(
+        resamples == 0 or resamples >= 2,
+        "--resamples",
+        resamples,
+        "0, for no intervals, or at least 2",
+    )
+
+
+def inception_score(
+    network: FeatureNetwork, generated: FeatureStats, *, seed: int, resamples: int
+) -> dict[str, Any] | None:
+    """Returns the score of shuffled samples; None if the network has no class probabilities."""
+    if generated.log_probs is None:
+        return None
+    score = scores.classifier_score(generated.log_probs, seed=seed, resamples=resamples)
+    return {"name": network.score, **score}
+
+
+def precision_recall(
+    network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
+) -> dict[str, Any]:
+    """Returns both, for as many samples as real images; empty if there are too few."""
+    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
+    if count <= scores.NEIGHBORS:
+        return {}
+    pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
+    return {name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair}
+
+
+def agreement(
+    samples: ImageSet, training: ImageSet, reference: ImageSet | None = None
+) -> dict[str, Any]:
     """Returns the share of samples that show their labels to a classifier of pixels.
 
     The classifier is fitted on labeled training images.
@@ -126,7 +146,7 @@ def agreement(samples: ImageSet, training: ImageSet, reference: ImageSet) -> dic
     """
     training = with_classes_of(training, samples.class_names)
     classified = [samples]
-    if reference.class_names:
+    if reference is not None and reference.class_names:
         classified.append(with_classes_of(reference, samples.class_names))
     classes = 1 + max(len(images.class_names) for images in (training, *classified))
     pixels, labels = classifier.load_all(training, classes)
@@ -252,15 +272,20 @@ def floor_warnings(distance: dict[str, Any]) -> list[str]:
 
 def image_set_warnings(images: ImageSet, stats: FeatureStats, network: FeatureNetwork) -> list[str]:
     """Returns warnings for a reader of an image set's figures."""
-    warnings = []
-    if images.count <= network.dimensions:
-        warnings.append(
-            f"{images.name} has {images.count} images, too few for the covariance of "
-            f"{network.dimensions} features: the Fréchet distance is biased far upwards"
-        )
+    warnings = too_few_warnings(images, network)
     if stats.distinct < images.count:
         warnings.append(
             f"{images.name} holds {images.count - stats.distinct} copies of images that it has "
             "already"
         )
     return warnings
+
+
+def too_few_warnings(images: ImageSet, network: FeatureNetwork) -> list[str]:
+    """Returns a warning if a set has no more images than the covariance of features needs."""
+    if images.count > network.dimensions:
+        return []
+    return [
+        f"{images.name} has {images.count} images, too few for the covariance of "
+        f"{network.dimensions} features: the Fréchet distance is biased far upwards"
+    ]

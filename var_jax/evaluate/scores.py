@@ -1,5 +1,6 @@
 """Inception Score, kernel distance, and improved precision and recall, of features as arrays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,32 @@ def classifier_score(
     random = np.random.default_rng(seed)
     shuffled = log_probs[random.permutation(len(log_probs))].astype(np.float64)
     parts = np.array_split(shuffled, min(splits, len(shuffled)))
+    return _score_of_splits(parts, random, resamples)
+
+
+def consecutive_classifier_score(
+    log_probs: Float[np.ndarray, "n k"], split: int, *, seed: int = 0, resamples: int
+) -> dict[str, Any]:
+    """Returns the Inception Score of consecutive splits, as the ADM evaluator computes it.
+
+    A last split that is smaller counts as much as the others.
+
+    Args:
+      log_probs: log probabilities of the classes, in the order of the samples' file.
+      split: samples per split.
+      seed: seed of the resampling.
+      resamples: as in `classifier_score`.
+    Returns:
+      The entries of `classifier_score`.
+    """
+    rows = log_probs.astype(np.float64)
+    parts = [rows[start : start + split] for start in range(0, len(rows), split)]
+    return _score_of_splits(parts, np.random.default_rng(seed), resamples)
+
+
+def _score_of_splits(
+    parts: Sequence[Float[np.ndarray, "n k"]], random: np.random.Generator, resamples: int
+) -> dict[str, Any]:
     scores = [_score(part, np.ones(len(part))) for part in parts]
 
     def resampled_score(part: np.ndarray) -> float:

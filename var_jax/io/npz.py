@@ -1,10 +1,11 @@
-"""Readers of `.npz` files: whole arrays, or one array's bytes in order."""
+"""Readers and writers of `.npz` files: whole arrays, or one array's bytes in order."""
 
 import contextlib
+import io
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -12,10 +13,13 @@ from etils import epath
 
 from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.io import atomic
 
 # The errors of numpy and zipfile for files that are damaged or of another kind.
 DAMAGE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
 LISTED = 5  # arrays in one message
+# The earliest time that a zip file can hold: the bytes do not depend on when they are written.
+EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 class Member(NamedTuple):
@@ -99,3 +103,57 @@ def _read_header(file: IO[bytes]):
     if np.lib.format.read_magic(file) == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
+
+
+@contextlib.contextmanager
+def new_archive(path: epath.Path, what: str) -> Iterator[zipfile.ZipFile]:
+    """Opens an `.npz` file to write it array by array; it appears when it is complete.
+
+    Use it with `write_member` for arrays that may be larger than the memory.
+
+    Args:
+      path: the file; its directory is made if it is missing.
+      what: the name of the file's content, for messages.
+    Raises:
+      UserError: the file cannot be written.
+    """
+    temporary = atomic.temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            temporary.open("wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        ):
+            yield archive
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {what} {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_member(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes]):
+    """Writes one array from the bytes of its `.npy` file, which may come in parts."""
+    with archive.open(zipfile.ZipInfo(f"{name}.npy", EPOCH), "w", force_zip64=True) as member:
+        for part in parts:
+            member.write(part)
+
+
+def header_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Returns the beginning of an `.npy` file, before the values."""
+    buffer = io.BytesIO()
+    fields = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Returns an array as the content of an `.npy` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

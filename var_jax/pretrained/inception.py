@@ -158,7 +158,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
 
 
 class Features(NamedTuple):
-    """What FID and sFID are of.
+    """Features for FID and for sFID.
 
     Attributes:
       pooled: the 2048 features below the classifier, TensorFlow's "pool_3".
@@ -211,7 +211,7 @@ def pooled(
     images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"],
     preprocessing: Preprocessing = "pytorch_fid",
 ) -> Float[Array, "b d"]:
-    """Returns the 2048 features below the classifier alone; arguments as for `features`."""
+    """Returns only the 2048 features below the classifier; arguments are those of `features`."""
     return features(params, images, preprocessing).pooled
 
 

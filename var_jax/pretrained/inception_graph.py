@@ -2,8 +2,8 @@
 
 The file is `classify_image_graph_def.pb` of guided-diffusion's evaluations. It is read without
 TensorFlow: tensorboardX brings the protocol-buffer classes of graphs. Only the graph's constants
-are taken; how they are wired is what `inception` computes. A constant's name says its place, such
-as "mixed_4/tower_1/conv_2/conv2d_params", and `NODES` says whose kernel it is.
+are read; `inception` computes what the graph's nodes would. A constant is named by its place, such
+as "mixed_4/tower_1/conv_2/conv2d_params", and `NODES` maps it to a convolution of `inception`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from etils import epath
 
 from var_jax.config.strict import require
 from var_jax.errors import UserError
+from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.pretrained import inception
 
 STEM_KEYS = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
@@ -136,6 +137,7 @@ def read_constants(path: str) -> dict[str, np.ndarray]:
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.graph_pb2 import GraphDef  # type: ignore[attr-defined]
 
+    refuse_stand_in(path, ".pb")
     try:
         content = epath.Path(path).read_bytes()
     except OSError as error:
