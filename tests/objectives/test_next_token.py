@@ -109,6 +109,14 @@ def test_keys_of_another_objective_are_refused(objective, key, value, config, tm
     idle_keys.refuse(config)
 
 
+def test_train_refuses_an_order_of_another_map(config, tmp_path):
+    """The line names the key, and nothing is written."""
+    other = dataclasses.replace(config, transformer=next_token.transformer(order="2,0,1,3"))
+    with pytest.raises(UserError, match=r"transformer\.order is a list of 4 numbers"):
+        train(other, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_config_refuses_several_maps():
     """The line names the tokenizer's key, where the maps are set."""
     with pytest.raises(UserError, match=r"tokenizer\.scales is 1,2,3x4; it must be one token map"):

@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from helpers import small
+from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import host_rows, make_mesh
 from var_jax.errors import UserError
 from var_jax.objectives import registry
-from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.train.program import Program
 
 SLOW = pytest.mark.slow  # each mesh compiles a program of its own
@@ -53,24 +53,6 @@ def start():
     )
 
 
-def one_step(data: int, model: int, batch, start, config=CONFIG):
-    """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
-    mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
-    with jax.set_mesh(mesh):
-        program = Program(registry.with_frozen_shapes(config), mesh)
-        run = program.first_state(start)
-        frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
-        frozen = jax.device_put(frozen, program.replicated)
-        rows = jax.device_put(batch, program.rows)
-        compiled = program.step().lower(run, rows, frozen).compile()
-        after, metrics = compiled(run, rows, frozen)
-    return (
-        jax.tree.map(np.asarray, after.params),
-        jax.tree.map(np.asarray, metrics),
-        compiled.as_text(),
-    )
-
-
 @pytest.fixture(scope="module")
 def step_on(batch, start):
     """Returns `one_step` of the first rows of the batch on a mesh, computed once for each."""
@@ -97,27 +79,6 @@ def test_train_step_is_the_same_on_a_mesh_that_does_not_divide_the_model(step_on
     """Width 32 and 8 heads do not divide by 3: what stays whole changes where numbers lie, and none
     of them."""
     assert_same_step(step_on(*mesh, rows=6), step_on(1, 1, rows=6), start)
-
-
-def assert_same_step(actual, reference, start):
-    """Both are what `one_step` returns."""
-    (expected, expected_metrics, _), (params, metrics, _) = reference, actual
-    for name, value in expected_metrics.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
-    for (path, actual), reference, before in zip(
-        jax.tree_util.tree_leaves_with_path(params),
-        jax.tree.leaves(expected),
-        jax.tree.leaves(start),
-        strict=True,
-    ):
-        moved = np.abs(reference - before).max()
-        np.testing.assert_allclose(
-            actual,
-            reference,
-            rtol=0,
-            atol=1e-6 * np.abs(reference).max() + 1e-3 * moved,
-            err_msg=jax.tree_util.keystr(path),
-        )
 
 
 def gathered(text: str) -> list[tuple[int, ...]]:

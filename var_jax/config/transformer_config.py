@@ -149,7 +149,9 @@ class TransformerConfig:
         )
         finest = len(self.scales) - 1
         require(
-            self.progressive == 0 or 0 <= self.progressive_from <= finest,
+            self.objective != "next_scale"
+            or self.progressive == 0
+            or 0 <= self.progressive_from <= finest,
             "transformer.progressive_from",
             self.progressive_from,
             f"a scale of {self.scales}, counted from 0: at most {finest}",

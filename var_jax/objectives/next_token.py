@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from var_jax.config.train import TrainConfig
 from var_jax.models import flops
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.objectives import token_losses
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.steps import Batch, Metrics
+from var_jax.ops import orders
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -23,6 +25,11 @@ class NextToken(LatentObjective):
     tokens are all that it takes."""
 
     teacher_parts = ()
+
+    def __init__(self, config: TrainConfig, frozen: FrozenTokenizer):
+        super().__init__(config, frozen)
+        # An order that is none of this map is refused here, before anything is written.
+        orders.forward(self.model.order, self.model.scales.finest)
 
     def loss(
         self,
