@@ -63,6 +63,8 @@ def test_samples(digits_dir, sampled, tmp_path, capsys):
         "inception_score",
         "precision",
         "recall",
+        "density",
+        "coverage",
         "kid",
     }
     assert main([*command(digits_dir, tmp_path, "--samples", sampled), "--num", "30"]) == 0

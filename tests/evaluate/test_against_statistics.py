@@ -83,7 +83,11 @@ def test_distances_are_to_the_statistics_and_not_to_the_images_beside_them(publi
     path, pooled, spatial = published
     report = evaluate(path)
     metrics = report["metrics"]
-    assert report["protocol"] == "adm" and report["left_out"].keys() == {"kid"}
+    assert report["protocol"] == "adm" and report["left_out"].keys() == {
+        "kid",
+        "density",
+        "coverage",
+    }
     assert metrics["frechet_distance"]["value"] == pytest.approx(pooled, rel=1e-5)
     assert metrics["sfid"]["value"] == pytest.approx(spatial, rel=1e-5)
     direct = samples.evaluate(Images(SAMPLED).set, Images(REAL).set, ADM, cache="", resamples=0)[
@@ -133,7 +137,10 @@ def test_distances_alone_are_measured_without_images(published):
     assert report["left_out"].keys() == report["metrics"].keys() - measured
     shown = "\n".join(lines(report))
     assert "left out: sfid: " in shown and "no mu_s and sigma_s" in shown
-    assert "left out: inception_score, precision, recall, kid: " in shown and "no arr_0" in shown
+    assert (
+        "left out: inception_score, precision, recall, kid, density, coverage: " in shown
+        and "no arr_0" in shown
+    )
 
 
 def test_intervals_and_the_floor_are_against_the_statistics(published):

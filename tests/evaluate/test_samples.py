@@ -43,12 +43,15 @@ def test_report_has_every_metric_of_samples():
         and metrics["inception_score"]["value"] > 1
     )
     assert metrics["precision"]["counts"] == [80, 80] and 0 < metrics["recall"]["value"] < 1
+    assert metrics["density"]["k"] == 5 and 0 < metrics["coverage"]["value"] < 1
     assert metrics["kid"]["subset"] == 40 and metrics["kid"]["ci95"][0] < metrics["kid"]["value"]
     for name, words in (
         ("frechet_distance", "bootstrap over samples"),
         ("inception_score", "bootstrap over samples"),
         ("precision", "Wilson over samples"),
         ("recall", "Wilson over reference images"),
+        ("density", "normal over samples"),
+        ("coverage", "Wilson over reference images"),
         ("kid", "over subsets"),
     ):
         assert words in metrics[name]["ci95_method"]

@@ -139,6 +139,39 @@ def test_precision_and_recall_by_their_definition():
     assert narrow["precision"]["value"] == 1 and narrow["recall"]["value"] < 0.2
 
 
+def test_density_and_coverage_of_points_on_a_line():
+    """Ten points at distance 1: with two neighbors the radius is 1, and 2 at both ends. The sample
+    at 0.5 is inside the balls of 0 and 1; that at 3 inside its own alone, as a point on the surface
+    is outside: (2 + 1) / 2 samples / 2 neighbors, and the balls of 0, 1 and 3 are covered."""
+    reference = np.arange(10.0)[:, None]
+    result = scores.density_coverage(np.array([[0.5], [3.0]]), reference, k=2)
+    assert result["density"]["value"] == 0.75 and result["coverage"]["value"] == 0.3
+    assert result["coverage"]["counts"] == [2, 10]
+
+
+def test_density_and_coverage_by_their_definition():
+    """A loop over all pairs gives the same; equal sets have exactly 1 of both, distant ones 0, and
+    samples that crowd in one place a high density and a low coverage."""
+    random = np.random.default_rng(5)
+    x, y = random.standard_normal((40, 2)), 0.7 * random.standard_normal((35, 2)) + 1
+    radii = [sorted(np.linalg.norm(y - center, axis=1))[5] for center in y]
+    inside = np.array(
+        [[np.linalg.norm(p - c) < r for c, r in zip(y, radii, strict=True)] for p in x]
+    )
+    result = scores.density_coverage(x, y)
+    assert result["density"]["value"] == pytest.approx(inside.sum() / 40 / 5)
+    assert result["coverage"]["value"] == inside.any(axis=0).mean()
+    low, high = result["density"]["ci95"]
+    deviation = np.std(inside.sum(axis=1) / 5, ddof=1) / np.sqrt(40)
+    assert (high - low) / 2 == pytest.approx(scores.NORMAL * deviation)
+    for samples, density, coverage in ((y, 1, 1), (y + 100, 0, 0)):
+        result = scores.density_coverage(samples, y)
+        assert result["density"]["value"] == pytest.approx(density)
+        assert result["coverage"]["value"] == coverage
+    crowd = scores.density_coverage(np.tile(np.median(y, axis=0), (40, 1)), y)
+    assert crowd["density"]["value"] > 1 and crowd["coverage"]["value"] < 0.6
+
+
 def test_intervals():
     share = scores.share(np.arange(50) < 15)
     assert share["value"] == 0.3 and share["count"] == 50

@@ -21,7 +21,8 @@ from var_jax.evaluate.reference_statistics import ReferenceStatistics
 SPLIT = 5000  # samples per split of the Inception Score
 PUBLISHED_COUNT = 50_000  # number of samples behind published figures
 UNEVEN = 0.9  # a score below this share of the shuffled samples' score draws a warning
-METRICS = ("frechet_distance", "sfid", "inception_score", "precision", "recall", "kid")
+OF_IMAGES = ("inception_score", "precision", "recall", "kid", "density", "coverage")
+METRICS = ("frechet_distance", "sfid", *OF_IMAGES)
 
 
 def evaluate(
@@ -173,7 +174,8 @@ def _reasons(
 ) -> dict[str, str]:
     """Returns the reason for each metric that was left out."""
     no_images = f"{statistics.name} has no arr_0: only distances are given"
-    reasons = {"kid": "it needs the features of all images that the statistics are of"}
+    only = f"the images in {statistics.name} serve precision and recall only"
+    reasons = dict.fromkeys(("kid", "density", "coverage"), only)
     if statistics.spatial is None:
         reasons["sfid"] = f"{statistics.name} has no mu_s and sigma_s"
     elif network.apply_with_spatial is None:
@@ -182,7 +184,7 @@ def _reasons(
         reasons["inception_score"] = f"{network.name} gives no class probabilities here"
         reasons["precision"] = reasons["recall"] = f"at most {scores.NEIGHBORS} images on one side"
     else:
-        reasons |= dict.fromkeys(("inception_score", "precision", "recall", "kid"), no_images)
+        reasons |= dict.fromkeys(OF_IMAGES, no_images)
     return {name: reasons[name] for name, metric in metrics.items() if metric is None}
 
 

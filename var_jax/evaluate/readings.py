@@ -14,6 +14,11 @@ FIXED = {
         "higher is better, 0 to 1: the share of samples that look like some reference image"
     ),
     "recall": "higher is better, 0 to 1: the share of reference images that some sample looks like",
+    "density": (
+        "higher is better, about 1 for equal distributions, and more if samples crowd where real "
+        "images are dense: read it with coverage"
+    ),
+    "coverage": "higher is better, 0 to 1: the share of real images with a sample close by",
     "psnr": "higher is better; 6 dB more are half the error",
     "psnr_of_mean_mse": (
         "higher is better, and at most the mean over images: the worst images count most"

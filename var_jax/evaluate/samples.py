@@ -17,6 +17,8 @@ CI95_METHODS = {
     "inception_score": "normal, deviation by bootstrap over samples within splits",
     "precision": "Wilson over samples, balls fixed",
     "recall": "Wilson over reference images, balls fixed",
+    "density": "normal over samples, balls fixed",
+    "coverage": "Wilson over reference images, balls fixed",
     "kid": "normal, deviation over subsets rescaled to all images",
     "agreement": "Wilson over samples, classifier fixed",
 }
@@ -53,10 +55,10 @@ def evaluate(
         the floor is the distance of two halves of the reference.
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance",
-      "inception_score", "precision", "recall", "kid"}, "warnings"}. A metric is {"name", "value",
-      "ci95", "ci95_method", "reading", ...} or null. "ci95_method" says how the interval was
-      computed and what it holds fixed, in which the metrics differ; it is null where there is no
-      interval. "reading" says in one line how to read the value.
+      "inception_score", "precision", "recall", "density", "coverage", "kid"}, "warnings"}. A metric
+      is {"name", "value", "ci95", "ci95_method", "reading", ...} or null. "ci95_method" says how
+      the interval was computed and what it holds fixed, in which the metrics differ; it is null
+      where there is no interval. "reading" says in one line how to read the value.
     Raises:
       UserError: there are too few images, or a file cannot be read.
     """
@@ -75,11 +77,14 @@ def evaluate(
         "inception_score": None,
         "precision": None,
         "recall": None,
+        "density": None,
+        "coverage": None,
     }
     metrics["inception_score"] = inception_score(network, generated, seed=seed, resamples=resamples)
     if metrics["inception_score"] is None:
         warnings.append(f"no Inception Score: {network.name} gives no class probabilities here")
     metrics |= precision_recall(network, generated, real)
+    metrics |= density_coverage(network, generated, real)
     metrics["kid"] = {
         "name": f"KID, {network.name}",
         **scores.kernel_distance(generated.rows, real.rows, seed=seed),
@@ -130,6 +135,17 @@ def precision_recall(
         return {}
     pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
     return {name: {"name": f"improved {name}, {network.name}", **pair[name]} for name in pair}
+
+
+def density_coverage(
+    network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
+) -> dict[str, Any]:
+    """Returns both, for as many samples as real images; empty if there are too few."""
+    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
+    if count <= scores.DENSITY_NEIGHBORS:
+        return {}
+    pair = scores.density_coverage(generated.rows[:count], real.rows[:count])
+    return {name: {"name": f"{name}, {network.name}", **pair[name]} for name in pair}
 
 
 def agreement(
