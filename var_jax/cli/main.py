@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from var_jax.cli import log
+from var_jax.cli import allocator, log
 from var_jax.cli.exit import report
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
@@ -34,6 +34,13 @@ COMMANDS = {
     "aot": "memory, collectives, MFU bound of a step compiled for a TPU slice that is elsewhere",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
 }
+
+
+def command_line() -> int:
+    """Runs the command of the process's own command line, as `main`, in a process whose allocator
+    suits it."""
+    allocator.restart_with_tunables(sys.argv[1:])
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
