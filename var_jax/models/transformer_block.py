@@ -5,6 +5,8 @@ The layers are GPT-2-like with class-conditional AdaLN. Source: VAR, section 3.3
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ import numpy as np
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
+from var_jax.devices import cpu
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops import attention
 from var_jax.ops.products import add_bias, last_axis_spec, product
@@ -145,6 +148,30 @@ class Modulation(nn.Module):
         return add_bias(product("bw,wnv->bnv", nn.silu(cond), kernel, dtype, summed), bias, summed)
 
 
+def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns an elementwise function that on one CPU keeps only its arguments for the backward
+    pass.
+
+    Under the scan over layers, each array that is kept is written, copied into a stack and read
+    again, which takes longer there than computing it twice.
+    """
+
+    @functools.wraps(function)
+    def call(*args: jax.Array) -> jax.Array:
+        if cpu.is_single():
+            return jax.checkpoint(function, prevent_cse=False)(*args)
+        return function(*args)
+
+    return call
+
+
+@recomputed
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Returns GELU in its approximation by tanh."""
+    return nn.gelu(x, approximate=True)
+
+
+@recomputed
 def layer_norm(
     x: Float[Array, "b l w"],
     scale: Float[Array, "b w"],
@@ -304,7 +331,7 @@ class Block(nn.Module):
         y, new = Attention(c, name="attn")(layer_norm(x, scale1, shift1), cache)
         x = x + (y * gamma1[:, None]).astype(x.dtype)
         y = Linear((c.hidden,), ("embed", "mlp"), c, name="fc1")(layer_norm(x, scale2, shift2))
-        y = nn.gelu(constrain(y, "batch", "tokens", "act_mlp"), approximate=True)
+        y = gelu(constrain(y, "batch", "tokens", "act_mlp"))
         y = Linear((c.width,), ("mlp", "embed"), c, (2 * c.depth) ** -0.5, name="fc2")(y)
         x = x + (y * gamma2[:, None]).astype(x.dtype)
         x = constrain(x, "batch", "tokens", "act_embed")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
+from var_jax.devices import cpu
+from var_jax.ops import matmul
 from var_jax.ops.attention import platform
 
 if TYPE_CHECKING:
@@ -38,12 +40,14 @@ def product(
     the cotangent that both are computed from, are of `dtype`.
 
     Args:
-      spec: such as "blw,wv->blv", in which each letter stands in two of the three terms.
+      spec: such as "blw,wv->blv", in which each letter stands in two of the three terms; the
+        letters that are summed over end x and begin the kernel, in the same order.
       wide: whether the result is float32.
     """
     out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
     if dtype == jnp.float32:
-        return jnp.einsum(spec, x.astype(dtype), kernel.astype(dtype))
+        einsum = matmul.einsum if cpu.is_single() else jnp.einsum
+        return einsum(spec, x.astype(dtype), kernel.astype(dtype))
     return _product(x.astype(dtype), kernel, spec, jnp.dtype(dtype), jnp.dtype(gradient_dtype), out)
 
 

@@ -99,7 +99,7 @@ def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> di
     objective = registry.with_random_frozen(dataclasses.replace(config, batch_size=batch))
     mesh = mesh_choice.choose(objective, name="the batch").mesh
     with jax.set_mesh(mesh):
-        step = _TrainStep(objective, mesh)
+        step = TrainStep(objective, mesh)
         rows = jax.device_put(objective.example_batch(batch), step.rows)
         work = Part(batch * objective.flops_per_image(), objective.model.dtype)
         return {
@@ -160,7 +160,7 @@ def tokens(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> d
         }
 
         with jax.set_mesh(mesh):
-            step = _TrainStep(objective, mesh)
+            step = TrainStep(objective, mesh)
             encode = jax.jit(
                 functools.partial(encode_pixels, config.tokenizer), out_shardings=step.rows
             )
@@ -201,7 +201,7 @@ def _require_generator(config: TrainConfig):
     require(generates, "the config's stage", config.stage, "transformer")
 
 
-class _TrainStep:
+class TrainStep:
     """A run's compiled step, which keeps the run's state from call to call.
 
     Attributes:
