@@ -19,6 +19,7 @@ or both stages at once, with a report:
 | next_token        | 64 of one map, row after row    | tokenizer_next_token |
 | next_token_zcurve | the same, by the Z-curve        | tokenizer_next_token |
 | next_token_spiral | the same, from the center       | tokenizer_next_token |
+| masked            | 64 of one map, in eight passes  | tokenizer_masked     |
 
 Each may end in a depth, such as next_token_d6; by default it is d3. `tokenizer_NAME` is the
 tokenizer of any of them, and "tokenizer" that of next_scale.
@@ -87,11 +88,17 @@ def _next_token_spiral(config: config_dict.ConfigDict):
     config.transformer.order = "spiral_out"
 
 
+def _masked(config: config_dict.ConfigDict):
+    config.tokenizer.scales = "8"  # 64 tokens
+    config.transformer.objective = "masked"
+
+
 OBJECTIVES: dict[str, Callable[[config_dict.ConfigDict], None]] = {
     "next_scale": _next_scale,
     "next_token": _next_token,
     "next_token_zcurve": _next_token_zcurve,
     "next_token_spiral": _next_token_spiral,
+    "masked": _masked,
 }
 
 

@@ -1,6 +1,6 @@
 """`Pipeline`: a VAR model, or only a tokenizer, that encodes, decodes, samples and edits."""
 
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from jaxtyping import Bool
@@ -60,10 +60,10 @@ class Pipeline(CodingModel):
             (CoDe, arXiv 2411.17787; next-scale only).
           keep_scales: number of leading scales that this model samples before `then` continues.
           from_scale: an alias of `keep_scales`.
-          overrides: cfg, top_k, top_p, temperature, smooth, steps and solver, in place of the
-            preset's; None is the preset's. For next-scale prediction each of the first four is a
-            number, a `settings.Ramp`, or a list of one number per scale (see `settings.Settings`);
-            for other objectives, one number.
+          overrides: cfg, top_k, top_p, temperature, smooth, steps, noise and solver, in place of
+            the preset's; None is the preset's. For next-scale prediction each of the first four is
+            a number, a `settings.Ramp`, or a list of one number per scale (see
+            `settings.Settings`); for other objectives, one number.
         Returns:
           float32 (B, H, W, C) in [0, 1]; after it, if requested, the tokens, int32 (B, L), and the
           image after each scale, (B, K, H, W, C).
@@ -129,9 +129,10 @@ class Pipeline(CodingModel):
         batch_size: int | None = None,
         **overrides: Unpack[Settings],
     ):
-        """Edits images zero-shot (VAR, section 5.3).
+        """Edits images zero-shot (VAR, section 5.3; MaskGIT).
 
-        It does in-painting, out-painting or class-conditional editing.
+        It does in-painting, out-painting or class-conditional editing, with a model of next-scale
+        or masked prediction.
 
         Args:
           images: (B, H, W, C) in [-1, 1].
@@ -140,7 +141,7 @@ class Pipeline(CodingModel):
           labels: classes of the new content, as `sample` takes them; None for "no class".
           keep_scales: number of leading scales that stay the image's own everywhere. With more of
             them, new content stays closer to the old. None for the published rule: the scales of at
-            most 3 tokens.
+            most 3 tokens. Next-scale only.
           from_scale: an alias of `keep_scales`.
           composite: whether the image's own pixels replace the tokenizer's reconstruction where
             they are kept.
@@ -153,10 +154,11 @@ class Pipeline(CodingModel):
           UserError: an argument does not fit the model, or a setting is out of range.
         """
         tokenizer = self.config.tokenizer
-        self._require_edits("edit")
+        self._require_able("edit", "edits")
         images = validate.images(tokenizer, images)
         keep_scales = _one_of(keep_scales, from_scale)
         if keep_scales is not None:
+            self._require_by_scale("keep_scales", keep_scales)
             keep_scales = validate.keep_scales(tokenizer, keep_scales, least=0)
         kept_tokens = self.kept_tokens(keep)
         if kept_tokens.ndim == 3:
@@ -210,7 +212,7 @@ class Pipeline(CodingModel):
           UserError: an argument does not fit the model, or a setting is out of range.
         """
         tokenizer = self.config.tokenizer
-        self._require_edits("vary")
+        self._require_able("vary", "by_scale")
         images = validate.images(tokenizer, images)
         varied, tokens = self._resample(
             images,
@@ -284,11 +286,14 @@ class Pipeline(CodingModel):
         """Whether the model has zero-shot editing."""
         return self.config.transformer is not None and samplers.find(self.config).edits
 
-    def _require_edits(self, name: str):
+    def _require_able(self, name: str, ability: Literal["edits", "by_scale"]):
+        """Raises UserError for a method that needs an ability which the sampler does not have."""
         objective = validate.transformer(self.config).objective
-        if not self.edits:
+        able = [repr(name) for name, each in samplers.SAMPLERS.items() if getattr(each, ability)]
+        if repr(objective) not in able:
             raise UserError(
-                f"`{name}` needs a model of objective 'next_scale'; this one's is {objective!r}"
+                f"`{name}` needs a model of objective {' or '.join(able)}; this one's is "
+                f"{objective!r}"
             )
 
     def _require_by_scale(self, name: str, value: Any):
@@ -314,12 +319,14 @@ class Pipeline(CodingModel):
         labels = self._labels(labels)
         require_as_many("labels", len(labels), "images", len(images))
         prepared = self._prepare(seed, preset, overrides)
-        sampler_config = prepared.compiled._replace(keep_scales=keep_scales)
+        program, sampler_config = samplers.find(self.config).program, prepared.compiled
+        if keep_scales is not None:
+            sampler_config = sampler_config._replace(keep_scales=keep_scales)
 
         def run(config, weights, labels, indices, tokens, keep):
             keys = KeySource(np.uint32(seed), indices)
             edit = sampler.EditSource(tokens, keep)
-            return sampler.generate(
+            return program(
                 config, sampler_config, weights, labels, keys, prepared.traced, edit=edit
             )
 

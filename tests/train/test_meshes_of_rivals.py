@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import next_token, small
+from helpers import masked, next_token, small
 from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
@@ -23,6 +23,9 @@ CONFIGS = {
         transformer=dataclasses.replace(next_token.transformer(), width=32, heads=8),
         batch_size=BATCH,
     ),
+    "masked": masked.train_config(
+        "", transformer=masked.transformer(width=32, heads=8), batch_size=BATCH
+    ),
 }
 
 
@@ -37,11 +40,12 @@ def compiled_fast():
 
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_train_step_is_the_same_on_every_mesh(objective):
-    """Metrics and updated parameters of 8x1 and 4x2 devices are those of one, to rounding."""
+    """Metrics and updated parameters of 8x1 and 4x2 devices are those of one, to rounding; random
+    masks are the same on all."""
     config = CONFIGS[objective]
-    random = np.random.default_rng(0)
+    random, tokens = np.random.default_rng(0), config.tokenizer.scales.total
     batch = {
-        "tokens": random.integers(0, 16, (BATCH, 16)).astype(np.int32),
+        "tokens": random.integers(0, 16, (BATCH, tokens)).astype(np.int32),
         "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32),
     }
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])

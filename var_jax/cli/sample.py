@@ -143,6 +143,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         "--steps", type=int, metavar="N", help="passes of a model of masked prediction or diffusion"
     )
     group.add_argument(
+        "--noise",
+        type=float,
+        metavar="X",
+        help="factor on the noise in a masked model's choice of the tokens that it keeps; it falls "
+        "to 0 at the last pass",
+    )
+    group.add_argument(
         "--solver", metavar="NAME", help="how a diffusion model goes from noise to images"
     )
 

@@ -16,6 +16,7 @@ from var_jax.demo.session import Choices
 from var_jax.errors import UserError
 from var_jax.io import pictures
 from var_jax.pipeline import Pipeline
+from var_jax.sampling import samplers
 from var_jax.sampling.settings import PRESETS
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ EDITING = (
     "## Edit\nPaint over what is to be drawn anew; every other pixel stays as it is. Preset and "
     "guidance are those above."
 )
-NO_EDITING = "Editing needs a model of objective next_scale; this one's is {}."
+NO_EDITING = "Editing needs a model of objective next_scale or masked; this one's is {}."
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important}
 #editor {width: min(100%, 440px)}
@@ -155,6 +156,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
 
     config = model.config.tokenizer
     objective = model.config.transformer.objective
+    by_scale = samplers.find(model.config).by_scale
     scales = pictures.scale_titles(config.scales)
     first = Choices(classes[0][1], cfg=model.sampling_settings()["cfg"])
     handlers = Handlers(model, classes)
@@ -165,7 +167,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
         source, result = gr.State(None), gr.State(None)
         gr.Markdown(
             f"# {html.escape(name)}\n{INTRODUCTION}"
-            if model.edits
+            if by_scale
             else f"# {html.escape(name)}\nA model of objective {objective}."
         )
 
@@ -215,6 +217,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
                     max(len(scales) - 1, 1),
                     value=session.default_keep_scales(config),
                     step=1,
+                    visible=by_scale,
                     label="First new scale",
                     info=f"0 to {len(scales) - 1}, of {', '.join(scales)} tokens. The later, the "
                     "closer to the old image. The first use of another one takes longer.",

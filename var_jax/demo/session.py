@@ -86,14 +86,15 @@ def redraw(
     image: UInt8[np.ndarray, "H W c"],
     mask: Bool[np.ndarray, "H W"],
     choices: Choices,
-    keep_scales: int,
+    keep_scales: int | None,
 ) -> UInt8[np.ndarray, "H W c"]:
     """Returns an image with new content where the mask is True (VAR, section 5.3).
 
     All other pixels stay as they were.
 
     Args:
-      keep_scales: number of leading scales that are the image's own everywhere.
+      keep_scales: number of leading scales that are the image's own everywhere; without effect
+        for a model that does not sample scale by scale.
     Raises:
       UserError: a choice is out of range, or the mask covers no token.
     """
@@ -109,7 +110,7 @@ def redraw(
         images,
         ~mask,
         [choices.label],
-        keep_scales=keep_scales,
+        keep_scales=keep_scales if samplers.find(model.config).by_scale else None,
         composite=True,
         **_settings(choices),
     )

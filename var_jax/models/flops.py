@@ -21,7 +21,8 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
 
     Args:
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask
-        lets through, of next-token prediction the n (n + 1) / 2 of n tokens.
+        lets through, of next-token prediction the n (n + 1) / 2 of n tokens, of masked prediction
+        all n^2.
     """
     c = config
     pairs = masks.attended_pairs(c.sequence, c.mask) if attended_pairs is None else attended_pairs
@@ -111,21 +112,29 @@ def _input_parameters(config: TransformerConfig) -> int:
     if c.objective == "next_scale":
         places = c.scales.lengths[0] + c.scales.total + len(c.scales)
         return classes + (places + c.z_channels + 1) * c.width
-    return classes + (c.scales.total + c.vocab_size) * c.width
+    mask_token = 1 if c.objective == "masked" else 0
+    return classes + (c.scales.total + c.vocab_size + mask_token) * c.width
 
 
-def generation_flops(config: TransformerConfig, *, guided: bool = True) -> float:
-    """Returns the transformer's FLOPs for generating one image, scale by scale or token by token.
+def generation_flops(
+    config: TransformerConfig, *, guided: bool = True, evaluations: int = 1
+) -> float:
+    """Returns the transformer's FLOPs for generating one image.
 
-    Attention is cached, so it computes M pairs as in training.
+    Images are generated scale by scale, token by token, or in evaluations of all tokens. In the
+    first two, attention is cached, so it computes M pairs as in training.
 
-    The blocks' AdaLN acts once, at the first scale or token. The head's acts at every scale; token
-    by token it acts once. Classifier-free guidance (`guided`) runs a second, unconditional
-    sequence.
+    The blocks' AdaLN acts once, at the first scale, token or evaluation. The head's acts at every
+    scale; in the other two it acts once. Classifier-free guidance (`guided`) runs a second,
+    unconditional sequence.
+
+    Args:
+      evaluations: passes over all tokens, of masked prediction.
     """
     sequence = forward_flops(config)
     if config.objective == "next_scale":
         sequence += (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
+    sequence += (evaluations - 1) * (sequence - adaln_flops(config))
     return (2 if guided else 1) * sequence
 
 

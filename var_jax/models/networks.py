@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from var_jax.config.model import TransformerConfig
 from var_jax.config.objective_keys import entry_of
 from var_jax.errors import UserError
+from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.transformer import Transformer
 
@@ -53,6 +54,9 @@ NETWORKS = {
         lambda tokenizer, tokens: tokenizer(tokens, method="teacher_input"),
     ),
     "next_token": Network(TokenTransformer, _tokens_example, lambda _, tokens: tokens),
+    "masked": Network(
+        MaskedTransformer, _tokens_example, lambda _, tokens: tokens, takes_mask_token=True
+    ),
 }
 
 

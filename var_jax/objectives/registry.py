@@ -10,6 +10,7 @@ from var_jax.config.train import STAGES, TrainConfig
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
 from var_jax.objectives.latent import LatentObjective
+from var_jax.objectives.masked import Masked
 from var_jax.objectives.next_scale import NextScale
 from var_jax.objectives.next_token import NextToken
 
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective[Any]]] = {"tokenizer": Autoencoder}
 TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {
     "next_scale": NextScale,
     "next_token": NextToken,
+    "masked": Masked,
 }
 
 

@@ -39,7 +39,8 @@ class ObjectiveSampler(abc.ABC):
         objectives that is not there is "fid".
       by_scale: whether images grow scale by scale, so that there is an image after each, and
         another model may continue.
-      edits: whether the objective has zero-shot editing.
+      edits: whether the objective has zero-shot editing; its program then takes an
+        `sampler.EditSource`, too, as `edit`.
       program: the jitted function (config, compiled, weights, labels, keys, traced) to images
         (b, H, W, c) in [0, 1], or uint8 with `compiled.as_uint8`, and tokens (b, L) or None. Its
         weights are {"tokenizer", "transformer"}, its keys one per image or a `KeySource`.

@@ -32,7 +32,8 @@ class Settings(TypedDict, total=False):
     Attributes:
       cfg: guidance strength t of (1 + t) conditional - t unconditional, 0 for none. A number c is
         the published ramp from t = 0 at the first scale to t = c at the last; with a single scale
-        it is t = c. Ramp(t, t) is the same t at every scale.
+        it is t = c. Ramp(t, t) is the same t at every scale. Of masked prediction, a number is the
+        same in every pass, and a ramp goes from the first pass to the last.
       top_k: number of most likely codes to sample from; 0 or >= V is off. A ramp is rounded to
         whole numbers.
       top_p: probability mass to sample from, of what top_k leaves; 0 or 1 is off. A ramp of top_k
@@ -41,6 +42,8 @@ class Settings(TypedDict, total=False):
       smooth: whether code vectors are mixed instead of sampled: smoother images, but not for
         measuring.
       steps: passes of the network; only for masked prediction and diffusion.
+      noise: factor on the Gumbel noise that masked prediction adds to the confidence of sampled
+        tokens, and anneals to 0; the more, the more varied.
       solver: how diffusion goes from noise to images; only for diffusion.
     """
 
@@ -50,6 +53,7 @@ class Settings(TypedDict, total=False):
     temperature: Schedule
     smooth: bool
     steps: int
+    noise: float
     solver: str
 
 
@@ -131,6 +135,8 @@ RANGES = {
     "top_k": Range(lambda x: is_integer(x) and x >= 0, "a whole number, 0 (off) or more"),
     "top_p": Range(lambda x: 0 <= as_float_or_nan(x) <= 1, "from 0 to 1 (0 or 1: off)"),
     "temperature": Range(lambda x: 0 < as_float_or_nan(x) < math.inf, "above 0"),
+    "steps": Range(lambda x: is_integer(x) and x >= 1, "a whole number of at least 1"),
+    "noise": Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
 }
 
 
