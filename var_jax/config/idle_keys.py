@@ -91,6 +91,11 @@ RULES = (
         "transformer.class_conditioning",
         lambda c: c.stage == "transformer" and c.transformer.class_conditioning == "start_token",
     ),
+    Rule(
+        ("transformer.pixel_channels",),
+        "transformer.latents",
+        lambda c: c.stage == "transformer" and c.transformer.latents != "pixels",
+    ),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
     Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
@@ -260,13 +265,15 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
             f"{'it' if len(idle) == 1 else 'them'} out, or give the other stage's config"
         )
     if config.stage == "transformer":
-        _refuse_unused_by_objective(config.transformer)
+        _refuse_unused_by_objective(config, config.transformer)
 
 
-def _refuse_unused_by_objective(transformer: TransformerConfig):
+def _refuse_unused_by_objective(config: TrainConfig, transformer: TransformerConfig):
     unused = {
         f"transformer.{key}": value for key, value in objective_keys.unused(transformer).items()
     }
+    if transformer.objective == "diffusion" and config.loss.label_smoothing:
+        unused["loss.label_smoothing"] = config.loss.label_smoothing
     if unused:
         raise UserError(
             f"{_listed(unused)}: {_no_effect(unused)} with transformer.objective "

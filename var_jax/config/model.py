@@ -149,6 +149,11 @@ class TokenizerConfig:
         return self.phi or len(self.scales)
 
     @property
+    def pixel_channels(self) -> int:
+        """Numbers in the block of pixels that one token of the finest scale stands for."""
+        return self.downsampling**2 * self.in_channels
+
+    @property
     def image_shape(self) -> ImageShape:
         """The shape of an image as an array, in pixels."""
         require_from_data("tokenizer.in_channels", self.in_channels)
@@ -169,4 +174,27 @@ class ModelConfig:
             require(value == expected, f"transformer.{name}", value, f"the tokenizer's {expected}")
         require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
         if self.transformer:
+            followed = with_pixel_channels(self.transformer, self.tokenizer)
+            object.__setattr__(self, "transformer", followed)
             require_from_data("transformer.num_classes", self.transformer.num_classes)
+
+
+def with_pixel_channels(
+    transformer: TransformerConfig, tokenizer: TokenizerConfig
+) -> TransformerConfig:
+    """Returns a transformer of pixels with the tokenizer's number of pixels in a token, and any
+    other as it is, also while the data have not told how many channels images have.
+
+    Raises:
+      UserError: the transformer has another number.
+    """
+    channels = tokenizer.pixel_channels
+    if transformer.latents != "pixels" or channels == 0:
+        return transformer
+    require(
+        transformer.pixel_channels in (0, channels),
+        "transformer.pixel_channels",
+        transformer.pixel_channels,
+        f"0, or the tokenizer's {channels}",
+    )
+    return dataclasses.replace(transformer, pixel_channels=channels)

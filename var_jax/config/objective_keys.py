@@ -11,10 +11,20 @@ from var_jax.config.transformer_config import TransformerConfig
 
 Entry = TypeVar("Entry")
 
+OVER_TOKENS = ("next_scale", "next_token", "masked")  # diffusion has AdaLN-zero, without a factor
 USED_BY: dict[str, tuple[str, ...]] = {
     "class_conditioning": ("next_token",),
+    "init_adaln": OVER_TOKENS,
+    "init_adaln_gamma": OVER_TOKENS,
+    "init_head": OVER_TOKENS,
+    "key_bias": ("diffusion",),
+    "latents": ("diffusion",),
+    "learn_sigma": ("diffusion",),
     "mask": ("next_scale",),
     "order": ("next_token",),
+    "patch": ("diffusion",),
+    "pixel_channels": ("diffusion",),
+    "prediction": ("diffusion",),
     "progressive": ("next_scale",),
     "progressive_from": ("next_scale",),
     "progressive_warmup": ("next_scale",),

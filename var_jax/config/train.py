@@ -6,7 +6,7 @@ import dataclasses
 from ml_collections import config_dict
 
 from var_jax.config import order_file
-from var_jax.config.model import TokenizerConfig, TransformerConfig
+from var_jax.config.model import TokenizerConfig, TransformerConfig, with_pixel_channels
 from var_jax.config.sections import (
     DataConfig,
     DiscriminatorOptimizerConfig,
@@ -95,6 +95,9 @@ class TrainConfig:
             None,
             "a section of keys in the transformer's stage",
         )
+        if self.transformer is not None:
+            followed = with_pixel_channels(self.transformer, self.tokenizer)
+            object.__setattr__(self, "transformer", followed)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         for name in (
             "steps",

@@ -50,6 +50,18 @@ class TransformerConfig:
       class_conditioning: how "next_token" knows the class: "adaln", in every block and as the first
         token, or "start_token", only as the first token, with plain LayerNorm (as VQGAN).
       mask: which scales a scale attends to (`ops.masks`); only for "next_scale".
+      latents: what "diffusion" makes of noise: "features", the tokenizer's feature maps before
+        quantization, or "pixels", in which a place of the map is the block of pixels that the
+        tokenizer makes one token of. Either is normalized by channel.
+      pixel_channels: numbers in such a block of pixels; 0 stands for those of the tokenizer, and
+        is replaced by them.
+      patch: side, in places of the map, of the squares that "diffusion" makes one token of.
+      prediction: what "diffusion" predicts: "velocity", on the straight line from noise to data
+        (SiT), or "epsilon", the noise of 1000 steps of DDPM (DiT).
+      learn_sigma: whether it predicts the variance of DDPM's reverse steps too, in as many further
+        output channels; with prediction "epsilon" alone.
+      key_bias: whether the keys of "diffusion" have a bias, as DiT's have. It changes nothing but
+        the number of parameters without `qk_norm`.
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
       remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
@@ -83,6 +95,12 @@ class TransformerConfig:
     order: str = "raster"
     class_conditioning: Literal["adaln", "start_token"] = "adaln"
     mask: Mask = "block_causal"
+    latents: Literal["features", "pixels"] = "features"
+    pixel_channels: int = 0
+    patch: int = 2
+    prediction: Literal["velocity", "epsilon"] = "velocity"
+    learn_sigma: bool = False
+    key_bias: bool = False
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "dots"] = "none"
     dtype: DType = "float32"
@@ -147,6 +165,8 @@ class TransformerConfig:
             f"one token map, such as {self.scales.sizes[-1][0]}x{self.scales.sizes[-1][1]}, with "
             f"transformer.objective {self.objective!r}",
         )
+        if self.objective == "diffusion":
+            self._check_diffusion()
         finest = len(self.scales) - 1
         require(
             self.objective != "next_scale"
@@ -157,16 +177,63 @@ class TransformerConfig:
             f"a scale of {self.scales}, counted from 0: at most {finest}",
         )
 
+    def _check_diffusion(self):
+        """Raises UserError for a value that a diffusion model cannot have."""
+        require(
+            self.patch >= 1 and all(side % self.patch == 0 for side in self.scales.finest),
+            "transformer.patch",
+            self.patch,
+            f"a divisor of both sides of the latents, {'x'.join(map(str, self.scales.finest))}",
+        )
+        require(
+            self.width % 4 == 0,
+            "transformer.width",
+            self.width,
+            "a multiple of 4 for sines and cosines of two coordinates, with "
+            "transformer.objective 'diffusion'",
+        )
+        require(
+            not self.learn_sigma or self.prediction == "epsilon",
+            "transformer.learn_sigma",
+            self.learn_sigma,
+            f"False with transformer.prediction {self.prediction!r}; the variances are those of "
+            "'epsilon'",
+        )
+        require(
+            self.pixel_channels >= 0,
+            "transformer.pixel_channels",
+            self.pixel_channels,
+            "0 (by the tokenizer) or more",
+        )
+
     @property
     def sequence(self) -> Scales:
         """The blocks of tokens that are generated at once, in their order: each attends to itself
         and, by `mask`, to earlier ones. They are the scales, a token each ("next_token"), or all
-        tokens together ("masked", "diffusion")."""
+        tokens together ("masked", and "diffusion", whose tokens are patches)."""
         if self.objective == "next_scale":
             return self.scales
         if self.objective == "next_token":
             return Scales(((1, 1),) * self.scales.total)
-        return Scales((self.scales.finest,))
+        height, width = self.scales.finest
+        if self.objective == "diffusion":
+            return Scales(((height // self.patch, width // self.patch),))
+        return Scales(((height, width),))
+
+    @property
+    def latent_channels(self) -> int:
+        """Numbers at a place of the map that a diffusion model makes of noise."""
+        return self.pixel_channels if self.latents == "pixels" else self.z_channels
+
+    @property
+    def output_channels(self) -> int:
+        """Numbers at a place that a diffusion model predicts."""
+        return self.latent_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """The shape of that map."""
+        return *self.scales.finest, self.latent_channels
 
     @property
     def head_dim(self) -> int:

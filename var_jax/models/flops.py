@@ -10,6 +10,7 @@ from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.ops import masks
 
+TIME_CHANNELS = 256  # sines and cosines of the time, which diffusion's first linear takes
 HEAD_LINEARS = 2  # linears of the AdaLN before the head, width to width: scale and shift
 BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs and of weights
 
@@ -17,7 +18,8 @@ BACKWARD = 2  # the backward pass costs twice the forward: gradients of inputs a
 def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = None) -> float:
     """Returns the FLOPs per image of a teacher-forced forward pass.
 
-    All tokens are computed at once, and AdaLN once per image.
+    All tokens are computed at once, and AdaLN once per image. Of diffusion, tokens are patches, and
+    it is one evaluation.
 
     Args:
       attended_pairs: (query, key) pairs that attention computes; by default those that the mask
@@ -27,8 +29,9 @@ def forward_flops(config: TransformerConfig, *, attended_pairs: int | None = Non
     c = config
     pairs = masks.attended_pairs(c.sequence, c.mask) if attended_pairs is None else attended_pairs
     block = 4 * c.width**2 + 2 * c.width * c.hidden
-    a_token = c.depth * block + c.vocab_size * c.width + _input_channels(c) * c.width
-    return float(2 * c.sequence.total * a_token + adaln_flops(c) + 4 * c.depth * c.width * pairs)
+    a_token = c.depth * block + (_output_numbers(c) + _input_channels(c)) * c.width
+    once = adaln_flops(c) + 2 * _time_weights(c)
+    return float(2 * c.sequence.total * a_token + once + 4 * c.depth * c.width * pairs)
 
 
 def adaln_flops(config: TransformerConfig) -> float:
@@ -50,7 +53,21 @@ def adaln_weights(config: TransformerConfig) -> int:
 
 def _input_channels(config: TransformerConfig) -> int:
     """Returns how many numbers of a token its embedding multiplies; none where it is looked up."""
+    if config.objective == "diffusion":
+        return config.patch**2 * config.latent_channels
     return config.z_channels if config.objective == "next_scale" else 0
+
+
+def _output_numbers(config: TransformerConfig) -> int:
+    """Returns how many numbers of a token are predicted: a logit per code, or those of a patch."""
+    if config.objective == "diffusion":
+        return config.patch**2 * config.output_channels
+    return config.vocab_size
+
+
+def _time_weights(config: TransformerConfig) -> int:
+    """Returns the weights of the MLP from the time to the condition, which diffusion has."""
+    return (TIME_CHANNELS + config.width) * config.width if config.objective == "diffusion" else 0
 
 
 def train_flops_per_image(config: TransformerConfig) -> float:
@@ -77,7 +94,7 @@ def six_nd_train_flops(config: TransformerConfig) -> float:
     It counts AdaLN's weights once per token although they act once per image: 1.13 (depth 6) to
     1.44 (depth 30) of the exact figure, which tilts exponents against compute.
     """
-    return 6.0 * param_count(config)["body"] * config.scales.total
+    return 6.0 * param_count(config)["body"] * config.sequence.total
 
 
 def param_count(config: TransformerConfig) -> dict[str, int]:
@@ -96,9 +113,10 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
     # Biases of q, v, the projection, both MLP layers and AdaLN (or its learned offset, or scales
     # and shifts of two LayerNorms); QK-norm's scale of every head.
     vectors = 2 * w + w + h + w + (6 if adaln else 4) * w + (c.heads if c.qk_norm else 0)
+    vectors += w if c.key_bias else 0
     shared = 6 * (w**2 + w) if adaln and c.shared_adaln else 0
     head = 2 * (w**2 + w) if adaln else 2 * w
-    ends = _input_parameters(c) + head + (w + 1) * c.vocab_size
+    ends = _input_parameters(c) + head + (w + 1) * _output_numbers(c)
     return {
         "total": c.depth * (matrices + vectors) + shared + ends,
         "body": c.depth * matrices,
@@ -106,9 +124,13 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 
 
 def _input_parameters(config: TransformerConfig) -> int:
-    """Returns the parameters before the blocks: embeddings of classes, places and tokens."""
+    """Returns the parameters before the blocks: embeddings of classes, places, tokens and times,
+    and the statistics that latents are normalized by."""
     c = config
     classes = (c.num_classes + 1) * c.width
+    if c.objective == "diffusion":
+        time = _time_weights(c) + 2 * c.width
+        return classes + time + (_input_channels(c) + 1) * c.width + 2 * c.latent_channels
     if c.objective == "next_scale":
         places = c.scales.lengths[0] + c.scales.total + len(c.scales)
         return classes + (places + c.z_channels + 1) * c.width
@@ -124,17 +146,20 @@ def generation_flops(
     Images are generated scale by scale, token by token, or in evaluations of all tokens. In the
     first two, attention is cached, so it computes M pairs as in training.
 
-    The blocks' AdaLN acts once, at the first scale, token or evaluation. The head's acts at every
-    scale; in the other two it acts once. Classifier-free guidance (`guided`) runs a second,
+    The blocks' AdaLN acts once, at the first scale, token or evaluation; that of diffusion, which
+    depends on the time, acts in every evaluation. The head's acts at every scale; token by token,
+    and in masked prediction, it acts once. Classifier-free guidance (`guided`) runs a second,
     unconditional sequence.
 
     Args:
-      evaluations: passes over all tokens, of masked prediction.
+      evaluations: passes over all tokens, of masked prediction and diffusion
+        (`ops.diffusion_solvers.evaluations`).
     """
     sequence = forward_flops(config)
     if config.objective == "next_scale":
         sequence += (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
-    sequence += (evaluations - 1) * (sequence - adaln_flops(config))
+    cached = 0.0 if config.objective == "diffusion" else adaln_flops(config)
+    sequence += (evaluations - 1) * (sequence - cached)
     return (2 if guided else 1) * sequence
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from var_jax.config.model import TransformerConfig
 from var_jax.config.objective_keys import entry_of
 from var_jax.errors import UserError
+from var_jax.models.diffusion_transformer import DiffusionTransformer
 from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.transformer import Transformer
@@ -46,6 +47,11 @@ def _tokens_example(config: TransformerConfig) -> tuple[Any, ...]:
     return jnp.zeros((1, config.scales.total), jnp.int32), jnp.zeros((1,), jnp.int32)
 
 
+def _latents_example(config: TransformerConfig) -> tuple[Any, ...]:
+    latents, times = jnp.zeros((1, *config.latent_shape)), jnp.zeros((1,))
+    return latents, times, jnp.zeros((1,), jnp.int32)
+
+
 # By `transformer.objective`.
 NETWORKS = {
     "next_scale": Network(
@@ -57,6 +63,7 @@ NETWORKS = {
     "masked": Network(
         MaskedTransformer, _tokens_example, lambda _, tokens: tokens, takes_mask_token=True
     ),
+    "diffusion": Network(DiffusionTransformer, _latents_example, None),
 }
 
 

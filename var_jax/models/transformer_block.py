@@ -209,7 +209,8 @@ class Attention(nn.Module):
         summed = jnp.dtype(c.gradient_dtype)
         zeros = nn.initializers.zeros
 
-        # Queries, keys and values come from one product; keys have no bias, as published.
+        # Queries, keys and values come from one product; keys have no bias, as published, but in
+        # diffusion transformers.
         kernel = parameter(
             self,
             "qkv",
@@ -221,6 +222,8 @@ class Attention(nn.Module):
         qkv = product("blw,wnhd->blnhd", x, kernel, dtype, summed)
         q = add_bias(qkv[:, :, 0], parameter(self, "q_bias", zeros, heads, names, stored), summed)
         k = qkv[:, :, 1]
+        if c.key_bias:
+            k = add_bias(k, parameter(self, "k_bias", zeros, heads, names, stored), summed)
         v = add_bias(qkv[:, :, 2], parameter(self, "v_bias", zeros, heads, names, stored), summed)
         softmax_scale = 0.25 / c.head_dim**0.5
         if c.qk_norm:

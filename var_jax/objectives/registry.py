@@ -9,6 +9,7 @@ from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import STAGES, TrainConfig
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
+from var_jax.objectives.diffusion import Diffusion
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.masked import Masked
 from var_jax.objectives.next_scale import NextScale
@@ -21,6 +22,7 @@ TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {
     "next_scale": NextScale,
     "next_token": NextToken,
     "masked": Masked,
+    "diffusion": Diffusion,
 }
 
 

@@ -1,0 +1,59 @@
+"""The continuous maps that diffusion learns: features of a tokenizer before it quantizes them, or
+blocks of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+
+from var_jax.config.model import ModelConfig
+from var_jax.devices.sharding import constrain
+from var_jax.models.diffusion_transformer import from_patches, to_patches
+from var_jax.models.tokenizer import Tokenizer
+from var_jax.ops import vq
+from var_jax.ops.normalize import normalize_images
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, UInt8
+
+
+def encode_latents(
+    config: ModelConfig, params: Mapping[str, Any], images: UInt8[Array, "b H W c"]
+) -> Float[Array, "b h w z"]:
+    """Returns the maps of uint8 images, not yet normalized, as a function to be compiled.
+
+    Args:
+      params: the tokenizer's; the encoder is enough, and pixels need nothing.
+    """
+    tokenizer, transformer = config.tokenizer, config.transformer
+    assert transformer is not None
+    normalized = constrain(normalize_images(images), "images", None, None, None)
+    if transformer.latents == "features":
+        return Tokenizer(tokenizer).apply({"params": params}, normalized, method="features")
+    blocks = to_patches(normalized, tokenizer.downsampling)
+    return blocks.reshape(len(images), *transformer.latent_shape)
+
+
+def decode_latents(
+    config: ModelConfig, params: Mapping[str, Any], latents: Float[Array, "b h w z"]
+) -> Float[Array, "b H W c"]:
+    """Returns the images of maps, in [-1, 1].
+
+    Features are quantized first: the decoder was trained on codes, and so the quantizer counts as a
+    part of it (Latent Diffusion, arXiv 2112.10752, section 3.1).
+
+    Args:
+      params: the tokenizer's; the decoder and the quantizer are enough, and pixels need nothing.
+    """
+    tokenizer, transformer = config.tokenizer, config.transformer
+    assert transformer is not None
+    if transformer.latents == "features":
+        model, variables = Tokenizer(tokenizer), {"params": params}
+        quantizer = model.apply(variables, method="quantizer")
+        codes = vq.quantize(quantizer, latents).f_hats[-1]
+        return model.apply(variables, codes, method="decode_feature")
+    blocks = latents.reshape(len(latents), -1, transformer.latent_channels)
+    images = from_patches(blocks, tokenizer.scales.finest, tokenizer.downsampling)
+    return jnp.clip(images, -1, 1)
