@@ -91,11 +91,6 @@ RULES = (
         "transformer.class_conditioning",
         lambda c: c.stage == "transformer" and c.transformer.class_conditioning == "start_token",
     ),
-    Rule(
-        ("transformer.pixel_channels",),
-        "transformer.latents",
-        lambda c: c.stage == "transformer" and c.transformer.latents != "pixels",
-    ),
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
     Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),

@@ -175,6 +175,13 @@ class ModelConfig:
         require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
         if self.transformer:
             followed = with_pixel_channels(self.transformer, self.tokenizer)
+            channels = self.transformer.pixel_channels
+            require(
+                channels in (0, followed.pixel_channels),
+                "transformer.pixel_channels",
+                channels,
+                f"the tokenizer's {followed.pixel_channels}",
+            )
             object.__setattr__(self, "transformer", followed)
             require_from_data("transformer.num_classes", self.transformer.num_classes)
 
@@ -182,19 +189,8 @@ class ModelConfig:
 def with_pixel_channels(
     transformer: TransformerConfig, tokenizer: TokenizerConfig
 ) -> TransformerConfig:
-    """Returns a transformer of pixels with the tokenizer's number of pixels in a token, and any
-    other as it is, also while the data have not told how many channels images have.
-
-    Raises:
-      UserError: the transformer has another number.
-    """
-    channels = tokenizer.pixel_channels
-    if transformer.latents != "pixels" or channels == 0:
+    """Returns a transformer of pixels with the tokenizer's number of pixels in a token; any other,
+    and while the number of the images' channels is left to the data, as it is."""
+    if transformer.latents != "pixels" or tokenizer.in_channels == 0:
         return transformer
-    require(
-        transformer.pixel_channels in (0, channels),
-        "transformer.pixel_channels",
-        transformer.pixel_channels,
-        f"0, or the tokenizer's {channels}",
-    )
-    return dataclasses.replace(transformer, pixel_channels=channels)
+    return dataclasses.replace(transformer, pixel_channels=tokenizer.pixel_channels)

@@ -187,7 +187,7 @@ def default_config() -> config_dict.ConfigDict:
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)} | {
         "num_classes": 0
     }
-    follows = _shared(TokenizerConfig())
+    follows = {*_shared(TokenizerConfig()), "pixel_channels"}
     config.transformer = config_dict.ConfigDict(
         {k: v for k, v in fields.items() if k not in follows}
     )
@@ -206,7 +206,7 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
     tokenizer = build(TokenizerConfig, mapping.get("tokenizer") or {}, "config.tokenizer")
     transformer = mapping.get("transformer")
     if transformer is not None:
-        for name in _shared(tokenizer):
+        for name in (*_shared(tokenizer), "pixel_channels"):
             if name in transformer:
                 raise UserError(
                     f"config.transformer.{name} follows config.tokenizer.{name}; set it there"

@@ -53,8 +53,8 @@ class TransformerConfig:
       latents: what "diffusion" makes of noise: "features", the tokenizer's feature maps before
         quantization, or "pixels", in which a place of the map is the block of pixels that the
         tokenizer makes one token of. Either is normalized by channel.
-      pixel_channels: numbers in such a block of pixels; 0 stands for those of the tokenizer, and
-        is replaced by them.
+      pixel_channels: numbers in such a block of pixels, those of the tokenizer's images; 0 without
+        one.
       patch: side, in places of the map, of the squares that "diffusion" makes one token of.
       prediction: what "diffusion" predicts: "velocity", on the straight line from noise to data
         (SiT), or "epsilon", the noise of 1000 steps of DDPM (DiT).
@@ -203,7 +203,7 @@ class TransformerConfig:
             self.pixel_channels >= 0,
             "transformer.pixel_channels",
             self.pixel_channels,
-            "0 (by the tokenizer) or more",
+            "0 or more",
         )
 
     @property
