@@ -9,6 +9,7 @@ from var_jax.config.strict import require
 DType = Literal["float32", "bfloat16"]
 Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` has what each lets through
 ObjectiveName = Literal["next_scale", "next_token", "masked", "diffusion"]
+LatentShape = tuple[int, int, int]  # (height, width, channels)
 ONE_MAP = ("next_token", "masked")  # objectives whose tokenizer has one token map
 
 
@@ -231,7 +232,7 @@ class TransformerConfig:
         return self.latent_channels * (2 if self.learn_sigma else 1)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
+    def latent_shape(self) -> LatentShape:
         """The shape of that map."""
         return *self.scales.finest, self.latent_channels
 

@@ -26,8 +26,8 @@ def euler(
     """
 
     def step(x, interval):
-        begin, end = interval
-        return x + (end - begin) * velocity(x, begin), None
+        time, next_time = interval
+        return x + (next_time - time) * velocity(x, time), None
 
     return jax.lax.scan(step, start, (times[:-1], times[1:]))[0]
 
@@ -43,10 +43,11 @@ def heun(
     """
 
     def step(x, interval):
-        begin, end = interval
-        first = velocity(x, begin)
-        second = velocity(x + (end - begin) * first, end)
-        return x + (end - begin) / 2 * (first + second), None
+        time, next_time = interval
+        length = next_time - time
+        first = velocity(x, time)
+        second = velocity(x + length * first, next_time)
+        return x + length / 2 * (first + second), None
 
     x, _ = jax.lax.scan(step, start, (times[:-2], times[1:-1]))
     return euler(velocity, x, times[-2:])
