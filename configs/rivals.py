@@ -20,6 +20,7 @@ or both stages at once, with a report:
 | next_token_zcurve | the same, by the Z-curve        | tokenizer_next_token |
 | next_token_spiral | the same, from the center       | tokenizer_next_token |
 | masked            | 64 of one map, in eight passes  | tokenizer_masked     |
+| diffusion         | 16 patches of continuous maps   | tokenizer_diffusion  |
 
 Each may end in a depth, such as next_token_d6; by default it is d3. `tokenizer_NAME` is the
 tokenizer of any of them, and "tokenizer" that of next_scale.
@@ -93,12 +94,19 @@ def _masked(config: config_dict.ConfigDict):
     config.transformer.objective = "masked"
 
 
+def _diffusion(config: config_dict.ConfigDict):
+    config.tokenizer.scales = "1,2,3,4,6,8"  # next_scale's: features before its quantizer
+    config.transformer.objective = "diffusion"
+    config.transformer.patch = 2
+
+
 OBJECTIVES: dict[str, Callable[[config_dict.ConfigDict], None]] = {
     "next_scale": _next_scale,
     "next_token": _next_token,
     "next_token_zcurve": _next_token_zcurve,
     "next_token_spiral": _next_token_spiral,
     "masked": _masked,
+    "diffusion": _diffusion,
 }
 
 
@@ -145,7 +153,8 @@ def _train_transformer(config: config_dict.ConfigDict, depth: int):
     config.transformer.depth = depth
     config.transformer.drop_path = 0.0  # so few blocks need no regularization by their absence
     config.transformer.class_dropout = 0.1  # trains the "no class" label that guidance needs
-    config.transformer.init_adaln_gamma = 0.5  # the published 1e-3 is for long runs of deep models
+    if config.transformer.objective != "diffusion":  # whose AdaLN starts at zero
+        config.transformer.init_adaln_gamma = 0.5  # the published 1e-3 is for long, deep runs
 
     # Optimizer
     config.optimizer.base_lr = 6e-3  # 1.5e-3 at batch 64
