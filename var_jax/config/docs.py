@@ -81,7 +81,8 @@ def attribute_docs(cls: type) -> Mapping[str, str]:
 def _section(name: str, cls: type) -> Section:
     hints, meanings = typing.get_type_hints(cls), attribute_docs(cls)
     # What the transformer takes from the tokenizer is no key of its own.
-    follows = ("vocab_size", "z_channels", "scales") if cls is TransformerConfig else ()
+    of_tokenizer = ("vocab_size", "z_channels", "scales", "pixel_channels")
+    follows = of_tokenizer if cls is TransformerConfig else ()
     keys = (
         _key(f"{name}.{field.name}", hints[field.name], meanings[field.name])
         for field in dataclasses.fields(cls)
