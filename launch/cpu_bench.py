@@ -98,6 +98,7 @@ def jax_work(row: Row) -> Callable[[], object]:
     from var_jax.objectives import registry
     from var_jax.perf import bench
     from var_jax.sampling import sampler
+    from var_jax.sampling.image_keys import image_keys
     from var_jax.train import mesh_choice
 
     config = config_of(row)
@@ -129,7 +130,7 @@ def jax_work(row: Row) -> Callable[[], object]:
     settings = sampler.SamplerConfig(top_k=TOP_K, use_top_p=True, guided=True)
     values = sampler.SamplingParams(*map(jnp.float32, (CFG, TOP_P, 1.0)))
     labels = jnp.arange(row.batch, dtype=jnp.int32)
-    keys = sampler.image_keys(0, jnp.arange(row.batch, dtype=jnp.uint32))
+    keys = image_keys(0, jnp.arange(row.batch, dtype=jnp.uint32))
     return lambda: sampler.generate(model, settings, params, labels, keys, values)
 
 

@@ -88,7 +88,7 @@ def test_idle_keys_do_not_hinder_a_run_of_before(tmp_path):
     run's."""
     before = run(
         "transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"}
-    )
+    ).with_tokenizer(small.MODEL.tokenizer)
     workdir.claim(tmp_path, registry.with_random_frozen(before))
     started_with = workdir.started_with(tmp_path)
     idle_keys.refuse(before, started_with)
@@ -98,8 +98,9 @@ def test_idle_keys_do_not_hinder_a_run_of_before(tmp_path):
     workdir.refuse_another_run(tmp_path, cleaned)
     with pytest.raises(UserError, match=r"loss\.perceptual=2\.0"):
         idle_keys.refuse(run("transformer", loss={"perceptual": 2.0}), started_with)
+    other = small.train_config("transformer", "").with_tokenizer(small.MODEL.tokenizer)
     with pytest.raises(UserError, match=r"loss\.label_smoothing: 0\.0 here, 0\.1 there"):
-        workdir.refuse_another_run(tmp_path, small.train_config("transformer", ""))
+        workdir.refuse_another_run(tmp_path, other)
 
 
 FLAGS = [

@@ -207,7 +207,8 @@ def _text(error: BaseException) -> str:
         text,
     ):
         key, value, kind, right = kinds.groups()
-        right = right.rpartition(".")[2]
+        # Modules of types differ between versions of Python: pathlib._local.PosixPath.
+        kind, right = kind.rpartition(".")[2], right.rpartition(".")[2]
         return f"a value of type {kind} for {key} ({value:.40}); it must be of type {right}"
     if unknown := re.search(
         r'Key "(\w+)" does not exist and cannot be added since the config is locked', text
