@@ -1,8 +1,6 @@
 import dataclasses
-import hashlib
 import itertools
 import json
-import re
 
 import numpy as np
 import pytest
@@ -232,8 +230,8 @@ def test_fingerprint_is_of_weights_and_settings_that_matter():
 
 
 def test_model_fingerprint_ignores_keys_of_training_alone():
-    """A sample set that an earlier version began goes on: keys that later versions added to a config
-    are not in it at their defaults, and those of progressive training never are."""
+    """A sample set that an earlier version began goes on: keys that later versions added are not in
+    it at their defaults, and those of progressive training never are."""
     transformer = TransformerConfig(
         depth=2, width=16, vocab_size=70000, z_channels=4, scales=TOKENIZER.scales
     )
