@@ -45,7 +45,8 @@ def evaluate(
         only distances are computed.
       network: the network that computes the features.
       seed: seed of the bootstrap.
-      resamples, cache: as in `samples.evaluate`.
+      resamples: as in `samples.evaluate`.
+      cache: as in `samples.evaluate`.
       floor: real images, whose distance from the statistics is the floor of the Fréchet distance.
     Returns:
       The report of `samples.evaluate`, with "protocol" ("adm" for statistics of Inception v3, else
