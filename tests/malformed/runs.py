@@ -232,7 +232,7 @@ CASES = {
     "config_path_for_text": Case(
         "a config: a path object for a text",
         "config run.py:d2",
-        "type PosixPath for source_dir (photos); it must be of type str",
+        "type pathlib.PosixPath for source_dir (photos); it must be of type str",
         config("config.data.source_dir = __import__('pathlib').Path('photos')"),
     ),
     "config_integer_of_400_digits": Case(

@@ -44,7 +44,7 @@ BRANCH = {
 def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
     """What the command line does, without its files."""
     values = plain(base)
-    for name in ("vocab_size", "z_channels", "scales"):
+    for name in ("vocab_size", "z_channels", "scales", "pixel_channels"):
         del values["transformer"][name]
     config = config_dict.ConfigDict(values)
     for flag in flags:

@@ -207,8 +207,9 @@ def _text(error: BaseException) -> str:
         text,
     ):
         key, value, kind, right = kinds.groups()
-        # Modules of types differ between versions of Python: pathlib._local.PosixPath.
-        kind, right = kind.rpartition(".")[2], right.rpartition(".")[2]
+        right = right.rpartition(".")[2]
+        # Python 3.13 has types of pathlib in a private module.
+        kind = ".".join(part for part in kind.split(".") if not part.startswith("_"))
         return f"a value of type {kind} for {key} ({value:.40}); it must be of type {right}"
     if unknown := re.search(
         r'Key "(\w+)" does not exist and cannot be added since the config is locked', text

@@ -85,7 +85,8 @@ def named(topology: str) -> Slice:
       UserError: the name has another form, an unknown chip, or a shape that the compiler does not
         know; or there is no compiler.
     """
-    form = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    # Newer compilers end the whole process on an extent of 0.
+    form = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)+)", topology)
     if not form:
         raise UserError(
             f"--topology is {topology}; it must be a chip and the slice's shape, such as v5e:16x16"
