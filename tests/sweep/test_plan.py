@@ -142,6 +142,14 @@ def test_run_id_has_the_first_name_of_stretch(resize, monkeypatch):
     assert [values["data"]["resize"] for values in digested] == ["whole"]
 
 
+def test_run_id_is_that_of_the_version_before_rivals():
+    """Sweeps that an earlier version began find their runs' directories: settings that came later
+    are not in the id at their defaults."""
+    assert plan.run_id(BASE) == "a47a0277e60e"
+    rival = dataclasses.replace(BASE.transformer, prediction="epsilon")
+    assert plan.run_id(dataclasses.replace(BASE, transformer=rival)) != "a47a0277e60e"
+
+
 def test_run_id_is_stable():
     assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
     assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0

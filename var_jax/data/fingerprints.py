@@ -95,12 +95,27 @@ def _without_training(config: TransformerConfig | None) -> str:
     """
     if config is None:
         return repr(None)
+    names = [field.name for field in dataclasses.fields(config)]
     later = [
+        name
+        for name in names
+        if name not in FIRST_SETTINGS
+        and not name.startswith("progressive")
+        and name not in later_defaults(config)
+    ]
+    sizes = [*FIRST_SETTINGS, *later]
+    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"
+
+
+def later_defaults(config: TransformerConfig) -> frozenset[str]:
+    """Returns the settings for rivals of next-scale prediction that are at their defaults.
+
+    What earlier versions hashed had no such settings.
+    """
+    return frozenset(
         field.name
         for field in dataclasses.fields(config)
         if field.name not in FIRST_SETTINGS
         and not field.name.startswith("progressive")
-        and getattr(config, field.name) != field.default
-    ]
-    sizes = [*FIRST_SETTINGS, *later]
-    return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"
+        and getattr(config, field.name) == field.default
+    )
