@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -12,8 +15,23 @@ from jax.sharding import Mesh
 OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
 
 
+_for_others = contextvars.ContextVar("_for_others", default=False)
+
+
+@contextlib.contextmanager
+def tracing_for_other_devices() -> Iterator[None]:
+    """Makes `is_single` False, for programs that are traced here and describe another device's."""
+    token = _for_others.set(True)
+    try:
+        yield
+    finally:
+        _for_others.reset(token)
+
+
 def is_single() -> bool:
     """Returns whether programs are compiled for one CPU device, under the mesh that is set."""
+    if _for_others.get():
+        return False
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.abstract_device is not None:
         return mesh.abstract_device.platform == "cpu" and mesh.size == 1
