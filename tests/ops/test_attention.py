@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from var_jax.config.scales import Scales
+from var_jax.devices import target
 from var_jax.errors import UserError
 from var_jax.ops import attention, masks
 
@@ -113,7 +114,7 @@ def test_softmax_stays_float32_in_bfloat16(implementation):
     ],
 )
 def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
-    monkeypatch.setattr(attention, "platform", lambda: where)
+    monkeypatch.setattr(target, "platform", lambda: where)
     assert attention.choose("auto", jnp.dtype(dtype), 64) == chosen
     assert attention.choose("xla", jnp.dtype(dtype), 64) == "xla"
 
@@ -134,7 +135,7 @@ def test_auto_is_the_platforms_own(monkeypatch, where, dtype, chosen):
     ],
 )
 def test_attention_refuses_what_cannot_run(monkeypatch, where, requested, dtype, dim, complaint):
-    monkeypatch.setattr(attention, "platform", lambda: where)
+    monkeypatch.setattr(target, "platform", lambda: where)
     with pytest.raises(UserError, match=complaint):
         attention.choose(requested, jnp.dtype(dtype), dim)
     if where == "gpu":
@@ -145,6 +146,6 @@ def test_platform_is_that_of_the_mesh_in_use():
     """A program for chips that are not here is traced under a mesh of them."""
     devices = jax.sharding.AbstractDevice(device_kind="TPU v5p", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1, 1), ("data", "model"), abstract_device=devices)
-    assert attention.platform() == jax.default_backend()
+    assert target.platform() == jax.default_backend()
     with jax.sharding.use_abstract_mesh(mesh):
-        assert attention.platform() == "tpu"
+        assert target.platform() == "tpu"

@@ -14,6 +14,7 @@ from helpers import small
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import OptimizerConfig, TrainConfig, from_config_dict
+from var_jax.config.transformer_config import OF_TOKENIZER
 from var_jax.data import fingerprints, sources, token_manifest
 from var_jax.errors import UserError
 from var_jax.io import model_directory
@@ -44,7 +45,7 @@ BRANCH = {
 def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
     """What the command line does, without its files."""
     values = plain(base)
-    for name in ("vocab_size", "z_channels", "scales", "pixel_channels"):
+    for name in OF_TOKENIZER:
         del values["transformer"][name]
     config = config_dict.ConfigDict(values)
     for flag in flags:

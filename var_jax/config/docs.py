@@ -15,6 +15,7 @@ from typing import Any, Literal
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import STAGES, TrainConfig
+from var_jax.config.transformer_config import OF_TOKENIZER
 
 ENTRY = re.compile(r"(\w+(?:, \w+)*): (.*)")
 
@@ -81,8 +82,7 @@ def attribute_docs(cls: type) -> Mapping[str, str]:
 def _section(name: str, cls: type) -> Section:
     hints, meanings = typing.get_type_hints(cls), attribute_docs(cls)
     # What the transformer takes from the tokenizer is no key of its own.
-    of_tokenizer = ("vocab_size", "z_channels", "scales", "pixel_channels")
-    follows = of_tokenizer if cls is TransformerConfig else ()
+    follows = OF_TOKENIZER if cls is TransformerConfig else ()
     keys = (
         _key(f"{name}.{field.name}", hints[field.name], meanings[field.name])
         for field in dataclasses.fields(cls)

@@ -16,6 +16,7 @@ from var_jax.config.sections import (
 )
 from var_jax.config.strict import build, plain, require
 from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig, ProgressiveConfig
+from var_jax.config.transformer_config import OF_TOKENIZER
 from var_jax.errors import UserError, require_path
 
 # What `stage` may be. `objectives.registry` says what each of them trains, and adds to these.
@@ -187,9 +188,8 @@ def default_config() -> config_dict.ConfigDict:
     fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)} | {
         "num_classes": 0
     }
-    follows = {*_shared(TokenizerConfig()), "pixel_channels"}
     config.transformer = config_dict.ConfigDict(
-        {k: v for k, v in fields.items() if k not in follows}
+        {k: v for k, v in fields.items() if k not in OF_TOKENIZER}
     )
     return config.lock()
 
@@ -206,7 +206,7 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
     tokenizer = build(TokenizerConfig, mapping.get("tokenizer") or {}, "config.tokenizer")
     transformer = mapping.get("transformer")
     if transformer is not None:
-        for name in (*_shared(tokenizer), "pixel_channels"):
+        for name in OF_TOKENIZER:
             if name in transformer:
                 raise UserError(
                     f"config.transformer.{name} follows config.tokenizer.{name}; set it there"

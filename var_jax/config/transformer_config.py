@@ -10,6 +10,8 @@ DType = Literal["float32", "bfloat16"]
 Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` has what each lets through
 ObjectiveName = Literal["next_scale", "next_token", "masked", "diffusion"]
 LatentShape = tuple[int, int, int]  # (height, width, channels)
+# Keys that are those of the tokenizer, and none of a config file.
+OF_TOKENIZER = ("vocab_size", "z_channels", "scales", "pixel_channels")
 ONE_MAP = ("next_token", "masked")  # objectives whose tokenizer has one token map
 
 

@@ -95,14 +95,8 @@ def _without_training(config: TransformerConfig | None) -> str:
     """
     if config is None:
         return repr(None)
-    names = [field.name for field in dataclasses.fields(config)]
-    later = [
-        name
-        for name in names
-        if name not in FIRST_SETTINGS
-        and not name.startswith("progressive")
-        and name not in later_defaults(config)
-    ]
+    defaults = later_defaults(config)
+    later = [field.name for field in _later_settings() if field.name not in defaults]
     sizes = [*FIRST_SETTINGS, *later]
     return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"
 
@@ -113,9 +107,13 @@ def later_defaults(config: TransformerConfig) -> frozenset[str]:
     What earlier versions hashed had no such settings.
     """
     return frozenset(
-        field.name
-        for field in dataclasses.fields(config)
-        if field.name not in FIRST_SETTINGS
-        and not field.name.startswith("progressive")
-        and getattr(config, field.name) == field.default
+        field.name for field in _later_settings() if getattr(config, field.name) == field.default
     )
+
+
+def _later_settings() -> list[dataclasses.Field]:
+    return [
+        field
+        for field in dataclasses.fields(TransformerConfig)
+        if field.name not in FIRST_SETTINGS and not field.name.startswith("progressive")
+    ]

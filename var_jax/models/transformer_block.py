@@ -17,7 +17,7 @@ import numpy as np
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.devices import cpu
+from var_jax.devices import target
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops import attention
 from var_jax.ops.products import add_bias, last_axis_spec, product
@@ -158,7 +158,7 @@ def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     @functools.wraps(function)
     def call(*args: jax.Array) -> jax.Array:
-        if cpu.is_single():
+        if target.is_single_cpu():
             return jax.checkpoint(function, prevent_cse=False)(*args)
         return function(*args)
 

@@ -13,7 +13,6 @@ from jax.sharding import NamedSharding
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
-from var_jax.models import flops
 from var_jax.models.diffusion_transformer import DiffusionTransformer
 from var_jax.models.latents import encode_latents
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
@@ -169,10 +168,3 @@ class Diffusion(LatentObjective):
     def scales(self, variant: Any = None) -> Scales:
         """Returns the one map of patches."""
         return self.model.sequence
-
-    def flops_by_definition(self) -> dict[str, float]:
-        return {
-            "exact": flops.train_flops_per_image(self.model),
-            "6nd": flops.six_nd_train_flops(self.model),
-            "dense": flops.dense_attention_train_flops(self.model),
-        }

@@ -168,6 +168,13 @@ class LatentObjective(Objective[FrozenTokenizer]):
         placed = sharding.place(decoder, jax.tree.map(lambda _: replicated, decoder))
         return {**frozen.params, **placed}
 
+    def flops_by_definition(self) -> dict[str, float]:
+        return {
+            "exact": flops.train_flops_per_image(self.model),
+            "6nd": flops.six_nd_train_flops(self.model),
+            "dense": flops.dense_attention_train_flops(self.model),
+        }
+
     def param_count(self) -> dict[str, int]:
         return flops.param_count(self.model)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from var_jax.models import flops
 from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.objectives import token_losses
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
@@ -96,13 +95,6 @@ class Masked(LatentObjective):
         inputs = jnp.where(masked, self.model.vocab_size, tokens)
         return MaskedTransformer(self.model).apply({"params": params}, inputs, labels, rng)
 
-    def flops_by_definition(self) -> dict[str, float]:
-        return {
-            "exact": flops.train_flops_per_image(self.model),
-            "6nd": flops.six_nd_train_flops(self.model),
-            "dense": flops.dense_attention_train_flops(self.model),
-        }
-
 
 def _metrics(
     logits: Float[Array, "b L v"], tokens: Int[Array, "b L"], weights: Float[Array, "b L"]
@@ -113,7 +105,7 @@ def _metrics(
     one, so that whatever reads other objectives' metrics reads these.
     """
     loss = jnp.sum(weights * token_losses.cross_entropy(logits, tokens))
-    accuracy = jnp.sum(weights * (jnp.argmax(logits, axis=-1) == tokens))
+    accuracy = jnp.sum(weights * (token_losses.largest(logits) == tokens))
     return {
         "loss_mean": loss,
         "loss_last": loss,

@@ -148,10 +148,3 @@ class NextScale(LatentObjective):
     def flops_per_image(self, variant: ScalesVariant | None = None) -> float:
         model = dataclasses.replace(self.model, scales=self.scales(variant))
         return flops.train_flops_per_image(model)
-
-    def flops_by_definition(self) -> dict[str, float]:
-        return {
-            "exact": flops.train_flops_per_image(self.model),
-            "6nd": flops.six_nd_train_flops(self.model),
-            "dense": flops.dense_attention_train_flops(self.model),
-        }

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.config.train import TrainConfig
-from var_jax.models import flops
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.objectives import token_losses
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
@@ -70,10 +69,3 @@ class NextToken(LatentObjective):
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "b L v"]:
         return TokenTransformer(self.model).apply({"params": params}, tokens, labels, rng)
-
-    def flops_by_definition(self) -> dict[str, float]:
-        return {
-            "exact": flops.train_flops_per_image(self.model),
-            "6nd": flops.six_nd_train_flops(self.model),
-            "dense": flops.dense_attention_train_flops(self.model),
-        }

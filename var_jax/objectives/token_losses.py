@@ -11,7 +11,7 @@ import optax
 
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
-from var_jax.devices import cpu
+from var_jax.devices import target
 from var_jax.objectives.steps import Metrics
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def token_metrics(
     """
     weights = jnp.full(tokens.shape[0], 1 / tokens.shape[0]) if weights is None else weights
     losses = weights @ cross_entropy(logits, tokens)
-    hits = weights @ (_largest(logits) == tokens).astype(jnp.float32)
+    hits = weights @ (largest(logits) == tokens).astype(jnp.float32)
     loss_by_scale = [jnp.mean(losses[scales.span(k)]) for k in range(len(scales))]
     return {
         "loss_mean": jnp.mean(losses),
@@ -91,13 +91,13 @@ def held_out(
     return labeled | with_class_dropout(labeled, unlabeled, config.class_dropout)
 
 
-def _largest(logits: Float[Array, "b L v"]) -> Int[Array, "b L"]:
+def largest(logits: Float[Array, "b L v"]) -> Int[Array, "b L"]:
     """Returns the index of the largest logit, the first of equally large ones.
 
     It is `jnp.argmax`, whose reduction of pairs a CPU computes one number after the other; two
     reductions of one array each are vectorized.
     """
-    if not cpu.is_single():
+    if not target.is_single_cpu():
         return jnp.argmax(logits, axis=-1)
     logits = jax.lax.stop_gradient(logits)
     vocab = logits.shape[-1]

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.config.scales import Scales
+from var_jax.devices import target
 from var_jax.errors import UserError
 from var_jax.ops import attention_splash, masks
 from var_jax.ops.normalize import l2_normalize
@@ -111,7 +112,7 @@ def masked(
     """Returns attention of all scales at once, each to the scales that the mask lets it see."""
     if implementation == "splash":
         return attention_splash.attend(
-            q, k, v, softmax_scale, scales, mask, interpret=platform() == "cpu"
+            q, k, v, softmax_scale, scales, mask, interpret=target.platform() == "cpu"
         )
     return by_scale(
         q,
@@ -140,19 +141,10 @@ def _block(implementation: Implementation) -> Callable[..., jax.Array]:
     return functools.partial(fused, backend="cudnn") if implementation == "cudnn" else attend
 
 
-def platform() -> str:
-    """Returns "cpu", "gpu" or "tpu": the platform of the mesh that is set, else of this host.
-
-    The mesh may consist of devices that are not attached, for which a program is only compiled.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
 def choose(
     requested: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int
 ) -> Implementation:
-    """Returns the implementation to run on `platform()`.
+    """Returns the implementation to run on `target.platform()`.
 
     A CPU runs splash too, interpreted, which is correct and slow.
 
@@ -161,7 +153,7 @@ def choose(
     Raises:
       UserError: the requested one cannot run there, or not with this dtype or head_dim.
     """
-    here = platform()
+    here = target.platform()
     fusible = dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
     if requested == "auto":
         if here == "tpu":

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from var_jax.devices import cpu
+from var_jax.devices import target
 from var_jax.ops import matmul
-from var_jax.ops.attention import platform
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -46,7 +45,7 @@ def product(
     """
     out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
     if dtype == jnp.float32:
-        einsum = matmul.einsum if cpu.is_single() else jnp.einsum
+        einsum = matmul.einsum if target.is_single_cpu() else jnp.einsum
         return einsum(spec, x.astype(dtype), kernel.astype(dtype))
     return _product(x.astype(dtype), kernel, spec, jnp.dtype(dtype), jnp.dtype(gradient_dtype), out)
 
@@ -78,7 +77,7 @@ def _product_backward(spec, dtype, gradient_dtype, out, operands, cotangent):
     cotangent = cotangent.astype(dtype)
     d_x = jnp.einsum(f"{result},{kernel_axes}->{x_axes}", cotangent, kernel.astype(dtype))
     # On a CPU some products of bfloat16 with float32 results compile and then fail to run.
-    if platform() == "cpu":
+    if target.platform() == "cpu":
         x, cotangent = x.astype(gradient_dtype), cotangent.astype(gradient_dtype)
     d_kernel = jnp.einsum(
         f"{x_axes},{result}->{kernel_axes}", x, cotangent, preferred_element_type=gradient_dtype

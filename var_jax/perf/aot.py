@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.devices import cpu, sharding
+from var_jax.devices import sharding, target
 from var_jax.models import flops, init
 from var_jax.objectives.base import Objective
 from var_jax.perf.tpu_slices import Slice
@@ -134,7 +134,7 @@ def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
         return jax.vjp(lambda p: objective.loss(p, frozen, batch, rng)[0], params)[1]
 
     params = init.param_shapes(objective.model)
-    with cpu.tracing_for_other_devices():
+    with target.tracing_for_other_devices():
         leaves = jax.tree.leaves(jax.eval_shape(residuals, params, objective.frozen, batch))
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers) / data

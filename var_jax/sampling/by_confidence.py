@@ -22,9 +22,9 @@ from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import mask_schedule
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample
+from var_jax.sampling.logits import filter_logits, guide, sample, with_no_class
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
-from var_jax.sampling.sampler import EditSource, to_uint8
+from var_jax.sampling.sampler import EditSource, finished
 from var_jax.sampling.settings import RANGES, Ramp, Settings
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def generate_masked(
     tokens = _by_confidence(config, sampler, weights, labels, start, choose=choose)
     tokenizer = Tokenizer(config.tokenizer)
     images = tokenizer.apply({"params": weights["tokenizer"]}, tokens, method="decode")
-    images = (images + 1) / 2
-    return to_uint8(images) if sampler.as_uint8 else images, tokens
+    return finished(images, as_uint8=sampler.as_uint8), tokens
 
 
 def _by_confidence(
@@ -149,8 +148,7 @@ def _by_confidence(
     apply = functools.partial(transformer.apply, {"params": weights["transformer"]})
     copies, model_labels = 1, labels
     if sampler.guided:
-        no_class = jnp.full_like(labels, config.transformer.num_classes)
-        copies, model_labels = 2, jnp.concatenate([labels, no_class])
+        copies, model_labels = 2, with_no_class(labels, config.transformer.num_classes)
 
     def after_pass(tokens, logits, step):
         count = remaining[step, masked_at_first]

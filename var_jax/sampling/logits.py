@@ -28,6 +28,11 @@ def guide(
     return (1 + strength) * conditional - strength * unconditional
 
 
+def with_no_class(labels: Int[Array, " b"], num_classes: int) -> Int[Array, " 2b"]:
+    """Returns the labels of a guided batch: the given ones, then as many of "no class"."""
+    return jnp.concatenate([labels, jnp.full_like(labels, num_classes)])
+
+
 def filter_logits(
     logits: Float[Array, "*b v"],
     top_k: int,

@@ -19,9 +19,9 @@ from var_jax.models.latents import decode_latents
 from var_jax.ops import diffusion_solvers, noise_schedule
 from var_jax.ops.diffusion_solvers import ODE_SOLVERS, SOLVERS, Denoised
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import guide
+from var_jax.sampling.logits import guide, with_no_class
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
-from var_jax.sampling.sampler import to_uint8
+from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def generate(
     latents = DiffusionTransformer(transformer).apply(
         {"params": weights["transformer"]}, latents, method="denormalize"
     )
-    images = (decode_latents(config, weights["tokenizer"], latents) + 1) / 2
-    return to_uint8(images) if sampler.as_uint8 else images, None
+    images = decode_latents(config, weights["tokenizer"], latents)
+    return finished(images, as_uint8=sampler.as_uint8), None
 
 
 class Predicted(NamedTuple):
@@ -107,10 +107,7 @@ def _network(
     transformer = config.transformer
     copies, model_labels = 1, labels
     if guided:
-        copies, model_labels = (
-            2,
-            jnp.concatenate([labels, jnp.full_like(labels, transformer.num_classes)]),
-        )
+        copies, model_labels = 2, with_no_class(labels, transformer.num_classes)
 
     def network(mixture: jax.Array, time: jax.Array) -> Predicted:
         rows = jnp.tile(mixture, (copies, 1, 1, 1))

@@ -16,7 +16,7 @@ from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.resize import resize
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes
+from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes, with_no_class
 from var_jax.sampling.settings import Resolved
 
 if TYPE_CHECKING:
@@ -165,10 +165,15 @@ def generate(
         images = jnp.moveaxis(jax.lax.map(decode, jnp.stack(sampled.f_hats)), 0, 1)
     else:
         images = decode(sampled.f_hats[-1])
+    return finished(images, as_uint8=sampler.as_uint8), sampled.tokens
+
+
+def finished(
+    images: Float[Array, "*b H W c"], *, as_uint8: bool
+) -> Float[Array, "*b H W c"] | UInt8[Array, "*b H W c"]:
+    """Returns decoded images, which are in [-1, 1], in [0, 1] or as uint8."""
     images = (images + 1) / 2
-    if sampler.as_uint8:
-        images = to_uint8(images)
-    return images, sampled.tokens
+    return to_uint8(images) if as_uint8 else images
 
 
 def to_uint8(images: Float[Array, "*b H W c"]) -> UInt8[Array, "*b H W c"]:
@@ -293,8 +298,7 @@ def _sample_scales(
     copies = 2 if guided_scales else 1
     model_labels = labels
     if guided_scales:
-        no_class = jnp.full_like(labels, model.config.transformer.num_classes)
-        model_labels = jnp.concatenate([labels, no_class])
+        model_labels = with_no_class(labels, model.config.transformer.num_classes)
     cache = Cache()
     if 0 < start < num_scales:
         prefix_inputs = jnp.tile(prefix.inputs, (copies, 1, 1))

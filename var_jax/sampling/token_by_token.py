@@ -16,9 +16,9 @@ from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import orders
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample
+from var_jax.sampling.logits import filter_logits, guide, sample, with_no_class
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
-from var_jax.sampling.sampler import to_uint8
+from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def generate_tokens(
     tokens = _token_by_token(config, weights, labels, choose, guided=sampler.guided)
     tokenizer = Tokenizer(config.tokenizer)
     images = tokenizer.apply({"params": weights["tokenizer"]}, tokens, method="decode")
-    images = (images + 1) / 2
-    return to_uint8(images) if sampler.as_uint8 else images, tokens
+    return finished(images, as_uint8=sampler.as_uint8), tokens
 
 
 def _token_by_token(
@@ -107,8 +106,7 @@ def _token_by_token(
     order = orders.forward(config.transformer.order, config.tokenizer.scales.finest)
     copies, model_labels = 1, labels
     if guided:
-        no_class = jnp.full_like(labels, config.transformer.num_classes)
-        copies, model_labels = 2, jnp.concatenate([labels, no_class])
+        copies, model_labels = 2, with_no_class(labels, config.transformer.num_classes)
 
     def step(carry, position):
         token, state = carry

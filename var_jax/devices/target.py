@@ -1,4 +1,4 @@
-"""How programs are compiled for a CPU."""
+"""The kind of device that programs are compiled for, and how they are compiled for a CPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _for_others = contextvars.ContextVar("_for_others", default=False)
 
 @contextlib.contextmanager
 def tracing_for_other_devices() -> Iterator[None]:
-    """Makes `is_single` False, for programs that are traced here and describe another device's."""
+    """Makes `is_single_cpu` False, for programs traced here that describe another device's."""
     token = _for_others.set(True)
     try:
         yield
@@ -28,14 +28,21 @@ def tracing_for_other_devices() -> Iterator[None]:
         _for_others.reset(token)
 
 
-def is_single() -> bool:
+def platform() -> str:
+    """Returns "cpu", "gpu" or "tpu": the platform of the mesh that is set, else of this host.
+
+    The mesh may consist of devices that are not attached, for which a program is only compiled.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def is_single_cpu() -> bool:
     """Returns whether programs are compiled for one CPU device, under the mesh that is set."""
-    if _for_others.get():
+    if _for_others.get() or platform() != "cpu":
         return False
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.abstract_device is not None:
-        return mesh.abstract_device.platform == "cpu" and mesh.size == 1
-    return jax.default_backend() == "cpu" and (mesh.empty or mesh.size == 1)
+    return mesh.empty or mesh.size == 1
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
