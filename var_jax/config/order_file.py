@@ -2,8 +2,6 @@
 
 import re
 
-from etils import epath
-
 from var_jax.errors import UserError, require_path
 
 # Names that `ops.orders` knows, which are no paths.
@@ -24,6 +22,9 @@ def resolve(order: str) -> str:
     """
     if order in NAMES or LITERAL.fullmatch(order):
         return order
+    # Benchmarks read configs where etils is not installed; their orders are names.
+    from etils import epath
+
     require_path(order, "transformer.order")
     path = epath.Path(order)
     try:
