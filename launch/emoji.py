@@ -4,7 +4,8 @@
 
 Needs npm. `emoji-datasource-google` (Noto Color Emoji) and `emoji-datasource-twitter` (Twemoji) are
 fetched as they are published; none of their code is run. An image is laid on white, as training
-drops transparency. A file goes to OUT/train/CATEGORY or OUT/test/CATEGORY, a tenth to the test
+drops transparency. A class is a category in one vendor's hand, such as `food-drink-google`: a file
+goes to OUT/train/CLASS or OUT/test/CLASS, a tenth to the test
 split: all drawings of an emoji, by both hands and in all skin tones, to the same side, so that none
 is held out which training has seen in another form.
 """
@@ -69,7 +70,7 @@ def unpack(archive: Path, vendor: str, out: Path) -> int:
     """Sorts one vendor's 64-pixel images into `out`, and counts them."""
     with tarfile.open(archive) as tar:
         emoji = json.loads(content(tar, "package/emoji.json"))
-        places = {image: place(one) for one in emoji for image in images(one, vendor)}
+        places = {image: place(one, vendor) for one in emoji for image in images(one, vendor)}
         count = 0
         for member in tar:
             folder, _, name = member.name.rpartition("/")
@@ -99,11 +100,11 @@ def images(emoji: dict, vendor: str) -> list[str]:
     return [one["image"] for one in variants if one[f"has_img_{vendor}"]]
 
 
-def place(emoji: dict) -> str:
-    """SPLIT/CATEGORY of an emoji, by a hash of its code points."""
+def place(emoji: dict, vendor: str) -> str:
+    """SPLIT/CATEGORY-VENDOR of an emoji; the split by a hash of its code points."""
     held_out = int(hashlib.sha256(emoji["unified"].encode()).hexdigest(), 16) % 100 < TEST_PERCENT
     category = emoji["category"].lower().replace(" & ", "-").replace(" ", "-")
-    return f"{'test' if held_out else 'train'}/{category}"
+    return f"{'test' if held_out else 'train'}/{category}-{vendor}"
 
 
 if __name__ == "__main__":

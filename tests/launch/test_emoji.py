@@ -64,10 +64,11 @@ def test_split_is_by_emoji_never_by_file(emoji, tmp_path):
     for vendor in ("google", "twitter"):
         emoji.unpack(archive(tmp_path / f"{vendor}.tgz", known, vendor), vendor, tmp_path / "made")
     sides = defaultdict(set)
-    files = list((tmp_path / "made").glob("*/people-body/*.png"))
+    files = list((tmp_path / "made").glob("*/people-body-*/*.png"))
     for file in files:
         code = file.stem.partition("-")[2].partition("-")[0]
         sides[code].add(file.parts[-3])
+    assert all(file.parent.name == f"people-body-{file.stem.partition('-')[0]}" for file in files)
     assert len(files) == 400 + 360 + 2 * 2 * 200 - 0 and len(sides) == 400
     assert all(len(side) == 1 for side in sides.values())
     held_out = sum(side == {"test"} for side in sides.values())
