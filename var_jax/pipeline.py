@@ -47,8 +47,8 @@ class Pipeline(CodingModel):
         Args:
           labels: class ids or, where the model has them, class names; `num_classes` means "no
             class".
-          preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, smooth=False), "pretty" or
-            "greedy"; of rivals of next-scale prediction, what their samplers say
+          preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, ssg=0, smooth=False),
+            "pretty" or "greedy"; of rivals of next-scale prediction, what their samplers say
             (`sampling.samplers`).
           return_tokens: whether to return the tokens too.
           return_steps: whether to return the image after each scale too (next-scale only).
@@ -60,9 +60,9 @@ class Pipeline(CodingModel):
             (CoDe, arXiv 2411.17787; next-scale only).
           keep_scales: number of leading scales that this model samples before `then` continues.
           from_scale: an alias of `keep_scales`.
-          overrides: cfg, top_k, top_p, temperature, smooth, steps, noise and solver, in place of
-            the preset's; None is the preset's. For next-scale prediction each of the first four is
-            a number, a `settings.Ramp`, or a list of one number per scale (see
+          overrides: cfg, top_k, top_p, temperature, ssg, smooth, steps, noise and solver, in place
+            of the preset's; None is the preset's. For next-scale prediction each of the first five
+            is a number, a `settings.Ramp`, or a list of one number per scale (see
             `settings.Settings`); for other objectives, one number.
         Returns:
           float32 (B, H, W, C) in [0, 1]; after it, if requested, the tokens, int32 (B, L), and the

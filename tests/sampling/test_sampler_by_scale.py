@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import fft
 
 from helpers import small
 from var_jax import Pipeline
@@ -17,6 +18,7 @@ from var_jax.io.pictures import to_uint8
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
+from var_jax.ops.resize import resize
 from var_jax.sampling import sampler
 from var_jax.sampling.image_keys import image_keys
 from var_jax.sampling.settings import Ramp
@@ -67,6 +69,45 @@ def test_guidance_that_goes_off_and_on(model, cfg):
     np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
     plain = mixed(model, tokens, LABELS, [0, 0, 0])
     assert not np.array_equal(tokens, plain.argmax(axis=-1))  # guidance changes what is chosen
+
+
+def test_spatial_guidance_is_of_logits_under_class_guidance(model):
+    """Greedy tokens are the largest of the mixed logits moved away from the scale before: as known
+    from 1x1, whose only frequency is its value, to 2x2; and by SciPy's transforms beyond."""
+    ssg = [9.0, 1.0, 0.5]  # the first has no meaning
+    tokens = model.sample(LABELS, cfg=[0, 1, 2], ssg=ssg, top_k=1, top_p=0, return_tokens=True)[1]
+    logits = mixed(model, tokens, LABELS, np.float32([0, 1, 2]))
+    first, second, third = np.split(logits, np.cumsum(LENGTHS)[:-1], axis=1)
+    prior = np.asarray(resize(second.reshape(8, 2, 2, -1), (3, 4), "bicubic"))
+    spectrum = fft.dctn(prior, axes=(1, 2), norm="ortho")
+    pasted = fft.dctn(second.reshape(8, 2, 2, -1), axes=(1, 2), norm="ortho")
+    spectrum[:, :2, :2] = np.sqrt(3) * pasted
+    prior = fft.idctn(spectrum, axes=(1, 2), norm="ortho").reshape(third.shape)
+    expected = np.concatenate([first, 2 * second - first, 1.5 * third - 0.5 * prior], axis=1)
+    np.testing.assert_array_equal(tokens, expected.argmax(axis=-1))
+    assert not np.array_equal(tokens, logits.argmax(axis=-1))
+
+
+def test_spatial_guidance_of_zero_is_the_program_without_it(model):
+    settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}
+    images, tokens = model.sample(LABELS, **settings)
+    compiled = sampler.generate._cache_size()
+    for zero in (0, [0, 0, 0], Ramp(0, 0), [2.0, 0, 0]):
+        again = model.sample(LABELS, ssg=zero, **settings)
+        np.testing.assert_array_equal(again[0], images)
+        np.testing.assert_array_equal(again[1], tokens)
+    assert sampler.generate._cache_size() == compiled
+    assert not np.array_equal(model.sample(LABELS, ssg=2, **settings)[1], tokens)
+
+
+def test_spatial_guidance_of_an_edit_begins_at_its_second_scale(model, images):
+    """Kept scales have no logits that the first sampled scale could be compared with."""
+    settings = {"keep_scales": 1, "return_tokens": True, **GREEDY}
+    plain = model.vary(images, **settings)[1]
+    np.testing.assert_array_equal(model.vary(images, ssg=[0, 5, 0], **settings)[1], plain)
+    later = model.vary(images, ssg=[0, 0, 5], **settings)[1]
+    np.testing.assert_array_equal(later[:, :5], plain[:, :5])
+    assert not np.array_equal(later, plain)
 
 
 def test_filters_and_temperature_by_scale(model):

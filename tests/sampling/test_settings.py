@@ -11,7 +11,7 @@ from var_jax.errors import UserError
 from var_jax.sampling.settings import PRESETS, Ramp, parse, resolve, settings
 
 SCALES = Scales.parse("1,2,3,4,5")
-FID = {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False}
+FID = {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "ssg": 0.0, "smooth": False}
 
 
 def resolved(**options):
@@ -21,7 +21,7 @@ def resolved(**options):
 def test_resolve_makes_a_number_constant_and_guidance_a_ramp():
     result = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
     np.testing.assert_allclose(result.cfg, [0, 0.5, 1, 1.5, 2])
-    assert result[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, False)
+    assert result[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, (0.0,) * 5, False)
 
 
 def test_guidance_of_a_single_scale_is_the_number():
@@ -39,11 +39,13 @@ def test_ramps_and_lists():
         top_k=Ramp(900, 603),
         top_p=[0, 0.1, 0.2, 1, 0.5],
         temperature=Ramp(1.5, 0.5),
+        ssg=Ramp(1, 0),
     )
     np.testing.assert_allclose(result.cfg, [1, 1.5, 2, 2.5, 3])
     assert result.top_k == (900, 826, 752, 677, 603)
     np.testing.assert_allclose(result.top_p, [0, 0.1, 0.2, 1, 0.5])
     np.testing.assert_allclose(result.temperature, [1.5, 1.25, 1, 0.75, 0.5])
+    np.testing.assert_allclose(result.ssg, [1, 0.75, 0.5, 0.25, 0])
     assert resolved(cfg=(0, 1, 0, 2, 0)).cfg == (0, 1, 0, 2, 0)
     for third in (
         1 / 3,
@@ -66,6 +68,7 @@ def test_presets_are_what_the_published_code_samples_with():
         "top_k": 900,
         "top_p": 0.95,
         "temperature": 1.0,
+        "ssg": 0.0,
         "smooth": False,
     }
     assert PRESETS["fid"] == FID  # and are left alone by what is put over them
@@ -93,6 +96,7 @@ def test_presets_are_what_the_published_code_samples_with():
         ({"top_p": Ramp(1, 0.0)}, "top_p is a ramp from 1 to 0.0"),
         ({"temperature": [1, 1, 0, 1, 1]}, "temperature at scale 2 is 0"),
         ({"temperature": "hot"}, "temperature is hot; it must be above 0"),
+        ({"ssg": [0, 1, -1, 0, 0]}, "ssg at scale 2 is -1; it must be 0 (off) or more"),
         ({"cfg": [None] * 5}, "cfg at scale 0 is None"),
         ({"cgf": 3}, "unknown sampling setting 'cgf'; did you mean 'cfg'?"),
     ],

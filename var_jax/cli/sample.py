@@ -135,6 +135,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         help="divisor of the logits: below 1 for likelier codes, above 1 for more varied ones",
     )
     group.add_argument(
+        "--ssg",
+        type=_schedule(float),
+        metavar="SCHEDULE",
+        help="scaled spatial guidance: move away from what the previous scale alone would predict, "
+        "which sharpens details without a further pass; 0 for none",
+    )
+    group.add_argument(
         "--smooth",
         action=argparse.BooleanOptionalAction,
         help="mix the code vectors by their probabilities: smoother images, not for computing FID",

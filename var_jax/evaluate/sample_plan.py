@@ -62,6 +62,9 @@ class Plan:
         """All fields except the class names, as plain JSON values; shards are compared by them."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         del values["class_names"]
+        # Sample sets of earlier versions are without a strength that is off.
+        if values["sampling"].get("ssg") == 0:
+            del values["sampling"]["ssg"]
         # The key that sample sets of earlier versions have.
         values["from_scale"] = values.pop("keep_scales")
         return {"format": FORMAT, **values}

@@ -15,6 +15,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.resize import resize
+from var_jax.ops.spatial_guidance import guide_from_coarse
 from var_jax.sampling.image_keys import KeySource, as_keys
 from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes, with_no_class
 from var_jax.sampling.settings import Resolved
@@ -37,6 +38,7 @@ class SamplerConfig(NamedTuple):
       use_top_p: whether `SamplingParams.top_p` applies.
       guided: whether the unconditional branch counts. It is computed up to the last scale where it
         counts, since that scale attends to all scales before it, and dropped after that.
+      use_ssg: whether `SamplingParams.ssg` applies.
       smooth: whether code vectors are mixed (`logits.smooth_codes`) instead of sampled.
       steps: whether the image after each scale is decoded, not only the final one.
       as_uint8: whether images are rounded to uint8.
@@ -47,6 +49,7 @@ class SamplerConfig(NamedTuple):
     top_k: int | tuple[int, ...]
     use_top_p: bool | tuple[bool, ...]
     guided: bool | tuple[bool, ...]
+    use_ssg: bool | tuple[bool, ...] = False
     smooth: bool = False
     steps: bool = False
     as_uint8: bool = False
@@ -61,11 +64,13 @@ class SamplingParams(NamedTuple):
         over the scales from 0; with a single scale it is the strength itself.
       top_p: probability mass that is sampled from.
       temperature: divisor of the logits.
+      ssg: strength of scaled spatial guidance (`ops.spatial_guidance`), from the second scale on.
     """
 
     cfg: Float[Array, "*k"] | float
     top_p: Float[Array, "*k"] | float
     temperature: Float[Array, "*k"] | float
+    ssg: Float[Array, "*k"] | float = 0.0
 
 
 class EditSource(NamedTuple):
@@ -121,12 +126,14 @@ def split_settings(config: ModelConfig, settings: Resolved) -> tuple[SamplerConf
         top_k=tuple(top_k if top_k < vocab else 0 for top_k in settings.top_k),
         use_top_p=tuple(0 < top_p < 1 for top_p in settings.top_p),
         guided=tuple(k <= last_guided for k in range(len(config.tokenizer.scales))),
+        use_ssg=tuple(k > 0 and strength > 0 for k, strength in enumerate(settings.ssg)),
         smooth=settings.smooth,
     )
     params = SamplingParams(
         cfg=np.float32(settings.cfg),
         top_p=np.float32(settings.top_p),
         temperature=np.float32(settings.temperature),
+        ssg=np.float32(settings.ssg),
     )
     return sampler, params
 
@@ -207,7 +214,7 @@ def sample_prefix(
 def truncate_settings(sampler: SamplerConfig, num_scales: int) -> SamplerConfig:
     """Returns the settings of a program that samples only the leading scales."""
     per_scale = {}
-    for name in ("top_k", "use_top_p", "guided"):
+    for name in ("top_k", "use_top_p", "guided", "use_ssg"):
         value = getattr(sampler, name)
         per_scale[name] = value[:num_scales] if isinstance(value, tuple) else value
     return sampler._replace(**per_scale, steps=False, as_uint8=False)
@@ -304,6 +311,7 @@ def _sample_scales(
         prefix_inputs = jnp.tile(prefix.inputs, (copies, 1, 1))
         cache = model.transformer(start, prefix_inputs, model_labels, method="prefill")
 
+    coarse_logits = None
     for k in range(start, num_scales):
         # The unconditional half is dropped once no later scale needs it.
         if copies == 2 and k > guided_scales[-1]:
@@ -318,6 +326,18 @@ def _sample_scales(
         logits, cache = model.transformer(k, scale_inputs, model_labels, cache, method="next_scale")
         if copies == 2:
             logits = guide(logits, _guidance(params.cfg, scales, k))
+        # Spatial guidance compares logits under class guidance, each before it was spatially
+        # guided itself. Scales of a prefix have no logits, so the first one after it goes without.
+        unguided_logits = logits
+        if coarse_logits is not None and _at_scale(sampler.use_ssg, k):
+            logits = guide_from_coarse(
+                logits,
+                coarse_logits,
+                _at_scale(params.ssg, k),
+                size=scales.sizes[k],
+                coarse_size=scales.sizes[k - 1],
+            )
+        coarse_logits = unguided_logits
         logits = logits / _at_scale(params.temperature, k)
         top_p = _at_scale(params.top_p, k) if _at_scale(sampler.use_top_p, k) else None
         logits = filter_logits(logits, _at_scale(sampler.top_k, k), top_p)

@@ -39,6 +39,9 @@ class Settings(TypedDict, total=False):
       top_p: probability mass to sample from, of what top_k leaves; 0 or 1 is off. A ramp of top_k
         or of top_p has no end of 0.
       temperature: divisor of the logits, applied before top_k and top_p.
+      ssg: strength of scaled spatial guidance, 0 for none: logits move away from those that the
+        previous scale alone would predict, which sharpens details without a further pass. It has
+        no meaning at the first scale.
       smooth: whether code vectors are mixed instead of sampled: smoother images, but not for
         measuring.
       steps: passes of the network; only for masked prediction and diffusion.
@@ -51,6 +54,7 @@ class Settings(TypedDict, total=False):
     top_k: Schedule
     top_p: Schedule
     temperature: Schedule
+    ssg: Schedule
     smooth: bool
     steps: int
     noise: float
@@ -60,9 +64,30 @@ class Settings(TypedDict, total=False):
 # "fid" has the settings of the paper's figures, "pretty" those of its demonstration, with smooth
 # codes.
 PRESETS: dict[str, Settings] = {
-    "fid": {"cfg": 1.5, "top_k": 900, "top_p": 0.96, "temperature": 1.0, "smooth": False},
-    "pretty": {"cfg": 4.0, "top_k": 900, "top_p": 0.95, "temperature": 1.0, "smooth": True},
-    "greedy": {"cfg": 1.5, "top_k": 1, "top_p": 0.0, "temperature": 1.0, "smooth": False},
+    "fid": {
+        "cfg": 1.5,
+        "top_k": 900,
+        "top_p": 0.96,
+        "temperature": 1.0,
+        "ssg": 0.0,
+        "smooth": False,
+    },
+    "pretty": {
+        "cfg": 4.0,
+        "top_k": 900,
+        "top_p": 0.95,
+        "temperature": 1.0,
+        "ssg": 0.0,
+        "smooth": True,
+    },
+    "greedy": {
+        "cfg": 1.5,
+        "top_k": 1,
+        "top_p": 0.0,
+        "temperature": 1.0,
+        "ssg": 0.0,
+        "smooth": False,
+    },
 }
 
 
@@ -73,6 +98,7 @@ class Resolved(NamedTuple):
     top_k: tuple[int, ...]
     top_p: tuple[float, ...]
     temperature: tuple[float, ...]
+    ssg: tuple[float, ...]
     smooth: bool
 
 
@@ -114,11 +140,13 @@ def resolve(scales: Scales, chosen: Settings) -> Resolved:
 
     _check_schedule(scales, "cfg", values["cfg"])
     _check_schedule(scales, "temperature", values["temperature"])
+    _check_schedule(scales, "ssg", values["ssg"])
     return Resolved(
         cfg=tuple(_guidance_per_scale(scales, values["cfg"])),
         top_k=tuple(round(top_k) for top_k in _per_scale(scales, values["top_k"])),
         top_p=tuple(_per_scale(scales, values["top_p"])),
         temperature=tuple(_per_scale(scales, values["temperature"])),
+        ssg=tuple(_per_scale(scales, values["ssg"])),
         smooth=bool(values["smooth"]),
     )
 
@@ -135,6 +163,7 @@ RANGES = {
     "top_k": Range(lambda x: is_integer(x) and x >= 0, "a whole number, 0 (off) or more"),
     "top_p": Range(lambda x: 0 <= as_float_or_nan(x) <= 1, "from 0 to 1 (0 or 1: off)"),
     "temperature": Range(lambda x: 0 < as_float_or_nan(x) < math.inf, "above 0"),
+    "ssg": Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
     "steps": Range(lambda x: is_integer(x) and x >= 1, "a whole number of at least 1"),
     "noise": Range(lambda x: 0 <= as_float_or_nan(x) < math.inf, "0 (off) or more"),
 }
