@@ -8,6 +8,7 @@ The table of docs/results/malformed_inputs.md is what this module prints:
 import contextlib
 import io
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from malformed.inputs import Case
 from var_jax.cli.main import main
 
 CASES = files.CASES | runs.CASES
+TABLE = Path(__file__).parents[2] / "docs" / "results" / "malformed_inputs.md"
 
 
 def refuse(case: Case) -> tuple[int, str, str]:
@@ -31,11 +33,12 @@ def refuse(case: Case) -> tuple[int, str, str]:
     return code, err.getvalue(), out.getvalue()
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_commands_refuse_malformed_inputs_in_one_line(case, model_dir, tmp_path, monkeypatch):
-    """Holds for every input of the table that its line names what was wrong, that the exit code is
-    2, and that no file comes, goes or changes; a reader that takes the input for sound prints
-    something else or writes the output."""
+@pytest.mark.parametrize("name", CASES)
+def test_commands_refuse_malformed_inputs_in_one_line(name, model_dir, tmp_path, monkeypatch):
+    """Holds for every input of the table that its line names what was wrong and is that of the
+    guide, that the exit code is 2, and that no file comes, goes or changes; a reader that takes the
+    input for sound prints something else or writes the output."""
+    case = CASES[name]
     monkeypatch.setenv("SLURM_NTASKS", "1")  # this process has used JAX and joins no others
     shutil.copytree(model_dir, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -46,6 +49,7 @@ def test_commands_refuse_malformed_inputs_in_one_line(case, model_dir, tmp_path,
     assert error.startswith("var-jax: ") and error.count("\n") == 1, error
     assert case.words in error
     assert contents() == made[0]
+    assert cells(case, code, error) == table_rows()[name]
 
 
 def contents() -> dict[str, bytes | None]:
@@ -55,12 +59,26 @@ def contents() -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
 
 
+def cells(case: Case, code: int, error: str) -> list[str]:
+    """Returns the cells of a case's row after its name, as the table has them."""
+
+    def shorten(text: str) -> str:
+        return text.replace("|", "\\|").replace("a" * 300, "aaa...")
+
+    line = shorten(error.strip()).replace(f"{Path.cwd()}/", "")
+    return [case.what, f"`{shorten(case.command)}`", str(code), line]
+
+
+def table_rows() -> dict[str, list[str]]:
+    """Returns {case: its further cells} of the guide's table."""
+    rows = [line for line in TABLE.read_text().splitlines() if line.startswith("| `")]
+    split_rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    return {name.strip("`"): further for name, *further in split_rows}
+
+
 def test_table_of_malformed_inputs_has_every_case():
     """A case that is added is added to the guide, by the command in this module's docstring."""
-    table = Path(__file__).parents[2] / "docs" / "results" / "malformed_inputs.md"
-    rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]
-    names = [row.split("|")[1].strip().strip("`") for row in rows[1:]]
-    assert names == list(CASES)
+    assert list(table_rows()) == list(CASES)
 
 
 def print_table():
@@ -79,9 +97,7 @@ def print_table():
             shutil.copytree(Path(directory) / "model", place / "model")
             os.chdir(place)
             code, error, _ = refuse(case)
-            line = error.strip().replace("|", "\\|").replace("a" * 300, "aaa...")
-            command = case.command.replace("a" * 300, "aaa...")
-            print(f"| `{name}` | {case.what} | `{command}` | {code} | {line} |", flush=True)
+            print(f"| `{name}` | {' | '.join(cells(case, code, error))} |", flush=True)
         os.chdir(above)
 
 

@@ -66,6 +66,8 @@ def test_merge_keeps_the_sign_of_zero_and_the_dtype_at_its_ends():
     ("weight", "change", "words"),
     [
         ("nan", {}, "--weight is nan"),
+        ("1e39", {}, "--weight is 1e+39"),
+        ("-1e300", {}, "--weight is -1e+300"),
         ("1e38", {}, "not finite"),
         ("0.5", {"transformer": {"qk_norm": False}}, "transformer.qk_norm"),
     ],
@@ -83,7 +85,7 @@ def test_merge_refuses_in_one_line(directories, tmp_path, capsys, weight, change
     Pipeline(config, params).save(tmp_path / "base")
     code = main(
         ["merge", "--base", str(tmp_path / "base"), "--tuned", str(directories / "tuned")]
-        + ["--weight", weight, "--out", str(tmp_path / "out")]
+        + [f"--weight={weight}", "--out", str(tmp_path / "out")]
     )
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and words in error

@@ -55,25 +55,25 @@ CASES = {
     "short_webp": Case(
         "a WebP that ends after its header",
         "edit --model model --out out.png --box 0,0,1,1 --image p.webp",
-        "p.webp does not decode",
+        "p.webp does not decode: not an image",
         text("p.webp", b"RIFF\x04\0\0\0WEBP"),
     ),
     "empty_gif": Case(
         "a GIF without a frame",
         "edit --model model --out out.png --box 0,0,1,1 --image p.gif",
-        "p.gif does not decode",
+        "p.gif does not decode: not an image",
         text("p.gif", b"GIF89a" + bytes(7) + b";"),
     ),
     "tiff_loop": Case(
         "a TIFF whose directory follows itself",
         "reconstruct --model model --out out.png --images p.tiff",
-        "p.tiff does not decode",
+        "p.tiff does not decode: a TIFF whose samples",
         text("p.tiff", b"II*\0\x08\0\0\0\0\0\x08\0\0\0"),
     ),
     "mask_npy": Case(
         "an array as a mask",
         f"{EDIT} --mask m.npy",
-        "m.npy does not decode",
+        "m.npy does not decode: not an image",
         with_picture(lambda: np.save("m.npy", np.ones((6, 8)))),
     ),
     "mask_directory": Case(
@@ -240,20 +240,41 @@ CASES = {
     "merge_infinite": Case(
         "a weight of infinity",
         "merge --base model --tuned model --weight inf --out out",
-        "--weight is inf",
+        "--weight is inf; it must be a finite number",
+    ),
+    "merge_beyond_float32": Case(
+        "a weight beyond the largest float32",
+        "merge --base model --tuned model --weight 1e39 --out out",
+        "--weight is 1e+39; it must be a finite number, and no larger than float32's",
     ),
     # sample sets and evaluation
-    "samples_of_floats": Case("samples of floats", EVALUATE, "s.npz", samples(arr_0=PIXELS / 255)),
+    "samples_of_floats": Case(
+        "samples of floats",
+        EVALUATE,
+        "arr_0 of s.npz is float64 of (8, 6, 8, 1)",
+        samples(arr_0=PIXELS / 255),
+    ),
     "samples_three_axes": Case(
-        "samples without a channel axis", EVALUATE, "s.npz", samples(arr_0=PIXELS[..., 0])
+        "samples without a channel axis",
+        EVALUATE,
+        "arr_0 of s.npz is uint8 of (8, 6, 8)",
+        samples(arr_0=PIXELS[..., 0]),
     ),
     "samples_pickled": Case(
-        "samples as Python objects", EVALUATE, "s.npz", samples(arr_0=PIXELS.astype(object))
+        "samples as Python objects",
+        EVALUATE,
+        "arr_0 of s.npz is object of (8, 6, 8, 1)",
+        samples(arr_0=PIXELS.astype(object)),
     ),
     "samples_other_name": Case(
-        "samples under another name", EVALUATE, "s.npz", samples(images=PIXELS)
+        "samples under another name",
+        EVALUATE,
+        "s.npz has no arr_0, but images",
+        samples(images=PIXELS),
     ),
-    "no_samples": Case("a sample set of 0 images", EVALUATE, "s.npz", samples(arr_0=PIXELS[:0])),
+    "no_samples": Case(
+        "a sample set of 0 images", EVALUATE, "s.npz is empty", samples(arr_0=PIXELS[:0])
+    ),
     "statistics_without_sigma": Case(
         "a reference with a mean and no covariance",
         "evaluate --samples s.npz --reference f.npz",

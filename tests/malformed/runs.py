@@ -48,7 +48,7 @@ CASES = {
     "status_state": Case(
         "status.json: a state that does not exist",
         "status w",
-        "state is 'dancing'",
+        "w/status.json: state is 'dancing'",
         text("w/status.json", '{"state": "dancing"}'),
     ),
     "sweep_of_texts": Case(
@@ -66,13 +66,13 @@ CASES = {
     "sweep_escapes": Case(
         "sweep.json: an id that leaves the directory",
         "status w",
-        "is '../x'",
+        "id of run 0 in w/sweep.json is '../x'",
         text("w/sweep.json", '{"runs": [{"id": "../x"}]}'),
     ),
     "csv_long_field": Case(
         "a CSV with a field of 200,000 letters",
         FIT,
-        "a.csv does not read as a table",
+        "a.csv does not read as a table: field larger",
         text("a.csv", f"run,params,loss\n{'x' * 200_000},1,2\n"),
     ),
     "csv_utf16": Case(
@@ -120,7 +120,7 @@ CASES = {
     "loss_400_digits": Case(
         "losses of 400 digits",
         FIT.replace("csv", "jsonl"),
-        "loss",
+        "0: loss is 1000000000000000000000000000000000000000, not a positive number",
         text(
             "a.jsonl",
             "".join(f'{{"run": {i}, "params": {2**i}000, "loss": {10**400}}}\n' for i in range(5)),
@@ -136,11 +136,14 @@ CASES = {
     "config_recursion": Case(
         "a config without an end",
         "config run.py",
-        "RecursionError",
+        "run.py, line 2: get_config() ends in RecursionError",
         text("run.py", "def get_config(arg=''):\n    return get_config(arg)\n"),
     ),
     "config_binary": Case(
-        "a program as a config", "config run.py", "run.py", text("run.py", b"\x7fELF\0\0")
+        "a program as a config",
+        "config run.py",
+        "run.py: the file ends in SyntaxError",
+        text("run.py", b"\x7fELF\0\0"),
     ),
     "learning_rate_infinite": Case(
         "an infinite learning rate",
@@ -149,7 +152,10 @@ CASES = {
         run_file(),
     ),
     "steps_thousand": Case(
-        "steps as 1e3", f"{TRAIN} --config.steps=1e3", "--config.steps=1e3", run_file()
+        "steps as 1e3",
+        f"{TRAIN} --config.steps=1e3",
+        "flag --config.steps=1e3: invalid literal for int()",
+        run_file(),
     ),
     "photos_file": Case(
         "a file as the folder of images",
@@ -160,7 +166,7 @@ CASES = {
     "idx_huge": Case(
         "idx: 2^32 - 1 images by the header",
         f"{TRAIN} {IDX}",
-        TRAIN_IMAGES,
+        f"{TRAIN_IMAGES} holds 4 bytes for the shape (4294967295, 4294967295, 4294967295)",
         idx_files(lambda: write(TRAIN_IMAGES, idx(np.zeros((1, 2, 2), np.uint8), HUGE))),
     ),
     "idx_directory": Case(
@@ -172,13 +178,13 @@ CASES = {
     "cache_latin": Case(
         "a token cache whose manifest is no UTF-8",
         f"{TRAIN_D2} --config.tokenizer_dir=model --config.data.tokens_dir=cache",
-        "cache/manifest.json",
+        "cache/manifest.json does not read as JSON: 'utf-8' codec can't decode byte 0xff",
         with_run_file(text("cache/manifest.json", b"\xff{}")),
     ),
     "tokenize_views": Case(
         "10^11 views of images that are not cropped",
         "tokenize --config run.py:d2 --model model --out out --views 99999999999",
-        "--views",
+        "--views is 99999999999; it must be 1 with data.resize 'stretch'",
         run_file(),
     ),
     "sweep_interval": Case(
@@ -214,7 +220,7 @@ CASES = {
     "sweep_array_for_number": Case(
         "get_sweep: an array for one number",
         SWEEP,
-        "--config.optimizer.base_lr=(0.001, 0.002)",
+        "--config.optimizer.base_lr=(0.001, 0.002): could not convert string to float",
         sweep("[{'optimizer.base_lr': __import__('numpy').array([1e-3, 2e-3])}]"),
     ),
     "config_text_for_number": Case(
@@ -254,18 +260,21 @@ CASES = {
         run_file(),
     ),
     "topology_zero": Case(
-        "a slice of no chips", "aot --config run.py --topology v5e:0x0", "v5e:0x0", run_file()
+        "a slice of no chips",
+        "aot --config run.py --topology v5e:0x0",
+        "--topology is v5e:0x0; it must be a chip and the slice's shape",
+        run_file(),
     ),
     "bench_config_binary": Case(
         "a program as the config of a measurement",
         "bench train --config run.py",
-        "null bytes",
+        "run.py: the file ends in SyntaxError",
         lambda: write("run.py", b"\0\x7fELF"),
     ),
     "aot_config_text": Case(
         "a config for a slice: a text for a number",
         "aot --config run.py:d2 --topology v5e:2x2",
-        "for steps (100)",
+        "a value of type str for steps (100)",
         config("config.steps = '100'"),
     ),
     "quickstart_config_list": Case(
@@ -277,19 +286,19 @@ CASES = {
     "tokenize_model_cut": Case(
         "a tokenizer's weights cut off",
         "tokenize --config run.py:d2 --model model --out out --config.data.data_dir=tfds",
-        "tokenizer.safetensors",
+        "model/tokenizer.safetensors does not read as safetensors",
         lambda: (run_file()(), write("model/tokenizer.safetensors", b"\x08\0\0\0")),
     ),
     "demo_model_cut": Case(
         "a page of a model whose weights are cut off",
         "demo --model model --port 1",
-        "transformer.safetensors",
+        "model/transformer.safetensors does not read as safetensors",
         lambda: write("model/transformer.safetensors", b"\x08\0\0\0"),
     ),
     "demo_model_page": Case(
         "a page of a model whose config is a web page",
         "demo --model model --port 1",
-        "model.json",
+        "model/model.json does not read as JSON: it is an HTML page",
         lambda: write("model/model.json", "<!DOCTYPE html><html></html>"),
     ),
     "quickstart_samples": Case(

@@ -9,7 +9,8 @@ example:
 """
 
 import argparse
-import math
+
+import numpy as np
 
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
@@ -32,7 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    require(math.isfinite(args.weight), "--weight", args.weight, "a finite number")
+    require(
+        abs(args.weight) <= float(np.finfo(np.float32).max),  # it multiplies float32 numbers
+        "--weight",
+        args.weight,
+        "a finite number, and no larger than float32's, 3.4e38",
+    )
     require_apart({"--out": args.out}, {"--base": args.base, "--tuned": args.tuned})
 
     from var_jax.io import model_merge

@@ -56,7 +56,7 @@ def load_arrays(path: epath.PathLike) -> dict:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} does not read as safetensors: {one_line(error)}") from error
     tree: dict = {}
-    for name, value in flat:
+    for name, value in sorted(flat, key=lambda item: item[0]):  # the library's order is random
         if value["dtype"] not in DTYPES:
             raise UserError(f"{path}: {name} holds {value['dtype']}, which is not read here")
         *parents, last = name.split("/")
