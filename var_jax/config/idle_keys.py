@@ -242,12 +242,14 @@ def reset(config: TrainConfig) -> TrainConfig:
 
 
 def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
-    """Raises UserError where keys of the other stage, or keys that the objective has no use for,
-    are not at their defaults, naming each.
+    """Raises UserError where keys that the run does not use are not at their defaults.
+
+    Such keys belong to the other stage, or to other objectives. The message names each.
 
     Args:
-      started_with: the plain config that a run in the workdir was started with; what it holds as
-        well is accepted, so that a run of before these checks resumes by its own command.
+      started_with: the plain config that a run in the workdir was started with; keys with the same
+        values there are accepted, so that a run from before these checks resumes by its own
+        command.
     """
     idle = {
         key: value

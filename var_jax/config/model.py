@@ -189,8 +189,11 @@ class ModelConfig:
 def with_pixel_channels(
     transformer: TransformerConfig, tokenizer: TokenizerConfig
 ) -> TransformerConfig:
-    """Returns a transformer of pixels with the tokenizer's number of pixels in a token; any other,
-    and while the number of the images' channels is left to the data, as it is."""
+    """Returns a transformer of pixels with the tokenizer's `pixel_channels`.
+
+    A transformer of other latents is returned as it is; so is one of pixels while the number of
+    image channels is left to the data.
+    """
     if transformer.latents != "pixels" or tokenizer.in_channels == 0:
         return transformer
     return dataclasses.replace(transformer, pixel_channels=tokenizer.pixel_channels)

@@ -32,8 +32,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
 
 
 def unused(config: TransformerConfig) -> dict[str, Any]:
-    """Returns {key: value} of the keys that are not at their defaults and that the objective has no
-    use for."""
+    """Returns {key: value} of keys that the objective ignores and that are not the default."""
     defaults = TransformerConfig()
     return {
         key: plain(getattr(config, key))

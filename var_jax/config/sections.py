@@ -12,13 +12,16 @@ RENAMED_RESIZE = {"whole": "stretch"}
 
 
 def current_resize(name: str) -> Any:
-    """Returns the name that a way of resizing has today (`Resize`); any other text as it is."""
+    """Returns today's name of a way of resizing (`Resize`); any other text as it is."""
     return RENAMED_RESIZE.get(name, name)
 
 
 def first_resize(name: str) -> str:
-    """Returns the name that a way of resizing had first, which digests hold: a run, an image or a
-    shard that an earlier version wrote keeps its id, its fingerprint or its stamp."""
+    """Returns the earliest name of a way of resizing, which digests are computed from.
+
+    Runs, images and shards that an earlier version wrote thus keep their ids, fingerprints and
+    stamps.
+    """
     first = {today: earlier for earlier, today in RENAMED_RESIZE.items()}
     return first.get(name, name)
 

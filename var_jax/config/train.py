@@ -1,5 +1,4 @@
-"""What a training run is: frozen dataclasses, and the locked ConfigDict that config files start
-from."""
+"""The config of a training run: a frozen dataclass, and a locked ConfigDict for config files."""
 
 import dataclasses
 
@@ -19,7 +18,7 @@ from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig,
 from var_jax.config.transformer_config import OF_TOKENIZER
 from var_jax.errors import UserError, require_path
 
-# What `stage` may be. `objectives.registry` says what each of them trains, and adds to these.
+# Values of `stage`. `objectives.registry` maps them to objectives, and may add further ones.
 STAGES = ["tokenizer", "transformer"]
 # Keys that 0 leaves to the data, and the values (channels, classes) of data sets that are the same
 # everywhere.
@@ -29,15 +28,15 @@ FIXED_SIZES = {"digits": (1, 10), "fashion_mnist_idx": (1, 10)}
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One run of one stage.
+    """A frozen dataclass of all settings of a training run of one stage.
 
     Attributes:
-      stage: which of the two models is trained.
-      seed: of initialization, data order and dropout.
+      stage: which model is trained, "tokenizer" or "transformer".
+      seed: seed of initialization, data order and dropout.
       steps: length of the run; steps * batch_size / images is the number of passes over the
         training images.
       batch_size: images per step over all devices.
-      microbatches: parts a batch is computed in, gradients averaged.
+      microbatches: number of parts in which a batch is computed; their gradients are averaged.
       log_every: steps between two records of the training loss; the last step has one too.
       eval_every: steps between two evaluations on held-out images; the last step has one too.
       checkpoint_every: steps between two checkpoints; the last step has one too.
@@ -149,8 +148,7 @@ class TrainConfig:
         return [key for key, size in zip(SIZES_OF_DATA, sizes, strict=True) if size == 0]
 
     def with_sizes(self, channels: int, classes: int) -> "TrainConfig":
-        """Returns this run with sizes of its data in place of those that are left to the data
-        (0)."""
+        """Returns this run with the sizes of its data in place of sizes that are 0."""
         tokenizer, transformer = self.tokenizer, self.transformer
         if tokenizer.in_channels == 0:
             tokenizer = dataclasses.replace(tokenizer, in_channels=channels)
@@ -159,8 +157,10 @@ class TrainConfig:
         return dataclasses.replace(self, tokenizer=tokenizer, transformer=transformer)
 
     def with_tokenizer(self, tokenizer: TokenizerConfig) -> "TrainConfig":
-        """Returns this run over another tokenizer, whose vocabulary, code width and scales the
-        transformer takes."""
+        """Returns this run with another tokenizer.
+
+        The transformer takes over its vocabulary, code width and scales.
+        """
         transformer = self.transformer and dataclasses.replace(
             self.transformer, **_shared(tokenizer)
         )
@@ -172,9 +172,9 @@ def _shared(tokenizer: TokenizerConfig) -> dict:
 
 
 def default_config() -> config_dict.ConfigDict:
-    """Returns every key with its default, locked: what a config file starts from.
+    """Returns a locked ConfigDict of every key with its default, which config files start from.
 
-    The transformer's section leaves out what it takes from the tokenizer; its -1 and 0 mean "by
+    The transformer's section leaves out the keys that follow the tokenizer; its -1 and 0 mean "by
     depth". Channels of images and the number of classes are 0, for those of the data
     (`train.data_sizes`).
     """

@@ -211,9 +211,12 @@ class TransformerConfig:
 
     @property
     def sequence(self) -> Scales:
-        """The blocks of tokens that are generated at once, in their order: each attends to itself
-        and, by `mask`, to earlier ones. They are the scales, a token each ("next_token"), or all
-        tokens together ("masked", and "diffusion", whose tokens are patches)."""
+        """The blocks of tokens that are generated at once, in their order.
+
+        Each block attends to itself and, by `mask`, to earlier ones. The blocks are the scales,
+        single tokens ("next_token"), or one block of all tokens ("masked", and "diffusion", whose
+        tokens are patches).
+        """
         if self.objective == "next_scale":
             return self.scales
         if self.objective == "next_token":

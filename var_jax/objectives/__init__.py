@@ -1,1 +1,1 @@
-"""What a run trains: parameters, loss, metrics and picture of either stage."""
+"""Training objectives: the parameters, loss, metrics and pictures of each kind of model."""

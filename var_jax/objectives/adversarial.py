@@ -1,5 +1,4 @@
-"""The adversarial part of a tokenizer's training: the discriminator as a run uses it, and the
-gradients that both networks get from it."""
+"""Adversarial training of a tokenizer: the discriminator, and both networks' gradients."""
 
 from __future__ import annotations
 
@@ -33,11 +32,11 @@ class DiscriminatorState:
     """The state of the discriminator that a step updates.
 
     Attributes:
-      params: its own; they rest until adversarial training begins.
-      opt_state: its optimizer's.
+      params: the discriminator's parameters; they do not change until adversarial training begins.
+      opt_state: the state of its optimizer.
       spectral: power iteration's vectors (`models.discriminator`).
       averages: float32 (2,), running means of the logits of real images and of fakes, for LeCam.
-      updates: steps done by it, int32.
+      updates: number of times it was updated, int32.
     """
 
     params: Any
@@ -48,11 +47,11 @@ class DiscriminatorState:
 
 
 class Discriminator:
-    """Images to logits: blur, augmentation, frozen features, and the trained module.
+    """Maps images to logits: by blur, augmentation, frozen features, and the trained module.
 
     Args:
       backbone: the frozen network whose features it looks at; None for pixels.
-      smallest: the tokenizer at the smallest images that adversarial training sees.
+      smallest: the tokenizer's config at the smallest image size of adversarial training.
     Raises:
       UserError: the images are too small for the discriminator's layers.
     """
@@ -80,8 +79,11 @@ class Discriminator:
             self._module = discriminator.FeatureDiscriminator(config.channels, config.kernel)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
-        """Returns {"params": boxed with their logical axis names, "spectral": power iteration's
-        vectors, possibly none}."""
+        """Returns freshly initialized variables, {"params", "spectral"}.
+
+        The parameters are boxed with their logical axis names; "spectral" holds the vectors of
+        power iteration and is empty where the network has none.
+        """
         images = jnp.zeros((1, *self._image_shape))
         inputs: Any = images
         if self._backbone is not None:
@@ -102,11 +104,11 @@ class Discriminator:
         key: jax.Array,
         blur: Float[Array, ""],
     ) -> tuple[Float[Array, "b n"], Any]:
-        """Returns logits of images seen through the augmentation that `key` draws, and power
-        iteration's next vectors.
+        """Returns the logits of augmented images, and the next vectors of power iteration.
 
         Args:
-          blur: strength of the blur that lies before the augmentation, from 0 to 1.
+          key: random key of the augmentation.
+          blur: strength of the blur that is applied before the augmentation, from 0 to 1.
         """
         config = self._config
         views = diffaugment.fading_blur(images, blur) if config.blur_fade else images
@@ -123,8 +125,7 @@ class Discriminator:
         images: Float[Array, "b H W c"],
         key: jax.Array,
     ) -> Float[Array, "b n"]:
-        """Returns logits of images seen without blur, through the other augmentation, which
-        consistency is asked for with."""
+        """Returns the logits of images under the consistency term's augmentation, without blur."""
         views = diffaugment.diff_augment(
             key, images, self._config.bcr_diffaugment, hole=self._config.bcr_cutout
         )
@@ -164,13 +165,13 @@ def first_step(config: TrainConfig) -> int | None:
 
 
 class AdversarialGradients(NamedTuple):
-    """What a step gets from the discriminator.
+    """The adversarial terms of a training step, and their gradients.
 
     Attributes:
-      loss: the generator's weighted term.
-      d_reconstruction: its gradient.
-      discriminator: the discriminator's gradient, on the same reconstructions, detached and
-        augmented alike.
+      loss: the generator's adversarial loss, times its weight.
+      d_reconstruction: its gradient with respect to the reconstruction.
+      discriminator: the gradient of the discriminator's own loss with respect to its parameters;
+        the reconstructions are the same, detached, with the same augmentation.
       spectral: power iteration's next vectors.
     """
 

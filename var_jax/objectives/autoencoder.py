@@ -1,5 +1,7 @@
-"""The multi-scale tokenizer's training (VAR, section 3.2): reconstruction, quantizer, and a
-discriminator beside it."""
+"""The training objective of the multi-scale tokenizer (VAR, section 3.2).
+
+It reconstructs images through the quantizer; a discriminator may be trained at the same time.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ DISCRIMINATOR_FIELD = "discriminator"
 
 
 class Autoencoder(Objective[NetworkWeights]):
-    """The tokenizer's training.
+    """The training objective of the tokenizer.
 
     Raises:
       UserError: the images are too small for the discriminator's layers.
@@ -133,8 +135,10 @@ class Autoencoder(Objective[NetworkWeights]):
         *,
         variant: AutoencoderVariant,
     ) -> tuple[AutoencoderGradients, Any]:
-        """Returns a batch's gradients, and vectors that dead codes may be moved onto (None without
-        revival)."""
+        """Returns the gradients of a batch, and vectors that may replace dead codes.
+
+        The vectors are None in a run without revival of dead codes.
+        """
         loss = self._loss(variant)
         return loss.gradients(state, frozen, batch, rng, is_adversarial=variant.adversarial)
 
@@ -288,7 +292,7 @@ class Autoencoder(Objective[NetworkWeights]):
     def report(self) -> dict[str, Any]:
         return {"remat": self.model.remat}
 
-    # What a run says.
+    # Messages of a run.
 
     def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
         if drops_color:

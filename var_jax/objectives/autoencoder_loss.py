@@ -1,5 +1,6 @@
-"""The tokenizer's loss and its gradients (VAR, section 3.2): reconstruction, quantizer, and a
-discriminator beside it.
+"""The loss of the tokenizer and its gradients (VAR, section 3.2).
+
+The loss is the sum of reconstruction, quantizer and adversarial terms.
 
 Gradients with respect to the reconstruction are taken term by term and pulled back through the
 tokenizer once. The adaptive weight needs two of them at the decoder's last kernel besides, which
@@ -48,11 +49,12 @@ class AutoencoderState(TrainState):
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderVariant(StepVariant):
-    """What a step of the tokenizer has in it.
+    """The parts of a training step of the tokenizer that change during a run.
 
     Attributes:
-      adversarial: whether there is a discriminator yet.
-      scales: smaller than the tokenizer's, which progressive training begins with; None for all.
+      adversarial: whether the step has adversarial terms.
+      scales: the smaller scales that progressive training begins with; None for the tokenizer's
+        own.
     """
 
     adversarial: bool = False
@@ -60,7 +62,7 @@ class AutoencoderVariant(StepVariant):
 
 
 class AutoencoderGradients(NamedTuple):
-    """What a batch gives, averaged over its parts.
+    """The gradients and statistics of a batch, averaged over its microbatches.
 
     Attributes:
       params: gradients of the tokenizer.
@@ -107,8 +109,11 @@ class AutoencoderLoss:
     def value(
         self, params: Any, frozen: NetworkWeights, batch: Batch, rng: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss without its adversarial term, which depends on the discriminator, and
-        its parts."""
+        """Returns the loss without its adversarial term, and its parts.
+
+        The adversarial term depends on the state of the discriminator, which is no argument
+        here.
+        """
         images = self._images(batch)
         forward = self._forward(params, images, rng)
         pixels, metrics = self._image_loss(frozen, forward.reconstruction, images)
@@ -151,8 +156,10 @@ class AutoencoderLoss:
         *,
         is_adversarial: bool,
     ) -> tuple[AutoencoderGradients, Any]:
-        """Returns a batch's gradients, and vectors that dead codes may be moved onto (None without
-        revival)."""
+        """Returns the gradients of a batch, and vectors that may replace dead codes.
+
+        The vectors are None in a run without revival of dead codes.
+        """
         config, tokenizer = self._config, self._tokenizer
         images = self._images(batch)
         dropout_key, adversarial_key, revival_key = jax.random.split(rng, 3)

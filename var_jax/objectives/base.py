@@ -1,8 +1,8 @@
-"""What a run trains, as one object: its parameters, its loss, its metrics and its figures.
+"""The base class of training objectives: parameters, loss, metrics and figures as one object.
 
-`train`, `perf` and `sweep` ask an objective and know nothing else of what is trained. A new one is
-a class here that says what is special about it, and an entry in one of `registry`'s tables: `init`,
-`batch_shapes`, `loss` and `eval_metrics` are enough to train, resume and evaluate.
+`train`, `perf` and `sweep` call an objective and know nothing else about the model. A new objective
+is a class in this folder and an entry in one of `registry`'s tables: `init`, `batch_shapes`, `loss`
+and `eval_metrics` are enough to train, resume and evaluate.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Frozen = TypeVar("Frozen")  # a pytree of weights that are not trained
 
 
 class EvaluationTools(Protocol):
-    """What `Objective.picture` needs of the evaluation that it is part of.
+    """The methods of an evaluation that `Objective.picture` uses.
 
     Attributes:
-      replicated: how an array lies that every host can read.
+      replicated: the sharding of an array that every host can read.
     """
 
     replicated: NamedSharding
@@ -56,16 +56,16 @@ class EvaluationTools(Protocol):
         ...
 
     def compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Returns a program, which is compiled when it is first asked for by this name."""
+        """Returns the compiled program of a name, which is lowered and compiled on first use."""
         ...
 
     def gather(self, tree: Any) -> Any:
-        """Returns arrays of the devices as numpy arrays, whole on every host."""
+        """Returns a tree of device arrays as numpy arrays, complete on every host."""
         ...
 
 
 class Objective(abc.ABC, Generic[Frozen]):
-    """One kind of training.
+    """A training objective: a model, its loss, its metrics and its optimizers.
 
     An instance belongs to one run: its config is resolved (sizes of the data and of the tokenizer
     are filled in, terms without weights left out) and never changes.
@@ -73,12 +73,12 @@ class Objective(abc.ABC, Generic[Frozen]):
     Attributes:
       section: the config's section of the trained model, and the model's part in a model directory.
       reads_tokens: whether it may learn from a token cache.
-      encodes_images: whether images go through `encode` before a step takes them.
+      encodes_images: whether images pass through `encode` before a step.
       generates: whether its model generates images.
       remat_choices: values of the section's `remat` from the least recomputation to the most, where
         reports compare them.
-      config: the run.
-      frozen: weights that are not trained, whole, on the host.
+      config: the resolved config of the run.
+      frozen: all weights that are not trained, on the host.
     """
 
     section: ClassVar[str]
@@ -104,13 +104,15 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     @classmethod
     def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
-        """Returns what `load_frozen` does with shapes in place of values: programs are compiled for
-        them and not run, and no file is needed."""
+        """Returns the config and the shapes of the frozen weights, without reading files.
+
+        Programs can be compiled for the shapes, and cannot be run.
+        """
         return config, NoFrozen()
 
     @classmethod
     def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, Any]:
-        """Returns what `load_frozen` does with arbitrary values, for measurements of time."""
+        """Returns the config and frozen weights of arbitrary values, for measurements of time."""
         return cls.frozen_shapes(config)
 
     def with_config(self, config: TrainConfig) -> Objective[Frozen]:
@@ -130,7 +132,7 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     @abc.abstractmethod
     def batch_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
-        """Returns what a step takes of one image, by name, without the batch axis."""
+        """Returns the shape and dtype of each array of a batch, by name, without the batch axis."""
 
     def example_batch(self, size: int) -> dict[str, np.ndarray]:
         """Returns a batch of arbitrary values, for measurements of time."""
@@ -153,18 +155,18 @@ class Objective(abc.ABC, Generic[Frozen]):
         """Returns the loss of a batch and its parts.
 
         Args:
-          frozen: what `step_frozen` returns, on the devices.
-          rng: draws dropout; None for none.
+          frozen: the weights that `step_frozen` returns, on the devices.
+          rng: random key of dropout; None for no dropout.
           variant: by default `last_variant`.
           step: steps done before this one.
         """
 
     def step_frozen(self) -> Frozen:
-        """Returns those of the frozen weights that training and evaluation steps use."""
+        """Returns the frozen weights that training and evaluation steps use."""
         return self.frozen
 
     def encode(self, frozen: Frozen, images: jax.Array) -> dict[str, jax.Array]:
-        """Returns what a step takes in place of uint8 images, by name, as a function to compile."""
+        """Returns the arrays that replace uint8 images in a batch; the caller compiles this."""
         raise NotImplementedError
 
     def variant(self, done: int) -> StepVariant:
@@ -172,16 +174,16 @@ class Objective(abc.ABC, Generic[Frozen]):
         return StepVariant()
 
     def last_variant(self) -> StepVariant:
-        """Returns the variant with every part in it, which benchmarks and compilation are about."""
+        """Returns the variant that has every part, which benchmarks measure and reports compile."""
         return StepVariant()
 
     def gradients(
         self, state: Any, frozen: Frozen, batch: Batch, rng: jax.Array, *, variant: Any
     ) -> tuple[Any, Any]:
-        """Returns gradients and metrics of a batch (averaged over microbatches), and arrays with a
-        row per candidate (joined over microbatches), or None.
+        """Returns the gradients and metrics of a batch, and rows for `finish_step` or None.
 
-        The first has the fields of `Gradients`, at least. By default they are those of `loss`.
+        The gradients have at least the fields of `Gradients` and are averaged over microbatches;
+        the rows are concatenated over microbatches. By default the gradients are those of `loss`.
         """
 
         def loss(params):
@@ -197,27 +199,34 @@ class Objective(abc.ABC, Generic[Frozen]):
         metrics: Metrics,
         optimizers: Mapping[str, optax.GradientTransformation],
     ) -> tuple[Any, Metrics]:
-        """Returns the state after what a step does besides updating the parameters, and its
-        metrics.
+        """Returns the state and the metrics at the end of a step.
+
+        It makes any updates besides those of the parameters; by default there are none.
 
         Args:
-          state: with parameters, average and step number updated.
-          gradients: the first that `gradients` returned.
-          rows: the second.
-          metrics: of the batch, with the gradient's norm.
+          state: the state, with parameters, average and step number updated.
+          gradients: the first result of `gradients`.
+          rows: the second result of `gradients`.
+          metrics: metrics of the batch, with the gradient's norm.
         """
         return state, metrics
 
     # The state at the first step.
 
     def optimizers(self) -> dict[str, OptimizerSpec]:
-        """Returns the optimizer of the trained model (`TRAINED`), and of further networks by the
-        state's field."""
+        """Returns the optimizer settings of each trained network, by name.
+
+        That of the model has the name `TRAINED`; those of further networks have the names of their
+        fields in the state.
+        """
         return {TRAINED: OptimizerSpec(self.config.optimizer)}
 
     def further_networks(self, key: jax.Array) -> dict[str, Any]:
-        """Returns boxed parameters of networks that train beside the model, by the state's field,
-        which holds them as `params` and their optimizer's state as `opt_state`."""
+        """Returns the boxed parameters of further trained networks, by their field in the state.
+
+        The field has the attributes `params` and `opt_state`, the state of the network's
+        optimizer.
+        """
         return {}
 
     def first_state(
@@ -226,7 +235,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         key: jax.Array,
         optimizers: Mapping[str, optax.GradientTransformation],
     ) -> Any:
-        """Returns the state at step 0 with the objective's own fields, as a function to compile."""
+        """Returns the state at step 0 with the objective's own fields; the caller compiles this."""
         return state
 
     def initialize_from_data(
@@ -236,11 +245,11 @@ class Objective(abc.ABC, Generic[Frozen]):
         shardings: Any,
         replicated: NamedSharding,
     ) -> Any:
-        """Returns the state of a fresh run with what depends on its first batches.
+        """Returns the state of a fresh run after initialization from its first batches.
 
         Args:
           batches: starts the run's training batches from the first, on the devices.
-          shardings: of the state.
+          shardings: the shardings of the state.
         """
         return state
 
@@ -252,15 +261,17 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     @abc.abstractmethod
     def eval_metrics(self, params: Any, frozen: Frozen, batch: Batch) -> Metrics:
-        """Returns metrics of a held-out batch, without any dropout, as sums over the rows that
-        count (`batch["mask"]`)."""
+        """Returns the metrics of a held-out batch, summed over its rows, without dropout.
+
+        Only the rows where `batch["mask"]` is true count.
+        """
 
     def summarize(self, sums: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
         """Returns the metrics of an evaluation, "loss" among them, from sums over its images."""
         return {name: (value / images).tolist() for name, value in sums.items()}
 
     def picture(self, params: Any, frozen: Frozen, tools: EvaluationTools) -> Image.Image | None:
-        """Returns what an evaluation shows of the model; None for nothing."""
+        """Returns the picture of an evaluation, or None if the objective has none."""
         return None
 
     def not_finite(self, metrics: Mapping[str, Any]) -> tuple[str, float] | None:
@@ -303,21 +314,21 @@ class Objective(abc.ABC, Generic[Frozen]):
         Args:
           data: size of the mesh's data axis.
           model: size of its model axis.
-          rows: of a microbatch.
+          rows: rows of a microbatch.
         """
         return rows % (data * model) != 0
 
-    # The workdir and what a run says.
+    # The workdir and the messages of a run.
 
     def carried_model(self) -> tuple[ModelConfig, Any] | None:
-        """Returns the frozen model that the workdir carries, so that it is whole by itself."""
+        """Returns the frozen model that a self-contained workdir has a copy of, or None."""
         return None
 
     def check_data(self, class_names: Sequence[str]):
         """Raises UserError where the model cannot learn these classes."""
 
     def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
-        """Returns a line for everything that a run drops of its data, or never learns.
+        """Returns a line for each part of the data or the model that the run leaves unused.
 
         Args:
           drops_color: whether the images have color and the run sees them in gray.

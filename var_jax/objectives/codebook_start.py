@@ -1,5 +1,4 @@
-"""The first codes of a run from fresh parameters, where they are not as the model initializes them:
-mostly they are placed where the encoder's features are."""
+"""Initialization of the codebook from the encoder's features, at the start of a fresh run."""
 
 from __future__ import annotations
 
@@ -32,17 +31,18 @@ def initialize_codes(
     shardings: Any,
     replicated: NamedSharding,
 ) -> Any:
-    """Returns the state with a codebook made of the vectors that the encoder gives for the run's
-    first batches, or with codes that are spread evenly; a function of the seed and the data alone.
+    """Returns the state with the codebook initialized as `config.codebook.init` names.
 
-    What codes represent are residuals, which depend on the codes. So there are two rounds: codes
-    for the residuals that codes without any error would leave (`vq.exact_residuals`), then codes
-    for those that these codes leave.
+    "normal" leaves it as it is, and "uniform" draws codes uniformly. Any other value makes codes
+    from the encoder's features of the run's first batches. Codes represent residuals, which depend
+    on the codes, so that this takes two rounds: codes for the residuals that codes without any
+    error would leave (`vq.exact_residuals`), then codes for the residuals that these codes leave.
+    The result depends on the seed and the data alone.
 
     Args:
       batches: starts the run's training batches from the first, on the devices.
-      shardings: of the state.
-      replicated: how the vectors lie.
+      shardings: the shardings of the state.
+      replicated: the sharding of the residuals.
     """
     how, tokenizer = config.codebook.init, config.tokenizer
     if how == "normal":
@@ -77,9 +77,10 @@ def _vectors(
     batches: Callable[[], Iterator[Batch]],
     replicated: NamedSharding,
 ) -> Float[Array, "n L c"]:
-    """Returns what these codes, or codes without any error, are searched for, whole on every host.
+    """Returns the residuals that these codes, or codes without any error, are searched for.
 
-    It is of as many images as there are codes, or of 64 batches where these are fewer.
+    They are complete on every host, and come from as many images as there are codes, from at most
+    64 batches.
     """
     number = min(-(-config.tokenizer.vocab_size // config.batch_size), MOST_BATCHES)
     model = Tokenizer(config.tokenizer)

@@ -1,5 +1,4 @@
-"""Diffusion (DiT, SiT): maps of continuous latents from noise, by predicting a velocity or the
-noise."""
+"""Diffusion (DiT, SiT): generates continuous latents from noise, by a velocity or the noise."""
 
 from __future__ import annotations
 
@@ -30,7 +29,10 @@ HELD_OUT_TIMES = 8  # of every held-out image, evenly spaced
 
 
 class Diffusion(LatentObjective):
-    """The diffusion transformer's training, on images: a token cache has no latents."""
+    """The training objective of the diffusion transformer.
+
+    It trains on images: a token cache has no latents.
+    """
 
     reads_tokens = False
     teacher_parts = FEATURES
@@ -60,8 +62,10 @@ class Diffusion(LatentObjective):
         shardings: Any,
         replicated: NamedSharding,
     ) -> Any:
-        """Returns the state with the mean and deviation of the first latents, by channel, among the
-        parameters and in their average."""
+        """Returns the state with the mean and deviation of the first latents, by channel.
+
+        They are put among the parameters and into their average.
+        """
 
         def moments(latents):
             return jnp.mean(latents, axis=(0, 1, 2)), jnp.mean(latents**2, axis=(0, 1, 2))
@@ -113,10 +117,11 @@ class Diffusion(LatentObjective):
         return loss, {"loss": loss}
 
     def eval_metrics(self, params: Any, frozen: FrozenTokenizer, batch: Batch) -> Metrics:
-        """Returns the losses at fixed times, summed over the rows that count: "loss_time" from
-        noise to data for velocities, from data to noise for DDPM, and their mean.
+        """Returns the losses of a held-out batch at fixed times, summed over the rows that count.
 
-        The noise depends on the time and on the row of the batch alone.
+        "loss_time" has one loss per time, from noise to data for velocities and from data to noise
+        for DDPM; "loss_mean" is their mean. The noise depends on the time and on the row of the
+        batch alone.
         """
         latents = self._normalized(params, batch["latents"])
         weights = batch["mask"].astype(jnp.float32)
@@ -142,11 +147,12 @@ class Diffusion(LatentObjective):
         noise: Float[Array, "b h w c"],
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, " b"]:
-        """Returns the mean squared error of the prediction, by image; with `learn_sigma`, plus the
-        variational term of the variance.
+        """Returns the mean squared error of the prediction, per image.
+
+        With `learn_sigma` the variational term of the variance is added.
 
         Args:
-          shares: from 0 to below 1, of the times (`noise_schedule.mixture_at`).
+          shares: the times of the images, from 0 to below 1 (`noise_schedule.mixture_at`).
         """
         prediction = self.model.prediction
         alpha, sigma, times = noise_schedule.mixture_at(prediction, shares)

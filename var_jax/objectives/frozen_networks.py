@@ -1,12 +1,11 @@
-"""The frozen networks that a tokenizer's losses look through, and what a run does where their
-weights are not at hand.
+"""The frozen networks of the tokenizer's perceptual and adversarial losses.
 
 Weights of EfficientNet-Lite0 come with an optional package: a run whose config asks for them
 without naming a file trains without the term where the package is missing, and says so. A file that
 is named must be there.
 
-The networks are imported where they are used: a benchmark of a transformer's step runs without what
-reads their files.
+The networks are imported where they are used: a benchmark of a transformer's step runs without the
+libraries that read their files.
 """
 
 from __future__ import annotations
@@ -41,8 +40,9 @@ class NetworkWeights:
     """Weights of the frozen networks, which compiled steps take as arguments, never as constants.
 
     Attributes:
-      perceptual: of the perceptual distance; None in a run without it.
-      features: of the backbone that a discriminator looks at; None in a run without it.
+      perceptual: weights of the perceptual distance; None in a run without it.
+      features: weights of the backbone whose features a discriminator takes; None in a run without
+        it.
     """
 
     perceptual: Any = None
@@ -51,7 +51,7 @@ class NetworkWeights:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrozenBackbone:
-    """A frozen network that a discriminator looks at.
+    """A frozen network whose features a discriminator takes.
 
     Attributes:
       params: its weights.
@@ -71,7 +71,7 @@ class LossNetworks:
 
     @property
     def weights(self) -> NetworkWeights:
-        """The weights of those that are there."""
+        """The weights of the networks that the run uses."""
         return NetworkWeights(
             self.perceptual and self.perceptual.params, self.features and self.features.params
         )

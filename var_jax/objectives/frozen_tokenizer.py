@@ -1,5 +1,4 @@
-"""The frozen tokenizer whose codes a class-conditional model learns: where a run finds it, and
-which parts its devices hold.
+"""The frozen tokenizer whose codes a class-conditional model learns: how it is found and loaded.
 
 Files are read by libraries that are imported where they are used: measurements of time run without
 them.
@@ -39,8 +38,10 @@ class FrozenTokenizer:
 
 
 def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:
-    """Returns the tokenizer that a run learns from: the workdir's copy, else that of the token
-    cache, else `tokenizer_dir`.
+    """Returns the config and the parameters of the tokenizer that a run learns from.
+
+    They are read from the workdir's copy; without one, from `tokenizer_dir`, and if that is not
+    given, from the token cache's copy.
 
     Raises:
       UserError: no tokenizer is given, or `tokenizer_dir` holds another one than the run was

@@ -1,5 +1,4 @@
-"""How far a tokenizer's reconstructions are from their images: in training, on held-out images, and
-as a picture."""
+"""Distances between images and their reconstructions, in training and on held-out images."""
 
 from __future__ import annotations
 
@@ -35,8 +34,11 @@ def image_terms(
     reconstructions: Float[Array, "b H W c"],
     images: Float[Array, "b H W c"],
 ) -> dict[str, Float[Array, " b"]]:
-    """Returns the distance of each reconstruction from its image: l1 and l2 (means over pixels),
-    and the perceptual distance where the run has one."""
+    """Returns the distances of each reconstruction from its image, by name.
+
+    "l1" and "l2" are means over pixels; "perceptual" is the perceptual distance, where the run has
+    one.
+    """
     terms = {
         "l1": jnp.mean(jnp.abs(reconstructions - images), axis=(1, 2, 3)),
         "l2": jnp.mean((reconstructions - images) ** 2, axis=(1, 2, 3)),
@@ -60,11 +62,10 @@ def held_out_metrics(
     frozen: NetworkWeights,
     batch: Batch,
 ) -> Metrics:
-    """Returns sums over the rows of a held-out batch that count; adversarial terms have no place in
-    them.
+    """Returns the metrics of a held-out batch, summed over the rows that count.
 
-    `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the clamped reconstruction, summed
-    over images.
+    They have no adversarial terms. `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the
+    clamped reconstruction, summed over images.
     """
     tokenizer = config.tokenizer
     images = normalized(batch["image"])
@@ -91,11 +92,10 @@ def normalized(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
 
 
 def warn_of_collapse(config: TrainConfig, counts: Int[np.ndarray, "k v"]):
-    """Names every scale whose codes have collapsed: it carries next to nothing of the image any
-    more.
+    """Logs a warning for every scale whose codes have collapsed.
 
-    Every process computes it and one logs it: under a mesh, what one of them computed alone would
-    wait for the others.
+    A collapsed scale carries almost nothing of the image. Every process computes the counts and one
+    logs them: under a mesh, a computation on one process only would wait for the others.
     """
     for k in codebook.collapsed(counts, config.codebook.collapse_share):
         height, width = config.tokenizer.scales.sizes[k]

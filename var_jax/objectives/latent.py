@@ -1,4 +1,4 @@
-"""What all class-conditional models of a frozen tokenizer have in common as objectives."""
+"""The base class of objectives that train a class-conditional model over a frozen tokenizer."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ CLASSES_SHOWN = 10  # of the picture that `next_command` proposes
 
 
 class LatentObjective(Objective[FrozenTokenizer]):
-    """A class-conditional transformer over what a frozen tokenizer makes of images.
+    """A class-conditional transformer over the codes or features of a frozen tokenizer.
 
     Rivals of next-scale prediction share the tokenizer, the class labels and all that follows from
-    these; they add a loss and held-out metrics. What they sample with is in `sampling.samplers`,
-    their network in `models.networks`.
+    these; they add a loss and held-out metrics. Their samplers are in `sampling.samplers`, their
+    network in `models.networks`.
 
     By default they learn tokens. One that learns continuous latents has its own `batch_shapes`,
     `example_batch` and `encode`, and `reads_tokens` false.
@@ -93,11 +93,12 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return {**super().example_batch(size), "tokens": tokens.astype(np.int32)}
 
     def step_frozen(self) -> FrozenTokenizer:
-        """Returns `teacher_parts`, the codes, alone where a token cache is read, and the encoder
-        with them where images are.
+        """Returns the parts of the tokenizer that a step uses.
 
-        Only pictures need the decoder, half of the weights and more, which lie on the host until
-        one is made.
+        They are `teacher_parts` where a token cache is read, and the encoder where images are.
+
+        Only pictures need the decoder, half of the weights and more, which stay on the host until a
+        picture is made.
         """
         from_cache = bool(self.config.data.tokens_dir)
         names = self.teacher_parts if from_cache else frozen_tokenizer.ENCODER
@@ -133,7 +134,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
 
         Args:
           params: {"tokenizer", "transformer"}, on the devices.
-          keys: of the images.
+          keys: random keys of the images.
         """
         model = ModelConfig(self.config.tokenizer, self.model)
         sampler = samplers.find(model)
@@ -220,8 +221,10 @@ class LatentObjective(Objective[FrozenTokenizer]):
     def next_command(
         cls, config: TrainConfig, workdir: str, config_file: str, overrides: Sequence[str]
     ) -> str:
-        """Returns the command that draws samples of classes that the data have, which may be fewer
-        than the model's."""
+        """Returns the command that samples images of the data's classes.
+
+        The data may have fewer classes than the model.
+        """
         from etils import epath
 
         from var_jax.io import model_directory

@@ -21,9 +21,9 @@ HELD_OUT_MASKS = 4
 
 
 class Masked(LatentObjective):
-    """The masked-prediction transformer's training (MaskGIT).
+    """The training objective of the masked-prediction transformer (MaskGIT).
 
-    Its inputs are rows of a table of its own, so that tokens are all that it takes.
+    Its inputs are rows of its own embedding table, so that it needs only tokens.
 
     Held-out images are measured under the same `HELD_OUT_MASKS` masks in every evaluation
     (`mask_schedule.fixed_masks`), so that no metric depends on a random number.

@@ -41,13 +41,15 @@ ALL_SCALES = ScalesVariant()
 
 
 class NextScale(LatentObjective):
-    """The next-scale transformer's training."""
+    """The training objective of the next-scale transformer."""
 
     def variant(self, done: int) -> ScalesVariant:
-        """Returns the leading scales that a step trains, as published: the first ones until the
-        learning rate is warm, then one more after the other, evenly until `progressive` is over.
+        """Returns the leading scales that a step trains.
 
-        Neither the first ones nor the whole sequence wait for their weight in the loss.
+        As published, training begins with the first scales. When the learning rate is warm, one
+        more scale after the other is added, evenly, until `progressive` is over. The loss weight of
+        an added scale grows gradually; that of the first scales does not, nor does any once all
+        scales are trained.
         """
         number = self._num_scales(done)
         if number == len(self.config.tokenizer.scales):

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 
 
 class NextToken(LatentObjective):
-    """The next-token transformer's training. Its inputs are rows of a table of its own, so that
-    tokens are all that it takes."""
+    """The training objective of the next-token transformer.
+
+    Its inputs are rows of its own embedding table, so that it needs only tokens.
+    """
 
     teacher_parts = ()
 
     def __init__(self, config: TrainConfig, frozen: FrozenTokenizer):
         super().__init__(config, frozen)
-        # An order that is none of this map is refused here, before anything is written.
+        # An order that does not fit this map is refused here, before anything is written.
         orders.forward(self.model.order, self.model.scales.finest)
 
     def loss(
@@ -51,8 +53,10 @@ class NextToken(LatentObjective):
         return loss, {"loss": loss, **token_losses.token_metrics(self.scales(), logits, tokens)}
 
     def eval_metrics(self, params: Any, frozen: FrozenTokenizer, batch: Batch) -> Metrics:
-        """Returns `token_metrics` of a held-out batch, summed over the rows that count, also as
-        class dropout makes them (`token_losses.held_out`)."""
+        """Returns `token_metrics` of a held-out batch, summed over the rows that count.
+
+        Some are given with class dropout, too (`token_losses.held_out`).
+        """
         tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
 
         def measure(labels: Int[Array, " b"]) -> Metrics:

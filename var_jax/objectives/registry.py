@@ -1,5 +1,4 @@
-"""Which objective a config's `stage` and `transformer.objective` name, and how one is made of a
-config."""
+"""The objectives by the names that `stage` and `transformer.objective` may have."""
 
 from __future__ import annotations
 
@@ -45,8 +44,9 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
 
 
 def with_frozen_shapes(config: TrainConfig) -> Objective[Any]:
-    """Returns a run's objective with shapes in place of frozen weights, for programs that are
-    compiled and not run.
+    """Returns a run's objective with the shapes of its frozen weights in place of their values.
+
+    Programs can be compiled with it, and cannot be run.
 
     Raises:
       UserError: the config names a file that is missing or of another network.

@@ -1,4 +1,4 @@
-"""What a training step takes and gives: batches, states, gradients, and how they change."""
+"""The types of a training step: batches, states, gradients and variants."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TRAINED = "params"  # the key of the trained model's optimizer
 
 @flax.struct.dataclass
 class TrainState:
-    """The state that a step updates, and what a checkpoint holds.
+    """The state that a training step updates and that a checkpoint holds.
 
     Attributes:
-      step: steps done, int32.
-      params: of the trained model.
+      step: number of steps done, int32.
+      params: parameters of the trained model.
       ema: their running average, or None.
-      opt_state: optax's.
+      opt_state: the state of the optax optimizer.
     """
 
     step: jax.Array
@@ -53,7 +53,7 @@ class OptimizerSpec(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepVariant:
-    """What a step computes, where that changes during a run; here it never does.
+    """The parts of a step that change during a run; by default nothing changes.
 
     It is a function of the step's number alone. Each variant is compiled on first use.
     """

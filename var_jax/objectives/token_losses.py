@@ -17,7 +17,7 @@ from var_jax.objectives.steps import Metrics
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
-# Held-out metrics with class dropout, and those without it that they are made of.
+# Held-out metrics with class dropout, and the metrics that they are computed from.
 WITH_CLASS_DROPOUT = {
     "loss_with_class_dropout": "loss_mean",
     "loss_last_with_class_dropout": "loss_last",
@@ -78,8 +78,10 @@ def held_out(
     labels: Int[Array, " b"],
     config: TransformerConfig,
 ) -> Metrics:
-    """Returns held-out metrics with every label; those that end in "_with_class_dropout" are what
-    they come to when labels are dropped as in training.
+    """Returns held-out metrics with every label, and some with class dropout, too.
+
+    Metrics whose names end in "_with_class_dropout" are averages over labels that are dropped as in
+    training.
 
     Args:
       measure: returns the metrics with some labels.
@@ -106,7 +108,7 @@ def largest(logits: Float[Array, "b L v"]) -> Int[Array, "b L"]:
 
 
 def with_class_dropout(labeled: Metrics, unlabeled: Metrics, dropout: float) -> Metrics:
-    """Returns what some metrics come to on average when labels are dropped as in training.
+    """Returns the averages of some metrics when labels are dropped as in training.
 
     The published code drops them in its validation too: compare these with its logs.
 
