@@ -31,7 +31,7 @@ class TrainConfig:
     """A frozen dataclass of all settings of a training run of one stage.
 
     Attributes:
-      stage: which model is trained, "tokenizer" or "transformer".
+      stage: which of the two models is trained.
       seed: seed of initialization, data order and dropout.
       steps: length of the run; steps * batch_size / images is the number of passes over the
         training images.
