@@ -37,8 +37,11 @@ COMMANDS = {
 
 
 def command_line() -> int:
-    """Runs the command of the process's own command line, as `main`, in a process whose allocator
-    suits it."""
+    """Runs the command of the process's own command line (`main`), and returns its exit code.
+
+    Where another allocator setting suits the command better, the process is replaced by the same
+    command with it.
+    """
     allocator.restart_with_tunables(sys.argv[1:])
     return main()
 

@@ -1,4 +1,4 @@
-"""Fingerprints of tokenizers and models: token caches and sample sets note what made them."""
+"""Fingerprints of tokenizers and models, which token caches and sample sets record."""
 
 import dataclasses
 import hashlib
@@ -88,10 +88,10 @@ def model_fingerprint(config: ModelConfig, params: dict) -> str:
 
 
 def _without_training(config: TransformerConfig | None) -> str:
-    """Returns the repr of a transformer's config without the keys of progressive training and
-    without later keys at their defaults.
+    """Returns the repr of a transformer's config without keys that do not change its samples.
 
-    Sample sets that were started before these keys existed can then still be continued.
+    It leaves out the keys of progressive training, and later keys at their defaults. Sample sets
+    that were started before these keys existed can then still be continued.
     """
     if config is None:
         return repr(None)
@@ -104,7 +104,7 @@ def _without_training(config: TransformerConfig | None) -> str:
 def later_defaults(config: TransformerConfig) -> frozenset[str]:
     """Returns the settings for rivals of next-scale prediction that are at their defaults.
 
-    What earlier versions hashed had no such settings.
+    The configs that earlier versions hashed had no such settings.
     """
     return frozenset(
         field.name for field in _later_settings() if getattr(config, field.name) == field.default

@@ -34,11 +34,11 @@ NO_CFG = 1e-30
 
 
 class Choices(NamedTuple):
-    """What images are drawn by; see `Pipeline.sample`.
+    """The settings that a visitor samples an image with; see `Pipeline.sample`.
 
     Attributes:
       label: class id; `num_classes` means "no class".
-      cfg: what guidance rises to, 0 for none.
+      cfg: guidance strength at the last scale, 0 for none.
     """
 
     label: int
@@ -69,8 +69,9 @@ def default_keep_scales(config: TokenizerConfig) -> int:
 
 
 def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
-    """An image of a class after each scale; the last is the image, and the only one of a model that
-    does not sample scale by scale.
+    """Samples an image of a class, and returns the images after each scale.
+
+    The last is the finished image. A model that does not sample scale by scale has only that one.
 
     Raises:
       UserError: a choice is out of range.
@@ -120,9 +121,9 @@ def redraw(
 def open_only_formats():
     """Leaves Pillow's `Image.open` no other kinds than FORMATS, in the whole process and for good.
 
-    Gradio's editor opens what a visitor sends by `Image.open` without `formats`, and no field of
-    the page tells it otherwise: whichever plugin knows the first bytes reads the file, and that of
-    EPS starts Ghostscript on it. What Pillow can save stays as it was.
+    Gradio's editor opens a visitor's upload by `Image.open` without `formats`, and no field of the
+    page tells it otherwise: whichever plugin knows the first bytes reads the file, and that of EPS
+    starts Ghostscript on it. What Pillow can save stays as it was.
     """
     Image.init()  # all of them, so that none comes later
     for kind in set(Image.ID) - set(FORMATS):
@@ -132,7 +133,7 @@ def open_only_formats():
 
 
 def warm_up(model: Pipeline, choices: Choices):
-    """Compiles what a visitor needs first: drawing, and editing from the default scale."""
+    """Compiles the programs of sampling, and of editing with the default scales."""
     image = draw(model, choices)[-1]
     if not model.edits:
         return

@@ -1,9 +1,9 @@
-"""The diffusion transformer: predicts a map's velocity or noise from a noisy map, a time and a
-class.
+"""The diffusion transformer, which predicts the velocity or the noise in a noisy map of latents.
 
 Sources: DiT (arXiv 2212.09748), SiT (arXiv 2401.08740). The blocks are those of next-scale
-prediction, so that the two differ in what they predict alone. With width 1152, depth 28, 16 heads,
-no QK-norm, `key_bias` and `learn_sigma` its weights have the shapes of DiT-XL/2. What differs:
+prediction, so that the two differ only in their predictions. With width 1152, depth 28, 16 heads,
+no QK-norm, `key_bias` and `learn_sigma` its weights have the shapes of DiT-XL/2. The differences
+are:
 
 - the order of AdaLN's six parts, and the layout of weights;
 - without QK-norm, logits are scaled by 0.25 / sqrt(d) in place of 1 / sqrt(d), which a factor of 4
@@ -83,14 +83,17 @@ class DiffusionTransformer(nn.Module):
         labels: Int[Array, " b"],
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "b h w o"]:
-        """Returns what the model predicts, in float32; with `learn_sigma`, numbers from about -1 to
-        1 for the variance in the second half of the channels.
+        """Returns the predicted velocity or noise, in float32.
+
+        With `learn_sigma`, the second half of the channels has numbers from about -1 to 1 for the
+        variance.
 
         Args:
           noisy: the mixture of normalized data and noise.
-          times: from 0 to 1000 (`ops.noise_schedule`).
+          times: times of the images, from 0 to 1000 (`ops.noise_schedule`).
           labels: class ids; `num_classes` means "no class".
-          rng: key of class dropout and drop-path, which act in training alone; None for neither.
+          rng: random key of class dropout and drop-path, which act only in training; None for
+            neither.
         """
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         labels, keep = drop(c, labels, rng)
@@ -129,7 +132,7 @@ def to_patches(values: Float[Array, "b H W c"], side: int) -> Float[Array, "b n 
 def from_patches(
     patches: Float[Array, "b n p"], grid: tuple[int, int], side: int
 ) -> Float[Array, "b H W c"]:
-    """Returns the map of which these are the squares.
+    """Returns the map that is composed of these squares.
 
     Args:
       grid: squares per column and per row.

@@ -124,8 +124,11 @@ def param_count(config: TransformerConfig) -> dict[str, int]:
 
 
 def _input_parameters(config: TransformerConfig) -> int:
-    """Returns the parameters before the blocks: embeddings of classes, places, tokens and times,
-    and the statistics that latents are normalized by."""
+    """Returns the number of parameters before the blocks.
+
+    They are the embeddings of classes, positions, tokens and times, and the statistics that latents
+    are normalized by.
+    """
     c = config
     classes = (c.num_classes + 1) * c.width
     if c.objective == "diffusion":

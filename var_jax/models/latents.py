@@ -1,5 +1,4 @@
-"""The continuous maps that diffusion learns: features of a tokenizer before it quantizes them, or
-blocks of pixels."""
+"""The continuous latents that diffusion learns: a tokenizer's features, or blocks of pixels."""
 
 from __future__ import annotations
 
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 def encode_latents(
     config: ModelConfig, params: Mapping[str, Any], images: UInt8[Array, "b H W c"]
 ) -> Float[Array, "b h w z"]:
-    """Returns the maps of uint8 images, not yet normalized, as a function to be compiled.
+    """Returns the latents of uint8 images, not yet normalized; the caller compiles this.
 
     Args:
-      params: the tokenizer's; the encoder is enough, and pixels need nothing.
+      params: parameters of the tokenizer; the encoder is enough, and pixels need none.
     """
     tokenizer, transformer = config.tokenizer, config.transformer
     assert transformer is not None
@@ -39,13 +38,13 @@ def encode_latents(
 def decode_latents(
     config: ModelConfig, params: Mapping[str, Any], latents: Float[Array, "b h w z"]
 ) -> Float[Array, "b H W c"]:
-    """Returns the images of maps, in [-1, 1].
+    """Returns the images of latents, in [-1, 1].
 
     Features are quantized first: the decoder was trained on codes, and so the quantizer counts as a
     part of it (Latent Diffusion, arXiv 2112.10752, section 3.1).
 
     Args:
-      params: the tokenizer's; the decoder and the quantizer are enough, and pixels need nothing.
+      params: parameters of the tokenizer; decoder and quantizer are enough, and pixels need none.
     """
     tokenizer, transformer = config.tokenizer, config.transformer
     assert transformer is not None

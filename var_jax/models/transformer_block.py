@@ -49,7 +49,7 @@ class Cache:
 
 @flax.struct.dataclass
 class TokenCache:
-    """What generation token by token keeps; inside a block, one layer's part of it.
+    """The cache of token-by-token generation; inside a block, the part of one layer.
 
     Attributes:
       k: keys of all positions (layers, b, n, h, d), zeros from `length` on.
@@ -149,11 +149,10 @@ class Modulation(nn.Module):
 
 
 def recomputed(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns an elementwise function that on one CPU keeps only its arguments for the backward
-    pass.
+    """Returns an elementwise function that is recomputed in the backward pass on a single CPU.
 
-    Under the scan over layers, each array that is kept is written, copied into a stack and read
-    again, which takes longer there than computing it twice.
+    It then keeps only its arguments. Under the scan over layers, each array that is kept is
+    written, copied into a stack and read again, which takes longer there than computing it twice.
     """
 
     @functools.wraps(function)
@@ -189,8 +188,11 @@ def layer_norm(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over scales, or over the blocks of another objective's sequence,
-    with QK-norm where the config has it."""
+    """Multi-head self-attention over the blocks of a sequence, with optional QK-norm.
+
+    The blocks are the scales, or those of another objective's sequence
+    (`TransformerConfig.sequence`).
+    """
 
     config: TransformerConfig
 
@@ -235,7 +237,7 @@ class Attention(nn.Module):
             softmax_scale = 1.0
         q, k, v = (constrain(t, "batch", "tokens", "act_heads", None) for t in (q, k, v))
 
-        # A cache decides what the queries see: a whole sequence, its first scales, or cached keys.
+        # A cache decides the keys that queries see: all, those of the first scales, or cached ones.
         implementation = attention.choose(c.attention, dtype, c.head_dim)
         if isinstance(cache, TokenCache):
             y = attention.attend(

@@ -58,7 +58,7 @@ SOLVERS = (*ODE_SOLVERS, "ancestral")
 
 
 def evaluations(solver: str, steps: int) -> int:
-    """Returns how often a solver evaluates the network."""
+    """Returns the number of times that a solver evaluates the network."""
     return 2 * steps - 1 if solver == "heun" else steps
 
 
@@ -66,9 +66,9 @@ class Denoised(NamedTuple):
     """A prediction from a noisy mixture.
 
     Attributes:
-      data: the data in it.
-      variance_share: of the reverse step's variance, from 0 (the least) to 1 (the most), between
-        their logarithms; None for the least.
+      data: the predicted data of the mixture.
+      variance_share: where the logarithm of the reverse step's variance lies, from 0 (the least
+        variance) to 1 (the most); None for the least.
     """
 
     data: Float[Array, ...]
@@ -82,16 +82,19 @@ def ancestral(
     sigmas: Float[Array, " n"],
     noise: Callable[[Int[Array, ""]], Float[Array, ...]],
 ) -> Float[Array, ...]:
-    """Returns a sample by reverse steps: each draws the next mixture, given the present one and the
-    predicted data (DDPM, arXiv 2006.11239, equations 6 and 7; for any alphas and sigmas,
-    Variational Diffusion Models, arXiv 2107.00630, appendix A).
+    """Returns a sample by ancestral sampling, the reverse steps of DDPM.
+
+    Each step draws the next mixture, given the present one and the predicted data (DDPM, arXiv
+    2006.11239, equations 6 and 7; for any alphas and sigmas, Variational Diffusion Models, arXiv
+    2107.00630, appendix A).
 
     Args:
-      denoise: of a mixture alpha data + sigma noise and the number of the step.
+      denoise: the function from a mixture, alpha data + sigma noise, and the number of the step to
+        the prediction.
       start: a mixture at the first alpha and sigma.
       alphas: from noise to data; each interval between two of them is a step of one evaluation.
       sigmas: likewise; where it reaches 0, no noise is drawn.
-      noise: returns that of a step, by its number.
+      noise: the function from the number of a step to its noise.
     """
 
     def step(x, numbered):

@@ -1,4 +1,4 @@
-"""How diffusion mixes data with noise, x = alpha data + sigma noise, and what its models predict.
+"""The noise schedules of diffusion, x = alpha data + sigma noise, and its models' targets.
 
 Two predictions are known here:
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 Prediction = Literal["velocity", "epsilon"]
-STEPS = 1000  # of DDPM; what a network takes as time goes from 0 to this for either prediction
+STEPS = 1000  # of DDPM; the time input of a network goes from 0 to this for either prediction
 BETAS = np.linspace(1e-4, 0.02, STEPS)
 ALPHA_BARS = np.cumprod(1 - BETAS)  # squares of alpha by step
 
@@ -69,7 +69,7 @@ def mixture_at(prediction: Prediction, share: Float[Array, "*b"]) -> Mixture:
 def target(
     prediction: Prediction, data: Float[Array, ...], noise: Float[Array, ...]
 ) -> Float[Array, ...]:
-    """Returns what a network is to predict of a mixture of data and noise."""
+    """Returns the training target of a network for a mixture of data and noise."""
     return data - noise if prediction == "velocity" else noise
 
 
@@ -88,7 +88,7 @@ def sampling_path(prediction: Prediction, steps: int) -> Path:
 
 
 def network_time(prediction: Prediction, time: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns what a network takes as time at a point of the straight line from noise to data."""
+    """Returns the time input of a network at a point of the straight line from noise to data."""
     if prediction == "velocity":
         return STEPS * time
     alphas, sigmas = np.sqrt(ALPHA_BARS)[::-1], np.sqrt(1 - ALPHA_BARS)[::-1]
@@ -97,8 +97,10 @@ def network_time(prediction: Prediction, time: Float[Array, ""]) -> Float[Array,
 
 
 def network_scale(prediction: Prediction, time: Float[Array, ""]) -> Float[Array, ""]:
-    """Returns alpha + sigma: by it a point of the straight line is multiplied to be the mixture
-    that the network was trained on."""
+    """Returns alpha + sigma, the factor from a point of the straight line to its mixture.
+
+    Mixtures are the inputs that the network was trained on.
+    """
     if prediction == "velocity":
         return jnp.ones_like(time)
     # From alpha / (alpha + sigma) = t and alpha^2 + sigma^2 = 1.
@@ -114,8 +116,8 @@ def velocity_of(
     """Returns the velocity on the straight line from noise to data.
 
     Args:
-      output: what the network predicts.
-      point: where on the line, time data + (1 - time) noise.
+      output: the network's prediction.
+      point: the point on the line, time data + (1 - time) noise.
     """
     return output if prediction == "velocity" else (point - output) / time
 

@@ -1,8 +1,8 @@
-"""Orders in which the tokens of one map are generated, as permutations of its raster order (VQGAN's
-`permuter.py`).
+"""Generation orders of the tokens of one map, as permutations of its raster order.
 
-An order is an array `forward`: `forward[s]` is the raster index of the token at position s of the
-sequence, so that a sequence is `tokens[forward]`, and `tokens` is `sequence[inverse(forward)]`.
+The named orders are those of VQGAN's `permuter.py`. An order is an array `forward`: `forward[s]` is
+the raster index of the token at position s of the sequence, so that a sequence is
+`tokens[forward]`, and `tokens` is `sequence[inverse(forward)]`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _raster(grid: np.ndarray) -> np.ndarray:
 
 
 def _alternate(grid: np.ndarray) -> np.ndarray:
-    """Returns row after row, every second from right to left."""
+    """Returns the tokens row by row, every second row from right to left."""
     rows = grid.copy()
     rows[1::2] = rows[1::2, ::-1]
     return rows.ravel()
@@ -99,8 +99,11 @@ def _spiral_in(grid: np.ndarray) -> np.ndarray:
 
 
 def _subsample(grid: np.ndarray) -> np.ndarray:
-    """Returns the even rows' even columns, even rows' odd ones, odd rows' even ones and odd rows'
-    odd ones, each ordered in the same way."""
+    """Returns four interleaved subgrids one after the other, each ordered in the same way.
+
+    They are the even rows' even columns, even rows' odd ones, odd rows' even ones and odd rows' odd
+    ones.
+    """
     if grid.size <= 1:
         return grid.ravel()
     parts = [grid[row::2, column::2] for row in (0, 1) for column in (0, 1)]

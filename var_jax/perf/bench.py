@@ -41,8 +41,9 @@ CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 def sample(
     config: TrainConfig, batch: int = 1, repeats: int = 5, cfg: float = 1.5
 ) -> dict[str, Any]:
-    """Measures generation with the objective's published settings, the tokenizer's decoder
-    included.
+    """Measures the time of generation with the objective's published settings.
+
+    The tokenizer's decoder is included.
 
     Returns:
       seconds (median of a batch), floor_seconds (the roofline), ratio, images_per_s, flops (of the
@@ -86,7 +87,7 @@ def sample(
 
 
 def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> dict[str, Any]:
-    """Measures a training step; a transformer's takes tokens, so that no tokenizer is in it.
+    """Measures the time of a training step; the batches of a transformer are tokens.
 
     Returns:
       as `sample`; the roofline of a tokenizer is three times its forward pass, without its frozen

@@ -1,5 +1,4 @@
-"""Sampling of diffusion models as one compiled program: from noise to latents in steps, then the
-tokenizer's decoder."""
+"""Sampling from diffusion models as one compiled program, from noise to images."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ class DiffusionSamplerConfig(NamedTuple):
 
     Attributes:
       solver: "euler", "heun" or "ancestral".
-      steps: of the solver.
+      steps: number of steps of the solver.
       guided: whether the unconditional branch is computed.
       as_uint8: whether images are rounded to uint8.
     """
@@ -81,11 +80,11 @@ def generate(
 
 
 class Predicted(NamedTuple):
-    """What the network predicts of a mixture.
+    """The network's prediction for a mixture.
 
     Attributes:
       output: the velocity or the noise, guided.
-      variance_share: of the conditional branch (`diffusion_solvers.Denoised`), or None.
+      variance_share: that of the conditional branch (`diffusion_solvers.Denoised`), or None.
     """
 
     output: Float[Array, "b h w c"]
@@ -103,7 +102,7 @@ def _network(
     *,
     guided: bool,
 ) -> Network:
-    """Returns the function from a mixture and the network's time to what it predicts of it."""
+    """Returns the function from a mixture and the network's time input to its prediction."""
     transformer = config.transformer
     copies, model_labels = 1, labels
     if guided:
@@ -133,7 +132,7 @@ def _solve(
     """Returns normalized latents.
 
     Args:
-      noise: returns that of a step, by its number.
+      noise: the function from a number to standard normal noise; 0 is the first point's.
     """
     path = noise_schedule.sampling_path(prediction, sampler.steps)
     alphas, sigmas, times = (
@@ -166,8 +165,11 @@ def _solve(
 
 
 class DiffusionSampler(ObjectiveSampler):
-    """Sampling in steps from noise. "fid" has DiT's and SiT's guidance 1.5 of their form, which is
-    t = 0.5 of ours, and Heun's method."""
+    """Sampling from diffusion models, in steps from noise.
+
+    The preset "fid" has the guidance 1.5 of DiT and SiT, which is t = 0.5 in this package's form,
+    and Heun's method.
+    """
 
     presets: ClassVar[dict[str, Settings]] = {"fid": {"cfg": 0.5, "steps": 50, "solver": "heun"}}
     program = staticmethod(generate)
@@ -195,8 +197,10 @@ class DiffusionSampler(ObjectiveSampler):
         )
 
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
-        """Returns the bytes of the network's weights, which every evaluation reads; activations
-        could stay on the chip."""
+        """Returns the bytes of the network's weights, which every evaluation reads.
+
+        Activations are not counted: they could stay on the chip.
+        """
         c = config.transformer
         weights = flops.param_count(c)["total"] - (c.num_classes + 1) * c.width
         return jnp.dtype(c.param_dtype).itemsize * weights * _evaluations(prepared)
@@ -224,8 +228,10 @@ def _evaluations(prepared: Prepared) -> int:
 
 @functools.partial(jax.jit, static_argnames=("config", "guided", "evaluations"))
 def _network_alone(config: ModelConfig, weights, labels, *, guided: bool, evaluations: int):
-    """Runs the network as often as sampling does, each time on what it predicted before, so that no
-    pass is left out."""
+    """Runs the network as many times as sampling does, without guidance or a solver.
+
+    Each pass takes the prediction before, so that the compiler can leave none out.
+    """
     network = _network(config, weights, labels, 0.0, guided=guided)
 
     def step(latents, time):

@@ -1,4 +1,4 @@
-"""What every objective says of sampling: its settings, its compiled program and its arithmetic."""
+"""The base class of samplers: settings, compiled program, FLOPs and bytes by objective."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from var_jax.sampling.settings import PRESETS, RANGES, Settings
 
 
 class Prepared(NamedTuple):
-    """Checked settings as a sampling program takes them.
+    """Checked settings in the form that a sampling program takes.
 
     Attributes:
-      compiled: another value compiles another program. A NamedTuple with the field `as_uint8`.
-      traced: arrays and numbers, whose other values run the same program.
-      guided: whether the unconditional branch is computed too, somewhere.
+      compiled: static settings, a NamedTuple with the field `as_uint8`; each value compiles a
+        program.
+      traced: arrays and numbers that the compiled program takes as arguments.
+      guided: whether the unconditional branch is computed at any scale or step.
     """
 
     compiled: Any
@@ -52,11 +53,10 @@ class ObjectiveSampler(abc.ABC):
     program: ClassVar[Callable[..., Any]]
 
     def settings(self, preset: str, explicit: Mapping[str, Any], objective: str) -> Settings:
-        """Returns a preset's settings, with explicit ones in place of the preset's; one that is
-        None is the preset's.
+        """Returns the settings of a preset, overridden by the explicit ones that are not None.
 
         Args:
-          objective: the model's, for the message.
+          objective: the model's objective, for the error message.
         Raises:
           UserError: the preset is unknown, or a setting is unknown or of no use to the objective.
         """
@@ -78,10 +78,10 @@ class ObjectiveSampler(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, config: ModelConfig, settings: Settings) -> Prepared:
-        """Returns settings, checked.
+        """Returns checked settings in the form that the program takes.
 
         Args:
-          settings: as `self.settings` returns them.
+          settings: all settings, as `self.settings` returns them.
         Raises:
           UserError: a setting is out of its range.
         """
@@ -92,29 +92,35 @@ class ObjectiveSampler(abc.ABC):
 
     @abc.abstractmethod
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
-        """Returns the bytes that the network moves at the least to generate a batch: weights, and
-        keys and values where they are cached."""
+        """Returns the smallest number of bytes that the network moves to generate a batch.
+
+        They are its weights, and keys and values where these are cached.
+        """
 
     @abc.abstractmethod
     def network_alone(
         self, config: ModelConfig, prepared: Prepared, weights: dict[str, Any], labels: jax.Array
     ) -> Callable[[], Any]:
-        """Returns a compiled function that does the network's work of generating a batch, without
-        guidance, filters and random choices, for benchmarks."""
+        """Returns a compiled function that runs only the network as generation of a batch does.
+
+        It has no guidance, filters or random choices. Benchmarks time it.
+        """
 
     def benchmark_settings(self, config: ModelConfig, cfg: float) -> Prepared:
-        """Returns the settings that benchmarks and compilation are about, with guidance `cfg`."""
+        """Returns the settings that benchmarks and compilation use, with guidance `cfg`."""
         settings = self.settings("fid", {"cfg": cfg}, config.transformer.objective)
         return self.prepare(config, settings)
 
     def picture_settings(self, config: ModelConfig) -> Prepared:
-        """Returns the settings of the samples that a training run shows."""
+        """Returns the settings of the sample pictures of a training run."""
         return self.prepare(config, self.settings("fid", {}, config.transformer.objective))
 
 
 def require_number(name: str, value: Any, objective: str):
-    """Raises UserError unless a setting is one number in its range: of rivals of next-scale
-    prediction, no setting changes from scale to scale.
+    """Raises UserError unless a setting is one number in its range.
+
+    Samplers that do not go scale by scale call this: none of their settings changes from scale to
+    scale.
 
     Args:
       objective: the model's, for the message.

@@ -1,5 +1,7 @@
-"""Next-scale prediction's side of sampling: presets, settings per scale, and what benchmarks ask
-(`sampler` is the program itself)."""
+"""The sampler of next-scale prediction: presets, settings per scale, FLOPs and bytes.
+
+The compiled program itself is in `sampler`.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ class NextScaleSampler(ObjectiveSampler):
         return flops.generation_flops(config.transformer, guided=prepared.guided)
 
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
-        """Returns the bytes that the transformer moves to generate a batch at the least.
+        """Returns the smallest number of bytes that the transformer moves to generate a batch.
 
         They are its weights once per scale (AdaLN's before the blocks once), and keys and values,
         written once and read by every scale that sees them. Activations could stay on the chip.
@@ -82,8 +84,10 @@ class NextScaleSampler(ObjectiveSampler):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _all_logits(config: ModelConfig, params, labels, feature):
-    """Runs the transformer over all scales, whatever the tokens; returns the largest logit, so that
-    no pass is left out."""
+    """Runs the transformer over all scales on fixed inputs, and returns the largest logits.
+
+    The logits are returned so that the compiler can leave no pass out.
+    """
     transformer = functools.partial(
         Transformer(config.transformer).apply, {"params": params["transformer"]}
     )

@@ -122,8 +122,11 @@ def _token_by_token(
 
 
 class NextTokenSampler(ObjectiveSampler):
-    """Token-by-token sampling. "fid" is LlamaGen's: guidance 2 of its form, which is t = 1 of ours,
-    without filters."""
+    """Token-by-token sampling from next-token models.
+
+    The preset "fid" is LlamaGen's: its guidance 2, which is t = 1 in this package's form, without
+    filters.
+    """
 
     presets: ClassVar[dict[str, Settings]] = {
         "fid": {"cfg": 1.0, "top_k": 0, "top_p": 0.0, "temperature": 1.0},
@@ -148,9 +151,11 @@ class NextTokenSampler(ObjectiveSampler):
         return flops.generation_flops(config.transformer, guided=prepared.guided)
 
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
-        """Returns the bytes that the network moves to generate a batch at the least: its weights
-        once per token (AdaLN's once), and keys and values, written once and read by every token
-        that sees them."""
+        """Returns the smallest number of bytes that the network moves to generate a batch.
+
+        They are its weights once per token (AdaLN's once), and keys and values, written once and
+        read by every token that sees them.
+        """
         c = config.transformer
         rows = 2 * batch if prepared.guided else batch
         tokens = c.scales.total
@@ -170,8 +175,11 @@ class NextTokenSampler(ObjectiveSampler):
 
 @functools.partial(jax.jit, static_argnames=("config", "guided"))
 def _network_alone(config: ModelConfig, weights, labels, *, guided: bool):
-    """Runs the network token by token, each 1 where its largest logit is positive, so that no
-    pass is left out and nothing is searched."""
+    """Runs the network token by token, without guidance, filters or random choices.
+
+    Each token is 1 where its largest logit is positive, which depends on every pass, so that the
+    compiler can leave none out, and needs no search.
+    """
 
     def choose(logits, position):
         return (jnp.max(logits[: len(labels)], axis=-1) > 0).astype(jnp.int32)

@@ -1,11 +1,10 @@
-"""Measures edits of held-out images: in-painting, out-painting, the lower half, and a box as
-another class.
+"""Measures edits of held-out images: in-painting, out-painting, and a change of class.
 
 `python -m var_jax.studies.editing --model D --reference fashion_mnist_idx:test --resize pad --out
 DIR` writes `editing.json`, the tables `editing.md` and `editing.png`; rows that are already in the
 file are not measured again. The model's fills are compared with the truth and with two that need no
-model: the mean of the training images, and the pixels of the training image that is nearest by what
-is kept.
+model: the mean of the training images, and the pixels of the training image that is nearest in the
+kept region.
 """
 
 import argparse
@@ -151,7 +150,7 @@ def masked_mae(a: np.ndarray, b: np.ndarray, mask: Bool[np.ndarray, "H W"]) -> d
 
 
 class Metrics(NamedTuple):
-    """What the fills of a task are measured by.
+    """The metrics of the fills of a task.
 
     Attributes:
       distance: Fréchet distances of images.

@@ -104,8 +104,10 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
 
 
 def compared_settings(model: Pipeline) -> dict[str, dict[str, Any]]:
-    """Returns what samples are judged with, by a description: the objective's defaults, and neither
-    guidance nor filters."""
+    """Returns two sampling settings that the report compares, by a description.
+
+    They are the objective's defaults, and no guidance with no filters.
+    """
     defaults = model.sampling_settings()
     shown = [f"{text} {_text(defaults[name])}" for name, text in SHOWN.items() if name in defaults]
     off = {name: value for name, value in OFF.items() if name in defaults}
@@ -118,7 +120,7 @@ def compared_settings(model: Pipeline) -> dict[str, dict[str, Any]]:
 
 
 def lines(report: dict[str, Any]) -> list[str]:
-    """The report in a few lines for a terminal."""
+    """Returns the report as a few lines for a terminal."""
     rec, val, samples = report["reconstruction"], report["validation"], report["samples"]
     usage = " ".join(f"{u:.0%}" for u in rec["code_usage"])
     out = [

@@ -152,9 +152,9 @@ class Rows:
 
     Args:
       path: the file; its directory is made.
-      about: what the rows depend on. A value of None is not known in this run (or was not in an
-        earlier one), and fits any other.
-      notes: what a reader of the file should know.
+      about: the settings and inputs that the rows depend on. A value of None is not known in this
+        run (or was not in an earlier one), and fits any other.
+      notes: remarks for a reader of the file.
     Raises:
       UserError: the file holds rows of another study or of other settings, or no rows at all; or it
         cannot be written.
@@ -239,8 +239,7 @@ class Rows:
 
 
 def _in_words_of_today(value: Any) -> Any:
-    """Returns a value of `about` with the text on resizing of an image set's entry as this version
-    writes it."""
+    """Returns a value of `about` with its text on resizing as this version writes it."""
     if not isinstance(value, Mapping) or not isinstance(value.get("resize"), str):
         return value
     return {**value, "resize": image_sets.current_text(value["resize"])}

@@ -1,5 +1,6 @@
-"""Measures what each sampling setting does to samples: one setting is varied at a time, all others
-are the preset "fid"'s.
+"""Measures the effect of each sampling setting on samples.
+
+One setting is varied at a time; all others are those of the preset "fid".
 
 `python -m var_jax.studies.sampling_settings --model D --reference fashion_mnist_idx:test --resize
 pad --out DIR` writes `effects.json`, the tables `effects.md` and `effects.png`; rows that are
@@ -44,7 +45,7 @@ Sample = Callable[[Int[np.ndarray, " n"], int], UInt8[np.ndarray, "n h w c"]]
 
 
 class Metrics(NamedTuple):
-    """What samples are measured by.
+    """The metrics of samples.
 
     Attributes:
       network: the network that features are of.

@@ -1,10 +1,11 @@
-"""Measures what a model samples after an image's leading scales: finer detail of images that were
-made small, and variations.
+"""Measures images that a model continues from an image's leading scales.
+
+They are finer detail of images that were made small, and variations.
 
 `python -m var_jax.studies.variations --model D --reference fashion_mnist_idx:test --resize pad
 --out DIR` writes `continuing.json`, the table `continuing.md` and `continuing.png`; rows that are
 already in the file are not measured again. Small images are held-out ones, averaged down and
-enlarged again bicubically, which is also what finer detail has to beat; variations keep the leading
+enlarged again bicubically, which is also the baseline of finer detail; variations keep the leading
 scales of the images as they are.
 """
 
@@ -44,7 +45,7 @@ NOTES = (
 
 
 class Continued(NamedTuple):
-    """What a model continues from.
+    """The images that a model continues from.
 
     Attributes:
       source: the images whose leading scales are kept, TRUTH or ENLARGED.
