@@ -13,9 +13,9 @@ URL_SCHEMES = ("gs", "s3", "az")
 
 
 class UserError(ValueError):
-    """Something the user can put right: a flag, config key, file, checkpoint or image.
+    """An error that the user can correct: a wrong flag, config key, file, checkpoint or image.
 
-    The message is one line that names what was wrong and what would be right.
+    The message is one line that names the mistake and the right value.
     """
 
 

@@ -48,7 +48,7 @@ class Pipeline(CodingModel):
           labels: class ids or, where the model has them, class names; `num_classes` means "no
             class".
           preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, ssg=0, smooth=False),
-            "pretty" or "greedy"; of rivals of next-scale prediction, what their samplers say
+            "pretty" or "greedy"; rivals of next-scale prediction have their own
             (`sampling.samplers`).
           return_tokens: whether to return the tokens too.
           return_steps: whether to return the image after each scale too (next-scale only).

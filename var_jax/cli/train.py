@@ -1,4 +1,4 @@
-"""Trains the stage that the config names, and resumes by itself from what the workdir holds.
+"""Trains the stage that the config names, and resumes by itself from the workdir's last checkpoint.
 
 example:
   var-jax train --config configs/digits.py:tokenizer --workdir runs/tokenizer

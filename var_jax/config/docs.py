@@ -37,7 +37,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The keys under one name, "" for those of the top level, and what they are about."""
+    """The keys under one name, "" for those of the top level, and their subject."""
 
     name: str
     about: str
@@ -81,7 +81,7 @@ def attribute_docs(cls: type) -> Mapping[str, str]:
 
 def _section(name: str, cls: type) -> Section:
     hints, meanings = typing.get_type_hints(cls), attribute_docs(cls)
-    # What the transformer takes from the tokenizer is no key of its own.
+    # Settings that the transformer takes from the tokenizer are no keys of its own.
     follows = OF_TOKENIZER if cls is TransformerConfig else ()
     keys = (
         _key(f"{name}.{field.name}", hints[field.name], meanings[field.name])

@@ -285,7 +285,7 @@ def refuse_flags(
 
     Args:
       keys: dotted, of all flags.
-      started_with: as of `refuse`.
+      started_with: as in `refuse`.
     """
     values = plain(config)
     defaults = {**plain(TrainConfig()), "transformer": plain(TransformerConfig())}

@@ -42,7 +42,7 @@ class TokenizerConfig:
       quantizer_dropout: share of training images whose finest scales are left out, from a random
         one on.
       quantizer_dropout_from: the first scale, counted from 0, that may then be an image's last.
-      remat: what the backward pass recomputes: "none", or every residual block ("full").
+      remat: recomputation in the backward pass: "none", or every residual block ("full").
       dtype: dtype of the computation.
       param_dtype: dtype of the stored parameters; float32 if the tokenizer is trained.
       gradient_dtype: dtype in which gradients of weights are summed over rows and devices;

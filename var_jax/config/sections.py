@@ -78,11 +78,11 @@ class OptimizerConfig:
 
     Attributes:
       base_lr: learning rate at batch 256; the rate used is base_lr * batch_size / 256.
-      schedule: after the warm-up, "lin0" (constant for 5 % of what is left, then linear to the
-        final ratio), "cosine", "constant", "cooldown": constant, then 1 - sqrt down to the final
-        ratio over the last `cooldown_steps` (so that runs of several lengths can branch off one
-        constant run), or "bent": two straight lines that meet after a share `bend` of what is left,
-        half as far down as one line would be (published with progressive training).
+      schedule: after the warm-up, "lin0" (constant for 5 % of the rest, then linear to the final
+        ratio), "cosine", "constant", "cooldown": constant, then 1 - sqrt down to the final ratio
+        over the last `cooldown_steps` (so that runs of several lengths can branch off one constant
+        run), or "bent": two straight lines that meet after a share `bend` of the rest, half as far
+        down as one line would be (published with progressive training).
       cooldown_steps: number of steps of the decay in the schedule "cooldown".
       bend: where the lines of the schedule "bent" meet; published: `transformer.progressive`.
       warmup_steps: steps in which the rate grows linearly.

@@ -1,7 +1,7 @@
 """Builds frozen dataclasses from mappings, and names every key or value that is wrong.
 
 `build` is ours because neither ml_collections nor dataclasses checks both the names and the kinds
-of nested keys; it is what turns `--config.transformer.dept=3` into one line that names the key.
+of nested keys; it turns `--config.transformer.dept=3` into one line that names the key.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ def require(condition: object, name: str, value: Any, expected: str):
     Args:
       condition: whether the value is right.
       name: name of the key or flag.
-      expected: what would be right, as it follows "it must be".
+      expected: the right values, in words that follow "it must be".
     """
     if not condition:
         raise UserError(f"{name} is {value}; it must be {expected}")

@@ -26,7 +26,7 @@ def policy_names(policy: str, key: str = "adversarial.diffaugment") -> list[str]
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
-    """The discriminator and what the tokenizer learns from it.
+    """Settings of the discriminator and of the adversarial term of the tokenizer's loss.
 
     Its weights and times are vaex's by default; `recipes.imagenet_tokenizer` has the rest of vaex's
     recipe.
@@ -155,7 +155,7 @@ class AdversarialConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CodebookConfig:
-    """What keeps the codebook in use.
+    """Settings that keep the codes of the codebook in use.
 
     Attributes:
       init: how codes start: "normal" (of deviation `tokenizer.init_codes`), "uniform" (from

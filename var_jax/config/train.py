@@ -197,7 +197,8 @@ def default_config() -> config_dict.ConfigDict:
 def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
     """Returns the checked, frozen run of a ConfigDict.
 
-    Sizes that it leaves to the data are filled in where the name of the data set alone tells them.
+    Sizes that it leaves to the data are filled in for data sets whose sizes are fixed
+    (`FIXED_SIZES`).
 
     Raises:
       UserError: an unknown key, a value of the wrong kind or out of range.

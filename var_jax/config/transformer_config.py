@@ -7,7 +7,7 @@ from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.strict import require
 
 DType = Literal["float32", "bfloat16"]
-Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` has what each lets through
+Mask = Literal["block_causal", "markov", "block_diagonal"]  # `ops.masks` defines them
 ObjectiveName = Literal["next_scale", "next_token", "masked", "diffusion"]
 LatentShape = tuple[int, int, int]  # (height, width, channels)
 # Keys that are those of the tokenizer, and none of a config file.
@@ -20,9 +20,9 @@ class TransformerConfig:
     """The class-conditional transformer (VAR, section 3.3; sizes in table 1 and the appendix).
 
     Attributes:
-      objective: what it learns: "next_scale" (VAR), or one of its rivals, "next_token" (one token
-        after the other), "masked" (MaskGIT) and "diffusion" (DiT, SiT), over the same tokenizer.
-        Keys that an objective has no use for are refused (`objective_keys`).
+      objective: the training objective: "next_scale" (VAR), or one of its rivals, "next_token" (one
+        token after the other), "masked" (MaskGIT) and "diffusion" (DiT, SiT), over the same
+        tokenizer. Keys that an objective does not use are refused (`objective_keys`).
       depth: blocks; also sets the defaults below.
       width: model width, 0 for 64 * depth.
       heads: attention heads, 0 for depth.
@@ -46,28 +46,29 @@ class TransformerConfig:
       init_head: factor on the head's initial weights.
       init_adaln: factor on AdaLN's initial weights.
       init_adaln_gamma: factor on the initial weights of AdaLN's gamma rows ("alng").
-      order: in which order "next_token" takes the tokens of its map: "raster", "zcurve",
+      order: the order in which "next_token" takes the tokens of its map: "raster", "zcurve",
         "spiral_out" (also "spiral"), "spiral_in", "alternate", "subsample" (`ops.orders`), or a
         permutation of their raster indices such as "2,0,1,3"; in a config file also the path of a
         text file with one.
       class_conditioning: how "next_token" knows the class: "adaln", in every block and as the first
         token, or "start_token", only as the first token, with plain LayerNorm (as VQGAN).
       mask: which scales a scale attends to (`ops.masks`); only for "next_scale".
-      latents: what "diffusion" makes of noise: "features", the tokenizer's feature maps before
+      latents: what "diffusion" generates: "features", the tokenizer's feature maps before
         quantization, or "pixels", in which a place of the map is the block of pixels that the
         tokenizer makes one token of. Either is normalized by channel.
       pixel_channels: numbers in such a block of pixels, those of the tokenizer's images; 0 without
         one.
       patch: side, in places of the map, of the squares that "diffusion" makes one token of.
-      prediction: what "diffusion" predicts: "velocity", on the straight line from noise to data
+      prediction: the prediction of "diffusion": "velocity", on the straight line from noise to data
         (SiT), or "epsilon", the noise of 1000 steps of DDPM (DiT).
       learn_sigma: whether it predicts the variance of DDPM's reverse steps too, in as many further
-        output channels; with prediction "epsilon" alone.
+        output channels; only with prediction "epsilon".
       key_bias: whether the keys of "diffusion" have a bias, as DiT's have. It changes nothing but
         the number of parameters without `qk_norm`.
       attention: how attention is computed (`ops.attention`): "auto" is "splash" on a TPU, "cudnn"
         on a GPU in bfloat16, else "xla". It changes no result beyond rounding.
-      remat: what the backward pass recomputes: "none", "full", or "dots" (all but matrix products).
+      remat: recomputation in the backward pass: "none", "full", or "dots" (all but matrix
+        products).
       dtype: dtype of the computation; softmax, norms, logits and loss are always float32.
       param_dtype: dtype of the stored parameters; float32 if the transformer is trained.
       gradient_dtype: dtype in which gradients of weights are summed over rows and devices;

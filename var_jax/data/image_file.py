@@ -242,7 +242,7 @@ def _errors_named(name: str, content: bytes) -> Iterator[None]:
         size = str(error).partition(", could")[0]
         raise UserError(f"{name} does not decode: {size}; make it smaller") from error
     except Exception as error:  # Pillow's plugins raise nearly every kind
-        # For an image of an unknown kind Pillow names the buffer, which tells a reader nothing.
+        # For an image of an unknown kind Pillow names the buffer, which does not help a reader.
         unknown = isinstance(error, Image.UnidentifiedImageError)
         reason = _unknown(content) if unknown else _first_line(error)
         raise UserError(f"{name} does not decode: {reason}") from error

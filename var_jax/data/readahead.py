@@ -19,7 +19,7 @@ PIECE_BYTES = 2**22
 MAX_THREADS = 16
 SHARED_MEMORY = Path("/dev/shm")
 SHARED_PART = (
-    2  # at most 1/2 of what is free: collectives between devices of a host pass through it too
+    2  # at most 1/2 of the free memory: collectives between devices of a host pass through it too
 )
 # Pieces per worker, with Grain's buffers of one piece: one in the queue between the processes, one
 # before it, one in the buffer of the thread that empties the queue, and one before that.

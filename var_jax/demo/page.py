@@ -1,4 +1,4 @@
-"""The page of `var-jax demo`: what is on it, and what its buttons do."""
+"""The page of `var-jax demo`: its fields, its buttons and their handlers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CSS = """
 
 
 class Handlers:
-    """What the page's buttons do, for a model.
+    """The handlers of the page's buttons, for a model.
 
     Each method takes the values of the page's fields, and returns new values for some of them.
     """
@@ -100,7 +100,7 @@ class Handlers:
         """Returns the result's HTML and the edited image.
 
         Args:
-          drawing: what the editor sends, whose layers are the mask.
+          drawing: the editor's value, whose layers are the mask.
           chosen: the fields of `Choices`.
         Raises:
           UserError: there is no image to edit, the mask is empty, or a choice is out of range.
@@ -228,7 +228,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
                 edit_further = gr.Button("Edit the result further")
         editing = Sampling(label, seed, new_seed, start)
 
-        # What the buttons do; the model serves one visitor at a time.
+        # The handlers of the buttons; the model serves one visitor at a time.
         with_model: dict[str, Any] = {
             "concurrency_id": "model",
             "concurrency_limit": 1,

@@ -25,7 +25,7 @@ class Row(NamedTuple):
       images: the images.
       titles: one per image.
       heading: a line above the small images; "" for none.
-      status: what was asked for and how long it took.
+      status: the request in words and the time that it took.
       file_name: the downloads' name, without its ending.
     """
 

@@ -32,7 +32,7 @@ def serving(
     """
     import gradio as gr
 
-    # Gradio itself opens what the editor sends, by Pillow.
+    # Gradio itself opens images of the editor, by Pillow.
     session.open_only_formats()
     Image.MAX_IMAGE_PIXELS = session.MAX_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -24,7 +24,7 @@ MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
 # The short side is resized to the model's, so that a line of pixels would grow without bound
 MAX_ASPECT = 20
-# Kinds that are told by their first bytes and that Pillow decodes by itself; EPS, say, would run
+# Kinds that Pillow recognizes by their first bytes and decodes by itself; EPS, say, would run
 # another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 
@@ -122,8 +122,8 @@ def open_only_formats():
     """Leaves Pillow's `Image.open` no other kinds than FORMATS, in the whole process and for good.
 
     Gradio's editor opens a visitor's upload by `Image.open` without `formats`, and no field of the
-    page tells it otherwise: whichever plugin knows the first bytes reads the file, and that of EPS
-    starts Ghostscript on it. What Pillow can save stays as it was.
+    page changes that: the plugin that recognizes the first bytes reads the file, and that of EPS
+    starts Ghostscript on it. The formats that Pillow can save stay as they were.
     """
     Image.init()  # all of them, so that none comes later
     for kind in set(Image.ID) - set(FORMATS):
@@ -193,7 +193,7 @@ def read_mask(
 
 
 def _header_size(content: bytes) -> tuple[int, int]:
-    """(height, width) as the file's header tells them."""
+    """Returns the (height, width) that the file's header states."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return image.height, image.width

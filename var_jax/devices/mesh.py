@@ -33,7 +33,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         f"{config.data} x {config.model}",
         f"of as many devices as there are, {len(devices)}",
     )
-    # Auto: the compiler places what has no constraint; Linen's partitioning under scan fails with
+    # Auto: the compiler places unconstrained arrays; Linen's partitioning under scan fails with
     # explicit axes.
     return Mesh(
         _arrange(config.slices, data, model, devices),

@@ -36,7 +36,7 @@ def evaluate(
     cache: str | None = None,
     floor: ImageSet | None = None,
 ) -> dict[str, Any]:
-    """Computes all metrics of samples for which a reference file has what is needed.
+    """Computes all metrics of samples that the statistics of a reference file allow.
 
     Args:
       sampled: a model's images.

@@ -72,7 +72,7 @@ class FeatureNetwork:
 
     @functools.cached_property
     def spatial_dimensions(self) -> int:
-        """Returns the number of features that sFID is of; 0 where there are none."""
+        """Returns the number of features that sFID is computed from; 0 where there are none."""
         if self.apply_with_spatial is None:
             return 0
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)

@@ -35,7 +35,7 @@ def lines(report: dict[str, Any]) -> list[str]:
 
 
 def _comparison(metric: dict[str, Any]) -> str:
-    """Returns what follows a metric's name: the counts, and what the value is compared with."""
+    """Returns the text after a metric's name: the counts, and the value to compare it with."""
     if on_reference := metric.get("on_reference"):
         return f" of {metric['count']} images, {on_reference['value']:.5g} on the reference"
     text = ""

@@ -56,9 +56,9 @@ def evaluate(
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance",
       "inception_score", "precision", "recall", "density", "coverage", "kid"}, "warnings"}. A metric
-      is {"name", "value", "ci95", "ci95_method", "reading", ...} or null. "ci95_method" says how
-      the interval was computed and what it holds fixed, in which the metrics differ; it is null
-      where there is no interval. "reading" says in one line how to read the value.
+      is {"name", "value", "ci95", "ci95_method", "reading", ...} or null. "ci95_method" names the
+      method of the interval and the quantities that it holds fixed, which differ between metrics;
+      it is null where there is no interval. "reading" says in one line how to read the value.
     Raises:
       UserError: there are too few images, or a file cannot be read.
     """

@@ -40,7 +40,7 @@ def block_stack(config: TransformerConfig) -> nn.Module:
 
 
 class Dropped(NamedTuple):
-    """What a training step drops of a batch.
+    """The class labels after class dropout, and the residual branches that drop-path keeps.
 
     Attributes:
       labels: the class labels, some of them replaced by "no class".

@@ -83,7 +83,7 @@ class MaskedTransformer(nn.Module):
     def first_pass(
         self, tokens: Int[Array, "b L"], labels: Int[Array, " b"]
     ) -> tuple[Float[Array, "b L v"], ClassModulation]:
-        """Returns logits of all tokens, and what further passes of the same labels take."""
+        """Returns the logits of all tokens, and the class modulation for further passes."""
         cond = self._condition(labels)
         x, new = self.blocks(self._embed(tokens), Cache(), None, self._block_condition(cond))
         head = self.head_ada(cond)

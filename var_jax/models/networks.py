@@ -1,4 +1,4 @@
-"""The network of each objective: its module, and what goes into it."""
+"""The network of each objective: its module and its inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Network(NamedTuple):
-    """A network over what a tokenizer makes of images.
+    """A network over the tokens of a tokenizer, or over continuous latents.
 
     Attributes:
       module: made of a `TransformerConfig`.
@@ -80,7 +80,7 @@ def require_tokens(config: TransformerConfig | None, purpose: str) -> None:
     """Raises UserError for a network without tokens.
 
     Args:
-      purpose: what is asked for, such as "logits".
+      purpose: the caller's aim, such as "logits".
     """
     if config is not None and find(config).inputs_of_tokens is None:
         raise UserError(

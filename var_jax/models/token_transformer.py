@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TokenState(NamedTuple):
-    """What generation keeps from one token to the next.
+    """The state that generation carries from one token to the next.
 
     Attributes:
       cache: keys and values of all layers and positions, filled up to the last token.
@@ -107,8 +107,8 @@ class TokenTransformer(nn.Module):
         """Returns the logits of the next token in order, and the state for the one after it.
 
         Args:
-          token: the token that the last logits were of.
-          state: what `first_token` or the last `next_token` returned.
+          token: the token that was sampled from the last logits.
+          state: the state that `first_token` or the last `next_token` returned.
         """
         cache, head = state
         position = cache.length[0]

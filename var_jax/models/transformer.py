@@ -84,7 +84,7 @@ class Transformer(nn.Module):
           k: index of the scale.
           inputs: the tokenizer's input for this scale; None for the first.
           labels: class ids; `num_classes` means "no class".
-          cache: an empty one for the first scale, then what the scale before returned.
+          cache: an empty one for the first scale, then the cache that the previous scale returned.
         """
         c, cond = self.config, self._condition(labels)
         x = self._start(cond) if k == 0 else self.word_embed(inputs)

@@ -292,7 +292,7 @@ def update_discriminator(
     Args:
       gradients: the discriminator's.
       spectral: power iteration's next vectors.
-      metrics: of the step, as `adversarial_gradients` returns them.
+      metrics: metrics of the step, as `adversarial_gradients` returns them.
     """
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     averages = gan_losses.lecam_averages(

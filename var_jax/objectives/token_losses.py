@@ -58,7 +58,7 @@ def token_metrics(
     There is no label smoothing in them.
 
     Args:
-      weights: of the rows, which are summed; by default the metrics are means over the rows.
+      weights: weights of the rows in sums; by default the metrics are means over the rows.
     """
     weights = jnp.full(tokens.shape[0], 1 / tokens.shape[0]) if weights is None else weights
     losses = weights @ cross_entropy(logits, tokens)

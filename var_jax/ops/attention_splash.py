@@ -37,8 +37,8 @@ START_BITS = 16  # an entry of `ScaleMask.q_sequence` holds a span's start above
 class ScaleMask(splash_attention_mask.Mask):
     """A mask computed in the kernel from each query's span of visible keys, not read from memory.
 
-    Queries of the padding see what the last token sees, so that no softmax is empty; they are
-    dropped afterwards. Keys of the padding are in no span.
+    Queries of the padding see the same keys as the last token, so that no softmax is empty; they
+    are dropped afterwards. Keys of the padding are in no span.
 
     Attributes:
       scales: the scales of the sequence.

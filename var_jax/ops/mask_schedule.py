@@ -22,7 +22,7 @@ def masked_counts(progress: Float[Array, " b"], tokens: int) -> Int[Array, " b"]
     They are the share cos(pi/2 progress), rounded up, and at least one.
 
     Args:
-      progress: in [0, 1); uniformly random in training.
+      progress: progress of unmasking in [0, 1); uniformly random in training.
     """
     counts = jnp.ceil(jnp.cos(jnp.pi / 2 * progress) * tokens)
     return jnp.clip(counts, 1, tokens).astype(jnp.int32)

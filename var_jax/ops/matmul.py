@@ -17,7 +17,7 @@ import jax.numpy as jnp
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-ALIASED_ROW = 4096  # columns of float32 in a row, of which the rows' lines share a set of the cache
+ALIASED_ROW = 4096  # columns of float32 in rows whose cache lines fall into the same set
 FEWEST_ROWS = 64  # of activations, for which transposing a weight takes less than it saves
 PADDING = 16  # a cache line of float32
 

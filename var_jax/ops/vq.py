@@ -195,7 +195,7 @@ def quantize(
     code has none.
 
     Args:
-      num_scales: for each image, how many leading scales its accumulated maps are made of
+      num_scales: number of leading scales per image that its accumulated maps are made of
         (`sample_num_scales`); None for all. The finer scales still have tokens, which
         `active_tokens` marks.
     """

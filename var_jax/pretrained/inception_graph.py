@@ -158,7 +158,8 @@ def read_constants(path: str) -> dict[str, np.ndarray]:
 
 
 def _array(tensor, name: str) -> np.ndarray:
-    """Returns the values of a TensorProto: bytes, or numbers of which the last one is repeated."""
+    """Returns the values of a TensorProto: bytes, or numbers; the last number is repeated to fill
+    the shape."""
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     size = math.prod(shape)
     if content := tensor.tensor_content:

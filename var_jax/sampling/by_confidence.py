@@ -67,7 +67,7 @@ class MaskedSamplingParams(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What a pass samples at every position.
+    """The tokens that a pass samples at every position, and their confidence.
 
     Attributes:
       tokens: the sampled tokens.

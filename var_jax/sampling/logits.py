@@ -139,7 +139,7 @@ def smooth_codes(
     temperature falls linearly from 0.27 to 0.0135.
 
     Args:
-      progress: from 0 at the first scale to 1 at the last.
+      progress: position of the scale, from 0 at the first to 1 at the last.
     """
     temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)

@@ -36,8 +36,8 @@ class Settings(TypedDict, total=False):
         same in every pass, and a ramp goes from the first pass to the last.
       top_k: number of most likely codes to sample from; 0 or >= V is off. A ramp is rounded to
         whole numbers.
-      top_p: probability mass to sample from, of what top_k leaves; 0 or 1 is off. A ramp of top_k
-        or of top_p has no end of 0.
+      top_p: probability mass to sample from, of the codes that top_k leaves; 0 or 1 is off. A ramp
+        of top_k or of top_p has no end of 0.
       temperature: divisor of the logits, applied before top_k and top_p.
       ssg: strength of scaled spatial guidance, 0 for none: logits move away from those that the
         previous scale alone would predict, which sharpens details without a further pass. It has

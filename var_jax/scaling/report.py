@@ -237,7 +237,7 @@ def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
 
 
 def plain(value: Any) -> Any:
-    """Nested lists and dicts as JSON takes them; what is not finite becomes null."""
+    """Returns nested lists and dicts as JSON takes them; non-finite numbers become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

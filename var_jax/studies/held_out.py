@@ -44,7 +44,7 @@ class Labeled(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """What a study of held-out images reads, by its command line.
+    """The model and the images of a study of held-out images, by its command line.
 
     Attributes:
       args: the command line.
@@ -63,7 +63,7 @@ class HeldOut:
     network: FeatureNetwork
 
     def describe(self, name: str, changed: str, **settings: Any) -> dict[str, Any]:
-        """Returns what the rows of a study depend on.
+        """Returns the settings and inputs that the rows of a study depend on.
 
         Args:
           name: name of the study.

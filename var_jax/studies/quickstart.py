@@ -33,8 +33,9 @@ def run(
     """Trains the missing stages, and writes model, `samples.png` and `report.json` to `workdir`.
 
     Returns:
-      the report; `lines` prints it. Its seconds are of whole stages: of one that an earlier run
-      finished, what the earlier report says, and None where none does or the stage was interrupted.
+      the report; `lines` prints it. Its seconds are those of complete stages. Those of a stage that
+      an earlier run finished come from the earlier report; they are None without one, or if the
+      stage was interrupted.
     Raises:
       UserError: as `train`, or a config of the wrong stage.
     """
@@ -174,7 +175,7 @@ def within_class_variance(images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def nearest_distance(images: np.ndarray, reference: np.ndarray) -> float:
-    """Median Euclidean distance to the nearest reference image, at 8x8."""
+    """Returns the median Euclidean distance to the nearest reference image, at 8x8."""
     from sklearn.neighbors import NearestNeighbors
 
     neighbors = NearestNeighbors(n_neighbors=1).fit(shrink(reference, STATISTICS_SIDE))

@@ -39,7 +39,7 @@ class Region(NamedTuple):
         return np.where(self.pixels[..., None], np.uint8(BLANK), images)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what a row of the study says of the region."""
+        """Returns the entries about the region in a row of the study."""
         cut_shape = self.cut(np.zeros((1, *self.pixels.shape, 1), np.uint8)).shape[1:3]
         is_rectangle = cut_shape != self.pixels.shape
         return {

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
     @property
     def row(self) -> str:
-        """The name of what is measured: entries of the same settings are measured once."""
+        """The name of the entry's row, which entries of the same settings share."""
         name = ", ".join(f"{name} {text(name, value)}" for name, value in self.settings.items())
         return name if self.sampler == "large" else f"{sampler_name(self.sampler)}: {name}"
 
@@ -84,7 +84,7 @@ def text(name: str, value: Any) -> str:
 
 
 def sampler_name(sampler: str | int) -> str:
-    """Returns the name of what samples an entry, for readers and rows."""
+    """Returns the name of the model or models that sample an entry."""
     return f"{sampler} alone" if isinstance(sampler, str) else f"small from scale {sampler}"
 
 

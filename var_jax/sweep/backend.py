@@ -45,9 +45,9 @@ class RunCommand:
 
 
 class Engine(Protocol):
-    """What starts runs: a frozen dataclass whose fields `--option KEY=VALUE` sets.
+    """The part of a backend that starts runs: a frozen dataclass of its options.
 
-    All fields have defaults.
+    `--option KEY=VALUE` sets a field. All fields have defaults.
 
     Attributes:
       jobs: class attribute, the default of `--jobs`: the maximum number of live runs; 0 for no

@@ -60,7 +60,7 @@ class Claim:
 
 
 class ProcessId(NamedTuple):
-    """What identifies a process uniquely.
+    """The unique identity of a process.
 
     Attributes:
       host: name of its host.

@@ -124,8 +124,8 @@ class JobSet:
         if not commands:
             return []
         manifests = self.render(commands)
-        # All or none: the server checks every manifest before any is created, and if creation
-        # fails after all, what was created is deleted.
+        # All or none: the server checks every manifest before any is created, and if creation fails
+        # after all, the created objects are deleted.
         self._kubectl("apply", "--dry-run=server", "--filename=-", text=manifests)
         try:
             self._kubectl("apply", "--filename=-", text=manifests)

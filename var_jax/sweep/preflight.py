@@ -1,4 +1,4 @@
-"""Checks before a sweep starts what each of its runs would check before its first step."""
+"""Checks of all runs of a sweep, before it starts, that each run makes before its first step."""
 
 from etils import epath
 
@@ -22,7 +22,7 @@ def without_tokenizer(runs: list[Run]) -> bool:
 def check(runs: list[Run], *, images_are_here: bool, workdir: str = ""):
     """Checks keys without effect, tokenizers, token caches, class counts and images.
 
-    What several runs share is checked once.
+    Data and tokenizers that several runs share are checked once.
 
     Args:
       runs: the sweep's runs.

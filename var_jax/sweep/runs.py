@@ -131,7 +131,7 @@ def read_status(run: epath.Path) -> dict[str, Any]:
 
 
 def status_problem(run: epath.Path) -> str:
-    """Returns why status.json is not what a run writes; "" where it is sound or missing."""
+    """Returns why status.json is no valid status of a run; "" if it is valid or missing."""
     _, problem = _read_status(run)
     return problem
 

@@ -98,10 +98,10 @@ def read(directory: epath.PathLike) -> list[Row]:
 
 
 def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
-    """{id: run} of sweep.json; {} where there is none.
+    """Returns {id: run} of sweep.json; {} if there is no such file.
 
     Raises:
-      UserError: it is not what `sweep` writes.
+      UserError: it is not the file that `sweep` writes.
     """
     listed = (read_object_if_exists(path) or {}).get("runs", [])
     require(isinstance(listed, list), f"runs in {path}", f"{listed!r:.60}", "a list of runs")

@@ -1,4 +1,4 @@
-"""The lines that a run logs about its data: classes with ids and counts, and what is dropped."""
+"""The lines that a run logs about its data: classes with ids and counts, and dropped parts."""
 
 import logging
 from typing import Any

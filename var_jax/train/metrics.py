@@ -134,7 +134,7 @@ class MetricWriter:
             self._say(f"step {step}/{self._steps}, loss {loss:.4g}, {rate}{left}")
 
     def progress(self, step: int, loss: float, images_per_s: float):
-        """Does what `advance` does, and updates status.json.
+        """Advances the progress as `advance` does, and updates status.json.
 
         Args:
           images_per_s: rate of training, without evaluation; the remaining time includes
