@@ -18,6 +18,16 @@ docs/results/quickstart/report.json:
   expected  tokenizer: PSNR 26.1 dB on the 360 held-out images
             transformer: held-out loss 4.21; 98.4 % of 1,000 unguided samples show their label to a
             classifier that is right on 99.2 % of the held-out images
+
+The arguments next_token, masked and diffusion learn the digits by another objective, the first two
+over one map of 64 tokens, whose tokenizer is "tokenizer_map", the last over 16 patches of the
+features of "tokenizer":
+
+  var-jax quickstart --config configs/digits.py:masked \
+      --tokenizer-config configs/digits.py:tokenizer_map --workdir runs/masked
+  var-jax quickstart --config configs/digits.py:diffusion --workdir runs/diffusion
+
+Their cost and figures are in docs/results/rivals.md as far as they are measured.
 """
 
 from ml_collections import config_dict
@@ -25,9 +35,12 @@ from ml_collections import config_dict
 from var_jax.config import recipes
 from var_jax.config.train import default_config
 
+RIVALS = ("next_token", "masked", "diffusion")  # objectives besides next-scale prediction
+
 
 def get_config(arg: str = "d2") -> config_dict.ConfigDict:
-    """Returns the tokenizer's run ("tokenizer") or that of a transformer by its depth ("d2")."""
+    """Returns a tokenizer's run ("tokenizer", or "tokenizer_map" for one token map), or that of a
+    transformer by its depth ("d2") or objective ("masked")."""
     config = default_config()
 
     # Data
@@ -45,8 +58,14 @@ def get_config(arg: str = "d2") -> config_dict.ConfigDict:
     config.tokenizer.z_channels = 16
     config.tokenizer.vocab_size = 128
 
-    if arg == "tokenizer":
+    if arg in ("tokenizer_map", "next_token", "masked"):
+        config.tokenizer.scales = "8"  # 64 tokens of one map
+
+    if arg in ("tokenizer", "tokenizer_map"):
         _train_tokenizer(config)
+    elif arg in RIVALS:
+        _train_transformer(config, depth=2)
+        _train_rival(config, objective=arg)
     else:
         _train_transformer(config, recipes.depth_of(arg))
     return config
@@ -102,3 +121,21 @@ def _train_transformer(config: config_dict.ConfigDict, depth: int):
     config.eval_every = 1200
     config.checkpoint_every = 1200
     config.sample_classes = 10  # columns of the sample grid
+
+
+def _train_rival(config: config_dict.ConfigDict, objective: str):
+    config.transformer.objective = objective
+    config.steps = 800  # 18 epochs
+    config.eval_every = 800
+    config.checkpoint_every = 200
+
+    if objective == "diffusion":
+        # Model: 16 patches; its AdaLN starts at zero, so that no factor scales it
+        config.transformer.patch = 2
+        config.transformer.init_adaln_gamma = 1e-3
+
+        # Optimizer: noise is drawn anew at every step, which regularizes and calls for averaging
+        config.steps = 1600
+        config.optimizer.b2 = 0.99
+        config.optimizer.weight_decay = 0.0
+        config.optimizer.clip = 1.0

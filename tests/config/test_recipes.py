@@ -3,12 +3,14 @@
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from helpers.scripts import load_module
 from var_jax.config import objective_keys, recipes
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import from_config_dict
+from var_jax.models import flops, init
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 FILES = {file.stem: file for file in CONFIGS}
@@ -79,7 +81,8 @@ def test_config_file_copied_elsewhere_gives_the_same_run(file, tmp_path):
     """Users copy a config to edit it, so that it may need no file beside it."""
     copied = load_module(Path(shutil.copy(file, tmp_path)))
     original = load_module(file)
-    for arg in ("tokenizer", "d2", *getattr(original, "PRESETS", ())):
+    arguments = getattr(original, "ARGUMENTS", ("tokenizer", "d2"))
+    for arg in (*arguments, *getattr(original, "PRESETS", ())):
         assert from_config_dict(copied.get_config(arg)) == from_config_dict(
             original.get_config(arg)
         )
@@ -110,3 +113,47 @@ def test_rivals_differ_from_fashion_mnist_in_their_objective_alone():
         }
         tokenizer = from_config_dict(rivals.get_config(f"tokenizer_{name}"))
         assert plain(tokenizer.tokenizer) == config["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("name", "total"), [("llamagen_xxl", "1,412,121,088"), ("dit_xl_2", "674,834,728")]
+)
+def test_published_rivals_have_the_sizes_of_their_docstring(name, total):
+    """The network's shapes are counted; DiT's own number has 256 fixed places of width 1152 more
+    and no statistics of the latents' four channels."""
+    file = load_module(FILES["imagenet256_rivals"])
+    shapes = init.param_shapes(from_config_dict(file.get_config(name)).transformer)
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert f"{count:,}" == total and total in file.__doc__
+    assert name != "dit_xl_2" or count + 256 * 1152 - 2 * 4 == 675_129_632
+
+
+def test_published_maskgit_differs_by_named_parts():
+    """MaskGIT has no AdaLN, and normalizes with a learned scale and shift twice in a block, before
+    the blocks and in its head, which has a linear of its own before the tied table; its table has
+    the classes beside the codes, and its keys have biases. Its place for the class is as large as
+    our row for "no class"."""
+    file = load_module(FILES["imagenet256_rivals"])
+    config = from_config_dict(file.get_config("maskgit")).transformer
+    w, depth, codes, classes = config.width, config.depth, 1024, 1000
+    block = 4 * (w**2 + w) + (2 * 4 * w**2 + 4 * w + w) + 2 * 2 * w
+    table = codes + classes + 1
+    maskgit = table * w + 257 * w + 2 * w + depth * block + (w**2 + w + 2 * w) + table
+
+    adaln = depth * 6 * (w**2 + w) + 2 * (w**2 + w)
+    norms = 2 * 2 * w * depth + 2 * w + 2 * w
+    head = (w**2 + w + table) - (w + 1) * codes
+    key_biases = depth * w
+    changed = flops.param_count(config)["total"] - adaln + norms + head + key_biases
+    assert changed == maskgit
+
+
+def test_digits_rivals_are_the_objectives_of_their_arguments():
+    """All learn the same digits; next-token and masked prediction have a tokenizer of one map."""
+    digits = load_module(FILES["digits"])
+    for name in digits.RIVALS:
+        config = from_config_dict(digits.get_config(name))
+        tokenizer = "tokenizer" if name == "diffusion" else "tokenizer_map"
+        assert config.transformer.objective == name
+        assert config.tokenizer == from_config_dict(digits.get_config(tokenizer)).tokenizer
+        assert config.data == from_config_dict(digits.get_config("d2")).data

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from helpers import small
+from helpers import diffusion, small
 from var_jax.cli.main import main
 from var_jax.errors import UserError
 from var_jax.perf import bench, roofline
@@ -255,6 +255,18 @@ def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
 def test_bench_refuses_a_batch_that_the_devices_do_not_divide():
     with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of 8"):
         bench.train(small.train_config("tokenizer", ""), batch=3)
+
+
+def test_tokens_refuses_an_objective_that_has_no_token_cache():
+    """Diffusion learns features before the quantizer, so that there is nothing to compare."""
+    config = small.train_config(
+        "transformer",
+        "nowhere",
+        tokenizer=diffusion.TOKENIZER,
+        transformer=diffusion.transformer(),
+    )
+    with pytest.raises(UserError, match=r"transformer\.objective is 'diffusion'; it must be"):
+        bench.tokens(config)
 
 
 def test_guard_refuses_what_is_not_among_its_choices(tmp_path):

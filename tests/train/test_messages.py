@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from helpers import small
+from helpers import diffusion, small
 from var_jax.objectives import registry
 from var_jax.train import messages
 
@@ -39,6 +39,20 @@ def test_opening_names_all_that_a_run_is(stage, first, words):
         "in runs/x",
     ):
         assert word in line
+
+
+def test_opening_counts_the_patches_of_diffusion():
+    """Its tokens are squares of the latents: 2x2 patches of 4x4 places, and not the 21 tokens of
+    the tokenizer's maps 1, 2 and 4."""
+    config = small.train_config(
+        "transformer",
+        "nowhere",
+        tokenizer=diffusion.TOKENIZER,
+        transformer=diffusion.transformer(patch=2),
+    )
+    objective = registry.with_frozen_shapes(config)
+    line = messages.opening(objective, IDENTITY, {}, epath.Path("runs/x"), 0)
+    assert "4 patches each" in line and "tokens" not in line
 
 
 def test_closing_of_a_tokenizer(tmp_path):

@@ -339,6 +339,10 @@ class Objective(abc.ABC, Generic[Frozen]):
         """Returns the model's sizes in a few words, or ""."""
         return ""
 
+    def image_parts(self) -> str:
+        """Returns what the model takes an image for and how many, such as "680 tokens"."""
+        return f"{self.config.tokenizer.scales.total} tokens"
+
     @classmethod
     def headline(cls, held_out: Mapping[str, Any]) -> str:
         """Returns the last evaluation in a few words."""

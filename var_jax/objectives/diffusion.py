@@ -47,6 +47,9 @@ class Diffusion(LatentObjective):
         latents = np.random.default_rng(0).standard_normal((size, *self.model.latent_shape))
         return {"latents": latents.astype(np.float32), "label": np.zeros(size, np.int32)}
 
+    def image_parts(self) -> str:
+        return f"{self.model.sequence.total} patches"
+
     def step_frozen(self) -> FrozenTokenizer:
         """Returns the encoder; nothing where the run learns pixels."""
         return self.frozen.parts(FEATURES if self.model.latents == "features" else ())

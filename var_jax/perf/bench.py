@@ -140,6 +140,7 @@ def tokens(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> d
     from var_jax.train.tokenize import tokenize
 
     _require_generator(config)
+    _require_reader_of_tokens(config)
     config = dataclasses.replace(config, batch_size=batch or config.batch_size)
     objective = registry.with_random_frozen(config)
     frozen = objective.frozen.params
@@ -200,6 +201,16 @@ def tokens(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> d
 def _require_generator(config: TrainConfig):
     generates = registry.find(config).generates
     require(generates, "the config's stage", config.stage, "transformer")
+
+
+def _require_reader_of_tokens(config: TrainConfig):
+    assert config.transformer is not None
+    require(
+        registry.find(config).reads_tokens,
+        "transformer.objective",
+        repr(config.transformer.objective),
+        "one that learns from a token cache, to compare training from tokens and from images",
+    )
 
 
 class TrainStep:

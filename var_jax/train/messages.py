@@ -31,7 +31,7 @@ def opening(
     size = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     model = (
         f"{size:,} parameters, images of {height}x{width}x{channels}, "
-        f"{config.tokenizer.scales.total} tokens each"
+        f"{objective.image_parts()} each"
     )
     resumed = f" from step {first} on" if first else ""
     return "; ".join(

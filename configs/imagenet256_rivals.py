@@ -1,0 +1,110 @@
+r"""Rivals of VAR on ImageNet at 256x256 pixels, at published sizes: LlamaGen, MaskGIT and DiT.
+
+`--config.data.data_dir` is where TFDS prepared imagenet2012. A transformer and its tokenizer:
+
+  var-jax train --config configs/imagenet256_rivals.py:tokenizer_dit_xl_2 --workdir gs://BUCKET/maps
+  var-jax train --config configs/imagenet256_rivals.py:dit_xl_2 \
+      --config.tokenizer_dir=gs://BUCKET/maps --workdir gs://BUCKET/dit_xl_2
+
+| argument     | objective, tokens             | parameters    | expected, as published            |
+|--------------|-------------------------------|---------------|-----------------------------------|
+| llamagen_xxl | next token, 256 of one map    | 1,412,121,088 | FID 2.34 at 384 pixels, cfg 1.75  |
+| maskgit      | masked, 256 of one map        | 258,783,232   | FID 6.18, without guidance        |
+| dit_xl_2     | diffusion, 256 patches of 2x2 | 674,834,728   | FID 2.27, cfg 1.5, 250 steps      |
+
+No run of this config is on record and its cost is not measured. Sizes and recipes are the
+originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and rotary embeddings,
+MaskGIT's normalize after each sum and know the class by a token, DiT's are the same up to its fixed
+table of places. The diffusion learns features before a quantizer of four channels, where DiT
+learns those of a KL autoencoder. `var-jax train` of the tokenizers needs the files that
+configs/imagenet256.py names.
+"""
+
+from ml_collections import config_dict
+
+from var_jax.config import recipes
+from var_jax.errors import UserError
+
+ARGUMENTS = ("llamagen_xxl", "maskgit", "dit_xl_2")
+
+
+def get_config(arg: str = "dit_xl_2") -> config_dict.ConfigDict:
+    """Returns a transformer's run ("dit_xl_2") or that of its tokenizer ("tokenizer_dit_xl_2")."""
+    name = arg.removeprefix("tokenizer_")
+    if name not in ARGUMENTS:
+        raise UserError(f"config argument {arg!r} is none of {', '.join(ARGUMENTS)}, or tokenizer_")
+    config = recipes.imagenet_config()
+    config.data.flip = True
+
+    # Model: the tokenizer
+    if name == "llamagen_xxl":
+        config.tokenizer.scales = "16"
+        config.tokenizer.z_channels = 8
+        config.tokenizer.vocab_size = 16384
+        config.tokenizer.codes = "cosine"
+    elif name == "maskgit":
+        config.tokenizer.scales = "16"
+        config.tokenizer.vocab_size = 1024
+    else:
+        config.tokenizer.scales = "32"  # latents of 32x32x4
+        config.tokenizer.multipliers = (1, 2, 4, 4)
+        config.tokenizer.z_channels = 4
+        config.tokenizer.vocab_size = 16384
+
+    if arg != name:
+        recipes.imagenet_tokenizer(config)
+        return config
+
+    # What the three recipes share: AdamW at a constant 1e-4 in batches of 256
+    config.stage = "transformer"
+    config.transformer.class_dropout = 0.1
+    config.transformer.drop_path = 0.0
+    config.transformer.qk_norm = False
+    config.transformer.dtype = "bfloat16"
+    config.transformer.remat = "full"
+    config.optimizer.base_lr = 1e-4
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_steps = 0
+    recipes.set_epochs(config, batch_size=256, epochs=300)
+
+    if name == "llamagen_xxl":
+        _llamagen_xxl(config)
+    elif name == "maskgit":
+        _maskgit(config)
+    else:
+        _dit_xl_2(config)
+    return config
+
+
+def _llamagen_xxl(config: config_dict.ConfigDict):
+    config.transformer.objective = "next_token"
+    config.transformer.class_conditioning = "start_token"
+    config.transformer.depth, config.transformer.heads, config.transformer.width = 48, 24, 1536
+    config.transformer.init_std = 0.02
+    config.optimizer.clip = 1.0
+
+
+def _maskgit(config: config_dict.ConfigDict):
+    config.transformer.objective = "masked"
+    config.transformer.depth, config.transformer.heads, config.transformer.width = 24, 16, 768
+    config.transformer.init_std = 0.02
+    config.loss.label_smoothing = 0.1
+    config.optimizer.b2 = 0.96
+    config.optimizer.weight_decay = 0.045
+    config.optimizer.final_weight_decay = 0.045
+    config.optimizer.warmup_steps = 5000
+
+
+def _dit_xl_2(config: config_dict.ConfigDict):
+    config.transformer.objective = "diffusion"
+    config.transformer.depth, config.transformer.heads, config.transformer.width = 28, 16, 1152
+    config.transformer.patch = 2
+    config.transformer.prediction = "epsilon"
+    config.transformer.learn_sigma = True
+    config.transformer.key_bias = True
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.final_weight_decay = 0.0
+    config.optimizer.clip = 0.0
+    config.steps = 7_000_000
+    config.ema = 0.9999
