@@ -163,7 +163,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A VAR model, or only a tokenizer (`transformer` None)."""
+    """The config of a model, or of only a tokenizer (`transformer` None)."""
 
     tokenizer: TokenizerConfig
     transformer: TransformerConfig | None = None

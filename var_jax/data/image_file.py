@@ -85,7 +85,7 @@ def decode(
 
 
 def pixels_of(samples: Samples, name: str) -> UInt8[np.ndarray, "height width channels"]:
-    """Returns the pixels of samples that are read already, as `decode` does."""
+    """Converts the samples that `read` returned to pixels, with the same result as `decode`."""
     if samples.white is None:
         kind = "floating-point" if samples.values.dtype.kind == "f" else "signed or 32-bit integer"
         raise UserError(

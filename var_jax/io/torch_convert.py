@@ -248,7 +248,7 @@ def read_tokenizer_config(
 def read_transformer_config(
     weights: Weights, tokenizer: TokenizerConfig, num_heads: int | None, dtype: DType
 ) -> TransformerConfig:
-    """Returns the configuration of a transformer with some published weights.
+    """Returns the config of the transformer that published weights belong to.
 
     Sizes follow from keys and shapes; all other values are the published code's defaults.
     """

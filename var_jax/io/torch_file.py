@@ -64,7 +64,7 @@ STORAGES = {
 class Tensors(Mapping[str, np.ndarray]):
     """The tensors of a file by dotted name; each is read on access.
 
-    `shapes` is known without reading any.
+    `shapes` has the shape of each tensor, for which none is read.
     """
 
     def __init__(

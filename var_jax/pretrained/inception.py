@@ -218,7 +218,7 @@ def pooled(
 def logits(
     params: Params, pooled_features: Float[Array, "b d"], *, biases: bool = True
 ) -> Float[Array, "b k"]:
-    """Returns the logits of the classifier.
+    """Returns the logits of Inception's classifier.
 
     Args:
       pooled_features: as `pooled` returns them.

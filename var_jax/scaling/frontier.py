@@ -278,9 +278,9 @@ class Cost:
 
 
 def cost(table: Table) -> Cost | None:
-    """Fits the cost per token to a table's runs.
+    """Fits the training FLOPs per token, as a power law of the parameters, to a table's runs.
 
-    None if a column is missing or all sizes are equal.
+    It returns None if a column is missing or all sizes are equal.
     """
     if not {"params", "tokens", "compute"} <= set(table.columns):
         return None

@@ -176,7 +176,7 @@ class Study:
         self._metrics: tuple[str, Metrics] | None = None
 
     def measure(self, task: str, method: str | int) -> dict[str, Any]:
-        """Returns a row of the table."""
+        """Measures the fills of a task by a method, and returns the row of the table."""
         editor, network = self.editor, self.images.network
         metrics = self._metrics_of(task)
         region, targets = editor.region(task), editor.target_labels(task)

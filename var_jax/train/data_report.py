@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def log_data(objective: Objective[Any], data: Inputs):
-    """Logs the lines of `described` as notes, and the objective's warnings."""
+    """Logs the lines of `described` at level INFO, and the objective's warnings."""
     for line in described(objective.config, data):
         log.info("%s", line)
     drops_color = objective.config.tokenizer.in_channels == 1 and data.has_color

@@ -53,7 +53,8 @@ class Diverged(RunFailed):
 def train(
     config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Trains one stage to `config.steps` in the workdir `directory`, resuming whatever it holds.
+    """Trains one stage to `config.steps` in the workdir `directory`, and resumes a run that is
+    there.
 
     Args:
       profile: first step and number of steps to trace.

@@ -58,7 +58,7 @@ class LocalFiles:
         atomic.write(self._status, text)
 
     def flush(self):
-        """Returns when the records are on the disk, where they survive a loss of power."""
+        """Waits until the records are on the disk, where they survive a loss of power."""
         if self._records.exists():
             with self._records.open("a") as file:
                 os.fsync(file.fileno())

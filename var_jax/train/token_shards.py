@@ -172,7 +172,8 @@ def write(
 def finished_shard(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> token_manifest.Shard | None:
-    """Returns the shard if it is on the disk as it was written; else None."""
+    """Returns a shard that is complete on the disk; None if it is missing, cut off or of other
+    inputs."""
     path, stamp = _stamp(directory, manifest, part)
     shard = path.parent / part.name
     try:
