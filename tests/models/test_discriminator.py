@@ -119,6 +119,7 @@ def test_spectral_norm_is_the_largest_singular_value(heads):
 
 
 def test_spectral_norm_has_a_close_first_estimate(heads):
+    """Initial vectors give each layer's largest singular value to within 10 %."""
     _, variables, _ = heads
     for head, layers in variables["spectral"].items():
         for layer, held in layers.items():

@@ -137,6 +137,11 @@ WIDE = TransformerConfig(
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_transformer_agrees_with_xla(shared):
+    """Counted FLOPs are within 3 % of XLA's cost analysis.
+
+    They are those of the forward pass, of training and of generation. XLA counts the compiled
+    programs themselves, so that a forgotten product would show.
+    """
     config = TransformerConfig(
         **{
             f: getattr(WIDE, f)
@@ -200,6 +205,7 @@ def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(
 
 
 def test_tokenizer_agrees_with_xla():
+    """Counted FLOPs of encoder and decoder are within 3 % of XLA's cost analysis."""
     config = TokenizerConfig(
         scales=Scales.parse("1,2,4,8x6"),
         channels=64,

@@ -60,6 +60,12 @@ def test_tokenizer_has_the_published_parameters_and_shapes():
 
 
 def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, images):
+    """The encoder gets gradients as if quantization were the identity.
+
+    The codes get none. The check is the bias of the last layer before the codes, whose gradient
+    must be the sum of the decoder's gradient at the quantized map.
+    """
+
     def loss(params):
         rec, _, _ = Tokenizer(small.TOKENIZER).apply({"params": params}, images)
         return jnp.mean((rec - images) ** 2)
@@ -112,6 +118,10 @@ def test_decoded_images_are_clamped_and_training_ones_are_not(params, images):
 
 
 def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
+    """The search by cosine ignores the codes' lengths, and decoding does not.
+
+    Codes of different lengths tell both apart from the Euclidean search.
+    """
     cosine = dataclasses.replace(small.TOKENIZER, codes="cosine")
     longer = jax.tree.map(lambda x: x, params)
     lengths = np.linspace(0.5, 2, 16, dtype=np.float32)[:, None]

@@ -105,6 +105,10 @@ def test_logits_change_with_coarser_tokens_only(tokens, inputs):
 
 
 def test_logits_depend_on_inputs_of_their_scale_and_coarser_ones(inputs):
+    """Logits depend on all inputs of their own and coarser scales, and on no others.
+
+    The Jacobian shows it: its entries are nonzero, or exactly zero.
+    """
     first, scales = small.SCALES.lengths[0], small.SCALES
 
     def per_scale(inputs):
@@ -171,6 +175,11 @@ def fresh(request):
 
 
 def test_init_applies_every_factor(fresh):
+    """Parameters start with the published standard deviations.
+
+    The measured deviation is compared within four times its standard error, and the list of names
+    has to be complete.
+    """
     config, params = fresh
     std = (1 / (3 * config.width)) ** 0.5
     assert config.init_std == std
@@ -265,6 +274,10 @@ def test_bfloat16_computes_logits_in_float32_near_the_exact_ones(inputs):
 
 
 def test_float32_product_has_the_gradients_of_a_bfloat16_one():
+    """A float32 product of bfloat16 arrays has the bfloat16 product's gradients.
+
+    They are equal to the last bit, and the product itself is that of float64 within 1e-5.
+    """
     random = np.random.default_rng(0)
     x, kernel = (
         jnp.asarray(random.normal(size=shape), jnp.bfloat16) for shape in ((2, 3, 8), (8, 5))
@@ -289,6 +302,7 @@ def test_float32_product_has_the_gradients_of_a_bfloat16_one():
 
 @pytest.mark.slow
 def test_recomputing_changes_no_gradient(inputs):
+    """Rematerialization does not change gradients, beyond rounding."""
     params, rng = small.pipeline().params["transformer"], jax.random.key(0)
 
     def gradients(remat: str):

@@ -61,6 +61,10 @@ def test_cudnn_blocks_equal_the_dense_mask(mask):
 
 
 def test_blocks_compute_visible_pairs_only():
+    """Masked attention computes only pairs that the mask lets through.
+
+    XLA's count of FLOPs exceeds that of these pairs by less than 6 %.
+    """
     qkv = random_qkv(dim=64)
     for mask in MASKS:
         masked = functools.partial(

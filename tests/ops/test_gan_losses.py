@@ -104,6 +104,10 @@ def test_generator_loss_and_its_gradient(linear):
 
 
 def test_adaptive_weight():
+    """The adaptive weight is the ratio of the gradients' norms within its bounds.
+
+    It has no gradient of its own.
+    """
     random = np.random.default_rng(1)
     pixels, gan = random.normal(size=(3, 3, 4, 1)), 0.01 * random.normal(size=(3, 3, 4, 1))
     ratio = np.sqrt((pixels**2).sum()) / (np.sqrt((gan**2).sum()) + 1e-6)
@@ -329,6 +333,10 @@ def test_frames_have_the_gradient_of_a_linear_function(images):
 
 
 def test_augmentations_are_differentiable_and_drawn_an_image(images):
+    """Augmentations have exact gradients, and each image draws whether it is augmented.
+
+    All of them are affine in the image, so that a finite difference is the derivative.
+    """
     policy = "color,translation,cutout"
     random = np.random.default_rng(5)
     cotangent = random.normal(size=images.shape).astype(np.float32)

@@ -31,6 +31,10 @@ def test_filter_keeps_what_the_published_rule_keeps(top_k, top_p):
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(3, None), (2, 0.5), (0, 0.6)])
 def test_equal_logits_at_the_threshold_and_signed_zeros(top_k, top_p):
+    """Logits that equal the threshold are all kept, and 0 and -0 count as equal.
+
+    The rows include infinities and numbers at the ends of float32.
+    """
     logits = np.array(
         [
             [2.0, 1.0, 1.0, 1.0, -np.inf],

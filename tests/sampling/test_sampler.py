@@ -89,6 +89,10 @@ def test_filters_keep_exactly_what_the_published_ones_keep(case):
 
 
 def test_cached_logits_are_the_teacher_forced_ones_scale_by_scale(case):
+    """Logits computed scale by scale with a cache equal those of one pass over all scales.
+
+    Both get the same teacher-forced inputs, so that only the cache can differ.
+    """
     model, _, arrays = case
     transformer, scales = Transformer(model.config.transformer), model.config.transformer.scales
     labels = arrays["label"].astype(np.int32)
@@ -115,6 +119,10 @@ def test_cached_logits_are_the_teacher_forced_ones_scale_by_scale(case):
 
 
 def test_settings_that_change_often_compile_nothing(model):
+    """A new seed, label, guidance, top-p or temperature compiles no program.
+
+    Every one changes the images, so that none is ignored.
+    """
     model.sample([1, 2], seed=0, temperature=1.0, **SETTINGS)
     compiled = sampler.generate._cache_size()
     images = [
@@ -137,6 +145,10 @@ def test_settings_that_change_often_compile_nothing(model):
 
 
 def test_sample_depends_on_the_seed_the_index_and_the_label_alone(model):
+    """An image depends neither on the batch size nor on the labels of other images.
+
+    An image of the same label at another index differs.
+    """
     labels = [3, 1, 4, 1, 5]
     images, tokens = model.sample(labels, return_tokens=True, **SETTINGS)
     assert images.shape == (5, *model.config.tokenizer.image_shape) and images.dtype == np.float32
@@ -199,6 +211,10 @@ def test_edit_smooth_mixes_codes_where_nothing_is_kept(model, values):
 
 
 def test_kept_tokens_are_the_images_own(model, values):
+    """An edit returns the image's tokens wherever they are kept, at every scale.
+
+    Most other tokens differ from them, so that the check is not passed by returning the image.
+    """
     images, labels, mask = values
     tokens, keep = model.encode(images), np.broadcast_to(mask, (8, *mask.shape))
     config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)

@@ -79,6 +79,10 @@ def on_meshes(batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1), (4, 2)])
 def test_adversarial_step_is_the_same_on_every_mesh(on_meshes, sizes):
+    """A step with a discriminator is the same on one device and on meshes of eight.
+
+    Its metrics and its state are compared, up to rounding.
+    """
     (one, one_metrics, _), (eight, eight_metrics, _) = on_meshes[1, 1], on_meshes[sizes]
     for name, value in one_metrics.items():
         np.testing.assert_allclose(eight_metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)

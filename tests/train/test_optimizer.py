@@ -265,6 +265,11 @@ def test_weight_decay(first, last):
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_three_updates_are_adamw(clip):
+    """Three updates equal AdamW computed in NumPy.
+
+    It has clipping, the learning rate's schedule and a weight decay that rises; biases have no
+    decay.
+    """
     config = OptimizerConfig(
         base_lr=0.01, b1=0.8, b2=0.9, eps=1e-6, weight_decay=0.1, final_weight_decay=0.3, clip=clip
     )

@@ -105,6 +105,10 @@ def test_manifest_says_what_the_cache_holds(config, full, model_dir):
 
 
 def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, full, model_dir, tmp_path):
+    """Two hosts write different files, which together are the cache of one host.
+
+    Until the second is done, the cache is refused as unfinished.
+    """
     out, settings = (
         tmp_path / "cache",
         {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2},
@@ -147,6 +151,11 @@ def test_tokenize_adds_a_split_later(config, full, model_dir, tmp_path):
 
 
 def test_tokenize_goes_on_after_a_kill(config, full, model_dir, tmp_path):
+    """After a SIGKILL, the same command keeps the finished shards and completes the cache.
+
+    Its files equal those of an uninterrupted run, and the times of finished shards show that they
+    were not written again.
+    """
     out = tmp_path / "cache"
     data = {k: getattr(config.data, k) for k in ("data_dir", "train_split", "eval_split")}
     script = f"""

@@ -63,8 +63,7 @@ def restart_with_tunables(argv: Sequence[str]):
 
 
 def is_useful(environment) -> bool:
-    """Returns whether programs run on this machine's CPU and the tunables are unset and
-    supported."""
+    """Returns whether programs run on the CPU and the tunables are unset and supported."""
     if TUNABLES in environment or environment.get(SWITCH) == "system":
         return False
     platforms = environment.get("JAX_PLATFORMS", "")

@@ -158,8 +158,10 @@ def read_constants(path: str) -> dict[str, np.ndarray]:
 
 
 def _array(tensor, name: str) -> np.ndarray:
-    """Returns the values of a TensorProto: bytes, or numbers; the last number is repeated to fill
-    the shape."""
+    """Returns the array of a TensorProto, from its bytes or numbers.
+
+    The last number is repeated to fill the shape.
+    """
     shape = tuple(dim.size for dim in tensor.tensor_shape.dim)
     size = math.prod(shape)
     if content := tensor.tensor_content:

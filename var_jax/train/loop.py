@@ -53,10 +53,10 @@ class Diverged(RunFailed):
 def train(
     config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """Trains one stage to `config.steps` in the workdir `directory`, and resumes a run that is
-    there.
+    """Trains one stage to `config.steps` in a workdir, and resumes a run that is there.
 
     Args:
+      directory: the workdir.
       profile: first step and number of steps to trace.
     Returns:
       the last evaluation's metrics.

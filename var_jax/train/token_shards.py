@@ -172,8 +172,10 @@ def write(
 def finished_shard(
     directory: epath.Path, manifest: token_manifest.Manifest, part: Part
 ) -> token_manifest.Shard | None:
-    """Returns a shard that is complete on the disk; None if it is missing, cut off or of other
-    inputs."""
+    """Returns a shard that is complete on the disk, or None.
+
+    It is None, too, for a shard that is cut off, or that was made of other inputs.
+    """
     path, stamp = _stamp(directory, manifest, part)
     shard = path.parent / part.name
     try:
