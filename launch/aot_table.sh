@@ -30,4 +30,6 @@ for slice in v5p:4x4x8 v5e:16x16 v6e:16x16; do
   for depth in 30 16 24 20; do report d$depth configs/imagenet256.py:d$depth $slice; done
   report d36 configs/imagenet512.py:d36 $slice
 done
+report dit-xl-2 configs/imagenet256_rivals.py:dit_xl_2 v5p:4x4x8
+report llamagen-xxl configs/imagenet256_rivals.py:llamagen_xxl v5p:4x4x8
 python -c 'from var_jax.perf import aot_report as table; print(table.markdown("docs/results/aot"))'
