@@ -105,10 +105,7 @@ def test_logits_change_with_coarser_tokens_only(tokens, inputs):
 
 
 def test_logits_depend_on_inputs_of_their_scale_and_coarser_ones(inputs):
-    """Logits depend on all inputs of their own and coarser scales, and on no others.
-
-    The Jacobian shows it: its entries are nonzero, or exactly zero.
-    """
+    """The Jacobian is nonzero for inputs of a scale's own and coarser scales, and 0 for others."""
     first, scales = small.SCALES.lengths[0], small.SCALES
 
     def per_scale(inputs):
@@ -175,11 +172,6 @@ def fresh(request):
 
 
 def test_init_applies_every_factor(fresh):
-    """Parameters start with the published standard deviations.
-
-    The measured deviation is compared within four times its standard error, and the list of names
-    has to be complete.
-    """
     config, params = fresh
     std = (1 / (3 * config.width)) ** 0.5
     assert config.init_std == std
@@ -302,7 +294,6 @@ def test_float32_product_has_the_gradients_of_a_bfloat16_one():
 
 @pytest.mark.slow
 def test_recomputing_changes_no_gradient(inputs):
-    """Rematerialization does not change gradients, beyond rounding."""
     params, rng = small.pipeline().params["transformer"], jax.random.key(0)
 
     def gradients(remat: str):

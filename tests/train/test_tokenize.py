@@ -105,10 +105,7 @@ def test_manifest_says_what_the_cache_holds(config, full, model_dir):
 
 
 def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, full, model_dir, tmp_path):
-    """Two hosts write different files, which together are the cache of one host.
-
-    Until the second is done, the cache is refused as unfinished.
-    """
+    """Two hosts write different files, which together are the cache of one host."""
     out, settings = (
         tmp_path / "cache",
         {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2},
