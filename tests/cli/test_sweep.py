@@ -265,7 +265,8 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
         "from var_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
     )
     path = tmp_path / "small.py"
-    path.write_text(small.CONFIG_FILE + "\ndef get_sweep(arg=''):\n    return [{'steps': 100}]\n")
+    # Steps for minutes, so that the run has not ended by itself on a slow machine.
+    path.write_text(small.CONFIG_FILE + "\ndef get_sweep(arg=''):\n    return [{'steps': 1500}]\n")
     (tmp_path / "plan.json").write_text(json.dumps({"pause": 0.2}))
     environment = os.environ | {
         "STUB_PLAN": str(tmp_path / "plan.json"),

@@ -99,6 +99,7 @@ def as_before_any_command(monkeypatch):
         ("absl", "/x/orbax/checkpoint.py", "failed", False),
         ("absl", "/x/tfds/builder.py", "failed", True),
         ("asyncio", "/x/base_events.py", "Future exception was never retrieved", False),
+        ("asyncio", "/x/x.py", "unhandled exception during asyncio.run() shutdown\ntask: 1", False),
         ("asyncio", "/x/base_events.py", "slow callback", True),
     ],
 )

@@ -12,6 +12,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 
+SECOND_ERRORS = (
+    "Task exception was never retrieved",
+    "Future exception was never retrieved",
+    "_GatheringFuture exception was never retrieved",
+    "unhandled exception during asyncio.run() shutdown",
+)
 UNAWAITED = "coroutine .*async_serialize.* was never awaited"
 
 
@@ -25,7 +31,7 @@ def silence() -> Callable[[], None]:
     import absl.logging  # noqa: F401
 
     undo = contextlib.ExitStack()
-    for name, keep in (("absl", _is_not_of_orbax), ("asyncio", _is_not_unretrieved)):
+    for name, keep in (("absl", _is_not_of_orbax), ("asyncio", _is_not_second_error)):
         logger = logging.getLogger(name)
         if keep not in logger.filters:
             logger.addFilter(keep)
@@ -67,8 +73,12 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname
 
 
-def _is_not_unretrieved(record: logging.LogRecord) -> bool:
-    return "exception was never retrieved" not in record.getMessage()
+def _is_not_second_error(record: logging.LogRecord) -> bool:
+    """Returns whether a line is about something else than a task that failed after another one.
+
+    The first failure is raised; of several arrays that cannot be read, the rest fail unheard.
+    """
+    return not record.getMessage().startswith(SECOND_ERRORS)
 
 
 def _restore_hook(hook: _WithoutClosedLoops):
