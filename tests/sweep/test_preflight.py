@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from etils import epath
+from PIL import Image
 
 from helpers import small
 from var_jax.cli.main import main
@@ -101,6 +102,33 @@ def test_check_images(command, model_dir, capsys, tmp_path):
     ]
     assert main([*command, *images]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("classes", [10, 14])
+def test_check_classes_of_a_folder(command, model_dir, capsys, tmp_path, classes):
+    """A folder with more classes than the model is refused in the line that `train` ends with; one
+    that fits is planned, with a note that its files are not decoded before a run."""
+    for i in range(classes):
+        (tmp_path / "photos" / str(i)).mkdir(parents=True)
+        for j in range(2):
+            Image.new("L", (8, 6)).save(tmp_path / "photos" / str(i) / f"{j}.png")
+    data = [
+        f"--config.tokenizer_dir={model_dir}",
+        "--config.data.name=image_folder",
+        f"--config.data.source_dir={tmp_path / 'photos'}",
+        f"--config.data.data_dir={tmp_path / 'tfds'}",
+    ]
+    code = main([*command, *data, "--dry-run"])
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and not (tmp_path / "d").exists()
+    if classes == 10:
+        assert code == 0 and "photos are listed, not decoded" in printed.err
+        return
+    assert code == 2 and printed.out == ""
+    assert "transformer.num_classes is 10; it must be at least the 14 classes" in printed.err
+    train = ["train", *command[1:3], "--workdir", str(tmp_path / "run"), *data]
+    assert main(train) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == printed.err.strip()
 
 
 def test_check_without_a_tokenizer(command, capsys, tmp_path):

@@ -125,6 +125,9 @@ def run(args: argparse.Namespace) -> int:
             print(text)
         if costs_alone:
             print(f"note: {preflight.NO_TOKENIZER}", file=sys.stderr)
+        elif args.backend == "local":
+            for line in preflight.not_decoded(planned):
+                print(f"note: {line}", file=sys.stderr)
         return 0
     runs.require_reachable(args.workdir)
     if args.stop:

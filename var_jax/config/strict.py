@@ -41,6 +41,16 @@ def require_from_data(name: str, size: int):
     )
 
 
+def require_classes(num_classes: int, num_data_classes: int):
+    """Raises UserError unless a transformer has an id for every class of its data."""
+    require(
+        num_classes >= num_data_classes,
+        "transformer.num_classes",
+        num_classes,
+        f"at least the {num_data_classes} classes of the data",
+    )
+
+
 class MissingKey(UserError):
     """A section without a key that has no default."""
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from var_jax.config.model import ModelConfig, TransformerConfig
-from var_jax.config.strict import require
+from var_jax.config.strict import require_classes
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.models import flops, init
@@ -190,12 +190,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return ModelConfig(self.config.tokenizer), {"tokenizer": self.frozen.params}
 
     def check_data(self, class_names: Sequence[str]):
-        require(
-            self.model.num_classes >= len(class_names),
-            "transformer.num_classes",
-            self.model.num_classes,
-            f"at least the {len(class_names)} classes of the data",
-        )
+        require_classes(self.model.num_classes, len(class_names))
 
     def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
         warnings = []

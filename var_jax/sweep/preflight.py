@@ -3,12 +3,13 @@
 from etils import epath
 
 from var_jax.config import idle_keys
-from var_jax.config.strict import require
+from var_jax.config.strict import require, require_classes
 from var_jax.config.train import TrainConfig
-from var_jax.data import fingerprints, sources, token_cache
+from var_jax.data import fingerprints, prepare, sources, token_cache
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.sweep.plan import Run
+from var_jax.train import data_sizes
 from var_jax.train.workdir import started_with
 
 NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are empty"
@@ -17,6 +18,20 @@ NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are
 def without_tokenizer(runs: list[Run]) -> bool:
     """Returns whether no run names a tokenizer, as in a sweep that only estimates its cost."""
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
+
+
+def not_decoded(runs: list[Run]) -> list[str]:
+    """Returns a line for each image folder whose files a run decodes and `check` does not."""
+    folders = {
+        run.config.data.source_dir: None
+        for run in runs
+        if run.config.data.name == "image_folder" and not run.config.data.tokens_dir
+    }
+    return [
+        f"the files of {folder} are listed, not decoded; the first run refuses those that do not "
+        "decode, or leaves them out with data.skip_bad_images"
+        for folder in folders
+    ]
 
 
 def check(runs: list[Run], *, images_are_here: bool, workdir: str = ""):
@@ -70,6 +85,8 @@ def _check_data(config: TrainConfig, *, images_are_here: bool):
     if not data.tokens_dir:
         if images_are_here:
             sources.require_raw_files(data)
+            if data.name in prepare.OWN:  # others may ask a server for their description
+                require_classes(config.transformer.num_classes, data_sizes.of_data(data)[1])
         return
     cache = token_cache.open_cache(data.tokens_dir)
     cache.check(
@@ -77,10 +94,4 @@ def _check_data(config: TrainConfig, *, images_are_here: bool):
         model.tokenizer,
         fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
     )
-    classes, num_data_classes = config.transformer.num_classes, len(cache.class_names)
-    require(
-        classes >= num_data_classes,
-        "transformer.num_classes",
-        classes,
-        f"at least the {num_data_classes} classes of the data",
-    )
+    require_classes(config.transformer.num_classes, len(cache.class_names))
