@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from helpers import small
+from helpers.image_bytes import png
 from var_jax.cli.images import read_image, read_mask
 from var_jax.config.train import DataConfig
 from var_jax.data import sources
@@ -83,7 +84,12 @@ def test_read_image_says_what_a_file_hides(tmp_path, caplog):
     frames = [Image.new("L", (8, 6), value) for value in (10, 200)]
     frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
     Image.fromarray(np.full((6, 8), 4095, np.uint16)).save(tmp_path / "twelve.png")
-    for name, line in (("two.gif", "several frames"), ("twelve.png", "15 of 255")):
+    (tmp_path / "colors.png").write_bytes(png(np.full((6, 8, 3), 4095, np.uint16), 16, 2))
+    for name, line in (
+        ("two.gif", "several frames"),
+        ("twelve.png", "15 of 255"),
+        ("colors.png", "15 of 255"),
+    ):
         caplog.clear()
         read_image(str(tmp_path / name), small.TOKENIZER)
         assert name in caplog.text and line in caplog.text

@@ -273,5 +273,8 @@ def test_remarks_say_how_dark_sixteen_bits_are():
     twelve = Image.fromarray(gray_ramp(np.uint16, 4095))
     (line,) = image_file.remarks(image_file.read(saved(twelve, "PNG"), "x"))
     assert "4095 of 65535" in line and "15 of 255" in line
+    colors = png(np.full((4, 4, 3), 4095, np.uint16), 16, 2)
+    (line,) = image_file.remarks(image_file.read(colors, "x"))
+    assert "16 bits and no value above 15 of 255" in line
     full = Image.fromarray(gray_ramp(np.uint16, 65535))
     assert image_file.remarks(image_file.read(saved(full, "PNG"), "x")) == []

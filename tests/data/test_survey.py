@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from helpers.image_bytes import saved, tiff
+from helpers.image_bytes import png, saved, tiff
 from var_jax.config.train import DataConfig
 from var_jax.data import image_folder, sources, survey
 from var_jax.errors import UserError
@@ -91,6 +91,14 @@ def test_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest)
     (folder / "cat" / "deep.png").write_bytes(saved(Image.fromarray(values), "PNG"))
     (line,) = survey_of(folder).remarks("photos")
     assert f"brighter than {brightest} of 255 ({2**bits - 1} of 65535)" in line
+
+
+def test_survey_says_how_dark_sixteen_bit_colors_are(folder):
+    """Of which only the upper byte is read; beside 8-bit images, too."""
+    values = np.full((6, 8, 3), 4095, np.uint16)
+    (folder / "cat" / "deep.png").write_bytes(png(values, 16, 2))
+    (line,) = survey_of(folder).remarks("photos")
+    assert "brighter than 15 of 255 (4095 of 65535)" in line
 
 
 def test_survey_says_how_dark_eight_bits_are(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.image_bytes import png
 from var_jax.config.train import DataConfig
 from var_jax.data import image_folder, sources, transforms
 from var_jax.errors import UserError
@@ -149,6 +150,35 @@ def test_open_images_and_training_see_the_same_files(tmp_path):
     assert images.count == 8 == len(all_of(images)[0])
     assert image_folder.listing(str(shown)).class_names == ("0", "1")
     assert len(image_folder.listing(str(shown)).files) == 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_open_images_says_how_dark_all_images_are_together(tmp_path, caplog, channels):
+    """One that uses all 16 bits, last, is enough to know the set's white; without it, one line
+    names the set's highest value, gray or color, once all images are read."""
+    color_type = {1: 0, 3: 2}[channels]
+    for name, value in (("0.png", 100), ("1.png", 4095), ("2.png", 65535)):
+        pixels = np.full((4, 4, channels), value, np.uint16)
+        for directory in ("all", "dark"):
+            (tmp_path / directory).mkdir(exist_ok=True)
+            if directory == "all" or value < 65535:
+                (tmp_path / directory / name).write_bytes(png(pixels, 16, color_type))
+    all_of(open_images(str(tmp_path / "all")))
+    assert caplog.text == ""
+    all_of(open_images(str(tmp_path / "dark")))
+    (record,) = caplog.records
+    assert "dark is brighter than 15 of 255 (4095 of 65535)" in record.getMessage()
+
+
+def test_open_images_counts_the_files_it_leaves_out(tmp_path, caplog):
+    """Training tries every visible file, so that the sets differ by what has another ending."""
+    (folder(tmp_path) / "0" / "read.me").write_text("no image")
+    images = open_images(str(tmp_path))
+    assert images.count == 7
+    (record,) = caplog.records
+    assert f"7 images of {tmp_path}; 2 files are left out" in record.getMessage()
+    assert "(0/read.me, ...)" in record.getMessage()
+    assert len(image_folder.listing(str(tmp_path)).files) == 8
 
 
 def test_open_images_follows_links_but_not_in_circles(tmp_path):

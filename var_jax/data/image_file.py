@@ -45,6 +45,7 @@ class Samples(NamedTuple):
       turned: whether an EXIF orientation turned or mirrored the samples.
       rescaled: whether the file's white differs from what its number of bytes suggests.
       several: whether the file holds more frames or pages; these are the first's samples.
+      deep: whether the file has 16 bits per sample; of colors the upper 8 are kept.
     """
 
     format: str
@@ -54,6 +55,7 @@ class Samples(NamedTuple):
     turned: bool
     rescaled: bool
     several: bool
+    deep: bool
 
 
 def read(content: bytes, name: str, formats: Sequence[str] | None = None) -> Samples:
@@ -102,10 +104,12 @@ def remarks(samples: Samples) -> list[str]:
     if samples.several:
         texts.append("holds several frames or pages; the first is used")
     brightest = samples.values.max()
-    if samples.white == 65535 and 0 < brightest < 65535 * DARK:
+    if samples.deep and samples.white is not None and 0 < brightest < samples.white * DARK:
+        most = f"{brightest} of {samples.white}"
+        of_255 = f" ({brightest // 257} of 255)" if samples.white == 65535 else ""
         texts.append(
-            f"has 16 bits and no value above {brightest} of 65535, so that it is dark "
-            f"({brightest // 257} of 255); if its white is lower, scale it first"
+            f"has 16 bits and no value above {most}, so that it is dark{of_255}; if its white is "
+            "lower, scale it first"
         )
     return texts
 
@@ -155,7 +159,10 @@ def _samples(image: Image.Image) -> Samples:
         values = _turned(values, turn)
         alpha = None if alpha is None else _turned(alpha[..., None], turn)[..., 0]
     values = np.ascontiguousarray(values)  # not a view that keeps other channels in memory
-    return Samples(image.format or "", values, white, alpha, turn is not None, rescaled, several)
+    deep = white == 65535 or ";16" in raw_mode
+    return Samples(
+        image.format or "", values, white, alpha, turn is not None, rescaled, several, deep
+    )
 
 
 def _of_bytes(image: Image.Image, raw_mode: str) -> tuple[np.ndarray, np.ndarray | None]:

@@ -124,6 +124,31 @@ def survey(files: Listing) -> Survey:
     # Pillow decodes outside Python's lock.
     with concurrent.futures.ThreadPoolExecutor(readahead.available_cpus()) as pool:
         facts = list(itertools.chain.from_iterable(pool.map(survey_chunk, starts)))
+    return _summary(facts)
+
+
+class Reading:
+    """Findings over the files of a set that are read one by one, said when all have been read.
+
+    Commands that read a folder's images only once use it instead of `survey`.
+    """
+
+    def __init__(self, directory: str, count: int):
+        """Makes a reading of `count` files; `directory` is named in the warnings."""
+        self._directory = directory
+        self._count = count
+        self._facts: dict[int, _Facts] = {}
+
+    def add(self, index: int, name: str, samples: image_file.Samples):
+        """Takes note of a file's samples; the last file's call says the warnings of all."""
+        self._facts[index] = _facts_of(name, samples)
+        if len(self._facts) == self._count:
+            facts = [self._facts[index] for index in sorted(self._facts)]
+            for line in _summary(facts).remarks(self._directory):
+                say(line)
+
+
+def _summary(facts: Sequence[_Facts]) -> Survey:
     fine = [fact for fact in facts if not fact.error]
     kinds = {kind: tuple(fact.name for fact in fine if kind in fact.kinds) for kind in KINDS}
     return Survey(
@@ -170,6 +195,10 @@ def _facts(files: Listing, name: str) -> _Facts:
         return _Facts(name, str(error))
     except OSError as error:
         return _Facts(name, f"{path} cannot be read ({error.strerror or error})")
+    return _facts_of(name, samples)
+
+
+def _facts_of(name: str, samples: image_file.Samples) -> _Facts:
     height, width = samples.values.shape[:2]
     is_thin = max(height, width) > transforms.MAX_ASPECT * min(height, width)
     holds = {
@@ -180,7 +209,10 @@ def _facts(files: Listing, name: str) -> _Facts:
         "several": samples.several,
     }
     kinds = tuple(kind for kind in KINDS if holds[kind])
-    return _Facts(name, "", kinds, int(samples.values.max()), samples.white == 65535)
+    brightest = int(samples.values.max())
+    if samples.deep and samples.white == 255:
+        brightest = brightest * 256 + 255  # only the upper byte is known
+    return _Facts(name, "", kinds, brightest, samples.deep)
 
 
 def _some(names: Sequence[str], count: int) -> str:

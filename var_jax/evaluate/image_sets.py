@@ -15,7 +15,7 @@ from var_jax.config.sections import current_resize, first_resize
 from var_jax.config.strict import require
 from var_jax.config.train import DataConfig
 from var_jax.data import image_file, sources, streams, survey, transforms, visible_files
-from var_jax.data.image_folder import fingerprint
+from var_jax.data.image_folder import fingerprint, printable
 from var_jax.errors import UserError, did_you_mean
 from var_jax.evaluate import npz_images
 from var_jax.io.file_kinds import refuse_stand_in
@@ -108,12 +108,13 @@ def open_images(
             ]
         )
 
+        reading = survey.Reading(spec, len(rows))
+
         def load(i: int) -> dict[str, Any]:
             samples = image_file.read(files[i].read_bytes(), str(files[i]))
-            if i == rows[0]:  # only of the first file: a line per file would be too many
-                for remark in image_file.remarks(samples):
-                    survey.say(f"{files[i]} {remark}")
-            return {"image": image_file.pixels_of(samples, str(files[i])), "label": -1}
+            pixels = image_file.pixels_of(samples, str(files[i]))
+            reading.add(i, str(files[i].relative_to(path)), samples)
+            return {"image": pixels, "label": -1}
 
         return _loaded(
             spec,
@@ -238,13 +239,17 @@ def _rows(length: int, num: int, seed: int) -> np.ndarray:
 def _files(directory: epath.Path) -> list[epath.Path]:
     """Returns the visible image files in a directory, at any depth, folder by folder."""
     known = Image.registered_extensions()
-    names = [
-        file.name
-        for file in visible_files.walk(directory)
-        if os.path.splitext(file.name)[1].lower() in known
-    ]
+    names, others = [], []
+    for file in visible_files.walk(directory):
+        extension = os.path.splitext(file.name)[1].lower()
+        (names if extension in known else others).append(file.name)
     if not names:
         raise UserError(f"{directory} holds no image files, such as .png or .jpg")
+    if others:
+        survey.say(
+            f"{len(names)} images of {directory}; {len(others)} files are left out, as their names "
+            f"do not end as images' do ({printable(min(others))}{', ...' * (len(others) > 1)})"
+        )
     return [directory / name for name in sorted(names, key=lambda name: name.split("/"))]
 
 
