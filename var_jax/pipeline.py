@@ -1,22 +1,20 @@
 """`Pipeline`: a VAR model, or only a tokenizer, that encodes, decodes, samples and edits."""
 
-from typing import Any, Literal, Unpack
+from typing import Unpack
 
 import numpy as np
 from jaxtyping import Bool
 
 from var_jax.config.strict import require
-from var_jax.errors import UserError
 from var_jax.models import networks
 from var_jax.sampling import sampler, samplers, validate
-from var_jax.sampling.batch_size import max_batch
-from var_jax.sampling.coding_model import CodingModel, require_as_many
+from var_jax.sampling.coding_model import require_as_many
 from var_jax.sampling.image_keys import KeySource
-from var_jax.sampling.objective_sampler import Prepared
+from var_jax.sampling.sampling_model import SamplingModel
 from var_jax.sampling.settings import Settings, is_integer
 
 
-class Pipeline(CodingModel):
+class Pipeline(SamplingModel):
     """A trained VAR model, or only a tokenizer; `from_pretrained` and `from_torch` load one.
 
     Attributes:
@@ -40,6 +38,7 @@ class Pipeline(CodingModel):
         then: "Pipeline | None" = None,
         keep_scales: int | None = None,
         from_scale: int | None = None,
+        negative_labels=None,
         **overrides: Unpack[Settings],
     ):
         """Samples images of classes; image i depends only on (seed, i, labels[i]) and the settings.
@@ -60,6 +59,9 @@ class Pipeline(CodingModel):
             (CoDe, arXiv 2411.17787; next-scale only).
           keep_scales: number of leading scales that this model samples before `then` continues.
           from_scale: an alias of `keep_scales`.
+          negative_labels: classes that guidance leads away from, in place of "no class": an id or
+            name for all images, a list with one for each, or a dict of several for all images to
+            their weights, such as {3: 2, 5: 1}.
           overrides: cfg, top_k, top_p, temperature, ssg, smooth, steps, noise and solver, in place
             of the preset's; None is the preset's. For next-scale prediction each of the first five
             is a number, a `settings.Ramp`, or a list of one number per scale (see
@@ -90,24 +92,36 @@ class Pipeline(CodingModel):
             sampler_config = sampler_config._replace(steps=return_steps)
         sampler_config = sampler_config._replace(as_uint8=as_uint8)
 
-        def run(config, weights, labels, indices):
+        negative = self._negative(negative_labels, len(labels), prepared)
+
+        def run(config, weights, labels, indices, away=None):
             keys = KeySource(np.uint32(seed), indices)
+            options = {} if negative is None else {"negative": negative._replace(labels=away)}
             if then is None:
                 return objective_sampler.program(
-                    config, sampler_config, weights, labels, keys, params
+                    config, sampler_config, weights, labels, keys, params, **options
                 )
             prefix_config = sampler.truncate_settings(sampler_config, keep_scales)
-            prefix = sampler.sample_prefix(
-                config, prefix_config, weights, labels, keys, params, keep_scales=keep_scales
+            options["prefix"] = sampler.sample_prefix(
+                config,
+                prefix_config,
+                weights,
+                labels,
+                keys,
+                params,
+                keep_scales=keep_scales,
+                **options,
             )
             return sampler.generate(
-                then.config, sampler_config, then.params, labels, keys, params, prefix=prefix
+                then.config, sampler_config, then.params, labels, keys, params, **options
             )
 
         if batch_size is None:
-            batch_size = self._max_batch(prepared.guided, then)
-        indices = _image_indices(len(labels), int(first_index))
-        images, tokens = self._run(run, labels, indices, batch_size=batch_size)
+            batch_size = self._max_batch(prepared, negative, then)
+        rows = [labels, _image_indices(len(labels), int(first_index))]
+        if negative is not None:
+            rows.append(negative.labels)
+        images, tokens = self._run(run, *rows, batch_size=batch_size)
         results = [images[:, -1] if return_steps else images]
         if return_tokens:
             results.append(tokens)
@@ -127,6 +141,7 @@ class Pipeline(CodingModel):
         from_scale: int | None = None,
         composite: bool = False,
         batch_size: int | None = None,
+        negative_labels=None,
         **overrides: Unpack[Settings],
     ):
         """Edits images zero-shot (VAR, section 5.3; MaskGIT).
@@ -171,6 +186,7 @@ class Pipeline(CodingModel):
             preset=preset,
             keep_scales=keep_scales,
             batch_size=batch_size,
+            negative_labels=negative_labels,
             overrides=overrides,
         )
         if not composite:
@@ -188,6 +204,7 @@ class Pipeline(CodingModel):
         preset: str = "fid",
         return_tokens: bool = False,
         batch_size: int | None = None,
+        negative_labels=None,
         **overrides: Unpack[Settings],
     ):
         """Samples new images that share the leading scales of given ones.
@@ -222,42 +239,10 @@ class Pipeline(CodingModel):
             preset=preset,
             keep_scales=validate.keep_scales(tokenizer, keep_scales),
             batch_size=batch_size,
+            negative_labels=negative_labels,
             overrides=overrides,
         )
         return (varied, tokens) if return_tokens else varied
-
-    def check_sampling(
-        self,
-        *,
-        seed: int,
-        preset: str = "fid",
-        then: "Pipeline | None" = None,
-        keep_scales: int | None = None,
-        **overrides: Unpack[Settings],
-    ):
-        """Raises the UserError that `sample` would raise for these settings."""
-        self._check_then(then, keep_scales)
-        self._prepare(seed, preset, overrides)
-
-    def sampling_settings(self, preset: str = "fid", **overrides: Unpack[Settings]) -> Settings:
-        """Returns every setting of `sample` by name, those that are not given by the preset.
-
-        Raises:
-          UserError: a name is unknown, or the objective has no use for it.
-        """
-        transformer = validate.transformer(self.config)
-        return samplers.find(self.config).settings(preset, overrides, transformer.objective)
-
-    def sampling_batch(
-        self,
-        *,
-        seed: int = 0,
-        preset: str = "fid",
-        then: "Pipeline | None" = None,
-        **overrides: Unpack[Settings],
-    ) -> int:
-        """Returns the number of images per device that `sample` samples at once by default."""
-        return self._max_batch(self._prepare(seed, preset, overrides).guided, then)
 
     def kept_tokens(self, keep) -> Bool[np.ndarray, "*b h w"]:
         """Returns the mask of `edit` on the finest token grid.
@@ -269,45 +254,18 @@ class Pipeline(CodingModel):
         """
         return validate.kept_tokens(self.config.tokenizer, keep)
 
-    def _prepare(self, seed: Any, preset: str, overrides: Settings) -> Prepared:
-        """Returns checked settings as the objective's program takes them."""
-        validate.transformer(self.config)
-        require(
-            is_integer(seed) and 0 <= seed < 2**32,
-            "seed",
-            seed,
-            "a whole number from 0 to 4294967295",
-        )
-        chosen = self.sampling_settings(preset, **overrides)
-        return samplers.find(self.config).prepare(self.config, chosen)
-
-    @property
-    def edits(self) -> bool:
-        """Whether the model has zero-shot editing."""
-        return self.config.transformer is not None and samplers.find(self.config).edits
-
-    def _require_able(self, name: str, ability: Literal["edits", "by_scale"]):
-        """Raises UserError for a method that needs an ability which the sampler does not have."""
-        objective = validate.transformer(self.config).objective
-        able = [repr(name) for name, each in samplers.SAMPLERS.items() if getattr(each, ability)]
-        if repr(objective) not in able:
-            raise UserError(
-                f"`{name}` needs a model of objective {' or '.join(able)}; this one's is "
-                f"{objective!r}"
-            )
-
-    def _require_by_scale(self, name: str, value: Any):
-        """Raises UserError for an argument that only next-scale prediction has a use for."""
-        objective = validate.transformer(self.config).objective
-        require(
-            samplers.find(self.config).by_scale,
-            name,
-            value,
-            f"left out, as a model of objective {objective!r} does not sample scale by scale",
-        )
-
     def _resample(
-        self, images, keep, labels, *, seed, preset, keep_scales, batch_size, overrides
+        self,
+        images,
+        keep,
+        labels,
+        *,
+        seed,
+        preset,
+        keep_scales,
+        batch_size,
+        negative_labels,
+        overrides,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Resamples the tokens that are not kept after the leading scales.
 
@@ -315,7 +273,9 @@ class Pipeline(CodingModel):
         """
         if labels is None:
             labels = np.full(len(images), validate.transformer(self.config).num_classes)
-            overrides = {**overrides, "cfg": 0}
+            # Guidance from "no class" to "no class" would change nothing.
+            if negative_labels is None:
+                overrides = {**overrides, "cfg": 0}
         labels = self._labels(labels)
         require_as_many("labels", len(labels), "images", len(images))
         prepared = self._prepare(seed, preset, overrides)
@@ -323,60 +283,23 @@ class Pipeline(CodingModel):
         if keep_scales is not None:
             sampler_config = sampler_config._replace(keep_scales=keep_scales)
 
-        def run(config, weights, labels, indices, tokens, keep):
+        negative = self._negative(negative_labels, len(labels), prepared)
+
+        def run(config, weights, labels, indices, tokens, keep, away=None):
             keys = KeySource(np.uint32(seed), indices)
-            edit = sampler.EditSource(tokens, keep)
+            options = {} if negative is None else {"negative": negative._replace(labels=away)}
+            options["edit"] = sampler.EditSource(tokens, keep)
             return program(
-                config, sampler_config, weights, labels, keys, prepared.traced, edit=edit
+                config, sampler_config, weights, labels, keys, prepared.traced, **options
             )
 
         keep = np.broadcast_to(keep, (len(images), *keep.shape[-2:]))
         if batch_size is None:
-            batch_size = self._max_batch(prepared.guided)
-        return self._run(
-            run,
-            labels,
-            _image_indices(len(labels)),
-            self.encode(images),
-            keep,
-            batch_size=batch_size,
-        )
-
-    def _check_then(self, then: "Pipeline | None", keep_scales: Any) -> int | None:
-        """Returns the number of scales before another model continues; None without another model.
-
-        It checks both.
-        """
-        require(
-            (then is None) == (keep_scales is None),
-            "keep_scales",
-            keep_scales,
-            "given together with `then`, the model that goes on from there",
-        )
-        if then is None:
-            return None
-        self._require_by_scale("then", "another model")
-        then._require_by_scale("the objective of `then`", then.config.transformer.objective)
-        keep_scales = validate.keep_scales(self.config.tokenizer, keep_scales)
-        validate.same_tokenizer(self.config, self.params, then.config, then.params)
-        require(
-            self._device_ids == then._device_ids,
-            "the devices of `then`",
-            then._device_ids,
-            f"those of the first model, {self._device_ids}; spread both, or neither",
-        )
-        return keep_scales
-
-    @property
-    def _device_ids(self) -> list[int] | None:
-        if self._sharding is None:
-            return None
-        return [device.id for device in self._sharding.mesh.devices.flat]
-
-    def _max_batch(self, guided: Any, then: "Pipeline | None" = None) -> int:
-        """Returns the number of images per device that fit in memory with both models."""
-        batch = max_batch(self.config, self.params, guided=guided)
-        return batch if then is None else min(batch, then._max_batch(guided))
+            batch_size = self._max_batch(prepared, negative)
+        rows = [labels, _image_indices(len(labels)), self.encode(images), keep]
+        if negative is not None:
+            rows.append(negative.labels)
+        return self._run(run, *rows, batch_size=batch_size)
 
 
 def _one_of(keep_scales: int | None, from_scale: int | None) -> int | None:

@@ -135,6 +135,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
         help="divisor of the logits: below 1 for likelier codes, above 1 for more varied ones",
     )
     group.add_argument(
+        "--negative-labels",
+        metavar="L",
+        help='classes that guidance leads away from, in place of "no class": 3, or several with '
+        "weights, 3=2,5=1",
+    )
+    group.add_argument(
         "--ssg",
         type=_schedule(float),
         metavar="SCHEDULE",
@@ -164,13 +170,19 @@ def add_sampling_arguments(parser: argparse.ArgumentParser):
 def sampling_arguments(args: argparse.Namespace) -> dict:
     """Returns the sampling arguments of `Pipeline.sample`.
 
-    They are the seed, the preset, and the command line's overrides.
+    They are the seed, the preset, the negative labels, and the command line's overrides.
+
+    Raises:
+      UserError: there is no such model, or it has none of the negative labels.
     """
     overrides = {}
     for name in settings.Settings.__annotations__:
         value = getattr(args, name)
         if value is not None:
             overrides[name] = value
+    if args.negative_labels is not None:
+        names = _class_names(args.model)
+        overrides["negative_labels"] = class_labels.parse_weighted(args.negative_labels, names)
     return {"seed": args.seed, "preset": args.preset, **overrides}
 
 
@@ -180,11 +192,14 @@ def read_labels(text: str, model: str) -> list[int]:
     Raises:
       UserError: there is no model, or it has no such class.
     """
+    return class_labels.parse(text, _class_names(model))
+
+
+def _class_names(model: str) -> tuple[str, ...]:
+    """Returns the class names of a model directory, by id."""
     from var_jax.io import model_directory
 
-    return class_labels.parse(
-        text, model_directory.class_names(model_directory.require_directory(model))
-    )
+    return model_directory.class_names(model_directory.require_directory(model))
 
 
 def load(directory: str, dtype: str | None) -> "Pipeline":

@@ -15,6 +15,7 @@ from var_jax.data import fingerprints
 from var_jax.sampling import validate
 
 FORMAT = 2
+NO_SETTINGS = ("seed", "negative_labels")  # arguments of `Pipeline.sample` that no preset has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +133,11 @@ def make_plan(
     )
     if "preset" in sampling:
         sampling = {
-            "seed": sampling.get("seed", 0),
+            "seed": 0,
             **model.sampling_settings(
-                **{name: value for name, value in sampling.items() if name != "seed"}
+                **{name: value for name, value in sampling.items() if name not in NO_SETTINGS}
             ),
+            **{name: sampling[name] for name in NO_SETTINGS if name in sampling},
         }
     model.check_sampling(then=then, keep_scales=keep_scales, **sampling)
     return Plan(

@@ -13,23 +13,23 @@ DECODER_MAPS = 4  # an image's feature maps that the decoder holds at its widest
 MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 256}  # images per device
 
 
-def max_batch(config: ModelConfig, params: dict[str, Any], *, guided: bool) -> int:
+def max_batch(config: ModelConfig, params: dict[str, Any], *, rows: int = 1) -> int:
     """Returns the number of images per device to sample or decode at once, a power of two.
 
     Their keys, values and decoded feature maps take at most half of the memory that the weights
     leave on a device, or 1 GiB if the device does not report its memory.
 
     Args:
-      guided: whether the unconditional branch is computed too.
+      rows: of the transformer for each image: more than one for guidance.
     """
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     budget = HOST_BYTES if limit is None else (limit - weights) // 2
     most = MAX_BATCH.get(jax.default_backend(), 64)
-    return 2 ** int(np.log2(np.clip(budget // _bytes_per_image(config, guided=guided), 1, most)))
+    return 2 ** int(np.log2(np.clip(budget // _bytes_per_image(config, rows), 1, most)))
 
 
-def _bytes_per_image(config: ModelConfig, *, guided: bool) -> int:
+def _bytes_per_image(config: ModelConfig, rows: int) -> int:
     """Returns the bytes of an image's keys and values, and of its feature maps in the decoder."""
     tokenizer = config.tokenizer
     height, width, _ = tokenizer.image_shape
@@ -37,7 +37,6 @@ def _bytes_per_image(config: ModelConfig, *, guided: bool) -> int:
     image_bytes = DECODER_MAPS * map_bytes
     transformer = config.transformer
     if transformer is not None:
-        rows = 2 if guided else 1
         token_bytes = 2 * transformer.depth * transformer.width
         token_bytes *= jnp.dtype(transformer.dtype).itemsize
         image_bytes += rows * transformer.scales.total * token_bytes

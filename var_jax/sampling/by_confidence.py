@@ -22,7 +22,8 @@ from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import mask_schedule
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample, with_no_class
+from var_jax.sampling.logits import filter_logits, sample
+from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
 from var_jax.sampling.sampler import EditSource, finished
 from var_jax.sampling.settings import RANGES, Ramp, Settings
@@ -92,12 +93,14 @@ def generate_masked(
     params: MaskedSamplingParams,
     *,
     edit: EditSource | None = None,
+    negative: NegativeLabels | None = None,
 ) -> tuple[Float[Array, "b H W c"] | UInt8[Array, "b H W c"], Int[Array, "b L"]]:
     """Samples images for class labels, or the masked part of given images.
 
     Args:
       weights: {"tokenizer": ..., "transformer": ...}.
       edit: an image to edit: its kept tokens are visible from the first pass on, and stay.
+      negative: classes that guidance leads away from; None for "no class".
     Returns:
       images in [0, 1], and tokens in raster order.
     """
@@ -105,7 +108,7 @@ def generate_masked(
 
     def choose(logits: Float[Array, "rows L v"], step: Int[Array, ""] | int) -> Choice:
         if sampler.guided:
-            logits = guide(logits, params.cfg[step])
+            logits = guide(logits, params.cfg[step], negative)
         logits = logits / params.temperature
         top_p = params.top_p if sampler.use_top_p else None
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
@@ -121,7 +124,10 @@ def generate_masked(
     start = jnp.full((len(labels), config.tokenizer.scales.total), config.tokenizer.vocab_size)
     if edit is not None:
         start = jnp.where(edit.keep.reshape(start.shape), edit.tokens, start)
-    tokens = _by_confidence(config, sampler, weights, labels, start, choose=choose)
+    rows = labels
+    if sampler.guided:
+        rows = guided_rows(labels, config.transformer.num_classes, negative)
+    tokens = _by_confidence(config, sampler, weights, rows, start, choose=choose)
     tokenizer = Tokenizer(config.tokenizer)
     images = tokenizer.apply({"params": weights["tokenizer"]}, tokens, method="decode")
     return finished(images, as_uint8=sampler.as_uint8), tokens
@@ -131,7 +137,7 @@ def _by_confidence(
     config: ModelConfig,
     sampler: MaskedSamplerConfig,
     weights: dict,
-    labels: Int[Array, " b"],
+    labels: Int[Array, " rows"],
     start: Int[Array, "b L"],
     *,
     choose: Choose,
@@ -139,6 +145,7 @@ def _by_confidence(
     """Returns tokens without masked ones.
 
     Args:
+      labels: those of the batch, and of the rows of guidance after them.
       start: tokens to begin with; V where they are masked.
     """
     mask_token, steps = config.tokenizer.vocab_size, sampler.steps
@@ -146,9 +153,7 @@ def _by_confidence(
     masked_at_first = jnp.sum(start == mask_token, axis=1)
     transformer = MaskedTransformer(config.transformer)
     apply = functools.partial(transformer.apply, {"params": weights["transformer"]})
-    copies, model_labels = 1, labels
-    if sampler.guided:
-        copies, model_labels = 2, with_no_class(labels, config.transformer.num_classes)
+    copies = len(labels) // len(start)
 
     def after_pass(tokens, logits, step):
         count = remaining[step, masked_at_first]
@@ -158,7 +163,7 @@ def _by_confidence(
         logits = apply(jnp.tile(tokens, (copies, 1)), modulation, method="next_pass")
         return after_pass(tokens, logits, step), None
 
-    logits, modulation = apply(jnp.tile(start, (copies, 1)), model_labels, method="first_pass")
+    logits, modulation = apply(jnp.tile(start, (copies, 1)), labels, method="first_pass")
     tokens, _ = jax.lax.scan(next_step, after_pass(start, logits, 0), jnp.arange(1, steps))
     return tokens
 

@@ -64,7 +64,7 @@ class CodingModel(LoadedModel):
         """Returns `function(config, params, *rows)` of all rows, computed in equal batches."""
         require(len(arrays[0]) > 0, "the batch", "empty", "at least one row")
         if batch_size is None:
-            batch_size = max_batch(self.config, self.params, guided=False)
+            batch_size = max_batch(self.config, self.params)
         require(
             is_integer(batch_size) and batch_size >= 1,
             "batch_size",

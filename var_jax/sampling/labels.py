@@ -17,6 +17,7 @@ HELP = (
     "quotes, with quotes in it doubled"
 )
 ENTRY = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"]*))\s*(,|$)')
+WEIGHTED = re.compile(r"=\s*([0-9.]+)\s*(?:,|$)")
 NUMBERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 
 
@@ -47,6 +48,28 @@ def parse(text: str, class_names: Sequence[str] = (), option: str = "--labels") 
             return [list(class_names).index(text.strip())]
         raise
     return labels
+
+
+def parse_weighted(
+    text: str, class_names: Sequence[str] = (), option: str = "--negative-labels"
+) -> dict[int, float]:
+    """Returns the weights of the classes that a user's text names: "3", "3,5" or "3=2,5=1".
+
+    Without weights all count the same.
+
+    Raises:
+      UserError: as in `parse`, or some entries have a weight and others do not.
+    """
+    named = WEIGHTED.split(text)
+    if len(named) == 1:
+        return dict.fromkeys(parse(text, class_names, option), 1.0)
+    *pairs, rest = named
+    if rest.strip():
+        raise UserError(f"{option}: {rest.strip()!r} has no weight; write all as CLASS=WEIGHT")
+    return {
+        parse_one(name, class_names, option): float(weight)
+        for name, weight in zip(pairs[::2], pairs[1::2], strict=True)
+    }
 
 
 def parse_one(text: str, class_names: Sequence[str] = (), option: str = "--label") -> int:

@@ -1,4 +1,4 @@
-"""From logits to tokens: guidance, top-k, top-p, and sampling with one key per image."""
+"""From logits to tokens: top-k, top-p, and sampling with one key per image."""
 
 from __future__ import annotations
 
@@ -11,26 +11,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
-
-
-def guide(
-    logits: Float[Array, "2b l v"], strength: Float[Array, ""] | float
-) -> Float[Array, "b l v"]:
-    """Returns logits under classifier-free guidance.
-
-    They are (1 + strength) * conditional - strength * unconditional.
-
-    Args:
-      logits: a batch whose first half is conditional and whose second half is unconditional.
-      strength: guidance strength; 0 for none.
-    """
-    conditional, unconditional = jnp.split(logits, 2)
-    return (1 + strength) * conditional - strength * unconditional
-
-
-def with_no_class(labels: Int[Array, " b"], num_classes: int) -> Int[Array, " 2b"]:
-    """Returns the labels of a guided batch: the given ones, then as many of "no class"."""
-    return jnp.concatenate([labels, jnp.full_like(labels, num_classes)])
 
 
 def filter_logits(

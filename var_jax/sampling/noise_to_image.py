@@ -18,7 +18,7 @@ from var_jax.models.latents import decode_latents
 from var_jax.ops import diffusion_solvers, noise_schedule
 from var_jax.ops.diffusion_solvers import ODE_SOLVERS, SOLVERS, Denoised
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import guide, with_no_class
+from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
 from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings
@@ -53,12 +53,15 @@ def generate(
     labels: Int[Array, " b"],
     keys: Key[Array, " b"] | KeySource,
     cfg: Float[Array, ""] | float,
+    *,
+    negative: NegativeLabels | None = None,
 ) -> tuple[Float[Array, "b H W c"] | UInt8[Array, "b H W c"], None]:
     """Samples images for class labels.
 
     Args:
       weights: {"tokenizer": ..., "transformer": ...}.
       cfg: guidance strength t, the same at every step.
+      negative: classes that guidance leads away from; None for "no class".
     Returns:
       images in [0, 1], and None in place of tokens.
     """
@@ -70,7 +73,7 @@ def generate(
         draws = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
         return jax.vmap(lambda key: jax.random.normal(key, transformer.latent_shape))(draws)
 
-    network = _network(config, weights, labels, cfg, guided=sampler.guided)
+    network = _network(config, weights, labels, cfg, guided=sampler.guided, negative=negative)
     latents = _solve(transformer.prediction, sampler, network, noise)
     latents = DiffusionTransformer(transformer).apply(
         {"params": weights["transformer"]}, latents, method="denormalize"
@@ -101,24 +104,24 @@ def _network(
     cfg: Float[Array, ""] | float,
     *,
     guided: bool,
+    negative: NegativeLabels | None = None,
 ) -> Network:
     """Returns the function from a mixture and the network's time input to its prediction."""
     transformer = config.transformer
-    copies, model_labels = 1, labels
-    if guided:
-        copies, model_labels = 2, with_no_class(labels, transformer.num_classes)
+    rows = guided_rows(labels, transformer.num_classes, negative) if guided else labels
+    copies = len(rows) // len(labels)
 
     def network(mixture: jax.Array, time: jax.Array) -> Predicted:
-        rows = jnp.tile(mixture, (copies, 1, 1, 1))
-        times = jnp.full(len(rows), time)
+        mixtures = jnp.tile(mixture, (copies, 1, 1, 1))
+        times = jnp.full(len(mixtures), time)
         predicted = DiffusionTransformer(transformer).apply(
-            {"params": weights["transformer"]}, rows, times, model_labels
+            {"params": weights["transformer"]}, mixtures, times, rows
         )
         output, share = predicted, None
         if transformer.learn_sigma:
             output, numbers = jnp.split(predicted, 2, axis=-1)
             share = (numbers[: len(labels)] + 1) / 2
-        return Predicted(guide(output, cfg) if guided else output, share)
+        return Predicted(guide(output, cfg, negative) if guided else output, share)
 
     return network
 

@@ -17,7 +17,8 @@ from var_jax.ops import vq
 from var_jax.ops.resize import resize
 from var_jax.ops.spatial_guidance import guide_from_coarse
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample, smooth_codes, with_no_class
+from var_jax.sampling.logits import filter_logits, sample, smooth_codes
+from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.settings import Resolved
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def generate(
     *,
     prefix: ScalePrefix | None = None,
     edit: EditSource | None = None,
+    negative: NegativeLabels | None = None,
 ) -> tuple[Float[Array, "b *k H W c"] | UInt8[Array, "b *k H W c"], Int[Array, "b L"]]:
     """Samples images for class labels, continues given leading scales, or edits given images.
 
@@ -158,6 +160,7 @@ def generate(
         tokenizer.
       edit: an image to edit: where it is kept, its code vectors replace the sampled ones at every
         scale. Its leading scales are the prefix.
+      negative: classes that guidance leads away from; None for "no class".
     Returns:
       images in [0, 1], (b, H, W, c) or with `SamplerConfig.steps` (b, K, H, W, c), and tokens.
     """
@@ -166,7 +169,9 @@ def generate(
     if edit is not None:
         quantizer = model.tokenizer(method="quantizer")
         prefix = prefix_of_tokens(quantizer, edit.tokens, _keep_scales(sampler.keep_scales, scales))
-    sampled = _sample_scales(model, sampler, params, labels, keys, prefix=prefix, edit=edit)
+    sampled = _sample_scales(
+        model, sampler, params, labels, keys, prefix=prefix, edit=edit, negative=negative
+    )
     decode = functools.partial(model.tokenizer, method="decode_feature")
     if sampler.steps:
         images = jnp.moveaxis(jax.lax.map(decode, jnp.stack(sampled.f_hats)), 0, 1)
@@ -198,6 +203,7 @@ def sample_prefix(
     params: SamplingParams,
     *,
     keep_scales: int,
+    negative: NegativeLabels | None = None,
 ) -> ScalePrefix:
     """Samples the leading scales of images, for another model to continue from.
 
@@ -206,9 +212,12 @@ def sample_prefix(
         compile another program.
       weights: {"tokenizer": ..., "transformer": ...}.
       keep_scales: number of scales to sample.
+      negative: classes that guidance leads away from; None for "no class".
     """
     model = _Model(config, weights)
-    return _sample_scales(model, sampler, params, labels, keys, num_scales=keep_scales)
+    return _sample_scales(
+        model, sampler, params, labels, keys, num_scales=keep_scales, negative=negative
+    )
 
 
 def truncate_settings(sampler: SamplerConfig, num_scales: int) -> SamplerConfig:
@@ -273,6 +282,7 @@ def _sample_scales(
     num_scales: int | None = None,
     prefix: ScalePrefix | None = None,
     edit: EditSource | None = None,
+    negative: NegativeLabels | None = None,
 ) -> ScalePrefix:
     """Samples scale after scale, from the end of the prefix on.
 
@@ -300,12 +310,13 @@ def _sample_scales(
     inputs = [prefix.inputs]
     f_hats = list(prefix.f_hats)
 
-    # Guidance doubles the batch: conditional rows first, then unconditional ones.
+    # Guidance doubles the batch: conditional rows first, then unconditional ones. Several negative
+    # labels have rows of their own each.
     guided_scales = [k for k in range(start, num_scales) if _at_scale(sampler.guided, k)]
-    copies = 2 if guided_scales else 1
     model_labels = labels
     if guided_scales:
-        model_labels = with_no_class(labels, model.config.transformer.num_classes)
+        model_labels = guided_rows(labels, model.config.transformer.num_classes, negative)
+    copies = len(model_labels) // batch
     cache = Cache()
     if 0 < start < num_scales:
         prefix_inputs = jnp.tile(prefix.inputs, (copies, 1, 1))
@@ -313,8 +324,8 @@ def _sample_scales(
 
     coarse_logits = None
     for k in range(start, num_scales):
-        # The unconditional half is dropped once no later scale needs it.
-        if copies == 2 and k > guided_scales[-1]:
+        # The unconditional rows are dropped once no later scale needs them.
+        if copies > 1 and k > guided_scales[-1]:
             copies = 1
             model_labels = labels
             cache = jax.tree.map(lambda x: x[:, :batch], cache)
@@ -324,8 +335,8 @@ def _sample_scales(
             inputs.append(vq.area_tokens(quantizer, f_hats[-1], k))
             scale_inputs = jnp.tile(inputs[-1], (copies, 1, 1))
         logits, cache = model.transformer(k, scale_inputs, model_labels, cache, method="next_scale")
-        if copies == 2:
-            logits = guide(logits, _guidance(params.cfg, scales, k))
+        if copies > 1:
+            logits = guide(logits, _guidance(params.cfg, scales, k), negative)
         # Spatial guidance compares logits under class guidance, each before it was spatially
         # guided itself. Scales of a prefix have no logits, so the first one after it goes without.
         unguided_logits = logits

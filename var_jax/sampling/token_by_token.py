@@ -16,7 +16,8 @@ from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import orders
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.logits import filter_logits, guide, sample, with_no_class
+from var_jax.sampling.logits import filter_logits, sample
+from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
 from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings
@@ -63,11 +64,14 @@ def generate_tokens(
     labels: Int[Array, " b"],
     keys: Key[Array, " b"] | KeySource,
     params: TokenSamplingParams,
+    *,
+    negative: NegativeLabels | None = None,
 ) -> tuple[Float[Array, "b H W c"] | UInt8[Array, "b H W c"], Int[Array, "b L"]]:
     """Samples images for class labels.
 
     Args:
       weights: {"tokenizer": ..., "transformer": ...}.
+      negative: classes that guidance leads away from; None for "no class".
     Returns:
       images in [0, 1], and tokens in raster order.
     """
@@ -75,13 +79,16 @@ def generate_tokens(
 
     def choose(logits: Float[Array, "rows v"], position: Int[Array, ""] | int) -> jax.Array:
         if sampler.guided:
-            logits = guide(logits, params.cfg)
+            logits = guide(logits, params.cfg, negative)
         logits = logits / params.temperature
         logits = filter_logits(logits, sampler.top_k, params.top_p if sampler.use_top_p else None)
         token_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
         return sample(token_keys, logits[:, None])[:, 0]
 
-    tokens = _token_by_token(config, weights, labels, choose, guided=sampler.guided)
+    rows = labels
+    if sampler.guided:
+        rows = guided_rows(labels, config.transformer.num_classes, negative)
+    tokens = _token_by_token(config, weights, rows, choose, batch=len(labels))
     tokenizer = Tokenizer(config.tokenizer)
     images = tokenizer.apply({"params": weights["tokenizer"]}, tokens, method="decode")
     return finished(images, as_uint8=sampler.as_uint8), tokens
@@ -90,23 +97,21 @@ def generate_tokens(
 def _token_by_token(
     config: ModelConfig,
     weights: dict,
-    labels: Int[Array, " b"],
+    labels: Int[Array, " rows"],
     choose: Callable[[Float[Array, "rows v"], Any], Int[Array, " b"]],
     *,
-    guided: bool,
+    batch: int,
 ) -> Int[Array, "b L"]:
     """Returns tokens in raster order.
 
     Args:
-      choose: returns the tokens of a position of the sequence from its logits, whose rows are twice
-        the batch where `guided`: conditional rows first, then unconditional ones.
+      labels: those of the batch, and of the rows of guidance after them.
+      choose: returns the batch's tokens of a position of the sequence from the logits of all rows.
     """
     transformer = TokenTransformer(config.transformer)
     apply = functools.partial(transformer.apply, {"params": weights["transformer"]})
     order = orders.forward(config.transformer.order, config.tokenizer.scales.finest)
-    copies, model_labels = 1, labels
-    if guided:
-        copies, model_labels = 2, with_no_class(labels, config.transformer.num_classes)
+    copies = len(labels) // batch
 
     def step(carry, position):
         token, state = carry
@@ -114,7 +119,7 @@ def _token_by_token(
         token = choose(logits, position)
         return (token, state), token
 
-    logits, state = apply(model_labels, method="first_token")
+    logits, state = apply(labels, method="first_token")
     first = choose(logits, 0)
     _, later = jax.lax.scan(step, (first, state), jnp.arange(1, len(order)))
     sequence = jnp.concatenate([first[None], later]).T

@@ -1,0 +1,136 @@
+"""A model whose sampling settings are checked before anything is sampled."""
+
+from typing import Any, Literal, Self, Unpack
+
+from var_jax.config.strict import require
+from var_jax.errors import UserError
+from var_jax.sampling import samplers, validate
+from var_jax.sampling.batch_size import max_batch
+from var_jax.sampling.coding_model import CodingModel
+from var_jax.sampling.negative_labels import NegativeLabels, resolve
+from var_jax.sampling.objective_sampler import Prepared
+from var_jax.sampling.settings import Settings, is_integer
+
+
+class SamplingModel(CodingModel):
+    """A trained model with the sampling settings of its objective; `Pipeline` samples with them."""
+
+    def check_sampling(
+        self,
+        *,
+        seed: int,
+        preset: str = "fid",
+        then: "Self | None" = None,
+        keep_scales: int | None = None,
+        negative_labels: Any = None,
+        **overrides: Unpack[Settings],
+    ):
+        """Raises the UserError that `sample` would raise for these settings of an image."""
+        self._check_then(then, keep_scales)
+        prepared = self._prepare(seed, preset, overrides)
+        self._negative(negative_labels, 1, prepared)
+
+    def sampling_settings(self, preset: str = "fid", **overrides: Unpack[Settings]) -> Settings:
+        """Returns every setting of `sample` by name, those that are not given by the preset.
+
+        Raises:
+          UserError: a name is unknown, or the objective has no use for it.
+        """
+        transformer = validate.transformer(self.config)
+        return samplers.find(self.config).settings(preset, overrides, transformer.objective)
+
+    def sampling_batch(
+        self,
+        *,
+        seed: int = 0,
+        preset: str = "fid",
+        then: "Self | None" = None,
+        negative_labels: Any = None,
+        **overrides: Unpack[Settings],
+    ) -> int:
+        """Returns the number of images per device that `sample` samples at once by default."""
+        prepared = self._prepare(seed, preset, overrides)
+        return self._max_batch(prepared, self._negative(negative_labels, 1, prepared), then)
+
+    def _prepare(self, seed: Any, preset: str, overrides: Settings) -> Prepared:
+        """Returns checked settings as the objective's program takes them."""
+        validate.transformer(self.config)
+        require(
+            is_integer(seed) and 0 <= seed < 2**32,
+            "seed",
+            seed,
+            "a whole number from 0 to 4294967295",
+        )
+        chosen = self.sampling_settings(preset, **overrides)
+        return samplers.find(self.config).prepare(self.config, chosen)
+
+    def _negative(self, values: Any, count: int, prepared: Prepared) -> NegativeLabels | None:
+        """Returns the checked negative labels of `count` images."""
+        return resolve(
+            self.config, values, self.class_names, count=count, guided=bool(prepared.guided)
+        )
+
+    @property
+    def edits(self) -> bool:
+        """Whether the model has zero-shot editing."""
+        return self.config.transformer is not None and samplers.find(self.config).edits
+
+    def _require_able(self, name: str, ability: Literal["edits", "by_scale"]):
+        """Raises UserError for a method that needs an ability which the sampler does not have."""
+        objective = validate.transformer(self.config).objective
+        able = [repr(name) for name, each in samplers.SAMPLERS.items() if getattr(each, ability)]
+        if repr(objective) not in able:
+            raise UserError(
+                f"`{name}` needs a model of objective {' or '.join(able)}; this one's is "
+                f"{objective!r}"
+            )
+
+    def _require_by_scale(self, name: str, value: Any):
+        """Raises UserError for an argument that only next-scale prediction has a use for."""
+        objective = validate.transformer(self.config).objective
+        require(
+            samplers.find(self.config).by_scale,
+            name,
+            value,
+            f"left out, as a model of objective {objective!r} does not sample scale by scale",
+        )
+
+    def _check_then(self, then: "Self | None", keep_scales: Any) -> int | None:
+        """Returns the number of scales before another model continues; None without another model.
+
+        It checks both.
+        """
+        require(
+            (then is None) == (keep_scales is None),
+            "keep_scales",
+            keep_scales,
+            "given together with `then`, the model that goes on from there",
+        )
+        if then is None:
+            return None
+        self._require_by_scale("then", "another model")
+        then._require_by_scale("the objective of `then`", then.config.transformer.objective)
+        keep_scales = validate.keep_scales(self.config.tokenizer, keep_scales)
+        validate.same_tokenizer(self.config, self.params, then.config, then.params)
+        require(
+            self._device_ids == then._device_ids,
+            "the devices of `then`",
+            then._device_ids,
+            f"those of the first model, {self._device_ids}; spread both, or neither",
+        )
+        return keep_scales
+
+    @property
+    def _device_ids(self) -> list[int] | None:
+        if self._sharding is None:
+            return None
+        return [device.id for device in self._sharding.mesh.devices.flat]
+
+    def _max_batch(
+        self, prepared: Prepared, negative: NegativeLabels | None, then: "Self | None" = None
+    ) -> int:
+        """Returns the number of images per device that fit in memory with both models."""
+        away = 1 if negative is None else negative.labels.shape[1]
+        rows = 1 + away if prepared.guided else 1
+        batch = max_batch(self.config, self.params, rows=rows)
+        return batch if then is None else min(batch, then._max_batch(prepared, negative))
