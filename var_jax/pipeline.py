@@ -94,9 +94,11 @@ class Pipeline(SamplingModel):
 
         negative = self._negative(negative_labels, len(labels), prepared)
 
-        def run(config, weights, labels, indices, away=None):
+        def run(config, weights, labels, indices, *away):
             keys = KeySource(np.uint32(seed), indices)
-            options = {} if negative is None else {"negative": negative._replace(labels=away)}
+            options = {}
+            if negative is not None:
+                options["negative"] = negative._replace(labels=away[0])
             if then is None:
                 return objective_sampler.program(
                     config, sampler_config, weights, labels, keys, params, **options
@@ -285,9 +287,11 @@ class Pipeline(SamplingModel):
 
         negative = self._negative(negative_labels, len(labels), prepared)
 
-        def run(config, weights, labels, indices, tokens, keep, away=None):
+        def run(config, weights, labels, indices, tokens, keep, *away):
             keys = KeySource(np.uint32(seed), indices)
-            options = {} if negative is None else {"negative": negative._replace(labels=away)}
+            options = {}
+            if negative is not None:
+                options["negative"] = negative._replace(labels=away[0])
             options["edit"] = sampler.EditSource(tokens, keep)
             return program(
                 config, sampler_config, weights, labels, keys, prepared.traced, **options
