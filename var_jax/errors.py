@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 URL_SCHEMES = ("gs", "s3", "az")
+NEGATIVE = re.compile(r"-(\d|\.\d|inf\b|nan\b)")  # the start of a negative number
 
 
 class UserError(ValueError):
@@ -28,7 +29,15 @@ class RunFailed(RuntimeError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports a mistake in one line."""
+    """An argument parser that reports a mistake in one line and reads every negative number.
+
+    By itself argparse takes -0.5 for a value, and -1e3, -inf or -1,-2 for an option.
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        # No option begins with a digit. There is no public name for the pattern.
+        self._negative_number_matcher = NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")

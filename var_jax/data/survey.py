@@ -140,7 +140,9 @@ class Reading:
         self._facts: dict[int, _Facts] = {}
 
     def add(self, index: int, name: str, samples: image_file.Samples):
-        """Takes note of a file's samples; the last file's call says the warnings of all."""
+        """Takes note of a file's samples; the last file's first call says the warnings of all."""
+        if index in self._facts:
+            return
         self._facts[index] = _facts_of(name, samples)
         if len(self._facts) == self._count:
             facts = [self._facts[index] for index in sorted(self._facts)]
