@@ -187,6 +187,9 @@ def test_differences_name_leaves():
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_config_files_are_runs_of_both_stages(file):
     module = load_module(file)
+    if hasattr(module, "ARGUMENTS"):
+        _assert_named_runs_of_both_stages(file, module)
+        return
     assert from_config_dict(module.get_config("tokenizer")).stage == "tokenizer"
     default = from_config_dict(module.get_config())
     deeper = from_config_dict(module.get_config("d6"))
@@ -202,6 +205,21 @@ def test_config_files_are_runs_of_both_stages(file):
     )
     for wrong in ("xl", "d", "d0", "d-1"):
         with pytest.raises(UserError, match="is neither 'tokenizer' nor a depth"):
+            module.get_config(wrong)
+
+
+def _assert_named_runs_of_both_stages(file, module):
+    """A config of several published models: each by its name, and its tokenizer by "tokenizer_"."""
+    for name in module.ARGUMENTS:
+        trained = from_config_dict(module.get_config(f"tokenizer_{name}"))
+        run = from_config_dict(module.get_config(name))
+        assert trained.stage == "tokenizer" and run.stage == "transformer"
+        only_training = {key: getattr(run.tokenizer, key) for key in ("dtype", *TRAINING_ONLY)}
+        assert run.tokenizer == dataclasses.replace(trained.tokenizer, **only_training)
+        assert name in module.__doc__
+    assert f"configs/{file.name}:tokenizer_" in module.__doc__
+    for wrong in ("tokenizer", "d6", "xl"):
+        with pytest.raises(UserError, match=module.ARGUMENTS[0]):
             module.get_config(wrong)
 
 
