@@ -94,17 +94,14 @@ class Pipeline(SamplingModel):
 
         negative = self._negative(negative_labels, len(labels), prepared)
 
-        def run(config, weights, labels, indices, *away):
+        def run(config, weights, labels, indices, **away):
             keys = KeySource(np.uint32(seed), indices)
-            options = {}
-            if negative is not None:
-                options["negative"] = negative._replace(labels=away[0])
             if then is None:
                 return objective_sampler.program(
-                    config, sampler_config, weights, labels, keys, params, **options
+                    config, sampler_config, weights, labels, keys, params, **away
                 )
             prefix_config = sampler.truncate_settings(sampler_config, keep_scales)
-            options["prefix"] = sampler.sample_prefix(
+            prefix = sampler.sample_prefix(
                 config,
                 prefix_config,
                 weights,
@@ -112,18 +109,23 @@ class Pipeline(SamplingModel):
                 keys,
                 params,
                 keep_scales=keep_scales,
-                **options,
+                **away,
             )
             return sampler.generate(
-                then.config, sampler_config, then.params, labels, keys, params, **options
+                then.config,
+                sampler_config,
+                then.params,
+                labels,
+                keys,
+                params,
+                prefix=prefix,
+                **away,
             )
 
         if batch_size is None:
             batch_size = self._max_batch(prepared, negative, then)
-        rows = [labels, _image_indices(len(labels), int(first_index))]
-        if negative is not None:
-            rows.append(negative.labels)
-        images, tokens = self._run(run, *rows, batch_size=batch_size)
+        indices = _image_indices(len(labels), int(first_index))
+        images, tokens = self._run_guided(run, negative, labels, indices, batch_size=batch_size)
         results = [images[:, -1] if return_steps else images]
         if return_tokens:
             results.append(tokens)
@@ -287,23 +289,24 @@ class Pipeline(SamplingModel):
 
         negative = self._negative(negative_labels, len(labels), prepared)
 
-        def run(config, weights, labels, indices, tokens, keep, *away):
+        def run(config, weights, labels, indices, tokens, keep, **away):
             keys = KeySource(np.uint32(seed), indices)
-            options = {}
-            if negative is not None:
-                options["negative"] = negative._replace(labels=away[0])
-            options["edit"] = sampler.EditSource(tokens, keep)
-            return program(
-                config, sampler_config, weights, labels, keys, prepared.traced, **options
-            )
+            edit = sampler.EditSource(tokens, keep)
+            traced = prepared.traced
+            return program(config, sampler_config, weights, labels, keys, traced, edit=edit, **away)
 
         keep = np.broadcast_to(keep, (len(images), *keep.shape[-2:]))
         if batch_size is None:
             batch_size = self._max_batch(prepared, negative)
-        rows = [labels, _image_indices(len(labels)), self.encode(images), keep]
-        if negative is not None:
-            rows.append(negative.labels)
-        return self._run(run, *rows, batch_size=batch_size)
+        return self._run_guided(
+            run,
+            negative,
+            labels,
+            _image_indices(len(labels)),
+            self.encode(images),
+            keep,
+            batch_size=batch_size,
+        )
 
 
 def _one_of(keep_scales: int | None, from_scale: int | None) -> int | None:

@@ -194,11 +194,7 @@ def test_config_files_are_runs_of_both_stages(file):
     default = from_config_dict(module.get_config())
     deeper = from_config_dict(module.get_config("d6"))
     assert default.stage == deeper.stage == "transformer" and deeper.transformer.depth == 6
-    trained = from_config_dict(module.get_config("tokenizer")).tokenizer
-    # What only its training uses may differ: a transformer takes its tokenizer's from its
-    # directory.
-    only_training = {name: getattr(default.tokenizer, name) for name in ("dtype", *TRAINING_ONLY)}
-    assert default.tokenizer == dataclasses.replace(trained, **only_training)
+    _assert_tokenizer_of(default, from_config_dict(module.get_config("tokenizer")))
     assert (
         f"configs/{file.name}:tokenizer" in module.__doc__
         or f"configs/{file.name}:d" in module.__doc__
@@ -208,14 +204,20 @@ def test_config_files_are_runs_of_both_stages(file):
             module.get_config(wrong)
 
 
+def _assert_tokenizer_of(run, trained):
+    """What only its training uses may differ: a transformer takes its tokenizer's from its
+    directory."""
+    only_training = {name: getattr(run.tokenizer, name) for name in ("dtype", *TRAINING_ONLY)}
+    assert run.tokenizer == dataclasses.replace(trained.tokenizer, **only_training)
+
+
 def _assert_named_runs_of_both_stages(file, module):
     """A config of several published models: each by its name, and its tokenizer by "tokenizer_"."""
     for name in module.ARGUMENTS:
         trained = from_config_dict(module.get_config(f"tokenizer_{name}"))
         run = from_config_dict(module.get_config(name))
         assert trained.stage == "tokenizer" and run.stage == "transformer"
-        only_training = {key: getattr(run.tokenizer, key) for key in ("dtype", *TRAINING_ONLY)}
-        assert run.tokenizer == dataclasses.replace(trained.tokenizer, **only_training)
+        _assert_tokenizer_of(run, trained)
         assert name in module.__doc__
     assert f"configs/{file.name}:tokenizer_" in module.__doc__
     for wrong in ("tokenizer", "d6", "xl"):

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from var_jax.sampling.guidance import guide
 from var_jax.sampling.logits import filter_logits, sample, smooth_codes
-from var_jax.sampling.negative_labels import guide
 
 
 def published_keep(logits, top_k, top_p):

@@ -32,7 +32,13 @@ from etils import epath
 
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
-from var_jax.cli.sample import add_dtype_argument, add_sampling_arguments, load, sampling_arguments
+from var_jax.cli.sample import (
+    add_dtype_argument,
+    add_sampling_arguments,
+    load,
+    read_class_names,
+    sampling_arguments,
+)
 from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import require
 from var_jax.errors import UserError
@@ -101,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax.io import model_directory, pictures
+    from var_jax.io import pictures
 
     box = None if args.box is None else parse_box(args.box)
     has_region = box is not None or args.mask is not None
@@ -115,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         require_apart({"--out": target}, read)
     places = [pictures.place(target) for target in targets]
-    names = model_directory.class_names(model_directory.require_directory(args.model))
+    names = read_class_names(args.model)
     label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype)
     tokenizer = model.config.tokenizer

@@ -181,7 +181,7 @@ def sampling_arguments(args: argparse.Namespace) -> dict:
         if value is not None:
             overrides[name] = value
     if args.negative_labels is not None:
-        names = _class_names(args.model)
+        names = read_class_names(args.model)
         overrides["negative_labels"] = class_labels.parse_weighted(args.negative_labels, names)
     return {"seed": args.seed, "preset": args.preset, **overrides}
 
@@ -192,11 +192,15 @@ def read_labels(text: str, model: str) -> list[int]:
     Raises:
       UserError: there is no model, or it has no such class.
     """
-    return class_labels.parse(text, _class_names(model))
+    return class_labels.parse(text, read_class_names(model))
 
 
-def _class_names(model: str) -> tuple[str, ...]:
-    """Returns the class names of a model directory, by id."""
+def read_class_names(model: str) -> tuple[str, ...]:
+    """Returns the class names of a model directory, by id; a command reads them before the model.
+
+    Raises:
+      UserError: there is no such directory.
+    """
     from var_jax.io import model_directory
 
     return model_directory.class_names(model_directory.require_directory(model))

@@ -17,8 +17,8 @@ from var_jax.models.diffusion_transformer import DiffusionTransformer
 from var_jax.models.latents import decode_latents
 from var_jax.ops import diffusion_solvers, noise_schedule
 from var_jax.ops.diffusion_solvers import ODE_SOLVERS, SOLVERS, Denoised
+from var_jax.sampling.guidance import NegativeLabels, guide, guided_rows
 from var_jax.sampling.image_keys import KeySource, as_keys
-from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
 from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings

@@ -45,7 +45,7 @@ class ObjectiveSampler(abc.ABC):
       program: the jitted function (config, compiled, weights, labels, keys, traced) to images
         (b, H, W, c) in [0, 1], or uint8 with `compiled.as_uint8`, and tokens (b, L) or None. Its
         weights are {"tokenizer", "transformer"}, its keys one per image or a `KeySource`. It takes
-        `negative_labels.NegativeLabels`, too, as `negative`.
+        `guidance.NegativeLabels`, too, as `negative`.
     """
 
     presets: ClassVar[Mapping[str, Settings]]

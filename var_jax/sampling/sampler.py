@@ -16,9 +16,9 @@ from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.resize import resize
 from var_jax.ops.spatial_guidance import guide_from_coarse
+from var_jax.sampling.guidance import NegativeLabels, guide, guided_rows
 from var_jax.sampling.image_keys import KeySource, as_keys
 from var_jax.sampling.logits import filter_logits, sample, smooth_codes
-from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.settings import Resolved
 
 if TYPE_CHECKING:
@@ -339,7 +339,7 @@ def _sample_scales(
             logits = guide(logits, _guidance(params.cfg, scales, k), negative)
         # Spatial guidance compares logits under class guidance, each before it was spatially
         # guided itself. Scales of a prefix have no logits, so the first one after it goes without.
-        unguided_logits = logits
+        class_guided = logits
         if coarse_logits is not None and _at_scale(sampler.use_ssg, k):
             logits = guide_from_coarse(
                 logits,
@@ -348,7 +348,7 @@ def _sample_scales(
                 size=scales.sizes[k],
                 coarse_size=scales.sizes[k - 1],
             )
-        coarse_logits = unguided_logits
+        coarse_logits = class_guided
         logits = logits / _at_scale(params.temperature, k)
         top_p = _at_scale(params.top_p, k) if _at_scale(sampler.use_top_p, k) else None
         logits = filter_logits(logits, _at_scale(sampler.top_k, k), top_p)

@@ -1,13 +1,16 @@
 """A model whose sampling settings are checked before anything is sampled."""
 
+from collections.abc import Callable
 from typing import Any, Literal, Self, Unpack
+
+import numpy as np
 
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.sampling import samplers, validate
 from var_jax.sampling.batch_size import max_batch
 from var_jax.sampling.coding_model import CodingModel
-from var_jax.sampling.negative_labels import NegativeLabels, resolve
+from var_jax.sampling.guidance import NegativeLabels, resolve
 from var_jax.sampling.objective_sampler import Prepared
 from var_jax.sampling.settings import Settings, is_integer
 
@@ -69,6 +72,26 @@ class SamplingModel(CodingModel):
         return resolve(
             self.config, values, self.class_names, count=count, guided=bool(prepared.guided)
         )
+
+    def _run_guided(
+        self,
+        function: Callable,
+        negative: NegativeLabels | None,
+        *arrays: np.ndarray,
+        batch_size: int,
+    ) -> Any:
+        """Returns `_run` of a function whose rows have negative labels, as its `negative`.
+
+        Without negative labels the function is called without that argument.
+        """
+        if negative is None:
+            return self._run(function, *arrays, batch_size=batch_size)
+
+        def run(config, weights, *rows):
+            *own, labels = rows
+            return function(config, weights, *own, negative=negative._replace(labels=labels))
+
+        return self._run(run, *arrays, negative.labels, batch_size=batch_size)
 
     @property
     def edits(self) -> bool:

@@ -15,9 +15,9 @@ from var_jax.models import flops
 from var_jax.models.token_transformer import TokenTransformer
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.ops import orders
+from var_jax.sampling.guidance import NegativeLabels, guide, guided_rows
 from var_jax.sampling.image_keys import KeySource, as_keys
 from var_jax.sampling.logits import filter_logits, sample
-from var_jax.sampling.negative_labels import NegativeLabels, guide, guided_rows
 from var_jax.sampling.objective_sampler import ObjectiveSampler, Prepared, require_number
 from var_jax.sampling.sampler import finished
 from var_jax.sampling.settings import Settings

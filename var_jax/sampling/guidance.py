@@ -1,4 +1,4 @@
-"""Classes that images are guided away from, in place of "no class"."""
+"""Classifier-free guidance, away from "no class" or from negative labels."""
 
 from __future__ import annotations
 
