@@ -1,4 +1,8 @@
-"""Checks of all runs of a sweep, before it starts, that each run makes before its first step."""
+"""Checks of all runs of a sweep, before it starts, of those that each run makes at its own start.
+
+Keys, tokenizers, token caches, class counts and the images' place are checked. Each run alone finds
+out whether its mesh fits its devices, `init_from` fits its model, and its image files decode.
+"""
 
 from etils import epath
 
