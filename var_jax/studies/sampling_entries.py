@@ -15,6 +15,7 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "temperature": (0.7, 0.85, 1.0, 1.15, 1.3, Ramp(1.3, 0.85), Ramp(0.85, 1.3)),
     "smooth": (False, True),
 }
+LATER = {"ssg": "off"}
 PRESET, THEN = "preset", "then"
 PANELS = (*VALUES, PRESET, THEN)
 LAST_SCALES = 3  # most scales that the small model samples after the large one
@@ -38,8 +39,14 @@ class Entry(NamedTuple):
 
     @property
     def row(self) -> str:
-        """The name of the entry's row, which entries of the same settings share."""
-        name = ", ".join(f"{name} {text(name, value)}" for name, value in self.settings.items())
+        """The name of the entry's row, which entries of the same settings share.
+
+        Settings of `LATER` are named where they do something: files of rows that were measured
+        before these settings existed go on.
+        """
+        named = {name: text(name, value) for name, value in self.settings.items()}
+        shown = {name: value for name, value in named.items() if (name, value) not in LATER.items()}
+        name = ", ".join(f"{name} {value}" for name, value in shown.items())
         return name if self.sampler == "large" else f"{sampler_name(self.sampler)}: {name}"
 
 

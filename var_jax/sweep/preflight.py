@@ -25,7 +25,7 @@ def without_tokenizer(runs: list[Run]) -> bool:
 
 
 def not_decoded(runs: list[Run]) -> list[str]:
-    """Returns a line for each image folder whose files a run decodes and `check` does not."""
+    """Returns a line for each image folder whose files are decoded by runs and not by `check`."""
     folders = {
         run.config.data.source_dir: None
         for run in runs
