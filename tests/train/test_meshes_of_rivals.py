@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import masked, next_token, small
+from helpers import diffusion, masked, next_token, small
 from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.config.train import MeshConfig
 from var_jax.devices.mesh import make_mesh
@@ -26,6 +26,13 @@ CONFIGS = {
     "masked": masked.train_config(
         "", transformer=masked.transformer(width=32, heads=8), batch_size=BATCH
     ),
+    "diffusion": small.train_config(
+        "transformer",
+        "",
+        tokenizer=diffusion.TOKENIZER,
+        transformer=diffusion.transformer(depth=1, width=32, heads=8),
+        batch_size=BATCH,
+    ),
 }
 
 
@@ -41,13 +48,15 @@ def compiled_fast():
 @pytest.mark.parametrize("objective", CONFIGS)
 def test_train_step_is_the_same_on_every_mesh(objective):
     """Metrics and updated parameters of 8x1 and 4x2 devices are those of one, to rounding; random
-    masks are the same on all."""
+    masks, times and noise are the same on all."""
     config = CONFIGS[objective]
     random, tokens = np.random.default_rng(0), config.tokenizer.scales.total
-    batch = {
-        "tokens": random.integers(0, 16, (BATCH, tokens)).astype(np.int32),
-        "label": random.integers(0, small.CLASSES, BATCH).astype(np.int32),
-    }
+    batch = {"label": random.integers(0, small.CLASSES, BATCH).astype(np.int32)}
+    if objective == "diffusion":
+        shape = (BATCH, *config.transformer.latent_shape)
+        batch["latents"] = random.standard_normal(shape).astype(np.float32)
+    else:
+        batch["tokens"] = random.integers(0, 16, (BATCH, tokens)).astype(np.int32)
     mesh = make_mesh(MeshConfig(1, 1), jax.devices()[:1])
     program = Program(registry.with_frozen_shapes(config), mesh)
     start = jax.tree.map(np.asarray, program.first_state().params)
