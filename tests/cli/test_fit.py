@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from var_jax.cli import fit
+from var_jax.cli.main import main
 from var_jax.errors import UserError
-from var_jax.studies.interval_coverage import Planted
+from var_jax.studies.planted_laws import Planted
 
 DATA = pathlib.Path(__file__).parents[1] / "scaling" / "data"
 SINGLE = (1.8, math.log(400), 0.34)
@@ -98,6 +99,9 @@ def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
         for i, n in ((1, "optimal_params"), (3, "optimal_tokens"))
     )
     assert best["loss"]["ci95"][0] < exact < best["loss"]["ci95"][1]
+    for name in ("optimal_params", "optimal_tokens"):
+        low, high = best[name]["ci95"]
+        assert low < best[name]["value"] < high
     assert best["loss"]["new_run95"][0] < best["loss"]["ci95"][0]
     printed = capsys.readouterr().out
     assert "loss~params+tokens at compute 1e+22" in printed and "optimal params" in printed
@@ -231,6 +235,17 @@ def test_fit_refuses_a_table_without_usable_rows(tmp_path, law, rows, words):
     with pytest.raises(UserError, match=f"no row can be fitted.*{words}") as error:
         run(tmp_path / "a.csv", "--out", tmp_path / "o", *law)
     assert "\n" not in str(error.value) and not (tmp_path / "o").exists()
+
+
+def test_fit_of_losses_that_are_all_nan_exits_with_2(tmp_path, capsys):
+    """The command's own exit code and single line, of a JSONL table and of a CSV."""
+    (tmp_path / "a.jsonl").write_text('{"params": 1e6, "loss": NaN}\n{"params": 2e6}\n')
+    (tmp_path / "a.csv").write_text("run,params,loss\na,1e6,nan\nb,2e6,nan\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert main(["fit", str(tmp_path / name), "--out", str(tmp_path / "o")]) == 2
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1 and "loss" in error
+        assert not (tmp_path / "o").exists()
 
 
 def test_fit_refuses_a_table_whose_rows_all_contradict(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from scaling.planted import SINGLE, joint, single
-from var_jax.scaling import analysis, paper_laws, select_runs, solver, table
+from var_jax.scaling import analysis, laws, losses, paper_laws, select_runs, solver, table
+from var_jax.studies import planted_laws
 
 
 def runs_of(x, y, names=("params",)):
@@ -47,6 +48,30 @@ def test_analyze_clean_laws_gives_no_warning(clean, clean_joint):
     assert law.summary["pearson"] < -0.999
     assert law.summary["n_runs"] == 12
     assert clean_joint[1].summary["warnings"] == []
+
+
+def test_summary_holds_the_law_by_hubers_loss(clean_joint):
+    """The published objective stands beside the reported values, whose estimator is named."""
+    x, law = clean_joint
+    p = solver.problem(x, law.sample.y, losses.Huber(1e-3))
+    assert law.summary["huber"] == {"delta": 1e-3, **laws.fit(p).values}
+    assert law.summary["estimator"].startswith("maximum likelihood, normal noise")
+    assert set(law.summary["huber"]) == {"delta", "E", "A", "alpha", "B", "beta"}
+
+
+def test_summary_of_heavy_tailed_runs_has_values_within_intervals():
+    """Noise with two degrees of freedom: values, bootstrap and hold-out are of Student's t, and the
+    values lie within the intervals."""
+    planted = {p.name: p for p in planted_laws.DIRTY}["joint law, 120 runs, student_2"]
+    p = planted.draw(np.random.default_rng(5))
+    law = analyzed(np.exp(p.logx), np.exp(p.logy), ("params", "tokens"), resamples=20)
+    assert "Student's t" in law.summary["estimator"]
+    assert law.summary["noise_degrees_of_freedom"] <= 4
+    for name in ("E", "A", "alpha", "B", "beta"):
+        low, high = law.summary[name]["ci95"]
+        assert low <= law.summary[name]["value"] <= high
+        below, above = law.summary[name]["bootstrap95"]
+        assert max(low, below) < min(high, above)
 
 
 def test_summary_lists_the_fitted_points(clean, clean_joint):

@@ -4,7 +4,7 @@ from scipy import optimize
 
 from scaling.planted import JOINT
 from var_jax.scaling import frontier, select_runs, solver, table
-from var_jax.studies import interval_coverage
+from var_jax.studies import planted_laws
 
 
 def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
@@ -55,7 +55,7 @@ def test_resampled_losses_are_above_the_envelope_or_infinite():
 
 
 def test_planted_frontier_is_the_law_of_the_joint_optimum():
-    planted = interval_coverage.FRONTIERS[0]
+    planted = planted_laws.FRONTIERS[0]
     truth = planted.truth
     for compute in (1e20, 1e21):
         best = frontier.optimum(

@@ -6,22 +6,22 @@ from scipy import stats
 
 from helpers.cases import first_of
 from scaling.planted import JOINT, joint, single
-from var_jax.scaling import intervals, laws, solver
-from var_jax.studies import interval_coverage
+from var_jax.scaling import bootstrap, estimate, intervals, laws, losses, solver
+from var_jax.studies import interval_coverage, planted_laws
 
 
 def both(planted):
     x, y, _ = planted
-    p = solver.problem(x, y, laws.DELTA)
-    fit = laws.fit(p)
-    return p, fit, intervals.likelihood(p, fit.theta)
+    fit = estimate.fit(solver.problem(x, y, losses.StudentT()))
+    p = solver.problem(x, y, fit.loss)
+    return p, fit, intervals.likelihood(p, fit)
 
 
 def test_profile_of_a_pure_power_law_is_the_t_interval():
     x, y, _ = single(noise=0.01, theta=(0.0, np.log(20), 0.2))
-    p = solver.problem(x, y, 10.0)
+    p = solver.problem(x, y, losses.StudentT())
     fit = laws.fit(p, floor=0.0)
-    ends = intervals.profile(intervals.likelihood(p, fit.theta, floor=0.0))
+    ends = intervals.profile(intervals.likelihood(p, fit, floor=0.0))
     line = stats.linregress(np.log(x[:, 0]), np.log(y))
     half = stats.t.ppf(0.975, len(y) - 2) * line.stderr
     np.testing.assert_allclose(ends[2], [-line.slope - half, -line.slope + half], rtol=1e-4)
@@ -34,12 +34,13 @@ def test_profile_of_a_pure_power_law_is_the_t_interval():
 
 def test_profile_ends_where_the_objective_reaches_its_limit():
     _, _, likelihood = both(single(noise=3e-3, seed=4))
+    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
     for end in intervals.profile(likelihood)[2]:
         rows = np.tile(likelihood.theta, (40, 1))
         rows[:, 2] = end
         rows[:, 0] = np.linspace(0.5, 2.2, 40)
         _, costs = solver.solve(likelihood.problem, rows, np.array([False, False, True]))
-        assert costs.min() - likelihood.cost == pytest.approx(likelihood.allowed, rel=1e-3)
+        assert costs.min() - likelihood.cost == pytest.approx(allowed, rel=1e-3)
 
 
 def test_profile_of_an_undetermined_floor_starts_at_0():
@@ -64,42 +65,48 @@ def test_profile_is_hardly_widened_by_a_stray_run():
 
 
 def test_profile_without_degrees_of_freedom_is_nan():
-    x, y, theta = single(runs=3, noise=1e-3)
-    likelihood = intervals.likelihood(solver.problem(x, y, laws.DELTA), np.array(theta))
-    assert np.isnan(intervals.profile(likelihood)).all()
+    x, y, _ = single(runs=3, noise=1e-3)
+    assert np.isnan(intervals.profile(both((x, y, None))[2])).all()
 
 
 def test_bootstrap_draws_all_rows_of_a_run_together():
     x, y, _ = single(runs=12, noise=3e-3)
-    p = solver.problem(x, y, laws.DELTA)
-    fit = laws.fit(p)
+    p, fit, _ = both((x, y, None))
     rows = np.concatenate([x, x])
-    doubled = solver.problem(rows, np.concatenate([y, y]), laws.DELTA, np.full(24, 0.5))
+    doubled = solver.problem(rows, np.concatenate([y, y]), fit.loss, np.full(24, 0.5))
     runs = np.tile(np.arange(12), 2)
-    together = intervals.percentile(intervals.bootstrap(doubled, fit.theta, 400, groups=runs))
-    once = intervals.percentile(intervals.bootstrap(p, fit.theta, 400))
+    together = bootstrap.percentile(bootstrap.resample(doubled, fit.theta, 400, groups=runs))
+    once = bootstrap.percentile(bootstrap.resample(p, fit.theta, 400))
     np.testing.assert_allclose(together, once, rtol=1e-3)
 
 
 def test_bootstrap_and_bca_surround_the_law_of_clean_data():
     p, fit, _ = both(joint(shape=(8, 5), noise=2e-3, seed=8))
-    samples = intervals.bootstrap(p, fit.theta, 400)
-    for ends in (intervals.percentile(samples), interval_coverage.bca(p, fit.theta, samples)):
+    samples = bootstrap.resample(p, fit.theta, 400)
+    for ends in (bootstrap.percentile(samples), interval_coverage.bca(p, fit.theta, samples)):
         assert np.all(ends[:, 0] < ends[:, 1])
         assert ends[2, 0] < JOINT[2] + 0.03 and ends[2, 1] > JOINT[2] - 0.03
 
 
 CASES = {
-    "single": interval_coverage.STUDIES[1],
-    "short range": interval_coverage.STUDIES[2],
-    "joint": interval_coverage.STUDIES[4],
+    "single": planted_laws.STUDIES[1],
+    "short range": planted_laws.STUDIES[2],
+    "joint": planted_laws.STUDIES[4],
 }
 
 
 def fitted_sweeps(name, sweeps):
     for seed in range(sweeps):
         p = CASES[name].draw(np.random.default_rng([7, seed]))
-        yield p, intervals.likelihood(p, laws.fit(p).theta)
+        fit = estimate.fit(p)
+        yield p, fit, intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+
+
+def tail(likelihood, cost):
+    """Returns the probability beyond an end at which the likelihood has this cost."""
+    rise = max(cost - likelihood.cost, 0)
+    root = np.sqrt(likelihood.freedom * np.expm1(2 * rise / likelihood.runs))
+    return stats.t.sf(root, likelihood.freedom)
 
 
 def confidence(likelihood, index, truth):
@@ -108,8 +115,7 @@ def confidence(likelihood, index, truth):
     rows = np.stack([likelihood.theta, laws.shift(truth, -likelihood.mean)])
     rows[:, index] = truth[index]
     _, costs = solver.solve(likelihood.problem, rows, held)
-    root = np.sqrt(2 * max(costs.min() - likelihood.cost, 0) / likelihood.variance)
-    return 1 - 2 * stats.t.sf(root, likelihood.freedom)
+    return 1 - 2 * tail(likelihood, costs.min())
 
 
 @pytest.mark.parametrize("name", first_of(list(CASES)))
@@ -120,7 +126,7 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
     levels = np.array(
         [
             [confidence(likelihood, i, truth) for i in (0, 2)]
-            for _, likelihood in fitted_sweeps(name, 12)
+            for _, _, likelihood in fitted_sweeps(name, 12)
         ]
     )
     within = np.sum(levels <= 0.5, axis=0)
@@ -135,8 +141,8 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
 def test_profile_coverage_and_width(name):
     truth = laws.with_amplitudes(np.array(CASES[name].theta))
     result = [
-        (intervals.profile(likelihood), interval_coverage.reference(p, likelihood))
-        for p, likelihood in fitted_sweeps(name, 200)
+        (intervals.profile(likelihood), interval_coverage.reference(p, fit))
+        for p, fit, likelihood in fitted_sweeps(name, 200)
     ]
     reported, textbook = (np.array(rows) for rows in zip(*result, strict=True))
     share = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
@@ -154,18 +160,18 @@ def test_profile_of_e_has_unequal_tails():
     assert np.all(reported[0] > equal[0])
     below, above = intervals.E_TAILS
     assert below + above == pytest.approx(1 - intervals.LEVEL)
-    for end, tail in zip(reported[0], intervals.E_TAILS, strict=True):
+    for end, probability in zip(reported[0], intervals.E_TAILS, strict=True):
         _, costs = solver.solve(
             likelihood.problem,
             np.array([[end, *likelihood.theta[1:]]]),
             np.array([True, False, False]),
         )
-        root = np.sqrt(2 * (costs[0] - likelihood.cost) / likelihood.variance)
-        assert stats.t.sf(root, likelihood.freedom) == pytest.approx(tail, rel=1e-2)
+        assert tail(likelihood, costs[0]) == pytest.approx(probability, rel=1e-2)
 
 
 def test_profile_widens_with_the_noise():
     x, y, _ = single(noise=1e-3, seed=9)
     narrow = both((x, y, None))[2]
-    wide = dataclasses.replace(narrow, allowed=4 * narrow.allowed)
+    exact = single()[1]
+    wide = both((x, exact * (y / exact) ** 2, None))[2]
     assert np.all(np.diff(intervals.profile(wide)) > 1.5 * np.diff(intervals.profile(narrow)))

@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         type=float,
         default=1e-3,
         metavar="DELTA",
-        help="threshold of the Huber loss on residuals of the log loss (default 1e-3, as "
-        "published)",
+        help="threshold of the Huber loss of the laws that stand beside the most likely ones "
+        "(default 1e-3, as published)",
     )
     parser.add_argument(
         "--law", default="", metavar="Y~X", help="fit y = A x^exponent to any two columns instead"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.scaling import frontier, intervals, laws, solver
+from var_jax.scaling import bootstrap, estimate, frontier, intervals, laws, losses, solver
 from var_jax.scaling.select_runs import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
@@ -13,6 +13,8 @@ METHOD = "profile likelihood, F quantile; of E 4 % below and 1 % above"
 STARTS_AGREE = 0.5  # fraction of agreeing starts below which there is a warning
 LOOSE = 0.05  # standard deviation of log loss above which a fit is called loose
 CURVATURE = 2.0  # standard errors of downward curvature above which there is a warning
+SMALLEST_OUTLIER = 2e-3  # log loss below which no run is called an outlier
+OUTLIER = 5.0  # robust standard deviations off the law from which a run gets a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Law:
     Attributes:
       key: "COLUMN~INPUTS", as in fit.json.
       sample: the points that it is fitted to.
-      fit: the point estimate.
-      likelihood: the likelihood that the intervals are computed from.
+      fit: the most likely law, whose parameters are the reported values.
+      huber: the law by Huber's loss, for comparison with the literature.
+      likelihood: the likelihood that `fit` maximizes, from which the intervals are computed.
       samples: bootstrap laws in raw units, or None.
       summary: the law's entry in fit.json.
     """
@@ -31,6 +34,7 @@ class Law:
     key: str
     sample: Sample
     fit: laws.Fit
+    huber: laws.Fit
     likelihood: intervals.Likelihood
     samples: Float[Array, "r p"] | None
     summary: dict
@@ -41,9 +45,9 @@ class Law:
         return self.key.split("~")[0]
 
 
-def problem(sample: Sample, delta: float) -> solver.Problem:
-    """Returns the fitting problem of a sample with Huber's constant `delta`."""
-    return solver.problem(sample.x, sample.y, delta, sample.weights)
+def problem(sample: Sample, loss: losses.Loss) -> solver.Problem:
+    """Returns the fitting problem of a sample, to minimize `loss`."""
+    return solver.problem(sample.x, sample.y, loss, sample.weights)
 
 
 def analyze(
@@ -60,7 +64,7 @@ def analyze(
       key: the law's key in fit.json.
       floor: a fixed value of E, or None to fit it; 0 makes a pure power law.
       resamples: number of bootstrap resamples of the runs; 0 leaves the bootstrap out.
-      delta: Huber's constant for the reported values, in log loss.
+      delta: Huber's constant, in log loss, of the law that stands beside the most likely one.
 
     Raises:
       Refused: the given E is not below the smallest loss.
@@ -69,15 +73,16 @@ def analyze(
         raise Refused(
             f"E-too-large: the given E {floor:g} is not below the smallest loss {sample.y.min():g}"
         )
-    p = problem(sample, delta)
-    fit = laws.fit(p, floor)
-    likelihood = intervals.likelihood(p, fit.theta, floor)
+    huber = laws.fit(problem(sample, losses.Huber(delta)), floor)
+    fit = estimate.fit(problem(sample, losses.StudentT()), floor)
+    p = problem(sample, fit.loss)
+    likelihood = intervals.likelihood(p, fit, floor)
     ends = intervals.profile(likelihood)
     samples = None
     if resamples:
         samples = bootstrap_samples(sample, p, fit, floor, resamples)
     names = laws.NAMES[len(sample.inputs)]
-    spread = None if samples is None else intervals.percentile(samples)
+    spread = None if samples is None else bootstrap.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
     for i, name in enumerate(names):
         summary[name] = {"value": fit.values[name], "ci95": ends[i].tolist()}
@@ -86,6 +91,9 @@ def analyze(
     if floor is not None:
         summary["E"]["given"] = True
     summary |= {
+        "estimator": estimate.describe(fit.loss),
+        "noise_degrees_of_freedom": likelihood.noise_freedom,
+        "huber": {"delta": delta, **huber.values},
         "interval_method": METHOD,
         "pearson": pearson(sample, fit),
         "n_runs": sample.runs,
@@ -96,16 +104,16 @@ def analyze(
             name: [float(v.min()), float(v.max())]
             for name, v in zip(sample.inputs, sample.x.T, strict=True)
         },
-        "noise": likelihood.variance**0.5,
-        **holdout(sample, floor, delta),
+        "noise": likelihood.noise,
+        **holdout(sample, floor),
         "starts_agreeing": fit.starts_agreeing,
         "variable_projection_cost": fit.projected,
         "cost": fit.cost,
     }
     if len(sample.inputs) == 1 and floor is None:
         summary["alpha_given_E"] = sensitivity(p, fit, ends[0])
-    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, likelihood, ends, floor)]
-    return Law(key, sample, fit, likelihood, samples, summary)
+    summary["warnings"] = [*sample.notes, *_warnings(sample, fit, huber, likelihood, ends, floor)]
+    return Law(key, sample, fit, huber, likelihood, samples, summary)
 
 
 def bootstrap_samples(
@@ -116,7 +124,7 @@ def bootstrap_samples(
     None if no resample leaves enough points to fit a law.
     """
     if not sample.curves:
-        return intervals.bootstrap(
+        return bootstrap.resample(
             p, fit.theta, resamples, floor=floor, groups=sample.run.astype(str)
         )
     losses = frontier.resampled_losses(list(sample.curves), sample.x[:, 0], resamples)
@@ -125,7 +133,7 @@ def bootstrap_samples(
     if not enough.any():
         return None
     losses, reached = losses[enough], reached[enough]
-    return intervals.refits(
+    return bootstrap.refits(
         p, fit.theta, reached * p.weights, floor, np.log(np.where(reached, losses, 1.0))
     )
 
@@ -175,8 +183,8 @@ def pearson(sample: Sample, fit: laws.Fit) -> float | None:
     return float(np.corrcoef(against, reducible)[0, 1])
 
 
-def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
-    """Leaves out the largest runs and predicts them from the rest.
+def holdout(sample: Sample, floor: float | None) -> dict:
+    """Leaves out the largest runs and predicts them from the rest, by the same estimator.
 
     The largest runs are all points of the group (size or frontier curve) that holds the largest
     first input. The error is reported with that of the naive prediction, the loss of the second
@@ -189,7 +197,7 @@ def holdout(sample: Sample, floor: float | None, delta: float) -> dict:
     free = 1 + 2 * len(sample.inputs) - (floor is not None)
     if len(np.unique(rest.x[:, 0])) < MIN_SIZES or rest.weights.sum() < free:
         return nothing
-    fit = laws.fit(problem(rest, delta), floor)
+    fit = estimate.fit(problem(rest, losses.StudentT()), floor)
     predicted = fit.predict(last.x)
     relative = float(np.mean(np.abs(predicted / last.y - 1)))
     second = rest.x[:, 0] == rest.x[:, 0].max()
@@ -229,6 +237,7 @@ def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> 
 def _warnings(
     sample: Sample,
     fit: laws.Fit,
+    huber: laws.Fit,
     likelihood: intervals.Likelihood,
     ends: Float[Array, "p 2"],
     floor: float | None,
@@ -263,33 +272,31 @@ def _warnings(
         warnings.append(
             f"starts-disagree: {fit.starts_agreeing:.0%} of the starts end in the best optimum"
         )
-    if not laws.same_optimum(fit.projected, fit.cost, len(sample.y)) or not fit.starts_agreeing:
+    if not fit.loss.same(fit.projected, fit.cost, len(sample.y)) or not fit.starts_agreeing:
+        warnings.append("solvers-disagree: descent and variable projection end in different optima")
+    if likelihood.noise > LOOSE:
         warnings.append(
-            "solvers-disagree: least squares and variable projection end in different optima"
-        )
-    if likelihood.variance**0.5 > LOOSE:
-        warnings.append(
-            f"loose-fit: runs scatter by {likelihood.variance**0.5:.0%} about the law; "
+            f"loose-fit: runs scatter by {likelihood.noise:.0%} about the law; "
             "are they of one data set?"
         )
     if likelihood.freedom <= 0:
         warnings.append(f"no-interval: {sample.runs} runs leave no degree of freedom")
-    values = laws.with_amplitudes(fit.theta)
-    # Without noise the interval has no width, and rounding puts the value outside it.
-    slack = (1e-6 if likelihood.variance > 1e-12 else 1e-2) * np.abs(values)
-    outside = (values < ends[:, 0] - slack) | (values > ends[:, 1] + slack)
-    if outside.any():
-        names = ", ".join(np.array(laws.NAMES[len(sample.inputs)])[outside])
-        warnings.append(
-            f"outliers: the robust fit's {names} lies outside the likelihood's interval; "
-            "see the residuals"
-        )
-    theta = laws.shift(likelihood.theta, likelihood.mean)
-    residual = np.abs(np.log(sample.y / solver.predict(theta[None], np.log(sample.x))[0]))
-    for name in sample.run[residual > 2 * likelihood.problem.delta]:
+    # The residuals of nearly least absolute errors show a stray run that another fit would follow.
+    residual = np.abs(np.log(sample.y / huber.predict(sample.x)))
+    limit = OUTLIER * _robust_deviation(residual, int(np.sum(~likelihood.held)))
+    for name in dict.fromkeys(sample.run[residual > max(limit, SMALLEST_OUTLIER)]):
         largest = residual[sample.run == name].max()
         warnings.append(f"outlier: run {name} is {largest:.2%} off the law")
     return warnings
+
+
+def _robust_deviation(size: Float[Array, " n"], parameters: int) -> float:
+    """Returns the noise's standard deviation from the median absolute residual.
+
+    The `parameters` smallest residuals are left out, because a fit of nearly least absolute errors
+    passes exactly through that many runs.
+    """
+    return float(1.4826 * np.median(np.sort(size)[min(parameters, len(size) - 1) :]))
 
 
 def curvature(sample: Sample) -> float | None:

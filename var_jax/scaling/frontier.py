@@ -297,24 +297,18 @@ def optimum(theta: Float[Array, "r 5"], cost: Cost, compute: float) -> Float[Arr
 
     The laws are in raw units. Rows are NaN where there is no optimum.
     """
-    out = np.empty((len(theta), 2))
-    for row, law in zip(out, theta, strict=True):
-        if cost.slope <= 0 or not np.isfinite(law).all():
-            row[:] = np.nan
-            continue
-        # The derivative of A N^-alpha + B D^-beta with D = compute / cost(N) has one root in N,
-        # which is known in closed form.
-        _, log_a, alpha, log_b, beta = law
-        gap = (
-            log_a
-            + np.log(alpha)
-            - log_b
-            - np.log(beta * cost.slope)
-            + beta * (np.log(compute) - cost.intercept)
-        )
-        log_n = gap / (alpha + beta * cost.slope)
-        row[:] = (
-            np.exp(np.clip(log_n, -700, 700)),
-            compute / np.exp(cost.intercept + cost.slope * log_n),
-        )
-    return out
+    if cost.slope <= 0:
+        return np.full((len(theta), 2), np.nan)
+    # The derivative of A N^-alpha + B D^-beta with D = compute / cost(N) has one root in N, which
+    # is known in closed form.
+    _, log_a, alpha, log_b, beta = theta.T
+    gap = (
+        log_a
+        + np.log(alpha)
+        - log_b
+        - np.log(beta * cost.slope)
+        + beta * (np.log(compute) - cost.intercept)
+    )
+    log_n = np.clip(gap / (alpha + beta * cost.slope), -300, 300)
+    tokens = compute / np.exp(cost.intercept + cost.slope * log_n)
+    return np.stack([np.exp(log_n), tokens], axis=-1)

@@ -1,30 +1,31 @@
-"""95 % intervals of fitted laws: by profile likelihood (the reported ones), bootstrap and BCa.
+"""95 % intervals of fitted laws by profile likelihood, of the likelihood that the law maximizes.
 
-The profile likelihood is reported because on synthetic sweeps of known laws its intervals are the
-shortest that contain the true value as often as they should (docs/results/interval_coverage.md).
-With 8 to 12 runs those of the bootstrap and BCa are 1.2 to 2 times as wide.
+A parameter is moved away from its most likely value and the others, with the noise's scale, are
+refitted. With d twice the rise of the negative log likelihood, n runs and p fitted parameters, the
+interval ends where (n - p) (exp(d / n) - 1) reaches the F quantile for (1, n - p) degrees of
+freedom, which leaves 2.5 % of Student's t on either side. Under normal noise that is the textbook's
+region of least squares. E divides its 5 % unequally, see `E_TAILS`. The search starts at the
+reported value, so each interval contains it.
 
-For the profile, a parameter is moved away from its best value and the others are refitted. The
-interval ends where the objective has risen by the noise variance times the F quantile for
-(1, runs - parameters) degrees of freedom, which leaves 2.5 % of Student's t on either side. E
-divides its 5 % unequally, see `E_TAILS`.
+On synthetic sweeps of known laws these intervals are the shortest that contain the true value as
+often as they should (docs/results/interval_coverage.md). With 8 to 12 runs those of the bootstrap
+and BCa are 1.2 to 2 times as wide.
 
 Source: Bates and Watts 1988, section 6.1.
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from var_jax.scaling import laws, solver
-from var_jax.scaling.solver import Array, Problem
+from var_jax.scaling import laws, losses, solver
+from var_jax.scaling.solver import Array
 
-# Residuals beyond this many standard deviations count linearly: 99 % efficient for normal noise,
-# robust against a stray run.
-OUTLIER = 2.5
 LEVEL = 0.95
 EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # Probabilities below and above E's interval. E cannot exceed the smallest loss, so a stricter upper
@@ -32,7 +33,12 @@ EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # it by a quarter. The tails are fixed, because tails chosen to make each sweep's interval the
 # shortest miss the true value more often.
 E_TAILS = (0.04, 0.01)
-CONSTRAINT = 1e6  # weight of the pseudo-run that fixes a prediction along its profile
+PIN_STRENGTH = 1e6  # weight, in runs, of the condition that holds a quantity along its profile
+RISE_TOLERANCE = 1e-3  # share of an interval's rise that its end may fall short of
+MOST_TRIALS = 24  # fits of each end after it was bracketed
+PIN_MISSED = 1e-4  # distance from its target, in standard errors, at which no law reaches it
+
+Refit = Callable[[Array, Array], tuple[Array, Array]]
 
 
 class PredictionProfile(NamedTuple):
@@ -51,70 +57,89 @@ class PredictionProfile(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """The law and noise that intervals are computed from.
-
-    With the published Huber constant a fit nearly minimizes absolute errors, which is inefficient
-    by a third on clean data. The objective here is quadratic except for outliers.
+    """The most likely law, and what its intervals are computed from.
 
     Attributes:
-      problem: the problem with the interval's own Huber constant and log x centered by `mean`.
+      problem: the problem with log x centered by `mean`; its loss is the likelihood.
       mean: mean of log x.
-      theta: the best law's parameters, for centered log x.
-      cost: the objective at `theta`.
-      variance: noise variance of a run's log loss.
-      freedom: degrees of freedom, runs - free parameters; without any there is no interval.
-      allowed: increase of the objective within an interval.
+      raw_theta: the most likely law's parameters in raw units.
+      theta: the same for centered log x.
+      cost: the negative log likelihood at `theta`.
+      scale: the most likely scale of the noise.
+      runs: number of independent runs, n.
+      freedom: degrees of freedom, n - p; without any there is no interval.
       held: parameters that are given rather than fitted.
     """
 
-    problem: Problem
+    problem: solver.Problem
     mean: Float[Array, " j"]
+    raw_theta: Float[Array, " p"]
     theta: Float[Array, " p"]
     cost: float
-    variance: float
+    scale: float
+    runs: float
     freedom: float
-    allowed: float
     held: Bool[Array, " p"]
 
+    @property
+    def noise(self) -> float:
+        """Scale of a run's noise; with normal noise its unbiased standard deviation."""
+        return self.scale * math.sqrt(self.runs / max(self.freedom, 1e-9))
 
-def likelihood(p: Problem, theta: Float[Array, " p"], floor: float | None = None) -> Likelihood:
-    """Returns the robust likelihood of a problem's losses.
+    @property
+    def noise_freedom(self) -> float:
+        """Degrees of freedom of the noise's distribution, infinite for normal noise."""
+        loss = self.problem.loss
+        return loss.freedom if isinstance(loss, losses.StudentT) else math.inf
+
+    def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
+        """Returns the rises of the cost at ends beyond which lie the probabilities `tails`."""
+        quantiles = stats.t.ppf(1 - tails, self.freedom)
+        return self.runs / 2 * np.log1p(quantiles**2 / self.freedom)
+
+    def standard_errors(self, p: solver.Problem, slopes: Float[Array, "m p"]) -> Float[Array, " m"]:
+        """Returns the standard errors of quantities with these derivatives, by linearization.
+
+        Args:
+          p: the problem whose parameters the derivatives are by.
+        """
+        free = ~self.held
+        theta = self.raw_theta if p is not self.problem else self.theta
+        jacobian = solver.log_jacobian(theta[None], p.logx)[0][:, free]
+        normal = np.einsum("np,n,nq->pq", jacobian, p.weights, jacobian)
+        covariance = np.linalg.pinv(normal) * self.noise**2
+        variance = np.einsum("mp,pq,mq->m", slopes[:, free], covariance, slopes[:, free])
+        return np.sqrt(np.maximum(variance, 0))
+
+
+def likelihood(p: solver.Problem, fit: laws.Fit, floor: float | None = None) -> Likelihood:
+    """Returns the likelihood around its maximum.
 
     Args:
       p: the problem in raw units; its weights count runs or fractions of runs.
-      theta: the point fit in raw units, from which the best law of the likelihood is searched.
+      fit: the law of the same problem that minimizes its loss.
       floor: a fixed E, or None.
     """
     centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
-    freedom = float(p.weights.sum() - np.sum(~held))
-    start = laws.shift(theta, -mean)
-    scale = _noise_scale(solver.residuals(centered, start[None])[0], int(np.sum(~held)))
-    delta = np.maximum(p.delta, OUTLIER * scale)
-    centered = dataclasses.replace(centered, delta=delta)
-    grid = np.concatenate([start[None], laws.starts(centered, floor)])
-    if p.parameters > 3:
-        # The point fit has searched thoroughly; a few other starts guard against a local optimum.
-        grid = grid[:: max(1, len(grid) // 8)]
-    ends, costs = solver.solve(centered, grid, held)
-    best = int(np.argmin(costs))
-    r = solver.residuals(centered, ends[best][None])[0]
-    within = np.average(np.abs(r) <= delta, weights=p.weights)
-    variance = np.sum(p.weights * np.minimum(np.abs(r), delta) ** 2) / max(freedom, 1e-9) / within
-    allowed = float(variance * stats.f.ppf(LEVEL, 1, freedom) / 2) if freedom > 0 else np.inf
+    theta = laws.shift(fit.theta, -mean)
+    r = solver.residuals(centered, theta[None])
+    scale = p.loss.scale(r, p.weights[None])
+    cost = p.loss.cost(r, p.weights[None], scale)
+    runs = float(p.weights.sum())
+    freedom = runs - float(np.sum(~held))
     return Likelihood(
-        centered, mean, ends[best], float(costs[best]), float(variance), freedom, allowed, held
+        problem=centered,
+        mean=mean,
+        raw_theta=fit.theta,
+        theta=theta,
+        cost=float(cost[0]),
+        scale=float(scale[0]),
+        runs=runs,
+        freedom=freedom,
+        held=held,
     )
-
-
-def _noise_scale(r: Float[Array, " n"], parameters: int) -> float:
-    """Returns the noise's standard deviation from the median absolute residual.
-
-    The `parameters` smallest residuals are left out, because a fit of nearly least absolute errors
-    passes exactly through that many runs.
-    """
-    return float(1.4826 * np.median(np.sort(np.abs(r))[min(parameters, len(r) - 1) :]))
 
 
 def profile(likelihood: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> Float[Array, "p 2"]:
@@ -130,209 +155,166 @@ def profile(likelihood: Likelihood, e_tails: tuple[float, float] = E_TAILS) -> F
     count = len(likelihood.theta)
     if likelihood.freedom <= 0:
         return np.full((count, 2), np.nan)
-    ends = _limits(
-        likelihood.problem, likelihood.theta, likelihood, list(range(0, count, 2)), e_tails
-    )
+    out = np.empty((count, 2))
+    out[::2] = _limits(likelihood, likelihood.problem, np.arange(0, count, 2), e_tails)
     # Amplitudes are those at x = 1: their profile needs log x as it is.
     raw = dataclasses.replace(likelihood.problem, logx=likelihood.problem.logx + likelihood.mean)
-    amplitudes = _limits(
-        raw,
-        laws.shift(likelihood.theta, likelihood.mean),
-        likelihood,
-        list(range(1, count, 2)),
-        e_tails,
-    )
-    out = np.empty((count, 2))
-    for index, limits in {**ends, **amplitudes}.items():
-        out[index] = limits
+    out[1::2] = _limits(likelihood, raw, np.arange(1, count, 2), e_tails)
     return laws.with_amplitudes(out.T).T
 
 
 def _limits(
-    p: Problem,
-    theta: Float[Array, " p"],
     likelihood: Likelihood,
-    indices: list[int],
+    p: solver.Problem,
+    indices: Array,
     e_tails: tuple[float, float],
-) -> dict[int, Array]:
-    """Returns the parameter values, below and above, at which each profile reaches its limit."""
-    lower, upper = solver.bounds(p)
-    jacobian = solver.log_jacobian(theta[None], p.logx)[0]
-    normal = np.einsum("np,n,nq->pq", jacobian, p.weights, jacobian)[
-        np.ix_(~likelihood.held, ~likelihood.held)
-    ]
-    wald = np.zeros(len(theta))
-    with np.errstate(invalid="ignore"):
-        wald[~likelihood.held] = np.sqrt(
-            np.maximum(np.diag(np.linalg.pinv(normal)), 0) * 2 * likelihood.allowed
-        )
-    sides = [(i, sign) for i in indices if not likelihood.held[i] for sign in (-1, 1)]
-    out = {i: np.array([theta[i], theta[i]]) for i in indices}
-    if not sides:
+) -> Float[Array, "i 2"]:
+    """Returns the parameter values, below and above, at which each profile reaches its limit.
+
+    Args:
+      p: the likelihood's problem, or the same in raw units.
+      indices: the parameters.
+    """
+    theta = likelihood.theta if p is likelihood.problem else likelihood.raw_theta
+    out = np.stack([theta[indices], theta[indices]], axis=1)
+    free = np.flatnonzero(~likelihood.held[indices])
+    if not len(free):
         return out
-    index = np.array([i for i, _ in sides])
-    sign = np.array([s for _, s in sides])
-    quantiles = stats.t.ppf([1 - tail for tail in (*e_tails, *EQUAL_TAILS)], likelihood.freedom)
-    share = (quantiles[:2] / quantiles[2:]) ** 2
-    allowed = likelihood.allowed * np.where(index == 0, np.where(sign < 0, *share), 1.0)
-    edge = np.where(sign < 0, lower[index], upper[index])
-    held = np.tile(likelihood.held, (len(sides), 1))
-    held[np.arange(len(sides)), index] = True
+    # One row for each end that is searched.
+    index = np.repeat(indices[free], 2)
+    sign = np.tile([-1.0, 1.0], len(free))
+    row = np.arange(len(index))
+    errors = likelihood.standard_errors(p, np.eye(len(theta)))[index]
+    tails = np.where((index == 0)[:, None], e_tails, EQUAL_TAILS)
+    allowed = likelihood.rise(np.where(sign < 0, tails[:, 0], tails[:, 1]))
+    lower, upper = solver.bounds(p)
+    held = np.tile(likelihood.held, (len(index), 1))
+    held[row, index] = True
 
     def refit(values, rows):
         initial = rows.copy()
-        initial[np.arange(len(sides)), index] = values
-        return solver.solve(p, initial, held, iterations=100, tolerance=1e-9)
+        initial[row, index] = values
+        ends, costs = solver.solve(p, initial, held, iterations=100, tolerance=1e-7)
+        return ends, costs - likelihood.cost
+
+    size = np.maximum(np.abs(theta[index]), 1e-3)
+    ends = _crossings(
+        refit,
+        np.tile(theta, (len(index), 1)),
+        theta[index],
+        sign * np.clip(errors, 1e-6 * size, 2.0),
+        np.where(sign < 0, lower[index], upper[index]),
+        allowed,
+    )
+    out[free] = ends.reshape(-1, 2)
+    return out
+
+
+def _crossings(
+    refit: Refit,
+    rows: Float[Array, "r p"],
+    start: Float[Array, " r"],
+    step: Float[Array, " r"],
+    edge: Float[Array, " r"],
+    allowed: Float[Array, " r"],
+) -> Float[Array, " r"]:
+    """Returns the values at which profiles reach their limits, from within.
+
+    Args:
+      refit: returns refitted laws and their rises of the cost for values and laws to start from.
+      rows: the most likely law in each row.
+      start: the most likely value in each row.
+      step: first step outward, with its sign.
+      edge: bound of each value.
+      allowed: rise of the cost within the interval.
+    """
 
     def bounded(values):
-        return np.where(sign < 0, np.maximum(values, edge), np.minimum(values, edge))
+        return np.where(step < 0, np.maximum(values, edge), np.minimum(values, edge))
 
-    inner, inner_theta = theta[index].copy(), np.tile(theta, (len(sides), 1))
-    step = np.clip(wald[index], 1e-6 * np.maximum(np.abs(inner), 1e-3), 2.0)
-    outer = bounded(inner + sign * step)
-    # Step outward until each profile exceeds the limit or the parameter is at its bound.
+    inner, inner_rows, inner_rise = start.copy(), rows.copy(), np.zeros(len(start))
+    outer, outer_rise = bounded(inner + step), np.full(len(start), np.inf)
+    # Step outward until each profile exceeds the limit or the value is at its bound.
     for _ in range(60):
-        trial, cost = refit(outer, inner_theta)
-        below = cost - likelihood.cost <= allowed
-        inner = np.where(below, outer, inner)
-        inner_theta = np.where(below[:, None], trial, inner_theta)
+        trial, rise = refit(outer, inner_rows)
+        below = rise <= allowed
+        outer_rise = np.where(below, outer_rise, rise)
+        inner, inner_rise = np.where(below, outer, inner), np.where(below, rise, inner_rise)
+        inner_rows = np.where(below[:, None], trial, inner_rows)
         if np.all(~below | (outer == edge)):
             break
         step = step * np.where(below, 1.6, 1)
-        outer = np.where(below, bounded(outer + sign * step), outer)
-    # Bisect between the last value within the limit and the first beyond it.
-    for _ in range(18):
-        middle = (inner + outer) / 2
-        trial, cost = refit(middle, inner_theta)
-        below = cost - likelihood.cost <= allowed
-        inner = np.where(below, middle, inner)
-        inner_theta = np.where(below[:, None], trial, inner_theta)
-        outer = np.where(below, outer, middle)
-    for i, s, value in zip(index, sign, inner, strict=True):
-        out[i][0 if s < 0 else 1] = value
-    return out
+        outer = np.where(below, bounded(outer + step), outer)
+    # Narrow the gap between the last value within the limit and the first beyond it. The root of
+    # the rise is nearly linear; every third trial halves the gap, lest one end stay where it is.
+    for iteration in range(MOST_TRIALS):
+        root, inner_root = np.sqrt(allowed), np.sqrt(np.maximum(inner_rise, 0))
+        share = (root - inner_root) / np.maximum(np.sqrt(outer_rise) - inner_root, 1e-300)
+        halve = np.isinf(outer_rise) | (iteration % 3 == 2)
+        middle = inner + (outer - inner) * np.where(halve, 0.5, np.clip(share, 0.02, 0.98))
+        trial, rise = refit(middle, inner_rows)
+        below = rise <= allowed
+        inner, inner_rise = np.where(below, middle, inner), np.where(below, rise, inner_rise)
+        inner_rows = np.where(below[:, None], trial, inner_rows)
+        outer, outer_rise = np.where(below, outer, middle), np.where(below, outer_rise, rise)
+        if np.all((allowed - inner_rise <= RISE_TOLERANCE * allowed) | (outer == inner)):
+            break
+    return inner
+
+
+def profile_quantity(
+    likelihood: Likelihood, quantity: Callable[[Float[Array, "r p"]], Float[Array, " r"]]
+) -> Float[Array, "2"]:
+    """Returns the 95 % interval of a quantity of the law, by its profile likelihood.
+
+    The quantity is held along the profile by a condition of very large weight, so that E and the
+    exponents respect their bounds. It is NaN without degrees of freedom.
+
+    Args:
+      quantity: a smooth function of rows of parameters for centered log x; it must be of order one
+        in its variation, such as the logarithm of a loss or of a size.
+    """
+    if likelihood.freedom <= 0:
+        return np.full(2, np.nan)
+    theta = likelihood.theta
+    best = quantity(theta[None])
+    slope = solver.Pin(quantity, best, 1.0).jacobian(theta[None])[0]
+    error = float(likelihood.standard_errors(likelihood.problem, slope)[0])
+    strength = PIN_STRENGTH / likelihood.scale**2
+    bare = likelihood.problem
+
+    def refit(values, rows):
+        pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, values, strength))
+        ends, _ = solver.solve(pinned, rows, likelihood.held, iterations=100, tolerance=1e-7)
+        # A value that no law reaches, such as one that needs E < 0, has no likelihood at all.
+        missed = np.abs(quantity(ends) - values) > PIN_MISSED * max(error, 1e-6) + 1e-6
+        return ends, np.where(missed, np.inf, solver.objective(bare, ends) - likelihood.cost)
+
+    return _crossings(
+        refit,
+        np.tile(theta, (2, 1)),
+        np.repeat(best, 2),
+        np.array([-1.0, 1.0]) * max(error, 1e-7),
+        np.array([-np.inf, np.inf]),
+        likelihood.rise(np.array(EQUAL_TAILS)),
+    )
 
 
 def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> PredictionProfile:
     """Returns the law's loss at x with its 95 % intervals.
 
-    The prediction is fixed by a pseudo-run of very large weight, so that E respects its bound along
-    the profile. The noise of a new run is added in quadrature.
+    The noise of a new run is added in quadrature.
     """
-    where = np.log(x) - likelihood.mean
-    best = float(np.log(solver.predict(likelihood.theta[None], where[None])[0, 0]))
+    where = (np.log(x) - likelihood.mean)[None]
+
+    def log_loss(theta):
+        return np.log(solver.predict(theta, where)[:, 0])
+
+    best = log_loss(likelihood.theta[None])[0]
+    ends = profile_quantity(likelihood, log_loss)
     if likelihood.freedom <= 0:
-        return PredictionProfile(float(np.exp(best)), np.full(2, np.nan), np.full(2, np.nan))
-    p = likelihood.problem
-    jacobian = solver.log_jacobian(likelihood.theta[None], np.vstack([p.logx, where]))[0][
-        :, ~likelihood.held
-    ]
-    normal = np.einsum("np,n,nq->pq", jacobian[:-1], p.weights, jacobian[:-1])
-    wald = float(
-        np.sqrt(
-            max(jacobian[-1] @ np.linalg.pinv(normal) @ jacobian[-1], 0) * 2 * likelihood.allowed
-        )
-    )
-    weights = np.append(p.weights, CONSTRAINT)
-    delta = np.append(p.delta, np.inf)
-    sign = np.array([-1.0, 1.0])
-
-    def rise(values, rows):
-        logy = np.column_stack([np.tile(p.logy, (2, 1)), values])
-        q = Problem(np.vstack([p.logx, where]), logy, weights, delta)
-        theta, _ = solver.solve(q, rows, likelihood.held, iterations=100, tolerance=1e-9)
-        # A prediction that no law reaches, such as one that needs E < 0, has no likelihood at all.
-        missed = (
-            np.abs(np.log(solver.predict(theta, where[None]))[:, 0] - values)
-            > 1e-4 * max(wald, 1e-6) + 1e-6
-        )
-        fit = Problem(p.logx, p.logy, p.weights, p.delta)
-        return theta, np.where(missed, np.inf, solver.objective(fit, theta) - likelihood.cost)
-
-    inner, inner_theta = np.full(2, best), np.tile(likelihood.theta, (2, 1))
-    step = np.full(2, max(wald, 1e-7))
-    outer = inner + sign * step
-    for _ in range(40):
-        trial, up = rise(outer, inner_theta)
-        below = up <= likelihood.allowed
-        inner, inner_theta = (
-            np.where(below, outer, inner),
-            np.where(below[:, None], trial, inner_theta),
-        )
-        if not below.any():
-            break
-        step = step * np.where(below, 1.6, 1)
-        outer = np.where(below, outer + sign * step, outer)
-    for _ in range(16):
-        middle = (inner + outer) / 2
-        trial, up = rise(middle, inner_theta)
-        below = up <= likelihood.allowed
-        inner, inner_theta = (
-            np.where(below, middle, inner),
-            np.where(below[:, None], trial, inner_theta),
-        )
-        outer = np.where(below, outer, middle)
-    noise = likelihood.variance * float(stats.t.ppf((1 + LEVEL) / 2, likelihood.freedom)) ** 2
-    run = best + sign * np.sqrt((inner - best) ** 2 + noise)
-    return PredictionProfile(float(np.exp(best)), np.exp(inner), np.exp(run))
-
-
-def bootstrap(
-    p: Problem,
-    theta: Float[Array, " p"],
-    resamples: int,
-    *,
-    floor: float | None = None,
-    groups: Float[Array, " n"] | None = None,
-    seed: int = 0,
-) -> Float[Array, "r p"]:
-    """Returns laws refitted to bootstrap resamples of the runs.
-
-    Args:
-      theta: the law of all runs, from which the refits start.
-      groups: the run of each row; rows of a run are drawn together. By default every row is a run.
-
-    Returns:
-      [E, log A, alpha, ...] of each resample in raw units.
-    """
-    _, owner = np.unique(np.arange(len(p.logx)) if groups is None else groups, return_inverse=True)
-    runs = owner.max() + 1
-    draws = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=resamples)
-    return refits(p, theta, draws[:, owner] * p.weights, floor)
-
-
-def refits(
-    p: Problem,
-    theta: Float[Array, " p"],
-    weights: Float[Array, "r n"],
-    floor: float | None = None,
-    logy: Float[Array, "r n"] | None = None,
-) -> Float[Array, "r p"]:
-    """Returns the best law for each row of weights.
-
-    Each fit starts from the law `theta` and from one with half its exponents, and the better result
-    is taken.
-
-    Args:
-      weights: weights of the losses, one row per fit.
-      logy: log losses of each fit, if they differ from the problem's.
-    """
-    centered, mean = laws.center(p)
-    held = np.zeros(p.parameters, bool)
-    held[0] = floor is not None
-    first = laws.shift(theta, -mean)
-    second = first.copy()
-    second[2::2] /= 2
-    if floor is None:
-        second[0] *= 0.8
-    logy = centered.logy if logy is None else np.concatenate([logy, logy])
-    batch = dataclasses.replace(centered, weights=np.concatenate([weights, weights]), logy=logy)
-    rows = np.repeat(np.stack([first, second]), len(weights), axis=0)
-    ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-6)
-    ends, costs = ends.reshape(2, len(weights), -1), costs.reshape(2, -1)
-    return laws.shift(ends[costs.argmin(axis=0), np.arange(len(weights))], mean)
-
-
-def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
-    """Returns intervals of [E, A, alpha, ...] between the 2.5 % and 97.5 % bootstrap quantiles."""
-    return np.quantile(laws.with_amplitudes(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
+        return PredictionProfile(float(np.exp(best)), ends, ends)
+    freedom = min(likelihood.freedom, likelihood.noise_freedom)
+    noise = likelihood.noise * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    run = best + np.array([-1.0, 1.0]) * np.sqrt((ends - best) ** 2 + noise**2)
+    return PredictionProfile(float(np.exp(best)), np.exp(ends), np.exp(run))

@@ -1,7 +1,8 @@
 """Fits the scaling laws E + A x^-alpha and E + A N^-alpha + B D^-beta.
 
-Two independent methods must agree: scipy's `least_squares` from many starting points, and variable
-projection, which searches the exponents on a grid and needs no starting point.
+Two independent methods must agree: descent from many starting points (of Huber's loss by scipy's
+`least_squares`), and variable projection, which searches the exponents on a grid and needs no
+starting point.
 
 Source: Hoffmann et al. 2022, appendix D.3; VAR, section 4.2.
 """
@@ -13,12 +14,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize
 
-from var_jax.scaling import solver
+from var_jax.scaling import losses, solver
 from var_jax.scaling.solver import Array, Problem
 
 DELTA = 1e-3  # Huber constant of Hoffmann et al.; it makes nearly a least-absolute-error fit
-AGREE = 1e-3  # relative difference of the objective within which two starts count as one optimum
-EXACT = 1e-13  # objective of a run that the law passes through within 5e-7
 NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 FORMS = {1: "E + A * x**-alpha", 2: "E + A * N**-alpha + B * D**-beta"}
 
@@ -32,12 +31,14 @@ class Fit:
       cost: the objective at `theta`.
       starts_agreeing: fraction of the starts that converged to the best optimum.
       projected: the objective that variable projection reached, for comparison with `cost`.
+      loss: the loss that `theta` minimizes.
     """
 
     theta: Float[Array, " p"]
     cost: float
     starts_agreeing: float
     projected: float
+    loss: losses.Loss
 
     @property
     def values(self) -> dict[str, float]:
@@ -97,13 +98,19 @@ def starts(
     return np.array(rows)
 
 
-def fit(p: Problem, floor: float | None = None, num_starts: int = 12) -> Fit:
+def fit(
+    p: Problem,
+    floor: float | None = None,
+    num_starts: int = 12,
+    near: Float[Array, "r p"] | None = None,
+) -> Fit:
     """Fits a law to the losses of a problem.
 
     Args:
       p: the problem in raw units (not centered), without a batch axis.
       floor: a fixed value of E, or None to fit it; 0 makes a pure power law.
-      num_starts: number of starting points that scipy refines, spread evenly over the grid.
+      num_starts: number of starting points, spread evenly over the grid.
+      near: further laws to start from, in raw units.
     """
     centered, mean = center(p)
     grid = starts(centered, floor)
@@ -111,22 +118,16 @@ def fit(p: Problem, floor: float | None = None, num_starts: int = 12) -> Fit:
     held = np.arange(p.parameters) < (floor is not None)
     # Where E and a small exponent trade off, scipy's steps shrink before E reaches its bound. Our
     # own solver, which can stay on the bound, finishes from there.
-    ends, costs = solver.solve(
-        centered, np.array([_least_squares(centered, start, floor) for start in chosen]), held
-    )
+    if isinstance(p.loss, losses.Huber):
+        chosen = np.array([_least_squares(centered, start, floor) for start in chosen])
+    if near is not None:
+        chosen = np.concatenate([chosen, shift(near, -mean)])
+    ends, costs = solver.solve(centered, chosen, held)
     projected, projected_cost = variable_projection(centered, floor)
     best = ends[int(np.argmin(costs))] if costs.min() <= projected_cost else projected
     cost = min(costs.min(), projected_cost)
-    agreeing = float(np.mean([same_optimum(end_cost, cost, len(p.logy)) for end_cost in costs]))
-    return Fit(shift(best, mean), float(cost), agreeing, float(projected_cost))
-
-
-def same_optimum(cost: float, best: float, runs: int) -> bool:
-    """Returns whether a fit of objective `cost` is as good as the best one.
-
-    The difference may be small relative to `best`, or negligible for `runs` log losses.
-    """
-    return bool(cost <= best * (1 + AGREE) + runs * EXACT)
+    agreeing = float(np.mean([p.loss.same(end, cost, len(p.logy)) for end in costs]))
+    return Fit(shift(best, mean), float(cost), agreeing, float(projected_cost), p.loss)
 
 
 def _least_squares(
@@ -139,6 +140,8 @@ def _least_squares(
         theta = start.copy()
         theta[free] = free_values
         return theta[None]
+
+    assert isinstance(p.loss, losses.Huber)
 
     def weighted_huber(z):
         # scipy's rho((r / delta)^2) and its first two derivatives, times the weight of each run.
@@ -159,7 +162,7 @@ def _least_squares(
         jac=jacobian,  # type: ignore[arg-type]
         bounds=(lower[free], upper[free]),
         loss=weighted_huber,  # type: ignore[arg-type]
-        f_scale=float(p.delta[0]),
+        f_scale=p.loss.delta,
         x_scale="jac",
         ftol=1e-10,
         xtol=1e-10,

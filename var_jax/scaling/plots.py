@@ -70,7 +70,7 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
     Each panel shows the runs, the fitted law and its bootstrap band.
     """
     figure, axes = _figure(
-        len(laws), 2, f"E + A x^-alpha against {UNITS[name]}, with the bootstrap's 95 % band"
+        len(laws), 2, f"Most likely E + A x^-alpha against {UNITS[name]}, bootstrap's 95 % band"
     )
     for (left, right), law in zip(axes, laws, strict=True):
         x, y = law.sample.x[:, 0], law.sample.y
@@ -126,7 +126,9 @@ def _published(ax: Axes, law: Law, name: str, column: str):
 
 def joint_laws(laws: list[Law]) -> Figure:
     """Plots loss against tokens with one color per size, and measured against predicted loss."""
-    figure, axes = _figure(len(laws), 2, "E + A N^-alpha + B D^-beta over sizes N and tokens D")
+    figure, axes = _figure(
+        len(laws), 2, "Most likely E + A N^-alpha + B D^-beta over sizes N and tokens D"
+    )
     for (left, right), law in zip(axes, laws, strict=True):
         sizes, tokens = law.sample.x.T
         distinct = np.unique(sizes)
@@ -228,7 +230,7 @@ def residuals(laws: list[Law]) -> Figure:
     """Plots each law's residuals in percent against its first input."""
     columns = min(3, len(laws))
     figure, axes = _figure(
-        -(-len(laws) // columns), columns, "Residuals: measured over the law, less 1"
+        -(-len(laws) // columns), columns, "Residuals: measured over the most likely law, less 1"
     )
     for ax in axes.flat[len(laws) :]:
         ax.set_axis_off()
@@ -250,7 +252,7 @@ def bootstraps(laws: list[Law]) -> Figure:
     figure, axes = _figure(
         -(-len(laws) // columns),
         columns,
-        "Bootstrap over runs: E and alpha, with the reported value and 95 % intervals",
+        "Bootstrap over runs: E and alpha, with the most likely values and their 95 % intervals",
     )
     for ax in axes.flat[len(laws) :]:
         ax.set_axis_off()

@@ -3,25 +3,27 @@
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Float
 
 from var_jax.errors import UserError
-from var_jax.scaling import frontier, intervals
+from var_jax.scaling import frontier, intervals, laws
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.select_runs import Sample
+from var_jax.scaling.solver import Array
 
 # A prediction this many decades beyond the runs gets an extrapolation warning.
 EXTRAPOLATION_DECADES = 1.0
 
 
 def predict(
-    laws: Mapping[str, Law], cost: frontier.Cost | None, at: Mapping[str, float]
+    fitted_laws: Mapping[str, Law], cost: frontier.Cost | None, at: Mapping[str, float]
 ) -> list[dict]:
     """Predicts the loss at `at` by every law whose inputs it gives.
 
     From a compute budget, a joint law also predicts the optimal size and number of tokens.
 
     Args:
-      laws: fitted laws by key.
+      fitted_laws: fitted laws by key.
       cost: training FLOPs per token, which joint laws need for a compute budget.
       at: values of params, of compute, or of params and tokens.
 
@@ -34,7 +36,7 @@ def predict(
       UserError: no law takes these inputs.
     """
     out = []
-    for key, law in laws.items():
+    for key, law in fitted_laws.items():
         inputs = law.sample.inputs
         if set(inputs) == set(at):
             x = np.array([at[name] for name in inputs])
@@ -49,7 +51,8 @@ def predict(
         elif set(at) == {"compute"} and len(inputs) == 2 and cost is not None:
             out.append(_optimum(key, law, cost, at["compute"]))
     if not out:
-        known = " or ".join(sorted({" and ".join(law.sample.inputs) for law in laws.values()}))
+        names = {" and ".join(law.sample.inputs) for law in fitted_laws.values()}
+        known = " or ".join(sorted(names))
         remedy = (
             f"give {known}" if known else "every law was refused: run without --predict to see why"
         )
@@ -60,7 +63,7 @@ def predict(
 def _loss_prediction(law: Law, x) -> dict:
     profile = intervals.profile_prediction(law.likelihood, x)
     return {
-        "value": float(law.fit.predict(x[None])[0]),
+        "value": profile.value,
         "ci95": profile.interval.tolist(),
         "new_run95": profile.new_run_interval.tolist(),
     }
@@ -68,14 +71,12 @@ def _loss_prediction(law: Law, x) -> dict:
 
 def _optimum(key: str, law: Law, cost: frontier.Cost, compute: float) -> dict:
     best = frontier.optimum(law.fit.theta[None], cost, compute)[0]
+    ends = _optimum_intervals(law, cost, compute) if np.isfinite(best).all() else None
     result: dict = {"law": key, "at": {"compute": compute}}
     for i, name in enumerate(("optimal_params", "optimal_tokens")):
         result[name] = {"value": float(best[i])}
-        if law.samples is not None:
-            ends = np.nanquantile(
-                frontier.optimum(law.samples, cost, compute)[:, i], (0.025, 0.975)
-            )
-            result[name]["ci95"] = ends.tolist()
+        if ends is not None:
+            result[name]["ci95"] = ends[i].tolist()
     if not np.isfinite(best).all():
         return {
             **result,
@@ -89,6 +90,20 @@ def _optimum(key: str, law: Law, cost: frontier.Cost, compute: float) -> dict:
             "params"
         )
     return {**result, "loss": _loss_prediction(law, best), "warnings": notes}
+
+
+def _optimum_intervals(law: Law, cost: frontier.Cost, compute: float) -> Float[Array, "2 2"]:
+    """Returns the 95 % intervals of the optimal params and tokens, by profile likelihood.
+
+    The tokens are those that the budget leaves, so their interval follows from that of params.
+    """
+
+    def log_params(theta):
+        raw = laws.shift(theta, law.likelihood.mean)
+        return np.log(frontier.optimum(raw, cost, compute)[:, 0])
+
+    ends = np.exp(intervals.profile_quantity(law.likelihood, log_params))
+    return np.stack([ends, compute / cost.per_token(ends[::-1])])
 
 
 def _extrapolation_warnings(sample: Sample, x) -> list[str]:

@@ -30,7 +30,7 @@ def fit_table(
     Args:
       resamples: number of bootstrap resamples of the runs; 0 leaves the bootstrap out.
       floors: fixed values of E by fitted column; the key "" stands for all other columns.
-      delta: Huber's constant, in log loss.
+      delta: Huber's constant, in log loss, of the laws in "huber".
       predict: inputs at which the loss is predicted.
 
     Returns:
@@ -252,7 +252,8 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
     lines = [
         f"# Power-law fits of {epath.Path(source).name}",
         "",
-        "Values with 95 % intervals; loss in the units of its column, compute in FLOPs.",
+        "Values with 95 % intervals, both of one estimator, which each law names below; loss in "
+        "the units of its column, compute in FLOPs.",
         "",
         "| law | parameters | runs | hold-out error (naive) | Pearson |",
         "|---|---|---|---|---|",
@@ -270,6 +271,9 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
     ]
     for key, law in result["laws"].items():
         notes = [f"- {note}" for note in law["warnings"]]
+        if law.get("huber"):
+            notes.append(f"- estimator: {law['estimator']}; intervals by {law['interval_method']}")
+            notes.append(f"- by {_huber_text(law['huber'])}")
         if law.get("alpha_given_E"):
             pairs = ", ".join(
                 f"{_format_number(a)} at E = {_format_number(e)}" for e, a in law["alpha_given_E"]
@@ -306,6 +310,13 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
             lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
     lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
     return "\n".join(lines)
+
+
+def _huber_text(huber: Mapping) -> str:
+    values = ", ".join(
+        f"{name} {_format_number(value)}" for name, value in huber.items() if name != "delta"
+    )
+    return f"Huber's loss at {huber['delta']:g}, as in the literature, without intervals: {values}"
 
 
 def prediction_lines(predictions: Sequence[dict]) -> list[str]:

@@ -1,8 +1,8 @@
 """Power laws with an irreducible loss, and a batched solver that fits thousands of them at once.
 
 A law is E + sum_j A_j x_j^-alpha_j. Its parameters are a row [E, log A_1, alpha_1, log A_2,
-alpha_2, ...] and its inputs are log x_j, which the caller may center. The objective is the sum of
-Huber losses of log-loss residuals (Hoffmann et al. 2022, appendix D.3).
+alpha_2, ...] and its inputs are log x_j, which the caller may center. The objective is a loss of
+log-loss residuals (`losses`).
 
 This package has its own batched solver because bootstrap resamples, jackknife, profiles and grids
 of starting points are thousands of tiny problems of one shape: as one array program they take the
@@ -11,9 +11,12 @@ compare the two.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+from var_jax.scaling import losses
 
 Array = np.ndarray
 
@@ -24,6 +27,39 @@ TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
+class Pin:
+    """A quantity of the law that a fit is held at, such as a prediction.
+
+    Attributes:
+      quantity: the quantity as a function of rows of parameters.
+      target: its value in each row of a batch.
+      strength: weight of the squared difference from the target in the objective.
+    """
+
+    quantity: Callable[[Float[Array, "r p"]], Float[Array, " r"]]
+    target: Float[Array, " r"]
+    strength: float
+
+    def where(self, rows) -> "Pin":
+        """Returns the pin of the given rows of the batch alone."""
+        return dataclasses.replace(self, target=self.target[rows])
+
+    def residual(self, theta: Float[Array, "r p"]) -> Float[Array, "r 1"]:
+        """Returns the target minus the quantity."""
+        return (self.target - self.quantity(theta))[:, None]
+
+    def jacobian(self, theta: Float[Array, "r p"]) -> Float[Array, "r 1 p"]:
+        """Returns the derivatives of the quantity, by central differences."""
+        columns = []
+        for i in range(theta.shape[1]):
+            step = np.zeros(theta.shape)
+            step[:, i] = 1e-6 * np.maximum(np.abs(theta[:, i]), 1e-3)
+            rise = self.quantity(theta + step) - self.quantity(theta - step)
+            columns.append(rise / (2 * step[:, i]))
+        return np.stack(columns, axis=-1)[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
 class Problem:
     """The losses that a law is fitted to.
 
@@ -31,14 +67,15 @@ class Problem:
       logx: log of the inputs, one column per term of the law.
       logy: log losses; with a leading axis, different losses for each row of a batch.
       weights: weight of each loss in the objective, 1 for a run; a leading axis is the batch's.
-      delta: residual of log loss beyond which Huber's loss is linear; one value per loss, so that
-        a constraint can have its own.
+      loss: what is minimized of the residuals.
+      pin: a quantity that the fits are held at, if any.
     """
 
     logx: Float[Array, "n j"]
     logy: Float[Array, "*r n"]
     weights: Float[Array, "*r n"]
-    delta: Float[Array, " n"]
+    loss: losses.Loss
+    pin: Pin | None = None
 
     @property
     def parameters(self) -> int:
@@ -49,12 +86,11 @@ class Problem:
 def problem(
     x: Float[Array, "n j"],
     y: Float[Array, " n"],
-    delta: float,
+    loss: losses.Loss,
     weights: Float[Array, " n"] | None = None,
 ) -> Problem:
     """Returns the problem of losses y at inputs x in raw units; runs weigh the same by default."""
-    ones = np.ones(len(y))
-    return Problem(np.log(x), np.log(y), ones if weights is None else weights, delta * ones)
+    return Problem(np.log(x), np.log(y), np.ones(len(y)) if weights is None else weights, loss)
 
 
 def terms(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r n j"]:
@@ -84,15 +120,37 @@ def log_jacobian(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float
     return jacobian / total[..., None]
 
 
-def huber(r: Float[Array, "*r n"], delta: Float[Array, " n"]) -> Float[Array, "*r n"]:
-    """Returns Huber's loss: r^2 / 2 within delta, linear beyond."""
-    size = np.abs(r)
-    return np.where(size <= delta, r**2 / 2, delta * (size - delta / 2))
-
-
 def objective(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, " r"]:
-    """Returns the weighted sum of Huber losses for each row of parameters."""
-    return np.sum(p.weights * huber(residuals(p, theta), p.delta), axis=-1)
+    """Returns the objective for each row of parameters, at the best scale of the noise."""
+    return _evaluate(p, theta, np.broadcast_to(p.weights, (len(theta), len(p.logx))), None)[0]
+
+
+def _evaluate(
+    p: Problem,
+    theta: Float[Array, "r p"],
+    weights: Float[Array, "r n"],
+    scales: Float[Array, " r"] | None,
+) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
+    """Returns the objectives and the noise's scales, which are searched from `scales`."""
+    r = residuals(p, theta)
+    scales = p.loss.scale(r, weights, scales)
+    cost = p.loss.cost(r, weights, scales)
+    if p.pin is not None:
+        cost = cost + p.pin.strength * p.pin.residual(theta)[:, 0] ** 2 / 2
+    return cost, scales
+
+
+def _linearize(
+    p: Problem, theta: Float[Array, "r p"], weights: Float[Array, "r n"], scales: Float[Array, " r"]
+) -> tuple[Float[Array, "r m"], Float[Array, "r m p"], Float[Array, "r m"]]:
+    """Returns residuals, Jacobian and weights of the least squares problem of the same gradient."""
+    r, jacobian = residuals(p, theta), log_jacobian(theta, p.logx)
+    influence = p.loss.influence(r, weights, scales)
+    if p.pin is not None:
+        r = np.concatenate([r, p.pin.residual(theta)], axis=1)
+        jacobian = np.concatenate([jacobian, p.pin.jacobian(theta)], axis=1)
+        influence = np.pad(influence, ((0, 0), (0, 1)), constant_values=p.pin.strength)
+    return r, jacobian, influence
 
 
 def bounds(p: Problem) -> tuple[Float[Array, " p"], Float[Array, " p"]]:
@@ -112,12 +170,12 @@ def solve(
 ) -> tuple[Float[Array, "r p"], Float[Array, " r"]]:
     """Minimizes the objective from all rows of `start` at once.
 
-    The method is Levenberg-Marquardt with Huber's weights and bounds.
+    The method is Levenberg-Marquardt with bounds on reweighted least squares.
 
     Args:
       held: parameters that keep their starting value.
       tolerance: a row has converged when three accepted steps in a row each improve its objective
-        by less than this fraction.
+        by less than this fraction of the loss's unit.
 
     Returns:
       The parameters and objectives of all rows.
@@ -130,41 +188,43 @@ def solve(
         name: np.broadcast_to(getattr(p, name), (len(theta), p.logx.shape[0]))
         for name in ("logy", "weights")
     }
-    cost = objective(p, theta)
+    cost, scales = _evaluate(p, theta, batched["weights"], None)
     damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
     active = np.arange(len(theta))
     eye = np.eye(p.parameters)
     for _ in range(iterations):
         part = dataclasses.replace(p, **{name: value[active] for name, value in batched.items()})
+        if p.pin is not None:
+            part = dataclasses.replace(part, pin=p.pin.where(active))
         current = theta[active]
-        r, jacobian = residuals(part, current), log_jacobian(current, p.logx)
-        weight = part.weights * np.minimum(1, p.delta / np.maximum(np.abs(r), TINY))
-        gradient = -np.einsum("rn,rnp->rp", weight * r, jacobian)
+        r, jacobian, weight = _linearize(part, current, part.weights, scales[active])
+        weighted = (jacobian * weight[..., None]).swapaxes(1, 2)
+        gradient = -(weighted @ r[..., None])[..., 0]
         fixed = (
             held[active]
             | ((current <= lower) & (gradient > 0))
             | ((current >= upper) & (gradient < 0))
         )
-        jacobian = np.where(fixed[:, None, :], 0, jacobian)
-        normal = np.einsum("rnp,rn,rnq->rpq", jacobian, weight, jacobian, optimize=True)
+        normal = np.where(fixed[:, None, :] | fixed[:, :, None], 0, weighted @ jacobian)
         diagonal = np.einsum("rpp->rp", normal)
-        scale = (
+        damped = (
             damping[active, None] * diagonal
             + fixed
             + 1e-14 * (1 + diagonal.max(axis=1, keepdims=True))
         )
         step = np.linalg.solve(
-            normal + scale[:, :, None] * eye, -np.where(fixed, 0, gradient)[..., None]
+            normal + damped[:, :, None] * eye, -np.where(fixed, 0, gradient)[..., None]
         )[..., 0]
         step[:, 1:] = np.clip(step[:, 1:], -MAX_STEP, MAX_STEP)
         new = np.where(fixed, current, np.clip(current + step, lower, upper))
-        new_cost = objective(part, new)
+        new_cost, new_scales = _evaluate(part, new, part.weights, scales[active])
         better = new_cost <= cost[active]
         gain = cost[active] - new_cost
         stalled[active] = np.where(
-            better & (gain > tolerance * cost[active]), 0, stalled[active] + better
+            better & (gain > tolerance * p.loss.unit(cost[active])), 0, stalled[active] + better
         )
         theta[active[better]], cost[active[better]] = new[better], new_cost[better]
+        scales[active[better]] = new_scales[better]
         damping[active] = np.where(
             better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
         )

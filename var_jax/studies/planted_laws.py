@@ -1,0 +1,249 @@
+"""Known laws, and synthetic sweeps of them with clean and with dirty noise."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from var_jax.scaling import frontier, losses, select_runs, solver, table
+from var_jax.scaling.solver import Array
+
+OUTLIER_SHARE = 0.02
+OUTLIER_SIZE = 20.0  # standard deviations of the other runs
+GROWTH = 4.0  # standard deviation of the smallest size's noise over the largest size's
+SHARED = 0.5  # fraction of the variance that runs of one size have in common
+INTERACTION = 0.005  # log loss at the corners of the grid that a sum of powers has no room for
+
+
+class Noise(NamedTuple):
+    """Noise of log losses.
+
+    Attributes:
+      errors: the noise of each run.
+      information: what a likelihood that knows the noise can tell of the log losses: Fisher's
+        information matrix.
+    """
+
+    errors: Float[Array, " n"]
+    information: Float[Array, "n n"]
+
+
+def normal(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns independent normal noise of one standard deviation."""
+    return Noise(scale * random.normal(size=len(logx)), np.eye(len(logx)) / scale**2)
+
+
+def student_2(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns Student's t noise with 2 degrees of freedom, which has no variance."""
+    return _student(2, len(logx), scale, random)
+
+
+def student_4(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns Student's t noise with 4 degrees of freedom."""
+    return _student(4, len(logx), scale, random)
+
+
+def _student(degrees: float, runs: int, scale: float, random: np.random.Generator) -> Noise:
+    information = (degrees + 1) / (degrees + 3) / scale**2
+    errors = scale * random.standard_t(degrees, size=runs)
+    return Noise(errors, information * np.eye(runs))
+
+
+def outliers(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns normal noise with gross outliers; who knows the noise leaves those runs out."""
+    runs = len(logx)
+    is_outlier = random.random(runs) < OUTLIER_SHARE
+    signs = random.choice([-1.0, 1.0], size=runs)
+    errors = np.where(is_outlier, OUTLIER_SIZE * signs, random.normal(size=runs))
+    return Noise(scale * errors, np.diag(~is_outlier / scale**2))
+
+
+def growing(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns normal noise whose standard deviation falls with the first input as a power."""
+    sizes = logx[:, 0]
+    place = (sizes - sizes.min()) / np.ptp(sizes)
+    deviations = scale * GROWTH ** (0.5 - place)
+    return Noise(deviations * random.normal(size=len(logx)), np.diag(deviations**-2))
+
+
+def correlated(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns normal noise of which runs of one size share a part, as branches of a trunk do."""
+    _, size = np.unique(logx[:, 0], return_inverse=True)
+    common = random.normal(size=size.max() + 1)[size]
+    errors = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * random.normal(size=len(logx))
+    covariance = SHARED * (size[:, None] == size) + (1 - SHARED) * np.eye(len(logx))
+    return Noise(scale * errors, np.linalg.inv(covariance) / scale**2)
+
+
+def wrong_form(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+    """Returns normal noise and a product of both inputs' logarithms, which no sum of powers has."""
+    middle = (logx.max(axis=0) + logx.min(axis=0)) / 2
+    place = 2 * (logx - middle) / np.ptp(logx, axis=0)
+    clean = normal(logx, scale, random)
+    return clean._replace(errors=clean.errors + INTERACTION * place.prod(axis=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted:
+    """A known law, and how its synthetic sweeps are drawn.
+
+    Attributes:
+      theta: [E, log A, alpha(, log B, beta)].
+      low, high: range of each input, over which runs are evenly spaced in the logarithm.
+      shapes: grids (number of runs per input) from which that of each sweep is drawn.
+      noise: standard deviation of log loss, or the scale of its distribution.
+      kind: draws the noise.
+    """
+
+    name: str
+    theta: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    noise: float
+    kind: Callable[[Array, float, np.random.Generator], Noise] = normal
+
+    def draw(self, random: np.random.Generator) -> solver.Problem:
+        """Draws a synthetic sweep; its loss is the likelihood of normal noise."""
+        return self.draw_with_information(random).problem
+
+    def draw_with_information(self, random: np.random.Generator) -> "Sweep":
+        """Draws a synthetic sweep and says what its losses can tell at best."""
+        shape = self.shapes[random.integers(len(self.shapes))]
+        axes = [
+            np.geomspace(low, high, n)
+            for low, high, n in zip(self.low, self.high, shape, strict=True)
+        ]
+        x = np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=1)
+        exact = solver.predict(np.array([self.theta]), np.log(x))[0]
+        noise = self.kind(np.log(x), self.noise, random)
+        p = solver.problem(x, exact * np.exp(noise.errors), losses.StudentT())
+        return Sweep(p, noise.information)
+
+
+class Sweep(NamedTuple):
+    """A synthetic sweep.
+
+    Attributes:
+      problem: its losses.
+      information: Fisher's information of the log losses, for who knows the noise.
+    """
+
+    problem: solver.Problem
+    information: Float[Array, "n n"]
+
+
+SINGLE = tuple((n,) for n in range(8, 13))
+GRIDS = ((6, 4), (5, 5), (7, 4), (6, 5), (8, 4), (7, 5), (6, 6), (8, 5))
+# The law of VAR, section 4.2: (2.0 N/1e9)^-0.23 above an irreducible loss of about 4.5.
+VAR_LAST = (4.5, float(np.log(2e-9) * -0.23), 0.23)
+STUDIES = (
+    Planted("E + A x^-alpha, 0.1 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.001),
+    Planted("E + A x^-alpha, 0.5 % noise", (1.8, np.log(400), 0.34), (2e7,), (2e9,), SINGLE, 0.005),
+    Planted(
+        "E + A x^-alpha, 1.5 decades, 0.5 % noise",
+        (3.0, np.log(60), 0.25),
+        (3e7,),
+        (1e9,),
+        SINGLE,
+        0.005,
+    ),
+    Planted("VAR's L_last(N), 0.2 % noise", VAR_LAST, (18.5e6,), (2.0e9,), SINGLE, 0.002),
+    Planted(
+        "joint law, 0.2 % noise",
+        (1.82, np.log(478), 0.347, np.log(2143), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        GRIDS,
+        0.002,
+    ),
+    Planted(
+        "joint law, 1 % noise",
+        (1.82, np.log(478), 0.347, np.log(2143), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        GRIDS,
+        0.01,
+    ),
+)
+
+
+KINDS = (normal, student_4, student_2, outliers, growing)
+DIRTY = tuple(
+    Planted(
+        f"{runs} runs, {kind.__name__}",
+        (1.8, float(np.log(400)), 0.34),
+        (2e7,),
+        (2e9,),
+        ((runs,),),
+        0.005,
+        kind,
+    )
+    for runs in (10, 30, 120)
+    for kind in KINDS
+) + tuple(
+    Planted(
+        f"joint law, {shape[0] * shape[1]} runs, {kind.__name__}",
+        (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        (shape,),
+        0.005,
+        kind,
+    )
+    for shape in ((4, 3), (6, 5), (12, 10))
+    for kind in (*KINDS, correlated, wrong_form)
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantedFrontier(Planted):
+    """A joint law whose compute-optimal frontier is fitted.
+
+    Runs cost 6 N D FLOPs, so losses at the optimum fall as compute to the power
+    -alpha beta / (alpha + beta).
+    """
+
+    def draw(self, random: np.random.Generator) -> select_runs.Sample:
+        """Draws a synthetic sweep and returns the points of its frontier."""
+        p = super().draw(random)
+        x, y = np.exp(p.logx), np.exp(p.logy)
+        rows = [
+            {
+                "run": f"{n:.4g} {d:.4g}",
+                "params": n,
+                "tokens": d,
+                "compute": 6 * n * d,
+                "loss": loss,
+            }
+            for (n, d), loss in zip(x, y, strict=True)
+        ]
+        return select_runs.sample(table.build(rows), "loss", ("compute",))
+
+    @property
+    def truth(self) -> Float[Array, " p"]:
+        """[E, log A, alpha] of the frontier."""
+        e, log_a, alpha, log_b, beta = self.theta
+        low, high = np.log(self.low).sum() + np.log(6), np.log(self.high).sum() + np.log(6)
+        budgets = np.exp(np.array([low, high]))
+        price = frontier.Cost(float(np.log(6)), 1.0, 0.0)
+        theta = np.array([self.theta])
+        best = np.concatenate([frontier.optimum(theta, price, budget) for budget in budgets])
+        logs = np.log(solver.predict(theta, np.log(best))[0] - e)
+        exponent = alpha * beta / (alpha + beta)
+        return np.array([e, logs[0] + exponent * low, exponent])
+
+
+FRONTIERS = tuple(
+    PlantedFrontier(
+        f"frontier of a joint law, {noise:.1%} noise".replace("%", " %"),
+        (1.82, float(np.log(478)), 0.347, float(np.log(2143)), 0.367),
+        (3e7, 6e8),
+        (3e9, 6e10),
+        ((7, 4), (6, 6), (8, 5), (8, 6)),
+        noise,
+    )
+    for noise in (0.002, 0.01)
+)
