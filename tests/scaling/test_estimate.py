@@ -10,7 +10,7 @@ from scipy import stats
 from helpers.cases import first_of
 from scaling.planted import joint, single
 from var_jax.scaling import estimate, intervals, laws, losses, solver
-from var_jax.studies import planted_laws
+from var_jax.studies import batched_coverage, planted_laws
 
 DIRTY = {planted.name: planted for planted in planted_laws.DIRTY}
 SMALL = [name for name in DIRTY if "120" not in name]
@@ -32,6 +32,20 @@ def test_values_lie_within_their_intervals(name):
         values, ends, _ = reported(p)
         assert np.all((ends[:, 0] <= values) & (values <= ends[:, 1]))
         assert np.all(ends[:, 0] < ends[:, 1])
+
+
+@pytest.mark.parametrize("name", first_of(["30 runs, student_2", "joint law, 12 runs, outliers"]))
+def test_batched_verdicts_are_those_of_the_intervals(name):
+    """The study of coverage tests the truth instead of computing ends: the noise that it chooses
+    and whether the interval contains the truth are those of the reported law."""
+    planted = DIRTY[name]
+    problems = [planted.draw(np.random.default_rng([6, seed])) for seed in range(4)]
+    truth = laws.with_amplitudes(np.array(planted.theta))
+    inside, noise_freedom = batched_coverage.verdicts(problems, np.array(planted.theta))
+    for sweep, p in enumerate(problems):
+        _, ends, fit = reported(p)
+        assert noise_freedom[sweep] == fit.loss.freedom
+        np.testing.assert_array_equal(inside[sweep], (ends[:, 0] <= truth) & (truth <= ends[:, 1]))
 
 
 def heavy_tailed(seed):

@@ -2,11 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from helpers.cases import first_of
 from scaling.planted import JOINT, joint, single
-from var_jax.scaling import bootstrap, estimate, intervals, laws, losses, solver
+from var_jax.scaling import bootstrap, estimate, frontier, intervals, laws, losses, solver
 from var_jax.studies import interval_coverage, planted_laws
 
 
@@ -54,6 +54,42 @@ def test_profile_prediction_at_infinite_x_has_the_interval_of_e():
     np.testing.assert_allclose(
         ends, intervals.profile(likelihood, intervals.EQUAL_TAILS)[0], rtol=1e-4
     )
+
+
+def test_profile_of_an_undetermined_optimum_ends_at_its_limit():
+    """Noisy runs hardly determine the best size. With B solved for, so that the size holds exactly,
+    scipy's least squares at both ends has the likelihood of the interval's limit."""
+    x, y, _ = joint(shape=(7, 3), noise=0.01, seed=2)
+    p = solver.problem(x, y, losses.StudentT())
+    likelihood = intervals.likelihood(p, laws.fit(p))
+    cost, compute = frontier.Cost(float(np.log(6)), 1.0, 0.0), 1e21
+
+    def log_params(theta):
+        raw = laws.shift(theta, likelihood.mean)
+        return np.log(frontier.optimum(raw, cost, compute)[:, 0])
+
+    def residuals(free, size):
+        theta = np.insert(free, 3, 0.0)
+        theta[3] += (log_params(theta[None])[0] - size) * (theta[2] + theta[4])
+        return solver.residuals(likelihood.problem, theta[None])[0]
+
+    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
+    ends = intervals.profile_quantity(likelihood, log_params)
+    assert np.diff(ends)[0] > 1
+    lower, upper = (np.delete(edge, 3) for edge in solver.bounds(p))
+    for end in ends:
+        result = optimize.least_squares(
+            residuals,
+            np.delete(likelihood.theta, 3),
+            args=(end,),
+            bounds=(lower, upper),
+            x_scale="jac",
+            ftol=1e-12,
+            xtol=1e-12,
+        )
+        variance = 2 * result.cost / len(y)
+        rise = len(y) / 2 * np.log(variance / likelihood.scale**2)
+        assert rise == pytest.approx(allowed, rel=1e-2)
 
 
 def test_profile_is_hardly_widened_by_a_stray_run():

@@ -33,10 +33,12 @@ EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # it by a quarter. The tails are fixed, because tails chosen to make each sweep's interval the
 # shortest miss the true value more often.
 E_TAILS = (0.04, 0.01)
-PIN_STRENGTH = 1e6  # weight, in runs, of the condition that holds a quantity along its profile
+# Curvature, per squared standard error, of the penalty that holds a quantity along its profile. A
+# stronger one holds it no better than is needed, and the solver's steps get stuck along its valley.
+PIN_STRENGTH = 1e3
 RISE_TOLERANCE = 1e-3  # share of an interval's rise that its end may fall short of
 MOST_TRIALS = 24  # fits of each end after it was bracketed
-PIN_MISSED = 1e-4  # distance from its target, in standard errors, at which no law reaches it
+PIN_MISSED = 0.05  # distance from its target, in standard errors, at which no law reaches it
 
 Refit = Callable[[Array, Array], tuple[Array, Array]]
 
@@ -94,8 +96,7 @@ class Likelihood:
 
     def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
         """Returns the rises of the cost at ends beyond which lie the probabilities `tails`."""
-        quantiles = stats.t.ppf(1 - tails, self.freedom)
-        return self.runs / 2 * np.log1p(quantiles**2 / self.freedom)
+        return rise(tails, self.runs, self.freedom)
 
     def standard_errors(self, p: solver.Problem, slopes: Float[Array, "m p"]) -> Float[Array, " m"]:
         """Returns the standard errors of quantities with these derivatives, by linearization.
@@ -110,6 +111,18 @@ class Likelihood:
         covariance = np.linalg.pinv(normal) * self.noise**2
         variance = np.einsum("mp,pq,mq->m", slopes[:, free], covariance, slopes[:, free])
         return np.sqrt(np.maximum(variance, 0))
+
+
+def rise(tails: Float[Array, " k"], runs: float, freedom: float) -> Float[Array, " k"]:
+    """Returns the rises of the negative log likelihood at the ends of intervals.
+
+    Args:
+      tails: probabilities beyond the ends.
+      runs: number of independent runs, n.
+      freedom: degrees of freedom, n - p.
+    """
+    quantiles = stats.t.ppf(1 - tails, freedom)
+    return runs / 2 * np.log1p(quantiles**2 / freedom)
 
 
 def likelihood(p: solver.Problem, fit: laws.Fit, floor: float | None = None) -> Likelihood:
@@ -267,8 +280,8 @@ def profile_quantity(
 ) -> Float[Array, "2"]:
     """Returns the 95 % interval of a quantity of the law, by its profile likelihood.
 
-    The quantity is held along the profile by a condition of very large weight, so that E and the
-    exponents respect their bounds. It is NaN without degrees of freedom.
+    The quantity is held along the profile by a penalty, so that E and the exponents respect their
+    bounds. It is NaN without degrees of freedom.
 
     Args:
       quantity: a smooth function of rows of parameters for centered log x; it must be of order one
@@ -280,15 +293,17 @@ def profile_quantity(
     best = quantity(theta[None])
     slope = solver.Pin(quantity, best, 1.0).jacobian(theta[None])[0]
     error = float(likelihood.standard_errors(likelihood.problem, slope)[0])
-    strength = PIN_STRENGTH / likelihood.scale**2
+    strength = PIN_STRENGTH / max(error, 1e-6) ** 2
     bare = likelihood.problem
 
     def refit(values, rows):
         pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, values, strength))
         ends, _ = solver.solve(pinned, rows, likelihood.held, iterations=100, tolerance=1e-7)
+        gap = quantity(ends) - values
+        # The slope of the penalty is that of the profile: it leads from the value reached on.
+        risen = solver.objective(bare, ends) + strength * gap**2 - likelihood.cost
         # A value that no law reaches, such as one that needs E < 0, has no likelihood at all.
-        missed = np.abs(quantity(ends) - values) > PIN_MISSED * max(error, 1e-6) + 1e-6
-        return ends, np.where(missed, np.inf, solver.objective(bare, ends) - likelihood.cost)
+        return ends, np.where(np.abs(gap) > PIN_MISSED * max(error, 1e-6), np.inf, risen)
 
     return _crossings(
         refit,

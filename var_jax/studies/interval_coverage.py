@@ -25,6 +25,7 @@ from var_jax.scaling import (
     solver,
 )
 from var_jax.scaling.solver import Array
+from var_jax.studies import batched_coverage
 from var_jax.studies.planted_laws import DIRTY, FRONTIERS, STUDIES, Planted, PlantedFrontier
 
 RESAMPLES = 500
@@ -182,39 +183,52 @@ def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
     return np.median(ends[..., 1] - ends[..., 0], axis=0)
 
 
-def dirty_study(planted: Planted, sweeps: int, seed: Sequence[int]) -> str:
-    """Returns the table's row for a planted law with noise that real runs may have.
+def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[int]) -> str:
+    """Returns the table's row of the reported intervals for a planted law.
 
     Widths are over those of the best possible unbiased estimator: 1.96 standard errors on either
     side by the Cramér-Rao bound of a likelihood that knows the noise of each run.
+
+    Args:
+      sweeps: number of synthetic sweeps; whether their intervals contain the truth is tested.
+      computed: number of sweeps, from the first, whose intervals are computed and compared.
+      seed: seed of the noise.
 
     Raises:
       RuntimeError: a value lies outside its own interval.
     """
     theta = np.array(planted.theta)
     truth = laws.with_amplitudes(theta)
-    rows, best, heavy = [], [], 0
-    for sweep in range(sweeps):
-        p, information = planted.draw_with_information(np.random.default_rng([*seed, sweep]))
+    drawn = [
+        planted.draw_with_information(np.random.default_rng([*seed, sweep]))
+        for sweep in range(sweeps)
+    ]
+    inside, noise_freedom = batched_coverage.verdicts([sweep.problem for sweep in drawn], theta)
+    differing, ratios = 0, []
+    for sweep, (p, information) in enumerate(drawn[:computed]):
         fit = estimate.fit(p)
         ends = intervals.profile(intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit))
         values = laws.with_amplitudes(fit.theta)
         if not np.all((ends[:, 0] <= values) & (values <= ends[:, 1])):
             raise RuntimeError(f"{planted.name}, sweep {sweep}: a value outside its interval")
-        rows.append(ends)
-        heavy += fit.loss != losses.StudentT()
+        contains = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        differing += int(np.sum(contains != inside[sweep]))
         jacobian = solver.log_jacobian(theta[None], p.logx)[0]
         variance = np.diag(np.linalg.inv(jacobian.T @ information @ jacobian))
-        best.append(2 * stats.norm.ppf((1 + intervals.LEVEL) / 2) * np.sqrt(variance))
-    reported = np.array(rows)
+        best = 2 * stats.norm.ppf((1 + intervals.LEVEL) / 2) * np.sqrt(variance)
+        ratios.append(widths(ends[None]) / best)
     names = laws.NAMES[len(truth) // 2]
-    inside = np.mean((reported[..., 0] <= truth) & (truth <= reported[..., 1]), axis=0)
-    ratios = widths(reported) / np.median(best, axis=0)
-    cells = [
-        ", ".join(f"{name} {share:.1%}" for name, share in zip(names, inside, strict=True)),
-        ", ".join(f"{name} {ratio:.2f}" for name, ratio in zip(names, ratios, strict=True)),
-    ]
-    return f"| {planted.name} | {sweeps} | {heavy / sweeps:.0%} | {' | '.join(cells)} |"
+    cells = [f"{np.mean(np.isfinite(noise_freedom)):.0%}"]
+    cells.append(
+        ", ".join(f"{name} {share:.1%}" for name, share in zip(names, inside.mean(0), strict=True))
+    )
+    if computed:
+        typical = zip(names, np.median(ratios, axis=0), strict=True)
+        cells.append(", ".join(f"{name} {ratio:.2f}" for name, ratio in typical))
+        cells.append(f"{differing} of {computed * len(truth)}")
+    else:
+        cells += ["–", "–"]
+    return f"| {planted.name} | {sweeps} | {' | '.join(cells)} |"
 
 
 def main():
@@ -226,19 +240,29 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="studies whose name contains this")
     parser.add_argument(
-        "--dirty", action="store_true", help="the studies with noise that real runs may have"
+        "--reported",
+        choices=("clean", "dirty"),
+        help="only the reported intervals, of laws with normal noise or such as real runs may have",
+    )
+    parser.add_argument(
+        "--computed",
+        type=int,
+        default=10,
+        help="with --reported: sweeps whose intervals are computed, for widths and to compare",
     )
     args = parser.parse_args()
     # The index of a study seeds its noise, so that no two studies use the same draws.
-    if args.dirty:
+    if args.reported:
         print(
             "| planted law | sweeps | Student's t chosen | truth inside the 95 % interval | "
-            "median width over the best possible |\n|---|---|---|---|---|"
+            "median width over the best possible | verdicts that differ |\n"
+            "|---|---|---|---|---|---|"
         )
-        for index, planted in enumerate(DIRTY):
+        first = len(STUDIES) + len(FRONTIERS) if args.reported == "dirty" else 0
+        for index, planted in enumerate(DIRTY if args.reported == "dirty" else STUDIES):
             if args.only in planted.name:
-                seed = (args.seed, len(STUDIES) + len(FRONTIERS) + index)
-                print(dirty_study(planted, args.sweeps, seed), flush=True)
+                seed = (args.seed, first + index)
+                print(reported_study(planted, args.sweeps, args.computed, seed), flush=True)
         return
     print(
         "| planted law | interval | sweeps | truth inside the 95 % interval | "
