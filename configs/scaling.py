@@ -17,7 +17,7 @@ r"""Scaling sweeps: a base config per preset, and the runs that `var-jax sweep` 
 
   cost      fashion: measured, 49 minutes on one core (2.9e13 FLOPs). The others: not measured;
             FLOPs by --dry-run: fashion_lr 2.2e12, scaling 8.0e20, lr 2.6e19, paper 9.8e21
-  expected  fashion: measured, held-out loss 2.162 + 66.9 N^-0.427 at 1,600 steps
+  expected  fashion: measured, held-out loss 2.156 + 64.6 N^-0.423 at 1,600 steps
             (docs/results/scaling_fashion/fit.json, from `var-jax fit`)
             paper: published, (loss of the last scale - E) = (2.0 N)^-0.23, N in billions, with E of
             about 4.5; of all scales (2.5 N)^-0.20, with E of about 5. The others: not measured

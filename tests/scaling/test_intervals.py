@@ -59,7 +59,7 @@ def test_profile_prediction_at_infinite_x_has_the_interval_of_e():
 def test_profile_of_an_undetermined_optimum_ends_at_its_limit():
     """Noisy runs hardly determine the best size. With B solved for, so that the size holds exactly,
     scipy's least squares at both ends has the likelihood of the interval's limit."""
-    x, y, _ = joint(shape=(7, 3), noise=0.01, seed=2)
+    x, y, _ = joint(shape=(7, 3), noise=0.04, seed=2)
     p = solver.problem(x, y, losses.StudentT())
     likelihood = intervals.likelihood(p, laws.fit(p))
     cost, compute = frontier.Cost(float(np.log(6)), 1.0, 0.0), 1e21
