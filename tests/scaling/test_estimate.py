@@ -44,6 +44,7 @@ def test_batched_verdicts_are_those_of_the_intervals(name):
     inside, noise_freedom = batched_coverage.verdicts(problems, np.array(planted.theta))
     for sweep, p in enumerate(problems):
         _, ends, fit = reported(p)
+        assert isinstance(fit.loss, losses.StudentT)
         assert noise_freedom[sweep] == fit.loss.freedom
         np.testing.assert_array_equal(inside[sweep], (ends[:, 0] <= truth) & (truth <= ends[:, 1]))
 

@@ -92,6 +92,72 @@ def test_profile_of_an_undetermined_optimum_ends_at_its_limit():
         assert rise == pytest.approx(allowed, rel=1e-2)
 
 
+@pytest.mark.parametrize("strength", [30.0, 1e3, 1e4])
+def test_profile_of_a_quantity_does_not_depend_on_the_penalty(strength, monkeypatch):
+    """The penalty only moves the law along its profile. Where it holds a prediction loosely, the
+    ends are those of scipy's least squares with E solved for, so that the prediction is exact."""
+    _, _, likelihood = both(single(noise=3e-3, seed=5))
+    where = np.array([[4.0]])
+
+    def log_loss(theta):
+        return np.log(solver.predict(theta, where)[:, 0])
+
+    def residuals(free, value):
+        theta = np.array([[0.0, *free]])
+        theta[0, 0] = np.exp(value) - solver.terms(theta, where)[0, 0, 0]
+        return solver.residuals(likelihood.problem, theta)[0]
+
+    monkeypatch.setattr(intervals, "PIN_STRENGTH", strength)
+    ends = intervals.profile_quantity(likelihood, log_loss)
+    best = log_loss(likelihood.theta[None])[0]
+    assert ends[0] < best < ends[1]
+    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
+    for end in ends:
+        result = optimize.least_squares(
+            residuals, likelihood.theta[1:], args=(end,), x_scale="jac", ftol=1e-12, xtol=1e-12
+        )
+        variance = 2 * result.cost / likelihood.runs
+        rise = likelihood.runs / 2 * np.log(variance / likelihood.scale**2)
+        assert rise == pytest.approx(allowed, rel=3e-3)
+
+
+def test_profile_of_a_quantity_ends_at_the_last_value_that_a_law_has():
+    """E is a quantity that no law has below 0: where it cannot be told from 0, the interval starts
+    exactly there and not at a value that the penalty pulled E to."""
+    _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
+    low, high = intervals.profile_quantity(likelihood, lambda theta: theta[:, 0])
+    assert low == pytest.approx(0, abs=1e-12)
+    assert low < likelihood.theta[0] < high
+
+
+def test_predictions_and_optima_lie_inside_their_intervals():
+    """A predicted loss and a budget's best size are of the law that maximizes the likelihood, so
+    their profiles start there: also for few runs, gross outliers and heavy tails."""
+    cost = frontier.Cost(float(np.log(6)), 1.0, 0.0)
+    dirty = {planted.name: planted for planted in planted_laws.DIRTY}
+    for name in ("10 runs, outliers", "10 runs, student_2", "joint law, 12 runs, outliers"):
+        planted = dirty[name]
+        for seed in range(3):
+            p = planted.draw(np.random.default_rng([9, seed]))
+            fit = estimate.fit(p)
+            likelihood = intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+            far = np.exp(p.logx.max(axis=0) + 3)
+            prediction = intervals.profile_prediction(likelihood, far)
+            low, high = prediction.interval
+            assert low <= prediction.value <= high
+            assert low < high
+            assert prediction.new_run_interval[0] < low and high < prediction.new_run_interval[1]
+            if p.logx.shape[1] == 1:
+                continue
+
+            def log_params(theta, likelihood=likelihood):
+                raw = laws.shift(theta, likelihood.mean)
+                return np.log(frontier.optimum(raw, cost, 1e21)[:, 0])
+
+            low, high = intervals.profile_quantity(likelihood, log_params)
+            assert low < log_params(likelihood.theta[None])[0] < high
+
+
 def test_profile_is_hardly_widened_by_a_stray_run():
     x, y, _ = joint(noise=2e-3, seed=6)
     clean = np.diff(intervals.profile(both((x, y, None))[2])[2])[0]

@@ -91,7 +91,7 @@ def analyze(
     if floor is not None:
         summary["E"]["given"] = True
     summary |= {
-        "estimator": estimate.describe(fit.loss),
+        "estimator": estimate.describe(likelihood.noise_freedom),
         "noise_degrees_of_freedom": likelihood.noise_freedom,
         "huber": {"delta": delta, **huber.values},
         "interval_method": METHOD,

@@ -69,11 +69,11 @@ def fit(p: Problem, floor: float | None = None) -> laws.Fit:
     return laws.fit(chosen, floor, near=laws.shift(rows, mean))
 
 
-def describe(loss: losses.StudentT) -> str:
+def describe(noise_freedom: float) -> str:
     """Returns the name of the estimator of values and intervals, for reports."""
-    if np.isinf(loss.freedom):
+    if np.isinf(noise_freedom):
         return "maximum likelihood, normal noise of log loss"
     return (
         "maximum likelihood, Student's t noise of log loss with "
-        f"{loss.freedom:g} degrees of freedom"
+        f"{noise_freedom:g} degrees of freedom"
     )

@@ -33,14 +33,29 @@ EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
 # it by a quarter. The tails are fixed, because tails chosen to make each sweep's interval the
 # shortest miss the true value more often.
 E_TAILS = (0.04, 0.01)
-# Curvature, per squared standard error, of the penalty that holds a quantity along its profile. A
-# stronger one holds it no better than is needed, and the solver's steps get stuck along its valley.
+# Curvature, per squared standard error, of the penalty that moves a quantity along its profile. The
+# profile does not depend on it; with a stronger one the solver's steps get stuck along its valley.
 PIN_STRENGTH = 1e3
 RISE_TOLERANCE = 1e-3  # share of an interval's rise that its end may fall short of
 MOST_TRIALS = 24  # fits of each end after it was bracketed
-PIN_MISSED = 0.05  # distance from its target, in standard errors, at which no law reaches it
+LEAST_ADVANCE = 1e-3  # share of a step that a value must follow, or it has reached its bound
 
-Refit = Callable[[Array, Array], tuple[Array, Array]]
+
+class Refitted(NamedTuple):
+    """The most likely laws among those of a given value.
+
+    Attributes:
+      value: the value that each law has.
+      rows: the laws' parameters.
+      rise: how far the negative log likelihood of each lies above the lowest.
+    """
+
+    value: Float[Array, " r"]
+    rows: Float[Array, "r p"]
+    rise: Float[Array, " r"]
+
+
+Refit = Callable[[Float[Array, " r"], Float[Array, "r p"]], Refitted]
 
 
 class PredictionProfile(NamedTuple):
@@ -208,7 +223,7 @@ def _limits(
         initial = rows.copy()
         initial[row, index] = values
         ends, costs = solver.solve(p, initial, held, iterations=100, tolerance=1e-7)
-        return ends, costs - likelihood.cost
+        return Refitted(values, ends, costs - likelihood.cost)
 
     size = np.maximum(np.abs(theta[index]), 1e-3)
     ends = _crossings(
@@ -234,7 +249,8 @@ def _crossings(
     """Returns the values at which profiles reach their limits, from within.
 
     Args:
-      refit: returns refitted laws and their rises of the cost for values and laws to start from.
+      refit: returns the most likely laws near the values that are asked for, from laws to start
+        from. A law may stay short of the value, but never lies on the other side of the start.
       rows: the most likely law in each row.
       start: the most likely value in each row.
       step: first step outward, with its sign.
@@ -245,34 +261,44 @@ def _crossings(
     def bounded(values):
         return np.where(step < 0, np.maximum(values, edge), np.minimum(values, edge))
 
-    inner, inner_rows, inner_rise = start.copy(), rows.copy(), np.zeros(len(start))
+    # `inner` and `outer` are values that were asked for, `inside` is what the refitted laws have.
+    inner, inside = start.copy(), Refitted(start.copy(), rows.copy(), np.zeros(len(start)))
     outer, outer_rise = bounded(inner + step), np.full(len(start), np.inf)
     # Step outward until each profile exceeds the limit or the value is at its bound.
     for _ in range(60):
-        trial, rise = refit(outer, inner_rows)
-        below = rise <= allowed
-        outer_rise = np.where(below, outer_rise, rise)
-        inner, inner_rise = np.where(below, outer, inner), np.where(below, rise, inner_rise)
-        inner_rows = np.where(below[:, None], trial, inner_rows)
-        if np.all(~below | (outer == edge)):
+        trial = refit(outer, inside.rows)
+        below = trial.rise <= allowed
+        outer_rise = np.where(below, outer_rise, trial.rise)
+        advance = np.abs(trial.value - inside.value)
+        at_bound = (outer == edge) | (advance <= LEAST_ADVANCE * np.abs(outer - inner))
+        inner, inside = np.where(below, outer, inner), _choose(below, trial, inside)
+        if np.all(~below | at_bound):
             break
-        step = step * np.where(below, 1.6, 1)
-        outer = np.where(below, bounded(outer + step), outer)
+        step = step * np.where(below & ~at_bound, 1.6, 1)
+        outer = np.where(below & ~at_bound, bounded(outer + step), outer)
     # Narrow the gap between the last value within the limit and the first beyond it. The root of
     # the rise is nearly linear; every third trial halves the gap, lest one end stay where it is.
     for iteration in range(MOST_TRIALS):
-        root, inner_root = np.sqrt(allowed), np.sqrt(np.maximum(inner_rise, 0))
+        root, inner_root = np.sqrt(allowed), np.sqrt(np.maximum(inside.rise, 0))
         share = (root - inner_root) / np.maximum(np.sqrt(outer_rise) - inner_root, 1e-300)
         halve = np.isinf(outer_rise) | (iteration % 3 == 2)
         middle = inner + (outer - inner) * np.where(halve, 0.5, np.clip(share, 0.02, 0.98))
-        trial, rise = refit(middle, inner_rows)
-        below = rise <= allowed
-        inner, inner_rise = np.where(below, middle, inner), np.where(below, rise, inner_rise)
-        inner_rows = np.where(below[:, None], trial, inner_rows)
-        outer, outer_rise = np.where(below, outer, middle), np.where(below, outer_rise, rise)
-        if np.all((allowed - inner_rise <= RISE_TOLERANCE * allowed) | (outer == inner)):
+        trial = refit(middle, inside.rows)
+        below = trial.rise <= allowed
+        inner, inside = np.where(below, middle, inner), _choose(below, trial, inside)
+        outer, outer_rise = np.where(below, outer, middle), np.where(below, outer_rise, trial.rise)
+        if np.all((allowed - inside.rise <= RISE_TOLERANCE * allowed) | (outer == inner)):
             break
-    return inner
+    return inside.value
+
+
+def _choose(where: Bool[Array, " r"], first: Refitted, second: Refitted) -> Refitted:
+    """Returns the rows of `first` where `where` is true and those of `second` elsewhere."""
+    return Refitted(
+        np.where(where, first.value, second.value),
+        np.where(where[:, None], first.rows, second.rows),
+        np.where(where, first.rise, second.rise),
+    )
 
 
 def profile_quantity(
@@ -280,8 +306,14 @@ def profile_quantity(
 ) -> Float[Array, "2"]:
     """Returns the 95 % interval of a quantity of the law, by its profile likelihood.
 
-    The quantity is held along the profile by a penalty, so that E and the exponents respect their
-    bounds. It is NaN without degrees of freedom.
+    A penalty on the squared distance from a target moves the quantity, within the bounds of E and
+    the exponents. Each law that minimizes cost plus penalty lies exactly on the profile, wherever
+    short of the target it stays: another law with the same quantity has the same penalty, so its
+    cost cannot be lower. Neither can the quantity lie on the far side of its most likely value,
+    where both cost and penalty are higher than at the most likely law, so the interval contains
+    the value. Where no law reaches a target, the interval ends at the last value that a law has.
+
+    The interval is NaN without degrees of freedom.
 
     Args:
       quantity: a smooth function of rows of parameters for centered log x; it must be of order one
@@ -299,11 +331,7 @@ def profile_quantity(
     def refit(values, rows):
         pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, values, strength))
         ends, _ = solver.solve(pinned, rows, likelihood.held, iterations=100, tolerance=1e-7)
-        gap = quantity(ends) - values
-        # The slope of the penalty is that of the profile: it leads from the value reached on.
-        risen = solver.objective(bare, ends) + strength * gap**2 - likelihood.cost
-        # A value that no law reaches, such as one that needs E < 0, has no likelihood at all.
-        return ends, np.where(np.abs(gap) > PIN_MISSED * max(error, 1e-6), np.inf, risen)
+        return Refitted(quantity(ends), ends, solver.objective(bare, ends) - likelihood.cost)
 
     return _crossings(
         refit,

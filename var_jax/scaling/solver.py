@@ -12,6 +12,7 @@ compare the two.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -140,17 +141,31 @@ def _evaluate(
     return cost, scales
 
 
+class LeastSquares(NamedTuple):
+    """A weighted least squares problem, linearized around each row of parameters.
+
+    Attributes:
+      residuals: measured minus predicted log losses, and the pin's residual behind them.
+      jacobian: derivatives of the predictions with respect to the parameters.
+      weights: weights of the squared residuals.
+    """
+
+    residuals: Float[Array, "r m"]
+    jacobian: Float[Array, "r m p"]
+    weights: Float[Array, "r m"]
+
+
 def _linearize(
     p: Problem, theta: Float[Array, "r p"], weights: Float[Array, "r n"], scales: Float[Array, " r"]
-) -> tuple[Float[Array, "r m"], Float[Array, "r m p"], Float[Array, "r m"]]:
-    """Returns residuals, Jacobian and weights of the least squares problem of the same gradient."""
+) -> LeastSquares:
+    """Returns the least squares problem that has the same gradient as the objective."""
     r, jacobian = residuals(p, theta), log_jacobian(theta, p.logx)
     influence = p.loss.influence(r, weights, scales)
     if p.pin is not None:
         r = np.concatenate([r, p.pin.residual(theta)], axis=1)
         jacobian = np.concatenate([jacobian, p.pin.jacobian(theta)], axis=1)
         influence = np.pad(influence, ((0, 0), (0, 1)), constant_values=p.pin.strength)
-    return r, jacobian, influence
+    return LeastSquares(r, jacobian, influence)
 
 
 def bounds(p: Problem) -> tuple[Float[Array, " p"], Float[Array, " p"]]:

@@ -43,7 +43,7 @@ def verdicts(problems: Sequence[Problem], truth: Float[Array, " p"]) -> Verdicts
     for grid in np.unique(grids):
         rows = np.flatnonzero(grids == grid)
         batch = dataclasses.replace(
-            problems[rows[0]], logy=np.stack([problems[row].logy for row in rows])
+            problems[int(rows[0])], logy=np.stack([problems[row].logy for row in rows])
         )
         inside[rows], noise_freedom[rows] = _same_runs(batch, truth)
     return Verdicts(inside, noise_freedom)
@@ -119,8 +119,7 @@ def _minimize(
 ) -> tuple[Float[Array, "s p"], Float[Array, " s"]]:
     """Returns the best law of each sweep and its cost, from several starts."""
     count, sweeps, parameters = starts.shape
-    if held is None:
-        held = np.zeros(parameters, bool)
+    held = np.zeros(parameters, bool) if held is None else held
     repeated = dataclasses.replace(p, logy=np.tile(p.logy, (count, 1)))
     ends, costs = solver.solve(
         repeated, starts.reshape(-1, parameters), held, iterations=100, tolerance=1e-7

@@ -199,13 +199,13 @@ def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[
     """
     theta = np.array(planted.theta)
     truth = laws.with_amplitudes(theta)
-    drawn = [
+    synthetic = [
         planted.draw_with_information(np.random.default_rng([*seed, sweep]))
         for sweep in range(sweeps)
     ]
-    inside, noise_freedom = batched_coverage.verdicts([sweep.problem for sweep in drawn], theta)
+    inside, noise_freedom = batched_coverage.verdicts([sweep.problem for sweep in synthetic], theta)
     differing, ratios = 0, []
-    for sweep, (p, information) in enumerate(drawn[:computed]):
+    for sweep, (p, information) in enumerate(synthetic[:computed]):
         fit = estimate.fit(p)
         ends = intervals.profile(intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit))
         values = laws.with_amplitudes(fit.theta)
