@@ -43,7 +43,7 @@ def verdicts(problems: Sequence[Problem], truth: Float[Array, " p"]) -> Verdicts
     for grid in np.unique(grids):
         rows = np.flatnonzero(grids == grid)
         batch = dataclasses.replace(
-            problems[int(rows[0])], logy=np.stack([problems[row].logy for row in rows])
+            problems[int(rows[0])], logy=np.stack([problems[int(row)].logy for row in rows])
         )
         inside[rows], noise_freedom[rows] = _same_runs(batch, truth)
     return Verdicts(inside, noise_freedom)
