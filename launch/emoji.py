@@ -1,4 +1,4 @@
-"""Colour images for configs/emoji.py: the 64-pixel emoji of two npm packages, as an image folder.
+"""Color images for configs/emoji.py: the 64-pixel emoji of two npm packages, as an image folder.
 
   python launch/emoji.py photos/emoji
 

@@ -152,7 +152,7 @@ def chromium():
         browser.close()
 
 
-def grey(content: bytes) -> np.ndarray:
+def gray(content: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(content)) as opened:
         return np.asarray(opened.convert("L"))
 
@@ -188,7 +188,7 @@ class Page:
         sources = [
             image.get_attribute("src") for image in self.page.locator(f"#{where} .strip img").all()
         ]
-        return [grey(base64.b64decode(source.partition(",")[2])) for source in sources]
+        return [gray(base64.b64decode(source.partition(",")[2])) for source in sources]
 
     def paint(self):
         """A few strokes over the middle of the image, none near its edge."""
@@ -247,7 +247,7 @@ def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
     page.press("Generate")
     page.status("generated", "class 3, seed 5, preset fid, guidance 1.5")
     name, content = page.download("generated", "Download image")
-    image = grey(content)
+    image = gray(content)
     assert name == "class3_seed5.png" and image.shape == (6, 8)
     expected, steps = Pipeline.from_pretrained(model_dir).sample(
         [3], seed=5, as_uint8=True, return_steps=True
@@ -256,13 +256,13 @@ def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
     tiles = page.tiles("generated")
     np.testing.assert_allclose(np.stack(tiles).astype(int), steps[0, ..., 0], atol=1)
     name, content = page.download("generated", "Download strip")
-    assert name == "class3_seed5_strip.png" and grey(content).shape[1] > 3 * 96
+    assert name == "class3_seed5_strip.png" and gray(content).shape[1] > 3 * 96
 
     page.choose("Class of the new content", "7")
     page.edit()
     page.status("edited", "class 7, seed 0")
     before, mask, after = page.tiles("edited")
-    edited = grey(page.download("edited", "Download image")[1])
+    edited = gray(page.download("edited", "Download image")[1])
     np.testing.assert_array_equal(before, image)
     np.testing.assert_array_equal(after, edited)
     assert 0 < (mask == 255).sum() < mask.size and mask[0].max() == mask[:, 0].max() == 0

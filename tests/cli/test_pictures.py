@@ -20,7 +20,7 @@ def pixels(path) -> np.ndarray:
 
 @pytest.fixture
 def photos(tmp_path):
-    """Two grey images of the small model's size, and one twice as large."""
+    """Two gray images of the small model's size, and one twice as large."""
     random = np.random.default_rng(0)
     directory = tmp_path / "photos"
     directory.mkdir()
@@ -63,7 +63,7 @@ def test_sample_ends_strip_and_animation_with_the_image(capsys, model_dir, tmp_p
     with Image.open(gif) as opened:
         frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(opened)]
     assert len(frames) == len(small.SCALES) and frames[0].shape == grid.shape
-    assert np.abs(frames[-1].astype(int) - grid).mean() < 2  # a GIF has 256 colours
+    assert np.abs(frames[-1].astype(int) - grid).mean() < 2  # a GIF has 256 colors
     assert np.abs(frames[0].astype(int) - grid).mean() > 4
     assert sorted(file.name for file in tmp_path.rglob("*")) == [
         "new",

@@ -24,7 +24,7 @@ def folder(tmp_path):
     Image.new("RGB", (9, 9), "red").convert("P").save(root / "dog" / "palette.gif")
     Image.new("RGBA", (9, 9), "red").save(root / "dog" / "alpha.webp", lossless=True)
     (root / "dog" / "deeper").mkdir()
-    Image.new("L", (9, 9), 7).save(root / "dog" / "deeper" / "grey.JPG")
+    Image.new("L", (9, 9), 7).save(root / "dog" / "deeper" / "gray.JPG")
     (root / "dog" / ".hidden").write_text("no image")
     return root, DataConfig(
         name="image_folder", source_dir=str(root), data_dir=str(tmp_path / "tfds")

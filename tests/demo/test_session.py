@@ -143,9 +143,9 @@ def test_uploads_come_at_the_models_size(image, tmp_path):
     )
     from var_jax.cli.images import read_image
 
-    colour = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    color = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF"):
-        (tmp_path / "large").write_bytes(encoded(colour, kind))
+        (tmp_path / "large").write_bytes(encoded(color, kind))
         uploaded = session.read_upload(tmp_path / "large", small.TOKENIZER)
         assert uploaded.shape == (6, 8, 1) and uploaded.dtype == np.uint8
         command = read_image(str(tmp_path / "large"), small.TOKENIZER)  # in [-1, 1]
@@ -243,7 +243,7 @@ def test_serving_opens_no_other_kinds_of_files():
 
 def test_read_mask_is_true_where_something_is_painted():
     layer = np.zeros((60, 80, 4), np.uint8)
-    layer[..., :3] = 200  # colour counts for nothing
+    layer[..., :3] = 200  # color counts for nothing
     assert (
         not session.read_mask([layer], small.TOKENIZER).any()
         and not session.read_mask([], small.TOKENIZER).any()

@@ -14,7 +14,7 @@ for pixels, label in zip(PIXELS, LABELS, strict=True):
     pixels[:, :2] //= 1 if label else 4
 
 
-def labelled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
+def labeled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
     return ImageSet(
         "real",
         "content",
@@ -29,21 +29,21 @@ def labelled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
 
 
 def test_scorer_prefers_what_looks_like_its_label():
-    score = classifier.label_scorer(toy_network.network(), labelled(), [0, 3])
+    score = classifier.label_scorer(toy_network.network(), labeled(), [0, 3])
     asked, swapped = score(PIXELS, LABELS), score(PIXELS, 3 - LABELS)
     assert (asked > swapped).all()
     np.testing.assert_allclose(
         np.exp(asked) + np.exp(swapped), 1, atol=1e-6
     )  # two classes share all
-    again = classifier.label_scorer(toy_network.network(), labelled(), [0])
+    again = classifier.label_scorer(toy_network.network(), labeled(), [0])
     np.testing.assert_array_equal(again(PIXELS, LABELS), asked)
 
 
 def test_scorer_refuses_what_it_cannot_be_fitted_on():
     for reference, expected, message in (
-        (labelled(names=()), [0], "without labels"),
-        (labelled(), [0, 1], r"without an image of class \[1\]"),
-        (labelled(PIXELS[LABELS == 3], LABELS[LABELS == 3]), [3], "is of one class"),
+        (labeled(names=()), [0], "without labels"),
+        (labeled(), [0, 1], r"without an image of class \[1\]"),
+        (labeled(PIXELS[LABELS == 3], LABELS[LABELS == 3]), [3], "is of one class"),
     ):
         with pytest.raises(UserError, match=message):
             classifier.label_scorer(toy_network.network(), reference, expected)

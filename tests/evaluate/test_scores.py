@@ -110,12 +110,12 @@ def test_kernel_distance_of_gaussians_in_closed_form():
     )
 
 
-def naive_inside(points, centres, k) -> np.ndarray:
+def naive_inside(points, centers, k) -> np.ndarray:
     inside = []
     for p in points:
         result = False
-        for c in centres:
-            radius = sorted(np.linalg.norm(centres - c, axis=1))[k]  # the centre itself comes first
+        for c in centers:
+            radius = sorted(np.linalg.norm(centers - c, axis=1))[k]  # the center itself comes first
             result |= np.linalg.norm(p - c) <= radius
         inside.append(result)
     return np.array(inside)

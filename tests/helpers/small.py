@@ -89,7 +89,7 @@ def train_config(stage: str, data_dir, **changes) -> TrainConfig:
 
 @functools.cache
 def pipeline() -> Pipeline:
-    """The small model with weights that numpy draws: compiling the real initialisation takes
+    """The small model with weights that numpy draws: compiling the real initialization takes
     longer."""
     random = np.random.RandomState(0)
 

@@ -11,14 +11,14 @@ from var_jax.io.pictures import grid, image, save_gif, save_png, strip, title, t
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def flat(*colours) -> np.ndarray:
-    """32 x 32 images of one colour each."""
-    return np.stack([np.full((32, 32, 3), colour, np.uint8) for colour in colours])
+def flat(*colors) -> np.ndarray:
+    """32 x 32 images of one color each."""
+    return np.stack([np.full((32, 32, 3), color, np.uint8) for color in colors])
 
 
-def box(picture: Image.Image, colour) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the pixels of that colour, which must fill the box."""
-    result = np.all(np.asarray(picture) == colour, axis=-1)
+def box(picture: Image.Image, color) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the pixels of that color, which must fill the box."""
+    result = np.all(np.asarray(picture) == color, axis=-1)
     y, x = np.nonzero(result)
     left, top, right, bottom = x.min(), y.min(), x.max() + 1, y.max() + 1
     assert result[top:bottom, left:right].all()
@@ -37,8 +37,8 @@ def test_titles_stand_above_their_images():
     images = flat(RED, GREEN)
     picture = grid(images, columns=2, titles=["0", "cat"])
     ink = np.all(np.asarray(picture) < 100, axis=-1)
-    for colour in (RED, GREEN):
-        left, top, right, _ = box(picture, colour)
+    for color in (RED, GREEN):
+        left, top, right, _ = box(picture, color)
         assert ink[:top, left:right].any()
     assert not np.all(np.asarray(grid(images, columns=2)) < 100, axis=-1).any()
 
@@ -113,7 +113,7 @@ def test_save_png_has_a_temporary_file_per_writer(tmp_path):
 
 
 def test_save_gif_repeats_and_rests_on_its_last_frame(tmp_path):
-    frames = [grid(flat(colour), columns=1) for colour in (RED, GREEN, BLUE)]
+    frames = [grid(flat(color), columns=1) for color in (RED, GREEN, BLUE)]
     save_gif(tmp_path / "new" / "x.gif", frames, milliseconds=100)
     with Image.open(tmp_path / "new" / "x.gif") as opened:
         assert opened.format == "GIF" and opened.info["loop"] == 0 and opened.n_frames == 3
@@ -150,8 +150,8 @@ def test_row_titles_stand_left_of_their_images():
         row_titles=["circle", "a long name of a class, and on and on"],
     )
     ink = np.all(np.asarray(picture) < 100, axis=-1)
-    for colour in (RED, BLUE):
-        left, top, _, bottom = box(picture, colour)
+    for color in (RED, BLUE):
+        left, top, _, bottom = box(picture, color)
         assert ink[top:bottom, :left].any() and left < picture.width - 96
     assert ink[: box(picture, RED)[1], box(picture, RED)[0] : box(picture, RED)[2]].any()
     without = strip(rows, column_titles=["1x1", "2x2"])

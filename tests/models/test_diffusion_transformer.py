@@ -37,6 +37,8 @@ def test_dit_xl_2_has_the_published_size():
 
 
 def test_dit_xl_2_has_the_published_multiply_adds():
+    """One pass of DiT-XL/2 costs the 118.6 GFLOPs of the paper's tables, which count multiply-adds;
+    guidance doubles each of a sample's evaluations, and training costs three passes."""
     assert flops.forward_flops(DIT_XL_2) / 2 == pytest.approx(118.6e9, rel=1e-3)
     guided = flops.generation_flops(DIT_XL_2, guided=True, evaluations=250)
     assert guided == 500 * flops.forward_flops(DIT_XL_2)
@@ -110,6 +112,8 @@ def test_output_depends_on_every_input():
 
 
 def test_patches_are_squares_row_by_row():
+    """Patch 4 of a map of 2 x 3 patches is the middle one of the second row, with its pixels row by
+    row, and joining the patches restores the map."""
     values = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
     patches = to_patches(values, 2)
     assert patches.shape == (2, 6, 12)

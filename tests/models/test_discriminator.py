@@ -54,7 +54,9 @@ def patch():
     return module, params, images
 
 
-def test_patch_logits(patch):
+def test_patch_discriminator_logits_equal_those_of_numpy(patch):
+    """Explicit convolutions in float64, with asymmetric padding and group norm, give the same
+    logits."""
     module, params, images = patch
     expected = patch_logits(params, images)
     assert expected.shape == (2, 4 * 3)
@@ -158,7 +160,9 @@ def sequence_logits(params, spectral, x):
     return conv(x, "logit")[..., 0]
 
 
-def test_heads_on_features(heads):
+def test_heads_have_one_logit_per_position_of_their_features(heads):
+    """Two maps of three positions and a sequence of seven have 13 logits, and those of the sequence
+    are numpy's in float64; a map's head mixes by 3x3 kernels, a sequence's by kernels of 9."""
     module, variables, features = heads
     logits = module.apply(variables, features)
     assert logits.shape == (4, 3 * 2 + 7)  # a place of a map or of a sequence has one logit
@@ -173,6 +177,7 @@ def test_heads_on_features(heads):
 
 
 def test_batch_local_norm_takes_eight_images_together():
+    """Each half of 16 images is normalized by its own mean and variance, as numpy computes them."""
     x = np.random.default_rng(3).normal(size=(16, 5, 4)).astype(np.float32) * 3 + 1
     module = discriminator.BatchLocalNorm()
     out = np.asarray(module.apply(nn.meta.unbox(module.init(jax.random.key(0), x)), x))

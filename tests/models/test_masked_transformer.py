@@ -58,6 +58,7 @@ def test_logits_of_masked_tokens_change_with_every_visible_one(tokens):
 
 
 def test_logits_change_with_the_class(tokens):
+    """The same tokens with two labels have different logits, so that the class is not ignored."""
     config, params = masked.transformer(), masked.params()["transformer"]
     logits = np.asarray(one_pass(config, params, tokens[[0, 0]]))
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
@@ -65,6 +66,7 @@ def test_logits_change_with_the_class(tokens):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_param_count_is_that_of_the_parameters(kind):
+    """The formula counts every value of the initialized parameters, for each kind of network."""
     config = masked.transformer(**kind)
     shapes = jax.tree.leaves(init.param_shapes(config))
     assert flops.param_count(config)["total"] == sum(int(np.prod(leaf.shape)) for leaf in shapes)

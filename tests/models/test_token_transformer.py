@@ -43,6 +43,8 @@ def cached(config, params, tokens):
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_cached_logits_are_those_of_teacher_forcing(order):
+    """Sampling with a cache, one token after another, computes what one pass over all tokens
+    computes, in every order."""
     config, params = next_token.transformer(order=order), next_token.params()["transformer"]
     np.testing.assert_allclose(
         cached(config, params, TOKENS), teacher_forced(config, params, TOKENS), atol=1e-4
@@ -92,6 +94,7 @@ def test_gradient_of_logits_reaches_earlier_places_alone(path):
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_param_count_is_that_of_the_parameters(kind):
+    """The formula counts every value of the initialized parameters, for each kind of network."""
     config = next_token.transformer(**kind)
     shapes = jax.tree.leaves(init.param_shapes(config))
     assert flops.param_count(config)["total"] == sum(int(np.prod(leaf.shape)) for leaf in shapes)

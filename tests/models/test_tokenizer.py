@@ -1,3 +1,5 @@
+"""The tokenizer: shapes, published sizes, gradients, precision, and quantizers of every kind."""
+
 import dataclasses
 
 import flax.linen as nn
@@ -36,7 +38,8 @@ def apply(params, *args, method=None, config=small.TOKENIZER):
     )
 
 
-def test_shapes_of_a_grey_model_that_is_not_square(params, images):
+def test_tokenizer_shapes_of_a_gray_model_that_is_not_square(params, images):
+    """Height and width differ, so that a swap of the two would show in one of the shapes."""
     assert small.TOKENIZER.image_shape == (6, 8, 1) == images.shape[1:]
     rec, tokens, loss = apply(params, images)
     assert (rec.shape, rec.dtype) == (images.shape, jnp.float32)
@@ -47,6 +50,8 @@ def test_shapes_of_a_grey_model_that_is_not_square(params, images):
 
 
 def test_tokenizer_has_the_published_parameters_and_shapes():
+    """The default config has the 108,948,355 parameters of the released tokenizer and 680 tokens
+    per image of 256 x 256 pixels."""
     config = TokenizerConfig()
     leaves = abstract(config)
     assert sum(int(np.prod(leaf.shape)) for leaf in leaves.values()) == 108_948_355
@@ -77,7 +82,7 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
     # Without the VQ loss the codes get nothing: the reconstruction passes over them.
     assert not any(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["quantize"]))
 
-    # The feature's gradient is the decoder's at the quantised map: so is that of quant_conv's bias,
+    # The feature's gradient is the decoder's at the quantized map: so is that of quant_conv's bias,
     # summed up.
     quantizer = apply(params, method="quantizer")
     f_hat = vq.quantize(quantizer, apply(params, images, method="features")).f_hats[-1]
@@ -95,6 +100,8 @@ def test_gradients_pass_straight_through_the_codes_into_the_encoder(params, imag
 
 
 def test_vq_loss_teaches_encoder_and_codes(params, images):
+    """Only the codes that were chosen have a gradient, and so does the encoder; the decoder, on
+    which this loss does not depend, has none."""
     gradients = jax.jit(
         jax.grad(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images)[2])
     )(params)
@@ -106,6 +113,8 @@ def test_vq_loss_teaches_encoder_and_codes(params, images):
 
 
 def test_decoded_images_are_clamped_and_training_ones_are_not(params, images):
+    """With a last layer 50 times as strong, training sees values beyond 1, and decoding cuts them
+    at -1 and 1."""
     loud = jax.tree.map(lambda x: x, params)
     loud["decoder"] = {
         **params["decoder"],
@@ -151,6 +160,7 @@ def test_cosine_codes_are_chosen_by_angle_and_added_as_they_are(params, images):
 
 
 def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
+    """Images, features and the loss stay float32 when the network computes in bfloat16."""
     config = dataclasses.replace(small.TOKENIZER, dtype="bfloat16")
     rec, _, loss = apply(params, images, config=config)
     assert rec.dtype == loss.dtype == jnp.float32
@@ -251,6 +261,8 @@ def test_quantizer_dropout_decodes_what_is_left(params, images):
 
 
 def test_quantizer_dropout_is_off_without_a_key(params, images):
+    """A model that always drops scales counts all of them when no key is given, and its outputs are
+    those of a model without dropout, bit for bit."""
     config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
     with_dropout = apply(params, images, method="forward", config=config)
     assert np.all(with_dropout.counted) and with_dropout.residuals.shape == (3, 17, 4)
@@ -259,6 +271,8 @@ def test_quantizer_dropout_is_off_without_a_key(params, images):
 
 
 def test_binary_codes_have_no_codebook_and_leave_the_rest_as_it_is():
+    """The binary tokenizer's parameters are the other's without the codebook; a size that binary
+    codes cannot have is named with its key."""
     binary = dataclasses.replace(small.TOKENIZER, codes="bsq")
     shapes, table = abstract(binary), abstract(small.TOKENIZER)
     assert (

@@ -1,31 +1,22 @@
+"""The next-scale transformer: what logits depend on, dropout, precision, recomputation, and
+attention by cache and by kernel."""
+
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from helpers import small
 from helpers.cases import combinations
-from var_jax.config.model import TransformerConfig
-from var_jax.config.scales import SCALES_512, Scales
+from var_jax.config.scales import Scales
 from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
 from var_jax.ops.products import product
-
-MIDDLING = TransformerConfig(
-    depth=3,
-    width=192,
-    heads=4,
-    num_classes=500,
-    vocab_size=512,
-    z_channels=32,
-    scales=Scales.parse("2,8,12"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +57,8 @@ def test_logits_depend_on_coarser_tokens_only():
     tokens = random.integers(0, config.vocab_size, (1, scales.total))
 
     def per_scale(codebooks):
-        """The mean square of each scale's logits, from a codebook a scale, so that a gradient is of
-        its scale alone."""
+        """The mean square of each scale's logits, from one codebook per scale, so that a gradient
+        is of its scale alone."""
         quantizer = Tokenizer(config).apply({"params": tokenizer}, method="quantizer")
         codes = [
             jnp.take(codebooks[k], part, axis=0) for k, part in enumerate(scales.split(tokens))
@@ -90,6 +81,8 @@ def test_logits_depend_on_coarser_tokens_only():
 
 
 def test_logits_change_with_coarser_tokens_only(tokens, inputs):
+    """Changing one token of a scale leaves the logits of that scale and of coarser ones as they
+    were, bit for bit, and moves those of every finer scale."""
     before = np.asarray(logits(inputs))
     tokenizer = {"params": small.pipeline().params["tokenizer"]}
     for k in range(len(small.SCALES)):
@@ -123,6 +116,8 @@ def test_logits_depend_on_inputs_of_their_scale_and_coarser_ones(inputs):
 
 
 def test_dropout_acts_with_a_key_only(inputs):
+    """Without a key, and with rates of 0, the logits are those of a plain pass; with a key they
+    change, and the same key gives the same logits again."""
     plain = logits(inputs)
     np.testing.assert_array_equal(plain, logits(inputs, drop_path=0.5, class_dropout=0.9))
     nothing_drops = logits(inputs, jax.random.key(0), drop_path=0.0, class_dropout=0.0)
@@ -136,6 +131,8 @@ def test_dropout_acts_with_a_key_only(inputs):
 
 
 def test_class_dropout_is_the_label_of_no_class(inputs):
+    """Each of 200 equal images has either the logits of its label or those of no class, and about a
+    rate of 0.3 have the latter."""
     many, labels = jnp.tile(inputs[:1], (200, 1, 1)), np.full(200, 3)
     with_label, none = (
         logits(inputs[:1], labels=np.array([label]))[0] for label in (3, small.CLASSES)
@@ -161,106 +158,13 @@ def test_drop_path_drops_whole_branches_of_an_image(inputs):
     assert len(kinds) == 4 and all(25 < len(kind) < 80 for kind in kinds)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["adaln a block", "shared adaln"])
-def fresh(request):
-    """(config, freshly initialised parameters by path) of a model wide enough to measure."""
-    config = dataclasses.replace(MIDDLING, shared_adaln=request.param, init_adaln_gamma=0.01)
-    later = config.scales.total - config.scales.lengths[0]
-    inputs = jnp.zeros((1, later, config.z_channels)), np.array([0])
-    params = nn.meta.unbox(jax.jit(Transformer(config).init)(jax.random.key(0), *inputs))["params"]
-    return config, {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep="/").items()}
-
-
-def test_init_applies_every_factor(fresh):
-    config, params = fresh
-    std = (1 / (3 * config.width)) ** 0.5
-    assert config.init_std == std
-    expected = {
-        "word_embed/kernel": std,
-        "class_embed": std,
-        "pos_start": std,
-        "pos_embed": std,
-        "level_embed": std,
-        "head/kernel": 0.02 * std,
-        "head_ada/kernel": 0.5 * std,
-        "blocks/attn/qkv": std,
-        "blocks/attn/proj": std / (2 * config.depth) ** 0.5,
-        "blocks/fc1/kernel": std,
-        "blocks/fc2/kernel": std / (2 * config.depth) ** 0.5,
-    }
-    if config.shared_adaln:
-        expected["shared_ada/kernel"] = std
-        modulated, wide = params["blocks/ada_offset"], config.width**-0.5
-    else:
-        modulated, wide = params["blocks/ada/kernel"], std
-    for name, value in expected.items():
-        tolerance = (
-            4 / params[name].size ** 0.5
-        )  # over four times the error of an estimated standard deviation
-        assert abs(params[name].std() / value - 1) < tolerance, name
-        assert abs(params[name].mean()) < 4 * value / params[name].size ** 0.5, name
-        assert np.abs(params[name]).max() > 2.2 * value, name  # not cut at two standard deviations
-    rows = np.moveaxis(modulated, -2, 0).reshape(6, -1)
-    for row, factor in zip(rows, [0.01, 0.01, 0.5, 0.5, 0.5, 0.5], strict=True):
-        assert abs(row.std() / (wide * factor) - 1) < 4 / row.size**0.5
-    for name in (name for name in params if name.endswith("bias")):
-        assert not params[name].any(), name
-    np.testing.assert_array_equal(
-        params["blocks/attn/log_scale"], np.full((3, 4), np.log(np.float32(4)))
-    )
-    named = {
-        *expected,
-        "blocks/attn/log_scale",
-        "blocks/ada_offset" if config.shared_adaln else "blocks/ada/kernel",
-    }
-    assert {name for name in params if not name.endswith("bias")} == named
-
-
-def test_layers_start_with_weights_of_their_own(fresh):
-    qkv = fresh[1]["blocks/attn/qkv"]
-    assert not np.allclose(qkv[0], qkv[1])
-
-
-@pytest.mark.parametrize(
-    ("changes", "count"),
-    [
-        ({"depth": 16}, 310_283_520),
-        ({"depth": 20}, 600_917_136),
-        ({"depth": 24}, 1_033_399_360),
-        ({"depth": 30}, 2_010_020_356),
-        ({"depth": 36, "shared_adaln": True, "scales": Scales.parse(SCALES_512)}, 2_353_893_904),
-    ],
-    ids=str,
-)
-def test_published_sizes(changes, count):
-    leaves = abstract(TransformerConfig(**changes)).values()
-    assert sum(int(np.prod(leaf.shape)) for leaf in leaves) == count
-
-
-def test_d36_at_512_pixels_has_logits_of_every_token():
-    config = TransformerConfig(depth=36, shared_adaln=True, scales=Scales.parse(SCALES_512))
-    params = unflatten_dict(abstract(config), sep="/")
-    inputs = jax.ShapeDtypeStruct((1, config.scales.total - 1, config.z_channels), jnp.float32)
-    out = jax.eval_shape(
-        Transformer(config).apply, {"params": params}, inputs, jax.ShapeDtypeStruct((1,), jnp.int32)
-    )
-    assert (out.shape, out.dtype) == ((1, 2240, 4096), jnp.float32)
-
-
-def test_shared_adaln_is_one_linear_for_all_blocks(inputs):
-    config = dataclasses.replace(small.TRANSFORMER, shared_adaln=True)
-    shapes = {path: leaf.shape for path, leaf in abstract(config).items()}
-    assert shapes["shared_ada/kernel"] == (16, 6, 16) and shapes["blocks/ada_offset"] == (2, 6, 16)
-    assert not any(path.startswith("blocks/ada/") for path in shapes)
-
-
 def test_bfloat16_computes_logits_in_float32_near_the_exact_ones(inputs):
+    """The last layer is not rounded to bfloat16: few of its logits would survive that rounding
+    unchanged, though the blocks before it moved them by up to a tenth."""
     exact, coarse = logits(inputs), np.asarray(logits(inputs, dtype="bfloat16"))
     assert coarse.dtype == np.float32
     assert 1e-5 < np.abs(coarse - exact).max() / np.abs(exact).max() < 0.1
-    assert (
-        np.mean(coarse == coarse.astype(jnp.bfloat16).astype(np.float32)) < 0.1
-    )  # not rounded to bfloat16's 8 bits
+    assert np.mean(coarse == coarse.astype(jnp.bfloat16).astype(np.float32)) < 0.1
     config = dataclasses.replace(small.TRANSFORMER, param_dtype="bfloat16")
     assert {leaf.dtype for leaf in abstract(config).values()} == {jnp.dtype("bfloat16")}
 
@@ -294,6 +198,8 @@ def test_float32_product_has_the_gradients_of_a_bfloat16_one():
 
 @pytest.mark.slow
 def test_recomputing_changes_no_gradient(inputs):
+    """Both kinds of recomputation give the gradients of the plain pass, to rounding, with
+    dropout."""
     params, rng = small.pipeline().params["transformer"], jax.random.key(0)
 
     def gradients(remat: str):
@@ -385,6 +291,8 @@ def test_mask_decides_which_scales_move_the_logits(mask):
 
 
 def test_splash_kernel_gives_the_same_logits_and_gradients(inputs):
+    """The splash kernel, interpreted on the CPU, agrees with plain attention within a whole
+    model."""
     params = small.pipeline().params["transformer"]
 
     def both(attention):

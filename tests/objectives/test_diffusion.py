@@ -132,7 +132,9 @@ def test_keys_of_other_objectives_are_refused(key, value, config, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
-def test_losses_and_caches_of_tokens_are_refused(config, tmp_path):
+def test_train_refuses_losses_and_caches_of_tokens(config, tmp_path):
+    """Diffusion predicts no tokens: label smoothing and a token cache are refused with their keys,
+    before a workdir is made."""
     smoothed = dataclasses.replace(
         config, loss=dataclasses.replace(config.loss, label_smoothing=0.1)
     )
@@ -154,6 +156,7 @@ def test_losses_and_caches_of_tokens_are_refused(config, tmp_path):
     ],
 )
 def test_config_names_values_that_diffusion_cannot_have(changes, words):
+    """The error has the key, the value and the condition that it breaks."""
     with pytest.raises(UserError, match=words):
         diffusion.transformer(**changes)
 

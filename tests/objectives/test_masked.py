@@ -117,6 +117,8 @@ def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
     ],
 )
 def test_config_names_keys_that_masked_prediction_has_no_use_for(changes, words):
+    """A key that only other objectives read is refused in one line with its value and this
+    objective's name."""
     config = masked.train_config("", transformer=masked.transformer(**changes))
     with pytest.raises(UserError, match=words) as caught:
         idle_keys.refuse(config)
@@ -124,5 +126,6 @@ def test_config_names_keys_that_masked_prediction_has_no_use_for(changes, words)
 
 
 def test_config_refuses_a_tokenizer_of_several_maps():
+    """The error names the scales that are given and the single map that would do."""
     with pytest.raises(UserError, match="tokenizer.scales is 1,2,3x4; .*one token map.*3x4"):
         masked.transformer(scales=small.SCALES)

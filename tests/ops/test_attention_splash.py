@@ -1,3 +1,5 @@
+"""The splash kernel's tiles, masks and sharding, interpreted on the CPU."""
+
 import jax
 import numpy as np
 import pytest
@@ -20,11 +22,15 @@ SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block ha
     ],
 )
 def test_tiles_divide_the_padded_length(total, expected):
+    """The padded length and the tile are those worked out by hand, at the edges of a tile of 128
+    and at the two published resolutions."""
     assert attention_splash.tiling(total) == expected
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
 def test_splash_mask_is_the_dense_one_with_padding(mask):
+    """No query sees a padded key, and each padded query sees some key, as a softmax over none would
+    be NaN; slices of the mask are those of the full one."""
     padded = attention_splash.ScaleMask(SCALES, mask, 256)
     full = padded[0:256, 0:256]
     total = SCALES.total
@@ -35,6 +41,8 @@ def test_splash_mask_is_the_dense_one_with_padding(mask):
 
 @pytest.mark.parametrize("mask", ["block_causal", "block_diagonal"])
 def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
+    """With tiles of 128, which are smaller than the sequence, values and gradients are those of
+    dense attention."""
     monkeypatch.setattr(attention_splash, "LARGEST_TILE", 128)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, SCALES.total, 1, 8))
 
@@ -53,6 +61,8 @@ def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs 4 devices")
 def test_splash_attention_computes_its_images_and_heads_per_device():
+    """On a 2 x 2 mesh the compiled program has no all-gather and no all-reduce, and gives the
+    output of one device."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 4, SCALES.total, 2, 8))
 
     def actual(q, k, v):

@@ -10,6 +10,7 @@ from var_jax.ops import codebook
 
 
 def test_code_counts_are_per_scale():
+    """The counts of a map of one token and of one of four are those counted by hand."""
     counts = codebook.code_counts(Scales.parse("1,2"), jnp.array([[3, 0, 0, 1, 2]]), 4)
     np.testing.assert_array_equal(counts, [[0, 0, 0, 1], [2, 1, 1, 0]])
 
@@ -54,6 +55,8 @@ def test_usage_metrics_are_per_scale_and_over_all_scales():
 
 
 def test_collapsed_scales_have_few_codes_for_their_tokens():
+    """A scale is compared with the most codes that its tokens could use, so that 40 codes of 40
+    tokens are no collapse and 40 codes of 4000 tokens are one."""
     counts = np.zeros((6, 1000), np.int64)
     counts[0, :40] = 1  # 40 of 40 tokens
     counts[1, :40] = 100  # 40 codes of 1000

@@ -72,6 +72,7 @@ def test_kmeans_init_moves_codes_to_the_means_of_their_clusters():
 
 
 def test_equal_initial_codes_are_one_of_the_vectors():
+    """All 16 codes are the same row, and it occurs among the given vectors."""
     vectors = normal(0, 2, 21, 3)
     codes = np.asarray(codebook_init.initial_codes(vectors, jax.random.key(0), 16, SCALES, "equal"))
     assert codes.shape == (16, 3) and len(np.unique(codes, axis=0)) == 1

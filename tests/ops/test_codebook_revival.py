@@ -30,6 +30,8 @@ def test_revive_follows_its_rule():
 
 
 def test_revive_lets_an_unused_code_live_for_the_documented_steps():
+    """The usage starts at an equal share and falls to 0.8 of itself per step; the code is replaced
+    in the first step where it is below 0.03 of that share, and in none before."""
     counts, usage = np.array([[7, 0]]), codebook_revival.initial_usage(1, 2)
     steps = 0
     while True:
@@ -75,6 +77,8 @@ def test_revive_recovers_codes_that_are_all_equal():
 
 
 def test_reset_rows_and_set_rows_change_revived_rows_of_codebooks_alone():
+    """Adam's moments become 0 at the revived row only; other rows of the codebook and other
+    parameters stay as they were."""
     params = {"quantize": {"codebook": jnp.ones((3, 2))}, "encoder": {"kernel": jnp.ones((3, 2))}}
     state = optax.adam(0.1).update(params, optax.adam(0.1).init(params), params)[1]
     revived = jnp.array([False, True, False])

@@ -30,6 +30,8 @@ def relu(x):
 
 
 def test_hinge_loss_and_its_gradient(linear):
+    """Loss and gradient of a linear discriminator are those written down by hand, with logits on
+    both sides of both hinges."""
     real, fake, matrix = linear
     d_real, d_fake = logits(real, matrix), logits(fake, matrix)
     loss, gradient = jax.value_and_grad(
@@ -82,6 +84,8 @@ def test_consistency_and_its_gradient(linear):
 
 
 def test_blur_strength_fades_from_the_start_on():
+    """The strength is 1 until the first adversarial step and falls to 0 linearly over the length,
+    at once where the length is 0."""
     assert [float(gan_losses.blur_strength(step, 3, 4)) for step in (2, 3, 4, 5, 7, 9)] == [
         1,
         1,
@@ -94,6 +98,7 @@ def test_blur_strength_fades_from_the_start_on():
 
 
 def test_generator_loss_and_its_gradient(linear):
+    """The loss is minus the mean logit, whose gradient is the same at every image."""
     _, fake, matrix = linear
     loss, gradient = jax.value_and_grad(lambda x: gan_losses.generator_loss(logits(x, matrix)))(
         jnp.asarray(fake)
@@ -128,7 +133,8 @@ def test_adaptive_weight():
     assert not np.asarray(slope).any()
 
 
-def test_ramp():
+def test_ramp_is_linear_from_its_start():
+    """The ramp is 0 up to its first step and 1 from its last one on; a ramp of no length jumps."""
     assert [float(gan_losses.ramp(step, 3, 4)) for step in range(9)] == [
         0,
         0,
@@ -143,7 +149,9 @@ def test_ramp():
     assert [float(gan_losses.ramp(step, 2, 0)) for step in range(4)] == [0, 0, 1, 1]
 
 
-def test_lecam(linear):
+def test_lecam_and_its_gradient_equal_the_formula(linear):
+    """Squared hinges between logits and the averages of the other kind, by numpy; the averages
+    themselves have no gradient."""
     real, fake, matrix = linear
     d_real, d_fake = logits(real, matrix), logits(fake, matrix)
     averages = np.array([0.4, -0.3], np.float32)
@@ -157,6 +165,7 @@ def test_lecam(linear):
 
 
 def test_lecams_averages_start_at_the_first_logits():
+    """The first update forgets the initial averages, and later ones are numpy's moving averages."""
     averages, by_hand = jnp.array([9.0, 9.0]), None
     for updates, (real, fake) in enumerate([(1.0, -1.0), (2.0, 0.5), (-1.0, 3.0)]):
         averages = gan_losses.lecam_averages(
@@ -168,7 +177,8 @@ def test_lecams_averages_start_at_the_first_logits():
         np.testing.assert_allclose(averages, by_hand, rtol=1e-6)
 
 
-def test_r1_of_a_linear_and_of_a_quadratic_discriminator(linear):
+def test_r1_penalty_of_a_linear_and_of_a_quadratic_discriminator(linear):
+    """Penalties, and the gradient of one, are those of closed forms."""
     real, _, matrix = linear
     penalty = gan_losses.r1_penalty(lambda x: logits(x, jnp.asarray(matrix)), jnp.asarray(real))
     np.testing.assert_allclose(
@@ -182,12 +192,13 @@ def test_r1_of_a_linear_and_of_a_quadratic_discriminator(linear):
     np.testing.assert_allclose(slope, 4 * real / B, rtol=1e-4)
 
 
-@pytest.fixture(params=[1, 3], ids=["grey", "rgb"])
+@pytest.fixture(params=[1, 3], ids=["gray", "rgb"])
 def images(request):
     return np.random.default_rng(2).uniform(0.1, 1, (64, 16, 12, request.param)).astype(np.float32)
 
 
 def test_no_augmentation_leaves_images_alone(images):
+    """An empty policy and a probability of 0 return the images bit for bit."""
     for policy, probability in (("", 1.0), ("color,translation,cutout", 0.0)):
         np.testing.assert_array_equal(
             diffaugment.diff_augment(jax.random.key(0), images, policy, probability), images
@@ -195,14 +206,16 @@ def test_no_augmentation_leaves_images_alone(images):
 
 
 def test_color_is_affine_in_each_image(images):
+    """The gray part of an image is scaled and shifted, its colors are scaled around gray, and the
+    factors of 0.5 to 1.5, -0.5 to 0.5 and 0 to 2 are those of DiffAugment."""
     out = np.asarray(diffaugment.color(jax.random.key(1), images), np.float64)
     gains, shifts = [], []
     for before, after in zip(images.astype(np.float64), out, strict=True):
-        grey, grey_after = before.mean(-1).ravel(), after.mean(-1).ravel()
-        (gain, shift), residual = np.polyfit(grey, grey_after, 1, full=True)[:2]
-        assert residual.size == 0 or residual[0] < 1e-8  # saturation does not touch the grey
+        gray, gray_after = before.mean(-1).ravel(), after.mean(-1).ravel()
+        (gain, shift), residual = np.polyfit(gray, gray_after, 1, full=True)[:2]
+        assert residual.size == 0 or residual[0] < 1e-8  # saturation does not touch the gray
         gains.append(gain)
-        shifts.append(grey_after.mean() - grey.mean())
+        shifts.append(gray_after.mean() - gray.mean())
         spread = (after - after.mean(-1, keepdims=True)) / gain
         colors = before - before.mean(-1, keepdims=True)
         if before.shape[-1] == 3:
@@ -214,6 +227,8 @@ def test_color_is_affine_in_each_image(images):
 
 
 def test_translation_moves_whole_pixels(images):
+    """Exactly one shift of up to an eighth of each side explains every image, zeros come in from
+    outside, and all shifts occur."""
     out = np.asarray(diffaugment.translation(jax.random.key(3), images))
     shifts = []
     for before, after in zip(images, out, strict=True):
@@ -233,6 +248,7 @@ def test_translation_moves_whole_pixels(images):
 
 
 def test_cutout_leaves_a_hole(images):
+    """Each image loses one rectangle of at most half of each side and is the same elsewhere."""
     out = np.asarray(diffaugment.cutout(jax.random.key(4), images))
     hole = (out == 0).all(-1)
     np.testing.assert_array_equal(out, np.where(hole[..., None], 0, images))
@@ -323,6 +339,7 @@ def test_frames_are_resized_where_nothing_is_cropped(images, side, crops, method
 
 
 def test_frames_have_the_gradient_of_a_linear_function(images):
+    """Cropping and resizing are linear: <J^T c, x> equals <c, J x>."""
     out, back = jax.vjp(
         lambda x: diffaugment.crop_or_resize(jax.random.key(9), x, 8, 0.5), jnp.asarray(images)
     )
@@ -356,5 +373,6 @@ def test_augmentations_are_differentiable_and_drawn_an_image(images):
 
 
 def test_diffaugment_names_an_unknown_augmentation():
+    """The error names the unknown word and the nearest known one."""
     with pytest.raises(UserError, match=r"diffaugment names 'colour'; did you mean 'color'\?"):
         diffaugment.policy_names("colour,cutout")

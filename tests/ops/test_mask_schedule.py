@@ -45,6 +45,7 @@ def test_fixed_masks_are_the_same_at_any_time():
 
 
 def test_lowest_takes_as_many_as_asked_for_among_equal_values():
+    """Of equal values the first are taken, so that the number is exact."""
     values = jnp.array([[0.0, 0.0, 0.0, -1.0], [3.0, 1.0, 2.0, jnp.inf]])
     expected = [[True, False, False, True], [False, True, False, False]]
     assert mask_schedule.lowest(values, jnp.array([2, 1])).tolist() == expected

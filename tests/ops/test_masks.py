@@ -1,3 +1,5 @@
+"""Masks over scales, against their definition written out for every pair of tokens."""
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,8 @@ SEEN = {
 
 @pytest.mark.parametrize("mask", SEEN)
 def test_dense_spans_and_pairs_follow_the_definition(mask):
+    """The dense mask, the number of pairs and the span of visible keys are those of a table that
+    lists the scales each scale sees."""
     level = SCALES.level_ids
     expected = np.array(
         [[level[key] in SEEN[mask][level[query]] for key in range(27)] for query in range(27)]
@@ -26,7 +30,8 @@ def test_dense_spans_and_pairs_follow_the_definition(mask):
         np.testing.assert_array_equal(np.arange(27)[masks.visible(SCALES, mask, k)], seen)
 
 
-def test_pairs_at_256_pixels():
+def test_attended_pairs_at_256_pixels():
+    """The counts at the published scales are sums of fourth powers, written out."""
     scales = Scales.parse(SCALES_256)
     sides = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     own = sum(n**4 for n in sides)

@@ -9,6 +9,8 @@ from var_jax.ops import noise_schedule
 
 
 def test_mixture_of_the_velocity_is_on_the_straight_line():
+    """At a time t the data have the weight t and the noise 1 - t, and the network is given 1000
+    t."""
     alpha, sigma, time = noise_schedule.mixture_at("velocity", jnp.array([0.0, 0.25]))
     np.testing.assert_allclose(alpha, [0, 0.25])
     np.testing.assert_allclose(sigma, [1, 0.75])

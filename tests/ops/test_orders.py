@@ -22,6 +22,8 @@ def test_forward_is_the_published_table_at_4x4(order):
 
 
 def test_forward_of_a_spiral_at_2x2_and_by_its_short_name():
+    """`spiral` is short for the published spiral, whose first token is at the center's lower
+    left."""
     np.testing.assert_array_equal(orders.forward("spiral", (2, 2)), [2, 0, 1, 3])
 
 
@@ -50,6 +52,8 @@ def test_inverse_undoes_forward(order, size):
     ],
 )
 def test_forward_names_what_is_no_order_of_the_map(order, size, value):
+    """An order that the map's size or the list's numbers rule out is refused in one line with its
+    value."""
     with pytest.raises(UserError, match=rf"transformer\.order is .*{value}") as caught:
         orders.forward(order, size)
     assert "\n" not in str(caught.value)

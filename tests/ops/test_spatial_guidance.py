@@ -23,9 +23,11 @@ def test_prior_of_a_constant_map_is_the_constant(coarse_size, size):
 
 
 @pytest.mark.parametrize(("coarse_size", "size"), SIZES)
-def test_prior_has_the_coarse_frequencies_and_the_resized_map_s_higher_ones(
+def test_prior_has_the_coarse_map_and_higher_frequencies_of_the_resized_one(
     random, coarse_size, size
 ):
+    """SciPy's cosine transform of the prior has the coarse map's coefficients, rescaled, at low
+    frequencies and those of the resized map elsewhere."""
     coarse = random.normal(size=(2, *coarse_size, 5)).astype(np.float32)
     spectrum = fft.dctn(np.asarray(coarse_prior(coarse, size)), axes=(1, 2), norm="ortho")
     expected = fft.dctn(np.asarray(resize(coarse, size, "bicubic")), axes=(1, 2), norm="ortho")

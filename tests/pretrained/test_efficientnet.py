@@ -44,15 +44,15 @@ def test_stages_and_pooled_features_are_pytorchs(params, reference):
 
 
 def test_stages_take_one_channel_as_three_alike(params):
-    grey = np.random.RandomState(0).uniform(-1, 1, (1, 8, 12, 1)).astype(np.float32)
+    gray = np.random.RandomState(0).uniform(-1, 1, (1, 8, 12, 1)).astype(np.float32)
     one, three = (
         jax.jit(lambda p, x: efficientnet.stages(p, x, 1)[0])(params, x)
-        for x in (grey, grey.repeat(3, -1))
+        for x in (gray, gray.repeat(3, -1))
     )
     assert one.shape == (1, 4, 6, 16)
     np.testing.assert_array_equal(one, three)
     with pytest.raises(ValueError, match="1 or 3"):
-        efficientnet.stages(params, grey.repeat(2, -1), 1)
+        efficientnet.stages(params, gray.repeat(2, -1), 1)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_gradient_is_finite_where_all_features_are_zero(state, heads, images):
     }
     flat = (
         np.zeros((1, 16, 16, 3), np.float32) + perceptual.SHIFT
-    )  # zero after normalisation: every ReLU is shut
+    )  # zero after normalization: every ReLU is shut
     gradient = jax.jit(
         jax.grad(lambda p, x, y: perceptual.lpips_distance(p, x, y).sum(), argnums=2)
     )

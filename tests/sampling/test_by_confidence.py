@@ -138,7 +138,8 @@ def test_edit_keeps_kept_tokens(model, images):
     assert np.abs(composite - (images + 1) / 2)[:, ~pixels].max() > 0.01
 
 
-def test_edit_of_nothing_kept_is_a_sample(model, images):
+def test_edit_that_keeps_nothing_is_a_sample(model, images):
+    """With an empty mask the image that is given has no influence: seed and label decide."""
     everywhere = model.edit(images, np.zeros(KEEP.shape, bool), LABELS, seed=7)
     np.testing.assert_allclose(everywhere, model.sample(LABELS, seed=7), atol=1e-6)
 
@@ -167,6 +168,8 @@ def test_sample_by_default_is_the_fid_preset(model):
     ],
 )
 def test_sample_names_a_setting_that_it_has_no_use_for(model, settings, words):
+    """A setting of other samplers must be left out, and a wrong value is named with its range, in
+    one line."""
     with pytest.raises(UserError, match=words) as caught:
         model.sample([1], **settings)
     assert "\n" not in str(caught.value)

@@ -50,6 +50,8 @@ NAMES = (
     ],
 )
 def test_parse_reads_names_ids_and_ranges(text, expected):
+    """Ids, ranges, names with and without quotes, upper case and commas: each reading is the one
+    that its line expects."""
     assert labels.parse(text, NAMES) == expected
 
 
@@ -79,6 +81,8 @@ def test_parse_compares_accents_however_they_are_composed():
     ],
 )
 def test_parse_names_what_is_no_class(text, message):
+    """The error is one line with the text that is no class, the option, and the nearest name if
+    there is one."""
     with pytest.raises(UserError) as error:
         labels.parse(text, NAMES)
     assert (
@@ -89,12 +93,14 @@ def test_parse_names_what_is_no_class(text, message):
 
 
 def test_parse_lists_few_of_many_classes():
+    """Of 1000 names the error lists only the first, and says how many there are."""
     with pytest.raises(UserError) as error:
         labels.parse("xyzzy", [f"class {i}" for i in range(1000)])
     assert "(1000 in all)" in str(error.value) and len(str(error.value)) < 250
 
 
 def test_parse_without_names_takes_ids_alone():
+    """A model without class names reads ids and ranges, and says so of a name."""
     assert labels.parse("0-2,5") == [0, 1, 2, 5]
     with pytest.raises(
         UserError, match="'circle' is not a class id, and the model carries no class names"
@@ -118,7 +124,9 @@ def test_remarks_tell_ids_that_are_other_classes_names():
     assert labels.warnings("1000,1", [1000, 1], ("cat", "dog"), num_classes=1000) == []  # no class
 
 
-def test_titles_and_descriptions():
+def test_title_and_describe_name_classes_and_ids():
+    """Classes without a name are called by their id and the id after the last is no class; names
+    that only repeat the ids are left out, and long lists are cut."""
     assert [labels.title(i, ("cat", "dog"), 3) for i in (1, 2, 3)] == ["dog", "2", "no class"]
     assert labels.describe([1, 0, 1], ("cat", "dog"), 2) == "1 dog, 0 cat"
     assert labels.describe([1, 0], ("0", "1"), 2) == labels.describe([1, 0], (), 2) == ""

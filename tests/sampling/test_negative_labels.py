@@ -91,12 +91,14 @@ def test_negative_labels_are_each_image_s_own(objective):
         (3, {"cfg": 0}, "negative_labels is 3; it must be left out with a cfg of 0"),
     ],
 )
-def test_mistakes_are_named(model, values, settings, message):
+def test_sample_names_mistakes_in_negative_labels(model, values, settings, message):
+    """The error has the value and the ones that would be right."""
     with pytest.raises(UserError, match=re.escape(message)):
         model.sample(LABELS, negative_labels=values, **settings)
 
 
 def test_parse_weighted_reads_classes_with_and_without_weights():
+    """Names may hold commas and equals signs; either all classes have weights or none has."""
     names = ("cat", "dog", "a=b", "x,y")
     assert parse_weighted("1") == {1: 1}
     assert parse_weighted("1, dog,a=b", names) == {1: 1, 2: 1}

@@ -90,6 +90,8 @@ def test_sample_by_default_is_the_fid_preset():
 
 
 def test_generation_flops_count_evaluations_and_guidance():
+    """Seven Euler steps cost seven passes; guidance doubles them, and Heun adds one to each step
+    but the last."""
     model = diffusion.pipeline(**PIXELS)
     config, sampler = model.config, samplers.find(model.config)
 
@@ -117,12 +119,15 @@ def test_generation_flops_count_evaluations_and_guidance():
     ],
 )
 def test_sample_names_a_setting_that_it_has_no_use_for(settings, words):
+    """A setting of other samplers must be left out, and a wrong value is named with the right ones,
+    in one line."""
     with pytest.raises(UserError, match=words) as caught:
         diffusion.pipeline(**PIXELS).sample([1], **settings)
     assert "\n" not in str(caught.value)
 
 
 def test_steps_of_epsilon_are_at_most_those_of_its_training():
+    """A model of 1000 noise levels cannot be sampled in more steps."""
     model = diffusion.pipeline(prediction="epsilon", learn_sigma=True)
     with pytest.raises(UserError, match="steps is 1001; it must be at most the 1000"):
         model.sample([1], steps=1001)

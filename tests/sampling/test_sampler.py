@@ -51,6 +51,8 @@ def assert_close(actual, reference_nchw):
 
 
 def test_greedy_generation_is_the_published_one(case):
+    """With the likeliest code everywhere, tokens equal those of the published implementation, and
+    images agree with its images to rounding."""
     model, settings, arrays = case
     images, tokens = model.sample(
         arrays["label"], cfg=settings["cfg"], top_k=1, top_p=0, return_tokens=True
@@ -61,6 +63,8 @@ def test_greedy_generation_is_the_published_one(case):
 
 @pytest.mark.parametrize("edit", ["inpaint", "outpaint", "uncond"])
 def test_greedy_edits_are_the_published_ones(case, edit):
+    """In-painting, out-painting and editing without a class give the published implementation's
+    images."""
     model, settings, arrays = case
     box = box_mask(BOX, model.config.tokenizer.scales.finest)
     edited = model.edit(
@@ -75,6 +79,8 @@ def test_greedy_edits_are_the_published_ones(case, edit):
 
 
 def test_filters_keep_exactly_what_the_published_ones_keep(case):
+    """The codes that remain after top-k and top-p are those that the published implementation
+    recorded."""
     _, _, arrays = case
     expected = {
         name: remaining for name, remaining in arrays.items() if name.startswith("filter_keep_")
@@ -163,11 +169,13 @@ def test_sample_depends_on_the_seed_the_index_and_the_label_alone(model):
     np.testing.assert_allclose(alone, images[:1], atol=1e-5)
     np.testing.assert_array_equal(
         model.sample([3, 9, 9, 1, 9], return_tokens=True, **SETTINGS)[1][[0, 3]], tokens[[0, 3]]
-    )  # the neighbours' labels have no say
+    )  # the neighbors' labels have no say
     assert not np.array_equal(tokens[1], tokens[3])  # one label, another index
 
 
 def test_smooth_codes_make_other_images_of_the_same_tokens_at_first(model):
+    """Mixed codes change the image; the first scale's tokens, which depend on no earlier code, are
+    the same, and so is a repetition."""
     plain, tokens = model.sample([1, 2], return_tokens=True, **SETTINGS)
     smooth, expected = model.sample([1, 2], smooth=True, return_tokens=True, **SETTINGS)
     assert smooth.shape == plain.shape and np.isfinite(smooth).all()
@@ -186,11 +194,13 @@ def test_sample_without_filters_and_guidance_has_them_off(model):
 
 
 def test_edit_keeps_masked_tokens(model, values):
+    """Keeping all tokens gives the reconstruction; keeping some gives another image that depends on
+    the label."""
     images, labels, mask = values
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
-    all_settings = np.ones(mask.shape, bool)
+    keep_all = np.ones(mask.shape, bool)
     np.testing.assert_allclose(
-        model.edit(images, all_settings, labels, **SETTINGS), reconstructed, atol=1e-5
+        model.edit(images, keep_all, labels, **SETTINGS), reconstructed, atol=1e-5
     )
     edited = model.edit(images, mask, labels, **SETTINGS)
     assert edited.shape == images.shape and np.abs(edited - reconstructed).max() > 0.05
@@ -198,12 +208,14 @@ def test_edit_keeps_masked_tokens(model, values):
 
 
 def test_edit_smooth_mixes_codes_where_nothing_is_kept(model, values):
+    """Keeping all tokens gives the reconstruction, as without mixing; where tokens are sampled,
+    mixing changes the image."""
     images, labels, mask = values
     smooth = {**SETTINGS, "smooth": True}
     reconstructed = (model.decode(model.encode(images)) + 1) / 2
-    all_settings = np.ones(mask.shape, bool)
+    keep_all = np.ones(mask.shape, bool)
     np.testing.assert_allclose(
-        model.edit(images, all_settings, labels, **smooth), reconstructed, atol=1e-5
+        model.edit(images, keep_all, labels, **smooth), reconstructed, atol=1e-5
     )
     edited = model.edit(images, mask, labels, **smooth)
     assert np.abs(edited - model.edit(images, mask, labels, **SETTINGS)).max() > 0.01
@@ -238,6 +250,8 @@ def test_kept_tokens_are_the_images_own(model, values):
 
 
 def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, values):
+    """Masks of tokens, of pixels and per image give the same image; a token whose pixels are kept
+    only in part is sampled."""
     images, labels, mask = values
     pixels = mask.repeat(2, axis=0).repeat(2, axis=1)
     assert pixels.shape == model.config.tokenizer.image_shape[:2]
@@ -258,6 +272,7 @@ def test_edit_takes_a_mask_of_pixels_as_one_of_tokens(model, values):
 
 
 def test_edit_without_labels_is_of_no_class(model, values):
+    """Leaving the labels out equals giving the id of no class."""
     images, _, mask = values
     none = np.full(8, small.CLASSES)
     np.testing.assert_allclose(
@@ -283,12 +298,14 @@ def test_edit_without_labels_is_of_no_class(model, values):
         ({"labels": [-1]}, "label is -1"),
     ],
 )
-def test_mistakes_are_named(model, settings, message):
+def test_sample_names_mistakes_in_its_settings(model, settings, message):
+    """Each value outside its range is named with its setting."""
     with pytest.raises(UserError, match=message):
         model.sample(settings.pop("labels", [1]), **settings)
 
 
-def test_arrays_that_do_not_fit_are_named(model, values):
+def test_pipeline_names_arrays_that_do_not_fit(model, values):
+    """Each call with an array of a wrong shape, range or number says which array it is."""
     images, labels, mask = values
     for call, message in (
         (lambda: model.edit(images[:, :3], mask), "the images' shape"),
@@ -316,6 +333,7 @@ def test_arrays_that_do_not_fit_are_named(model, values):
 
 
 def test_reconstructions_go_from_coarse_to_all_scales(model, values):
+    """There is one image per scale; the last is the decoded one, and the first differs from it."""
     images, _, _ = values
     steps = model.reconstruct(images)
     assert len(steps) == len(small.SCALES)

@@ -89,6 +89,8 @@ def test_spatial_guidance_is_of_logits_under_class_guidance(model):
 
 
 def test_spatial_guidance_of_zero_is_the_program_without_it(model):
+    """Zeros give the same bits by the same compiled program, and a value on the first scale, which
+    has no coarser one, changes nothing."""
     settings = {"cfg": 1.5, "top_k": 5, "top_p": 0.9, "return_tokens": True}
     images, tokens = model.sample(LABELS, **settings)
     compiled = sampler.generate._cache_size()
@@ -110,7 +112,9 @@ def test_spatial_guidance_of_an_edit_begins_at_its_second_scale(model, images):
     assert not np.array_equal(later, plain)
 
 
-def test_filters_and_temperature_by_scale(model):
+def test_sample_filters_and_tempers_by_scale(model):
+    """The ranks of the tokens among their logits stay below each scale's top-k; near zero
+    temperature takes the likeliest; other values compile nothing."""
     settings = {"cfg": 0, "top_p": 0, "top_k": [0, 3, 1], "return_tokens": True}
     tokens = model.sample(LABELS, **settings)[1]
     logits = model.logits(tokens, LABELS)
@@ -127,6 +131,7 @@ def test_filters_and_temperature_by_scale(model):
 
 
 def test_sample_of_a_constant_list_or_ramp_matches_the_number(model):
+    """The images are the same bit for bit, and nothing is compiled again."""
     number = model.sample([1, 2], cfg=1.5, top_k=5, top_p=0.9)
     compiled = sampler.generate._cache_size()
     lists = model.sample(
@@ -154,6 +159,7 @@ def test_sample_by_one_number_of_guidance_is_the_published_ramp(model):
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**32 - 1])
 def test_keys_made_inside_a_program_are_those_made_before_it(seed):
+    """The largest seeds and indices of 32 bits are not cut."""
     indices = np.array([0, 7, 2**32 - 1], np.uint32)
     inside = jax.jit(image_keys)(np.uint32(seed), indices)
     np.testing.assert_array_equal(
@@ -162,6 +168,8 @@ def test_keys_made_inside_a_program_are_those_made_before_it(seed):
 
 
 def test_sample_goes_on_by_another_model_from_a_scale(model, other):
+    """The first two scales are the first model's tokens, and the last scale's are the likeliest by
+    the second model's teacher-forced logits."""
     first = model.sample(LABELS, return_tokens=True, **GREEDY)[1]
     images, tokens = model.sample(LABELS, then=other, keep_scales=2, return_tokens=True, **GREEDY)
     np.testing.assert_array_equal(tokens[:, :5], first[:, :5])
@@ -183,6 +191,8 @@ def test_sample_then_the_same_model_matches_sample_alone(model):
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
 def test_prefilled_caches_are_those_of_scale_by_scale(model, mask):
+    """Computing two scales at once fills the cache with the keys and values of two passes, and
+    keeps only the scales that the mask still needs."""
     transformer = Transformer(dataclasses.replace(small.TRANSFORMER, mask=mask))
     labels, values = (
         jnp.array([1, 2]),
@@ -208,6 +218,8 @@ def test_prefilled_caches_are_those_of_scale_by_scale(model, mask):
 
 
 def test_variations_share_the_first_scales(model, images):
+    """The kept scales hold the image's own tokens, the later ones the likeliest by teacher-forced
+    logits of no class; an edit with an empty mask gives the same."""
     reference = model.encode(images)
     varied, tokens = model.vary(images, keep_scales=2, return_tokens=True, **GREEDY)
     np.testing.assert_array_equal(tokens[:, :5], reference[:, :5])
@@ -272,7 +284,9 @@ def test_edit_that_keeps_nothing_matches_sample(model, images):
     np.testing.assert_allclose(edited, model.sample(LABELS, **settings), atol=1e-5)
 
 
-def test_kept_pixels_are_put_back_exactly(model):
+def test_edit_puts_kept_pixels_back_exactly(model):
+    """Compositing restores the kept pixels to the last of 256 levels and changes no other; without
+    it they differ."""
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (8, 6, 8, 1), np.uint8)
     images = pixels.astype(np.float32) / 127.5 - 1
@@ -286,11 +300,13 @@ def test_kept_pixels_are_put_back_exactly(model):
         np.testing.assert_array_equal(to_uint8(back)[wide], pixels[wide])
         np.testing.assert_array_equal(back[~wide], plain[~wide])
         assert not np.array_equal(to_uint8(plain)[wide], pixels[wide])
-    grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)  # every grey level, there and back
-    np.testing.assert_array_equal(to_uint8((grey.astype(np.float32) / 127.5 - 1 + 1) / 2), grey)
+    gray = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)  # every gray level, there and back
+    np.testing.assert_array_equal(to_uint8((gray.astype(np.float32) / 127.5 - 1 + 1) / 2), gray)
 
 
 def test_steps_are_the_images_of_the_map_after_each_scale(model):
+    """The last step is the image, and the one before it is decoded here from the sum of the first
+    scales' code vectors."""
     images, tokens, steps = model.sample(
         LABELS, cfg=0, top_k=5, top_p=0, return_tokens=True, return_steps=True, as_uint8=True
     )
@@ -314,7 +330,9 @@ def test_steps_are_the_images_of_the_map_after_each_scale(model):
     np.testing.assert_allclose(images, (model.decode(tokens) + 1) / 2 * 255, atol=0.51)
 
 
-def test_half_precision(model):
+def test_astype_computes_in_bfloat16_and_decodes_to_float32(model):
+    """Weights and configs say bfloat16, and decoded images stay float32 near those of full
+    precision."""
     half = model.astype("bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype("bfloat16")}
     assert half.config.transformer.dtype == half.config.tokenizer.param_dtype == "bfloat16"
@@ -325,7 +343,8 @@ def test_half_precision(model):
         model.astype("float64")
 
 
-def test_mistakes_are_named(model, other, images):
+def test_sample_names_mistakes_in_scales_and_models(model, other, images):
+    """Each error names the argument, its value and the ones that would be right."""
     quantize = {**model.params["tokenizer"]["quantize"], "codebook": np.ones((16, 4), np.float32)}
     tokenizer = {**model.params["tokenizer"], "quantize": quantize}
     stranger = Pipeline(model.config, {**model.params, "tokenizer": tokenizer})

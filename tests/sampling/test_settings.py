@@ -19,6 +19,8 @@ def resolved(**options):
 
 
 def test_resolve_makes_a_number_constant_and_guidance_a_ramp():
+    """One number means every scale, but for guidance, which grows from 0 to it, as in the published
+    code."""
     result = resolved(cfg=2, top_k=7, top_p=0.5, temperature=2)
     np.testing.assert_allclose(result.cfg, [0, 0.5, 1, 1.5, 2])
     assert result[1:] == ((7,) * 5, (0.5,) * 5, (2.0,) * 5, (0.0,) * 5, False)
@@ -33,7 +35,9 @@ def test_guidance_of_a_single_scale_is_the_number():
     assert resolve(single, settings("fid", {"cfg": Ramp(0.5, 3)})).cfg == (0.5,)
 
 
-def test_ramps_and_lists():
+def test_resolve_reads_ramps_and_lists():
+    """Values per scale are those worked out by hand, and a number, its ramp and its list agree to
+    the last bit of a float32."""
     result = resolved(
         cfg=Ramp(1, 3),
         top_k=Ramp(900, 603),
@@ -61,6 +65,7 @@ def test_ramps_and_lists():
 
 
 def test_presets_are_what_the_published_code_samples_with():
+    """Values put over a preset leave the preset itself as it is."""
     assert settings("fid", {}) == FID
     assert settings("greedy", {})["top_k"] == 1 and settings("pretty", {})["smooth"]
     assert settings("pretty", {"cfg": 2.0, "smooth": False}) == {
@@ -101,7 +106,8 @@ def test_presets_are_what_the_published_code_samples_with():
         ({"cgf": 3}, "unknown sampling setting 'cgf'; did you mean 'cfg'?"),
     ],
 )
-def test_mistakes_are_named(values, message):
+def test_resolve_names_mistakes(values, message):
+    """The error has the setting, the scale if there is one, the value, and what would be right."""
     with pytest.raises(UserError, match=re.escape(message)):
         resolved(**values)
 
@@ -112,6 +118,8 @@ def test_settings_refuses_an_unknown_preset():
 
 
 def test_parse_reads_numbers_ramps_and_lists():
+    """The command line's texts become numbers, ramps and tuples of the asked type; other texts are
+    refused with the three forms."""
     assert parse("1.5") == 1.5 and parse("900", int) == 900 and isinstance(parse("900", int), int)
     assert parse("0:3") == Ramp(0, 3) and parse("900,900,600", int) == (900, 900, 600)
     for text in ("much", "1:", "1,,2", "1:2:3", ""):

@@ -59,6 +59,8 @@ def test_sample_by_default_is_the_fid_preset(model):
     ],
 )
 def test_sample_names_a_setting_that_it_has_no_use_for(model, settings, words):
+    """A setting of other samplers must be left out, and a wrong value or name is named, in one
+    line."""
     with pytest.raises(UserError, match=words) as caught:
         model.sample([1], **settings)
     assert "\n" not in str(caught.value)

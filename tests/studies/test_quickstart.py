@@ -121,7 +121,7 @@ def test_seconds_are_of_whole_stages(untrained, tmp_path, monkeypatch, at, repor
 
 
 def flat(values, side: int = 8) -> np.ndarray:
-    """One grey image a value."""
+    """One gray image per value."""
     return np.broadcast_to(
         np.asarray(values, np.float32)[:, None, None, None], (len(values), side, side, 1)
     )

@@ -103,6 +103,8 @@ def test_adversarial_step_is_the_same_on_every_mesh(on_meshes, sizes):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(8, 1), (4, 2)])
 def test_adversarial_state_is_sharded(on_meshes, sizes):
+    """Every device holds less than a third of the parameters and of the moments of both
+    networks."""
     run, _, shardings = on_meshes[sizes]
     pairs = [
         (run.params, shardings.params),
@@ -123,6 +125,8 @@ def test_adversarial_state_is_sharded(on_meshes, sizes):
 
 @pytest.mark.slow
 def test_adversarial_step_updates_every_part_of_the_discriminator(on_meshes):
+    """After two steps no first moment is all zero, so that a gradient reaches each of its
+    layers."""
     run, metrics, _ = on_meshes[1, 1]
     assert metrics["perceptual"] > 0
     assert int(run.discriminator.updates) == 2

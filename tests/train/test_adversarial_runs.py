@@ -98,6 +98,8 @@ def test_train_resumes_an_adversarial_run_bit_for_bit(
 def test_train_names_the_network_whose_metric_is_not_finite(
     digits_dir, unevaluated, tmp_path, monkeypatch, name, message
 ):
+    """A step whose metric is NaN ends the run with the name of that metric's network, and keeps the
+    checkpoint before it."""
     names = ("loss", "grad_norm", "discriminator_loss", "discriminator_grad_norm")
 
     def make(*_):
@@ -126,20 +128,24 @@ def test_train_names_the_network_whose_metric_is_not_finite(
 def test_train_leaves_a_finite_checkpoint_when_weights_are_not(
     digits_dir, unevaluated, tmp_path, monkeypatch, broken, message
 ):
+    """The run stops at the step that spoils the weights; its last checkpoint is finite and lets the
+    same command go on."""
     make_train_step = step.make_train_step
 
     def make(*args, **kwargs):
         real = make_train_step(*args, **kwargs)
 
         def breaking(run, batch, frozen):
-            def spoilt(tree):
+            def spoiled(tree):
                 return jax.tree.map(lambda x: jnp.where(run.step == 1, jnp.nan, x), tree)
 
             if broken == "decoder":
-                run = run.replace(params={**run.params, "decoder": spoilt(run.params["decoder"])})
+                run = run.replace(params={**run.params, "decoder": spoiled(run.params["decoder"])})
             else:
                 run = run.replace(
-                    discriminator=run.discriminator.replace(params=spoilt(run.discriminator.params))
+                    discriminator=run.discriminator.replace(
+                        params=spoiled(run.discriminator.params)
+                    )
                 )
             return real(run, batch, frozen)
 
@@ -176,6 +182,8 @@ class PlainState:
 
 @pytest.mark.slow
 def test_restore_reads_states_without_a_discriminator(tmp_path):
+    """A checkpoint of plain training, which holds four parts, restores into a state whose other
+    parts are None."""
     config = small.train_config("tokenizer", "")
     mesh = make_mesh(MeshConfig(8, 1))
     program = Program(registry.with_frozen_shapes(config), mesh)

@@ -62,6 +62,8 @@ def opened(folder, tmp_path):
 
 
 def test_workdir_keeps_the_fingerprints_of_its_data(opened, folder, tmp_path):
+    """The file names the data set, its classes and counts; new times of the same images are no
+    change."""
     first = opened()
     first.require_same(tmp_path)  # nothing is kept yet
     first.note(tmp_path)
@@ -101,6 +103,8 @@ def test_workdir_keeps_the_fingerprints_of_its_data(opened, folder, tmp_path):
     ],
 )
 def test_inputs_refuse_other_images(opened, folder, tmp_path, change, message):
+    """Images renamed, replaced, added or of another class are named as the difference, and the
+    noted data stay as they were."""
     opened().note(tmp_path)
     remaining = (tmp_path / "data.json").read_text()
     change(folder)
@@ -132,6 +136,8 @@ def test_inputs_name_pixels_that_an_earlier_version_decoded_otherwise(folder, tm
 
 
 def test_inputs_name_a_tfds_data_set_by_its_version(digits_dir, tmp_path):
+    """Another version, other counts and another order of classes are refused; notes with fewer
+    entries are compared by those they have."""
     same = inputs(DataConfig("digits", data_dir=str(digits_dir)))
     assert same.identity["fingerprint"] == "1.0.0" and same.identity["train"] == 1437
     (tmp_path / "data.json").write_text(

@@ -62,6 +62,7 @@ def test_data_sizes_of_an_image_folder(tmp_path, mode, channels):
 
 
 def test_data_sizes_keep_what_a_config_gives(tmp_path):
+    """Given sizes win over the data's, and data that are not needed are not opened."""
     data = folder(tmp_path / "photos", "RGB")
     assert sizes(data_sizes.from_data(config(data, tokenizer=small.TOKENIZER))) == (1, 3)
     settings = config(data, transformer=small.TRANSFORMER, tokenizer=small.TOKENIZER)
@@ -71,7 +72,8 @@ def test_data_sizes_keep_what_a_config_gives(tmp_path):
     )
 
 
-def test_sizes_known_by_name_are_those_of_the_data(digits_dir):
+def test_fixed_sizes_are_those_of_the_data(digits_dir):
+    """The table of sizes that need no reading agrees with the data sets it names."""
     split = sources.open_split(DataConfig("digits", data_dir=str(digits_dir)), "train")
     expected = {
         "digits": (split[0]["image"].shape[-1], len(split.class_names)),
@@ -87,6 +89,7 @@ def test_data_sizes_of_an_unprepared_tfds_data_set():
 
 
 def test_data_sizes_of_a_token_cache(tmp_path):
+    """Channels and classes come from the cache's manifest, without the images."""
     manifest = token_manifest.Manifest(
         "abc", "image_folder", "crop", (8, 8, 3), small.SCALES, 16, ("a", "b"), 0
     )
@@ -108,7 +111,8 @@ def test_data_sizes_of_a_resumed_run_are_those_of_its_start(tmp_path):
         assert sizes(data_sizes.from_data(config(data), tmp_path)) == (3, 3)
 
 
-def test_data_that_are_not_there_are_named_with_the_keys(tmp_path):
+def test_data_sizes_name_missing_data_with_the_keys(tmp_path):
+    """The error has the folder and the keys that could be set instead."""
     run = config(DataConfig("image_folder", source_dir=str(tmp_path / "none")))
     with pytest.raises(UserError) as error:
         data_sizes.from_data(run)
@@ -127,7 +131,8 @@ def test_data_that_are_not_there_are_named_with_the_keys(tmp_path):
         (lambda: TransformerConfig(num_classes=-1), "transformer.num_classes is -1"),
     ],
 )
-def test_sizes_that_are_needed_and_not_known_are_named(use, key):
+def test_config_names_sizes_that_are_needed_and_not_known(use, key):
+    """Each use of a size that is still open names the key to set."""
     with pytest.raises(UserError, match=key):
         use()
 

@@ -1,3 +1,5 @@
+"""Held-out evaluation of a run: its programs, pictures and metrics."""
+
 import jax
 import numpy as np
 import pytest

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_train_makes_no_workdir_for_a_mistake(configs, model_dir, tmp_path):
+    """Eight mistakes, in sizes, data, weights and meshes, are each named, and none leaves a
+    directory."""
     config = configs["transformer"]
     fewer = dataclasses.replace(config.transformer, num_classes=9)
     for name, changes, message in (

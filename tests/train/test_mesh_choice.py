@@ -86,6 +86,7 @@ def test_choose_replicates_a_codebook_that_a_model_axis_of_3_does_not_divide(cap
 
 
 def test_choose_counts_the_average_too():
+    """Parameters and Adam's two moments make three parts; a moving average is a fourth."""
     plain, averaged = (choose(published("d16", ema=ema), devices(24)) for ema in (0.0, 0.99))
     assert averaged.replicated_bytes == plain.replicated_bytes // 3 * 4
 
@@ -113,6 +114,7 @@ def test_choose_names_a_better_mesh_where_the_given_one_replicates_too_much():
 
 
 def test_choose_says_that_no_mesh_is_better():
+    """The error names the key that accepts the mesh as it is."""
     config = published("tokenizer", batch_size=14, mesh=MeshConfig(7, 1))
     with pytest.raises(UserError, match=r"mesh\.replicated_share=1 accepts it"):
         choose(config, devices(7))
@@ -142,6 +144,8 @@ def test_choose_uses_a_model_axis_for_the_batch_alone():
 
 
 def test_choose_keeps_the_model_axis_of_the_config_as_the_smallest():
+    """A config's own axis is kept, given as either of both, and one that does not divide the
+    devices is refused."""
     assert sizes(choose(published("d16", mesh=MeshConfig(-1, 4)), devices(16))) == (
         4,
         4,

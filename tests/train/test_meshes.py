@@ -103,7 +103,9 @@ def test_train_step_gathers_no_whole_stack_of_parameters(step_on, start, mesh):
     assert not [shape for shape in shapes if tuple(sorted(d for d in shape if d != 1)) in held]
 
 
-def test_gathers_of_a_stack_are_recognized():
+def test_gathered_reads_shapes_from_a_program():
+    """The helper above reads both forms of an all-gather, so that the next test cannot pass by
+    finding none."""
     line = (
         "  %all-gather.3 = f32[2,32,128]{2,1,0} all-gather(%param.7), channel_id=3, dimensions={1}"
     )
@@ -131,6 +133,7 @@ def slice_places(count: int, slices: int) -> list[Device]:
 
 @pytest.mark.parametrize(("data", "model", "slices"), [(8, 1, 2), (4, 2, 2), (-1, 2, 4)])
 def test_slices_are_joined_along_the_data_axis(data, model, slices):
+    """The model axis lies within one slice, and a contiguous part of the data axis does too."""
     mesh = make_mesh(MeshConfig(data, model, slices), slice_places(8, slices))
     assert (mesh.shape["data"], mesh.shape["model"]) == (8 // model, model)
     places = np.vectorize(lambda device: device.slice_index)(mesh.devices)
@@ -140,7 +143,8 @@ def test_slices_are_joined_along_the_data_axis(data, model, slices):
     )  # and so does a contiguous part of the data axis
 
 
-def test_slices_that_are_not_as_the_config_says():
+def test_make_mesh_refuses_slices_that_are_not_as_the_config_says():
+    """The error names the key with both numbers."""
     with pytest.raises(
         UserError, match=r"mesh.slices is 4; it must be the number of slices there are, 2"
     ):
@@ -193,7 +197,9 @@ def test_make_mesh_takes_gpus_without_slices_by_process():
     assert make_mesh(MeshConfig(), devices[::-1]).devices.ravel().tolist() == devices
 
 
-def test_inputs_load_the_rows_that_the_hosts_devices_hold():
+def test_host_rows_are_those_that_the_hosts_devices_hold():
+    """Rows held twice are loaded once, in order, for parts that are apart as well."""
+
     def held(*indices: slice) -> list[int]:
         places = {i: (index,) for i, index in enumerate(indices)}
         sharding = SimpleNamespace(addressable_devices_indices_map=lambda shape: places)
@@ -205,7 +211,7 @@ def test_inputs_load_the_rows_that_the_hosts_devices_hold():
         1,
         6,
         7,
-    ]  # neighbours in the mesh are not neighbours in the batch
+    ]  # neighbors in the mesh are not neighbors in the batch
     assert held(slice(None)) == list(range(8))
     mesh = make_mesh(MeshConfig(4, 2))
     assert host_rows(NamedSharding(mesh, PartitionSpec("data")), 8).tolist() == list(range(8))

@@ -25,7 +25,8 @@ IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 3
         ),
     ],
 )
-def test_opening_names_all_that_a_run_is(stage, first, words):
+def test_opening_is_one_line_that_describes_the_run(stage, first, words):
+    """It says the stage, the data, the model's size, the devices, the steps and the workdir."""
     config = small.train_config(stage, "nowhere", steps=100, batch_size=8)
     params = {"a": np.zeros((3, 4)), "b": np.zeros(5)}
     line = messages.opening(

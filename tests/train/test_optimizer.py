@@ -1,3 +1,5 @@
+"""Optimizers: which parameters decay, learning rates and weight decay by step, and shardings."""
+
 import math
 
 import flax.linen as nn
@@ -91,17 +93,21 @@ def split(config: TrainConfig) -> tuple[set[str], set[str]]:
     return {n for n, d in named.items() if d}, {n for n, d in named.items() if not d}
 
 
-def test_mask_of_the_transformer():
+def test_decay_mask_of_the_transformer():
+    """The parameters that decay, and those that do not, are the two lists above."""
     assert split(transformer_run(shared_adaln=False)) == (DECAYED, NOT_DECAYED)
 
 
-def test_mask_with_shared_adaln():
+def test_decay_mask_with_shared_adaln():
+    """The shared linear layer takes the place of those per block, and the blocks' offsets do not
+    decay."""
     decayed, rest = split(transformer_run(shared_adaln=True))
     assert decayed == DECAYED - {"blocks/ada/kernel"} | {"shared_ada/kernel"}
     assert rest == NOT_DECAYED - {"blocks/ada/bias"} | {"shared_ada/bias", "blocks/ada_offset"}
 
 
-def test_mask_of_the_tokenizer():
+def test_decay_mask_of_the_tokenizer():
+    """Kernels and the codebook decay; biases and scales of norms do not."""
     decayed, rest = split(TrainConfig(tokenizer=TOKENIZER))
     assert {
         "quantize/codebook",
@@ -160,7 +166,8 @@ def test_bent_is_two_lines_of_the_published_schedule(warmup):
 
 @pytest.mark.parametrize("schedule", ["lin0", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 20])
-def test_learning_rate(schedule, warmup):
+def test_learning_rate_follows_each_schedule(schedule, warmup):
+    """Every step's rate is that of the formula, with and without warmup, times batch size / 256."""
     steps, batch = 121, 512
     config = OptimizerConfig(
         base_lr=1e-4, schedule=schedule, warmup_steps=warmup, warmup_from=0.01, final_lr_ratio=0.2
@@ -181,6 +188,7 @@ def test_learning_rate(schedule, warmup):
 
 @pytest.mark.parametrize("warmup", [0, 20])
 def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
+    """The last 40 of 101 steps fall by the formula, and the ones before them are constant."""
     steps, length = 101, 40
     config = OptimizerConfig(
         base_lr=1e-4,
@@ -234,6 +242,9 @@ def test_learning_rates_of_the_log_run_no_program():
 
 
 def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
+    """Runs of 80, 100 and 200 steps have the constant schedule's rates up to step 80, so that they
+    can branch from one trunk."""
+
     def rates(steps, length, count):
         config = OptimizerConfig(
             schedule="cooldown", cooldown_steps=length, warmup_steps=5, final_lr_ratio=0.0
@@ -249,6 +260,7 @@ def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (1, 1), (3, 10)])
 @pytest.mark.parametrize("schedule", ["lin0", "cooldown"])
 def test_runs_shorter_than_their_schedules_stay_finite(schedule, steps, warmup):
+    """One step, or a warmup longer than the run, divides nothing by zero."""
     config = OptimizerConfig(schedule=schedule, cooldown_steps=2, warmup_steps=warmup)
     rates = [learning_rate(config, steps, 256)(step) for step in range(steps)]
     assert all(0 < rate <= 1.001e-4 for rate in rates)
@@ -256,7 +268,8 @@ def test_runs_shorter_than_their_schedules_stay_finite(schedule, steps, warmup):
 
 
 @pytest.mark.parametrize(("first", "last"), [(0.05, 0.08), (0.0, 0.1), (0.1, 0.0)])
-def test_weight_decay(first, last):
+def test_weight_decay_follows_a_half_cosine(first, last):
+    """Each step's value is the formula's, rising, falling, and down to 0."""
     decay = weight_decay(OptimizerConfig(weight_decay=first, final_weight_decay=last), 11)
     for step in range(11):
         expected = last + (first - last) * (1 + math.cos(math.pi * step / 10)) / 2
@@ -299,6 +312,7 @@ def test_three_updates_are_adamw(clip):
 
 
 def test_state_takes_the_parameters_shardings():
+    """Both of Adam's moments lie on the devices as their parameters do."""
     config = transformer_run(shared_adaln=False)
     program = Program(registry.with_frozen_shapes(config), make_mesh(MeshConfig()))
     moments = [

@@ -34,7 +34,9 @@ def notice():
         yield result
 
 
-def test_compiled_is_the_program_or_the_error(notice):
+def test_compile_returns_the_program_or_raises_its_error(notice):
+    """The program runs, an error of the compiler is raised as it is, and afterwards nothing counts
+    as being compiled."""
     program = notice.compile(jax.jit(lambda x: x + 1).lower(jnp.zeros(2)))
     np.testing.assert_array_equal(program(jnp.ones(2)), [2, 2])
 

@@ -114,6 +114,8 @@ def test_variant_of_progressive_training_is_the_published_one():
 
 
 def test_variant_of_a_plain_run_is_one():
+    """Without progressive training every step has all scales, so that only one program is
+    compiled."""
     config = small.train_config(
         "transformer", "", steps=60, optimizer=OptimizerConfig(warmup_steps=6)
     )

@@ -39,6 +39,7 @@ def params():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_that_of_numpy(smoothing):
+    """With and without label smoothing, per token."""
     random = np.random.default_rng(1)
     logits, tokens = (
         random.normal(size=(2, 5, 7)).astype(np.float32) * 3,
@@ -53,6 +54,8 @@ def test_cross_entropy_is_that_of_numpy(smoothing):
 
 
 def test_train_step_of_a_transformer_reports_loss_and_parts(params, batch):
+    """Losses, accuracies and those of each scale are numpy's from the logits; smoothing changes the
+    loss and no reported part."""
     logits = small.pipeline().logits(batch["tokens"], batch["label"])
     entropy = -np.take_along_axis(log_softmax(logits), batch["tokens"][..., None], axis=-1)[..., 0]
     hits = logits.argmax(axis=-1) == batch["tokens"]
@@ -137,6 +140,8 @@ def test_update_warms_the_average_up_as_slowly_as_asked(number, ema_warmup, rema
 
 
 def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
+    """The loss is the weighted sum of its three parts, which are computed in numpy from one forward
+    pass, and so is the usage of codes."""
     weights = LossConfig(l1=0.3, l2=0.7, vq=2.0)
     config = small.train_config("tokenizer", "", loss=weights)
     signal = batch["image"].astype(np.float32) / 127.5 - 1

@@ -1,30 +1,25 @@
+"""Token caches: their contents, interruptions, several hosts, and what is refused."""
+
 import dataclasses
-import json
-import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from PIL import Image
 
 from helpers import small
+from helpers.files import contents
 from var_jax import Pipeline
 from var_jax.config.train import DataConfig
 from var_jax.data import fingerprints, sources, token_cache, transforms
 from var_jax.errors import UserError
 from var_jax.io import atomic
 from var_jax.train import token_shards
-from var_jax.train import tokenize as module
-from var_jax.train.batches import Inputs
 from var_jax.train.tokenize import tokenize
 
 SHAPE = small.TOKENIZER.image_shape
@@ -46,14 +41,6 @@ def full(config, model_dir, tmp_path_factory):
     return out
 
 
-def files(directory: Path, pattern: str = "*") -> dict[str, bytes]:
-    return {
-        str(p.relative_to(directory)): p.read_bytes()
-        for p in directory.rglob(pattern)
-        if p.is_file()
-    }
-
-
 def pixels(config, split: str, view: int | None) -> np.ndarray:
     """The images that a view should have: a view crops image i by a generator of (seed, view,
     i)."""
@@ -65,7 +52,9 @@ def pixels(config, split: str, view: int | None) -> np.ndarray:
     return np.stack(images).astype(np.float32) / np.float32(127.5) - 1
 
 
-def test_tokens_are_those_of_the_pipeline(config, full, model_dir):
+def test_tokenize_writes_the_pipelines_tokens(config, full, model_dir):
+    """Every view's tokens are those of encoding the same crops, labels are the data set's, and two
+    views differ."""
     cache, model = token_cache.open_cache(full), Pipeline.from_pretrained(model_dir)
     views = []
     for view in range(2):
@@ -80,6 +69,8 @@ def test_tokens_are_those_of_the_pipeline(config, full, model_dir):
 
 
 def test_manifest_says_what_the_cache_holds(config, full, model_dir):
+    """Counts, shards and the tokenizer in the cache agree with its files and with the tokenizer
+    that was given."""
     cache = token_cache.open_cache(full)
     assert cache.manifest.train.views == 2 and cache.manifest.test.views == 1
     assert cache.counts == {"train": 50, "test": 7}
@@ -111,7 +102,7 @@ def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, full, model
         {"views": 2, "batch": 1, "shard_images": 16, "shard_count": 2},
     )
     tokenize(config, str(model_dir), str(out), **settings, shard_index=0)
-    first = files(out, "*.array_record")
+    first = contents(out, "*.array_record")
     with pytest.raises(UserError, match="is not finished"):
         token_cache.open_cache(out)
     stamps = {p.name: p.stat().st_mtime_ns for p in out.rglob("*.array_record")}
@@ -121,10 +112,12 @@ def test_hosts_write_disjoint_files_whose_union_is_the_cache(config, full, model
         for p in out.rglob("*.array_record")
         if p.name in stamps
     )
-    assert len(first) == 5 and files(out) == files(full)
+    assert len(first) == 5 and contents(out) == contents(full)
 
 
 def test_tokenize_writes_again_what_is_not_whole(config, full, model_dir, tmp_path):
+    """A shard that is cut, missing or without its note is written again with the same bytes, and
+    the other six are not touched."""
     out = tmp_path / "cache"
     settings = {"views": 2, "batch": 1, "shard_images": 16}
     tokenize(config, str(model_dir), str(out), **settings)
@@ -134,17 +127,18 @@ def test_tokenize_writes_again_what_is_not_whole(config, full, model_dir, tmp_pa
     (out / "train" / f"{train[2].name}.json").write_text("{")
     remaining = {p: p.stat().st_mtime_ns for p in out.rglob("*.array_record") if p not in train[:3]}
     tokenize(config, str(model_dir), str(out), **settings)
-    assert files(out) == files(full)
+    assert contents(out) == contents(full)
     assert len(remaining) == 6 and all(
         p.stat().st_mtime_ns == mtime for p, mtime in remaining.items()
     )
 
 
 def test_tokenize_adds_a_split_later(config, full, model_dir, tmp_path):
+    """Writing the test split first and then the training split gives the files of writing both."""
     out = tmp_path / "cache"
     for roles in (("test",), ("train",)):
         tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16, roles=roles)
-    assert files(out) == files(full)
+    assert contents(out) == contents(full)
 
 
 def test_tokenize_goes_on_after_a_kill(config, full, model_dir, tmp_path):
@@ -161,6 +155,7 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import time
 from helpers import small
+from helpers.files import contents
 from var_jax.train import token_shards
 from var_jax.train import tokenize as module
 from var_jax.config.train import DataConfig
@@ -191,13 +186,15 @@ module.tokenize(config, {str(model_dir)!r}, {str(out)!r}, views=2, batch=1, shar
     }
     assert 2 <= len(done) < 8
     tokenize(config, str(model_dir), str(out), views=2, batch=1, shard_images=16)
-    assert files(out) == files(full)
+    assert contents(out) == contents(full)
     assert (
         sum(p.stat().st_mtime_ns == mtime for p, mtime in done.items()) >= len(done) - 1
     )  # the last stamp may be cut
 
 
 def test_tokenize_refuses_views_without_crops(config, model_dir, tmp_path):
+    """Without random crops two views would be equal; one view is written, with the pipeline's
+    tokens."""
     still = dataclasses.replace(config, data=dataclasses.replace(config.data, resize="stretch"))
     with pytest.raises(UserError, match="--views is 2; it must be 1 with data.resize 'stretch'"):
         tokenize(still, str(model_dir), str(tmp_path / "cache"), views=2)
@@ -232,14 +229,16 @@ def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, t
 
 
 def test_tokenize_leaves_a_directory_of_something_else_alone(config, full, model_dir, tmp_path):
-    before = files(full)
+    """A cache of other settings and a model directory are refused, the settings that differ are
+    named, and no file changes."""
+    before = contents(full)
     with pytest.raises(
         UserError, match=r"another cache: seed: 4 here, 3 there; train.views: 1 here, 2 there"
     ):
         tokenize(dataclasses.replace(config, seed=4), str(model_dir), str(full), shard_images=16)
     with pytest.raises(UserError, match="holds a model; give another --out"):
         tokenize(config, str(model_dir), str(model_dir))
-    assert files(full) == before
+    assert contents(full) == before
 
 
 class Killed(BaseException):
@@ -264,7 +263,7 @@ def test_tokenize_names_a_shard_when_it_is_whole(config, full, model_dir, tmp_pa
     assert not list(out.rglob("*.array_record"))
     atomic.temporary_name(out / "train" / "view00-00000-of-00004.array_record").write_bytes(b"half")
     tokenize(config, str(model_dir), str(out), **settings)
-    assert files(out) == files(full)
+    assert contents(out) == contents(full)
 
 
 def test_hosts_that_finish_at_once_leave_a_whole_manifest(
@@ -287,113 +286,4 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(
     monkeypatch.setattr(token_shards, "finished_shard", late)
     monkeypatch.setattr(token_shards, "write", lambda *_: None)
     tokenize(config, str(model_dir), str(out), **settings)
-    assert len(missed) == 2 and files(out) == files(full)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """40 grey images of two classes."""
-    random = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for i in range(20):
-            draw_image(tmp_path / "images" / name / f"{i:02d}.png", random)
-    return tmp_path / "images"
-
-
-def draw_image(path: Path, random: np.random.Generator):
-    Image.fromarray(random.integers(0, 256, (6, 8), np.uint8)).save(path)
-
-
-def folder_config(folder: Path, tmp_path: Path, cache: Path | None = None):
-    data = DataConfig(
-        "image_folder",
-        source_dir=str(folder),
-        data_dir=str(tmp_path / "tfds"),
-        resize="stretch",
-        tokens_dir=str(cache or ""),
-    )
-    return small.train_config("transformer", "", data=data)
-
-
-def opened(config) -> Inputs:
-    """A run's inputs, their data compared as at its start."""
-    rows = NamedSharding(Mesh(jax.devices()[:1], "data"), PartitionSpec("data"))
-    objective = small.next_scale(config)
-    inputs = Inputs(objective, objective.frozen, rows)
-    inputs.require_same_on_hosts()
-    return inputs
-
-
-def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
-    """By encoding again and by training, and whether or not the folder was prepared as it now
-    is."""
-    out = tmp_path / "cache"
-    config = folder_config(folder, tmp_path, out)
-    tokenize(config, str(model_dir), str(out), batch=1)
-    before = files(out)
-    assert (
-        opened(config).identity["fingerprint"]
-        == json.loads(before["manifest.json"])["data_fingerprint"]
-    )
-    tokenize(config, str(model_dir), str(out), batch=1)  # nothing has changed
-    random = np.random.default_rng(1)
-    for i in range(20):
-        draw_image(folder / "cat" / f"{i:02d}.png", random)
-    with pytest.raises(
-        UserError, match="data fingerprint: .* here, .* there.*images changed since"
-    ) as caught:
-        opened(config)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(
-        UserError, match="data_fingerprint: .*images changed since.*give another --out"
-    ) as caught:
-        tokenize(config, str(model_dir), str(out), batch=1)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="data fingerprint: .* here, .* there"):
-        opened(config)  # now from the copy that `tokenize` has prepared
-    assert files(out) == before
-
-
-def test_train_takes_a_copy_of_the_images_for_the_same_data(folder, model_dir, tmp_path):
-    """Times of files change with every copy; without any images, there is nothing to compare."""
-    out = tmp_path / "cache"
-    tokenize(folder_config(folder, tmp_path), str(model_dir), str(out), batch=1)
-    copy = tmp_path / "copy"
-    shutil.copytree(folder, copy, copy_function=shutil.copyfile)
-    elsewhere = folder_config(copy, tmp_path / "elsewhere", out)
-    opened(elsewhere)
-    assert not (tmp_path / "elsewhere").exists()  # and training from tokens copies no images
-    opened(folder_config(tmp_path / "none", tmp_path / "elsewhere", out))
-
-
-def test_train_takes_a_cache_without_a_data_fingerprint(
-    folder, model_dir, tmp_path, monkeypatch, caplog
-):
-    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go
-    on."""
-    out = tmp_path / "cache"
-    config, manifest_of = folder_config(folder, tmp_path, out), module._manifest
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            module,
-            "_manifest",
-            lambda *values: dataclasses.replace(manifest_of(*values), data_fingerprint=""),
-        )
-        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
-    manifest = json.loads((out / "manifest.json").read_text())
-    del manifest["data_fingerprint"]
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    shards = sorted(out.rglob("*.array_record"))
-    shards[0].unlink()
-    remaining = {path: path.stat().st_mtime_ns for path in shards[1:]}
-    with caplog.at_level(logging.WARNING):
-        tokenize(config, str(model_dir), str(out), batch=1, shard_images=16)
-        assert shards[0].exists()
-        assert all(path.stat().st_mtime_ns == mtime for path, mtime in remaining.items())
-        identity = opened(config).identity
-    assert "fingerprint" not in identity and identity["train"] + identity["held_out"] == 40
-    output = [
-        record.getMessage() for record in caplog.records if "cannot be told" in record.getMessage()
-    ]
-    assert len(output) == 2 and all(str(out) in line for line in output)
+    assert len(missed) == 2 and contents(out) == contents(full)

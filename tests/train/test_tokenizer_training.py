@@ -57,6 +57,7 @@ def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
 
 
 def test_warn_of_collapse_names_the_scale(caplog):
+    """Counts spread evenly give no warning; one code for all of a scale's tokens gives one line."""
     config = small.train_config("tokenizer", "")
     counts = np.ones((3, 16), int)
     with caplog.at_level(logging.WARNING):
@@ -71,6 +72,8 @@ def test_warn_of_collapse_names_the_scale(caplog):
 
 
 def test_variant_of_a_run_with_both_schedules():
+    """The discriminator starts at step 4 and all scales at step 6, and each variant is that of its
+    step."""
     config = small.train_config(
         "tokenizer",
         "",
@@ -122,6 +125,9 @@ def test_train_step_of_a_small_phase_averages_images_down(params, batch):
 
 
 def test_load_drops_terms_whose_optional_weights_are_missing(monkeypatch, caplog):
+    """Terms whose weights come with a package are left out, and a warning per term names its key
+    and the package."""
+
     def none(path=""):
         raise UserError("there are no weights of EfficientNet-Lite0")
 
@@ -167,6 +173,8 @@ def test_load_drops_terms_whose_optional_weights_are_missing(monkeypatch, caplog
     ],
 )
 def test_load_refuses_named_weights_that_are_missing(section, changes, message):
+    """A file that the config names must be there: its absence is an error, and the error has the
+    key or the file."""
     config = small.train_config("tokenizer", "")
     config = dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **changes)}
@@ -176,6 +184,8 @@ def test_load_refuses_named_weights_that_are_missing(section, changes, message):
 
 
 def test_program_refuses_images_too_small_for_the_discriminator():
+    """The error has the key and the most layers that fit; smaller images of a progressive start
+    count only once the discriminator runs."""
     config = small.train_config("tokenizer", "", adversarial=dataclasses.replace(PATCH, layers=3))
     with pytest.raises(
         UserError, match="adversarial.layers is 3; it must be at most 2 for images of 6 pixels"

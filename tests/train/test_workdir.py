@@ -15,7 +15,7 @@ from var_jax.train.loop import train
 
 
 @pytest.fixture
-def fence(tmp_path, monkeypatch) -> epath.Path:
+def start_file(tmp_path, monkeypatch) -> epath.Path:
     """The first start's file, in its process's environment."""
     path = epath.Path(tmp_path / "run" / "claims" / "0001.json")
     path.parent.mkdir(parents=True)
@@ -24,44 +24,48 @@ def fence(tmp_path, monkeypatch) -> epath.Path:
     return path
 
 
-def test_workdir_lets_the_newest_start_go_on(fence, monkeypatch):
+def test_workdir_lets_the_newest_start_go_on(start_file, monkeypatch):
+    """An older start is refused with both files named; half-written heartbeats and starts by hand
+    are not."""
     workdir.require_newest_start()
-    fence.with_name("0001.json.12-ab.tmp").write_text("")  # a heartbeat that is being written
+    start_file.with_name("0001.json.12-ab.tmp").write_text("")  # a heartbeat that is being written
     workdir.require_newest_start()
-    fence.with_name("0002.json").write_text("")
+    start_file.with_name("0002.json").write_text("")
     with pytest.raises(UserError, match=r"0001\.json was given up for 0002\.json"):
         workdir.require_newest_start()
-    monkeypatch.setenv(workdir.START_TOKEN_ENV, str(fence.with_name("0002.json")))
+    monkeypatch.setenv(workdir.START_TOKEN_ENV, str(start_file.with_name("0002.json")))
     workdir.require_newest_start()
     monkeypatch.delenv(workdir.START_TOKEN_ENV)  # given by hand
     workdir.require_newest_start()
 
 
-def test_workdir_ends_a_start_whose_run_was_removed(fence):
-    fence.unlink()
+def test_workdir_ends_a_start_whose_run_was_removed(start_file):
+    """A missing claim, and a missing folder of claims, end the start."""
+    start_file.unlink()
     with pytest.raises(UserError, match=r"0001\.json is gone"):
         workdir.require_newest_start()
-    fence.parent.rmdir()
+    start_file.parent.rmdir()
     with pytest.raises(UserError, match=r"0001\.json is gone"):
         workdir.require_newest_start()
 
 
-def test_workdir_is_looked_at_again_right_before_it_is_claimed(fence, tmp_path):
+def test_workdir_is_looked_at_again_right_before_it_is_claimed(start_file, tmp_path):
     """The later start may be ordered while this one compiles."""
     config = small.train_config("transformer", tmp_path)
-    workdir.refuse_another_run(fence.parent.parent, config)
-    fence.with_name("0002.json").write_text("")
+    workdir.refuse_another_run(start_file.parent.parent, config)
+    start_file.with_name("0002.json").write_text("")
     for ask in (
         lambda run: workdir.refuse_another_run(run, config),
         lambda run: workdir.claim(run, small.next_scale(config)),
     ):
         with pytest.raises(UserError, match="given up for"):
-            ask(fence.parent.parent)
-    assert [path.name for path in fence.parent.parent.iterdir()] == ["claims"]
+            ask(start_file.parent.parent)
+    assert [path.name for path in start_file.parent.parent.iterdir()] == ["claims"]
 
 
-def test_train_ends_at_once_and_writes_nothing(fence, tmp_path, model_dir):
-    fence.with_name("0002.json").write_text("")
+def test_train_ends_at_once_and_writes_nothing(start_file, tmp_path, model_dir):
+    """An older start ends before it looks for its data, and the workdir keeps only the claims."""
+    start_file.with_name("0002.json").write_text("")
     config = small.train_config(
         "transformer", tmp_path / "no data is looked for", tokenizer_dir=str(model_dir)
     )

@@ -1,3 +1,5 @@
+"""What a workdir keeps of its run: sizes, tokens, versions and three counts of compute."""
+
 import dataclasses
 import json
 import subprocess
@@ -25,6 +27,7 @@ def parameters(config: TrainConfig) -> int:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
+    """The totals are those of the initialized parameters and of the scales 1x1 to 3x4."""
     config = dataclasses.replace(CONFIG, stage=stage)
     parsed = json.loads(json.dumps(run_meta(registry.with_frozen_shapes(config)), allow_nan=False))
     assert parsed["params"]["total"] == parameters(config) > parsed["params"]["body"] > 0
@@ -37,15 +40,17 @@ def test_run_meta_counts_parameters_and_tokens_and_is_json(stage):
 
 
 def test_run_meta_has_three_definitions_of_compute():
+    """Each count is written out by hand from depth, width and tokens, and a step's is that of its 8
+    images."""
     result = run_meta(registry.with_frozen_shapes(CONFIG))
-    a_step, an_image = result["flops_per_step"], result["flops_per_image"]
+    per_step, per_image = result["flops_per_step"], result["flops_per_image"]
     # depth 2, width 16, V 16, C 4, L 17; M = 1 + 4 * 5 + 12 * 17
     d, w, length, pairs = 2, 16, 17, 225
     rest = 2 * length * (12 * d * w**2 + 16 * w + 4 * w) + 2 * (6 * d * w**2 + 2 * w**2)
-    assert an_image["exact"] == 3 * (rest + 4 * d * w * pairs)
-    assert an_image["dense"] == 3 * (rest + 4 * d * w * length**2)
-    assert an_image["6nd"] == 6 * result["params"]["body"] * length
-    assert a_step == {name: 8 * value for name, value in an_image.items()}
+    assert per_image["exact"] == 3 * (rest + 4 * d * w * pairs)
+    assert per_image["dense"] == 3 * (rest + 4 * d * w * length**2)
+    assert per_image["6nd"] == 6 * result["params"]["body"] * length
+    assert per_step == {name: 8 * value for name, value in per_image.items()}
 
 
 def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):

@@ -270,7 +270,7 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
     network = features.load(args.features, args.weights)
     if statistics is not None:
         statistics.require_network(network)
-    training = image_sets.open_labelled(args.agreement, **image_options) if args.agreement else None
+    training = image_sets.open_labeled(args.agreement, **image_options) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
     agreement = samples.agreement(sample_images, training, reference) if training else None
     measure_options = {

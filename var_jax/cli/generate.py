@@ -152,9 +152,9 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
 def _judge(args: argparse.Namespace, model):
     """Returns the scorer of rejection, opened before any image is sampled."""
     from var_jax.evaluate import features
-    from var_jax.evaluate.image_sets import open_labelled, with_classes_of
+    from var_jax.evaluate.image_sets import open_labeled, with_classes_of
 
-    reference = open_labelled(
+    reference = open_labeled(
         args.reject_reference,
         shape=model.config.tokenizer.image_shape,
         resize=args.resize,

@@ -10,7 +10,7 @@ from var_jax.config.strict import require
 from var_jax.devices.batched import OverDevices
 from var_jax.evaluate import features, scores
 from var_jax.evaluate.features import FeatureNetwork
-from var_jax.evaluate.image_sets import LABELLED, ImageSet
+from var_jax.evaluate.image_sets import LABELED, ImageSet
 from var_jax.ops.resize import matrix
 
 ROWS_AT_ONCE = 256  # images read at once
@@ -73,7 +73,7 @@ def label_scorer(network: FeatureNetwork, reference: ImageSet, classes: Collecti
         bool(reference.class_names),
         "--reject-reference",
         f"{reference.name}, without labels",
-        LABELLED,
+        LABELED,
     )
     run = OverDevices(network.apply, network.params)
     batch_features, batch_labels = [], []
@@ -117,7 +117,7 @@ def load_all(
     Raises:
       UserError: the set has no labels, has one that the model does not have, or has only one.
     """
-    require(bool(images.class_names), images.name, "without labels", LABELLED)
+    require(bool(images.class_names), images.name, "without labels", LABELED)
     batches = list(images.read(ROWS_AT_ONCE))
     pixels, labels = (
         np.concatenate([b.images for b in batches]),

@@ -21,7 +21,7 @@ from var_jax.evaluate import npz_images
 from var_jax.io.file_kinds import refuse_stand_in
 from var_jax.pretrained import weights
 
-LABELLED = "a directory of class folders, DATASET:SPLIT, or FILE.npz with labels in arr_1"
+LABELED = "a directory of class folders, DATASET:SPLIT, or FILE.npz with labels in arr_1"
 Shape = tuple[int, int, int]
 
 
@@ -172,7 +172,7 @@ def open_images_of_statistics(spec: str, size: tuple[int, int]) -> ImageSet:
     return images
 
 
-def open_labelled(spec: str, **options: Any) -> ImageSet:
+def open_labeled(spec: str, **options: Any) -> ImageSet:
     """Opens images with their labels, for metrics that need them; arguments as for `open_images`.
 
     A directory must consist of class folders. It is read as training reads `data.source_dir`, and
@@ -186,7 +186,7 @@ def open_labelled(spec: str, **options: Any) -> ImageSet:
         opened = open_images("image_folder:train", **{**options, "source_dir": spec})
         return dataclasses.replace(opened, name=spec)
     images = open_images(spec, **options)
-    require(bool(images.class_names), spec, "without labels", LABELLED)
+    require(bool(images.class_names), spec, "without labels", LABELED)
     return images
 
 

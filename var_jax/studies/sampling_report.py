@@ -116,7 +116,7 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
         _plot(above, rows, entries_of_panel, "frechet_distance", base)
         above.set_title("drawn by" if panels[i] == THEN else panels[i], fontsize=10)
         _set_labels(above, [""] * len(labels), tilted=_are_long(labels))
-        below.axhline(rows[REAL]["agreement"]["value"], color="tab:grey", ls=":", lw=1)
+        below.axhline(rows[REAL]["agreement"]["value"], color="tab:gray", ls=":", lw=1)
         _plot(below, rows, entries_of_panel, "agreement", base)
         below.set_ylim(low - 0.02, high + 0.02)
         _set_labels(below, labels, tilted=_are_long(labels))
