@@ -78,6 +78,7 @@ def test_restart_leaves_other_commands_and_settings_alone(command, environment):
     ],
 )
 def test_is_useful_asks_the_kernel_and_the_library(enabled, version, useful, monkeypatch, tmp_path):
+    """Huge pages must not be switched off, and the C library must be glibc 2.35 or newer."""
     file = tmp_path / "enabled"
     file.write_text(enabled)
     monkeypatch.setattr(allocator, "HUGE_PAGES", file)

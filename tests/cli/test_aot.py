@@ -1,3 +1,5 @@
+"""`var-jax aot`: mistakes are found before anything is compiled."""
+
 import pytest
 
 from helpers import small
@@ -18,6 +20,8 @@ from var_jax.cli.main import main
     ],
 )
 def test_aot_names_a_mistake_before_it_compiles(tmp_path, capsys, args, message):
+    """One line names the flag, its value and the right ones; a compilation would need libtpu and
+    minutes."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert main(["aot", "--config", str(tmp_path / "config.py"), *args]) == 2
     error = capsys.readouterr().err
@@ -25,6 +29,7 @@ def test_aot_names_a_mistake_before_it_compiles(tmp_path, capsys, args, message)
 
 
 def test_aot_names_meshes_that_divide(tmp_path, capsys):
+    """A mesh that leaves parameters whole is refused with one that divides more of them."""
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )

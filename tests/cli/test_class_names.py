@@ -53,6 +53,8 @@ def titles(monkeypatch):
 def test_sample_takes_names_and_titles_all_pictures_by_them(
     capsys, model, tmp_path, titles, caplog
 ):
+    """Names, an id and a quoted name that looks like one give the image of the same ids, and the
+    grid, the strip and the animation bear the names."""
     out, strip, gif = (tmp_path / name for name in ("out.png", "strip.png", "steps.gif"))
     text = run(
         capsys,
@@ -114,7 +116,10 @@ def test_sample_takes_names_and_titles_all_pictures_by_them(
         (("sample", "--labels", "11"), "label is 11"),
     ],
 )
-def test_names_of_no_class_are_one_line(capsys, model, tmp_path, monkeypatch, command, message):
+def test_commands_name_a_class_that_is_none_in_one_line(
+    capsys, model, tmp_path, monkeypatch, command, message
+):
+    """Each command that takes classes names the text and the nearest class, and writes nothing."""
     monkeypatch.setenv(
         "SLURM_NTASKS", "1"
     )  # this process has used JAX, and cannot join others any more
@@ -137,7 +142,8 @@ def test_names_of_no_class_are_one_line(capsys, model, tmp_path, monkeypatch, co
     assert [path.name for path in tmp_path.iterdir()] == ["image.png"]
 
 
-def test_edit_takes_a_name(capsys, model, tmp_path):
+def test_edit_takes_a_class_by_its_name(capsys, model, tmp_path):
+    """A name and its id give the same image."""
     Image.new("L", (8, 6), 50).save(tmp_path / "image.png")
     edited = {}
     for label in ("square", "1"):

@@ -79,7 +79,8 @@ def test_config_takes_a_frozen_config(tmp_path, capsys):
     assert "steps = 7 " in capsys.readouterr().out
 
 
-def test_config_without_a_file(capsys):
+def test_config_without_a_file_prints_every_key(capsys):
+    """There are as many lines as keys in the default config, and none differs from its default."""
     assert main(["config"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if " = " in line]
     flat = json.dumps(plain(default_config().to_dict()))
@@ -112,7 +113,8 @@ def test_lines_wrap_meanings_to_the_terminal(width):
         (["--config.steps=3"], "--config.steps=3 has no config to override"),
     ],
 )
-def test_config_mistakes(args, words, capsys):
+def test_config_names_mistakes(args, words, capsys):
+    """One line has the file or the override that is wrong."""
     assert main(["config", *args]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1

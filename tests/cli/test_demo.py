@@ -42,7 +42,9 @@ def refused(capsys, monkeypatch):
     return run
 
 
-def test_mistakes_are_told_before_a_model_is_loaded(refused, model_dir, tmp_path, monkeypatch):
+def test_demo_names_mistakes_before_it_loads_a_model(refused, model_dir, tmp_path, monkeypatch):
+    """Ports, hosts, directories and a missing package are refused in one line each; most are given
+    with a directory that does not exist, so that loading would fail first."""
     port, nowhere = free_port(), tmp_path / "none"
     assert "no model directory" in refused("--model", nowhere, "--port", port)
     assert "required: --model" in refused()
@@ -234,6 +236,8 @@ class Page:
 
 @pytest.mark.slow
 def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
+    """A user generates, downloads, uploads, paints and edits; pixels shown and downloaded are the
+    pipeline's, mistakes appear as text, and no other address is asked for anything."""
     page = Page(chromium.new_page(viewport={"width": 1280, "height": 900}))
     page.page.set_default_timeout(WAIT_MS)
     addresses = set()
@@ -320,6 +324,8 @@ def test_page_works_in_a_browser(server, chromium, model_dir, tmp_path):
 
 @pytest.mark.slow
 def test_server_keeps_to_this_machine_and_ends_by_ctrl_c(server):
+    """Its only socket listens on 127.0.0.1; Ctrl-C ends it with exit code 0 and removes its
+    temporary files."""
     here = {
         connection
         for process in (psutil.Process(server.process.pid),)

@@ -1,3 +1,5 @@
+"""`var-jax evaluate`: reports of samples and of reconstructions, and mistakes."""
+
 import json
 
 import numpy as np
@@ -45,7 +47,9 @@ def command(digits_dir, tmp_path, *rest) -> list[str]:
     ]
 
 
-def test_samples(digits_dir, sampled, tmp_path, capsys):
+def test_evaluate_reports_every_metric_of_samples(digits_dir, sampled, tmp_path, capsys):
+    """The printed lines and report.json have the counts, the floor and the seven metrics; fewer
+    images are measured by --num."""
     assert (
         main(command(digits_dir, tmp_path, "--samples", sampled, "--floor", "digits:train[:50]"))
         == 0
@@ -121,7 +125,9 @@ def test_class_agreement(digits_dir, tmp_path, capsys):
     assert "without labels" in capsys.readouterr().err
 
 
-def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
+def test_evaluate_reports_reconstructions_of_a_model(digits_dir, model_dir, tmp_path, capsys):
+    """The report has errors and codes by scale, and the picture shows more than four images side by
+    side."""
     picture = tmp_path / "rec.png"
     assert main(command(digits_dir, tmp_path, "--model", model_dir, "--picture", picture)) == 0
     printed = capsys.readouterr().out
@@ -142,6 +148,8 @@ def test_reconstruction(digits_dir, model_dir, tmp_path, capsys):
 
 
 def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, capsys, monkeypatch):
+    """No file is written; images are resized as the model was trained, unless --resize says
+    otherwise."""
     monkeypatch.setattr(
         "var_jax.cli.evaluate.trained_on",
         lambda model: "stretch" if model == str(model_dir) else None,
@@ -164,6 +172,7 @@ def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, caps
 
 
 def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):
+    """It stands in the run's config.json, and a model directory without one has none."""
     assert evaluate.trained_on(None) is None and evaluate.trained_on(str(model_dir)) is None
     (tmp_path / "config.json").write_text(json.dumps({"data": {"resize": "pad"}}))
     assert evaluate.trained_on(str(tmp_path)) == "pad"
@@ -211,9 +220,11 @@ def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):
         ),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(
+def test_evaluate_names_mistakes_and_writes_nothing(
     digits_dir, sampled, tmp_path, capsys, rest, message
 ):
+    """One line has the option and the value that would be right, and there is no output
+    directory."""
     np.savez(tmp_path / "other.npz", DRAWN[:, :6])
     names = {
         "{drawn}": sampled,

@@ -78,7 +78,8 @@ def test_main_platform_that_is_not_there(platform, model_dir, tmp_path):
         ("CUDA", "must be cpu, cuda or tpu"),
     ],
 )
-def test_line_and_code_platform(platform, words, monkeypatch):
+def test_line_and_code_name_a_missing_platform(platform, words, monkeypatch):
+    """The line has the platform and the extra to install, or the names that JAX knows."""
     monkeypatch.setenv("JAX_PLATFORMS", platform)
     line, code = line_and_code(RuntimeError(f"Unable to initialize backend '{platform}': because"))
     assert code == 2 and repr(platform) in line and words in line
@@ -139,7 +140,8 @@ def test_main_url_that_is_not_read(flag, command, url, capsys, monkeypatch, tmp_
     assert printed.out == "" and not list(tmp_path.iterdir())
 
 
-def test_main_url_in_an_override(capsys):
+def test_main_refuses_a_url_that_is_not_read_in_an_override(capsys):
+    """A scheme that cannot be read is named with its key before anything starts."""
     assert (
         main(["train", "--config", "x.py", "--workdir", "w", "--config.tokenizer_dir=hf://a/b"])
         == 2
@@ -147,7 +149,7 @@ def test_main_url_in_an_override(capsys):
     assert "--config.tokenizer_dir is 'hf://a/b'" in capsys.readouterr().err
 
 
-def test_from_pretrained_url_that_is_not_read():
+def test_from_pretrained_refuses_a_url_that_is_not_read():
     with pytest.raises(UserError, match="'hf://owner/name'"):
         Pipeline.from_pretrained("hf://owner/name")
 

@@ -1,3 +1,5 @@
+"""`var-jax generate`: sets of samples, rejection, and mistakes."""
+
 import json
 
 import numpy as np
@@ -38,7 +40,9 @@ def read(tmp_path):
         return arrays["arr_0"], arrays["arr_1"], json.loads(str(arrays["settings"]))
 
 
-def test_balanced_by_default(model_dir, tmp_path, capsys):
+def test_generate_is_balanced_by_default(model_dir, tmp_path, capsys):
+    """Twelve images have every class once and the first two twice; the same command again is done
+    at once, and other settings are refused."""
     png = tmp_path / "png"
     assert main(command(model_dir, tmp_path, "--seed", 4, "--png", png)) == 0
     printed = capsys.readouterr()
@@ -64,7 +68,9 @@ def test_balanced_by_default(model_dir, tmp_path, capsys):
     assert "is of other settings: sampling" in capsys.readouterr().err
 
 
-def test_labels_and_rejection(model_dir, digits_dir, tmp_path):
+def test_generate_takes_labels_and_rejects_samples(model_dir, digits_dir, tmp_path):
+    """Each of three classes has a third of the images, all different, and the settings name the
+    scorer."""
     arguments = command(
         model_dir,
         tmp_path,
@@ -134,9 +140,10 @@ def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monk
         (("--reject-keep", 0.5, "--reject-reference", "{plain}"), "without labels"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(
+def test_generate_names_mistakes_and_writes_nothing(
     model_dir, digits_dir, tmp_path, capsys, rest, message
 ):
+    """One line has the option and what would be right, and no file is added."""
     plain = tmp_path / "plain.npz"
     np.savez(plain, np.zeros((5, 6, 8, 1), np.uint8))
     names = {

@@ -39,6 +39,7 @@ def test_refuse_several_names_the_command_and_its_tasks(command, launcher, monke
 
 
 def test_refuse_several_ends_a_command_before_it_writes(model_dir, tmp_path, monkeypatch, capsys):
+    """`sample` in a SLURM step of two processes would write one file twice."""
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     out = tmp_path / "samples.png"
@@ -61,6 +62,7 @@ def test_refuse_several_ends_a_command_before_it_writes(model_dir, tmp_path, mon
     ],
 )
 def test_refuse_several_lets_one_process_work(variables, monkeypatch):
+    """A batch script, a step of one task and a shell without SLURM are each one process."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     for command in COMMANDS:

@@ -16,5 +16,6 @@ from var_jax.cli import log
     ],
 )
 def test_stderr_tells_notes_from_warnings(name, level, line, capsys):
+    """Notes stand alone, warnings say that they are, and another library's say whose they are."""
     log.Stderr().emit(logging.LogRecord(name, level, "file.py", 1, "copying %d files", (3,), None))
     assert capsys.readouterr().err == f"{line}\n"

@@ -32,6 +32,8 @@ def photos(tmp_path):
 
 
 def test_sample_ends_strip_and_animation_with_the_image(capsys, model_dir, tmp_path):
+    """The strip's last column and the animation's last frame are the image of the grid, and the
+    first ones are not."""
     out, strip, gif = (tmp_path / name for name in ("out.png", "strip.png", "new/steps.gif"))
     text = run(
         capsys,
@@ -74,7 +76,9 @@ def test_sample_ends_strip_and_animation_with_the_image(capsys, model_dir, tmp_p
 
 
 @pytest.mark.slow
-def test_schedules_presets_and_another_model(capsys, model_dir, tmp_path):
+def test_sample_takes_settings_by_scale_presets_and_another_model(capsys, model_dir, tmp_path):
+    """The preset `greedy` with a second model that is the same one equals its settings written out,
+    and other guidance changes the image."""
     out = tmp_path / "out.png"
     sample = ("sample", "--model", model_dir, "--labels", "0-3", "--out", out)
     run(capsys, *sample, "--preset", "greedy", "--then", model_dir, "--from-scale", 2)
@@ -96,7 +100,9 @@ def test_schedules_presets_and_another_model(capsys, model_dir, tmp_path):
     assert not np.array_equal(pixels(out), two)
 
 
-def test_edits_keep_their_pixels_to_the_last_bit(capsys, model_dir, photos, tmp_path):
+def test_edit_keeps_other_pixels_to_the_last_bit(capsys, model_dir, photos, tmp_path):
+    """Outside the box both images stay as they were, and --no-composite decodes those pixels
+    anew."""
     edit = (
         "edit",
         "--model",
@@ -180,7 +186,8 @@ def test_edit_numbers_its_outputs(capsys, model_dir, photos, tmp_path):
     assert (photos / "a.png").read_bytes() == before and not (tmp_path / "x.png").exists()
 
 
-def test_variations_by_the_command_line(capsys, model_dir, photos, tmp_path):
+def test_edit_by_keep_scales_varies_an_image(capsys, model_dir, photos, tmp_path):
+    """The picture is that of `Pipeline.vary`."""
     out = tmp_path / "varied.png"
     assert (
         run(
@@ -206,7 +213,8 @@ def test_variations_by_the_command_line(capsys, model_dir, photos, tmp_path):
     np.testing.assert_allclose(pixels(out)[..., 0], expected * 255, atol=0.51)
 
 
-def test_mistakes_are_one_line_and_write_nothing(capsys, model_dir, photos, tmp_path):
+def test_sample_and_edit_name_mistakes_and_write_nothing(capsys, model_dir, photos, tmp_path):
+    """One line has the option, its value and what would be right, and no file is added."""
     sample = ("sample", "--model", model_dir, "--labels", "1", "--out", tmp_path / "out.png")
     edit = (
         "edit",

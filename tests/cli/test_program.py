@@ -45,6 +45,7 @@ def one_line(run: subprocess.CompletedProcess) -> str:
 
 
 def test_program_runs_as_a_module(model_dir, tmp_path):
+    """Unknown commands and labels are one line and exit code 2; help lists every command."""
     assert "unknown command 'trian'; did you mean 'train'?" in one_line(command("trian"))
     sample = ("sample", "--model", model_dir, "--out", tmp_path / "out.png", "--labels")
     assert "label is 11" in one_line(command(*sample, "11"))
@@ -88,6 +89,7 @@ except SystemExit:
 
 
 def test_convert_on_a_full_disk_loses_no_model(model_dir, tmp_path):
+    """A write that fails half-way leaves the model that was there, byte for byte."""
     there = tmp_path / "there"
     shutil.copytree(model_dir, there)
     before = {file.name: file.read_bytes() for file in there.iterdir()}

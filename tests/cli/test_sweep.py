@@ -54,7 +54,7 @@ def preset(name: str) -> list[plan.Run]:
     return plan.expand(module.get_sweep(name), resolve, "sweep")
 
 
-def test_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
+def test_sweep_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
     assert (
         main(command("--config", config, "--workdir", tmp_path / "d", "--dry-run", "--price", 2.5))
         == 0
@@ -78,7 +78,8 @@ def test_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
         (["--config.branch_step=5"], "branch_step is 5"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys, args, words):
+def test_sweep_names_mistakes_and_leaves_nothing_behind(config, tmp_path, capsys, args, words):
+    """One line has the option or the key, and there is no directory of the sweep."""
     assert main(command("--config", config, "--workdir", tmp_path / "d", *args)) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
@@ -101,6 +102,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(config, tmp_path, capsys
     ],
 )
 def test_sweep_names_a_config_that_is_no_sweep(tmp_path, capsys, text, words):
+    """One line says what get_sweep() lacks, or the error that it ends in and where."""
     path = tmp_path / "small.py"
     path.write_text(small.CONFIG_FILE + text)
     assert main(command("--config", path, "--workdir", tmp_path / "d")) == 2
@@ -109,6 +111,7 @@ def test_sweep_names_a_config_that_is_no_sweep(tmp_path, capsys, text, words):
 
 
 def test_sweep_names_a_get_sweep_that_takes_no_argument(tmp_path, capsys):
+    """The line has the call that failed, with its argument."""
     path = tmp_path / "small.py"
     path.write_text(small.CONFIG_FILE + "\ndef get_sweep():\n    return [{'steps': 3}]\n")
     assert main(command("--config", f"{path}:d2", "--workdir", tmp_path / "d")) == 2
@@ -118,6 +121,7 @@ def test_sweep_names_a_get_sweep_that_takes_no_argument(tmp_path, capsys):
 
 @pytest.mark.parametrize("more", [[], ["--stop"]])
 def test_sweep_names_a_bucket_that_cannot_be_reached(config, capsys, monkeypatch, more):
+    """Without the package for buckets, starting and stopping are both one line."""
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert main(command("--config", config, "--workdir", "gs://bucket/sweep", *more)) == 2
     error = capsys.readouterr().err
@@ -127,7 +131,9 @@ def test_sweep_names_a_bucket_that_cannot_be_reached(config, capsys, monkeypatch
 JOBSET = ("--backend", "jobset", "--option", "image=registry/var-jax")
 
 
-def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
+def test_sweep_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
+    """Two manifests, valid by JobSet's own schema, name the runs of the table and run their
+    commands."""
     options = ["accelerator=tpu-v5-lite-podslice", "topology=4x4", "slices=2", "queue=tpu"]
     assert (
         main(
@@ -165,6 +171,7 @@ def test_dry_run_prints_jobsets_that_the_schema_knows(config, capsys):
 
 
 def test_sweep_names_a_volume_that_is_not_mounted_here(config, tmp_path, capsys):
+    """The path is named and not created."""
     assert (
         main(
             command(
@@ -190,13 +197,14 @@ def test_sweep_names_a_workdir_that_cannot_be_written(config, tmp_path, capsys):
     assert "cannot write the sweep's directory" in capsys.readouterr().err
 
 
-def test_status_of_nothing_is_named(tmp_path, capsys):
+def test_status_names_a_directory_without_runs(tmp_path, capsys):
     assert main(["status", str(tmp_path)]) == 2
     assert "neither a sweep's directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_expand_to_distinct_runs(name):
+    """Labels and identifiers are unique, and all runs but those of the paper share one recipe."""
     runs = preset(name)
     assert len({run.label for run in runs}) == len({run.id for run in runs}) == len(runs) >= 12
     if name != "paper":  # one recipe: nothing but sizes, rates and lengths differs
@@ -207,6 +215,7 @@ def test_presets_expand_to_distinct_runs(name):
 
 
 def test_paper_has_the_published_recipe_of_every_depth():
+    """Batches, epochs, rates and sizes are those of the published training script, by depth."""
     by_depth = {run.config.transformer.depth: run.config for run in preset("paper")}
     assert min(by_depth) == 6 and max(by_depth) == 30
     for depth, batch, epochs, rate, gamma, final, decay in (
@@ -231,6 +240,8 @@ def test_paper_has_the_published_recipe_of_every_depth():
 
 @pytest.mark.parametrize("name", ["scaling", "fashion"])
 def test_presets_anneal_every_budget_of_every_size(name):
+    """Every size has every number of tokens, each with a cooldown over its last fifth, and a branch
+    trains only that cooldown itself."""
     runs = preset(name)
     sizes = {run.params["total"] for run in runs}
     budgets = {run.tokens for run in runs}
@@ -248,6 +259,8 @@ def test_presets_anneal_every_budget_of_every_size(name):
 
 
 def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
+    """Six sizes over more than 1.5 decades, at most four epochs each, and less than 1e14 FLOPs in
+    all."""
     runs = preset("fashion")
     sizes = sorted({run.params["total"] for run in runs})
     assert len(sizes) >= 6 and np.log10(sizes[-1] / sizes[0]) > 1.5
@@ -316,6 +329,8 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
 
 @pytest.mark.slow
 def test_sweep_trains_a_real_trunk_and_its_branch(config, model_dir, digits_dir, tmp_path, capfd):
+    """Both runs finish with the tokens and FLOPs of the plan; the branch trains only its own steps,
+    and the same command again trains none."""
     arguments = command(
         "--config",
         config,

@@ -1,3 +1,5 @@
+"""`var-jax tokenize`: the cache that it writes, several hosts, and mistakes."""
+
 import json
 import re
 import socket
@@ -36,6 +38,7 @@ def command(digits_dir, model_dir, tmp_path, *rest) -> list[str]:
 
 
 def test_tokenize_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, capsys):
+    """The lines have images, views and tokens, and the cache opens with those counts."""
     assert (
         main(
             command(
@@ -60,7 +63,8 @@ def test_tokenize_writes_a_cache_and_says_so(digits_dir, model_dir, tmp_path, ca
     assert token_cache.open_cache(tmp_path / "cache").counts == {"train": 20, "test": 10}
 
 
-def test_mistakes_are_one_line_and_write_nothing(digits_dir, model_dir, tmp_path, capsys):
+def test_tokenize_names_mistakes_and_writes_nothing(digits_dir, model_dir, tmp_path, capsys):
+    """One line has the option and what would be right, and there is no cache."""
     for rest, message in (
         (("--views", 0), "--views is 0"),
         (("--views", 2), "1 with data.resize 'stretch'"),

@@ -30,6 +30,7 @@ def test_sections_cover_every_key():
 
 
 def test_sections_meanings_are_the_docstrings():
+    """Choices, meanings and those of a base class come from annotations and docstrings."""
     keys = {key.path: key for section in docs.sections() for key in section.keys}
     assert keys["data.resize"].choices == ("crop", "stretch", "pad")
     assert keys["optimizer.base_lr"].meaning.startswith("learning rate at batch 256")

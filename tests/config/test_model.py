@@ -1,3 +1,5 @@
+"""Configs of models: values, sizes that follow from others, and the config files of both stages."""
+
 import dataclasses
 import json
 from pathlib import Path
@@ -61,7 +63,8 @@ def test_build_names_an_unknown_key_and_the_closest_one():
         (ModelConfig, {"tokenizer": 3}, "config.tokenizer is 3; it must be a section of keys"),
     ],
 )
-def test_values_of_the_wrong_kind_are_named(cls, mapping, message):
+def test_build_names_values_of_the_wrong_kind(cls, mapping, message):
+    """The error has the key, the value and the kind that it must be, and True is no number."""
     assert refused(cls, mapping).startswith(message)
 
 
@@ -117,7 +120,8 @@ def test_sizes_that_cannot_be_are_named(cls, mapping, message):
     assert refused(cls, mapping).startswith(message)
 
 
-def test_sizes_that_follow_from_the_depth():
+def test_transformer_config_takes_sizes_from_the_depth():
+    """Width 64 d, d heads and drop path 0.1 d / 24 are the paper's; values that are given win."""
     config = TransformerConfig(depth=24)
     assert (config.width, config.heads, config.head_dim, config.hidden) == (1536, 24, 64, 6144)
     assert config.drop_path == pytest.approx(0.1) and config.init_std == pytest.approx(
@@ -141,7 +145,8 @@ def test_sizes_that_follow_from_the_depth():
     )
 
 
-def test_sizes_that_follow_from_the_levels():
+def test_tokenizer_config_takes_sizes_from_its_levels():
+    """Each level halves the image, so that three levels make 8 x 12 pixels of 2 x 3 tokens."""
     config = TokenizerConfig(
         scales=Scales.parse("1,2x3"), channels=32, multipliers=(1, 2, 4), in_channels=1, phi=0
     )
@@ -159,6 +164,7 @@ def test_tokenizer_config_refuses_more_convolutions_than_scales():
 
 
 def test_model_config_refuses_parts_that_do_not_fit():
+    """A transformer of other codes or scales than the tokenizer's is named by the key."""
     for name, value in (("vocab_size", 99), ("z_channels", 5), ("scales", Scales.parse("1,2"))):
         with pytest.raises(
             UserError, match=f"transformer.{name} is .*; it must be the tokenizer's"
@@ -174,6 +180,7 @@ def test_plain_values_are_json_and_build_reads_them_back(config):
 
 
 def test_differences_name_leaves():
+    """Each difference is a key with both values, in nested sections as well."""
     actual, expected = plain(small.MODEL), plain(small.MODEL)
     assert differences(actual, expected) == []
     expected["transformer"]["depth"] = 4
@@ -186,6 +193,8 @@ def test_differences_name_leaves():
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_config_files_are_runs_of_both_stages(file):
+    """Each file gives a tokenizer and transformers of that tokenizer, its docstring has a command,
+    and an argument that is neither is named."""
     module = load_module(file)
     if hasattr(module, "ARGUMENTS"):
         _assert_named_runs_of_both_stages(file, module)
@@ -291,6 +300,8 @@ def test_imagenet_tokenizer_has_the_published_recipe():
 
 
 def test_imagenet_transformers_have_the_published_recipes():
+    """Batch size, learning rate, gamma and drop path of d16 to d36, and a warmup of a fiftieth of
+    the run."""
     by_name = {file.stem: file for file in CONFIGS}
     for name, depth, batch, rate, gamma in (
         ("imagenet256", 16, 768, 1e-4, 1e-3),

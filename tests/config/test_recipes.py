@@ -32,6 +32,8 @@ def test_imagenet_transformers_written_out_equal_the_shared_recipe(name, depth):
 
 @pytest.mark.parametrize("name", ["imagenet256", "imagenet512", "openimages", "scaling"])
 def test_imagenet_tokenizers_written_out_equal_the_shared_recipe(name):
+    """The numbers of the file are those of the recipe that scripts use, but for the data's name and
+    the scales."""
     config = load_module(FILES[name]).get_config("tokenizer")
     shared = recipes.imagenet_config()
     recipes.imagenet_tokenizer(shared)
@@ -73,6 +75,7 @@ def test_small_recipes_are_those_of_fashion_mnist():
 
 
 def test_small_gray_config_keeps_its_older_name():
+    """Scripts of users may call it by the name of earlier versions."""
     assert recipes.small_grey_config is recipes.small_gray_config
 
 

@@ -1,3 +1,5 @@
+"""Scales: lengths, parsing, and levels of tokens."""
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,8 @@ from var_jax.errors import UserError
 from var_jax.ops import masks
 
 
-def test_published_lengths_and_pairs():
+def test_scales_have_the_published_lengths_and_pairs():
+    """680 tokens at 256 pixels with the published offsets and mask, and 2240 at 512 pixels."""
     scales = Scales.parse("1,2,3,4,5,6,8,10,13,16")
     assert scales.total == 680
     assert scales.offsets == (0, 1, 5, 14, 30, 55, 91, 155, 255, 424, 680)
@@ -14,7 +17,8 @@ def test_published_lengths_and_pairs():
     assert Scales.parse("1,2,3,4,6,9,13,18,24,32").total == 2240
 
 
-def test_non_square_sizes_and_level_ids():
+def test_scales_of_non_square_sizes():
+    """Level ids, splits and the text form keep height and width apart."""
     scales = Scales.parse("1,1x2,2x3")
     assert scales.sizes == ((1, 1), (1, 2), (2, 3))
     np.testing.assert_array_equal(scales.level_ids, [0, 1, 1, 2, 2, 2, 2, 2, 2])
@@ -39,6 +43,7 @@ def test_progress_runs_from_0_to_1_and_one_scale_is_at_0():
         ([1.5], "1.5"),
     ],
 )
-def test_bad_sizes_are_named(spec, word):
+def test_parse_names_bad_sizes(spec, word):
+    """The error has the size that is wrong."""
     with pytest.raises(UserError, match=word):
         Scales.parse(spec)

@@ -1,3 +1,5 @@
+"""Configs of runs: ranges, keys that depend on each other, and reading them back."""
+
 import dataclasses
 import json
 
@@ -29,6 +31,7 @@ def test_train_config_of_defaults_is_a_run():
 
 
 def test_transformer_config_takes_the_tokenizers_sizes():
+    """Codes and scales come from the tokenizer's section, and giving them again is refused."""
     settings = default_config()
     settings.tokenizer.update({"vocab_size": 64, "z_channels": 8, "scales": "1,2"})
     config = from_config_dict(settings)
@@ -42,14 +45,16 @@ def test_transformer_config_takes_the_tokenizers_sizes():
         from_config_dict(settings)
 
 
-def test_terms_that_a_codebook_is_missing_for():
+def test_train_config_refuses_codebook_terms_without_a_codebook():
+    """Initial codes and revival need codes that are learned; the entropy term does not."""
     bits = TokenizerConfig(codes="bsq", z_channels=6, vocab_size=64)
     with pytest.raises(UserError, match=r"codebook.init and revive_threshold .* have no codebook"):
         TrainConfig(tokenizer=bits, codebook=CodebookConfig(revive_threshold=0.1))
     assert TrainConfig(tokenizer=bits, codebook=CodebookConfig(entropy=0.1)).codebook.entropy
 
 
-def test_smaller_scales_must_leave_room_for_quantizer_dropout():
+def test_train_config_keeps_room_for_quantizer_dropout():
+    """Dropout keeps three scales, so that a progressive start needs four."""
     tokenizer, progressive = TokenizerConfig(quantizer_dropout=0.1), ProgressiveConfig("1,2,4")
     with pytest.raises(
         UserError,
@@ -61,7 +66,8 @@ def test_smaller_scales_must_leave_room_for_quantizer_dropout():
     ).progressive.scales
 
 
-def test_times_are_steps_or_shares_of_the_run():
+def test_steps_of_reads_steps_or_shares_of_the_run():
+    """0.2 of 500 steps is step 100, and 7 is step 7."""
     config = TrainConfig(steps=500, adversarial=AdversarialConfig(weight=0.4, start=0.2, warmup=7))
     adversarial = config.adversarial
     times = [config.steps_of(value) for value in (adversarial.start, adversarial.warmup)]
@@ -75,6 +81,7 @@ def test_train_config_of_a_tokenizer_has_no_transformer():
 
 
 def test_config_dict_takes_no_new_keys():
+    """A misspelled key in a config file is an error and no new key."""
     with pytest.raises((KeyError, AttributeError)):
         default_config().batchsize = 3
 
@@ -199,7 +206,8 @@ def test_config_dict_takes_no_new_keys():
         ),
     ],
 )
-def test_values_out_of_range_are_named(section, key, value, message):
+def test_train_config_names_values_out_of_range(section, key, value, message):
+    """The error has the key, the value and the range."""
     config = default_config()
     setattr(config[section] if section else config, key, value)
     with pytest.raises(UserError, match=message):
@@ -215,7 +223,8 @@ def test_whole_numbers_beyond_64_bits_are_named():
             from_config_dict(settings)
 
 
-def test_settings_that_do_not_go_together():
+def test_configs_name_settings_that_do_not_go_together():
+    """The error has both settings."""
     with pytest.raises(UserError, match="microbatches is 3; it must be a divisor of batch_size 8"):
         TrainConfig(batch_size=8, microbatches=3)
     with pytest.raises(UserError, match="mesh is -1 x -1"):
@@ -226,6 +235,7 @@ def test_settings_that_do_not_go_together():
 
 @pytest.mark.parametrize("stage", ["tokenizer", "transformer"])
 def test_train_config_is_read_back_from_json(stage):
+    """A run's config.json gives the config that wrote it."""
     config = small.train_config(
         stage, "somewhere", mesh=MeshConfig(4, 2), loss=LossConfig(label_smoothing=0.1)
     )
@@ -233,6 +243,7 @@ def test_train_config_is_read_back_from_json(stage):
 
 
 def test_train_config_takes_the_sizes_of_another_tokenizer():
+    """Codes and scales follow the tokenizer, and the transformer's own width stays."""
     other = dataclasses.replace(small.TOKENIZER, vocab_size=99, scales=Scales.parse("1,3"))
     config = small.train_config("transformer", "").with_tokenizer(other)
     assert config.tokenizer == other and config.transformer.vocab_size == 99
@@ -241,6 +252,7 @@ def test_train_config_takes_the_sizes_of_another_tokenizer():
 
 
 def test_data_defaults_to_the_digits():
+    """The defaults train without any data of the user's."""
     assert DataConfig().name == "digits"
 
 

@@ -89,6 +89,7 @@ def test_decode_composites_transparency_on_white(content, color):
 
 
 def test_decode_blends_half_transparent_pixels_with_white():
+    """A fifth of the color and four fifths of white are worked out by hand."""
     image = Image.new("RGBA", (1, 1), (100, 0, 255, 51))  # a fifth
     assert image_file.decode(saved(image, "PNG"), "x").tolist() == [[[224, 204, 255]]]
 
@@ -180,6 +181,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("content, reason", REFUSED.values(), ids=REFUSED)
 def test_decode_refuses_by_name_what_has_no_certain_meaning(content, reason):
+    """The error is one line with the file and the reason."""
     with pytest.raises(UserError, match=reason) as error:
         image_file.decode(content, "cat.tif")
     assert str(error.value).startswith("cat.tif does not decode: ") and "\n" not in str(error.value)
@@ -187,6 +189,7 @@ def test_decode_refuses_by_name_what_has_no_certain_meaning(content, reason):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA"])
 def test_decode_refuses_a_file_that_is_cut_short(kind):
+    """Half of a file of each format is an error and no image that is half gray."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     content = saved(Image.fromarray(noise), kind)
     with pytest.raises(UserError, match="cat.jpg does not decode: "):
@@ -223,6 +226,7 @@ def test_decode_turns_images_upright(kind, orientation):
 
 
 def test_decode_turns_sixteen_bits_and_alpha_too():
+    """Images of both kinds that are stored on their side come out upright."""
     exif = Image.Exif()
     exif[image_file.ORIENTATION] = 6
     deep = Image.fromarray(np.array([[0, 65535, 0]], np.uint16))
@@ -259,6 +263,7 @@ def test_decode_ignores_orientations_that_do_not_exist(orientation):
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_read_takes_the_first_of_several_frames_and_says_so(kind):
+    """The first frame is dark and the second bright, and a file of one frame gives no remark."""
     frames = [Image.new("L", (4, 4), value).convert("RGB") for value in (10, 200)]
     options = {"lossless": True} if kind == "WEBP" else {}
     content = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -270,6 +275,8 @@ def test_read_takes_the_first_of_several_frames_and_says_so(kind):
 
 
 def test_remarks_say_how_dark_sixteen_bits_are():
+    """12 bits stored as 16 give at most 15 of 255, which the remark says; a full range gives
+    none."""
     twelve = Image.fromarray(gray_ramp(np.uint16, 4095))
     (line,) = image_file.remarks(image_file.read(saved(twelve, "PNG"), "x"))
     assert "4095 of 65535" in line and "15 of 255" in line

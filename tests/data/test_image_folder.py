@@ -110,6 +110,7 @@ def test_names_that_are_not_utf8_are_read_like_any_other(tmp_path):
 
 
 def test_listing_names_two_folders_that_would_be_one_class(tmp_path):
+    """A name that is no UTF-8 and its escaped form are the same text."""
     photos(tmp_path / "photos", [b"caf\xe9", rb"caf\xe9"])
     with pytest.raises(UserError, match="would all be the class") as error:
         image_folder.listing(str(tmp_path / "photos"))

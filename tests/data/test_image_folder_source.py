@@ -104,7 +104,9 @@ def test_image_folder_keeps_what_is_held_out(tmp_path):
     assert sides == {"train", "test"}
 
 
-def test_files_that_do_not_decode_are_named_or_left_out(folder, caplog):
+def test_image_folder_names_or_leaves_out_files_that_do_not_decode(folder, caplog):
+    """The error has a file, how many more there are, and the key that leaves them out; a copy made
+    with that key does not serve a run without it."""
     root, data = folder
     full = (root / "cat" / "3.png").read_bytes()
     (root / "cat" / "3.png").write_bytes(full[: len(full) // 2])
@@ -125,7 +127,9 @@ def test_files_that_do_not_decode_are_named_or_left_out(folder, caplog):
         sources.open_split(data, "train")  # a copy made by skipping does not hide them
 
 
-def test_links_that_lead_nowhere_or_back(folder):
+def test_image_folder_survives_links_that_lead_nowhere_or_back(folder):
+    """Broken and circular links are named as files that cannot be read, and a link to a folder is
+    read as one."""
     root, data = folder
     (root / "cat" / "gone.png").symlink_to(root / "none.png")
     (root / "cat" / "itself.png").symlink_to("itself.png")
@@ -145,6 +149,8 @@ def test_links_that_lead_nowhere_or_back(folder):
 
 
 def test_image_folder_with_folders_for_splits(tmp_path, caplog):
+    """Each split has its own images with labels in the order of class names, and the only held-out
+    split is found by its other names."""
     for i, path in enumerate(("train/b/0.png", "train/a/1.png", "train/b/2.png", "val/a/3.png")):
         (tmp_path / "images" / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (4, 4), i).save(tmp_path / "images" / path)
@@ -160,12 +166,13 @@ def test_image_folder_with_folders_for_splits(tmp_path, caplog):
         ]
     assert "no split 'test'; its held-out images are those of its split 'val'" in caplog.text
     with pytest.raises(
-        UserError, match="no split 'rest' with images; did you mean 'test'|known: train, val"
+        UserError, match="no split 'rest' with images; (did you mean 'test'|known: train, val)"
     ):
         sources.open_split(data, "rest")
 
 
-def test_image_folders_without_images(tmp_path):
+def test_image_folder_names_what_it_lacks(tmp_path):
+    """A missing directory, missing class folders and an empty class are told apart."""
     data = DataConfig(name="image_folder", source_dir=str(tmp_path / "x"), data_dir=str(tmp_path))
 
     def attempt():

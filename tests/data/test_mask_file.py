@@ -137,12 +137,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("content, reason", REFUSED.values(), ids=REFUSED)
 def test_levels_refuse_by_name_what_could_mean_two_things(content, reason):
+    """The error is one line with the file and the reason."""
     with pytest.raises(UserError, match=reason) as error:
         mask_file.levels(content, "mask.png", PICTURE)
     assert str(error.value).startswith("mask.png ") and "\n" not in str(error.value)
 
 
 def test_levels_say_that_a_dark_level_is_taken_for_white(caplog):
+    """A mask of 0 and 1 looks black to its author, and the warning has both values."""
     with caplog.at_level(logging.WARNING):
         mask_file.levels(saved(gray(255), "PNG"), "mask.png", PICTURE)
         assert not caplog.records
@@ -168,6 +170,7 @@ def test_levels_of_a_mask_of_one_level_are_all_or_nothing(value, share):
 
 
 def test_levels_turn_a_mask_upright():
+    """A mask with an orientation in its EXIF data marks the region as it is seen."""
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved(Image.fromarray(np.rot90(where(255))), "PNG", exif=exif)

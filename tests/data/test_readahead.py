@@ -137,6 +137,7 @@ def test_workers_and_threads_follow_the_processors_of_this_process(tmp_path, cpu
     not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to processors"
 )
 def test_available_cpus_are_those_that_this_process_is_bound_to():
+    """A process bound to one processor plans one thread and one worker."""
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from var_jax.data import loader, readahead\n"
@@ -166,6 +167,8 @@ def test_passes_are_read_by_the_same_processes(workers, tmp_path, cpus):
 
 
 def test_eval_batches_read_anew_a_pass_that_was_left(tmp_path):
+    """The second pass has all batches though the first one stopped after three, and the first one
+    cannot go on."""
     split = Noted(tmp_path / "reads", 50)
     passes = loader.eval_passes(data(), SHAPE, 8, split=split)
     expected = list(loader.eval_batches(data(), SHAPE, 8, split=split))
@@ -246,6 +249,8 @@ def test_too_little_shared_memory_is_refused_by_name(free_shared_memory, cpus, t
 
 
 def test_train_batches_name_shared_memory_that_ended_a_worker():
+    """A worker's exit by SIGBUS becomes a line with the cause and the key to change."""
+
     def pieces():
         raise RuntimeError(
             "Worker process was terminated unexpectedly with exit code -7. Search the logs above"

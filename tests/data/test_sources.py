@@ -25,6 +25,8 @@ def digits(tmp_path_factory) -> DataConfig:
 
 
 def test_digits_are_split_once_and_for_all(digits):
+    """Both parts together are scikit-learn's images, each once, with about as many of each digit
+    held out."""
     train, test = sources.open_split(digits, "train"), sources.open_split(digits, "test")
     assert (len(train), len(test)) == (1437, 360)
     assert train.class_names == tuple("0123456789")
@@ -41,7 +43,8 @@ def test_digits_are_split_once_and_for_all(digits):
     assert not set(pixels_of(train).values()) & set(pixels_of(test).values())
 
 
-def test_reading_needs_no_tensorflow(digits):
+def test_sources_read_without_tensorflow(digits):
+    """A process of its own reads batches and has not imported it."""
     code = (
         "import sys; from var_jax.data import loader; from var_jax.config.train import DataConfig\n"
         "assert 'tensorflow_datasets' not in sys.modules\n"
@@ -52,7 +55,8 @@ def test_reading_needs_no_tensorflow(digits):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_split_names_and_slices(digits):
+def test_open_split_takes_names_and_slices(digits):
+    """A tenth has a tenth of the images; an unknown name and an empty slice are named."""
     assert len(sources.open_split(digits, "train[:10%]")) == 144
     with pytest.raises(
         UserError, match="'digits' has no split 'tset' with images; did you mean 'test'"
@@ -62,7 +66,9 @@ def test_split_names_and_slices(digits):
         sources.open_split(digits, "train[:0]")
 
 
-def test_preparing_twice_at_once_and_being_stopped(tmp_path, monkeypatch):
+def test_sources_prepare_twice_at_once_and_after_a_stop(tmp_path, monkeypatch):
+    """What an interrupted or killed process leaves is no data set, two at once leave one, and a
+    damaged one is named."""
     data = DataConfig(data_dir=str(tmp_path))
     generate = builders.Digits._split_generators
     calls = []
@@ -112,7 +118,8 @@ def fashion(tmp_path):
     )
 
 
-def test_idx_files_gzipped_or_not(fashion):
+def test_sources_read_idx_files_gzipped_or_not(fashion):
+    """Images and labels are those written, and other files under the same names are read anew."""
     data, arrays, folder = fashion
     for name, stem in (("train", "train"), ("test", "t10k")):
         split = sources.open_split(data, name)
@@ -151,6 +158,7 @@ def test_idx_files_of_zeros_and_ones_are_called_dark(fashion, caplog):
     ],
 )
 def test_open_split_names_a_damaged_idx_file(fashion, name, damage, reason):
+    """One line has the file and the damage, and nothing is prepared."""
     data, _, folder = fashion
     if damage is None:
         (folder / name).unlink()
@@ -167,6 +175,8 @@ def test_open_split_names_a_damaged_idx_file(fashion, name, damage, reason):
 
 
 def test_open_split_takes_any_tfds_name():
+    """A data set of images and labels gives batches without TensorFlow, and one without either is
+    named with the features that it has."""
     import tensorflow_datasets as tfds
 
     data = DataConfig(name="imagenet2012")
@@ -200,7 +210,7 @@ def test_images_of_floats_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["lsun/bedroom", "open_images_v4"])
-def test_images_without_a_label_are_of_one_class(name):
+def test_open_split_of_images_without_a_label_has_one_class(name):
     import tensorflow_datasets as tfds
 
     data = DataConfig(name=name)
@@ -252,7 +262,9 @@ def test_fingerprint_of_another_prepared_copy_is_another(tmp_path):
     assert len({first, *others}) == 5
 
 
-def test_names_that_tfds_does_not_know_or_cannot_prepare(tmp_path):
+def test_open_split_names_what_tfds_cannot_give(tmp_path):
+    """Unknown names come with the nearest one or the known ones, and a download that needs a hand
+    and a directory that cannot be written are named."""
     with pytest.raises(
         UserError, match="unknown data set 'imagenet2013'; did you mean 'imagenet2012'"
     ):

@@ -49,6 +49,7 @@ def test_listing_reads_folders_named_for_splits(tmp_path, splits, roles):
 
 @pytest.mark.parametrize("beside", ["annotations/a.xml", "extra/x/1.png", "README/readme.txt"])
 def test_listing_leaves_out_what_lies_beside_splits(tmp_path, beside):
+    """Folders that are neither splits nor classes are noted by name."""
     directory = make(tmp_path, *in_splits("train", "test"), beside)
     assert counts(directory) == {"train": (3, 3), "test": (3, 3)}
     (note,) = image_folder.listing(directory).notes
@@ -103,6 +104,7 @@ def test_listing_refuses_splits_that_it_could_only_guess(tmp_path, files, named)
     ],
 )
 def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
+    """ "train" among other vehicles is a class, and a note says so."""
     result = image_folder.listing(make(tmp_path, *files))
     assert result.class_names == tuple(sorted({file.split("/")[0] for file in files}))
     (note,) = result.notes

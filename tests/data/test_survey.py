@@ -64,6 +64,7 @@ def copy_of(data: DataConfig) -> epath.Path:
 
 
 def test_survey_of_plain_images_has_nothing_to_say(folder):
+    """No remark about images as everybody has them."""
     seen = survey_of(folder)
     assert (seen.images, seen.bad, seen.decoding) == (6, {}, 1)
     assert seen.remarks("photos") == []
@@ -102,12 +103,14 @@ def test_survey_says_how_dark_sixteen_bit_colors_are(folder):
 
 
 def test_survey_says_how_dark_eight_bits_are(folder):
+    """Images of the values 0 and 1 are remarked on."""
     for file in folder.glob("*/*.png"):
         file.write_bytes(saved(Image.fromarray(noise(6, 8, top=2)), "PNG"))
     assert "brighter than 1 of 255" in survey_of(folder).remarks("photos")[0]
 
 
-def test_opening_a_folder_says_its_survey_once(folder, data, caplog):
+def test_open_split_says_the_survey_of_a_folder_once(folder, data, caplog):
+    """Two splits of the folder are opened, and the remark is logged once."""
     (folder / "cat" / "odd.png").write_bytes(KINDS["transparent"])
     for split in ("train", "test"):
         sources.open_split(data, split)
@@ -145,6 +148,7 @@ def test_survey_looks_once_through_a_copy_of_an_earlier_version(folder, data, mo
     ],
 )
 def test_survey_that_does_not_read_is_made_again(folder, data, content):
+    """Files cut short, or of another version, count as none."""
     sources.open_split(data, "train")
     (copy_of(data) / survey.FILE).write_text(content)
     assert survey.load(copy_of(data)) is None
@@ -153,6 +157,8 @@ def test_survey_that_does_not_read_is_made_again(folder, data, content):
 
 
 def test_survey_names_files_of_a_copy_that_are_refused_now(folder, data, monkeypatch):
+    """A copy of an earlier version may hold images that are refused today: their names, and the
+    copy to remove, are in the error."""
     odd = folder / "cat" / "odd.tif"
     odd.write_bytes(PLAIN)
     sources.open_split(data, "train")

@@ -1,3 +1,5 @@
+"""Token caches: contents, batches, and damaged or foreign directories."""
+
 import dataclasses
 import itertools
 import json
@@ -65,6 +67,7 @@ def cache(tmp_path_factory):
 
 
 def test_token_cache_has_every_image_in_every_view(cache):
+    """Every read gives the token that encodes its view and its image, with the image's label."""
     assert cache.counts == {"train": 20, "test": 5} and cache.class_names == tuple("0123456789")
     for view, image in itertools.product(range(VIEWS), range(IMAGES)):
         result = cache.train.read(image, view)
@@ -76,13 +79,15 @@ def test_token_cache_has_every_image_in_every_view(cache):
     assert len(list(cache.test)) == 5
 
 
-def test_tokens_take_two_bytes_up_to_65536_codes_and_four_beyond():
+def test_record_has_two_bytes_per_token_up_to_65536_codes():
     row = np.array([0, 65535], np.int32)
     assert token_manifest.record(3, row, 65536) == b"\x03\0\0\0" + b"\0\0\xff\xff"
     assert token_manifest.record(3, row, 65537) == b"\x03\0\0\0" + b"\0\0\0\0\xff\xff\0\0"
 
 
-def test_epochs_show_every_image_once_and_every_view_in_as_many_epochs(cache):
+def test_train_batches_show_every_image_once_per_epoch(cache):
+    """Tokens name their view and image: an epoch has each image once, and three epochs have each of
+    the three views."""
     result = (
         np.concatenate(
             [b["tokens"][:, 0] for b in take(token_cache.train_batches(cache, 4, 0), 15)]
@@ -95,7 +100,10 @@ def test_epochs_show_every_image_once_and_every_view_in_as_many_epochs(cache):
     assert all(set(epoch) == {0, 1, 2} for epoch in views.tolist())
 
 
-def test_token_batches_have_the_order_of_images(cache):
+def test_train_batches_of_tokens_have_the_order_of_images(cache):
+    """A run from tokens sees the images that a run from pixels with the same seed sees, step by
+    step."""
+
     class Images:  # whose one pixel tells the image
         class_names = ("0",)
 
@@ -112,7 +120,9 @@ def test_token_batches_have_the_order_of_images(cache):
         assert np.array_equal((a["tokens"][:, 0] - 65530) % 20, b["image"].ravel())
 
 
-def test_token_batches_are_the_same_on_any_hosts_and_workers(cache):
+def test_train_batches_are_the_same_on_any_hosts_and_workers(cache):
+    """A later start, a worker process and two hosts read the rows of one host from the first step
+    on."""
     full = take(token_cache.train_batches(cache, 4, 3), 12)
     assert same(take(token_cache.train_batches(cache, 4, 3, 5), 7), full[5:])
     assert same(take(token_cache.train_batches(cache, 4, 3, workers=1), 3), full[:3])
@@ -127,7 +137,8 @@ def test_token_batches_are_the_same_on_any_hosts_and_workers(cache):
             )
 
 
-def test_token_eval_batches_are_one_pass_with_a_padded_end(cache):
+def test_eval_batches_are_one_pass_with_a_padded_end(cache):
+    """Five images in batches of four: the padded rows are masked and zero."""
     batches = list(token_cache.eval_batches(cache, 4))
     assert [b["mask"].sum() for b in batches] == [4, 1]
     assert [b["tokens"].shape for b in batches] == [(4, 5)] * 2 and not batches[1]["tokens"][
@@ -147,6 +158,7 @@ def refused(function, *args, **kwargs) -> str:
 
 
 def test_token_cache_names_what_differs_from_the_run(cache):
+    """Each setting that a cache depends on is named with both values, several at once."""
     cache.check(DATA, TOKENIZER, "abc")
     cache.check(DATA)
     differ = dataclasses.replace
@@ -173,7 +185,8 @@ def test_token_cache_names_what_differs_from_the_run(cache):
         assert part in several
 
 
-def test_batches_that_cannot_be_are_named(cache):
+def test_batches_name_a_cache_that_is_too_small(cache):
+    """Too few images and a missing split are named, the latter with the command that adds it."""
     assert "has 20 images, too few for a batch of 21" in refused(
         token_cache.train_batches, cache, 21, 0
     )
@@ -184,6 +197,7 @@ def test_batches_that_cannot_be_are_named(cache):
 
 
 def test_open_cache_refuses_a_directory_that_is_no_whole_cache(tmp_path):
+    """A manifest that is missing, damaged, of another format or unfinished is named as such."""
     assert "has no manifest.json" in refused(token_cache.open_cache, tmp_path / "none")
     directory = write_cache(tmp_path / "c")
     manifest = json.loads((directory / "manifest.json").read_text())
@@ -200,7 +214,8 @@ def test_open_cache_refuses_a_directory_that_is_no_whole_cache(tmp_path):
     assert "is not finished; run the same" in with_manifest(json.dumps(unfinished))
 
 
-def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
+def test_open_cache_refuses_truncated_missing_and_damaged_shards(tmp_path):
+    """Sizes are checked at the start, contents when they are read."""
     directory = write_cache(tmp_path / "c")
     shard = directory / "train" / "1-7.array_record"
     content = shard.read_bytes()
@@ -217,6 +232,8 @@ def test_truncated_missing_and_damaged_shards_are_refused(tmp_path):
 
 
 def test_fingerprint_is_of_weights_and_settings_that_matter():
+    """Settings of training alone and the order of entries change nothing; a weight, its shape and
+    the kind of codes do."""
     params = {"a": {"kernel": np.ones((2, 3), np.float32)}, "codebook": np.zeros(3, np.float32)}
     actual = fingerprints.tokenizer_fingerprint(TOKENIZER, params)
     trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
@@ -257,6 +274,6 @@ def test_model_fingerprint_ignores_keys_of_training_alone():
     )
 
 
-def test_paths_may_be_texts(cache):
+def test_open_cache_takes_a_path_as_text(cache):
     assert token_cache.open_cache(str(cache.directory)).manifest == cache.manifest
     assert isinstance(cache.tokenizer_directory, epath.Path)

@@ -1,3 +1,5 @@
+"""From image files to training pixels: decoding, resizing, crops and channels."""
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,7 +44,8 @@ def test_decode_gives_bytes_of_one_or_three_channels(mode, kind, channels):
     assert pixels.min() >= 250  # white stays white: a palette is looked up, 16 bits are scaled
 
 
-def test_damage_and_other_files_are_named():
+def test_decode_names_damaged_and_other_files():
+    """The error is one line with the file's name and without Pillow's internals."""
     content = saved(Image.fromarray(gradient(64, 64)), "JPEG")
     for broken in (
         content[: len(content) // 2],
@@ -67,11 +70,15 @@ def test_damage_and_other_files_are_named():
     ],
 )
 def test_crop_resizes_the_short_side(size, shape, expected):
+    """The short side becomes 1.125 times the training size, but for images so long that a whole
+    number would not fit."""
     fitted = transforms.fit(gradient(*size), shape, "crop")
     assert fitted.shape == (*expected, shape[2]) and fitted.dtype == np.uint8
 
 
 def test_crop_stays_inside_and_reaches_every_place_and_never_flips():
+    """600 windows are each found in the image, unflipped, and cover every offset; without a
+    generator the window is the central one."""
     pixels = transforms.fit(gradient(300, 400), (64, 64, 3), "crop")
     rng = np.random.default_rng(0)
     seen = set()
@@ -113,7 +120,9 @@ def test_fit_stretch_keeps_all_of_the_image():
     np.testing.assert_array_equal(transforms.fit(same, (16, 24, 3), "stretch"), same)
 
 
-def test_pad_centres_on_black_without_scaling():
+def test_pad_centers_on_black_without_scaling():
+    """The image stands in the middle with all its pixels, and one larger than the frame is
+    named."""
     pixels = gradient(28, 28) // 2 + 100
     fitted = transforms.fit(pixels, (32, 35, 3), "pad")
     assert fitted.shape == (32, 35, 3)
@@ -123,7 +132,8 @@ def test_pad_centres_on_black_without_scaling():
         transforms.fit(pixels, (27, 32, 3), "pad", "seven")
 
 
-def test_channels_follow_the_model():
+def test_fit_gives_the_channels_of_the_model():
+    """Red becomes its ITU-R 601 luma, and gray becomes three equal channels."""
     color = np.zeros((4, 4, 3), np.uint8)
     color[..., 0] = 255
     assert (
@@ -135,7 +145,7 @@ def test_channels_follow_the_model():
     )
 
 
-def test_wrong_settings_are_named():
+def test_check_names_wrong_settings():
     with pytest.raises(UserError, match="did you mean 'crop'"):
         transforms.check((8, 8, 3), "corp")
     with pytest.raises(UserError, match="1 or 3 channels"):
@@ -181,6 +191,7 @@ def test_at_size_of_a_thin_image_is_its_middle(size):
 
 
 def test_fit_composites_a_fourth_channel_on_white():
+    """Transparent pixels come out white and opaque ones black."""
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:2, :, 3] = 255
     assert transforms.fit(pixels, (4, 4, 1), "stretch")[:, 0, 0].tolist() == [0, 0, 255, 255]

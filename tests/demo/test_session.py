@@ -47,6 +47,8 @@ def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def test_draw_matches_sample():
+    """The steps of the page are those of `sample` with the same settings, and a repetition gives
+    the same."""
     model = small.pipeline()
     steps = session.draw(model, Choices(3, seed=5, cfg=2.0))
     expected, full = model.sample([3], seed=5, cfg=2.0, return_steps=True, as_uint8=True)
@@ -56,6 +58,8 @@ def test_draw_matches_sample():
 
 
 def test_draw_compiles_nothing_for_a_seed_a_class_or_guidance(image):
+    """After the warm-up the number of compiled programs stays the same over all choices, in editing
+    as well, and all images differ."""
     model, last = small.pipeline(), Choices(9, seed=2**32 - 1, cfg=4.0)
     before = sampler.generate._cache_size()
     session.warm_up(model, Choices(0))
@@ -81,6 +85,7 @@ def test_draw_compiles_nothing_for_a_seed_a_class_or_guidance(image):
 
 @pytest.mark.slow
 def test_session_without_guidance_has_none():
+    """A guidance of 0 runs the guided program and gives the unguided image."""
     unguided = small.pipeline().sample([4], seed=2, cfg=0, as_uint8=True)[0]
     np.testing.assert_allclose(
         session.draw(small.pipeline(), Choices(4, seed=2, cfg=0))[-1].astype(int), unguided, atol=1
@@ -90,6 +95,8 @@ def test_session_without_guidance_has_none():
 
 
 def test_redraw_keeps_every_other_pixel(image):
+    """Unpainted pixels stay as they were; painted ones are those of `edit` and change with the seed
+    and the class."""
     model = small.pipeline()
     edited = session.redraw(model, image, MASK, Choices(3, seed=1), 1)
     np.testing.assert_array_equal(edited[~MASK], image[~MASK])
@@ -113,6 +120,8 @@ def test_redraw_keeps_every_other_pixel(image):
 
 
 def test_redraw_refuses_an_empty_mask_and_choices_out_of_range(image):
+    """Each refusal is a sentence for the page."""
+
     def refused(mask, choices, k=1) -> str:
         with pytest.raises(UserError) as output:
             session.redraw(small.pipeline(), image, mask, choices, k)
@@ -136,7 +145,8 @@ def test_redraw_refuses_an_empty_mask_and_choices_out_of_range(image):
             session.draw(small.pipeline(), choices)
 
 
-def test_uploads_come_at_the_models_size(image, tmp_path):
+def test_read_upload_gives_the_models_size(image, tmp_path):
+    """Uploads of every format are the pixels that `edit` reads from the same file."""
     (tmp_path / "same.png").write_bytes(encoded(image[..., 0]))
     np.testing.assert_array_equal(
         session.read_upload(tmp_path / "same.png", small.TOKENIZER), image
@@ -176,7 +186,9 @@ def test_uploads_come_at_the_models_size(image, tmp_path):
     ],
     ids=("text", "empty", "eps", "cut short", "header alone", "many pixels", "bomb", "line"),
 )
-def test_bad_uploads_are_refused(content, message, tmp_path):
+def test_read_upload_refuses_bad_files(content, message, tmp_path):
+    """Files that are no image, damaged, or too large are refused by one line that does not show
+    where the server keeps them."""
     (tmp_path / "upload.png").write_bytes(content)
     with pytest.raises(UserError) as output:
         session.read_upload(tmp_path / "upload.png", small.TOKENIZER)
@@ -242,6 +254,7 @@ def test_serving_opens_no_other_kinds_of_files():
 
 
 def test_read_mask_is_true_where_something_is_painted():
+    """Opacity decides and color does not, and several layers are joined."""
     layer = np.zeros((60, 80, 4), np.uint8)
     layer[..., :3] = 200  # color counts for nothing
     assert (
@@ -257,7 +270,9 @@ def test_read_mask_is_true_where_something_is_painted():
     np.testing.assert_array_equal(session.read_mask([layer, other], small.TOKENIZER), both)
 
 
-def test_classes_by_name(tmp_path):
+def test_class_choices_have_names_and_ids(tmp_path):
+    """Names stand beside their ids; classes without a name are offered by id, and a damaged list is
+    named."""
     numbers = [(str(i), i) for i in range(10)]
     assert session.class_choices(tmp_path, small.MODEL) == [*numbers, ("no class", 10)]
     (tmp_path / "data.json").write_text('{"class_names": ["cat", "1"]}')
@@ -292,6 +307,7 @@ def test_generated_shows_images_pixel_by_pixel(image):
 
 
 def test_edited_shows_the_image_before_and_the_mask(image):
+    """The page's three pictures are the image, the mask and the result, pixel by pixel."""
     text = results.edited(image, MASK, 255 - image, Choices(10, seed=1), "")
     sources = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
     shown = [

@@ -1,3 +1,5 @@
+"""The table of chips."""
+
 import pytest
 
 from var_jax.devices.chips import CHIPS, chip_of_kind
@@ -7,16 +9,17 @@ from var_jax.devices.chips import CHIPS, chip_of_kind
     ("name", "teraflops", "links_gbit"),
     [("v4", 275, 2400), ("v5e", 197, 1600), ("v5p", 459, 4800), ("v6e", 918, 3200)],
 )
-def test_tpus_have_the_published_peaks(name, teraflops, links_gbit):
+def test_chips_have_the_published_peaks(name, teraflops, links_gbit):
+    """FLOP/s and interconnect bandwidth are those of Google's pages."""
     assert CHIPS[name].peak_flops == teraflops * 1e12
     assert CHIPS[name].interconnect_bandwidth * 8 == links_gbit * 1e9
 
 
-def test_for_device_kind_finds_every_chip_by_jax_names():
+def test_chip_of_kind_finds_every_chip_by_jax_names():
     for chip in CHIPS.values():
         assert all(chip_of_kind(kind) is chip for kind in chip.kinds)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "TPU v3"])
-def test_for_device_kind_of_an_unknown_chip_is_none(kind):
+def test_chip_of_kind_of_an_unknown_chip_is_none(kind):
     assert chip_of_kind(kind) is None

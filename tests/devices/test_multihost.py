@@ -74,6 +74,8 @@ def last(workdir) -> int:
 
 @pytest.mark.slow
 def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cache, alone):
+    """A kill of either process ends the other by its own message, SIGTERM to either saves both, and
+    the losses of the whole are those of one process."""
     workdir, draw = directory / "two", random.Random(0)
     victim, at = draw.randrange(2), draw.randint(5, 9)
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
@@ -97,6 +99,8 @@ def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cach
 
 @pytest.mark.slow
 def test_four_processes_and_then_one(run, directory, cache, alone):
+    """A run of four processes goes on with one, and each loss is that of one process, to rounding
+    where the number changed."""
     workdir = directory / "four"
     with processes.running(run(steps=8), workdir, cache, count=4) as four:
         assert four.codes(START) == [0] * 4, four.output()
@@ -123,6 +127,7 @@ def test_processes_share_a_model_axis(run, directory, cache, alone):
 @pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_processes_end_when_one_stands_still(run, directory, cache, frozen):
+    """A process that is stopped and not dead is noticed, and the other ends with a message."""
     workdir = directory / f"frozen{frozen}"
     with processes.running(run(steps=10**6), workdir, cache, count=2, flags=FLAGS) as two:
         two.until(lambda: last(workdir) >= 3, START)
@@ -184,7 +189,7 @@ def test_processes_of_one_host_are_counted():
     assert [out.splitlines()[-1:] for out, _ in output] == [["2"], ["2"]], output
 
 
-def test_processes_of_other_hosts_are_not_counted(monkeypatch):
+def test_processes_on_host_leaves_out_other_hosts(monkeypatch):
     assert multihost.processes_on_host() == 1
     monkeypatch.setattr(
         multihost, "gather_texts", lambda text: ["other", text, text, "other", text]

@@ -1,3 +1,5 @@
+"""From names of parameter axes to shardings, and parameters that stay whole on every device."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,16 +22,16 @@ def boxed(shape, names):
     }
 
 
-def test_names_become_mesh_axes():
+def test_spec_maps_names_to_mesh_axes():
     assert sharding.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "data", "model")
 
 
-def test_rules_name_an_unmapped_axis_and_the_closest_one():
+def test_spec_names_an_unmapped_axis_and_the_closest_one():
     with pytest.raises(ValueError, match="'embedd' has no rule; did you mean 'embed'"):
         sharding.spec(("embedd",))
 
 
-def test_rules_refuse_a_collision():
+def test_spec_refuses_two_names_of_one_mesh_axis():
     with pytest.raises(ValueError, match="collide"):
         sharding.spec(("heads", "mlp"))
 
@@ -68,7 +70,8 @@ def test_constrain_leaves_whole_what_an_axis_does_not_divide(rows):
     assert x.sharding.shard_shape(x.shape) == (rows // 4 if rows % 4 == 0 else rows, 3, 1)
 
 
-def test_shardings_split_the_parameter():
+def test_shardings_split_a_parameter():
+    """8 x 6 values over a 4 x 2 mesh are 2 x 3 on each device."""
     place = sharding.shardings(boxed((8, 6), ("embed", "mlp")), mesh(4, 2))["layer"]["kernel"]
     assert place.shard_shape((8, 6)) == (2, 3)
 
@@ -98,6 +101,7 @@ LAYERS = {
 
 
 def test_require_sharded_allows_a_small_share():
+    """88 of 280 values are whole on each device, less than the share that is allowed."""
     sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.4)  # 88 of 280
 
 
@@ -106,7 +110,7 @@ def test_require_sharded_does_not_count_what_is_excused():
     sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.1, excused=["table"])
 
 
-def test_too_large_a_share_names_the_largest_parameters_first():
+def test_require_sharded_names_the_largest_parameters_first():
     output = (
         r"31% of .* each of 8 devices, more than 30%; "
         r"the largest: table \(320 bytes\), bias \(32 bytes\); "
@@ -116,13 +120,15 @@ def test_too_large_a_share_names_the_largest_parameters_first():
         sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.3)
 
 
-def test_rules_shard_nothing_over_an_axis_of_one_device():
+def test_require_sharded_counts_no_axis_of_one_device():
+    """On a 1 x 8 mesh, `embed` names the axis of one device and divides nothing."""
     shardings = {"kernel": ((8, 24), ("embed", None)), "gate": ((8,), ("mlp",))}
     with pytest.raises(UserError, match="96% of .*: kernel"):
         sharding.require_sharded(*places(1, 8, **shardings), largest_share=0.5)
 
 
 def test_require_sharded_allows_one_device():
+    """A single device holds everything, whatever share is allowed."""
     one = jax.make_mesh(
         (1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
@@ -134,6 +140,7 @@ def test_require_sharded_allows_one_device():
 
 @pytest.mark.parametrize(("images", "held"), [(16, 2), (8, 1), (4, 1), (12, 3), (6, 6)])
 def test_images_lie_over_as_many_axes_as_divide_them(images, held):
+    """16, 8, 4, 12 and 6 images on a 4 x 2 mesh: both axes, one axis or none divide them."""
     with jax.set_mesh(mesh(4, 2)):
         x = jax.jit(lambda: sharding.constrain(jnp.zeros((images, 3)), "images", None))()
     assert x.sharding.shard_shape(x.shape) == (held, 3)

@@ -1,3 +1,5 @@
+"""Classifiers for rejection and for the agreement of samples with their labels."""
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,9 @@ def labeled(pixels=PIXELS, labels=LABELS, names=("a", "b", "c", "d")):
     )
 
 
-def test_scorer_prefers_what_looks_like_its_label():
+def test_label_scorer_prefers_images_of_the_label():
+    """Real images score higher by their own label than by the other, and the two probabilities sum
+    to 1."""
     score = classifier.label_scorer(toy_network.network(), labeled(), [0, 3])
     asked, swapped = score(PIXELS, LABELS), score(PIXELS, 3 - LABELS)
     assert (asked > swapped).all()
@@ -39,7 +43,7 @@ def test_scorer_prefers_what_looks_like_its_label():
     np.testing.assert_array_equal(again(PIXELS, LABELS), asked)
 
 
-def test_scorer_refuses_what_it_cannot_be_fitted_on():
+def test_label_scorer_names_what_it_cannot_be_fitted_on():
     for reference, expected, message in (
         (labeled(names=()), [0], "without labels"),
         (labeled(), [0, 1], r"without an image of class \[1\]"),
@@ -49,7 +53,8 @@ def test_scorer_refuses_what_it_cannot_be_fitted_on():
             classifier.label_scorer(toy_network.network(), reference, expected)
 
 
-def test_agreement():
+def test_agreement_is_the_share_of_images_that_show_their_label():
+    """With 20 of 80 labels swapped it is 0.75, within its interval."""
     classify = classifier.pixel_classifier(PIXELS / 255, LABELS)
     wrong = np.where(np.arange(80) < 20, 3 - LABELS, LABELS)
     result = classifier.agreement(classify, PIXELS / 255, wrong)

@@ -1,3 +1,5 @@
+"""Features of a network over all devices, and the cache of reference features."""
+
 import dataclasses
 
 import jax
@@ -41,7 +43,9 @@ def direct(pixels):
     return [np.asarray(x) for x in network.apply(network.params, pixels)]
 
 
-def test_features_are_those_of_the_network_over_all_devices():
+def test_extract_gives_the_networks_features_over_all_devices():
+    """Rows, probabilities and moments of 90 images in batches of 24 over 8 devices are those of one
+    direct pass."""
     assert (
         jax.local_device_count() == 8
     )  # so that batches of 24 are divided, and the last one is filled up
@@ -62,7 +66,8 @@ def test_features_are_those_of_the_network_over_all_devices():
     assert sum(sizes) == 90 and min(sizes) > 25
 
 
-def test_metrics_do_not_depend_on_the_order_of_images():
+def test_evaluate_does_not_depend_on_the_order_of_images():
+    """Values and intervals of all metrics agree after a permutation, to rounding."""
     network, reference = toy_network.network(), Images(PIXELS[:40], "reference").set
     order = np.random.default_rng(1).permutation(50)
     reports = [
@@ -82,7 +87,7 @@ def test_metrics_do_not_depend_on_the_order_of_images():
         )
 
 
-def test_collector_keeps_some_rows_and_all_moments():
+def test_extract_keeps_some_rows_and_all_moments():
     network = toy_network.network()
     full, some = (features.extract(network, Images(PIXELS).set, keep=keep) for keep in (0, 20))
     np.testing.assert_array_equal(some.rows, full.rows[:20])
@@ -90,7 +95,9 @@ def test_collector_keeps_some_rows_and_all_moments():
     np.testing.assert_array_equal(some.moments.scatter, full.moments.scatter)
 
 
-def test_reference_is_measured_once(tmp_path):
+def test_of_reference_reads_its_images_once(tmp_path):
+    """The second call reads the cache; another network, preprocessing or data reads the images, and
+    so does a damaged cache."""
     network, images = toy_network.network(), Images(PIXELS)
     cache = str(tmp_path / "new" / "cache")
     first = features.of_reference(network, images.set, cache)
@@ -140,6 +147,6 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
-def test_inception_needs_its_weights():
+def test_load_of_inception_names_the_option_for_its_weights():
     with pytest.raises(UserError, match="name it by --weights"):
         features.load("inception")

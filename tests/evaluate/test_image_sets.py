@@ -1,3 +1,5 @@
+"""Sets of images to compare: archives, folders, data sets, and what is refused."""
+
 import io
 import re
 import zipfile
@@ -34,7 +36,9 @@ def folder(directory, pixels=PIXELS):
     return directory
 
 
-def test_npz(tmp_path):
+def test_open_images_reads_an_npz(tmp_path):
+    """Images and labels come in order for any batch size, compressed or not; a part of them is
+    drawn by the seed without repetition."""
     file = tmp_path / "a.npz"
     for save in (np.savez, np.savez_compressed):
         save(file, PIXELS, np.arange(7))
@@ -59,7 +63,8 @@ def test_npz(tmp_path):
     np.testing.assert_array_equal(result, all_of(open_images(str(file), num=4, seed=5), 7)[0])
 
 
-def test_folder(tmp_path):
+def test_open_images_reads_a_folder_by_path(tmp_path):
+    """Images come in the order of their paths and are resized as Pillow does by hand."""
     images = open_images(str(folder(tmp_path)))
     order = [0, 2, 4, 6, 1, 3, 5]  # by path
     np.testing.assert_array_equal(all_of(images)[0], PIXELS[order])
@@ -212,7 +217,8 @@ def test_open_images_refuses_statistics_of_a_published_protocol(tmp_path, member
     assert "arr_0" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_data_set(digits_dir):
+def test_open_images_reads_a_data_set(digits_dir):
+    """Each image is resized as training resizes it, with its label."""
     images = open_images(
         "digits:test[:5]", data_dir=str(digits_dir), shape=(12, 10, 3), resize="crop"
     )
@@ -228,7 +234,8 @@ def test_data_set(digits_dir):
     assert open_images("digits:test[:5]", data_dir=str(digits_dir)).shape == (8, 8, 1)
 
 
-def test_fingerprint_of_an_archive_is_of_its_content(tmp_path, digits_dir):
+def test_fingerprint_is_of_the_content(tmp_path, digits_dir):
+    """Equal archives and folders agree; another image, number, order, split or size does not."""
     a, b = tmp_path / "a.npz", tmp_path / "b.npz"
     np.savez(a, PIXELS)
     np.savez(b, PIXELS)
@@ -258,6 +265,7 @@ def npy(array) -> bytes:
 
 @pytest.mark.parametrize("label", [-1, 1_000_000, 2**33])
 def test_open_images_refuses_a_label_that_is_no_class_id(tmp_path, label):
+    """A million classes is the limit, so that a label cannot exhaust the memory."""
     file = tmp_path / "a.npz"
     np.savez(file, PIXELS, np.array([0, 1, 2, 3, 4, 5, label]))
     output = f"a label in arr_1 of {file} is {label}; it must be from 0 to 999,999"
@@ -269,6 +277,7 @@ def test_open_images_refuses_a_label_that_is_no_class_id(tmp_path, label):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_open_images_refuses_an_array_shorter_than_its_header(tmp_path, lost):
+    """The line has both numbers of bytes."""
     arrays = [npy(PIXELS), npy(np.arange(7))]
     full = len(arrays[lost])
     arrays[lost] = arrays[lost][:-16]  # two labels
@@ -285,6 +294,7 @@ def test_open_images_refuses_an_array_shorter_than_its_header(tmp_path, lost):
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_open_images_refuses_an_archive_shorter_than_its_list(tmp_path, lost):
+    """The archive's list promises more bytes than there are, which is noticed while reading."""
     names, arrays = ["arr_0.npy", "arr_1.npy"], [npy(PIXELS), npy(np.arange(7))]
     size = len(arrays[lost])
     arrays[lost] = arrays[lost][:-16]
@@ -299,7 +309,7 @@ def test_open_images_refuses_an_archive_shorter_than_its_list(tmp_path, lost):
         all_of(open_images(str(tmp_path / "a.npz")), 7)
 
 
-def test_compressed_bytes_that_are_damaged(tmp_path):
+def test_open_images_refuses_damaged_compressed_bytes(tmp_path):
     file = tmp_path / "a.npz"
     np.savez_compressed(file, np.zeros((7, 50, 60, 3), np.uint8))
     content = bytearray(file.read_bytes())
@@ -309,7 +319,8 @@ def test_compressed_bytes_that_are_damaged(tmp_path):
         all_of(open_images(str(file)))
 
 
-def test_mistakes(tmp_path, digits_dir):
+def test_open_images_names_mistakes(tmp_path, digits_dir):
+    """Each is one line with the file or the option and what would be right."""
     file = str(tmp_path / "a.npz")
 
     def refused(spec, *arrays, named=None, **options) -> str:

@@ -1,3 +1,5 @@
+"""Reports of reconstructions, against numpy."""
+
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,7 +69,8 @@ def ssim(x, y) -> float:
     )
 
 
-def test_fidelity(report):
+def test_report_has_errors_of_reconstructions(report):
+    """PSNR, its interval, SSIM and the perceptual distance are those of numpy over 30 images."""
     x, y = ((images.astype(np.float64) + 1) / 2 for images in (SIGNAL, BACK))
     mse = ((x - y) ** 2).mean((1, 2, 3))
     psnr, pooled = -10 * np.log10(mse), -10 * np.log10(mse.mean())
@@ -91,7 +94,9 @@ def test_fidelity(report):
     )
 
 
-def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
+def test_report_has_the_frechet_distance_of_pixels(report):
+    """Reconstructions are rounded to 8 bits first, and two halves of the real images give the
+    context."""
     rebuilt = np.rint((BACK + 1) * 127.5).astype(np.uint8)
     sets = [features.extract(toy_network.network(), Images(p).set) for p in (PIXELS, rebuilt)]
     from var_jax.evaluate.fid import frechet_distance
@@ -107,7 +112,9 @@ def test_frechet_distance_is_that_of_the_reconstructions_as_pixels(report):
     assert context["value"] == pytest.approx(frechet_distance(*sets[0].halves), rel=1e-4)
 
 
-def test_usage(report):
+def test_report_has_usage_and_perplexity_of_codes(report):
+    """Counts, shares and perplexities of each scale are numpy's, and few tokens can reach few
+    codes."""
     rows = report["usage"]["scales"]
     assert [row["scale"] for row in rows] == ["1x1", "2x2"] and [row["tokens"] for row in rows] == [
         30,
@@ -140,6 +147,9 @@ def test_many_codes_are_counted_by_their_lowest_bits():
 
 
 def test_report_says_that_codes_are_counted_by_their_lowest_bits(report):
+    """Of 2^21 codes only 2^16 kinds are counted, which a warning says; the numbers are those of the
+    lowest bits."""
+
     class Large(Model):
         config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21))
 

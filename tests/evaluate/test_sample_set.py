@@ -1,3 +1,6 @@
+"""Sample sets: contents, interruptions, several hosts, PNG files, rejection, and what is
+refused."""
+
 import dataclasses
 import functools
 import json
@@ -66,6 +69,8 @@ def direct(labels) -> np.ndarray:
 
 
 def test_generate_writes_the_pipelines_images_shuffled(full):
+    """Images are those of `sample` in an order drawn by the seed, each with its label, and nothing
+    else is left in the folder."""
     images, labels = read(full)
     assert images.dtype == np.uint8 and images.shape == (NUM, 6, 8, 1) and labels.dtype == np.int32
     expected = np.arange(NUM) % CLASSES
@@ -125,6 +130,7 @@ def test_generate_goes_on_after_every_kill(full, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_generate_goes_on_after_its_process_is_killed(model_dir, full, tmp_path):
+    """After three kills at different files, the set equals the uninterrupted one, byte for byte."""
     out = tmp_path / "samples.npz"
     script = f"""
 import sys, time
@@ -151,7 +157,8 @@ generate(planned(), {str(out)!r})
     assert generate(planned(), out) and out.read_bytes() == full.read_bytes()
 
 
-def test_hosts_draw_disjoint_files(full, tmp_path):
+def test_generate_on_two_hosts_writes_the_set_of_one(full, tmp_path):
+    """The second host writes its three files, the first one the rest and the set, byte for byte."""
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, shard_index=1, shard_count=2)
     partial = tmp_path / "samples.npz.partial"
@@ -161,12 +168,15 @@ def test_hosts_draw_disjoint_files(full, tmp_path):
 
 
 def test_generate_samples_nothing_twice(full, monkeypatch):
+    """A finished set is left as it is."""
     monkeypatch.setattr(sample_set, "_write_shards", lambda *_: pytest.fail("drawn again"))
     before = full.stat().st_mtime_ns
     assert generate(planned(), full) and full.stat().st_mtime_ns == before
 
 
 def test_generate_refuses_other_settings(full, tmp_path):
+    """A finished and a half-finished set of another seed, number, class, guidance or model are
+    refused, and so is a foreign file."""
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)  # half of it
     for changes in (
@@ -188,6 +198,8 @@ def test_generate_refuses_other_settings(full, tmp_path):
 
 
 def test_generate_goes_on_with_the_same_batches_and_devices(full, tmp_path, monkeypatch):
+    """Other batches, files or devices would round otherwise: they are refused by name, and without
+    a word the recorded ones are taken."""
     out = tmp_path / "samples.npz"
     generate(planned(), out, shard_index=0, shard_count=2)
     with pytest.raises(
@@ -210,7 +222,9 @@ def test_generate_goes_on_with_the_same_batches_and_devices(full, tmp_path, monk
 
 
 @pytest.mark.parametrize(("batch_size", "images"), [(1, 64), (12, 96), (64, 512), (None, 512)])
-def test_files_hold_whole_batches_of_all_devices(tmp_path, monkeypatch, batch_size, images):
+def test_generate_has_files_of_whole_batches_of_all_devices(
+    tmp_path, monkeypatch, batch_size, images
+):
     monkeypatch.setattr(sample_set, "_write_shards", lambda *_: None)
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, batch_size=batch_size, shard_images=None)
@@ -241,6 +255,8 @@ def test_generate_joins_more_files_than_a_process_may_open(tmp_path):
 
 
 def test_generate_samples_the_last_scales_by_another_model(tmp_path):
+    """Images equal those of `sample` with the same partner, and another partner or scale is another
+    setting."""
     out, then = tmp_path / "samples.npz", {"then": partner(), "keep_scales": 2}
     made = planned(**then)
     assert generate(made, out, then=partner())
@@ -270,6 +286,8 @@ def test_generate_samples_the_last_scales_by_another_model(tmp_path):
 
 
 def test_generate_refuses_to_go_on_in_another_dtype(full, tmp_path):
+    """bfloat16 gives other images, and neither a finished nor a half-finished float32 set is
+    continued in it."""
     half, out = small.pipeline().astype("bfloat16"), tmp_path / "samples.npz"
     made = sample_plan.make_plan(half, NUM, **SETTINGS)
     assert sample_set.generate(half, made, out, batch_size=1, shard_images=4)
@@ -289,7 +307,9 @@ def test_generate_refuses_to_go_on_in_another_dtype(full, tmp_path):
         sample_set.generate(half, made, begun)
 
 
-def test_pngs(full, tmp_path, monkeypatch):
+def test_generate_writes_pngs_named_by_index_and_label(full, tmp_path, monkeypatch):
+    """Each file has its image; a folder of something else is refused before sampling, and one that
+    another host finishes first is taken."""
     out, directory = tmp_path / "samples.npz", tmp_path / "png"
     generate(planned(), out, png=directory)
     images, labels = read(out)
@@ -325,7 +345,8 @@ def test_pngs(full, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["foreign", "late", "samples.npz"]
 
 
-def test_rejection_keeps_the_best_of_each_class(tmp_path):
+def test_generate_keeps_the_best_of_each_class(tmp_path):
+    """Scored by brightness, the kept images are the brightest of each label."""
     labels, out = [2, 5, 2], tmp_path / "samples.npz"
     made = planned(num=7, labels=labels, keep=0.4, scorer="brightness")
     assert made.num_drawn == 24  # eight turns, of which three are kept
@@ -341,7 +362,8 @@ def test_rejection_keeps_the_best_of_each_class(tmp_path):
         np.testing.assert_allclose(np.sort(images[result == label].mean((1, 2, 3))), best, atol=0.1)
 
 
-def test_mistakes(tmp_path):
+def test_generate_names_mistakes(tmp_path):
+    """Each has its option or setting, and no file is written."""
     for changes, message in (
         ({"num": 0}, "--num is 0"),
         ({"labels": [CLASSES + 1]}, "label is 11"),

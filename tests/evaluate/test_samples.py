@@ -1,3 +1,5 @@
+"""Reports of samples: metrics, floors, intervals and warnings."""
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -24,6 +26,8 @@ def distance(x, y):
 
 
 def test_report_has_every_metric_of_samples():
+    """Values, counts and intervals of each metric are there, and the Fréchet distance is that of
+    SciPy."""
     report = evaluate(
         Images(DRAWN, "drawn").set, Images(REAL, "real").set, toy_network.network(), cache=""
     )
@@ -64,6 +68,8 @@ def test_report_has_every_metric_of_samples():
 
 
 def test_report_has_a_floor_of_other_real_images():
+    """The floor is the distance of the other images from the reference, its few images are remarked
+    on, and without resamples only the closed-form intervals are there."""
     other = RANDOM.integers(0, 200, (70, 4, 6, 1), dtype=np.uint8)
     report = evaluate(
         Images(DRAWN).set,
@@ -86,6 +92,8 @@ def test_report_has_a_floor_of_other_real_images():
 
 
 def test_report_says_what_a_reader_should_know():
+    """Too few images for a covariance and copies become warnings; fewer than four images are
+    refused."""
     few = np.concatenate([DRAWN[:4], DRAWN[:1]])
     report = evaluate(
         Images(few, "few").set, Images(REAL).set, toy_network.network(), cache="", resamples=2

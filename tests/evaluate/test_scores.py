@@ -1,3 +1,5 @@
+"""Scores of features: formulas written out in numpy, closed forms and intervals."""
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax
@@ -10,7 +12,8 @@ def kl_score(probs) -> float:
     return float(np.exp(np.mean([np.sum(p * (np.log(p) - np.log(marginal))) for p in probs])))
 
 
-def test_classifier_score_by_its_formula():
+def test_classifier_score_equals_its_formula():
+    """Splits are drawn by the seed, and the score of uniform predictions is 1."""
     random = np.random.default_rng(0)
     log_probs = log_softmax(3 * random.standard_normal((60, 5)), axis=1)
     result = scores.classifier_score(log_probs, seed=7, resamples=50, splits=3)
@@ -25,7 +28,8 @@ def test_classifier_score_by_its_formula():
     ] == pytest.approx(1)
 
 
-def test_classes_in_order_are_shuffled_first():
+def test_classifier_score_shuffles_classes_in_order():
+    """A split of one class would score 1, and shuffled splits of ten classes score nearly 10."""
     sure = np.log(np.full((1000, 10), 1e-9) + np.repeat(np.eye(10), 100, axis=0))
     assert kl_score(np.exp(sure[:100])) == pytest.approx(1, abs=1e-3)  # a split of one class
     assert scores.classifier_score(sure, seed=0, resamples=0)["value"] > 9
@@ -40,7 +44,8 @@ def naive_mmd(x, y) -> float:
     return sum(within) - 2 * np.mean([kernel(a, b) for a in x for b in y])
 
 
-def test_kernel_distance_by_its_formula():
+def test_kernel_distance_equals_its_formula():
+    """Sums over pairs, written out, over the subsets that the seed draws."""
     random = np.random.default_rng(1)
     x, y = random.standard_normal((12, 4)), random.standard_normal((12, 4)) + 0.5
     assert scores.mmd(x, y) == pytest.approx(naive_mmd(x, y))
@@ -57,6 +62,8 @@ def test_kernel_distance_by_its_formula():
 
 @pytest.mark.parametrize("subset", [25, 50])  # of 100 rows
 def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subset):
+    """Over 200 draws of equal distributions the mean is 0, and the interval is as wide as the
+    spread over new samples."""
     random = np.random.default_rng(2)
     same, difference, within = [], [], []
     for seed in range(200):
@@ -121,7 +128,9 @@ def naive_inside(points, centers, k) -> np.ndarray:
     return np.array(inside)
 
 
-def test_precision_and_recall_by_their_definition():
+def test_precision_recall_equal_their_definition():
+    """Neighbors are counted one by one, and both extremes and a narrow set behave as they
+    should."""
     random = np.random.default_rng(3)
     x, y = random.standard_normal((40, 2)), 0.7 * random.standard_normal((35, 2)) + 1
     result = scores.precision_recall(x, y)
@@ -172,7 +181,9 @@ def test_density_and_coverage_by_their_definition():
     assert crowd["density"]["value"] > 1 and crowd["coverage"]["value"] < 0.6
 
 
-def test_intervals():
+def test_share_and_mean_interval_equal_their_formulas():
+    """Wilson's ends lie 1.96 of their own deviations away, and a mean of one value has no
+    interval."""
     share = scores.share(np.arange(50) < 15)
     assert share["value"] == 0.3 and share["count"] == 50
     for end in share["ci95"]:  # Wilson: shares that lie 1.96 of their own deviations away

@@ -1,3 +1,5 @@
+"""Grids, strips, titles and files of pictures."""
+
 import io
 
 import jax.numpy as jnp
@@ -26,6 +28,7 @@ def box(picture: Image.Image, color) -> tuple[int, int, int, int]:
 
 
 def test_grid_lays_out_row_by_row_and_magnifies():
+    """Boxes of three colors lie where a row of two puts them, each 96 pixels wide."""
     picture = grid(flat(RED, GREEN, BLUE), columns=2)
     red, green, blue = (box(picture, c) for c in (RED, GREEN, BLUE))
     assert red[2] - red[0] == red[3] - red[1] == 96
@@ -33,7 +36,8 @@ def test_grid_lays_out_row_by_row_and_magnifies():
     assert blue[0] == red[0] and blue[1] > red[3]
 
 
-def test_titles_stand_above_their_images():
+def test_grid_has_titles_above_their_images():
+    """Dark pixels lie above each image, and without titles nowhere."""
     images = flat(RED, GREEN)
     picture = grid(images, columns=2, titles=["0", "cat"])
     ink = np.all(np.asarray(picture) < 100, axis=-1)
@@ -44,12 +48,13 @@ def test_titles_stand_above_their_images():
 
 
 def test_grid_keeps_a_long_title_over_its_image():
+    """Nothing of it reaches the next column."""
     picture = grid(flat(RED, GREEN), columns=2, titles=["a very long title of a class, and on", ""])
     left, top, _, _ = box(picture, GREEN)
     assert (np.asarray(picture)[:top, left:] == 255).all()
 
 
-def test_magnification_is_by_nearest():
+def test_grid_magnifies_by_repeating_pixels():
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
     picture = np.asarray(grid(image, columns=1, scale=3))
     np.testing.assert_array_equal(
@@ -57,11 +62,11 @@ def test_magnification_is_by_nearest():
     )
 
 
-def test_large_images_keep_their_size():
+def test_grid_keeps_the_size_of_large_images():
     assert grid(np.zeros((1, 256, 200, 3)), columns=1).size == (200, 256)
 
 
-def test_floats():
+def test_to_uint8_rounds_and_clips_floats():
     np.testing.assert_array_equal(
         to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(), [0, 0, 128, 255, 255]
     )
@@ -80,6 +85,7 @@ def test_image_keeps_channels_and_pixels(channels, mode):
 
 
 def test_strip_has_titles_above():
+    """Titles stand over the columns, and none stands below them."""
     picture = strip([flat(RED, GREEN), flat(BLUE)], ["first", "second"])
     red, green, blue = (box(picture, c) for c in (RED, GREEN, BLUE))
     assert blue[0] == red[0] and blue[1] == red[3] + 4 and green[1] == red[1]
@@ -88,7 +94,8 @@ def test_strip_has_titles_above():
     assert not ink[red[3] :].any()
 
 
-def test_titles_of_the_columns():
+def test_grid_takes_titles_of_its_columns():
+    """The second row has no empty line for titles, and a wrong number of them is named."""
     picture = grid(flat(RED, GREEN, BLUE), columns=2, titles=["0", "1"])
     assert (
         box(picture, BLUE)[1] == box(picture, GREEN)[3] + 4
@@ -97,7 +104,7 @@ def test_titles_of_the_columns():
         grid(flat(RED, GREEN), columns=2, titles=["0", "1", "2"])
 
 
-def test_save(tmp_path):
+def test_save_png_writes_the_picture_and_its_folder(tmp_path):
     picture = grid(flat(RED), columns=1)
     save_png(tmp_path / "new" / "x.png", picture)
     read = Image.open(io.BytesIO((tmp_path / "new" / "x.png").read_bytes()))
@@ -107,12 +114,15 @@ def test_save(tmp_path):
 
 
 def test_save_png_has_a_temporary_file_per_writer(tmp_path):
+    """A temporary name that is taken does no harm."""
     (tmp_path / "x.png.tmp").mkdir()  # as that of another process, whatever it is
     save_png(tmp_path / "x.png", grid(flat(RED), columns=1))
     assert sorted(f.name for f in tmp_path.iterdir()) == ["x.png", "x.png.tmp"]
 
 
 def test_save_gif_repeats_and_rests_on_its_last_frame(tmp_path):
+    """Frames and durations are read back, the last one four times as long; a path that is a folder
+    is named."""
     frames = [grid(flat(color), columns=1) for color in (RED, GREEN, BLUE)]
     save_gif(tmp_path / "new" / "x.gif", frames, milliseconds=100)
     with Image.open(tmp_path / "new" / "x.gif") as opened:

@@ -1,4 +1,7 @@
+"""Weights of the published implementation: both directions, sizes from keys, and mistakes."""
+
 import dataclasses
+import functools
 import json
 import tracemalloc
 from pathlib import Path
@@ -12,11 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from reference import torch_writer
 from reference.seeded_weights import seeded_state_dict
-from var_jax.config.model import (
-    ModelConfig,
-    TokenizerConfig,
-    TransformerConfig,
-)
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
@@ -74,6 +73,8 @@ def message(*args, **kwargs) -> str:
 
 @pytest.mark.parametrize("name", ["small_l2norm", "small_shared_adaln"])
 def test_to_torch_gives_back_the_same_state_dicts(name):
+    """Sizes are those that PyTorch's model was built with, and converting back gives every array
+    again."""
     settings, *state_dicts = states(name)
     config, params = torch_convert.from_torch(
         *state_dicts,
@@ -81,9 +82,8 @@ def test_to_torch_gives_back_the_same_state_dicts(name):
         cosine_codes=True,
         num_heads=None if settings["attn_l2_norm"] else settings["heads"],
     )
-    assert (
-        config.tokenizer.phi == settings["share_quant_resi"] and config.tokenizer.codes == "cosine"
-    )
+    assert config.tokenizer.phi == settings["share_quant_resi"]
+    assert config.tokenizer.codes == "cosine"
     assert config.transformer.shared_adaln == settings["shared_aln"]
     assert config.transformer.qk_norm == settings["attn_l2_norm"]
     for attribute in ("vocab_size", "z_channels", "num_classes", "depth", "width", "heads"):
@@ -100,6 +100,7 @@ RELEASED = json.loads((REFERENCE / "released_checkpoints.json").read_text())
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_from_torch_takes_or_skips_every_released_key_by_name(name):
+    """The keys and shapes of the released files are all taken but for buffers, and none twice."""
     scales = Scales.parse(SCALES_512 if "d36" in name else SCALES_256)
     shapes = {key: tuple(shape) for key, shape in RELEASED[name].items()}
     weights = torch_convert.Weights(
@@ -124,14 +125,15 @@ def test_from_torch_takes_or_skips_every_released_key_by_name(name):
     assert {entry.key: entry.shape for entry in taken} == {
         k: s for k, s in shapes.items() if k not in skipped
     }
-    for entry in taken:  # and the way in gives our shapes
-        assert (
-            entry.from_torch(np.broadcast_to(np.float32(0), entry.shape)).shape == entry.param_shape
-        )
+    for entry in taken:
+        zeros = np.broadcast_to(np.float32(0), entry.shape)
+        assert entry.from_torch(zeros).shape == entry.param_shape
 
 
 @pytest.mark.parametrize("name", ["d16", "vae_d16"])
-def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
+def test_buffers_complete_the_keys_of_the_released_files(name):
+    """Weights and buffers together have the released files' keys and shapes, so that PyTorch loads
+    them strictly."""
     scales = Scales.parse(SCALES_256)
     config = (
         TokenizerConfig(scales=scales)
@@ -146,12 +148,12 @@ def test_with_its_buffers_a_state_dict_has_the_keys_of_the_released_one(name):
 
 
 def test_buffers_are_those_of_the_published_constructors():
+    """Level ids, the attention mask, zero biases and zero counts, as PyTorch's modules make them;
+    reading ignores them."""
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
     model = ModelConfig(TOKENIZER, TRANSFORMER)
-    weights, with_buffers = (
-        torch_convert.to_torch(model, params),
-        torch_convert.to_torch(model, params, with_buffers=True),
-    )
+    weights = torch_convert.to_torch(model, params)
+    with_buffers = torch_convert.to_torch(model, params, with_buffers=True)
     added = {
         key: array
         for part, with_them in zip(weights, with_buffers, strict=True)
@@ -184,7 +186,7 @@ def test_buffers_are_those_of_the_published_constructors():
         ({"multipliers": (1,), "param_dtype": "bfloat16"}, "quant_conv.bias"),
     ],
 )
-def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
+def test_tokenizer_from_torch_reads_sizes_from_the_keys(changes, key):
     config = dataclasses.replace(TOKENIZER, **changes)
     state = torch_convert.part_to_torch(config, random_params(config))
     assert key in state
@@ -197,7 +199,7 @@ def test_tokenizers_of_any_size_are_read_off_their_keys(changes, key):
 @pytest.mark.parametrize(
     "changes", [{}, {"shared_adaln": True}, {"mlp_ratio": 2.5, "depth": 1}, {"qk_norm": False}]
 )
-def test_transformers_of_any_size_are_read_off_their_keys(changes):
+def test_transformer_from_torch_reads_sizes_from_the_keys(changes):
     config = dataclasses.replace(TRANSFORMER, **changes)
     heads = None if config.qk_norm else config.heads
     sizes, params = torch_convert.transformer_from_torch(
@@ -207,7 +209,7 @@ def test_transformers_of_any_size_are_read_off_their_keys(changes):
     assert_same(params, random_params(config))
 
 
-def test_missing_unknown_and_bent_keys_are_all_in_one_line():
+def test_from_torch_names_missing_unknown_and_misshapen_keys_in_one_line():
     state = transformer_state()
     del state["head.bias"], state["blocks.1.ffn.fc1.bias"]
     state["blocks.0.attn.k_bias"] = state["blocks.0.attn.q_bias"]
@@ -231,6 +233,8 @@ def test_missing_unknown_and_bent_keys_are_all_in_one_line():
     ],
 )
 def test_from_torch_names_a_missing_key_that_gives_sizes(key):
+    """A key that sizes are read from is named when it is missing or flat, and no other error comes
+    first."""
     state = transformer_state()
     heads = 3  # without the QK scale of the first block the weights seem to have no QK-norm
     bent = {**state, key: state[key].reshape(-1)}
@@ -240,7 +244,8 @@ def test_from_torch_names_a_missing_key_that_gives_sizes(key):
     assert expected in message(state, TOKENIZER, heads)
 
 
-def test_buffers_are_skipped_but_must_fit():
+def test_from_torch_skips_buffers_that_fit():
+    """A buffer of another shape belongs to other scales and is named."""
     state, total = transformer_state(), SCALES.total
     buffers = {
         "lvl_1L": np.zeros((1, total), int),
@@ -256,19 +261,20 @@ def test_buffers_are_skipped_but_must_fit():
 
 
 @pytest.mark.parametrize("scales", ["1,2,4", "1,2,3,3", "1,3"])
-def test_scales_that_the_weights_were_not_trained_for(scales):
+def test_from_torch_refuses_scales_of_another_number_of_tokens(scales):
     line = message(transformer_state(), dataclasses.replace(TOKENIZER, scales=Scales.parse(scales)))
     assert scales in line and ("tokens" in line or "sizes" in line)
 
 
-def test_one_phi_a_scale_tells_the_number_of_scales():
+def test_tokenizer_from_torch_counts_scales_by_their_phis():
     config = dataclasses.replace(TOKENIZER, phi=0)
     state = torch_convert.part_to_torch(config, random_params(config))
     with pytest.raises(UserError, match="scales is 1,3; it must be 3 sizes"):
         torch_convert.tokenizer_from_torch(state, Scales.parse("1,3"))
 
 
-def test_norm_groups_are_given_since_no_weight_tells_them():
+def test_from_torch_takes_norm_groups_as_given():
+    """No weight's shape depends on them: the default is refused where it cannot be right."""
     config = dataclasses.replace(TOKENIZER, channels=16, norm_groups=8)
     state = torch_convert.part_to_torch(config, random_params(config))
     assert torch_convert.from_torch(state, scales=SCALES, norm_groups=8)[0] == ModelConfig(config)
@@ -283,6 +289,7 @@ def test_norm_groups_are_given_since_no_weight_tells_them():
     [({}, None), ({}, {}), ({"norm_groups": 8}, {}), ({"codes": "cosine"}, {"qk_norm": False})],
 )
 def test_to_torch_names_the_flags_that_reload_a_model(tokenizer, transformer):
+    """Loading with exactly these flags gives the same config."""
     config = ModelConfig(
         dataclasses.replace(TOKENIZER, **tokenizer),
         None
@@ -304,6 +311,7 @@ def test_to_torch_names_the_flags_that_reload_a_model(tokenizer, transformer):
 
 
 def test_from_torch_asks_for_num_heads_only_without_qk_norm():
+    """The QK scales give the number of heads, and without them it cannot be known."""
     assert "num_heads" in message(transformer_state(), TOKENIZER, 4)
     without = transformer_state(dataclasses.replace(TRANSFORMER, qk_norm=False))
     assert "num_heads" in message(without, TOKENIZER)
@@ -322,7 +330,9 @@ def test_from_torch_refuses_a_dtype_that_no_model_is_stored_in():
     assert "float16" in message(transformer_state(), TOKENIZER, dtype="float16")
 
 
-def test_training_checkpoints_and_wrapped_models_are_taken(tmp_path):
+def test_from_torch_takes_training_checkpoints_and_wrapped_models(tmp_path):
+    """Prefixes of the published trainer and of PyTorch's wrappers are removed, and the optimizer's
+    state is left out."""
     tokenizer = torch_convert.part_to_torch(TOKENIZER, random_params(TOKENIZER))
     nested = {f"trainer.vae_local.{key}": array for key, array in tokenizer.items()}
     nested |= {f"trainer.var_wo_ddp.{key}": array for key, array in transformer_state().items()}
@@ -339,7 +349,7 @@ def test_training_checkpoints_and_wrapped_models_are_taken(tmp_path):
     assert_same(torch_convert.tokenizer_from_torch(wrapped, SCALES)[1], params["tokenizer"])
 
 
-def test_written_files_read_back(tmp_path):
+def test_write_torch_writes_files_that_read_back(tmp_path):
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
     torch_convert.write_torch(
         tmp_path / "out", *torch_convert.to_torch(ModelConfig(TOKENIZER, TRANSFORMER), params)
@@ -362,26 +372,24 @@ def test_write_torch_leaves_files_that_the_umask_allows_others_to_read(tmp_path)
         assert permissions == (tmp_path / "any").stat().st_mode
 
 
-def test_loading_into_bfloat16_holds_the_target_and_one_tensor(tmp_path):
+def test_transformer_from_torch_holds_the_target_and_one_tensor(tmp_path):
+    """The peak of memory is the bfloat16 model and at most two float32 tensors."""
     config = dataclasses.replace(TRANSFORMER, depth=12, width=192, heads=3, param_dtype="bfloat16")
     state = torch_convert.part_to_torch(config, random_params(config))
     torch_writer.save(tmp_path / "x.pth", state)
     target = sum(array.size for array in state.values()) * 2
     largest = max(array.nbytes for array in state.values())
-    torch_convert.transformer_from_torch(
-        tmp_path / "x.pth", TOKENIZER, dtype="bfloat16"
-    )  # compiles, imports
-    tracemalloc.start()
-    _, params = torch_convert.transformer_from_torch(
-        tmp_path / "x.pth", TOKENIZER, dtype="bfloat16"
+    load = functools.partial(
+        torch_convert.transformer_from_torch, tmp_path / "x.pth", TOKENIZER, dtype="bfloat16"
     )
+    load()  # compiles, imports
+    tracemalloc.start()
+    _, params = load()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     leaves = flatten_dict(params).values()
-    assert (
-        all(leaf.dtype == ml_dtypes.bfloat16 for leaf in leaves)
-        and sum(leaf.nbytes for leaf in leaves) == target
-    )
+    assert all(leaf.dtype == ml_dtypes.bfloat16 for leaf in leaves)
+    assert sum(leaf.nbytes for leaf in leaves) == target
     assert peak < target + 2 * largest + 2**21, (peak / target, largest / target)
     qkv = state["blocks.7.attn.mat_qkv.weight"].T.reshape(192, 3, 3, 64)
     np.testing.assert_array_equal(

@@ -1,3 +1,5 @@
+"""Files of tensors: PyTorch's formats without PyTorch, and files that are damaged or hostile."""
+
 import json
 import os
 import struct
@@ -29,7 +31,9 @@ def refused(path) -> str:
 
 
 @pytest.mark.parametrize("name", ["torch_zip.pth", "torch_legacy.pth"])
-def test_files_that_pytorch_wrote(name):
+def test_read_tensors_reads_files_that_pytorch_wrote(name):
+    """Views, dtypes, scalars and empty tensors are those that the script in tests/reference
+    saved."""
     tensors = read_tensors(REFERENCE / name)
     expected = {
         "plain": COUNTED,
@@ -52,6 +56,7 @@ def test_files_that_pytorch_wrote(name):
 
 
 def test_read_tensors_names_those_of_a_training_checkpoint_by_dotted_names():
+    """Nested dicts become dotted names, and entries that are no tensors are left out."""
     tensors = read_tensors(REFERENCE / "torch_training.pth")
     np.testing.assert_array_equal(
         tensors["trainer.var_wo_ddp.weight"], np.arange(6.0).reshape(3, 2)
@@ -61,7 +66,7 @@ def test_read_tensors_names_those_of_a_training_checkpoint_by_dotted_names():
     assert not [name for name in tensors if name.startswith(("args", "epoch", "trainer.config"))]
 
 
-def test_npz_and_safetensors(tmp_path):
+def test_read_tensors_reads_npz_and_safetensors(tmp_path):
     state = {"a.b": COUNTED, "c": np.ones(2, np.float16)}
     np.savez_compressed(tmp_path / "x.npz", **state)
     save_file({**state, "brain": COUNTED.astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
@@ -73,7 +78,7 @@ def test_npz_and_safetensors(tmp_path):
     assert tensors["brain"].dtype == ml_dtypes.bfloat16
 
 
-def test_big_endian_and_a_storage_that_two_tensors_share(tmp_path):
+def test_read_tensors_reads_big_endian_and_shared_storages(tmp_path):
     opcodes = writer.mapping(
         {
             "all": writer.tensor("0", 12, (3, 4), (4, 1)),
@@ -106,6 +111,8 @@ def calls(name: str, *arguments: str) -> bytes:
     ],
 )
 def test_read_tensors_refuses_other_globals_of_a_pickle_by_name(tmp_path, name):
+    """A pickle may name no function but those that rebuild tensors: none of these runs, as a marker
+    file shows."""
     marker = tmp_path / "ran"
     opcodes = writer.mapping(
         {"weight": writer.tensor("0", 12, (12,), (1,)), "x": calls(name, f"touch {marker}")}
@@ -141,6 +148,8 @@ def test_read_tensors_refuses_other_globals_of_a_pickle_by_name(tmp_path, name):
     ],
 )
 def test_read_tensors_refuses_a_pickle_that_declares_what_is_not_there(tmp_path, opcodes, reason):
+    """Sizes, strides and offsets beyond the bytes, and broken opcodes, are refused before memory is
+    taken."""
     writer.write_zip(
         tmp_path / "x.pth", writer.mapping({"weight": opcodes}), {"0": COUNTED.tobytes()}
     )
@@ -148,6 +157,7 @@ def test_read_tensors_refuses_a_pickle_that_declares_what_is_not_there(tmp_path,
 
 
 def test_read_tensors_lets_no_pickle_change_its_functions(tmp_path):
+    """Setting attributes of the rebuilding function is ignored."""
     change = (
         b"ctorch._utils\n_rebuild_tensor_v2\nN}" + writer.text("__defaults__") + b"N\x85s\x86b0"
     )
@@ -161,6 +171,7 @@ def test_read_tensors_lets_no_pickle_change_its_functions(tmp_path):
 
 
 def test_read_tensors_refuses_a_file_cut_short_at_any_length(tmp_path):
+    """Every 37th length of four formats is refused in one line."""
     np.savez(tmp_path / "whole.npz", a=COUNTED)
     save_file({"a": COUNTED}, tmp_path / "whole.safetensors")
     for source in (
@@ -176,6 +187,7 @@ def test_read_tensors_refuses_a_file_cut_short_at_any_length(tmp_path):
 
 
 def test_read_tensors_reads_or_refuses_a_file_with_wrong_bytes(tmp_path):
+    """A flipped bit may lie in padding, and else is refused in one line."""
     random, reads = np.random.RandomState(0), 0
     for name in ("torch_zip.pth", "torch_legacy.pth"):
         data = bytearray((REFERENCE / name).read_bytes())
@@ -190,7 +202,7 @@ def test_read_tensors_reads_or_refuses_a_file_with_wrong_bytes(tmp_path):
     assert reads  # padding and file names may change
 
 
-def test_arrays_of_objects_and_false_headers_in_npz_are_refused(tmp_path):
+def test_read_tensors_refuses_objects_and_false_headers_in_npz(tmp_path):
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     refused(tmp_path / "objects.npz")
     header = str({"descr": "<f4", "fortran_order": False, "shape": (2**40,)}).encode() + b"\n"
@@ -202,6 +214,7 @@ def test_arrays_of_objects_and_false_headers_in_npz_are_refused(tmp_path):
 
 
 def test_read_tensors_refuses_other_files(tmp_path):
+    """Each line has the reason: missing, of another kind, a folder, or TorchScript."""
     assert "no such file" in refused(tmp_path / "none.pth")
     assert ".pth, .pt, .npz, .safetensors" in refused(tmp_path / "weights.ckpt")
     (tmp_path / "text.pth").write_text(json.dumps({"a": 1}))

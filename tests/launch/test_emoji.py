@@ -60,6 +60,8 @@ def archive(path: Path, emoji: list[dict], vendor: str) -> Path:
 
 
 def test_split_is_by_emoji_never_by_file(emoji, tmp_path):
+    """400 emoji of two vendors: all drawings of one are on the same side, and about a tenth is held
+    out."""
     known = [described(number) for number in range(400)]
     for vendor in ("google", "twitter"):
         emoji.unpack(archive(tmp_path / f"{vendor}.tgz", known, vendor), vendor, tmp_path / "made")

@@ -1,3 +1,5 @@
+"""launch/jobset.yaml against JobSet's schema and a sweep's own manifest."""
+
 import string
 import sys
 from pathlib import Path
@@ -31,6 +33,7 @@ def test_template_is_valid_by_the_schema():
 
 
 def test_template_is_what_a_sweep_applies_for_one_run():
+    """The two cannot drift apart."""
     engine = JobSet(
         image="registry/var-jax",
         queue="tpu",
@@ -53,6 +56,6 @@ def test_template_is_what_a_sweep_applies_for_one_run():
     assert rendered() == manifest
 
 
-def test_its_comment_exports_every_variable():
+def test_template_names_every_variable_in_its_comment():
     exported = TEMPLATE.split("export ")[1].split("envsubst")[0]
     assert all(f"{name}=" in exported for name in VALUES)

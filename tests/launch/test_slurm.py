@@ -67,6 +67,7 @@ def requeued(stubs: Path) -> bool:
 
 
 def test_script_gives_every_task_the_command(stubs):
+    """Arguments with spaces reach srun as they are."""
     assert start(stubs, 0).wait(20) == 0
     assert calls(stubs) == [
         [
@@ -128,11 +129,13 @@ def test_slurm_script_keeps_compiled_programs_where_all_tasks_see_them(
     ],
 )
 def test_script_requeues_a_run_that_saved_itself(stubs, code, state, again):
+    """Exit code 75 is requeued while the job runs, and other codes or a job that ends are not."""
     assert start(stubs, code, state).wait(20) == code
     assert requeued(stubs) is again
 
 
 def test_script_outlives_the_signal_that_its_run_saves_at(stubs):
+    """After SIGTERM the script waits for the run's exit code and requeues."""
     shell = start(stubs, 75, takes=3)
     until = time.monotonic() + 20
     while not (stubs / "calls.jsonl").exists():
@@ -142,7 +145,7 @@ def test_script_outlives_the_signal_that_its_run_saves_at(stubs):
     assert shell.wait(20) == 75 and requeued(stubs)
 
 
-def test_slurm_is_told_to_signal_ahead_and_to_requeue():
+def test_script_asks_slurm_to_signal_ahead_and_to_requeue():
     directives = [
         line.removeprefix("#SBATCH ")
         for line in SCRIPT.read_text().splitlines()

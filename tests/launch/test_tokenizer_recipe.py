@@ -36,6 +36,7 @@ def test_variants_are_runs_of_equal_length_that_differ_in_their_parts_alone(scri
 
 
 def test_table_has_the_mean_and_every_value_of_the_rows_there_are(script, tmp_path):
+    """Two runs of one variant are averaged, and each value stands beside it."""
     for name, psnr in (("full_0", 20.0), ("full_1", 22.0), ("all_0", 23.0)):
         metrics = {"psnr": psnr, "ssim": 0.5, "perceptual": 0.1, "frechet_distance": 150.0}
         row = {

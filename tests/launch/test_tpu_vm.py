@@ -1,3 +1,5 @@
+"""launch/tpu_vm.sh with a stub of gcloud."""
+
 import json
 import os
 import subprocess
@@ -83,6 +85,8 @@ def started(calls) -> list[str]:
 
 
 def test_script_gives_every_worker_the_command(launch, tmp_path):
+    """A worker's shell unpacks the same arguments, spaces included, with the shared compilation
+    cache."""
     code, calls, _ = launch(
         *TRAIN, plan={"describe": [READY], "ssh": [(0, "")]}, DIRECTORY=str(tmp_path / "code")
     )
@@ -116,11 +120,13 @@ def test_script_starts_again_after_a_preemption_only(launch):
 
 @pytest.mark.parametrize("code", [1, 2, 130])
 def test_script_hands_a_failure_on(launch, code):
+    """The exit code is the run's, and it is not started again."""
     result, calls, _ = launch(*TRAIN, plan={"describe": [READY], "ssh": [(code, ""), (0, "")]})
     assert result == code and len(started(calls)) == 1
 
 
 def test_script_makes_a_slice_anew_that_was_taken_away(launch):
+    """Deleted, created, set up and started, in this order."""
     plan = {
         "describe": [READY, (0, "PREEMPTED"), (0, "PREEMPTED"), (0, "CREATING"), READY],
         "ssh": [(255, ""), (0, "installed"), (0, "")],
@@ -144,6 +150,7 @@ def test_script_makes_a_slice_anew_that_was_taken_away(launch):
 
 
 def test_script_asks_again_without_capacity(launch):
+    """A refused creation is repeated, and nothing is deleted."""
     plan = {"describe": [GONE, GONE, READY], "ssh": [(0, "")], "create": [(1, ""), (0, "")]}
     code, calls, _ = launch(*TRAIN, plan=plan, CREATE="--spot")
     assert code == 0 and [call[0] for call in calls].count("create") == 2
@@ -156,6 +163,6 @@ def test_script_names_a_slice_that_is_not_there(launch):
 
 
 @pytest.mark.parametrize("args", [(), ("slice",), ("slice", "--config")])
-def test_usage(launch, args):
+def test_script_prints_its_usage(launch, args):
     code, calls, stderr = launch(*args, plan={})
     assert code == 2 and stderr.startswith("usage:") and not calls
