@@ -17,6 +17,7 @@ def test_parser_reads_every_negative_number_as_a_value(value):
 
 
 def test_parser_still_refuses_an_option_as_a_value():
+    """A misspelled option after one that needs a value is no value."""
     parser = Parser(prog="x")
     parser.add_argument("--weight")
     with pytest.raises(UserError, match="--weight: expected one argument"):

@@ -30,6 +30,8 @@ RELEASED = json.loads(
 
 @pytest.mark.slow
 def test_d16_is_converted_encodes_decodes_and_samples():
+    """At full size, sampled tokens decode to the sampled image, and greedy and filtered choices are
+    checked against teacher-forced logits."""
     states = [seeded_state_dict(RELEASED[name], seed=1) for name in ("vae_d16", "d16")]
     model = Pipeline.from_torch(*states, scales=SCALES_256)
     del states
@@ -80,6 +82,7 @@ def likelier_when_guided(
 
 
 def test_d36_at_512_pixels_generates_images_by_shape():
+    """Shapes of the sampling program are traced, without weights."""
     scales = Scales.parse(SCALES_512)
     model = ModelConfig(
         TokenizerConfig(scales=scales),

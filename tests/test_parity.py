@@ -84,6 +84,8 @@ def nchw(x) -> np.ndarray:
 
 
 def test_tokenizer_gives_the_same_features_tokens_and_image(case):
+    """Tokens are equal, and features, the sums of code vectors after the first and the last scale,
+    and the image agree to rounding."""
     assert_close(nchw(case.tokenizer("features", case.images)), case.arrays["features_nchw"])
     tokens = case.tokenizer("encode", case.images)
     np.testing.assert_array_equal(tokens, case.arrays["tokens"])
@@ -94,6 +96,7 @@ def test_tokenizer_gives_the_same_features_tokens_and_image(case):
 
 
 def test_transformer_gives_the_same_logits_and_cross_entropy(case):
+    """Inputs, logits and the loss of teacher forcing agree to rounding."""
     assert_close(
         case.tokenizer("teacher_input", case.arrays["tokens"]), case.arrays["teacher_input"]
     )
@@ -103,6 +106,8 @@ def test_transformer_gives_the_same_logits_and_cross_entropy(case):
 
 
 def test_tokenizer_gives_the_same_training_forward_and_gradients(case):
+    """The reconstruction, both losses, and the gradient of every parameter, converted to PyTorch's
+    keys, agree to rounding."""
     params = case.params["tokenizer"]
     (loss, (rec, vq_loss)), gradients = jax.jit(
         jax.value_and_grad(case.tokenizer_loss, has_aux=True)
@@ -116,6 +121,7 @@ def test_tokenizer_gives_the_same_training_forward_and_gradients(case):
 
 
 def test_transformer_gives_the_same_gradients(case):
+    """The gradient of every parameter, converted to PyTorch's keys, agrees to rounding."""
     gradients = jax.jit(jax.grad(case.cross_entropy, has_aux=True))(case.params["transformer"])[0]
     assert_gradients(
         torch_convert.part_to_torch(case.config.transformer, gradients), "var_grad/", case

@@ -57,13 +57,16 @@ def test_pipeline_leaves_the_callers_tree_alone():
         ("batch_size", (0, 1.5, "all"), "a whole number of at least 1"),
     ],
 )
-def test_settings_out_of_range(name, values, expected):
+def test_sample_names_settings_out_of_range(name, values, expected):
+    """The line has the setting, its value and the range; NaN and other types are out of every
+    range."""
     for value in values:
         with pytest.raises(UserError, match=f"^{name} is {value}; it must be {expected}"):
             small.pipeline().sample([1], **{name: value})
 
 
 def test_sample_takes_whole_numbers_of_any_type():
+    """NumPy's integers and floats that are whole give the same images."""
     plain = small.pipeline().sample([1, 2], seed=3, top_k=5, batch_size=2)
     other = small.pipeline().sample([1, 2], seed=np.int64(3), top_k=5.0, batch_size=np.float32(2))
     np.testing.assert_array_equal(plain, other)
@@ -83,7 +86,9 @@ def binary():
 
 
 @pytest.mark.slow
-def test_binary_codes_sample_and_save(binary, tmp_path):
+def test_pipeline_of_binary_codes_samples_and_saves(binary, tmp_path):
+    """Images are those of the sampled tokens, mixed codes give others, and the loaded model has the
+    same parameters."""
     images, tokens = binary.sample([1, 2, 3], seed=3, return_tokens=True)
     np.testing.assert_allclose(images, (binary.decode(tokens) + 1) / 2, atol=1e-5)
     mixed = binary.sample([1, 2, 3], seed=3, smooth=True)
@@ -94,14 +99,15 @@ def test_binary_codes_sample_and_save(binary, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, binary.params)
 
 
-def test_binary_codes_have_no_published_keys(binary):
+def test_to_torch_refuses_binary_codes(binary):
     with pytest.raises(
         UserError, match="tokenizer.codes is 'bsq'; it must be 'euclidean' or 'cosine'"
     ):
         binary.to_torch()
 
 
-def test_too_many_binary_codes_are_not_mixed():
+def test_sample_refuses_to_mix_too_many_binary_codes():
+    """Mixing needs all codes at once, which 2^17 exceed."""
     sizes = {"vocab_size": 2**17, "z_channels": 17}
     config = ModelConfig(
         dataclasses.replace(small.TOKENIZER, codes="bsq", **sizes),
@@ -144,6 +150,7 @@ def test_with_scales_encodes_and_decodes_at_other_scales(scales):
 
 
 def test_with_scales_needs_as_many_scales_as_convolutions():
+    """A tokenizer with a convolution per scale takes as many other scales."""
     one_each = dataclasses.replace(small.TOKENIZER, phi=0)
     model = Pipeline(ModelConfig(one_each), {"tokenizer": {}})
     assert model.with_scales("1,2,6x8").config.tokenizer.scales == Scales.parse("1,2,6x8")
@@ -157,11 +164,15 @@ def test_with_scales_needs_as_many_scales_as_convolutions():
 
 @pytest.mark.parametrize(("room", "expected"), [(5.5, 4), (0.2, 1), (10**6, 64), (None, 64)])
 def test_sampling_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
+    """Half of the memory beside the weights has room for 5.5 images: the batch is 4, the next lower
+    power of two. It is at least 1 and at most 64."""
     model = small.pipeline()
     t, v = small.TRANSFORMER, small.TOKENIZER
     height, width, _ = v.image_shape
-    an_image = 2 * 2 * t.depth * t.scales.total * t.width * 4 + 4 * height * width * v.channels * 4
+    bytes_per_image = (
+        2 * 2 * t.depth * t.scales.total * t.width * 4 + 4 * height * width * v.channels * 4
+    )
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    stats = None if room is None else {"bytes_limit": int(weights + 2 * room * an_image)}
+    stats = None if room is None else {"bytes_limit": int(weights + 2 * room * bytes_per_image)}
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
     assert model.sampling_batch(seed=0, cfg=1.5) == expected

@@ -49,6 +49,8 @@ def result(tmp_path_factory):
 
 
 def test_report_of_a_step_that_fits(result):
+    """Devices, memory and FLOPs are those of the slice and of the model, and the arguments lie
+    within the peak, which lies within the memory."""
     assert result.keys() >= KEYS and result["fits"] is True
     assert (result["devices"], result["hbm_bytes"], result["mesh"]) == (
         4,
@@ -59,7 +61,9 @@ def test_report_of_a_step_that_fits(result):
     assert result["flops"] == 8 * flops.train_flops_per_image(small.TRANSFORMER)
 
 
-def test_its_times_follow_from_its_figures(result):
+def test_report_has_times_that_follow_from_its_figures(result):
+    """Each time is FLOPs or bytes over the chip's rate, and a step takes the longest of the
+    three."""
     chip = CHIPS["v5e"]
     assert result["compute_seconds"] == pytest.approx(
         result["executed_flops"] / 4 / chip.peak_flops
@@ -95,7 +99,8 @@ def test_gradients_are_reduced_in_float32(result):
 
 
 @pytest.mark.slow
-def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(result, tmp_path):
+def test_report_of_bfloat16_gradients_reduces_fewer_bytes(result, tmp_path):
+    """Less than half of the float32 bytes remain, and all collectives together move less."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert (
         main(
@@ -118,7 +123,8 @@ def test_gradients_are_reduced_in_bfloat16_where_it_is_asked_for(result, tmp_pat
     assert sum(narrow["collectives"].values()) < sum(result["collectives"].values())
 
 
-def test_table_shows_a_report(result, tmp_path):
+def test_markdown_and_lines_show_a_report(result, tmp_path):
+    """The row has as many cells as the head, with the slice and the bound of its MFU."""
     (tmp_path / "d2_v5e-2x2.json").write_text(json.dumps(result))
     head, _, row = aot_report.markdown(tmp_path).splitlines()
     assert (
@@ -130,6 +136,8 @@ def test_table_shows_a_report(result, tmp_path):
 
 
 def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
+    """What is missing is the saved activations per device; more microbatches, recomputation and a
+    model axis are offered."""
     config = small.train_config("transformer", "", microbatches=1)
     remaining = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
     room = result["peak_bytes"] - remaining / 4
@@ -158,11 +166,13 @@ def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
         ),
     ],
 )
-def test_bytes_needed_are_read_from_the_compilers_message(message, size):
+def test_required_bytes_are_read_from_the_compilers_message(message, size):
     assert aot_report._required_bytes(message) == size
 
 
 def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
+    """The compiler's own refusal becomes a report with the bytes that are missing, and exit code
+    1."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     assert (
         main(
@@ -185,13 +195,14 @@ def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
     assert "DOES NOT FIT" in (printed := capsys.readouterr().out) and "would help" in printed
 
 
-def test_remat_keeps_less_the_more_is_recomputed():
+def test_saved_bytes_fall_with_recomputation():
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
     none, dots, full = (aot.saved_bytes(objective, remat, 1) for remat in objective.remat_choices)
     assert none > dots > full > 0
 
 
 def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
+    """A width of 16 is not divided over 32 devices."""
     from var_jax.perf import tpu_slices
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
@@ -206,6 +217,7 @@ def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
 
 @pytest.mark.slow
 def test_report_of_a_sample_step(tmp_path):
+    """8 images on each of 4 devices cost the FLOPs of guided generation and decoding."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     args = [
         "aot",

@@ -161,7 +161,9 @@ def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
         )
 
 
-def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
+def test_compare_to_roofline_leaves_the_rest_to_sampling(monkeypatch):
+    """Medians of three measurements are 2, 1.25 and 0.5 seconds, and a quarter of a second is
+    left."""
     monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
     array = jax.device_put(np.zeros(1))
     functions = {name: lambda: array for name in ("whole", "transformer", "decoder")}
@@ -183,6 +185,8 @@ def test_sampling_is_what_the_parts_alone_leave(monkeypatch):
 
 
 def test_bench_counts_each_part_at_the_rate_of_its_dtype(monkeypatch):
+    """Rates of 8 devices are measured by products of a known size and time, and the roofline is
+    FLOPs over rate."""
     monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
     monkeypatch.setattr(roofline, "RATE_DTYPE", {})
     monkeypatch.setattr(roofline, "_seconds", lambda run: 0.25 if run() is spread else 0.5)
@@ -206,7 +210,10 @@ def test_bench_counts_each_part_at_the_rate_of_its_dtype(monkeypatch):
     assert result["ratio"] == pytest.approx(0.25 * rate / 8e6)
 
 
-def test_generation_by_batch_size(monkeypatch, tmp_path, capsys):
+def test_bench_prints_a_row_per_batch_size(monkeypatch, tmp_path, capsys):
+    """Rows and the report have the measured values in the order of batches; bad batches and files
+    are refused before anything is measured."""
+
     def measured(config, batch, repeats):
         return {
             "what": "sample",
@@ -270,5 +277,6 @@ def test_tokens_refuses_an_objective_that_has_no_token_cache():
 
 
 def test_guard_refuses_what_is_not_among_its_choices(tmp_path):
+    """The helper that hides all other packages does hide them: another command fails there."""
     run = bare("sample", "--model", tmp_path, "--labels", "0", "--out", tmp_path / "out.png")
     assert run.returncode == 1 and "ModuleNotFoundError: var_jax" in run.stderr

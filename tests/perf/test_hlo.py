@@ -1,3 +1,5 @@
+"""Programs as XLA prints them: loops, products, collectives and memory traffic, counted by hand."""
+
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,12 @@ def test_hlo_loop_counts_as_often_as_its_condition_says(program):
     assert program.runs == {"main": 1, "body": 5}
 
 
-def test_products_count_in_fusions_and_every_trip(program):
+def test_matrix_flops_count_fusions_and_every_trip(program):
+    """Five trips of one product of 8 x 32 x 64, which lies within a fusion."""
     assert program.matrix_flops() == 5 * 2 * 8 * 32 * 64
 
 
-def test_collectives_with_their_whole_arrays_and_first_groups(program):
+def test_collectives_have_their_whole_arrays_and_first_groups(program):
     assert program.collectives() == [
         hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5, "bf16"),
         hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5, "bf16"),
@@ -30,6 +33,8 @@ def test_collectives_with_their_whole_arrays_and_first_groups(program):
 
 
 def test_hlo_traffic_is_of_a_stacks_layer_and_not_of_on_chip_results(program):
+    """Per trip one layer of the stack is read and the results are written; what stays on the chip
+    is left out."""
     gather, product, count = 16 * 32 * 2 + 64 * 32 * 2, 8 * 64 * 2 + 64 * 32 * 2 + 4, 3 * 4
     assert program.hbm_bytes() == 5 * (gather + product + count)
 
@@ -81,5 +86,7 @@ def conv(image, kernel, result, rest):
         ),
     ],
 )
-def test_products_in_the_guise_of_convolutions(image, kernel, result, rest, products):
+def test_matrix_flops_of_products_written_as_convolutions(image, kernel, result, rest, products):
+    """The compiler writes products of several batch dimensions as convolutions; padding is not
+    counted."""
     assert conv(image, kernel, result, rest) == 2 * products

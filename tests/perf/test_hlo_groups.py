@@ -1,3 +1,5 @@
+"""Groups of devices of a collective, in XLA's notations."""
+
 import pytest
 
 from var_jax.perf import hlo_groups
@@ -24,10 +26,10 @@ from var_jax.perf import hlo_groups
         ("source_target_pairs={{0,3},{3,0}}", (0, 3)),
     ],
 )
-def test_groups_in_every_notation(text, members):
+def test_first_group_reads_every_notation(text, members):
     assert hlo_groups.first_group(text) == members
 
 
-def test_groups_of_an_unknown_notation_are_not_guessed():
+def test_first_group_refuses_an_unknown_notation():
     with pytest.raises(ValueError, match="unknown notation"):
         hlo_groups.first_group("replica_groups=everyone")

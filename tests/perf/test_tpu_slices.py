@@ -1,3 +1,5 @@
+"""TPU slices: links between groups of chips, times of collectives, and names."""
+
 import dataclasses
 import itertools
 import types
@@ -35,11 +37,12 @@ def part(where, **fixed):
         (fake("v5p", 2, 2, 1), {}, [(2, 1), (2, 1)]),
     ],
 )
-def test_links_of_a_group(where, fixed, links):
+def test_links_of_a_group_have_lengths_and_directions(where, fixed, links):
+    """A full side of a pod is a ring with links both ways, a shorter one a line."""
     assert where.links(part(where, **fixed)) == links
 
 
-def test_part_of_a_ring_is_a_line():
+def test_links_of_a_part_of_a_ring_are_a_line():
     where = fake("v5p", 4, 4, 8)
     assert where.links([d for d in part(where, x=0, y=0) if d.coords[2] < 4]) == [(4, 1)]
 
@@ -68,11 +71,13 @@ def test_times_are_bytes_over_the_links_in_use():
     ],
 )
 def test_named_refuses_what_is_no_slice(name, message):
+    """The error has a name that would do, or the nearest chip."""
     with pytest.raises(UserError, match=message):
         tpu_slices.named(name)
 
 
 def test_named_refuses_a_shape_that_does_not_exist():
+    """The compiler knows the slices, and v4's two cores per chip are no devices of their own."""
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )
@@ -83,6 +88,7 @@ def test_named_refuses_a_shape_that_does_not_exist():
 
 
 def test_slice_has_its_chip_and_devices():
+    """4 x 4 x 8 chips are 128 devices, whose longest side alone is a ring."""
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )

@@ -27,6 +27,8 @@ def state(reference):
 
 @pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])
 def test_tokens_are_pytorchs(reference, state, size, count):
+    """After each of three blocks, for images of the trained size and of another one, whose
+    positions are interpolated."""
     params = dino_vit.from_state(state)
     result = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(
         params, reference[f"{size}_images"]
@@ -36,7 +38,8 @@ def test_tokens_are_pytorchs(reference, state, size, count):
         np.testing.assert_allclose(x[:, ::5], reference[f"{size}_{i}"], atol=2e-5)
 
 
-def test_levels_begin_with_patches_and_their_positions(reference, state):
+def test_tokens_begin_with_patches_and_their_positions(reference, state):
+    """The lowest level is the patches' linear map plus positions, written out in numpy."""
     params, images = dino_vit.from_state(state), reference["trained_images"]
     embedded, after = dino_vit.tokens(params, images, (dino_vit.EMBEDDED, 0))
     np.testing.assert_array_equal(after, dino_vit.tokens(params, images, (0,))[0])
@@ -69,7 +72,9 @@ def test_levels_may_add_the_class_token_to_every_patch(reference, state):
     assert float(np.abs((both[2] - patches[2])[0, 0] - (both[2] - patches[2])[1, 0]).max()) > 1e-3
 
 
-def test_mistakes_are_named(reference, state):
+def test_from_state_and_tokens_name_mistakes(reference, state):
+    """Missing, misshapen and unknown keys, image sizes and layers are each named with what would be
+    right."""
     with pytest.raises(UserError, match=r"there is no blocks\.1\.attn\.qkv\.bias"):
         dino_vit.from_state({key: x for key, x in state.items() if key != "blocks.1.attn.qkv.bias"})
     with pytest.raises(

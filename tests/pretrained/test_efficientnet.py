@@ -28,6 +28,8 @@ def reference():
 
 
 def test_stages_and_pooled_features_are_pytorchs(params, reference):
+    """Means and slices of seven stages, and the pooled features, are those of the package for
+    PyTorch."""
     images = reference["images"] / np.float32(127.5) - 1
     features, pooled = jax.jit(
         lambda p, x: (efficientnet.stages(p, x, 7), efficientnet.pooled(p, x))
@@ -59,6 +61,8 @@ def test_stages_take_one_channel_as_three_alike(params):
     ("h", "w", "size", "stride"), [(7, 9, 5, 2), (8, 5, 3, 2), (6, 7, 5, 1), (1, 2, 3, 1)]
 )
 def test_depthwise_is_xlas_grouped_convolution_with_its_gradients(h, w, size, stride):
+    """The sum over shifted images and its gradients are XLA's, for odd sides, both strides and a
+    side of 1."""
     random = np.random.RandomState(0)
     kernel, x, bias = (
         random.standard_normal(s).astype(np.float32)
@@ -91,7 +95,8 @@ def test_depthwise_is_xlas_grouped_convolution_with_its_gradients(h, w, size, st
         np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
-def test_batch_norm_is_folded(params):
+def test_from_state_folds_batch_norm(params):
+    """Normalizing after the last convolution, in numpy, gives the same as its folded weights."""
     state = read_tensors(efficientnet.find_weights())
     x = jnp.asarray(np.random.RandomState(0).standard_normal((1, 5, 5, 320)), jnp.float32)
     mean, var, gamma, beta = (
@@ -103,7 +108,8 @@ def test_batch_norm_is_folded(params):
     np.testing.assert_allclose(layers.conv(params["head"], x), difference, atol=1e-4)
 
 
-def test_mistakes_are_named(monkeypatch, tmp_path):
+def test_from_state_and_load_name_mistakes(monkeypatch, tmp_path):
+    """Missing, misshapen and unknown keys, a missing file and a missing package are each named."""
     state = dict(read_tensors(efficientnet.find_weights()))
     missing = {key: x for key, x in state.items() if key != "_blocks.3._project_conv.weight"}
     with pytest.raises(UserError, match=r"there is no _blocks\.3\._project_conv\.weight"):

@@ -28,6 +28,8 @@ def state_dict(reference, classes: int):
 
 @pytest.mark.parametrize(("name", "classes"), [("tensorflow", 1008), ("torchvision", 10)])
 def test_features_and_logits_are_pytorchs(reference, name, classes):
+    """The number of classes selects torchvision's blocks or those of TensorFlow's network, which
+    differ."""
     params = inception.from_state(state_dict(reference, classes))
     pooled = jax.jit(inception.pooled)(params, reference["images"])
     logits = inception.logits(params, pooled)
@@ -88,7 +90,9 @@ def test_spatial_features_are_the_first_channels_of_one_convolution(reference, m
     np.testing.assert_allclose(spatial.reshape(2, 17, 17, 7), expected, atol=1e-4)
 
 
-def test_mistakes_are_named(reference):
+def test_from_state_names_mistakes(reference):
+    """Missing and unknown keys and a kernel of swapped sides are named; the auxiliary head is left
+    out."""
     state = state_dict(reference, 10)
     inception.from_state({**state, "AuxLogits.fc.bias": np.zeros(10)})
     with pytest.raises(UserError, match=r"there is no Mixed_6c\.branch7x7_2\.bn\.running_mean"):

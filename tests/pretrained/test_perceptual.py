@@ -94,6 +94,8 @@ def formula(state, heads, x, y) -> float:
 
 
 def test_lpips_is_its_formula(lpips, state, heads, images):
+    """Normalized differences of five stages, weighted by the heads, by numpy; equal images have the
+    distance 0."""
     x, y = images
     distance = jax.jit(lpips.distance)(lpips.params, x, y)
     expected = [
@@ -105,6 +107,8 @@ def test_lpips_is_its_formula(lpips, state, heads, images):
 
 
 def test_efficientnet_is_its_formula_on_the_stages(images):
+    """The distance is the mean over stages in numpy, and grows with the difference of the
+    images."""
     loaded = perceptual.load("efficientnet")
     assert loaded.name.startswith("efficientnet-lite0 57934424")  # as the published file is called
     x, y = images[:, :, :, :32, :1]  # one channel
@@ -122,7 +126,8 @@ def test_efficientnet_is_its_formula_on_the_stages(images):
 
 
 @pytest.mark.parametrize("kind", ["efficientnet", "lpips"])
-def test_gradient_to_the_image_is_the_slope(kind, lpips, images):
+def test_distance_has_the_gradient_of_its_differences(kind, lpips, images):
+    """In float64 the gradient along a random direction is the central difference."""
     loaded = lpips if kind == "lpips" else perceptual.load(kind)
     with jax.enable_x64(True):
         params = jax.tree.map(np.float64, loaded.params)
@@ -137,7 +142,8 @@ def test_gradient_to_the_image_is_the_slope(kind, lpips, images):
         assert abs(slope) > 1e-3
 
 
-def test_gradient_is_finite_where_all_features_are_zero(state, heads, images):
+def test_lpips_distance_has_a_finite_gradient_at_zero_features(state, heads, images):
+    """The norm of a zero vector has no gradient, so that a plain division would give NaN."""
     params = {
         "network": vgg.from_state(
             {key: -np.abs(x) if key.endswith("bias") else x for key, x in state.items()}
@@ -157,7 +163,8 @@ def test_gradient_is_finite_where_all_features_are_zero(state, heads, images):
 
 
 @pytest.mark.parametrize("kind", ["efficientnet", "lpips"])
-def test_weights_are_arguments(kind, lpips):
+def test_distance_takes_its_weights_as_arguments(kind, lpips):
+    """Compiled programs hold no copy of them: the traced function has almost no constants."""
     loaded = lpips if kind == "lpips" else perceptual.load(kind)
     x = np.zeros((1, 16, 16, 3), np.float32)
     assert (
@@ -165,7 +172,8 @@ def test_weights_are_arguments(kind, lpips):
     )
 
 
-def test_mistakes_are_named(tmp_path, state, heads, lpips):
+def test_perceptual_names_mistakes(tmp_path, state, heads, lpips):
+    """Each has its key, network or option, and what would be right."""
     for change, message in (
         (
             {"lin2.model.1.weight": np.zeros((1, 4, 1, 1))},

@@ -1,3 +1,5 @@
+"""Files of pretrained weights."""
+
 import hashlib
 
 import pytest

@@ -67,7 +67,9 @@ def await_start(*commands: RunCommand):
         time.sleep(0.1)
 
 
-def test_requeue_resumes_and_stop_does_not(cluster, saver):
+def test_engine_resumes_what_is_requeued_and_not_what_is_stopped(cluster, saver):
+    """Two runs of one array: the requeued one counts as alive all the while and ends with its work
+    done, the stopped one saves and ends."""
     engine, runs = Slurm(), [saver("requeued"), saver("stopped")]
     requeued, stopped = engine.submit(runs)
     assert requeued.endswith("_0") and stopped.endswith("_1")  # one array
@@ -102,6 +104,8 @@ def test_engine_requeues_a_run_that_saved_itself(cluster, saver, how):
 
 
 def test_engine_gives_every_process_the_command(cluster, tmp_path):
+    """Two tasks write their own logs with the environment that was given, and an exit code is the
+    job's."""
     run = RunCommand(
         "two",
         str(tmp_path / "two"),
@@ -124,6 +128,7 @@ def test_engine_gives_every_process_the_command(cluster, tmp_path):
 
 
 def test_engine_names_what_sbatch_refuses_and_starts_nothing(cluster, saver, capfd):
+    """SLURM's own message is in one line, and no job waits or runs."""
     run = saver("run")
     with pytest.raises(
         UserError, match="^sbatch refuses: invalid partition.*Invalid partition"
@@ -134,5 +139,6 @@ def test_engine_names_what_sbatch_refuses_and_starts_nothing(cluster, saver, cap
 
 
 def test_engine_answers_for_a_job_that_slurm_does_not_know(cluster):
+    """It is not alive, and stopping it does nothing."""
     assert Slurm().alive("99999") is False
     Slurm().stop("99999")

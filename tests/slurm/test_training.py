@@ -97,6 +97,8 @@ def planned(workdir: Path) -> dict[str, Path]:
 def test_sweep_goes_on_after_a_preemption_and_gives_up_a_failing_run(
     cluster, config, uninterrupted, tmp_path
 ):
+    """A preempted run resumes with the losses of an uninterrupted one, a diverging one is reported
+    and left out of the fit, and the law is a line through the others."""
     workdir = tmp_path / "sweep"
     sweep = subprocess.Popen(
         var_jax(
@@ -183,6 +185,8 @@ def test_sweep_goes_on_after_a_preemption_and_gives_up_a_failing_run(
 
 
 def test_train_in_two_tasks_is_one_process_group(cluster, config, uninterrupted, tmp_path):
+    """Two processes with two devices train one run, whose losses are those of one process to
+    rounding."""
     subprocess.run(
         var_jax(
             "sweep",
@@ -214,6 +218,8 @@ def test_train_in_two_tasks_is_one_process_group(cluster, config, uninterrupted,
 def test_batch_script_over_two_tasks_goes_on_after_either_preemption(
     cluster, config, uninterrupted, tmp_path, monkeypatch
 ):
+    """The script requeues itself after its own notice and is requeued by SLURM; every step is
+    logged once, with the losses of an uninterrupted run."""
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
     workdir, log = tmp_path / "run", tmp_path / "log.txt"

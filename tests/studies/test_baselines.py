@@ -38,6 +38,7 @@ def test_nearest_matches_brute_force_over_kept_pixels():
 
 
 def test_mean_image_is_rounded(monkeypatch):
+    """Means over chunks of seven images are those over all of them."""
     monkeypatch.setattr(baselines, "CHUNK", 7)
     expected = np.rint(TRAINING.mean(axis=0)).astype(np.uint8)
     np.testing.assert_array_equal(baselines.mean_image(TRAINING), expected)

@@ -1,3 +1,5 @@
+"""The quickstart's study: both stages, its measurements, and its report."""
+
 import dataclasses
 import json
 from types import SimpleNamespace
@@ -17,6 +19,8 @@ GUIDED, PLAIN = quickstart.compared_settings(small.pipeline())
 
 @pytest.mark.slow
 def test_run_trains_both_stages_samples_and_reports(digits_dir, tmp_path):
+    """The report has every entry, the picture shows the model's own samples, and a second start
+    trains nothing and keeps the times."""
     settings = {"steps": 2, "init_from": ""}
     stages = [
         small.train_config(stage, digits_dir, **settings) for stage in ("tokenizer", "transformer")
@@ -103,7 +107,11 @@ def test_run_checks_both_stages_before_it_trains(untrained, tmp_path):
     ],
     ids=["fresh", "finished", "half way", "no report", "never known"],
 )
-def test_seconds_are_of_whole_stages(untrained, tmp_path, monkeypatch, at, reported, expected):
+def test_run_reports_seconds_of_whole_stages_only(
+    untrained, tmp_path, monkeypatch, at, reported, expected
+):
+    """A stage that was resumed, or whose time is not in the report, has no time, and then the total
+    has none either."""
     done = dict(zip(("tokenizer-run", "transformer-run"), at, strict=True))
     monkeypatch.setattr(
         quickstart,
@@ -127,7 +135,8 @@ def flat(values, side: int = 8) -> np.ndarray:
     )
 
 
-def test_variance_within_classes():
+def test_within_class_variance_is_within_classes_at_8x8():
+    """Differences between classes and patterns finer than 8 x 8 do not count."""
     labels = np.array([0, 0, 1, 1])
     assert quickstart.within_class_variance(flat([0, 1, 0.3, 0.3]), labels) == pytest.approx(
         0.25 / 2
@@ -141,7 +150,7 @@ def test_variance_within_classes():
     ) == pytest.approx(0)  # at 8x8
 
 
-def test_distance_to_the_nearest():
+def test_nearest_distance_is_the_median_to_the_nearest():
     assert quickstart.nearest_distance(flat([0.5]), flat([0, 0.75])) == pytest.approx(
         64**0.5 * 0.25
     )
@@ -176,7 +185,9 @@ class Swapped:
         )
 
 
-def test_samples_are_judged_against_real_images(monkeypatch):
+def test_judge_compares_samples_with_real_images(monkeypatch):
+    """A model that returns held-out images of the label agrees with it everywhere, one that swaps
+    the labels nowhere, and both have the variance of real images."""
     config = small.train_config("transformer", "")
     config = dataclasses.replace(
         config, transformer=dataclasses.replace(config.transformer, num_classes=2)
@@ -204,7 +215,8 @@ def test_samples_are_judged_against_real_images(monkeypatch):
     assert 0.8 < copied["variance_ratio"] < 1.25 and 0.8 < swapped["variance_ratio"] < 1.25
 
 
-def test_lines_of_a_report():
+def test_lines_of_a_report_are_readable():
+    """Each line has its values rounded, and times that are not known are said to be so."""
     row = {"label_accuracy": 0.975, "variance_ratio": 0.8, "nearest_ratio": 1.1}
     report = {
         "reconstruction": {

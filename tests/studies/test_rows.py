@@ -1,3 +1,5 @@
+"""Rows of studies: a file that grows row by row, and the fingerprints and distances in it."""
+
 import json
 
 import jax
@@ -17,7 +19,8 @@ from var_jax.studies import rows as study
 ABOUT = {"study": "toy", "model": "a", "small": None, "reference": {"count": 3}}
 
 
-def test_rows_are_there_after_a_kill(tmp_path):
+def test_rows_are_written_one_by_one(tmp_path):
+    """A second object reads what the first has added, and no temporary file stays."""
     path = tmp_path / "deep" / "rows.json"
     rows = study.Rows(path, ABOUT, ["a note"])
     assert rows.missing(["x", "y", "x"]) == ["x", "y"] and not path.exists()
@@ -33,7 +36,9 @@ def test_rows_are_there_after_a_kill(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["rows.json"]
 
 
-def test_rows_of_other_settings_are_refused(tmp_path):
+def test_rows_refuse_other_settings(tmp_path):
+    """The setting with both values, a damaged file and a place that cannot be written are named,
+    and the file stays."""
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})
     before = path.read_bytes()
@@ -68,6 +73,7 @@ def test_rows_of_an_earlier_version_go_on_whatever_it_called_the_resizing(tmp_pa
 
 
 def test_rows_take_what_an_earlier_run_did_not_know(tmp_path):
+    """A new setting is added to those that are known, and may not change afterwards."""
     path = tmp_path / "rows.json"
     study.Rows(path, ABOUT).add("x", {})
     study.Rows(path, {**ABOUT, "small": "s"}).add("y", {})
@@ -79,6 +85,7 @@ def test_rows_take_what_an_earlier_run_did_not_know(tmp_path):
 
 
 def test_model_fingerprint_is_of_both_parts():
+    """A change of either part's last parameter changes it, and an equal model has the same."""
     model = small.pipeline()
     result = {model_fingerprint(model.config, model.params)}
     for part in ("tokenizer", "transformer"):
@@ -96,7 +103,9 @@ def test_model_fingerprint_is_of_both_parts():
     )
 
 
-def test_distances_are_those_of_the_moments():
+def test_distance_is_that_of_the_moments():
+    """Values are those of the moments, with an interval where resamples are asked for, and 0 for
+    equal sets."""
     random, network = np.random.default_rng(0), toy_network.network()
     real, other = (
         study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
@@ -109,7 +118,7 @@ def test_distances_are_those_of_the_moments():
     assert Distance(real, 0, 0).of(real)["ci95"] is None
 
 
-def test_labels_must_be_the_models(tmp_path):
+def test_load_all_refuses_labels_that_are_not_the_models(tmp_path):
     file = str(tmp_path / "a.npz")
     pixels = np.zeros((3, 4, 4, 1), np.uint8)
     for labels, output in (

@@ -1,3 +1,5 @@
+"""The study of sampling settings."""
+
 import json
 
 import jax
@@ -114,7 +116,7 @@ def test_time_in_turn_alternates_contenders():
     } == {"a": 3, "b": 3}
 
 
-def test_speed_is_the_median_beside_the_bases(monkeypatch):
+def test_speed_is_the_median_relative_to_the_base(monkeypatch):
     monkeypatch.setattr(
         sampling_settings, "time_in_turn", lambda *_: {"a": [4.0, 1.0, 2.0], "b": [1.0, 1.0, 9.0]}
     )

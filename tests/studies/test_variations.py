@@ -24,6 +24,7 @@ def test_enlarged_averages_down_and_up():
 
 
 def test_continued_rows_keep_every_number_of_scales():
+    """Three scales allow one or two to be kept, of the image itself and of an enlarged one."""
     assert variations.continued_rows(3) == {
         "enlarged, first 1 scales kept": ("enlarged", 1),
         "enlarged, first 2 scales kept": ("enlarged", 2),

@@ -31,6 +31,7 @@ class Held:
 
 
 def test_evaluator_compiles_reconstructions_once(monkeypatch):
+    """Three pictures trace the function once, and show the parameters of their moment."""
     traced = []
 
     def reconstruct(config, params, images):

@@ -85,6 +85,7 @@ def test_hosts_name_an_image_that_one_lacks(images, ended):
 
 @pytest.mark.slow
 def test_hosts_name_another_image_of_the_same_name(images, ended):
+    """Both processes end with code 2 and name the host whose image differs."""
     second = images("third", other="dog/05.png")
     result = ended("other", f"--config.data.source_dir={second}")
     assert [code for code, _ in result] == [2, 2], result
@@ -111,6 +112,7 @@ def test_hosts_name_another_setting(ended):
 
 @pytest.mark.slow
 def test_hosts_name_another_tokenizer(ended, tmp_path):
+    """Both processes end with code 2 and name the host whose frozen network differs."""
     model = small.pipeline()
     tokenizer = dict(model.params["tokenizer"])
     tokenizer["quantize"] = {name: leaf + 1 for name, leaf in tokenizer["quantize"].items()}

@@ -56,6 +56,8 @@ def test_train_keeps_its_records_before_each_checkpoint(
 def test_train_stops_before_it_saves_what_is_not_finite(
     configs, unevaluated, late, tmp_path, monkeypatch
 ):
+    """A step whose loss or gradient norm is not finite leaves the checkpoint before it as the last
+    one."""
     monkeypatch.setattr(step, "make_train_step", fake_step(**late))
     with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
         train(configs["tokenizer"], str(tmp_path))
@@ -72,6 +74,8 @@ def test_train_diverges_before_the_first_checkpoint(configs, unevaluated, tmp_pa
 
 @pytest.mark.slow
 def test_train_stops_when_a_real_step_diverges(configs, unevaluated, tmp_path):
+    """A learning rate of 1e30 diverges in the second step, and the checkpoint that is kept is
+    finite."""
     config = configs["transformer"]
     optimizer = dataclasses.replace(config.optimizer, base_lr=1e30, schedule="constant")
     with pytest.raises(Diverged, match=r"step 2.*the last checkpoint is of step 1"):
@@ -152,6 +156,8 @@ def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, c
 
 
 def test_train_keeps_the_best_state_by_losses_that_come_after_the_save(fast, tmp_path, monkeypatch):
+    """The evaluation of step 2, the lowest loss, ends after later saves, and its checkpoint is kept
+    besides the last."""
     losses_of = iter([0.1, 0.4, 0.3, 0.2])
     monkeypatch.setattr(SlowEvaluator, "metrics", lambda self, _: {"loss": next(losses_of)})
     train(dataclasses.replace(fast, steps=8, keep_checkpoints=1), str(tmp_path))
@@ -160,6 +166,8 @@ def test_train_keeps_the_best_state_by_losses_that_come_after_the_save(fast, tmp
 
 @pytest.mark.slow
 def test_train_makes_up_for_an_evaluation_that_preemption_put_off(configs, tmp_path, monkeypatch):
+    """The run stops before the evaluation of step 2, which the next start makes up for before it
+    goes on."""
     config = dataclasses.replace(configs["tokenizer"], eval_every=2)
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         signal_in_step(patch, 1)
@@ -171,6 +179,7 @@ def test_train_makes_up_for_an_evaluation_that_preemption_put_off(configs, tmp_p
 
 @pytest.mark.slow
 def test_train_writes_a_trace_of_some_steps(configs, unevaluated, tmp_path, monkeypatch):
+    """The profiler's file of the asked steps is in the workdir."""
     monkeypatch.setattr(step, "make_train_step", fake_step())
     train(configs["tokenizer"], str(tmp_path), profile=(2, 1))
     assert any(file.stat().st_size > 100 for file in (tmp_path / "profile").rglob("*.xplane.pb"))
