@@ -51,6 +51,7 @@ CHECKOUT = Path(__file__).parents[
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
+    """Adds the option `--config FILE.py[:ARG]`."""
     parser.add_argument(
         "--config",
         required=True,

@@ -128,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default: str = "crop"):
+    """Adds the options that say where images come from and how they are resized."""
     parser.add_argument(
         "--resize",
         type=current_resize,
@@ -151,6 +152,7 @@ def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default:
 
 
 def add_feature_arguments(parser: argparse._ActionsContainer):
+    """Adds the options of the feature network and of its weights."""
     parser.add_argument(
         "--features",
         choices=("efficientnet", "inception"),

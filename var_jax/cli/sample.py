@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def add_partner_arguments(parser: argparse.ArgumentParser):
+    """Adds the options of a second model that samples the last scales."""
     parser.add_argument(
         "--then",
         metavar="DIR",
@@ -75,6 +76,7 @@ def add_partner_arguments(parser: argparse.ArgumentParser):
 
 
 def check_partner_arguments(args: argparse.Namespace):
+    """Raises UserError if only one of --then and --keep-scales is given."""
     require(
         (args.then is None) == (args.keep_scales is None),
         "--keep-scales",
@@ -84,6 +86,7 @@ def check_partner_arguments(args: argparse.Namespace):
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser):
+    """Adds the option for the dtype that models compute in."""
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -92,6 +95,7 @@ def add_dtype_argument(parser: argparse.ArgumentParser):
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser):
+    """Adds the options of the sampling settings, which several commands share."""
     group = parser.add_argument_group("sampling", SCHEDULES)
     described = "; ".join(
         f"{name}: {', '.join(f'{k} {v}' for k, v in preset.items() if v is not False)}"

@@ -132,25 +132,27 @@ class TokenizerConfig:
 
     @property
     def widths(self) -> tuple[int, ...]:
+        """Channels of each level of the encoder, from the finest resolution to the coarsest."""
         return tuple(self.channels * m for m in self.multipliers)
 
     @property
     def downsampling(self) -> int:
-        """Pixels of a token's side: two to the number of halvings."""
+        """Side in pixels of a token of the finest scale: two to the number of halvings."""
         return 2 ** (len(self.multipliers) - 1)
 
     @property
     def codebook_parameters(self) -> int:
-        """Numbers in the codebook; none where codes are computed."""
+        """Number of parameters of the codebook; 0 where codes are computed."""
         return 0 if self.codes == "bsq" else self.vocab_size * self.z_channels
 
     @property
     def phi_count(self) -> int:
+        """Number of residual convolutions (phi): as configured, or one per scale."""
         return self.phi or len(self.scales)
 
     @property
     def pixel_channels(self) -> int:
-        """Numbers in the block of pixels that one token of the finest scale stands for."""
+        """Values of the block of pixels that one token of the finest scale stands for."""
         return self.downsampling**2 * self.in_channels
 
     @property

@@ -229,23 +229,25 @@ class TransformerConfig:
 
     @property
     def latent_channels(self) -> int:
-        """Numbers at a place of the map that a diffusion model makes of noise."""
+        """Channels of the latents that a diffusion model generates."""
         return self.pixel_channels if self.latents == "pixels" else self.z_channels
 
     @property
     def output_channels(self) -> int:
-        """Numbers at a place that a diffusion model predicts."""
+        """Channels that a diffusion model predicts: twice as many where it learns a variance."""
         return self.latent_channels * (2 if self.learn_sigma else 1)
 
     @property
     def latent_shape(self) -> LatentShape:
-        """The shape of that map."""
+        """(height, width, channels) of the latents that a diffusion model generates."""
         return *self.scales.finest, self.latent_channels
 
     @property
     def head_dim(self) -> int:
+        """Channels of each attention head."""
         return self.width // self.heads
 
     @property
     def hidden(self) -> int:
+        """Channels of the hidden layer of each MLP."""
         return round(self.width * self.mlp_ratio)

@@ -128,7 +128,7 @@ def survey(files: Listing) -> Survey:
 
 
 class Reading:
-    """Findings over the files of a set that are read one by one, said when all have been read.
+    """Findings over files that are read one by one; logs them when all files have been read.
 
     Commands that read a folder's images only once use it instead of `survey`.
     """
@@ -140,7 +140,7 @@ class Reading:
         self._facts: dict[int, _Facts] = {}
 
     def add(self, index: int, name: str, samples: image_file.Samples):
-        """Takes note of a file's samples; the last file's first call says the warnings of all."""
+        """Records a file's samples; once all files are recorded, logs the warnings about them."""
         if index in self._facts:
             return
         self._facts[index] = _facts_of(name, samples)

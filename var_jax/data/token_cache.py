@@ -112,6 +112,7 @@ class Cache:
 
     @property
     def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by id."""
         return self.manifest.class_names
 
     @property
@@ -125,10 +126,20 @@ class Cache:
 
     @functools.cached_property
     def train(self) -> TokenSplit:
+        """The training images.
+
+        Raises:
+          UserError: the cache has none.
+        """
         return self._split("train")
 
     @functools.cached_property
     def test(self) -> TokenSplit:
+        """The held-out images.
+
+        Raises:
+          UserError: the cache has none.
+        """
         return self._split("test")
 
     def check(

@@ -147,7 +147,7 @@ def warm_up(model: Pipeline, choices: Choices):
 
 
 def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.ndarray, "H W c"]:
-    """An uploaded image file at the model's size, cut to its shape as `var-jax edit` does.
+    """Returns an uploaded image at the model's size, cropped to its shape as `var-jax edit` does.
 
     Raises:
       UserError: too many bytes or pixels, too long and narrow, or not an image that decodes to its

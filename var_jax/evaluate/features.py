@@ -79,6 +79,7 @@ class FeatureNetwork:
         return jax.eval_shape(self.apply_with_spatial, self.params, image)[-1].shape[-1]
 
     def described(self) -> dict[str, Any]:
+        """Returns the network's entry in a report."""
         description: dict[str, Any] = {
             "network": self.name,
             "weights": self.weights,
@@ -203,6 +204,7 @@ class FeatureStats(NamedTuple):
 
     @property
     def moments(self) -> Moments:
+        """The moments of all images."""
         return self.halves[0].merge(self.halves[1])
 
 
@@ -236,6 +238,11 @@ class Collector:
         self.batch = self._extract.batch
 
     def add(self, images: UInt8[np.ndarray, "b h w c"]):
+        """Adds the features of more images.
+
+        Raises:
+          UserError: features are not finite, as those of damaged weights.
+        """
         for start in range(0, len(images), self.batch):
             self._add_batch(images[start : start + self.batch])
 
@@ -261,6 +268,7 @@ class Collector:
             self._kept = [self._sorted()]
 
     def finish(self) -> FeatureStats:
+        """Returns the statistics of all added images."""
         arrays = self._sorted()
         distinct = len(np.unique(np.concatenate(self._hashes)))
         return FeatureStats(
@@ -323,6 +331,7 @@ def of_reference(
 
 
 def default_cache() -> str:
+    """Returns the directory of cached reference features, below the user's cache directory."""
     return os.path.join(
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "features"
     )
@@ -383,6 +392,7 @@ def _hash(image: UInt8[np.ndarray, "h w c"]) -> int:
 
 
 def require_enough(images: ImageSet, least: int = 4):
+    """Raises UserError for a set of fewer than `least` images."""
     require(
         images.count >= least,
         f"the number of images in {images.name}",

@@ -37,6 +37,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def empty(cls, dimensions: int) -> "Moments":
+        """Returns the moments of no rows."""
         return cls(0, np.zeros(dimensions), np.zeros((dimensions, dimensions)))
 
     @classmethod
@@ -95,6 +96,7 @@ class Frechet:
         self._root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
     def distance(self, other: Moments | Gaussian) -> float:
+        """Returns the Fréchet distance of another set from the reference."""
         covariance = other.covariance
         values = scipy.linalg.eigvalsh(self._root @ covariance @ self._root)
         mixed = np.sqrt(np.maximum(values, 0)).sum()

@@ -1,4 +1,4 @@
-"""The cosine schedule of masked prediction: how many tokens are masked, and how many remain so.
+"""The cosine schedule of masked prediction: how many tokens are masked in training and in decoding.
 
 Source: MaskGIT (arXiv 2202.04200); google-research/maskgit `libml/mask_schedule.py`
 and `libml/parallel_decode.py`.

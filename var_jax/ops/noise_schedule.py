@@ -8,9 +8,9 @@ Two predictions are known here:
   model predicts the noise (DiT, arXiv 2212.09748; DDPM, arXiv 2006.11239).
 
 Every such mixture, divided by alpha + sigma, lies on the straight line from noise to data, at
-t = alpha / (alpha + sigma). So one function, `velocity_of`, makes a velocity on that line of either
-prediction, and the solvers (`ops.diffusion_solvers`) know nothing else. Euler's method on the line
-is DDIM (arXiv 2010.02502, equation 13) for predictions of the noise.
+t = alpha / (alpha + sigma). So one function, `velocity_of`, converts either prediction to a
+velocity on that line, and the solvers (`ops.diffusion_solvers`) work with velocities alone. For
+predictions of the noise, Euler's method on the line is DDIM (arXiv 2010.02502, equation 13).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ALPHA_BARS = np.cumprod(1 - BETAS)  # squares of alpha by step
 
 
 class Mixture(NamedTuple):
-    """Factors of data and of noise, and the time that a network takes with their mixture."""
+    """Factors of data and noise in mixtures, and the network's time input for each."""
 
     alpha: Float[Array, "*b"]
     sigma: Float[Array, "*b"]
@@ -56,7 +56,11 @@ class Path(NamedTuple):
 
 
 def mixture_at(prediction: Prediction, share: Float[Array, "*b"]) -> Mixture:
-    """Returns the mixtures of training: uniform shares in [0, 1) give its uniform times."""
+    """Returns the mixtures at shares of the noise schedule, from 0 to below 1.
+
+    Training samples the shares uniformly, which makes its times uniform. For "velocity" a share is
+    t itself; for "epsilon" it is rounded down to one of the 1000 steps of DDPM.
+    """
     if prediction == "velocity":
         return Mixture(share, 1 - share, STEPS * share)
     step = jnp.minimum(jnp.floor(share * STEPS).astype(jnp.int32), STEPS - 1)
@@ -74,10 +78,10 @@ def target(
 
 
 def sampling_path(prediction: Prediction, steps: int) -> Path:
-    """Returns the points of a sampler with so many steps.
+    """Returns the mixtures that a sampler of so many steps visits.
 
-    They are evenly spaced; of "epsilon", steps of DDPM from the last to the first, rounded (as DiT
-    spaces them), and then the data.
+    They are evenly spaced. For "epsilon" they are steps of DDPM from the last to the first, rounded
+    as in DiT, and then the data.
     """
     if prediction == "velocity":
         alphas = np.arange(steps + 1) / steps

@@ -1,4 +1,4 @@
-"""Sines and cosines of times and of places, which a network takes in place of the numbers."""
+"""Sinusoidal embeddings of diffusion times and of the positions of a map."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PERIOD = 10000.0  # of the slowest sine, over 2 pi
 
 
 def time_features(times: Float[Array, " b"], channels: int) -> Float[Array, "b c"]:
-    """Returns cosines, then sines, of the times at frequencies from 1 to 1 / `PERIOD` (DiT)."""
+    """Returns cosines and then sines of times, at frequencies from 1 to 1 / `PERIOD` (DiT)."""
     half = channels // 2
     angles = times.astype(jnp.float32)[:, None] * PERIOD ** (-np.arange(half) / half)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def place_table(size: tuple[int, int], channels: int) -> Float[np.ndarray, "n c"]:
-    """Returns the fixed table of a map's places, row by row (DiT; MAE, arXiv 2111.06377).
+    """Returns fixed position embeddings of a map, row by row (DiT; MAE, arXiv 2111.06377).
 
-    The first half of the channels is of the column, the second of the row: sines, then cosines, at
-    frequencies from 1 to 1 / `PERIOD`.
+    The first half of the channels encodes the column and the second half the row: sines, then
+    cosines, at frequencies from 1 to 1 / `PERIOD`.
 
     Args:
       size: rows and columns.

@@ -226,6 +226,7 @@ GIB = 2**30
 
 
 def gib(size: float) -> str:
+    """Returns a number of bytes as text in GiB."""
     return f"{size / GIB:.2f} GiB"
 
 

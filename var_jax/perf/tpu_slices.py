@@ -42,6 +42,7 @@ class Slice:
     devices: tuple[jax.Device, ...]
 
     def is_ring(self, dim: int) -> bool:
+        """Returns whether the chips along a dimension are joined to a ring."""
         size = self.dims[dim]
         return size % CUBE == 0 if len(self.dims) == 3 else size == WHOLE_POD
 

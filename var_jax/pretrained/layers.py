@@ -111,6 +111,7 @@ def same_padding(n: int, size: int, stride: int) -> tuple[int, int]:
 
 
 def relu6(x: Array) -> Array:
+    """Returns values clipped to [0, 6]."""
     return jnp.clip(x, 0, 6)
 
 
@@ -140,4 +141,5 @@ def average_pool(
 
 
 def linear(layer: Layer, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+    """Returns a linear map over the last axis plus its bias."""
     return x @ layer["kernel"] + layer["bias"]

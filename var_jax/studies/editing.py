@@ -56,6 +56,7 @@ class Editor:
     preset: str
 
     def region(self, task: str) -> Region:
+        """Returns the region that a task fills."""
         tokenizer = self.model.config.tokenizer
         keep = keep_mask(task, tokenizer.scales.finest)
         return Region(keep, validate.kept_pixels(tokenizer, keep))

@@ -98,10 +98,12 @@ class Run:
 
     @property
     def tokens(self) -> int:
+        """Training tokens of the final model, its trunk's included."""
         return self.config.steps * self.config.batch_size * self.config.tokenizer.scales.total
 
     @property
     def params(self) -> dict[str, int]:
+        """Numbers of parameters: "total", and "body", the blocks' weight matrices alone."""
         return flops.param_count(self.config.transformer)
 
     @property
@@ -109,6 +111,7 @@ class Run:
         return flops.train_flops_per_image(self.config.transformer) * self.config.batch_size
 
     def command(self, config_file: str, workdir: str, attempt: int) -> RunCommand:
+        """Returns the command that starts an attempt at the run in the sweep's directory."""
         directory = f"{workdir.rstrip('/')}/{self.id}"
         argv = (
             sys.executable,

@@ -50,10 +50,12 @@ class Observed:
 
     @property
     def live(self) -> bool:
+        """Whether the run is queued or running."""
         return self.state in ("queued", "running")
 
     @property
     def attempt(self) -> int:
+        """The number of the latest attempt; 0 if there was none."""
         return len(self.claims)
 
 

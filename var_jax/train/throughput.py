@@ -74,6 +74,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """Excludes the time of a block from the rates, such as that of an evaluation."""
         start = time.perf_counter()
         yield
         self._mark = (self._mark[0], self._mark[1] + time.perf_counter() - start)
