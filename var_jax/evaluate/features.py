@@ -238,11 +238,7 @@ class Collector:
         self.batch = self._extract.batch
 
     def add(self, images: UInt8[np.ndarray, "b h w c"]):
-        """Adds the features of more images.
-
-        Raises:
-          UserError: features are not finite, as those of damaged weights.
-        """
+        """Adds the features of images; raises UserError for features that are not finite."""
         for start in range(0, len(images), self.batch):
             self._add_batch(images[start : start + self.batch])
 
