@@ -15,9 +15,9 @@ r"""Rivals of VAR on ImageNet at 256x256 pixels, at published sizes: LlamaGen, M
 No run of this config is on record and its cost is not measured. Sizes and recipes are the
 originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and rotary embeddings,
 MaskGIT's normalize after each sum and know the class by a token, DiT's are the same up to its fixed
-table of places. The diffusion learns features before a quantizer of four channels, where DiT
-learns those of a KL autoencoder. `var-jax train` of the tokenizers needs the files that
-configs/imagenet256.py names.
+table of places. As DiT's, the diffusion learns over a KL autoencoder: the mean of its features,
+normalized by channel, where DiT learns samples times 0.18215. `var-jax train` of the tokenizers
+needs the files that configs/imagenet256.py names.
 """
 
 from ml_collections import config_dict
@@ -49,10 +49,12 @@ def get_config(arg: str = "dit_xl_2") -> config_dict.ConfigDict:
         config.tokenizer.scales = "32"  # latents of 32x32x4
         config.tokenizer.multipliers = (1, 2, 4, 4)
         config.tokenizer.z_channels = 4
-        config.tokenizer.vocab_size = 16384
+        config.tokenizer.codes = "kl"
 
     if arg != name:
         recipes.imagenet_tokenizer(config)
+        if name == "dit_xl_2":
+            config.codebook.init = "normal"  # it has no codes
         return config
 
     # What the three recipes share: AdamW at a constant 1e-4 in batches of 256

@@ -75,7 +75,7 @@ class Pipeline(SamplingModel):
         """
         labels = self._labels(labels)
         if return_tokens:
-            networks.require_tokens(self.config.transformer, "return_tokens")
+            networks.require_tokens(self.config, "return_tokens")
         require(
             is_integer(first_index) and 0 <= first_index <= 2**32 - len(labels),
             "first_index",

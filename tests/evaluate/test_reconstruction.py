@@ -26,7 +26,7 @@ TOKENS = RANDOM.integers(0, 3, (30, 5)).astype(np.int32)
 class Model:
     """Whose tokens and reconstructions are known."""
 
-    config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=8))
+    config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=8, quantizes=True))
 
     def spread(self):
         return self
@@ -151,7 +151,9 @@ def test_report_says_that_codes_are_counted_by_their_lowest_bits(report):
     lowest bits."""
 
     class Large(Model):
-        config = SimpleNamespace(tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21))
+        config = SimpleNamespace(
+            tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21, quantizes=True)
+        )
 
         def encode(self, signal):
             return super().encode(signal) + 2**16

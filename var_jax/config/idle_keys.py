@@ -205,6 +205,17 @@ TOKENIZER_RULES = (
         lambda c: c.tokenizer.codes == "bsq",
     ),
     Rule(
+        (
+            *(f"tokenizer.{name}" for name in ("vocab_size", "phi", "phi_ratio", "vq_beta")),
+            "tokenizer.init_codes",
+            "loss.vq",
+            "codebook.*",
+        ),
+        "tokenizer.codes",
+        lambda c: not c.tokenizer.quantizes,
+    ),
+    Rule(("loss.kl",), "tokenizer.codes", lambda c: c.tokenizer.codes != "kl"),
+    Rule(
         ("tokenizer.quantizer_dropout_from",),
         "tokenizer.quantizer_dropout",
         lambda c: c.tokenizer.quantizer_dropout == 0,

@@ -9,6 +9,7 @@ from var_jax.config.transformer_config import DType, TransformerConfig
 
 ImageShape = tuple[int, int, int]  # (height, width, channels)
 MAX_BITS = 30  # of a binary code: tokens are int32, and one number beyond the last must be too
+CONTINUOUS = ("none", "kl")  # kinds of `codes` without codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,9 @@ class TokenizerConfig:
       phi_ratio: share r of the convolution in phi(x) = (1 - r) x + r conv(x).
       codes: "euclidean" nearest code; "cosine": residual and codes are normalized for the search
         only; "bsq": binary spherical codes without a codebook (`ops.vq`), for vocabularies of any
-        size.
+        size. Two kinds leave features as they are, for diffusion alone, and have a single scale:
+        "none", a plain autoencoder; "kl", whose features are Gaussians with `loss.kl` (Latent
+        Diffusion, arXiv 2112.10752).
       vq_beta: weight of the commitment half of the VQ loss.
       init_codes: initial standard deviation of the codes; with that of the features, many codes are
         used from the start.
@@ -62,7 +65,7 @@ class TokenizerConfig:
     vocab_size: int = 4096
     phi: int = 4
     phi_ratio: float = 0.5
-    codes: Literal["euclidean", "cosine", "bsq"] = "euclidean"
+    codes: Literal["euclidean", "cosine", "bsq", "none", "kl"] = "euclidean"
     vq_beta: float = 0.25
     init_codes: float = 0.1
     init_gain: float = 0.0
@@ -113,6 +116,8 @@ class TokenizerConfig:
                 self.vocab_size,
                 f"2 ** z_channels = {2**self.z_channels} with codes 'bsq'",
             )
+        if not self.quantizes:
+            self._check_continuous()
         for name in ("init_codes", "init_gain"):
             require(getattr(self, name) >= 0, f"tokenizer.{name}", getattr(self, name), "0 or more")
         require(0 <= self.dropout < 1, "tokenizer.dropout", self.dropout, "from 0 to below 1")
@@ -130,6 +135,33 @@ class TokenizerConfig:
             f"a scale of {self.scales}, counted from 0: at most {finest}",
         )
 
+    def _check_continuous(self):
+        """Raises UserError for a value that goes with a quantizer alone."""
+        height, width = self.scales.finest
+        require(
+            len(self.scales) == 1,
+            "tokenizer.scales",
+            self.scales,
+            f"one map, such as {height}x{width}, with tokenizer.codes {self.codes!r}, which leaves "
+            "nothing to quantize by scale",
+        )
+        require(
+            self.quantizer_dropout == 0,
+            "tokenizer.quantizer_dropout",
+            self.quantizer_dropout,
+            f"0 with tokenizer.codes {self.codes!r}, which has no quantizer",
+        )
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether images have tokens, which a plain or a KL autoencoder does not make."""
+        return self.codes not in CONTINUOUS
+
+    @property
+    def feature_channels(self) -> int:
+        """Numbers that the encoder gives a place: those of a code, or a Gaussian's moments."""
+        return self.z_channels * (2 if self.codes == "kl" else 1)
+
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level of the encoder, from the finest resolution to the coarsest."""
@@ -142,8 +174,9 @@ class TokenizerConfig:
 
     @property
     def codebook_parameters(self) -> int:
-        """Number of parameters of the codebook; 0 where codes are computed."""
-        return 0 if self.codes == "bsq" else self.vocab_size * self.z_channels
+        """Number of parameters of the codebook; 0 where codes are computed, or there are none."""
+        learned = self.quantizes and self.codes != "bsq"
+        return self.vocab_size * self.z_channels if learned else 0
 
     @property
     def phi_count(self) -> int:
@@ -176,6 +209,7 @@ class ModelConfig:
             require(value == expected, f"transformer.{name}", value, f"the tokenizer's {expected}")
         require_from_data("tokenizer.in_channels", self.tokenizer.in_channels)
         if self.transformer:
+            require_codes(self.tokenizer, self.transformer)
             followed = with_pixel_channels(self.transformer, self.tokenizer)
             channels = self.transformer.pixel_channels
             require(
@@ -199,3 +233,14 @@ def with_pixel_channels(
     if transformer.latents != "pixels" or tokenizer.in_channels == 0:
         return transformer
     return dataclasses.replace(transformer, pixel_channels=tokenizer.pixel_channels)
+
+
+def require_codes(tokenizer: TokenizerConfig, transformer: TransformerConfig):
+    """Raises UserError for a transformer that learns tokens of a tokenizer without codes."""
+    require(
+        tokenizer.quantizes or transformer.objective == "diffusion",
+        "transformer.objective",
+        repr(transformer.objective),
+        f"'diffusion' over a tokenizer with tokenizer.codes {tokenizer.codes!r}, which makes no "
+        "tokens",
+    )

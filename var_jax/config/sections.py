@@ -162,6 +162,9 @@ class LossConfig:
       l1: weight of |reconstruction - image|, mean over pixels, in the tokenizer's loss.
       l2: weight of (reconstruction - image)^2, mean over pixels, in the tokenizer's loss.
       vq: weight of the quantizer's loss in the tokenizer's.
+      kl: weight of the KL divergence of features from normal ones, with tokenizer.codes "kl": that
+        of all features of an image over its number of pixels and channels, so that it stands to
+        `l1` as in Latent Diffusion's autoencoders, whose weight is the default.
       perceptual: weight of the perceptual distance between image and reconstruction; 0 for none.
       perceptual_network: "efficientnet" (stages of EfficientNet-Lite0) or "lpips" (VGG-16 with
         LPIPS's heads).
@@ -175,6 +178,7 @@ class LossConfig:
     l1: float = 0.2
     l2: float = 1.0
     vq: float = 1.0
+    kl: float = 1e-6
     perceptual: float = 0.0
     perceptual_network: Literal["efficientnet", "lpips"] = "efficientnet"
     perceptual_weights: str = ""
@@ -182,7 +186,7 @@ class LossConfig:
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        for name in ("l1", "l2", "vq", "perceptual"):
+        for name in ("l1", "l2", "vq", "kl", "perceptual"):
             require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "0 or more")
         require(
             0 <= self.label_smoothing < 1,

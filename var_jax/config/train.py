@@ -5,7 +5,12 @@ import dataclasses
 from ml_collections import config_dict
 
 from var_jax.config import order_file
-from var_jax.config.model import TokenizerConfig, TransformerConfig, with_pixel_channels
+from var_jax.config.model import (
+    TokenizerConfig,
+    TransformerConfig,
+    require_codes,
+    with_pixel_channels,
+)
 from var_jax.config.sections import (
     DataConfig,
     DiscriminatorOptimizerConfig,
@@ -98,6 +103,8 @@ class TrainConfig:
         if self.transformer is not None:
             followed = with_pixel_channels(self.transformer, self.tokenizer)
             object.__setattr__(self, "transformer", followed)
+            if self.stage == "transformer":
+                require_codes(self.tokenizer, self.transformer)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         for name in (
             "steps",
@@ -125,14 +132,24 @@ class TrainConfig:
         require(0 <= self.ema < 1, "ema", self.ema, "from 0 to below 1")
         if self.stage == "tokenizer":
             self.progressive.check(self.tokenizer)
-            health = self.codebook
-            require(
-                self.tokenizer.codes != "bsq"
-                or (health.init == "normal" and not health.revive_threshold),
-                "codebook.init and revive_threshold",
-                (health.init, health.revive_threshold),
-                "'normal' and 0 with tokenizer.codes 'bsq', which have no codebook",
-            )
+            self._check_codebook()
+
+    def _check_codebook(self):
+        """Raises UserError for settings of a codebook where the tokenizer has none."""
+        health, codes = self.codebook, self.tokenizer.codes
+        require(
+            self.tokenizer.codebook_parameters > 0
+            or (health.init == "normal" and not health.revive_threshold),
+            "codebook.init and revive_threshold",
+            (health.init, health.revive_threshold),
+            f"'normal' and 0 with tokenizer.codes {codes!r}, which have no codebook",
+        )
+        require(
+            self.tokenizer.quantizes or not health.entropy,
+            "codebook.entropy",
+            health.entropy,
+            f"0 with tokenizer.codes {codes!r}, which makes no choice of codes",
+        )
 
     def steps_of(self, value: float) -> int:
         """Returns a number of steps; a value below 1 is a share of the run's."""

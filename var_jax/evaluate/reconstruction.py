@@ -40,7 +40,7 @@ def evaluate(
     *,
     cache: str | None = None,
 ) -> dict[str, Any]:
-    """Reconstructs every image of a reference from all its tokens, and measures the result.
+    """Reconstructs every image of a reference from all that encodes it, and measures the result.
 
     The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0.
     "real_against_real" next to it, of two disjoint halves of the reference, is a scale for reading
@@ -52,7 +52,8 @@ def evaluate(
       cache: as in `features.of_reference`.
     Returns:
       {"features", "reference", "metrics": {"psnr", "psnr_of_mean_mse", "ssim",
-      "perceptual", "frechet_distance"}, "usage": {"scales": [...], "all": {...}}, "warnings"}.
+      "perceptual", "frechet_distance"}, "usage": {"scales": [...], "all": {...}}, "warnings"};
+      no "usage" where the tokenizer has no codes.
     Raises:
       UserError: the images have another size, are too few, or cannot be read.
     """
@@ -67,12 +68,15 @@ def evaluate(
     with features.progress(reference.count, f"reconstructions of {reference.name}") as bar:
         for batch in reference.read(rebuilt.batch):
             images = normalize_images(batch.images)
-            tokens = spread.encode(images)
-            back = spread.decode(tokens)
-            counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
+            if sizes.quantizes:
+                tokens = spread.encode(images)
+                back = spread.decode(tokens)
+                counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
+            else:
+                (back,) = spread.reconstruct(images)
             rebuilt.add(pictures.to_uint8((back + 1) / 2))
             parts.append(compare(images, back))
-            bar.update(len(tokens))
+            bar.update(len(images))
     each = {
         name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]
     }
@@ -83,7 +87,7 @@ def evaluate(
         warnings.append(
             f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}"
         )
-    if counts.shape[1] < sizes.vocab_size:
+    if sizes.quantizes and counts.shape[1] < sizes.vocab_size:
         warnings.append(
             f"codes are counted by their lowest 16 bits, {counts.shape[1]} kinds for "
             f"{sizes.vocab_size} codes: usage and perplexity are those of the kinds"
@@ -108,7 +112,7 @@ def evaluate(
         "features": network.described(),
         "reference": reference.described(),
         "metrics": metrics,
-        "usage": usage(counts, sizes.scales),
+        **({"usage": usage(counts, sizes.scales)} if sizes.quantizes else {}),
         "warnings": warnings,
     }
 

@@ -120,9 +120,9 @@ def to_torch(
       UserError: the published tokenizer has no such codes.
     """
     require(
-        config.tokenizer.codes != "bsq",
+        config.tokenizer.codebook_parameters > 0,
         "tokenizer.codes",
-        "'bsq'",
+        repr(config.tokenizer.codes),
         "'euclidean' or 'cosine' for published keys, which are those of a codebook",
     )
 

@@ -47,8 +47,13 @@ def adaln_weights(config: TransformerConfig) -> int:
     """
     if config.class_conditioning == "start_token":
         return 0
-    linears = 6 * (1 if config.shared_adaln else config.depth) + HEAD_LINEARS
-    return linears * config.width**2
+    linears = 6 * (1 if config.shared_adaln else config.depth)
+    return linears * config.width**2 + head_adaln_weights(config)
+
+
+def head_adaln_weights(config: TransformerConfig) -> int:
+    """Returns the number of weights in the linears of the AdaLN before the head."""
+    return 0 if config.class_conditioning == "start_token" else HEAD_LINEARS * config.width**2
 
 
 def _input_channels(config: TransformerConfig) -> int:
@@ -160,7 +165,7 @@ def generation_flops(
     """
     sequence = forward_flops(config)
     if config.objective == "next_scale":
-        sequence += (len(config.scales) - 1) * 2 * HEAD_LINEARS * config.width**2
+        sequence += (len(config.scales) - 1) * 2 * head_adaln_weights(config)
     cached = 0.0 if config.objective == "diffusion" else adaln_flops(config)
     sequence += (evaluations - 1) * (sequence - cached)
     return (2 if guided else 1) * sequence
@@ -169,7 +174,8 @@ def generation_flops(
 def encode_flops(config: TokenizerConfig) -> float:
     """Returns the FLOPs of encoding one image into tokens.
 
-    They are those of the encoder and of every scale's nearest-code search and residual convolution.
+    They are those of the encoder and of every scale's nearest-code search and residual convolution,
+    if there are codes.
 
     Multiply-adds with padding zeros are not counted, as XLA's cost analysis does not.
     """
@@ -187,8 +193,10 @@ def encode_flops(config: TokenizerConfig) -> float:
     total += (
         _middle(c, previous)
         + _conv((h, w), previous, c.z_channels)
-        + _conv((h, w), c.z_channels, c.z_channels)
+        + _conv((h, w), c.z_channels, c.feature_channels)
     )
+    if not c.quantizes:
+        return float(total)
     search = 2 * c.scales.total * c.codebook_parameters
     down = sum(_resize((h, w), size, c.z_channels) for size in c.scales.sizes)
     return float(total + search + down + _contributions(c))
@@ -267,6 +275,8 @@ def _middle(config: TokenizerConfig, width: int) -> int:
 
 def _contributions(config: TokenizerConfig) -> int:
     """Returns the FLOPs of every scale's bicubic upsampling and residual convolution."""
+    if not config.quantizes:
+        return 0
     finest, channels = config.scales.finest, config.z_channels
     up = sum(_resize(size, finest, channels) for size in config.scales.sizes)
     return up + len(config.scales) * _conv(finest, channels, channels)

@@ -11,7 +11,6 @@ from var_jax.config.model import ModelConfig
 from var_jax.devices.sharding import constrain
 from var_jax.models.diffusion_transformer import from_patches, to_patches
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.ops import vq
 from var_jax.ops.normalize import normalize_images
 
 if TYPE_CHECKING:
@@ -40,19 +39,13 @@ def decode_latents(
 ) -> Float[Array, "b H W c"]:
     """Returns the images of latents, in [-1, 1].
 
-    Features are quantized first: the decoder was trained on codes, and so the quantizer counts as a
-    part of it (Latent Diffusion, arXiv 2112.10752, section 3.1).
-
     Args:
       params: parameters of the tokenizer; decoder and quantizer are enough, and pixels need none.
     """
     tokenizer, transformer = config.tokenizer, config.transformer
     assert transformer is not None
     if transformer.latents == "features":
-        model, variables = Tokenizer(tokenizer), {"params": params}
-        quantizer = model.apply(variables, method="quantizer")
-        codes = vq.quantize(quantizer, latents).f_hats[-1]
-        return model.apply(variables, codes, method="decode_feature")
+        return Tokenizer(tokenizer).apply({"params": params}, latents, method="decode_latents")
     blocks = latents.reshape(len(latents), -1, transformer.latent_channels)
     images = from_patches(blocks, tokenizer.scales.finest, tokenizer.downsampling)
     return jnp.clip(images, -1, 1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from var_jax.config.model import TransformerConfig
+from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.objective_keys import entry_of
 from var_jax.errors import UserError
 from var_jax.models.diffusion_transformer import DiffusionTransformer
@@ -76,14 +76,18 @@ def find(config: TransformerConfig) -> Network:
     return entry_of(NETWORKS, config.objective)
 
 
-def require_tokens(config: TransformerConfig | None, purpose: str) -> None:
-    """Raises UserError for a network without tokens.
+def require_tokens(config: ModelConfig, purpose: str) -> None:
+    """Raises UserError for a tokenizer without codes or a network without tokens.
 
     Args:
       purpose: the caller's aim, such as "logits".
     """
-    if config is not None and find(config).inputs_of_tokens is None:
-        raise UserError(
-            f"the model's objective is {config.objective!r}, which has no tokens; {purpose} must "
-            "be asked of a model that has"
-        )
+    if not config.tokenizer.quantizes:
+        reason = f"tokenizer.codes is {config.tokenizer.codes!r}"
+    elif config.transformer is not None and find(config.transformer).inputs_of_tokens is None:
+        reason = f"objective is {config.transformer.objective!r}"
+    else:
+        return
+    raise UserError(
+        f"the model's {reason}, which has no tokens; {purpose} must be asked of a model that has"
+    )

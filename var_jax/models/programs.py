@@ -8,7 +8,6 @@ import jax
 from var_jax.config.model import ModelConfig
 from var_jax.models import networks
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.ops import vq
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -25,11 +24,11 @@ def decode(config: ModelConfig, params: dict[str, Any], tokens: jax.Array) -> ja
 
 @functools.partial(jax.jit, static_argnames="config")
 def reconstruct(config: ModelConfig, params: dict[str, Any], images: jax.Array) -> list[jax.Array]:
-    """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all."""
-    tokenizer = _tokenizer(config, params)
-    quantizer = tokenizer(method="quantizer")
-    quantized = vq.quantize(quantizer, tokenizer(images, method="features"))
-    return [tokenizer(f_hat, method="decode_feature") for f_hat in quantized.f_hats]
+    """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all.
+
+    Without a quantizer there is one.
+    """
+    return _tokenizer(config, params)(images, method="by_scale")
 
 
 @functools.partial(jax.jit, static_argnames="config")

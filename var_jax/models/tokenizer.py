@@ -1,4 +1,7 @@
-"""The tokenizer: a CNN encoder and decoder around the multi-scale quantizer (Flax Linen, NHWC)."""
+"""The tokenizer: a CNN encoder and decoder around the multi-scale quantizer (Flax Linen, NHWC).
+
+With the codes "none" and "kl" it is an autoencoder without a quantizer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 from var_jax.config.model import TokenizerConfig
 from var_jax.devices.sharding import parameter
 from var_jax.models.cnn import Conv, Decoder, Encoder, conv_init
-from var_jax.ops import vq
+from var_jax.ops import gaussian, vq
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -35,8 +38,21 @@ class Forward(NamedTuple):
     counted: Bool[Array, "b L"]
 
 
+class ContinuousForward(NamedTuple):
+    """The outputs of the training forward pass without a quantizer.
+
+    Attributes:
+      reconstruction: the reconstructed images, not clamped.
+      kl: the divergence of each image's features from normal ones, over its number of pixels and
+        channels; None for a plain autoencoder.
+    """
+
+    reconstruction: Float[Array, "b H W i"]
+    kl: Float[Array, " b"] | None
+
+
 class Tokenizer(nn.Module):
-    """Images in [-1, 1] to tokens of all scales and back."""
+    """Images in [-1, 1] to tokens of all scales, or to continuous features, and back."""
 
     config: TokenizerConfig
 
@@ -45,16 +61,20 @@ class Tokenizer(nn.Module):
         code = ("code", None)
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
-        self.quantize = MultiScaleQuantizer(c)
-        self.quant_conv = Conv(c.z_channels, c, names=code)
+        if c.quantizes:
+            self.quantize = MultiScaleQuantizer(c)
+        self.quant_conv = Conv(c.feature_channels, c, names=code)
         self.post_quant_conv = Conv(c.z_channels, c, names=code)
 
     def __call__(self, images: Float[Array, "b H W i"]):
         """The training forward.
 
         Returns:
-          reconstruction (b, H, W, i), not clamped; tokens (b, L); the VQ loss.
+          reconstruction (b, H, W, i), not clamped; tokens (b, L); the VQ loss. Without a quantizer
+          a `ContinuousForward`.
         """
+        if not self.config.quantizes:
+            return self.continuous_forward(images)
         return self.forward(images)[:3]
 
     def forward(self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None) -> Forward:
@@ -82,13 +102,53 @@ class Tokenizer(nn.Module):
             counted = vq.active_tokens(c.scales, num_scales)
         return Forward(self.reconstruct(passed), tokens, loss, residuals, counted)
 
-    def features(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
-        """Returns the feature maps that the quantizer quantizes, in float32."""
+    def continuous_forward(
+        self, images: Float[Array, "b H W i"], rng: PRNGKeyArray | None = None
+    ) -> ContinuousForward:
+        """Returns the outputs of `__call__` without a quantizer.
+
+        A Gaussian's features are sampled when `rng` is given, and are otherwise its mean.
+        """
+        features, kl = self.moments(images), None
+        if self.config.codes == "kl":
+            kl = gaussian.divergence(features) / images[0].size
+            features = gaussian.sample(features, rng)
+        return ContinuousForward(self.reconstruct(features), kl)
+
+    def moments(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w m"]:
+        """Returns the encoder's output in float32: features, or a Gaussian's moments of them."""
         return self.quant_conv(self.encoder(images)).astype(jnp.float32)
+
+    def features(self, images: Float[Array, "b H W i"]) -> Float[Array, "b h w c"]:
+        """Returns the feature maps that the quantizer quantizes, or continuous ones, in float32.
+
+        Those of a Gaussian are its mean.
+        """
+        features = self.moments(images)
+        return gaussian.sample(features, None) if self.config.codes == "kl" else features
 
     def encode(self, images: Float[Array, "b H W i"]) -> Int[Array, "b L"]:
         """Returns the tokens of all scales, coarse to fine."""
         return vq.quantize(self.quantize(), self.features(images)).tokens
+
+    def by_scale(self, images: Float[Array, "b H W i"]) -> list[Float[Array, "b H W i"]]:
+        """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all.
+
+        Without a quantizer there is one.
+        """
+        feature = self.features(images)
+        maps = vq.quantize(self.quantize(), feature).f_hats if self.config.quantizes else [feature]
+        return [self.decode_feature(map_) for map_ in maps]
+
+    def decode_latents(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        """Returns the images of features that a model generated, in [-1, 1].
+
+        They are quantized first where there is a quantizer: the decoder was trained on codes, and
+        so the quantizer counts as a part of it (Latent Diffusion, arXiv 2112.10752, section 3.1).
+        """
+        if self.config.quantizes:
+            latents = vq.quantize(self.quantize(), latents).f_hats[-1]
+        return self.decode_feature(latents)
 
     def reconstruct(self, feature: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
         """Returns the images of quantized feature maps, not clamped."""

@@ -1,6 +1,7 @@
 """The training objective of the multi-scale tokenizer (VAR, section 3.2).
 
-It reconstructs images through the quantizer; a discriminator may be trained at the same time.
+It reconstructs images through the quantizer, or through continuous features where
+`tokenizer.codes` names none; a discriminator may be trained at the same time.
 """
 
 from __future__ import annotations
@@ -168,8 +169,9 @@ class Autoencoder(Objective[NetworkWeights]):
             state = state.replace(discriminator=updated)
         if rows is not None:
             state, metrics["revived"] = self._revive(state, gradients.counts, rows)
-        metrics["code_usage"] = jnp.mean(gradients.counts > 0, axis=1)
-        metrics["perplexity"] = codebook.perplexity(gradients.counts)
+        if gradients.counts is not None:
+            metrics["code_usage"] = jnp.mean(gradients.counts > 0, axis=1)
+            metrics["perplexity"] = codebook.perplexity(gradients.counts)
         return state, metrics
 
     def _revive(
@@ -250,6 +252,8 @@ class Autoencoder(Objective[NetworkWeights]):
         return image_losses.held_out_metrics(self.config, self.networks, params, frozen, batch)
 
     def summarize(self, sums: Mapping[str, np.ndarray], images: int) -> dict[str, Any]:
+        if not self.model.quantizes:
+            return super().summarize(sums, images)
         counts = sums["code_counts"]
         image_losses.warn_of_collapse(self.config, counts)
         others = {name: value for name, value in sums.items() if name != "code_counts"}

@@ -1,6 +1,8 @@
 """The loss of the tokenizer and its gradients (VAR, section 3.2).
 
-The loss is the sum of reconstruction, quantizer and adversarial terms.
+The loss is the sum of reconstruction, quantizer and adversarial terms. Without a quantizer there is
+the KL term of Latent Diffusion's autoencoders (arXiv 2112.10752) in place of the quantizer's, or
+none.
 
 Gradients with respect to the reconstruction are taken term by term and pulled back through the
 tokenizer once. The adaptive weight needs two of them at the decoder's last kernel besides, which
@@ -68,19 +70,22 @@ class AutoencoderGradients(NamedTuple):
       params: gradients of the tokenizer.
       metrics: scalars, and arrays with a row per scale.
       discriminator: gradients of the discriminator; None before adversarial training.
-      counts: (K, V) uses of the codes.
+      counts: (K, V) uses of the codes; None without a quantizer.
       spectral: power iteration's next vectors.
     """
 
     params: Any
     metrics: Metrics
     discriminator: Any
-    counts: jax.Array
+    counts: jax.Array | None
     spectral: Any
 
 
 class _Forward(NamedTuple):
-    """A forward pass: the reconstruction, the rest of the loss and its parts, and all outputs."""
+    """A forward pass: the reconstruction, the rest of the loss and its parts, and all outputs.
+
+    The latter are None without a quantizer.
+    """
 
     reconstruction: jax.Array
     loss: jax.Array
@@ -125,9 +130,21 @@ class AutoencoderLoss:
         return resize(images, self._tokenizer.image_shape[:2], "area")
 
     def _forward(self, params: Any, images: jax.Array, rng: jax.Array | None) -> _Forward:
-        """Returns the reconstruction, and the quantizer's and the codes' terms of the loss."""
+        """Returns the reconstruction, and the quantizer's and the codes' terms of the loss.
+
+        Without a quantizer the latter is the KL term.
+        """
         model, codes = Tokenizer(self._tokenizer), self._config.codebook
         rngs = None if rng is None else {DROPOUT: jax.random.fold_in(rng, BLOCKS)}
+        if not self._tokenizer.quantizes:
+            reconstruction, kl = model.apply(
+                {"params": params}, images, rng, method="continuous_forward", rngs=rngs
+            )
+            if kl is None:
+                return _Forward(reconstruction, jnp.zeros(()), {}, None)
+            divergence = jnp.mean(kl)
+            weighted = self._config.loss.kl * divergence
+            return _Forward(reconstruction, weighted, {"kl": divergence}, None)
         out = model.apply({"params": params}, images, rng, method="forward", rngs=rngs)
         parts, loss = {"vq": out.vq_loss}, self._config.loss.vq * out.vq_loss
         if codes.entropy:
@@ -204,10 +221,11 @@ class AutoencoderLoss:
         (d_params,) = pull_back((d_rec, jnp.ones(())))
 
         # The codes in use, and vectors that dead ones may be moved onto
-        counts = codebook.code_counts(
-            tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted
-        )
-        vectors = None
+        counts, vectors = None, None
+        if out is not None:
+            counts = codebook.code_counts(
+                tokenizer.scales, out.tokens, tokenizer.vocab_size, out.counted
+            )
         if config.codebook.revives:
             number = -(-tokenizer.vocab_size // config.microbatches)
             scale_weights = codebook_revival.scale_weights(state.usage)[: len(tokenizer.scales)]

@@ -33,8 +33,8 @@ class FrozenTokenizer:
     params: Mapping[str, Any]
 
     def parts(self, names: Collection[str]) -> FrozenTokenizer:
-        """Returns some of the parts."""
-        return FrozenTokenizer({name: self.params[name] for name in names})
+        """Returns some of the parts; there is no quantizer where features are continuous."""
+        return FrozenTokenizer({name: self.params[name] for name in names if name in self.params})
 
 
 def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,25 +65,44 @@ def held_out_metrics(
     """Returns the metrics of a held-out batch, summed over the rows that count.
 
     They have no adversarial terms. `psnr` is in dB with a peak of 1 for pixels in [0, 1], of the
-    clamped reconstruction, summed over images.
+    clamped reconstruction, summed over images. "code_counts" are there where there are codes.
     """
     tokenizer = config.tokenizer
     images = normalized(batch["image"])
     weights = batch["mask"].astype(jnp.float32)
-    model = Tokenizer(tokenizer)
-    feature = model.apply({"params": params}, images, method="features")
-    quantizer = model.apply({"params": params}, method="quantizer")
-    tokens, f_hats, _ = vq.quantize(quantizer, feature)
-    reconstructions = model.apply({"params": params}, f_hats[-1], method="decode_feature")
-    by_image = image_terms(networks, frozen, reconstructions, images)
-    by_image["vq"] = jax.vmap(lambda f, t: vq.vq_loss(f, t, tokenizer.vq_beta))(feature, f_hats)
+    rebuilt = _rebuild(tokenizer, params, images)
+    by_image = image_terms(networks, frozen, rebuilt.images, images) | rebuilt.terms
     by_image["loss"] = weighted_sum(config.loss, by_image)
     by_image["psnr"] = -10 * jnp.log10(jnp.maximum(by_image["l2"] / 4, 1e-10))
     sums = {name: jnp.sum(weights * value) for name, value in by_image.items()}
+    if rebuilt.tokens is None:
+        return sums
     counts = codebook.code_counts(
-        tokenizer.scales, tokens, tokenizer.vocab_size, batch["mask"][:, None]
+        tokenizer.scales, rebuilt.tokens, tokenizer.vocab_size, batch["mask"][:, None]
     )
     return {**sums, "code_counts": counts}
+
+
+class _Rebuilt(NamedTuple):
+    """Reconstructions in [-1, 1], further terms of each image's loss, and the tokens, if any."""
+
+    images: Float[Array, "b H W c"]
+    terms: dict[str, Float[Array, " b"]]
+    tokens: Int[Array, "b L"] | None
+
+
+def _rebuild(config: TokenizerConfig, params: Any, images: Float[Array, "b H W c"]) -> _Rebuilt:
+    model, variables = Tokenizer(config), {"params": params}
+    if not config.quantizes:
+        out = model.apply(variables, images, method="continuous_forward")
+        terms = {} if out.kl is None else {"kl": out.kl}
+        return _Rebuilt(jnp.clip(out.reconstruction, -1, 1), terms, None)
+    feature = model.apply(variables, images, method="features")
+    quantizer = model.apply(variables, method="quantizer")
+    tokens, f_hats, _ = vq.quantize(quantizer, feature)
+    reconstructions = model.apply(variables, f_hats[-1], method="decode_feature")
+    loss = jax.vmap(lambda f, t: vq.vq_loss(f, t, config.vq_beta))(feature, f_hats)
+    return _Rebuilt(reconstructions, {"vq": loss}, tokens)
 
 
 def normalized(images: UInt8[Array, "b H W c"]) -> Float[Array, "b H W c"]:
@@ -131,6 +150,9 @@ def reconstruct(
     config: TokenizerConfig, params: Any, images: UInt8[Array, "b H W c"]
 ) -> Float[Array, "b H W c"]:
     """Returns reconstructions in [0, 1] of uint8 images."""
-    model = Tokenizer(config)
-    tokens = model.apply({"params": params}, normalized(images), method="encode")
-    return (model.apply({"params": params}, tokens, method="decode") + 1) / 2
+    model, variables = Tokenizer(config), {"params": params}
+    if not config.quantizes:
+        (decoded,) = model.apply(variables, normalized(images), method="by_scale")
+        return (decoded + 1) / 2
+    tokens = model.apply(variables, normalized(images), method="encode")
+    return (model.apply(variables, tokens, method="decode") + 1) / 2

@@ -253,7 +253,8 @@ def _rounds(arm: Callable[[str], None], repeats: int) -> list[dict[str, dict[str
 
 def decoder_bytes(params: dict) -> int:
     """Returns the bytes of the weights that decoding reads, once."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves([params[part] for part in DECODING]))
+    parts = [params[part] for part in DECODING if part in params]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Int
 
+from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.devices import batched
 from var_jax.io.loaded_model import LoadedModel
@@ -24,17 +25,25 @@ class CodingModel(LoadedModel):
         Raises:
           UserError: the images do not fit the model, or its objective has no tokens.
         """
-        networks.require_tokens(self.config.transformer, "`encode`")
+        networks.require_tokens(self.config, "`encode`")
         return self._run(programs.encode, validate.images(self.config.tokenizer, images))
 
     def decode(self, tokens: Int[np.ndarray, "b L"]) -> Float[np.ndarray, "b H W c"]:
-        """Returns images in [-1, 1] of tokens of all scales."""
+        """Returns images in [-1, 1] of tokens of all scales.
+
+        Raises:
+          UserError: the tokens do not fit the model, or its tokenizer has none.
+        """
+        networks.require_tokens(ModelConfig(self.config.tokenizer), "`decode`")
         return self._run(programs.decode, validate.tokens(self.config.tokenizer, tokens))
 
     def reconstruct(
         self, images: Float[np.ndarray, "b H W c"]
     ) -> list[Float[np.ndarray, "b H W c"]]:
-        """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all."""
+        """Returns images in [-1, 1] decoded after the first scale, the first two, ... and all.
+
+        Of a tokenizer without codes there is one.
+        """
         return self._run(programs.reconstruct, validate.images(self.config.tokenizer, images))
 
     def logits(
@@ -50,7 +59,7 @@ class CodingModel(LoadedModel):
           UserError: an argument does not fit the model, or its objective has no tokens.
         """
         transformer = validate.transformer(self.config)
-        networks.require_tokens(transformer, "`logits`")
+        networks.require_tokens(self.config, "`logits`")
         takes_mask = networks.find(transformer).takes_mask_token
         tokens = validate.tokens(self.config.tokenizer, tokens, allow_masked=takes_mask)
         labels = self._labels(labels)

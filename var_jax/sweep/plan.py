@@ -11,7 +11,7 @@ from typing import Any
 
 from etils import epath
 
-from var_jax.config.sections import first_resize
+from var_jax.config.sections import LossConfig, first_resize
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.data import fingerprints, token_manifest
@@ -233,6 +233,8 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
     # name that it had first.
     for key in fingerprints.later_defaults(config.transformer) if config.transformer else ():
         del values["transformer"][key]
+    if config.loss.kl == LossConfig.kl:
+        del values["loss"]["kl"]
     values["microbatches"] = 1
     values["data"]["resize"] = first_resize(config.data.resize)
     if trunk:

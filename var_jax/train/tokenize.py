@@ -35,6 +35,7 @@ from var_jax.data import (
 from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
 from var_jax.io import model_directory
+from var_jax.models import networks
 from var_jax.models.encode import encode_pixels
 from var_jax.train import token_shards
 
@@ -90,6 +91,7 @@ def tokenize(
     )
     require(batch is None or batch >= 1, "--batch", batch, "at least 1")
     loaded, params = model_directory.load(epath.Path(model))
+    networks.require_tokens(ModelConfig(loaded.tokenizer), "a token cache")
     config, params = config.with_tokenizer(loaded.tokenizer), params["tokenizer"]
     # Labels are by the order of classes that the cache has already.
     begun = (
