@@ -19,11 +19,13 @@ from var_jax.train.loop import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
+    ("ablation", ("tokenizer", "tokenizer_next_token", "next_token", "next_scale", "qk_norm_d6")),
     ("digits", ("tokenizer", "tokenizer_map", "d2", "next_token", "masked", "diffusion")),
     ("emoji", ("tokenizer", "d4")),
     ("fashion_mnist", ("tokenizer", "d3", "tokenizer1024_l2", "tokenizer1024_full")),
     ("imagenet256", ("tokenizer", "d16", "d30")),
     ("imagenet256_rivals", ("tokenizer_maskgit", "llamagen_xxl", "maskgit", "dit_xl_2")),
+    ("imagenet256_rivals", ("tokenizer_dit_xl_2",)),
     ("imagenet512", ("tokenizer", "d36")),
     ("openimages", ("tokenizer",)),
     ("rivals", ("tokenizer_next_token", "next_scale", "next_token_d2", "next_token_spiral")),

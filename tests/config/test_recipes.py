@@ -1,5 +1,6 @@
 """Config files against the recipes that scripts share, and as files that users copy."""
 
+import itertools
 import shutil
 from pathlib import Path
 
@@ -116,6 +117,38 @@ def test_rivals_differ_from_fashion_mnist_in_their_objective_alone():
         }
         tokenizer = from_config_dict(rivals.get_config(f"tokenizer_{name}"))
         assert plain(tokenizer.tokenizer) == config["tokenizer"]
+
+
+def test_ablation_changes_one_thing_per_rung():
+    """From each rung to the next either one thing of the config differs or one of the sampling, by
+    the whole plain configs: the first step is that of the token maps and their prediction, the last
+    that of the size. The rung of QK-norm is the run of fashion_mnist.py."""
+    file = load_module(FILES["ablation"])
+    changes = {
+        "next_scale": {"tokenizer.scales", "transformer.scales", "transformer.objective"},
+        "adaln": {"transformer.class_conditioning"},
+        "top_k": {"sampling.top_k"},
+        "cfg": {"sampling.cfg"},
+        "qk_norm": {"transformer.qk_norm"},
+        "larger": {f"transformer.{name}" for name in ("depth", "width", "heads", "init_std")},
+    }
+    rungs = {
+        name: {
+            **plain(from_config_dict(file.get_config(rung.argument))),
+            "sampling": rung.sampling,
+        }
+        for name, rung in file.LADDER.items()
+    }
+    assert [*rungs] == ["next_token", *changes]
+    for (_, before), (name, after) in itertools.pairwise(rungs.items()):
+        different = {line.partition(":")[0] for line in differences(before, after)}
+        assert different == changes[name], name
+    fashion = load_module(FILES["fashion_mnist"])
+    for arg, own in (("d3", "qk_norm"), ("d6", "qk_norm_d6"), ("tokenizer", "tokenizer")):
+        expected = from_config_dict(fashion.get_config(arg))
+        assert from_config_dict(file.get_config(own)) == expected
+    single = from_config_dict(file.get_config("tokenizer_next_token"))
+    assert plain(single.tokenizer) == rungs["next_token"]["tokenizer"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ def inputs(tokens):
 
 LABELS = np.array([3, 7])
 MASKS = ("block_causal", "markov", "block_diagonal")
+KINDS = ({}, {"shared_adaln": True}, {"class_conditioning": "start_token", "qk_norm": False})
 
 
 def logits(inputs, rng=None, labels=LABELS, **changes):
@@ -219,11 +220,11 @@ def test_recomputing_changes_no_gradient(inputs):
         )
 
 
-@pytest.mark.parametrize(("mask", "shared"), combinations(MASKS, [False, True]))
-def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, shared):
+@pytest.mark.parametrize(("mask", "changes"), combinations(MASKS, KINDS), ids=str)
+def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, changes):
     """And the cache holds no more than what the next scale sees."""
     scales = Scales.parse("1,2,3,4")
-    config = dataclasses.replace(small.TRANSFORMER, scales=scales, mask=mask, shared_adaln=shared)
+    config = dataclasses.replace(small.TRANSFORMER, scales=scales, mask=mask, **changes)
     random = np.random.default_rng(0)
     params = {
         path: random.normal(size=leaf.shape).astype(np.float32) * 0.3

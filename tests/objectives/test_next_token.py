@@ -96,7 +96,6 @@ def test_registry_refuses_an_objective_that_it_has_not(objective, config, monkey
         ("next_token", "progressive", 0.5),
         ("next_token", "progressive_from", 0),
         ("next_scale", "order", "zcurve"),
-        ("next_scale", "class_conditioning", "start_token"),
     ],
 )
 def test_keys_of_another_objective_are_refused(objective, key, value, config, tmp_path):

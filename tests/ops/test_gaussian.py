@@ -18,10 +18,10 @@ def moments(count: int) -> jax.Array:
 def test_samples_have_the_moments_of_their_gaussians():
     """Of 100,000 draws, within four standard errors; without a key there is the mean."""
     count, std = 100_000, np.exp(LOG_VARIANCE / 2)
-    drawn = np.asarray(gaussian.sample(moments(count), jax.random.key(0)))
-    assert drawn.shape == (1, 1, count, 1)
-    assert drawn.mean() == pytest.approx(MEAN, abs=4 * std / count**0.5)
-    assert drawn.var() == pytest.approx(std**2, rel=4 * (2 / count) ** 0.5)
+    samples = np.asarray(gaussian.sample(moments(count), jax.random.key(0)))
+    assert samples.shape == (1, 1, count, 1)
+    assert samples.mean() == pytest.approx(MEAN, abs=4 * std / count**0.5)
+    assert samples.var() == pytest.approx(std**2, rel=4 * (2 / count) ** 0.5)
     np.testing.assert_array_equal(
         gaussian.sample(moments(3), None), np.full((1, 1, 3, 1), 0.7, "f")
     )

@@ -13,7 +13,7 @@ Entry = TypeVar("Entry")
 
 OVER_TOKENS = ("next_scale", "next_token", "masked")  # diffusion has AdaLN-zero, without a factor
 USED_BY: dict[str, tuple[str, ...]] = {
-    "class_conditioning": ("next_token",),
+    "class_conditioning": ("next_scale", "next_token"),
     "init_adaln": OVER_TOKENS,
     "init_adaln_gamma": OVER_TOKENS,
     "init_head": OVER_TOKENS,

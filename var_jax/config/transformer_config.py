@@ -50,8 +50,9 @@ class TransformerConfig:
         "spiral_out" (also "spiral"), "spiral_in", "alternate", "subsample" (`ops.orders`), or a
         permutation of their raster indices such as "2,0,1,3"; in a config file also the path of a
         text file with one.
-      class_conditioning: how "next_token" knows the class: "adaln", in every block and as the first
-        token, or "start_token", only as the first token, with plain LayerNorm (as VQGAN).
+      class_conditioning: how "next_token" and "next_scale" know the class: "adaln", in every block
+        and as the first token, or "start_token", only as the first token, with plain LayerNorm (as
+        VQGAN).
       mask: which scales a scale attends to (`ops.masks`); only for "next_scale".
       latents: what "diffusion" generates: "features", the tokenizer's feature maps before
         quantization, or "pixels", in which a place of the map is the block of pixels that the

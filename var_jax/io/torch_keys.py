@@ -147,7 +147,7 @@ def entries(
       config: the model's configuration.
       parameters: our parameters, {path: array or shape}; by default `abstract(config)`.
     Raises:
-      UserError: the transformer is of an objective without published PyTorch weights.
+      UserError: no PyTorch weights are published of the transformer's objective, or without AdaLN.
     """
     objective = getattr(config, "objective", "next_scale")
     require(
@@ -155,6 +155,13 @@ def entries(
         "transformer.objective",
         repr(objective),
         "'next_scale' for PyTorch weights, which VAR alone has published",
+    )
+    conditioning = getattr(config, "class_conditioning", "adaln")
+    require(
+        conditioning == "adaln",
+        "transformer.class_conditioning",
+        repr(conditioning),
+        "'adaln' for PyTorch weights, as published",
     )
     table = []
     for path, leaf in (abstract(config) if parameters is None else parameters).items():

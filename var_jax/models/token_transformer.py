@@ -16,7 +16,15 @@ from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.models.block_stack import block_stack, drop
-from var_jax.models.transformer_block import Cache, Linear, Modulation, TokenCache, layer_norm
+from var_jax.models.transformer_block import (
+    Cache,
+    Linear,
+    Modulation,
+    TokenCache,
+    head_norm,
+    layer_norm,
+    spread_norm,
+)
 from var_jax.ops import orders
 from var_jax.ops.products import add_bias
 
@@ -61,8 +69,7 @@ class TokenTransformer(nn.Module):
         self.pos_embed = table("pos_embed", c.scales.total, "positions")
         self.blocks = block_stack(c)
         if c.class_conditioning == "start_token":
-            zeros, names = nn.initializers.zeros, ("modulation", "modulated")
-            self.head_norm = parameter(self, "head_norm", zeros, (2, c.width), names, stored)
+            self.head_norm = head_norm(self, c)
         else:
             self.head_ada = Modulation(2, c, init="head")
             if c.shared_adaln:
@@ -139,9 +146,7 @@ class TokenTransformer(nn.Module):
         """Returns the scale and shift before the head (b, 2, w)."""
         if self.config.class_conditioning == "adaln":
             return self.head_ada(cond)
-        return jnp.broadcast_to(
-            self.head_norm.astype(cond.dtype), (len(cond), *self.head_norm.shape)
-        )
+        return spread_norm(self.head_norm, cond)
 
     def _add_positions(self, x, places):
         return add_bias(x, places, jnp.dtype(self.config.gradient_dtype))

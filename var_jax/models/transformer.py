@@ -14,7 +14,14 @@ from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.models.block_stack import block_stack, drop
-from var_jax.models.transformer_block import Cache, Linear, Modulation, layer_norm
+from var_jax.models.transformer_block import (
+    Cache,
+    Linear,
+    Modulation,
+    head_norm,
+    layer_norm,
+    spread_norm,
+)
 from var_jax.ops import masks
 from var_jax.ops.products import add_bias
 
@@ -45,9 +52,12 @@ class Transformer(nn.Module):
         self.pos_embed = table("pos_embed", c.scales.total, "positions")
         self.level_embed = table("level_embed", len(c.scales), "levels")
         self.blocks = block_stack(c)
-        if c.shared_adaln:
-            self.shared_ada = Modulation(6, c)
-        self.head_ada = Modulation(2, c, init="head")
+        if c.class_conditioning == "start_token":
+            self.head_norm = head_norm(self, c)
+        else:
+            self.head_ada = Modulation(2, c, init="head")
+            if c.shared_adaln:
+                self.shared_ada = Modulation(6, c)
         self.head = Linear((c.vocab_size,), ("embed", "vocab"), c, c.init_head, wide=True)
 
     def __call__(
@@ -120,7 +130,8 @@ class Transformer(nn.Module):
         return jnp.take(self.class_embed, labels, axis=0).astype(jnp.dtype(self.config.dtype))
 
     def _block_condition(self, cond):
-        return self.shared_ada(cond) if self.config.shared_adaln else cond
+        c = self.config
+        return self.shared_ada(cond) if c.shared_adaln and c.class_conditioning == "adaln" else cond
 
     def _start(self, cond):
         """Returns the first scale's input: the class embedding plus its position embedding."""
@@ -133,6 +144,10 @@ class Transformer(nn.Module):
         return add_bias(x, levels + self.pos_embed[span], jnp.dtype(self.config.gradient_dtype))
 
     def _logits(self, x, cond):
-        scale, shift = jnp.moveaxis(self.head_ada(cond), 1, 0)
+        if self.config.class_conditioning == "start_token":
+            head = spread_norm(self.head_norm, cond)
+        else:
+            head = self.head_ada(cond)
+        scale, shift = jnp.moveaxis(head, 1, 0)
         logits = self.head(layer_norm(x, scale, shift))
         return constrain(logits, "batch", "tokens", "act_vocab")

@@ -187,6 +187,21 @@ def layer_norm(
     return (normed * (1 + scale) + shift).astype(x.dtype)
 
 
+def head_norm(module: nn.Module, config: TransformerConfig) -> Float[Array, "2 w"]:
+    """Returns the scale and shift of the plain LayerNorm before a head, a parameter of the module.
+
+    Call it in the `setup` of a network whose class is only a start token.
+    """
+    zeros, stored = nn.initializers.zeros, jnp.dtype(config.param_dtype)
+    names = ("modulation", "modulated")
+    return parameter(module, "head_norm", zeros, (2, config.width), names, stored)
+
+
+def spread_norm(norm: Float[Array, "2 w"], cond: Float[Array, "b w"]) -> Float[Array, "b 2 w"]:
+    """Returns the same scale and shift for every row of a batch, as AdaLN has a row's own."""
+    return jnp.broadcast_to(norm.astype(cond.dtype), (len(cond), *norm.shape))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over the blocks of a sequence, with optional QK-norm.
 

@@ -49,8 +49,9 @@ class NextScaleSampler(ObjectiveSampler):
         """
         c = config.transformer
         rows = 2 * batch if prepared.guided else batch
-        adaln = 6 * c.width**2 * (1 if c.shared_adaln else c.depth)
-        ends = c.width * (c.vocab_size + c.z_channels + 2 * c.width)
+        head = flops.head_adaln_weights(c)
+        adaln = flops.adaln_weights(c) - head
+        ends = c.width * (c.vocab_size + c.z_channels) + head
         per_scale = c.depth * (4 * c.width**2 + 2 * c.width * c.hidden) + ends
         spans = (masks.visible(c.scales, c.mask, k) for k in range(len(c.scales)))
         # The tokens of the scale itself are written, the others read.
