@@ -2,6 +2,7 @@
 
   python launch/kill_training.py --kills 20 --terms 10
   python launch/kill_training.py --kills 3 --terms 2 --adversarial --saved
+  python launch/kill_training.py --kills 3 --terms 2 --objective masked
 
 The run is started again after every signal. Each start resumes from the newest checkpoint and ends
 at a random step, by SIGKILL or by SIGTERM; one line for each gives the step it resumed from, the
@@ -22,8 +23,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers import processes, small  # noqa: E402
+from helpers import diffusion, masked, next_token, processes, small  # noqa: E402
 
+ADVERSARIAL = "adversarial"
+# The model whose tokenizer a transformer learns over, by its objective.
+MODELS = {
+    "next_scale": small.pipeline,
+    "next_token": next_token.pipeline,
+    "masked": masked.pipeline,
+    "diffusion": diffusion.pipeline,
+}
 CHECKPOINT_EVERY = 10
 TIMEOUT = 600  # seconds for one start, most of which are imports where the machine is busy
 
@@ -51,13 +60,13 @@ class Life:
         return self.newest_checkpoint > self.resumed_step
 
 
-def train_arguments(directory: Path, steps: int, *, adversarial: bool = False) -> list[str]:
+def train_arguments(directory: Path, steps: int, kind: str = "next_scale") -> list[str]:
     """Returns `var-jax train` arguments of a small run that logs every step.
 
     Args:
       directory: receives the config file, the data and, for a transformer, its tokenizer.
-      adversarial: trains the tokenizer itself, with a discriminator and everything that keeps its
-        codebook in use, in place of a transformer.
+      kind: an objective of `MODELS`, or `ADVERSARIAL` for the tokenizer itself, with a
+        discriminator and everything that keeps its codebook in use.
     """
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.py").write_text(small.CONFIG_FILE)
@@ -68,7 +77,7 @@ def train_arguments(directory: Path, steps: int, *, adversarial: bool = False) -
         "eval_every": steps,
         "checkpoint_every": CHECKPOINT_EVERY,
     }
-    if adversarial:
+    if kind == ADVERSARIAL:
         values |= {
             "adversarial.weight": 0.2,
             "adversarial.start": 5,
@@ -81,9 +90,14 @@ def train_arguments(directory: Path, steps: int, *, adversarial: bool = False) -
             "codebook.entropy": 0.005,
         }
     else:
-        small.pipeline().save(directory / "model")
-        values["tokenizer_dir"] = directory / "model"
-    argument = ":tokenizer" if adversarial else ""
+        model = MODELS[kind]()
+        model.save(directory / "model")
+        values |= {
+            "tokenizer_dir": directory / "model",
+            "tokenizer.scales": model.config.tokenizer.scales,
+            "transformer.objective": kind,
+        }
+    argument = ":tokenizer" if kind == ADVERSARIAL else ""
     return [
         "--config",
         f"{directory / 'config.py'}{argument}",
@@ -131,7 +145,7 @@ def compare(
     terms: int,
     seed: int,
     *,
-    adversarial: bool = False,
+    kind: str = "next_scale",
     saved: bool = False,
 ) -> int:
     """Trains both runs, and prints every start of the killed one and the comparison.
@@ -146,7 +160,7 @@ def compare(
     # A start gains 15 steps on average, less what the signal loses; more where it waits for a
     # checkpoint to reach the disk.
     steps = (8 if saved else 2) * CHECKPOINT_EVERY * (len(signals) + 1)
-    arguments = train_arguments(directory, steps, adversarial=adversarial)
+    arguments = train_arguments(directory, steps, kind)
     cache = directory / "cache"
     uninterrupted, killed = directory / "uninterrupted", directory / "killed"
 
@@ -196,7 +210,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs (default: %(default)s)")
     parser.add_argument("--terms", type=int, default=10, help="SIGTERMs (default: %(default)s)")
-    parser.add_argument(
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument(
+        "--objective",
+        choices=MODELS,
+        default="next_scale",
+        help="of the transformer that is trained (default: %(default)s)",
+    )
+    trained.add_argument(
         "--adversarial", action="store_true", help="train a tokenizer with a discriminator"
     )
     parser.add_argument(
@@ -216,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
             args.kills,
             args.terms,
             args.seed,
-            adversarial=args.adversarial,
+            kind=ADVERSARIAL if args.adversarial else args.objective,
             saved=args.saved,
         )
     finally:

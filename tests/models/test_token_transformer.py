@@ -77,19 +77,24 @@ def test_token_changes_only_later_logits(path, order):
 
 
 @pytest.mark.parametrize("path", [teacher_forced, cached], ids=lambda path: path.__name__)
-def test_gradient_of_logits_reaches_earlier_places_alone(path):
-    """Place s of the sequence holds the token of position s - 1 (the class at 0): logits of
-    position p have a gradient by place s where s is at most p, and none by a later one."""
-    config = next_token.transformer(order="spiral")
-    params = next_token.params()["transformer"]
+@pytest.mark.parametrize("order", ORDERS)
+def test_gradient_of_logits_reaches_earlier_tokens_alone(path, order):
+    """Each place of the map has a token of its own, so that a row of the table is one place's: the
+    logits at a position of the order have a gradient by every token before it, and none by their
+    own or a later one."""
+    config, params = next_token.transformer(order=order), next_token.params()["transformer"]
+    token_of_place = np.random.default_rng(0).permutation(16)
+    tokens = np.tile(token_of_place, (len(TOKENS), 1))
 
-    def sums(places):
-        logits = path(config, {**params, "pos_embed": places}, TOKENS)
+    def sums(table):
+        logits = path(config, {**params, "token_embed": table}, tokens)
         return jnp.sum(logits**2, axis=(0, 2))
 
-    slopes = np.abs(jax.jacrev(sums)(params["pos_embed"])).sum(axis=-1)
-    earlier = np.tril(np.ones((16, 16), bool))
-    assert (slopes[~earlier] == 0).all() and (slopes[earlier] > 0).all()
+    slopes = np.abs(jax.jacrev(sums)(params["token_embed"])).sum(axis=-1)
+    forward = orders.forward(order, (4, 4))
+    by_position = slopes[:, token_of_place[forward]]
+    earlier = np.tril(np.ones((16, 16), bool), -1)
+    assert (by_position[~earlier] == 0).all() and (by_position[earlier] > 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
