@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import small, tiles
+from helpers import diffusion, masked, next_token, small, tiles
 from var_jax import Pipeline
 from var_jax.errors import UserError
 from var_jax.io.pictures import to_uint8
@@ -57,6 +57,17 @@ def test_run_trains_both_stages_samples_and_reports(digits_dir, tmp_path):
     assert again["seconds"]["total"] == pytest.approx(
         sum(again["seconds"][k] for k in again["seconds"]) / 2
     )
+
+
+def test_compared_settings_differ_in_their_guidance():
+    """Masked prediction has none by default, so that some is compared with it; the others have."""
+    for model, guidance in (
+        (masked.pipeline(), [0, 1]),
+        (next_token.pipeline(), [1, 0]),
+        (diffusion.pipeline(), [0.5, 0]),
+    ):
+        compared = quickstart.compared_settings(model)
+        assert [model.sampling_settings(**each)["cfg"] for each in compared.values()] == guidance
 
 
 @pytest.fixture

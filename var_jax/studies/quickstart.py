@@ -25,6 +25,7 @@ from var_jax.train.loop import train
 STATISTICS_SIDE = 8  # of the images that variance and distance are measured at
 SHOWN = {"cfg": "cfg", "top_k": "top-k", "top_p": "top-p", "steps": "steps", "solver": "solver"}
 OFF = {"cfg": 0.0, "top_k": 0, "top_p": 0.0}
+SOME_GUIDANCE = 1.0
 
 
 def run(
@@ -107,13 +108,20 @@ def judge(model: Pipeline, config: TrainConfig, samples: int) -> dict[str, Any]:
 def compared_settings(model: Pipeline) -> dict[str, dict[str, Any]]:
     """Returns two sampling settings that the report compares, by a description.
 
-    They are the objective's defaults, and no guidance with no filters.
+    They are the objective's defaults, and no guidance with no filters; where the defaults have
+    neither (masked prediction), they are compared with some guidance.
     """
     defaults = model.sampling_settings()
     shown = [f"{text} {_text(defaults[name])}" for name, text in SHOWN.items() if name in defaults]
     off = {name: value for name, value in OFF.items() if name in defaults}
     shown_off = [f"{SHOWN[name]} {_text(value)}" for name, value in off.items()]
     without = "no guidance, no filters" if len(off) > 1 else "no guidance"
+    if all(defaults[name] == value for name, value in off.items()):
+        guided = {"cfg": SOME_GUIDANCE}
+        return {
+            f"{without} by default ({', '.join(shown)})": {},
+            f"guidance (cfg {_text(SOME_GUIDANCE)})": guided,
+        }
     return {
         f"default guidance ({', '.join(shown)})": {},
         f"{without} ({', '.join(shown_off)})": off,
@@ -123,10 +131,11 @@ def compared_settings(model: Pipeline) -> dict[str, dict[str, Any]]:
 def lines(report: dict[str, Any]) -> list[str]:
     """Returns the report as a few lines for a terminal."""
     rec, val, samples = report["reconstruction"], report["validation"], report["samples"]
-    usage = " ".join(f"{u:.0%}" for u in rec["code_usage"])
-    out = [
-        f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images",
-        f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales",
+    out = [f"reconstruction  PSNR {rec['psnr']:.2f} dB on {rec['images']} held-out images"]
+    if "code_usage" in rec:
+        usage = " ".join(f"{u:.0%}" for u in rec["code_usage"])
+        out.append(f"codes used      {usage} by scale, {rec['code_usage_all']:.0%} over all scales")
+    out += [
         f"validation      {_validation(val)}",
         f"classifier      {samples['classifier_accuracy_on_held_out']:.3f} right on real held-out "
         "images",
@@ -158,7 +167,7 @@ def _text(value: Any) -> str:
 
 def _validation(metrics: dict[str, Any]) -> str:
     """Returns the held-out loss, and that over the last scale where there are several."""
-    if "loss_last" not in metrics or len(metrics.get("loss_scale", ("all", "last"))) == 1:
+    if metrics.get("loss_last", metrics["loss"]) == metrics["loss"]:  # of one map, or of none
         return f"loss {metrics['loss']:.4f}"
     return f"loss {metrics['loss']:.4f} over all scales, {metrics['loss_last']:.4f} over the last"
 
