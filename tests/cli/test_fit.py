@@ -2,6 +2,8 @@ import argparse
 import json
 import math
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -287,3 +289,15 @@ def test_fit_leaves_out_an_empty_size_beside_compute(tmp_path):
     source.write_text(source.read_text() + "extra,,3.0,1e20\n")
     assert run(source, "--out", tmp_path / "o", "--resamples", 0) == 0
     assert read_fit(tmp_path / "o")["laws"]["loss~params"]["n_runs"] == len(x)
+
+
+def test_fit_imports_no_jax(tmp_path):
+    """Fitting a table takes seconds, several of which an import of JAX would add."""
+    x, y, _ = single(runs=6, noise=1e-3)
+    source = table_file(tmp_path / "a.csv", x, y, ["params"])
+    argv = ["fit", str(source), "--out", str(tmp_path / "o"), "--resamples", "10"]
+    code = (
+        "import sys; from var_jax.cli.main import main; "
+        f"assert main({argv}) == 0; assert not {{'jax', 'flax'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -133,3 +133,19 @@ def test_cost_recovers_flops_per_token():
     assert (np.exp(cost.intercept), cost.slope) == pytest.approx((5.0, 1.0))
     assert cost.scatter == pytest.approx(0, abs=1e-9)
     assert frontier.cost(table.build([{"run": "a", "params": 1, "loss": 2}])) is None
+
+
+def test_resampled_losses_are_those_of_curves_without_the_other_runs():
+    """Each resample's envelope equals the one that is computed from its runs' curves one by one."""
+    curves = frontier.curves(grid_table(sizes=5, budgets=6), "loss")
+    compute = frontier.envelope(curves).compute
+    losses = frontier.resampled_losses(curves, compute, 20)
+    runs = np.unique(np.concatenate([curve.run for curve in curves]).astype(str))
+    random = np.random.default_rng(0)
+    draws = random.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=20)
+    for row, counts in zip(losses, draws, strict=True):
+        parts = [curve.where(np.isin(curve.run.astype(str), runs[counts > 0])) for curve in curves]
+        alone = np.stack([part.at(compute) for part in parts if len(part.compute) > 1])
+        shared = np.isfinite(alone).sum(axis=0) >= 2
+        np.testing.assert_allclose(row[shared], alone.min(axis=0)[shared], rtol=1e-12)
+        assert np.isinf(row[~shared]).all() and shared.any()

@@ -65,7 +65,7 @@ def refits(
     logy = centered.logy if logy is None else np.concatenate([logy, logy])
     batch = dataclasses.replace(centered, weights=np.concatenate([weights, weights]), logy=logy)
     rows = np.repeat(np.stack([first, second]), len(weights), axis=0)
-    ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-6)
+    ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-4)
     ends, costs = ends.reshape(2, len(weights), -1), costs.reshape(2, -1)
     return laws.shift(ends[costs.argmin(axis=0), np.arange(len(weights))], mean)
 

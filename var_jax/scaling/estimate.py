@@ -27,7 +27,7 @@ CLEAR_GAIN = 3.0
 SAFETY = 2.0
 
 
-def fit(p: Problem, floor: float | None = None) -> laws.Fit:
+def fit(p: Problem, floor: float | None = None, *, check: bool = True) -> laws.Fit:
     """Returns the most likely law, under normal noise or under Student's t.
 
     Its `loss` is the `losses.StudentT` that was chosen.
@@ -35,8 +35,9 @@ def fit(p: Problem, floor: float | None = None) -> laws.Fit:
     Args:
       p: the problem in raw units, without a batch axis; its loss is replaced.
       floor: a fixed value of E, or None to fit it.
+      check: whether variable projection checks the optima, as in `laws.fit`.
     """
-    normal = laws.fit(dataclasses.replace(p, loss=losses.StudentT()), floor)
+    normal = laws.fit(dataclasses.replace(p, loss=losses.StudentT()), floor, check=check)
     runs = float(p.weights.sum())
     freedom = runs - p.parameters + (floor is not None)
     if freedom <= 0:
@@ -66,7 +67,7 @@ def fit(p: Problem, floor: float | None = None) -> laws.Fit:
         return normal
     degrees, rows = best
     chosen = dataclasses.replace(p, loss=losses.StudentT(degrees))
-    return laws.fit(chosen, floor, near=laws.shift(rows, mean))
+    return laws.fit(chosen, floor, near=laws.shift(rows, mean), check=check)
 
 
 def describe(noise_freedom: float) -> str:

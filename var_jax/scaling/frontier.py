@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from var_jax.scaling import power
 from var_jax.scaling.solver import Array
@@ -13,6 +13,7 @@ POINTS_PER_DECADE = 10  # points of the envelope's grid
 LEVELS_PER_DECADE = 3  # compute levels of interpolated IsoFLOP curves
 WARM_UP = 0.1  # fraction of a training curve's compute that is dropped at its start
 CURVE_ROWS = 3  # a run with at least this many rows is a curve of its own
+EDGE = 1e-9  # fraction of compute by which a point may miss a curve's end through rounding
 SAME_LEVEL = 0.05  # compute levels whose logarithms differ by less than this are one
 
 
@@ -40,9 +41,8 @@ class Curve:
         if len(self.compute) == 1:
             inside = np.abs(np.log(compute / self.compute[0])) < SAME_LEVEL
             return np.where(inside, self.loss[0], np.inf)
-        edge = 1e-9
-        inside = (compute >= self.compute[0] * (1 - edge)) & (
-            compute <= self.compute[-1] * (1 + edge)
+        inside = (compute >= self.compute[0] * (1 - EDGE)) & (
+            compute <= self.compute[-1] * (1 + EDGE)
         )
         return np.where(
             inside,
@@ -167,16 +167,40 @@ def resampled_losses(
         )
         > 0
     )
-    out = np.full((resamples, len(compute)), np.inf)
-    for row, is_drawn_row in zip(out, is_drawn, strict=True):
-        losses = np.full((len(curves), len(compute)), np.inf)
-        for line, curve, run_indices in zip(losses, curves, owners, strict=True):
-            kept_points = is_drawn_row[run_indices]
-            if kept_points.sum() > 1:
-                line[:] = curve.where(kept_points).at(compute)
-        reached = np.isfinite(losses).sum(axis=0) >= 2
-        row[reached] = losses.min(axis=0)[reached]
-    return out
+    lowest = np.full((resamples, len(compute)), np.inf)
+    curves_reaching = np.zeros(lowest.shape, int)
+    for curve, run_indices in zip(curves, owners, strict=True):
+        losses = _losses_of_subsets(curve, is_drawn[:, run_indices], compute)
+        curves_reaching += np.isfinite(losses)
+        np.minimum(lowest, losses, out=lowest)
+    return np.where(curves_reaching >= 2, lowest, np.inf)
+
+
+def _losses_of_subsets(
+    curve: Curve, subsets: Bool[Array, "r k"], compute: Float[Array, " g"]
+) -> Float[Array, "r g"]:
+    """Returns what `curve.where(row).at(compute)` is for each row of `subsets`.
+
+    It is infinite for rows that keep fewer than two points.
+    """
+    if len(set(curve.run)) == 1:
+        return np.where(subsets[:, :1], curve.at(compute), np.inf)
+    count = len(curve.compute)
+    # The last kept point up to each point of the curve, and the first kept one from it on.
+    index = np.arange(count)
+    last = np.maximum.accumulate(np.where(subsets, index, -1), axis=1)
+    first = np.minimum.accumulate(np.where(subsets, index, count)[:, ::-1], axis=1)[:, ::-1]
+    # The kept points on either side of each value of compute.
+    left = np.searchsorted(curve.compute, compute * (1 + EDGE), side="right") - 1
+    right = np.searchsorted(curve.compute, compute * (1 - EDGE))
+    low = np.where(left < 0, -1, last[:, np.maximum(left, 0)])
+    high = np.where(right == count, count, first[:, np.minimum(right, count - 1)])
+    inside = (low >= 0) & (high < count) & (subsets.sum(axis=1) > 1)[:, None]
+    low, high = np.maximum(low, 0), np.minimum(high, count - 1)
+    x, y = np.log(curve.compute), np.log(curve.loss)
+    share = (np.log(compute) - x[low]) / np.maximum(x[high] - x[low], 1e-300)
+    between = y[low] + np.clip(share, 0, 1) * (y[high] - y[low])
+    return np.where(inside, np.exp(between), np.inf)
 
 
 def isoflop(curves: list[Curve], at_least: int = 4) -> dict:

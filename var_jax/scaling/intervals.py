@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy import stats
+from scipy import special
 
 from var_jax.scaling import laws, losses, solver
 from var_jax.scaling.solver import Array
@@ -136,7 +136,7 @@ def rise(tails: Float[Array, " k"], runs: float, freedom: float) -> Float[Array,
       runs: number of independent runs, n.
       freedom: degrees of freedom, n - p.
     """
-    quantiles = stats.t.ppf(1 - tails, freedom)
+    quantiles = special.stdtrit(freedom, 1 - tails)
     return runs / 2 * np.log1p(quantiles**2 / freedom)
 
 
@@ -358,6 +358,6 @@ def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> Predict
     if likelihood.freedom <= 0:
         return PredictionProfile(float(np.exp(best)), ends, ends)
     freedom = min(likelihood.freedom, likelihood.noise_freedom)
-    noise = likelihood.noise * float(stats.t.ppf((1 + LEVEL) / 2, freedom))
+    noise = likelihood.noise * float(special.stdtrit(freedom, (1 + LEVEL) / 2))
     run = best + np.array([-1.0, 1.0]) * np.sqrt((ends - best) ** 2 + noise**2)
     return PredictionProfile(float(np.exp(best)), np.exp(ends), np.exp(run))

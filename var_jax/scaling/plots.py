@@ -4,10 +4,11 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Shaped
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from var_jax.scaling import frontier, paper_laws, solver
 from var_jax.scaling.analysis import Law
@@ -16,6 +17,16 @@ from var_jax.scaling.power import PowerLaw
 UNITS = {"params": "parameters", "tokens": "training tokens", "compute": "training compute (FLOPs)"}
 POINT = {"marker": "o", "ms": 4, "ls": "", "color": "black", "zorder": 3}
 FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:gray"
+# The multiples of powers of ten that are labelled, by the number of decades that an axis spans.
+LOG_TICKS = (
+    (0.6, (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
+    (1.2, (1.0, 2.0, 3.0, 5.0, 7.0)),
+    (2.5, (1.0, 3.0)),
+    (np.inf, (1.0,)),
+)
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Margins of a figure, and the space between rows of panels, in inches.
+LEFT, RIGHT, TOP, BOTTOM, ROW_GAP = 0.75, 0.2, 0.65, 0.55, 0.95
 
 
 def png(figure: Figure) -> bytes:
@@ -52,10 +63,62 @@ def all_figures(
     return figures
 
 
-def _figure(rows: int, columns: int, title: str) -> tuple[Figure, np.ndarray]:
-    figure = Figure(figsize=(5.6 * columns, 3.9 * rows), layout="constrained")
-    figure.suptitle(title, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+def _figure(
+    rows: int, columns: int, title: str, *, gap: float = 0.85
+) -> tuple[Figure, Shaped[np.ndarray, "r c"]]:
+    """Returns a figure with a title, and its panels.
+
+    The margins are fixed, because a layout that measures all text doubles the time of a figure.
+
+    Args:
+      gap: inches between neighboring panels, for the labels of an axis.
+    """
+    width = 5.6 * columns
+    height = 3.9 * rows + 0.3
+    panel_width = (width - LEFT - RIGHT - gap * (columns - 1)) / columns
+    panel_height = (height - TOP - BOTTOM - ROW_GAP * (rows - 1)) / rows
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(title, fontsize=11, y=1 - 0.12 / height, va="top")
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        gridspec_kw={
+            "left": LEFT / width,
+            "right": 1 - RIGHT / width,
+            "bottom": BOTTOM / height,
+            "top": 1 - TOP / height,
+            "wspace": gap / panel_width,
+            "hspace": ROW_GAP / panel_height,
+        },
+    )
+    return figure, axes
+
+
+def _log_ticks(ax: Axes):
+    """Labels the logarithmic axes of a panel at powers of ten, over few decades also between them.
+
+    The labels are plain text. matplotlib's own ticks and mathematical text take most of the time
+    that a figure takes to draw.
+    """
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() != "log":
+            continue
+        low, high = axis.get_view_interval()
+        decades = np.log10(high / low)
+        multiples = next(ticks for most, ticks in LOG_TICKS if decades < most)
+        axis.set_major_locator(LogLocator(subs=multiples))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(_power_of_ten))
+
+
+def _power_of_ten(value: float, position: int | None = None) -> str:
+    """Returns a tick's label, such as 0.3 or 2·10⁸."""
+    if 1e-3 < value < 1e4:
+        return f"{value:.3g}"
+    digits, exponent = f"{value:.0e}".split("e")
+    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
+    return power if digits == "1" else f"{digits}·{power}"
 
 
 def _loss_label(column: str) -> str:
@@ -106,8 +169,9 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
         )
         column = "loss_mean" if is_mean_of_scales else law.column
         _published(left if column.startswith("err") else right, law, name, column)
-        left.legend(fontsize=8)
-        right.legend(fontsize=8)
+        for ax in (left, right):
+            ax.legend(fontsize=8)
+            _log_ticks(ax)
     return figure
 
 
@@ -127,7 +191,7 @@ def _published(ax: Axes, law: Law, name: str, column: str):
 def joint_laws(laws: list[Law]) -> Figure:
     """Plots loss against tokens with one color per size, and measured against predicted loss."""
     figure, axes = _figure(
-        len(laws), 2, "Most likely E + A N^-alpha + B D^-beta over sizes N and tokens D"
+        len(laws), 2, "Most likely E + A N^-alpha + B D^-beta over sizes N and tokens D", gap=1.7
     )
     for (left, right), law in zip(axes, laws, strict=True):
         sizes, tokens = law.sample.x.T
@@ -155,6 +219,7 @@ def joint_laws(laws: list[Law]) -> Figure:
                 loc="upper left",
                 bbox_to_anchor=(1, 1),
             )
+        _log_ticks(left)
         predicted = law.fit.predict(law.sample.x)
         right.scatter(predicted, law.sample.y, c=np.log10(sizes), s=16, zorder=3)
         ends = [min(predicted.min(), law.sample.y.min()), max(predicted.max(), law.sample.y.max())]
@@ -194,6 +259,7 @@ def frontiers(
             )
         ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_loss_label(column))
         ax.legend(fontsize=7)
+        _log_ticks(ax)
     return figure
 
 
@@ -223,6 +289,8 @@ def isoflops(results: Mapping) -> Figure:
             ylabel="optimal parameters",
             title=title,
         )
+        _log_ticks(left)
+        _log_ticks(right)
     return figure
 
 
@@ -241,8 +309,7 @@ def residuals(laws: list[Law]) -> Figure:
         ax.set(
             xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key
         )
-        # Over one or two decades the minor labels would overlap.
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        _log_ticks(ax)
     return figure
 
 
@@ -307,4 +374,5 @@ def power_laws(results: Mapping[str, tuple], y: str, x: str) -> Figure:
         )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
     ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)
+    _log_ticks(ax)
     return figure

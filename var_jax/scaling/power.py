@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
+from scipy import special
 
 from var_jax.errors import UserError
 
@@ -44,7 +44,7 @@ class PowerLaw:
 
     @property
     def _t(self) -> float:
-        return float(stats.t.ppf(0.975, self.freedom))
+        return float(special.stdtrit(self.freedom, 0.975))
 
     def predict(self, x: float) -> tuple[float, tuple[float, float]]:
         """Returns the law's value at x and its 95 % interval."""

@@ -6,8 +6,7 @@ log-loss residuals (`losses`).
 
 This package has its own batched solver because bootstrap resamples, jackknife, profiles and grids
 of starting points are thousands of tiny problems of one shape: as one array program they take the
-time of ten calls of scipy's `least_squares`. Single fits use scipy (`laws.fit`), and the tests
-compare the two.
+time of ten calls of scipy's `least_squares`, with which the tests compare it.
 """
 
 import dataclasses
@@ -24,6 +23,7 @@ Array = np.ndarray
 ALPHA_RANGE = (1e-3, 10.0)
 LOG_A_RANGE = (-300.0, 300.0)
 MAX_STEP = 2.0  # of log A and alpha in one iteration
+BLOCK_ELEMENTS = 2**16  # of the Jacobian of the rows that are solved at once
 TINY = 1e-300
 
 
@@ -83,6 +83,16 @@ class Problem:
         """Number of the law's parameters."""
         return 1 + 2 * self.logx.shape[1]
 
+    def rows(self, rows, count: int) -> "Problem":
+        """Returns the problem of the given rows of a batch of `count` fits."""
+        shape = (count, len(self.logx))
+        return dataclasses.replace(
+            self,
+            logy=np.broadcast_to(self.logy, shape)[rows],
+            weights=np.broadcast_to(self.weights, shape)[rows],
+            pin=None if self.pin is None else self.pin.where(rows),
+        )
+
 
 def problem(
     x: Float[Array, "n j"],
@@ -96,13 +106,22 @@ def problem(
 
 def terms(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r n j"]:
     """Returns the reducible terms A_j x_j^-alpha_j of each law."""
-    a, alpha = theta[:, 1::2], theta[:, 2::2]
-    return np.exp(np.clip(a[:, None, :] - alpha[:, None, :] * logx, -700, 700))
+    return _terms(theta, logx).swapaxes(1, 2)
+
+
+def _terms(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r j n"]:
+    # Losses are the last axis, so that numpy's innermost loop is long.
+    exponents = theta[:, 1::2, None] - theta[:, 2::2, None] * np.ascontiguousarray(logx.T)
+    return np.exp(np.clip(exponents, -700, 700, out=exponents), out=exponents)
 
 
 def predict(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r n"]:
     """Returns the losses that the laws predict; they are always above 0."""
-    return theta[:, :1] + terms(theta, logx).sum(axis=-1) + TINY
+    return _totals(theta, _terms(theta, logx))
+
+
+def _totals(theta: Float[Array, "r p"], parts: Float[Array, "r j n"]) -> Float[Array, "r n"]:
+    return theta[:, :1] + parts.sum(axis=1) + TINY
 
 
 def residuals(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, "r n"]:
@@ -112,18 +131,42 @@ def residuals(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, "r n"]:
 
 def log_jacobian(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r n p"]:
     """Returns the analytic Jacobian of the log loss with respect to the parameters."""
-    parts = terms(theta, logx)
-    total = theta[:, :1] + parts.sum(axis=-1) + TINY
-    jacobian = np.empty((*total.shape, theta.shape[1]))
-    jacobian[..., 0] = 1
-    jacobian[..., 1::2] = parts
-    jacobian[..., 2::2] = -logx * parts
-    return jacobian / total[..., None]
+    return _log_jacobian(theta, logx, _terms(theta, logx)).swapaxes(1, 2)
+
+
+def _log_jacobian(
+    theta: Float[Array, "r p"], logx: Float[Array, "n j"], parts: Float[Array, "r j n"]
+) -> Float[Array, "r p n"]:
+    jacobian = np.empty((*theta.shape, len(logx)))
+    jacobian[:, 0] = 1 / _totals(theta, parts)
+    jacobian[:, 1::2] = parts * jacobian[:, :1]
+    jacobian[:, 2::2] = -logx.T * jacobian[:, 1::2]
+    return jacobian
 
 
 def objective(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, " r"]:
     """Returns the objective for each row of parameters, at the best scale of the noise."""
-    return _evaluate(p, theta, np.broadcast_to(p.weights, (len(theta), len(p.logx))), None)[0]
+    return _evaluate(p, theta, np.broadcast_to(p.weights, (len(theta), len(p.logx))), None).cost
+
+
+class Evaluation(NamedTuple):
+    """The objective at each row of parameters, and what its derivatives need.
+
+    Attributes:
+      cost: the objectives.
+      scales: the noise's best scales.
+      residuals: measured minus predicted log losses.
+      parts: the laws' reducible terms.
+    """
+
+    cost: Float[Array, " r"]
+    scales: Float[Array, " r"]
+    residuals: Float[Array, "r n"]
+    parts: Float[Array, "r j n"]
+
+    def where(self, rows) -> "Evaluation":
+        """Returns the evaluation of the given rows."""
+        return Evaluation(*(part[rows] for part in self))
 
 
 def _evaluate(
@@ -131,14 +174,15 @@ def _evaluate(
     theta: Float[Array, "r p"],
     weights: Float[Array, "r n"],
     scales: Float[Array, " r"] | None,
-) -> tuple[Float[Array, " r"], Float[Array, " r"]]:
-    """Returns the objectives and the noise's scales, which are searched from `scales`."""
-    r = residuals(p, theta)
+) -> Evaluation:
+    """Evaluates the objectives; the noise's scales are searched from `scales`."""
+    parts = _terms(theta, p.logx)
+    r = p.logy - np.log(_totals(theta, parts))
     scales = p.loss.scale(r, weights, scales)
     cost = p.loss.cost(r, weights, scales)
     if p.pin is not None:
         cost = cost + p.pin.strength * p.pin.residual(theta)[:, 0] ** 2 / 2
-    return cost, scales
+    return Evaluation(cost, scales, r, parts)
 
 
 class LeastSquares(NamedTuple):
@@ -151,19 +195,17 @@ class LeastSquares(NamedTuple):
     """
 
     residuals: Float[Array, "r m"]
-    jacobian: Float[Array, "r m p"]
+    jacobian: Float[Array, "r p m"]
     weights: Float[Array, "r m"]
 
 
-def _linearize(
-    p: Problem, theta: Float[Array, "r p"], weights: Float[Array, "r n"], scales: Float[Array, " r"]
-) -> LeastSquares:
+def _linearize(p: Problem, theta: Float[Array, "r p"], here: Evaluation) -> LeastSquares:
     """Returns the least squares problem that has the same gradient as the objective."""
-    r, jacobian = residuals(p, theta), log_jacobian(theta, p.logx)
-    influence = p.loss.influence(r, weights, scales)
+    r, jacobian = here.residuals, _log_jacobian(theta, p.logx, here.parts)
+    influence = p.loss.influence(r, p.weights, here.scales)
     if p.pin is not None:
         r = np.concatenate([r, p.pin.residual(theta)], axis=1)
-        jacobian = np.concatenate([jacobian, p.pin.jacobian(theta)], axis=1)
+        jacobian = np.concatenate([jacobian, p.pin.jacobian(theta).swapaxes(1, 2)], axis=2)
         influence = np.pad(influence, ((0, 0), (0, 1)), constant_values=p.pin.strength)
     return LeastSquares(r, jacobian, influence)
 
@@ -196,55 +238,79 @@ def solve(
       The parameters and objectives of all rows.
     """
     lower, upper = bounds(p)
-    theta = np.clip(start, lower, upper)
-    theta = np.where(held, start, theta)
+    theta = np.where(held, start, np.clip(start, lower, upper))
     held = np.broadcast_to(held, theta.shape)
-    batched = {
-        name: np.broadcast_to(getattr(p, name), (len(theta), p.logx.shape[0]))
-        for name in ("logy", "weights")
-    }
-    cost, scales = _evaluate(p, theta, batched["weights"], None)
+    cost = np.empty(len(theta))
+    # A block's arrays fit into the processor's cache, which those of thousands of rows would not.
+    size = max(1, BLOCK_ELEMENTS // (len(p.logx) * p.parameters))
+    for first in range(0, len(theta), size):
+        block = np.arange(first, min(first + size, len(theta)))
+        part = p.rows(block, len(theta))
+        theta[block], cost[block] = _solve_block(
+            part,
+            theta[block],
+            held[block],
+            (lower, upper),
+            iterations=iterations,
+            tolerance=tolerance,
+        )
+    return theta, cost
+
+
+def _solve_block(
+    p: Problem,
+    theta: Float[Array, "r p"],
+    held: Bool[Array, "r p"],
+    limits: tuple[Float[Array, " p"], Float[Array, " p"]],
+    *,
+    iterations: int,
+    tolerance: float,
+) -> tuple[Float[Array, "r p"], Float[Array, " r"]]:
+    """Minimizes the objective of a problem whose log losses and weights have a row per start."""
+    lower, upper = limits
+    out, out_cost = theta.copy(), np.empty(len(theta))
+    here = _evaluate(p, theta, p.weights, None)
     damping, stalled = np.full(len(theta), 1e-3), np.zeros(len(theta), int)
+    # The rows of the block that have not converged; all other arrays hold these rows.
     active = np.arange(len(theta))
     eye = np.eye(p.parameters)
     for _ in range(iterations):
-        part = dataclasses.replace(p, **{name: value[active] for name, value in batched.items()})
-        if p.pin is not None:
-            part = dataclasses.replace(part, pin=p.pin.where(active))
-        current = theta[active]
-        r, jacobian, weight = _linearize(part, current, part.weights, scales[active])
-        weighted = (jacobian * weight[..., None]).swapaxes(1, 2)
+        r, jacobian, weight = _linearize(p, theta, here)
+        weighted = jacobian * weight[:, None, :]
         gradient = -(weighted @ r[..., None])[..., 0]
-        fixed = (
-            held[active]
-            | ((current <= lower) & (gradient > 0))
-            | ((current >= upper) & (gradient < 0))
-        )
-        normal = np.where(fixed[:, None, :] | fixed[:, :, None], 0, weighted @ jacobian)
+        fixed = held | ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
+        normal = weighted @ jacobian.swapaxes(1, 2)
+        normal = np.where(fixed[:, None, :] | fixed[:, :, None], 0, normal)
         diagonal = np.einsum("rpp->rp", normal)
         damped = (
-            damping[active, None] * diagonal
-            + fixed
-            + 1e-14 * (1 + diagonal.max(axis=1, keepdims=True))
+            damping[:, None] * diagonal + fixed + 1e-14 * (1 + diagonal.max(axis=1, keepdims=True))
         )
         step = np.linalg.solve(
             normal + damped[:, :, None] * eye, -np.where(fixed, 0, gradient)[..., None]
         )[..., 0]
         step[:, 1:] = np.clip(step[:, 1:], -MAX_STEP, MAX_STEP)
-        new = np.where(fixed, current, np.clip(current + step, lower, upper))
-        new_cost, new_scales = _evaluate(part, new, part.weights, scales[active])
-        better = new_cost <= cost[active]
-        gain = cost[active] - new_cost
-        stalled[active] = np.where(
-            better & (gain > tolerance * p.loss.unit(cost[active])), 0, stalled[active] + better
+        new = np.where(fixed, theta, np.clip(theta + step, lower, upper))
+
+        # Rows that improved take the step; the others search nearer to where they are.
+        trial = _evaluate(p, new, p.weights, here.scales)
+        better = trial.cost <= here.cost
+        gain = here.cost - trial.cost
+        stalled = np.where(
+            better & (gain > tolerance * p.loss.unit(here.cost)), 0, stalled + better
         )
-        theta[active[better]], cost[active[better]] = new[better], new_cost[better]
-        scales[active[better]] = new_scales[better]
-        damping[active] = np.where(
-            better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4
-        )
-        done = (stalled[active] >= 3) | (damping[active] > 1e10)
-        active = active[~done]
-        if not len(active):
-            break
-    return theta, cost
+        theta = np.where(better[:, None], new, theta)
+        for current, accepted in zip(here, trial, strict=True):
+            np.copyto(current, accepted, where=better.reshape(-1, *[1] * (current.ndim - 1)))
+        damping = np.where(better, np.maximum(damping / 5, 1e-12), damping * 4)
+
+        done = (stalled >= 3) | (damping > 1e10)
+        if done.any():
+            out[active], out_cost[active] = theta, here.cost
+            keep = ~done
+            if not keep.any():
+                return out, out_cost
+            p, here = p.rows(keep, len(keep)), here.where(keep)
+            theta, held, active = theta[keep], held[keep], active[keep]
+            damping, stalled = damping[keep], stalled[keep]
+    out[active], out_cost[active] = theta, here.cost
+    return out, out_cost
