@@ -108,9 +108,9 @@ def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, im
         "--out",
         out,
     )
-    signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
-    steps = Pipeline.from_pretrained(model_dir).reconstruct(signal)
-    psnr = -10 * np.log10(np.mean((steps[-1] - signal) ** 2) / 4)
+    images = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
+    steps = Pipeline.from_pretrained(model_dir).reconstruct(images)
+    psnr = -10 * np.log10(np.mean((steps[-1] - images) ** 2) / 4)
     assert text == f"1 images in {out}; PSNR {psnr:.2f} dB\n"
     with Image.open(out) as strip:
         places = [tiles.corner(strip, pixels(image)[..., None])]
@@ -145,9 +145,9 @@ def test_edit_by_box_is_that_by_the_same_mask(capsys, model_dir, image, tmp_path
     np.testing.assert_array_equal(pixels(by_mask), pixels(by_box))
     run(capsys, *edit, outside, "--box", "0,0,0.67,0.5", "--outpaint")
     assert not np.array_equal(pixels(outside), pixels(by_box))
-    signal = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
+    images = pixels(image).astype(np.float32)[None, ..., None] / 127.5 - 1
     expected = Pipeline.from_pretrained(model_dir).edit(
-        signal, mask == 0, [3], seed=1, composite=True
+        images, mask == 0, [3], seed=1, composite=True
     )[0, ..., 0]
     assert pixels(by_box).shape == (6, 8)  # gray, as the image is
     np.testing.assert_allclose(pixels(by_box), expected * 255, atol=0.51)

@@ -206,8 +206,8 @@ def test_edit_by_keep_scales_varies_an_image(capsys, model_dir, photos, tmp_path
         )
         == f"edited image in {out}\n"
     )
-    signal = pixels(photos / "a.png")[None, ..., :1].astype(np.float32) / 127.5 - 1
-    expected = Pipeline.from_pretrained(model_dir).vary(signal, keep_scales=2, preset="greedy")[
+    images = pixels(photos / "a.png")[None, ..., :1].astype(np.float32) / 127.5 - 1
+    expected = Pipeline.from_pretrained(model_dir).vary(images, keep_scales=2, preset="greedy")[
         0, ..., 0
     ]
     np.testing.assert_allclose(pixels(out)[..., 0], expected * 255, atol=0.51)

@@ -15,9 +15,11 @@ from var_jax.pretrained.perceptual import Perceptual
 
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.integers(0, 256, (30, 14, 12, 3), dtype=np.uint8)
-SIGNAL = PIXELS.astype(np.float32) / 127.5 - 1
+NORMALIZED = PIXELS.astype(np.float32) / 127.5 - 1
 BACK = np.clip(
-    SIGNAL + 0.3 * RANDOM.standard_normal(SIGNAL.shape) * RANDOM.random((30, 1, 1, 1)), -1, 1
+    NORMALIZED + 0.3 * RANDOM.standard_normal(NORMALIZED.shape) * RANDOM.random((30, 1, 1, 1)),
+    -1,
+    1,
 ).astype("f")
 SCALES = Scales.parse("1,2")
 TOKENS = RANDOM.integers(0, 3, (30, 5)).astype(np.int32)
@@ -31,8 +33,10 @@ class Model:
     def spread(self):
         return self
 
-    def encode(self, signal):
-        rows = [int(np.flatnonzero(np.isclose(SIGNAL, one).all((1, 2, 3)))[0]) for one in signal]
+    def encode(self, images):
+        rows = [
+            int(np.flatnonzero(np.isclose(NORMALIZED, one).all((1, 2, 3)))[0]) for one in images
+        ]
         self.rows = rows
         return TOKENS[rows]
 
@@ -71,7 +75,7 @@ def ssim(x, y) -> float:
 
 def test_report_has_errors_of_reconstructions(report):
     """PSNR, its interval, SSIM and the perceptual distance are those of numpy over 30 images."""
-    x, y = ((images.astype(np.float64) + 1) / 2 for images in (SIGNAL, BACK))
+    x, y = ((images.astype(np.float64) + 1) / 2 for images in (NORMALIZED, BACK))
     mse = ((x - y) ** 2).mean((1, 2, 3))
     psnr, pooled = -10 * np.log10(mse), -10 * np.log10(mse.mean())
     metrics = report["metrics"]
@@ -90,7 +94,7 @@ def test_report_has_errors_of_reconstructions(report):
     assert metrics["ssim"]["value"] == pytest.approx(expected, abs=1e-5)
     assert metrics["perceptual"]["name"] == "perceptual distance, half the distance"
     assert metrics["perceptual"]["value"] == pytest.approx(
-        0.5 * np.abs(SIGNAL - BACK).mean(), rel=1e-5
+        0.5 * np.abs(NORMALIZED - BACK).mean(), rel=1e-5
     )
 
 
@@ -155,8 +159,8 @@ def test_report_says_that_codes_are_counted_by_their_lowest_bits(report):
             tokenizer=SimpleNamespace(scales=SCALES, vocab_size=2**21, quantizes=True)
         )
 
-        def encode(self, signal):
-            return super().encode(signal) + 2**16
+        def encode(self, images):
+            return super().encode(images) + 2**16
 
     result = reconstruction.evaluate(
         Large(), Images(PIXELS, "real").set, toy_network.network(), None, cache=""
@@ -182,9 +186,9 @@ def test_reconstruction_of_a_real_model_on_small_images():
     )
     assert report["metrics"]["ssim"] is None and report["metrics"]["perceptual"] is None
     assert any("no SSIM" in w for w in report["warnings"])
-    signal = pixels.astype(np.float32) / 127.5 - 1
-    tokens = model.encode(signal)
-    mse = ((model.decode(tokens) - signal) ** 2).mean((1, 2, 3)) / 4
+    images = pixels.astype(np.float32) / 127.5 - 1
+    tokens = model.encode(images)
+    mse = ((model.decode(tokens) - images) ** 2).mean((1, 2, 3)) / 4
     assert report["metrics"]["psnr"]["value"] == pytest.approx(
         np.mean(-10 * np.log10(mse)), rel=1e-4
     )

@@ -144,8 +144,8 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     pass, and so is the usage of codes."""
     weights = LossConfig(l1=0.3, l2=0.7, vq=2.0)
     config = small.train_config("tokenizer", "", loss=weights)
-    signal = batch["image"].astype(np.float32) / 127.5 - 1
-    apply = jax.jit(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, signal))
+    images = batch["image"].astype(np.float32) / 127.5 - 1
+    apply = jax.jit(lambda p: Tokenizer(small.TOKENIZER).apply({"params": p}, images))
     rec, tokens, vq = (np.asarray(x) for x in apply(params["tokenizer"]))
     still = optax.sgd(0.0)
     state = AutoencoderState(
@@ -153,7 +153,7 @@ def test_train_step_of_a_tokenizer_reports_loss_and_parts(params, batch):
     )
     train_step = make_train_step(registry.with_frozen_shapes(config), {TRAINED: still})
     _, parts = jax.jit(train_step)(state, batch, NetworkWeights())
-    l1, l2 = np.abs(rec - signal).mean(), ((rec - signal) ** 2).mean()
+    l1, l2 = np.abs(rec - images).mean(), ((rec - images) ** 2).mean()
     np.testing.assert_allclose([parts["l1"], parts["l2"], parts["vq"]], [l1, l2, vq], rtol=1e-5)
     np.testing.assert_allclose(parts["loss"], 0.3 * l1 + 0.7 * l2 + 2 * vq, rtol=1e-5)
     used = [len(np.unique(part)) / 16 for part in small.SCALES.split(tokens)]

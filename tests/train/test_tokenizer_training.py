@@ -116,9 +116,9 @@ def test_train_step_of_a_small_phase_averages_images_down(params, batch):
     down = np.stack(
         [rows[:, :, i * 8 // w : -(-(i + 1) * 8 // w)].mean(axis=2) for i in range(w)], axis=2
     )
-    signal = jnp.asarray(down / 127.5 - 1, jnp.float32)
-    rec, _, vq = jax.jit(lambda p: Tokenizer(smaller).apply({"params": p}, signal))(params)
-    expected = 0.2 * np.abs(rec - signal).mean() + ((rec - signal) ** 2).mean() + vq
+    images = jnp.asarray(down / 127.5 - 1, jnp.float32)
+    rec, _, vq = jax.jit(lambda p: Tokenizer(smaller).apply({"params": p}, images))(params)
+    expected = 0.2 * np.abs(rec - images).mean() + ((rec - images) ** 2).mean() + vq
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-4)
     assert metrics["code_usage"].shape == (2,)
     assert jax.tree.map(jnp.shape, after.params) == jax.tree.map(jnp.shape, params)

@@ -105,22 +105,25 @@ class Transformer(nn.Module):
         keys, values = (*cache.k, new.k)[unseen:], (*cache.v, new.v)[unseen:]
         return self._logits(x, cond), Cache(keys, values, new.modulations)
 
-    def prefill(self, n: int, inputs: Float[Array, "b l-l1 c"], labels: Int[Array, " b"]) -> Cache:
-        """Returns the cache for scale n, from scales 0 to n - 1 in one pass.
+    def prefill(
+        self, keep_scales: int, inputs: Float[Array, "b l-l1 c"], labels: Int[Array, " b"]
+    ) -> Cache:
+        """Returns the cache for scale `keep_scales` from all coarser scales, in one pass.
 
         It is the cache that `next_scale` would leave, scale by scale. Call it where the first
         scales are known, as for an edit.
 
         Args:
-          n: number of known scales.
+          keep_scales: number of known leading scales.
           inputs: the tokenizer's `teacher_input` for those scales.
           labels: class ids; `num_classes` means "no class".
         """
         c, cond = self.config, self._condition(labels)
         x = jnp.concatenate([self._start(cond), self.word_embed(inputs)], axis=1)
-        x = self._add_positions(x, slice(0, c.scales.offsets[n]))
-        _, new = self.blocks(x, Cache(first=n), None, self._block_condition(cond))
-        visible = [c.scales.span(i) for i in range(masks.first_visible(c.mask, n), n)]
+        x = self._add_positions(x, slice(0, c.scales.offsets[keep_scales]))
+        _, new = self.blocks(x, Cache(keep_scales=keep_scales), None, self._block_condition(cond))
+        coarsest = masks.first_visible(c.mask, keep_scales)
+        visible = [c.scales.span(i) for i in range(coarsest, keep_scales)]
         keys = tuple(new.k[:, :, span] for span in visible)
         values = tuple(new.v[:, :, span] for span in visible)
         return Cache(keys, values, new.modulations)

@@ -38,13 +38,14 @@ class Cache:
       v: values of the same scales.
       modulations: the class's AdaLN vectors (layers, b, 6, w), None before the first scale. A third
         of the weights compute them, and they are the same for all scales.
-      first: for an empty cache, how many leading scales are computed at once; 0 for one at a time.
+      keep_scales: for an empty cache, how many known leading scales are computed at once; 0 for
+        one scale at a time.
     """
 
     k: tuple[jax.Array, ...] = ()
     v: tuple[jax.Array, ...] = ()
     modulations: jax.Array | None = None
-    first: int = flax.struct.field(pytree_node=False, default=0)
+    keep_scales: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @flax.struct.dataclass
@@ -216,8 +217,8 @@ class Attention(nn.Module):
         """Returns the output (b, l, w), and the new (keys, values), None without a cache.
 
         Args:
-          x: tokens of all scales (`cache` None), of the first scales (`cache.first` of them), of
-            one scale that sees itself and the cached ones, or one token that sees itself and those
+          x: tokens of all scales (`cache` None), of the first `cache.keep_scales` scales, of one
+            scale that sees itself and the cached ones, or one token that sees itself and those
             before it (a `TokenCache`).
         """
         c = self.config
@@ -262,7 +263,7 @@ class Attention(nn.Module):
                 softmax_scale,
                 mask=(jnp.arange(cache.k.shape[1]) <= cache.length)[None],
             )
-        elif cache is not None and not cache.first:
+        elif cache is not None and not cache.keep_scales:
             visible_k = jnp.concatenate([*cache.k, k], 1)
             visible_v = jnp.concatenate([*cache.v, v], 1)
             y = attention.cached(
@@ -276,7 +277,7 @@ class Attention(nn.Module):
             if cache is None:
                 scales = c.sequence.of_length(q.shape[1])
             else:
-                scales = Scales(c.scales.sizes[: cache.first])
+                scales = Scales(c.scales.sizes[: cache.keep_scales])
                 # Splash's tiles are made for whole sequences, and this is a part of one, without
                 # gradients.
                 implementation = "xla" if implementation == "splash" else implementation

@@ -307,8 +307,8 @@ def sample_num_scales(
       start: the coarsest scale, counted from 0, that may be an image's last.
     """
     dropped_key, last_key = jax.random.split(key)
-    last = jax.random.randint(last_key, (batch,), start, scales)
-    return jnp.where(jax.random.bernoulli(dropped_key, rate, (batch,)), last, scales - 1) + 1
+    last_scale = jax.random.randint(last_key, (batch,), start, scales)
+    return jnp.where(jax.random.bernoulli(dropped_key, rate, (batch,)), last_scale, scales - 1) + 1
 
 
 def active_tokens(scales: Scales, num_scales: Int[Array, " b"]) -> Bool[Array, "b L"]:
