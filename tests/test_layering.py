@@ -3,6 +3,8 @@ way round."""
 
 import ast
 import functools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -184,3 +186,11 @@ def test_level_refuses_an_unknown_folder():
     """A module in a folder that has no level is an error that names it."""
     with pytest.raises(AssertionError, match="utils"):
         level("utils.misc")
+
+
+def test_import_of_the_package_loads_no_library():
+    """A process that only imports the package has loaded neither JAX nor numpy, so that `--help`
+    and a mistake in a command are answered at once."""
+    code = "import sys, var_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
