@@ -105,7 +105,7 @@ def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
         )
 
 
-def test_class_agreement(digits_dir, tmp_path, capsys):
+def test_evaluate_reports_class_agreement(digits_dir, tmp_path, capsys):
     """Of images of the data set itself, a third of them with the next class's label."""
     real = image_sets.open_images("digits:test[:60]", resize="stretch", data_dir=str(digits_dir))
     batch = next(real.read(60))

@@ -1,3 +1,5 @@
+"""`var-jax fit`: laws, plots and predictions of tables and sweeps, and mistakes."""
+
 import argparse
 import json
 import math
@@ -52,6 +54,8 @@ def read_fit(out):
 
 
 def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
+    """The true parameters lie in the intervals, every plot has ink, and the optimum of a compute
+    budget costs that budget and has the law's loss in its interval."""
     x, y, theta = joint(shape=(8, 5), noise=1e-3)
     compute = 6 * x[:, 0] * x[:, 1]
     source = table_file(tmp_path / "runs.csv", x, y, ["params", "tokens"], compute=compute)
@@ -111,7 +115,8 @@ def test_fit_of_a_grid_gives_every_law_plot_and_prediction(tmp_path, capsys):
     assert "![frontier.png](frontier.png)" in report and "Predictions" in report
 
 
-def test_missing_columns_skip_laws_and_a_refused_law_says_why(tmp_path):
+def test_fit_skips_laws_of_missing_columns_and_says_why_it_refuses_one(tmp_path):
+    """Three sizes and no tokens leave one law, whose entry has the reason and empty values."""
     x, y, _ = single(runs=3)
     assert (
         run(
@@ -143,6 +148,7 @@ def test_fit_takes_a_given_floor_and_fits_every_column(tmp_path):
 
 
 def test_fit_reads_a_strangers_table(tmp_path):
+    """A published table of 104 runs is read by a mapping of its column names."""
     assert (
         run(
             DATA / "gadre_104.csv",
@@ -160,7 +166,8 @@ def test_fit_reads_a_strangers_table(tmp_path):
     assert 0 < law["alpha"]["value"] < 1
 
 
-def test_pure_power_law_of_two_columns(tmp_path):
+def test_fit_of_two_columns_is_a_pure_power_law(tmp_path):
+    """Five groups of published optima give five laws, with the published exponent."""
     source = DATA / "optimal_pairs_refinedweb.csv"
     assert (
         run(
@@ -201,7 +208,8 @@ def test_pure_power_law_of_two_columns(tmp_path):
         (["--huber", "0"], "above 0"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, words):
+def test_fit_names_mistakes_and_leaves_nothing_behind(tmp_path, arguments, words):
+    """One line has the option and what would be right, and there is no output directory."""
     x, y, _ = single(runs=6)
     source = table_file(tmp_path / "a.csv", x, y, ["params"])
     with pytest.raises(UserError, match=words) as error:
@@ -211,6 +219,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(tmp_path, arguments, wor
 
 
 def test_fit_names_a_table_without_losses_or_inputs(tmp_path):
+    """A table needs a loss and the parameters or the compute."""
     for text, words in (
         ("run,params\na,1\n", "starts with loss or err"),
         ("run,loss\na,1\n", "params nor a compute"),

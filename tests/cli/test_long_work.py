@@ -1,3 +1,5 @@
+"""Work in a compiler, where Python handles no signals: its elapsed time, and an end by a signal."""
+
 import signal
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Batches of images: order, resuming, hosts, workers and evaluation passes."""
+
 import dataclasses
 import itertools
 

@@ -1,3 +1,5 @@
+"""Checkpoints: what is kept, restored, damaged and removed."""
+
 import logging
 import resource
 import shutil
@@ -91,7 +93,7 @@ def halve_note(directory):
 
 
 @pytest.mark.parametrize("ema", [True, False])
-def test_round_trip(tmp_path, ema):
+def test_restore_reads_what_save_wrote(tmp_path, ema):
     """A state with and without an average, and what is saved beside it, are read as they were
     written, in a directory that is made."""
     state = make_state(5, ema)
@@ -103,14 +105,14 @@ def test_round_trip(tmp_path, ema):
     assert extra == {"data": [1, "x"]}
 
 
-def test_keeps_the_newest(tmp_path):
+def test_checkpoints_keep_the_newest(tmp_path):
     """Of four saves with two to keep, the last two are there."""
     checkpoints = saved(tmp_path, [1, 2, 3, 4], keep=2)
     checkpoints.close()
     assert checkpoints.steps() == [3, 4] and checkpoints.latest_step() == 4
 
 
-def test_keeps_the_best_and_those_that_were_asked_for(tmp_path):
+def test_checkpoints_keep_the_best_and_requested_ones(tmp_path):
     """Beside the newest stay the step of the lowest loss, which a later process reads from the
     checkpoints, and the steps named by `keep_steps`."""
     checkpoints = Checkpoints(tmp_path, keep=1, keep_steps=(2,))
@@ -150,7 +152,7 @@ def test_restore_of_a_step(tmp_path):
     assert extra == {"images": 10}
 
 
-def test_state_may_be_donated_while_it_is_written(tmp_path):
+def test_save_lets_the_state_be_donated_while_it_is_written(tmp_path):
     """`save` has copied the state when it returns: steps that reuse its memory meanwhile do not
     change what is read."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
@@ -184,7 +186,7 @@ def test_restore_takes_other_shardings(tmp_path):
 @pytest.mark.parametrize(
     "damage", [truncate, flip, lose_data, lose_state, lose_everything, halve_note]
 )
-def test_damage_falls_back_with_one_warning(tmp_path, caplog, damage):
+def test_restore_falls_back_from_damage_with_one_warning(tmp_path, caplog, damage):
     """Whatever of the newest checkpoint is cut, changed or lost, the one before is restored, and
     one line names the step."""
     saved(tmp_path, [1, 2, 3]).close()

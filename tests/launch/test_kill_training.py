@@ -1,3 +1,5 @@
+"""launch/kill_training.py, with one signal of each kind."""
+
 import pytest
 
 from helpers.scripts import load_script

@@ -108,7 +108,7 @@ def test_generator_loss_and_its_gradient(linear):
     np.testing.assert_allclose(gradient, by_hand, atol=1e-7)
 
 
-def test_adaptive_weight():
+def test_adaptive_weight_is_the_ratio_of_gradient_norms():
     """The adaptive weight is the ratio of the gradients' norms within its bounds.
 
     It has no gradient of its own.

@@ -1,3 +1,5 @@
+"""The multi-scale residual quantizer against its definition in numpy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

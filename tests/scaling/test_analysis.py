@@ -1,3 +1,5 @@
+"""Analysis of fitted laws: intervals, hold-out errors, sensitivity, warnings and refusals."""
+
 import dataclasses
 
 import numpy as np
@@ -113,6 +115,7 @@ def test_holdout_predicts_the_largest_better_than_the_naive_guess(clean_joint):
 
 
 def test_sensitivity_exponent_rises_with_the_assumed_floor():
+    """The exponent is lowest for E = 0 and rises with E to the end of its interval."""
     x, y, _ = single(runs=10, noise=2e-3)
     pairs = np.array(analyzed(x, y).summary["alpha_given_E"])
     assert len(pairs) == 4 and pairs[0, 0] == 0
@@ -120,6 +123,8 @@ def test_sensitivity_exponent_rises_with_the_assumed_floor():
 
 
 def test_sample_names_why_a_law_is_refused():
+    """Too few sizes, losses that do not fall, an E above them and too few budgets each have a
+    name."""
     x, y, _ = single(runs=3)
     with pytest.raises(select_runs.Refused, match="few-sizes: 3 different params"):
         analyzed(x, y)
@@ -134,6 +139,8 @@ def test_sample_names_why_a_law_is_refused():
 
 
 def test_analyze_names_its_warnings():
+    """Each planted defect, such as a short range, a bend or a stray run, gives the warning of its
+    name."""
     x, y, _ = single(low=1e8, high=6e8, noise=1e-4)
     assert "short-range" in warning_names(analyzed(x, y))
     x, y, _ = single(theta=(0.0, np.log(20), 0.2), noise=1e-3, seed=2)
@@ -150,6 +157,8 @@ def test_analyze_names_its_warnings():
 
 
 def test_sample_warns_of_unequal_budgets_and_leaves_out_shorter_runs():
+    """Of a grid, the run with the most tokens stays at each size; without equal budgets a note says
+    so."""
     x, y, _ = joint()
     full = select_runs.sample(runs_of(x, y, ("params", "tokens")), "loss", ("params",))
     assert full.runs == 6 and "most tokens" in full.selection and not full.notes
@@ -187,6 +196,8 @@ def test_analyze_recovers_published_laws(column, name):
 
 
 def test_weights_count_runs_not_grid_points():
+    """A quarter of the weight, as for points that share a run, doubles the width of the
+    interval."""
     x, y, _ = single(runs=40, noise=2e-3, theta=SINGLE)
     result = select_runs.sample(runs_of(x, y), "loss", ("params",))
     halved = analysis.analyze(

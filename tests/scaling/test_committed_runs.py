@@ -17,6 +17,7 @@ RESULTS = ROOT / "docs" / "results" / "scaling_fashion"
 
 @pytest.mark.parametrize("column", ["loss", "loss_last", "err_mean", "err_last"])
 def test_committed_runs_are_the_points_of_the_committed_fit(column):
+    """Each of the 21 rows has the inputs and the loss of its point in fit.json."""
     law = json.loads((RESULTS / "fit.json").read_text())["laws"][f"{column}~params+tokens"]
     points = {run: (*x, y) for run, x, y in zip(law["run"], law["x"], law["loss"], strict=True)}
     runs = table.read(str(RESULTS / "runs.csv"))
@@ -27,6 +28,7 @@ def test_committed_runs_are_the_points_of_the_committed_fit(column):
 
 
 def test_committed_runs_have_the_exact_flops_of_their_sizes():
+    """Compute is tokens times the exact FLOPs per token of the size, from the config."""
     module = load_module(ROOT / "configs" / "scaling.py")
     flops_per_token = {}
     for depth, width in module.FASHION_SIZES:

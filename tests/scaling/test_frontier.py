@@ -1,3 +1,5 @@
+"""Compute-optimal frontiers: envelopes, IsoFLOP minima and optima of joint laws."""
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -26,6 +28,8 @@ def grid_table(sizes=8, budgets=12, flops_per_param=6.0, low=3e7, high=3e9):
 
 
 def test_envelope_is_below_every_curve_and_drops_single_curve_edges():
+    """At every point at least two curves overlap, weights sum to the runs, and the best size grows
+    with compute."""
     curves = frontier.curves(grid_table(), "loss")
     edge = frontier.envelope(curves)
     for curve in curves:
@@ -46,6 +50,7 @@ def test_sample_refuses_a_frontier_of_few_sizes():
 
 
 def test_resampled_losses_are_above_the_envelope_or_infinite():
+    """Leaving out runs can only raise the lowest loss, or leave no run at a budget."""
     curves = frontier.curves(grid_table(sizes=5, budgets=5), "loss")
     edge = frontier.envelope(curves)
     resampled = frontier.resampled_losses(curves, edge.compute, 50)
@@ -55,6 +60,7 @@ def test_resampled_losses_are_above_the_envelope_or_infinite():
 
 
 def test_planted_frontier_is_the_law_of_the_joint_optimum():
+    """The loss at the joint law's optimum is that of the planted frontier, at two budgets."""
     planted = planted_laws.FRONTIERS[0]
     truth = planted.truth
     for compute in (1e20, 1e21):
@@ -66,6 +72,7 @@ def test_planted_frontier_is_the_law_of_the_joint_optimum():
 
 
 def test_curves_drop_the_warm_up():
+    """The first tenth of the compute of each run is left out."""
     rows = [
         {"run": run, "params": p, "tokens": t, "compute": p * t, "loss": 10 - np.log(p * t)}
         for run, p in (("a", 1), ("b", 2))
@@ -76,6 +83,7 @@ def test_curves_drop_the_warm_up():
 
 
 def test_envelope_of_single_points_is_none():
+    """Final losses alone do not overlap in compute; each run is then one point."""
     runs = table.build(
         [{"run": str(i), "params": 10**i, "compute": 10.0**i, "loss": 9 - i} for i in range(1, 6)]
     )
@@ -85,6 +93,7 @@ def test_envelope_of_single_points_is_none():
 
 
 def test_isoflop_minima_follow_the_planted_optimum():
+    """The exponent is beta / (alpha + beta), and each minimum lies near the joint law's optimum."""
     result = frontier.isoflop(frontier.curves(grid_table(sizes=12), "loss"))
     alpha, beta = JOINT[2], JOINT[4]
     assert result["exponent"]["value"] == pytest.approx(beta / (alpha + beta), abs=0.03)
@@ -97,6 +106,8 @@ def test_isoflop_minima_follow_the_planted_optimum():
 
 
 def test_isoflop_refuses_a_minimum_outside_the_sampled_sizes():
+    """With optimal sizes far above the runs no minimum is given, and each refusal has its
+    reason."""
     rows = []
     for c in (1e20, 1e21):  # optimal sizes are far above these
         for n in np.geomspace(1e6, 1e7, 6):
@@ -114,6 +125,7 @@ def test_isoflop_refuses_a_minimum_outside_the_sampled_sizes():
 
 @pytest.mark.parametrize("slope", [1.0, 0.94])
 def test_optimum_agrees_with_a_numerical_search(slope):
+    """A bounded search over sizes finds the same size, and the tokens cost the whole budget."""
     cost, compute = frontier.Cost(np.log(7.0), slope, 0.0), 1e21
 
     def loss(log_n):
@@ -129,6 +141,7 @@ def test_optimum_agrees_with_a_numerical_search(slope):
 
 
 def test_cost_recovers_flops_per_token():
+    """Planted costs of 5 N FLOPs per token are found exactly; a table without compute has none."""
     cost = frontier.cost(grid_table(flops_per_param=5.0))
     assert (np.exp(cost.intercept), cost.slope) == pytest.approx((5.0, 1.0))
     assert cost.scatter == pytest.approx(0, abs=1e-9)

@@ -1,3 +1,5 @@
+"""Profile-likelihood intervals against closed forms, definitions and coverage, and bootstraps."""
+
 import dataclasses
 
 import numpy as np
@@ -18,6 +20,7 @@ def both(planted):
 
 
 def test_profile_of_a_pure_power_law_is_the_t_interval():
+    """Without E the law is a line in logarithms, whose intervals linear regression knows."""
     x, y, _ = single(noise=0.01, theta=(0.0, np.log(20), 0.2))
     p = solver.problem(x, y, losses.StudentT())
     fit = laws.fit(p, floor=0.0)
@@ -33,6 +36,8 @@ def test_profile_of_a_pure_power_law_is_the_t_interval():
 
 
 def test_profile_ends_where_the_objective_reaches_its_limit():
+    """At each end the other parameters are refitted, and the cost has risen by the allowed
+    amount."""
     _, _, likelihood = both(single(noise=3e-3, seed=4))
     (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
     for end in intervals.profile(likelihood)[2]:
@@ -44,6 +49,7 @@ def test_profile_ends_where_the_objective_reaches_its_limit():
 
 
 def test_profile_of_an_undetermined_floor_starts_at_0():
+    """Noisy runs over a short range cannot exclude E = 0."""
     _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
     assert intervals.profile(likelihood)[0, 0] == 0
 
@@ -159,6 +165,7 @@ def test_predictions_and_optima_lie_inside_their_intervals():
 
 
 def test_profile_is_hardly_widened_by_a_stray_run():
+    """One run of 24 that is off by 15 % widens the interval by less than half."""
     x, y, _ = joint(noise=2e-3, seed=6)
     clean = np.diff(intervals.profile(both((x, y, None))[2])[2])[0]
     y[7] *= 1.15
@@ -167,11 +174,13 @@ def test_profile_is_hardly_widened_by_a_stray_run():
 
 
 def test_profile_without_degrees_of_freedom_is_nan():
+    """Three runs determine three parameters and leave nothing to estimate the noise from."""
     x, y, _ = single(runs=3, noise=1e-3)
     assert np.isnan(intervals.profile(both((x, y, None))[2])).all()
 
 
 def test_bootstrap_draws_all_rows_of_a_run_together():
+    """Rows that are given twice with half of the weight leave the intervals as they are."""
     x, y, _ = single(runs=12, noise=3e-3)
     p, fit, _ = both((x, y, None))
     rows = np.concatenate([x, x])
@@ -241,6 +250,8 @@ def test_half_confidence_intervals_contain_the_truth_half_the_time(name):
 @pytest.mark.study
 @pytest.mark.parametrize("name", CASES)
 def test_profile_coverage_and_width(name):
+    """In 200 sweeps of each law 90 % to 98 % of the intervals contain the truth, and none is half
+    as wide again as the textbook's."""
     truth = laws.with_amplitudes(np.array(CASES[name].theta))
     result = [
         (intervals.profile(likelihood), interval_coverage.reference(p, fit))
@@ -254,6 +265,8 @@ def test_profile_coverage_and_width(name):
 
 
 def test_profile_of_e_has_unequal_tails():
+    """E's ends lie where the tails have the given probabilities, and the other parameters have
+    equal tails."""
     _, _, likelihood = both(single(noise=3e-3, seed=5))
     equal, reported = (
         intervals.profile(likelihood, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS)
@@ -272,6 +285,7 @@ def test_profile_of_e_has_unequal_tails():
 
 
 def test_profile_widens_with_the_noise():
+    """Twice the noise widens every interval by more than half."""
     x, y, _ = single(noise=1e-3, seed=9)
     narrow = both((x, y, None))[2]
     exact = single()[1]

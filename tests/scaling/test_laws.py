@@ -1,3 +1,5 @@
+"""Fits of scaling laws: exact data, noise, stray runs and given floors."""
+
 import numpy as np
 import pytest
 from scipy import optimize
@@ -60,6 +62,8 @@ def test_huber_fit_is_that_of_scipy_and_of_variable_projection(noise):
 
 
 def test_fit_ignores_a_stray_run():
+    """A run that is off by 20 % moves the robust fit less than a quarter as far as least
+    squares."""
     x, y, theta = single(noise=1e-4)
     y[3] *= 1.2
     robust = laws.fit(solver.problem(x, y, HUBER)).values["alpha"]
@@ -68,6 +72,7 @@ def test_fit_ignores_a_stray_run():
 
 
 def test_fit_with_a_given_floor():
+    """E stays as given, at the true value and at 0."""
     x, y, theta = single(noise=1e-3)
     values = laws.fit(solver.problem(x, y, HUBER), floor=theta[0])
     assert values.values["E"] == theta[0]
@@ -77,6 +82,7 @@ def test_fit_with_a_given_floor():
 
 
 def test_shift_leaves_the_law_unchanged():
+    """The shifted parameters predict the same at the shifted inputs."""
     x, _, theta = joint()
     by = np.array([3.0, -1.0])
     moved = laws.shift(np.array(theta), by)

@@ -13,6 +13,7 @@ WEIGHTS = np.array([[1.0, 2.0, 1.0, 0.5, 1.0, 1.0, 1.0], np.ones(7)])
 
 
 def test_huber_is_quadratic_then_linear_and_smooth():
+    """Values on both sides of delta are worked out by hand, and the slope does not jump there."""
     huber = losses.Huber(0.5)
 
     def cost(residual):
@@ -33,6 +34,8 @@ def test_student_cost_is_the_negative_log_likelihood_of_scipy(freedom):
 
 
 def test_infinite_freedom_is_the_normal_distribution():
+    """Scale and likelihood are those of weighted normal noise, and 1e7 degrees of freedom are near
+    it."""
     loss = losses.StudentT(math.inf)
     scale = loss.scale(R, WEIGHTS)
     np.testing.assert_allclose(scale**2, np.average(R**2, weights=WEIGHTS, axis=1))
@@ -61,6 +64,7 @@ def test_student_scale_minimizes_the_cost(start):
     "loss", [losses.Huber(0.5), losses.StudentT(), losses.StudentT(2.0)], ids=str
 )
 def test_influence_is_the_derivative_over_the_residual(loss):
+    """Central differences of the cost, divided by each residual."""
     scale = np.array([0.7, 1.3])
     for j in range(R.shape[1]):
         step = np.zeros(R.shape)

@@ -1,3 +1,5 @@
+"""Pure power laws of two columns."""
+
 import pathlib
 
 import numpy as np
@@ -19,6 +21,7 @@ PUBLISHED = {
 
 
 def test_fit_recovers_five_published_exponents():
+    """Exponents agree to the published digits, and intervals of both contain the other's value."""
     runs = table.read(str(REFINEDWEB), required=("n", "flops", "n_star_std"), text=("setting",))
     result, _ = report.fit_power(runs, "n", "flops", sigma="n_star_std", group="setting")
     assert len(result["laws"]) == 5
@@ -30,6 +33,7 @@ def test_fit_recovers_five_published_exponents():
 
 
 def test_fit_without_weights_is_linear_regression():
+    """Slope, correlation and both intervals are SciPy's in logarithms."""
     random = np.random.default_rng(0)
     x = np.geomspace(1, 1e3, 9)
     y = 3 * x**0.7 * np.exp(0.1 * random.normal(size=9))
@@ -43,6 +47,8 @@ def test_fit_without_weights_is_linear_regression():
 
 
 def test_fit_weights_by_sigma_and_chi2_gives_its_size():
+    """Weights improve the exponent where half of the points are noisy, and chi2 is 1 for true
+    sigmas."""
     random = np.random.default_rng(1)
     x, sigma = np.geomspace(1, 1e6, 400), np.tile([0.01, 0.5], 200)
     y = x**-0.3 * np.exp(sigma * random.normal(size=400))

@@ -1,3 +1,5 @@
+"""Tables of runs from CSV and JSONL files and from sweeps: values, defects and refusals."""
+
 import json
 import math
 import pathlib
@@ -29,6 +31,7 @@ def test_read_csv_equals_jsonl(tmp_path):
 
 
 def test_read_takes_lists_of_one_number_as_numbers():
+    """A published table writes its losses as "[4.257]"."""
     runs = table.read(str(DATA / "gadre_104.csv"), {"run": "name", "loss": "loss0"})
     assert len(runs) == 104
     assert runs.run[0] == "c4_original-d=1024_l=24_h=8-0.25"
@@ -37,6 +40,7 @@ def test_read_takes_lists_of_one_number_as_numbers():
 
 
 def test_read_names_and_leaves_out_bad_repeated_and_contradicting_rows(tmp_path):
+    """Each row that is left out has its reason, and each kind of defect a note."""
     text = (
         "run,params,loss\na,1e6,3\na,1e6,3\nb,2e6,nan\nc,3e6,2.5\nc,3e6,2.7\n"
         "d,-4e6,2\ne,5e6,oops\nf,6e6,2.2\n"
@@ -55,6 +59,7 @@ def test_read_names_and_leaves_out_bad_repeated_and_contradicting_rows(tmp_path)
 
 
 def test_read_takes_rows_without_names_as_separate_runs(tmp_path):
+    """Equal rows are left out, and others of the same size stay."""
     runs = table.read(write(tmp_path / "a.csv", "params,loss\n1e6,3\n1e6,3.01\n1e6,3\n"))
     assert list(runs["loss"]) == [3, 3.01]
 
@@ -80,6 +85,7 @@ def test_finals_are_the_rows_with_the_most_tokens():
     ],
 )
 def test_read_names_a_malformed_file_in_one_line(tmp_path, name, text, mapping, words):
+    """The error has the line or the column, and the nearest known name."""
     path = write(tmp_path / name, text)
     with pytest.raises(UserError, match=words) as error:
         table.read(path, mapping)
@@ -95,6 +101,8 @@ def test_read_names_a_missing_or_binary_file(tmp_path):
 
 
 def test_read_sweep_takes_finished_runs(tmp_path):
+    """A finished run has a row per validation with its sizes, tokens and FLOPs; running and damaged
+    ones are named."""
     meta = {
         "params": {"total": 1000, "body": 700},
         "tokens_per_step": 10,
@@ -139,6 +147,7 @@ def finished(directory, lines, schedule=None, steps=4):
 
 
 def test_read_sweep_names_lines_without_a_step(tmp_path):
+    """Six kinds of damaged lines are left out by number, and the good one stays."""
     good = {"step": 4, "split": "val", "loss": 3.0}
     bad = [{"split": "val", "loss": 4.0}, [1, 2], "7", "{cut", '{"step": null}', '{"step": "4"}']
     finished(tmp_path / "a", [*bad, good])
@@ -153,6 +162,7 @@ def test_read_sweep_names_lines_without_a_step(tmp_path):
 
 
 def test_read_sweep_fits_equal_losses_once(tmp_path):
+    """`loss_mean` is the same as `loss` and is no law of its own."""
     finished(
         tmp_path / "a",
         [
@@ -171,6 +181,8 @@ def test_read_sweep_fits_equal_losses_once(tmp_path):
 
 
 def test_read_sweep_takes_only_the_end_of_a_cooldown(tmp_path):
+    """Validations before the end of a cooldown have losses of another rate; those of a cosine
+    stay."""
     lines = [{"step": step, "split": "val", "loss": 9.0 - step} for step in (1, 2, 3, 4)]
     finished(tmp_path / "cooled", lines, "cooldown")
     finished(tmp_path / "cosine", lines, "cosine")

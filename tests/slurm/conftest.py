@@ -1,3 +1,5 @@
+"""A SLURM of one node for the tests of this folder."""
+
 import tempfile
 from pathlib import Path
 

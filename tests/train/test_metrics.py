@@ -1,3 +1,5 @@
+"""Records, status and progress of a run."""
+
 import io
 import json
 import math
@@ -27,7 +29,7 @@ def status(workdir) -> dict:
     return json.loads((workdir / "status.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_records(tmp_path):
+def test_writer_records_scalars_lists_and_images(tmp_path):
     """Scalars and lists are lines of metrics.jsonl and values of the event files under their names,
     images too."""
     w = writer(tmp_path / "run")
@@ -62,7 +64,7 @@ def test_writer_has_no_step_twice(tmp_path):
     assert records(tmp_path) == [{"step": 5, "split": "val", "loss": 1.0}]
 
 
-def test_resuming_drops_what_is_done_again(tmp_path):
+def test_writer_drops_records_that_a_resumed_run_repeats(tmp_path):
     """Records past the resumed step and a line that was cut short are gone before new ones are
     written."""
     w = writer(tmp_path)
@@ -85,7 +87,7 @@ def test_writer_drops_a_cut_line_before_the_resumed_step(tmp_path):
     assert [r["step"] for r in records(tmp_path)] == [10, 20]
 
 
-def test_not_a_number_is_null(tmp_path):
+def test_writer_records_nan_as_null(tmp_path):
     """NaN and infinity are null in every file: JSON has no words for them."""
     w = writer(tmp_path)
     w.write(1, "train", {"loss": math.nan, "loss_scale": jnp.array([1.0, jnp.inf])})
@@ -96,7 +98,7 @@ def test_not_a_number_is_null(tmp_path):
     assert status(tmp_path)["loss"] is None
 
 
-def test_status(tmp_path, monkeypatch):
+def test_status_follows_the_run(tmp_path, monkeypatch):
     """The state, step, loss, speed and time left follow the run; compilation does not count for the
     time left, and restarts do."""
     now = [100.0]
@@ -127,7 +129,7 @@ def test_status(tmp_path, monkeypatch):
     assert (status(tmp_path)["state"], status(tmp_path)["eta_s"]) == ("done", 0)
 
 
-def test_lines_without_a_terminal_are_few(tmp_path, monkeypatch, capsys):
+def test_advance_prints_few_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
     """Fifty steps of a second give a line every ten seconds."""
     now = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])

@@ -1,3 +1,5 @@
+"""Shards of token caches as hosts write and claim them."""
+
 import json
 
 import pytest
