@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from helpers import diffusion
+from helpers.traced import product_flops
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.models import flops, init
@@ -63,19 +63,8 @@ def test_flops_and_parameters_are_those_of_the_module(changes):
     assert flops.param_count(config)["total"] == total
     inputs = jnp.zeros((1, *config.latent_shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
 
-    def products(jaxpr) -> int:
-        count = 0
-        for equation in jaxpr.eqns:
-            for inner in jaxprs_in_params(equation.params):
-                count += equation.params.get("length", 1) * products(inner)
-            if equation.primitive.name == "dot_general":
-                (contracted, _), _ = equation.params["dimension_numbers"]
-                summed = [equation.invars[0].aval.shape[axis] for axis in contracted]
-                count += 2 * int(np.prod(summed)) * equation.outvars[0].aval.size
-        return count
-
     traced = jax.make_jaxpr(lambda p: DiffusionTransformer(config).apply({"params": p}, *inputs))
-    assert products(traced(shapes).jaxpr) == flops.forward_flops(config)
+    assert product_flops(traced(shapes).jaxpr) == flops.forward_flops(config)
 
 
 @pytest.mark.parametrize("shared", [False, True])

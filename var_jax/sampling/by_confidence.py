@@ -254,7 +254,7 @@ class MaskedSampler(ObjectiveSampler):
 
 @functools.partial(jax.jit, static_argnames=("config", "sampler"))
 def _network_alone(config: ModelConfig, sampler: MaskedSamplerConfig, weights, labels):
-    """Runs the network for all passes.
+    """Runs the network for all passes, on guidance's rows too.
 
     Each token is 1 where its largest logit is positive, and that logit is its confidence, so that
     no pass is left out and nothing is searched.
@@ -265,4 +265,7 @@ def _network_alone(config: ModelConfig, sampler: MaskedSamplerConfig, weights, l
         return Choice((largest > 0).astype(jnp.int32), largest)
 
     start = jnp.full((len(labels), config.tokenizer.scales.total), config.tokenizer.vocab_size)
-    return _by_confidence(config, sampler, weights, labels, start, choose=choose)
+    rows = labels
+    if sampler.guided:
+        rows = guided_rows(labels, config.transformer.num_classes, None)
+    return _by_confidence(config, sampler, weights, rows, start, choose=choose)

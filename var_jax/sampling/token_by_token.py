@@ -180,7 +180,7 @@ class NextTokenSampler(ObjectiveSampler):
 
 @functools.partial(jax.jit, static_argnames=("config", "guided"))
 def _network_alone(config: ModelConfig, weights, labels, *, guided: bool):
-    """Runs the network token by token, without guidance, filters or random choices.
+    """Runs the network token by token, on guidance's rows too, without filters or random choices.
 
     Each token is 1 where its largest logit is positive, which depends on every pass, so that the
     compiler can leave none out, and needs no search.
@@ -189,4 +189,5 @@ def _network_alone(config: ModelConfig, weights, labels, *, guided: bool):
     def choose(logits, position):
         return (jnp.max(logits[: len(labels)], axis=-1) > 0).astype(jnp.int32)
 
-    return _token_by_token(config, weights, labels, choose, guided=guided)
+    rows = guided_rows(labels, config.transformer.num_classes, None) if guided else labels
+    return _token_by_token(config, weights, rows, choose, batch=len(labels))
