@@ -83,7 +83,7 @@ class Pipeline(SamplingModel):
             f"a whole number from 0 to {2**32 - len(labels)}",
         )
         if return_steps:
-            self._require_by_scale("return_steps", return_steps)
+            self.require_by_scale("return_steps", return_steps)
         keep_scales = self._check_then(then, _one_of(keep_scales, from_scale))
         prepared = self._prepare(seed, preset, overrides)
         objective_sampler = samplers.find(self.config)
@@ -177,7 +177,7 @@ class Pipeline(SamplingModel):
         images = validate.images(tokenizer, images)
         keep_scales = _one_of(keep_scales, from_scale)
         if keep_scales is not None:
-            self._require_by_scale("keep_scales", keep_scales)
+            self.require_by_scale("keep_scales", keep_scales)
             keep_scales = validate.keep_scales(tokenizer, keep_scales, least=0)
         kept_tokens = self.kept_tokens(keep)
         if kept_tokens.ndim == 3:

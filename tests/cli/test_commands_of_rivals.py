@@ -71,13 +71,17 @@ def image(models, tmp_path):
 @pytest.mark.parametrize("objective", MODELS)
 def test_commands_of_a_model_work_for_every_objective(objective, models, image, capsys, tmp_path):
     """`sample`, `reconstruct` and `merge` write what they name; `edit` does where the model edits,
-    and is otherwise refused with the objectives that do."""
+    and is otherwise refused with the objectives that do, as pictures of scales are."""
     model, picture = models[objective], image(objective)
     sampled, edited = tmp_path / "sampled.png", tmp_path / "edited.png"
     run(capsys, "sample", "--model", model, "--labels", "0-3", "--num", 4, "--out", sampled)
     rebuilt = tmp_path / "rebuilt.png"
     run(capsys, "reconstruct", "--model", model, "--images", picture, "--out", rebuilt)
     assert sampled.exists() and rebuilt.exists()
+
+    strip = ["sample", "--model", model, "--labels", 0, "--strip", "s.png", "--out", sampled]
+    assert main([str(argument) for argument in strip]) == 2
+    assert "--strip is s.png; it must be left out" in capsys.readouterr().err
 
     out = tmp_path / "merged"
     run(capsys, "merge", "--base", model, "--tuned", model, "--weight", 0.5, "--out", out)

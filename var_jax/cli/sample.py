@@ -241,6 +241,9 @@ def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.labels, args.model)
 
     model, then = load_partners(args)
+    for flag, value in (("--strip", args.strip), ("--gif", args.gif)):
+        if value:
+            model.require_by_scale(flag, value)
     image_labels = [labels[i % len(labels)] for i in range(args.num or len(labels))]
     return_steps = bool(strip_path or gif_path)
     sampled = model.sample(

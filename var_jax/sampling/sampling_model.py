@@ -108,7 +108,7 @@ class SamplingModel(CodingModel):
                 f"{objective!r}"
             )
 
-    def _require_by_scale(self, name: str, value: Any):
+    def require_by_scale(self, name: str, value: Any):
         """Raises UserError for an argument that only next-scale prediction has a use for."""
         objective = validate.transformer(self.config).objective
         require(
@@ -131,8 +131,8 @@ class SamplingModel(CodingModel):
         )
         if then is None:
             return None
-        self._require_by_scale("then", "another model")
-        then._require_by_scale("the objective of `then`", then.config.transformer.objective)
+        self.require_by_scale("then", "another model")
+        then.require_by_scale("the objective of `then`", then.config.transformer.objective)
         keep_scales = validate.keep_scales(self.config.tokenizer, keep_scales)
         validate.same_tokenizer(self.config, self.params, then.config, then.params)
         require(
