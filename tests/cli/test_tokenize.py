@@ -76,6 +76,7 @@ def test_tokenize_names_mistakes_and_writes_nothing(digits_dir, model_dir, tmp_p
         (("--model", tmp_path / "none"), "no model directory"),
         (("--config.data.train_split=val",), "has no split 'val'"),
         (("--config.data.name=digit",), "did you mean 'digits'"),
+        (("--config.tokenizer.scales=1,2",), "tokenizer.scales is 1,2; the tokenizer in"),
     ):
         arguments = command(digits_dir, model_dir, tmp_path)
         split = [str(r) for r in rest]

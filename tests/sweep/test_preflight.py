@@ -12,7 +12,7 @@ from helpers import small
 from var_jax.cli.main import main
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
-from var_jax.data import fingerprints, token_manifest
+from var_jax.data import fingerprints, prepare, token_manifest
 from var_jax.data.token_manifest import Shard, SplitInfo
 from var_jax.io import model_directory
 
@@ -107,7 +107,7 @@ def test_check_images(command, model_dir, capsys, tmp_path):
 @pytest.mark.parametrize("classes", [10, 14])
 def test_check_classes_of_a_folder(command, model_dir, capsys, tmp_path, classes):
     """A folder with more classes than the model is refused in the line that `train` ends with; one
-    that fits is planned, with a note that its files are not decoded before a run."""
+    that fits is planned."""
     for i in range(classes):
         (tmp_path / "photos" / str(i)).mkdir(parents=True)
         for j in range(2):
@@ -120,15 +120,86 @@ def test_check_classes_of_a_folder(command, model_dir, capsys, tmp_path, classes
     ]
     code = main([*command, *data, "--dry-run"])
     printed = capsys.readouterr()
-    assert printed.err.count("\n") == 1 and not (tmp_path / "d").exists()
+    assert not (tmp_path / "d").exists() and not (tmp_path / "tfds").exists()
     if classes == 10:
-        assert code == 0 and "photos are listed, not decoded" in printed.err
+        assert code == 0 and printed.err == ""
         return
     assert code == 2 and printed.out == ""
     assert "transformer.num_classes is 10; it must be at least the 14 classes" in printed.err
-    train = ["train", *command[1:3], "--workdir", str(tmp_path / "run"), *data]
-    assert main(train) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == printed.err.strip()
+    assert printed.err.splitlines() == [refusal_of_train(command, data, capsys, tmp_path)]
+
+
+def refusal_of_train(command, flags, capsys, tmp_path) -> str:
+    """Returns the line with which `train` refuses the config and flags of a sweep's command."""
+    assert main(["train", *command[1:3], "--workdir", str(tmp_path / "run"), *flags]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_check_files_that_do_not_decode(command, model_dir, capsys, tmp_path, monkeypatch):
+    """A folder with a file that is no image is refused as by `train`; one that is too large to be
+    decoded for a dry run is planned, with a note."""
+    for i in range(10):
+        (tmp_path / "photos" / str(i)).mkdir(parents=True)
+        for j in range(2):
+            Image.new("L", (8, 6)).save(tmp_path / "photos" / str(i) / f"{j}.png")
+    (tmp_path / "photos" / "3" / "0.png").write_bytes(b"no image")
+    data = [
+        f"--config.tokenizer_dir={model_dir}",
+        "--config.data.name=image_folder",
+        f"--config.data.source_dir={tmp_path / 'photos'}",
+        f"--config.data.data_dir={tmp_path / 'tfds'}",
+    ]
+    assert main([*command, *data, "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "3/0.png" in printed.err and not (tmp_path / "tfds").exists()
+    assert printed.err.splitlines() == [refusal_of_train(command, data, capsys, tmp_path)]
+    assert main([*command, *data, "--config.data.skip_bad_images=True", "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(prepare, "DECODED_BYTES", 100)
+    assert main([*command, *data, "--dry-run"]) == 0
+    assert "photos are listed, not decoded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["init_from=/nowhere"], "no model directory /nowhere"),
+        (["init_from={tokenizer}"], "has no transformer"),
+        (["branch_from=/nowhere", "branch_step=1"], "/nowhere"),
+        (["mesh.data=7", "mesh.model=3"], "mesh"),
+        (["tokenizer.scales=1,2"], "tokenizer.scales is 1,2; the tokenizer in"),
+        (["tokenizer.vocab_size=8"], "tokenizer.vocab_size is 8; the tokenizer in"),
+    ],
+)
+def test_check_as_train(command, model_dir, capsys, tmp_path, flags, words):
+    """A sweep's dry run refuses initial weights, meshes and flags in the line of `train`."""
+    tokenizer = tmp_path / "tokenizer"
+    params = {"tokenizer": small.pipeline().params["tokenizer"]}
+    model_directory.save(epath.Path(tokenizer), ModelConfig(small.TOKENIZER), params)
+    options = [
+        f"--config.tokenizer_dir={model_dir}",
+        *(f"--config.{flag.format(tokenizer=tokenizer)}" for flag in flags),
+    ]
+    assert main([*command, *options, "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert words in printed.err and printed.out == "" and not (tmp_path / "d").exists()
+    assert printed.err.splitlines() == [refusal_of_train(command, options, capsys, tmp_path)]
+
+
+def test_costs_are_of_the_tokenizer_that_is_read(command, model_dir, capsys, tmp_path):
+    """A config that describes another tokenizer than the one it reads has the costs of the latter,
+    as its runs do, and keeps its run ids."""
+    other = tmp_path / "other.py"
+    text = (tmp_path / "small.py").read_text()
+    changed = "config.tokenizer.vocab_size = 8\n    return config"
+    other.write_text(text.replace("return config", changed))
+    assert other.read_text() != text
+    tokenizer = f"--config.tokenizer_dir={model_dir}"
+    assert main([*command, tokenizer, "--dry-run"]) == 0
+    expected = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
+    command[2] = str(other)
+    assert main([*command, tokenizer, "--dry-run"]) == 0
+    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == expected
 
 
 def test_check_without_a_tokenizer(command, capsys, tmp_path):

@@ -100,8 +100,11 @@ def run(args: argparse.Namespace) -> int:
         )
     require(0 < args.interval < math.inf, "--interval", args.interval, "above 0, and finite")
     require(0 <= args.price < math.inf, "--price", args.price, "0 or more, and finite")
+    import jax
+
     from var_jax.sweep import backend, driver, plan, preflight, runs
 
+    jax.config.update("jax_platforms", "cpu")  # the accelerators are for the runs
     options = [part.partition("=") for part in args.option]
     for key, equals, value in options:
         require(
@@ -115,19 +118,15 @@ def run(args: argparse.Namespace) -> int:
         planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
     )
     check = functools.partial(
-        preflight.check, planned, images_are_here=args.backend == "local", workdir=args.workdir
+        preflight.check, planned, on_this_machine=args.backend == "local", workdir=args.workdir
     )
     if args.dry_run:
-        if not (costs_alone := preflight.without_tokenizer(planned)):
-            check()
+        notes = [preflight.NO_TOKENIZER] if preflight.without_tokenizer(planned) else check()
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := engine.render(driver.commands(sweep)):
             print(text)
-        if costs_alone:
-            print(f"note: {preflight.NO_TOKENIZER}", file=sys.stderr)
-        elif args.backend == "local":
-            for line in preflight.not_decoded(planned):
-                print(f"note: {line}", file=sys.stderr)
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
         return 0
     runs.require_reachable(args.workdir)
     if args.stop:

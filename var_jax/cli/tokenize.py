@@ -17,9 +17,10 @@ example:
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import TYPE_CHECKING
 
-from var_jax.cli.args import add_config_argument, read_config
+from var_jax.cli.args import add_config_argument, read_config, with_frozen_sizes
 from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.config.strict import require
 
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         "train, test or train,test",
     )
     config = read_config(args.config, args.overrides)
+    with_frozen_sizes(dataclasses.replace(config, tokenizer_dir=args.model), args.overrides)
     return divided(args, lambda: _encode(args, config, roles))
 
 

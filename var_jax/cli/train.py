@@ -15,7 +15,7 @@ import sys
 
 from etils import epath
 
-from var_jax.cli.args import add_config_argument, read_config
+from var_jax.cli.args import add_config_argument, read_config, with_frozen_sizes
 from var_jax.cli.exit import leave_group, line_and_code
 from var_jax.errors import Preempted, RunFailed, UserError
 
@@ -89,9 +89,12 @@ def _run(args: argparse.Namespace) -> int:
     )
     import jax
 
+    from var_jax.devices import multihost
     from var_jax.train import messages
     from var_jax.train.loop import train
 
+    directory = epath.Path(args.workdir)
+    multihost.run_on_all(lambda: with_frozen_sizes(config, args.overrides, directory))
     held_out = train(config, args.workdir, window)
     if jax.process_index() == 0:
         print(

@@ -324,6 +324,34 @@ def refuse_flags(
                 )
 
 
+def refuse_replaced(
+    config: TrainConfig, resolved: TrainConfig, keys: Collection[str], tokenizer: str
+):
+    """Raises UserError if a flag gives the tokenizer a value that the run would not take.
+
+    A transformer's run reads its tokenizer, whose config replaces the section `tokenizer`.
+
+    Args:
+      config: the run as its file and flags describe it.
+      resolved: the run with the config of the tokenizer that is read.
+      keys: dotted, of all flags.
+      tokenizer: the directory that the tokenizer is read from, for the message.
+    """
+    stated, taken = plain(config), plain(resolved)
+    for key in keys:
+        if key.startswith("tokenizer.") and key not in config.left_to_data:
+            value, other = _at(stated, key), _at(taken, key)
+            if value != other:
+                raise UserError(
+                    f"{key} is {_text(value)}; the tokenizer in {tokenizer} has {_text(other)}: "
+                    "leave the flag out, or give a tokenizer that was trained with it"
+                )
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def flag_keys(overrides: Collection[str]) -> list[str]:
     """Returns the dotted keys of `--config.KEY=VALUE` flags."""
     return [

@@ -7,7 +7,7 @@ killed process nor a concurrent one spoils it.
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from etils import epath
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
     # Only for its type: data must not depend on training.
     from var_jax.config.train import DataConfig
+    from var_jax.data import builders
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
 NAMES_SHOWN = 10
+DECODED_BYTES = 2**28  # of the files of a folder that `check_folder` decodes: half a minute's work
 log = logging.getLogger(__name__)
 
 
@@ -82,29 +84,14 @@ def prepare_folder(
     Raises:
       UserError: files do not decode, or the copy cannot be written.
     """
-    from var_jax.data import builders
-
-    def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
-        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
-
     for note in files.notes:
         log.warning("%s", note)
-    builder = builder_of(files)
-    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as strings
-        by_string = files.in_order(sorted(files.class_names))
-        if builder_of(by_string).is_prepared():
-            files, builder = by_string, builder_of(by_string)
+    files, builder = _with_builder(files, data, keep_order=keep_order)
     if not builder.is_prepared():
         log.info("checking and copying the %d files of %s", len(files.files), data.source_dir)
         findings = survey.survey(files)
-        bad = findings.bad
-        if bad and not data.skip_bad_images:
-            raise _bad_files(next(iter(bad.values())), len(bad))
-        if len(bad) == len(files.files):
-            raise UserError(
-                f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}"
-            )
-        builder.skipped = sorted(bad)
+        _refuse_bad(findings, files, data)
+        builder.skipped = sorted(findings.bad)
         prepared = _prepare(builder)
         survey.save(findings, epath.Path(prepared.data_dir))
     else:
@@ -113,8 +100,7 @@ def prepare_folder(
     metadata: Any = prepared.info.metadata
     metadata["decoding"] = findings.decoding
     skipped = metadata["skipped"]
-    if skipped and not data.skip_bad_images:
-        raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
+    _refuse_skipped(skipped, files, data)
     if skipped:
         shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
         log.warning(
@@ -127,6 +113,61 @@ def prepare_folder(
     for line in findings.remarks(data.source_dir):
         survey.say(line)
     return prepared, files.without(set(skipped)).counts
+
+
+def check_folder(data: "DataConfig") -> bool:
+    """Checks that the images of a folder decode, as `prepare_folder` would; no copy is made.
+
+    Returns:
+      whether it was checked: a folder of more than `DECODED_BYTES` is not, unless it has been
+      copied.
+
+    Raises:
+      UserError: files do not decode.
+    """
+    files, builder = _with_builder(image_folder.listing(data.source_dir), data, keep_order=False)
+    if builder.is_prepared():
+        metadata: Any = _prepare(builder).info.metadata
+        _refuse_skipped(metadata["skipped"], files, data)
+        return True
+    if sum(file.size for file in files.files) > DECODED_BYTES:
+        return False
+    _refuse_bad(survey.survey(files), files, data)
+    return True
+
+
+def _with_builder(
+    files: image_folder.Listing, data: "DataConfig", *, keep_order: bool
+) -> tuple[image_folder.Listing, "builders.ImageFolder"]:
+    """Returns the files, in the order of a copy that an earlier version made, and their builder."""
+    from var_jax.data import builders  # TFDS is slow to import
+
+    def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
+        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
+
+    builder = builder_of(files)
+    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as strings
+        by_string = files.in_order(sorted(files.class_names))
+        if builder_of(by_string).is_prepared():
+            return by_string, builder_of(by_string)
+    return files, builder
+
+
+def _refuse_bad(findings: survey.Survey, files: image_folder.Listing, data: "DataConfig"):
+    """Raises UserError for files that do not decode, unless they are to be left out."""
+    bad = findings.bad
+    if bad and not data.skip_bad_images:
+        raise _bad_files(next(iter(bad.values())), len(bad))
+    if len(bad) == len(files.files):
+        raise UserError(
+            f"none of the {len(bad)} files decodes; the first: {next(iter(bad.values()))}"
+        )
+
+
+def _refuse_skipped(skipped: Sequence[str], files: image_folder.Listing, data: "DataConfig"):
+    """Raises UserError for files that a copy left out, unless they are to be left out again."""
+    if skipped and not data.skip_bad_images:
+        raise _bad_files(f"{files.root / skipped[0]} does not decode", len(skipped))
 
 
 def _survey_of_copy(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from etils import epath
@@ -69,16 +70,35 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
       UserError: there is no such directory or no model in it, its files are damaged, or its weights
         are not finite.
     """
+    if _is_workdir(directory):
+        return _load_workdir(directory)
+    config = read_config(directory)
+    parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
+    return config, {
+        part: _load_part(directory / f"{part}.safetensors", getattr(config, part)) for part in parts
+    }
+
+
+def load_config(directory: epath.Path) -> ModelConfig:
+    """Returns the configuration that `load` would return, without reading weights.
+
+    Raises:
+      UserError: there is no such directory, or no model in it.
+    """
+    return _workdir_config(directory) if _is_workdir(directory) else read_config(directory)
+
+
+def _is_workdir(directory: epath.Path) -> bool:
+    """Returns whether a model's directory is the workdir of a training run.
+
+    Raises:
+      UserError: there is no such directory, or no model in it.
+    """
     require_directory(directory)
     if (directory / "model.json").exists():
-        config = read_config(directory)
-        parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
-        return config, {
-            part: _load_part(directory / f"{part}.safetensors", getattr(config, part))
-            for part in parts
-        }
+        return False
     if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
-        return _load_workdir(directory)
+        return True
     raise UserError(
         f"{directory} holds no model: neither model.json nor config.json with checkpoints/"
     )
@@ -141,26 +161,35 @@ def _load_part(path: epath.Path, config: TokenizerConfig | TransformerConfig) ->
     return params
 
 
-def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
+def _workdir_config(directory: epath.Path) -> ModelConfig:
+    run = _run(directory)
+    # The workdir of a model that learns a tokenizer's codes has a copy of that tokenizer.
+    has_tokenizer = (directory / "tokenizer" / "model.json").exists()
+    sections = {
+        "tokenizer": run["tokenizer"],
+        "transformer": run["transformer"] if has_tokenizer else None,
+    }
+    return build(ModelConfig, sections, str(directory / "config.json"))
+
+
+def _run(directory: epath.Path) -> dict[str, Any]:
+    """Returns the plain config of a workdir's run."""
     run = read_object(directory / "config.json")
     if missing := [key for key in ("stage", "tokenizer", "transformer", "ema") if key not in run]:
         raise UserError(
             f"{directory / 'config.json'} has no {missing[0]!r}; it was not written by `train`"
         )
-    # The workdir of a model that learns a tokenizer's codes has a copy of that tokenizer.
-    carried = directory / "tokenizer"
-    has_tokenizer = (carried / "model.json").exists()
-    sections = {
-        "tokenizer": run["tokenizer"],
-        "transformer": run["transformer"] if has_tokenizer else None,
-    }
-    config = build(ModelConfig, sections, str(directory / "config.json"))
+    return run
+
+
+def _load_workdir(directory: epath.Path) -> tuple[ModelConfig, dict]:
+    run, config = _run(directory), _workdir_config(directory)
     checkpoints = checkpoint.Checkpoints(directory / "checkpoints", keep=1)
     trained = checkpoints.restore_part("ema" if run["ema"] else "params")
     require_finite(
         flatten_dict(trained, sep="/").items(),
         f"the newest checkpoint in {directory / 'checkpoints'}",
     )
-    if not has_tokenizer:
+    if config.transformer is None:
         return config, {"tokenizer": trained}
-    return config, {**load(carried)[1], "transformer": trained}
+    return config, {**load(directory / "tokenizer")[1], "transformer": trained}

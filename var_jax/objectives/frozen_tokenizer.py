@@ -51,9 +51,7 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
 
     from var_jax.io.json import read_object
 
-    copy, directory = workdir / "tokenizer", config.tokenizer_dir
-    if not directory and config.data.tokens_dir:
-        directory = str(epath.Path(config.data.tokens_dir) / "tokenizer")
+    copy, directory = workdir / "tokenizer", source(config)
     if not (copy / "model.json").exists():
         require(
             bool(directory),
@@ -74,6 +72,33 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
                 "another --workdir"
             )
     return tokenizer, frozen
+
+
+def source(config: TrainConfig) -> str:
+    """Returns the directory from which a fresh run takes its tokenizer, "" if none is given."""
+    if config.tokenizer_dir or not config.data.tokens_dir:
+        return config.tokenizer_dir
+    from etils import epath
+
+    return str(epath.Path(config.data.tokens_dir) / "tokenizer")
+
+
+def read_config(config: TrainConfig, workdir: epath.Path | None) -> TokenizerConfig | None:
+    """Returns the config of the tokenizer that `load` would return, None if none is given.
+
+    Raises:
+      UserError: the directory that the config names holds no tokenizer.
+    """
+    copy = None if workdir is None else workdir / "tokenizer"
+    if copy is None or not (copy / "model.json").exists():
+        if not (directory := source(config)):
+            return None
+        from etils import epath
+
+        copy = epath.Path(directory)
+    from var_jax.io import model_directory
+
+    return model_directory.load_config(copy).tokenizer
 
 
 def _equal(params: Any, other: Any) -> bool:

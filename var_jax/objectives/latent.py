@@ -63,6 +63,11 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return config.with_tokenizer(tokenizer), frozen
 
     @classmethod
+    def frozen_config(cls, config: TrainConfig, workdir: epath.Path | None = None) -> TrainConfig:
+        tokenizer = frozen_tokenizer.read_config(config, workdir)
+        return config if tokenizer is None else config.with_tokenizer(tokenizer)
+
+    @classmethod
     def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenTokenizer]:
         return config, FrozenTokenizer(init.param_shapes(config.tokenizer))
 

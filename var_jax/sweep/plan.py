@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from var_jax.config import idle_keys
 from var_jax.config.sections import LossConfig, first_resize
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
@@ -163,10 +164,15 @@ def expand(
             raise UserError(f"a sweep is of transformers; its config has stage {config.stage!r}")
         tokenizer = fingerprint(config.data.tokens_dir, config.tokenizer_dir)
         config = data_sizes.from_data(config, sizes=sizes)
-        if trunk is not None:
-            _require_branch(config, trunk.config)
         trunk_id = trunk.id if trunk else ""
         id = _id_in(workdir, config, trunk_id, tokenizer)
+        if tokenizer:  # the runs take its sizes, which their costs follow from
+            resolved = registry.find(config).frozen_config(config)
+            source = config.tokenizer_dir or config.data.tokens_dir
+            idle_keys.refuse_replaced(config, resolved, idle_keys.flag_keys(flags), source)
+            config = resolved
+        if trunk is not None:
+            _require_branch(config, trunk.config)
         run = Run(id, "", config, flags, trunk_id)
         members_by_id.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
         return runs.setdefault(run.id, run)

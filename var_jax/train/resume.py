@@ -48,15 +48,25 @@ def first_state(
         _require_finite(state, "the run's checkpoint")
         return RestoredRun(state, extra.get("evaluated", True))
     if config.branch_from:
-        trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
-        state = trunk.restore(program.abstract_state(), config.branch_step)[0]
-        _require_finite(state, f"the checkpoint in {config.branch_from}")
-        return RestoredRun(state)
+        return RestoredRun(branched_state(objective, program))
     if config.init_from:
-        weights = _weights(objective, program)
+        weights = initial_weights(objective, program)
         hosts.require_same_weights("the weights of init_from", weights)
         return RestoredRun(program.first_state(weights))
     return RestoredRun(program.first_state(), fresh=True)
+
+
+def branched_state(objective: Objective[Any], program: Program) -> TrainState:
+    """Returns the state of `branch_from` after `branch_step` steps.
+
+    Raises:
+      UserError: there is no such checkpoint, it does not fit the run, or it is not finite.
+    """
+    config = objective.config
+    trunk = Checkpoints(epath.Path(config.branch_from) / "checkpoints", keep=1)
+    state = trunk.restore(program.abstract_state(), config.branch_step)[0]
+    _require_finite(state, f"the checkpoint in {config.branch_from}")
+    return state
 
 
 def _require_finite(run: TrainState, name: str):
@@ -75,7 +85,7 @@ def _require_finite(run: TrainState, name: str):
     )
 
 
-def _weights(objective: Objective[Any], program: Program) -> Any:
+def initial_weights(objective: Objective[Any], program: Program) -> Any:
     """Returns the weights of `init_from` for the trained model, on the host.
 
     Raises:
