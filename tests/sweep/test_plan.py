@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -196,6 +197,7 @@ def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
     )
     (tmp_path / "tokens").mkdir()
     (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(plain(manifest)))
+    shutil.copytree(model_dir, tmp_path / "tokens" / "tokenizer")
 
     def ids(**base) -> list[str]:
         return [

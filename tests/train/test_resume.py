@@ -77,7 +77,7 @@ def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
     mesh = make_mesh(MeshConfig())
     objective = small.next_scale(config)
     program = Program(objective, mesh)
-    weights = resume._weights(objective, program)
+    weights = resume.initial_weights(objective, program)
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(weights))
     sharded = [
         leaf

@@ -7,10 +7,14 @@ example:
 """
 
 import argparse
-from typing import Any
+import shlex
+from typing import TYPE_CHECKING, Any
 
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
+
+if TYPE_CHECKING:
+    from var_jax.config.model import ModelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -83,12 +87,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.to_torch:
         model = Pipeline.from_pretrained(args.model)
-        needed = " ".join(
-            _flag(name, value)
-            for name, value in torch_convert.flags_to_reload(model.config).items()
-        )
         torch_convert.write_torch(args.out, *model.to_torch(with_buffers=True))
-        print(f"written to {args.out}; `convert` brings it back with {needed}")
+        print(f"written to {args.out}; to load it again:\n  {_reload(args.out, model.config)}")
     else:
         model = Pipeline.from_torch(
             args.tokenizer,
@@ -102,6 +102,17 @@ def run(args: argparse.Namespace) -> int:
         model.save(args.out)
         print(f"written to {args.out}")
     return 0
+
+
+def _reload(directory: str, config: "ModelConfig") -> str:
+    """Returns the command that makes a model directory from the files of `--to-torch`."""
+    from var_jax.io import torch_convert
+
+    parts = ["tokenizer", *["transformer"] * (config.transformer is not None)]
+    words = ["var-jax convert"]
+    words += [f"--{part} {shlex.quote(f'{directory}/{part}.safetensors')}" for part in parts]
+    words += [_flag(*item) for item in torch_convert.flags_to_reload(config).items()]
+    return " ".join([*words, "--out MODEL"])
 
 
 def _option(name: str) -> str:
