@@ -53,7 +53,7 @@ def test_study_measures_all_rows_once(run_study, digits_dir, capsys):
             beside = tiles.corner(picture, enlarged_image)
             assert original[0] == beside[0] and original[1] < beside[1]
     table = (run_study.out / "continuing.md").read_text()
-    assert table.count("\n| ") == 8 and "small ones by 2" in table
+    assert table.count("\n| ") == 8 and "a factor of 2" in table
     before = path.read_bytes()
     assert run_study(variations, *options) == 0 and path.read_bytes() == before
     capsys.readouterr()

@@ -33,12 +33,12 @@ NOTES = (
 )
 HEADS = (
     "Fréchet distance",
-    "of the filled region",
-    "as wanted",
-    "filled region as wanted",
-    "as labeled at first",
-    "filled pixels off by",
-    "kept pixels off by",
+    "Fréchet distance of the filled region",
+    "shows the target class",
+    "filled region shows it",
+    "shows the original class",
+    "error of filled pixels",
+    "error of kept pixels",
 )
 
 
@@ -51,10 +51,11 @@ def markdown(rows: study.Rows) -> str:
     """Returns one table per task."""
     about = rows.about
     lines = [
-        f"{about['num']} images per row, edited with preset {about['preset']}, against "
-        f"{about['reference']['count']} other images of the same split (95 % intervals), "
-        f"{about['features']['network']}; differences in levels of 0 to 255, of kept pixels "
-        "without putting them back (with: see the JSON, 0)."
+        f"Each row compares {about['num']} images, edited with the preset {about['preset']}, with "
+        f"{about['reference']['count']} other images of the same split by features of "
+        f"{about['features']['network']}, with 95 % intervals. 'shows' is the share that a "
+        "classifier assigns to the class. Errors are mean absolute differences in levels of 0 to "
+        "255; those of kept pixels are without putting the originals back, which makes them 0."
     ]
     for task in TASKS:
         task_rows = {
@@ -67,7 +68,7 @@ def markdown(rows: study.Rows) -> str:
         region = next(iter(task_rows.values()))["region"]
         lines += [
             "",
-            f"**{task}**: {region['filled_share']:.1%} filled; of the region alone, "
+            f"**{task}**: {region['filled_share']:.1%} filled; the region alone: "
             f"{region['alone']}.",
             "",
             f"| {task} | {' | '.join(HEADS)} |",

@@ -49,24 +49,26 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
     """Returns one table per panel, with the base in bold."""
     about, real = rows.about, rows[REAL]
     lines = [
-        f"{about['num']} samples per row against {about['reference']['count']} images of "
-        f"{about['reference']['name']} (95 % intervals), {about['features']['network']}. As many "
-        f"training images: Fréchet distance {study.format_metric(real['frechet_distance'])}, "
-        f"precision {real['precision']['value']:.3f}, recall {real['recall']['value']:.3f}; the "
-        f"classifier is right on {real['agreement']['value']:.3f} of the reference. Bold: the "
-        f"base, preset {BASE}."
+        f"Each row compares {about['num']} samples with the {about['reference']['count']} images "
+        f"of {about['reference']['name']} by features of {about['features']['network']}, with "
+        "95 % intervals. As many training images in place of samples have a Fréchet distance of "
+        f"{study.format_metric(real['frechet_distance'])}, a precision of "
+        f"{real['precision']['value']:.3f} and a recall of {real['recall']['value']:.3f}. 'as "
+        "labeled' is the share of samples that a classifier assigns to their label; it is right "
+        f"on {real['agreement']['value']:.3f} of the reference. The preset {BASE}, the base of "
+        "the comparison, is bold."
     ]
     speeds = rows[SPEED]["contenders"] if SPEED in rows else {}
     for panel in _panels(measured):
         heads = [
-            "drawn by" if panel == THEN else panel,
+            "sampled by" if panel == THEN else panel,
             "Fréchet distance",
             "precision",
             "recall",
             "as labeled",
         ]
         if speeds:
-            heads += ["images/s", "of the base's"]
+            heads += ["images/s", "relative speed"]
         lines += ["", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for entry in measured:
             if entry.panel != panel:
@@ -114,7 +116,7 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
         entries_of_panel = [entry for entry in measured if entry.panel == panels[i]]
         labels = [entry.label for entry in entries_of_panel]
         _plot(above, rows, entries_of_panel, "frechet_distance", base)
-        above.set_title("drawn by" if panels[i] == THEN else panels[i], fontsize=10)
+        above.set_title("sampled by" if panels[i] == THEN else panels[i], fontsize=10)
         _set_labels(above, [""] * len(labels), tilted=_are_long(labels))
         below.axhline(rows[REAL]["agreement"]["value"], color="tab:gray", ls=":", lw=1)
         _plot(below, rows, entries_of_panel, "agreement", base)

@@ -165,11 +165,13 @@ def markdown(rows: study.Rows) -> str:
     """Returns the table."""
     about = rows.about
     lines = [
-        f"{about['num']} images per row against {about['reference']['count']} other images of the "
-        f"same split (95 % intervals), {about['features']['network']}; small ones by "
-        f"{about['factor']}, drawn with preset fid.",
+        f"Each row compares {about['num']} images with {about['reference']['count']} other images "
+        f"of the same split by features of {about['features']['network']}, with 95 % intervals. "
+        "Images are sampled with the preset fid; enlarged ones were reduced by a factor of "
+        f"{about['factor']} before. 'as labeled' is the share that a classifier assigns to their "
+        "label.",
         "",
-        "| | Fréchet distance | as labeled | off by, levels |",
+        "| | Fréchet distance | as labeled | error of pixels, levels |",
         "|---" * 4 + "|",
     ]
     for name, row in rows.rows.items():
