@@ -7,7 +7,8 @@ from var_jax.errors import Parser, UserError
 
 @pytest.mark.parametrize("value", ["-1", "-.5", "-5.", "-1e3", "-1E-300", "-inf", "-nan", "-1,-2"])
 def test_parser_reads_every_negative_number_as_a_value(value):
-    """After a space, for an option of the parser and for one of a group, with options after it."""
+    """The number stands after a space, for an option of the parser and for one of a group, with
+    options after it."""
     parser = Parser()
     parser.add_argument("--weight")
     parser.add_argument_group("sampling").add_argument("--cfg")

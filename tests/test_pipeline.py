@@ -127,7 +127,8 @@ def test_sample_refuses_to_mix_too_many_binary_codes():
     "scales", ["1x1,1x2,2x4", pytest.param("1,2x1,2,4,5x6,6x8", marks=pytest.mark.slow)]
 )
 def test_with_scales_encodes_and_decodes_at_other_scales(scales):
-    """Against the quantizer's functions on weights and scales put together by hand."""
+    """The result is that of the quantizer's functions on weights and scales put together by
+    hand."""
     model = small.pipeline()
     other, sizes = model.with_scales(scales), Scales.parse(scales)
     shape = (2 * sizes.finest[0], 2 * sizes.finest[1], 1)

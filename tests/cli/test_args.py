@@ -31,7 +31,8 @@ def test_sized_config_has_the_tokenizer_that_it_reads(config_file, model_dir):
 
 @pytest.mark.parametrize("value", ["scales=1,2", "vocab_size=8", "dtype=bfloat16"])
 def test_sized_config_refuses_flags_that_the_tokenizer_overrules(config_file, model_dir, value):
-    """Without the refusal, the flag would be dropped without a word."""
+    """The tokenizer's sizes replace these keys, so that without the refusal a flag would be ignored
+    silently."""
     flags = [f"--config.tokenizer_dir={model_dir}", f"--config.tokenizer.{value}"]
     with pytest.raises(UserError, match=f"tokenizer.{value.replace('=', ' is ')}; the tokenizer"):
         read_sized_config(config_file, flags)

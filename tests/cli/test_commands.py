@@ -204,8 +204,8 @@ def test_conversion_there_and_back(capsys, tmp_path):
 
 
 def test_convert_says_which_flags_bring_a_model_back(capsys, model_dir, tmp_path):
-    """By the command that is printed, a converted model encodes and decodes as the one before:
-    scales and group sizes cannot be read off weights."""
+    """The printed command converts the weights to a model that encodes and decodes as the one
+    before: scales and group sizes cannot be read off weights."""
     torch, again = tmp_path / "torch", tmp_path / "again"
     text = run(capsys, "convert", "--to-torch", "--model", model_dir, "--out", torch)
     words = text.strip().splitlines()[-1].split()[1:]

@@ -51,8 +51,8 @@ def test_config_prints_every_key(printed):
 
 
 def test_config_diff(printed):
-    """Only what was written otherwise than the default: values that follow from others are left
-    out."""
+    """The command prints only keys that the file sets to another value than the default; values
+    that follow from others are left out."""
     keys = printed(
         ":tokenizer",
         "--diff",

@@ -76,8 +76,8 @@ def test_evaluate_reports_every_metric_of_samples(digits_dir, sampled, tmp_path,
 
 
 def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
-    """With every way of resizing, as the images have the samples' size already; the first line says
-    0 and not less."""
+    """The distance is printed as 0 and not as less, with every way of resizing, as the images have
+    the samples' size already."""
     for i, image in enumerate(DRAWN):
         Image.fromarray(image[..., 0]).save(tmp_path / f"{i:02d}.png")
     for resize in ("crop", "whole", "pad"):
@@ -106,7 +106,8 @@ def test_evaluate_finds_no_distance_of_a_folder_from_itself(tmp_path, capsys):
 
 
 def test_evaluate_reports_class_agreement(digits_dir, tmp_path, capsys):
-    """Of images of the data set itself, a third of them with the next class's label."""
+    """The samples are images of the data set itself, a third of them with the next class's label,
+    so that two thirds agree."""
     real = image_sets.open_images("digits:test[:60]", resize="stretch", data_dir=str(digits_dir))
     batch = next(real.read(60))
     labels = np.where(np.arange(60) % 3 == 0, (batch.labels + 1) % 10, batch.labels)

@@ -47,7 +47,7 @@ def report() -> dict:
 
 
 def test_report_names_the_protocol_and_what_is_left_out(toy, folder, capsys):
-    """In the file and in the terminal."""
+    """Both are in the file and on the terminal."""
     assert evaluate("--samples", "drawn.npz", "--reference", "published.npz", "--cache", "") == 0
     result, printed = report(), capsys.readouterr().out
     assert result["protocol"] == "adm" and result["metrics"]["sfid"]["value"] > 0
@@ -60,8 +60,8 @@ def test_report_names_the_protocol_and_what_is_left_out(toy, folder, capsys):
 
 
 def test_saved_statistics_are_a_reference(toy, folder, digits_dir, capsys):
-    """Of a data set at a size that is asked for, in three channels: the samples' distance from the
-    file is that from the data set."""
+    """The samples' distance from the saved statistics of a data set is that from the data set, at a
+    given size and in three channels."""
     shared = ["--data-dir", digits_dir, "--resize", "pad"]
     reference = ["--reference", "digits:test[:60]", *shared]
     assert evaluate(*reference, "--size", "8", "--save-statistics", "digits.npz") == 0
@@ -111,8 +111,8 @@ def test_mistakes_are_one_line_and_write_nothing(toy, folder, capsys, arguments,
 
 
 def test_statistics_by_the_frozen_graph(folder, monkeypatch):
-    """From the file of weights to FID (ADM): against statistics that the graph itself made, of the
-    same images, both distances are 0, and against shifted ones the shift."""
+    """FID (ADM) is computed with a file of weights, against statistics that the graph itself made:
+    the distances of the same images are 0, and those of shifted ones are the shift."""
     monkeypatch.setitem(batched.MAX_BATCH, "cpu", 1)  # per device
     inception_files.write_graph(folder / "graph.pb", inception_files.state_dict())
     np.savez("few.npz", DRAWN[:8])

@@ -93,7 +93,7 @@ def test_generate_takes_labels_and_rejects_samples(model_dir, digits_dir, tmp_pa
 
 
 def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monkeypatch):
-    """What reaches the set; its own tests draw with them."""
+    """The options reach the set's settings; the tests of sample sets generate with them."""
     handed = []
     monkeypatch.setattr(sample_set, "_write_shards", lambda *values: handed.append(values[:2]))
     rest = ("--then", model_dir, "--from-scale", 2)

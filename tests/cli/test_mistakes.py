@@ -251,8 +251,8 @@ def test_commands_refuse_a_directory_as_a_picture(refused, image, tmp_path, monk
 def test_train_refuses_a_read_only_workdir(
     refused, config_file, digits_dir, model_dir, tmp_path, monkeypatch
 ):
-    """In process, because root may write anywhere: what lies below the workdir can be neither made
-    nor opened."""
+    """The file system is replaced in this process, because root may write anywhere: files below the
+    workdir can be neither created nor opened."""
     there = tmp_path / "there"
     there.mkdir()
 

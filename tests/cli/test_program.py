@@ -65,8 +65,8 @@ def test_program_runs_as_a_module(model_dir, tmp_path):
     ],
 )
 def test_compiled_programs_are_kept_by_default(name, tmp_path):
-    """Whether the command's module imports JAX, which reads its settings then, or does so when it
-    runs."""
+    """Programs are kept for commands whose module imports JAX, which reads its settings then, and
+    for those that import it when they run."""
     script = f"""
 from var_jax.cli.main import main
 try:
@@ -108,8 +108,8 @@ def test_convert_on_a_full_disk_loses_no_model(model_dir, tmp_path):
 
 @pytest.mark.slow
 def test_train_on_a_full_disk_names_it(config_file, digits_dir, model_dir, tmp_path):
-    """After a checkpoint, no file may grow beyond what metrics take: the next one fails and the run
-    ends; the one before is whole, and is where the same command goes on."""
+    """Files may not grow beyond the size of the metrics after a checkpoint: the next checkpoint
+    fails and ends the run, and the same command goes on from the one before."""
     run = tmp_path / "run"
     train = (
         "train",

@@ -270,7 +270,8 @@ def test_fashion_keeps_the_limits_of_its_data_and_of_a_small_machine():
 
 
 def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
-    """In a process of its own, with a stub in place of training."""
+    """The sweep is a process of its own, with a stub in place of training, and its runs go on after
+    Ctrl-C."""
     script = tmp_path / "main.py"
     script.write_text(
         "import sys\nfrom sweep import drive\nfrom var_jax.sweep import local\n"

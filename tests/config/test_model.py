@@ -235,8 +235,8 @@ def _assert_named_runs_of_both_stages(file, module):
 
 
 def test_imagenet_tokenizer_has_the_published_recipe():
-    """Against the defaults of vaex's arguments, by their names there; its rates are of batch 768,
-    ours of 256."""
+    """Each value is compared with the default of vaex's argument of that name; its learning rates
+    are for batch 768, ours for 256."""
     (file,) = (file for file in CONFIGS if file.stem == "imagenet256")
     module = load_module(file)
     config = from_config_dict(module.get_config("tokenizer"))

@@ -118,7 +118,8 @@ def test_listing_names_two_folders_that_would_be_one_class(tmp_path):
 
 
 def test_class_counts_are_those_of_the_split(tmp_path):
-    """Without folders for splits, and without files that were left out."""
+    """The counts are those of each split's labels; files that were left out are not counted, and a
+    slice of a split has no counts."""
     data = photos(tmp_path / "photos", ["cat", "dog"], images=6)
     (tmp_path / "photos" / "dog" / "bad.png").write_text("no image")
     data = DataConfig(**{**vars(data), "skip_bad_images": True})

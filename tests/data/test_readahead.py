@@ -89,8 +89,8 @@ def test_read_ahead_stays_within_one_budget_per_host(workers, tmp_path, monkeypa
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_read_ahead_counts_the_rows_that_this_process_loads(workers, tmp_path, monkeypatch, cpus):
-    """Of 8 hosts, each reads an eighth of a batch: as many batches ahead as for a batch of that
-    size, and with four processes per host each has a quarter of the budget."""
+    """Each of 8 hosts reads an eighth of a batch, and as many batches ahead as for a batch of that
+    size; with four processes per host, each has a quarter of the budget."""
     cpus(2)
     alone = readahead.plan(32, 3 * 256 * 256, workers)
     of_all = readahead.plan(256, 3 * 256 * 256, workers)

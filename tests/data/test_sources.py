@@ -223,7 +223,8 @@ def test_open_split_of_images_without_a_label_has_one_class(name):
 
 
 def test_fingerprint_of_another_prepared_copy_is_another(tmp_path):
-    """Of a data set that is not our own, where the version is as much as its makers say."""
+    """The version of a data set that is not our own says only as much as its makers mean it to, so
+    that content decides."""
     import tensorflow_datasets as tfds
 
     class Theirs(builders.Digits, skip_registration=True):

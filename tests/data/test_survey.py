@@ -95,7 +95,8 @@ def test_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest)
 
 
 def test_survey_says_how_dark_sixteen_bit_colors_are(folder):
-    """Of which only the upper byte is read; beside 8-bit images, too."""
+    """Only the upper byte of 16-bit colors is read, and the warning comes also if other images have
+    8 bits."""
     values = np.full((6, 8, 3), 4095, np.uint16)
     (folder / "cat" / "deep.png").write_bytes(png(values, 16, 2))
     (line,) = survey_of(folder).remarks("photos")

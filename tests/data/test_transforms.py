@@ -110,7 +110,7 @@ def test_flip_mirrors_half_of_the_images():
 
 
 def test_fit_stretch_keeps_all_of_the_image():
-    """By its older name too, which workdirs have."""
+    """The older name of `stretch`, which is in workdirs, gives the same pixels."""
     fitted = transforms.fit(gradient(30, 90), (16, 24, 3), "stretch")
     older = transforms.fit(gradient(30, 90), (16, 24, 3), "whole")
     np.testing.assert_array_equal(fitted, older)
@@ -163,8 +163,8 @@ def test_check_names_wrong_settings():
 )
 @pytest.mark.parametrize("resize", ["crop", "stretch"])
 def test_fit_of_a_thin_image_is_bounded(size, shape, resize, monkeypatch):
-    """Neither the result nor what is resized on the way has more than the longest image's pixels:
-    enlarged whole, a line of pixels would take gigabytes."""
+    """Neither the result nor an intermediate image has more pixels than the longest image: a line
+    of pixels that is enlarged as a whole would take gigabytes."""
     made = []
     original = Image.Image.resize
 

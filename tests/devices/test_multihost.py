@@ -114,7 +114,8 @@ def test_four_processes_and_then_one(run, directory, cache, alone):
 
 @pytest.mark.slow
 def test_processes_share_a_model_axis(run, directory, cache, alone):
-    """Both hold the same rows of the batch."""
+    """Two processes along the model axis hold the same rows of the batch, and have the losses of
+    one."""
     workdir = directory / "model_axis"
     mesh = {"mesh.data": 1, "mesh.model": 2}
     with processes.running(run(steps=4, **mesh), workdir, cache, count=2) as two:

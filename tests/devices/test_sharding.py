@@ -106,7 +106,7 @@ def test_require_sharded_allows_a_small_share():
 
 
 def test_require_sharded_does_not_count_what_is_excused():
-    """Without the table, 8 of 280 numbers lie whole."""
+    """Without the excused table, only 8 of 280 values are replicated."""
     sharding.require_sharded(*places(4, 2, **LAYERS), largest_share=0.1, excused=["table"])
 
 

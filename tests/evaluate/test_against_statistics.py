@@ -79,7 +79,7 @@ def evaluate(path, network=ADM, sampled=SAMPLED, **options):
 
 
 def test_distances_are_to_the_statistics_and_not_to_the_images_beside_them(published):
-    """Both distances have a closed form, which that to arr_0 is far from."""
+    """Both distances have a closed form, from which the distances to the images in arr_0 differ."""
     path, pooled, spatial = published
     report = evaluate(path)
     metrics = report["metrics"]
@@ -101,7 +101,8 @@ def test_distances_are_to_the_statistics_and_not_to_the_images_beside_them(publi
 
 
 def test_precision_and_recall_are_of_all_samples_and_the_images_of_the_file(published):
-    """As the ADM evaluator does, whose recall depends on the number of samples: by a loop here."""
+    """A loop over all pairs gives the same, as the ADM evaluator takes all samples, whose number
+    recall depends on."""
     metrics = evaluate(published[0])["metrics"]
     sampled, real = features(SAMPLED)[0], features(REAL)[0]
     assert metrics["precision"]["value"] == naive_inside(sampled, real, 3).mean()
@@ -110,8 +111,9 @@ def test_precision_and_recall_are_of_all_samples_and_the_images_of_the_file(publ
 
 
 def test_inception_score_is_of_consecutive_splits(published, monkeypatch):
-    """Of samples in the order of the file, and a last split that is smaller counts as the others;
-    samples in the order of their classes are told from the shuffled ones."""
+    """Splits are taken in the order of the file, and a smaller last one counts as much as the
+    others; the score of samples in the order of their classes differs from that of shuffled
+    ones."""
     monkeypatch.setattr(against_statistics, "SPLIT", 30)
     params = {**ADM.params, "classes": 50 * ADM.params["classes"]}  # surer of the classes
     sure = dataclasses.replace(ADM, params=params)

@@ -131,8 +131,8 @@ def test_of_reference_reads_its_images_once(tmp_path):
 
 @pytest.mark.parametrize("classes", [1008, 1000])
 def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
-    """Of the network of 1008 classes, which FID and the score are published with; torchvision's has
-    1000."""
+    """This holds for the network of 1008 classes, which FID and the score are published with;
+    torchvision's has 1000."""
     random = np.random.default_rng(0)
     kernel, bias = random.standard_normal((3, classes)), random.standard_normal(classes)
     monkeypatch.setattr(

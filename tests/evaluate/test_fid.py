@@ -93,8 +93,8 @@ def test_frechet_deviation_is_that_of_new_samples():
 
 
 def test_frechet_distance_is_never_below_zero():
-    """Of a set from itself, where rounding alone would be printed as a distance below zero: with
-    fewer rows than dimensions, every eigenvalue's rounding error counts against the sum."""
+    """The distance of a set from itself would be printed as a number below zero by rounding alone:
+    with fewer rows than dimensions, every eigenvalue's rounding error counts against the sum."""
     for seed in range(8):
         rows = np.random.default_rng(seed).standard_normal((20, 60)) * 30
         assert 0 <= frechet_distance(moments(rows), moments(rows)) < 1e-3

@@ -28,7 +28,7 @@ def report(sampled, real=REAL, **options):
 
 
 def test_readings_have_one_line_per_metric():
-    """In the report and, right below its figure, in the terminal."""
+    """Each line is in the report, and right below its figure on the terminal."""
     result = report(RANDOM.integers(50, 256, (40, 4, 6, 1), dtype=np.uint8))
     shown = lines(result)
     assert None not in result["metrics"].values()
@@ -55,8 +55,8 @@ def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_inst
 
 
 def test_kid_has_a_scale():
-    """What two halves of the reference score is about zero, whatever their number, and of other
-    images it is not."""
+    """The distance between two halves of the reference is about zero, whatever their number, and
+    that to other images is not."""
     sampled = np.clip(REAL.astype(int) + 80, 0, 255).astype(np.uint8)
     result = report(sampled)["metrics"]["kid"]
     floor = result["floor"]
@@ -94,7 +94,7 @@ def test_agreement_is_read_between_chance_and_real_images():
     ],
 )
 def test_warning_of_a_reference_that_the_run_was_trained_on(tmp_path, reference, words):
-    """By the splits that the run's config names."""
+    """The splits that the run's config names decide."""
     data = {"name": "digits", "train_split": "train", "eval_split": "test", "source_dir": ""}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
     result = training_images.warning(str(tmp_path), reference)
@@ -114,7 +114,7 @@ def test_warning_knows_slices_of_one_split(tmp_path):
 
 
 def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
-    """By the files: the folder itself, one within it or above it, under whatever name leads
+    """The files decide: the folder itself, one within it or one above it, by any path that leads
     there."""
     for split in ("train", "test"):
         for label in "ab":

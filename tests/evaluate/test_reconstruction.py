@@ -138,7 +138,7 @@ def test_report_has_usage_and_perplexity_of_codes(report):
 
 
 def test_many_codes_are_counted_by_their_lowest_bits():
-    """As in training: a vocabulary of 30 bits has no array of its own size."""
+    """A vocabulary of 30 bits is counted as in training, without an array of its size."""
     tokens = np.array(
         [[5, 2**16 + 5, 2**21 - 1, 7, 2**16], [5, 5, 2**16 - 1, 2**20 + 7, 0]], np.int32
     )

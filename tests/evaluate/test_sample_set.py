@@ -235,7 +235,7 @@ def test_generate_has_files_of_whole_batches_of_all_devices(
 
 
 def test_generate_joins_more_files_than_a_process_may_open(tmp_path):
-    """And the set is the same as of a single file."""
+    """The set equals the one from a single file."""
     one, many = tmp_path / "one.npz", tmp_path / "many.npz"
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = max(map(int, os.listdir("/dev/fd"))) + 16

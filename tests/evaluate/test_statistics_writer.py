@@ -68,7 +68,8 @@ def test_samples_score_against_the_file_as_against_the_images(tmp_path):
 
 
 def test_file_of_another_network_is_refused(tmp_path):
-    """Of other weights or another preprocessing too: the line names both."""
+    """A file of other weights or of another preprocessing is refused too, and the line names
+    both."""
     path, _ = write(tmp_path)
     for network, words in (
         (toy_network.network(seed=1), ("weights0", "weights1")),

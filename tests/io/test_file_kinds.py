@@ -67,7 +67,7 @@ def test_images_that_are_stand_ins_are_named(kind):
 
 @pytest.mark.parametrize("kind", [kind for kind in STAND_INS if not kind.startswith("gzip")])
 def test_idx_files_that_are_stand_ins_are_named(tmp_path, kind):
-    """Of a raw data set too."""
+    """The files of a raw data set are checked as weights are."""
     (tmp_path / "labels").write_bytes(STAND_INS[kind])
     with pytest.raises(UserError, match=f"labels does not read as an idx file: it is .*{kind}"):
         idx.read(epath.Path(tmp_path / "labels"), 1)

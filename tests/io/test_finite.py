@@ -50,7 +50,7 @@ def test_not_finite_counts_every_kind_in_every_dtype(dtype, value):
     combinations(BAD, ["tokenizer", "transformer"], ["", ".pth", ".safetensors", ".npz"]),
 )
 def test_from_torch_names_the_tensor_that_is_not_finite(tmp_path, value, part, ending):
-    """Whether the weights come as arrays or as any kind of file."""
+    """Weights are checked as arrays and in every kind of file."""
     states = dict(zip(("tokenizer", "transformer"), small.pipeline().to_torch(), strict=True))
     key = {"tokenizer": "decoder.conv_in.bias", "transformer": "head.weight"}[part]
     states[part] = {**states[part], key: spoiled(states[part][key], value, 2)}
@@ -108,7 +108,7 @@ def test_commands_refuse_a_model_directory_that_is_not_finite(spoiled_dir, tmp_p
 
 
 def test_train_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
-    """As `init_from`, of which every later step would be lost."""
+    """Every step of a run from such an `init_from` would be lost."""
     config = small.train_config("transformer", "", init_from=str(spoiled_dir))
     with pytest.raises(UserError, match="not finite.* in head/kernel"):
         # The weights are refused before the program is asked for.
@@ -136,7 +136,8 @@ def test_pipeline_refuses_a_workdir_whose_checkpoint_is_not_finite(tmp_path, ema
 
 
 def test_train_refuses_to_resume_from_weights_that_are_not_finite():
-    """What was restored is counted on the devices, its name, step and remedy told."""
+    """The restored values are counted on the devices, and the error has the array's name, the step
+    and the remedy."""
     params = {
         "a": {"kernel": np.array([1.0, np.nan, np.inf], np.float32)},
         "b": np.ones(2, np.float32),

@@ -70,7 +70,7 @@ def test_unwrapped_leaves_out_what_lies_beside_the_model():
 @pytest.mark.parametrize("plain", ["model.", "", "state_dict."])
 @pytest.mark.parametrize("averaged", ["ema.", "model_ema.", "ema_model.module."])
 def test_unwrapped_takes_averaged_weights_and_says_so(plain, averaged, caplog):
-    """Of a file that holds both, as a run's averaged weights are what is sampled from."""
+    """A file that holds both gives its averaged weights, as those of a run are sampled from."""
     names = [place + name for place in (plain, averaged) for name in OWN]
     assert unwrapped(names, ANCHORS, "x.pth") == {name: averaged + name for name in OWN}
     assert "x.pth" in caplog.text and "averaged" in caplog.text
@@ -107,7 +107,7 @@ def test_unwrapped_refuses_to_choose():
     ),
 )
 def test_wrapped_state_dicts_convert_to_the_same_weights(tmp_path, prefix, ending):
-    """Of both models and every kind of file, to the last bit."""
+    """Both models, in every kind of file, have the same weights to the last bit."""
     states = small.pipeline().to_torch(with_buffers=False)
     wrapped = [{prefix + key: array for key, array in state.items()} for state in states]
     if ending == "safetensors":

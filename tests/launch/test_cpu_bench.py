@@ -40,7 +40,8 @@ def test_tokenizer_gives_the_published_tokens_and_image(models):
 
 
 def test_transformer_gives_the_published_logits_and_gradients(models):
-    """What a training step computes before the optimizer: logits, the loss and its gradients."""
+    """Logits, the loss and its gradients are all that a training step computes before the
+    optimizer."""
     case, _, transformer = models
     labels = torch.from_numpy(case.arrays["label"]).long()
     logits = transformer(torch.from_numpy(case.arrays["teacher_input"]), labels)

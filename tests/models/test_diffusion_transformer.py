@@ -28,8 +28,8 @@ DIT_XL_2 = TransformerConfig(
 
 
 def test_dit_xl_2_has_the_published_size():
-    """With the fixed table of 256 places, and without the mean and deviation of the 4 channels,
-    which DiT does not have."""
+    """The count includes the fixed table of 256 positions, and leaves out the mean and deviation of
+    the 4 channels, which DiT does not have."""
     shapes = init.param_shapes(DIT_XL_2)
     total = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert total == flops.param_count(DIT_XL_2)["total"]
@@ -88,7 +88,8 @@ def test_untrained_blocks_are_the_identity_and_the_output_is_zero(shared):
 
 
 def test_output_depends_on_every_input():
-    """On the time, the class and every patch, also the last place on the first."""
+    """The output changes with the time, the class and every patch, and at the last position with
+    the first."""
     model = diffusion.pipeline()
     config, params = model.config.transformer, model.params["transformer"]
     apply = jax.jit(lambda *x: DiffusionTransformer(config).apply({"params": params}, *x))

@@ -66,7 +66,8 @@ def test_patch_discriminator_logits_equal_those_of_numpy(patch):
 
 
 def test_gradients_of_patch_logits_are_finite_differences(patch):
-    """Of a weighted sum of logits, along random directions of all parameters and of the images."""
+    """The gradients of a weighted sum of logits agree along random directions of all parameters and
+    of the images."""
     module, params, images = patch
     random = np.random.default_rng(1)
     weights = random.normal(size=(2, 12))

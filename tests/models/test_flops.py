@@ -197,8 +197,8 @@ def test_transformer_agrees_with_xla(shared):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_generation_computes_the_blocks_adaln_once_and_the_heads_at_every_scale(shared):
-    """By hand, for two blocks of width 16 with an MLP of 64, 16 codes of 4 channels, and maps of 1,
-    4 and 12 tokens."""
+    """The count is written out for two blocks of width 16 with an MLP of 64, 16 codes of 4
+    channels, and maps of 1, 4 and 12 tokens."""
     config = TransformerConfig(
         depth=2,
         width=16,

@@ -73,8 +73,8 @@ def test_param_count_is_that_of_the_parameters(kind):
 
 
 def test_flops_are_those_of_all_pairs_in_every_pass():
-    """By hand, for two blocks of width 16 with an MLP of 64, 16 codes and 12 tokens: all 144 pairs
-    are attended, and AdaLN acts once however many passes there are."""
+    """The count is written out for two blocks of width 16 with an MLP of 64, 16 codes and 12
+    tokens: all 144 pairs are attended, and AdaLN is computed once for any number of passes."""
     config = masked.transformer(depth=2)
     a_pass = 2 * 12 * (2 * (4 * 16 * 16 + 2 * 16 * 64) + 16 * 16) + 2 * 4 * 16 * 144
     adaln = 2 * (2 * 6 + 2) * 16 * 16

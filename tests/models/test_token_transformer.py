@@ -53,7 +53,7 @@ def test_cached_logits_are_those_of_teacher_forcing(order):
 
 @pytest.mark.parametrize("kind", KINDS[1:], ids=str)
 def test_cached_logits_of_other_kinds_are_those_of_teacher_forcing(kind):
-    """With plain LayerNorm and the class as a start token, and with shared AdaLN."""
+    """The other kinds are plain LayerNorm with the class as a start token, and shared AdaLN."""
     config = next_token.transformer(**kind)
     params = next_token.params(**kind)["transformer"]
     by_cache = cached(config, params, TOKENS)

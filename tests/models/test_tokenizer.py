@@ -169,8 +169,9 @@ def test_bfloat16_keeps_codes_and_images_in_float32(params, images):
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_dropout_acts_in_training_alone(params, images, remat):
-    """With a key it changes what comes out, another way under another key; without one it is as if
-    there were none. It has no parameters, so that any tokenizer may be trained on with it."""
+    """With a key the output changes, differently for another key; without one it is that of a model
+    without dropout. Dropout has no parameters, so that any tokenizer may be trained further with
+    it."""
     config = dataclasses.replace(small.TOKENIZER, dropout=0.5, remat=remat)
     assert abstract(config).keys() == abstract(small.TOKENIZER).keys()
 
@@ -235,8 +236,8 @@ def test_xavier_initialization_has_the_published_deviation():
 
 
 def test_quantizer_dropout_decodes_what_is_left(params, images):
-    """Of images that end at the first scale: its map alone is decoded, and its error alone is the
-    loss."""
+    """Where images end at the first scale, only its map is decoded, and the loss is its error
+    alone."""
     config = dataclasses.replace(small.TOKENIZER, quantizer_dropout=1.0, quantizer_dropout_from=0)
     model = Tokenizer(config)
 

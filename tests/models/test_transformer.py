@@ -42,7 +42,8 @@ def logits(inputs, rng=None, labels=LABELS, **changes):
 
 
 def test_logits_depend_on_coarser_tokens_only():
-    """By gradients: of the logits of scale j, with respect to the code vectors of scale i."""
+    """The gradients of the logits of scale j with respect to the code vectors of scale i are
+    nonzero only for i below j."""
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TOKENIZER, scales=scales)
     sizes = dataclasses.replace(small.TRANSFORMER, scales=scales)
@@ -222,7 +223,8 @@ def test_recomputing_changes_no_gradient(inputs):
 
 @pytest.mark.parametrize(("mask", "changes"), combinations(MASKS, KINDS), ids=str)
 def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, changes):
-    """And the cache holds no more than what the next scale sees."""
+    """The logits agree scale by scale, and the cache holds no more than the next scale attends
+    to."""
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TRANSFORMER, scales=scales, mask=mask, **changes)
     random = np.random.default_rng(0)
@@ -257,7 +259,8 @@ def test_cached_logits_are_the_teacher_forced_ones_under_every_mask(mask, change
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_mask_decides_which_scales_move_the_logits(mask):
-    """By gradients, in a model of one block, so that nothing reaches a scale by way of another."""
+    """Gradients in a model of one block are nonzero for exactly the scales that the mask names, as
+    nothing reaches a scale by way of another."""
     scales = Scales.parse("1,2,3,4")
     config = dataclasses.replace(small.TRANSFORMER, depth=1, scales=scales, mask=mask)
     random = np.random.default_rng(0)

@@ -67,8 +67,8 @@ def test_diffusion_resumes_bit_for_bit(config, tmp_path, monkeypatch):
 
 
 def test_diffusion_trains_to_a_model_that_samples(digits_dir, tokenizer_dir, tmp_path):
-    """Of pixels: the loss falls, the workdir has a picture and the held-out losses by time, and it
-    is a model directory with the tokenizer's number of pixels in a place."""
+    """A run on pixels has a falling loss, a picture and held-out losses by time, and is a model
+    directory whose latents have the tokenizer's number of channels."""
     config = run_config(digits_dir, tokenizer_dir, latents="pixels")
     held_out = train(dataclasses.replace(config, steps=16, eval_every=16), str(tmp_path))
     by_step = [record["loss"] for record in records(tmp_path) if record["split"] == "train"]

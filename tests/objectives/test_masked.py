@@ -30,8 +30,8 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def test_loss_is_the_mean_cross_entropy_of_masked_tokens(batch):
-    """By hand from the logits of the same masks, with the smoothed target of each masked token, and
-    without the visible ones."""
+    """The loss is computed here from the logits of the same masks, with the smoothed target of each
+    masked token and without the visible ones."""
     config = masked.train_config("", loss=LossConfig(label_smoothing=0.1))
     config = dataclasses.replace(config, transformer=masked.transformer(class_dropout=0.0))
     objective, params = masked.objective(config), masked.params()["transformer"]
@@ -67,8 +67,8 @@ def test_loss_ignores_visible_logits(batch):
 
 
 def test_held_out_metrics_are_of_the_fixed_masks(batch):
-    """By hand, over the rows that count: "loss_mean" is over all masked tokens, "loss_mask" over
-    those of each mask."""
+    """Metrics are computed here over the rows that count: "loss_mean" over all masked tokens,
+    "loss_mask" over those of each mask."""
     objective = masked.objective(masked.train_config(""))
     params = masked.params()["transformer"]
     evaluate = jax.jit(step.make_eval_step(objective))

@@ -75,7 +75,7 @@ def test_ode_error_falls_with_the_order_of_the_solver(solver, order):
 
 @pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
 def test_ancestral_samples_have_the_mean_and_covariance_of_the_data(prediction):
-    """With the exact mean of the data in every step, for both mixtures."""
+    """The exact mean of the data is the prediction in every step, for both kinds of mixtures."""
     path = noise_schedule.sampling_path(prediction, 200)
     alphas, sigmas = (jnp.asarray(x, jnp.float32) for x in (path.alphas, path.sigmas))
     keys = jax.random.split(jax.random.key(1), 200)

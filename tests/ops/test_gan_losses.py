@@ -63,7 +63,7 @@ def test_hinge_loss_may_be_the_sum_of_its_two_means(linear):
 
 
 def test_consistency_and_its_gradient(linear):
-    """Of a linear discriminator and a second view of each image; the gradient goes through both
+    """The discriminator is linear and each image has a second view; the gradient goes through both
     passes, so that with W the matrix it is 2 (x' - x)^T (x' - x) W over the number of logits, real
     and fake."""
     real, fake, matrix = linear

@@ -17,13 +17,14 @@ from var_jax.ops import mask_schedule
     ],
 )
 def test_remaining_counts_are_those_of_the_published_decoder(steps, expected):
-    """Of 256 tokens, by the released code (google-research/maskgit, `parallel_decode.py`), whose
-    last pass fills what remains."""
+    """The counts of 256 tokens are those of the released code (google-research/maskgit,
+    `parallel_decode.py`), whose last pass fills what remains."""
     assert mask_schedule.remaining_counts(steps, 256)[:, 256].tolist() == expected
 
 
 def test_masked_counts_are_rounded_up_and_at_least_one():
-    """Of 100 tokens, at the ends of the schedule and where the cosine is one half."""
+    """The counts of 100 tokens are checked at the ends of the schedule and where the cosine is one
+    half."""
     progress = jnp.array([0.0, 0.1, 2 / 3 - 1e-3, 0.9999999])
     assert mask_schedule.masked_counts(progress, 100).tolist() == [100, 99, 51, 1]
 

@@ -51,7 +51,7 @@ def test_velocity_of_the_target_leads_to_the_data(prediction):
 
 
 def test_variational_term_is_the_divergence_of_two_gaussians():
-    """Against the formula with means and variances written out, in bits."""
+    """The formula is written out with means and variances, in bits."""
     step, error, share = 300, 0.3, 0.4
     beta, bar = noise_schedule.BETAS[step], noise_schedule.ALPHA_BARS[step]
     before = noise_schedule.ALPHA_BARS[step - 1]

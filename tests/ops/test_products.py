@@ -73,11 +73,8 @@ def rounded(x: jax.Array) -> jax.Array:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("gradient_dtype", [NARROW, WIDE], ids=str)
 def test_products_give_gradients_in_the_dtype_that_is_asked_for(case, gradient_dtype):
-    """Against float32 arithmetic on operands rounded to bfloat16, which are exact in it.
-
-    A float32 gradient is that of float32 arithmetic, to its rounding; a bfloat16 one is a bfloat16
-    number.
-    """
+    """Operands are rounded to bfloat16, so that they are exact in float32 arithmetic. A float32
+    gradient is that of float32 arithmetic, to its rounding; a bfloat16 one is a bfloat16 number."""
     function, x_shape, w_shape, plain = case
     x, w = rounded(random_array(*x_shape)), rounded(random_array(*w_shape))
     cotangent = rounded(random_array(*jax.eval_shape(plain, x, w).shape))

@@ -125,7 +125,8 @@ DECODER = (
     ],
 )
 def test_bench_runs_where_little_is_installed(what, parts, tmp_path):
-    """And a bfloat16 model's floor on a CPU is that of float32."""
+    """The command finds all that it needs, and the roofline of a bfloat16 model on a CPU is that of
+    float32."""
     config, report = tmp_path / "small_run.py", tmp_path / "report.json"
     config.write_text(small.CONFIG_FILE)
     run = bare(

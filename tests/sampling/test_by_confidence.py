@@ -72,8 +72,8 @@ def test_passes_without_randomness_are_those_of_the_published_decoder(model, ste
 
 
 def test_fill_keeps_the_most_confident_and_every_visible_token():
-    """Of masked tokens (here 9) the least confident are masked again, fewer than before where there
-    are two, and a visible token stays however little the model thinks of it."""
+    """The least confident of the masked tokens (here 9) are masked again, fewer than before where
+    there are two; a visible token stays, however unlikely the model finds it."""
     tokens = jnp.array([[9, 9, 9, 1], [9, 2, 9, 1], [9, 2, 3, 1], [4, 2, 3, 1]])
     sampled = jnp.full((4, 4), 7)
     confidence = jnp.tile(jnp.array([-1.0, -3.0, -2.0, -9.0]), (4, 1))
@@ -85,8 +85,8 @@ def test_fill_keeps_the_most_confident_and_every_visible_token():
 
 
 def test_noise_changes_which_tokens_are_kept(model):
-    """With the argmax alone in choice, noise on the confidence is what is left to chance; it is the
-    same for the same seed, and one pass has none."""
+    """Tokens are the likeliest, so that only the noise on the confidence is random; it is the same
+    for the same seed, and one pass has none."""
     greedy = {"preset": "greedy", "return_tokens": True}
     _, without = model.sample(LABELS, **greedy)
     _, noisy = model.sample(LABELS, noise=4.5, **greedy)

@@ -146,7 +146,7 @@ def test_sample_of_a_constant_list_or_ramp_matches_the_number(model):
 
 
 def test_sample_by_one_number_of_guidance_is_the_published_ramp(model):
-    """As those give it who call `generate` themselves."""
+    """Code that calls `generate` itself gives one number of guidance, and has the ramp's images."""
     keys = image_keys(3, np.arange(2, dtype=np.uint32))
     labels = np.array([1, 2], np.int32)
     config = sampler.SamplerConfig(top_k=5, use_top_p=True, guided=True)

@@ -27,8 +27,8 @@ def test_sample_does_not_depend_on_the_batch(model):
 
 
 def test_sample_without_randomness_is_the_teacher_forced_argmax(model):
-    """With the largest logit taken, every token is that of the logits that all tokens before it
-    give; with guidance, of the guided ones."""
+    """Every token has the largest of the logits that all tokens before it give, and with guidance
+    the largest of the guided ones."""
     for cfg in (0, 1.5):
         _, tokens = model.sample(LABELS, cfg=cfg, top_k=1, return_tokens=True)
         labeled = model.logits(tokens, LABELS)

@@ -88,7 +88,8 @@ def test_engine_resumes_what_is_requeued_and_not_what_is_stopped(cluster, saver)
 
 @pytest.mark.parametrize("how", ["time limit", "own notice"])
 def test_engine_requeues_a_run_that_saved_itself(cluster, saver, how):
-    """Neither is SLURM's own preemption: without a requeue from within, the job would be over."""
+    """SLURM did not preempt the run itself: without a requeue from within, the job would be
+    over."""
     run = saver("run")
     # SLURM sends the signal up to a minute early, so here it comes soon.
     engine = Slurm(minutes=1, save_seconds=40) if how == "time limit" else Slurm()

@@ -19,7 +19,8 @@ RANDOM = np.random.default_rng(0)
 
 
 def test_keep_scales_to_compare():
-    """By default none, the published rule's and a larger number; else those of the option."""
+    """The numbers are none, that of the published rule and a larger one by default, else those of
+    the option."""
     compare = editing.keep_scales_to_compare
     assert compare(Scales.parse("1,2,3,4,6,8"), "") == [0, 1, 3]
     assert compare(Scales.parse("1,2,3,4,5,6,8,10,13,16"), "") == [0, 1, 5]

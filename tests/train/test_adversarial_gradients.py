@@ -257,8 +257,8 @@ def test_discriminator_on_features_sees_images_of_its_networks_size(batch):
 
 @pytest.mark.slow
 def test_not_finite_names_the_network_that_diverged(params, batch):
-    """Both networks' losses are NaN where either's weights are: the terms that the generator has
-    alone tell whose."""
+    """Both networks' losses are NaN if either's weights are: the terms that only the generator has
+    tell which one it is."""
     config = small.train_config("tokenizer", "", adversarial=PATCH)
     gradients = gradients_of(config, Linear())
     matrix = jnp.ones((int(np.prod(small.TOKENIZER.image_shape)), 2))

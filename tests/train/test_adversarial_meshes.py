@@ -136,8 +136,7 @@ def test_adversarial_step_updates_every_part_of_the_discriminator(on_meshes):
 
 @pytest.mark.slow
 def test_adversarial_step_in_microbatches_is_that_of_the_batch(params, batch):
-    """Of a weight that is not adaptive and images that are not augmented, which are drawn an
-    image."""
+    """The weight is not adaptive and images are not augmented, as both depend on the microbatch."""
     adversarial = dataclasses.replace(PATCH, start=0, adaptive=False, diffaugment="", r1=0.0)
     results = []
     for parts in (1, 2):

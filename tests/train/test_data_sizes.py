@@ -50,8 +50,8 @@ def sizes(run) -> tuple[int, int]:
     [("RGB", 3), ("L", 1), ("LA", 1), ("I;16", 1), ("1", 1), ("P", 3), ("RGBA", 3)],
 )
 def test_data_sizes_of_an_image_folder(tmp_path, mode, channels):
-    """As `transforms.decode` reads each kind of file; one with color among gray ones makes a set
-    with color."""
+    """Each kind of file has the channels that `transforms.decode` gives it, and one image in color
+    among gray ones makes a set in color."""
     data = folder(tmp_path / "photos", mode)
     run = config(data)
     assert run.left_to_data == ["tokenizer.in_channels", "transformer.num_classes"]
@@ -139,8 +139,8 @@ def test_config_names_sizes_that_are_needed_and_not_known(use, key):
 
 @pytest.mark.usefixtures("compiled_once", "unevaluated")
 def test_train_on_a_color_folder_is_in_color(tmp_path, monkeypatch):
-    """Without a word about channels: the run's config.json has those of its images. Its step learns
-    nothing, as compiling a real one says nothing of sizes."""
+    """The config does not give the channels, and the run's config.json has those of its images. The
+    step of this test learns nothing, as compiling a real one would show nothing of sizes."""
     monkeypatch.setattr(step, "make_train_step", fake_step())
     data = folder(tmp_path / "photos", "RGB", images=8)
     train(config(data, "tokenizer", steps=1), tmp_path / "run")

@@ -139,7 +139,7 @@ def test_train_saves_before_it_evaluates_and_makes_up_what_a_kill_cut_off(
 
 @pytest.mark.parametrize("checkpoint_every", [2, 100])
 def test_train_hears_sigterm_within_an_evaluation(fast, tmp_path, monkeypatch, checkpoint_every):
-    """Whether its step is one of those that are saved or not: nothing of the run is lost."""
+    """Nothing of the run is lost, at a step that is saved and at one that is not."""
     config = dataclasses.replace(fast, checkpoint_every=checkpoint_every)
     with (
         monkeypatch.context() as patch,

@@ -121,8 +121,8 @@ def test_decay_mask_of_the_tokenizer():
 
 
 def test_weight_decay_may_leave_the_codes_alone():
-    """Of a step without gradients: with the key off, every kernel still shrinks and the codes stay
-    as they are; the optimizer's state has the same leaves, so that a run of before resumes."""
+    """A step without gradients, with the key off, shrinks every kernel and leaves the codes as they
+    are; the optimizer's state has the same leaves, so that earlier runs resume."""
     params = {"quantize": {"codebook": jnp.ones((3, 2))}, "conv": {"kernel": jnp.ones((2, 2))}}
     shapes = []
     for decayed in (True, False):

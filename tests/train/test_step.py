@@ -39,7 +39,7 @@ def params():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_is_that_of_numpy(smoothing):
-    """With and without label smoothing, per token."""
+    """The loss of each token is numpy's, with and without label smoothing."""
     random = np.random.default_rng(1)
     logits, tokens = (
         random.normal(size=(2, 5, 7)).astype(np.float32) * 3,
@@ -224,7 +224,8 @@ def test_train_step_depends_on_seed_and_number_alone(params, batch):
 
 @pytest.mark.slow
 def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
-    """Of a model without dropout: the strided halves' gradients have the whole's mean."""
+    """The model has no dropout, so that the mean of the strided halves' gradients is the gradient
+    of the batch."""
     still = dataclasses.replace(small.TRANSFORMER, drop_path=0.0, class_dropout=0.0)
     optimizer, results = optax.sgd(1.0), []
     for parts in (1, 2):

@@ -207,8 +207,8 @@ def test_tokenize_refuses_views_without_crops(config, model_dir, tmp_path):
 
 
 def test_flips_are_drawn_by_the_seed_the_view_and_the_image(config, model_dir, tmp_path):
-    """As crops are; with flips, a set that is not cropped has views, and its held-out images are
-    not flipped."""
+    """Flips are drawn as crops are; with flips, a set that is not cropped has views, and its
+    held-out images are not flipped."""
     flipped = dataclasses.replace(
         config, data=dataclasses.replace(config.data, resize="stretch", flip=True)
     )

@@ -57,8 +57,8 @@ def opened(config) -> Inputs:
 
 
 def test_images_that_changed_are_noticed(folder, model_dir, tmp_path):
-    """By encoding again and by training, and whether or not the folder was prepared as it now
-    is."""
+    """Encoding again and training both refuse the images, whether or not the folder was prepared in
+    its present state."""
     out = tmp_path / "cache"
     config = folder_config(folder, tmp_path, out)
     tokenize(config, str(model_dir), str(out), batch=1)
@@ -101,8 +101,8 @@ def test_train_takes_a_copy_of_the_images_for_the_same_data(folder, model_dir, t
 def test_train_takes_a_cache_without_a_data_fingerprint(
     folder, model_dir, tmp_path, monkeypatch, caplog
 ):
-    """As earlier versions wrote it: its manifest and stamps lack the fingerprint, and both go
-    on."""
+    """The manifest and the stamps of an earlier version lack the fingerprint, and both encoding and
+    training go on."""
     out = tmp_path / "cache"
     config, manifest_of = folder_config(folder, tmp_path, out), module._manifest
     with monkeypatch.context() as patch:

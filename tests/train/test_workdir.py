@@ -105,8 +105,8 @@ def test_data_spelled_otherwise_are_the_same_where_content_is_kept(tmp_path, mon
 
 
 def test_workdir_of_a_longer_run_keeps_the_steps_at_which_parts_begin(tmp_path):
-    """Shares of the run's length come to other steps; the steps themselves may be given in their
-    place."""
+    """A share of a longer run is another step, and the error names both; the step itself may be
+    given in its place."""
     directory = epath.Path(tmp_path)
     parts = {
         "adversarial": AdversarialConfig(weight=1.0, start=0.5, warmup=0.1, layers=1),
@@ -130,7 +130,8 @@ def test_workdir_of_a_longer_run_keeps_the_steps_at_which_parts_begin(tmp_path):
 
 
 def test_workdir_of_a_longer_run_keeps_the_steps_of_progressive_training_and_blur(tmp_path):
-    """As above, of what else begins or ends at a share of the run."""
+    """A share of a longer run is another step for these parts too, and the step itself may be given
+    in its place."""
     directory = epath.Path(tmp_path)
     blurred = AdversarialConfig(weight=1.0, start=2, warmup=1, blur_fade=0.4, layers=1)
     workdir.claim(

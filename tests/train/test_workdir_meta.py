@@ -54,8 +54,8 @@ def test_run_meta_has_three_definitions_of_compute():
 
 
 def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
-    """In a repository of its own: the commit's hash, a change of a tracked file, and nothing where
-    there is no repository or no git."""
+    """In a repository of its own, the commit's hash and a change of a tracked file are recorded,
+    and nothing where there is no repository or no git."""
     source = tmp_path / "var_jax" / "workdir.py"
     source.parent.mkdir()
     source.write_text("")
