@@ -94,8 +94,8 @@ def test_line_and_code_memory():
 
 @pytest.mark.parametrize("library", ["huggingface_hub", "gcsfs", "fsspec"])
 def test_line_and_code_remote_library(library):
-    """Whatever class of error a library that reads remote stores has, it is told by the files that
-    it came through."""
+    """A library that reads remote stores may raise errors of any class; the files that an error
+    came through show whose it is."""
     run = through(
         f"/venv/lib/python3/site-packages/{library}/core.py", "ConnectionError('Name not known\\n')"
     )

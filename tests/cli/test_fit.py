@@ -260,7 +260,7 @@ def test_fit_of_losses_that_are_all_nan_exits_with_2(tmp_path, capsys):
 
 
 def test_fit_refuses_a_table_whose_rows_all_contradict(tmp_path):
-    """Nothing is left of it, and the reason is told."""
+    """No row remains, and the error has the reason."""
     (tmp_path / "a.csv").write_text("run,params,loss\na,1e6,3\na,1e6,2\n")
     with pytest.raises(UserError, match="no row can be fitted.*a: contradicts another row"):
         run(tmp_path / "a.csv", "--out", tmp_path / "o")

@@ -87,8 +87,8 @@ def test_train_batches_keep_their_order_wherever_the_copy_lies(tmp_path):
 
 
 def test_names_that_are_not_utf8_are_read_like_any_other(tmp_path):
-    r"""Bytes that old archives leave in names, of a file and of a class, are told as \xe9; so is a
-    line break."""
+    r"""Bytes of old archives in the names of a file and of a class are printed as \xe9, and so is a
+    line break escaped."""
     data = photos(tmp_path / "photos", [b"caf\xe9", b"two\nlines", "naïve".encode(), b"plain"])
     os.rename(
         os.fsencode(tmp_path / "photos") + b"/plain/1.png",

@@ -172,7 +172,7 @@ def test_image_folder_with_folders_for_splits(tmp_path, caplog):
 
 
 def test_image_folder_names_what_it_lacks(tmp_path):
-    """A missing directory, missing class folders and an empty class are told apart."""
+    """The errors for a missing directory, missing class folders and an empty class differ."""
     data = DataConfig(name="image_folder", source_dir=str(tmp_path / "x"), data_dir=str(tmp_path))
 
     def attempt():

@@ -104,7 +104,7 @@ def test_listing_refuses_splits_that_it_could_only_guess(tmp_path, files, named)
     ],
 )
 def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
-    """ "train" among other vehicles is a class, and a note says so."""
+    """The name "train" among other vehicles is a class, and a note says so."""
     result = image_folder.listing(make(tmp_path, *files))
     assert result.class_names == tuple(sorted({file.split("/")[0] for file in files}))
     (note,) = result.notes
@@ -115,8 +115,8 @@ def test_listing_notes_classes_named_like_splits(tmp_path, files, noted):
     "names", [("entrenamiento", "prueba"), ("训练", "测试"), ("trn", "tst"), ("fold1", "fold2")]
 )
 def test_listing_notes_classes_that_hold_the_same_folders(tmp_path, names):
-    """Splits in another language cannot be told from classes by their names; that all of them hold
-    the same folders is what a user must hear of before held-out images are trained on."""
+    """Splits in another language cannot be distinguished from classes by their names; if all of
+    them hold the same folders, a user should know before held-out images are trained on."""
     result = image_folder.listing(make(tmp_path, *in_splits(*names)))
     assert result.class_names == tuple(sorted(names))
     (note,) = result.notes

@@ -43,8 +43,8 @@ def test_readings_have_one_line_per_metric():
 def test_reading_of_a_frechet_distance_of_too_few_images_names_what_to_read_instead(
     counts, trusted
 ):
-    """A covariance of as many features as images, or more, is not determined, on whichever side
-    they are few."""
+    """The covariance of a set is not determined by as many images as features or fewer, whether
+    they are samples or reference images."""
     metrics = {"frechet_distance": {"counts": list(counts), "floor": None}, "kid": None}
     readings.add(metrics, dimensions=5)
     text = metrics["frechet_distance"]["reading"]

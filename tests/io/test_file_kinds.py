@@ -101,7 +101,7 @@ def test_stand_in_takes_sound_files_for_themselves():
     ],
 )
 def test_read_tensors_names_another_format_than_the_ending_says(tmp_path, name, content, words):
-    """A format under another's name is told with the name that it needs."""
+    """The error names the format of the content and the ending that it needs."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: {words}"):
         read_tensors(tmp_path / name)

@@ -162,8 +162,8 @@ def test_config_names_values_that_diffusion_cannot_have(changes, words):
 
 
 def test_pixel_channels_follow_the_tokenizer():
-    """They are no key of a config file, and are filled in as soon as the data have told how many
-    channels images have."""
+    """They are no key of a config file, and are filled in once the number of image channels is
+    known."""
     config = default_config()
     config.stage, config.transformer.objective = "transformer", "diffusion"
     config.transformer.latents = "pixels"

@@ -100,7 +100,8 @@ def test_parse_lists_few_of_many_classes():
 
 
 def test_parse_without_names_takes_ids_alone():
-    """A model without class names reads ids and ranges, and says so of a name."""
+    """A model without class names reads ids and ranges, and the error for a name says that it has
+    none."""
     assert labels.parse("0-2,5") == [0, 1, 2, 5]
     with pytest.raises(
         UserError, match="'circle' is not a class id, and the model carries no class names"

@@ -128,8 +128,8 @@ def test_profile_of_a_quantity_does_not_depend_on_the_penalty(strength, monkeypa
 
 
 def test_profile_of_a_quantity_ends_at_the_last_value_that_a_law_has():
-    """E is a quantity that no law has below 0: where it cannot be told from 0, the interval starts
-    exactly there and not at a value that the penalty pulled E to."""
+    """No law has an E below 0: where 0 cannot be excluded, the interval starts exactly there and
+    not at a value that the penalty pulled E to."""
     _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
     low, high = intervals.profile_quantity(likelihood, lambda theta: theta[:, 0])
     assert low == pytest.approx(0, abs=1e-12)

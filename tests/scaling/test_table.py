@@ -309,8 +309,8 @@ def test_read_orders_rows_by_step_and_notes_missing_columns(tmp_path):
     ],
 )
 def test_read_names_the_separator_that_a_file_uses(tmp_path, name, separator, words):
-    """A spreadsheet with decimal commas separates columns by semicolons: the line says so, not that
-    a column lacks."""
+    """A spreadsheet with decimal commas separates columns by semicolons, and the error says so,
+    rather than that a column is missing."""
     text = separator.join(("run", "params", "loss")) + "\n" + separator.join(("a", "1", "3"))
     with pytest.raises(UserError, match=re.escape(words)) as error:
         table.read(write(tmp_path / name, text))

@@ -152,7 +152,7 @@ def test_inputs_name_a_tfds_data_set_by_its_version(digits_dir, tmp_path):
         same.require_same(tmp_path)
     (tmp_path / "data.json").write_text(
         json.dumps({"name": "digits"})
-    )  # as from a token cache: less is told
+    )  # as from a token cache, which records less
     same.require_same(tmp_path)
 
 
