@@ -291,3 +291,20 @@ def test_profile_widens_with_the_noise():
     exact = single()[1]
     wide = both((x, exact * (y / exact) ** 2, None))[2]
     assert np.all(np.diff(intervals.profile(wide)) > 1.5 * np.diff(intervals.profile(narrow)))
+
+
+def test_band_is_the_interval_of_the_prediction_at_each_input():
+    """A plot's band is what the prediction there reports, and above E that of the law's term."""
+    x, y, _ = single(noise=3e-3, seed=5)
+    _, _, likelihood = both((x, y, None))
+    grid = np.array([[3e7], [3e8], [9e9]])
+    predicted = [intervals.profile_prediction(likelihood, at).interval for at in grid]
+    np.testing.assert_allclose(intervals.band(likelihood, grid), predicted, rtol=1e-4)
+    reducible = intervals.band(likelihood, grid, reducible=True)
+    logx = np.log(grid) - likelihood.mean
+
+    for ends, where in zip(reducible, logx, strict=True):
+        alone = intervals.profile_quantity(
+            likelihood, lambda theta, where=where: theta[:, 1] - theta[:, 2] * where[0]
+        )
+        np.testing.assert_allclose(np.log(ends), alone, atol=1e-3)

@@ -76,10 +76,11 @@ def test_solve_holds_a_pinned_quantity():
     start, held = np.array([[1.8, np.log(0.7), 0.25]]), np.zeros(3, bool)
     _, free_cost = solver.solve(p, start, held)
 
-    def loss_beyond(theta):
-        return np.log(solver.predict(theta, np.array([[3.0]]))[:, 0])
+    def loss_beyond(theta, logx):
+        return np.log(solver.predict(theta, logx)[:, 0])
 
-    pinned = dataclasses.replace(p, pin=solver.Pin(loss_beyond, np.array([0.8]), 1e12))
-    theta, _ = solver.solve(pinned, start, held)
-    np.testing.assert_allclose(loss_beyond(theta), 0.8, atol=1e-6)
+    beyond = np.array([[3.0]])
+    pin = solver.Pin(loss_beyond, beyond, np.array([0.8]), np.array([1e12]))
+    theta, _ = solver.solve(dataclasses.replace(p, pin=pin), start, held)
+    np.testing.assert_allclose(loss_beyond(theta, beyond), 0.8, atol=1e-6)
     assert solver.objective(p, theta)[0] > free_cost[0]

@@ -122,7 +122,7 @@ def test_read_sweep_takes_finished_runs(tmp_path):
     (tmp_path / "notes").mkdir()
     runs = table.read(str(tmp_path))
     assert list(runs.run) == ["r1", "r1"]
-    assert runs.fitted == ["err_last", "loss"]
+    assert runs.fitted == ["loss", "err_last"]
     last = runs.finals()
     assert [
         last[n][0]

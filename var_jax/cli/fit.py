@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax.scaling import report, table
+    from var_jax.scaling import report, report_text, table
 
     mapping = dict(_pairs(args.map, "--map"))
     columns = list(mapping.values())
@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
             predict=predict,
         )
     report.write(args.out, result, pictures, args.source)
-    for line in report.terminal_lines(result):
+    for line in report_text.terminal_lines(result):
         print(line)
     print(f"fit.json, report.md and {len(pictures)} plots in {args.out}")
     return 0

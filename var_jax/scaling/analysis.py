@@ -15,6 +15,12 @@ LOOSE = 0.05  # standard deviation of log loss above which a fit is called loose
 CURVATURE = 2.0  # standard errors of downward curvature above which there is a warning
 SMALLEST_OUTLIER = 2e-3  # log loss below which no run is called an outlier
 OUTLIER = 5.0  # robust standard deviations off the law from which a run gets a warning
+DETERMINED = 10.0  # ratio of the ends of an exponent's interval above which it is not determined
+REMEDIES = {
+    "params": "add sizes",
+    "tokens": "add token budgets",
+    "compute": "add runs of other budgets of compute",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +116,8 @@ def analyze(
         "variable_projection_cost": fit.projected,
         "cost": fit.cost,
     }
+    if missing := undetermined(sample, fit, ends):
+        summary["undetermined"] = missing
     if len(sample.inputs) == 1 and floor is None:
         summary["alpha_given_E"] = sensitivity(p, fit, ends[0])
     summary["warnings"] = [*sample.notes, *_warnings(sample, fit, huber, likelihood, ends, floor)]
@@ -147,6 +155,7 @@ def refusal(inputs: tuple[str, ...], reason: str) -> dict:
         "pearson": None,
         "n_runs": None,
         "holdout_relative_error": None,
+        "holdout_missing": "the law is refused",
         "starts_agreeing": None,
         "warnings": [f"refused: {reason}"],
     }
@@ -188,15 +197,20 @@ def holdout(sample: Sample, floor: float | None) -> dict:
 
     The largest runs are all points of the group (size or frontier curve) that holds the largest
     first input. The error is reported with that of the naive prediction, the loss of the second
-    largest. Both are None if too few sizes remain.
+    largest. Both are None if too few sizes remain, and "holdout_missing" is the reason.
     """
     nothing = {"holdout_relative_error": None, "holdout": None}
     largest = sample.group[int(np.argmax(sample.x[:, 0]))]
     out = sample.group == largest
     rest, last = sample.where(~out), sample.where(out)
     free = 1 + 2 * len(sample.inputs) - (floor is not None)
-    if len(np.unique(rest.x[:, 0])) < MIN_SIZES or rest.weights.sum() < free:
-        return nothing
+    sizes = len(np.unique(rest.x[:, 0]))
+    if sizes < MIN_SIZES:
+        reason = f"without the largest {sizes} different {sample.inputs[0]} remain"
+        return {**nothing, "holdout_missing": f"{reason}; {MIN_SIZES} are needed"}
+    if rest.weights.sum() < free:
+        reason = f"without the largest {rest.weights.sum():.3g} runs remain"
+        return {**nothing, "holdout_missing": f"{reason}; {free} are needed"}
     fit = estimate.fit(problem(rest, losses.StudentT()), floor, check=False)
     predicted = fit.predict(last.x)
     relative = float(np.mean(np.abs(predicted / last.y - 1)))
@@ -232,6 +246,25 @@ def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> 
         float(fit.theta[0]),
     ]
     return [[e, float(laws.variable_projection(centered, e)[0][2])] for e in sorted(set(floors))]
+
+
+def undetermined(sample: Sample, fit: laws.Fit, ends: Float[Array, "p 2"]) -> dict[str, str]:
+    """Returns what to add to the runs for each exponent that they do not determine.
+
+    An exponent is not determined if its interval does not close within the range that is searched,
+    or has ends that differ by more than a factor of `DETERMINED`.
+    """
+    low, high = solver.ALPHA_RANGE
+    remedies = {}
+    for i, (name, column) in enumerate(
+        zip(laws.NAMES[len(sample.inputs)][2::2], sample.inputs, strict=True)
+    ):
+        row = 2 + 2 * i
+        closed = ends[row, 0] > low * 1.01 and ends[row, 1] < high * 0.99
+        at_bound = not low * 1.01 < fit.theta[row] < high * 0.99
+        if at_bound or not closed or ends[row, 1] > DETERMINED * ends[row, 0]:
+            remedies[name] = REMEDIES[column]
+    return remedies
 
 
 def _warnings(

@@ -301,10 +301,10 @@ def _choose(where: Bool[Array, " r"], first: Refitted, second: Refitted) -> Refi
     )
 
 
-def profile_quantity(
-    likelihood: Likelihood, quantity: Callable[[Float[Array, "r p"]], Float[Array, " r"]]
-) -> Float[Array, "2"]:
-    """Returns the 95 % interval of a quantity of the law, by its profile likelihood.
+def profile_quantities(
+    likelihood: Likelihood, quantity: solver.Quantity, inputs: Float[Array, "g k"]
+) -> Float[Array, "g 2"]:
+    """Returns the 95 % intervals of quantities of the law, by the profile likelihood of each.
 
     A penalty on the squared distance from a target moves the quantity, within the bounds of E and
     the exponents. Each law that minimizes cost plus penalty lies exactly on the profile, wherever
@@ -313,34 +313,69 @@ def profile_quantity(
     where both cost and penalty are higher than at the most likely law, so the interval contains
     the value. Where no law reaches a target, the interval ends at the last value that a law has.
 
-    The interval is NaN without degrees of freedom.
+    The intervals are NaN without degrees of freedom.
 
     Args:
-      quantity: a smooth function of rows of parameters for centered log x; it must be of order one
-        in its variation, such as the logarithm of a loss or of a size.
+      quantity: a smooth function of rows of parameters for centered log x, and of rows of inputs;
+        it must be of order one in its variation, such as the logarithm of a loss or of a size.
+      inputs: one row for each quantity.
     """
+    count = len(inputs)
     if likelihood.freedom <= 0:
-        return np.full(2, np.nan)
-    theta = likelihood.theta
-    best = quantity(theta[None])
-    slope = solver.Pin(quantity, best, 1.0).jacobian(theta[None])[0]
-    error = float(likelihood.standard_errors(likelihood.problem, slope)[0])
-    strength = PIN_STRENGTH / max(error, 1e-6) ** 2
+        return np.full((count, 2), np.nan)
+    best = quantity(np.tile(likelihood.theta, (count, 1)), inputs)
+    nothing = np.zeros(count)
+    slopes = solver.Pin(quantity, inputs, nothing, nothing).jacobian(
+        np.tile(likelihood.theta, (count, 1))
+    )[:, 0]
+    errors = likelihood.standard_errors(likelihood.problem, slopes)
+    # One row for each end that is searched.
+    errors, ends_inputs = np.repeat(errors, 2), np.repeat(inputs, 2, axis=0)
+    strength = PIN_STRENGTH / np.maximum(errors, 1e-6) ** 2
     bare = likelihood.problem
 
     def refit(values, rows):
-        pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, values, strength))
+        pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, ends_inputs, values, strength))
         ends, _ = solver.solve(pinned, rows, likelihood.held, iterations=100, tolerance=1e-7)
-        return Refitted(quantity(ends), ends, solver.objective(bare, ends) - likelihood.cost)
+        rise = solver.objective(bare, ends) - likelihood.cost
+        return Refitted(quantity(ends, ends_inputs), ends, rise)
 
-    return _crossings(
+    ends = _crossings(
         refit,
-        np.tile(theta, (2, 1)),
+        np.tile(likelihood.theta, (2 * count, 1)),
         np.repeat(best, 2),
-        np.array([-1.0, 1.0]) * max(error, 1e-7),
-        np.array([-np.inf, np.inf]),
-        likelihood.rise(np.array(EQUAL_TAILS)),
+        np.tile([-1.0, 1.0], count) * np.maximum(errors, 1e-7),
+        np.tile([-np.inf, np.inf], count),
+        np.tile(likelihood.rise(np.array(EQUAL_TAILS)), count),
     )
+    return ends.reshape(-1, 2)
+
+
+def profile_quantity(
+    likelihood: Likelihood, quantity: Callable[[Float[Array, "r p"]], Float[Array, " r"]]
+) -> Float[Array, "2"]:
+    """Returns the 95 % interval of one quantity of the law, as `profile_quantities` does."""
+    return profile_quantities(likelihood, lambda theta, _: quantity(theta), np.zeros((1, 0)))[0]
+
+
+def log_loss(theta: Float[Array, "r p"], logx: Float[Array, "r j"]) -> Float[Array, " r"]:
+    """Returns each law's log loss at the inputs in the same row."""
+    terms = np.exp(np.clip(theta[:, 1::2] - theta[:, 2::2] * logx, -700, 700))
+    return np.log(theta[:, 0] + terms.sum(axis=1) + solver.TINY)
+
+
+def log_reducible(theta: Float[Array, "r p"], logx: Float[Array, "r j"]) -> Float[Array, " r"]:
+    """Returns the logarithm of each law's loss above E at the inputs in the same row."""
+    exponents = theta[:, 1::2] - theta[:, 2::2] * logx
+    return np.logaddexp.reduce(exponents, axis=1)
+
+
+def band(
+    likelihood: Likelihood, x: Float[Array, "g j"], *, reducible: bool = False
+) -> Float[Array, "g 2"]:
+    """Returns the 95 % interval of the law's loss at each x, or of its loss above E."""
+    quantity = log_reducible if reducible else log_loss
+    return np.exp(profile_quantities(likelihood, quantity, np.log(x) - likelihood.mean))
 
 
 def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> PredictionProfile:
@@ -349,12 +384,8 @@ def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> Predict
     The noise of a new run is added in quadrature.
     """
     where = (np.log(x) - likelihood.mean)[None]
-
-    def log_loss(theta):
-        return np.log(solver.predict(theta, where)[:, 0])
-
-    best = log_loss(likelihood.theta[None])[0]
-    ends = profile_quantity(likelihood, log_loss)
+    best = log_loss(likelihood.theta[None], where)[0]
+    ends = profile_quantities(likelihood, log_loss, where)[0]
     if likelihood.freedom <= 0:
         return PredictionProfile(float(np.exp(best)), ends, ends)
     freedom = min(likelihood.freedom, likelihood.noise_freedom)

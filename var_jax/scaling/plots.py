@@ -4,13 +4,13 @@ import io
 from collections.abc import Mapping
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from var_jax.scaling import frontier, paper_laws, solver
+from var_jax.scaling import frontier, intervals, paper_laws, solver
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.power import PowerLaw
 
@@ -25,6 +25,7 @@ LOG_TICKS = (
     (np.inf, (1.0,)),
 )
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+BAND_POINTS = 13  # inputs at which the intervals of a band are computed
 # Margins of a figure, and the space between rows of panels, in inches.
 LEFT, RIGHT, TOP, BOTTOM, ROW_GAP = 0.75, 0.2, 0.65, 0.55, 0.95
 
@@ -122,18 +123,20 @@ def _power_of_ten(value: float, position: int | None = None) -> str:
 
 
 def _loss_label(column: str) -> str:
-    return (
-        f"{column} (share of tokens)" if column.startswith("err") else f"{column} (nats per token)"
-    )
+    if column.startswith("err"):
+        return f"{column} (error rate, share of tokens)"
+    return f"{column} (nats per token)"
 
 
 def laws_against_input(laws: list[Law], name: str) -> Figure:
     """Plots loss, and loss - E, against one input, with one row of panels per law.
 
-    Each panel shows the runs, the fitted law and its bootstrap band.
+    Each panel shows the runs, the fitted law and the band of its 95 % intervals.
     """
     figure, axes = _figure(
-        len(laws), 2, f"Most likely E + A x^-alpha against {UNITS[name]}, bootstrap's 95 % band"
+        len(laws),
+        2,
+        f"Most likely E + A x^-alpha against {UNITS[name]}, band of its 95 % intervals",
     )
     for (left, right), law in zip(axes, laws, strict=True):
         x, y = law.sample.x[:, 0], law.sample.y
@@ -146,14 +149,9 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
             ax.plot(x[above], y[above] - floor, label=label, **POINT)
             ax.plot(grid, line - floor, color=FIT, label=f"law, alpha = {alpha:.3g}")
             ax.set(xscale="log", xlabel=UNITS[name])
-        if law.samples is not None:
-            values = solver.predict(law.samples, np.log(grid)[:, None])
-            left.fill_between(
-                grid, *np.quantile(values, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0
-            )
-            reducible = values - law.samples[:, :1]
-            right.fill_between(
-                grid, *np.quantile(reducible, (0.025, 0.975), axis=0), color=BAND, alpha=0.2, lw=0
+        for ax, reducible in ((left, False), (right, True)):
+            ax.fill_between(
+                grid, *_band(law, grid, reducible=reducible), color=BAND, alpha=0.2, lw=0
             )
         left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
         span = max(y.max() - y.min(), 1e-12)
@@ -161,6 +159,9 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
         left.set(
             title=law.key, ylabel=_loss_label(law.column), ylim=(bottom, y.max() + 0.15 * span)
         )
+        excess = y[y > e] - e
+        if len(excess):
+            right.set(ylim=(excess.min() / 3, excess.max() * 3))
         right.set(yscale="log", title=f"{law.key}, reducible", ylabel=f"{law.column} - E")
         # A sweep of this package names its loss over all scales `loss`. In any other table that
         # column may hold any loss.
@@ -173,6 +174,18 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
             ax.legend(fontsize=8)
             _log_ticks(ax)
     return figure
+
+
+def _band(law: Law, grid: Float[np.ndarray, " g"], *, reducible: bool) -> Float[np.ndarray, "2 g"]:
+    """Returns the ends of the law's 95 % intervals over a grid of its input.
+
+    They are profiled at a few points and interpolated between, as they are smooth.
+    """
+    x = np.geomspace(grid[0], grid[-1], BAND_POINTS)
+    ends = intervals.band(law.likelihood, x[:, None], reducible=reducible)
+    log_ends = np.log(np.maximum(ends.T, solver.TINY))
+    curves = [np.interp(np.log(grid), np.log(x), end) for end in log_ends]
+    return np.exp(np.clip(curves, -300, 300))
 
 
 def _published(ax: Axes, law: Law, name: str, column: str):

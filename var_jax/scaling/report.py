@@ -1,6 +1,5 @@
 """Fits all laws of a table of runs, and writes fit.json, report.md and the plots."""
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,17 @@ from etils import epath
 
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import atomic
-from var_jax.scaling import analysis, frontier, laws, plots, power, prediction, select_runs
+from var_jax.scaling import (
+    analysis,
+    frontier,
+    laws,
+    plots,
+    power,
+    prediction,
+    report_text,
+    select_runs,
+)
+from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
 
 KINDS = (("params",), ("compute",), ("params", "tokens"))
@@ -228,156 +237,9 @@ def write(out: str, result: dict, pictures: Mapping[str, Any], source: str):
         directory.mkdir(parents=True, exist_ok=True)
         for name, figure in pictures.items():
             (directory / name).write_bytes(plots.png(figure))
-        atomic.write(directory / "report.md", markdown(plain(result), list(pictures), source))
-        atomic.write(
-            directory / "fit.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n"
-        )
+        content = plain(result)
+        text = report_text.markdown(content, list(pictures), source)
+        atomic.write(directory / "report.md", text)
+        atomic.write(directory / "fit.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-
-
-def plain(value: Any) -> Any:
-    """Returns nested lists and dicts as JSON takes them; non-finite numbers become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def markdown(result: dict, pictures: list[str], source: str) -> str:
-    """Returns the text of report.md for the content of fit.json."""
-    lines = [
-        f"# Power-law fits of {epath.Path(source).name}",
-        "",
-        "Values with 95 % intervals, both of one estimator, which each law names below; loss in "
-        "the units of its column, compute in FLOPs.",
-        "",
-        "| law | parameters | runs | hold-out error (naive) | Pearson |",
-        "|---|---|---|---|---|",
-    ]
-    for key, law in result["laws"].items():
-        values = ", ".join(f"{name} {_with_interval(law[name])}" for name in _parameter_names(law))
-        error = holdout_text(law) if law.get("holdout") else "-"
-        pearson = _format_number(law.get("pearson"))
-        name = key.replace("|", chr(92) + "|")
-        lines.append(f"| {name} | {values} | {law['n_runs']} | {error} | {pearson} |")
-    lines += [
-        "",
-        "Pearson is that of the linearized law and weak evidence: E is chosen to make it large.",
-        "",
-    ]
-    for key, law in result["laws"].items():
-        notes = [f"- {note}" for note in law["warnings"]]
-        if law.get("huber"):
-            notes.append(f"- estimator: {law['estimator']}; intervals by {law['interval_method']}")
-            notes.append(f"- by {_huber_text(law['huber'])}")
-        if law.get("alpha_given_E"):
-            pairs = ", ".join(
-                f"{_format_number(a)} at E = {_format_number(e)}" for e, a in law["alpha_given_E"]
-            )
-            notes.append(f"- the exponent depends on E: {pairs}")
-        if law.get("selection"):
-            notes.append(f"- points: {law['selection']}")
-        if notes:
-            lines += [f"## {key}", "", *notes, ""]
-    for column, iso in result.get("isoflop", {}).items():
-        lines += [f"## IsoFLOP minima of {column}", ""]
-        lines += [
-            f"- {m['compute']:.3g} FLOPs: {m['params']:.3g} parameters, loss {m['loss']:.4g}"
-            for m in iso["minima"]
-        ]
-        lines += [f"- {r['compute']:.3g} FLOPs: refused, {r['reason']}" for r in iso["refused"]]
-        if iso["exponent"]:
-            lines.append(
-                f"- optimal parameters rise as compute to the {_with_interval(iso['exponent'])}"
-            )
-        lines.append("")
-    if result["predictions"]:
-        lines += [
-            "## Predictions",
-            "",
-            *(f"- {line}" for line in prediction_lines(result["predictions"])),
-            "",
-        ]
-    for title, items in (
-        ("Warnings", result["warnings"]),
-        ("Dropped", [f"{d['row']}: {d['reason']}" for d in result["dropped"]]),
-    ):
-        if items:
-            lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
-    lines += [line for name in pictures for line in (f"![{name}]({name})", "")]
-    return "\n".join(lines)
-
-
-def _huber_text(huber: Mapping) -> str:
-    values = ", ".join(
-        f"{name} {_format_number(value)}" for name, value in huber.items() if name != "delta"
-    )
-    return f"Huber's loss at {huber['delta']:g}, as in the literature, without intervals: {values}"
-
-
-def prediction_lines(predictions: Sequence[dict]) -> list[str]:
-    """Returns one line per prediction, for a terminal or report.md."""
-    lines = []
-    for p in predictions:
-        at = ", ".join(f"{name} {value:.4g}" for name, value in p["at"].items())
-        parts = []
-        for name, value in p.items():
-            if isinstance(value, Mapping) and "value" in value:
-                run = value.get("new_run95")
-                new = (
-                    f", a new run {_format_number(run[0])} to {_format_number(run[1])}"
-                    if run and run[0] is not None
-                    else ""
-                )
-                parts.append(f"{name.replace('_', ' ')} {_with_interval(value)}{new}")
-        lines.append(
-            f"{p['law']} at {at}: {'; '.join(parts)}"
-            + "".join(f" ({note})" for note in p["warnings"])
-        )
-    return lines
-
-
-def terminal_lines(result: dict) -> list[str]:
-    """Returns the laws, warnings and predictions as brief lines for a terminal."""
-    result = plain(result)
-    lines = []
-    for key, law in result["laws"].items():
-        refused = law["warnings"] and law["warnings"][0].startswith("refused")
-        values = ", ".join(f"{name} {_with_interval(law[name])}" for name in _parameter_names(law))
-        lines.append(f"{key}: {'refused' if refused else values}")
-        lines += [f"  {note}" for note in law["warnings"]]
-    return [*lines, *result["warnings"], *prediction_lines(result["predictions"])]
-
-
-def _parameter_names(law: Mapping) -> list[str]:
-    return [
-        name
-        for name in ("E", "A", "alpha", "B", "beta", "exponent")
-        if name in law and not (name == "alpha" and "exponent" in law)
-    ]
-
-
-def holdout_text(law: Mapping) -> str:
-    """Returns the mean errors of the law and of the naive prediction on the left-out points."""
-    holdout = law["holdout"]
-    text = f"{law['holdout_relative_error']:.2%} ({holdout['naive_relative_error']:.2%})"
-    with contextlib.suppress(TypeError):
-        text += f", {holdout['error_over_drop']:.2f} of the drop"
-    return text
-
-
-def _format_number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _with_interval(entry: Mapping) -> str:
-    ends = entry.get("ci95")
-    return _format_number(entry["value"]) + (
-        f" [{_format_number(ends[0])}, {_format_number(ends[1])}]"
-        if ends and ends[0] is not None
-        else ""
-    )

@@ -27,27 +27,34 @@ BLOCK_ELEMENTS = 2**16  # of the Jacobian of the rows that are solved at once
 TINY = 1e-300
 
 
+# A function of rows of parameters and of as many rows of inputs.
+Quantity = Callable[[Float[Array, "r p"], Float[Array, "r k"]], Float[Array, " r"]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Pin:
     """A quantity of the law that a fit is held at, such as a prediction.
 
     Attributes:
-      quantity: the quantity as a function of rows of parameters.
-      target: its value in each row of a batch.
-      strength: weight of the squared difference from the target in the objective.
+      quantity: the quantity as a function of rows of parameters and rows of `inputs`.
+      inputs: what the quantity depends on besides the law, one row per row of a batch.
+      target: its value in each row of the batch.
+      strength: weight of the squared difference from the target in the objective of each row.
     """
 
-    quantity: Callable[[Float[Array, "r p"]], Float[Array, " r"]]
+    quantity: Quantity
+    inputs: Float[Array, "r k"]
     target: Float[Array, " r"]
-    strength: float
+    strength: Float[Array, " r"]
 
     def where(self, rows) -> "Pin":
         """Returns the pin of the given rows of the batch alone."""
-        return dataclasses.replace(self, target=self.target[rows])
+        parts = {name: getattr(self, name)[rows] for name in ("inputs", "target", "strength")}
+        return dataclasses.replace(self, **parts)
 
     def residual(self, theta: Float[Array, "r p"]) -> Float[Array, "r 1"]:
         """Returns the target minus the quantity."""
-        return (self.target - self.quantity(theta))[:, None]
+        return (self.target - self.quantity(theta, self.inputs))[:, None]
 
     def jacobian(self, theta: Float[Array, "r p"]) -> Float[Array, "r 1 p"]:
         """Returns the derivatives of the quantity, by central differences."""
@@ -55,8 +62,9 @@ class Pin:
         for i in range(theta.shape[1]):
             step = np.zeros(theta.shape)
             step[:, i] = 1e-6 * np.maximum(np.abs(theta[:, i]), 1e-3)
-            rise = self.quantity(theta + step) - self.quantity(theta - step)
-            columns.append(rise / (2 * step[:, i]))
+            above = self.quantity(theta + step, self.inputs)
+            below = self.quantity(theta - step, self.inputs)
+            columns.append((above - below) / (2 * step[:, i]))
         return np.stack(columns, axis=-1)[:, None, :]
 
 
@@ -206,7 +214,7 @@ def _linearize(p: Problem, theta: Float[Array, "r p"], here: Evaluation) -> Leas
     if p.pin is not None:
         r = np.concatenate([r, p.pin.residual(theta)], axis=1)
         jacobian = np.concatenate([jacobian, p.pin.jacobian(theta).swapaxes(1, 2)], axis=2)
-        influence = np.pad(influence, ((0, 0), (0, 1)), constant_values=p.pin.strength)
+        influence = np.concatenate([influence, p.pin.strength[:, None]], axis=1)
     return LeastSquares(r, jacobian, influence)
 
 

@@ -50,8 +50,9 @@ class Table:
 
     @property
     def fitted(self) -> list[str]:
-        """Names of the columns that laws are fitted to."""
-        return [name for name in self.columns if name.startswith(FITTED)]
+        """Names of the columns that laws are fitted to: `loss`, other losses, then error rates."""
+        names = [name for name in self.columns if name.startswith(FITTED)]
+        return sorted(names, key=lambda name: (name != "loss", not name.startswith("loss")))
 
     @property
     def progress(self) -> str | None:

@@ -1,0 +1,62 @@
+"""What a reader of report.md and of the command's lines is told."""
+
+import numpy as np
+import pytest
+
+from scaling.planted import single
+from var_jax.scaling import report, report_text, table
+
+
+def fitted(losses, **columns):
+    """Returns fit.json's content, and report.md, of runs of one size each."""
+    sizes = np.geomspace(1e6, 3e7, len(losses))
+    records = []
+    for i, (size, loss) in enumerate(zip(sizes, losses, strict=True)):
+        others = {name: values[i] for name, values in columns.items()}
+        records.append({"run": f"r{i}", "params": size, **others, "loss": loss})
+    result, pictures = report.fit_table(table.build(records), resamples=20)
+    content = report_text.plain(result)
+    return content, report_text.markdown(content, list(pictures), "runs.csv")
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Four noisy sizes, which determine no exponent."""
+    return fitted([3.1, 2.7, 2.72, 2.55])
+
+
+def test_law_of_few_sizes_is_called_undetermined(few):
+    """Its intervals span tens of decades: the text says what to add instead, and fit.json keeps
+    them."""
+    content, text = few
+    law = content["laws"]["loss~params"]
+    assert law["undetermined"] == {"alpha": "add sizes"}
+    line = report_text.terminal_lines(content)[0]
+    assert line.startswith("loss~params: undetermined: add sizes (most likely E ")
+    assert line.split(": ", 1)[1] in text and line.count("[") == 1
+    assert law["alpha"]["ci95"][0] < law["alpha"]["value"] < law["alpha"]["ci95"][1]
+
+
+def test_missing_holdout_has_a_reason(few):
+    content, text = few
+    assert content["laws"]["loss~params"]["holdout"] is None
+    assert "3 different params remain; 4 are needed" in text
+
+
+def test_loss_comes_first_and_error_rates_are_called_so():
+    """The columns of a table may be in any order, and a prediction of an error rate is no loss."""
+    x, y, _ = single(runs=8, noise=1e-3)
+    records = [
+        {"run": f"r{i}", "params": size, "err_last": loss / 5, "loss_last": loss, "loss": loss}
+        for i, (size, loss) in enumerate(zip(x[:, 0], y, strict=True))
+    ]
+    result, pictures = report.fit_table(
+        table.build(records), resamples=0, predict=[{"params": 1e9}]
+    )
+    assert list(result["laws"]) == ["loss~params", "loss_last~params", "err_last~params"]
+    lines = report_text.prediction_lines(report_text.plain(result)["predictions"])
+    assert [": loss " in line for line in lines] == [True, True, False]
+    assert ": error rate " in lines[2]
+    text = report_text.markdown(report_text.plain(result), list(pictures), "runs.csv")
+    for name in pictures:
+        assert f"![{name}]({name})\n\n{report_text.CAPTIONS[name]}" in text
