@@ -16,8 +16,8 @@ The tokenizer has every term: a perceptual distance and a discriminator, both on
   expected  tokenizer: PSNR 20.1 dB (95 % interval 19.9 to 20.3) on the 790 held-out images, all
             1,024 codes in use; measured by the `var-jax evaluate` of docs/results/tokenizer.md
             (docs/results/tokenizer/emoji.json)
-            transformer: held-out loss 4.357. Samples are colored shapes; only flags can be told
-            from the rest (docs/results/tokenizer.md)
+            transformer: held-out loss 4.357. Samples are colored shapes; only flags can be
+            recognized (docs/results/tokenizer.md)
 """
 
 from ml_collections import config_dict
