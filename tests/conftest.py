@@ -73,7 +73,7 @@ def forget_programs():
 
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
-    """Where the digits lie prepared, so that they are only once."""
+    """The directory of the digits, which are prepared once for all tests."""
     from var_jax.config.train import DataConfig
     from var_jax.data import sources
 
@@ -84,7 +84,7 @@ def digits_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
-    """The small model, saved."""
+    """The directory of the small model."""
     from helpers import small
 
     directory = tmp_path_factory.mktemp("model") / "small"

@@ -1,4 +1,4 @@
-"""What the tests of commands share."""
+"""Fixtures that tests of commands share."""
 
 import numpy as np
 import pytest

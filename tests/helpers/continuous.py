@@ -1,4 +1,4 @@
-"""Autoencoders without a quantizer, as small as they come: a plain one and one with a KL term."""
+"""Tiny autoencoders without a quantizer: a plain one and one with a KL term."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A diffusion model as small as they come, over a map of 4x4 places."""
+"""A tiny diffusion model over a map of 4x4 positions."""
 
 import dataclasses
 import functools

@@ -13,7 +13,7 @@ SHAPES = Path(__file__).parents[1] / "pretrained" / "inception.npz"
 
 
 def state_dict(classes: int = 1008) -> dict[str, np.ndarray]:
-    """Random weights in the layout of torchvision and pytorch-fid."""
+    """Returns random weights in the layout of torchvision and pytorch-fid."""
     with np.load(SHAPES) as file:
         shapes = json.loads(str(file["shapes"]))
     return random_weights.state_dict({**shapes, "fc.weight": (classes, 128), "fc.bias": (classes,)})

@@ -32,8 +32,8 @@ ALLOWED = {
 
 
 def problems(manifest: dict[str, Any]) -> list[str]:
-    """What the server would refuse: unknown fields, fields of the wrong kind, values that are not
-    allowed."""
+    """Returns what the server would refuse: unknown fields, fields of the wrong kind, and values
+    that are not allowed."""
     try:
         known = JobsetV1alpha2JobSet.from_dict(manifest)
     except ValueError as error:
@@ -43,7 +43,7 @@ def problems(manifest: dict[str, Any]) -> list[str]:
 
 
 def _lost(node: Any, known: Any, path: str) -> list[str]:
-    """Paths of what a manifest has and the models do not know: they read past it."""
+    """Returns the paths of fields of a manifest that the models do not have: they ignore them."""
     if isinstance(node, dict) and isinstance(known, dict):
         return [
             line

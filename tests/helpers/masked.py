@@ -1,4 +1,4 @@
-"""A masked-prediction model as small as they come, over one map of 3x4 tokens."""
+"""A tiny masked-prediction model over one map of 3x4 tokens."""
 
 import dataclasses
 import functools

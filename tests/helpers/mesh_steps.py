@@ -12,7 +12,7 @@ from var_jax.train.program import Program
 
 
 def one_step(data: int, model: int, batch, start, config: TrainConfig):
-    """(parameters after, metrics, the compiled program's text) of a step on a data x model mesh."""
+    """Returns (parameters after, metrics, program text) of a step on a data x model mesh."""
     mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
         program = Program(registry.with_frozen_shapes(config), mesh)
@@ -30,7 +30,7 @@ def one_step(data: int, model: int, batch, start, config: TrainConfig):
 
 
 def assert_same_step(actual, reference, start):
-    """Both are what `one_step` returns."""
+    """Asserts that two results of `one_step` agree to rounding."""
     (expected, expected_metrics, _), (params, metrics, _) = reference, actual
     for name, value in expected_metrics.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-6, err_msg=name)

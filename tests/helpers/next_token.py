@@ -1,4 +1,4 @@
-"""A next-token model as small as they come, over one map of 4x4 tokens."""
+"""A tiny next-token model over one map of 4x4 tokens."""
 
 import dataclasses
 import functools

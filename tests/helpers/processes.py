@@ -68,11 +68,11 @@ class Processes:
                 )
 
     def output(self, index: int = 0) -> str:
-        """What a process has printed."""
+        """Returns what a process has printed."""
         return self._logs[index].read_text()
 
     def ended(self, index: int, seconds: float) -> int:
-        """The exit code of a process (negative: a signal), which must end in time."""
+        """Returns the exit code of a process (negative: a signal), which must end in time."""
         try:
             return self.all[index].wait(timeout=seconds)
         except subprocess.TimeoutExpired as error:
@@ -178,8 +178,8 @@ def scripts(
 
 
 def environment(cache: Path, devices: int) -> dict[str, str]:
-    """What a process with some host devices finds; programs are compiled fast rather than to be
-    fast, and a script finds the tests' own modules."""
+    """Returns the environment of a process with some host devices: programs compile quickly at the
+    cost of their speed, and a script finds the tests' own modules."""
     path = os.pathsep.join(
         [
             str(Path(__file__).parents[1]),
@@ -213,7 +213,7 @@ def free_port() -> int:
 
 
 def records(workdir: Path, split: str = "train") -> dict[int, float]:
-    """{step: loss} of metrics.jsonl; a line that is being written is left out."""
+    """Returns {step: loss} of metrics.jsonl; a line that is being written is left out."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -223,12 +223,12 @@ def records(workdir: Path, split: str = "train") -> dict[int, float]:
 
 
 def restarts(workdir: Path) -> int:
-    """How often a run was taken up again; -1 before it has started."""
+    """Returns how often a run was resumed; -1 before it has started."""
     path = Path(workdir) / "status.json"
     return json.loads(path.read_text())["restarts"] if path.exists() else -1
 
 
 def checkpoints(workdir: Path) -> list[int]:
-    """Steps whose checkpoints are whole, by their directories' names."""
+    """Returns the steps of finished checkpoints, by their directories' names."""
     directory = Path(workdir) / "checkpoints"
     return sorted(int(path.name) for path in directory.glob("*") if re.fullmatch(r"\d+", path.name))

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def state_dict(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Every key from a stream of its own place in the order; normal weights of deviation sqrt(2 /
+    """Returns weights, every key from a stream of its own; normal weights of deviation sqrt(2 /
     inputs)."""
     state = {}
     for i, (key, shape) in enumerate(shapes.items()):

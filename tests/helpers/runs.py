@@ -1,4 +1,4 @@
-"""What tests of whole training runs look at, and what they leave out."""
+"""Records and weights of whole training runs, and replacements for parts of a run."""
 
 import json
 import os
@@ -22,8 +22,8 @@ TIMES = (
 
 
 class NoEvaluator:
-    """Stands in where held-out metrics are not asked for: its programs take a third of a small
-    run's time."""
+    """Replaces the evaluator where no test looks at held-out metrics: its programs take a third of
+    the time of a small run."""
 
     def __init__(self, *_):
         pass
@@ -40,7 +40,7 @@ def records(workdir) -> list[dict]:
 
 
 def losses(workdir) -> list[dict]:
-    """Records without what may differ between equal runs."""
+    """Returns records without the entries that may differ between equal runs."""
     return [
         {name: value for name, value in record.items() if name not in TIMES}
         for record in records(workdir)
@@ -48,7 +48,7 @@ def losses(workdir) -> list[dict]:
 
 
 def board_tags(workdir) -> set[tuple[int, str]]:
-    """(step, tag) of every value in the event files: length (8 bytes), checksum (4), event,
+    """Returns (step, tag) of every value in the event files: length (8 bytes), checksum (4), event,
     checksum (4)."""
     tags = set()
     for file in (workdir / "tensorboard").glob("events*"):

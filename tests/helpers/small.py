@@ -1,4 +1,4 @@
-"""A model and a training run as small as they come with every part in them, not square anywhere."""
+"""A tiny model and training run with every part in them; images and the finest map are not square."""
 
 import functools
 import json
@@ -89,7 +89,7 @@ def train_config(stage: str, data_dir, **changes) -> TrainConfig:
 
 @functools.cache
 def pipeline() -> Pipeline:
-    """The small model with weights that numpy draws: compiling the real initialization takes
+    """Returns the small model with weights from numpy: compiling the real initialization takes
     longer."""
     random = np.random.RandomState(0)
 
@@ -115,13 +115,13 @@ def pipeline() -> Pipeline:
 
 
 def next_scale(config: TrainConfig) -> NextScale:
-    """The objective of a transformer's run on the small tokenizer."""
+    """Returns the objective of a transformer's run on the small tokenizer."""
     return NextScale(config, FrozenTokenizer(pipeline().params["tokenizer"]))
 
 
 @functools.cache
 def reference(name: str) -> tuple[Pipeline, dict, dict[str, np.ndarray]]:
-    """A reference case: our model with its weights, its settings and its arrays."""
+    """Returns a reference case: the model with its weights, its settings and its arrays."""
     described = json.loads((REFERENCE / f"{name}.json").read_text())
     settings = described["config"]
     states = [

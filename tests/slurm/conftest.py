@@ -26,8 +26,8 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """Jobs take their submitter's environment: a CPU device a process in place of the eight of the
-    tests, and programs compiled once and fast."""
+    """Sets the environment of jobs: one CPU device per process in place of the eight of the tests,
+    and programs that are compiled once and fast."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("XLA_FLAGS", raising=False)
         patch.setenv("JAX_PLATFORMS", "cpu")

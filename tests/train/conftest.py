@@ -1,4 +1,4 @@
-"""What the tests of runs share."""
+"""Fixtures that tests of runs share."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from var_jax.train import evaluation
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-    """Programs are kept between runs, as the command line keeps them, and compiled fast rather than
-    to be fast."""
+    """Keeps programs between runs, as the command line does, and compiles them quickly at the cost
+    of their speed."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
