@@ -1,4 +1,4 @@
-"""A tiny model and training run with every part in them; images and the finest map are not square."""
+"""A tiny model and training run with every part in them; images and the finest map are oblong."""
 
 import functools
 import json
