@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from helpers import diffusion, masked, next_token
@@ -12,6 +13,7 @@ from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.demo import page, session
+from var_jax.scaling import sweep_runs
 
 MODELS = {
     "next_token": next_token.pipeline,
@@ -128,7 +130,7 @@ def test_commands_of_a_config_work_for_every_objective(
     assert objective in run(capsys, "config", config, "--diff")
     flags = [f"--config.tokenizer_dir={models[objective]}", f"--config.data.data_dir={digits_dir}"]
     text = run(capsys, "sweep", "--config", config, "--workdir", workdir, "--dry-run", *flags)
-    assert "transformer.depth=2" in text and not workdir.exists()
+    assert "depth=2" in text and not workdir.exists()
 
 
 @pytest.mark.slow
@@ -136,9 +138,9 @@ def test_commands_of_a_config_work_for_every_objective(
 def test_run_of_every_objective_from_quickstart_to_its_evaluation(
     objective, config_file, capsys, tmp_path
 ):
-    """Both stages, samples, their evaluation, that of the tokenizer, `status`, a token cache and a
-    run from it, and the two benchmarks of speed; each writes or prints what it should, and a token
-    cache is refused where the objective has no tokens."""
+    """Both stages, samples, their evaluation, that of the tokenizer, `status`, the row that `fit`
+    reads, a token cache and a run from it, and the two benchmarks of speed; each writes or prints
+    what it should, and a token cache is refused where the objective has no tokens."""
     work, config = tmp_path / "run", f"{config_file}:{objective}"
     tokenizer = f"{config_file}:tokenizer"
     run(
@@ -158,6 +160,9 @@ def test_run_of_every_objective_from_quickstart_to_its_evaluation(
     run(capsys, "evaluate", "--model", work, *reference, "--json", report)
     assert "psnr" in json.loads(report.read_text())["metrics"]
     assert "2/2" in run(capsys, "status", work / "transformer-run")
+    rows = sweep_runs.records(epath.Path(work), [], [])
+    (row,) = (row for row in rows if row["run"] == "transformer-run")
+    assert all(row[name] > 0 for name in ("params", "tokens", "compute", "loss"))
 
     cache = tmp_path / "cache"
     run(

@@ -336,7 +336,7 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax.pretrained import perceptual
 
     place = pictures.place(args.picture) if args.picture else None
-    model = Pipeline.from_pretrained(args.model)
+    model = Pipeline.from_pretrained(args.model).tokenizer_alone()
     reference = image_sets.open_images(
         args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **image_options
     )

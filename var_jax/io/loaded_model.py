@@ -131,6 +131,11 @@ class LoadedModel:
         spread._sharding = batched.row_sharding(mesh)
         return spread
 
+    def tokenizer_alone(self) -> Self:
+        """Returns the model without its transformer, whose objective may have no use for tokens."""
+        params = {"tokenizer": self.params["tokenizer"]}
+        return type(self)(ModelConfig(self.config.tokenizer), params, self.class_names)
+
     def astype(self, dtype: DType) -> Self:
         """Returns the same model stored and computed in another dtype, "float32" or "bfloat16"."""
         require(dtype in get_args(DType), "dtype", dtype, " or ".join(get_args(DType)))

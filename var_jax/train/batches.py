@@ -68,7 +68,7 @@ class Inputs:
                 objective.reads_tokens,
                 "data.tokens_dir",
                 repr(data.tokens_dir),
-                f"empty in the {config.stage}'s stage, which learns from images",
+                "empty, as this run's objective learns from images",
             )
             self._cache = token_cache.open_cache(data.tokens_dir)
             noted = self._cache.manifest.data_fingerprint
