@@ -299,7 +299,9 @@ def test_band_is_the_interval_of_the_prediction_at_each_input():
     _, _, likelihood = both((x, y, None))
     grid = np.array([[3e7], [3e8], [9e9]])
     predicted = [intervals.profile_prediction(likelihood, at).interval for at in grid]
-    np.testing.assert_allclose(intervals.band(likelihood, grid), predicted, rtol=1e-4)
+    width = np.diff(np.log(predicted))
+    ends = np.log(intervals.band(likelihood, grid))
+    assert np.all(np.abs(ends - np.log(predicted)) < 0.01 * width)
     reducible = intervals.band(likelihood, grid, reducible=True)
     logx = np.log(grid) - likelihood.mean
 
@@ -307,4 +309,4 @@ def test_band_is_the_interval_of_the_prediction_at_each_input():
         alone = intervals.profile_quantity(
             likelihood, lambda theta, where=where: theta[:, 1] - theta[:, 2] * where[0]
         )
-        np.testing.assert_allclose(np.log(ends), alone, atol=1e-3)
+        assert np.all(np.abs(np.log(ends) - alone) < 0.01 * np.diff(alone))

@@ -60,3 +60,16 @@ def test_loss_comes_first_and_error_rates_are_called_so():
     text = report_text.markdown(report_text.plain(result), list(pictures), "runs.csv")
     for name in pictures:
         assert f"![{name}]({name})\n\n{report_text.CAPTIONS[name]}" in text
+
+
+def test_report_answers_the_checklist_and_says_what_it_does_not_know(few):
+    """A reader finds form, runs, counting, objective and hold-out without fit.json; what the table
+    does not record is called so."""
+    content, text = few
+    answers = content["checklist"]
+    assert answers["form"] == "E + A * x**-alpha" and answers["rows out"] == "none"
+    assert answers["runs in"].startswith("4 runs in 4 rows")
+    assert answers["learning rates"].startswith("not recorded")
+    for question, answer in answers.items():
+        assert f"| {question} | {answer} |" in text
+    assert "| without a floor, E = 0 | 0 |" in text

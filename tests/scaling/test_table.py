@@ -130,6 +130,8 @@ def test_read_sweep_takes_finished_runs(tmp_path):
     ] == [1000, 700, 40, 200, 240, 3.0, 0.5]
     reasons = dict(runs.dropped)
     assert "running" in reasons["r2"] and "cannot be read" in reasons["r3"]
+    assert runs.facts["schedules"].startswith("1 runs unknown")
+    assert "0 of 1 sizes" in runs.facts["learning rates"]
 
 
 def finished(directory, lines, schedule=None, steps=4):

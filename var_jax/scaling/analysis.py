@@ -5,7 +5,16 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.scaling import bootstrap, estimate, frontier, intervals, laws, losses, solver
+from var_jax.scaling import (
+    bootstrap,
+    estimate,
+    frontier,
+    intervals,
+    laws,
+    losses,
+    sensitivity,
+    solver,
+)
 from var_jax.scaling.select_runs import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
@@ -119,7 +128,8 @@ def analyze(
     if missing := undetermined(sample, fit, ends):
         summary["undetermined"] = missing
     if len(sample.inputs) == 1 and floor is None:
-        summary["alpha_given_E"] = sensitivity(p, fit, ends[0])
+        summary["alpha_given_E"] = sensitivity.alpha_given_floor(p, fit, ends[0])
+    summary["sensitivity"] = sensitivity.alternatives(sample, fit, huber, floor)
     summary["warnings"] = [*sample.notes, *_warnings(sample, fit, huber, likelihood, ends, floor)]
     return Law(key, sample, fit, huber, likelihood, samples, summary)
 
@@ -234,18 +244,6 @@ def _naive_prediction(second: Sample, point: Float[Array, " j"]) -> float:
     if second.x.shape[1] == 1:
         return float(second.y.mean())
     return float(second.y[np.argmin(np.abs(np.log(second.x[:, 1] / point[1])))])
-
-
-def sensitivity(p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]) -> list[list[float]]:
-    """Returns [E, alpha] pairs: the best exponent for E = 0, the ends of E's interval, and E."""
-    centered, _ = laws.center(p)
-    smallest = float(np.exp(p.logy.min()))
-    floors = [
-        0.0,
-        *(float(e) for e in e_ends if np.isfinite(e) and 0 < e < smallest),
-        float(fit.theta[0]),
-    ]
-    return [[e, float(laws.variable_projection(centered, e)[0][2])] for e in sorted(set(floors))]
 
 
 def undetermined(sample: Sample, fit: laws.Fit, ends: Float[Array, "p 2"]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from scipy import special
 
 from var_jax.scaling import laws, losses, solver
+from var_jax.scaling.crossings import RISE_TOLERANCE, Refitted, crossings
 from var_jax.scaling.solver import Array
 
 LEVEL = 0.95
@@ -36,26 +37,7 @@ E_TAILS = (0.04, 0.01)
 # Curvature, per squared standard error, of the penalty that moves a quantity along its profile. The
 # profile does not depend on it; with a stronger one the solver's steps get stuck along its valley.
 PIN_STRENGTH = 1e3
-RISE_TOLERANCE = 1e-3  # share of an interval's rise that its end may fall short of
-MOST_TRIALS = 24  # fits of each end after it was bracketed
-LEAST_ADVANCE = 1e-3  # share of a step that a value must follow, or it has reached its bound
-
-
-class Refitted(NamedTuple):
-    """The most likely laws among those of a given value.
-
-    Attributes:
-      value: the value that each law has.
-      rows: the laws' parameters.
-      rise: how far the negative log likelihood of each lies above the lowest.
-    """
-
-    value: Float[Array, " r"]
-    rows: Float[Array, "r p"]
-    rise: Float[Array, " r"]
-
-
-Refit = Callable[[Float[Array, " r"], Float[Array, "r p"]], Refitted]
+BAND_TOLERANCE = 0.02  # the same for the bands of plots: one hundredth of their width
 
 
 class PredictionProfile(NamedTuple):
@@ -226,7 +208,7 @@ def _limits(
         return Refitted(values, ends, costs - likelihood.cost)
 
     size = np.maximum(np.abs(theta[index]), 1e-3)
-    ends = _crossings(
+    ends = crossings(
         refit,
         np.tile(theta, (len(index), 1)),
         theta[index],
@@ -238,71 +220,11 @@ def _limits(
     return out
 
 
-def _crossings(
-    refit: Refit,
-    rows: Float[Array, "r p"],
-    start: Float[Array, " r"],
-    step: Float[Array, " r"],
-    edge: Float[Array, " r"],
-    allowed: Float[Array, " r"],
-) -> Float[Array, " r"]:
-    """Returns the values at which profiles reach their limits, from within.
-
-    Args:
-      refit: returns the most likely laws near the values that are asked for, from laws to start
-        from. A law may stay short of the value, but never lies on the other side of the start.
-      rows: the most likely law in each row.
-      start: the most likely value in each row.
-      step: first step outward, with its sign.
-      edge: bound of each value.
-      allowed: rise of the cost within the interval.
-    """
-
-    def bounded(values):
-        return np.where(step < 0, np.maximum(values, edge), np.minimum(values, edge))
-
-    # `inner` and `outer` are values that were asked for, `inside` is what the refitted laws have.
-    inner, inside = start.copy(), Refitted(start.copy(), rows.copy(), np.zeros(len(start)))
-    outer, outer_rise = bounded(inner + step), np.full(len(start), np.inf)
-    # Step outward until each profile exceeds the limit or the value is at its bound.
-    for _ in range(60):
-        trial = refit(outer, inside.rows)
-        below = trial.rise <= allowed
-        outer_rise = np.where(below, outer_rise, trial.rise)
-        advance = np.abs(trial.value - inside.value)
-        at_bound = (outer == edge) | (advance <= LEAST_ADVANCE * np.abs(outer - inner))
-        inner, inside = np.where(below, outer, inner), _choose(below, trial, inside)
-        if np.all(~below | at_bound):
-            break
-        step = step * np.where(below & ~at_bound, 1.6, 1)
-        outer = np.where(below & ~at_bound, bounded(outer + step), outer)
-    # Narrow the gap between the last value within the limit and the first beyond it. The root of
-    # the rise is nearly linear; every third trial halves the gap, lest one end stay where it is.
-    for iteration in range(MOST_TRIALS):
-        root, inner_root = np.sqrt(allowed), np.sqrt(np.maximum(inside.rise, 0))
-        share = (root - inner_root) / np.maximum(np.sqrt(outer_rise) - inner_root, 1e-300)
-        halve = np.isinf(outer_rise) | (iteration % 3 == 2)
-        middle = inner + (outer - inner) * np.where(halve, 0.5, np.clip(share, 0.02, 0.98))
-        trial = refit(middle, inside.rows)
-        below = trial.rise <= allowed
-        inner, inside = np.where(below, middle, inner), _choose(below, trial, inside)
-        outer, outer_rise = np.where(below, outer, middle), np.where(below, outer_rise, trial.rise)
-        if np.all((allowed - inside.rise <= RISE_TOLERANCE * allowed) | (outer == inner)):
-            break
-    return inside.value
-
-
-def _choose(where: Bool[Array, " r"], first: Refitted, second: Refitted) -> Refitted:
-    """Returns the rows of `first` where `where` is true and those of `second` elsewhere."""
-    return Refitted(
-        np.where(where, first.value, second.value),
-        np.where(where[:, None], first.rows, second.rows),
-        np.where(where, first.rise, second.rise),
-    )
-
-
 def profile_quantities(
-    likelihood: Likelihood, quantity: solver.Quantity, inputs: Float[Array, "g k"]
+    likelihood: Likelihood,
+    quantity: solver.Quantity,
+    inputs: Float[Array, "g k"],
+    tolerance: float = RISE_TOLERANCE,
 ) -> Float[Array, "g 2"]:
     """Returns the 95 % intervals of quantities of the law, by the profile likelihood of each.
 
@@ -319,6 +241,7 @@ def profile_quantities(
       quantity: a smooth function of rows of parameters for centered log x, and of rows of inputs;
         it must be of order one in its variation, such as the logarithm of a loss or of a size.
       inputs: one row for each quantity.
+      tolerance: share of the interval's rise that its ends may fall short of.
     """
     count = len(inputs)
     if likelihood.freedom <= 0:
@@ -340,13 +263,14 @@ def profile_quantities(
         rise = solver.objective(bare, ends) - likelihood.cost
         return Refitted(quantity(ends, ends_inputs), ends, rise)
 
-    ends = _crossings(
+    ends = crossings(
         refit,
         np.tile(likelihood.theta, (2 * count, 1)),
         np.repeat(best, 2),
         np.tile([-1.0, 1.0], count) * np.maximum(errors, 1e-7),
         np.tile([-np.inf, np.inf], count),
         np.tile(likelihood.rise(np.array(EQUAL_TAILS)), count),
+        tolerance=tolerance,
     )
     return ends.reshape(-1, 2)
 
@@ -373,9 +297,13 @@ def log_reducible(theta: Float[Array, "r p"], logx: Float[Array, "r j"]) -> Floa
 def band(
     likelihood: Likelihood, x: Float[Array, "g j"], *, reducible: bool = False
 ) -> Float[Array, "g 2"]:
-    """Returns the 95 % interval of the law's loss at each x, or of its loss above E."""
+    """Returns the 95 % interval of the law's loss at each x, or of its loss above E.
+
+    It is that of `profile_prediction`, computed to what a plot can show.
+    """
     quantity = log_reducible if reducible else log_loss
-    return np.exp(profile_quantities(likelihood, quantity, np.log(x) - likelihood.mean))
+    logx = np.log(x) - likelihood.mean
+    return np.exp(profile_quantities(likelihood, quantity, logx, BAND_TOLERANCE))
 
 
 def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> PredictionProfile:

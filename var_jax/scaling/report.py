@@ -12,6 +12,7 @@ from var_jax.errors import UserError, did_you_mean
 from var_jax.io import atomic
 from var_jax.scaling import (
     analysis,
+    checklist,
     frontier,
     laws,
     plots,
@@ -19,6 +20,7 @@ from var_jax.scaling import (
     prediction,
     report_text,
     select_runs,
+    sensitivity,
 )
 from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
@@ -76,18 +78,20 @@ def fit_table(
     for column in table.fitted:
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
+            floor = floors.get(column, floors.get(""))
             try:
                 law = analysis.analyze(
                     key,
                     select_runs.sample(table, column, inputs),
                     resamples=resamples,
                     delta=delta,
-                    floor=floors.get(column, floors.get("")),
+                    floor=floor,
                 )
             except select_runs.Refused as reason:
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
             fitted_laws[key], summaries[key] = law, law.summary
+            law.summary["sensitivity"] += sensitivity.other_counting(table, column, inputs, floor)
     cost = frontier.cost(table)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     curves_by_column = {}
@@ -116,6 +120,7 @@ def fit_table(
     result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
+    result["checklist"] = checklist.checklist(table, summaries)
     pictures = plots.all_figures(fitted_laws, curves_by_column, result)
     for levels in result["isoflop"].values():
         del levels["levels"]

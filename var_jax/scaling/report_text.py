@@ -66,22 +66,24 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         "Pearson is that of the linearized law and weak evidence: E is chosen to make it large.",
         "",
     ]
+    if result.get("checklist"):
+        lines += ["## Checklist", "", "| question | answer |", "|---|---|"]
+        for question, answer in result["checklist"].items():
+            lines.append(f"| {question} | {answer.replace('|', chr(92) + '|')} |")
+        lines.append("")
     for key, law in result["laws"].items():
         notes = [f"- {note}" for note in law["warnings"]]
         if law.get("huber"):
             notes.append(f"- estimator: {law['estimator']}; intervals by {law['interval_method']}")
             notes.append(f"- by {_huber_text(law['huber'])}")
-        if law.get("alpha_given_E"):
-            pairs = ", ".join(
-                f"{_format_number(a)} at E = {_format_number(e)}" for e, a in law["alpha_given_E"]
-            )
-            notes.append(f"- the exponent depends on E: {pairs}")
         if law.get("selection"):
             notes.append(f"- points: {law['selection']}")
         if law.get("holdout_missing"):
             notes.append(f"- no hold-out: {law['holdout_missing']}")
         if notes:
             lines += [f"## {key}", "", *notes, ""]
+        if law.get("sensitivity"):
+            lines += _sensitivity_table(law)
     for column, iso in result.get("isoflop", {}).items():
         lines += [f"## IsoFLOP minima of {column}", ""]
         lines += [
@@ -111,6 +113,26 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
     for name in pictures:
         lines += [f"![{name}]({name})", "", CAPTIONS[name], ""]
     return "\n".join(lines)
+
+
+def _sensitivity_table(law: Mapping) -> list[str]:
+    """Returns the lines of a table of the law's exponents under other choices."""
+    names = [name for name in law["sensitivity"][0] if name != "choice"]
+    head = " | ".join(names)
+    lines = [f"| choice | {head} |", "|---|" + "---|" * len(names)]
+    rows = list(law["sensitivity"])
+    if law.get("alpha_given_E"):
+        # The first is E = 0, which the table has, and the value itself is its first row.
+        value = law["E"]["value"]
+        for floor, alpha in law["alpha_given_E"]:
+            if floor and floor != value:
+                end = "lower" if floor < value else "upper"
+                choice = f"E at the {end} end of its interval"
+                rows.append({"choice": choice, "E": floor, "alpha": alpha})
+    for row in rows:
+        values = " | ".join(_format_number(row[name]) for name in names)
+        lines.append(f"| {row['choice']} | {values} |")
+    return [*lines, ""]
 
 
 def _huber_text(huber: Mapping) -> str:

@@ -1,6 +1,8 @@
 """Reads the finished runs of a sweep as rows for `table.build`."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,35 @@ def records(
             "and are left out"
         )
     return rows
+
+
+def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
+    """Returns what the configs of a sweep's runs say of their counting, rates and schedules.
+
+    Args:
+      runs: the runs that a table has.
+    """
+    schedules: Counter[str] = Counter()
+    rates_by_size: dict[float, set[float]] = {}
+    for name in sorted(runs):
+        if not (sweep / name / "meta.json").exists():  # --map took the names from a column
+            continue
+        optimizer = (read_object_if_exists(sweep / name / "config.json") or {}).get("optimizer", {})
+        size = read_object(sweep / name / "meta.json")["params"]["total"]
+        schedules[optimizer.get("schedule", "unknown")] += 1
+        rates_by_size.setdefault(size, set()).add(optimizer.get("base_lr"))
+    rates = sorted({rate for values in rates_by_size.values() for rate in values if rate})
+    tuned = sum(len(values) >= 3 for values in rates_by_size.values())
+    rate_text = ", ".join(f"{rate:g}" for rate in rates) or "not recorded"
+    return {
+        "parameters": "all parameters of the network that is trained (params); params_body leaves "
+        "out embeddings and heads",
+        "compute": "exact training FLOPs by var_jax.models.flops (compute)",
+        "learning rates": f"base rates {rate_text}; "
+        f"{tuned} of {len(rates_by_size)} sizes were run at three rates or more",
+        "schedules": ", ".join(f"{count} runs {name}" for name, count in schedules.items())
+        + "; of a cooldown only the annealed last row is used",
+    }
 
 
 def _parse_record(line: str) -> dict | None:

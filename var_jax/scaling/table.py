@@ -33,12 +33,14 @@ class Table:
       columns: numbers by column name, NaN where a row has none.
       notes: problems with rows or files, as "name: text".
       dropped: (row, reason) of every row or run that is left out.
+      facts: what is known of all runs, such as how their parameters were counted, by topic.
     """
 
     run: Shaped[np.ndarray, " n"]
     columns: Mapping[str, Float[np.ndarray, " n"]]
     notes: tuple[str, ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.run)
@@ -126,7 +128,9 @@ def read(
     if not records:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
-    return build(_renamed(records, dict(mapping or {}), path), required, text, dropped, notes)
+    table = build(_renamed(records, dict(mapping or {}), path), required, text, dropped, notes)
+    facts = sweep_runs.facts(source, set(table.run)) if source.is_dir() else {}
+    return dataclasses.replace(table, facts=facts)
 
 
 def build(

@@ -1,0 +1,59 @@
+"""Answers what a reader must know of a fit before using it.
+
+The questions are those on which published scaling laws were found to differ or to be silent
+(Li et al. 2025, (Mis)Fitting: A Survey of Scaling Laws).
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from var_jax.scaling.table import Table
+
+UNKNOWN = "not recorded in the table; its author must say"
+STARTS = (
+    "batched Levenberg-Marquardt from 12 starts over exponents and floors, checked by variable "
+    "projection on a grid of exponents"
+)
+
+
+def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
+    """Returns the answers by question, for a table and the entries of its laws in fit.json."""
+    fitted = {key: law for key, law in summaries.items() if law.get("huber")}
+    facts = table.facts
+    out = Counter(reason for _, reason in table.dropped)
+    left_out = "; ".join(f"{count} as {reason}" for reason, count in out.most_common(5))
+    more = f"; and {len(out) - 5} more reasons" if len(out) > 5 else ""
+    agreeing = min((law["starts_agreeing"] for law in fitted.values()), default=None)
+    starts = "" if agreeing is None else f"; at least {agreeing:.0%} of the starts agree"
+    return {
+        "form": _per_law(fitted, "form"),
+        "runs in": f"{len(set(table.run))} runs in {len(table)} rows; each law names its points",
+        "rows out": f"{len(table.dropped)}: {left_out}{more}" if out else "none",
+        "parameters counted": facts.get("parameters", UNKNOWN),
+        "FLOPs counted": facts.get("compute", UNKNOWN),
+        "learning rates": facts.get("learning rates", UNKNOWN),
+        "schedules": facts.get("schedules", UNKNOWN),
+        "optimizer of the fit": STARTS + starts,
+        "objective": _per_law(fitted, "estimator"),
+        "intervals": _per_law(fitted, "interval_method"),
+        "held-out error": _holdouts(summaries),
+    }
+
+
+def _per_law(fitted: Mapping[str, Mapping], name: str) -> str:
+    """Returns a value that laws have in common once, and others with the laws that have them."""
+    laws_by_value: dict[str, list[str]] = {}
+    for key, law in fitted.items():
+        laws_by_value.setdefault(law[name], []).append(key)
+    if len(laws_by_value) == 1:
+        return next(iter(laws_by_value))
+    parts = [f"{value} ({', '.join(keys)})" for value, keys in laws_by_value.items()]
+    return "; ".join(parts) or "no law was fitted"
+
+
+def _holdouts(summaries: Mapping[str, Mapping]) -> str:
+    parts = []
+    for key, law in summaries.items():
+        error = law.get("holdout_relative_error")
+        parts.append(f"{key} {'none' if error is None else f'{error:.2%}'}")
+    return "of the largest size, " + ", ".join(parts)

@@ -1,0 +1,98 @@
+"""How a law's parameters change under other reasonable choices of estimator, runs and counting."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from var_jax.scaling import estimate, laws, losses, select_runs, solver
+from var_jax.scaling.select_runs import Sample
+from var_jax.scaling.solver import Array
+from var_jax.scaling.table import Table
+
+HEAVY_TAILS = 4.0  # degrees of freedom of the noise that is tried where normal noise was chosen
+GROUPS = {"params": "size", "compute": "compute"}
+
+
+def alternatives(
+    sample: Sample, fit: laws.Fit, huber: laws.Fit, floor: float | None
+) -> list[dict[str, str | float]]:
+    """Returns the law's parameters under other choices, one dict per choice.
+
+    The choices are the objective, the runs at either end of the sizes, and a floor of zero. One
+    that the runs do not support is left out.
+
+    Args:
+      fit: the reported law.
+      huber: the law by Huber's loss.
+      floor: a fixed value of E, or None if it is fitted.
+    """
+    rows = [
+        _row(estimate.describe(fit.loss.freedom), fit),  # type: ignore[attr-defined]
+        _row(f"Huber's loss at {huber.loss.delta:g}", huber),  # type: ignore[attr-defined]
+    ]
+    normal = np.isinf(fit.loss.freedom)  # type: ignore[attr-defined]
+    other = losses.StudentT(HEAVY_TAILS) if normal else losses.StudentT()
+    rows.append(_row(estimate.describe(other.freedom), _refit(sample, floor, other)))
+    sizes = sample.x[:, 0]
+    for name, extreme in (("smallest", np.argmin(sizes)), ("largest", np.argmax(sizes))):
+        rest = sample.where(sample.group != sample.group[int(extreme)])
+        enough = rest.weights.sum() > 1 + 2 * len(sample.inputs)
+        if enough and len(np.unique(rest.x[:, 0])) >= select_runs.MIN_SIZES:
+            group = "curve of the frontier" if sample.curves else GROUPS[sample.inputs[0]]
+            rows.append(_row(f"without the {name} {group}", _refit(rest, floor)))
+    if floor is None:
+        rows.append(_row("without a floor, E = 0", _refit(sample, 0.0)))
+    return rows
+
+
+def other_counting(
+    table: Table, column: str, inputs: tuple[str, ...], floor: float | None
+) -> list[dict[str, str | float]]:
+    """Returns the law under each other count of parameters or FLOPs that the table has.
+
+    These are columns such as params_body and compute_6nd of a sweep.
+    """
+    rows = []
+    for name in inputs:
+        for other in table.columns:
+            if not other.startswith(f"{name}_"):
+                continue
+            counted = dataclasses.replace(
+                table, columns={**table.columns, name: table.columns[other]}
+            )
+            try:
+                sample = select_runs.sample(counted, column, inputs)
+            except select_runs.Refused:
+                continue
+            rows.append(_row(f"{other} instead of {name}", _refit(sample, floor)))
+    return rows
+
+
+def alpha_given_floor(
+    p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]
+) -> list[list[float]]:
+    """Returns [E, alpha] pairs: the best exponent for E = 0, the ends of E's interval, and E."""
+    centered, _ = laws.center(p)
+    smallest = float(np.exp(p.logy.min()))
+    floors = [
+        0.0,
+        *(float(e) for e in e_ends if np.isfinite(e) and 0 < e < smallest),
+        float(fit.theta[0]),
+    ]
+    return [[e, float(laws.variable_projection(centered, e)[0][2])] for e in sorted(set(floors))]
+
+
+def _refit(sample: Sample, floor: float | None, loss: losses.Loss | None = None) -> laws.Fit:
+    """Returns the law of a sample by the reported estimator, or by the given loss."""
+    if loss is None:
+        p = solver.problem(sample.x, sample.y, losses.StudentT(), sample.weights)
+        return estimate.fit(p, floor, check=False)
+    p = solver.problem(sample.x, sample.y, loss, sample.weights)
+    return laws.fit(p, floor, check=False)
+
+
+def _row(choice: str, fit: laws.Fit) -> dict[str, str | float]:
+    values = fit.values
+    names = [name for name in values if name not in "AB"]
+    return {"choice": choice, **{name: float(values[name]) for name in names}}
