@@ -186,6 +186,15 @@ def test_check_as_train(command, model_dir, capsys, tmp_path, flags, words):
     assert printed.err.splitlines() == [refusal_of_train(command, options, capsys, tmp_path)]
 
 
+def test_check_names_a_platform_that_is_not_there(command, model_dir, capsys, monkeypatch):
+    """The runs' processes would find no such device: the line is that of any command."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert main([*command, f"--config.tokenizer_dir={model_dir}", "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "JAX_PLATFORMS is 'cuda', and JAX finds no CUDA device here" in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+
+
 def test_costs_are_of_the_tokenizer_that_is_read(command, model_dir, capsys, tmp_path):
     """A config that describes another tokenizer than the one it reads has the costs of the latter,
     as its runs do, and keeps its run ids."""

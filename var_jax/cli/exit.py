@@ -1,11 +1,11 @@
 """Turns exceptions into an exit code and one line on stderr, for every command."""
 
 import errno
-import os
 import re
 import sys
 import traceback
 
+from var_jax.devices import platforms
 from var_jax.errors import Preempted, RunFailed, UserError
 
 # The operating system's errors that the user can correct.
@@ -25,14 +25,6 @@ USER_ERRNOS = (
 )
 BUCKET_LIBRARIES = {"gcsfs": "gs://", "s3fs": "s3://", "adlfs": "az://"}
 REMOTE_LIBRARIES = ("fsspec", "gcsfs", "s3fs", "adlfs", "huggingface_hub")
-# Platforms of JAX_PLATFORMS: the device's name in a sentence, and the extra that brings its
-# library.
-PLATFORMS = {
-    "cuda": ("CUDA device", "cuda"),
-    "gpu": ("GPU", "cuda"),
-    "tpu": ("TPU", "tpu"),
-    "rocm": ("ROCm device", ""),
-}
 
 
 def line_and_code(error: BaseException) -> tuple[str, int] | None:
@@ -54,7 +46,7 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
         return f"{error.filename or 'a file'}: {error.strerror}", 2
     if isinstance(error, ImportError) and (line := without_bucket_library(error)):
         return line, 2
-    if line := without_device(error):
+    if line := platforms.without_device(error):
         return line, 2
     if line := out_of_memory(error):
         return line, 2
@@ -97,42 +89,6 @@ def without_bucket_library(error: ImportError) -> str | None:
         f"a path in a bucket ({BUCKET_LIBRARIES[missing]}) needs the package {missing}; "
         f"install it by pip install {package}"
     )
-
-
-def without_device(error: BaseException) -> str | None:
-    """Returns the line for an error of JAX that finds no device of the requested platform.
-
-    JAX raises a RuntimeError, or a bare assertion if the GPU library is installed and the driver is
-    missing.
-    """
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    said = isinstance(error, RuntimeError) and str(error).startswith(
-        ("Unable to initialize backend", "Unknown backend")
-    )
-    asserted = isinstance(error, AssertionError) and not error.args and bool(asked)
-    if not (said or (asserted and _no_devices())):
-        return None
-    known = [name for name in asked.split(",") if name in PLATFORMS]
-    if not known:
-        return (
-            f"JAX_PLATFORMS is {asked!r}, which JAX does not know; it must be cpu, cuda or tpu, "
-            "or be left unset for what the machine has"
-        )
-    device, extra = PLATFORMS[known[0]]
-    install = f"install the library by pip install 'var-jax[{extra}]', " if extra else ""
-    return (
-        f"JAX_PLATFORMS is {asked!r}, and JAX finds no {device} here; {install}run on a machine "
-        "that has one, or unset JAX_PLATFORMS"
-    )
-
-
-def _no_devices() -> bool:
-    """Returns whether JAX has no backend; JAX is asked again, as it hides an error's origin."""
-    try:
-        sys.modules["jax"].devices()
-    except Exception:
-        return True
-    return False
 
 
 def out_of_memory(error: BaseException) -> str | None:

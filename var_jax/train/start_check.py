@@ -10,6 +10,7 @@ from etils import epath
 
 from var_jax.config import idle_keys
 from var_jax.config.train import MeshConfig, TrainConfig
+from var_jax.devices import platforms
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.train import mesh_choice, resolve, resume, workdir
 from var_jax.train.program import Program
@@ -41,7 +42,9 @@ def check_all(starts: Sequence[Start], *, on_these_devices: bool):
       UserError: `train` would refuse a run; the message is that of the run.
     """
     logging.disable(logging.WARNING)  # the runs say it themselves
-    if not on_these_devices:
+    if on_these_devices:
+        platforms.require_devices()
+    else:
         jax.config.update("jax_platforms", "cpu")
     for start in starts:
         _check(start, on_these_devices=on_these_devices)
