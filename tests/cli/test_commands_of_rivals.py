@@ -13,6 +13,7 @@ from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import main
 from var_jax.demo import page, session
+from var_jax.perf import roofline
 from var_jax.scaling import sweep_runs
 
 MODELS = {
@@ -27,7 +28,7 @@ def get_config(arg="next_token"):
     config = default_config()
     config.stage = "tokenizer" if arg == "tokenizer" else "transformer"
     config.steps, config.batch_size, config.eval_images, config.sample_classes = 2, 8, 8, 2
-    config.data.name, config.data.resize = "digits", "stretch"
+    config.data.name, config.data.resize, config.data.data_dir = "digits", "stretch", DATA_DIR
     config.tokenizer.update(dict(
         scales="4", in_channels=1, channels=8, multipliers=(1, 2), blocks=1, attention=False,
         mid_attention=False, norm_groups=4, z_channels=4, vocab_size=16, phi=2))
@@ -51,9 +52,9 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def config_file(tmp_path):
+def config_file(digits_dir, tmp_path):
     file = tmp_path / "rivals.py"
-    file.write_text(CONFIG_FILE)
+    file.write_text(CONFIG_FILE.replace("DATA_DIR", repr(str(digits_dir))))
     return file
 
 
@@ -122,13 +123,13 @@ def test_page_generates_with_every_objective(objective, models):
 
 @pytest.mark.parametrize("objective", MODELS)
 def test_commands_of_a_config_work_for_every_objective(
-    objective, models, config_file, digits_dir, capsys, tmp_path
+    objective, models, config_file, capsys, tmp_path
 ):
     """`config` prints the objective, and a dry run of a sweep a row for each run; neither writes
     anything."""
     config, workdir = f"{config_file}:{objective}", tmp_path / "sweep"
     assert objective in run(capsys, "config", config, "--diff")
-    flags = [f"--config.tokenizer_dir={models[objective]}", f"--config.data.data_dir={digits_dir}"]
+    flags = [f"--config.tokenizer_dir={models[objective]}"]
     text = run(capsys, "sweep", "--config", config, "--workdir", workdir, "--dry-run", *flags)
     assert "depth=2" in text and not workdir.exists()
 
@@ -136,11 +137,11 @@ def test_commands_of_a_config_work_for_every_objective(
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", MODELS)
 def test_run_of_every_objective_from_quickstart_to_its_evaluation(
-    objective, config_file, capsys, tmp_path
+    objective, config_file, digits_dir, capsys, tmp_path, monkeypatch
 ):
-    """Both stages, samples, their evaluation, that of the tokenizer, `status`, the row that `fit`
-    reads, a token cache and a run from it, and the two benchmarks of speed; each writes or prints
-    what it should, and a token cache is refused where the objective has no tokens."""
+    """Both stages, samples, the tokenizer's evaluation, `status`, the row that `fit` reads, a token
+    cache and a run from it, and the two benchmarks of speed; each writes or prints what it should,
+    and a token cache is refused where the objective has no tokens."""
     work, config = tmp_path / "run", f"{config_file}:{objective}"
     tokenizer = f"{config_file}:tokenizer"
     run(
@@ -151,12 +152,10 @@ def test_run_of_every_objective_from_quickstart_to_its_evaluation(
     assert json.loads((work / "report.json").read_text())["samples"]["count"] == 20
 
     samples, report = tmp_path / "samples.npz", tmp_path / "report.json"
-    reference = ["--reference", "digits:test[:64]", "--resize", "stretch"]
+    reference = ["--reference", "digits:test[:64]", "--resize", "stretch", "--data-dir", digits_dir]
     run(capsys, "generate", "--model", work, "--num", 24, "--out", samples)
     with np.load(samples) as arrays:
-        assert arrays["arr_0"].shape == (24, 8, 8, 3)
-    run(capsys, "evaluate", "--samples", samples, *reference, "--json", report)
-    assert json.loads(report.read_text())["metrics"]
+        assert arrays["arr_0"].shape == (24, 8, 8, 1)
     run(capsys, "evaluate", "--model", work, *reference, "--json", report)
     assert "psnr" in json.loads(report.read_text())["metrics"]
     assert "2/2" in run(capsys, "status", work / "transformer-run")
@@ -179,5 +178,6 @@ def test_run_of_every_objective_from_quickstart_to_its_evaluation(
         assert error.count("\n") == 1 and "data.tokens_dir" in error
     else:
         run(capsys, *from_cache)
+    monkeypatch.setitem(roofline.MATRIX, "cpu", 64)
     for what in ("sample", "train"):
         assert "FLOP" in run(capsys, "bench", what, "--config", config, "--batch", 8)
