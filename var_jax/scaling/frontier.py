@@ -253,15 +253,19 @@ def isoflop(curves: list[Curve], at_least: int = 4) -> dict:
                     "loss": float(c - b**2 / (4 * a)),
                 }
             )
-    law = None
-    if len(minima) >= 3:
-        fitted = power.fit(*(np.array([m[name] for m in minima]) for name in ("compute", "params")))
-        law = {
-            "value": fitted.exponent,
-            "ci95": list(fitted.exponent_ci95),
-            "A": float(np.exp(fitted.log_a)),
-        }
+    law = optimal_size_law(minima)
     return {"minima": minima, "refused": refused, "exponent": law, "levels": levels}
+
+
+def optimal_size_law(minima: list[dict]) -> dict | None:
+    """Returns the power law of the minima's params against their compute, None for fewer than 3."""
+    if len(minima) < 3:
+        return None
+    compute = np.array([minimum["compute"] for minimum in minima])
+    params = np.array([minimum["params"] for minimum in minima])
+    fitted = power.fit(compute, params)
+    ends = list(fitted.exponent_ci95)
+    return {"value": fitted.exponent, "ci95": ends, "A": float(np.exp(fitted.log_a))}
 
 
 def _compute_levels(curves: list[Curve]) -> list[float]:

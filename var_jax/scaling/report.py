@@ -14,6 +14,7 @@ from var_jax.scaling import (
     analysis,
     checklist,
     frontier,
+    isoflop_bias,
     laws,
     plots,
     power,
@@ -110,7 +111,14 @@ def fit_table(
             if len({curve.params for curve in curves}) >= select_runs.MIN_SIZES and any(
                 len(c.compute) > 1 for c in curves
             ):
-                result["isoflop"][column] = frontier.isoflop(curves)
+                joint = fitted_laws.get(f"{column}~params+tokens")
+                determined = joint is not None and "undetermined" not in joint.summary
+                result["isoflop"][column] = isoflop_bias.corrected(
+                    frontier.isoflop(curves),
+                    curves,
+                    joint.fit.theta if joint is not None and determined else None,
+                    cost,
+                )
     if cost is not None:
         result["flops_per_token"] = {
             "A": math.exp(cost.intercept),

@@ -88,10 +88,11 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         lines += [f"## IsoFLOP minima of {column}", ""]
         lines += [
             f"- {m['compute']:.3g} FLOPs: {m['params']:.3g} parameters, "
-            f"{quantity_name(column)} {m['loss']:.4g}"
+            f"{quantity_name(column)} {m['loss']:.4g}{_bias_text(m)}"
             for m in iso["minima"]
         ]
         lines += [f"- {r['compute']:.3g} FLOPs: refused, {r['reason']}" for r in iso["refused"]]
+        lines += [f"- {note}" for note in iso.get("warnings", ())]
         if iso["exponent"]:
             lines.append(
                 f"- optimal parameters rise as compute to the {_with_interval(iso['exponent'])}"
@@ -133,6 +134,13 @@ def _sensitivity_table(law: Mapping) -> list[str]:
         values = " | ".join(_format_number(row[name]) for name in names)
         lines.append(f"| {row['choice']} | {values} |")
     return [*lines, ""]
+
+
+def _bias_text(minimum: Mapping) -> str:
+    """Returns the size at the minimum of the parabola, if the given one is corrected."""
+    if minimum.get("bias") is None:
+        return ""
+    return f" (parabola {minimum['parabola_params']:.3g}, {minimum['bias']:+.1%})"
 
 
 def _huber_text(huber: Mapping) -> str:
