@@ -206,6 +206,8 @@ def test_fit_of_two_columns_is_a_pure_power_law(tmp_path):
         (["--sigma", "params"], "--law"),
         (["--law", "loss~param"], "did you mean 'params'"),
         (["--huber", "0"], "above 0"),
+        (["--next", "many"], "--next 'many' is not a positive number"),
+        (["--next", "1e20"], "--next needs a determined joint law"),
     ],
 )
 def test_fit_names_mistakes_and_leaves_nothing_behind(tmp_path, arguments, words):

@@ -7,9 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 
 from var_jax.errors import UserError
-from var_jax.scaling import table
+from var_jax.scaling import sweep_runs, table
 
 DATA = pathlib.Path(__file__).parent / "data"
 
@@ -335,3 +336,24 @@ def test_read_sweep_fits_equal_nan_losses_once(tmp_path):
     finished(tmp_path / "a", [{"step": 4, "split": "val", "loss": 3.0, "loss_mean": 3.0}])
     finished(tmp_path / "b", ['{"step": 4, "split": "val", "loss": NaN, "loss_mean": NaN}'])
     assert table.read(str(tmp_path)).fitted == ["loss"]
+
+
+def test_overrides_of_a_run_keep_its_size_and_the_share_of_its_cooldown(tmp_path):
+    """A proposed run has its neighbor's size and rate, and as many steps as its tokens take."""
+    directory = tmp_path / "r1"
+    directory.mkdir()
+    config = {
+        "steps": 400,
+        "transformer": {"depth": 2, "width": 32, "heads": 2},
+        "optimizer": {"base_lr": 0.01, "schedule": "cooldown", "cooldown_steps": 80},
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "meta.json").write_text(json.dumps({"tokens_per_step": 10}))
+    assert sweep_runs.overrides(epath.Path(tmp_path), "r1", 10_004.0) == {
+        "transformer.depth": 2,
+        "transformer.width": 32,
+        "transformer.heads": 2,
+        "optimizer.base_lr": 0.01,
+        "steps": 1000,
+        "optimizer.cooldown_steps": 200,
+    }

@@ -49,6 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "params=..,tokens=..; may be repeated",
     )
     parser.add_argument(
+        "--next",
+        default="",
+        metavar="FLOPS",
+        help="also choose the next runs within this budget: those that narrow the first --predict "
+        "of compute (or that of ten times the largest compute) most",
+    )
+    parser.add_argument(
         "--irreducible",
         default="",
         metavar="E|COLUMN=E,...",
@@ -80,7 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-    from var_jax.scaling import report, report_text, table
+    from etils import epath
+
+    from var_jax.scaling import report, report_text, sweep_runs, table
 
     mapping = dict(_pairs(args.map, "--map"))
     columns = list(mapping.values())
@@ -106,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
                 f"--sigma {args.sigma!r} is a column of --law {args.law!r}; it must be another, "
                 f"the standard deviation of log {y}"
             )
+        if args.next:
+            raise UserError("--next does not go with --law, which says nothing of cost")
         if args.irreducible:
             raise UserError("--irreducible does not go with --law, which has no floor")
         columns = tuple(name for name in (y, x, args.sigma) if name)
@@ -123,7 +134,13 @@ def run(args: argparse.Namespace) -> int:
             floors=_floors(args.irreducible),
             delta=args.huber,
             predict=predict,
+            next_budget=_number(args.next, "--next") if args.next else None,
         )
+        if "next" in result and epath.Path(args.source).is_dir():
+            for entry in result["next"]["runs"]:
+                entry["overrides"] = sweep_runs.overrides(
+                    epath.Path(args.source), entry["like"], entry["tokens"]
+                )
     report.write(args.out, result, pictures, args.source)
     for line in report_text.terminal_lines(result):
         print(line)

@@ -13,6 +13,7 @@ from var_jax.io import atomic
 from var_jax.scaling import (
     analysis,
     checklist,
+    design,
     frontier,
     isoflop_bias,
     laws,
@@ -36,6 +37,7 @@ def fit_table(
     floors: Mapping[str, float] | None = None,
     delta: float = laws.DELTA,
     predict: Sequence[Mapping[str, float]] = (),
+    next_budget: float | None = None,
 ) -> tuple[dict, dict]:
     """Fits every law that the table's columns allow.
 
@@ -44,6 +46,7 @@ def fit_table(
       floors: fixed values of E by fitted column; the key "" stands for all other columns.
       delta: Huber's constant, in log loss, of the laws in "huber".
       predict: inputs at which the loss is predicted.
+      next_budget: training FLOPs for which the next runs are chosen, if any.
 
     Returns:
       The content of fit.json, and the plots by file name.
@@ -126,6 +129,10 @@ def fit_table(
             "scatter": cost.scatter,
         }
     result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
+    if next_budget is not None:
+        joint = fitted_laws.get(f"{table.fitted[0]}~params+tokens")
+        determined = joint is not None and "undetermined" not in joint.summary
+        result["next"] = design.plan(joint if determined else None, cost, next_budget, predict)
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
     result["checklist"] = checklist.checklist(table, summaries)

@@ -105,6 +105,10 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
             *(f"- {line}" for line in prediction_lines(result["predictions"])),
             "",
         ]
+    if "next" in result:
+        first, *runs = next_lines(result["next"])
+        lines += ["## Next runs", "", f"{first[0].upper()}{first[1:]}.", ""]
+        lines += [*(f"- {line.strip()}" for line in runs), ""]
     for title, items in (
         ("Warnings", result["warnings"]),
         ("Dropped", [f"{d['row']}: {d['reason']}" for d in result["dropped"]]),
@@ -182,7 +186,23 @@ def terminal_lines(result: dict) -> list[str]:
     for key, law in result["laws"].items():
         lines.append(f"{key}: {law_text(law)}")
         lines += [f"  {note}" for note in law["warnings"]]
-    return [*lines, *result["warnings"], *prediction_lines(result["predictions"])]
+    lines += [*result["warnings"], *prediction_lines(result["predictions"])]
+    return [*lines, *next_lines(result["next"])] if "next" in result else lines
+
+
+def next_lines(plan: Mapping) -> list[str]:
+    """Returns the next runs, a line each, as overrides for `get_sweep` where they are known."""
+    at = ", ".join(f"{name} {value:.4g}" for name, value in plan["target"].items())
+    lines = [
+        f"next runs within {plan['budget']:.3g} FLOPs, for {plan['law']} at {at}: its standard "
+        f"error becomes {plan['standard_error_ratio']:.2f} times today's"
+    ]
+    for run in plan["runs"]:
+        text = f"{run['params']:.4g} parameters as run {run['like']}, {run['tokens']:.3g} tokens"
+        if "overrides" in run:
+            text = str(run["overrides"])
+        lines.append(f"  {text} ({run['compute']:.3g} FLOPs)")
+    return lines
 
 
 def quantity_name(column: str) -> str:

@@ -12,6 +12,7 @@ from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.io.json import read_object, read_object_if_exists
 
+SIZE_KEYS = ("depth", "width", "heads")  # of the transformer
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
 
 
@@ -110,6 +111,23 @@ def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
         "schedules": ", ".join(f"{count} runs {name}" for name, count in schedules.items())
         + "; of a cooldown only the annealed last row is used",
     }
+
+
+def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
+    """Returns the overrides for `get_sweep` of a run like one of the sweep, with other tokens.
+
+    A cooldown keeps its share of the steps.
+    """
+    config = read_object(sweep / run / "config.json")
+    meta = read_object(sweep / run / "meta.json")
+    steps = max(1, round(tokens / meta["tokens_per_step"]))
+    sizes = {f"transformer.{name}": config["transformer"][name] for name in SIZE_KEYS}
+    optimizer = config["optimizer"]
+    out = {**sizes, "optimizer.base_lr": optimizer["base_lr"], "steps": steps}
+    if optimizer.get("schedule") == "cooldown":
+        share = optimizer["cooldown_steps"] / config["steps"]
+        out["optimizer.cooldown_steps"] = max(1, round(share * steps))
+    return out
 
 
 def _parse_record(line: str) -> dict | None:

@@ -1,0 +1,151 @@
+"""Chooses the next runs of a sweep: those that narrow a prediction of its joint law most.
+
+The variance of a prediction follows from the law's Jacobian at the runs. Runs are added one after
+another until the budget is spent, each time the one that takes most off that variance for its
+price. How much the price counts is chosen so that the final variance is the smallest.
+
+Source: Pukelsheim 2006, Optimal Design of Experiments (c-optimality).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from var_jax.errors import UserError
+from var_jax.scaling import frontier, solver
+from var_jax.scaling.analysis import Law
+from var_jax.scaling.frontier import Cost
+from var_jax.scaling.solver import Array
+
+TOKEN_BUDGETS = 25  # token budgets of each size among which a run is chosen
+FARTHER = 4.0  # longest proposed run in tokens over the longest of the table
+MOST_RUNS = 12
+AHEAD = 10.0
+TARGETS = ({"compute"}, {"params", "tokens"})
+COST_POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+class NextRuns(NamedTuple):
+    """Proposed runs.
+
+    Attributes:
+      x: params and tokens of each.
+      compute: training FLOPs of each.
+      narrower: standard error of the prediction with these runs, over that without.
+    """
+
+    x: Float[Array, "k 2"]
+    compute: Float[Array, " k"]
+    narrower: float
+
+
+def next_runs(law: Law, cost: Cost, budget: float, target: Float[Array, "2"]) -> NextRuns:
+    """Returns the runs within a budget that narrow the prediction at `target` most.
+
+    Sizes are those of the law's runs, of which configs exist; tokens go from the fewest of the
+    runs to `FARTHER` times the most.
+
+    Args:
+      law: a joint law of params and tokens.
+      budget: training FLOPs of all new runs together.
+      target: params and tokens of the prediction.
+
+    Raises:
+      UserError: the budget does not pay for any run.
+    """
+    sizes, tokens = law.sample.x.T
+    grid = np.geomspace(tokens.min(), FARTHER * tokens.max(), TOKEN_BUDGETS)
+    candidates = np.array([[size, count] for size in np.unique(sizes) for count in grid])
+    compute = cost.per_token(candidates[:, 0]) * candidates[:, 1]
+    if compute.min() > budget:
+        raise UserError(
+            f"--next {budget:g} does not pay for any run; the cheapest of these sizes takes "
+            f"{compute.min():.3g} FLOPs"
+        )
+    mean, theta = law.likelihood.mean, law.likelihood.theta
+    free = ~law.likelihood.held
+
+    def slopes(x):
+        return solver.log_jacobian(theta[None], np.log(x) - mean)[0][:, free]
+
+    direction = slopes(target[None])[0]
+    rows, weights = slopes(law.sample.x), law.sample.weights
+    covariance = np.linalg.pinv(rows.T @ (weights[:, None] * rows))
+    designs = [
+        _greedy(slopes(candidates), direction, covariance, compute / budget, power)
+        for power in COST_POWERS
+    ]
+    chosen, after = min(designs, key=lambda design: design[1])
+    before = direction @ covariance @ direction
+    return NextRuns(candidates[chosen], compute[chosen], float(np.sqrt(after / before)))
+
+
+def plan(
+    law: Law | None, cost: Cost | None, budget: float, predict: Sequence[Mapping[str, float]]
+) -> dict:
+    """Returns the next runs as an entry of fit.json.
+
+    They narrow the first prediction that is asked for, or else that of the compute-optimal run of
+    `AHEAD` times the table's largest compute.
+
+    Args:
+      law: the joint law of the first loss, or None if it is refused or not determined.
+      predict: the inputs of the predictions, of params and tokens or of compute.
+
+    Raises:
+      UserError: there is no joint law, or the budget does not pay for any run.
+    """
+    if law is None or cost is None or cost.slope <= 0:
+        raise UserError(
+            "--next needs a determined joint law of params and tokens, and compute; run without "
+            "--next to see why there is none"
+        )
+    sizes, tokens = law.sample.x.T
+    target = {"compute": AHEAD * float((cost.per_token(sizes) * tokens).max())}
+    target = next((dict(at) for at in predict if set(at) in TARGETS), target)
+    if "compute" in target:
+        x = frontier.optimum(law.fit.theta[None], cost, target["compute"])[0]
+    else:
+        x = np.array([target["params"], target["tokens"]])
+    runs = next_runs(law, cost, budget, x)
+    entries = []
+    for (size, count), compute in zip(runs.x, runs.compute, strict=True):
+        like = str(law.sample.run[int(np.argmin(np.abs(sizes - size)))])
+        inputs = {"params": float(size), "tokens": float(count)}
+        entries.append({"like": like, **inputs, "compute": float(compute)})
+    head = {"law": law.key, "target": target, "budget": budget}
+    return {**head, "standard_error_ratio": runs.narrower, "runs": entries}
+
+
+def _greedy(
+    jacobian: Float[Array, "c p"],
+    direction: Float[Array, " p"],
+    covariance: Float[Array, "p p"],
+    price: Float[Array, " c"],
+    power: float,
+) -> tuple[list[int], float]:
+    """Returns candidates that are chosen one by one, and the prediction's variance with them.
+
+    Args:
+      jacobian: derivatives of the log losses of the candidates.
+      direction: those of the prediction.
+      covariance: that of the parameters without new runs, per variance of a run.
+      price: share of the budget that each candidate takes.
+      power: what a candidate takes off the variance is divided by this power of its price.
+    """
+    chosen: list[int] = []
+    left, is_free = 1.0, np.ones(len(price), bool)
+    while len(chosen) < MOST_RUNS and (is_free & (price <= left)).any():
+        # What each candidate takes off the variance (Sherman and Morrison).
+        spread = jacobian @ covariance
+        gains = (spread @ direction) ** 2 / (1 + np.sum(spread * jacobian, axis=1))
+        worth = np.where(is_free & (price <= left), gains / price**power, -np.inf)
+        best = int(np.argmax(worth))
+        chosen.append(best)
+        is_free[best] = False
+        left -= price[best]
+        along = covariance @ jacobian[best]
+        covariance = covariance - np.outer(along, along) / (1 + jacobian[best] @ along)
+    return chosen, float(direction @ covariance @ direction)
