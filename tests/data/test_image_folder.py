@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from var_jax.config.train import DataConfig
-from var_jax.data import builders, image_folder, sources
+from var_jax.data import builders, image_folder, prepare, sources, survey
 from var_jax.errors import UserError
 
 
@@ -55,7 +55,8 @@ def test_prepared_copy_keeps_its_order(tmp_path):
     files = image_folder.listing(data.source_dir)
     assert files.class_names == tuple(names)
     older = files.in_order(sorted(names))
-    builders.ImageFolder(files=older, data_dir=data.data_dir).download_and_prepare(
+    earlier = older.earlier_fingerprint
+    builders.ImageFolder(files=older, data_dir=data.data_dir, state=earlier).download_and_prepare(
         file_format="array_record"
     )
     split = sources.open_split(data, "train+test")
@@ -65,6 +66,47 @@ def test_prepared_copy_keeps_its_order(tmp_path):
         tmp_path / "photos" / "0" / "0.png", (1, 1)
     )  # other files than those that were prepared
     assert sources.open_split(data, "train").class_names == tuple(names)
+
+
+def gray_folder(folder, value, seconds) -> DataConfig:
+    """Writes images of one gray value, all files of one size and one time."""
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(4):
+            file = folder / name / f"{i}.bmp"
+            Image.fromarray(np.full((12, 16), value, np.uint8)).save(file)
+            os.utime(file, (seconds, seconds))
+    return DataConfig(
+        "image_folder", source_dir=str(folder), data_dir=str(folder.parent / "prepared")
+    )
+
+
+def test_folders_of_equal_names_sizes_and_times_have_copies_of_their_own(tmp_path):
+    """Folders that one archive made, or one second, differ in nothing but their bytes: the second
+    must not read the first one's images."""
+    dark, light = (gray_folder(tmp_path / str(v), v, seconds=1_700_000_000) for v in (20, 230))
+    for data, value in ((dark, 20), (light, 230), (dark, 20)):
+        assert np.all(sources.open_split(data, "train")[0]["image"] == value)
+
+
+def test_files_written_anew_within_a_second_are_read_anew(tmp_path):
+    """The time of a file counts with its fraction of a second."""
+    for value, seconds in ((20, 1_700_000_000.25), (230, 1_700_000_000.5)):
+        data = gray_folder(tmp_path / "photos", value, seconds)
+        assert np.all(sources.open_split(data, "train")[0]["image"] == value)
+
+
+def test_copy_of_an_earlier_version_serves_the_folder_that_it_was_made_of(tmp_path, monkeypatch):
+    """Its name says nothing of the folder: its content is compared."""
+    dark, light = (gray_folder(tmp_path / str(v), v, seconds=1_700_000_000) for v in (20, 230))
+    files = image_folder.listing(dark.source_dir)
+    builders.ImageFolder(
+        files=files, data_dir=dark.data_dir, state=files.earlier_fingerprint
+    ).download_and_prepare(file_format="array_record")
+    assert np.all(sources.open_split(light, "train")[0]["image"] == 230)
+    monkeypatch.setattr(survey, "survey", lambda files: survey.Survey(images=8, brightest=255))
+    monkeypatch.setattr(prepare, "_download_and_prepare", lambda _: pytest.fail("copied again"))
+    assert np.all(sources.open_split(dark, "train")[0]["image"] == 20)
 
 
 def test_train_batches_keep_their_order_wherever_the_copy_lies(tmp_path):

@@ -18,6 +18,7 @@ from sklearn import datasets, model_selection
 
 from var_jax.data import idx
 from var_jax.data.image_folder import Listing, content_line, fingerprint, printable
+from var_jax.data.visible_files import modification_time
 from var_jax.errors import UserError
 
 FASHION_CLASSES = (
@@ -93,11 +94,12 @@ class FashionMnistIdx(_Local, skip_registration=True):
             ]
             for split, stem in FASHION_STEMS.items()
         }
-        stats = [(path.name, path.stat()) for pair in self._paths.values() for path in pair]
-        super().__init__(
-            data_dir=data_dir,
-            config=_content([f"{name}\0{stat.length}\0{stat.mtime}" for name, stat in stats]),
-        )
+        stats = [(path, path.stat()) for pair in self._paths.values() for path in pair]
+        state = [
+            f"{path.resolve()}\0{stat.length}\0{modification_time(path, stat.mtime)}"
+            for path, stat in stats
+        ]
+        super().__init__(data_dir=data_dir, config=_content(state))
 
     def _info(self):
         return _info(self, channels=1, class_names=FASHION_CLASSES)
@@ -140,10 +142,15 @@ class ImageFolder(_Local, skip_registration=True):
 
     name = "image_folder"
 
-    def __init__(self, *, files: Listing, data_dir: str | None):
+    def __init__(self, *, files: Listing, data_dir: str | None, state: str = ""):
+        """Makes the builder of a folder's copy.
+
+        Args:
+          state: the fingerprint that names the copy; by default that of `files`.
+        """
         self._files = files
         self.skipped: list[str] = []
-        super().__init__(data_dir=data_dir, config=_content([files.fingerprint]))
+        super().__init__(data_dir=data_dir, config=_content([state or files.fingerprint]))
 
     def _info(self):
         return _info(

@@ -61,12 +61,28 @@ class Listing:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint that changes when a file is added, removed, renamed or written to."""
-        lines = [
+        """Fingerprint of the folder and its files' state, which names the copy that is made of it.
+
+        It changes when a file is added, removed, renamed or written to. Other folders have others,
+        whatever their files.
+        """
+        root = str(self.root) if "://" in str(self.root) else os.path.realpath(self.root)
+        return fingerprint([root, *self._lines([f.modified for f in self.files])])
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """Fingerprint by which earlier versions named copies, of whole seconds and no folder.
+
+        Two folders may share it.
+        """
+        return fingerprint(self._lines([int(f.modified) for f in self.files]))
+
+    def _lines(self, times: Sequence[float]) -> list[str]:
+        files = zip(self.files, times, strict=True)
+        return [
             f"{self.class_names}",
-            *(f"{f.name}\0{f.split}\0{f.size}\0{f.modified}" for f in self.files),
+            *(f"{f.name}\0{f.split}\0{f.size}\0{time}" for f, time in files),
         ]
-        return fingerprint(lines)
 
     @property
     def counts(self) -> dict[str, tuple[int, ...]]:

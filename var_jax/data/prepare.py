@@ -139,18 +139,32 @@ def check_folder(data: "DataConfig") -> bool:
 def _with_builder(
     files: image_folder.Listing, data: "DataConfig", *, keep_order: bool
 ) -> tuple[image_folder.Listing, "builders.ImageFolder"]:
-    """Returns the files, in the order of a copy that an earlier version made, and their builder."""
+    """Returns the files and the builder of their copy.
+
+    A copy that an earlier version made is used where it has the same content. Its classes may be in
+    another order.
+    """
     from var_jax.data import builders  # TFDS is slow to import
 
-    def builder_of(files: image_folder.Listing) -> "builders.ImageFolder":
-        return builders.ImageFolder(files=files, data_dir=data.data_dir or None)
-
-    builder = builder_of(files)
-    if not keep_order and not builder.is_prepared():  # earlier versions sorted numbers as strings
-        by_string = files.in_order(sorted(files.class_names))
-        if builder_of(by_string).is_prepared():
-            return by_string, builder_of(by_string)
+    data_dir = data.data_dir or None
+    builder = builders.ImageFolder(files=files, data_dir=data_dir)
+    if builder.is_prepared():
+        return files, builder
+    # Earlier versions sorted numbers as strings.
+    orders = [files] if keep_order else [files, files.in_order(sorted(files.class_names))]
+    for listing in orders:
+        state = listing.earlier_fingerprint
+        earlier = builders.ImageFolder(files=listing, data_dir=data_dir, state=state)
+        if earlier.is_prepared() and _has_content_of(listing, earlier):
+            return listing, earlier
     return files, builder
+
+
+def _has_content_of(files: image_folder.Listing, builder: "builders.ImageFolder") -> bool:
+    """Returns whether a copy has the bytes of a folder's files; reads every file."""
+    metadata: Any = _prepare(builder).info.metadata
+    copied = files.without(set(metadata["skipped"]))
+    return image_folder.content(copied) == dict(metadata.get("content") or {})
 
 
 def _refuse_bad(findings: survey.Survey, files: image_folder.Listing, data: "DataConfig"):

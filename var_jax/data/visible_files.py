@@ -13,7 +13,8 @@ class Seen(NamedTuple):
     Attributes:
       name: its path below the directory, joined by "/", with the prefix that `walk` was given.
       size: size in bytes; 0 for a link that leads nowhere or back to a folder above it.
-      modified: modification time in seconds since 1970; 0 for such a link.
+      modified: modification time in seconds since 1970, as exact as the file system has it; 0 for
+        such a link.
     """
 
     name: str
@@ -48,8 +49,16 @@ def walk(folder: epath.Path, prefix: str = "", above: tuple[str, ...] = ()) -> I
             yield Seen(name, 0, 0.0)
             continue
         if not stat.is_directory:
-            yield Seen(name, int(stat.length), stat.mtime)
+            yield Seen(name, int(stat.length), modification_time(path, stat.mtime))
         elif os.path.realpath(path) in above:
             yield Seen(name, 0, 0.0)
         else:
             yield from walk(path, name, above)
+
+
+def modification_time(path: epath.Path, seconds: float) -> float:
+    """Returns a file's modification time; epath's, in whole `seconds`, where it is no local file.
+
+    Two files that were written within one second differ in the rest of it.
+    """
+    return seconds if "://" in str(path) else os.stat(path).st_mtime
