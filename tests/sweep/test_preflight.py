@@ -12,6 +12,7 @@ from helpers import small
 from var_jax.cli.main import main
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
+from var_jax.config.train import DataConfig
 from var_jax.data import fingerprints, prepare, token_manifest
 from var_jax.data.token_manifest import Shard, SplitInfo
 from var_jax.io import model_directory
@@ -41,7 +42,7 @@ def cache(tmp_path):
     for role in ("train", "test"):
         (directory / role).mkdir()
         (directory / role / "0.array_record").write_bytes(b"1234")
-        splits[role] = SplitInfo(role, 1, 1, (Shard("0.array_record", 1, 4),))
+        splits[role] = SplitInfo(role, 8, 1, (Shard("0.array_record", 8, 4),))
     manifest = token_manifest.Manifest(
         fingerprints.tokenizer_fingerprint(small.TOKENIZER, model.params["tokenizer"]),
         "digits",
@@ -137,7 +138,7 @@ def refusal_of_train(command, flags, capsys, tmp_path) -> str:
 
 def test_check_files_that_do_not_decode(command, model_dir, capsys, tmp_path, monkeypatch):
     """A folder with a file that is no image is refused as by `train`; one that is too large to be
-    decoded for a dry run is planned, with a note."""
+    decoded for a dry run is left to the runs."""
     for i in range(10):
         (tmp_path / "photos" / str(i)).mkdir(parents=True)
         for j in range(2):
@@ -155,9 +156,9 @@ def test_check_files_that_do_not_decode(command, model_dir, capsys, tmp_path, mo
     assert printed.err.splitlines() == [refusal_of_train(command, data, capsys, tmp_path)]
     assert main([*command, *data, "--config.data.skip_bad_images=True", "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(prepare, "DECODED_BYTES", 100)
-    assert main([*command, *data, "--dry-run"]) == 0
-    assert "photos are listed, not decoded" in capsys.readouterr().err
+    monkeypatch.setattr(prepare, "DECODED_BYTES", 100)  # not of the process that checks
+    folder = DataConfig("image_folder", source_dir=str(tmp_path / "photos"))
+    assert prepare.for_check(folder, str(tmp_path / "scratch")) is None
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,8 @@ def test_check_files_that_do_not_decode(command, model_dir, capsys, tmp_path, mo
         (["init_from={tokenizer}"], "has no transformer"),
         (["branch_from=/nowhere", "branch_step=1"], "/nowhere"),
         (["mesh.data=7", "mesh.model=3"], "mesh"),
+        (["batch_size=5000"], "too few for a batch of 5000"),
+        (["data.train_split=fold"], "has no split 'fold'"),
         (["tokenizer.scales=1,2"], "tokenizer.scales is 1,2; the tokenizer in"),
         (["tokenizer.vocab_size=8"], "tokenizer.vocab_size is 8; the tokenizer in"),
     ],
@@ -184,6 +187,29 @@ def test_check_as_train(command, model_dir, capsys, tmp_path, flags, words):
     printed = capsys.readouterr()
     assert words in printed.err and printed.out == "" and not (tmp_path / "d").exists()
     assert printed.err.splitlines() == [refusal_of_train(command, options, capsys, tmp_path)]
+
+
+def test_check_of_runs_that_have_begun(command, model_dir, capsys, tmp_path):
+    """A run that was interrupted and is to go on with a mesh that does not fit is refused, too."""
+    tokenizer = f"--config.tokenizer_dir={model_dir}"
+    assert main([*command, tokenizer, "--dry-run"]) == 0
+    ids = [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]]
+    for id, seed in zip(ids, (1, 2), strict=True):
+        train = ["train", *command[1:3], "--workdir", str(tmp_path / "d" / id), tokenizer]
+        assert main([*train, f"--config.seed={seed}"]) == 0
+        (tmp_path / "d" / id / "status.json").unlink()
+    capsys.readouterr()
+    assert main([*command, tokenizer, "--dry-run"]) == 0
+    assert main([*command, tokenizer, "--config.mesh.data=3", "--dry-run"]) == 2
+    assert "mesh" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_dry_run_names_a_place_that_is_a_file(command, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("")
+    command[command.index("--workdir") + 1] = str(tmp_path / place)
+    assert main([*command, "--dry-run"]) == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_check_names_a_platform_that_is_not_there(command, model_dir, capsys, monkeypatch):

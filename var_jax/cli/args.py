@@ -10,16 +10,14 @@ import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from var_jax.config import idle_keys
 from var_jax.config.train import TrainConfig, from_config_dict
 from var_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from etils import epath
 
 
 def require_apart(
@@ -115,7 +113,9 @@ def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
       UserError: as in `read_config`, or the tokenizer or data are needed and not on this machine.
     """
-    config = with_frozen_sizes(read_config(file, overrides), overrides)
+    config = read_config(file, overrides)
+    idle_keys.refuse_flags(config, idle_keys.flag_keys(overrides))
+    config = with_frozen_sizes(config, overrides)
     if not config.left_to_data:
         return config
     from var_jax.train import data_sizes  # it imports the libraries of all data sets
@@ -123,24 +123,20 @@ def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     return data_sizes.from_data(config)
 
 
-def with_frozen_sizes(
-    config: TrainConfig, overrides: Sequence[str], workdir: "epath.Path | None" = None
-) -> TrainConfig:
+def with_frozen_sizes(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """Returns the run with the sizes of the tokenizer that it reads, if it reads one.
 
     Args:
       overrides: the `--config.KEY=VALUE` flags.
-      workdir: the run's workdir, whose copy of the tokenizer counts before the config's.
 
     Raises:
       UserError: a flag gives the tokenizer another value, or there is no such tokenizer.
     """
-    from var_jax.config import idle_keys
-    from var_jax.objectives import registry
+    from var_jax.objectives import frozen_tokenizer, registry
 
-    resolved = registry.find(config).frozen_config(config, workdir)
-    source = config.tokenizer_dir or config.data.tokens_dir or str(workdir)
-    idle_keys.refuse_replaced(config, resolved, idle_keys.flag_keys(overrides), source)
+    resolved = registry.find(config).frozen_config(config)
+    directory = frozen_tokenizer.source(config)
+    idle_keys.refuse_replaced(config, resolved.tokenizer, idle_keys.flag_keys(overrides), directory)
     return resolved
 
 

@@ -14,10 +14,14 @@ import functools
 import math
 import re
 import sys
+from typing import TYPE_CHECKING
 
 from var_jax.cli.args import add_config_argument, call, read_config
 from var_jax.config.strict import require
 from var_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from var_jax.sweep.driver import Sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -117,11 +121,12 @@ def run(args: argparse.Namespace) -> int:
     sweep = driver.Sweep(
         planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
     )
-    check = functools.partial(
-        preflight.check, planned, on_this_machine=args.backend == "local", workdir=args.workdir
-    )
+    driver.require_directory(args.workdir)
     if args.dry_run:
-        notes = [preflight.NO_TOKENIZER] if preflight.without_tokenizer(planned) else check()
+        preflight.check_keys(planned, args.workdir)
+        notes = [preflight.NO_TOKENIZER]
+        if not preflight.without_tokenizer(planned):
+            notes = _check_starts(sweep)
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := engine.render(driver.commands(sweep)):
             print(text)
@@ -134,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"asked {len(asked)} runs to save and end{': ' if asked else ''}{', '.join(asked)}")
         return 0
     engine.check(args.workdir)
-    driver.require_directory(args.workdir)
-    check()
+    preflight.check_keys(planned, args.workdir)
+    _check_starts(sweep)
     driver.write_plan(sweep, args.overrides)
     try:
         given_up = driver.drive(
@@ -159,6 +164,22 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if given_up else 0
+
+
+def _check_starts(sweep: "Sweep") -> list[str]:
+    """Checks the runs that are neither live nor done; returns what is left to them."""
+    from var_jax.sweep import preflight
+
+    observed = {run.id: sweep.observe(run.id) for run in sweep.runs}
+    to_start = [
+        run for run in sweep.runs if not observed[run.id].live and observed[run.id].state != "done"
+    ]
+    return preflight.check_starts(
+        to_start,
+        sweep.workdir,
+        on_this_machine=sweep.backend == "local",
+        devices_are_free=not any(state.live for state in observed.values()),
+    )
 
 
 def _family(config: str) -> list[dict]:

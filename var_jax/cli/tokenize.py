@@ -17,10 +17,9 @@ example:
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import TYPE_CHECKING
 
-from var_jax.cli.args import add_config_argument, read_config, with_frozen_sizes
+from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.config.strict import require
 
@@ -64,7 +63,13 @@ def run(args: argparse.Namespace) -> int:
         "train, test or train,test",
     )
     config = read_config(args.config, args.overrides)
-    with_frozen_sizes(dataclasses.replace(config, tokenizer_dir=args.model), args.overrides)
+    from etils import epath
+
+    from var_jax.config import idle_keys
+    from var_jax.io import model_directory
+
+    tokenizer = model_directory.load_config(epath.Path(args.model)).tokenizer
+    idle_keys.refuse_replaced(config, tokenizer, idle_keys.flag_keys(args.overrides), args.model)
     return divided(args, lambda: _encode(args, config, roles))
 
 

@@ -76,9 +76,8 @@ def _run(args: argparse.Namespace) -> int:
     from var_jax.devices import process_group
     from var_jax.train import workdir
 
-    idle_keys.refuse_flags(
-        config, idle_keys.flag_keys(args.overrides), workdir.started_with(epath.Path(args.workdir))
-    )
+    begun = workdir.started_with(epath.Path(args.workdir))
+    idle_keys.refuse_flags(config, idle_keys.flag_keys(args.overrides), begun)
 
     process_group.initialize(
         args.coordinator,
@@ -93,8 +92,8 @@ def _run(args: argparse.Namespace) -> int:
     from var_jax.train import messages
     from var_jax.train.loop import train
 
-    directory = epath.Path(args.workdir)
-    multihost.run_on_all(lambda: with_frozen_sizes(config, args.overrides, directory))
+    if not begun:  # a run that has begun has its own copy of the tokenizer
+        multihost.run_on_all(lambda: with_frozen_sizes(config, args.overrides))
     held_out = train(config, args.workdir, window)
     if jax.process_index() == 0:
         print(

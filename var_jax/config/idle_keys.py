@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from var_jax.config import objective_keys
-from var_jax.config.model import TransformerConfig
+from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
@@ -325,27 +325,27 @@ def refuse_flags(
 
 
 def refuse_replaced(
-    config: TrainConfig, resolved: TrainConfig, keys: Collection[str], tokenizer: str
+    config: TrainConfig, tokenizer: TokenizerConfig, keys: Collection[str], directory: str
 ):
     """Raises UserError if a flag gives the tokenizer a value that the run would not take.
 
-    A transformer's run reads its tokenizer, whose config replaces the section `tokenizer`.
+    Where a tokenizer is read, its config replaces the section `tokenizer`.
 
     Args:
       config: the run as its file and flags describe it.
-      resolved: the run with the config of the tokenizer that is read.
+      tokenizer: the tokenizer that is read.
       keys: dotted, of all flags.
-      tokenizer: the directory that the tokenizer is read from, for the message.
+      directory: the directory that it is read from, for the message.
     """
-    stated, taken = plain(config), plain(resolved)
+    stated, taken = plain(config.tokenizer), plain(tokenizer)
     for key in keys:
-        if key.startswith("tokenizer.") and key not in config.left_to_data:
-            value, other = _at(stated, key), _at(taken, key)
-            if value != other:
-                raise UserError(
-                    f"{key} is {_text(value)}; the tokenizer in {tokenizer} has {_text(other)}: "
-                    "leave the flag out, or give a tokenizer that was trained with it"
-                )
+        section, _, name = key.partition(".")
+        if section != "tokenizer" or key in config.left_to_data or stated[name] == taken[name]:
+            continue
+        raise UserError(
+            f"{key} is {_text(stated[name])}; the tokenizer in {directory} has "
+            f"{_text(taken[name])}: leave the flag out, or give a tokenizer that has that value"
+        )
 
 
 def _text(value: Any) -> str:

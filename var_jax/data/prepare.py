@@ -5,8 +5,10 @@ killed process nor a concurrent one spoils it.
 """
 
 import contextlib
+import dataclasses
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
 NAMES_SHOWN = 10
-DECODED_BYTES = 2**28  # of the files of a folder that `check_folder` decodes: half a minute's work
+DECODED_BYTES = 2**28  # of the files of a folder that a check decodes: half a minute's work
 log = logging.getLogger(__name__)
 
 
@@ -115,25 +117,50 @@ def prepare_folder(
     return prepared, files.without(set(skipped)).counts
 
 
-def check_folder(data: "DataConfig") -> bool:
-    """Checks that the images of a folder decode, as `prepare_folder` would; no copy is made.
+def for_check(data: "DataConfig", scratch: str) -> "DataConfig | None":
+    """Returns the data config with which a check may open a data set before any run prepares it.
 
-    Returns:
-      whether it was checked: a folder of more than `DECODED_BYTES` is not, unless it has been
-      copied.
+    It is the same one where the data set is prepared, and one with `scratch` as `data_dir` where
+    preparing it takes seconds. None if it is neither: a folder of more than `DECODED_BYTES`, or a
+    data set of TFDS, which a run may have to download.
 
+    Args:
+      scratch: an empty directory, for the caller to remove.
     Raises:
-      UserError: files do not decode.
+      UserError: there is no such data set or folder, or `data_dir` cannot be written.
     """
-    files, builder = _with_builder(image_folder.listing(data.source_dir), data, keep_order=False)
+    from var_jax.data import builders  # TFDS is slow to import
+
+    size = 0
+    if data.name == "image_folder":
+        whole_train = any("[" in name for name in (data.train_split, data.eval_split))
+        files = image_folder.listing(data.source_dir, whole_train=whole_train)
+        builder: Any = _with_builder(files, data, keep_order=False)[1]
+        size = sum(file.size for file in files.files)
+    elif data.name == "digits":
+        builder = builders.Digits(data_dir=data.data_dir or None)
+    elif data.name == "fashion_mnist_idx":
+        builder = builders.FashionMnistIdx(
+            directory=epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser(),
+            data_dir=data.data_dir or None,
+        )
+    else:
+        builder = tfds_builder(data.name, data.data_dir or None)
     if builder.is_prepared():
-        metadata: Any = _prepare(builder).info.metadata
-        _refuse_skipped(metadata["skipped"], files, data)
-        return True
-    if sum(file.size for file in files.files) > DECODED_BYTES:
-        return False
-    _refuse_bad(survey.survey(files), files, data)
-    return True
+        return data
+    _require_writable(epath.Path(builder.data_dir))
+    if data.name not in OWN or size > DECODED_BYTES:
+        return None
+    return dataclasses.replace(data, data_dir=scratch)
+
+
+def _require_writable(directory: epath.Path):
+    """Raises UserError if a local directory cannot be made."""
+    if "://" in str(directory):
+        return
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{directory} cannot be written; give another data.data_dir")
 
 
 def _with_builder(

@@ -103,11 +103,9 @@ class Objective(abc.ABC, Generic[Frozen]):
         return config, NoFrozen()
 
     @classmethod
-    def frozen_config(cls, config: TrainConfig, workdir: epath.Path | None = None) -> TrainConfig:
+    def frozen_config(cls, config: TrainConfig) -> TrainConfig:
         """Returns the config with the sizes of the frozen model that it names; reads no weights.
 
-        Args:
-          workdir: the run's workdir, whose copy of the model counts before the config's.
         Raises:
           UserError: the config names a model that is missing.
         """

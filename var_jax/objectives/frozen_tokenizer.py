@@ -83,22 +83,19 @@ def source(config: TrainConfig) -> str:
     return str(epath.Path(config.data.tokens_dir) / "tokenizer")
 
 
-def read_config(config: TrainConfig, workdir: epath.Path | None) -> TokenizerConfig | None:
-    """Returns the config of the tokenizer that `load` would return, None if none is given.
+def read_config(config: TrainConfig) -> TokenizerConfig | None:
+    """Returns the config of the tokenizer that a fresh run takes, None if none is given.
 
     Raises:
       UserError: the directory that the config names holds no tokenizer.
     """
-    copy = None if workdir is None else workdir / "tokenizer"
-    if copy is None or not (copy / "model.json").exists():
-        if not (directory := source(config)):
-            return None
-        from etils import epath
+    if not (directory := source(config)):
+        return None
+    from etils import epath
 
-        copy = epath.Path(directory)
     from var_jax.io import model_directory
 
-    return model_directory.load_config(copy).tokenizer
+    return model_directory.load_config(epath.Path(directory)).tokenizer
 
 
 def _equal(params: Any, other: Any) -> bool:

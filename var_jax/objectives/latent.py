@@ -63,8 +63,8 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return config.with_tokenizer(tokenizer), frozen
 
     @classmethod
-    def frozen_config(cls, config: TrainConfig, workdir: epath.Path | None = None) -> TrainConfig:
-        tokenizer = frozen_tokenizer.read_config(config, workdir)
+    def frozen_config(cls, config: TrainConfig) -> TrainConfig:
+        tokenizer = frozen_tokenizer.read_config(config)
         return config if tokenizer is None else config.with_tokenizer(tokenizer)
 
     @classmethod

@@ -66,10 +66,14 @@ class Sweep:
 
 
 def require_directory(workdir: str):
-    """Raises UserError if the sweep's directory exists and is not a directory."""
+    """Raises UserError if the sweep's directory, or one above it, exists and is no directory."""
     path = epath.Path(workdir)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"cannot write the sweep's directory {workdir}: it is a file")
+    for above in (path, *path.parents):
+        if above.exists():
+            if not above.is_dir():
+                name = "it" if above == path else above
+                raise UserError(f"cannot write the sweep's directory {workdir}: {name} is a file")
+            return
 
 
 def write_plan(sweep: Sweep, overrides: Sequence[str]):

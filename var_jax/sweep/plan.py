@@ -20,7 +20,7 @@ from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import model_directory
 from var_jax.models import flops
-from var_jax.objectives import registry
+from var_jax.objectives import frozen_tokenizer, registry
 from var_jax.sweep import claims, grid
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
@@ -168,8 +168,9 @@ def expand(
         id = _id_in(workdir, config, trunk_id, tokenizer)
         if tokenizer:  # the runs take its sizes, which their costs follow from
             resolved = registry.find(config).frozen_config(config)
-            source = config.tokenizer_dir or config.data.tokens_dir
-            idle_keys.refuse_replaced(config, resolved, idle_keys.flag_keys(flags), source)
+            if not (epath.Path(workdir) / id / "config.json").exists():
+                keys, directory = idle_keys.flag_keys(flags), frozen_tokenizer.source(config)
+                idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
             config = resolved
         if trunk is not None:
             _require_branch(config, trunk.config)

@@ -1,25 +1,21 @@
-"""Checks of all runs of a sweep, before it starts, of those that each run makes at its own start.
+"""Checks of a sweep's runs, before it starts, of those that each run makes at its own start.
 
-Runs on this machine are checked completely. What only another machine can find out is left to the
-runs there: whether a mesh fits its devices, and its files where these are not visible here. A large
-image folder that no run has copied yet is listed and not decoded; `check` says so.
+A sweep that starts on this machine is checked completely, except for images that take long to
+prepare. Of runs on other machines, meshes and images that are not here are left to them; their
+tokenizers, token caches and initial weights must be visible here, as run ids follow from them.
 """
 
 import concurrent.futures
+import dataclasses
 import multiprocessing
 from typing import Any
 
 from etils import epath
 
 from var_jax.config import idle_keys
-from var_jax.config.strict import require, require_classes
-from var_jax.config.train import DataConfig, TrainConfig
-from var_jax.data import fingerprints, prepare, sources, token_cache
 from var_jax.errors import UserError
-from var_jax.io import model_directory
-from var_jax.objectives import frozen_tokenizer
 from var_jax.sweep.plan import Run
-from var_jax.train import data_sizes, start_check
+from var_jax.train import start_check
 from var_jax.train.workdir import started_with
 
 NO_TOKENIZER = "no run can start yet: both tokenizer_dir and data.tokens_dir are empty"
@@ -30,114 +26,73 @@ def without_tokenizer(runs: list[Run]) -> bool:
     return not any(run.config.tokenizer_dir or run.config.data.tokens_dir for run in runs)
 
 
-def check(runs: list[Run], *, on_this_machine: bool, workdir: str) -> list[str]:
-    """Checks keys without effect, tokenizers, token caches, images, meshes and initial weights.
+def check_keys(runs: list[Run], workdir: str):
+    """Checks the runs for keys without effect.
 
-    Whatever several runs share is checked once.
-
-    Args:
-      runs: the sweep's runs.
-      on_this_machine: whether the runs are processes of this machine.
-      workdir: the sweep's directory; runs that were started there before keep their own keys.
-
-    Returns:
-      a line for each part of the data that is left to the runs.
+    Runs that were started in the sweep's workdir before keep their own keys.
 
     Raises:
-      UserError: `train` would refuse a run; the message begins as that of the run would.
+      UserError: `train` would refuse a run, in the same words.
     """
     for run in runs:
-        _check_keys(run, epath.Path(workdir) / run.id)
-    shared = {
-        (run.config.data, run.config.tokenizer_dir, run.config.transformer.num_classes): run.config
-        for run in runs
-        if run.config.transformer is not None
-    }
-    notes = [_check_data(config, on_this_machine=on_this_machine) for config in shared.values()]
-    _check_starts(runs, workdir, on_this_machine=on_this_machine)
-    return list(dict.fromkeys(note for note in notes if note))
+        flags = idle_keys.flag_keys(run.flags)
+        try:
+            idle_keys.refuse(run.config)
+            idle_keys.refuse_flags(run.config, flags)
+        except UserError:  # only then is it checked whether the run was started with these keys
+            started_keys = started_with(epath.Path(workdir) / run.id)
+            if not started_keys:
+                raise
+            idle_keys.refuse(run.config, started_keys)
+            idle_keys.refuse_flags(run.config, flags, started_keys)
 
 
-def _check_keys(run: Run, directory: epath.Path):
-    flags = idle_keys.flag_keys(run.flags)
-    try:
-        idle_keys.refuse(run.config)
-        idle_keys.refuse_flags(run.config, flags)
-    except UserError:  # only then is it checked whether the run was started before with these keys
-        started_keys = started_with(directory)
-        if not started_keys:
-            raise
-        idle_keys.refuse(run.config, started_keys)
-        idle_keys.refuse_flags(run.config, flags, started_keys)
+def check_starts(
+    runs: list[Run], workdir: str, *, on_this_machine: bool, devices_are_free: bool
+) -> list[str]:
+    """Checks tokenizers, token caches, images, meshes and initial weights of runs to be started.
 
+    They are checked in a process that ends before the runs start: this one would hold accelerators
+    that they need. Runs that differ in nothing that is checked are checked once.
 
-def _check_data(config: TrainConfig, *, on_this_machine: bool) -> str:
-    """Checks a run's tokenizer and data; returns a line if the data are left to the run, or ""."""
-    data, directory = config.data, frozen_tokenizer.source(config)
-    require(
-        bool(directory),
-        "tokenizer_dir",
-        repr(directory),
-        "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
-    )
-    model, params = model_directory.load(epath.Path(directory))
-    if not data.tokens_dir:
-        return _check_images(config, on_this_machine=on_this_machine)
-    cache = token_cache.open_cache(data.tokens_dir)
-    cache.check(
-        data,
-        model.tokenizer,
-        fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
-    )
-    require_classes(config.transformer.num_classes, len(cache.class_names))
-    return ""
-
-
-def _check_images(config: TrainConfig, *, on_this_machine: bool) -> str:
-    """Checks the images and classes of a run that decodes images; as `_check_data`."""
-    data = config.data
-    if not on_this_machine and not _visible(data):
-        return f"the images of {data.source_dir or data.name} are left to the runs' machines"
-    sources.require_raw_files(data)
-    require_classes(config.transformer.num_classes, data_sizes.of_data(data)[1])
-    if data.name == "image_folder" and not prepare.check_folder(data):
-        return (
-            f"the files of {data.source_dir} are listed, not decoded; the first run refuses those "
-            "that do not decode, or leaves them out with data.skip_bad_images"
-        )
-    return ""
-
-
-def _visible(data: DataConfig) -> bool:
-    """Returns whether this machine has the data of a run that another machine makes."""
-    if data.name == "digits":  # a part of scikit-learn
-        return True
-    return bool(data.source_dir) and epath.Path(data.source_dir).expanduser().exists()
-
-
-def _check_starts(runs: list[Run], workdir: str, *, on_this_machine: bool):
-    """Checks the models, meshes and initial weights of the runs that have not begun yet.
-
-    It is done in a process that ends before they start: this one would hold accelerators that the
-    runs need. Where some have begun, they may have these now, and meshes are left to the others'
-    own starts.
+    Args:
+      workdir: the sweep's directory.
+      on_this_machine: whether the runs are processes of this machine.
+      devices_are_free: whether no run is live, which would hold this machine's accelerators;
+        otherwise meshes are left to the runs.
+    Returns:
+      a line for each data set that is left to the runs.
+    Raises:
+      UserError: `train` would refuse a run, in the same words.
     """
     starts: dict[Any, start_check.Start] = {}
-    begun = False
     for run in runs:
-        directory, config = f"{workdir.rstrip('/')}/{run.id}", run.config
-        if started_with(epath.Path(directory)) is not None:
-            begun = True
-            continue
-        key = (
-            *(config.transformer, config.tokenizer, config.tokenizer_dir, config.data.tokens_dir),
-            *(config.batch_size, config.microbatches, config.mesh, config.ema > 0),
-            *(config.init_from, config.branch_from, config.branch_step),
-        )
-        starts.setdefault(key, start_check.Start(config, directory, bool(run.trunk)))
+        directory = f"{workdir.rstrip('/')}/{run.id}"
+        start = start_check.Start(run.config, directory, bool(run.trunk))
+        begun = started_with(epath.Path(directory)) is not None
+        starts.setdefault(run.id if begun else _checked(run), start)
     if not starts:
-        return
+        return []
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as process:
-        here = on_this_machine and not begun
-        process.submit(start_check.check_all, list(starts.values()), on_these_devices=here).result()
+        checked = process.submit(
+            start_check.check_all,
+            list(starts.values()),
+            on_this_machine=on_this_machine,
+            on_these_devices=on_this_machine and devices_are_free,
+        )
+        try:
+            return checked.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise MemoryError("the process that checks the runs was ended") from error
+
+
+def _checked(run: Run) -> Any:
+    """Returns the settings of a run that has not begun which the check of its start depends on."""
+    config = run.config
+    of_schedule = ("seed", "steps", "optimizer", "keep_steps", "log_every", "eval_every")
+    return tuple(
+        getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in of_schedule
+    )
