@@ -276,7 +276,8 @@ def test_ctrl_c_leaves_the_runs_alone_and_says_so(model_dir, tmp_path):
     script.write_text(
         "import sys\nfrom sweep import drive\nfrom var_jax.sweep import local\n"
         "local.Local = drive.Stub\n"
-        "from var_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
+        "from var_jax.cli.main import main\n"
+        "if __name__ == '__main__':\n    sys.exit(main(sys.argv[1:]))\n"
     )
     path = tmp_path / "small.py"
     # Steps for minutes, so that the run has not ended by itself on a slow machine.

@@ -2,8 +2,9 @@
 
 It reports whether the step fits into the chips' memory, and the highest speed that it can have.
 
-It needs no TPU, no data and no tokenizer directory, but the TPU compiler: pip install
-'var-jax[aot]'. The exit code is 0 if the step fits, and 1 if it does not.
+It needs no TPU, no data and no weights, but the TPU compiler: pip install 'var-jax[aot]'. If
+tokenizer_dir is given, the sizes of that tokenizer count. The exit code is 0 if the step fits, and
+1 if it does not.
 
 example:
   var-jax aot --config configs/imagenet256.py:d16 --topology v5e:16x16 --json d16.json

@@ -121,11 +121,18 @@ def run(args: argparse.Namespace) -> int:
     sweep = driver.Sweep(
         planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
     )
-    driver.require_directory(args.workdir)
+    in_bucket = "://" in args.workdir
+    if not in_bucket:
+        driver.require_directory(args.workdir)
     if args.dry_run:
         preflight.check_keys(planned, args.workdir)
-        notes = [preflight.NO_TOKENIZER]
-        if not preflight.without_tokenizer(planned):
+        if preflight.without_tokenizer(planned):
+            notes = [preflight.NO_TOKENIZER]
+        elif in_bucket:  # which need not be reached for a plan
+            notes = preflight.check_starts(
+                planned, None, on_this_machine=args.backend == "local", devices_are_free=True
+            )
+        else:
             notes = _check_starts(sweep)
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := engine.render(driver.commands(sweep)):

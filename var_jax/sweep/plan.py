@@ -168,15 +168,17 @@ def expand(
         id = _id_in(workdir, config, trunk_id, tokenizer)
         if tokenizer:  # the runs take its sizes, which their costs follow from
             resolved = registry.find(config).frozen_config(config)
-            if not (epath.Path(workdir) / id / "config.json").exists():
-                keys, directory = idle_keys.flag_keys(flags), frozen_tokenizer.source(config)
+            keys, directory = idle_keys.flag_keys(flags), frozen_tokenizer.source(config)
+            try:
                 idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
+            except UserError:  # a run that has begun has its own copy of the tokenizer
+                if not (epath.Path(workdir) / id / "config.json").exists():
+                    raise
             config = resolved
         if trunk is not None:
             _require_branch(config, trunk.config)
-        run = Run(id, "", config, flags, trunk_id)
-        members_by_id.setdefault(run.id, {k: v for k, v in member.items() if k != "branch_from"})
-        return runs.setdefault(run.id, run)
+        members_by_id.setdefault(id, {k: v for k, v in member.items() if k != "branch_from"})
+        return runs.setdefault(id, Run(id, "", config, flags, trunk_id))
 
     for member in family:
         add(member)

@@ -48,7 +48,7 @@ def check_keys(runs: list[Run], workdir: str):
 
 
 def check_starts(
-    runs: list[Run], workdir: str, *, on_this_machine: bool, devices_are_free: bool
+    runs: list[Run], workdir: str | None, *, on_this_machine: bool, devices_are_free: bool
 ) -> list[str]:
     """Checks tokenizers, token caches, images, meshes and initial weights of runs to be started.
 
@@ -56,7 +56,7 @@ def check_starts(
     that they need. Runs that differ in nothing that is checked are checked once.
 
     Args:
-      workdir: the sweep's directory.
+      workdir: the sweep's directory; None to take all runs for new ones.
       on_this_machine: whether the runs are processes of this machine.
       devices_are_free: whether no run is live, which would hold this machine's accelerators;
         otherwise meshes are left to the runs.
@@ -67,9 +67,9 @@ def check_starts(
     """
     starts: dict[Any, start_check.Start] = {}
     for run in runs:
-        directory = f"{workdir.rstrip('/')}/{run.id}"
+        directory = "" if workdir is None else f"{workdir.rstrip('/')}/{run.id}"
         start = start_check.Start(run.config, directory, bool(run.trunk))
-        begun = started_with(epath.Path(directory)) is not None
+        begun = bool(directory) and started_with(epath.Path(directory)) is not None
         starts.setdefault(run.id if begun else _checked(run), start)
     if not starts:
         return []

@@ -26,7 +26,7 @@ class Start(NamedTuple):
     """A run that a launcher is about to start.
 
     Attributes:
-      directory: its workdir.
+      directory: its workdir; "" for a new run in any.
       after_trunk: whether the run that it branches from is still to be trained.
     """
 
@@ -61,6 +61,8 @@ def check_all(
     notes = []
     with tempfile.TemporaryDirectory() as scratch:
         for start in starts:
+            if not start.directory:
+                start = start._replace(directory=f"{scratch}/new")
             objective, mesh = _opened(start, on_these_devices=on_these_devices)
             with jax.set_mesh(mesh):
                 data, note = _data_for_check(
