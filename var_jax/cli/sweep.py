@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
                 planned, None, on_this_machine=args.backend == "local", devices_are_free=True
             )
         else:
-            notes = _check_starts(sweep)
+            notes = _check_starts(sweep, retry=args.retry)
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := engine.render(driver.commands(sweep)):
             print(text)
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     engine.check(args.workdir)
     preflight.check_keys(planned, args.workdir)
-    _check_starts(sweep)
+    _check_starts(sweep, retry=args.retry)
     driver.write_plan(sweep, args.overrides)
     try:
         given_up = driver.drive(
@@ -173,16 +173,19 @@ def run(args: argparse.Namespace) -> int:
     return 1 if given_up else 0
 
 
-def _check_starts(sweep: "Sweep") -> list[str]:
-    """Checks the runs that are neither live nor done; returns what is left to them."""
-    from var_jax.sweep import preflight
+def _check_starts(sweep: "Sweep", *, retry: bool) -> list[str]:
+    """Checks the runs that would be started; returns what is left to them."""
+    from var_jax.sweep import preflight, runs
 
     observed = {run.id: sweep.observe(run.id) for run in sweep.runs}
-    to_start = [
-        run for run in sweep.runs if not observed[run.id].live and observed[run.id].state != "done"
-    ]
+
+    def to_start(id: str) -> bool:
+        run = observed[id]
+        given_up = not retry and runs.give_up_reason(run, sweep.max_restarts)
+        return run.state == "new" or not (run.live or run.state == "done" or given_up)
+
     return preflight.check_starts(
-        to_start,
+        [run for run in sweep.runs if to_start(run.id)],
         sweep.workdir,
         on_this_machine=sweep.backend == "local",
         devices_are_free=not any(state.live for state in observed.values()),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from var_jax.data import image_folder, sources, survey
+from var_jax.data import image_folder, prepare, sources, survey
 from var_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,11 +43,9 @@ def fingerprint(data: "DataConfig", class_names: Sequence[str] = ()) -> str | No
 def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     if not data.source_dir or not epath.Path(data.source_dir).expanduser().is_dir():
         return None
-    from var_jax.data import builders  # TFDS is slow to import
-
     whole_train = any("[" in split for split in (data.train_split, data.eval_split))
     files = image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
-    if builders.ImageFolder(files=files, data_dir=data.data_dir or None).is_prepared():
+    if prepare.with_builder(files, data, keep_order=bool(class_names))[1].is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
     log.info(
         "comparing the %d files of %s with those of the token cache",

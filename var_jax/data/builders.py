@@ -18,7 +18,6 @@ from sklearn import datasets, model_selection
 
 from var_jax.data import idx
 from var_jax.data.image_folder import Listing, content_line, fingerprint, printable
-from var_jax.data.visible_files import modification_time
 from var_jax.errors import UserError
 
 FASHION_CLASSES = (
@@ -80,7 +79,13 @@ class FashionMnistIdx(_Local, skip_registration=True):
     name = "fashion_mnist_idx"
     VERSION = tfds.core.Version("1.0.1")  # from this version on, the metadata states the content
 
-    def __init__(self, *, directory: epath.Path, data_dir: str | None):
+    def __init__(self, *, directory: epath.Path, data_dir: str | None, earlier: bool = False):
+        """Makes the builder of the files' copy.
+
+        Args:
+          earlier: whether the copy has the name that earlier versions gave it, of names, sizes and
+            whole seconds, which files in two folders may share.
+        """
         if not directory.is_dir():
             raise UserError(
                 f"{directory} is no directory; data.source_dir must be the folder of "
@@ -94,11 +99,11 @@ class FashionMnistIdx(_Local, skip_registration=True):
             ]
             for split, stem in FASHION_STEMS.items()
         }
-        stats = [(path, path.stat()) for pair in self._paths.values() for path in pair]
-        state = [
-            f"{path.resolve()}\0{stat.length}\0{modification_time(path, stat.mtime)}"
-            for path, stat in stats
-        ]
+        stats = [(path, os.stat(path)) for pair in self._paths.values() for path in pair]
+        if earlier:
+            state = [f"{path.name}\0{s.st_size}\0{int(s.st_mtime)}" for path, s in stats]
+        else:
+            state = [f"{path.resolve()}\0{s.st_size}\0{s.st_mtime}" for path, s in stats]
         super().__init__(data_dir=data_dir, config=_content(state))
 
     def _info(self):
@@ -107,12 +112,17 @@ class FashionMnistIdx(_Local, skip_registration=True):
     def _split_generators(self, dl_manager):
         splits = self._read()
         metadata: Any = self.info.metadata
-        metadata["content"] = {
+        metadata["content"] = self.content(splits)
+        metadata["brightest"] = max(int(images.max(initial=0)) for images, _ in splits.values())
+        return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
+
+    def content(self, splits=None) -> dict[str, str]:
+        """Returns {split: fingerprint of its images and labels}, of the files if not given."""
+        splits = splits or self._read()
+        return {
             split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])
             for split, arrays in splits.items()
         }
-        metadata["brightest"] = max(int(images.max(initial=0)) for images, _ in splits.values())
-        return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def _read(self):
         splits = {}

@@ -75,7 +75,8 @@ class Listing:
 
         Two folders may share it.
         """
-        return fingerprint(self._lines([int(f.modified) for f in self.files]))
+        # Files without a time are links that lead nowhere.
+        return fingerprint(self._lines([int(f.modified) or 0.0 for f in self.files]))
 
     def _lines(self, times: Sequence[float]) -> list[str]:
         files = zip(self.files, times, strict=True)

@@ -42,14 +42,35 @@ def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
     if data.name == "digits":
         return _prepare(builders.Digits(data_dir=data_dir))
     if data.name == "fashion_mnist_idx":
-        directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
-        prepared = _prepare(builders.FashionMnistIdx(directory=directory, data_dir=data_dir))
+        prepared = _prepare(_fashion_mnist_builder(data))
         for line in survey.dark_remarks(
-            str(directory), (prepared.info.metadata or {}).get("brightest", 255)
+            data.source_dir or DEBIAN_FASHION_MNIST,
+            (prepared.info.metadata or {}).get("brightest", 255),
         ):
             survey.say(line)
         return prepared
     return _prepare_by_tfds(data.name, data_dir)
+
+
+def _fashion_mnist_builder(data: "DataConfig") -> "builders.FashionMnistIdx":
+    """Returns the builder of four idx files; of an earlier version's copy if it has their content.
+
+    Raises:
+      UserError: the files are missing.
+    """
+    from var_jax.data import builders
+
+    directory = epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser()
+    data_dir = data.data_dir or None
+    builder = builders.FashionMnistIdx(directory=directory, data_dir=data_dir)
+    if builder.is_prepared():
+        return builder
+    earlier = builders.FashionMnistIdx(directory=directory, data_dir=data_dir, earlier=True)
+    if earlier.is_prepared():
+        metadata: Any = _prepare(earlier).info.metadata
+        if dict(metadata.get("content") or {}) == earlier.content():
+            return earlier
+    return builder
 
 
 def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
@@ -88,7 +109,7 @@ def prepare_folder(
     """
     for note in files.notes:
         log.warning("%s", note)
-    files, builder = _with_builder(files, data, keep_order=keep_order)
+    files, builder = with_builder(files, data, keep_order=keep_order)
     if not builder.is_prepared():
         log.info("checking and copying the %d files of %s", len(files.files), data.source_dir)
         findings = survey.survey(files)
@@ -117,7 +138,9 @@ def prepare_folder(
     return prepared, files.without(set(skipped)).counts
 
 
-def for_check(data: "DataConfig", scratch: str) -> "DataConfig | None":
+def for_check(
+    data: "DataConfig", scratch: str, *, on_this_machine: bool = True
+) -> "DataConfig | None":
     """Returns the data config with which a check may open a data set before any run prepares it.
 
     It is the same one where the data set is prepared, and one with `scratch` as `data_dir` where
@@ -126,6 +149,8 @@ def for_check(data: "DataConfig", scratch: str) -> "DataConfig | None":
 
     Args:
       scratch: an empty directory, for the caller to remove.
+      on_this_machine: whether runs of this machine will prepare it, in a `data_dir` that they can
+        write.
     Raises:
       UserError: there is no such data set or folder, or `data_dir` cannot be written.
     """
@@ -135,20 +160,18 @@ def for_check(data: "DataConfig", scratch: str) -> "DataConfig | None":
     if data.name == "image_folder":
         whole_train = any("[" in name for name in (data.train_split, data.eval_split))
         files = image_folder.listing(data.source_dir, whole_train=whole_train)
-        builder: Any = _with_builder(files, data, keep_order=False)[1]
+        builder: Any = with_builder(files, data, keep_order=False)[1]
         size = sum(file.size for file in files.files)
     elif data.name == "digits":
         builder = builders.Digits(data_dir=data.data_dir or None)
     elif data.name == "fashion_mnist_idx":
-        builder = builders.FashionMnistIdx(
-            directory=epath.Path(data.source_dir or DEBIAN_FASHION_MNIST).expanduser(),
-            data_dir=data.data_dir or None,
-        )
+        builder = _fashion_mnist_builder(data)
     else:
         builder = tfds_builder(data.name, data.data_dir or None)
     if builder.is_prepared():
         return data
-    _require_writable(epath.Path(builder.data_dir))
+    if on_this_machine:
+        _require_writable(epath.Path(builder.data_dir))
     if data.name not in OWN or size > DECODED_BYTES:
         return None
     return dataclasses.replace(data, data_dir=scratch)
@@ -163,13 +186,18 @@ def _require_writable(directory: epath.Path):
         raise UserError(f"{directory} cannot be written; give another data.data_dir")
 
 
-def _with_builder(
+def with_builder(
     files: image_folder.Listing, data: "DataConfig", *, keep_order: bool
 ) -> tuple[image_folder.Listing, "builders.ImageFolder"]:
-    """Returns the files and the builder of their copy.
+    """Returns the files of a folder and the builder of their copy.
 
-    A copy that an earlier version made is used where it has the same content. Its classes may be in
-    another order.
+    A copy that an earlier version made is used where it has the same content, which is compared
+    once. Its classes may be in another order.
+
+    Args:
+      files: the folder's files.
+      data: the data config, whose `data_dir` is used.
+      keep_order: as in `prepare_folder`.
     """
     from var_jax.data import builders  # TFDS is slow to import
 
@@ -182,7 +210,14 @@ def _with_builder(
     for listing in orders:
         state = listing.earlier_fingerprint
         earlier = builders.ImageFolder(files=listing, data_dir=data_dir, state=state)
-        if earlier.is_prepared() and _has_content_of(listing, earlier):
+        compared = epath.Path(earlier.data_dir) / f"holds_{listing.fingerprint}"
+        if not earlier.is_prepared():
+            continue
+        if compared.exists():
+            return listing, earlier
+        if _has_content_of(listing, earlier):
+            with contextlib.suppress(OSError):  # else it is compared again
+                compared.touch()
             return listing, earlier
     return files, builder
 

@@ -5,7 +5,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 
 from var_jax.data import image_folder, prepare, split_folders, survey, transforms
@@ -137,8 +136,8 @@ def open_splits(
 ) -> list[TfdsSplit]:
     """Opens splits of the data set that `data` names, and prepares it first where needed.
 
-    Copies of a user's files carry a fingerprint of names, sizes and times: a folder that changes
-    is prepared anew.
+    Copies of a user's files carry a fingerprint of the folder and of its files' names, sizes and
+    times: a folder that changes or moves is prepared anew.
 
     Args:
       data: data config, whose `name`, `data_dir`, `source_dir` and `skip_bad_images` are used.
@@ -204,17 +203,6 @@ def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
         )
         return other
     return name
-
-
-def require_raw_files(data: "DataConfig"):
-    """Raises UserError if the user's own files of a data set are missing; prepares nothing."""
-    if data.name == "image_folder":
-        image_folder.listing(data.source_dir)
-    elif data.name == "fashion_mnist_idx":
-        from var_jax.data import builders
-
-        directory = epath.Path(data.source_dir or prepare.DEBIAN_FASHION_MNIST).expanduser()
-        builders.FashionMnistIdx(directory=directory, data_dir=data.data_dir or None)
 
 
 def sizes(data: "DataConfig") -> tuple[int, int]:

@@ -163,7 +163,7 @@ def _summary(facts: Sequence[_Facts]) -> Survey:
 
 
 def load(directory: epath.Path) -> Survey | None:
-    """Returns the findings of this version saved next to a prepared copy; None without any."""
+    """Returns the survey next to a prepared copy; None if it is missing, damaged or outdated."""
     try:
         values = read_object_or_none(directory / FILE) or {}
         fields: dict[str, Any] = {

@@ -45,20 +45,14 @@ def walk(folder: epath.Path, prefix: str = "", above: tuple[str, ...] = ()) -> I
         name = f"{prefix}/{path.name}" if prefix else path.name
         try:
             stat = path.stat()
+            # epath has whole seconds, and two files may be written within one.
+            local = None if "://" in str(path) else os.stat(path)
         except OSError:
             yield Seen(name, 0, 0.0)
             continue
         if not stat.is_directory:
-            yield Seen(name, int(stat.length), modification_time(path, stat.mtime))
+            yield Seen(name, int(stat.length), local.st_mtime if local else stat.mtime)
         elif os.path.realpath(path) in above:
             yield Seen(name, 0, 0.0)
         else:
             yield from walk(path, name, above)
-
-
-def modification_time(path: epath.Path, seconds: float) -> float:
-    """Returns a file's modification time; epath's, in whole `seconds`, where it is no local file.
-
-    Two files that were written within one second differ in the rest of it.
-    """
-    return seconds if "://" in str(path) else os.stat(path).st_mtime

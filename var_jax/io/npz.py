@@ -141,7 +141,7 @@ def write_member(archive: zipfile.ZipFile, name: str, parts: Iterable[bytes]):
 
 
 def header_bytes(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """Returns the beginning of an `.npy` file, before the values."""
+    """Returns the header of an `.npy` file of a C-ordered array, whose bytes follow it."""
     buffer = io.BytesIO()
     fields = {
         "descr": np.lib.format.dtype_to_descr(dtype),

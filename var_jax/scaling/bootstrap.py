@@ -1,6 +1,6 @@
 """Bootstrap of fitted laws over runs: the same objective, refitted to resamples.
 
-The bootstrap stands beside the reported intervals (`intervals`) and draws the bands of the plots.
+It stands next to the reported intervals (`intervals`) as a second opinion.
 """
 
 import dataclasses

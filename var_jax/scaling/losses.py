@@ -1,4 +1,4 @@
-"""Losses of log-loss residuals, which the batched solver minimizes.
+"""Objectives of fitted laws: Huber's loss and Student's t likelihood of residuals in log loss.
 
 `Huber` is the objective of the literature (Hoffmann et al. 2022, appendix D.3). `StudentT` is a
 likelihood: its minimum is the reported law, and its profile gives the intervals.
@@ -51,14 +51,14 @@ class Loss(Protocol):
         weights: Float[Array, "r n"],
         scale: Float[Array, " r"],
     ) -> Float[Array, "r n"]:
-        """Returns the derivative of the cost by each residual, over that residual.
+        """Returns the weights of iteratively reweighted least squares.
 
-        They are the weights of the least squares problem that has the same gradient.
+        They are the derivative of the cost by each residual, over that residual.
         """
         ...
 
     def unit(self, cost: Float[Array, " r"]) -> Float[Array, " r"]:
-        """Returns the size of the cost that a change of it is small or large against."""
+        """Returns the scale of cost differences: the cost itself if they are relative, else 1."""
         ...
 
     def same(self, cost: float, best: float, runs: int) -> bool:

@@ -17,7 +17,7 @@ from var_jax.scaling.power import PowerLaw
 UNITS = {"params": "parameters", "tokens": "training tokens", "compute": "training compute (FLOPs)"}
 POINT = {"marker": "o", "ms": 4, "ls": "", "color": "black", "zorder": 3}
 FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:gray"
-# The multiples of powers of ten that are labelled, by the number of decades that an axis spans.
+# The multiples of powers of ten that are labeled, by the number of decades that an axis spans.
 LOG_TICKS = (
     (0.6, (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
     (1.2, (1.0, 2.0, 3.0, 5.0, 7.0)),
@@ -114,10 +114,11 @@ def _log_ticks(ax: Axes):
 
 
 def _power_of_ten(value: float, position: int | None = None) -> str:
-    """Returns a tick's label, such as 0.3 or 2·10⁸."""
+    """Returns a tick's label, such as 0.3, 2·10⁸ or 1.5·10⁸."""
     if 1e-3 < value < 1e4:
         return f"{value:.3g}"
-    digits, exponent = f"{value:.0e}".split("e")
+    digits, exponent = f"{value:.1e}".split("e")
+    digits = digits.removesuffix(".0")
     power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
     return power if digits == "1" else f"{digits}·{power}"
 

@@ -116,10 +116,12 @@ def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
 def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
     """Returns the overrides for `get_sweep` of a run like one of the sweep, with other tokens.
 
-    A cooldown keeps its share of the steps.
+    A cooldown keeps its share of the steps. They are {} where the run's files do not state them.
     """
-    config = read_object(sweep / run / "config.json")
-    meta = read_object(sweep / run / "meta.json")
+    config = read_object_if_exists(sweep / run / "config.json") or {}
+    meta = read_object_if_exists(sweep / run / "meta.json") or {}
+    if not (config.get("transformer") and config.get("optimizer") and "tokens_per_step" in meta):
+        return {}
     steps = max(1, round(tokens / meta["tokens_per_step"]))
     sizes = {f"transformer.{name}": config["transformer"][name] for name in SIZE_KEYS}
     optimizer = config["optimizer"]

@@ -31,12 +31,12 @@ class Noise(NamedTuple):
 
 
 def normal(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
-    """Returns independent normal noise of one standard deviation."""
+    """Returns independent normal noise with the standard deviation `scale` in every run."""
     return Noise(scale * random.normal(size=len(logx)), np.eye(len(logx)) / scale**2)
 
 
 def student_2(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
-    """Returns Student's t noise with 2 degrees of freedom, which has no variance."""
+    """Returns Student's t noise with 2 degrees of freedom, whose variance is infinite."""
     return _student(2, len(logx), scale, random)
 
 

@@ -153,7 +153,7 @@ def _measure(rows: study.Rows, missing: Sequence[str], images: HeldOut, continue
 
 
 def picture(continuer: Continuer) -> Image.Image:
-    """Returns the first images of each row side by side."""
+    """Returns a grid of the first held-out images: a column for each row of the table."""
     titles = {TRUTH: "original", ENLARGED: "enlarged"}
     for name, (source, keep_scales) in continuer.rows.items():
         titles[name] = f"{'finer' if source == ENLARGED else 'varied'}, {keep_scales}"

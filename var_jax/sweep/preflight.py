@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from var_jax.config import idle_keys
-from var_jax.errors import UserError
+from var_jax.errors import RunFailed, UserError
 from var_jax.sweep.plan import Run
 from var_jax.train import start_check
 from var_jax.train.workdir import started_with
@@ -68,7 +68,7 @@ def check_starts(
     starts: dict[Any, start_check.Start] = {}
     for run in runs:
         directory = "" if workdir is None else f"{workdir.rstrip('/')}/{run.id}"
-        start = start_check.Start(run.config, directory, bool(run.trunk))
+        start = start_check.Start(run.config, directory, on_this_machine and not run.trunk)
         begun = bool(directory) and started_with(epath.Path(directory)) is not None
         starts.setdefault(run.id if begun else _checked(run), start)
     if not starts:
@@ -84,7 +84,10 @@ def check_starts(
         try:
             return checked.result()
         except concurrent.futures.process.BrokenProcessPool as error:
-            raise MemoryError("the process that checks the runs was ended") from error
+            raise RunFailed(
+                "the process that checks the runs ended without a word; it may have been killed "
+                "for want of memory"
+            ) from error
 
 
 def _checked(run: Run) -> Any:

@@ -19,11 +19,13 @@ Frozen = TypeVar("Frozen")
 
 
 class Evaluator(Generic[Frozen]):
-    """The held-out split of a run, and the metrics and pictures made from it.
+    """Evaluates a run on its held-out split: metrics, and a picture.
 
-    Its methods are those that `Objective.picture` may use (`objectives.base.EvaluationTools`).
+    It is also the `EvaluationTools` that `Objective.picture` is given.
 
     Args:
+      objective: the run's objective.
+      data: the run's data.
       frozen: the frozen weights that the steps use, on the devices.
       replicated: the sharding of results, which every host can read.
       preemption: ends every method with `StopRequested` when a host is asked to stop: between

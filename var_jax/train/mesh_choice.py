@@ -103,7 +103,9 @@ def choose(
 def choose_for_sampling(
     objective: Objective[Any], images: int, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Returns the mesh that generates `images` at once, with weights only over the model axis.
+    """Returns the mesh on which a batch of `images` is sampled.
+
+    Weights are sharded over the model axis and replicated over the data axis.
 
     Raises:
       UserError: no mesh of the devices divides the images.

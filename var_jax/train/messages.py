@@ -19,7 +19,7 @@ def opening(
     directory: epath.Path,
     first: int,
 ) -> str:
-    """Returns the opening line of a run; `data_report` describes its images and classes.
+    """Returns the line that sums up a run before its first step; it follows those of `data_report`.
 
     Args:
       identity: the data's identity, as in `batches.Inputs`.

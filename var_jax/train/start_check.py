@@ -10,7 +10,6 @@ import jax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from var_jax.config import idle_keys
 from var_jax.config.train import DataConfig, MeshConfig, TrainConfig
 from var_jax.data import prepare
 from var_jax.devices import platforms
@@ -27,12 +26,13 @@ class Start(NamedTuple):
 
     Attributes:
       directory: its workdir; "" for a new run in any.
-      after_trunk: whether the run that it branches from is still to be trained.
+      restores: whether the state that it begins with is to be read, too: not that of a trunk
+        which is still to be trained, nor on a machine that need not have the memory for it.
     """
 
     config: TrainConfig
     directory: str
-    after_trunk: bool = False
+    restores: bool = True
 
 
 def check_all(
@@ -76,7 +76,6 @@ def check_all(
 def _opened(start: Start, *, on_these_devices: bool) -> tuple[Objective[Any], Mesh]:
     """Returns a run's objective and its mesh; one device of this machine in place of another's."""
     directory = epath.Path(start.directory)
-    idle_keys.refuse(start.config, workdir.started_with(directory))
     objective = resolve.open_objective(start.config, directory)
     workdir.refuse_another_run(directory, objective.config)
     if on_these_devices:
@@ -94,14 +93,13 @@ def _check(start: Start, objective: Objective[Any], mesh: Mesh, data: DataConfig
         rows = NamedSharding(mesh, PartitionSpec("data"))
         opened = objective.with_config(dataclasses.replace(config, data=data))
         inputs = Inputs(opened, objective.step_frozen(), rows, read_kept(directory))
-        if data.source_dir or not data.tokens_dir:
-            inputs.require_same_on_hosts()
+        inputs.require_same_on_hosts()
         objective.check_data(inputs.class_names)
         inputs.require_same(directory)
         inputs.train(start_step=0)  # is there a batch?
     if Checkpoints(directory / "checkpoints", keep=1).steps():
         return
-    if config.branch_from and not start.after_trunk:
+    if config.branch_from and start.restores:
         resume.branched_state(objective, program)
     elif config.init_from and not config.branch_from:
         resume.initial_weights(objective, program)
@@ -116,21 +114,22 @@ def _data_for_check(
         return _with_images_at_hand(data, scratch), ""
     if not on_this_machine and not _visible(data):
         return None, f"the images of {data.source_dir or data.name} are left to the runs' machines"
-    opened = prepare.for_check(data, scratch)
-    if opened is None:
-        return None, (
-            f"the images of {data.source_dir or data.name} are not looked at, as it would take "
-            "long; the first run refuses files that do not decode, or leaves them out with "
-            "data.skip_bad_images"
-        )
-    return opened, ""
+    opened = prepare.for_check(data, scratch, on_this_machine=on_this_machine)
+    if opened is not None:
+        return opened, ""
+    return None, (
+        f"the images of {data.source_dir or data.name} are left to the first run, which prepares "
+        "them and refuses those that it cannot read"
+    )
 
 
 def _with_images_at_hand(data: DataConfig, scratch: str) -> DataConfig:
     """Returns the config of a token cache, without a source of images that takes long to prepare.
 
-    The images of a source are compared with those that were encoded.
+    The images that it leaves are compared with those that were encoded.
     """
+    if data.name not in prepare.OWN or (data.name == "image_folder" and not data.source_dir):
+        return data
     try:
         images = prepare.for_check(dataclasses.replace(data, tokens_dir=""), scratch)
     except UserError:  # training from a cache needs no images
