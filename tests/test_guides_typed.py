@@ -72,13 +72,15 @@ def shortened(command: list[str]) -> list[str]:
     return words + [*SHORT] * (words[0] in ("train", "sweep"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "least"),
     [
-        ("quickstart", 4),  # a grid, a strip, a GIF, an edit by a box
-        ("sample_and_edit", 10),  # an edit by a painted mask, variations, a model for PyTorch
-        ("train", 14),  # both stages on color photos, evaluation, tokens, a sweep of four sizes
+        # A grid, a strip, a GIF, an edit by a box
+        pytest.param("quickstart", 4, marks=pytest.mark.slow),
+        # An edit by a painted mask, variations, a model for PyTorch
+        pytest.param("sample_and_edit", 10, marks=pytest.mark.slow),
+        # Both stages on color photos, evaluation, tokens, a sweep of four sizes
+        pytest.param("train", 14, marks=pytest.mark.study),
     ],
 )
 def test_guide_runs_as_typed(desk, capsys, page, least):

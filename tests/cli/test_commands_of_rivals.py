@@ -134,7 +134,7 @@ def test_commands_of_a_config_work_for_every_objective(
     assert "depth=2" in text and not workdir.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.study
 @pytest.mark.parametrize("objective", MODELS)
 def test_run_of_every_objective_from_quickstart_to_its_evaluation(
     objective, config_file, digits_dir, capsys, tmp_path, monkeypatch

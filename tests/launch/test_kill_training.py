@@ -15,7 +15,7 @@ from helpers.scripts import load_script
         # Here every signal waits for a new checkpoint, so that both starts leave one.
         pytest.param(1, 1, 2, "adversarial", marks=pytest.mark.slow),
         *(
-            pytest.param(1, 1, 2, objective, marks=pytest.mark.slow)
+            pytest.param(1, 1, 2, objective, marks=pytest.mark.study)
             for objective in ("next_token", "masked", "diffusion")
         ),
     ],

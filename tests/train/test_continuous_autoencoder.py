@@ -93,7 +93,7 @@ def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
         assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
 
 
-@pytest.mark.slow
+@pytest.mark.study
 def test_diffusion_learns_over_a_gaussians_features(digits_dir, tmp_path):
     """A whole run of the KL autoencoder, whose loss falls, with its picture, and one of diffusion
     over its features: these are the means, and generated ones are decoded as they are."""
