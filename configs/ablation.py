@@ -39,7 +39,7 @@ from var_jax.config import recipes
 from var_jax.config.train import default_config
 from var_jax.errors import UserError
 
-ARGUMENTS = ("next_token", "next_scale", "adaln", "qk_norm")  # each has the changes before it, too
+RUNGS = ("next_token", "next_scale", "adaln", "qk_norm")  # each has the changes before it, too
 OFF = {"cfg": 0.0, "top_k": 0, "top_p": 0.0}
 
 
@@ -91,27 +91,27 @@ def get_config(arg: str = "qk_norm") -> config_dict.ConfigDict:
 
     # Model: the transformer, with the changes up to its rung
     name, depth = _parse(arg)
-    rung = ARGUMENTS.index(name)
-    if rung >= ARGUMENTS.index("next_scale"):
+    rung = RUNGS.index(name)
+    if rung >= RUNGS.index("next_scale"):
         config.transformer.objective = "next_scale"
     else:
         config.tokenizer.scales = "8"
         config.transformer.objective = "next_token"
-    has_adaln = rung >= ARGUMENTS.index("adaln")
+    has_adaln = rung >= RUNGS.index("adaln")
     config.transformer.class_conditioning = "adaln" if has_adaln else "start_token"
-    config.transformer.qk_norm = rung >= ARGUMENTS.index("qk_norm")
+    config.transformer.qk_norm = rung >= RUNGS.index("qk_norm")
     _train_transformer(config, depth)
     return config
 
 
 def _parse(arg: str) -> tuple[str, int]:
     """Returns the name and the depth of an argument such as "qk_norm_d6"."""
-    if arg in ARGUMENTS:
+    if arg in RUNGS:
         return arg, 3
     name, _, depth = arg.rpartition("_")
-    name = name or ARGUMENTS[-1]  # of "d3" alone
-    if name not in ARGUMENTS:
-        raise UserError(f"config argument {arg!r} is none of {', '.join(ARGUMENTS)}, or with _d3")
+    name = name or RUNGS[-1]  # of "d3" alone
+    if name not in RUNGS:
+        raise UserError(f"config argument {arg!r} is none of {', '.join(RUNGS)}, or with _d3")
     return name, recipes.depth_of(depth)
 
 

@@ -112,7 +112,7 @@ def test_train_refuses_to_start_from_weights_that_are_not_finite(spoiled_dir):
     config = small.train_config("transformer", "", init_from=str(spoiled_dir))
     with pytest.raises(UserError, match="not finite.* in head/kernel"):
         # The weights are refused before the program is asked for.
-        resume._weights(small.next_scale(config), program=None)
+        resume.initial_weights(small.next_scale(config), program=None)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
