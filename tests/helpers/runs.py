@@ -7,11 +7,15 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
+from var_jax.config.train import TrainConfig
 from var_jax.devices.preemption import Preemption
+from var_jax.errors import Preempted
 from var_jax.io.checkpoint import Checkpoints
+from var_jax.train.loop import train
 
 TIMES = (
     "steps_per_s",
@@ -64,6 +68,21 @@ def board_tags(workdir) -> set[tuple[int, str]]:
 def weights(workdir, part: str = "params"):
     """Returns a part of a run's newest checkpoint, such as "params" or "ema"."""
     return Checkpoints(workdir / "checkpoints", keep=3).restore_part(part)
+
+
+def assert_resumes_bit_for_bit(config: TrainConfig, tmp_path, monkeypatch, stop: int = 2):
+    """Trains to the end in `tmp_path/whole`, and with a SIGTERM in a step in `tmp_path/stopped`.
+
+    The stopped run, started again, has every loss and weight of the other one.
+    """
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        signal_in_step(patch, stop)
+        train(config, tmp_path / "stopped")
+    train(config, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    for part in ("params", "ema", "opt_state"):
+        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
 
 
 def assert_same(tree, expected):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from helpers import diffusion, small
-from helpers.runs import NoEvaluator, assert_same, losses, records, signal_in_step, weights
+from helpers.runs import NoEvaluator, assert_resumes_bit_for_bit, records, weights
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig
 from var_jax.config.train import default_config, from_config_dict
-from var_jax.errors import Preempted, UserError
+from var_jax.errors import UserError
 from var_jax.models import init
 from var_jax.objectives import registry
 from var_jax.objectives.diffusion import Diffusion
@@ -52,14 +52,7 @@ def test_diffusion_resumes_bit_for_bit(config, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, as if nothing had happened, and with
     the latents' statistics that it began with."""
     monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
-    train(config, str(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        signal_in_step(patch, 2)
-        train(config, str(tmp_path / "stopped"))
-    train(config, str(tmp_path / "stopped"))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    for part in ("params", "ema", "opt_state"):
-        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
+    assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
     average, trained = (weights(tmp_path / "whole", part) for part in ("ema", "params"))
     assert np.all(trained["latent_std"] != 1)
     for name in ("latent_mean", "latent_std"):

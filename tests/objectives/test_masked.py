@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from helpers import masked, small
-from helpers.runs import assert_same, losses, signal_in_step, weights
+from helpers.runs import assert_resumes_bit_for_bit
 from var_jax.config import idle_keys
 from var_jax.config.train import LossConfig
-from var_jax.errors import Preempted, UserError
+from var_jax.errors import UserError
 from var_jax.ops import mask_schedule
 from var_jax.train import step
-from var_jax.train.loop import train
 
 BATCH = 8
 
@@ -96,14 +95,7 @@ def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
     config = masked.train_config(
         digits_dir, tokenizer_dir=str(model_dir), init_from=str(model_dir), steps=3
     )
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        signal_in_step(patch, 2)
-        train(config, tmp_path / "stopped")
-    train(config, tmp_path / "stopped")
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    for part in ("params", "ema", "opt_state"):
-        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
+    assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
     assert list((tmp_path / "whole" / "samples").glob("*.png"))
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from helpers import next_token, small
-from helpers.runs import NoEvaluator, assert_same, losses, records, signal_in_step, weights
+from helpers.runs import NoEvaluator, assert_resumes_bit_for_bit, records
 from var_jax import Pipeline
 from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import default_config, from_config_dict
 from var_jax.data import fingerprints
-from var_jax.errors import Preempted, UserError
+from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.objectives.next_token import NextToken
 from var_jax.train import evaluation
@@ -46,14 +46,7 @@ def config(digits_dir, tokenizer_dir):
 def test_next_token_resumes_bit_for_bit(config, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, as if nothing had happened."""
     monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
-    train(config, str(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        signal_in_step(patch, 2)
-        train(config, str(tmp_path / "stopped"))
-    train(config, str(tmp_path / "stopped"))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    for part in ("params", "ema", "opt_state"):
-        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
+    assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
 
 
 def test_next_token_trains_to_a_model_that_samples(config, tmp_path):

@@ -11,8 +11,8 @@ import pytest
 
 import var_jax.config.train
 from helpers import small
-from helpers.runs import assert_same, losses, records, signal_in_step, weights
-from var_jax.errors import Preempted, UserError
+from helpers.runs import assert_resumes_bit_for_bit, records
+from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.ops.normalize import normalize_images
@@ -70,14 +70,7 @@ def test_toy_objective_trains_and_evaluates(config, tmp_path):
 
 def test_toy_objective_resumes_bit_for_bit(config, tmp_path, monkeypatch):
     """A run that SIGTERM stops goes on by the same command, as if nothing had happened."""
-    train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        signal_in_step(patch, 3)
-        train(config, tmp_path / "stopped")
-    train(config, tmp_path / "stopped")
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    for part in ("params", "ema", "opt_state"):
-        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
+    assert_resumes_bit_for_bit(config, tmp_path, monkeypatch, stop=3)
 
 
 def test_stage_that_nothing_trains_is_refused():

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from helpers import continuous, diffusion, small
-from helpers.runs import NoEvaluator, assert_same, losses, records, signal_in_step, weights
+from helpers.runs import NoEvaluator, assert_resumes_bit_for_bit, records
 from var_jax import Pipeline
 from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.tokenizer_training import CodebookConfig
 from var_jax.config.train import LossConfig
-from var_jax.errors import Preempted, UserError
+from var_jax.errors import UserError
 from var_jax.models import flops, init
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import registry
@@ -83,14 +83,7 @@ def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
     as if nothing had happened."""
     monkeypatch.setattr(evaluation, "Evaluator", NoEvaluator)
     config = run_config("kl", digits_dir, steps=3, eval_every=3)
-    train(config, str(tmp_path / "whole"))
-    with monkeypatch.context() as patch, pytest.raises(Preempted):
-        signal_in_step(patch, 2)
-        train(config, str(tmp_path / "stopped"))
-    train(config, str(tmp_path / "stopped"))
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    for part in ("params", "ema", "opt_state"):
-        assert_same(weights(tmp_path / "stopped", part), weights(tmp_path / "whole", part))
+    assert_resumes_bit_for_bit(config, tmp_path, monkeypatch)
 
 
 @pytest.mark.study

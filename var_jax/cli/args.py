@@ -115,29 +115,14 @@ def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     config = read_config(file, overrides)
     idle_keys.refuse_flags(config, idle_keys.flag_keys(overrides))
-    config = with_frozen_sizes(config, overrides)
+    from var_jax.objectives import registry
+
+    config = registry.with_frozen_sizes(config, idle_keys.flag_keys(overrides))
     if not config.left_to_data:
         return config
     from var_jax.train import data_sizes  # it imports the libraries of all data sets
 
     return data_sizes.from_data(config)
-
-
-def with_frozen_sizes(config: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
-    """Returns the run with the sizes of the tokenizer that it reads, if it reads one.
-
-    Args:
-      overrides: the `--config.KEY=VALUE` flags.
-
-    Raises:
-      UserError: a flag gives the tokenizer another value, or there is no such tokenizer.
-    """
-    from var_jax.objectives import frozen_tokenizer, registry
-
-    resolved = registry.find(config).frozen_config(config)
-    directory = frozen_tokenizer.source(config)
-    idle_keys.refuse_replaced(config, resolved.tokenizer, idle_keys.flag_keys(overrides), directory)
-    return resolved
 
 
 def call(file: str, function: str) -> Any:

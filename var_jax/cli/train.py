@@ -15,7 +15,7 @@ import sys
 
 from etils import epath
 
-from var_jax.cli.args import add_config_argument, read_config, with_frozen_sizes
+from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.exit import leave_group, line_and_code
 from var_jax.errors import Preempted, RunFailed, UserError
 
@@ -76,8 +76,9 @@ def _run(args: argparse.Namespace) -> int:
     from var_jax.devices import process_group
     from var_jax.train import workdir
 
+    keys = idle_keys.flag_keys(args.overrides)
     begun = workdir.started_with(epath.Path(args.workdir))
-    idle_keys.refuse_flags(config, idle_keys.flag_keys(args.overrides), begun)
+    idle_keys.refuse_flags(config, keys, begun)
 
     process_group.initialize(
         args.coordinator,
@@ -89,11 +90,12 @@ def _run(args: argparse.Namespace) -> int:
     import jax
 
     from var_jax.devices import multihost
+    from var_jax.objectives import registry
     from var_jax.train import messages
     from var_jax.train.loop import train
 
     if not begun:  # a run that has begun has its own copy of the tokenizer
-        multihost.run_on_all(lambda: with_frozen_sizes(config, args.overrides))
+        multihost.run_on_all(lambda: registry.with_frozen_sizes(config, keys))
     held_out = train(config, args.workdir, window)
     if jax.process_index() == 0:
         print(

@@ -43,8 +43,7 @@ def fingerprint(data: "DataConfig", class_names: Sequence[str] = ()) -> str | No
 def _of_folder(data: "DataConfig", class_names: Sequence[str]) -> str | None:
     if not data.source_dir or not epath.Path(data.source_dir).expanduser().is_dir():
         return None
-    whole_train = any("[" in split for split in (data.train_split, data.eval_split))
-    files = image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
+    files = prepare.list_folder(data, class_names)
     if prepare.with_builder(files, data, keep_order=bool(class_names))[1].is_prepared():
         return sources.open_split(data, data.train_split, class_names).fingerprint
     log.info(

@@ -36,20 +36,32 @@ def prepare_data_set(data: "DataConfig") -> "tfds.core.DatasetBuilder":
     Raises:
       UserError: the data set is unknown or cannot be prepared here.
     """
-    from var_jax.data import builders  # TFDS is slow to import
-
-    data_dir = data.data_dir or None
-    if data.name == "digits":
-        return _prepare(builders.Digits(data_dir=data_dir))
+    builder = _builder(data)
+    if data.name not in OWN:
+        return _prepare_by_tfds(data.name, builder)
+    prepared = _prepare(builder)
     if data.name == "fashion_mnist_idx":
-        prepared = _prepare(_fashion_mnist_builder(data))
         for line in survey.dark_remarks(
             data.source_dir or DEBIAN_FASHION_MNIST,
             (prepared.info.metadata or {}).get("brightest", 255),
         ):
             survey.say(line)
-        return prepared
-    return _prepare_by_tfds(data.name, data_dir)
+    return prepared
+
+
+def _builder(data: "DataConfig") -> "tfds.core.DatasetBuilder":
+    """Returns the builder of a data set other than an image folder; nothing is prepared.
+
+    Raises:
+      UserError: there is no such data set, or its files are missing.
+    """
+    from var_jax.data import builders  # TFDS is slow to import
+
+    if data.name == "digits":
+        return builders.Digits(data_dir=data.data_dir or None)
+    if data.name == "fashion_mnist_idx":
+        return _fashion_mnist_builder(data)
+    return tfds_builder(data.name, data.data_dir or None)
 
 
 def _fashion_mnist_builder(data: "DataConfig") -> "builders.FashionMnistIdx":
@@ -90,6 +102,22 @@ def _prepare(builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
         raise UserError(
             f"{builder.data_dir} is damaged ({_first_line(error)}); remove it to start afresh"
         ) from error
+
+
+def list_folder(
+    data: "DataConfig", class_names: Sequence[str] = (), splits: Sequence[str] = ()
+) -> image_folder.Listing:
+    """Returns the files of an image folder as a run of a data config sees them.
+
+    Args:
+      class_names: as in `image_folder.listing`.
+      splits: further splits that are read.
+    Raises:
+      UserError: as `image_folder.listing`.
+    """
+    # With a slice of "train", the user divides the images.
+    whole_train = any("[" in name for name in (data.train_split, data.eval_split, *splits))
+    return image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
 
 
 def prepare_folder(
@@ -154,20 +182,13 @@ def for_check(
     Raises:
       UserError: there is no such data set or folder, or `data_dir` cannot be written.
     """
-    from var_jax.data import builders  # TFDS is slow to import
-
     size = 0
     if data.name == "image_folder":
-        whole_train = any("[" in name for name in (data.train_split, data.eval_split))
-        files = image_folder.listing(data.source_dir, whole_train=whole_train)
+        files = list_folder(data)
         builder: Any = with_builder(files, data, keep_order=False)[1]
         size = sum(file.size for file in files.files)
-    elif data.name == "digits":
-        builder = builders.Digits(data_dir=data.data_dir or None)
-    elif data.name == "fashion_mnist_idx":
-        builder = _fashion_mnist_builder(data)
     else:
-        builder = tfds_builder(data.name, data.data_dir or None)
+        builder = _builder(data)
     if builder.is_prepared():
         return data
     if on_this_machine:
@@ -285,8 +306,7 @@ def _bad_files(first: str, count: int) -> UserError:
     )
 
 
-def _prepare_by_tfds(name: str, data_dir: str | None) -> "tfds.core.DatasetBuilder":
-    builder = tfds_builder(name, data_dir)
+def _prepare_by_tfds(name: str, builder: "tfds.core.DatasetBuilder") -> "tfds.core.DatasetBuilder":
     try:
         _download_and_prepare(builder)
     # Other people's builders need manual downloads, further packages or the network, and raise

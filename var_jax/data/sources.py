@@ -153,9 +153,7 @@ def open_splits(
     counts: dict[str, tuple[int, ...]] = {}
     with prepare.quiet_tfds(progress=data.name not in prepare.OWN):
         if data.name == "image_folder":
-            # With a slice of "train", the user divides the images.
-            whole_train = any("[" in name for name in (data.train_split, data.eval_split, *splits))
-            files = image_folder.listing(data.source_dir, class_names, whole_train=whole_train)
+            files = prepare.list_folder(data, class_names, splits)
             builder, counts = prepare.prepare_folder(files, data, keep_order=bool(class_names))
             splits = [_of_folder(split, builder.info.splits, data.source_dir) for split in splits]
         else:

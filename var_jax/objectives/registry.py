@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from var_jax.config import idle_keys
 from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import STAGES, TrainConfig
+from var_jax.objectives import frozen_tokenizer
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
 from var_jax.objectives.diffusion import Diffusion
@@ -41,6 +44,22 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
         return OBJECTIVES[config.stage]
     assert config.transformer is not None  # the config's own validation asks for it
     return entry_of(TRANSFORMER_OBJECTIVES, config.transformer.objective)
+
+
+def with_frozen_sizes(config: TrainConfig, keys: Collection[str] = ()) -> TrainConfig:
+    """Returns a config with the sizes of the tokenizer that its run reads, if it reads one.
+
+    No weights are read.
+
+    Args:
+      keys: dotted, of flags: they must not give the tokenizer other values.
+    Raises:
+      UserError: a flag does, or there is no such tokenizer.
+    """
+    resolved = find(config).frozen_config(config)
+    directory = frozen_tokenizer.source(config)
+    idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
+    return resolved
 
 
 def with_frozen_shapes(config: TrainConfig) -> Objective[Any]:

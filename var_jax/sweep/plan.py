@@ -20,13 +20,13 @@ from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import model_directory
 from var_jax.models import flops
-from var_jax.objectives import frozen_tokenizer, registry
+from var_jax.objectives import registry
 from var_jax.sweep import claims, grid
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
 from var_jax.sweep.runs import require_reachable
 from var_jax.train import data_sizes
-from var_jax.train.workdir import START_TOKEN_ENV
+from var_jax.train.workdir import START_TOKEN_ENV, started_with
 
 # Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
 # locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). They may
@@ -167,14 +167,13 @@ def expand(
         trunk_id = trunk.id if trunk else ""
         id = _id_in(workdir, config, trunk_id, tokenizer)
         if tokenizer:  # the runs take its sizes, which their costs follow from
-            resolved = registry.find(config).frozen_config(config)
-            keys, directory = idle_keys.flag_keys(flags), frozen_tokenizer.source(config)
             try:
-                idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
-            except UserError:  # a run that has begun has its own copy of the tokenizer
-                if not (epath.Path(workdir) / id / "config.json").exists():
+                config = registry.with_frozen_sizes(config, idle_keys.flag_keys(flags))
+            except UserError:
+                if started_with(epath.Path(workdir) / id) is None:
                     raise
-            config = resolved
+                # A run that has begun has its own copy of the tokenizer, whatever its flags.
+                config = registry.with_frozen_sizes(config)
         if trunk is not None:
             _require_branch(config, trunk.config)
         members_by_id.setdefault(id, {k: v for k, v in member.items() if k != "branch_from"})
