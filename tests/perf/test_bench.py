@@ -40,6 +40,8 @@ def missing(name):
     return version(name)
 
 builtins.__import__, importlib.metadata.version = guarded, missing
+"""
+COMMAND = """
 from var_jax.perf import roofline
 from var_jax.cli.main import main
 roofline.MATRIX["cpu"] = 64
@@ -47,14 +49,14 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def bare(*argv) -> subprocess.CompletedProcess:
+def bare(*argv, script: str = COMMAND) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
-        [sys.executable, "-c", BARE, *map(str, argv)],
+        [sys.executable, "-c", BARE + script, *map(str, argv)],
         env=environment,
         capture_output=True,
         text=True,
@@ -114,6 +116,17 @@ DECODER = (
     + 2 * 8
     + convolution(8, 1)
 )
+
+
+def test_bench_imports_nothing_but_what_is_installed():
+    """Every module behind the command loads, and the guard refuses the first import of another
+    package by its name."""
+    loaded = bare(
+        script="import var_jax.cli.bench, var_jax.perf.bench, var_jax.objectives.registry"
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    refused = bare(script="import var_jax.scaling.intervals")
+    assert "var_jax.scaling.intervals imports jaxtyping" in refused.stderr
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """A model that turns images into tokens and back, and tokens into logits."""
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
@@ -14,6 +16,9 @@ from var_jax.models import networks, programs
 from var_jax.sampling import validate
 from var_jax.sampling.batch_size import max_batch
 from var_jax.sampling.settings import is_integer
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class CodingModel(LoadedModel):

@@ -1,18 +1,22 @@
 """Checks of the pipeline's arguments: images, tokens, labels, masks and second models."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.ops.resize import resize
 from var_jax.sampling.labels import of_name
 from var_jax.sampling.settings import is_integer
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 
 def transformer(config: ModelConfig) -> TransformerConfig:
