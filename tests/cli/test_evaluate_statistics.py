@@ -113,7 +113,7 @@ def test_mistakes_are_one_line_and_write_nothing(toy, folder, capsys, arguments,
 def test_statistics_by_the_frozen_graph(folder, monkeypatch):
     """FID (ADM) is computed with a file of weights, against statistics that the graph itself made:
     the distances of the same images are 0, and those of shifted ones are the shift."""
-    monkeypatch.setitem(batched.MAX_BATCH, "cpu", 1)  # per device
+    monkeypatch.setitem(batched.ROWS_PER_DEVICE, "cpu", 1)
     inception_files.write_graph(folder / "graph.pb", inception_files.state_dict())
     np.savez("few.npz", DRAWN[:8])
     shared = ["--features", "inception", "--weights", "graph.pb"]

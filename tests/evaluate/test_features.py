@@ -35,7 +35,7 @@ class Images:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setitem(batched.MAX_BATCH, "cpu", 3)  # per device
+    monkeypatch.setitem(batched.ROWS_PER_DEVICE, "cpu", 3)
 
 
 def direct(pixels):

@@ -125,8 +125,8 @@ def test_bench_imports_nothing_but_what_is_installed():
         script="import var_jax.cli.bench, var_jax.perf.bench, var_jax.objectives.registry"
     )
     assert loaded.returncode == 0, loaded.stderr
-    refused = bare(script="import var_jax.scaling.intervals")
-    assert "var_jax.scaling.intervals imports jaxtyping" in refused.stderr
+    refused = bare(script="import var_jax.scaling.profile_intervals")
+    assert "var_jax.scaling.profile_intervals imports jaxtyping" in refused.stderr
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from scipy import stats
 
 from helpers.cases import first_of
 from scaling.planted import joint, single
-from var_jax.scaling import estimate, intervals, laws, losses, solver
+from var_jax.scaling import estimate, laws, losses, profile_intervals, solver
 from var_jax.studies import batched_coverage, planted_laws
 
 DIRTY = {planted.name: planted for planted in planted_laws.DIRTY}
@@ -19,7 +19,9 @@ SMALL = [name for name in DIRTY if "120" not in name]
 def reported(p):
     """The most likely law's values, their intervals and the fit."""
     fit = estimate.fit(p)
-    ends = intervals.profile(intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit))
+    ends = profile_intervals.profile(
+        profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+    )
     return np.array(list(fit.values.values())), ends, fit
 
 
@@ -58,7 +60,7 @@ def test_heavy_tails_have_shorter_intervals_than_least_squares():
     """The likelihood of the noise that the runs have says more about the law."""
     p = heavy_tailed(0)
     normal = laws.fit(p)
-    wide = intervals.profile(intervals.likelihood(p, normal))
+    wide = profile_intervals.profile(profile_intervals.likelihood(p, normal))
     values, ends, fit = reported(p)
     assert fit.loss != losses.StudentT()
     assert np.all((ends[:, 0] <= values) & (values <= ends[:, 1]))
@@ -91,7 +93,7 @@ def test_many_degrees_of_freedom_are_least_squares():
     for loss in (squares, heavy):
         p = solver.problem(x, y, loss)
         fit = laws.fit(p)
-        results.append((fit.theta, intervals.profile(intervals.likelihood(p, fit))))
+        results.append((fit.theta, profile_intervals.profile(profile_intervals.likelihood(p, fit))))
     (normal, normal_ends), (student, student_ends) = results
     np.testing.assert_allclose(student, normal, rtol=1e-4)
     np.testing.assert_allclose(student_ends, normal_ends, rtol=2e-3)

@@ -15,7 +15,7 @@ from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.objectives.steps import NoFrozen
-from var_jax.train import data_report
+from var_jax.train import terminal_messages
 from var_jax.train.batches import Inputs
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def described(data: Inputs) -> list[str]:
-    return data_report.described(data._config, data)
+    return terminal_messages.data_lines(data._config, data)
 
 
 def warnings_of(data: Inputs) -> list[str]:
@@ -185,7 +185,7 @@ def test_rows_of_a_batch_reach_the_devices_without_a_copy_on_the_host(digits_dir
         assert all(np.shares_memory(part, batch["label"]) for part in values)
 
 
-def test_data_report_names_classes_counts_and_splits(opened, folder):
+def test_data_lines_name_classes_counts_and_splits(opened, folder):
     """Which id is which class is nowhere else to be seen before images are drawn."""
     data, classes = described(opened())
     counts = opened().class_counts
@@ -209,7 +209,7 @@ def test_data_report_names_classes_counts_and_splits(opened, folder):
     )
 
 
-def test_data_report_warns_of_empty_classes_and_dropped_color(opened, folder, tmp_path):
+def test_log_data_warns_of_empty_classes_and_dropped_color(opened, folder, tmp_path):
     """Rows of the class embedding that no image trains draw noise; a gray tokenizer drops color
     without a trace."""
     data = DataConfig(

@@ -6,7 +6,13 @@ import sys
 import traceback
 
 from var_jax.devices import platforms
-from var_jax.errors import Preempted, RunFailed, UserError
+from var_jax.errors import (
+    PREEMPTED_EXIT_CODE,
+    USER_ERROR_EXIT_CODE,
+    Preempted,
+    RunFailed,
+    UserError,
+)
 
 # The operating system's errors that the user can correct.
 USER_ERRNOS = (
@@ -35,21 +41,21 @@ def line_and_code(error: BaseException) -> tuple[str, int] | None:
     answer the next time.
     """
     if isinstance(error, UserError):
-        return str(error), 2
+        return str(error), USER_ERROR_EXIT_CODE
     if isinstance(error, Preempted):
-        return str(error), 75
+        return str(error), PREEMPTED_EXIT_CODE
     if isinstance(error, RunFailed):
         return str(error), 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, OSError) and error.errno in USER_ERRNOS:
-        return f"{error.filename or 'a file'}: {error.strerror}", 2
+        return f"{error.filename or 'a file'}: {error.strerror}", USER_ERROR_EXIT_CODE
     if isinstance(error, ImportError) and (line := without_bucket_library(error)):
-        return line, 2
+        return line, USER_ERROR_EXIT_CODE
     if line := platforms.without_device(error):
-        return line, 2
+        return line, USER_ERROR_EXIT_CODE
     if line := out_of_memory(error):
-        return line, 2
+        return line, USER_ERROR_EXIT_CODE
     if line := unreachable(error):
         return line, 1
     return None

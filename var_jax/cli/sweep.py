@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     require(0 <= args.price < math.inf, "--price", args.price, "0 or more, and finite")
     import jax
 
-    from var_jax.sweep import backend, driver, plan, preflight, runs
+    from var_jax.sweep import backend, driver, plan, preflight, run_state
 
     jax.config.update("jax_platforms", "cpu")  # the accelerators are for the runs
     options = [part.partition("=") for part in args.option]
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         return 0
-    runs.require_reachable(args.workdir)
+    run_state.require_reachable(args.workdir)
     if args.stop:
         asked = driver.stop(sweep)
         print(f"asked {len(asked)} runs to save and end{': ' if asked else ''}{', '.join(asked)}")
@@ -175,13 +175,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_starts(sweep: "Sweep", *, retry: bool) -> list[str]:
     """Checks the runs that would be started; returns what is left to them."""
-    from var_jax.sweep import preflight, runs
+    from var_jax.sweep import preflight, run_state
 
     observed = {run.id: sweep.observe(run.id) for run in sweep.runs}
 
     def to_start(id: str) -> bool:
         run = observed[id]
-        given_up = not retry and runs.give_up_reason(run, sweep.max_restarts)
+        given_up = not retry and run_state.give_up_reason(run, sweep.max_restarts)
         return run.state == "new" or not (run.live or run.state == "done" or given_up)
 
     return preflight.check_starts(

@@ -17,7 +17,7 @@ from etils import epath
 
 from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.exit import leave_group, line_and_code
-from var_jax.errors import Preempted, RunFailed, UserError
+from var_jax.errors import USER_ERROR_EXIT_CODE, Preempted, RunFailed, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from var_jax.devices import multihost
     from var_jax.objectives import registry
-    from var_jax.train import messages
+    from var_jax.train import terminal_messages
     from var_jax.train.loop import train
 
     if not begun:  # a run that has begun has its own copy of the tokenizer
@@ -99,7 +99,9 @@ def _run(args: argparse.Namespace) -> int:
     held_out = train(config, args.workdir, window)
     if jax.process_index() == 0:
         print(
-            *messages.closing(config, held_out, args.workdir, args.config, args.overrides),
+            *terminal_messages.closing_lines(
+                config, held_out, args.workdir, args.config, args.overrides
+            ),
             sep="\n",
             file=sys.stderr,
         )
@@ -116,7 +118,7 @@ def _window(text: str) -> tuple[int, int]:
 def _note_refusal(error: BaseException):
     """Writes the line of a user's mistake for the launcher of the run: it must not start again."""
     known = line_and_code(error)
-    if known is not None and known[1] == 2:
+    if known is not None and known[1] == USER_ERROR_EXIT_CODE:
         from var_jax.train import workdir
 
         workdir.note_refusal(known[0])

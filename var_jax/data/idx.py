@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from var_jax.errors import UserError
-from var_jax.io.file_kinds import HEAD, stand_in
+from var_jax.io.failed_downloads import HEAD_BYTES, failed_download
 
 UNSIGNED_BYTE = 0x08
 GZIP = b"\x1f\x8b"
@@ -41,7 +41,7 @@ def read(path: epath.Path, dimensions: int) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     # Elsewhere a gzip archive is refused as a stand-in for the file inside; here it is read.
-    if content[:2] != GZIP and (kind := stand_in(content[:HEAD])):
+    if content[:2] != GZIP and (kind := failed_download(content[:HEAD_BYTES])):
         raise UserError(f"{path} does not read as an idx file: it is {kind}")
     if content[:2] == GZIP:  # not by name: some mirrors unpack a file and keep its name
         try:

@@ -15,7 +15,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 from var_jax.errors import UserError
-from var_jax.io import file_kinds
+from var_jax.io import failed_downloads
 
 BACKGROUND = 255  # transparent images are composited on white, as on a page
 DARK = 0.25  # share of white: 14 bits in 16 and fewer have nothing brighter
@@ -257,10 +257,10 @@ def _errors_named(name: str, content: bytes) -> Iterator[None]:
 
 def _unknown(content: bytes) -> str:
     """Returns the kind of a file that no plugin of Pillow reads, by its first bytes."""
-    head = content[: file_kinds.HEAD]
+    head = content[: failed_downloads.HEAD_BYTES]
     if b"<svg" in head.lower():
         return "SVG files hold drawings, not pixels; save it as PNG"
-    if kind := file_kinds.stand_in(head):
+    if kind := failed_downloads.failed_download(head):
         return f"it is {kind}"
     if head[:4] in (b"II*\0", b"MM\0*"):
         return (

@@ -22,8 +22,6 @@ from var_jax.sampling import sampler, samplers, validate
 # Of an uploaded file. Its pixels are counted by its header, before any is decoded.
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
-# The short side is resized to the model's, so that a line of pixels would grow without bound
-MAX_ASPECT = 20
 # Kinds that Pillow recognizes by their first bytes and decodes by itself; EPS, say, would run
 # another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
@@ -170,10 +168,10 @@ def read_upload(path: str | os.PathLike, config: TokenizerConfig) -> UInt8[np.nd
         f"at most {MAX_PIXELS // 10**6} million",
     )
     require(
-        0 < max(height, width) <= MAX_ASPECT * min(height, width),
+        0 < max(height, width) <= transforms.MAX_ASPECT * min(height, width),
         "the upload",
         f"of {height} x {width} pixels",
-        f"at most {MAX_ASPECT} times as long as it is wide",
+        f"at most {transforms.MAX_ASPECT} times as long as it is wide",
     )
     return transforms.at_size(transforms.decode(content, "the upload", FORMATS), config.image_shape)
 

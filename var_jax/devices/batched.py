@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 128}  # images per device in `OverDevices`
+# Images of a batch of `OverDevices`.
+ROWS_PER_DEVICE = {"cpu": 64, "gpu": 256, "tpu": 128}
 
 
 def local_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -84,7 +85,7 @@ class OverDevices:
         self._sharding = row_sharding(mesh)
         self._params = replicate(params, mesh)
         self._run = jax.jit(function, out_shardings=self._sharding)
-        self.batch = mesh.size * MAX_BATCH.get(jax.default_backend(), MAX_BATCH["gpu"])
+        self.batch = mesh.size * ROWS_PER_DEVICE.get(jax.default_backend(), ROWS_PER_DEVICE["gpu"])
 
     def __call__(self, *arrays: np.ndarray) -> Any:
         """Returns the function's result for arrays of the same number of rows, as numpy arrays."""

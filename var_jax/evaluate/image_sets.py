@@ -18,7 +18,7 @@ from var_jax.data import image_file, sources, streams, survey, transforms, visib
 from var_jax.data.image_folder import fingerprint, printable
 from var_jax.errors import UserError, did_you_mean
 from var_jax.evaluate import npz_images
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 from var_jax.pretrained import weights
 
 LABELED = "a directory of class folders, DATASET:SPLIT, or FILE.npz with labels in arr_1"
@@ -337,7 +337,7 @@ def _npz(spec: str, path: epath.Path, shape: Shape | None, num: int, seed: int) 
     """Returns the images of an `.npz` file, which is read row by row: it may exceed the memory."""
     if not path.exists():
         raise UserError(f"no file {spec}")
-    refuse_stand_in(path, ".npz")
+    refuse_failed_download(path, ".npz")
     with npz_images.open_images(path) as (_, file_shape, dtype):
         is_images = len(file_shape) == 4 and file_shape[-1] in (1, 3) and dtype == np.uint8
         require(is_images, f"arr_0 of {spec}", f"{dtype} of {file_shape}", npz_images.LAYOUT)

@@ -22,7 +22,7 @@ from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.fid import Gaussian
 from var_jax.evaluate.image_sets import ImageSet
 from var_jax.io import npz
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 from var_jax.pretrained import weights
 
 ORIGIN = "statistics_of"  # the array with the JSON object that names the network and the images
@@ -142,7 +142,7 @@ def read(spec: str) -> ReferenceStatistics:
         covariance of the same dimension.
     """
     path = epath.Path(spec).expanduser()
-    refuse_stand_in(path, ".npz")
+    refuse_failed_download(path, ".npz")
     names = npz.member_names(path)
     pooled, spatial = (
         _gaussian(path, names, *pair) for pair in (("mu", "sigma"), ("mu_s", "sigma_s"))

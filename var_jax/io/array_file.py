@@ -11,7 +11,7 @@ from safetensors.numpy import save as serialize
 
 from var_jax.errors import UserError
 from var_jax.io import atomic
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 from var_jax.io.system_errors import one_line
 
 DTYPES = {
@@ -49,7 +49,7 @@ def load_arrays(path: epath.PathLike) -> dict:
     Raises:
       UserError: the file is missing, truncated or of another kind.
     """
-    refuse_stand_in(path, "safetensors")
+    refuse_failed_download(path, "safetensors")
     try:
         # The library's own loader of numpy arrays has no bfloat16.
         flat = deserialize(epath.Path(path).read_bytes())

@@ -6,7 +6,7 @@ from typing import Any
 from etils import epath
 
 from var_jax.errors import UserError
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 
 
 def read_object(path: epath.PathLike) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def read_object(path: epath.PathLike) -> dict[str, Any]:
       UserError: the file is missing, cannot be read, or does not hold a JSON object.
     """
     path = epath.Path(path)
-    refuse_stand_in(path, "JSON")
+    refuse_failed_download(path, "JSON")
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

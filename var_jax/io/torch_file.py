@@ -25,7 +25,7 @@ from etils import epath
 from safetensors import SafetensorError, safe_open
 
 from var_jax.errors import UserError
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # PyTorch's format before 1.6
 MAX_DEPTH, MAX_VALUES = 16, 2**20  # dicts that contain each other have no end
@@ -107,7 +107,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
     reader = readers.get(os.path.splitext(path)[1].lower())
     if reader is None:
         raise UserError(f"{path}: weights are read from {', '.join(readers)}")
-    refuse_stand_in(path, "weights")
+    refuse_failed_download(path, "weights")
     with _explained(path):
         _require_format(path)
         return Tensors(path, *reader(path))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from var_jax.config.train import TrainConfig
+from var_jax.devices import chips
 from var_jax.io.json import read_object
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
@@ -222,12 +223,9 @@ def _required_bytes(message: str) -> float:
     )
 
 
-GIB = 2**30
-
-
 def gib(size: float) -> str:
     """Returns a number of bytes as text in GiB."""
-    return f"{size / GIB:.2f} GiB"
+    return f"{size / chips.GIB:.2f} GiB"
 
 
 def lines(figures: Mapping[str, Any]) -> list[str]:
@@ -362,8 +360,9 @@ def markdown(directory: str | pathlib.Path) -> str:
         ]
         if "step_seconds" in figures:
             row += [
-                f"{figures['peak_bytes'] / GIB:.2f} ({figures['argument_bytes'] / GIB:.2f} + "
-                f"{figures['temporary_bytes'] / GIB:.2f})",
+                f"{figures['peak_bytes'] / chips.GIB:.2f} "
+                f"({figures['argument_bytes'] / chips.GIB:.2f} + "
+                f"{figures['temporary_bytes'] / chips.GIB:.2f})",
                 "yes" if figures["fits"] else "no",
                 f"{figures['executed_flops'] / figures['flops']:.2f}",
                 f"{sum(figures['collectives'].values()) / 1e9:.1f}",
@@ -377,6 +376,6 @@ def markdown(directory: str | pathlib.Path) -> str:
                 else "-",
             ]
         else:
-            row += [f"{figures['peak_bytes'] / GIB:.2f}", "no", *["-"] * 8]
+            row += [f"{figures['peak_bytes'] / chips.GIB:.2f}", "no", *["-"] * 8]
         rows.append((*row, f"{figures['compile_cpu_seconds']:.0f}"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

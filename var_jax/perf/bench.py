@@ -25,7 +25,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.models import flops, init
 from var_jax.models.encode import encode_pixels
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives import registry
+from var_jax.objectives import frozen_tokenizer, registry
 from var_jax.objectives.base import Objective
 from var_jax.perf.roofline import Part, compare_to_roofline
 from var_jax.sampling import samplers
@@ -33,7 +33,6 @@ from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
 
-DECODING = ("decoder", "post_quant_conv", "quantize")
 ARMS = ("images", "tokens", "encoder")
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
@@ -253,7 +252,7 @@ def _rounds(arm: Callable[[str], None], repeats: int) -> list[dict[str, dict[str
 
 def decoder_bytes(params: dict) -> int:
     """Returns the bytes of the weights that decoding reads, once."""
-    parts = [params[part] for part in DECODING if part in params]
+    parts = [params[part] for part in frozen_tokenizer.DECODER if part in params]
     return sum(leaf.nbytes for leaf in jax.tree.leaves(parts))
 
 

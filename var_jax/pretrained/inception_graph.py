@@ -16,7 +16,7 @@ from etils import epath
 
 from var_jax.config.strict import require
 from var_jax.errors import UserError
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 from var_jax.pretrained import inception
 
 STEM_KEYS = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")
@@ -137,7 +137,7 @@ def read_constants(path: str) -> dict[str, np.ndarray]:
     from google.protobuf.message import DecodeError
     from tensorboardX.proto.graph_pb2 import GraphDef  # type: ignore[attr-defined]
 
-    refuse_stand_in(path, ".pb")
+    refuse_failed_download(path, ".pb")
     try:
         content = epath.Path(path).read_bytes()
     except OSError as error:

@@ -10,7 +10,8 @@ from var_jax.config.model import ModelConfig
 
 HOST_BYTES = 2**30  # for a batch if the device does not report its memory, as on a CPU
 DECODER_MAPS = 4  # an image's feature maps that the decoder holds at its widest: an estimate
-MAX_BATCH = {"cpu": 64, "gpu": 256, "tpu": 256}  # images per device
+# Images that are sampled or decoded at once, however much memory there is.
+MAX_IMAGES_PER_DEVICE = {"cpu": 64, "gpu": 256, "tpu": 256}
 
 
 def max_batch(config: ModelConfig, params: dict[str, Any], *, rows: int = 1) -> int:
@@ -25,7 +26,7 @@ def max_batch(config: ModelConfig, params: dict[str, Any], *, rows: int = 1) -> 
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     budget = HOST_BYTES if limit is None else (limit - weights) // 2
-    most = MAX_BATCH.get(jax.default_backend(), 64)
+    most = MAX_IMAGES_PER_DEVICE.get(jax.default_backend(), 64)
     return 2 ** int(np.log2(np.clip(budget // _bytes_per_image(config, rows), 1, most)))
 
 

@@ -9,9 +9,9 @@ from var_jax.scaling import (
     bootstrap,
     estimate,
     frontier,
-    intervals,
     laws,
     losses,
+    profile_intervals,
     sensitivity,
     solver,
 )
@@ -50,7 +50,7 @@ class Law:
     sample: Sample
     fit: laws.Fit
     huber: laws.Fit
-    likelihood: intervals.Likelihood
+    likelihood: profile_intervals.Likelihood
     samples: Float[Array, "r p"] | None
     summary: dict
 
@@ -91,8 +91,8 @@ def analyze(
     fit = estimate.fit(problem(sample, losses.StudentT()), floor)
     huber = laws.fit(problem(sample, losses.Huber(delta)), floor, near=fit.theta[None], check=False)
     p = problem(sample, fit.loss)
-    likelihood = intervals.likelihood(p, fit, floor)
-    ends = intervals.profile(likelihood)
+    likelihood = profile_intervals.likelihood(p, fit, floor)
+    ends = profile_intervals.profile(likelihood)
     samples = None
     if resamples:
         samples = bootstrap_samples(sample, p, fit, floor, resamples)
@@ -269,7 +269,7 @@ def _warnings(
     sample: Sample,
     fit: laws.Fit,
     huber: laws.Fit,
-    likelihood: intervals.Likelihood,
+    likelihood: profile_intervals.Likelihood,
     ends: Float[Array, "p 2"],
     floor: float | None,
 ) -> list[str]:

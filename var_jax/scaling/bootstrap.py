@@ -1,6 +1,6 @@
 """Bootstrap of fitted laws over runs: the same objective, refitted to resamples.
 
-It stands next to the reported intervals (`intervals`) as a second opinion.
+It stands next to the reported intervals (`profile_intervals`) as a second opinion.
 """
 
 import dataclasses
@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.scaling import laws, solver
+from var_jax.scaling.profile_intervals import CONFIDENCE_LEVEL
 from var_jax.scaling.solver import Array, Problem
-
-LEVEL = 0.95
 
 
 def resample(
@@ -72,4 +71,5 @@ def refits(
 
 def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:
     """Returns intervals of [E, A, alpha, ...] between the 2.5 % and 97.5 % bootstrap quantiles."""
-    return np.quantile(laws.with_amplitudes(samples), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0).T
+    ends = (1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2
+    return np.quantile(laws.with_amplitudes(samples), ends, axis=0).T

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from var_jax.scaling import frontier, intervals, paper_laws, solver
+from var_jax.scaling import frontier, losses, paper_laws, profile_intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.power import PowerLaw
 
@@ -183,8 +183,8 @@ def _band(law: Law, grid: Float[np.ndarray, " g"], *, reducible: bool) -> Float[
     They are profiled at a few points and interpolated between, as they are smooth.
     """
     x = np.geomspace(grid[0], grid[-1], BAND_POINTS)
-    ends = intervals.band(law.likelihood, x[:, None], reducible=reducible)
-    log_ends = np.log(np.maximum(ends.T, solver.TINY))
+    ends = profile_intervals.band(law.likelihood, x[:, None], reducible=reducible)
+    log_ends = np.log(np.maximum(ends.T, losses.TINY))
     curves = [np.interp(np.log(grid), np.log(x), end) for end in log_ends]
     return np.exp(np.clip(curves, -300, 300))
 
@@ -282,8 +282,10 @@ def isoflops(results: Mapping) -> Figure:
     figure, axes = _figure(len(results), 2, "IsoFLOP curves and their minima")
     for (left, right), (column, iso) in zip(axes, results.items(), strict=True):
         colors = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
-        for (compute, params, losses), color in zip(iso["levels"], colors, strict=False):
-            left.plot(params, losses, "-o", ms=3, lw=0.8, color=color, label=f"{compute:.2g} FLOPs")
+        for (compute, params, level_losses), color in zip(iso["levels"], colors, strict=False):
+            left.plot(
+                params, level_losses, "-o", ms=3, lw=0.8, color=color, label=f"{compute:.2g} FLOPs"
+            )
         minima = iso["minima"]
         left.plot(
             [m["params"] for m in minima], [m["loss"] for m in minima], "k*", ms=9, label="minimum"

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from var_jax.errors import UserError
-from var_jax.scaling import frontier, intervals, laws
+from var_jax.scaling import frontier, laws, profile_intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.select_runs import Sample
 from var_jax.scaling.solver import Array
@@ -61,7 +61,7 @@ def predict(
 
 
 def _loss_prediction(law: Law, x) -> dict:
-    profile = intervals.profile_prediction(law.likelihood, x)
+    profile = profile_intervals.profile_prediction(law.likelihood, x)
     return {
         "value": profile.value,
         "ci95": profile.interval.tolist(),
@@ -102,7 +102,7 @@ def _optimum_intervals(law: Law, cost: frontier.Cost, compute: float) -> Float[A
         raw = laws.shift(theta, law.likelihood.mean)
         return np.log(frontier.optimum(raw, cost, compute)[:, 0])
 
-    ends = np.exp(intervals.profile_quantity(law.likelihood, log_params))
+    ends = np.exp(profile_intervals.profile_quantity(law.likelihood, log_params))
     return np.stack([ends, compute / cost.per_token(ends[::-1])])
 
 

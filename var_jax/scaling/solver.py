@@ -24,7 +24,6 @@ ALPHA_RANGE = (1e-3, 10.0)
 LOG_A_RANGE = (-300.0, 300.0)
 MAX_STEP = 2.0  # of log A and alpha in one iteration
 BLOCK_ELEMENTS = 2**16  # of the Jacobian of the rows that are solved at once
-TINY = 1e-300
 
 
 # A function of rows of parameters and of as many rows of inputs.
@@ -129,7 +128,7 @@ def predict(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Arra
 
 
 def _totals(theta: Float[Array, "r p"], parts: Float[Array, "r j n"]) -> Float[Array, "r n"]:
-    return theta[:, :1] + parts.sum(axis=1) + TINY
+    return theta[:, :1] + parts.sum(axis=1) + losses.TINY
 
 
 def residuals(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, "r n"]:

@@ -15,7 +15,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Shaped
 
 from var_jax.errors import UserError, did_you_mean
-from var_jax.io.file_kinds import refuse_stand_in
+from var_jax.io.failed_downloads import refuse_failed_download
 from var_jax.scaling import sweep_runs
 from var_jax.scaling.sweep_runs import FITTED
 
@@ -359,7 +359,7 @@ def _jsonl_records(source: epath.Path) -> list[dict]:
 
 
 def _text(source: epath.Path) -> str:
-    refuse_stand_in(source, "a table")
+    refuse_failed_download(source, "a table")
     try:
         return source.read_text().removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.scaling import estimate, intervals, laws, losses, solver
+from var_jax.scaling import estimate, laws, losses, profile_intervals, solver
 from var_jax.scaling.solver import Array, Problem
 
 
@@ -108,9 +108,9 @@ def _not_rejected(
         starts = laws.shift(starts, by)
         starts[..., i] = value
         _, pinned_cost = _minimize(frame, starts, held)
-        below, above = intervals.E_TAILS if i == 0 else intervals.EQUAL_TAILS
+        below, above = profile_intervals.E_TAILS if i == 0 else profile_intervals.EQUAL_TAILS
         tails = np.where(value < best[:, i], below, above)
-        inside[:, i] = pinned_cost - cost <= intervals.rise(tails, runs, runs - len(truth))
+        inside[:, i] = pinned_cost - cost <= profile_intervals.rise(tails, runs, runs - len(truth))
     return inside
 
 

@@ -18,9 +18,9 @@ from var_jax.scaling import (
     analysis,
     bootstrap,
     estimate,
-    intervals,
     laws,
     losses,
+    profile_intervals,
     select_runs,
     solver,
 )
@@ -38,7 +38,7 @@ METHODS = (REPORTED, TEXTBOOK, UNBIASED, "bootstrap over runs", "BCa")
 
 
 @dataclasses.dataclass(frozen=True)
-class ChiSquare(intervals.Likelihood):
+class ChiSquare(profile_intervals.Likelihood):
     """A likelihood whose intervals take the chi-square quantile, as if n were large."""
 
     def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -47,7 +47,7 @@ class ChiSquare(intervals.Likelihood):
 
 
 @dataclasses.dataclass(frozen=True)
-class ChiSquareUnbiased(intervals.Likelihood):
+class ChiSquareUnbiased(profile_intervals.Likelihood):
     """The same with the noise variance RSS / (n - p), which is not biased low."""
 
     def rise(self, tails: Float[Array, " k"]) -> Float[Array, " k"]:
@@ -59,7 +59,7 @@ class ChiSquareUnbiased(intervals.Likelihood):
 def reference(
     p: solver.Problem,
     fit: laws.Fit,
-    kind: type[intervals.Likelihood] = ChiSquare,
+    kind: type[profile_intervals.Likelihood] = ChiSquare,
 ) -> Float[Array, "p 2"]:
     """Returns intervals by the textbook's profile likelihood: normal noise, chi-square quantile.
 
@@ -71,8 +71,8 @@ def reference(
     normal = dataclasses.replace(p, loss=losses.StudentT())
     if fit.loss != normal.loss:
         fit = laws.fit(normal, near=fit.theta[None])
-    likelihood = intervals.likelihood(normal, fit)
-    return intervals.profile(kind(**vars(likelihood)), intervals.EQUAL_TAILS)
+    likelihood = profile_intervals.likelihood(normal, fit)
+    return profile_intervals.profile(kind(**vars(likelihood)), profile_intervals.EQUAL_TAILS)
 
 
 def bca(
@@ -90,7 +90,12 @@ def bca(
     acceleration = np.sum(gap**3, axis=0) / (6 * np.maximum(spread, 1e-300) ** 1.5)
     below = np.mean(samples < theta, axis=0) + np.mean(samples == theta, axis=0) / 2
     bias = stats.norm.ppf(np.clip(below, 0.5 / len(samples), 1 - 0.5 / len(samples)))
-    z = bias + stats.norm.ppf([[(1 - intervals.LEVEL) / 2], [(1 + intervals.LEVEL) / 2]])
+    z = bias + stats.norm.ppf(
+        [
+            [(1 - profile_intervals.CONFIDENCE_LEVEL) / 2],
+            [(1 + profile_intervals.CONFIDENCE_LEVEL) / 2],
+        ]
+    )
     levels = stats.norm.cdf(bias + z / (1 - acceleration * z))
     levels = np.nan_to_num(levels, nan=0.5)
     values = laws.with_amplitudes(samples)
@@ -119,7 +124,7 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
         )
         fit = estimate.fit(p)
         p = dataclasses.replace(p, loss=fit.loss)
-        limits[REPORTED].append(intervals.profile(intervals.likelihood(p, fit)))
+        limits[REPORTED].append(profile_intervals.profile(profile_intervals.likelihood(p, fit)))
         limits[TEXTBOOK].append(reference(p, fit))
         limits[UNBIASED].append(reference(p, fit, ChiSquareUnbiased))
         values.append(laws.with_amplitudes(fit.theta))
@@ -179,7 +184,7 @@ def _row(
 def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
     """Returns the median widths of the intervals of [E, log A, alpha, ...]."""
     ends = np.array(rows)
-    ends[:, 1::2] = np.log(np.maximum(ends[:, 1::2], solver.TINY))
+    ends[:, 1::2] = np.log(np.maximum(ends[:, 1::2], losses.TINY))
     return np.median(ends[..., 1] - ends[..., 0], axis=0)
 
 
@@ -207,7 +212,9 @@ def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[
     differing, ratios = 0, []
     for sweep, (p, information) in enumerate(synthetic[:computed]):
         fit = estimate.fit(p)
-        ends = intervals.profile(intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit))
+        ends = profile_intervals.profile(
+            profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+        )
         values = laws.with_amplitudes(fit.theta)
         if not np.all((ends[:, 0] <= values) & (values <= ends[:, 1])):
             raise RuntimeError(f"{planted.name}, sweep {sweep}: a value outside its interval")
@@ -215,7 +222,7 @@ def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[
         differing += int(np.sum(contains != inside[sweep]))
         jacobian = solver.log_jacobian(theta[None], p.logx)[0]
         variance = np.diag(np.linalg.inv(jacobian.T @ information @ jacobian))
-        best = 2 * stats.norm.ppf((1 + intervals.LEVEL) / 2) * np.sqrt(variance)
+        best = 2 * stats.norm.ppf((1 + profile_intervals.CONFIDENCE_LEVEL) / 2) * np.sqrt(variance)
         ratios.append(widths(ends[None]) / best)
     names = laws.NAMES[len(truth) // 2]
     cells = [f"{np.mean(np.isfinite(noise_freedom)):.0%}"]

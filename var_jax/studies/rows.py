@@ -19,7 +19,7 @@ from PIL import Image
 
 from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import differences, require
-from var_jax.errors import Parser, UserError
+from var_jax.errors import USER_ERROR_EXIT_CODE, Parser, UserError
 from var_jax.evaluate import features, image_sets
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.io import atomic
@@ -41,7 +41,7 @@ def command(
         run(parser.parse_args(argv))
     except UserError as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

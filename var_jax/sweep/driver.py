@@ -15,11 +15,11 @@ from etils import epath
 from var_jax.errors import UserError
 from var_jax.io import atomic
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.sweep import claims, runs
+from var_jax.sweep import claims, run_state
 from var_jax.sweep.backend import Engine, RunCommand
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.plan import Run
-from var_jax.sweep.runs import RETRIED, Observed
+from var_jax.sweep.run_state import RETRIED, Observed
 
 HEARTBEAT_SECONDS = 60.0  # interval at which the claim of a live job is updated
 
@@ -34,8 +34,8 @@ class Sweep:
       workdir: the sweep's directory.
       backend, engine: name of the engine that starts runs, and the engine.
       jobs: maximum number of live runs; 0 for no limit.
-      max_restarts: see `runs.give_up_reason`.
-      stale: see `runs.observe`.
+      max_restarts: see `run_state.give_up_reason`.
+      stale: see `run_state.observe`.
     """
 
     runs: Sequence[Run]
@@ -45,7 +45,7 @@ class Sweep:
     engine: Engine
     jobs: int
     max_restarts: int = 5
-    stale: float = runs.STALE_SECONDS
+    stale: float = run_state.STALE_SECONDS
 
     def directory(self, run: str) -> epath.Path:
         """Returns the directory of the run with this id."""
@@ -53,7 +53,7 @@ class Sweep:
 
     def observe(self, run: str) -> Observed:
         """Returns the present state of the run with this id."""
-        return runs.observe(
+        return run_state.observe(
             self.directory(run),
             self.alive,
             self.stale,
@@ -137,7 +137,7 @@ def drive(
             observed = observations[run.id]
             if not observed.live and observed.state != "done":
                 reason = _out_of_reach(sweep, run, observations, given_up) or (
-                    runs.give_up_reason(observed, sweep.max_restarts)
+                    run_state.give_up_reason(observed, sweep.max_restarts)
                     if run.id not in chances
                     else ""
                 )
@@ -188,7 +188,7 @@ def _start(
     claimed: list[tuple[Run, Claim]] = []
     for run in ready:
         observed = observations[run.id]
-        retried = run.id in chances and runs.give_up_reason(observed, sweep.max_restarts)
+        retried = run.id in chances and run_state.give_up_reason(observed, sweep.max_restarts)
         ended = "" if observed.state == "new" else RETRIED if retried else observed.state
         claim = claims.create(
             sweep.directory(run.id), observed.attempt + 1, sweep.backend, ended, observed.step
@@ -261,7 +261,7 @@ def _line(sweep: Sweep, run: Run, observed: Observed, description: str) -> str:
     # A refusal states its reason itself; other failures are explained by the last line of the log.
     log_line = ""
     if observed.state in ("failed", "dead") and not observed.refusal:
-        log_line = runs.last_log_line(sweep.directory(run.id))
+        log_line = run_state.last_log_line(sweep.directory(run.id))
     name = f"{run.id} {run.label}".rstrip()
     cause = f" ({log_line})" if log_line else ""
     return f"{name}: {description}{at}{attempt}{cause}"

@@ -16,10 +16,9 @@ from typing import Any, ClassVar
 
 import yaml
 
-from var_jax.errors import UserError
+from var_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from var_jax.sweep.backend import RunCommand, shared_programs
 
-PREEMPTED = 75
 KUBECTL_SECONDS = 120  # time limit of one call
 NAME_LENGTH = 40  # a pod's name, NAME-train-SLICE-HOST and a suffix, may have 63 characters
 
@@ -188,7 +187,10 @@ class JobSet:
             # Both rules fail the job at once, with a reason that the set's failure policy matches.
             "podFailurePolicy": {
                 "rules": [
-                    {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [PREEMPTED]}},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {"operator": "In", "values": [PREEMPTED_EXIT_CODE]},
+                    },
                     {
                         "action": "FailJob",
                         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],

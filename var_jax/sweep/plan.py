@@ -24,7 +24,7 @@ from var_jax.objectives import registry
 from var_jax.sweep import claims, grid
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
-from var_jax.sweep.runs import require_reachable
+from var_jax.sweep.run_state import require_reachable
 from var_jax.train import data_sizes
 from var_jax.train.workdir import START_TOKEN_ENV, started_with
 

@@ -21,10 +21,9 @@ import submitit
 from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
 
-from var_jax.errors import UserError
+from var_jax.errors import PREEMPTED_EXIT_CODE, UserError
 from var_jax.sweep.backend import RunCommand, shared_programs
 
-PREEMPTED = 75
 CPUS_PER_GPU = 8  # the usual default of one CPU decodes images too slowly for a GPU
 SCHEDULER_SECONDS = 60  # time limit of SLURM's commands
 
@@ -224,7 +223,7 @@ class Attempt:
         signal.signal(limit, lambda *_: os.kill(child.pid, signal.SIGTERM))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {limit})
         code = child.wait()
-        if code == PREEMPTED and rank == 0:
+        if code == PREEMPTED_EXIT_CODE and rank == 0:
             requeue(submitit.JobEnvironment().job_id)
         if code:
             sys.exit(code if code > 0 else 128 - code)

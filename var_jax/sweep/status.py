@@ -10,7 +10,7 @@ from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
 from var_jax.io.json import read_object_if_exists, read_object_or_none
-from var_jax.sweep import runs
+from var_jax.sweep import run_state
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
 from var_jax.sweep.plan import aligned
@@ -34,8 +34,8 @@ class Row:
     """Progress of one run.
 
     Attributes:
-      state: see `runs.Observed`; "queued (unconfirmed)" is a job that has not reported and that
-        only its scheduler knows of, "evaluating" a running one that has taken its last step.
+      state: see `run_state.Observed`; "queued (unconfirmed)" is a job that has not reported and
+        that only its scheduler knows of, "evaluating" a running one that has taken its last step.
       step, steps, first: the current step, the last step, and the first one (for a branch, the
         step at which it left its trunk).
       eta: remaining seconds, or None.
@@ -78,9 +78,9 @@ def read(directory: epath.PathLike) -> list[Row]:
       UserError: the directory is neither, or is in a bucket that cannot be reached.
     """
     path = epath.Path(directory)
-    runs.require_reachable(path)
+    run_state.require_reachable(path)
     if (path / "status.json").exists():
-        if problem := runs.status_problem(path):
+        if problem := run_state.status_problem(path):
             raise UserError(problem)
         return [_row(path, {})]
     planned = _planned(path / "sweep.json")
@@ -116,7 +116,7 @@ def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
         require(isinstance(label, str), f"label of {name}", repr(label), "a text")
         for key in ("steps", "first_step", "own_compute"):
             value = run.get(key)
-            right = value is None or (runs.is_finite_number(value) and value >= 0)
+            right = value is None or (run_state.is_finite_number(value) and value >= 0)
             require(right, f"{key} of {name}", f"{value!r:.60}", "a number of at least 0")
         planned[id] = run
     return planned
@@ -160,7 +160,7 @@ def _loss(loss: float | None) -> str:
 
 
 def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
-    observed = runs.observe(directory, _alive)
+    observed = run_state.observe(directory, _alive)
     status = observed.status
     last = observed.claims[-1] if observed.claims else None
     is_unconfirmed = (
@@ -168,7 +168,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         and last
         and last.job
         and not _here(last)
-        and runs.never_reported(observed)
+        and run_state.never_reported(observed)
     )
     speed = status.get("images_per_s") if observed.live else None
     state = "queued (unconfirmed)" if is_unconfirmed else observed.state
@@ -190,7 +190,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         compute=planned.get("own_compute"),
         held_out_loss=status.get("held_out_loss"),
         refusal=observed.refusal,
-        problem=runs.status_problem(directory),
+        problem=run_state.status_problem(directory),
     )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,9 +19,8 @@ from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
 from var_jax.io import atomic
 from var_jax.io.json import read_object
-from var_jax.objectives.base import Objective
+from var_jax.objectives.base import Frozen, Objective
 
-Frozen = TypeVar("Frozen")
 HostBatch = Mapping[str, np.ndarray]
 NAMES_SHOWN = 5
 COLOR_PROBES = 8  # images that are checked for color

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 import jax
 import numpy as np
@@ -10,12 +10,10 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from var_jax.devices.preemption import Preemption
-from var_jax.objectives.base import Objective
+from var_jax.objectives.base import Frozen, Objective
 from var_jax.objectives.steps import Batch
 from var_jax.train import step
 from var_jax.train.batches import Inputs
-
-Frozen = TypeVar("Frozen")
 
 
 class Evaluator(Generic[Frozen]):

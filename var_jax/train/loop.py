@@ -25,13 +25,12 @@ from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives.base import Objective
 from var_jax.objectives.steps import TrainState
 from var_jax.train import (
-    data_report,
     evaluation,
     hosts,
     mesh_choice,
-    messages,
     resolve,
     resume,
+    terminal_messages,
     workdir,
 )
 from var_jax.train.batches import Inputs, read_kept
@@ -118,9 +117,11 @@ def _train(
             directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0
         )
         if jax.process_index() == 0:
-            data_report.log_data(objective, data)
+            terminal_messages.log_data(objective, data)
             params = program.abstract.params
-            line = messages.opening(objective, data.identity, params, directory, first)
+            line = terminal_messages.opening_line(
+                objective, data.identity, params, directory, first
+            )
             print(line, file=sys.stderr, flush=True)
 
         # Steps: each is dispatched before the one before it is read

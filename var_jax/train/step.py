@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,8 @@ import optax
 
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
-from var_jax.objectives.base import Objective
+from var_jax.objectives.base import Frozen, Objective
 from var_jax.objectives.steps import TRAINED, Batch, Metrics, StepVariant, TrainState
-
-Frozen = TypeVar("Frozen")
 
 
 def make_train_step(

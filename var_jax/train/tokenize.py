@@ -41,7 +41,7 @@ from var_jax.train import token_shards
 
 SHARD_IMAGES = 16384
 BATCH_PIXELS = 2**20  # pixels of a device's default batch: 16 images of 256 x 256
-MAX_BATCH = 128
+MAX_ENCODED_PER_DEVICE = 128  # images of a default batch, however small they are
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,9 @@ def tokenize(
     encode, devices = _encoder(config, params)
     largest = max(part.stop - part.start for role in roles for part in parts[role])
     fitting = np.clip(
-        BATCH_PIXELS // (shape[0] * shape[1]), 1, min(MAX_BATCH, math.ceil(largest / devices))
+        BATCH_PIXELS // (shape[0] * shape[1]),
+        1,
+        min(MAX_ENCODED_PER_DEVICE, math.ceil(largest / devices)),
     )
     batch = devices * (batch or int(fitting))
     plan = readahead.plan(batch, math.prod(shape), config.data.workers, processes)

@@ -11,7 +11,7 @@ from var_jax.data import idx, transforms
 from var_jax.errors import UserError
 from var_jax.evaluate.image_sets import open_images
 from var_jax.io import array_file
-from var_jax.io.file_kinds import HEAD, stand_in
+from var_jax.io.failed_downloads import HEAD_BYTES, failed_download
 from var_jax.io.json import read_object
 from var_jax.io.torch_file import read_tensors
 from var_jax.pretrained import dino_vit, efficientnet, inception, perceptual, vgg
@@ -81,7 +81,7 @@ def test_stand_in_takes_sound_files_for_themselves():
     buffers[2].write(b"run,loss\na,<1\n")
     buffers[3].write((16).to_bytes(8, "little") + b'{"a":{}}')
     buffers[4].write(b"<?xml version='1.0'?><svg></svg>")
-    assert [stand_in(buffer.getvalue()[:HEAD]) for buffer in buffers] == [None] * 5
+    assert [failed_download(buffer.getvalue()[:HEAD_BYTES]) for buffer in buffers] == [None] * 5
 
 
 @pytest.mark.parametrize(

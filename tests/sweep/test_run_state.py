@@ -6,7 +6,7 @@ import time
 import pytest
 from etils import epath
 
-from var_jax.sweep import claims, runs
+from var_jax.sweep import claims, run_state
 
 
 def status(run, state: str, step: int = 5, ago: float = 0.0):
@@ -28,8 +28,8 @@ def claim(run, attempt: int = 1, ago: float = 0.0, **changes):
     )
 
 
-def seen(run, exists: bool | None, may_wait: bool = False) -> runs.Observed:
-    return runs.observe(run, lambda _: exists, may_wait=lambda _: may_wait)
+def seen(run, exists: bool | None, may_wait: bool = False) -> run_state.Observed:
+    return run_state.observe(run, lambda _: exists, may_wait=lambda _: may_wait)
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def test_observe_waits_for_a_live_or_recently_dead_submitter(run):
 def test_observe_ignores_a_failed_submission(run):
     claim(run, job="", abandoned=True)
     assert seen(run, True).state == "new" and seen(run, None).state == "new"
-    assert runs.give_up_reason(seen(run, None), 0) == ""
+    assert run_state.give_up_reason(seen(run, None), 0) == ""
 
 
-def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
+def ended(run, *ends: tuple[str, int], **last) -> run_state.Observed:
     """A run whose attempts ended so."""
     for i, (after, reached) in enumerate([("", 0), *ends[:-1]], start=1):
         if not (run / "claims" / f"{i:04d}.json").exists():
@@ -169,14 +169,14 @@ def ended(run, *ends: tuple[str, int], **last) -> runs.Observed:
     ],
 )
 def test_give_up_reason(run, ends, reason):
-    assert runs.give_up_reason(ended(run, *ends), max_restarts=3) == reason
+    assert run_state.give_up_reason(ended(run, *ends), max_restarts=3) == reason
 
 
 def test_give_up_reason_counts_anew_after_a_retry(run):
-    observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5))
-    assert runs.give_up_reason(observed, max_restarts=3) == ""
-    observed = ended(run, ("failed", 5), (runs.RETRIED, 5), ("failed", 5), ("failed", 5))
-    assert runs.give_up_reason(observed, max_restarts=3) == "it failed twice at step 5"
+    observed = ended(run, ("failed", 5), (run_state.RETRIED, 5), ("failed", 5))
+    assert run_state.give_up_reason(observed, max_restarts=3) == ""
+    observed = ended(run, ("failed", 5), (run_state.RETRIED, 5), ("failed", 5), ("failed", 5))
+    assert run_state.give_up_reason(observed, max_restarts=3) == "it failed twice at step 5"
 
 
 def test_observe_refusal_is_of_the_latest_attempt(run):
@@ -191,7 +191,7 @@ def test_observe_refusal_is_of_the_latest_attempt(run):
 
 
 def test_last_log_line(run):
-    assert runs.last_log_line(run) == ""
+    assert run_state.last_log_line(run) == ""
     run.mkdir()
     (run / "log.txt").write_text("one\nValueError: two\n\n")
-    assert runs.last_log_line(run) == "ValueError: two"
+    assert run_state.last_log_line(run) == "ValueError: two"

@@ -8,7 +8,7 @@ from scipy import optimize, stats
 
 from helpers.cases import first_of
 from scaling.planted import JOINT, joint, single
-from var_jax.scaling import bootstrap, estimate, frontier, intervals, laws, losses, solver
+from var_jax.scaling import bootstrap, estimate, frontier, laws, losses, profile_intervals, solver
 from var_jax.studies import interval_coverage, planted_laws
 
 
@@ -16,7 +16,7 @@ def both(planted):
     x, y, _ = planted
     fit = estimate.fit(solver.problem(x, y, losses.StudentT()))
     p = solver.problem(x, y, fit.loss)
-    return p, fit, intervals.likelihood(p, fit)
+    return p, fit, profile_intervals.likelihood(p, fit)
 
 
 def test_profile_of_a_pure_power_law_is_the_t_interval():
@@ -24,7 +24,7 @@ def test_profile_of_a_pure_power_law_is_the_t_interval():
     x, y, _ = single(noise=0.01, theta=(0.0, np.log(20), 0.2))
     p = solver.problem(x, y, losses.StudentT())
     fit = laws.fit(p, floor=0.0)
-    ends = intervals.profile(intervals.likelihood(p, fit, floor=0.0))
+    ends = profile_intervals.profile(profile_intervals.likelihood(p, fit, floor=0.0))
     line = stats.linregress(np.log(x[:, 0]), np.log(y))
     half = stats.t.ppf(0.975, len(y) - 2) * line.stderr
     np.testing.assert_allclose(ends[2], [-line.slope - half, -line.slope + half], rtol=1e-4)
@@ -39,8 +39,8 @@ def test_profile_ends_where_the_objective_reaches_its_limit():
     """At each end the other parameters are refitted, and the cost has risen by the allowed
     amount."""
     _, _, likelihood = both(single(noise=3e-3, seed=4))
-    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
-    for end in intervals.profile(likelihood)[2]:
+    (allowed,) = likelihood.rise(np.array(profile_intervals.EQUAL_TAILS[:1]))
+    for end in profile_intervals.profile(likelihood)[2]:
         rows = np.tile(likelihood.theta, (40, 1))
         rows[:, 2] = end
         rows[:, 0] = np.linspace(0.5, 2.2, 40)
@@ -51,14 +51,14 @@ def test_profile_ends_where_the_objective_reaches_its_limit():
 def test_profile_of_an_undetermined_floor_starts_at_0():
     """Noisy runs over a short range cannot exclude E = 0."""
     _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
-    assert intervals.profile(likelihood)[0, 0] == 0
+    assert profile_intervals.profile(likelihood)[0, 0] == 0
 
 
 def test_profile_prediction_at_infinite_x_has_the_interval_of_e():
     _, _, likelihood = both(single(noise=3e-3, seed=5))
-    ends = intervals.profile_prediction(likelihood, np.array([1e60])).interval
+    ends = profile_intervals.profile_prediction(likelihood, np.array([1e60])).interval
     np.testing.assert_allclose(
-        ends, intervals.profile(likelihood, intervals.EQUAL_TAILS)[0], rtol=1e-4
+        ends, profile_intervals.profile(likelihood, profile_intervals.EQUAL_TAILS)[0], rtol=1e-4
     )
 
 
@@ -67,7 +67,7 @@ def test_profile_of_an_undetermined_optimum_ends_at_its_limit():
     scipy's least squares at both ends has the likelihood of the interval's limit."""
     x, y, _ = joint(shape=(7, 3), noise=0.04, seed=2)
     p = solver.problem(x, y, losses.StudentT())
-    likelihood = intervals.likelihood(p, laws.fit(p))
+    likelihood = profile_intervals.likelihood(p, laws.fit(p))
     cost, compute = frontier.Cost(float(np.log(6)), 1.0, 0.0), 1e21
 
     def log_params(theta):
@@ -79,8 +79,8 @@ def test_profile_of_an_undetermined_optimum_ends_at_its_limit():
         theta[3] += (log_params(theta[None])[0] - size) * (theta[2] + theta[4])
         return solver.residuals(likelihood.problem, theta[None])[0]
 
-    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
-    ends = intervals.profile_quantity(likelihood, log_params)
+    (allowed,) = likelihood.rise(np.array(profile_intervals.EQUAL_TAILS[:1]))
+    ends = profile_intervals.profile_quantity(likelihood, log_params)
     assert np.diff(ends)[0] > 1
     lower, upper = (np.delete(edge, 3) for edge in solver.bounds(p))
     for end in ends:
@@ -113,11 +113,11 @@ def test_profile_of_a_quantity_does_not_depend_on_the_penalty(strength, monkeypa
         theta[0, 0] = np.exp(value) - solver.terms(theta, where)[0, 0, 0]
         return solver.residuals(likelihood.problem, theta)[0]
 
-    monkeypatch.setattr(intervals, "PIN_STRENGTH", strength)
-    ends = intervals.profile_quantity(likelihood, log_loss)
+    monkeypatch.setattr(profile_intervals, "PIN_STRENGTH", strength)
+    ends = profile_intervals.profile_quantity(likelihood, log_loss)
     best = log_loss(likelihood.theta[None])[0]
     assert ends[0] < best < ends[1]
-    (allowed,) = likelihood.rise(np.array(intervals.EQUAL_TAILS[:1]))
+    (allowed,) = likelihood.rise(np.array(profile_intervals.EQUAL_TAILS[:1]))
     for end in ends:
         result = optimize.least_squares(
             residuals, likelihood.theta[1:], args=(end,), x_scale="jac", ftol=1e-12, xtol=1e-12
@@ -131,7 +131,7 @@ def test_profile_of_a_quantity_ends_at_the_last_value_that_a_law_has():
     """No law has an E below 0: where 0 cannot be excluded, the interval starts exactly there and
     not at a value that the penalty pulled E to."""
     _, _, likelihood = both(single(noise=0.02, seed=3, low=1e8, high=6e8))
-    low, high = intervals.profile_quantity(likelihood, lambda theta: theta[:, 0])
+    low, high = profile_intervals.profile_quantity(likelihood, lambda theta: theta[:, 0])
     assert low == pytest.approx(0, abs=1e-12)
     assert low < likelihood.theta[0] < high
 
@@ -146,9 +146,9 @@ def test_predictions_and_optima_lie_inside_their_intervals():
         for seed in range(3):
             p = planted.draw(np.random.default_rng([9, seed]))
             fit = estimate.fit(p)
-            likelihood = intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+            likelihood = profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
             far = np.exp(p.logx.max(axis=0) + 3)
-            prediction = intervals.profile_prediction(likelihood, far)
+            prediction = profile_intervals.profile_prediction(likelihood, far)
             low, high = prediction.interval
             assert low <= prediction.value <= high
             assert low < high
@@ -160,23 +160,23 @@ def test_predictions_and_optima_lie_inside_their_intervals():
                 raw = laws.shift(theta, likelihood.mean)
                 return np.log(frontier.optimum(raw, cost, 1e21)[:, 0])
 
-            low, high = intervals.profile_quantity(likelihood, log_params)
+            low, high = profile_intervals.profile_quantity(likelihood, log_params)
             assert low < log_params(likelihood.theta[None])[0] < high
 
 
 def test_profile_is_hardly_widened_by_a_stray_run():
     """One run of 24 that is off by 15 % widens the interval by less than half."""
     x, y, _ = joint(noise=2e-3, seed=6)
-    clean = np.diff(intervals.profile(both((x, y, None))[2])[2])[0]
+    clean = np.diff(profile_intervals.profile(both((x, y, None))[2])[2])[0]
     y[7] *= 1.15
-    stray = np.diff(intervals.profile(both((x, y, None))[2])[2])[0]
+    stray = np.diff(profile_intervals.profile(both((x, y, None))[2])[2])[0]
     assert stray < 1.5 * clean
 
 
 def test_profile_without_degrees_of_freedom_is_nan():
     """Three runs determine three parameters and leave nothing to estimate the noise from."""
     x, y, _ = single(runs=3, noise=1e-3)
-    assert np.isnan(intervals.profile(both((x, y, None))[2])).all()
+    assert np.isnan(profile_intervals.profile(both((x, y, None))[2])).all()
 
 
 def test_bootstrap_draws_all_rows_of_a_run_together():
@@ -210,7 +210,7 @@ def fitted_sweeps(name, sweeps):
     for seed in range(sweeps):
         p = CASES[name].draw(np.random.default_rng([7, seed]))
         fit = estimate.fit(p)
-        yield p, fit, intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
+        yield p, fit, profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
 
 
 def tail(likelihood, cost):
@@ -254,7 +254,7 @@ def test_profile_coverage_and_width(name):
     as wide again as the textbook's."""
     truth = laws.with_amplitudes(np.array(CASES[name].theta))
     result = [
-        (intervals.profile(likelihood), interval_coverage.reference(p, fit))
+        (profile_intervals.profile(likelihood), interval_coverage.reference(p, fit))
         for p, fit, likelihood in fitted_sweeps(name, 200)
     ]
     reported, textbook = (np.array(rows) for rows in zip(*result, strict=True))
@@ -269,13 +269,14 @@ def test_profile_of_e_has_unequal_tails():
     equal tails."""
     _, _, likelihood = both(single(noise=3e-3, seed=5))
     equal, reported = (
-        intervals.profile(likelihood, tails) for tails in (intervals.EQUAL_TAILS, intervals.E_TAILS)
+        profile_intervals.profile(likelihood, tails)
+        for tails in (profile_intervals.EQUAL_TAILS, profile_intervals.E_TAILS)
     )
     np.testing.assert_array_equal(equal[1:], reported[1:])
     assert np.all(reported[0] > equal[0])
-    below, above = intervals.E_TAILS
-    assert below + above == pytest.approx(1 - intervals.LEVEL)
-    for end, probability in zip(reported[0], intervals.E_TAILS, strict=True):
+    below, above = profile_intervals.E_TAILS
+    assert below + above == pytest.approx(1 - profile_intervals.CONFIDENCE_LEVEL)
+    for end, probability in zip(reported[0], profile_intervals.E_TAILS, strict=True):
         _, costs = solver.solve(
             likelihood.problem,
             np.array([[end, *likelihood.theta[1:]]]),
@@ -290,7 +291,9 @@ def test_profile_widens_with_the_noise():
     narrow = both((x, y, None))[2]
     exact = single()[1]
     wide = both((x, exact * (y / exact) ** 2, None))[2]
-    assert np.all(np.diff(intervals.profile(wide)) > 1.5 * np.diff(intervals.profile(narrow)))
+    assert np.all(
+        np.diff(profile_intervals.profile(wide)) > 1.5 * np.diff(profile_intervals.profile(narrow))
+    )
 
 
 def test_band_is_the_interval_of_the_prediction_at_each_input():
@@ -298,15 +301,15 @@ def test_band_is_the_interval_of_the_prediction_at_each_input():
     x, y, _ = single(noise=3e-3, seed=5)
     _, _, likelihood = both((x, y, None))
     grid = np.array([[3e7], [3e8], [9e9]])
-    predicted = [intervals.profile_prediction(likelihood, at).interval for at in grid]
+    predicted = [profile_intervals.profile_prediction(likelihood, at).interval for at in grid]
     width = np.diff(np.log(predicted))
-    ends = np.log(intervals.band(likelihood, grid))
+    ends = np.log(profile_intervals.band(likelihood, grid))
     assert np.all(np.abs(ends - np.log(predicted)) < 0.01 * width)
-    reducible = intervals.band(likelihood, grid, reducible=True)
+    reducible = profile_intervals.band(likelihood, grid, reducible=True)
     logx = np.log(grid) - likelihood.mean
 
     for ends, where in zip(reducible, logx, strict=True):
-        alone = intervals.profile_quantity(
+        alone = profile_intervals.profile_quantity(
             likelihood, lambda theta, where=where: theta[:, 1] - theta[:, 2] * where[0]
         )
         assert np.all(np.abs(np.log(ends) - alone) < 0.01 * np.diff(alone))

@@ -6,7 +6,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 
-HEAD = 1024  # number of first bytes of a file that are examined
+HEAD_BYTES = 1024  # number of first bytes of a file that are examined
 POINTER = b"version https://git-lfs.github.com/spec/"
 ARCHIVES = {
     b"\x1f\x8b": "a gzip archive",
@@ -17,7 +17,7 @@ ARCHIVES = {
 }
 
 
-def stand_in(head: bytes) -> str | None:
+def failed_download(head: bytes) -> str | None:
     """Returns a description of bytes that are not a file's own content, with the remedy.
 
     Args:
@@ -52,7 +52,7 @@ def stand_in(head: bytes) -> str | None:
     return None
 
 
-def refuse_stand_in(path: str | os.PathLike, what: str):
+def refuse_failed_download(path: str | os.PathLike, what: str):
     """Raises UserError if a file has something else in place of its own content.
 
     A file that is missing or cannot be opened passes; its reader reports it.
@@ -63,7 +63,7 @@ def refuse_stand_in(path: str | os.PathLike, what: str):
     """
     try:
         with epath.Path(path).open("rb") as file:
-            kind = stand_in(file.read(HEAD))
+            kind = failed_download(file.read(HEAD_BYTES))
     except OSError:
         return
     if kind:

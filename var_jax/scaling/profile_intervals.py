@@ -27,8 +27,8 @@ from var_jax.scaling import laws, losses, solver
 from var_jax.scaling.crossings import RISE_TOLERANCE, Refitted, crossings
 from var_jax.scaling.solver import Array
 
-LEVEL = 0.95
-EQUAL_TAILS = ((1 - LEVEL) / 2, (1 - LEVEL) / 2)
+CONFIDENCE_LEVEL = 0.95
+EQUAL_TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 - CONFIDENCE_LEVEL) / 2)
 # Probabilities below and above E's interval. E cannot exceed the smallest loss, so a stricter upper
 # end hardly widens the interval; below, the likelihood is so flat that a looser lower end shortens
 # it by a quarter. The tails are fixed, because tails chosen to make each sweep's interval the
@@ -285,7 +285,7 @@ def profile_quantity(
 def log_loss(theta: Float[Array, "r p"], logx: Float[Array, "r j"]) -> Float[Array, " r"]:
     """Returns each law's log loss at the inputs in the same row."""
     terms = np.exp(np.clip(theta[:, 1::2] - theta[:, 2::2] * logx, -700, 700))
-    return np.log(theta[:, 0] + terms.sum(axis=1) + solver.TINY)
+    return np.log(theta[:, 0] + terms.sum(axis=1) + losses.TINY)
 
 
 def log_reducible(theta: Float[Array, "r p"], logx: Float[Array, "r j"]) -> Float[Array, " r"]:
@@ -317,6 +317,6 @@ def profile_prediction(likelihood: Likelihood, x: Float[Array, " j"]) -> Predict
     if likelihood.freedom <= 0:
         return PredictionProfile(float(np.exp(best)), ends, ends)
     freedom = min(likelihood.freedom, likelihood.noise_freedom)
-    noise = likelihood.noise * float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    noise = likelihood.noise * float(special.stdtrit(freedom, (1 + CONFIDENCE_LEVEL) / 2))
     run = best + np.array([-1.0, 1.0]) * np.sqrt((ends - best) ** 2 + noise**2)
     return PredictionProfile(float(np.exp(best)), np.exp(ends), np.exp(run))

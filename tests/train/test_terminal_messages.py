@@ -9,7 +9,7 @@ from etils import epath
 
 from helpers import diffusion, small
 from var_jax.objectives import registry
-from var_jax.train import messages
+from var_jax.train import terminal_messages
 
 IDENTITY = {"name": "digits", "class_names": ["a"], "train": 1437, "held_out": 360}
 
@@ -29,7 +29,7 @@ def test_opening_is_one_line_that_describes_the_run(stage, first, words):
     """It says the stage, the data, the model's size, the devices, the steps and the workdir."""
     config = small.train_config(stage, "nowhere", steps=100, batch_size=8)
     params = {"a": np.zeros((3, 4)), "b": np.zeros(5)}
-    line = messages.opening(
+    line = terminal_messages.opening_line(
         registry.with_frozen_shapes(config), IDENTITY, params, epath.Path("runs/x"), first
     )
     assert "\n" not in line and all(word in line for word in words)
@@ -52,7 +52,7 @@ def test_opening_counts_the_patches_of_diffusion():
         transformer=diffusion.transformer(patch=2),
     )
     objective = registry.with_frozen_shapes(config)
-    line = messages.opening(objective, IDENTITY, {}, epath.Path("runs/x"), 0)
+    line = terminal_messages.opening_line(objective, IDENTITY, {}, epath.Path("runs/x"), 0)
     assert "4 patches each" in line and "tokens" not in line
 
 
@@ -63,7 +63,7 @@ def test_closing_of_a_tokenizer(tmp_path):
     picture = workdir / "samples" / "step_0000003.png"
     config = small.train_config("tokenizer", "nowhere")
     overrides = ["--config.data.source_dir=my photos", "--config.steps=3"]
-    done, following = messages.closing(
+    done, following = terminal_messages.closing_lines(
         config,
         {"psnr": 21.239, "loss": 0.5, "images": 12},
         str(workdir),
@@ -83,7 +83,10 @@ def test_closing_of_a_tokenizer(tmp_path):
         f"{workdir}-transformer",
     ]
     picture.touch()
-    assert f"picture: {picture}" in messages.closing(config, {"loss": 0.5}, str(workdir), "a.py")[0]
+    assert (
+        f"picture: {picture}"
+        in terminal_messages.closing_lines(config, {"loss": 0.5}, str(workdir), "a.py")[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def test_closing_of_a_transformer(classes, labels, tmp_path):
     (tmp_path / "data.json").write_text(
         json.dumps({"class_names": [str(i) for i in range(classes)]})
     )
-    done, following = messages.closing(
+    done, following = terminal_messages.closing_lines(
         small.train_config("transformer", "nowhere"), {"loss": 2.34567}, str(tmp_path), "a.py:d2"
     )
     assert "held-out loss 2.346" in done
