@@ -15,12 +15,16 @@ r"""Scaling sweeps: a base config per preset, and the runs that `var-jax sweep` 
 | lr         | ImageNet 256  | learning rates on the smallest depths of `scaling`                 |
 | paper      | ImageNet 256  | depths 6 to 30, each with its published recipe                     |
 
-  cost      fashion: measured, 49 minutes on one core (2.9e13 FLOPs). The others: not measured;
-            FLOPs by --dry-run: fashion_lr 2.2e12, scaling 8.0e20, lr 2.6e19, paper 9.8e21
+  cost      measured: fashion, 49 minutes on one core (2.9e13 FLOPs); fashion_lr, 30 minutes on a
+            core that other work shared (2.2e12). FLOPs of the others, by --dry-run: scaling 8.0e20,
+            lr 2.6e19, paper 9.8e21
   expected  fashion: measured, held-out loss 2.156 + 64.6 N^-0.423 at 1,600 steps
             (docs/results/scaling_fashion/fit.json, from `var-jax fit`)
             paper: published, (loss of the last scale - E) = (2.0 N)^-0.23, N in billions, with E of
-            about 4.5; of all scales (2.5 N)^-0.20, with E of about 5. The others: not measured
+            about 4.5; of all scales (2.5 N)^-0.20, with E of about 5
+            fashion_lr: measured, held-out losses of 3.395, 3.215 and 3.129 at widths 16, 24 and 32
+            at the best rate, which is that of `fashion` (docs/results/scaling.md)
+            scaling, lr: not measured
 
 `configs/scaling.py:d6` is one run of `scaling`, `configs/scaling.py:tokenizer` its tokenizer's. The
 rate falls as 1/width (as muP has it for hidden matrices under Adam: Yang et al. 2022, table 3), so
