@@ -2,9 +2,11 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -30,6 +32,19 @@ def pytest_configure(config: pytest.Config):
     if not is_slow and FAST_COMPILATION[0] not in flags and _are_known(FAST_COMPILATION):
         flags = " ".join((flags, *FAST_COMPILATION))
     os.environ["XLA_FLAGS"] = flags.strip()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        _share_programs(config)
+
+
+def _share_programs(config: pytest.Config):
+    """Keeps the programs of all processes of this run in one place until it ends: many tests
+    compile the same small model, and so do the commands that they start. The processes of
+    pytest-xdist inherit the place from the one that starts them."""
+    directory = tempfile.mkdtemp(prefix="var-jax-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
 
 
 def _are_known(flags: tuple[str, ...]) -> bool:

@@ -95,7 +95,6 @@ class Server:
             "XLA_FLAGS": "",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "TMPDIR": str(self.temporary),
-            "JAX_ENABLE_COMPILATION_CACHE": "0",
         }
         with self._logs.open("w") as file:
             self.process = subprocess.Popen(

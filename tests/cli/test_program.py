@@ -17,9 +17,12 @@ from var_jax.io.torch_convert import write_torch
 
 
 def command(*argv, file_size: int | None = None) -> subprocess.CompletedProcess:
-    """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk."""
+    """`python -m var_jax ...`; files that grow beyond `file_size` KiB fail, as on a full disk,
+    where no programs are kept: a warning that they cannot be would be another line."""
     limit = "" if file_size is None else f"ulimit -f {file_size}; "
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    if file_size is not None:
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     return subprocess.run(
         [
             "bash",
