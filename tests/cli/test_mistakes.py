@@ -4,16 +4,9 @@ commands, configs, data and places to write."""
 import builtins
 import errno
 import os
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-import var_jax
-
-PACKAGE = Path(var_jax.__file__).parent
 
 
 def test_main_names_commands_and_arguments_that_it_does_not_know(refused):
@@ -115,37 +108,16 @@ def test_train_names_the_line_of_a_config_file_that_does_not_run(
 
 
 def test_train_names_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
-    """The line says where configs are: beside it under a close name, or in the checkout that
-    runs."""
+    """The line names a close name beside it, or how a config that comes with the package is
+    given."""
     (tmp_path / "digits.py").write_text("")
     train = ("train", "--workdir", "{out}", "--config")
     assert f"no config file '{tmp_path}/digit.py'; did you mean '{tmp_path}/digits.py'?" in refused(
         *train, tmp_path / "digit.py"
     )
     monkeypatch.chdir(tmp_path)
-    assert "no config file 'configs/digits.py'; there is " in refused(*train, "configs/digits.py")
-
-
-@pytest.mark.parametrize("command", ["train", "quickstart", "sweep"])
-def test_installed_package_says_where_configs_are(tmp_path, command):
-    """A package without its checkout, as a wheel installs it, has no configs; the line names the
-    folder that has them."""
-    shutil.copytree(PACKAGE, tmp_path / "site" / "var_jax", ignore=shutil.ignore_patterns("*.pyc"))
-    (tmp_path / "own").mkdir()
-    run = subprocess.run(
-        [
-            *(sys.executable, "-m", "var_jax", command),
-            *("--config", "configs/digits.py", "--workdir", "runs/d"),
-        ],
-        cwd=tmp_path / "own",
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2 and run.stderr.count("\n") == 1, run.stderr
-    assert "no config file 'configs/digits.py'" in run.stderr
-    assert "folder configs/ of var_jax's source checkout" in run.stderr
-    assert not list((tmp_path / "own").iterdir())
+    assert "given without a path, as 'fashion_mnist'" in refused(*train, "a/fashion_mnist.py:d2")
+    assert "did you mean 'fashion_mnist'?" in refused(*train, "fashion_mnis")
 
 
 def test_train_names_data_that_is_not_there(refused, config_file, tmp_path):

@@ -1,7 +1,6 @@
 """Config files with their overrides, and the paths that a command reads and writes."""
 
 import argparse
-import difflib
 import importlib.machinery
 import importlib.util
 import os
@@ -9,12 +8,12 @@ import re
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from var_jax.cli import config_file
 from var_jax.config import idle_keys
 from var_jax.config.train import TrainConfig, from_config_dict
 from var_jax.errors import UserError
@@ -45,21 +44,23 @@ def _real(path: str) -> str:
     return path if "://" in path else os.path.realpath(path)
 
 
+CONFIG_METAVAR = "FILE[:ARG]"
+CONFIG_HELP = (
+    "path of a config file, or the name of one that comes with var_jax, such as digits, with its "
+    "argument"
+)
 EXAMPLE = "var_jax.config.train.default_config()"
-CHECKOUT = Path(__file__).parents[
-    2
-]  # root of the sources; else the folder of the installed packages
 
 
 def add_config_argument(parser: argparse.ArgumentParser):
-    """Adds the option `--config FILE.py[:ARG]`."""
+    """Adds the option `--config FILE[:ARG]`."""
     parser.add_argument(
         "--config",
         required=True,
-        metavar="FILE.py[:ARG]",
-        help="config file, with its argument; "
+        metavar=CONFIG_METAVAR,
+        help=f"{CONFIG_HELP}; "
         "--config.KEY=VALUE overrides one key, such as --config.optimizer.base_lr=3e-4; "
-        "`var-jax config FILE.py[:ARG]` lists all keys with meanings and defaults",
+        "`var-jax config FILE[:ARG]` lists all keys with meanings and defaults",
     )
 
 
@@ -126,13 +127,14 @@ def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def call(file: str, function: str) -> Any:
-    """Returns the result of `get_config` or `get_sweep` of FILE.py[:ARG], called with any ARG.
+    """Returns the result of `get_config` or `get_sweep` of FILE[:ARG], called with any ARG.
 
     Raises:
       UserError: there is no such file or function, or the user's code in it raises; the line names
         the place.
     """
-    path, colon, arg = file.partition(":")
+    name, colon, arg = file.partition(":")
+    path = config_file.find(name)
     module = _run(path)
     getter = getattr(module, function, None)
     if not callable(getter):
@@ -159,30 +161,12 @@ def call(file: str, function: str) -> Any:
 
 def _run(path: str) -> types.ModuleType:
     """Returns the config file as a module."""
-    if not os.path.isfile(path):
-        raise UserError(f"no config file {path!r}; {_where(path)}")
     loader = importlib.machinery.SourceFileLoader("var_jax_user_config", path)
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     _guarded(path, lambda: loader.exec_module(module), "the file")
     return module
-
-
-def _where(path: str) -> str:
-    """Returns a hint about the place of a config file that was not found."""
-    if os.path.lexists(path):
-        kind = "a directory" if os.path.isdir(path) else "a link that leads to no file"
-        return f"it is {kind}"
-    beside = [str(file) for file in Path(path).parent.glob("*.py")]
-    if close := difflib.get_close_matches(path, beside, n=1):
-        return f"did you mean {close[0]!r}?"
-    if (elsewhere := CHECKOUT / path).is_file() and not Path(path).is_absolute():
-        return f"there is {elsewhere}"
-    return (
-        "a wheel has no configs: those of the README are in the folder configs/ of var_jax's "
-        "source checkout; run there, give a path into it, or write a file of your own"
-    )
 
 
 def _guarded(path: str, run: Callable[[], Any], what: str) -> Any:

@@ -16,6 +16,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from var_jax.cli.args import CONFIG_HELP, CONFIG_METAVAR, read_config_dict
 from var_jax.config.strict import plain
 from var_jax.errors import UserError
 
@@ -27,12 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "file",
         nargs="?",
-        metavar="FILE.py[:ARG]",
-        help="config file and its argument (default: show the defaults); --config.KEY=VALUE "
-        "overrides one key",
+        metavar=CONFIG_METAVAR,
+        help=f"{CONFIG_HELP} (default: show the defaults); --config.KEY=VALUE overrides one key",
     )
     parser.add_argument(
-        "--config", metavar="FILE.py[:ARG]", help="the same as the positional argument"
+        "--config", metavar=CONFIG_METAVAR, help="the same as the positional argument"
     )
     parser.add_argument(
         "--diff", action="store_true", help="show only keys whose value is not the default"
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.file and args.config:
         raise UserError(f"both {args.file!r} and --config {args.config!r} are given; give one")
     if args.overrides and not (args.file or args.config):
-        raise UserError(f"{args.overrides[0]} has no config to override; give FILE.py[:ARG]")
-    from var_jax.cli.args import read_config_dict
+        raise UserError(f"{args.overrides[0]} has no config to override; give {CONFIG_METAVAR}")
     from var_jax.config.train import default_config, from_config_dict
 
     file = args.file or args.config

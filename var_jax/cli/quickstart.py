@@ -16,13 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--config",
         required=True,
-        metavar="FILE.py",
-        help="a config with both stages: FILE.py:tokenizer, and FILE.py for the transformer",
+        metavar="FILE",
+        help="a config with both stages, by its path or name: FILE:tokenizer, and FILE for the "
+        "transformer",
     )
     parser.add_argument(
         "--tokenizer-config",
-        metavar="FILE.py:ARG",
-        help="the tokenizer's config, where it is not FILE.py:tokenizer",
+        metavar="FILE:ARG",
+        help="the tokenizer's config, where it is not FILE:tokenizer",
     )
     parser.add_argument(
         "--workdir",

@@ -364,7 +364,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         """Returns the command that comes after a finished run.
 
         Args:
-          config_file: FILE.py[:ARG], as the command line has it.
+          config_file: FILE[:ARG], as the command line has it.
           overrides: each `--config.KEY=VALUE` of the command line.
         """
         return f"var-jax status {workdir}"

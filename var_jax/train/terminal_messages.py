@@ -95,7 +95,7 @@ def closing_lines(
     Args:
       config: the config as the config file gives it.
       held_out: the last evaluation's metrics.
-      config_file: FILE.py[:ARG], as on the command line.
+      config_file: FILE[:ARG], as on the command line.
       overrides: each `--config.KEY=VALUE` of the command line; the next stage takes those of the
         data too.
     """
