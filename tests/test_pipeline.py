@@ -37,6 +37,8 @@ def test_weights_leave_the_loaders_tree_as_they_enter_the_model(loader, monkeypa
 
 
 def test_pipeline_leaves_the_callers_tree_alone():
+    """Parameters that a caller passes to the constructor are the caller's, and they stay complete
+    and unchanged."""
     original = jax.tree.map(np.array, small.pipeline().params)
     Pipeline(small.MODEL, original)
     jax.tree.map(np.testing.assert_array_equal, original, small.pipeline().params)
@@ -100,6 +102,8 @@ def test_pipeline_of_binary_codes_samples_and_saves(binary, tmp_path):
 
 
 def test_to_torch_refuses_binary_codes(binary):
+    """The published format has no binary codes, so that their export is refused with the key and
+    the values that can be exported."""
     with pytest.raises(
         UserError, match="tokenizer.codes is 'bsq'; it must be 'euclidean' or 'cosine'"
     ):

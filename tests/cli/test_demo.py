@@ -73,6 +73,8 @@ def test_demo_names_mistakes_before_it_loads_a_model(refused, model_dir, tmp_pat
 
 
 def test_demo_refuses_a_tokenizer_alone(refused, model_dir, tmp_path):
+    """A model directory without a transformer cannot sample images, so that the demo refuses it and
+    says what it needs."""
     from var_jax.config.model import ModelConfig
 
     model = Pipeline.from_pretrained(model_dir)

@@ -150,6 +150,7 @@ def test_main_refuses_a_url_that_is_not_read_in_an_override(capsys):
 
 
 def test_from_pretrained_refuses_a_url_that_is_not_read():
+    """A URL of a scheme that is not supported is a user's mistake, and the message has the URL."""
     with pytest.raises(UserError, match="'hf://owner/name'"):
         Pipeline.from_pretrained("hf://owner/name")
 

@@ -70,6 +70,8 @@ def test_refuse_several_lets_one_process_work(variables, monkeypatch):
 
 
 def test_refuse_several_leaves_commands_that_divide_their_work(monkeypatch):
+    """Several processes may run a command that divides its work among them or only reads: nothing
+    is raised where other commands are refused."""
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     for command in ("train", "generate", "tokenize", "status"):

@@ -55,6 +55,7 @@ def preset(name: str) -> list[plan.Run]:
 
 
 def test_sweep_dry_run_prints_the_table_and_starts_nothing(config, tmp_path, capsys):
+    """`--dry-run` prints a header, a row for each run and the total, and creates no directory."""
     assert (
         main(command("--config", config, "--workdir", tmp_path / "d", "--dry-run", "--price", 2.5))
         == 0
@@ -192,12 +193,15 @@ def test_sweep_names_a_volume_that_is_not_mounted_here(config, tmp_path, capsys)
 
 
 def test_sweep_names_a_workdir_that_cannot_be_written(config, tmp_path, capsys):
+    """A sweep's directory that is a file is refused with exit code 2 and a line that says so."""
     (tmp_path / "file").write_text("")
     assert main(command("--config", config, "--workdir", tmp_path / "file")) == 2
     assert "cannot write the sweep's directory" in capsys.readouterr().err
 
 
 def test_status_names_a_directory_without_runs(tmp_path, capsys):
+    """`status` of an empty directory ends with exit code 2 and says what the directory should
+    be."""
     assert main(["status", str(tmp_path)]) == 2
     assert "neither a sweep's directory" in capsys.readouterr().err
 

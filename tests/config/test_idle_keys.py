@@ -75,6 +75,7 @@ def test_refuse_names_a_key_of_the_other_stage(stage, key, value, tmp_path):
 
 
 def test_refuse_names_every_key():
+    """Two keys of the other stage are refused by one error, which names both with their values."""
     config = run("transformer", adversarial={"weight": 0.4}, loss={"perceptual": 1.0})
     with pytest.raises(UserError, match=r"adversarial\.weight=0\.4, loss\.perceptual=1\.0"):
         idle_keys.refuse(config)
@@ -82,6 +83,7 @@ def test_refuse_names_every_key():
 
 @pytest.mark.parametrize(("file", "arg"), [(file, arg) for file, args in SHIPPED for arg in args])
 def test_shipped_configs_have_no_key_of_the_other_stage(file, arg):
+    """Every config file of this repository passes the check with each of its arguments."""
     config = from_config_dict(runpy.run_path(str(CONFIGS / f"{file}.py"))["get_config"](arg))
     idle_keys.refuse(config)
 
@@ -223,6 +225,8 @@ def test_refuse_flags_names_the_key_that_turns_a_flag_off(stage, key, value, swi
     ],
 )
 def test_refuse_flags_knows_keys_that_a_value_turns_off(changes, key, switch):
+    """A key of the command line that the value of another key turns off is refused, and the message
+    names both keys."""
     with pytest.raises(UserError, match=rf"{key}=.* has no effect while {switch} is"):
         idle_keys.refuse_flags(run("tokenizer", **changes), [key])
 
@@ -237,6 +241,7 @@ def test_refuse_flags_refuses_the_transformers_section_for_a_tokenizer():
 
 
 def test_flag_keys_are_those_of_the_command_line():
+    """Keys are found in both spellings, `--config.KEY=VALUE` and `--config.KEY VALUE`."""
     assert idle_keys.flag_keys(["--config.loss.vq=2", "--config.steps", "3"]) == [
         "loss.vq",
         "steps",

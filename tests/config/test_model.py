@@ -26,6 +26,8 @@ def refused(cls, mapping) -> str:
 
 
 def test_build_names_an_unknown_key_and_the_closest_one():
+    """An unknown key is named by its full path, also in a nested section, with the closest known
+    key; if no key is close, the message lists the known ones."""
     assert (
         refused(TransformerConfig, {"dept": 3}) == "unknown key config.dept; did you mean 'depth'?"
     )
@@ -116,7 +118,9 @@ def test_build_names_values_of_the_wrong_kind(cls, mapping, message):
         (TransformerConfig, {"class_dropout": -0.1}, "transformer.class_dropout"),
     ],
 )
-def test_sizes_that_cannot_be_are_named(cls, mapping, message):
+def test_build_names_sizes_that_cannot_be(cls, mapping, message):
+    """A size that no model can have is refused by a message that begins with its key and its
+    value."""
     assert refused(cls, mapping).startswith(message)
 
 
@@ -176,6 +180,7 @@ def test_model_config_refuses_parts_that_do_not_fit():
     "config", [small.MODEL, ModelConfig(TokenizerConfig(scales=Scales.parse(SCALES_512)))]
 )
 def test_plain_values_are_json_and_build_reads_them_back(config):
+    """A config that is written as JSON and read back equals the config that was written."""
     assert build(ModelConfig, json.loads(json.dumps(plain(config)))) == config
 
 

@@ -27,6 +27,8 @@ def test_scales_of_non_square_sizes():
 
 
 def test_progress_runs_from_0_to_1_and_one_scale_is_at_0():
+    """Progress rises evenly from 0 at the first scale to 1 at the last. A single scale has progress
+    0, although there is no interval to divide by."""
     assert [Scales.parse("1,2,4").progress(k) for k in range(3)] == [0, 0.5, 1]
     assert Scales.parse("4").progress(0) == 0
 

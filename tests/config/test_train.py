@@ -75,6 +75,7 @@ def test_steps_of_reads_steps_or_shares_of_the_run():
 
 
 def test_train_config_of_a_tokenizer_has_no_transformer():
+    """A config file may set `transformer` to None, and the run's config then has no transformer."""
     config = default_config()
     config.transformer = None
     assert from_config_dict(config).transformer is None

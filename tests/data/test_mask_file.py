@@ -165,6 +165,8 @@ def test_levels_say_that_only_the_first_frame_counts(caplog):
 
 @pytest.mark.parametrize(("value", "share"), [(0, 0), (255, 1)])
 def test_levels_of_a_mask_of_one_level_are_all_or_nothing(value, share):
+    """A mask that is black everywhere replaces no pixel and one that is white everywhere replaces
+    all, although the two have no contrast that tells the levels apart."""
     whiteness = mask_file.levels(saved(Image.new("L", (16, 12), value), "PNG"), "x", PICTURE)
     assert (whiteness > 127).mean() == share
 

@@ -211,6 +211,8 @@ def test_images_of_floats_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", ["lsun/bedroom", "open_images_v4"])
 def test_open_split_of_images_without_a_label_has_one_class(name):
+    """A data set of images without labels opens with one class, "all": its records and its training
+    batches have label 0 and three channels."""
     import tensorflow_datasets as tfds
 
     data = DataConfig(name=name)

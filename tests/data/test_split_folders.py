@@ -147,6 +147,8 @@ def test_listing_keeps_the_classes_of_a_run_that_took_splits_for_them(tmp_path):
 
 
 def test_layout_does_not_look_into_hidden_folders(tmp_path):
+    """A hidden folder is no split at the top and no class in a split: the layout has the visible
+    splits and classes alone."""
     make(tmp_path, *in_splits("train", "test"), ".cache/cat/1.png", "train/.thumbs/cat/1.png")
     parts = split_folders.layout(image_folder.epath.Path(tmp_path)).parts
     assert {part.split: sorted(part.classes) for part in parts} == {

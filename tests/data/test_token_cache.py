@@ -80,6 +80,8 @@ def test_token_cache_has_every_image_in_every_view(cache):
 
 
 def test_record_has_two_bytes_per_token_up_to_65536_codes():
+    """A record is the label in four bytes and the tokens in two bytes each, or in four bytes each
+    if there are more codes than 16 bits can number. The bytes are little-endian."""
     row = np.array([0, 65535], np.int32)
     assert token_manifest.record(3, row, 65536) == b"\x03\0\0\0" + b"\0\0\xff\xff"
     assert token_manifest.record(3, row, 65537) == b"\x03\0\0\0" + b"\0\0\0\0\xff\xff\0\0"
@@ -275,5 +277,7 @@ def test_model_fingerprint_ignores_keys_of_training_alone():
 
 
 def test_open_cache_takes_a_path_as_text(cache):
+    """A token cache opens from a path that is a string as well, and has the same manifest and a
+    path to its tokenizer."""
     assert token_cache.open_cache(str(cache.directory)).manifest == cache.manifest
     assert isinstance(cache.tokenizer_directory, epath.Path)

@@ -35,6 +35,8 @@ def gradient(height: int, width: int) -> np.ndarray:
     ],
 )
 def test_decode_gives_bytes_of_one_or_three_channels(mode, kind, channels):
+    """Pictures of every mode and file format decode to bytes of one or three channels. A white
+    picture stays white, which shows that palettes are looked up and 16-bit levels are scaled."""
     if mode == "I;16":
         image = Image.fromarray(np.full((5, 7), 0xFFFF, np.uint16))
     else:
@@ -146,6 +148,8 @@ def test_fit_gives_the_channels_of_the_model():
 
 
 def test_check_names_wrong_settings():
+    """A misspelled way of resizing is refused with the closest known one, and two channels are
+    refused with the numbers that are possible."""
     with pytest.raises(UserError, match="did you mean 'crop'"):
         transforms.check((8, 8, 3), "corp")
     with pytest.raises(UserError, match="1 or 3 channels"):

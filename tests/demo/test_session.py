@@ -200,6 +200,8 @@ def test_read_upload_refuses_bad_files(content, message, tmp_path):
 
 
 def test_read_upload_refuses_too_many_bytes(tmp_path):
+    """An upload above the limit is refused by its number of bytes alone: the file holds no image
+    that could be decoded."""
     with (tmp_path / "upload.png").open("wb") as file:
         file.truncate(session.MAX_BYTES + 2**19)
     with pytest.raises(UserError, match=r"the upload is of 20\.5 MB; it must be at most 20 MB"):

@@ -191,6 +191,8 @@ def test_processes_of_one_host_are_counted():
 
 
 def test_processes_on_host_leaves_out_other_hosts(monkeypatch):
+    """Only processes that report this host's name are counted: three of five, and one if there is a
+    single process."""
     assert multihost.processes_on_host() == 1
     monkeypatch.setattr(
         multihost, "gather_texts", lambda text: ["other", text, text, "other", text]

@@ -23,15 +23,20 @@ def boxed(shape, names):
 
 
 def test_spec_maps_names_to_mesh_axes():
+    """Each name of a parameter's axis becomes the mesh axis of its rule, and the layers, which the
+    rules do not split, become None."""
     assert sharding.spec(("layers", "embed", "mlp")) == PartitionSpec(None, "data", "model")
 
 
 def test_spec_names_an_unmapped_axis_and_the_closest_one():
+    """A name without a rule is an error, and the message has the closest name that has one."""
     with pytest.raises(ValueError, match="'embedd' has no rule; did you mean 'embed'"):
         sharding.spec(("embedd",))
 
 
 def test_spec_refuses_two_names_of_one_mesh_axis():
+    """Two axes of one parameter cannot be split over the same mesh axis, so that "heads" and "mlp"
+    together are an error."""
     with pytest.raises(ValueError, match="collide"):
         sharding.spec(("heads", "mlp"))
 
@@ -77,6 +82,8 @@ def test_shardings_split_a_parameter():
 
 
 def test_constrain_is_the_identity_without_a_mesh_and_shards_with_one():
+    """Without a mesh the very same array is returned, and on a mesh of eight devices each device
+    holds one of eight rows."""
     x = jnp.zeros((8, 4))
     assert sharding.constrain(x, "batch", None) is x
     with jax.set_mesh(mesh(8, 1)):
@@ -111,6 +118,8 @@ def test_require_sharded_does_not_count_what_is_excused():
 
 
 def test_require_sharded_names_the_largest_parameters_first():
+    """The error has the share of the parameters that every device holds, the largest of these
+    parameters first, and the mesh."""
     output = (
         r"31% of .* each of 8 devices, more than 30%; "
         r"the largest: table \(320 bytes\), bias \(32 bytes\); "

@@ -44,6 +44,8 @@ def test_label_scorer_prefers_images_of_the_label():
 
 
 def test_label_scorer_names_what_it_cannot_be_fitted_on():
+    """A reference without labels, without an expected class, or of a single class is refused, and
+    the message says which of these it is."""
     for reference, expected, message in (
         (labeled(names=()), [0], "without labels"),
         (labeled(), [0, 1], r"without an image of class \[1\]"),

@@ -88,6 +88,8 @@ def test_evaluate_does_not_depend_on_the_order_of_images():
 
 
 def test_extract_keeps_some_rows_and_all_moments():
+    """With `keep=20` the features of the first 20 images are kept, while the moments are of all 90
+    images and equal those of an extraction that keeps every row."""
     network = toy_network.network()
     full, some = (features.extract(network, Images(PIXELS).set, keep=keep) for keep in (0, 20))
     np.testing.assert_array_equal(some.rows, full.rows[:20])
@@ -148,5 +150,7 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
 
 
 def test_load_of_inception_names_the_option_for_its_weights():
+    """The package has no weights of Inception, so that loading it without a file is refused with
+    the option that names one."""
     with pytest.raises(UserError, match="name it by --weights"):
         features.load("inception")

@@ -310,6 +310,8 @@ def test_open_images_refuses_an_archive_shorter_than_its_list(tmp_path, lost):
 
 
 def test_open_images_refuses_damaged_compressed_bytes(tmp_path):
+    """An archive whose compressed bytes were overwritten is refused with its name, and gives no
+    images."""
     file = tmp_path / "a.npz"
     np.savez_compressed(file, np.zeros((7, 50, 60, 3), np.uint8))
     content = bytearray(file.read_bytes())

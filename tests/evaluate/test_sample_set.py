@@ -225,6 +225,9 @@ def test_generate_goes_on_with_the_same_batches_and_devices(full, tmp_path, monk
 def test_generate_has_files_of_whole_batches_of_all_devices(
     tmp_path, monkeypatch, batch_size, images
 ):
+    """The number of images per file is a multiple of the batch over all eight devices, for each
+    batch size and for the default, so that no batch is split between files. The manifest has that
+    number."""
     monkeypatch.setattr(sample_set, "_write_shards", lambda *_: None)
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, batch_size=batch_size, shard_images=None)

@@ -55,6 +55,8 @@ def test_grid_keeps_a_long_title_over_its_image():
 
 
 def test_grid_magnifies_by_repeating_pixels():
+    """With a scale of 3 each pixel becomes 3 x 3 equal pixels, and a gray image gets three equal
+    channels."""
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
     picture = np.asarray(grid(image, columns=1, scale=3))
     np.testing.assert_array_equal(
@@ -63,10 +65,13 @@ def test_grid_magnifies_by_repeating_pixels():
 
 
 def test_grid_keeps_the_size_of_large_images():
+    """An image of 256 x 200 pixels, which is large enough to look at, is not enlarged."""
     assert grid(np.zeros((1, 256, 200, 3)), columns=1).size == (200, 256)
 
 
 def test_to_uint8_rounds_and_clips_floats():
+    """Values from 0 to 1 become 0 to 255, rounded, and values beyond are clipped. Arrays of
+    bfloat16 are accepted as well."""
     np.testing.assert_array_equal(
         to_uint8(np.array([-1.0, 0, 0.5, 1, 2]).reshape(1, 1, 5, 1)).ravel(), [0, 0, 128, 255, 255]
     )
@@ -105,6 +110,8 @@ def test_grid_takes_titles_of_its_columns():
 
 
 def test_save_png_writes_the_picture_and_its_folder(tmp_path):
+    """The file is a PNG with the picture's pixels; its folder is created, and no temporary file
+    stays there."""
     picture = grid(flat(RED), columns=1)
     save_png(tmp_path / "new" / "x.png", picture)
     read = Image.open(io.BytesIO((tmp_path / "new" / "x.png").read_bytes()))
@@ -140,6 +147,8 @@ def test_save_gif_repeats_and_rests_on_its_last_frame(tmp_path):
 
 
 def test_save_png_names_an_unwritable_path(tmp_path):
+    """A path below a file and a path that is a folder are refused in one line with the picture's
+    path, and nothing is left behind."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write the picture .*x\.png") as caught:
         save_png(tmp_path / "file" / "x.png", grid(flat(RED), columns=1))

@@ -11,8 +11,16 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
+from helpers.torch_parts import (
+    SCALES,
+    TOKENIZER,
+    TRANSFORMER,
+    assert_same,
+    random_params,
+    transformer_state,
+)
 from reference import torch_writer
 from reference.seeded_weights import seeded_state_dict
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
@@ -20,16 +28,9 @@ from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.errors import UserError
 from var_jax.io import torch_convert
 from var_jax.io.torch_file import read_tensors
-from var_jax.io.torch_keys import abstract, buffers, entries
+from var_jax.io.torch_keys import buffers, entries
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-SCALES = Scales.parse("1,2,3")
-TOKENIZER = TokenizerConfig(
-    scales=SCALES, channels=32, multipliers=(1, 2), z_channels=8, vocab_size=16, blocks=1, phi=2
-)
-TRANSFORMER = TransformerConfig(
-    depth=2, width=24, heads=3, num_classes=5, vocab_size=16, z_channels=8, scales=SCALES
-)
 BUFFERS = ("lvl_1L", "attn_bias_for_masking", "zero_k_bias", "ema_vocab_hit_SV")
 
 
@@ -40,28 +41,6 @@ def states(name: str) -> tuple[dict, dict, dict]:
         described["config"],
         *(seeded_state_dict(described[part], seed) for part in ("vae_shapes", "var_shapes")),
     )
-
-
-def random_params(config) -> dict:
-    random = np.random.RandomState(0)
-    return unflatten_dict(
-        {
-            path: random.standard_normal(leaf.shape).astype(np.float32)
-            for path, leaf in abstract(config).items()
-        },
-        sep="/",
-    )
-
-
-def transformer_state(config: TransformerConfig = TRANSFORMER) -> dict:
-    return torch_convert.part_to_torch(config, random_params(config))
-
-
-def assert_same(actual, expected):
-    actual, expected = (flatten_dict(tree, sep="/") for tree in (actual, expected))
-    assert actual.keys() == expected.keys()
-    for name, array in actual.items():
-        np.testing.assert_array_equal(array, expected[name])
 
 
 def message(*args, **kwargs) -> str:
@@ -187,6 +166,8 @@ def test_buffers_are_those_of_the_published_constructors():
     ],
 )
 def test_tokenizer_from_torch_reads_sizes_from_the_keys(changes, key):
+    """A tokenizer's config follows from the names and shapes of its PyTorch weights: each variation
+    comes back with its config and its parameters."""
     config = dataclasses.replace(TOKENIZER, **changes)
     state = torch_convert.part_to_torch(config, random_params(config))
     assert key in state
@@ -200,6 +181,8 @@ def test_tokenizer_from_torch_reads_sizes_from_the_keys(changes, key):
     "changes", [{}, {"shared_adaln": True}, {"mlp_ratio": 2.5, "depth": 1}, {"qk_norm": False}]
 )
 def test_transformer_from_torch_reads_sizes_from_the_keys(changes):
+    """A transformer's config follows from the names and shapes of its PyTorch weights. Two things
+    leave no trace in them: the drop-path rate, and the number of heads without QK normalization."""
     config = dataclasses.replace(TRANSFORMER, **changes)
     heads = None if config.qk_norm else config.heads
     sizes, params = torch_convert.transformer_from_torch(
@@ -210,6 +193,8 @@ def test_transformer_from_torch_reads_sizes_from_the_keys(changes):
 
 
 def test_from_torch_names_missing_unknown_and_misshapen_keys_in_one_line():
+    """One line names all keys that are missing, all that are unknown, and all that have a wrong
+    shape with the right one."""
     state = transformer_state()
     del state["head.bias"], state["blocks.1.ffn.fc1.bias"]
     state["blocks.0.attn.k_bias"] = state["blocks.0.attn.q_bias"]
@@ -262,11 +247,15 @@ def test_from_torch_skips_buffers_that_fit():
 
 @pytest.mark.parametrize("scales", ["1,2,4", "1,2,3,3", "1,3"])
 def test_from_torch_refuses_scales_of_another_number_of_tokens(scales):
+    """Scales that disagree with the weights' number of tokens or of maps are refused, and the
+    message has the scales."""
     line = message(transformer_state(), dataclasses.replace(TOKENIZER, scales=Scales.parse(scales)))
     assert scales in line and ("tokens" in line or "sizes" in line)
 
 
 def test_tokenizer_from_torch_counts_scales_by_their_phis():
+    """With one phi per scale, the weights say how many scales there are: two sizes for three phis
+    are refused with the right number."""
     config = dataclasses.replace(TOKENIZER, phi=0)
     state = torch_convert.part_to_torch(config, random_params(config))
     with pytest.raises(UserError, match="scales is 1,3; it must be 3 sizes"):
@@ -319,6 +308,8 @@ def test_from_torch_asks_for_num_heads_only_without_qk_norm():
 
 
 def test_from_torch_refuses_files_without_a_transformer_or_weights():
+    """A tokenizer's file and an empty one are refused as a transformer's by the first key that they
+    miss, and weights of integers by their type."""
     tokenizer = torch_convert.part_to_torch(TOKENIZER, random_params(TOKENIZER))
     assert "misses class_emb.weight" in message(tokenizer, TOKENIZER)
     assert "misses class_emb.weight" in message({}, TOKENIZER)
@@ -327,6 +318,7 @@ def test_from_torch_refuses_files_without_a_transformer_or_weights():
 
 
 def test_from_torch_refuses_a_dtype_that_no_model_is_stored_in():
+    """Parameters cannot be stored as float16, so that this type is refused by its name."""
     assert "float16" in message(transformer_state(), TOKENIZER, dtype="float16")
 
 
@@ -350,6 +342,8 @@ def test_from_torch_takes_training_checkpoints_and_wrapped_models(tmp_path):
 
 
 def test_write_torch_writes_files_that_read_back(tmp_path):
+    """Each part becomes one file of the published keys, and both files read back to the same
+    parameters. A folder that is a file is refused."""
     params = {"tokenizer": random_params(TOKENIZER), "transformer": random_params(TRANSFORMER)}
     torch_convert.write_torch(
         tmp_path / "out", *torch_convert.to_torch(ModelConfig(TOKENIZER, TRANSFORMER), params)

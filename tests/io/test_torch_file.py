@@ -67,6 +67,8 @@ def test_read_tensors_names_those_of_a_training_checkpoint_by_dotted_names():
 
 
 def test_read_tensors_reads_npz_and_safetensors(tmp_path):
+    """Both formats give the shapes and the values that were written, and bfloat16 keeps its
+    type."""
     state = {"a.b": COUNTED, "c": np.ones(2, np.float16)}
     np.savez_compressed(tmp_path / "x.npz", **state)
     save_file({**state, "brain": COUNTED.astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
@@ -79,6 +81,8 @@ def test_read_tensors_reads_npz_and_safetensors(tmp_path):
 
 
 def test_read_tensors_reads_big_endian_and_shared_storages(tmp_path):
+    """A file of a big-endian machine gives the right numbers, and a tensor that is a column of
+    another tensor's storage gives that column."""
     opcodes = writer.mapping(
         {
             "all": writer.tensor("0", 12, (3, 4), (4, 1)),
@@ -203,6 +207,8 @@ def test_read_tensors_reads_or_refuses_a_file_with_wrong_bytes(tmp_path):
 
 
 def test_read_tensors_refuses_objects_and_false_headers_in_npz(tmp_path):
+    """An archive with pickled objects is refused, and so is one whose header claims 4 TiB for 16
+    bytes, before that much memory is taken."""
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     refused(tmp_path / "objects.npz")
     header = str({"descr": "<f4", "fortran_order": False, "shape": (2**40,)}).encode() + b"\n"

@@ -29,6 +29,7 @@ def rendered() -> dict:
 
 
 def test_template_is_valid_by_the_schema():
+    """The template with values for its variables has no problem by JobSet's schema."""
     assert jobset_schema.problems(rendered()) == []
 
 
@@ -57,5 +58,7 @@ def test_template_is_what_a_sweep_applies_for_one_run():
 
 
 def test_template_names_every_variable_in_its_comment():
+    """The command in the template's comment sets each of its variables, so that a copy of it leaves
+    none unset."""
     exported = TEMPLATE.split("export ")[1].split("envsubst")[0]
     assert all(f"{name}=" in exported for name in VALUES)

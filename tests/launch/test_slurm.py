@@ -146,6 +146,8 @@ def test_script_outlives_the_signal_that_its_run_saves_at(stubs):
 
 
 def test_script_asks_slurm_to_signal_ahead_and_to_requeue():
+    """The script's directives let SLURM send SIGTERM two minutes before the end, requeue the job,
+    and append to its log."""
     directives = [
         line.removeprefix("#SBATCH ")
         for line in SCRIPT.read_text().splitlines()

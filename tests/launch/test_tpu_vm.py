@@ -112,6 +112,8 @@ def test_script_gives_every_worker_the_command(launch, tmp_path):
 
 
 def test_script_starts_again_after_a_preemption_only(launch):
+    """The same command is started again after each of two exits with code 75, and not after exit
+    code 0."""
     code, calls, _ = launch(
         *TRAIN, plan={"describe": [READY], "ssh": [(75, ""), (75, ""), (0, "")]}
     )
@@ -158,11 +160,15 @@ def test_script_asks_again_without_capacity(launch):
 
 
 def test_script_names_a_slice_that_is_not_there(launch):
+    """A slice that does not exist ends the script with exit code 1 and a hint at CREATE, and no
+    command is started."""
     code, calls, stderr = launch(*TRAIN, plan={"describe": [GONE], "ssh": [(0, "")]})
     assert code == 1 and "slice is GONE; CREATE" in stderr and not started(calls)
 
 
 @pytest.mark.parametrize("args", [(), ("slice",), ("slice", "--config")])
 def test_script_prints_its_usage(launch, args):
+    """Without a slice, or without a config and a workdir, the script prints its usage, ends with
+    exit code 2 and calls nothing."""
     code, calls, stderr = launch(*args, plan={})
     assert code == 2 and stderr.startswith("usage:") and not calls

@@ -170,4 +170,5 @@ def test_pixel_channels_follow_the_tokenizer():
 
 
 def test_registry_finds_the_objective_by_its_key(config):
+    """The config's `transformer.objective` selects the class: "diffusion" gives `Diffusion`."""
     assert registry.find(config) is Diffusion

@@ -35,4 +35,6 @@ def test_divergence_is_the_mean_ratio_of_the_densities():
 
 
 def test_divergence_of_a_standard_normal_is_zero():
+    """A Gaussian of mean 0 and log variance 0 has a KL divergence of exactly 0 from the standard
+    normal."""
     np.testing.assert_array_equal(gaussian.divergence(jnp.zeros((2, 3, 3, 8))), 0)

@@ -18,6 +18,7 @@ TABLES = {
 
 @pytest.mark.parametrize("order", TABLES)
 def test_forward_is_the_published_table_at_4x4(order):
+    """Each order of a 4x4 map visits its tokens as the published table says."""
     np.testing.assert_array_equal(orders.forward(order, (4, 4)), TABLES[order])
 
 

@@ -167,6 +167,7 @@ def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
     ],
 )
 def test_required_bytes_are_read_from_the_compilers_message(message, size):
+    """The memory that a program needs is read from both wordings of the compiler's refusal."""
     assert aot_report._required_bytes(message) == size
 
 
@@ -196,6 +197,9 @@ def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
 
 
 def test_saved_bytes_fall_with_recomputation():
+    """The more of the forward pass is recomputed, the fewer bytes are saved for the backward pass:
+    most without rematerialization, fewer if the products are saved, and fewest with full
+    rematerialization."""
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
     none, dots, full = (aot.saved_bytes(objective, remat, 1) for remat in objective.remat_choices)
     assert none > dots > full > 0

@@ -274,6 +274,8 @@ def test_bench_prints_a_row_per_batch_size(monkeypatch, tmp_path, capsys):
 
 
 def test_bench_refuses_a_batch_that_the_devices_do_not_divide():
+    """Three images cannot be split over eight devices, and the message has the multiple that is
+    needed."""
     with pytest.raises(UserError, match=r"the batch is 3; it must be a multiple of 8"):
         bench.train(small.train_config("tokenizer", ""), batch=3)
 

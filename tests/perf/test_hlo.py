@@ -17,6 +17,8 @@ def program():
 
 
 def test_hlo_loop_counts_as_often_as_its_condition_says(program):
+    """The body of the loop counts five times, which is the bound in its condition, and the main
+    computation once."""
     assert program.runs == {"main": 1, "body": 5}
 
 
@@ -26,6 +28,8 @@ def test_matrix_flops_count_fusions_and_every_trip(program):
 
 
 def test_collectives_have_their_whole_arrays_and_first_groups(program):
+    """Each collective has the bytes of its whole array, its first group of devices and the five
+    runs of the loop that it is in, as counted by hand."""
     assert program.collectives() == [
         hlo.Collective("all-gather", 64 * 32 * 2, (0, 2, 4, 6), 5, "bf16"),
         hlo.Collective("all-reduce", 8 * 32 * 2, (0, 1), 5, "bf16"),

@@ -27,9 +27,12 @@ from var_jax.perf import hlo_groups
     ],
 )
 def test_first_group_reads_every_notation(text, members):
+    """The first group is read from explicit lists, from ranges with a transposition, from mesh axes
+    and from pairs; the expected groups are written out by hand."""
     assert hlo_groups.first_group(text) == members
 
 
 def test_first_group_refuses_an_unknown_notation():
+    """A notation that is not known is an error, so that no report counts wrong groups."""
     with pytest.raises(ValueError, match="unknown notation"):
         hlo_groups.first_group("replica_groups=everyone")

@@ -43,11 +43,15 @@ def test_links_of_a_group_have_lengths_and_directions(where, fixed, links):
 
 
 def test_links_of_a_part_of_a_ring_are_a_line():
+    """Four of the eight chips of a ring have no link that closes them to a ring, so that each has
+    one link along it."""
     where = fake("v5p", 4, 4, 8)
     assert where.links([d for d in part(where, x=0, y=0) if d.coords[2] < 4]) == [(4, 1)]
 
 
-def test_times_are_bytes_over_the_links_in_use():
+def test_seconds_are_bytes_over_the_links_in_use():
+    """The time of each collective is the number of bytes that cross the links, divided by their
+    bandwidth, as computed by hand. A single device needs no time."""
     where = fake("v5p", 4, 4, 8)  # six links of 100 GB/s each way
     gather = where.seconds("all-gather", 1e9, where.devices)
     assert gather == pytest.approx(1e9 * 127 / 128 / 600e9)

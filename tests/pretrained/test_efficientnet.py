@@ -46,6 +46,8 @@ def test_stages_and_pooled_features_are_pytorchs(params, reference):
 
 
 def test_stages_take_one_channel_as_three_alike(params):
+    """A gray image has exactly the features of the same image with three equal channels, and two
+    channels are an error."""
     gray = np.random.RandomState(0).uniform(-1, 1, (1, 8, 12, 1)).astype(np.float32)
     one, three = (
         jax.jit(lambda p, x: efficientnet.stages(p, x, 1)[0])(params, x)

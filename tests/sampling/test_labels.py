@@ -110,6 +110,8 @@ def test_parse_without_names_takes_ids_alone():
 
 
 def test_parse_one_refuses_several():
+    """A single class name becomes its id, and a range of three classes is refused with the option
+    and the number."""
     assert labels.parse_one("square", NAMES) == 1
     with pytest.raises(UserError, match="--label '0-2' is 3 classes; it must be one"):
         labels.parse_one("0-2", NAMES)

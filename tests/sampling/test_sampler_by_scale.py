@@ -279,6 +279,8 @@ def test_guidance_of_a_single_scale_is_the_number():
 
 
 def test_edit_that_keeps_nothing_matches_sample(model, images):
+    """An edit that keeps no region and no scale gives the images that `sample` gives with the same
+    seed and settings."""
     settings = {"seed": 4, "cfg": 1.5, "top_k": 5, "top_p": 0.9}
     edited = model.edit(images, np.zeros((6, 8), bool), LABELS, keep_scales=0, **settings)
     np.testing.assert_allclose(edited, model.sample(LABELS, **settings), atol=1e-5)

@@ -113,6 +113,7 @@ def test_resolve_names_mistakes(values, message):
 
 
 def test_settings_refuses_an_unknown_preset():
+    """A misspelled preset is refused with the closest known one."""
     with pytest.raises(UserError, match="unknown preset 'prety'; did you mean 'pretty'"):
         settings("prety", {})
 

@@ -50,6 +50,9 @@ def test_next_runs_narrow_a_prediction_more_than_equal_spacing(law):
 
 
 def test_plan_names_a_run_of_each_size(law):
+    """Each planned run has the size of the sweep's run that it names, and its FLOPs agree with its
+    size and tokens. The target is the compute budget that is to be predicted, and the plan lowers
+    the prediction's standard error."""
     plan = design.plan(law, COST, 1e21, [{"params": 1e10}, {"compute": 1e23}])
     assert plan["target"] == {"compute": 1e23} and plan["standard_error_ratio"] < 1
     size_by_run = dict(zip(law.sample.run, law.sample.x[:, 0], strict=True))
@@ -59,6 +62,8 @@ def test_plan_names_a_run_of_each_size(law):
 
 
 def test_plan_refuses_a_budget_of_no_run_and_a_missing_law(law):
+    """A budget below the cheapest run is refused, and so is a plan without a determined joint law;
+    both messages name the option."""
     with pytest.raises(UserError, match="--next 1e\\+10.*cheapest"):
         design.plan(law, COST, 1e10, [])
     with pytest.raises(UserError, match="--next needs a determined joint law"):

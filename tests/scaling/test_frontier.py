@@ -42,6 +42,8 @@ def test_envelope_is_below_every_curve_and_drops_single_curve_edges():
 
 
 def test_sample_refuses_a_frontier_of_few_sizes():
+    """A frontier of two model sizes is refused with that number, and the frontier of the whole grid
+    has at least four."""
     with pytest.raises(
         select_runs.Refused, match="few-sizes: the frontier touches 2 different sizes"
     ):

@@ -57,6 +57,8 @@ def test_corrected_minima_of_noiseless_laws_are_their_optima(alpha, beta, sizes)
 
 
 def test_minima_without_a_joint_law_are_called_uncorrected():
+    """Without a joint law the minima stay as they were measured, and a warning says that they are
+    uncorrected."""
     _, runs = planted(0.35, 0.37, WIDE)
     curves = frontier.curves(runs, "loss")
     raw = frontier.isoflop(curves)

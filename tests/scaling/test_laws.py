@@ -12,6 +12,8 @@ HUBER = losses.Huber(laws.DELTA)
 
 @pytest.mark.parametrize("planted", [single(), joint()], ids=["single", "joint"])
 def test_fit_recovers_the_law_of_exact_data(planted):
+    """From losses without noise the fit finds the parameters that made them, and its predictions
+    are these losses."""
     x, y, theta = planted
     fit = laws.fit(solver.problem(x, y, HUBER))
     np.testing.assert_allclose(

@@ -59,6 +59,8 @@ def test_fit_weights_by_sigma_and_chi2_gives_its_size():
 
 
 def test_fit_refuses_two_points_or_one_x():
+    """Two points, and three points at the same x, are refused, because they determine no exponent
+    with an error."""
     for x in ([1.0, 2.0], [3.0, 3.0, 3.0]):
         with pytest.raises(UserError, match="at least 3 points"):
             power.fit(np.array(x), np.ones(len(x)))

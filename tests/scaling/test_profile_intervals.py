@@ -55,6 +55,8 @@ def test_profile_of_an_undetermined_floor_starts_at_0():
 
 
 def test_profile_prediction_at_infinite_x_has_the_interval_of_e():
+    """At x = 1e60 only the irreducible loss E is left, so that the interval of the prediction is
+    E's interval with equal tails."""
     _, _, likelihood = both(single(noise=3e-3, seed=5))
     ends = profile_intervals.profile_prediction(likelihood, np.array([1e60])).interval
     np.testing.assert_allclose(
@@ -192,6 +194,8 @@ def test_bootstrap_draws_all_rows_of_a_run_together():
 
 
 def test_bootstrap_and_bca_surround_the_law_of_clean_data():
+    """Both kinds of bootstrap intervals have positive widths for every parameter, and those of
+    alpha contain its true value to within 0.03."""
     p, fit, _ = both(joint(shape=(8, 5), noise=2e-3, seed=8))
     samples = bootstrap.resample(p, fit.theta, 400)
     for ends in (bootstrap.percentile(samples), interval_coverage.bca(p, fit.theta, samples)):

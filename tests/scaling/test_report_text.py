@@ -38,6 +38,8 @@ def test_law_of_few_sizes_is_called_undetermined(few):
 
 
 def test_missing_holdout_has_a_reason(few):
+    """If too few sizes remain for a hold-out, there is no hold-out error, and the report says how
+    many there are and how many are needed."""
     content, text = few
     assert content["laws"]["loss~params"]["holdout"] is None
     assert "3 different params remain; 4 are needed" in text

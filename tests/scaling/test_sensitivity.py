@@ -41,6 +41,8 @@ def test_alternatives_of_exact_runs_agree_but_for_the_floor(names):
 
 
 def test_alternatives_with_a_given_floor_keep_it():
+    """If E is given, every alternative law has that E, and the alternative with E = 0 is left
+    out."""
     x, y, theta = single(noise=1e-3)
     rows = alternatives(sample_of(x, y, ("params",))[1], floor=theta[0])
     assert "without a floor, E = 0" not in rows

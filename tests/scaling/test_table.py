@@ -21,6 +21,8 @@ def write(path, text):
 
 
 def test_read_csv_equals_jsonl(tmp_path):
+    """The same rows give the same columns, run names and fitted losses from a CSV file and from a
+    JSONL file."""
     rows = [{"run": "a", "params": 1e6, "loss": 3.5}, {"run": "b", "params": 2e6, "loss": 3.25}]
     text = "run,params,loss\n" + "".join(f"{r['run']},{r['params']},{r['loss']}\n" for r in rows)
     one = table.read(write(tmp_path / "a.csv", text))
@@ -66,6 +68,8 @@ def test_read_takes_rows_without_names_as_separate_runs(tmp_path):
 
 
 def test_finals_are_the_rows_with_the_most_tokens():
+    """The final row of a run is the one with the most tokens, even if it is not the last one of the
+    table."""
     runs = table.build(
         [{"run": r, "tokens": t, "loss": x} for r, t, x in [("a", 2, 3), ("a", 1, 4), ("b", 1, 5)]]
     )
@@ -94,6 +98,7 @@ def test_read_names_a_malformed_file_in_one_line(tmp_path, name, text, mapping, 
 
 
 def test_read_names_a_missing_or_binary_file(tmp_path):
+    """A file that does not exist and a file that is no text are refused, each with its reason."""
     with pytest.raises(UserError, match="does not exist"):
         table.read(str(tmp_path / "none.csv"))
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x01")
@@ -200,6 +205,7 @@ def test_read_sweep_takes_only_the_end_of_a_cooldown(tmp_path):
 
 
 def test_build_reads_missing_numbers_as_nan():
+    """A loss that is null in the table is NaN."""
     assert math.isnan(table.build([{"run": "a", "loss": None}, {"run": "b", "loss": 1}])["loss"][0])
 
 

@@ -100,6 +100,7 @@ def stages():
 
 
 def test_run_checks_both_stages_before_it_trains(untrained, tmp_path):
+    """Two configs of the same stage are refused, and nothing was trained by then."""
     tokenizer, transformer = stages()
     for wrong in ((tokenizer, tokenizer), (transformer, transformer)):
         with pytest.raises(UserError, match="the stage of the .*'s config is .*; it must be"):
@@ -162,6 +163,9 @@ def test_within_class_variance_is_within_classes_at_8x8():
 
 
 def test_nearest_distance_is_the_median_to_the_nearest():
+    """An image's distance is that to the nearest reference image, and the result is the median over
+    the images. Two images of 64 pixels that differ by 0.25 everywhere are 64 ** 0.5 * 0.25
+    apart."""
     assert quickstart.nearest_distance(flat([0.5]), flat([0, 0.75])) == pytest.approx(
         64**0.5 * 0.25
     )

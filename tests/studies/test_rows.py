@@ -119,6 +119,8 @@ def test_distance_is_that_of_the_moments():
 
 
 def test_load_all_refuses_labels_that_are_not_the_models(tmp_path):
+    """Images without labels, with a label that the model lacks, and of one class alone are refused
+    with the reason; images of both classes load with their labels."""
     file = str(tmp_path / "a.npz")
     pixels = np.zeros((3, 4, 4, 1), np.uint8)
     for labels, output in (

@@ -117,6 +117,8 @@ def test_time_in_turn_alternates_contenders():
 
 
 def test_speed_is_the_median_relative_to_the_base(monkeypatch):
+    """The rate is eight images over the median time, here 2 s and 1 s, and the ratio is that to the
+    rate of the base setting."""
     monkeypatch.setattr(
         sampling_settings, "time_in_turn", lambda *_: {"a": [4.0, 1.0, 2.0], "b": [1.0, 1.0, 9.0]}
     )

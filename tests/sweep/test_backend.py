@@ -25,6 +25,9 @@ def fake(monkeypatch):
 
 
 def test_make_parses_options_as_field_types(fake):
+    """The texts of options become the types of the engine's fields: the engine equals one that is
+    made of a string, a float, an integer and a truth value, and without options it has its
+    defaults."""
     assert backend.make("fake", {}) == Fake()
     options = {"partition": "tpu", "hours": "2", "nodes": "4", "spot": "True"}
     assert backend.make("fake", options) == Fake("tpu", 2.0, 4, True)
@@ -43,12 +46,16 @@ def test_make_parses_options_as_field_types(fake):
     ],
 )
 def test_make_names_mistakes(fake, name, options, words):
+    """An unknown engine or option is named with the closest known one, and a value of the wrong
+    type with the right type, in one line."""
     with pytest.raises(UserError, match=words) as caught:
         backend.make(name, options)
     assert "\n" not in str(caught.value)
 
 
 def test_make_names_a_missing_library(monkeypatch):
+    """An engine whose module cannot be imported is refused with its name and its package; here the
+    table of engines names a package that does not exist."""
     monkeypatch.setitem(backend.ENGINES, "slurm", "no_such_scheduler:Slurm")
     with pytest.raises(UserError, match="backend slurm needs the package no_such_scheduler"):
         backend.make("slurm", {})

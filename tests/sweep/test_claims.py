@@ -12,6 +12,8 @@ from var_jax.sweep import claims
 
 
 def test_create_gives_the_claim_to_one_of_many_threads(tmp_path):
+    """Exactly one of 64 calls in 16 threads gets the claim of an attempt, and the claim on disk is
+    the one that it got."""
     run = epath.Path(tmp_path)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         won = [
@@ -23,6 +25,8 @@ def test_create_gives_the_claim_to_one_of_many_threads(tmp_path):
 
 
 def test_create_gives_the_claim_to_one_of_two_processes(tmp_path):
+    """Two processes never submit one attempt twice: they claim it at the same moment, after their
+    imports, and one of them is refused."""
     code = (
         "import sys, time; from etils import epath; from var_jax.sweep import claims; "
         "time.sleep(max(0, float(sys.argv[2]) - time.time())); "
@@ -42,6 +46,8 @@ def test_create_gives_the_claim_to_one_of_two_processes(tmp_path):
 
 
 def test_read_returns_all_attempts(tmp_path):
+    """The claims of all attempts are read in their order and with later changes, and an attempt
+    that has a claim cannot be claimed again."""
     run = epath.Path(tmp_path)
     first = claims.create(run, 1, "local")
     first = claims.replace(run, first, job="host:1:2.0")
@@ -57,6 +63,8 @@ def test_read_returns_all_attempts(tmp_path):
 
 
 def test_read_takes_a_truncated_claim_as_one_without_a_job(tmp_path):
+    """A claim whose file is empty, as after a crash during the write, still counts as a recent
+    attempt without a job, and nobody can claim that attempt again."""
     run = epath.Path(tmp_path)
     claims.create(run, 1, "local")
     (tmp_path / "claims" / "0001.json").write_text("")
@@ -66,6 +74,8 @@ def test_read_takes_a_truncated_claim_as_one_without_a_job(tmp_path):
 
 
 def test_process_alive_distinguishes_processes_of_one_pid():
+    """A process is identified by its start time too: with another start time it is gone, on another
+    host it cannot be known, and a zombie counts as ended."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     host, pid, born = claims.process_id(process.pid)
     assert claims.process_alive(host, pid, born)

@@ -10,6 +10,9 @@ A, B = grid.sweep("a", [1, 2]), grid.sweep("b", "xy")
 
 
 def test_product_zip_and_chain():
+    """`product` combines all members of two families, the last family varying fastest; `zip` pairs
+    members by position; `chain` lists both families. They can be nested, because their results are
+    families too."""
     assert grid.product(A, B) == [
         {"a": 1, "b": "x"},
         {"a": 1, "b": "y"},
@@ -22,13 +25,16 @@ def test_product_zip_and_chain():
     assert len(nested) == 6 and nested[-1] == {"a": 3, "b": "y", "c": 1}
 
 
-def test_product_copies_members():
+def test_chain_copies_members():
+    """A change of a member of the new family leaves the family that it was made from as it was."""
     family = grid.chain(A)
     family[0]["a"] = 9
     assert A[0] == {"a": 1}
 
 
 def test_zip_and_product_name_conflicts():
+    """`zip` refuses families of different lengths and `product` refuses two values for one key, and
+    the messages have the lengths, the key and the values. Two equal values are no conflict."""
     with pytest.raises(UserError, match="families of 2, 1 members"):
         grid.zip(A, [{"c": 0}])
     with pytest.raises(UserError, match="sets a to 1 and to 3 in one run"):

@@ -91,6 +91,8 @@ def kubectl(tmp_path, monkeypatch):
 
 
 def test_manifest_is_valid_by_the_schema():
+    """The manifests for TPUs, CPUs and GPUs have no problem by JobSet's schema; the test of the
+    schema below shows that it finds mistakes."""
     for engine in (
         TPU,
         JobSet(image="var-jax"),
@@ -154,6 +156,8 @@ def test_manifest_is_valid_by_the_schema():
     ],
 )
 def test_schema_refuses_manifests_with_mistakes(path, value):
+    """The schema's check is not empty: it reports one misspelled key or one value of a wrong type
+    at any depth of a valid manifest."""
     manifest = TPU.manifest(command())
     at = manifest
     for key in path:
@@ -163,6 +167,9 @@ def test_schema_refuses_manifests_with_mistakes(path, value):
 
 
 def test_manifest_starts_the_same_command_on_every_host():
+    """Each slice is a job with one pod per host, here two slices of four hosts with four chips
+    each. Every pod runs the run's own command with its environment, resources, node selector and
+    queue."""
     manifest = TPU.manifest(command())
     [replicated] = manifest["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
@@ -220,7 +227,10 @@ def outcome(manifest: dict, *, exit_code: int = 1, conditions: tuple[str, ...] =
     return "RestartJobSet"
 
 
-def test_preemptions_restart_it_as_often_as_they_come_and_failures_a_few_times():
+def test_manifest_restarts_without_limit_after_preemptions_alone():
+    """A preempted pod, by exit code 75 or by a disruption, restarts the set without limit, and any
+    other failure counts toward `restarts`. `outcome` applies the manifest's rules as Kubernetes
+    does."""
     manifest = TPU.manifest(command())
     assert outcome(manifest, exit_code=75) == "RestartJobSetAndIgnoreMaxRestarts"
     assert (
@@ -232,6 +242,8 @@ def test_preemptions_restart_it_as_often_as_they_come_and_failures_a_few_times()
 
 
 def test_names_are_labels_that_are_used_once():
+    """Six attempts of three runs get six names. Each name is a DNS label, and it has at most 63
+    characters with the longest suffix that a pod's name gets."""
     names = {
         jobset.name(command(run, attempt=attempt))
         for run in ("0a1b2c", "x" * 80, "A_b.c")
@@ -245,6 +257,8 @@ def test_names_are_labels_that_are_used_once():
 
 
 def test_submit_checks_all_before_it_creates_one(kubectl):
+    """The manifests of both runs are sent to the server as a dry run before a second call creates
+    them. Both calls send the same text, and each run gets a job."""
     _, calls = kubectl
     both = [command(), command("d4e5f6", "gs://bucket/sweep/d4e5f6", attempt=2)]
     assert TPU.submit(both) == ["/ml/var-jax-a1b2c3-1", "/ml/var-jax-d4e5f6-2"]
@@ -256,6 +270,8 @@ def test_submit_checks_all_before_it_creates_one(kubectl):
 
 
 def test_submit_takes_back_what_it_created_when_the_rest_is_refused(kubectl):
+    """If the server refuses the manifests after it accepted the dry run, a third call deletes all
+    of them, and the error is kubectl's message in one line."""
     answer, calls = kubectl
     answer(
         **{"--dry-run=server": (0, "", ""), "apply": (1, "", "error: quota exceeded\nfor pods\n")}
@@ -271,6 +287,8 @@ def test_submit_takes_back_what_it_created_when_the_rest_is_refused(kubectl):
 
 
 def test_submit_creates_nothing_when_the_server_refuses_one(kubectl):
+    """If the server refuses the dry run, no second call is made, and the error has kubectl's
+    message."""
     answer, calls = kubectl
     answer(**{"--dry-run=server": (1, "", 'no matches for kind "JobSet"')})
     with pytest.raises(UserError, match='refuses: no matches for kind "JobSet"'):
@@ -288,7 +306,10 @@ def test_submit_creates_nothing_when_the_server_refuses_one(kubectl):
         ((1, "", "Unable to connect to the server"), None),
     ],
 )
-def test_alive(kubectl, answer, alive):
+def test_alive_follows_the_jobsets_condition(kubectl, answer, alive):
+    """A JobSet without a final condition is alive, a completed, failed or missing one is not, and
+    an unreachable server gives None. The server is asked in the job's own context and namespace,
+    whatever the engine's options."""
     set_answer, calls = kubectl
     set_answer(get=answer)
     assert JobSet(image="other").alive("east/ml/var-jax-a1b2c3-1") is alive
@@ -302,7 +323,9 @@ def test_alive(kubectl, answer, alive):
     ]
 
 
-def test_stop_deletes(kubectl):
+def test_stop_deletes_the_jobset(kubectl):
+    """The JobSet is deleted by its name in its namespace; kubectl does not wait for its pods, and a
+    JobSet that is gone is no error."""
     _, calls = kubectl
     TPU.stop("/ml/var-jax-a1b2c3-1")
     assert calls()[0][0] == [
@@ -316,6 +339,8 @@ def test_stop_deletes(kubectl):
 
 
 def test_submit_names_kubectl_where_it_is_missing(monkeypatch, tmp_path):
+    """Without kubectl nothing can be submitted, and the error names kubectl. `alive` gives None,
+    `stop` raises nothing, and `render`, which `--dry-run` uses, works."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="kubectl, which is not on PATH"):
         TPU.submit([command()])
@@ -342,13 +367,17 @@ def test_submit_names_kubectl_where_it_is_missing(monkeypatch, tmp_path):
         ({"image": "i", "topolgy": "4x4"}, "did you mean 'topology'"),
     ],
 )
-def test_mistakes_in_options_are_one_line(options, message):
+def test_make_names_mistakes_in_options(options, message):
+    """A wrong option is refused in one line that names the option and the right value."""
     with pytest.raises(UserError, match=message) as caught:
         make("jobset", options)
     assert "\n" not in str(caught.value)
 
 
-def test_preflight_refuses_a_volume_that_is_not_mounted_here(tmp_path):
+def test_check_refuses_a_volume_that_is_not_mounted_here(tmp_path):
+    """A sweep's directory on the mounted volume or in a bucket passes. A volume that is not mounted
+    at the same path on this machine is refused, and so is a directory outside it; nothing is
+    created."""
     engine = JobSet(image="i", volume=f"shared:{tmp_path}")
     engine.check(f"{tmp_path}/sweep")
     engine.check("gs://bucket/sweep")
@@ -359,7 +388,9 @@ def test_preflight_refuses_a_volume_that_is_not_mounted_here(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_preflight_refuses_a_directory_that_no_pod_could_write():
+def test_render_refuses_a_directory_that_no_pod_could_write():
+    """A run's directory on the pods' volume is accepted, and a relative path, which is outside it,
+    is refused."""
     with pytest.raises(UserError, match="no pod of the cluster could write runs/a"):
         TPU.render([command(directory="runs/a")])
     assert TPU.render([command(directory="/work/runs/a")])

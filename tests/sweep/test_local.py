@@ -22,6 +22,8 @@ def command(tmp_path, code: str) -> RunCommand:
 
 
 def test_alive_until_stopped(tmp_path):
+    """A submitted process is alive until `stop` ends it. A second `stop` raises nothing, and no
+    zombie keeps the process's number."""
     engine = Local()
     (job,) = engine.submit([command(tmp_path, WAITS)])
     assert engine.alive(job)
@@ -34,6 +36,8 @@ def test_alive_until_stopped(tmp_path):
 
 
 def test_alive_ignores_other_hosts_and_earlier_processes():
+    """A job of another host cannot be known, and a job with another start time is over even though
+    a process has its number. That process is the test's own, and `stop` leaves it running."""
     host, pid = os.uname().nodename, os.getpid()
     assert Local().alive(f"elsewhere:{pid}:1.0") is None
     assert Local().alive(f"{host}:{pid}:1.0") is False
@@ -41,6 +45,8 @@ def test_alive_ignores_other_hosts_and_earlier_processes():
 
 
 def test_jobs_outlive_their_submitter_and_its_ctrl_c(tmp_path):
+    """A run continues after Ctrl-C has ended its submitter: the signal goes to the submitter's
+    whole process group, and the run is still alive when the submitter is gone."""
     code = f"""
 import sys, time
 from var_jax.sweep.backend import RunCommand
@@ -61,6 +67,8 @@ time.sleep(60)
 
 
 def test_submit_adds_the_commands_environment(tmp_path, monkeypatch):
+    """A run's process has the submitter's environment and the variables of its command; it prints
+    one variable of each into its log."""
     monkeypatch.setenv("MINE", "kept")
     code = "import os; print(os.environ['MINE'], os.environ['FENCE'], flush=True)"
     (job,) = Local().submit(
@@ -71,6 +79,7 @@ def test_submit_adds_the_commands_environment(tmp_path, monkeypatch):
 
 
 def test_submit_names_what_cannot_be_started(tmp_path):
+    """A program that does not exist is refused with the run and the program in the message."""
     with pytest.raises(
         UserError, match="cannot start run r: No such file or directory: /no/python"
     ):

@@ -1,163 +1,20 @@
-import dataclasses
-import hashlib
-import json
-import shutil
-from types import SimpleNamespace
+"""Families of runs: their order, sizes, labels and commands, and families that are refused."""
 
-import jax
 import numpy as np
 import pytest
-from etils import epath
-from ml_collections import config_dict
 from PIL import Image
 
 from helpers import small
-from var_jax.config.model import ModelConfig
-from var_jax.config.strict import plain
-from var_jax.config.train import OptimizerConfig, TrainConfig, from_config_dict
-from var_jax.config.transformer_config import OF_TOKENIZER
-from var_jax.data import fingerprints, sources, token_manifest
-from var_jax.errors import UserError
-from var_jax.io import model_directory
+from sweep.expanding import BRANCH, TRUNK, expand, refused
+from var_jax.data import sources
 from var_jax.models import flops
 from var_jax.sweep import plan
-from var_jax.train.workdir import RESUMABLE
-
-OPTIMIZER = OptimizerConfig(schedule="cooldown", cooldown_steps=20, final_lr_ratio=0.0)
-BASE = TrainConfig(
-    stage="transformer",
-    steps=100,
-    batch_size=4,
-    checkpoint_every=5,
-    tokenizer=small.TOKENIZER,
-    transformer=small.TRANSFORMER,
-    optimizer=OPTIMIZER,
-)
-TRUNK = {"transformer.depth": 2}
-BRANCH = {
-    **TRUNK,
-    "steps": 50,
-    "optimizer.cooldown_steps": 10,
-    "branch_from": TRUNK,
-    "branch_step": 40,
-}
-
-
-def resolve(flags, base: TrainConfig = BASE) -> TrainConfig:
-    """What the command line does, without its files."""
-    values = plain(base)
-    for name in OF_TOKENIZER:
-        del values["transformer"][name]
-    config = config_dict.ConfigDict(values)
-    for flag in flags:
-        key, _, text = flag.removeprefix("--config.").partition("=")
-        old = (
-            config.get_ref(key).get()
-            if "." not in key
-            else config[key.split(".")[0]][key.split(".")[1]]
-        )
-        value = (
-            text
-            if isinstance(old, str)
-            else ()
-            if text == "()"
-            else type(old)(float(text))
-            if isinstance(old, int | float)
-            else tuple(int(n) for n in text.strip("()").split(",") if n.strip())
-        )
-        config.update_from_flattened_dict({key: value})
-    return from_config_dict(config)
-
-
-def expand(*family, workdir="sweep"):
-    return plan.expand(list(family), resolve, workdir)
-
-
-def refused(*family) -> str:
-    with pytest.raises(UserError) as caught:
-        expand(*family)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("key", plan.VOLATILE)
-def test_run_id_ignores_volatile_keys(key):
-    other = {
-        "log_every": 7,
-        "eval_every": 7,
-        "checkpoint_every": 7,
-        "keep_checkpoints": 7,
-        "keep_steps": (7,),
-        "sample_classes": 7,
-        "tokenizer_dir": "x",
-    }
-    section, _, name = key.rpartition(".")
-    if section in ("transformer", "tokenizer"):
-        value = {"attention": "splash", "remat": "full", "gradient_dtype": "bfloat16"}[name]
-        sizes = dataclasses.replace(getattr(BASE, section), **{name: value})
-        changed = dataclasses.replace(BASE, **{section: sizes})
-    elif key == "mesh":
-        changed = dataclasses.replace(BASE, mesh=dataclasses.replace(BASE.mesh, model=2))
-    elif key in other:
-        changed = dataclasses.replace(BASE, **{key: other[key]})
-    else:
-        field = key.removeprefix("data.")
-        changed = dataclasses.replace(
-            BASE, data=dataclasses.replace(BASE.data, **{field: 1 if field == "workers" else "x"})
-        )
-    assert changed != BASE and plan.run_id(changed) == plan.run_id(BASE)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"steps": 101},
-        {"seed": 1},
-        {"batch_size": 8},
-        {"branch_step": 1},
-        {"eval_images": 5},
-        {"transformer": dataclasses.replace(small.TRANSFORMER, depth=3)},
-        {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
-    ],
-)
-def test_run_id_changes_with_every_other_key(changes):
-    assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
-
-
-def test_plan_ids_ignore_volatile_keys():
-    assert set(plan.VOLATILE) <= set(RESUMABLE)
-
-
-@pytest.mark.parametrize("resize", ["stretch", "whole"])
-def test_run_id_has_the_first_name_of_stretch(resize, monkeypatch):
-    """The runs of sweeps that an earlier version started are found again: what their ids are
-    digests of says "whole"."""
-    digested = []
-
-    def sha256(text):
-        digested.append(json.loads(text))
-        return hashlib.sha256(text)
-
-    monkeypatch.setattr(plan, "hashlib", SimpleNamespace(sha256=sha256))
-    data = dataclasses.replace(BASE.data, resize=resize)
-    plan.run_id(dataclasses.replace(BASE, data=data))
-    assert [values["data"]["resize"] for values in digested] == ["whole"]
-
-
-def test_run_id_is_that_of_the_version_before_rivals():
-    """Sweeps that an earlier version began find their runs' directories: settings that came later
-    are not in the id at their defaults."""
-    assert plan.run_id(BASE) == "a47a0277e60e"
-    rival = dataclasses.replace(BASE.transformer, prediction="epsilon")
-    assert plan.run_id(dataclasses.replace(BASE, transformer=rival)) != "a47a0277e60e"
-
-
-def test_run_id_is_stable():
-    assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
-    assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0
 
 
 def test_expand_puts_a_trunk_before_its_branches():
+    """A branch's trunk is listed once and before the branch, in whatever order and however often a
+    family has the two. The branch starts from the trunk's directory, the trunk keeps the checkpoint
+    of that step, and the branch itself takes the later steps only."""
     trunk, branch = expand(BRANCH)
     assert branch.trunk == trunk.id and trunk.trunk == ""
     assert f"--config.branch_from=sweep/{trunk.id}" in branch.flags
@@ -166,7 +23,9 @@ def test_expand_puts_a_trunk_before_its_branches():
     assert (branch.config.steps, branch.own_steps, trunk.own_steps) == (50, 10, 100)
 
 
-def test_plan_saves_the_step_at_which_a_branch_leaves():
+def test_expand_keeps_the_step_at_which_a_branch_leaves():
+    """A trunk keeps the checkpoint at which a branch leaves, even though step 38 is no multiple of
+    `checkpoint_every`."""
     trunk, branch = expand({**BRANCH, "branch_step": 38})
     assert (
         trunk.config.checkpoint_every == 5
@@ -175,60 +34,16 @@ def test_plan_saves_the_step_at_which_a_branch_leaves():
     )
 
 
-def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
-    """By what the tokenizer is, and not by where it lies or whether a token cache or a model
-    directory tells of it."""
-    model, params = model_directory.load(epath.Path(model_dir))
-    other = jax.tree.map(np.copy, params["tokenizer"])
-    jax.tree.leaves(other)[0][...] += 1e-3
-    for name, weights in (("copy", params["tokenizer"]), ("other", other)):
-        model_directory.save(
-            epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights}
-        )
-    manifest = token_manifest.Manifest(
-        fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
-        "digits",
-        "stretch",
-        (8, 8, 1),
-        model.tokenizer.scales,
-        16,
-        ("a",),
-        0,
-    )
-    (tmp_path / "tokens").mkdir()
-    (tmp_path / "tokens" / "manifest.json").write_text(json.dumps(plain(manifest)))
-    shutil.copytree(model_dir, tmp_path / "tokens" / "tokenizer")
-
-    def ids(**base) -> list[str]:
-        return [
-            run.id
-            for run in plan.expand(
-                [BRANCH], lambda flags: resolve(flags, dataclasses.replace(BASE, **base)), "sweep"
-            )
-        ]
-
-    first, other = ids(tokenizer_dir=str(model_dir)), ids(tokenizer_dir=str(tmp_path / "other"))
-    assert first == ids(tokenizer_dir=str(tmp_path / "copy"))
-    assert first == ids(data=dataclasses.replace(BASE.data, tokens_dir=str(tmp_path / "tokens")))
-    assert len({*first, *other, *ids()}) == 6  # trunk and branch, of each tokenizer and of none
-
-
 @pytest.mark.parametrize("key", ["data.tokens_dir", "tokenizer_dir"])
 def test_expand_names_a_missing_tokenizer(key, tmp_path):
+    """A token cache or a tokenizer that does not exist is refused with its path in the message."""
     assert str(tmp_path / "none") in refused({key: str(tmp_path / "none")})
 
 
-def test_run_id_of_a_branch_ignores_the_workdir():
-    ids = [
-        [run.id for run in expand(BRANCH, workdir=place)]
-        for place in ("sweep", "gs://bucket/sweep/")
-    ]
-    assert ids[0] == ids[1]
-    other = {**BRANCH, "branch_from": {"transformer.depth": 2, "seed": 1}, "seed": 1}
-    assert {run.id for run in expand(other)}.isdisjoint(ids[0])
-
-
 def test_run_compute_and_tokens():
+    """A branch's compute and tokens include the steps that it shares with its trunk, because laws
+    are fitted to the final model; `own_compute` has the branch's own ten steps alone. All of them
+    follow from the FLOPs per image."""
     trunk, branch = expand(BRANCH)
     image = flops.train_flops_per_image(small.TRANSFORMER)
     assert trunk.compute == trunk.own_compute == 100 * 4 * image
@@ -237,6 +52,8 @@ def test_run_compute_and_tokens():
 
 
 def test_labels_distinguish_the_runs():
+    """A run's label has only the overrides that tell the runs apart: it leaves out a seed that all
+    runs share, and a learning rate that follows from the depth."""
     labels = [run.label for run in expand({"steps": 50, "seed": 1}, {"steps": 60, "seed": 1})]
     assert labels == ["steps=50", "steps=60"]
     labels = [
@@ -258,6 +75,9 @@ def test_labels_distinguish_the_runs():
 
 
 def test_command_works_on_the_command_line():
+    """A run's command trains the sweep's config file in the run's own directory. Its environment
+    has the path of the attempt's claim, by which the process sees whether a later attempt has
+    begun."""
     trunk, _ = expand(BRANCH)
     command = trunk.command("configs/x.py:small", "sweep", 3)
     assert command.argv[1:6] == ("-m", "var_jax", "train", "--config", "configs/x.py:small")
@@ -290,10 +110,15 @@ def test_command_works_on_the_command_line():
     ],
 )
 def test_expand_refuses_a_branch_that_does_not_fit_its_trunk(changes, words):
+    """A branch is refused if it differs from its trunk before the branching step, or if one of the
+    two has no constant learning rate there. The message has the key and the steps that are
+    possible."""
     assert words in refused({**BRANCH, **changes})
 
 
 def test_expand_refuses_a_branch_with_changing_weight_decay():
+    """A branch is refused if the weight decay changes over the run, even if it changes in its trunk
+    too: both reach the final value at different steps, so that they share no steps."""
     trunk = {"optimizer.final_weight_decay": 0.1}
     assert "changes its weight decay" in refused(
         {
@@ -358,6 +183,7 @@ def test_expand_keeps_addresses_of_buckets():
 
 
 def test_expand_refuses_an_empty_family():
+    """A sweep of no runs is refused."""
     assert "no runs" in refused()
 
 

@@ -14,6 +14,9 @@ def rows(**settings) -> list[list[str]]:
 
 
 def test_plan_table_adds_up():
+    """The table has the runs' ids, sizes and FLOPs. Its last row sums the FLOPs that are left to
+    do, to which a branch adds its own last fifth; hours and cost follow from the chip's peak, the
+    utilization and the price."""
     trunk, branch = drive.sweep("sweep", seeds=1).runs
     header, first, second, total = rows(price=1e9)
     assert header == [
@@ -41,6 +44,7 @@ def test_plan_table_adds_up():
 
 
 def test_plan_table_has_no_cost_without_a_price():
+    """Without a price the header and the rows have no column for the cost."""
     assert rows()[0][-1] == "v5p-hours" and len(rows()[-1]) == len(rows(price=1.0)[-1]) - 1
 
 
@@ -53,10 +57,14 @@ def test_plan_table_has_no_cost_without_a_price():
         ({"price": -1.0}, "--price is -1"),
     ],
 )
-def test_mistakes_are_named(settings, words):
+def test_plan_table_names_mistakes_in_options(settings, words):
+    """An unknown chip, and a utilization or a price out of range, are refused with the option and
+    its value."""
     with pytest.raises(UserError, match=words):
         rows(**settings)
 
 
-def test_columns_stand_one_under_the_other():
+def test_aligned_pads_cells_to_their_columns():
+    """Every cell is padded to the width of its column: the first column is flush left and the
+    second one flush right."""
     assert plan.aligned([["a", "1"], ["bcd", "23"]], left=1) == ["a     1", "bcd  23"]

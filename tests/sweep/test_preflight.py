@@ -86,6 +86,7 @@ def test_check_token_cache(command, cache, capsys, tmp_path, changes, words, dry
 
 
 def test_check_token_cache_that_fits(command, cache, capsys, tmp_path):
+    """A token cache of the same data, tokenizer and classes passes without a message."""
     assert main([*command, cache(), "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
     shutil.rmtree(tmp_path / "tokens" / "test")
@@ -206,6 +207,7 @@ def test_check_of_runs_that_have_begun(command, model_dir, capsys, tmp_path):
 
 @pytest.mark.parametrize("place", ["file", "file/inside"])
 def test_dry_run_names_a_place_that_is_a_file(command, tmp_path, capsys, place):
+    """`--dry-run` refuses a sweep's directory that is a file or lies below one."""
     (tmp_path / "file").write_text("")
     command[command.index("--workdir") + 1] = str(tmp_path / place)
     assert main([*command, "--dry-run"]) == 2

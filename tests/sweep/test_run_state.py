@@ -38,6 +38,8 @@ def run(tmp_path) -> epath.Path:
 
 
 def test_observe_takes_a_missing_directory_as_a_new_run(run):
+    """A run whose directory does not exist is new, and an observation does not create the
+    directory."""
     assert seen(run, None).state == "new" and not run.exists()
 
 
@@ -57,6 +59,9 @@ def test_observe_takes_a_missing_directory_as_a_new_run(run):
     ],
 )
 def test_observe_state_from_the_scheduler(run, message, exists, state):
+    """The scheduler's answer decides whether a run is live, and the run's last report says whether
+    it has begun or how it ended. A run that reported "done" is done whatever the scheduler
+    answers."""
     claim(run, ago=10)
     if message:
         status(run, message)
@@ -78,6 +83,9 @@ def test_observe_state_from_the_scheduler(run, message, exists, state):
     ],
 )
 def test_observe_state_from_heartbeats_alone(run, message, ago, claimed, state):
+    """Without an answer of a scheduler, a run is live while its report or its claim is recent, and
+    dead later. A report of an earlier attempt does not count, and a failure that this attempt
+    reported ends it at once."""
     claim(run, ago=claimed)
     if message:
         status(run, message, ago=ago)
@@ -96,6 +104,9 @@ def test_observe_state_from_heartbeats_alone(run, message, ago, claimed, state):
     ],
 )
 def test_observe_keeps_a_pending_job_live_while_its_scheduler_is_silent(run, message, ago, state):
+    """A job that may wait in the queue of a silent scheduler stays live, however old its claim is,
+    unless it has reported and then stopped. If the scheduler answers that the job is gone, the run
+    is not live."""
     claim(run, ago=5000)
     if message:
         status(run, message, ago=ago)
@@ -105,6 +116,8 @@ def test_observe_keeps_a_pending_job_live_while_its_scheduler_is_silent(run, mes
 
 @pytest.mark.parametrize("message", ["failed", "preempted"])
 def test_observe_ignores_the_report_of_an_earlier_attempt(run, message):
+    """A report from before the latest attempt does not say how that attempt ended, so the run is
+    dead. The report counts again once the latest attempt is abandoned."""
     claim(run, ago=5000)
     claim(run, 2, ago=1000)
     status(run, message, ago=2000)
@@ -114,6 +127,8 @@ def test_observe_ignores_the_report_of_an_earlier_attempt(run, message):
 
 
 def test_observe_takes_a_reporting_run_without_a_claim_as_live(run):
+    """A run that was started by hand has no claim: it is live while it reports, and dead when its
+    last report is old."""
     status(run, "running")
     assert seen(run, None).live
     status(run, "running", ago=2000)
@@ -121,6 +136,9 @@ def test_observe_takes_a_reporting_run_without_a_claim_as_live(run):
 
 
 def test_observe_waits_for_a_live_or_recently_dead_submitter(run):
+    """A claim without a job is of a submission under way. The run is queued while the submitter
+    lives, or cannot be known and may still be at it, and dead later; a recent report shows that the
+    job did start."""
     claim(run, job="")
     assert seen(run, False).state == "queued"  # this process
     claim(run, 2, job="", host="elsewhere")
@@ -136,6 +154,8 @@ def test_observe_waits_for_a_live_or_recently_dead_submitter(run):
 
 
 def test_observe_ignores_a_failed_submission(run):
+    """An abandoned claim is no attempt: the run is still new, and it is not given up even if no
+    restarts are allowed."""
     claim(run, job="", abandoned=True)
     assert seen(run, True).state == "new" and seen(run, None).state == "new"
     assert run_state.give_up_reason(seen(run, None), 0) == ""
@@ -168,11 +188,15 @@ def ended(run, *ends: tuple[str, int], **last) -> run_state.Observed:
         ([("failed", step) for step in range(1, 5)], "it ended 4 times without being done"),
     ],
 )
-def test_give_up_reason(run, ends, reason):
+def test_give_up_reason_counts_ends_without_progress(run, ends, reason):
+    """With three restarts, a run is given up if it reports two failures in a row at one step, or at
+    its fourth end. Preemptions with progress do not count as ends."""
     assert run_state.give_up_reason(ended(run, *ends), max_restarts=3) == reason
 
 
 def test_give_up_reason_counts_anew_after_a_retry(run):
+    """A retry starts the count again: one failure before it and one after it, at the same step, are
+    not two, and a second one after it is."""
     observed = ended(run, ("failed", 5), (run_state.RETRIED, 5), ("failed", 5))
     assert run_state.give_up_reason(observed, max_restarts=3) == ""
     observed = ended(run, ("failed", 5), (run_state.RETRIED, 5), ("failed", 5), ("failed", 5))
@@ -190,7 +214,8 @@ def test_observe_refusal_is_of_the_latest_attempt(run):
     assert (seen(run, False).state, seen(run, False).refusal) == ("dead", "")
 
 
-def test_last_log_line(run):
+def test_last_log_line_skips_blank_lines(run):
+    """The last line that is not blank is returned, and an empty text if there is no log."""
     assert run_state.last_log_line(run) == ""
     run.mkdir()
     (run / "log.txt").write_text("one\nValueError: two\n\n")

@@ -27,6 +27,8 @@ def directives(script: str) -> dict[str, str]:
 
 
 def test_slurm_writes_the_script_that_sbatch_gets():
+    """The script has a directive for every option and none of submitit's default `wckey`, runs the
+    set-up, starts the ranks by srun, and lists the command of each index of the array."""
     engine = Slurm(
         partition="tpu",
         account="lab",
@@ -110,11 +112,14 @@ def test_render_quotes_what_a_shell_would_split():
 
 
 def test_slurm_submits_one_command_without_an_array():
+    """A single run is an ordinary job, and without runs the script and the list of jobs are
+    empty."""
     assert "array" not in directives(Slurm().render([command()]))
     assert Slurm().render([]) == "" and Slurm().submit([]) == []
 
 
-def test_dry_run_needs_no_slurm_and_writes_nothing(monkeypatch, tmp_path):
+def test_render_needs_no_slurm_and_writes_nothing(monkeypatch, tmp_path):
+    """The script is rendered on a machine without SLURM, and no file or folder is left behind."""
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path / "runs/sweep/.slurm") in Slurm().render([command()])
@@ -122,6 +127,8 @@ def test_dry_run_needs_no_slurm_and_writes_nothing(monkeypatch, tmp_path):
 
 
 def test_slurm_names_what_is_missing_without_slurm(monkeypatch, tmp_path):
+    """Without sbatch nothing can be submitted: the error names sbatch, and no file is written.
+    `alive` gives None, and `stop` raises nothing."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="needs sbatch, which is not on PATH"):
         Slurm().submit([command(directory=str(tmp_path / "sweep" / "a"))])
@@ -131,6 +138,8 @@ def test_slurm_names_what_is_missing_without_slurm(monkeypatch, tmp_path):
 
 
 def test_slurm_takes_a_hanging_controller_for_no_answer(monkeypatch, tmp_path):
+    """A call of SLURM that does not return within the time limit is no answer: `alive` gives None,
+    and `stop` returns."""
     monkeypatch.setattr(slurm, "SCHEDULER_SECONDS", 0.2)
     for name in ("squeue", "scancel"):
         (tmp_path / name).write_text("#!/bin/sh\nexec sleep 5\n")
@@ -151,6 +160,8 @@ def test_slurm_takes_a_hanging_controller_for_no_answer(monkeypatch, tmp_path):
     ],
 )
 def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
+    """A job that squeue lists is alive, and a missing or unknown job is not; if the controller
+    cannot be reached, the answer is None. The stub fails unless it is asked for this one job."""
     stub = tmp_path / "squeue"
     stub.write_text(
         "#!/bin/sh\n[ \"$*\" = '--noheader --jobs=12_3 --format=%T' ] || exit 9\n"
@@ -162,6 +173,8 @@ def test_alive_by_what_squeue_says(monkeypatch, tmp_path, answer, code, alive):
 
 
 def test_slurm_names_the_extra_without_submitit():
+    """Without submitit the engine is refused, and the message has the pip command that installs
+    it."""
     code = (
         "import sys; sys.modules['submitit'] = None\n"
         "from var_jax.sweep.backend import make\n"
@@ -181,13 +194,16 @@ def test_slurm_names_the_extra_without_submitit():
         ({"flags": "qos=high,=3"}, "'=3' is no option of sbatch"),
     ],
 )
-def test_mistakes_in_options_are_one_line(options, message):
+def test_make_names_mistakes_in_options(options, message):
+    """A wrong option is refused in one line that names the option and the right value."""
     with pytest.raises(UserError, match=message) as caught:
         make("slurm", options)
     assert "\n" not in str(caught.value)
 
 
 def test_slurm_asks_for_a_scripts_folder_where_runs_lie_in_a_bucket():
+    """SLURM cannot write its logs to a bucket: runs there are refused without `--option folder`,
+    and with it the script writes below that folder."""
     run = command(directory="gs://bucket/sweep/a")
     with pytest.raises(UserError, match="--option folder=DIR"):
         Slurm().render([run])

@@ -178,5 +178,7 @@ def test_status_names_a_bucket_that_cannot_be_reached(monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "nowhere"])
 def test_status_names_what_is_neither_run_nor_sweep(tmp_path, name):
+    """An empty directory and a missing one are refused as neither a sweep's directory nor a
+    run's."""
     with pytest.raises(UserError, match="neither a sweep's directory"):
         status.read(epath.Path(tmp_path) / name)

@@ -150,6 +150,8 @@ def test_parameters_and_flops_are_those_of_the_module(codes):
     ],
 )
 def test_tokenizer_refuses_keys_of_a_quantizer(codes, changes, words):
+    """An autoencoder without a quantizer has one map and no quantizer dropout: other values are
+    refused in one line with the key and the kind of codes."""
     with pytest.raises(UserError, match=rf"{words}.*'{codes}'") as caught:
         dataclasses.replace(continuous.tokenizer(codes), **changes)
     assert "\n" not in str(caught.value)
@@ -164,6 +166,8 @@ def test_tokenizer_refuses_keys_of_a_quantizer(codes, changes, words):
     ],
 )
 def test_run_refuses_settings_of_a_codebook(changes, words):
+    """A run without a codebook refuses settings of one, and the message has the key and the kind of
+    codes."""
     with pytest.raises(UserError, match=rf"{words}.*'none'"):
         run_config("none", codebook=CodebookConfig(**changes))
 
@@ -181,6 +185,8 @@ def test_run_refuses_settings_of_a_codebook(changes, words):
     ],
 )
 def test_flag_without_effect_names_the_kind_of_codes(codes, section, changes):
+    """A key of the command line that has no effect with these codes is refused, and the message has
+    the kind of codes."""
     config = run_config(codes)
     config = dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **changes)}

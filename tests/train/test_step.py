@@ -187,6 +187,8 @@ def test_eval_step_sums_over_the_rows_that_count(params, batch, stage):
 
 
 def test_encode_gives_the_pipelines_tokens(params, batch):
+    """The objective encodes bytes on the devices to the tokens that the pipeline gives for the same
+    images in [-1, 1]."""
     objective = small.next_scale(small.train_config("transformer", ""))
     encode = jax.jit(objective.encode)
     expected = small.pipeline().encode(batch["image"].astype(np.float32) / 127.5 - 1)
