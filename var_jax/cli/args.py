@@ -127,7 +127,7 @@ def read_sized_config(file: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def call(file: str, function: str) -> Any:
-    """Returns the result of `get_config` or `get_sweep` of FILE[:ARG], called with any ARG.
+    """Returns what `get_config` or `get_sweep` in FILE returns, called with ARG if there is one.
 
     Raises:
       UserError: there is no such file or function, or the user's code in it raises; the line names

@@ -1,4 +1,4 @@
-"""Measures the time of sampling or of a training step, and compares it with that of its FLOPs.
+"""Measures the time of sampling or of a training step, and compares it with the roofline.
 
 With `tokens` it compares training from a token cache with training from images; the split is
 encoded first, so give a short one.

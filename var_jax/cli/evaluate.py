@@ -239,7 +239,7 @@ def _require_options_of_mode(args: argparse.Namespace):
 
 
 def trained_on(model: str | None) -> str | None:
-    """Returns the resizing of a workdir's images; None for any other directory."""
+    """Returns the resizing mode of the images that a workdir's run trains on; None elsewhere."""
     from var_jax.evaluate import training_images
 
     data = None if model is None else training_images.data_of(model)

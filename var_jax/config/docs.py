@@ -37,7 +37,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The keys under one name, "" for those of the top level, and their subject."""
+    """A section of the config: its name ("" for the top level), its subject and its keys."""
 
     name: str
     about: str

@@ -154,12 +154,12 @@ class TokenizerConfig:
 
     @property
     def quantizes(self) -> bool:
-        """Whether images have tokens, which a plain or a KL autoencoder does not make."""
+        """Whether the tokenizer makes tokens; plain and KL autoencoders do not."""
         return self.codes not in CONTINUOUS
 
     @property
     def feature_channels(self) -> int:
-        """Numbers that the encoder gives a place: those of a code, or a Gaussian's moments."""
+        """Channels of the encoder's output: two per latent channel for "kl", else one."""
         return self.z_channels * (2 if self.codes == "kl" else 1)
 
     @property
@@ -185,7 +185,7 @@ class TokenizerConfig:
 
     @property
     def pixel_channels(self) -> int:
-        """Values of the block of pixels that one token of the finest scale stands for."""
+        """Number of values in the pixels that one token of the finest scale represents."""
         return self.downsampling**2 * self.in_channels
 
     @property
@@ -225,7 +225,7 @@ class ModelConfig:
 def with_pixel_channels(
     transformer: TransformerConfig, tokenizer: TokenizerConfig
 ) -> TransformerConfig:
-    """Returns a transformer of pixels with the tokenizer's `pixel_channels`.
+    """Returns the config of a transformer of pixels with the tokenizer's `pixel_channels`.
 
     A transformer of other latents is returned as it is; so is one of pixels while the number of
     image channels is left to the data.

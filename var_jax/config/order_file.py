@@ -10,9 +10,9 @@ LITERAL = re.compile(r"\d+(,\d+)*")
 
 
 def resolve(order: str) -> str:
-    """Returns an order as a model keeps it: a name, or the permutation "2,0,1,3" itself.
+    """Returns a token order in the form that a config stores: a name, or a permutation "2,0,1,3".
 
-    A model is whole without the file, which may be moved or changed.
+    The config does not depend on the file, which may be moved or changed later.
 
     Args:
       order: a name, a permutation, or the path of a text file of whole numbers with spaces, commas

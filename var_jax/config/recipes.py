@@ -58,7 +58,7 @@ def depth_of(arg: str) -> int:
 
 
 def set_epochs(config: config_dict.ConfigDict, batch_size: int, epochs: int):
-    """Sets the batch size, and the steps of so many passes over ImageNet."""
+    """Sets the batch size, and the steps that `epochs` passes over ImageNet take."""
     config.batch_size = batch_size
     config.steps = epochs * IMAGENET_IMAGES // batch_size
 
@@ -169,7 +169,7 @@ small_grey_config = small_gray_config  # the name that older scripts call
 
 
 def small_tokenizer(config: config_dict.ConfigDict):
-    """Applies the recipe of a tokenizer's run of minutes: a high rate, 1e-3 at batch 64."""
+    """Applies the recipe of a tokenizer that trains in minutes: learning rate 1e-3 at batch 64."""
     config.stage = "tokenizer"
     config.optimizer.base_lr = 4e-3
     config.optimizer.schedule = "cosine"
@@ -178,7 +178,7 @@ def small_tokenizer(config: config_dict.ConfigDict):
 
 
 def small_transformer(config: config_dict.ConfigDict, depth: int):
-    """Applies the recipe of a transformer's run of minutes; rate and warm-up are the caller's."""
+    """Applies the recipe of a transformer that trains in minutes, but for rate and warm-up."""
     config.stage = "transformer"
     config.transformer.depth = depth
     config.transformer.drop_path = 0.0

@@ -84,7 +84,7 @@ class Scales:
         return np.repeat(np.arange(len(self), dtype=np.int32), self.lengths)
 
     def of_length(self, tokens: int) -> "Scales":
-        """Returns the leading scales that have so many tokens together.
+        """Returns the leading scales whose tokens add up to this number.
 
         Raises:
           ValueError: no first scales have.

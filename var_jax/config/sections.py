@@ -12,12 +12,12 @@ RENAMED_RESIZE = {"whole": "stretch"}
 
 
 def current_resize(name: str) -> Any:
-    """Returns today's name of a way of resizing (`Resize`); any other text as it is."""
+    """Returns the present name of a resizing mode (`Resize`); any other text stays as it is."""
     return RENAMED_RESIZE.get(name, name)
 
 
 def first_resize(name: str) -> str:
-    """Returns the earliest name of a way of resizing, which digests are computed from.
+    """Returns the first name that a resizing mode had, from which digests are computed.
 
     Runs, images and shards that an earlier version wrote thus keep their ids, fingerprints and
     stamps.

@@ -183,7 +183,7 @@ class CodebookConfig:
 
     @property
     def revives(self) -> bool:
-        """Whether dead codes are moved."""
+        """Whether dead codes are replaced by vectors of the batch."""
         return self.revive_threshold > 0
 
     def __post_init__(self):
@@ -226,7 +226,7 @@ class ProgressiveConfig:
         require(self.until >= 0, "progressive.until", self.until, "0 or more")
 
     def check(self, tokenizer: TokenizerConfig):
-        """Raises UserError where the smaller scales do not go with a tokenizer."""
+        """Raises UserError if the smaller scales do not fit a tokenizer."""
         if not self.scales:
             return
         small = Scales.parse(self.scales, "progressive.scales")

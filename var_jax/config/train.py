@@ -152,7 +152,7 @@ class TrainConfig:
         )
 
     def steps_of(self, value: float) -> int:
-        """Returns a number of steps; a value below 1 is a share of the run's."""
+        """Returns the number of steps of a value; values below 1 are shares of the run's steps."""
         return round(value * self.steps) if value < 1 else round(value)
 
     @property
@@ -212,7 +212,7 @@ def default_config() -> config_dict.ConfigDict:
 
 
 def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
-    """Returns the checked, frozen run of a ConfigDict.
+    """Returns the checked, frozen config of the run that a ConfigDict describes.
 
     Sizes that it leaves to the data are filled in for data sets whose sizes are fixed
     (`FIXED_SIZES`).

@@ -117,7 +117,7 @@ class FashionMnistIdx(_Local, skip_registration=True):
         return {split: self._generate_examples(*arrays) for split, arrays in splits.items()}
 
     def content(self, splits=None) -> dict[str, str]:
-        """Returns {split: fingerprint of its images and labels}, of the files if not given."""
+        """Returns {split: fingerprint of its images and labels}; by default the files are read."""
         splits = splits or self._read()
         return {
             split: fingerprint([hashlib.sha256(array.tobytes()).hexdigest() for array in arrays])

@@ -52,7 +52,7 @@ TRAINING_ONLY = (
 
 
 def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
-    """Returns a fingerprint of every weight and setting that tokens depend on.
+    """Returns one fingerprint of all weights and settings of a tokenizer that tokens depend on.
 
     Settings at their default are left out, so that a setting that a later version adds does not
     change the fingerprints of earlier tokenizers.
@@ -72,7 +72,7 @@ def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) ->
 
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
-    """Returns a fingerprint of every weight and size of a model.
+    """Returns one fingerprint of all weights and sizes of a model.
 
     Settings that only training uses are left out.
     """

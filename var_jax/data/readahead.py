@@ -43,13 +43,13 @@ class Plan(NamedTuple):
 
     @property
     def pieces(self) -> int:
-        """Returns the largest number of pieces at once, with those that threads put together."""
+        """Returns the most pieces that are in memory at once, unfinished ones included."""
         shared = SHARED_PIECES if self.workers else 0
         return max(1, self.workers) * (shared + self.buffer + self.threads)
 
 
 def available_cpus() -> int:
-    """Returns the number of processors that this process may use, perhaps not all there are."""
+    """Returns the number of processors that this process may use; the machine may have more."""
     count = getattr(os, "process_cpu_count", None)  # of Python 3.13
     if count is not None:
         return count() or 1

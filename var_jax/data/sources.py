@@ -204,7 +204,7 @@ def _of_folder(split: str, known: Collection[str], source_dir: str) -> str:
 
 
 def sizes(data: "DataConfig") -> tuple[int, int]:
-    """Returns (channels, classes) of a data set, and prepares nothing.
+    """Returns (channels, classes) of a data set without preparing it.
 
     An image folder is in color if one of its files is, by the files' headers. Other data sets state
     their sizes in their descriptions.

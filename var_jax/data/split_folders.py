@@ -83,7 +83,7 @@ def subfolders(folder: epath.Path) -> Folders:
 
 
 def listed(names) -> str:
-    """Returns the first of some names, for a message."""
+    """Returns the first few names and the number of the others, for a message."""
     names = sorted(names)
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(map(repr, names[:NAMES_SHOWN])) + more

@@ -268,7 +268,7 @@ class Passes:
             yield batch
 
     def close(self):
-        """Ends the threads or processes; the next pass starts new ones."""
+        """Ends the reading threads or processes; the next pass starts new ones."""
         if self._stream is not None:
             self._stream.close()
         self._stream, self._place = None, 0

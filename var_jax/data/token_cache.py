@@ -76,7 +76,7 @@ class TokenSplit:
         return self.read(index, 0)
 
     def read(self, index: int, view: int) -> dict[str, Any]:
-        """Returns the result of `__getitem__` for any view.
+        """Returns an image's example, as `__getitem__` does, for any view.
 
         Raises:
           UserError: the file is damaged.

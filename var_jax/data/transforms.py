@@ -23,7 +23,7 @@ MAX_ASPECT = 20
 
 
 def check(image_shape: tuple[int, int, int], resize: str):
-    """Raises UserError unless (height, width, channels) and the way of resizing can be met."""
+    """Raises UserError for a shape or a resizing mode that no image can be brought to."""
     if resize not in get_args(Resize):
         raise UserError(f"data.resize is {resize!r}{did_you_mean(resize, get_args(Resize))}")
     if len(image_shape) != 3 or min(image_shape) < 1 or image_shape[2] not in (1, 3):

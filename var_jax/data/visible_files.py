@@ -8,7 +8,7 @@ from etils import epath
 
 
 class Seen(NamedTuple):
-    """One file.
+    """A visible file.
 
     Attributes:
       name: its path below the directory, joined by "/", with the prefix that `walk` was given.

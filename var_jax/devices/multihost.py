@@ -34,7 +34,7 @@ def processes_on_host() -> int:
 def require_same(
     what: str, mine: Mapping[str, Any], differences: Callable[[Any, Any], list[str]], remedy: str
 ):
-    """Raises if any process of a run has something different from process 0.
+    """Raises UserError if a process of a run has a description that differs from process 0's.
 
     Call it in every process for things whose differences would silently spoil a run, such as the
     settings. A single process checks nothing.

@@ -133,7 +133,7 @@ def shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def undivided_parameters(boxed: Any, mesh: Mapping[str, int]) -> dict[str, int]:
-    """Returns the parameters that have a rule which the mesh does not divide.
+    """Returns the parameters that stay whole along an axis that their rule would split.
 
     Args:
       boxed: parameters with logical axis names, abstract or real.
@@ -193,7 +193,7 @@ def _num_bytes(leaf: Any) -> int:
 def require_sharded(
     shardings: Any, abstract: Any, mesh: Mesh, largest_share: float, excused: Collection[str] = ()
 ):
-    """Raises if too large a share of the parameters is replicated on every device.
+    """Raises UserError if too large a share of the parameters is replicated on every device.
 
     That is the sign of a forgotten rule or a wrong mesh.
 

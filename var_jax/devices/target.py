@@ -20,7 +20,7 @@ _for_others = contextvars.ContextVar("_for_others", default=False)
 
 @contextlib.contextmanager
 def tracing_for_other_devices() -> Iterator[None]:
-    """Makes `is_single_cpu` False, for programs traced here that describe another device's."""
+    """Makes `is_single_cpu` False while programs for other devices are traced on this machine."""
     token = _for_others.set(True)
     try:
         yield

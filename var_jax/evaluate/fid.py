@@ -122,7 +122,7 @@ class Frechet:
 def moments(
     rows: Float[np.ndarray, "n d"], weights: Float[np.ndarray, " n"] | None = None
 ) -> Moments:
-    """Returns `Moments.of` float32 rows without a float64 copy of all of them."""
+    """Returns the moments of float32 rows as `Moments.of` does, without a float64 copy of all."""
     total = Moments.empty(rows.shape[1])
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = None if weights is None else weights[start : start + ROWS_AT_ONCE]

@@ -317,7 +317,7 @@ def _loaded(
 
 
 def current_text(resize_text: str) -> str:
-    """Returns `ImageSet.resize` as an earlier version wrote it in the words of today."""
+    """Returns the present text of an `ImageSet.resize` that an earlier version wrote."""
     name, comma, rest = resize_text.partition(", centred,")
     return f"{current_resize(name)}, centered,{rest}" if comma else resize_text
 

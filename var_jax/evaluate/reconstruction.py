@@ -40,7 +40,7 @@ def evaluate(
     *,
     cache: str | None = None,
 ) -> dict[str, Any]:
-    """Reconstructs every image of a reference from all that encodes it, and measures the result.
+    """Reconstructs every image of a reference from all its tokens or latents, and measures it.
 
     The Fréchet distance of paired sets has no floor: a perfect tokenizer's is 0.
     "real_against_real" next to it, of two disjoint halves of the reference, is a scale for reading

@@ -98,7 +98,7 @@ def generate(
 
 
 def check(plan: Plan, out: epath.PathLike, png: epath.PathLike | None = None) -> epath.Path:
-    """Returns the path of a set; call it before hours of work, so that mistakes show at once.
+    """Checks that a set can be written, before hours of work, and returns its path.
 
     Raises:
       UserError: the path is no `.npz` file, or has something other than this plan's set.

@@ -129,7 +129,7 @@ def inception_score(
 def precision_recall(
     network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
 ) -> dict[str, Any]:
-    """Returns both, for as many samples as real images; empty if there are too few."""
+    """Returns precision and recall, of as many samples as real images; {} if there are too few."""
     count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
     if count <= scores.NEIGHBORS:
         return {}
@@ -140,7 +140,7 @@ def precision_recall(
 def density_coverage(
     network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
 ) -> dict[str, Any]:
-    """Returns both, for as many samples as real images; empty if there are too few."""
+    """Returns density and coverage, of as many samples as real images; {} if there are too few."""
     count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
     if count <= scores.DENSITY_NEIGHBORS:
         return {}

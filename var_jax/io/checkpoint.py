@@ -30,7 +30,7 @@ LOSS_FILE = "metrics/metrics"  # in a checkpoint, where Orbax looks for it
 
 
 class Mismatch(UserError):
-    """The checkpoint is intact, but of another model or optimizer, as are older ones."""
+    """The checkpoint is intact, but it and all older ones are of another model or optimizer."""
 
 
 class Checkpoints:

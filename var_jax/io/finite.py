@@ -33,7 +33,7 @@ def not_finite(array: np.ndarray) -> int:
 
 
 def require_finite(arrays: Iterable[tuple[str, np.ndarray]], name: str):
-    """Raises if any of some weights is not finite.
+    """Raises UserError if any of the weights is not finite.
 
     Args:
       arrays: names and arrays.

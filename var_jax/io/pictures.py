@@ -124,7 +124,7 @@ def title(text: str, otherwise: str) -> str:
 
 
 def place(path: epath.PathLike) -> epath.Path:
-    """Returns a path that `save_png` and `save_gif` may write; call it before hours of work.
+    """Checks that a picture can be written, before hours of work, and returns its path.
 
     Raises:
       UserError: the path names no file.

@@ -97,7 +97,7 @@ CODE_HITS = "quantize.ema_vocab_hit_SV"
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One published tensor: its key and shape, and its place in our parameters.
+    """One published tensor: its key and shape, and its place in this package's parameters.
 
     Attributes:
       path: path of our parameter, its names joined by "/".
@@ -116,14 +116,14 @@ class Entry:
     layout: str
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
-        """Returns the published tensor in our layout."""
+        """Returns a published tensor in the layout of this package's parameters."""
         sizes = parse_shape(
             np.broadcast_to(np.float32(0), self.param_shape), self.layout.split("->")[1]
         )
         return rearrange(array, self.layout, **sizes)
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
-        """Returns our parameter (one slice of the stack) in the published layout."""
+        """Returns this package's parameter (one slice of the stack) in the published layout."""
         return _to_published_axes(array, self.layout)
 
 
@@ -141,7 +141,7 @@ def abstract(config: TokenizerConfig | TransformerConfig) -> dict[str, jax.Shape
 def entries(
     config: TokenizerConfig | TransformerConfig, parameters: Mapping[str, Any] | None = None
 ) -> list[Entry]:
-    """Returns the entry of every published tensor of a model, in the order of our parameters.
+    """Returns the entry of every published tensor of a model, in the parameters' order.
 
     Args:
       config: the model's configuration.

@@ -47,7 +47,7 @@ class Weights:
         return array
 
     def size(self, key: str, rank: int) -> tuple[int, ...]:
-        """Returns the shape of a tensor that sizes of the model follow from.
+        """Returns the shape of a tensor, from which sizes of the model are read.
 
         Raises:
           UserError: the tensor is missing, empty or of another rank.
@@ -67,7 +67,7 @@ class Weights:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Returns the first of some names, for a message."""
+    """Returns the first few names and the number of the others, for a message."""
     names = list(names)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return f"{', '.join(names[:LISTED])}{more}" or "none"

@@ -108,12 +108,12 @@ class DiffusionTransformer(nn.Module):
         return from_patches(patches, grid, c.patch)
 
     def normalize(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns latents with the mean 0 and the deviation 1 by channel."""
+        """Returns latents normalized to mean 0 and standard deviation 1 per channel."""
         mean, std = self._statistics()
         return (latents - mean) / std
 
     def denormalize(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Returns latents as the tokenizer has them."""
+        """Returns normalized latents with the tokenizer's own mean and deviation."""
         mean, std = self._statistics()
         return latents * std + mean
 

@@ -189,7 +189,7 @@ def layer_norm(
 
 
 def head_norm(module: nn.Module, config: TransformerConfig) -> Float[Array, "2 w"]:
-    """Returns the scale and shift of the plain LayerNorm before a head, a parameter of the module.
+    """Returns the parameter of `module` with scale and shift of the plain LayerNorm before a head.
 
     Call it in the `setup` of a network whose class is only a start token.
     """
@@ -199,7 +199,7 @@ def head_norm(module: nn.Module, config: TransformerConfig) -> Float[Array, "2 w
 
 
 def spread_norm(norm: Float[Array, "2 w"], cond: Float[Array, "b w"]) -> Float[Array, "b 2 w"]:
-    """Returns the same scale and shift for every row of a batch, as AdaLN has a row's own."""
+    """Returns a scale and shift repeated for every row of a batch, in the form that AdaLN has."""
     return jnp.broadcast_to(norm.astype(cond.dtype), (len(cond), *norm.shape))
 
 

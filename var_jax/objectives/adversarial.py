@@ -159,7 +159,7 @@ class Discriminator:
 
 
 def first_step(config: TrainConfig) -> int | None:
-    """Returns the steps done before the first adversarial one; None in a run without such steps."""
+    """Returns the number of steps before the first adversarial one; None if a run has none."""
     adversarial = config.adversarial
     return config.steps_of(adversarial.start) if adversarial.weight > 0 else None
 

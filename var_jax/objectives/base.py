@@ -179,7 +179,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         raise NotImplementedError
 
     def variant(self, done: int) -> StepVariant:
-        """Returns the variant of the step before which `done` steps were done."""
+        """Returns the variant of the step that follows `done` steps."""
         return StepVariant()
 
     def last_variant(self) -> StepVariant:
@@ -334,7 +334,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         return None
 
     def check_data(self, class_names: Sequence[str]):
-        """Raises UserError where the model cannot learn these classes."""
+        """Raises UserError if the model cannot learn these classes."""
 
     def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
         """Returns a line for each part of the data or the model that the run leaves unused.
@@ -349,7 +349,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         return ""
 
     def image_parts(self) -> str:
-        """Returns what the model takes an image for and how many, such as "680 tokens"."""
+        """Returns the number and kind of an image's parts for the model, such as "680 tokens"."""
         return f"{self.config.tokenizer.scales.total} tokens"
 
     @classmethod

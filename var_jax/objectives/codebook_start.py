@@ -31,7 +31,7 @@ def initialize_codes(
     shardings: Any,
     replicated: NamedSharding,
 ) -> Any:
-    """Returns the state with the codebook initialized as `config.codebook.init` names.
+    """Returns the state with a codebook initialized by the method of `config.codebook.init`.
 
     "normal" leaves it as it is, and "uniform" draws codes uniformly. Any other value makes codes
     from the encoder's features of the run's first batches. Codes represent residuals, which depend

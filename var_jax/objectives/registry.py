@@ -29,7 +29,7 @@ TRANSFORMER_OBJECTIVES: dict[str, type[LatentObjective]] = {
 
 
 def register(stage: str, objective: type[Objective[Any]]):
-    """Makes a value of `config.stage` name another objective, as an extension may."""
+    """Registers an objective under a new value of `config.stage`; extensions call it."""
     OBJECTIVES[stage] = objective
     STAGES.append(stage)
 

@@ -78,7 +78,7 @@ def held_out(
     labels: Int[Array, " b"],
     config: TransformerConfig,
 ) -> Metrics:
-    """Returns held-out metrics with every label, and some with class dropout, too.
+    """Returns the held-out metrics of labeled images, and the same under class dropout.
 
     Metrics whose names end in "_with_class_dropout" are averages over labels that are dropped as in
     training.

@@ -312,5 +312,5 @@ def sample_num_scales(
 
 
 def active_tokens(scales: Scales, num_scales: Int[Array, " b"]) -> Bool[Array, "b L"]:
-    """Returns True for the tokens of the leading scales that quantizer dropout leaves an image."""
+    """Returns True for the tokens of the leading scales that quantizer dropout keeps."""
     return jnp.asarray(scales.level_ids) < num_scales[:, None]

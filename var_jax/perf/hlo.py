@@ -61,7 +61,7 @@ class Collective:
 
 
 class Program:
-    """The text of `jax.stages.Compiled.as_text()`."""
+    """A compiled program, given by the text of `jax.stages.Compiled.as_text()`."""
 
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}

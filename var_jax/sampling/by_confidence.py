@@ -186,7 +186,7 @@ def fill(
 
 
 class MaskedSampler(ObjectiveSampler):
-    """Decoding by confidence. "fid" is MaskGIT's at 256 pixels, which has no guidance."""
+    """Decoding by confidence; the preset "fid" is MaskGIT's at 256 pixels, without guidance."""
 
     presets: ClassVar[dict[str, Settings]] = {
         "fid": {

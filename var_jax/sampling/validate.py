@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def transformer(config: ModelConfig) -> TransformerConfig:
-    """Returns the transformer's configuration.
+    """Returns the config of a model's transformer, if it has one.
 
     Raises:
       UserError: the model is a tokenizer without a transformer.

@@ -52,7 +52,7 @@ def _student(degrees: float, runs: int, scale: float, random: np.random.Generato
 
 
 def outliers(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
-    """Returns normal noise with gross outliers; who knows the noise leaves those runs out."""
+    """Returns normal noise with gross outliers; the information counts only the other runs."""
     runs = len(logx)
     is_outlier = random.random(runs) < OUTLIER_SHARE
     signs = random.choice([-1.0, 1.0], size=runs)
@@ -69,7 +69,7 @@ def growing(logx: Float[Array, "n j"], scale: float, random: np.random.Generator
 
 
 def correlated(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
-    """Returns normal noise of which runs of one size share a part, as branches of a trunk do."""
+    """Returns normal noise with a part that runs of one size share, like branches of a trunk."""
     _, size = np.unique(logx[:, 0], return_inverse=True)
     common = random.normal(size=size.max() + 1)[size]
     errors = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * random.normal(size=len(logx))
@@ -78,7 +78,7 @@ def correlated(logx: Float[Array, "n j"], scale: float, random: np.random.Genera
 
 
 def wrong_form(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
-    """Returns normal noise and a product of both inputs' logarithms, which no sum of powers has."""
+    """Returns normal noise plus a product of both inputs' logarithms, which is no sum of powers."""
     middle = (logx.max(axis=0) + logx.min(axis=0)) / 2
     place = 2 * (logx - middle) / np.ptp(logx, axis=0)
     clean = normal(logx, scale, random)

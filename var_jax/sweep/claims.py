@@ -79,7 +79,7 @@ def process_id(pid: int) -> ProcessId:
 
 
 def process_alive(host: str, pid: int, born: float) -> bool | None:
-    """Returns whether that process is running (a zombie is not); None on any host but its own."""
+    """Returns whether a process is running (a zombie is not); None on any host but its own."""
     if host != platform.node():
         return None
     try:

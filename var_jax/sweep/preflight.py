@@ -1,4 +1,4 @@
-"""Checks of a sweep's runs, before it starts, of those that each run makes at its own start.
+"""Checks, before a sweep starts, what each of its runs would check at its own start.
 
 A sweep that starts on this machine is checked completely, except for images that take long to
 prepare. Of runs on other machines, meshes and images that are not here are left to them; their

@@ -161,7 +161,7 @@ def _is_status_value(key: str, value: Any) -> bool:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether a value that JSON gave is a finite number; a truth value is none."""
+    """Returns whether a value from JSON is a finite number; booleans are not numbers here."""
     right = isinstance(value, int | float) and not isinstance(value, bool)
     return right and abs(value) < sys.float_info.max
 

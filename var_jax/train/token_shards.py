@@ -99,7 +99,7 @@ def _another(directory: epath.Path, different: list[str]) -> UserError:
 
 
 def parts_of_split(role: str, info: token_manifest.SplitInfo, shard_images: int) -> list[Part]:
-    """Returns the shards of a split, view by view."""
+    """Returns the shards of a split: those of its first view, then those of the second, ..."""
     count = math.ceil(info.images / shard_images)
     return [
         Part(
