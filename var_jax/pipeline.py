@@ -7,7 +7,7 @@ from jaxtyping import Bool
 
 from var_jax.config.strict import require
 from var_jax.models import networks
-from var_jax.sampling import sampler, samplers, validate
+from var_jax.sampling import sampler, sampler_registry, validate
 from var_jax.sampling.coding_model import require_as_many
 from var_jax.sampling.image_keys import KeySource
 from var_jax.sampling.sampling_model import SamplingModel
@@ -48,7 +48,7 @@ class Pipeline(SamplingModel):
             class".
           preset: "fid" (cfg=1.5, top_k=900, top_p=0.96, temperature=1.0, ssg=0, smooth=False),
             "pretty" or "greedy"; rivals of next-scale prediction have their own
-            (`sampling.samplers`).
+            (`sampling.sampler_registry`).
           return_tokens: whether to return the tokens too.
           return_steps: whether to return the image after each scale too (next-scale only).
           as_uint8: whether images are uint8 from 0 to 255, rounded.
@@ -86,7 +86,7 @@ class Pipeline(SamplingModel):
             self.require_by_scale("return_steps", return_steps)
         keep_scales = self._check_then(then, _one_of(keep_scales, from_scale))
         prepared = self._prepare(seed, preset, overrides)
-        objective_sampler = samplers.find(self.config)
+        objective_sampler = sampler_registry.find(self.config)
         sampler_config, params = prepared.compiled, prepared.traced
         if objective_sampler.by_scale:
             sampler_config = sampler_config._replace(steps=return_steps)
@@ -283,7 +283,7 @@ class Pipeline(SamplingModel):
         labels = self._labels(labels)
         require_as_many("labels", len(labels), "images", len(images))
         prepared = self._prepare(seed, preset, overrides)
-        program, sampler_config = samplers.find(self.config).program, prepared.compiled
+        program, sampler_config = sampler_registry.find(self.config).program, prepared.compiled
         if keep_scales is not None:
             sampler_config = sampler_config._replace(keep_scales=keep_scales)
 

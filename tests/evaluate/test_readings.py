@@ -9,7 +9,7 @@ from PIL import Image
 
 from evaluate.test_features import Images
 from helpers import toy_network
-from var_jax.evaluate import readings, samples, training_images
+from var_jax.evaluate import readings, samples, training_overlap
 from var_jax.evaluate.report_lines import lines
 
 RANDOM = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_warning_of_a_reference_that_the_run_was_trained_on(tmp_path, reference,
     """The splits that the run's config names decide."""
     data = {"name": "digits", "train_split": "train", "eval_split": "test", "source_dir": ""}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
-    result = training_images.warning(str(tmp_path), reference)
+    result = training_overlap.warning(str(tmp_path), reference)
     assert (result is None) == (words is None)
     assert words is None or (
         words in result and result.endswith("measure digits:test") and "\n" not in result
@@ -108,9 +108,9 @@ def test_warning_knows_slices_of_one_split(tmp_path):
     """The held-out slice of the training split is not what the run was trained on."""
     data = {"name": "digits", "train_split": "train[:90%]", "eval_split": "train[90%:]"}
     (tmp_path / "config.json").write_text(json.dumps({"data": data}))
-    assert training_images.warning(str(tmp_path), "digits:train[90%:]") is None
-    assert "may hold" in training_images.warning(str(tmp_path), "digits:train")
-    assert "is what" in training_images.warning(str(tmp_path), "digits:train[:90%]")
+    assert training_overlap.warning(str(tmp_path), "digits:train[90%:]") is None
+    assert "may hold" in training_overlap.warning(str(tmp_path), "digits:train")
+    assert "is what" in training_overlap.warning(str(tmp_path), "digits:train[:90%]")
 
 
 def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
@@ -136,25 +136,25 @@ def test_warning_of_a_folder_that_the_run_was_trained_on(tmp_path):
         ("run", 0),
         ("none", 0),
     ):
-        result = training_images.warning(str(tmp_path / "run"), f"{tmp_path}/{folder}")
+        result = training_overlap.warning(str(tmp_path / "run"), f"{tmp_path}/{folder}")
         assert (
             (result and f"holds {count} images that this run was trained on" in result)
             or count == 0
             and result is None
         )
-    assert "is what" in training_images.warning(
+    assert "is what" in training_overlap.warning(
         str(tmp_path / "run"), "image_folder:train", str(tmp_path / "photos")
     )
     assert (
-        training_images.warning(str(tmp_path / "run"), "image_folder:train", str(tmp_path)) is None
+        training_overlap.warning(str(tmp_path / "run"), "image_folder:train", str(tmp_path)) is None
     )
 
 
 def test_warning_of_a_model_without_a_runs_config(tmp_path):
     """A converted model says nothing of what it was trained on."""
-    assert training_images.warning(str(tmp_path), "digits:train") is None
+    assert training_overlap.warning(str(tmp_path), "digits:train") is None
     (tmp_path / "config.json").write_text("{}")
-    assert training_images.warning(str(tmp_path), "digits:train") is None
+    assert training_overlap.warning(str(tmp_path), "digits:train") is None
 
 
 def test_warning_of_what_quickstart_wrote(tmp_path):
@@ -162,4 +162,4 @@ def test_warning_of_what_quickstart_wrote(tmp_path):
     (tmp_path / "tokenizer-run").mkdir()
     data = {"name": "digits", "train_split": "train", "eval_split": "test"}
     (tmp_path / "tokenizer-run" / "config.json").write_text(json.dumps({"data": data}))
-    assert "is what" in training_images.warning(str(tmp_path), "digits:train")
+    assert "is what" in training_overlap.warning(str(tmp_path), "digits:train")

@@ -16,7 +16,7 @@ from var_jax.io.torch_keys import abstract
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Cache, Transformer
 from var_jax.ops import vq
-from var_jax.ops.products import product
+from var_jax.ops.mixed_precision import product
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from helpers import diffusion, masked, next_token
 from helpers.traced import product_flops
 from var_jax.models import flops
-from var_jax.sampling import samplers
+from var_jax.sampling import sampler_registry
 
 MODELS = {
     "next_token": next_token.pipeline,
@@ -24,7 +24,7 @@ def test_network_alone_computes_the_flops_of_generation(objective, cfg):
     batch. A cached pass over one token multiplies all n positions of the cache, so that next-token
     prediction attends to (n - 1) n pairs after the first token's one."""
     model = MODELS[objective]()
-    config, sampler = model.config, samplers.find(model.config)
+    config, sampler = model.config, sampler_registry.find(model.config)
     chosen = {"cfg": cfg, **({} if objective == "next_token" else {"steps": 3})}
     prepared = sampler.prepare(config, model.sampling_settings(**chosen))
     labels = jnp.arange(BATCH, dtype=jnp.int32)

@@ -10,7 +10,7 @@ from helpers import diffusion
 from var_jax.errors import UserError
 from var_jax.models import flops
 from var_jax.ops import noise_schedule
-from var_jax.sampling import noise_to_image, samplers
+from var_jax.sampling import noise_to_image, sampler_registry
 from var_jax.sampling.noise_to_image import DiffusionSamplerConfig, Predicted
 
 LABELS = np.array([3, 1, 4, 10])
@@ -93,7 +93,7 @@ def test_generation_flops_count_evaluations_and_guidance():
     """Seven Euler steps cost seven passes; guidance doubles them, and Heun adds one to each step
     but the last."""
     model = diffusion.pipeline(**PIXELS)
-    config, sampler = model.config, samplers.find(model.config)
+    config, sampler = model.config, sampler_registry.find(model.config)
 
     def evaluations(**settings):
         prepared = sampler.prepare(config, model.sampling_settings(**settings))

@@ -15,7 +15,7 @@ from helpers.runs import board_tags, records
 from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.scaling import sweep_runs
-from var_jax.train import board, metric_files
+from var_jax.train import metric_files, tensorboard_files
 from var_jax.train.metrics import MetricWriter
 
 
@@ -93,7 +93,7 @@ def test_writer_uploads_in_proportion_to_the_records(bucket, by_hand, monkeypatc
     are log_8 600 < 4, and once more at the end. Rewriting the file at every record takes 300 times
     the records' bytes."""
     monkeypatch.setattr(metric_files, "MERGED_PARTS", 8)
-    monkeypatch.setattr(board.BucketBoard, "upload", lambda self: None)
+    monkeypatch.setattr(tensorboard_files.BucketBoard, "upload", lambda self: None)
     w, most = writer(bucket), 0
     for step in range(600):
         w.write(step, "train", {"loss": 1.0})

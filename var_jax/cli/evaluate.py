@@ -240,9 +240,9 @@ def _require_options_of_mode(args: argparse.Namespace):
 
 def trained_on(model: str | None) -> str | None:
     """Returns the resizing mode of the images that a workdir's run trains on; None elsewhere."""
-    from var_jax.evaluate import training_images
+    from var_jax.evaluate import training_overlap
 
-    data = None if model is None else training_images.data_of(model)
+    data = None if model is None else training_overlap.data_of(model)
     name = data.get("resize") if data else None
     return current_resize(name) if isinstance(name, str) else None
 
@@ -331,7 +331,7 @@ def _read_size(text: str):
 
 def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax import Pipeline
-    from var_jax.evaluate import features, image_sets, reconstruction, training_images
+    from var_jax.evaluate import features, image_sets, reconstruction, training_overlap
     from var_jax.io import pictures
     from var_jax.pretrained import perceptual
 
@@ -354,7 +354,7 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     if place is not None:
         first = next(reference.read(reconstruction.PICTURED)).images
         pictures.save_png(place, reconstruction.picture(model, first))
-    if seen := training_images.warning(args.model, args.reference, args.source_dir):
+    if seen := training_overlap.warning(args.model, args.reference, args.source_dir):
         report["warnings"].append(seen)
     return {"model": args.model, "seed": args.seed, **report}
 

@@ -16,7 +16,7 @@ from var_jax.demo.session import Choices
 from var_jax.errors import UserError
 from var_jax.io import pictures
 from var_jax.pipeline import Pipeline
-from var_jax.sampling import samplers
+from var_jax.sampling import sampler_registry
 from var_jax.sampling.settings import PRESETS
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
 
     config = model.config.tokenizer
     objective = model.config.transformer.objective
-    by_scale = samplers.find(model.config).by_scale
+    by_scale = sampler_registry.find(model.config).by_scale
     scales = pictures.scale_titles(config.scales)
     first = Choices(classes[0][1], cfg=model.sampling_settings()["cfg"])
     handlers = Handlers(model, classes)

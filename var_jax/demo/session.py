@@ -17,7 +17,7 @@ from var_jax.errors import UserError
 from var_jax.io import model_directory, pictures
 from var_jax.ops.normalize import normalize_images
 from var_jax.pipeline import Pipeline
-from var_jax.sampling import sampler, samplers, validate
+from var_jax.sampling import sampler, sampler_registry, validate
 
 # Of an uploaded file. Its pixels are counted by its header, before any is decoded.
 MAX_BYTES = 20 * 2**20
@@ -74,7 +74,7 @@ def draw(model: Pipeline, choices: Choices) -> UInt8[np.ndarray, "k H W c"]:
     Raises:
       UserError: a choice is out of range.
     """
-    if not samplers.find(model.config).by_scale:
+    if not sampler_registry.find(model.config).by_scale:
         return model.sample([choices.label], as_uint8=True, **_settings(choices))
     _, steps = model.sample([choices.label], return_steps=True, as_uint8=True, **_settings(choices))
     return steps[0]
@@ -109,7 +109,7 @@ def redraw(
         images,
         ~mask,
         [choices.label],
-        keep_scales=keep_scales if samplers.find(model.config).by_scale else None,
+        keep_scales=keep_scales if sampler_registry.find(model.config).by_scale else None,
         composite=True,
         **_settings(choices),
     )

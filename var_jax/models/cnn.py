@@ -11,7 +11,7 @@ from einops import rearrange
 
 from var_jax.config.model import TokenizerConfig
 from var_jax.devices.sharding import constrain, parameter
-from var_jax.ops.products import add_bias, convolution
+from var_jax.ops.mixed_precision import add_bias, convolution
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

@@ -17,7 +17,7 @@ from var_jax.config.strict import require_from_data
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.models.block_stack import block_stack, drop
 from var_jax.models.transformer_block import Cache, Linear, Modulation, layer_norm
-from var_jax.ops.products import add_bias
+from var_jax.ops.mixed_precision import add_bias
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray

@@ -26,7 +26,7 @@ from var_jax.models.transformer_block import (
     spread_norm,
 )
 from var_jax.ops import orders
-from var_jax.ops.products import add_bias
+from var_jax.ops.mixed_precision import add_bias
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, PRNGKeyArray

@@ -20,7 +20,7 @@ from var_jax.config.scales import Scales
 from var_jax.devices import target
 from var_jax.devices.sharding import constrain, parameter
 from var_jax.ops import attention
-from var_jax.ops.products import add_bias, last_axis_spec, product
+from var_jax.ops.mixed_precision import add_bias, last_axis_spec, product
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float

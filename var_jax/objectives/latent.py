@@ -21,7 +21,7 @@ from var_jax.models.encode import encode_pixels
 from var_jax.objectives import frozen_tokenizer
 from var_jax.objectives.base import EvaluationTools, Objective
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
-from var_jax.sampling import samplers
+from var_jax.sampling import sampler_registry
 from var_jax.sampling.image_keys import image_keys
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class LatentObjective(Objective[FrozenTokenizer]):
     """A class-conditional transformer over the codes or features of a frozen tokenizer.
 
     Rivals of next-scale prediction share the tokenizer, the class labels and all that follows from
-    these; they add a loss and held-out metrics. Their samplers are in `sampling.samplers`, their
-    network in `models.networks`.
+    these; they add a loss and held-out metrics. Their samplers are in `sampling.sampler_registry`,
+    and their networks in `models.networks`.
 
     By default they learn tokens. One that learns continuous latents has its own `batch_shapes`,
     `example_batch` and `encode`, and `reads_tokens` false.
@@ -142,7 +142,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
           keys: random keys of the images.
         """
         model = ModelConfig(self.config.tokenizer, self.model)
-        sampler = samplers.find(model)
+        sampler = sampler_registry.find(model)
         prepared = sampler.picture_settings(model)
         arguments = params, labels, keys, prepared.traced
         program = tools.compiled(

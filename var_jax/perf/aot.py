@@ -16,7 +16,7 @@ from var_jax.devices import sharding, target
 from var_jax.models import flops, init
 from var_jax.objectives.base import Objective
 from var_jax.perf.tpu_slices import Slice
-from var_jax.sampling import samplers
+from var_jax.sampling import sampler_registry
 from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
@@ -96,7 +96,7 @@ def sample(objective: Objective[Any], where: Slice, images: int | None = None) -
         "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
         "tokenizer": _abstract(init.param_shapes(config.tokenizer), replicated),
     }
-    sampler = samplers.find(model)
+    sampler = sampler_registry.find(model)
     prepared = sampler.benchmark_settings(model, CFG)
     traced = _abstract(jax.eval_shape(lambda: prepared.traced), replicated)
     key = jax.eval_shape(lambda: image_keys(0, jnp.arange(1)))

@@ -28,7 +28,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import frozen_tokenizer, registry
 from var_jax.objectives.base import Objective
 from var_jax.perf.roofline import Part, compare_to_roofline
-from var_jax.sampling import samplers
+from var_jax.sampling import sampler_registry
 from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
@@ -61,7 +61,7 @@ def sample(
     }
 
     # The program
-    sampler = samplers.find(model)
+    sampler = sampler_registry.find(model)
     prepared = sampler.benchmark_settings(model, cfg)
     labels = jnp.arange(batch, dtype=jnp.int32) % model.transformer.num_classes
     keys = image_keys(0, jnp.arange(batch, dtype=jnp.uint32))

@@ -33,7 +33,7 @@ class ObjectiveSampler(abc.ABC):
     """Sampling from the models of one objective.
 
     An objective's sampler is a class with these attributes and methods, and an entry in
-    `samplers.SAMPLERS`.
+    `sampler_registry.SAMPLERS`.
 
     Attributes:
       presets: settings by preset name, "fid" (the default) among them; a preset of the other

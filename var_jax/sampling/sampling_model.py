@@ -7,7 +7,7 @@ import numpy as np
 
 from var_jax.config.strict import require
 from var_jax.errors import UserError
-from var_jax.sampling import samplers, validate
+from var_jax.sampling import sampler_registry, validate
 from var_jax.sampling.batch_size import max_batch
 from var_jax.sampling.coding_model import CodingModel
 from var_jax.sampling.guidance import NegativeLabels, resolve
@@ -40,7 +40,7 @@ class SamplingModel(CodingModel):
           UserError: a name is unknown, or the objective has no use for it.
         """
         transformer = validate.transformer(self.config)
-        return samplers.find(self.config).settings(preset, overrides, transformer.objective)
+        return sampler_registry.find(self.config).settings(preset, overrides, transformer.objective)
 
     def sampling_batch(
         self,
@@ -65,7 +65,7 @@ class SamplingModel(CodingModel):
             "a whole number from 0 to 4294967295",
         )
         chosen = self.sampling_settings(preset, **overrides)
-        return samplers.find(self.config).prepare(self.config, chosen)
+        return sampler_registry.find(self.config).prepare(self.config, chosen)
 
     def _negative(self, values: Any, count: int, prepared: Prepared) -> NegativeLabels | None:
         """Returns the checked negative labels of `count` images."""
@@ -96,12 +96,14 @@ class SamplingModel(CodingModel):
     @property
     def edits(self) -> bool:
         """Whether the model has zero-shot editing."""
-        return self.config.transformer is not None and samplers.find(self.config).edits
+        return self.config.transformer is not None and sampler_registry.find(self.config).edits
 
     def _require_able(self, name: str, ability: Literal["edits", "by_scale"]):
         """Raises UserError for a method that needs an ability which the sampler does not have."""
         objective = validate.transformer(self.config).objective
-        able = [repr(name) for name, each in samplers.SAMPLERS.items() if getattr(each, ability)]
+        able = [
+            repr(name) for name, each in sampler_registry.SAMPLERS.items() if getattr(each, ability)
+        ]
         if repr(objective) not in able:
             raise UserError(
                 f"`{name}` needs a model of objective {' or '.join(able)}; this one's is "
@@ -112,7 +114,7 @@ class SamplingModel(CodingModel):
         """Raises UserError for an argument that only next-scale prediction has a use for."""
         objective = validate.transformer(self.config).objective
         require(
-            samplers.find(self.config).by_scale,
+            sampler_registry.find(self.config).by_scale,
             name,
             value,
             f"left out, as a model of objective {objective!r} does not sample scale by scale",

@@ -13,10 +13,10 @@ from var_jax.io import atomic
 from var_jax.scaling import (
     analysis,
     checklist,
-    design,
     frontier,
     isoflop_bias,
     laws,
+    next_runs,
     plots,
     power,
     prediction,
@@ -132,7 +132,7 @@ def fit_table(
     if next_budget is not None:
         joint = fitted_laws.get(f"{table.fitted[0]}~params+tokens")
         determined = joint is not None and "undetermined" not in joint.summary
-        result["next"] = design.plan(joint if determined else None, cost, next_budget, predict)
+        result["next"] = next_runs.plan(joint if determined else None, cost, next_budget, predict)
     result["warnings"] = list(table.notes)
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
     result["checklist"] = checklist.checklist(table, summaries)

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from var_jax.errors import UserError
 from var_jax.io import run_records
-from var_jax.train.board import BucketBoard, open_board
 from var_jax.train.metric_files import open_files
+from var_jax.train.tensorboard_files import BucketBoard, open_board
 
 QUIET_SECONDS = 10.0
 

@@ -5,7 +5,7 @@ import pytest
 
 from scaling.planted import JOINT, joint
 from var_jax.errors import UserError
-from var_jax.scaling import analysis, design, frontier, laws, losses, select_runs, solver, table
+from var_jax.scaling import analysis, frontier, laws, losses, next_runs, select_runs, solver, table
 
 COST = frontier.Cost(np.log(6), 1.0, 0.0)
 NOISE = 0.005
@@ -38,7 +38,7 @@ def test_next_runs_narrow_a_prediction_more_than_equal_spacing(law):
     runs of equal cost at evenly spaced sizes, and by about as much less as was promised."""
     compute = 10 * 6 * law.sample.x[:, 0].max() * law.sample.x[:, 1].max()
     target = frontier.optimum(law.fit.theta[None], COST, compute)[0]
-    runs = design.next_runs(law, COST, 1e21, target)
+    runs = next_runs.next_runs(law, COST, 1e21, target)
     assert runs.compute.sum() <= 1e21
     sizes = np.geomspace(*law.sample.x[[0, -1], 0], len(runs.x))
     equal = np.stack([sizes, runs.compute.sum() / len(sizes) / 6 / sizes], axis=1)
@@ -53,7 +53,7 @@ def test_plan_names_a_run_of_each_size(law):
     """Each planned run has the size of the sweep's run that it names, and its FLOPs agree with its
     size and tokens. The target is the compute budget that is to be predicted, and the plan lowers
     the prediction's standard error."""
-    plan = design.plan(law, COST, 1e21, [{"params": 1e10}, {"compute": 1e23}])
+    plan = next_runs.plan(law, COST, 1e21, [{"params": 1e10}, {"compute": 1e23}])
     assert plan["target"] == {"compute": 1e23} and plan["standard_error_ratio"] < 1
     size_by_run = dict(zip(law.sample.run, law.sample.x[:, 0], strict=True))
     for run in plan["runs"]:
@@ -65,6 +65,6 @@ def test_plan_refuses_a_budget_of_no_run_and_a_missing_law(law):
     """A budget below the cheapest run is refused, and so is a plan without a determined joint law;
     both messages name the option."""
     with pytest.raises(UserError, match="--next 1e\\+10.*cheapest"):
-        design.plan(law, COST, 1e10, [])
+        next_runs.plan(law, COST, 1e10, [])
     with pytest.raises(UserError, match="--next needs a determined joint law"):
-        design.plan(None, COST, 1e21, [])
+        next_runs.plan(None, COST, 1e21, [])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from var_jax.ops.products import add_bias, convolution, last_axis_spec, product
+from var_jax.ops.mixed_precision import add_bias, convolution, last_axis_spec, product
 
 NARROW, WIDE = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 

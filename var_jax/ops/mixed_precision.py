@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.devices import target
-from var_jax.ops import matmul
+from var_jax.ops import cpu_matmul
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -45,7 +45,7 @@ def product(
     """
     out = jnp.dtype(jnp.float32) if wide else jnp.dtype(dtype)
     if dtype == jnp.float32:
-        einsum = matmul.einsum if target.is_single_cpu() else jnp.einsum
+        einsum = cpu_matmul.einsum if target.is_single_cpu() else jnp.einsum
         return einsum(spec, x.astype(dtype), kernel.astype(dtype))
     return _product(x.astype(dtype), kernel, spec, jnp.dtype(dtype), jnp.dtype(gradient_dtype), out)
 
