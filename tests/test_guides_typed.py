@@ -15,8 +15,8 @@ from var_jax.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs" / "guides"
-# Released weights, a server, and a data set that is not on every machine
-LEFT_OUT = ("models/", "var_d16.pth", "demo ", "configs/rivals.py", "runs/next_token")
+# Released weights, servers, and a data set that is not on every machine
+LEFT_OUT = ("models/", "var_d16.pth", "demo ", "OWNER/", "configs/rivals.py", "runs/next_token")
 SHORT = (
     *("--config.steps=4", "--config.batch_size=8", "--config.eval_images=4"),
     *("--config.optimizer.warmup_steps=1", "--config.sample_classes=1"),

@@ -52,23 +52,30 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
-def require_path(path: object, name: str = "path"):
-    """Raises UserError for a URL of an unsupported kind, such as "hf://".
+def require_path(path: object, name: str = "path", *, on_hub: bool = False):
+    """Raises UserError for a URL of an unsupported kind, such as "http://".
 
     Other paths are left to their readers.
 
     Call it where a path comes from outside: the library behind paths tries to reach hosts by some
     of these schemes, and ends on others with an error that names neither the path nor the remedy.
+
+    Args:
+      path: the path or URL.
+      name: its name for the message.
+      on_hub: whether an address on the Hugging Face hub, "hf://...", is supported.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", str(path))
-    if scheme is None or scheme[1] in URL_SCHEMES:
+    if scheme is None or scheme[1] in URL_SCHEMES or (on_hub and scheme[1] == "hf"):
         return
     right = "a local directory or file, or a URL of " + ", ".join(
         f"{known}://" for known in URL_SCHEMES
     )
     if scheme[1] == "hf":
         right = (
-            "a local directory: models on the Hugging Face hub are not read yet; "
+            "a local path: only models to use are read from the Hugging Face hub; "
             "fetch it by `hf download OWNER/NAME --local-dir DIR` and give DIR"
         )
+    elif on_hub:
+        right += ", or hf://OWNER/NAME"
     raise UserError(f"{name} is {str(path)!r}; it must be {right}")

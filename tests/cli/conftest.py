@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from helpers import small
+from helpers.hub_server import hub, hub_service  # noqa: F401
 from var_jax.cli.main import main
 from var_jax.io.torch_convert import write_torch
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers import small, tiles
 from helpers.commands import run
+from helpers.files import contents
 from helpers.runs import NoEvaluator
 from var_jax import Pipeline
 from var_jax.cli.main import COMMANDS, main
@@ -90,6 +91,15 @@ def test_sample_writes_a_grid(capsys, model_dir, tmp_path):
     )
     assert not np.array_equal(pixels(again), grid)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["again.png", "new"]
+
+
+def test_sample_takes_a_model_on_the_hub(capsys, model_dir, hub, tmp_path):
+    """A model's address gives the picture that its directory gives."""
+    hub.commits["owner/small"] = [contents(model_dir)]
+    options = ("--labels", "0,3-4", "--num", 6, "--seed", 5, "--out")
+    run(capsys, "sample", "--model", "hf://owner/small", *options, tmp_path / "hub.png")
+    run(capsys, "sample", "--model", model_dir, *options, tmp_path / "own.png")
+    np.testing.assert_array_equal(pixels(tmp_path / "hub.png"), pixels(tmp_path / "own.png"))
 
 
 def test_reconstruct_shows_the_original_beside_every_scale(capsys, model_dir, image, tmp_path):

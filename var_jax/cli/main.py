@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from var_jax.cli import allocator, log
+from var_jax.cli import allocator, log, models
 from var_jax.cli.exit import report
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
@@ -23,6 +23,8 @@ COMMANDS = {
     "edit": "zero-shot in-painting, out-painting and class-conditional editing",
     "demo": "local web page that generates and edits",
     "convert": "published PyTorch weights to a model directory, or back",
+    "download": "released weights from the Hugging Face hub to a model directory",
+    "publish": "a model and its card to the Hugging Face hub",
     "merge": "A + W (B - A) of the weights of two models, for any number W",
     "tokenize": "token cache of a data set, so that training reads no images; resumable",
     "generate": "evaluation-size sample set as .npz or PNGs; resumable",
@@ -121,6 +123,7 @@ def _dispatch(argv: list[str]) -> int:
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
     refuse_several(name)
+    models.fetch(args)
     return module.run(args)
 
 
@@ -130,7 +133,7 @@ def _require_paths(argv: Sequence[str]):
         flag = before if before.startswith("--") else "the argument"
         if text.startswith("--"):
             flag, _, text = text.partition("=")
-        require_path(text, flag)
+        require_path(text, flag, on_hub=models.takes_model(flag))
 
 
 def _prepare_jax():

@@ -15,7 +15,8 @@ from var_jax.config.scales import Scales
 from var_jax.config.strict import require
 from var_jax.devices import batched
 from var_jax.errors import require_path
-from var_jax.io import model_directory, torch_convert
+from var_jax.io import hub, hub_publish, model_directory, torch_convert
+from var_jax.io.hub_address import is_address
 
 
 class LoadedModel:
@@ -95,10 +96,16 @@ class LoadedModel:
     def from_pretrained(cls, directory) -> Self:
         """Returns the model of a workdir of `train`, or of a directory of `save` or `convert`.
 
+        Args:
+          directory: a path, or "hf://owner/name[@revision][/subfolder]" of a model on the Hugging
+            Face hub, which is downloaded to the hub's cache unless it is there (extra [hub]).
         Raises:
           UserError: the directory is missing, holds no model, or its files are damaged.
+          RunFailed: the hub cannot be reached and the model is not in the cache.
         """
-        require_path(directory, "the model directory")
+        require_path(directory, "the model directory", on_hub=True)
+        if is_address(directory):
+            directory = hub.local_directory(str(directory))
         path = epath.Path(directory)
         return cls._consume(*model_directory.load(path), model_directory.class_names(path))
 
@@ -106,6 +113,38 @@ class LoadedModel:
         """Writes a model directory: `model.json` and one `.safetensors` file per part."""
         require_path(directory, "the model directory")
         model_directory.save(epath.Path(directory), self.config, self.params, self.class_names)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        license: str = "unknown",
+        tags: Sequence[str] = (),
+        private: bool = False,
+        figures_from=None,
+    ) -> hub_publish.Published:
+        """Uploads the model and a model card to the Hugging Face hub, in one commit (extra [hub]).
+
+        Args:
+          repository: "owner/name"; it is created if it is missing.
+          license: an identifier that the hub knows, such as "mit".
+          tags: further tags of the card.
+          private: whether a repository that is created is private.
+          figures_from: the model's directory, whose figures and grid of samples the card shows.
+        Raises:
+          UserError: the repository's name is of another form, or access is refused.
+          RunFailed: the hub cannot be reached.
+        """
+        return hub_publish.publish(
+            repository,
+            self.config,
+            self.params,
+            self.class_names,
+            license=license,
+            tags=tags,
+            private=private,
+            figures_from=figures_from,
+        )
 
     def to_torch(
         self, *, with_buffers: bool = False

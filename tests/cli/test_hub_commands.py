@@ -1,0 +1,74 @@
+"""Commands that read models from the Hugging Face hub and publish them there, with a server on this
+machine that imitates it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from helpers import commands, hub_server, small
+from helpers.files import contents
+from var_jax.cli import models
+from var_jax.cli.main import main
+from var_jax.config.model import ModelConfig, TokenizerConfig
+from var_jax.io import releases
+from var_jax.io.torch_convert import write_torch
+
+pytest.importorskip("huggingface_hub", reason="the extra [hub] has it")
+REPOSITORY = "owner/small"
+
+
+def test_publish_uploads_what_an_address_names(hub, model_dir, capsys, caplog):
+    """The command prints the address, the model's files are those of the directory, and a command
+    that reads the model logs its commit."""
+    line = commands.run(capsys, "publish", "--model", model_dir, "--to", REPOSITORY)
+    assert f"hf://{REPOSITORY}" in line and "tokenizer.safetensors" in line
+    assert hub.commits[REPOSITORY][-1].items() >= contents(model_dir).items()
+    args = argparse.Namespace(model=f"hf://{REPOSITORY}", then=None, out="hf://x/y")
+    models.fetch(args)
+    assert contents(Path(args.model)).items() >= contents(model_dir).items()
+    assert f"hf://{REPOSITORY} is commit {hub.commit(REPOSITORY)[:12]}" in caplog.text
+
+
+def test_commands_refuse_a_model_that_is_not_on_the_hub(hub, model_dir, refused):
+    """One line names the repository, in every option that takes a model."""
+    absent = "hf://owner/none"
+    for command in (
+        ("sample", *sample_options(absent, "{out}.png")),
+        ("sample", *sample_options(model_dir, "{out}.png"), "--then", absent, "--keep-scales", "1"),
+        ("merge", "--base", absent, "--tuned", model_dir, "--weight", "1", "--out", "{out}"),
+        ("merge", "--base", model_dir, "--tuned", absent, "--weight", "1", "--out", "{out}"),
+        ("publish", "--model", absent, "--to", REPOSITORY),
+        ("convert", "--to-torch", "--model", absent, "--out", "{out}"),
+    ):
+        assert f"{absent}: {hub.url} has no such repository" in refused(*command)
+
+
+def test_sample_without_a_network_names_the_server(hub, monkeypatch, tmp_path, capsys):
+    """A server that does not answer is not the user's mistake: exit code 1, as for a bucket."""
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub_server.unused_port()}")
+    assert main(["sample", *sample_options(f"hf://{REPOSITORY}", tmp_path / "a.png")]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "a remote path cannot be reached: " in printed.err
+    assert printed.out == "" and not list(tmp_path.iterdir())
+
+
+def test_download_writes_a_model_directory(hub, monkeypatch, tmp_path, capsys, refused):
+    """The command names each file with its size and commit; another release is refused by its
+    name, with nothing written."""
+    write_torch(tmp_path / "torch", *small.pipeline().tokenizer_alone().to_torch())
+    hub.commits[releases.REPOSITORY] = [contents(tmp_path / "torch")]
+    tokenizer = dataclasses.replace(small.TOKENIZER, init_codes=TokenizerConfig.init_codes)
+    release = releases.Release("tokenizer.safetensors", None, ModelConfig(tokenizer))
+    monkeypatch.setitem(releases.RELEASES, "var-small", release)
+    printed = commands.run(capsys, "download", "var-small", "--out", tmp_path / "model")
+    size = len(hub.commits[releases.REPOSITORY][0]["tokenizer.safetensors"])
+    assert f"tokenizer.safetensors: {size:,} bytes" in printed
+    assert hub.commit(releases.REPOSITORY) in printed
+    assert sorted(contents(tmp_path / "model")) == ["model.json", "tokenizer.safetensors"]
+    assert "did you mean 'var-small'" in refused("download", "var-smal", "--out", "{out}")
+
+
+def sample_options(model, out) -> list[str]:
+    return ["--model", str(model), "--labels", "1", "--cfg", "0", "--out", str(out)]

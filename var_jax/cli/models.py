@@ -1,0 +1,26 @@
+"""Models that a command line names by their address on the Hugging Face hub."""
+
+import argparse
+
+OPTIONS = ("model", "then", "base", "tuned")  # that commands take a model's directory by
+
+
+def takes_model(flag: str) -> bool:
+    """Returns whether a flag, or what it abbreviates, takes a model's directory."""
+    name = flag.removeprefix("--")
+    return name != flag and any(option.startswith(name) for option in OPTIONS)
+
+
+def fetch(args: argparse.Namespace):
+    """Replaces the addresses of models by the directories in the cache that they are fetched to.
+
+    Raises:
+      UserError: an address is of another form, or there is no such model.
+      RunFailed: the hub cannot be reached and the model is not in the cache.
+    """
+    for option in OPTIONS:
+        value = getattr(args, option, None)
+        if isinstance(value, str) and value.startswith("hf://"):
+            from var_jax.io import hub
+
+            setattr(args, option, str(hub.local_directory(value)))

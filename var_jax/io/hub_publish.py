@@ -1,0 +1,95 @@
+"""Publishes a model to the Hugging Face hub: its directory and a card, in one commit."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from var_jax.config.model import ModelConfig
+from var_jax.config.strict import require
+from var_jax.io import model_card, model_directory
+from var_jax.io.hub_address import Address
+from var_jax.io.hub_library import endpoint, explained, library
+
+# Files of a model that an earlier commit may have and a new one may not.
+OPTIONAL = ("transformer.safetensors", "data.json", model_card.GRID)
+
+
+class Published(NamedTuple):
+    """A model's commit on the hub.
+
+    Attributes:
+      url: of the commit.
+      sizes: bytes by file.
+    """
+
+    url: str
+    sizes: dict[str, int]
+
+
+def publish(
+    repository: str,
+    config: ModelConfig,
+    params: dict[str, Any],
+    class_names: Sequence[str] = (),
+    *,
+    license: str = "unknown",
+    tags: Sequence[str] = (),
+    private: bool = False,
+    figures_from: epath.PathLike | None = None,
+) -> Published:
+    """Uploads a model to a repository, which is created if it is missing.
+
+    The commit has all of the model or does not happen. It removes what an earlier model had and
+    this one has not.
+
+    Args:
+      repository: "owner/name".
+      config: the model's configuration.
+      params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
+      class_names: the names of classes by id; may be empty.
+      license: an identifier that the hub knows, such as "mit".
+      tags: further tags of the card.
+      private: whether a repository that is created is private.
+      figures_from: the model's directory, whose figures and grid of samples the card shows.
+    Raises:
+      UserError: the repository's name is of another form, or access is refused.
+      RunFailed: the hub cannot be reached.
+    """
+    require(repository.count("/") == 1, "the repository", repr(repository), "OWNER/NAME")
+    address = Address.parse(f"hf://{repository}")
+    hub = library()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        model_directory.save(epath.Path(folder), config, params, class_names)
+        figures = None
+        if figures_from is not None:
+            figures = model_card.read_figures(epath.Path(figures_from))
+            grid = epath.Path(figures_from) / model_card.GRID
+            if grid.exists():
+                (folder / model_card.GRID).write_bytes(grid.read_bytes())
+        card = model_card.text(
+            repository,
+            config,
+            sum(leaf.size for leaf in jax.tree.leaves(params)),
+            license=license,
+            tags=tags,
+            figures=figures,
+            has_grid=(folder / model_card.GRID).exists(),
+        )
+        (folder / "README.md").write_text(card)
+        files = sorted(folder.iterdir())
+        with explained(address):
+            api = hub.HfApi(endpoint())
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            operations = [hub.CommitOperationAdd(file.name, str(file)) for file in files]
+            for name in OPTIONAL:
+                if not (folder / name).exists() and api.file_exists(repository, name):
+                    operations.append(hub.CommitOperationDelete(name))
+            commit = api.create_commit(
+                repository, operations, commit_message="Upload a model of var_jax"
+            )
+        return Published(str(commit.commit_url), {file.name: file.stat().st_size for file in files})
