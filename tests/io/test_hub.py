@@ -58,6 +58,8 @@ def test_address_parse_reads_every_part(text, address):
     "text", ["hf://", "hf://owner", "hf://owner/name@", "hf://owner/name/../x", "hf://o/n@a@b"]
 )
 def test_address_parse_names_the_form(text):
+    """An address with a part missing, twice or leading out of the repository is a user's mistake,
+    and the message has the right form."""
     with pytest.raises(UserError, match="hf://OWNER/NAME"):
         Address.parse(text)
 
@@ -109,7 +111,7 @@ def test_local_directory_takes_a_revision_and_a_folder(hub, files):
     ],
 )
 def test_local_directory_names_what_is_not_there(hub, files, address, words):
-    """The line names the repository, the revision or the file, and nothing is left in the cache."""
+    """The line names the repository, the revision or the file."""
     hub.commits[REPOSITORY] = [files]
     with pytest.raises(UserError, match=words):
         local_directory(address)
