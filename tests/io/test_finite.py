@@ -19,7 +19,7 @@ from var_jax.config.strict import plain
 from var_jax.errors import UserError
 from var_jax.io import model_directory, torch_convert
 from var_jax.io.checkpoint import Checkpoints
-from var_jax.io.finite import CHUNK, not_finite
+from var_jax.io.finite import ELEMENTS_AT_ONCE, not_finite
 from var_jax.objectives.steps import TrainState
 from var_jax.pretrained.weights import State
 from var_jax.train import resume
@@ -37,7 +37,7 @@ def spoiled(array, value=np.nan, count=1):
 @pytest.mark.parametrize("value", BAD)
 def test_not_finite_counts_every_kind_in_every_dtype(dtype, value):
     """One at each end of an array of more than one chunk, beside the largest finite number."""
-    array = np.zeros(CHUNK + 3, dtype)
+    array = np.zeros(ELEMENTS_AT_ONCE + 3, dtype)
     array[1] = ml_dtypes.finfo(dtype).max
     assert not_finite(array) == 0
     array[[0, -1]] = value

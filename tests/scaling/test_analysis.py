@@ -178,7 +178,7 @@ def test_analyze_recovers_published_laws(column, name):
     """Reducible and raw cross-entropy: the exponent survives only where the floor is known or can
     be fitted."""
     factor, unit, exponent = paper_laws.LAWS[column, name]
-    x = np.geomspace(*paper_laws.RANGES[name], 12)[:, None]
+    x = np.geomspace(*paper_laws.FITTED_RANGES[name], 12)[:, None]
     reducible = paper_laws.evaluate(column, name, x[:, 0])
     pure = analyzed(x, reducible, (name,), floor=0.0)
     assert pure.fit.values["alpha"] == pytest.approx(exponent, rel=1e-4)

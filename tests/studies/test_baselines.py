@@ -15,7 +15,7 @@ KEPT[1:3, 2:5] = False
 
 def test_nearest_of_a_training_image_is_itself(monkeypatch):
     """Whatever its filled pixels are, in chunks, and the first one where it is there twice."""
-    monkeypatch.setattr(baselines, "CHUNK", 7)
+    monkeypatch.setattr(baselines, "TRAINING_IMAGES_AT_ONCE", 7)
     changed = np.where(KEPT[..., None], TRAINING, 255 - TRAINING)
     np.testing.assert_array_equal(baselines.nearest(changed, TRAINING, KEPT), np.arange(30))
     twice = np.concatenate([TRAINING, TRAINING])
@@ -39,6 +39,6 @@ def test_nearest_matches_brute_force_over_kept_pixels():
 
 def test_mean_image_is_rounded(monkeypatch):
     """Means over chunks of seven images are those over all of them."""
-    monkeypatch.setattr(baselines, "CHUNK", 7)
+    monkeypatch.setattr(baselines, "TRAINING_IMAGES_AT_ONCE", 7)
     expected = np.rint(TRAINING.mean(axis=0)).astype(np.uint8)
     np.testing.assert_array_equal(baselines.mean_image(TRAINING), expected)

@@ -37,7 +37,7 @@ def test_editor_keeps_the_images_own_pixels(monkeypatch):
     model = small.pipeline()
     shape = model.config.tokenizer.image_shape
     images = RANDOM.integers(0, 256, (3, *shape), dtype=np.uint8)
-    monkeypatch.setattr(editing, "PART", 2)
+    monkeypatch.setattr(editing, "EDITED_AT_ONCE", 2)
     held_out = Labeled(images, np.array([0, 1, 9]))
     training = Labeled(images[:2], np.array([0, 1]))
     editor = editing.Editor(model, held_out, training, seed=0, preset="fid")

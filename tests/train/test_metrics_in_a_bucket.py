@@ -34,7 +34,7 @@ def steps(run) -> list[int]:
 @pytest.fixture
 def by_hand(monkeypatch):
     """Nothing is uploaded but by `flush` and `close`."""
-    monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 10**6)
+    monkeypatch.setattr(metric_files, "RECORDS_UPLOAD_SECONDS", 10**6)
     monkeypatch.setattr(metric_files, "STATUS_SECONDS", 0.0)
 
 
@@ -114,7 +114,7 @@ def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatc
     """300 steps that are logged as fast as they come, over two seconds and a half: their records
     and status go out about every half second, from another thread, however many there are; no
     object is written twice in a second."""
-    monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(metric_files, "RECORDS_UPLOAD_SECONDS", 0.5)
     w = writer(bucket)
     Bucket.requests.clear()
     began = time.monotonic()
@@ -136,7 +136,7 @@ def test_steps_do_not_wait_for_the_bucket_nor_write_too_often(bucket, monkeypatc
 def test_writer_loses_nothing_while_a_bucket_fails(bucket, monkeypatch, caplog):  # noqa: F811
     """Uploads are tried again, with one line of warning; a checkpoint is not written past records
     that are not kept."""
-    monkeypatch.setattr(metric_files, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(metric_files, "RECORDS_UPLOAD_SECONDS", 0.05)
     w = writer(bucket)
     Bucket.broken = OSError("503 slow down")
     w.write(1, "train", {"loss": 1.0})

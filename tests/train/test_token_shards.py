@@ -23,7 +23,7 @@ def test_finished_shards_of_an_earlier_version_count(resize, tmp_path):
         "class_names": ["a", "b"],
         "seed": 3,
         "train": {"split": "train", "images": 5, "views": 1},
-        "format": token_manifest.FORMAT,
+        "format": token_manifest.MANIFEST_FORMAT,
     }
     (tmp_path / "manifest.json").write_text(json.dumps(values))
     manifest = token_manifest.read_manifest(epath.Path(tmp_path))

@@ -8,7 +8,7 @@ from var_jax.config.strict import require
 from var_jax.errors import UserError
 
 # The first host to finish waits for the last one, however long that is at work.
-SHUTDOWN_SECONDS = 7 * 24 * 3600
+LONGEST_WORK_SECONDS = 7 * 24 * 3600
 DIVIDED = ("train", "generate", "tokenize")
 READING = ("status",)  # any number of processes may look at the same files
 
@@ -51,7 +51,7 @@ def divided(args: argparse.Namespace, work: Callable[[], int]) -> int:
     from var_jax.cli.exit import leave_group
     from var_jax.devices import multihost, process_group
 
-    process_group.initialize(shutdown_seconds=SHUTDOWN_SECONDS)
+    process_group.initialize(shutdown_seconds=LONGEST_WORK_SECONDS)
     try:
         return work()
     except BaseException as error:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from var_jax.data import builders
 DEBIAN_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 OWN = ("digits", "fashion_mnist_idx", "image_folder")
-NAMES_SHOWN = 10
+SKIPPED_FILES_SHOWN = 10
 DECODED_BYTES = 2**28  # of the files of a folder that a check decodes: half a minute's work
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,9 @@ def prepare_folder(
     skipped = metadata["skipped"]
     _refuse_skipped(skipped, files, data)
     if skipped:
-        shown = ", ".join(skipped[:NAMES_SHOWN]) + (", ..." if len(skipped) > NAMES_SHOWN else "")
+        shown = ", ".join(skipped[:SKIPPED_FILES_SHOWN]) + (
+            ", ..." if len(skipped) > SKIPPED_FILES_SHOWN else ""
+        )
         log.warning(
             "left out %d files of %s that do not decode (all in %s): %s",
             len(skipped),

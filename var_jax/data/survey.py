@@ -27,8 +27,8 @@ FILE = "survey.json"
 # Version 1 dropped transparency and EXIF orientation, and took the white of every 16-bit sample for
 # 65535.
 DECODING = 2
-KINDS = ("transparent", "turned", "rescaled", "thin", "several")
-NAMES_SHOWN = 3
+FINDINGS = ("transparent", "turned", "rescaled", "thin", "several")
+IMAGES_SHOWN = 3
 log = logging.getLogger(__name__)
 
 
@@ -152,7 +152,7 @@ class Reading:
 
 def _summary(facts: Sequence[_Facts]) -> Survey:
     fine = [fact for fact in facts if not fact.error]
-    kinds = {kind: tuple(fact.name for fact in fine if kind in fact.kinds) for kind in KINDS}
+    kinds = {kind: tuple(fact.name for fact in fine if kind in fact.kinds) for kind in FINDINGS}
     return Survey(
         images=len(fine),
         bad={fact.name: fact.error for fact in facts if fact.error},
@@ -210,7 +210,7 @@ def _facts_of(name: str, samples: image_file.Samples) -> _Facts:
         "thin": is_thin,
         "several": samples.several,
     }
-    kinds = tuple(kind for kind in KINDS if holds[kind])
+    kinds = tuple(kind for kind in FINDINGS if holds[kind])
     brightest = int(samples.values.max())
     if samples.deep and samples.white == 255:
         brightest = brightest * 256 + 255  # only the upper byte is known
@@ -218,5 +218,5 @@ def _facts_of(name: str, samples: image_file.Samples) -> _Facts:
 
 
 def _some(names: Sequence[str], count: int) -> str:
-    shown = ", ".join(map(printable, names[:NAMES_SHOWN]))
-    return f"{len(names)} of the {count} images ({shown}{', ...' * (len(names) > NAMES_SHOWN)})"
+    shown = ", ".join(map(printable, names[:IMAGES_SHOWN]))
+    return f"{len(names)} of the {count} images ({shown}{', ...' * (len(names) > IMAGES_SHOWN)})"

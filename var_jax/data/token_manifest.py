@@ -13,7 +13,7 @@ from var_jax.config.strict import RENAMED, MissingKey, build, plain
 from var_jax.errors import UserError
 from var_jax.io.json import read_object
 
-FORMAT = 1
+MANIFEST_FORMAT = 1
 
 
 SHORT_VOCABULARY = 2**16
@@ -76,7 +76,7 @@ class Manifest:
     seed: int
     train: SplitInfo | None = None
     test: SplitInfo | None = None
-    format: int = FORMAT
+    format: int = MANIFEST_FORMAT
     data_fingerprint: str = ""
     flip: bool = False
 
@@ -115,7 +115,7 @@ def read_manifest(directory: epath.Path) -> Manifest:
             "wrote"
         )
     values = read_object(path)
-    if values.get("format") != FORMAT:
+    if values.get("format") != MANIFEST_FORMAT:
         raise UserError(f"{path} is of no format that this version reads; write the cache again")
     try:
         return build(Manifest, values, "manifest")

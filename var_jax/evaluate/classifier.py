@@ -13,7 +13,7 @@ from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import LABELED, ImageSet
 from var_jax.ops.resize import matrix
 
-ROWS_AT_ONCE = 256  # images read at once
+IMAGES_AT_ONCE = 256  # images read at once
 PIXELS_SIDE = 16  # largest side of the images that the classifier of pixels sees
 Classifier = Callable[[Float[np.ndarray, "n h w c"]], Int[np.ndarray, " n"]]
 Scorer = Callable[[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
@@ -118,7 +118,7 @@ def load_all(
       UserError: the set has no labels, has one that the model does not have, or has only one.
     """
     require(bool(images.class_names), images.name, "without labels", LABELED)
-    batches = list(images.read(ROWS_AT_ONCE))
+    batches = list(images.read(IMAGES_AT_ONCE))
     pixels, labels = (
         np.concatenate([b.images for b in batches]),
         np.concatenate([b.labels for b in batches]),

@@ -14,7 +14,7 @@ from var_jax.config.strict import require
 from var_jax.data import fingerprints
 from var_jax.sampling import validate
 
-FORMAT = 2
+SAMPLES_FORMAT = 2
 NO_SETTINGS = ("seed", "negative_labels")  # arguments of `Pipeline.sample` that no preset has
 
 
@@ -68,7 +68,7 @@ class Plan:
             del values["sampling"]["ssg"]
         # The key that sample sets of earlier versions have.
         values["from_scale"] = values.pop("keep_scales")
-        return {"format": FORMAT, **values}
+        return {"format": SAMPLES_FORMAT, **values}
 
     @property
     def settings_and_names(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from var_jax.evaluate.sample_plan import Plan
 from var_jax.io import atomic, npz
 from var_jax.io.json import read_object
 
-SHARD_IMAGES = 64  # least images per shard: smaller files would be too many
+MIN_SHARD_IMAGES = 64  # least images per shard: smaller files would be too many
 
 
 def generate(
@@ -143,7 +143,7 @@ def _shard_images(
     batch = len(jax.local_devices()) * (
         batch_size or model.sampling_batch(then=then, **plan.sampling)
     )
-    return math.ceil(SHARD_IMAGES / batch) * batch
+    return math.ceil(MIN_SHARD_IMAGES / batch) * batch
 
 
 def _claim(

@@ -7,9 +7,9 @@ import numpy as np
 
 from var_jax.errors import UserError
 
-CHUNK = 2**22  # elements per chunk
+ELEMENTS_AT_ONCE = 2**22  # elements per chunk
 BFLOAT16_EXPONENT = 0x7F80  # all ones only in infinities and NaN
-LISTED = 5  # names in one message
+ARRAYS_SHOWN = 5  # names in one message
 
 
 def not_finite(array: np.ndarray) -> int:
@@ -22,8 +22,8 @@ def not_finite(array: np.ndarray) -> int:
     if kind.kind != "f" and kind != ml_dtypes.bfloat16:
         return 0
     flat, count = np.ravel(array), 0
-    for start in range(0, flat.size, CHUNK):
-        part = flat[start : start + CHUNK]
+    for start in range(0, flat.size, ELEMENTS_AT_ONCE):
+        part = flat[start : start + ELEMENTS_AT_ONCE]
         if kind == ml_dtypes.bfloat16:
             exponents = part.view(np.uint16) & np.uint16(BFLOAT16_EXPONENT)
             count += int(np.count_nonzero(exponents == BFLOAT16_EXPONENT))
@@ -60,9 +60,9 @@ def refuse(counts: dict[str, tuple[int, int]], name: str, remedy: str = "give so
     if not counts:
         return
     listed = ", ".join(
-        f"{key} ({bad} of {size})" for key, (bad, size) in list(counts.items())[:LISTED]
+        f"{key} ({bad} of {size})" for key, (bad, size) in list(counts.items())[:ARRAYS_SHOWN]
     )
-    more = f" and {len(counts) - LISTED} more" if len(counts) > LISTED else ""
+    more = f" and {len(counts) - ARRAYS_SHOWN} more" if len(counts) > ARRAYS_SHOWN else ""
     raise UserError(
         f"{name} holds values that are not finite (NaN or infinity) in {listed}{more}, as a run "
         f"that diverged or a damaged file leaves them; {remedy}"

@@ -17,7 +17,7 @@ from var_jax.io.finite import require_finite
 from var_jax.io.json import read_object
 from var_jax.io.torch_keys import abstract
 
-FORMAT = 1
+MODEL_FORMAT = 1
 
 
 def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
@@ -49,7 +49,8 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
         for part, path in new.items():
             path.replace(directory / f"{part}.safetensors")
         atomic.write(
-            directory / "model.json", json.dumps({"format": FORMAT, **plain(config)}, indent=1)
+            directory / "model.json",
+            json.dumps({"format": MODEL_FORMAT, **plain(config)}, indent=1),
         )
     except OSError as error:
         raise UserError(
@@ -138,11 +139,11 @@ def read_config(directory: epath.Path) -> ModelConfig:
       UserError: model.json cannot be read, or is of a later format.
     """
     values = read_object(directory / "model.json")
-    file_format = values.pop("format", FORMAT)
-    if type(file_format) is not int or not 1 <= file_format <= FORMAT:
+    file_format = values.pop("format", MODEL_FORMAT)
+    if type(file_format) is not int or not 1 <= file_format <= MODEL_FORMAT:
         raise UserError(
             f"{directory / 'model.json'} is of format {file_format!r}, and this version reads 1 to "
-            f"{FORMAT}; update var-jax, or save the model again"
+            f"{MODEL_FORMAT}; update var-jax, or save the model again"
         )
     return build(ModelConfig, values, "model")
 

@@ -17,7 +17,6 @@ from var_jax.io import atomic
 
 # The errors of numpy and zipfile for files that are damaged or of another kind.
 DAMAGE = (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error)
-LISTED = 5  # arrays in one message
 # The earliest time that a zip file can hold: the bytes do not depend on when they are written.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 

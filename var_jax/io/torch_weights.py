@@ -12,7 +12,7 @@ from var_jax.io import torch_file
 from var_jax.io.state_dicts import unwrapped
 
 Source = Mapping[str, np.ndarray] | str | os.PathLike
-LISTED = 12  # names in one message
+KEYS_SHOWN = 12  # names in one message
 
 
 class Weights:
@@ -69,5 +69,5 @@ class Weights:
 def listed(names: Iterable[str]) -> str:
     """Returns the first few names and the number of the others, for a message."""
     names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more}" or "none"
+    more = f" and {len(names) - KEYS_SHOWN} more" if len(names) > KEYS_SHOWN else ""
+    return f"{', '.join(names[:KEYS_SHOWN])}{more}" or "none"

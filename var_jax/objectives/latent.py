@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_ROWS = 4
-CLASSES_SHOWN = 10  # of the picture that `next_command` proposes
+CLASSES_PROPOSED = 10  # of the picture that `next_command` proposes
 
 
 class LatentObjective(Objective[FrozenTokenizer]):
@@ -232,7 +232,7 @@ class LatentObjective(Objective[FrozenTokenizer]):
         class_names = model_directory.class_names(epath.Path(workdir))
         assert config.transformer is not None
         classes = len(class_names) or config.transformer.num_classes
-        last = min(CLASSES_SHOWN, classes) - 1
+        last = min(CLASSES_PROPOSED, classes) - 1
         labels = f"0-{last}" if last else "0"
         return (
             f"var-jax sample --model {shlex.quote(workdir)} --labels {labels} "

@@ -13,7 +13,7 @@ from var_jax.ops.normalize import l2_normalize
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
 
-CHUNK = 2**25  # probabilities that `entropy_penalty` holds at once, over all devices
+PROBABILITIES_AT_ONCE = 2**25  # held by `entropy_penalty`, over all devices
 
 
 def entropy_penalty(
@@ -21,7 +21,7 @@ def entropy_penalty(
     vectors: Float[Array, "b L c"],
     temperature: float,
     counted: Bool[Array, "b l"] | None = None,
-    chunk: int = CHUNK,
+    chunk: int = PROBABILITIES_AT_ONCE,
 ) -> Float[Array, ""]:
     """Returns E[H(p(code | vector))] - H(E[p(code | vector)]) in nats (MAGVIT-v2, Yu et al. 2023).
 

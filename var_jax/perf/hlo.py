@@ -16,7 +16,7 @@ import numpy as np
 from var_jax.perf.hlo_groups import first_group
 from var_jax.perf.hlo_text import Array, Instruction, parse_instruction
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move nothing.
 FREE = {
     "parameter",
@@ -44,7 +44,7 @@ class Collective:
     """A collective and how often it runs.
 
     Attributes:
-      kind: one of KINDS.
+      kind: one of COLLECTIVES.
       bytes: bytes of the whole array on one device: the result of a gather, the operand of a
         reduction.
       group: partitions that communicate with partition 0; for a permutation, one pair of source and
@@ -147,7 +147,7 @@ class Program:
         collectives = []
         for scope, op, times in self._all_instructions():
             kind = op.opcode.removesuffix("-start")
-            if kind in KINDS:
+            if kind in COLLECTIVES:
                 taken = sum(a.bytes for name in op.operands for a in scope[name].outputs)
                 made = sum(a.bytes for a in op.outputs)
                 if op.opcode.endswith("-start") and kind in ("all-gather", "reduce-scatter"):

@@ -13,7 +13,7 @@ from var_jax.io.finite import require_finite
 from var_jax.io.state_dicts import unwrapped
 
 Layer = dict[str, np.ndarray]  # of "kernel" and "bias"
-CHUNK = 2**20
+BYTES_AT_ONCE = 2**20
 
 
 class State:
@@ -127,7 +127,7 @@ def fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     try:
         with epath.Path(path).open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(BYTES_AT_ONCE):
                 digest.update(chunk)
     except OSError as error:
         raise UserError(f"{path}: there is no such file, or it cannot be read") from error

@@ -10,7 +10,7 @@ from var_jax.errors import UserError, did_you_mean
 # Largest class id, and most images of a grid: a larger number is a slip that would fill the memory.
 MAX_LABELS = 1_000_000
 NO_CLASS = "no class"
-NAMES_SHOWN = 10
+CLASSES_SHOWN = 10
 HELP = (
     "class names or ids with commas between them, and ranges of ids: circle,3,5-9. A number is "
     "always an id; a name that is a number, or that holds a comma or a quote, goes in double "
@@ -110,8 +110,8 @@ def of_name(name: str, class_names: Sequence[str], what: str = "label") -> int:
     if "did you mean" not in hint:
         hint = did_you_mean(_folded(name), {_folded(other): other for other in names})
     if "did you mean" not in hint:
-        more = f", ... ({len(names)} in all)" if len(names) > NAMES_SHOWN else ""
-        hint = f"; classes: {', '.join(map(written, names[:NAMES_SHOWN]))}{more}"
+        more = f", ... ({len(names)} in all)" if len(names) > CLASSES_SHOWN else ""
+        hint = f"; classes: {', '.join(map(written, names[:CLASSES_SHOWN]))}{more}"
     raise UserError(f"{what} {name!r} is no class of the model{hint}")
 
 
@@ -141,8 +141,8 @@ def describe(labels: Sequence[int], class_names: Sequence[str], num_classes: int
     shown = [(label, title(label, class_names, num_classes)) for label in dict.fromkeys(labels)]
     if all(name == str(label) for label, name in shown):
         return ""
-    more = f", ... ({len(shown)} classes)" if len(shown) > NAMES_SHOWN else ""
-    names = (f"{label} {written(name)}" for label, name in shown[:NAMES_SHOWN])
+    more = f", ... ({len(shown)} classes)" if len(shown) > CLASSES_SHOWN else ""
+    names = (f"{label} {written(name)}" for label, name in shown[:CLASSES_SHOWN])
     return ", ".join(names) + more
 
 

@@ -96,7 +96,7 @@ def analyze(
     samples = None
     if resamples:
         samples = bootstrap_samples(sample, p, fit, floor, resamples)
-    names = laws.NAMES[len(sample.inputs)]
+    names = laws.PARAMETER_NAMES[len(sample.inputs)]
     spread = None if samples is None else bootstrap.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
     for i, name in enumerate(names):
@@ -161,7 +161,7 @@ def refusal(inputs: tuple[str, ...], reason: str) -> dict:
     nothing = {"value": None, "ci95": [None, None]}
     return {
         "form": laws.FORMS[len(inputs)],
-        **dict.fromkeys(laws.NAMES[len(inputs)], nothing),
+        **dict.fromkeys(laws.PARAMETER_NAMES[len(inputs)], nothing),
         "pearson": None,
         "n_runs": None,
         "holdout_relative_error": None,
@@ -255,7 +255,7 @@ def undetermined(sample: Sample, fit: laws.Fit, ends: Float[Array, "p 2"]) -> di
     low, high = solver.ALPHA_RANGE
     remedies = {}
     for i, (name, column) in enumerate(
-        zip(laws.NAMES[len(sample.inputs)][2::2], sample.inputs, strict=True)
+        zip(laws.PARAMETER_NAMES[len(sample.inputs)][2::2], sample.inputs, strict=True)
     ):
         row = 2 + 2 * i
         closed = ends[row, 0] > low * 1.01 and ends[row, 1] < high * 0.99
@@ -282,7 +282,7 @@ def _warnings(
         )
     elif floor is None and ends[0, 0] <= 1e-6 * smallest:
         warnings.append("E-undetermined: E cannot be distinguished from 0")
-    for i, name in list(enumerate(laws.NAMES[len(sample.inputs)]))[2::2]:
+    for i, name in list(enumerate(laws.PARAMETER_NAMES[len(sample.inputs)]))[2::2]:
         low, high = solver.ALPHA_RANGE
         if fit.theta[i] <= low * 1.01 or fit.theta[i] >= high * 0.99:
             warnings.append(

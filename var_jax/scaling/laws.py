@@ -19,7 +19,7 @@ DELTA = 1e-3  # Huber constant of Hoffmann et al.; it makes nearly a least-absol
 # A descent on Huber's loss passes these constants first: the loss is nearly quadratic at the first,
 # and each is an approximation of the next, whose kinks would stop a descent from far away.
 WIDER_DELTAS = (1.0, 0.1, 0.01)
-NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
+PARAMETER_NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 FORMS = {1: "E + A * x**-alpha", 2: "E + A * N**-alpha + B * D**-beta"}
 
 
@@ -45,7 +45,9 @@ class Fit:
     @property
     def values(self) -> dict[str, float]:
         """The law's parameters by name, with amplitudes instead of their logarithms."""
-        return dict(zip(NAMES[len(self.theta) // 2], with_amplitudes(self.theta), strict=True))
+        return dict(
+            zip(PARAMETER_NAMES[len(self.theta) // 2], with_amplitudes(self.theta), strict=True)
+        )
 
     def predict(self, x: Float[Array, "n j"]) -> Float[Array, " n"]:
         """Returns the loss that the law predicts at the inputs x (raw units, not logs)."""

@@ -21,7 +21,7 @@ LAWS = {
 }
 # From the smallest to the largest of the paper's 12 models: parameters, and
 # `flops.train_flops_per_image` times the images of 200 and 350 epochs of ImageNet.
-RANGES = {"params": (18.5e6, 2.0e9), "compute": (1.5e19, 2.5e21)}
+FITTED_RANGES = {"params": (18.5e6, 2.0e9), "compute": (1.5e19, 2.5e21)}
 IRREDUCIBLE = {"loss_last": 4.5, "loss_mean": 5.0, "err_last": 0.0, "err_mean": 0.0}
 
 

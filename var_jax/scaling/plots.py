@@ -191,7 +191,7 @@ def _band(law: Law, grid: Float[np.ndarray, " g"], *, reducible: bool) -> Float[
 
 def _published(ax: Axes, law: Law, name: str, column: str):
     """Plots the law that VAR reports over the range that it shares with the runs, if any."""
-    published_low, published_high = paper_laws.RANGES[name]
+    published_low, published_high = paper_laws.FITTED_RANGES[name]
     low = max(law.sample.x[:, 0].min(), published_low)
     high = min(law.sample.x[:, 0].max(), published_high)
     if (column, name) in paper_laws.LAWS and low < high:

@@ -27,7 +27,7 @@ from var_jax.scaling import (
 from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
 
-KINDS = (("params",), ("compute",), ("params", "tokens"))
+LAW_INPUTS = (("params",), ("compute",), ("params", "tokens"))
 
 
 def fit_table(
@@ -54,7 +54,7 @@ def fit_table(
     Raises:
       UserError: the table has no column to fit, or no input to fit against.
     """
-    kinds = [inputs for inputs in KINDS if set(inputs) <= set(table.columns)]
+    kinds = [inputs for inputs in LAW_INPUTS if set(inputs) <= set(table.columns)]
     if not table.fitted:
         raise UserError(
             "no column starts with loss or err; name one with --map loss=COLUMN"

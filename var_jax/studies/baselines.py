@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from var_jax.config.strict import require
 
-CHUNK = 4096  # training images that distances are computed to at once
+TRAINING_IMAGES_AT_ONCE = 4096  # training images that distances are computed to at once
 
 
 def nearest(
@@ -22,8 +22,8 @@ def nearest(
     kept_pixels = images[:, keep].reshape(len(images), -1).astype(np.float64)
     least_distance = np.full(len(images), np.inf)
     index = np.zeros(len(images), np.int64)
-    for start in range(0, len(training), CHUNK):
-        chunk = training[start : start + CHUNK][:, keep]
+    for start in range(0, len(training), TRAINING_IMAGES_AT_ONCE):
+        chunk = training[start : start + TRAINING_IMAGES_AT_ONCE][:, keep]
         chunk = chunk.reshape(-1, kept_pixels.shape[1]).astype(np.float64)
         # Without the image's own square, which is the same for all.
         distances = np.sum(chunk**2, axis=1) - 2 * (kept_pixels @ chunk.T)
@@ -66,6 +66,6 @@ def nearest_of_class(
 def mean_image(training: UInt8[np.ndarray, "m H W c"]) -> UInt8[np.ndarray, "H W c"]:
     """Returns the mean of training images, rounded."""
     total = np.zeros(training.shape[1:], np.int64)
-    for start in range(0, len(training), CHUNK):
-        total += training[start : start + CHUNK].sum(axis=0, dtype=np.int64)
+    for start in range(0, len(training), TRAINING_IMAGES_AT_ONCE):
+        total += training[start : start + TRAINING_IMAGES_AT_ONCE].sum(axis=0, dtype=np.int64)
     return np.rint(total / len(training)).astype(np.uint8)

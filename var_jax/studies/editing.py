@@ -34,7 +34,7 @@ from var_jax.studies import rows as study
 from var_jax.studies.held_out import HeldOut, Labeled
 from var_jax.studies.regions import ANOTHER, TASKS, Region, cut_set, keep_mask
 
-PART = 512  # images that are edited at once
+EDITED_AT_ONCE = 512  # images that are edited at once
 UNCOMPOSITED = 256  # images that are also edited without putting kept pixels back
 
 
@@ -121,12 +121,12 @@ class Editor:
         labels = self.target_labels(task)[:count]
         seed = self.seed if seed is None else seed
         parts = []
-        for start in range(0, len(images), PART):
+        for start in range(0, len(images), EDITED_AT_ONCE):
             part_seed = int(np.random.SeedSequence([seed, start]).generate_state(1)[0])
             part = self.model.edit(
-                normalize_images(images[start : start + PART]),
+                normalize_images(images[start : start + EDITED_AT_ONCE]),
                 self.region(task).keep,
-                labels[start : start + PART],
+                labels[start : start + EDITED_AT_ONCE],
                 seed=part_seed,
                 composite=composite,
                 keep_scales=keep_scales,

@@ -28,7 +28,7 @@ from var_jax.scaling.solver import Array
 from var_jax.studies import batched_coverage
 from var_jax.studies.planted_laws import DIRTY, FRONTIERS, STUDIES, Planted, PlantedFrontier
 
-RESAMPLES = 500
+BOOTSTRAP_RESAMPLES = 500
 REPORTED, TEXTBOOK, UNBIASED = (
     "profile, F (reported)",
     "profile, chi-square",
@@ -133,14 +133,14 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
         if sweep >= resampled:
             continue
         if isinstance(sample, select_runs.Sample):
-            bootstrap_laws = analysis.bootstrap_samples(sample, p, fit, None, RESAMPLES)
+            bootstrap_laws = analysis.bootstrap_samples(sample, p, fit, None, BOOTSTRAP_RESAMPLES)
             if bootstrap_laws is not None:
                 limits["bootstrap over runs"].append(bootstrap.percentile(bootstrap_laws))
         else:
-            bootstrap_laws = bootstrap.resample(p, fit.theta, RESAMPLES, seed=sweep)
+            bootstrap_laws = bootstrap.resample(p, fit.theta, BOOTSTRAP_RESAMPLES, seed=sweep)
             limits["bootstrap over runs"].append(bootstrap.percentile(bootstrap_laws))
             limits["BCa"].append(bca(p, fit.theta, bootstrap_laws))
-    names = laws.NAMES[len(truth) // 2]
+    names = laws.PARAMETER_NAMES[len(truth) // 2]
     exponents = [i for i, name in enumerate(names) if name in ("alpha", "beta")]
     for label, estimates in (("reported value", values), ("Huber's loss", by_huber)):
         errors = np.array(estimates) - truth
@@ -172,7 +172,7 @@ def _row(
     textbook: Float[Array, "s p 2"],
     unbiased: Float[Array, "s p 2"],
 ) -> str:
-    names = laws.NAMES[len(truth) // 2]
+    names = laws.PARAMETER_NAMES[len(truth) // 2]
     inside = np.mean((rows[..., 0] <= truth) & (truth <= rows[..., 1]), axis=0)
     cells = [", ".join(f"{n} {share:.1%}" for n, share in zip(names, inside, strict=True))]
     for other in (textbook, unbiased):
@@ -224,7 +224,7 @@ def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[
         variance = np.diag(np.linalg.inv(jacobian.T @ information @ jacobian))
         best = 2 * stats.norm.ppf((1 + profile_intervals.CONFIDENCE_LEVEL) / 2) * np.sqrt(variance)
         ratios.append(widths(ends[None]) / best)
-    names = laws.NAMES[len(truth) // 2]
+    names = laws.PARAMETER_NAMES[len(truth) // 2]
     cells = [f"{np.mean(np.isfinite(noise_freedom)):.0%}"]
     cells.append(
         ", ".join(f"{name} {share:.1%}" for name, share in zip(names, inside.mean(0), strict=True))

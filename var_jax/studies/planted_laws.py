@@ -170,7 +170,7 @@ STUDIES = (
 )
 
 
-KINDS = (normal, student_4, student_2, outliers, growing)
+NOISE_KINDS = (normal, student_4, student_2, outliers, growing)
 DIRTY = tuple(
     Planted(
         f"{runs} runs, {kind.__name__}",
@@ -182,7 +182,7 @@ DIRTY = tuple(
         kind,
     )
     for runs in (10, 30, 120)
-    for kind in KINDS
+    for kind in NOISE_KINDS
 ) + tuple(
     Planted(
         f"joint law, {shape[0] * shape[1]} runs, {kind.__name__}",
@@ -194,7 +194,7 @@ DIRTY = tuple(
         kind,
     )
     for shape in ((4, 3), (6, 5), (12, 10))
-    for kind in (*KINDS, correlated, wrong_form)
+    for kind in (*NOISE_KINDS, correlated, wrong_form)
 )
 
 

@@ -20,13 +20,12 @@ from PIL import Image
 from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import differences, require
 from var_jax.errors import USER_ERROR_EXIT_CODE, Parser, UserError
-from var_jax.evaluate import features, image_sets
+from var_jax.evaluate import features, image_sets, samples
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.io import atomic
 from var_jax.io.json import read_object
 
-FORMAT = 1
-RESAMPLES = 20
+ROWS_FORMAT = 1
 
 
 def command(
@@ -86,8 +85,8 @@ def add_arguments(parser: Parser):
     parser.add_argument(
         "--resamples",
         type=int,
-        default=RESAMPLES,
-        help=f"bootstrap resamples for intervals, 0 for none (default {RESAMPLES})",
+        default=samples.RESAMPLES,
+        help=f"bootstrap resamples for intervals, 0 for none (default {samples.RESAMPLES})",
     )
     parser.add_argument(
         "--weights",
@@ -177,7 +176,7 @@ class Rows:
         content = read_object(self.path)
         file_about, rows = content.get("about"), content.get("rows")
         if (
-            content.get("format") != FORMAT
+            content.get("format") != ROWS_FORMAT
             or not isinstance(file_about, dict)
             or not isinstance(rows, dict)
         ):
@@ -234,7 +233,12 @@ class Rows:
           UserError: the file cannot be written.
         """
         self.rows[name] = json.loads(json.dumps(row))
-        content = {"format": FORMAT, "about": self.about, "notes": self.notes, "rows": self.rows}
+        content = {
+            "format": ROWS_FORMAT,
+            "about": self.about,
+            "notes": self.notes,
+            "rows": self.rows,
+        }
         atomic.save(self.path, json.dumps(content, indent=1, ensure_ascii=False), "the study")
 
 

@@ -37,7 +37,7 @@ from var_jax.studies import sampling_report
 from var_jax.studies.sampling_entries import BASE, PANELS, THEN, Entry, base_row, entries, text
 from var_jax.studies.sampling_report import NOTES, REAL, SPEED
 
-PART = 512  # images that are sampled and classified at once
+SAMPLED_AT_ONCE = 512  # images that are sampled and classified at once
 REPEATS = 3
 
 # (labels, index of the first image) -> images
@@ -81,8 +81,8 @@ class Metrics(NamedTuple):
         """Returns the metrics of samples of these labels."""
         collector = Collector(self.network)
         is_right = []
-        for start in range(0, len(labels), PART):
-            part_labels = labels[start : start + PART]
+        for start in range(0, len(labels), SAMPLED_AT_ONCE):
+            part_labels = labels[start : start + SAMPLED_AT_ONCE]
             images = sample(part_labels, start)
             collector.add(images)
             is_right.append(self.classify(images.astype(np.float32) / 255) == part_labels)

@@ -22,7 +22,7 @@ from var_jax.io.json import read_object
 from var_jax.objectives.base import Frozen, Objective
 
 HostBatch = Mapping[str, np.ndarray]
-NAMES_SHOWN = 5
+CLASS_CHANGES_SHOWN = 5
 COLOR_PROBES = 8  # images that are checked for color
 
 log = logging.getLogger(__name__)
@@ -331,5 +331,7 @@ def _changes(was: Mapping[str, Any], now: Mapping[str, Any], words: Words = OF_A
 
 
 def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(map(repr, names[:NAMES_SHOWN])) + more
+    more = (
+        f" and {len(names) - CLASS_CHANGES_SHOWN} more" if len(names) > CLASS_CHANGES_SHOWN else ""
+    )
+    return ", ".join(map(repr, names[:CLASS_CHANGES_SHOWN])) + more

@@ -16,7 +16,7 @@ from etils import epath
 
 from var_jax.io import atomic, run_records
 
-UPLOAD_SECONDS = 5.0
+RECORDS_UPLOAD_SECONDS = 5.0
 STATUS_SECONDS = 1.0  # between two writes of one object: the highest rate of Google's store
 MERGED_PARTS = 32
 
@@ -117,7 +117,7 @@ class BucketFiles:
 
     def _upload_often(self):
         failed = False
-        while not self._ended.wait(UPLOAD_SECONDS):
+        while not self._ended.wait(RECORDS_UPLOAD_SECONDS):
             try:
                 with self._uploading:
                     self._upload_records()

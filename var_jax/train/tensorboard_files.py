@@ -12,7 +12,7 @@ from tensorboardX import SummaryWriter
 
 from var_jax.io import run_records
 
-UPLOAD_SECONDS = 300.0  # each upload adds a file
+EVENTS_UPLOAD_SECONDS = 300.0  # each upload adds a file
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class BucketBoard:
 
     def flush(self):
         """Starts an upload in a thread if the last one was long ago."""
-        if time.monotonic() - self._uploaded_at >= UPLOAD_SECONDS:
+        if time.monotonic() - self._uploaded_at >= EVENTS_UPLOAD_SECONDS:
             self._uploaded_at = time.monotonic()
             threading.Thread(
                 target=self._try_upload, name="var_jax uploads TensorBoard's files", daemon=True

@@ -14,7 +14,7 @@ from var_jax.objectives.base import Objective
 from var_jax.sampling import labels
 from var_jax.train.batches import Inputs
 
-CLASSES_SHOWN = 20
+CLASSES_LOGGED = 20
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ def _classes(data: Inputs) -> list[str]:
         f"{i}{count}" if name == str(i) else f"{i} {labels.written(name)}{count}"
         for i, (name, count) in enumerate(zip(data.class_names, counts, strict=True))
     ]
-    more = len(shown) - CLASSES_SHOWN
-    return shown[:CLASSES_SHOWN] + ([f"and {more} more, all in data.json"] if more > 0 else [])
+    more = len(shown) - CLASSES_LOGGED
+    return shown[:CLASSES_LOGGED] + ([f"and {more} more, all in data.json"] if more > 0 else [])
 
 
 def _number(classes: int) -> str:
