@@ -7,7 +7,7 @@
 FROM python:3.12-slim
 ARG EXTRA=
 WORKDIR /build
-COPY setup.py setup.cfg pyproject.toml README.md LICENSE ./
+COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY var_jax var_jax
 RUN pip install --no-cache-dir ".${EXTRA:+[$EXTRA]}"

@@ -28,9 +28,9 @@ def instructions(name: str) -> list[str]:
 
 
 def setup(directory: Path, *arguments: str | Path):
-    """Runs setup.py, which pip runs through its build backend."""
+    """Runs a command of setuptools, which is the build backend that pip calls."""
     subprocess.run(
-        [sys.executable, "setup.py", "--quiet", *map(str, arguments)],
+        [sys.executable, "-c", "import setuptools; setuptools.setup()", *map(str, arguments)],
         cwd=directory,
         check=True,
         capture_output=True,

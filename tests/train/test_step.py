@@ -261,7 +261,7 @@ def test_train_step_learns_with_every_kind_of_codes(codes):
     )
     config = small.train_config("tokenizer", "", tokenizer=tokenizer, codebook=care, ema=0.0)
     objective, optimizers = registry.with_frozen_shapes(config), {TRAINED: optax.adam(3e-3)}
-    factory = StateFactory(objective, optimizers, make_mesh(MeshConfig(8, 1)))
+    factory = StateFactory(objective, optimizers, make_mesh(MeshConfig(1, 1), jax.devices()[:1]))
     run, step = factory.first_state(), jax.jit(make_train_step(objective, optimizers))
     ramps = np.linspace(0, 255, 8)[None, None, :, None] * np.linspace(0, 1, 8)[:, None, None, None]
     images = {"image": np.broadcast_to(ramps, (8, 6, 8, 1)).astype(np.uint8)}
