@@ -122,7 +122,8 @@ def test_workdir_of_the_earlier_version_is_of_the_same_run_by_the_name_of_today(
 
 
 def test_token_cache_of_the_earlier_version_gives_the_same_batches(earlier, expected):
-    """Two views of 64 images in the order of a run of seed 5, and the held-out ones."""
+    """The batches are two views of 64 images in the order of a run of seed 5, and the held-out
+    ones, as the earlier version read them."""
     cache = token_cache.open_cache(earlier / "tokens")
     train = take(token_cache.train_batches(cache, 8, 5), len(expected["train"]))
     np.testing.assert_array_equal([b["tokens"] for b in train], expected["train"])

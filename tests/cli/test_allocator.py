@@ -62,7 +62,8 @@ def test_restart_happens_once_in_the_same_process():
     ],
 )
 def test_restart_leaves_other_commands_and_settings_alone(command, environment):
-    """Commands without programs, the user's own tunables, the switch, and other devices."""
+    """A command without programs, one with the user's own tunables, one with the switch off and one
+    for other devices go on without a restart."""
     lines = run(command, **environment)
     assert len(lines) == 2 and lines[1] == "goes on"
 

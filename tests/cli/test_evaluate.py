@@ -173,7 +173,8 @@ def test_evaluate_without_out_prints_alone(digits_dir, model_dir, tmp_path, caps
 
 
 def test_evaluate_takes_the_resizing_of_a_workdir(model_dir, tmp_path):
-    """It stands in the run's config.json, and a model directory without one has none."""
+    """The resizing mode is read from the run's config.json; a model directory without that file has
+    none."""
     assert evaluate.trained_on(None) is None and evaluate.trained_on(str(model_dir)) is None
     (tmp_path / "config.json").write_text(json.dumps({"data": {"resize": "pad"}}))
     assert evaluate.trained_on(str(tmp_path)) == "pad"

@@ -47,7 +47,7 @@ def report() -> dict:
 
 
 def test_report_names_the_protocol_and_what_is_left_out(toy, folder, capsys):
-    """Both are in the file and on the terminal."""
+    """The file and the terminal have the protocol and the metrics that are left out."""
     assert evaluate("--samples", "drawn.npz", "--reference", "published.npz", "--cache", "") == 0
     result, printed = report(), capsys.readouterr().out
     assert result["protocol"] == "adm" and result["metrics"]["sfid"]["value"] > 0
@@ -101,7 +101,7 @@ def test_saved_statistics_are_a_reference(toy, folder, digits_dir, capsys):
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(toy, folder, capsys, arguments, words):
-    """Each names the option or the file, and what would be right."""
+    """Each error names the option or the file, and what would be right."""
     before = sorted(path.name for path in folder.iterdir())
     assert evaluate(*arguments.split()) == 2
     printed = capsys.readouterr()

@@ -40,8 +40,9 @@ def through(file: str, error: str):
     ],
 )
 def test_main_platform_that_is_not_there(platform, model_dir, tmp_path):
-    """A process of its own, as JAX reads the variable once; the bare assertion of a missing driver
-    is JAX's own."""
+    """A missing platform ends the command with exit code 2 and one line. The command is a process
+    of its own, because JAX reads the variable once; the bare assertion of a missing driver is JAX's
+    own."""
     run = subprocess.run(
         [
             sys.executable,
@@ -128,7 +129,8 @@ def test_line_and_code_fault_of_the_program(error, monkeypatch):
     ],
 )
 def test_main_url_that_is_not_read(flag, command, url, capsys, monkeypatch, tmp_path):
-    """Named with its flag before anything is looked up: no host is asked."""
+    """A URL of an unsupported scheme is refused with its flag before anything is looked up: no host
+    is asked."""
     if flag == "--model" and url.startswith("hf://"):
         url = url.replace("hf://", "hfs://")  # a model may be on the hub
     monkeypatch.chdir(tmp_path)

@@ -251,7 +251,8 @@ def test_fit_refuses_a_table_without_usable_rows(tmp_path, law, rows, words):
 
 
 def test_fit_of_losses_that_are_all_nan_exits_with_2(tmp_path, capsys):
-    """The command's own exit code and single line, of a JSONL table and of a CSV."""
+    """A JSONL table and a CSV table whose losses are all NaN end the command with exit code 2 and
+    one line."""
     (tmp_path / "a.jsonl").write_text('{"params": 1e6, "loss": NaN}\n{"params": 2e6}\n')
     (tmp_path / "a.csv").write_text("run,params,loss\na,1e6,nan\nb,2e6,nan\n")
     for name in ("a.jsonl", "a.csv"):

@@ -162,7 +162,8 @@ def test_generate_names_mistakes_and_writes_nothing(
 
 
 def test_hosts_by_hand_share_files_alone(model_dir, tmp_path, capsys):
-    """One after the other: neither waits for the other to be there."""
+    """Two hosts that run one after the other make one set from shared files alone: neither waits
+    for the other."""
     shared = [*command(model_dir, tmp_path, "--num", 70), "--num-processes", "2", "--process-id"]
     assert main([*shared, "1"]) == 0  # the second of two files
     printed = capsys.readouterr()

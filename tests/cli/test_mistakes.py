@@ -211,7 +211,7 @@ def test_commands_name_the_library_that_a_bucket_needs(
 
 
 def test_commands_refuse_a_directory_as_a_picture(refused, image, tmp_path, monkeypatch):
-    """Refused before any work: there is not even a model."""
+    """A directory is refused as a picture before any work: there is not even a model."""
     monkeypatch.chdir(tmp_path)
     edit = ("edit", "--image", image, "--box", "0,0,1,1")  # for which a directory is fine
     for command in (("sample", "--labels", "1"), edit, ("reconstruct", "--images", image)):

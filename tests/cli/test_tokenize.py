@@ -92,7 +92,8 @@ def test_tokenize_names_mistakes_and_writes_nothing(digits_dir, model_dir, tmp_p
 
 
 def test_hosts_by_hand_share_files_alone(digits_dir, model_dir, tmp_path, capsys):
-    """One after the other: neither waits for the other to be there."""
+    """Two hosts that run one after the other make one cache from shared files alone: neither waits
+    for the other."""
     arguments = command(digits_dir, model_dir, tmp_path)
     shared = [*arguments[:7], "--batch", "1", "--num-processes", "2", "--process-id"]
     assert main([*shared, "1", *arguments[7:]]) == 0
@@ -131,8 +132,7 @@ def slurm_job() -> str:
 
 
 def test_tasks_of_a_slurm_step_divide_the_work(digits_dir, model_dir, tmp_path):
-    """Two processes that find nothing but SLURM's variables: no file is written twice, and all
-    are."""
+    """Two processes that know only SLURM's variables write all files, and no file twice."""
     code = TASK.replace("THE_JOB", repr(slurm_job())).replace(
         "ARGUMENTS", repr(json.dumps(command(digits_dir, model_dir, tmp_path, "--batch", 1)))
     )

@@ -89,8 +89,8 @@ def test_shipped_configs_have_no_key_of_the_other_stage(file, arg):
 
 
 def test_idle_keys_do_not_hinder_a_run_of_before(tmp_path):
-    """Its own command goes on, and so does one without the keys; other values are still another
-    run's."""
+    """A run of an earlier version resumes by its own command and by one without the keys; with
+    other values it is refused as another run."""
     before = run(
         "transformer", loss={"label_smoothing": 0.1, "perceptual": 1.0}, codebook={"init": "kmeans"}
     ).with_tokenizer(small.MODEL.tokenizer)
@@ -272,7 +272,8 @@ def test_train_refuses_a_flag_without_effect(tmp_path, capsys, arg, flag, words)
 
 
 def test_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
-    """Before any run is started; a run that was started with them goes on."""
+    """A sweep refuses such keys before it starts any run; a run that was started with them goes
+    on."""
     config = run("transformer", loss={"perceptual": 1.0})
     planned = plan.Run("0123", "", config, ("--config.loss.perceptual=1.0",))
     with pytest.raises(UserError, match=r"loss\.perceptual=1\.0"):
@@ -282,6 +283,6 @@ def test_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
 
 
 def test_microbatches_are_no_part_of_a_sweep_runs_id():
-    """They may change between a run and its resumption."""
+    """Microbatches may change when a run resumes, so that a run id does not depend on them."""
     config = small.train_config("transformer", "")
     assert plan.run_id(dataclasses.replace(config, microbatches=2)) == plan.run_id(config)

@@ -97,7 +97,8 @@ def test_files_written_anew_within_a_second_are_read_anew(tmp_path):
 
 
 def test_copy_of_an_earlier_version_serves_the_folder_that_it_was_made_of(tmp_path, monkeypatch):
-    """Its name says nothing of the folder: its content is compared."""
+    """The name of such a copy does not depend on the folder, so that its content decides whether it
+    serves."""
     dark, light = (gray_folder(tmp_path / str(v), v, seconds=1_700_000_000) for v in (20, 230))
     files = image_folder.listing(dark.source_dir)
     builders.ImageFolder(

@@ -232,8 +232,8 @@ def test_pieces_are_as_small_as_shared_memory_wants(free_shared_memory, cpus):
 
 
 def test_too_little_shared_memory_is_refused_by_name(free_shared_memory, cpus, tmp_path):
-    """16 workers, 4 pieces each of one image of 1024 pixels, 2 streams, half of the room: 805.3
-    MB."""
+    """The error has the memory that is needed: 16 workers with 4 pieces each of one image of 1024
+    pixels, in 2 streams that may fill half of the room, need 805.3 MB."""
     cpus(16)
     free_shared_memory(64 * 2**20)
     for make in (

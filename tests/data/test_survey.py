@@ -64,7 +64,7 @@ def copy_of(data: DataConfig) -> epath.Path:
 
 
 def test_survey_of_plain_images_has_nothing_to_say(folder):
-    """No remark about images as everybody has them."""
+    """Ordinary 8-bit images give no remark."""
     seen = survey_of(folder)
     assert (seen.images, seen.bad, seen.decoding) == (6, {}, 1)
     assert seen.remarks("photos") == []
@@ -86,7 +86,7 @@ def test_survey_names_the_images_of_each_kind(folder, kind):
 
 @pytest.mark.parametrize(("bits", "brightest"), [(10, 3), (12, 15), (14, 63)])
 def test_survey_says_how_dark_fewer_bits_in_sixteen_are(folder, bits, brightest):
-    """Beside 8-bit images too, whose brightness says nothing of the others'."""
+    """The remark comes beside 8-bit images too, whose brightness says nothing of the others'."""
     values = noise(6, 8, dtype=np.uint16, top=2**bits)
     values[0, 0] = 2**bits - 1
     (folder / "cat" / "deep.png").write_bytes(saved(Image.fromarray(values), "PNG"))

@@ -102,7 +102,7 @@ def test_crop_stays_inside_and_reaches_every_place_and_never_flips():
 
 
 def test_flip_mirrors_half_of_the_images():
-    """Each comes out as it is or mirrored from left to right, about as often; nothing else
+    """Each image comes out as it is or mirrored from left to right, about as often; nothing else
     changes."""
     pixels, rng = gradient(20, 30), np.random.default_rng(0)
     out = [transforms.flip(pixels, rng) for _ in range(400)]

@@ -248,7 +248,8 @@ with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(pa
 
 
 def test_serving_opens_no_other_kinds_of_files():
-    """Whoever calls Pillow, as Gradio itself does: EPS would start another program."""
+    """While the page is served, Pillow opens no other kind of file for any caller, such as Gradio
+    itself: EPS would start another program."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SERVING], capture_output=True, text=True, check=False
     )
@@ -287,7 +288,8 @@ def test_class_choices_have_names_and_ids(tmp_path):
 
 
 def test_generated_shows_images_pixel_by_pixel(image):
-    """However large they are shown; those to be downloaded as well."""
+    """The page's pictures and downloads have the images' own pixels, however large they are
+    shown."""
     steps = np.stack([image, 255 - image])
     text = results.generated(steps, ["1x1", "<3x4>"], Choices(3, seed=5), "a <b> & c")
     shown = [

@@ -129,7 +129,7 @@ def test_inception_score_is_of_consecutive_splits(published, monkeypatch):
 
 
 def test_distances_alone_are_measured_without_images(published):
-    """The rest is named, with the reason."""
+    """The metrics that need images are named with the reason why they are missing."""
     path, pooled, _ = published
     bare = without(path, "arr_0", "mu_s", "sigma_s")
     report = evaluate(bare)

@@ -322,7 +322,7 @@ def test_open_images_refuses_damaged_compressed_bytes(tmp_path):
 
 
 def test_open_images_names_mistakes(tmp_path, digits_dir):
-    """Each is one line with the file or the option and what would be right."""
+    """Each error is one line with the file or the option and what would be right."""
     file = str(tmp_path / "a.npz")
 
     def refused(spec, *arrays, named=None, **options) -> str:

@@ -158,7 +158,8 @@ def test_warning_of_a_model_without_a_runs_config(tmp_path):
 
 
 def test_warning_of_what_quickstart_wrote(tmp_path):
-    """Its model lies beside the workdirs of the two runs that made it."""
+    """A model of the quickstart lies beside the workdirs of the two runs that made it, and their
+    configs are read."""
     (tmp_path / "tokenizer-run").mkdir()
     data = {"name": "digits", "train_split": "train", "eval_split": "test"}
     (tmp_path / "tokenizer-run" / "config.json").write_text(json.dumps({"data": data}))

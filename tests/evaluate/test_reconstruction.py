@@ -178,7 +178,8 @@ def test_report_says_that_codes_are_counted_by_their_lowest_bits(report):
 
 @pytest.mark.slow
 def test_reconstruction_of_a_real_model_on_small_images():
-    """6 x 8 pixels, into which no SSIM window fits."""
+    """Images of 6 x 8 pixels, into which no SSIM window fits, have no SSIM and a warning; PSNR and
+    codes are those of the model's own tokens."""
     model = small.pipeline()
     pixels = RANDOM.integers(0, 256, (6, 6, 8, 1), dtype=np.uint8)
     report = reconstruction.evaluate(

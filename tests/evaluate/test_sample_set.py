@@ -366,7 +366,7 @@ def test_generate_keeps_the_best_of_each_class(tmp_path):
 
 
 def test_generate_names_mistakes(tmp_path):
-    """Each has its option or setting, and no file is written."""
+    """Each error has its option or setting, and no file is written."""
     for changes, message in (
         ({"num": 0}, "--num is 0"),
         ({"labels": [CLASSES + 1]}, "label is 11"),

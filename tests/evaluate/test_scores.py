@@ -45,7 +45,8 @@ def naive_mmd(x, y) -> float:
 
 
 def test_kernel_distance_equals_its_formula():
-    """Sums over pairs, written out, over the subsets that the seed draws."""
+    """The distance is the formula's sums over pairs, written out over the subsets that the seed
+    draws."""
     random = np.random.default_rng(1)
     x, y = random.standard_normal((12, 4)), random.standard_normal((12, 4)) + 0.5
     assert scores.mmd(x, y) == pytest.approx(naive_mmd(x, y))

@@ -57,7 +57,8 @@ def test_file_holds_what_the_published_code_reads(tmp_path):
 
 
 def test_samples_score_against_the_file_as_against_the_images(tmp_path):
-    """The Fréchet distance, precision, recall and the score of the same samples and images."""
+    """The same samples have the same Fréchet distance, precision, recall and Inception Score
+    against the file and against its images."""
     report = evaluate(write(tmp_path)[0])
     direct = samples.evaluate(Images(SAMPLED).set, Images(REAL).set, NETWORK, cache="", resamples=0)
     assert report["protocol"] == "statistics"
@@ -96,7 +97,8 @@ def test_arr_0_is_a_part_of_a_large_set(tmp_path, monkeypatch):
 
 
 def test_broken_off_file_leaves_the_one_before(tmp_path):
-    """The file appears once it is complete."""
+    """A write that breaks off leaves the earlier file, because the new one appears once it is
+    complete."""
     path, _ = write(tmp_path)
     before = path.read_bytes()
 

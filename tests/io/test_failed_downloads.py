@@ -73,8 +73,8 @@ def test_idx_files_that_are_stand_ins_are_named(tmp_path, kind):
         idx.read(epath.Path(tmp_path / "labels"), 1)
 
 
-def test_stand_in_takes_sound_files_for_themselves():
-    """The first bytes of what readers do read are none of the stand-ins."""
+def test_failed_download_is_none_for_sound_files():
+    """The first bytes of files that readers do read are not taken for a failed download."""
     buffers = [io.BytesIO() for _ in range(5)]
     np.savez(buffers[0], np.zeros(3))
     Image.new("L", (3, 3)).save(buffers[1], "PNG")

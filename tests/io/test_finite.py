@@ -36,7 +36,8 @@ def spoiled(array, value=np.nan, count=1):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("value", BAD)
 def test_not_finite_counts_every_kind_in_every_dtype(dtype, value):
-    """One at each end of an array of more than one chunk, beside the largest finite number."""
+    """Values that are not finite are counted at both ends of an array of more than one part, and
+    the largest finite number beside them is not."""
     array = np.zeros(ELEMENTS_AT_ONCE + 3, dtype)
     array[1] = ml_dtypes.finfo(dtype).max
     assert not_finite(array) == 0

@@ -48,7 +48,7 @@ def test_grid_has_titles_above_their_images():
 
 
 def test_grid_keeps_a_long_title_over_its_image():
-    """Nothing of it reaches the next column."""
+    """No part of a long title reaches the next column."""
     picture = grid(flat(RED, GREEN), columns=2, titles=["a very long title of a class, and on", ""])
     left, top, _, _ = box(picture, GREEN)
     assert (np.asarray(picture)[:top, left:] == 255).all()

@@ -54,7 +54,7 @@ def test_unwrapped_takes_wrappers_out_of_the_middle_of_names(inner):
 
 
 def test_unwrapped_leaves_out_what_lies_beside_the_model():
-    """An optimizer's states, another model, a counter."""
+    """An optimizer's state, another model and a counter are left out."""
     names = [
         *(f"model.module.{name}" for name in OWN),
         "optimizer.state.0.exp_avg",
@@ -77,7 +77,8 @@ def test_unwrapped_takes_averaged_weights_and_says_so(plain, averaged, caplog):
 
 
 def test_unwrapped_refuses_to_choose():
-    """Between two models that are neither averaged, and between a name and its wrapped double."""
+    """A file with two models of which neither is averaged is refused, and so is one with a name and
+    its wrapped double."""
     with pytest.raises(
         UserError, match=r"x.pth holds the weights 2 times, as student\.\* and teacher\.\*"
     ):

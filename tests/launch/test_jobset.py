@@ -34,7 +34,7 @@ def test_template_is_valid_by_the_schema():
 
 
 def test_template_is_what_a_sweep_applies_for_one_run():
-    """The two cannot drift apart."""
+    """The template equals the manifest that a sweep applies, so that the two cannot drift apart."""
     engine = JobSet(
         image="registry/var-jax",
         queue="tpu",

@@ -128,7 +128,7 @@ def test_script_hands_a_failure_on(launch, code):
 
 
 def test_script_makes_a_slice_anew_that_was_taken_away(launch):
-    """Deleted, created, set up and started, in this order."""
+    """The slice is deleted, created and set up, and the command is started again, in this order."""
     plan = {
         "describe": [READY, (0, "PREEMPTED"), (0, "PREEMPTED"), (0, "CREATING"), READY],
         "ssh": [(255, ""), (0, "installed"), (0, "")],

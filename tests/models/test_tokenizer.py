@@ -212,8 +212,8 @@ def test_dropout_keeps_the_mean_of_what_the_second_convolution_sees():
 
 
 def test_xavier_initialization_has_the_published_deviation():
-    """gain sqrt(2 / (fan_in + fan_out)), of every convolution, the quantizer's residual ones among
-    them."""
+    """Every convolution, the quantizer's residual ones among them, starts with the deviation gain
+    sqrt(2 / (fan_in + fan_out))."""
     config = dataclasses.replace(small.TOKENIZER, channels=32, z_channels=16, init_gain=0.5)
     init = jax.jit(Tokenizer(config).init)(jax.random.key(0), jnp.zeros((1, *config.image_shape)))[
         "params"

@@ -53,8 +53,8 @@ def test_attention_equals_the_dense_mask_in_every_implementation(implementation,
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_cudnn_blocks_equal_the_dense_mask(mask):
-    """Its kernel by XLA, as there is no GPU here: scales below and above the size that is left to
-    XLA anyway."""
+    """The blocks of cuDNN's implementation equal the dense mask for scales below and above the size
+    that is left to XLA; XLA computes its kernel here, because there is no GPU."""
     scales = Scales.parse("1,7,8,9")
     block = functools.partial(attention.fused, backend="xla")
     masked = functools.partial(

@@ -45,7 +45,7 @@ def test_codes_used_and_perplexity():
 
 
 def test_usage_metrics_are_per_scale_and_over_all_scales():
-    """4 codes at two scales: 1 and 2 in use, 3 together."""
+    """Of 4 codes, 1 is in use at the first scale, 2 at the second, and 3 at both together."""
     metrics = codebook.usage_metrics(np.array([[2, 0, 0, 0], [0, 1, 1, 0]]))
     assert metrics["code_usage"] == [0.25, 0.5] and metrics["code_usage_all"] == 0.75
     np.testing.assert_allclose(metrics["perplexity"], [1, 2])

@@ -19,7 +19,8 @@ def entropies(p, weights):
 
 @pytest.mark.parametrize("kind", ["euclidean", "cosine"])
 def test_entropy_penalty_matches_scipy_for_every_chunk(kind):
-    """Chunks of one position, of five and of all, with and without a mask."""
+    """The penalty is that of scipy's entropy for chunks of one position, of five and of all, with
+    and without a mask."""
     codes, vectors, counted = (
         normal(0, 11, 3),
         normal(1, 2, 21, 3),
@@ -57,7 +58,8 @@ def test_scale_entropy_penalty_is_the_mean_over_scales():
 
 
 def test_entropy_penalty_gradient_matches_finite_differences():
-    """Along one direction of codes and vectors, forward and in reverse."""
+    """Along one direction of codes and vectors, the derivative is the finite difference, forward
+    and in reverse."""
     codes, vectors, direction = (
         normal(0, 7, 3),
         normal(1, 2, 5, 3),

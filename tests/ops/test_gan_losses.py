@@ -285,8 +285,8 @@ def blurred_by_hand(image, strength):
 
 @pytest.mark.parametrize("strength", [1.0, 0.61, 0.2])
 def test_fading_blur_is_the_published_kernel(images, strength):
-    """Its value against the kernel written out, and its gradient against the value: the blur is
-    linear."""
+    """The blur equals the published kernel written out; because it is linear, its gradient is
+    tested against its value."""
     blur = jax.jit(diffaugment.fading_blur)
     out, back = jax.vjp(lambda x: blur(x, jnp.float32(strength)), jnp.asarray(images[:3]))
     for one, image in zip(out, images, strict=False):

@@ -16,7 +16,8 @@ def moments(count: int) -> jax.Array:
 
 
 def test_samples_have_the_moments_of_their_gaussians():
-    """Of 100,000 draws, within four standard errors; without a key there is the mean."""
+    """The moments of 100,000 draws are those of the Gaussians within four standard errors; without
+    a key the mean is returned."""
     count, std = 100_000, np.exp(LOG_VARIANCE / 2)
     samples = np.asarray(gaussian.sample(moments(count), jax.random.key(0)))
     assert samples.shape == (1, 1, count, 1)
@@ -28,7 +29,8 @@ def test_samples_have_the_moments_of_their_gaussians():
 
 
 def test_divergence_is_the_mean_ratio_of_the_densities():
-    """Its definition, E[log p - log q], by quadrature with scipy's densities; places add up."""
+    """The divergence is E[log p - log q], computed by quadrature of scipy's densities, and the
+    places of a map add up."""
     own, normal = scipy.stats.norm(MEAN, np.exp(LOG_VARIANCE / 2)), scipy.stats.norm()
     expected = own.expect(lambda x: own.logpdf(x) - normal.logpdf(x))
     assert gaussian.divergence(moments(3))[0] == pytest.approx(3 * expected, rel=1e-5)

@@ -41,7 +41,7 @@ def test_phi_index_matches_the_published_ticks(scales, count, expected):
 
 
 def test_nearest_code_matches_brute_force():
-    """The least squared distance to any code, computed in float64 in numpy."""
+    """The chosen code has the least squared distance of all codes, computed in float64 in numpy."""
     q = make()
     z = jax.random.normal(jax.random.key(1), (7, 5, 6))
     distance = np.sum(

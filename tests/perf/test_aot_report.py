@@ -88,7 +88,7 @@ def test_gradients_and_weights_cross_the_network(result):
 
 
 def test_gradients_are_reduced_in_float32(result):
-    """Weights of a bfloat16 model: the compiled program sums them over chips in float32, as the
+    """The compiled program sums the gradients of bfloat16 weights over chips in float32, as the
     report says."""
     parameters = flops.param_count(small.TRANSFORMER)["total"]
     assert (

@@ -23,7 +23,8 @@ def test_hlo_loop_counts_as_often_as_its_condition_says(program):
 
 
 def test_matrix_flops_count_fusions_and_every_trip(program):
-    """Five trips of one product of 8 x 32 x 64, which lies within a fusion."""
+    """The FLOPs are those of five trips of one product of 8 x 32 x 64, which lies within a
+    fusion."""
     assert program.matrix_flops() == 5 * 2 * 8 * 32 * 64
 
 

@@ -27,8 +27,8 @@ def state(reference):
 
 @pytest.mark.parametrize(("size", "count"), [("trained", 25), ("other", 18)])
 def test_tokens_are_pytorchs(reference, state, size, count):
-    """After each of three blocks, for images of the trained size and of another one, whose
-    positions are interpolated."""
+    """The tokens after each of three blocks equal PyTorch's, for images of the trained size and of
+    another one, whose positions are interpolated."""
     params = dino_vit.from_state(state)
     result = jax.jit(lambda p, x: dino_vit.tokens(p, x, (0, 1, 2)))(
         params, reference[f"{size}_images"]

@@ -173,7 +173,7 @@ def test_distance_takes_its_weights_as_arguments(kind, lpips):
 
 
 def test_perceptual_names_mistakes(tmp_path, state, heads, lpips):
-    """Each has its key, network or option, and what would be right."""
+    """Each error has its key, network or option, and what would be right."""
     for change, message in (
         (
             {"lin2.model.1.weight": np.zeros((1, 4, 1, 1))},

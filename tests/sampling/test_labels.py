@@ -155,7 +155,8 @@ def test_pipeline_takes_class_names():
 
 
 def test_model_directory_holds_class_names(tmp_path):
-    """Through every way that a model takes: saved, loaded, spread, in another dtype."""
+    """A model keeps its class names when it is saved, loaded, spread over devices or stored in
+    another dtype."""
     from var_jax import Pipeline
 
     names = tuple(f"class {i}" for i in range(10))

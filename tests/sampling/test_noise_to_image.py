@@ -134,7 +134,8 @@ def test_steps_of_epsilon_are_at_most_those_of_its_training():
 
 
 def test_pipeline_refuses_what_needs_tokens():
-    """Tokens, logits, edits and PyTorch weights: one line that names the objective."""
+    """Tokens, logits, edits and PyTorch weights are refused in one line that names the
+    objective."""
     model = diffusion.pipeline(**PIXELS)
     images, tokens = np.zeros((1, 8, 8, 1), np.float32), np.zeros((1, 21), np.int32)
     for attempt in (

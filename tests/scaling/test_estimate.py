@@ -27,8 +27,8 @@ def reported(p):
 
 @pytest.mark.parametrize("name", first_of(SMALL))
 def test_values_lie_within_their_intervals(name):
-    """On every planted law with noise that real runs may have: the search for an interval starts at
-    the value, and both are of one likelihood."""
+    """On every planted law with noise that real runs may have, each value lies within its interval:
+    the search for the interval starts at the value, and both are of one likelihood."""
     for seed in range(2):
         p = DIRTY[name].draw(np.random.default_rng([3, seed]))
         values, ends, _ = reported(p)

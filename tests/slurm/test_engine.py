@@ -140,6 +140,6 @@ def test_engine_names_what_sbatch_refuses_and_starts_nothing(cluster, saver, cap
 
 
 def test_engine_answers_for_a_job_that_slurm_does_not_know(cluster):
-    """It is not alive, and stopping it does nothing."""
+    """A job that SLURM does not know is not alive, and stopping it does nothing."""
     assert Slurm().alive("99999") is False
     Slurm().stop("99999")

@@ -14,7 +14,8 @@ KEPT[1:3, 2:5] = False
 
 
 def test_nearest_of_a_training_image_is_itself(monkeypatch):
-    """Whatever its filled pixels are, in chunks, and the first one where it is there twice."""
+    """A training image is its own nearest one, whatever its filled pixels are and also in chunks;
+    of two equal images, the first one is returned."""
     monkeypatch.setattr(baselines, "TRAINING_IMAGES_AT_ONCE", 7)
     changed = np.where(KEPT[..., None], TRAINING, 255 - TRAINING)
     np.testing.assert_array_equal(baselines.nearest(changed, TRAINING, KEPT), np.arange(30))
@@ -23,7 +24,8 @@ def test_nearest_of_a_training_image_is_itself(monkeypatch):
 
 
 def test_nearest_matches_brute_force_over_kept_pixels():
-    """Among all training images, and among those of a class; a class without any is refused."""
+    """The nearest image is that of a brute-force search, among all training images and among those
+    of a class; a class without any is refused."""
     images = RANDOM.integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
     difference = images[:, None][:, :, KEPT].astype(int) - TRAINING[:, KEPT].astype(int)
     distances = np.sum(difference**2, axis=(2, 3))

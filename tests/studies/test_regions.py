@@ -25,7 +25,8 @@ def test_keep_mask_of_each_task():
 
 
 def test_region_cut_crops_rectangles_and_blanks_around_other_shapes():
-    """The filled pixels alone, in both sets, and the description says which of the two was done."""
+    """Images cut to a rectangle are cropped, and those cut to another shape have its surroundings
+    set to 0; the description says which of the two was done."""
     rectangle = regions.Region(KEPT, KEPT)
     np.testing.assert_array_equal(rectangle.cut(IMAGES), IMAGES[:, 1:3, 2:5])
     assert rectangle.describe() == {"filled_share": 0.25, "alone": "cropped"}

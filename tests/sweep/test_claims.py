@@ -89,7 +89,8 @@ def test_process_alive_distinguishes_processes_of_one_pid():
 
 
 def test_create_exclusively_in_a_bucket():
-    """fsspec's own file system in memory stands for a bucket's: the same call, the same error."""
+    """A bucket refuses the second creation of a file; fsspec's file system in memory, which has the
+    same call and error, stands for it."""
     pytest.importorskip("fsspec")
     path = "memory://sweep-test/claims/0001.json"
     assert claims.create_exclusively(path, json.dumps({"a": 1}))

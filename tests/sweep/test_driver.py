@@ -116,7 +116,8 @@ def test_steps_that_are_taken_again_have_the_records_of_the_run_that_kept_them(s
 
 
 def test_driver_ends_a_start_whose_successor_was_claimed(tmp_path, monkeypatch):
-    """Its submitter died before it noted the job, which waited in a queue meanwhile."""
+    """A job that waited in a queue ends if a later attempt was claimed meanwhile, because its
+    submitter died before it noted the job."""
     (planned,) = (sweep := drive.sweep(tmp_path / "sweep", seeds=1, branches=False)).runs
     for attempt in (1, 2):
         claims.create(sweep.directory(planned.id), attempt, "slurm")

@@ -197,8 +197,8 @@ def test_expand_refuses_an_empty_family():
     ],
 )
 def test_expand_converts_numpy_numbers(rates):
-    """The same runs under the same ids, with flags that say numbers alone, also in a trunk and in
-    tuples."""
+    """Numbers of NumPy give the same runs and ids as Python's, also in a trunk and in tuples, and
+    flags that contain plain numbers only."""
     plain_rates = [float(rate) for rate in rates]
 
     def family(values, steps):

@@ -102,8 +102,8 @@ def cache(tmp_path):
     ],
 )
 def test_check_token_cache(command, cache, capsys, tmp_path, changes, words, dry):
-    """Another data set's cache: nothing is printed as if it would run, and nothing is started or
-    written."""
+    """A token cache of another data set is refused in one line: no table is printed as if it would
+    run, and nothing is started or written."""
     assert main([*command, cache(**changes), *["--dry-run"] * dry]) == 2
     printed = capsys.readouterr()
     assert words in printed.err and printed.err.count("\n") == 1 and printed.out == ""

@@ -105,8 +105,8 @@ def test_run_id_is_equal_for_equal_configs():
 
 
 def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
-    """By what the tokenizer is, and not by where it lies or whether a token cache or a model
-    directory tells of it."""
+    """A run id depends on the tokenizer itself, and not on where it lies or on whether it is in a
+    token cache or a model directory."""
     model, params = model_directory.load(epath.Path(model_dir))
     other = jax.tree.map(np.copy, params["tokenizer"])
     jax.tree.leaves(other)[0][...] += 1e-3

@@ -56,8 +56,8 @@ def gradients_of(config, network, networks=None):
 
 @pytest.mark.parametrize("lowest", [0.015, pytest.param(30.0, marks=pytest.mark.slow)])
 def test_gradients_of_a_linear_discriminator_are_those_by_hand(params, batch, lowest):
-    """Every term, the adaptive weight, and both networks' gradients where they can be written
-    down."""
+    """Every term, the adaptive weight and both networks' gradients equal those written out for a
+    linear discriminator."""
     weights = LossConfig(l1=0.3, l2=0.7, vq=2.0, perceptual=0.5)
     adversarial = dataclasses.replace(PATCH, r1=0.0, adaptive_lowest=lowest, start=1, warmup=4)
     config = small.train_config("tokenizer", "", loss=weights, adversarial=adversarial)

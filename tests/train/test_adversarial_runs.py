@@ -40,9 +40,9 @@ def config_with_everything(digits_dir, **changes):
 def test_train_resumes_an_adversarial_run_bit_for_bit(
     digits_dir, unevaluated, tmp_path, monkeypatch
 ):
-    """Both networks, their optimizers, power iteration, LeCam's averages and the codes' usage, bit
-    for bit; the start of adversarial training lies between the interruption's checkpoint and the
-    end."""
+    """A resumed run has both networks, their optimizers, power iteration, LeCam's averages and the
+    codes' usage of an uninterrupted one, bit for bit; adversarial training starts between the
+    interruption's checkpoint and the end."""
     config = config_with_everything(digits_dir)
     train(config, str(tmp_path / "whole"))
 

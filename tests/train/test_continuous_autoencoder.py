@@ -41,8 +41,9 @@ def batch():
 
 @pytest.mark.parametrize("codes", continuous.KINDS)
 def test_loss_is_that_of_the_images_and_of_the_gaussians(codes, batch):
-    """By hand: of samples with the step's key, and of means without one. The divergence counts per
-    number of the images, by its weight, and a plain autoencoder has none."""
+    """The loss is computed here by hand, of samples with the step's key and of means without one.
+    The divergence counts per number of the images, by its weight, and a plain autoencoder has
+    none."""
     config = run_config(codes, loss=LossConfig(l1=0.5, l2=2.0, kl=0.1))
     objective = registry.with_frozen_shapes(config)
     params = continuous.pipeline(codes).params["tokenizer"]
@@ -66,7 +67,8 @@ def test_loss_is_that_of_the_images_and_of_the_gaussians(codes, batch):
 
 @pytest.mark.parametrize("codes", continuous.KINDS)
 def test_held_out_metrics_are_of_the_means(codes, batch):
-    """Of the rows that count, without chance, and without figures of codes."""
+    """Held-out metrics are of the Gaussians' means over the rows that count: they depend on no
+    random numbers, and have no figures of codes."""
     objective = registry.with_frozen_shapes(run_config(codes))
     model = continuous.pipeline(codes)
     sums = objective.eval_metrics(model.params["tokenizer"], NetworkWeights(), batch)
@@ -88,8 +90,8 @@ def test_run_resumes_bit_for_bit(digits_dir, tmp_path, monkeypatch):
 
 @pytest.mark.study
 def test_diffusion_learns_over_a_gaussians_features(digits_dir, tmp_path):
-    """A whole run of the KL autoencoder, whose loss falls, with its picture, and one of diffusion
-    over its features: these are the means, and generated ones are decoded as they are."""
+    """The loss of a whole run of the KL autoencoder falls, and it has a picture. A run of diffusion
+    over its features learns their means, and generated features are decoded as they are."""
     run = run_config("kl", digits_dir, steps=12, eval_every=12, checkpoint_every=12)
     train(run, str(tmp_path / "kl"))
     by_step = [record["loss"] for record in records(tmp_path / "kl") if record["split"] == "train"]
@@ -199,8 +201,8 @@ def test_flag_without_effect_names_the_kind_of_codes(codes, section, changes):
 
 @pytest.mark.parametrize("codes", continuous.KINDS)
 def test_tokens_are_refused(codes, digits_dir, tmp_path):
-    """By methods of tokens, by objectives that learn them, by a token cache and by published keys:
-    one line that names the key, and nothing is written."""
+    """Methods of tokens, objectives that learn them, a token cache and published keys each refuse
+    such a model in one line that names the key, and nothing is written."""
     model = continuous.pipeline(codes)
     model.save(tmp_path / "model")
     config, words = run_config(codes, digits_dir), rf"tokenizer\.codes.*'{codes}'"

@@ -64,7 +64,7 @@ class ToldAfter:
 
 
 def test_metrics_end_between_batches_when_a_host_is_told_to_stop(monkeypatch):
-    """Three batches of which the third is never evaluated."""
+    """Of three batches the third one is never evaluated."""
     seen = []
 
     class Batches(Held):

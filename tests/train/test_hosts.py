@@ -73,7 +73,8 @@ def ended(images, model_dir, tmp_path_factory):
 
 
 def test_hosts_name_an_image_that_one_lacks(images, ended):
-    """Steps of both would else see some images twice and some never."""
+    """Both processes end with code 2 and one line with both hosts and their numbers of images;
+    otherwise steps would see some images twice and some never."""
     second = images("second", without="cat/03.png")
     result = ended("lacks", f"--config.data.source_dir={second}")
     assert [code for code, _ in result] == [2, 2], result
@@ -103,7 +104,8 @@ def test_data_that_one_host_cannot_open_are_told_by_every_host(ended):
 
 @pytest.mark.slow
 def test_hosts_name_another_setting(ended):
-    """Processes of different programs would wait for one another's collectives."""
+    """The setting that differs is named; otherwise processes of different programs would wait for
+    one another's collectives."""
     result = ended("setting", "--config.optimizer.base_lr=0.5")
     assert [code for code, _ in result] == [2, 2], result
     for _, line in result:

@@ -181,7 +181,8 @@ def test_train_refuses_another_runs_workdir_and_leaves_it_alone(whole_run):
 
 
 def test_train_takes_no_step_of_a_finished_run(whole_run):
-    """Started again, it evaluates its last step once more and records no training step."""
+    """A finished run that is started again evaluates its last step once more and records no
+    training step."""
     config, workdir, result = whole_run
     assert train(config, str(workdir))["loss"] == pytest.approx(result["loss"])
     assert [r["step"] for r in records(workdir)] == [1, 2, 3, 3]

@@ -54,8 +54,8 @@ def test_train_makes_no_workdir_for_a_mistake(configs, model_dir, tmp_path):
 
 @pytest.mark.slow
 def test_train_fine_tunes_with_another_class_count(configs, tmp_path, monkeypatch):
-    """A real step and a real evaluation of what starts from the weights but for the class
-    embedding."""
+    """A run that starts from the weights but for the class embedding takes a real step and a real
+    evaluation."""
     monkeypatch.setattr(evaluation.Evaluator, "picture", NoEvaluator.picture)
     config = configs["transformer"]
     config = dataclasses.replace(
@@ -81,7 +81,8 @@ def test_train_fine_tunes_with_another_class_count(configs, tmp_path, monkeypatc
 def test_train_places_what_its_steps_use_of_the_tokenizer(
     cached, configs, unevaluated, model_dir, tmp_path, monkeypatch
 ):
-    """The decoder is for pictures; from a token cache no image is encoded either."""
+    """Steps get only the parts of the tokenizer that they use: never the decoder, which is for
+    pictures, and no encoder if tokens come from a cache. The workdir has all parts."""
     config, seen = configs["transformer"], []
 
     def make(*_):

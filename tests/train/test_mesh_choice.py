@@ -54,8 +54,8 @@ def sizes(choice: mesh_choice.Choice) -> tuple[int, int]:
     ],
 )
 def test_choose_finds_a_mesh_that_divides_the_model(arg, count, mesh, caplog):
-    """The published models on 256 and 24 devices: where the data axis alone does not divide, the
-    model axis grows."""
+    """For the published models on 256 and 24 devices the model axis grows where the data axis alone
+    does not divide the parameters."""
     choice = choose(published(arg), devices(count))
     assert sizes(choice) == mesh
     assert choice.replicated_bytes == 0 and not caplog.records
@@ -77,7 +77,8 @@ def test_choose_replicates_what_no_mesh_divides_and_says_so_once(arg, caplog):
 
 
 def test_choose_replicates_a_codebook_that_a_model_axis_of_3_does_not_divide(caplog):
-    """The tokenizer on 24 devices: 8 divide its channels, and 3 do not divide its 4096 codes."""
+    """On 24 devices the tokenizer's channels are divided by 8, and its 4096 codes, which 3 does not
+    divide, stay whole."""
     choice = choose(published("tokenizer"), devices(24))
     assert sizes(choice) == (8, 3)
     codebook = 4096 * 32 * 4
@@ -92,7 +93,7 @@ def test_choose_counts_the_average_too():
 
 
 def test_choose_replicates_a_tokenizer_that_nothing_divides(caplog):
-    """Seven devices: images are divided, and the weights lie whole on each device."""
+    """On seven devices the images are divided, and the weights lie whole on each device."""
     choice = choose(published("tokenizer", batch_size=14), devices(7))
     assert sizes(choice) == (7, 1)
     assert len(caplog.records) == 1

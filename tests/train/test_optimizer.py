@@ -209,7 +209,8 @@ def test_cooldown_is_constant_and_then_one_minus_a_square_root(warmup):
     ("steps", "warmup", "length"), [(41, 0, 0), (41, 7, 12), (1, 0, 3), (3, 10, 2)]
 )
 def test_learning_rate_on_host_is_that_of_the_compiled_step(schedule, steps, warmup, length):
-    """Every step of every schedule, runs shorter than their warm-up among them."""
+    """The rates agree at every step of every schedule, runs shorter than their warm-up among
+    them."""
     config = OptimizerConfig(
         base_lr=3e-4,
         schedule=schedule,

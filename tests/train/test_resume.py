@@ -70,7 +70,8 @@ def test_first_state_of_given_weights_moves_nothing_between_hosts(model_dir, tmp
 
 
 def test_given_weights_are_on_no_device_before_they_are_in_parts(model_dir):
-    """An array that is made on one device first has to fit there."""
+    """Weights are split before any device holds them, because an array that is made on one device
+    first has to fit there."""
     config = small.train_config(
         "transformer", "", init_from=str(model_dir), tokenizer_dir=str(model_dir)
     )

@@ -196,8 +196,8 @@ def test_encode_gives_the_pipelines_tokens(params, batch):
 
 
 def test_train_step_depends_on_seed_and_number_alone(params, batch):
-    """A plain gradient step, so that what a step did is its gradient; its dropout is drawn anew
-    every step."""
+    """The optimizer is plain gradient descent, so that a step's update is its gradient; its dropout
+    is drawn anew every step."""
     config = small.train_config("transformer", "", ema=0.0)
     optimizer = optax.sgd(1.0)
 
@@ -253,8 +253,8 @@ def test_train_step_in_microbatches_is_that_of_the_batch(params, batch):
 @pytest.mark.slow
 @pytest.mark.parametrize("codes", ["euclidean", "cosine", "bsq"])
 def test_train_step_learns_with_every_kind_of_codes(codes):
-    """Forty steps on one batch: the loss falls, every part moves, and reconstructions follow the
-    images."""
+    """Over forty steps on one batch the loss falls, every part moves, and reconstructions follow
+    the images."""
     tokenizer = dataclasses.replace(small.TOKENIZER, codes=codes)
     care = CodebookConfig(
         entropy=0.003, entropy_temperature=0.5, revive_threshold=0.0 if codes == "bsq" else 0.1

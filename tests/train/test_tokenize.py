@@ -270,7 +270,7 @@ def test_hosts_that_finish_at_once_leave_a_whole_manifest(
     config, full, model_dir, tmp_path, monkeypatch
 ):
     """One host looks for the other's last shard right before it is there, and writes the manifest
-    after the other has: the one that stays has all shards all the same."""
+    after the other has; the manifest that stays has all shards nevertheless."""
     out, settings = tmp_path / "cache", {"views": 2, "batch": 1, "shard_images": 16}
     tokenize(config, str(model_dir), str(out), **settings)
     done, missed = token_shards.finished_shard, []

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 @pytest.mark.slow
 def test_train_step_revives_a_codebook_of_equal_codes(params, batch):
-    """Within a few steps, and revived codes have no memory: neither moments nor an average of the
-    codes before."""
+    """Equal codes are revived within a few steps, and revived codes have no memory: neither moments
+    nor an average of the codes before."""
     config = small.train_config("tokenizer", "", codebook=HEALTH)
     optimizer = optax.adam(0.0)
     objective = registry.with_frozen_shapes(config)

@@ -75,7 +75,7 @@ def keep_mask(task: str, grid: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
 
 
 def cut_set(images: ImageSet, region: Region) -> ImageSet:
-    """Returns a set of the same images, each cropped to a region."""
+    """Returns a set of the same images, each cut to a region as `Region.cut` does."""
 
     def read(batch_size: int) -> Iterator[Batch]:
         for batch in images.read(batch_size):
