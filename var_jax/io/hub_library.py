@@ -60,7 +60,7 @@ def explained(address: Address, file: str | None = None) -> Iterator[None]:
         yield
     except (UserError, RunFailed):
         raise
-    except (*OWN_ERRORS, hub.utils.httpx.HTTPError, hub.errors.EntryNotFoundError) as error:
+    except (*OWN_ERRORS, hub.errors.HTTPError, hub.errors.EntryNotFoundError) as error:
         raise _explanation(error, address, file) from error
     finally:
         logger.setLevel(level)
