@@ -116,7 +116,7 @@ def differences(here: Any, there: Any, path: str = "") -> list[str]:
 
 
 def _today(value: Any, renamed: Mapping[str, str]) -> Any:
-    """Returns the value that stands for one of an earlier version; any other as it is."""
+    """Returns the present form of a value that an earlier version wrote; any other as it is."""
     return renamed.get(value, value) if isinstance(value, str) else value
 
 

@@ -137,7 +137,7 @@ def _is_same(
     image: UInt8[np.ndarray, "height width c"],
     where: Bool[np.ndarray, "h w"],
 ) -> bool:
-    """Returns whether a mask file shows the image itself there."""
+    """Returns whether a mask file has the image's own brightness where `where` is true."""
     if gray.shape != image.shape[:2]:
         return False
     return np.abs(gray.astype(np.int16) - _gray(image))[where].mean() <= ALIKE

@@ -114,7 +114,7 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
 
 def _require_format(path: str):
-    """Raises Refused if a file has another of the formats than its name says."""
+    """Raises Refused if a file's format is not the one that its name says."""
     with epath.Path(path).open("rb") as file:
         start, name = file.read(10), path.lower()
     if name.endswith(".safetensors") and start.startswith(b"PK"):

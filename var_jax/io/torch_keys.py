@@ -192,7 +192,7 @@ def buffers(config: TokenizerConfig | TransformerConfig) -> dict[str, np.ndarray
 
 
 def _rule(config: TokenizerConfig | TransformerConfig, path: str) -> tuple[str, str]:
-    """Returns the published key (with {n} left in it) and the layout of one of our parameters."""
+    """Returns the published key (with {n} left in it) and the layout of a parameter."""
     tokenizer = isinstance(config, TokenizerConfig)
     for path_pattern, key, layout in TOKENIZER if tokenizer else TRANSFORMER:
         pattern = re.sub(r"\{(\w+)\}", lambda m: f"(?P<{m[1]}>{FIELDS[m[1]]})", path_pattern)

@@ -77,7 +77,7 @@ def _vectors(
     batches: Callable[[], Iterator[Batch]],
     replicated: NamedSharding,
 ) -> Float[Array, "n L c"]:
-    """Returns the residuals that these codes, or codes without any error, are searched for.
+    """Returns the residuals that quantization leaves with these codes, or with exact ones (None).
 
     They are complete on every host, and come from as many images as there are codes, from at most
     64 batches.

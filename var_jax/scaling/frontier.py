@@ -179,7 +179,7 @@ def resampled_losses(
 def _losses_of_subsets(
     curve: Curve, subsets: Bool[Array, "r k"], compute: Float[Array, " g"]
 ) -> Float[Array, "r g"]:
-    """Returns what `curve.where(row).at(compute)` is for each row of `subsets`.
+    """Returns the losses `curve.where(row).at(compute)` of all rows of `subsets`.
 
     It is infinite for rows that keep fewer than two points.
     """

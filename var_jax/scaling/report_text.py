@@ -141,7 +141,7 @@ def _sensitivity_table(law: Mapping) -> list[str]:
 
 
 def _bias_text(minimum: Mapping) -> str:
-    """Returns the size at the minimum of the parabola, if the given one is corrected."""
+    """Returns the text of the parabola's own minimum, if the reported one is corrected."""
     if minimum.get("bias") is None:
         return ""
     return f" (parabola {minimum['parabola_params']:.3g}, {minimum['bias']:+.1%})"

@@ -91,7 +91,7 @@ def check_starts(
 
 
 def _checked(run: Run) -> Any:
-    """Returns the settings of a run that has not begun which the check of its start depends on."""
+    """Returns the settings that the check of a run's start depends on, if it has not begun."""
     config = run.config
     of_schedule = ("seed", "steps", "optimizer", "keep_steps", "log_every", "eval_every")
     return tuple(

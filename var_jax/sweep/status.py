@@ -200,7 +200,7 @@ def _alive(claim: Claim) -> bool | None:
 
 
 def _here(claim: Claim) -> bool:
-    """Returns whether a claim's job is a process rather than that of a scheduler."""
+    """Returns whether a claim's job is a process, and not a scheduler's job."""
     return claim.backend == "local"
 
 
