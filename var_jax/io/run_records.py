@@ -7,8 +7,12 @@ Nothing can be appended to an object of a bucket. There a run writes its records
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 from etils import epath
+
+# The states that a run itself reports in status.json.
+ReportedState = Literal["running", "done", "preempted", "failed"]
 
 FILE, PARTS = "metrics.jsonl", "metrics"
 TRIES = 3

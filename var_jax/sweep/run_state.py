@@ -5,12 +5,13 @@ import datetime
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from etils import epath
 
 from var_jax.errors import UserError
 from var_jax.io.json import read_object_if_exists
+from var_jax.io.run_records import ReportedState
 from var_jax.sweep import claims
 from var_jax.sweep.claims import Claim
 
@@ -22,7 +23,7 @@ RETRIED = "retried"  # `after` of a claim that gives another chance to a run tha
 # Of status.json: keys whose values are counts, those that are numbers or null, and the states.
 STATUS_COUNTS = ("step", "steps", "restarts")
 STATUS_NUMBERS = ("loss", "held_out_loss", "images_per_s", "eta_s")
-STATUS_STATES = ("running", "done", "preempted", "failed")
+STATUS_STATES = get_args(ReportedState)
 
 State = Literal["new", "queued", "running", "done", "preempted", "failed", "dead"]
 Alive = Callable[[Claim], bool | None]

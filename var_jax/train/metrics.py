@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -20,8 +20,6 @@ from var_jax.train.metric_files import open_files
 from var_jax.train.tensorboard_files import BucketBoard, open_board
 
 QUIET_SECONDS = 10.0
-
-State = Literal["running", "done", "preempted", "failed"]
 
 
 class MetricWriter:
@@ -160,7 +158,7 @@ class MetricWriter:
         self.advance(step, loss)
         self.status("running")
 
-    def status(self, state: State, *, at_once: bool = False):
+    def status(self, state: run_records.ReportedState, *, at_once: bool = False):
         """Replaces status.json, in a bucket within some seconds or `at_once`.
 
         In it, "loss" is the last training loss, and "held_out_loss" that of the last evaluation.
@@ -195,7 +193,7 @@ class MetricWriter:
             if isinstance(self._board, BucketBoard):
                 self._board.upload()
 
-    def close(self, state: State):
+    def close(self, state: run_records.ReportedState):
         """Writes the last status, and ends the bar and the files."""
         if not self._enabled:
             return
