@@ -28,6 +28,7 @@ def test_publish_uploads_what_an_address_names(hub, model_dir, capsys, caplog):
     args = argparse.Namespace(model=f"hf://{REPOSITORY}", then=None, out="hf://x/y")
     models.fetch(args)
     assert contents(Path(args.model)).items() >= contents(model_dir).items()
+    assert args.addresses == {"model": f"hf://{REPOSITORY}"} and args.out == "hf://x/y"
     assert f"hf://{REPOSITORY} is commit {hub.commit(REPOSITORY)[:12]}" in caplog.text
 
 

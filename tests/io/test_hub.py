@@ -185,6 +185,16 @@ def test_local_directory_tells_no_network_from_offline_mode(hub, files, monkeypa
         local_directory(f"hf://{REPOSITORY}")
 
 
+def test_local_directory_names_a_cache_that_cannot_be_written(hub, files, monkeypatch, tmp_path):
+    """A file in place of the cache is the user's mistake; the line has its path, and it stays."""
+    hub.commits[REPOSITORY] = [files]
+    (tmp_path / "cache").write_text("mine")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=f"cannot be written to {tmp_path / 'cache'}"):
+        local_directory(f"hf://{REPOSITORY}")
+    assert (tmp_path / "cache").read_text() == "mine"
+
+
 def test_local_directory_names_the_extra(monkeypatch):
     """Without the library, the line has the command that installs it."""
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

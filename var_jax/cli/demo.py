@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"compiled in {time.perf_counter() - began:.0f} s", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # its files are removed then, too
     try:
-        name = PurePath(os.path.abspath(args.model)).name
+        path = args.addresses.get("model") or os.path.abspath(args.model)
+        name = PurePath(path).name
         with server.serving(model, classes, name, args.host, args.port) as address:
             print(f"ready at {address} (Ctrl-C ends it)", flush=True)
             threading.Event().wait()

@@ -8,19 +8,23 @@ OPTIONS = ("model", "then", "base", "tuned")  # that commands take a model's dir
 def takes_model(flag: str) -> bool:
     """Returns whether a flag, or what it abbreviates, takes a model's directory."""
     name = flag.removeprefix("--")
-    return name != flag and any(option.startswith(name) for option in OPTIONS)
+    return name not in ("", flag) and any(option.startswith(name) for option in OPTIONS)
 
 
 def fetch(args: argparse.Namespace):
     """Replaces the addresses of models by the directories in the cache that they are fetched to.
 
+    `args.addresses` has the addresses by option.
+
     Raises:
       UserError: an address is of another form, or there is no such model.
       RunFailed: the hub cannot be reached and the model is not in the cache.
     """
+    args.addresses = {}
     for option in OPTIONS:
         value = getattr(args, option, None)
         if isinstance(value, str) and value.startswith("hf://"):
             from var_jax.io import hub
 
+            args.addresses[option] = value
             setattr(args, option, str(hub.local_directory(value)))
