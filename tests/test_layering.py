@@ -22,6 +22,7 @@ FOLDERS = (
     "io",
     "data",
     "pretrained",
+    "adapters",
     "sampling",
     "pipeline",
     "scaling",

@@ -11,14 +11,21 @@ from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.train.program import Program
 
 
-def one_step(data: int, model: int, batch, start, config: TrainConfig):
-    """Returns (parameters after, metrics, program text) of a step on a data x model mesh."""
+def one_step(data: int, model: int, batch, start, config: TrainConfig, objective=None):
+    """Returns (parameters after, metrics, program text) of a step on a data x model mesh.
+
+    The frozen weights are those of the objective, or without one the small tokenizer's.
+    """
     mesh = make_mesh(MeshConfig(data, model), jax.devices()[: data * model])
     with jax.set_mesh(mesh):
-        program = Program(registry.with_frozen_shapes(config), mesh)
+        program = Program(objective or registry.with_frozen_shapes(config), mesh)
         run = program.first_state(start)
-        frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
-        frozen = jax.device_put(frozen, program.replicated)
+        if objective is None:
+            frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
+            frozen = jax.device_put(frozen, program.replicated)
+        else:
+            frozen = objective.step_frozen()
+            frozen = jax.device_put(frozen, objective.frozen_shardings(frozen, mesh))
         rows = jax.device_put(batch, program.rows)
         compiled = program.step().lower(run, rows, frozen).compile()
         after, metrics = compiled(run, rows, frozen)

@@ -26,6 +26,7 @@ from var_jax.errors import UserError
 
 TOKENIZER_SECTIONS = ("adversarial", "discriminator_optimizer", "codebook", "progressive")
 TRANSFORMER_LOSSES = ("label_smoothing",)
+OF_BASE = ("tokenizer_dir", "init_from")  # an adapter's tokenizer and weights are its base's
 
 
 class Rule(NamedTuple):
@@ -94,6 +95,12 @@ RULES = (
     Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
     Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
     Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
+    Rule(
+        ("adapter.rank", "adapter.alpha", "adapter.targets"),
+        "adapter.kind",
+        lambda c: c.stage == "adapter" and c.adapter.kind == "class_rows",
+    ),
+    Rule(("adapter.start",), "adapter.classes", lambda c: not c.adapter.classes),
     Rule(
         ("transformer.progressive_from", "transformer.progressive_warmup"),
         "transformer.progressive",
@@ -231,6 +238,10 @@ def other_stage(config: TrainConfig) -> dict[str, Any]:
     else:
         keys = [f"{section}.{key}" for section in TOKENIZER_SECTIONS for key in defaults[section]]
         keys += [f"loss.{key}" for key in defaults["loss"] if key not in TRANSFORMER_LOSSES]
+    if config.stage == "adapter":
+        keys += OF_BASE
+    else:
+        keys += [f"adapter.{key}" for key in defaults["adapter"]]
     return {key: _at(values, key) for key in keys if _at(values, key) != _at(defaults, key)}
 
 
@@ -325,26 +336,30 @@ def refuse_flags(
 
 
 def refuse_replaced(
-    config: TrainConfig, tokenizer: TokenizerConfig, keys: Collection[str], directory: str
+    config: TrainConfig,
+    model: TokenizerConfig | TransformerConfig,
+    keys: Collection[str],
+    directory: str,
 ):
-    """Raises UserError if a flag gives the tokenizer a value that the run would not take.
+    """Raises UserError if a flag gives a model a value that the run would not take.
 
-    Where a tokenizer is read, its config replaces the section `tokenizer`.
+    Where a tokenizer or a base is read, its config replaces the section of its name.
 
     Args:
       config: the run as its file and flags describe it.
-      tokenizer: the tokenizer that is read.
+      model: the tokenizer that is read, or the transformer with the run's own keys in it.
       keys: dotted, of all flags.
       directory: the directory that it is read from, for the message.
     """
-    stated, taken = plain(config.tokenizer), plain(tokenizer)
+    part = "tokenizer" if isinstance(model, TokenizerConfig) else "transformer"
+    stated, taken = plain(getattr(config, part)), plain(model)
     for key in keys:
         section, _, name = key.partition(".")
-        if section != "tokenizer" or key in config.left_to_data or stated[name] == taken[name]:
+        if section != part or key in config.left_to_data or stated[name] == taken[name]:
             continue
         raise UserError(
-            f"{key} is {_text(stated[name])}; the tokenizer in {directory} has "
-            f"{_text(taken[name])}: leave the flag out, or give a tokenizer that has that value"
+            f"{key} is {_text(stated[name])}; the {part} in {directory} has "
+            f"{_text(taken[name])}: leave the flag out, or give a {part} that has that value"
         )
 
 

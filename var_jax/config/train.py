@@ -5,6 +5,7 @@ import dataclasses
 from ml_collections import config_dict
 
 from var_jax.config import order_file
+from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.model import (
     TokenizerConfig,
     TransformerConfig,
@@ -24,7 +25,7 @@ from var_jax.config.transformer_config import OF_TOKENIZER
 from var_jax.errors import UserError, require_path
 
 # Values of `stage`. `objectives.registry` maps them to objectives, and may add further ones.
-STAGES = ["tokenizer", "transformer"]
+STAGES = ["tokenizer", "transformer", "adapter"]
 # Keys that 0 leaves to the data, and the values (channels, classes) of data sets that are the same
 # everywhere.
 SIZES_OF_DATA = ("tokenizer.in_channels", "transformer.num_classes")
@@ -36,7 +37,7 @@ class TrainConfig:
     """A frozen dataclass of all settings of a training run of one stage.
 
     Attributes:
-      stage: which of the two models is trained.
+      stage: which of the two models is trained, or an adapter of a whole model.
       seed: seed of initialization, data order and dropout.
       steps: length of the run; steps * batch_size / images is the number of passes over the
         training images.
@@ -83,6 +84,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig | None = None
+    adapter: AdapterConfig = AdapterConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     loss: LossConfig = LossConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
@@ -235,6 +237,7 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
     run = build(TrainConfig, {**mapping, "tokenizer": tokenizer})
     for key in ("tokenizer_dir", "init_from", "branch_from"):
         require_path(getattr(run, key), key)
+    require_path(run.adapter.base, "adapter.base")
     for key in ("data_dir", "source_dir", "tokens_dir"):
         require_path(getattr(run.data, key), f"data.{key}")
     channels, classes = FIXED_SIZES.get(run.data.name, (0, 0))

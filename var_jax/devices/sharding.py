@@ -44,6 +44,7 @@ RULES: Mapping[str, Rule] = {
     "kernel": None,
     "image_channels": None,
     "phi": None,
+    "rank": None,
     # activations
     "batch": "data",
     "images": ("data", "model"),

@@ -1,5 +1,7 @@
 """Nested dicts of arrays as single safetensors files."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,18 +29,21 @@ DTYPES = {
     "I32": "int32",
     "I64": "int64",
 }
+LARGEST_HEADER = 100_000_000  # bytes, as the library has it
 
 
-def save_arrays(path: epath.PathLike, tree: Any):
+def save_arrays(path: epath.PathLike, tree: Any, metadata: Mapping[str, str] | None = None):
     """Writes nested dicts of arrays to one file with keys "a/b/c", completely or not at all.
 
+    Args:
+      metadata: texts that the file's header holds, which `load_metadata` reads.
     Raises:
       UserError: the file cannot be written.
     """
     path = epath.Path(path)
     flat = {name: np.ascontiguousarray(value) for name, value in named_leaves(tree)}
     try:
-        atomic.write(path, [serialize(flat)])
+        atomic.write(path, [serialize(flat, dict(metadata) if metadata else None)])
     except OSError as error:
         raise UserError(f"cannot write {path}: {one_line(error)}") from error
 
@@ -65,6 +70,25 @@ def load_arrays(path: epath.PathLike) -> dict:
             node = node.setdefault(parent, {})
         node[last] = np.frombuffer(value["data"], DTYPES[value["dtype"]]).reshape(value["shape"])
     return tree
+
+
+def load_metadata(path: epath.PathLike) -> dict[str, str]:
+    """Returns the texts in the header of a safetensors file, without reading its arrays.
+
+    Raises:
+      UserError: the file is missing, truncated or of another kind.
+    """
+    refuse_failed_download(path, "safetensors")
+    try:
+        with epath.Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} does not read as safetensors: {one_line(error)}") from error
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from var_jax.io.json import read_object
 from var_jax.io.torch_keys import abstract
 
 MODEL_FORMAT = 1
+ADAPTER = "adapter.safetensors"  # the file of an adapter (`adapters.adapter_file`)
 
 
 def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: Sequence[str] = ()):
@@ -98,6 +99,11 @@ def _is_workdir(directory: epath.Path) -> bool:
     require_directory(directory)
     if (directory / "model.json").exists():
         return False
+    if (directory / ADAPTER).exists():
+        raise UserError(
+            f"{directory} holds an adapter, and no model; give the model that it was trained on, "
+            f"and this directory as its adapter (--adapter {directory})"
+        )
     if (directory / "checkpoints").is_dir() and (directory / "config.json").exists():
         return True
     raise UserError(

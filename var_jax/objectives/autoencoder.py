@@ -30,7 +30,8 @@ from var_jax.objectives.autoencoder_loss import (
     AutoencoderState,
     AutoencoderVariant,
 )
-from var_jax.objectives.base import EvaluationTools, Objective, first_not_finite
+from var_jax.objectives.base import Objective, first_not_finite
+from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.steps import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
 from var_jax.ops import codebook, codebook_revival

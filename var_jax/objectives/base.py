@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
+from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.steps import (
     TRAINED,
     Batch,
@@ -32,36 +33,10 @@ from var_jax.objectives.steps import (
 
 if TYPE_CHECKING:  # measurements of time run without the libraries that read files and draw
     from etils import epath
+    from jaxtyping import Int
     from PIL import Image
 
 Frozen = TypeVar("Frozen")  # a pytree of weights that are not trained
-
-
-class EvaluationTools(Protocol):
-    """The methods of an evaluation that `Objective.picture` uses.
-
-    Attributes:
-      replicated: the sharding of an array that every host can read.
-    """
-
-    replicated: NamedSharding
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """Names of the data's classes, by label."""
-        ...
-
-    def first_batch(self) -> Batch:
-        """Returns the first held-out batch, on the devices."""
-        ...
-
-    def compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Returns the compiled program of a name, which is lowered and compiled on first use."""
-        ...
-
-    def gather(self, tree: Any) -> Any:
-        """Returns a tree of device arrays as numpy arrays, complete on every host."""
-        ...
 
 
 class Objective(abc.ABC, Generic[Frozen]):
@@ -75,6 +50,7 @@ class Objective(abc.ABC, Generic[Frozen]):
       reads_tokens: whether it may learn from a token cache.
       encodes_images: whether images pass through `encode` before a step.
       generates: whether its model generates images.
+      carries_model: whether its workdirs have a copy of `carried_model`.
       remat_choices: values of the section's `remat` from the least recomputation to the most, where
         reports compare them.
       config: the resolved config of the run.
@@ -85,6 +61,7 @@ class Objective(abc.ABC, Generic[Frozen]):
     reads_tokens: ClassVar[bool] = False
     encodes_images: ClassVar[bool] = False
     generates: ClassVar[bool] = False
+    carries_model: ClassVar[bool] = True
     remat_choices: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: TrainConfig, frozen: Frozen):
@@ -173,6 +150,19 @@ class Objective(abc.ABC, Generic[Frozen]):
     def step_frozen(self) -> Frozen:
         """Returns the frozen weights that training and evaluation steps use."""
         return self.frozen
+
+    def frozen_shardings(self, frozen: Frozen, mesh: Mesh) -> Any:
+        """Returns the shardings of the weights of `step_frozen`, by default copies everywhere."""
+        replicated = NamedSharding(mesh, PartitionSpec())
+        return jax.tree.map(lambda _: replicated, frozen)
+
+    def model_labels(self, class_names: Sequence[str]) -> Int[np.ndarray, " classes"]:
+        """Returns the model's class id for each class of the data.
+
+        Raises:
+          UserError: the model has no such class.
+        """
+        return np.arange(len(class_names), dtype=np.int32)
 
     def encode(self, frozen: Frozen, images: jax.Array) -> dict[str, jax.Array]:
         """Returns the arrays that replace uint8 images in a batch; the caller compiles this."""
@@ -317,6 +307,14 @@ class Objective(abc.ABC, Generic[Frozen]):
 
     batch_over_model_axis: ClassVar[bool] = True  # whether rows, too, go over the model axis
 
+    def divided_shapes(self) -> Any:
+        """Returns the boxed shapes of the parameters that a mesh is chosen to divide."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def parameter_copies(self) -> int:
+        """Returns how many arrays of the size of these parameters a run holds."""
+        return 3 + (self.config.ema > 0)  # the parameters, Adam's two moments, the average
+
     def model_axis_is_idle(self, data: int, model: int, rows: int) -> bool:
         """Returns whether devices along the model axis would repeat each other's work.
 
@@ -332,6 +330,17 @@ class Objective(abc.ABC, Generic[Frozen]):
     def carried_model(self) -> tuple[ModelConfig, Any] | None:
         """Returns the frozen model that a self-contained workdir has a copy of, or None."""
         return None
+
+    def write_model(self, directory: epath.Path, params: Callable[[], Any]):
+        """Writes a file of the trained model besides the checkpoint that is being saved, if any.
+
+        All processes call it.
+
+        Args:
+          directory: the workdir.
+          params: returns the model's averaged parameters on the host; all processes have to call
+            it, or none.
+        """
 
     def check_data(self, class_names: Sequence[str]):
         """Raises UserError if the model cannot learn these classes."""

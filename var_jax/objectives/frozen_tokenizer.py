@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import flax.struct
 import jax
@@ -32,9 +32,11 @@ class FrozenTokenizer:
 
     params: Mapping[str, Any]
 
-    def parts(self, names: Collection[str]) -> FrozenTokenizer:
+    def parts(self, names: Collection[str]) -> Self:
         """Returns some of the parts; there is no quantizer where features are continuous."""
-        return FrozenTokenizer({name: self.params[name] for name in names if name in self.params})
+        return self.replace(
+            params={name: self.params[name] for name in names if name in self.params}
+        )
 
 
 def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:

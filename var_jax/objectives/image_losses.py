@@ -15,7 +15,7 @@ from var_jax.config.model import TokenizerConfig
 from var_jax.config.train import LossConfig, TrainConfig
 from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
-from var_jax.objectives.base import EvaluationTools
+from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
 from var_jax.objectives.steps import Batch, Metrics
 from var_jax.ops import codebook, vq

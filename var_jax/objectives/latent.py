@@ -19,7 +19,8 @@ from var_jax.devices import sharding
 from var_jax.models import flops, init
 from var_jax.models.encode import encode_pixels
 from var_jax.objectives import frozen_tokenizer
-from var_jax.objectives.base import EvaluationTools, Objective
+from var_jax.objectives.base import Objective
+from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.sampling import sampler_registry
 from var_jax.sampling.image_keys import image_keys
@@ -157,14 +158,15 @@ class LatentObjective(Objective[FrozenTokenizer]):
 
         # Classes beyond the data have no title.
         columns = min(self.config.sample_classes, len(tools.class_names))
-        labels = np.tile(np.arange(columns, dtype=np.int32), PICTURE_ROWS)
+        labels = np.tile(self.model_labels(tools.class_names)[:columns], PICTURE_ROWS)
         keys = image_keys(self.config.seed, np.arange(len(labels), dtype=np.uint32))
         model_params = {
             "tokenizer": self._decoding_params(frozen, tools.replicated),
             "transformer": params,
         }
         images = tools.gather(self.sample(model_params, labels, keys, tools))
-        titles = [pictures.title(tools.class_names[i], str(i)) for i in labels[:columns]]
+        names = zip(tools.class_names, labels[:columns], strict=False)
+        titles = [pictures.title(name, str(label)) for name, label in names]
         return pictures.grid(images, columns=columns, titles=titles)
 
     def _decoding_params(self, frozen: FrozenTokenizer, replicated: NamedSharding) -> dict:

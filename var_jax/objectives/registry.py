@@ -8,7 +8,7 @@ from typing import Any
 from var_jax.config import idle_keys
 from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import STAGES, TrainConfig
-from var_jax.objectives import frozen_tokenizer
+from var_jax.objectives import adapter_training, frozen_tokenizer
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
 from var_jax.objectives.diffusion import Diffusion
@@ -38,27 +38,31 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
     """Returns the kind of objective that a run trains.
 
     Raises:
-      UserError: this version has no such objective.
+      UserError: this version has no such objective, or there is no model to adapt.
     """
     if config.stage in OBJECTIVES:
         return OBJECTIVES[config.stage]
+    if config.stage == "adapter":
+        return adapter_training.find(config, TRANSFORMER_OBJECTIVES)
     assert config.transformer is not None  # the config's own validation asks for it
     return entry_of(TRANSFORMER_OBJECTIVES, config.transformer.objective)
 
 
 def with_frozen_sizes(config: TrainConfig, keys: Collection[str] = ()) -> TrainConfig:
-    """Returns a config with the sizes of the tokenizer that its run reads, if it reads one.
+    """Returns a config with the sizes of the tokenizer or base that its run reads, if any.
 
     No weights are read.
 
     Args:
-      keys: dotted, of flags: they must not give the tokenizer other values.
+      keys: dotted, of flags: they must not give the model that is read other values.
     Raises:
-      UserError: a flag does, or there is no such tokenizer.
+      UserError: a flag does, or there is no such model.
     """
     resolved = find(config).frozen_config(config)
-    directory = frozen_tokenizer.source(config)
+    directory = config.adapter.base or frozen_tokenizer.source(config)
     idle_keys.refuse_replaced(config, resolved.tokenizer, keys, directory)
+    if config.adapter.base and resolved.transformer is not None:
+        idle_keys.refuse_replaced(config, resolved.transformer, keys, directory)
     return resolved
 
 

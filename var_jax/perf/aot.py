@@ -63,7 +63,7 @@ def train(objective: Objective[Any], where: Slice) -> Step:
         lowered = program.step().lower(
             program.abstract_state(),
             program.abstract_batch(),
-            _abstract(frozen, program.replicated),
+            jax.tree.map(_with, frozen, objective.frozen_shardings(frozen, mesh)),
         )
     images = objective.config.batch_size
     return Step(lowered, mesh, images, objective.flops_per_image() * images, replicated_bytes)
@@ -133,7 +133,7 @@ def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
         rng = jax.random.key(0)
         return jax.vjp(lambda p: objective.loss(p, frozen, batch, rng)[0], params)[1]
 
-    params = init.param_shapes(objective.model)
+    params = nn.meta.unbox(jax.eval_shape(objective.init, jax.random.key(0)))
     with target.tracing_for_other_devices():
         leaves = jax.tree.leaves(jax.eval_shape(residuals, params, objective.frozen, batch))
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.number)]

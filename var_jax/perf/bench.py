@@ -223,7 +223,9 @@ class TrainStep:
     def __init__(self, objective: Objective[Any], mesh: jax.sharding.Mesh):
         program = Program(objective, mesh)
         self.rows = program.rows
-        self.frozen = jax.device_put(objective.frozen, program.replicated)
+        self.frozen = jax.device_put(
+            objective.frozen, objective.frozen_shardings(objective.frozen, mesh)
+        )
         self._state, self._step = program.first_state(), program.step()
 
     def __call__(self, batch: dict[str, jax.Array]) -> Any:

@@ -236,13 +236,14 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         for section in sections:
             node = node[section]
         node.pop(last, None)
-    # Runs of earlier sweeps keep their ids: settings that came later are left out at their
-    # defaults, this one is volatile too, but kept at its default, and the way of resizing has the
-    # name that it had first.
+    # Runs of earlier sweeps keep their ids: later settings are left out at their defaults, this one
+    # is volatile too, but kept at its default, and the way of resizing has its first name.
     for key in fingerprints.later_defaults(config.transformer) if config.transformer else ():
         del values["transformer"][key]
     if config.loss.kl == LossConfig.kl:
         del values["loss"]["kl"]
+    if config.adapter == TrainConfig.adapter:
+        del values["adapter"]
     values["microbatches"] = 1
     values["data"]["resize"] = first_resize(config.data.resize)
     if trunk:

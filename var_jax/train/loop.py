@@ -89,7 +89,7 @@ def _train(
 
     with jax.set_mesh(mesh), Preemption(mesh) as preemption, storage_messages.silenced():
         frozen = objective.step_frozen()
-        frozen = sharding.place(frozen, jax.tree.map(lambda _: replicated, frozen))
+        frozen = sharding.place(frozen, objective.frozen_shardings(frozen, mesh))
         program = Program(objective, mesh)
 
         # Data, opened before the workdir is touched: a missing directory leaves nothing behind
@@ -165,6 +165,7 @@ def _train(
         def save(number: int, *, to_evaluate: bool):
             writer.flush()
             checkpoints.save(number, run, {"config": plain(config), "evaluated": not to_evaluate})
+            objective.write_model(directory, lambda: evaluator.gather(_averaged(run)))
 
         def stop_after(number: int):
             checkpoints.wait()

@@ -73,7 +73,7 @@ def choose(
     """
     config = objective.config
     devices = jax.devices() if devices is None else list(devices)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    boxed = objective.divided_shapes()
     microbatches = _Microbatches(config.batch_size, config.microbatches, name)
     best, mesh = _best(objective, config.mesh, devices, boxed, microbatches)
     shardings, abstract = sharding.shardings(boxed, mesh), nn.meta.unbox(boxed)
@@ -83,8 +83,7 @@ def choose(
         sharding.require_sharded(
             shardings, abstract, mesh, config.mesh.replicated_share, excused=best.undivided
         )
-    copies = 3 + (config.ema > 0)  # the parameters, Adam's two moments, the average
-    extra = copies * sum(best.undivided.values())
+    extra = objective.parameter_copies() * sum(best.undivided.values())
     if best.undivided and jax.process_index() == 0:
         largest = sorted(best.undivided, key=lambda name: -best.undivided[name])[:LARGEST_SHOWN]
         log.warning(
@@ -111,7 +110,7 @@ def choose_for_sampling(
       UserError: no mesh of the devices divides the images.
     """
     devices = jax.devices() if devices is None else list(devices)
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    boxed = objective.divided_shapes()
     together = _Microbatches(images, 1, "--images")
     return _best(objective, objective.config.mesh, devices, boxed, together, sampling=True)[1]
 

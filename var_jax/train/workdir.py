@@ -39,6 +39,7 @@ RESUMABLE = (
     "tokenizer_dir",
     "init_from",
     "branch_from",
+    "adapter.base",
     "data.workers",
     "data.data_dir",
     "data.tokens_dir",
@@ -178,7 +179,7 @@ def claim(directory: epath.Path, objective: Objective[Any]):
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        carried = objective.carried_model()
+        carried = objective.carried_model() if objective.carries_model else None
         if carried is not None and not (directory / "tokenizer" / "model.json").exists():
             model, params = carried
             model_directory.save(directory / "tokenizer", model, jax.tree.map(np.asarray, params))

@@ -1,0 +1,199 @@
+"""Training of an adapter: the objective of the frozen model, on that model with the adapter merged.
+
+The class of an adapter's run derives from `AdapterTraining` and from the objective of its base, so
+that next-scale, next-token and masked prediction and diffusion all learn adapters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from var_jax.adapters import parameters
+from var_jax.config.objective_keys import entry_of
+from var_jax.config.train import TrainConfig
+from var_jax.devices import sharding
+from var_jax.models import init
+from var_jax.objectives import frozen_base
+from var_jax.objectives.base import Objective
+from var_jax.objectives.evaluation_tools import EvaluationTools
+from var_jax.objectives.frozen_base import Base, FrozenBase
+from var_jax.objectives.latent import LatentObjective
+from var_jax.objectives.steps import Batch, Metrics
+from var_jax.sampling import labels as class_labels
+
+if TYPE_CHECKING:
+    from etils import epath
+    from jaxtyping import Int
+    from PIL import Image
+
+SAMPLES_SHOWN = 16  # images that `next_command` proposes
+
+
+class AdapterTraining(LatentObjective):
+    """The objective of a frozen model, with only an adapter's parameters trained.
+
+    Parameters are those of `adapters.parameters`. Optimizer, average, checkpoints and meshes see
+    nothing else; the frozen model is among the frozen weights.
+    """
+
+    carries_model = False
+    frozen: FrozenBase
+
+    @classmethod
+    def load_frozen(
+        cls, config: TrainConfig, workdir: epath.Path
+    ) -> tuple[TrainConfig, FrozenBase]:
+        base = frozen_base.read_base(config)
+        resolved = frozen_base.with_base(config, base)
+        return resolved, frozen_base.load(resolved, base, workdir)
+
+    @classmethod
+    def frozen_config(cls, config: TrainConfig) -> TrainConfig:
+        return frozen_base.with_base(config, frozen_base.read_base(config))
+
+    @classmethod
+    def frozen_shapes(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenBase]:
+        base = frozen_base.read_base(config)
+        resolved = frozen_base.with_base(config, base)
+        return resolved, frozen_base.shapes(resolved, base)
+
+    @classmethod
+    def random_frozen(cls, config: TrainConfig) -> tuple[TrainConfig, FrozenBase]:
+        resolved, shapes = cls.frozen_shapes(config)
+        return resolved, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def init(self, key: jax.Array) -> Any:
+        """Returns the adapter's parameters at their start, boxed with their logical axis names."""
+        return parameters.init_params(self.config.adapter, self.model, key)
+
+    def merged(self, params: Any, frozen: FrozenBase) -> dict[str, Any]:
+        """Returns the transformer's parameters with the adapter merged in."""
+        adapter = self.config.adapter
+        return parameters.merged(adapter, self.model, params, frozen.base, frozen.starts)
+
+    def loss(
+        self,
+        params: Any,
+        frozen: FrozenBase,
+        batch: Batch,
+        rng: jax.Array | None,
+        *,
+        variant: Any = None,
+        step: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Metrics]:
+        """Returns the loss of the frozen model's objective with the adapter merged in."""
+        adapted = self.merged(params, frozen)
+        return super().loss(adapted, frozen, batch, rng, variant=variant, step=step)
+
+    def eval_metrics(self, params: Any, frozen: FrozenBase, batch: Batch) -> Metrics:
+        return super().eval_metrics(self.merged(params, frozen), frozen, batch)
+
+    def picture(self, params: Any, frozen: FrozenBase, tools: EvaluationTools) -> Image.Image:
+        """Returns samples of the adapted model, one class of the data per column."""
+        merge = tools.compiled("merged", lambda: jax.jit(self.merged).lower(params, frozen))
+        return super().picture(merge(params, frozen), frozen, tools)
+
+    def initialize_from_data(
+        self,
+        state: Any,
+        batches: Callable[[], Iterator[Batch]],
+        shardings: Any,
+        replicated: NamedSharding,
+    ) -> Any:
+        """Returns the state as it is: statistics of the data are the frozen model's."""
+        return state
+
+    def model_labels(self, class_names: Sequence[str]) -> Int[np.ndarray, " classes"]:
+        """Returns the adapted model's id of each class of the data, by the classes' names."""
+        ids = frozen_base.model_labels(class_names, self.config.adapter, self._base)
+        return np.array(ids, np.int32)
+
+    @property
+    def _base(self) -> Base:
+        """The config and class names of the frozen model."""
+        classes = self.model.num_classes - len(self.config.adapter.class_names)
+        transformer = dataclasses.replace(self.model, num_classes=classes)
+        return Base(self.config.tokenizer, transformer, self.frozen.class_names)
+
+    def param_count(self) -> dict[str, int]:
+        """Returns the number of the adapter's parameters."""
+        return Objective.param_count(self)
+
+    def divided_shapes(self) -> Any:
+        """Returns the shapes of the frozen model, as the adapter is small beside it."""
+        return init.boxed_shapes(self._base.transformer)
+
+    def parameter_copies(self) -> int:
+        return 1
+
+    def frozen_shardings(self, frozen: FrozenBase, mesh: Mesh) -> Any:
+        """Returns shardings that divide the frozen transformer as training would divide it."""
+        replicated = NamedSharding(mesh, PartitionSpec())
+        everywhere = jax.tree.map(lambda _: replicated, frozen)
+        return everywhere.replace(base=sharding.shardings(self.divided_shapes(), mesh))
+
+    def write_model(self, directory: epath.Path, params: Callable[[], Any]):
+        """Writes the adapter's file to the workdir."""
+        from var_jax.adapters import adapter_file
+
+        adapter = adapter_file.Adapter(
+            self.config.adapter, self.frozen.fingerprint, self.frozen.start_ids, params()
+        )
+        if jax.process_index() == 0:
+            adapter_file.save(directory, adapter)
+
+    def data_warnings(self, class_names: Sequence[str], *, drops_color: bool) -> list[str]:
+        """Returns the warnings about colors; that many classes are not in the data is intended."""
+        all_classes = [""] * self.model.num_classes
+        return super().data_warnings(all_classes, drops_color=drops_color)
+
+    def summary(self) -> str:
+        adapter = self.config.adapter
+        parts = []
+        if adapter.target_names:
+            parts.append(f"LoRA of rank {adapter.rank} on {', '.join(adapter.target_names)}")
+        if adapter.class_names:
+            parts.append(f"rows of {', '.join(map(class_labels.written, adapter.class_names))}")
+        return f"{' and '.join(parts)} for the model in {adapter.base} ({super().summary()})"
+
+    @classmethod
+    def next_command(
+        cls, config: TrainConfig, workdir: str, config_file: str, overrides: Sequence[str]
+    ) -> str:
+        """Returns the command that samples the new classes, or the first class without any."""
+        from var_jax.config.adapter_config import join_names
+
+        labels = shlex.quote(join_names(config.adapter.class_names) or "0")
+        return (
+            f"var-jax sample --model {shlex.quote(config.adapter.base)} --adapter "
+            f"{shlex.quote(workdir)} --labels {labels} --num {SAMPLES_SHOWN} --out samples.png"
+        )
+
+
+def find(
+    config: TrainConfig, objectives: Mapping[str, type[LatentObjective]]
+) -> type[LatentObjective]:
+    """Returns the objective of an adapter's run, by that of the model which it adapts.
+
+    Args:
+      objectives: by `transformer.objective`.
+    Raises:
+      UserError: there is no such model.
+    """
+    objective = frozen_base.read_base(config).transformer.objective
+    return adapted(entry_of(objectives, objective))
+
+
+@functools.cache
+def adapted(objective: type[LatentObjective]) -> type[LatentObjective]:
+    """Returns the class that trains adapters of models of an objective."""
+    return type(f"{objective.__name__}Adapter", (AdapterTraining, objective), {})
