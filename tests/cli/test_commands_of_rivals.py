@@ -107,7 +107,7 @@ def test_page_generates_with_every_objective(objective, models):
     """The page is built, its button returns the image of `sample`, and the editor does where the
     model edits; nothing of it asks a model without scales for them."""
     model = Pipeline.from_pretrained(models[objective])
-    classes = session.class_choices(models[objective], model.config)
+    classes = session.class_choices(model.config, model.class_names)
     page.build(model, classes, objective)
     cfg = model.sampling_settings()["cfg"]
     _, image, *_ = page.Handlers(model, classes).generate(3, 1, "fid", cfg)

@@ -273,18 +273,12 @@ def test_read_mask_is_true_where_something_is_painted():
     np.testing.assert_array_equal(session.read_mask([layer, other], small.TOKENIZER), both)
 
 
-def test_class_choices_have_names_and_ids(tmp_path):
-    """Names stand beside their ids; classes without a name are offered by id, and a damaged list is
-    named."""
+def test_class_choices_have_names_and_ids():
+    """Names stand beside their ids; classes without a name are offered by id."""
     numbers = [(str(i), i) for i in range(10)]
-    assert session.class_choices(tmp_path, small.MODEL) == [*numbers, ("no class", 10)]
-    (tmp_path / "data.json").write_text('{"class_names": ["cat", "1"]}')
-    assert session.class_choices(tmp_path, small.MODEL)[:3] == [("0: cat", 0), ("1", 1), ("2", 2)]
-    (tmp_path / "data.json").write_text('{"class_names": "cat"}')
-    with pytest.raises(
-        UserError, match="class_names in .*data.json is 'cat'; it must be a list of names"
-    ):
-        session.class_choices(tmp_path, small.MODEL)
+    assert session.class_choices(small.MODEL, ()) == [*numbers, ("no class", 10)]
+    named = session.class_choices(small.MODEL, ("cat", "1"))
+    assert named[:3] == [("0: cat", 0), ("1", 1), ("2", 2)]
 
 
 def test_generated_shows_images_pixel_by_pixel(image):

@@ -18,6 +18,7 @@ import threading
 import time
 from pathlib import PurePath
 
+from var_jax.cli.adapters import add_adapter_argument
 from var_jax.cli.sample import add_dtype_argument, load
 from var_jax.config.strict import require
 from var_jax.errors import UserError
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="address of this machine to serve at (default 127.0.0.1)",
     )
     parser.add_argument("--port", type=int, default=7860, help="port of the page (default 7860)")
+    add_adapter_argument(parser)
     add_dtype_argument(parser)
 
 
@@ -54,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
     from var_jax.demo import server, session
 
-    model = load(args.model, args.dtype)
-    classes = session.class_choices(args.model, model.config)
+    model = load(args.model, args.dtype, args.adapter)
+    classes = session.class_choices(model.config, model.class_names)
     print("compiling, once ...", flush=True)
     began = time.perf_counter()
     session.warm_up(model, session.Choices(classes[0][1]))

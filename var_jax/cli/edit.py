@@ -30,13 +30,13 @@ from typing import get_args
 import numpy as np
 from etils import epath
 
+from var_jax.cli.adapters import add_adapter_argument, read_class_names
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import (
     add_dtype_argument,
     add_sampling_arguments,
     load,
-    read_class_names,
     sampling_arguments,
 )
 from var_jax.config.sections import Resize, current_resize
@@ -102,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="the edited image; for several images or a glob, a directory that gets a PNG of each "
         "image's name",
     )
+    add_adapter_argument(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
 
@@ -121,9 +122,9 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         require_apart({"--out": target}, read)
     places = [pictures.place(target) for target in targets]
-    names = read_class_names(args.model)
+    names = read_class_names(args.model, args.adapter)
     label = None if args.label is None else class_labels.parse_one(args.label, names)
-    model = load(args.model, args.dtype)
+    model = load(args.model, args.dtype, args.adapter)
     tokenizer = model.config.tokenizer
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
     labels = None if label is None else [label] * len(files)

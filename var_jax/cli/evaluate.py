@@ -36,6 +36,7 @@ import os
 import re
 from typing import get_args
 
+from var_jax.cli.adapters import add_adapter_argument, with_adapters
 from var_jax.cli.args import require_apart
 from var_jax.config.sections import Resize, current_resize
 from var_jax.config.strict import require
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "run trained on, to fit a classifier on; it reports the share of samples that show "
         "their class",
     )
+    add_adapter_argument(parser)
     add_image_arguments(parser, "the reference", "crop; for a workdir, as in its training")
     add_feature_arguments(parser)
     parser.add_argument(
@@ -224,14 +226,21 @@ def _require_options_of_mode(args: argparse.Namespace):
     """Raises UserError for an option that the kind of evaluation has no use for."""
     options = {
         "samples": ("floor", "agreement", "resamples", "cache"),
-        "model": ("picture", "perceptual", "perceptual_weights", "perceptual_heads", "cache"),
+        "model": (
+            "picture",
+            "perceptual",
+            "perceptual_weights",
+            "perceptual_heads",
+            "cache",
+            "adapter",
+        ),
         "save_statistics": ("size",),
     }
     (mode,) = (name for name in options if getattr(args, name) is not None)
     for name in dict.fromkeys(name for names in options.values() for name in names):
         takers = [_flag(taker) for taker, names in options.items() if name in names]
         require(
-            name in options[mode] or getattr(args, name) is None,
+            name in options[mode] or getattr(args, name) in (None, []),
             _flag(name),
             f"given with {_flag(mode)}",
             f"given with {' or '.join(takers)}",
@@ -336,7 +345,8 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax.pretrained import perceptual
 
     place = pictures.place(args.picture) if args.picture else None
-    model = Pipeline.from_pretrained(args.model).tokenizer_alone()
+    # Adapters leave the tokenizer as it is; those of another model are refused all the same.
+    model = with_adapters(Pipeline.from_pretrained(args.model), args.adapter).tokenizer_alone()
     reference = image_sets.open_images(
         args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **image_options
     )
@@ -356,7 +366,8 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
         pictures.save_png(place, reconstruction.picture(model, first))
     if seen := training_overlap.warning(args.model, args.reference, args.source_dir):
         report["warnings"].append(seen)
-    return {"model": args.model, "seed": args.seed, **report}
+    adapters = {"adapters": [list(adapter) for adapter in args.adapter]} if args.adapter else {}
+    return {"model": args.model, **adapters, "seed": args.seed, **report}
 
 
 def require_writable(path: str, what: str):

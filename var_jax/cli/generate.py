@@ -25,6 +25,7 @@ features) judges how well an image shows its class, and the best share of each c
 import argparse
 import sys
 
+from var_jax.cli.adapters import add_adapter_argument
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
 from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.cli.sample import (
@@ -66,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         help="images per device at once (default: as many as fit; for a set that is begun, as it "
         "was begun)",
     )
+    add_adapter_argument(parser)
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
@@ -93,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if rejecting != (args.reject_reference is not None):
         raise UserError("--reject-keep and --reject-reference go together")
     check_partner_arguments(args)
-    labels = None if args.labels == "balanced" else read_labels(args.labels, args.model)
+    labels = None if args.labels == "balanced" else read_labels(args)
     require(
         args.batch_size is None or args.batch_size >= 1,
         "--batch-size",

@@ -6,14 +6,22 @@ example:
       --gif scales.gif --out dogs.png
   var-jax sample --model models/d30 --then models/d16 --keep-scales 7 --labels 0-9 \\
       --dtype bfloat16 --out fast.png
+  var-jax sample --model models/d16 --adapter runs/mug=0.8 --labels mug --num 8 --out mugs.png
   var-jax sample --model models/d16 --labels 207 --cfg 0,0,1,1,2,2,3,3,0,0 \\
       --temperature 1.2:0.9 --out schedules.png
 """
 
 import argparse
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from var_jax.cli.adapters import (
+    WeightedAdapter,
+    add_adapter_argument,
+    read_class_names,
+    with_adapters,
+)
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 from var_jax.sampling import labels as class_labels
@@ -53,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--gif", metavar="F.gif", help="also save an animation of the grid, scale by scale"
     )
+    add_adapter_argument(parser)
     add_partner_arguments(parser)
     add_dtype_argument(parser)
     add_sampling_arguments(parser)
@@ -185,45 +194,38 @@ def sampling_arguments(args: argparse.Namespace) -> dict:
         if value is not None:
             overrides[name] = value
     if args.negative_labels is not None:
-        names = read_class_names(args.model)
+        names = read_class_names(args.model, args.adapter)
         overrides["negative_labels"] = class_labels.parse_weighted(args.negative_labels, names)
     return {"seed": args.seed, "preset": args.preset, **overrides}
 
 
-def read_labels(text: str, model: str) -> list[int]:
-    """Returns the class ids of `--labels`, by the class names of the model directory.
+def read_labels(args: argparse.Namespace) -> list[int]:
+    """Returns the class ids of `--labels`, by the class names of the model with its adapters.
 
     Raises:
       UserError: there is no model, or it has no such class.
     """
-    return class_labels.parse(text, read_class_names(model))
+    return class_labels.parse(args.labels, read_class_names(args.model, args.adapter))
 
 
-def read_class_names(model: str) -> tuple[str, ...]:
-    """Returns the class names of a model directory, by id; a command reads them before the model.
+def load(directory: str, dtype: str | None, adapters: Sequence[WeightedAdapter] = ()) -> "Pipeline":
+    """Returns a model on all devices of this machine, in `dtype` (None: the config's dtype).
 
     Raises:
-      UserError: there is no such directory.
+      UserError: there is no such model, or an adapter is not of it.
     """
-    from var_jax.io import model_directory
-
-    return model_directory.class_names(model_directory.require_directory(model))
-
-
-def load(directory: str, dtype: str | None) -> "Pipeline":
-    """Returns a model on all devices of this machine, in `dtype` (None: the config's dtype)."""
     import jax
 
     from var_jax import Pipeline
 
-    model = Pipeline.from_pretrained(directory)
+    model = with_adapters(Pipeline.from_pretrained(directory), adapters)
     model = model.astype(dtype) if dtype else model
     return model.spread() if jax.local_device_count() > 1 else model
 
 
 def load_partners(args: argparse.Namespace) -> tuple:
     """Returns the model and the one that continues from it (None without --then)."""
-    model = load(args.model, args.dtype)
+    model = load(args.model, args.dtype, args.adapter)
     return model, None if args.then is None else load(args.then, args.dtype)
 
 
@@ -238,7 +240,7 @@ def run(args: argparse.Namespace) -> int:
     max_images = class_labels.MAX_LABELS
     require(0 <= args.num <= max_images, "--num", args.num, f"from 0 to {max_images}")
     check_partner_arguments(args)
-    labels = read_labels(args.labels, args.model)
+    labels = read_labels(args)
 
     model, then = load_partners(args)
     for flag, value in (("--strip", args.strip), ("--gif", args.gif)):

@@ -2,11 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
@@ -14,7 +13,7 @@ from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.config.strict import require
 from var_jax.data import mask_file, transforms
 from var_jax.errors import UserError
-from var_jax.io import model_directory, pictures
+from var_jax.io import pictures
 from var_jax.ops.normalize import normalize_images
 from var_jax.pipeline import Pipeline
 from var_jax.sampling import sampler, sampler_registry, validate
@@ -45,18 +44,17 @@ class Choices(NamedTuple):
     cfg: float = 1.5
 
 
-def class_choices(directory: epath.PathLike, config: ModelConfig) -> list[tuple[str, int]]:
+def class_choices(config: ModelConfig, class_names: Sequence[str]) -> list[tuple[str, int]]:
     """Returns (text, class id) of every class, and of "no class".
 
-    The texts have class names if a training workdir has them (data.json).
-
+    Args:
+      class_names: the model's class names, by id, which the texts have; may be empty.
     Raises:
-      UserError: the model has no transformer, or data.json does not read.
+      UserError: the model has no transformer.
     """
     classes = validate.transformer(config).num_classes
-    names = model_directory.class_names(epath.Path(directory))
     texts = [str(i) for i in range(classes)]
-    for i, name in enumerate(names[:classes]):
+    for i, name in enumerate(class_names[:classes]):
         texts[i] += "" if name == texts[i] else f": {name}"
     return [*zip(texts, range(classes), strict=True), ("no class", classes)]
 

@@ -1,0 +1,71 @@
+"""`--adapter`: its text, the lines that refuse it, and images of an adapted model."""
+
+import argparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import adapters, masked
+from helpers.commands import run
+from var_jax import Pipeline
+from var_jax.cli.adapters import parse
+from var_jax.io import pictures
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The directory of a tiny model of masked prediction."""
+    directory = tmp_path_factory.mktemp("base") / "model"
+    masked.pipeline().save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def mug(tmp_path_factory):
+    """An adapter of that model with a new class."""
+    directory = tmp_path_factory.mktemp("adapter") / "mug"
+    return adapters.random_adapter(directory, masked.pipeline(), 0, classes="mug")
+
+
+def test_parse_reads_directories_and_weights(tmp_path, monkeypatch):
+    """W may be left out and may be negative; a directory whose name ends like a weight is taken
+    whole, and what is no number is named."""
+    monkeypatch.chdir(tmp_path)
+    assert parse("runs/mug") == ("runs/mug", 1.0)
+    assert parse("runs/mug=-0.5") == ("runs/mug", -0.5)
+    (tmp_path / "lr=0.1").mkdir()
+    assert parse("lr=0.1") == ("lr=0.1", 1.0)
+    assert parse("lr=0.1=2") == ("lr=0.1", 2.0)
+    assert parse("gs://bucket/lr=a/mug") == ("gs://bucket/lr=a/mug", 1.0)
+    for text in ("runs/mug=much", "=0.5"):
+        with pytest.raises(argparse.ArgumentTypeError, match=text):
+            parse(text)
+
+
+def test_sample_refuses_adapters_in_one_line(base, mug, model_dir, tmp_path, refused):
+    """A weight that is no finite number, a directory without an adapter, an adapter of another
+    model, and an adapter in place of a model."""
+    out = ("--labels", "3", "--out", "{out}")
+    assert "'much'" in refused("sample", "--model", base, "--adapter", f"{mug}=much", *out)
+    assert "finite" in refused("sample", "--model", base, "--adapter", f"{mug}=nan", *out)
+    assert f"no adapter in {base}" in refused("sample", "--model", base, "--adapter", base, *out)
+    assert "is of the base" in refused("sample", "--model", model_dir, "--adapter", mug, *out)
+    assert f"--adapter {mug}" in refused("sample", "--model", mug, *out)
+    unknown = ("--labels", "cup", "--out", "{out}")
+    assert "'cup'" in refused("sample", "--model", base, "--adapter", mug, *unknown)
+    samples = ("evaluate", "--samples", "x.npz", "--reference", "y.npz", "--adapter", mug)
+    assert "--adapter is given with --samples" in refused(*samples)
+
+
+def test_sample_draws_a_new_class_by_its_name(base, mug, tmp_path, capsys):
+    """The command's image is that of the adapted model, in Python by the same name."""
+    image = tmp_path / "mug.png"
+    weighted = f"{mug}=0.5"
+    flags = ("--adapter", weighted, "--labels", "mug", "--cfg", "0", "--steps", "2")
+    printed = run(capsys, "sample", "--model", base, *flags, "--out", image)
+    assert "10 mug" in printed
+    model = Pipeline.from_pretrained(base).with_adapter(mug, 0.5)
+    expected = model.sample(["mug"], cfg=0, steps=2, as_uint8=True)
+    grid = pictures.grid(expected, columns=1, titles=["mug"])
+    np.testing.assert_array_equal(np.asarray(Image.open(image)), np.asarray(grid))
