@@ -19,6 +19,7 @@ from var_jax.train.loop import train
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
+    ("adapters", ("lora", "class_rows")),
     ("ablation", ("tokenizer", "tokenizer_next_token", "next_token", "next_scale", "qk_norm_d6")),
     ("digits", ("tokenizer", "tokenizer_map", "d2", "next_token", "masked", "diffusion")),
     ("emoji", ("tokenizer", "d4")),
@@ -59,6 +60,11 @@ OTHER_STAGE = [
     ("transformer", "loss.vq", 2.0),
     ("tokenizer", "loss.label_smoothing", 0.1),
     ("tokenizer", "tokenizer_dir", "runs/other"),
+    ("tokenizer", "adapter.rank", 4),
+    ("transformer", "adapter.base", "runs/other"),
+    ("adapter", "tokenizer_dir", "runs/other"),
+    ("adapter", "init_from", "runs/other"),
+    ("adapter", "loss.perceptual", 1.0),
 ]
 
 

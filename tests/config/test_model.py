@@ -204,6 +204,14 @@ def test_config_files_are_runs_of_both_stages(file):
     if hasattr(module, "RUNGS"):  # whose tokenizers are two: compared with its neighbors elsewhere
         assert all(name in module.__doc__ for name in module.RUNGS)
         return
+    if hasattr(module, "KINDS"):  # of adapters, whose model is there already
+        for kind in module.KINDS:
+            run = from_config_dict(module.get_config(kind))
+            assert (run.stage, run.adapter.kind) == ("adapter", kind)
+        assert f"configs/{file.name}" in module.__doc__
+        with pytest.raises(UserError, match=module.KINDS[0]):
+            module.get_config("tokenizer")
+        return
     if hasattr(module, "ARGUMENTS"):
         _assert_named_runs_of_both_stages(file, module)
         return
