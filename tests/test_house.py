@@ -4,7 +4,7 @@ field's words as names, and functions whose arguments say what they are."""
 import ast
 import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -130,6 +130,15 @@ def named_by_article(file: File) -> list[str]:
     ]
 
 
+def undocumented_tests(file: File) -> list[str]:
+    """A test says which property holds, for those who see it fail."""
+    return [
+        f"{file.path}:{function.lineno} {function.name}"
+        for function in file.functions()
+        if function.name.startswith("test_") and ast.get_docstring(function) is None
+    ]
+
+
 def _is_stage(node: ast.AST) -> bool:
     """Whether an expression is a run's stage, or the section that an objective trains."""
     if isinstance(node, ast.Name):
@@ -231,7 +240,7 @@ def test_package_keeps_the_rule(rule):
 
 @pytest.mark.parametrize(
     "rule",
-    [too_long, too_wide, names_of_before, named_by_article],
+    [too_long, too_wide, names_of_before, named_by_article, undocumented_tests],
     ids=lambda rule: rule.__name__,
 )
 @pytest.mark.parametrize("top", ["tests", "launch", "configs"])
@@ -256,6 +265,30 @@ def test_package_has_one_file_of_a_name():
     assert {name: places for name, places in paths.items() if len(places) > 1} == {}
 
 
+def constants_with_two_homes(files: Iterable[File]) -> list[str]:
+    """Constants with one name and one value in several files; aliases are none."""
+    places = collections.defaultdict(list)
+    for file in files:
+        for node in file.tree.body:
+            if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+                continue
+            name = node.targets[0].id
+            is_alias = isinstance(node.value, ast.Name | ast.Attribute)
+            if name.isupper() and not is_alias:
+                places[name, ast.unparse(node.value)].append(str(file.path))
+    return [f"{name} in {', '.join(homes)}" for (name, _), homes in places.items() if homes[1:]]
+
+
+def test_package_has_one_home_of_a_constant():
+    """A value that is changed in one of two places would leave the other behind: no two files of
+    the package define one name with one value, which the check does find in two sources."""
+    assert constants_with_two_homes(sources("var_jax")) == []
+    twins = [File(Path(f"var_jax/ops/{name}.py"), "CODE = 75\nSIZE = 1") for name in "ab"]
+    others = [File(Path("var_jax/ops/c.py"), "CODE = 2\nSIZE = a.SIZE")]
+    assert constants_with_two_homes(others + twins[:1]) == []
+    assert [line.split()[0] for line in constants_with_two_homes(twins)] == ["CODE", "SIZE"]
+
+
 @pytest.mark.parametrize(
     ("rule", "text"),
     [
@@ -278,6 +311,7 @@ def test_package_has_one_file_of_a_name():
         (switches_on_stage, "def __post_init__(self):\n    x = self.stage == 'tokenizer'"),
         (names_an_objective, "from var_jax.objectives.next_scale import NextScale"),
         (named_by_article, "def test_the_loss(): ..."),
+        (undocumented_tests, "def test_loss_is_finite():\n    assert loss < inf"),
     ],
 )
 def test_rule_names_a_place_that_breaks_it(rule, text):
@@ -307,6 +341,8 @@ def test_switch_on_stage_is_allowed_in_validation_alone():
         (switches_on_stage, "x = seconds[config.stage] if 'stage' in run else f'{config.stage}'"),
         (names_an_objective, "from var_jax.objectives.base import Objective"),
         (named_by_article, "def test_loss_is_finite(): ..."),
+        (undocumented_tests, "def test_loss_is_finite():\n    'It has no overflow.'"),
+        (undocumented_tests, "def loss_of(x):\n    return x"),
     ],
 )
 def test_rule_allows_what_it_should(rule, text):

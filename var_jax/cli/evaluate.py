@@ -362,7 +362,7 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     )
     report = reconstruction.evaluate(model, reference, network, distance, cache=args.cache)
     if place is not None:
-        first = next(reference.read(reconstruction.PICTURED)).images
+        first = next(reference.read(reconstruction.PICTURED_IMAGES)).images
         pictures.save_png(place, reconstruction.picture(model, first))
     if seen := training_overlap.warning(args.model, args.reference, args.source_dir):
         report["warnings"].append(seen)

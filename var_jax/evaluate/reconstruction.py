@@ -24,7 +24,7 @@ from var_jax.pretrained.perceptual import Perceptual
 
 SSIM_WINDOW = 11
 SSIM = "SSIM, Gaussian window of 11 pixels (sigma 1.5), range 1, mean of channels and images"
-PICTURED = 8
+PICTURED_IMAGES = 8
 PAIRED = (
     "each image is paired with its reconstruction: resampling one side alone would tell another "
     "noise"

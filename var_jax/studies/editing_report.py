@@ -14,7 +14,6 @@ from var_jax.studies.regions import ANOTHER, TASKS
 if TYPE_CHECKING:
     from var_jax.studies.editing import Editor
 
-PICTURED = 8
 HIDDEN = 127  # level of the region in pictures
 NOTES = (
     "The edited images are drawn from the reference by the seed, and compared with the others of "
@@ -97,15 +96,15 @@ def picture(editor: Editor, keep_scales: int) -> Image.Image:
     titles = ["original", "masked", "model", "other seed", "mean", "nearest"]
     blocks = []
     for task in TASKS:
-        images = editor.held_out.images[:PICTURED]
+        images = editor.held_out.images[: study.PICTURED]
         keep = editor.region(task).pixels[..., None]
         columns = [
             images,
             np.where(keep, images, np.uint8(HIDDEN)),
-            editor.fill(task, keep_scales, seed=editor.seed, count=PICTURED),
-            editor.fill(task, keep_scales, seed=editor.seed ^ 1, count=PICTURED),
-            editor.fill(task, "mean", count=PICTURED),
-            editor.fill(task, "nearest", count=PICTURED),
+            editor.fill(task, keep_scales, seed=editor.seed, count=study.PICTURED),
+            editor.fill(task, keep_scales, seed=editor.seed ^ 1, count=study.PICTURED),
+            editor.fill(task, "mean", count=study.PICTURED),
+            editor.fill(task, "nearest", count=study.PICTURED),
         ]
         blocks.append(pictures.strip(list(np.stack(columns, axis=1)), titles))
     return pictures.titled_blocks(blocks, TASKS, columns=2)

@@ -26,6 +26,7 @@ from var_jax.io import atomic
 from var_jax.io.json import read_object
 
 ROWS_FORMAT = 1
+PICTURED = 8  # images in the picture of a study
 
 
 def command(

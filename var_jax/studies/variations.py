@@ -36,7 +36,6 @@ from var_jax.studies.held_out import HeldOut, Labeled
 
 Pixels = UInt8[np.ndarray, "n H W c"]
 TRUTH, ENLARGED, RECONSTRUCTED = "truth", "enlarged", "enlarged, reconstructed"
-PICTURED = 8
 NOTES = (
     "Images are drawn from the reference by the seed, and compared with the others of it; 'truth' "
     "is the images themselves. off: mean absolute difference from the image, in levels of 0 to "
@@ -157,7 +156,7 @@ def picture(continuer: Continuer) -> Image.Image:
     titles = {TRUTH: "original", ENLARGED: "enlarged"}
     for name, (source, keep_scales) in continuer.rows.items():
         titles[name] = f"{'finer' if source == ENLARGED else 'varied'}, {keep_scales}"
-    columns = [continuer.images(name, PICTURED) for name in titles]
+    columns = [continuer.images(name, study.PICTURED) for name in titles]
     return pictures.strip(list(np.stack(columns, axis=1)), list(titles.values()))
 
 
