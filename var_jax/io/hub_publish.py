@@ -68,8 +68,8 @@ def publish(
         figures = None
         if figures_from is not None:
             figures = model_card.read_figures(epath.Path(figures_from))
-            grid = epath.Path(figures_from) / model_card.GRID
-            if grid.exists():
+            grid = model_card.find_grid(epath.Path(figures_from))
+            if grid is not None and config.transformer:
                 (folder / model_card.GRID).write_bytes(grid.read_bytes())
         card = model_card.text(
             repository,

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from var_jax.config.model import ModelConfig
+from var_jax.io import run_records
 from var_jax.io.hub_library import library
 from var_jax.io.json import read_object_if_exists
 
 LIBRARY = "var_jax"
 TAGS = ("jax", "flax", "image-generation", "visual-autoregressive-modeling")
-GRID, REPORT, RECORDS = "samples.png", "report.json", "metrics.jsonl"
+GRID, REPORT = "samples.png", "report.json"
 
 
 class Figures(NamedTuple):
@@ -94,17 +95,27 @@ def read_figures(directory: epath.Path) -> Figures | None:
     if report := read_object_if_exists(directory / REPORT):
         source = f"All numbers of `{REPORT}` in the model's directory, which var_jax wrote"
         return Figures(list(_numbers(report)), source)
-    records = directory / RECORDS
-    lines = records.read_text().splitlines() if records.exists() else []
+    try:
+        lines = run_records.read_lines(directory)
+    except OSError:  # no run
+        lines = []
     for line in reversed(lines):
         try:
             record = json.loads(line)
         except ValueError:  # a line that a crash cut off
             continue
         if isinstance(record, dict) and record.get("split") == "val":
-            source = f"The last evaluation in `{RECORDS}` of the training run, on held-out images"
+            source = f"The run's last evaluation on held-out images, from its `{run_records.FILE}`"
             return Figures(list(_numbers(record)), source)
     return None
+
+
+def find_grid(directory: epath.Path) -> epath.Path | None:
+    """Returns a model's grid of samples: the quickstart's, or a run's newest; None without one."""
+    if (directory / GRID).exists():
+        return directory / GRID
+    grids = (directory / "samples").glob("step_*.png")
+    return max(grids, key=lambda path: path.name, default=None)
 
 
 def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
