@@ -124,4 +124,4 @@ def test_train_help_points_to_config(capsys):
     """The help of `train` does not list the config's keys, and names the command that does."""
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "var-jax config FILE.py" in " ".join(capsys.readouterr().out.split())
+    assert "var-jax config FILE[:ARG]" in " ".join(capsys.readouterr().out.split())
