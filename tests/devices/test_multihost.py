@@ -10,6 +10,7 @@ import pytest
 
 from helpers import processes, small
 from var_jax.devices import multihost, process_group
+from var_jax.errors import UserError
 
 STEPS = 24
 START = 400  # seconds: imports and compilation of several processes at once, on a busy machine
@@ -198,3 +199,28 @@ def test_processes_on_host_leaves_out_other_hosts(monkeypatch):
         multihost, "gather_texts", lambda text: ["other", text, text, "other", text]
     )
     assert multihost.processes_on_host() == 3
+
+
+@pytest.mark.parametrize("text", ["", "no such file"])
+def test_run_on_all_raises_an_error_whatever_its_text(monkeypatch, text):
+    """A UserError ends the work on the process that raised it, and the others get a text that is
+    not empty, because the empty text stands for success."""
+    sent = []
+
+    def gather(message: str) -> list[str]:
+        sent.append(message)
+        return ["", message]
+
+    def work():
+        raise UserError(text)
+
+    monkeypatch.setattr(multihost, "is_multiprocess", lambda: True)
+    monkeypatch.setattr(multihost, "gather_texts", gather)
+    with pytest.raises(UserError):
+        multihost.run_on_all(work)
+    assert sent == [text or "UserError"]
+    monkeypatch.setattr(multihost, "gather_texts", lambda message: [message, sent[0]])
+    with pytest.raises(UserError, match="process 1"):
+        multihost.run_on_all(lambda: 1)
+    monkeypatch.setattr(multihost, "gather_texts", lambda message: [message, ""])
+    assert multihost.run_on_all(lambda: 1) == 1

@@ -82,14 +82,15 @@ def test_moments_merge_batches():
     )
 
 
-def test_frechet_deviation_is_that_of_new_samples():
-    """The bootstrap's deviation agrees with that over 300 sets of new samples within 15 %."""
+def test_frechet_standard_error_is_that_of_new_samples():
+    """The bootstrap's standard error agrees, within 15 %, with the standard deviation of the
+    distance over 300 sets of new samples."""
     random = np.random.default_rng(4)
     reference = Frechet(gaussian([0, 0, 0], np.eye(3)))
     draw = lambda: random.standard_normal((400, 3)) * [1, 2, 1] + [0.5, 0, 0]  # noqa: E731
     distances = [reference.distance(moments(draw())) for _ in range(300)]
-    deviations = [reference.deviation(draw(), 100, seed) for seed in range(5)]
-    assert np.mean(deviations) == pytest.approx(np.std(distances), rel=0.15)
+    errors = [reference.standard_error(draw(), 100, seed) for seed in range(5)]
+    assert np.mean(errors) == pytest.approx(np.std(distances), rel=0.15)
 
 
 def test_frechet_distance_is_never_below_zero():

@@ -35,7 +35,7 @@ def test_classifier_score_shuffles_classes_in_order():
     assert scores.classifier_score(sure, seed=0, resamples=0)["value"] > 9
 
 
-def naive_mmd(x, y) -> float:
+def naive_squared_mmd(x, y) -> float:
     kernel = lambda a, b: (a @ b / len(a) + 1) ** 3  # noqa: E731
     n = len(x)
     within = [
@@ -49,13 +49,13 @@ def test_kernel_distance_equals_its_formula():
     draws."""
     random = np.random.default_rng(1)
     x, y = random.standard_normal((12, 4)), random.standard_normal((12, 4)) + 0.5
-    assert scores.mmd(x, y) == pytest.approx(naive_mmd(x, y))
+    assert scores.squared_mmd(x, y) == pytest.approx(naive_squared_mmd(x, y))
     assert scores.kernel_distance(x, y[:11], seed=0)["subset"] == 5
     result = scores.kernel_distance(x, y, seed=3, subset=6, subsets=4)
     draw, values = np.random.default_rng(3), []
     for _ in range(4):
         a, b = draw.permutation(12)[:6], draw.permutation(12)[:6]
-        values.append(naive_mmd(x[a], y[b]))
+        values.append(naive_squared_mmd(x[a], y[b]))
     assert result["value"] == pytest.approx(np.mean(values)) and result["std"] == pytest.approx(
         np.std(values)
     )
@@ -69,7 +69,7 @@ def test_kernel_distance_is_unbiased_and_its_interval_that_of_drawing_again(subs
     same, difference, within = [], [], []
     for seed in range(200):
         x, y, z = random.standard_normal((3, 100, 3))
-        same.append(scores.mmd(x, y))
+        same.append(scores.squared_mmd(x, y))
         result = scores.kernel_distance(x, z + 0.7, seed=seed, subset=subset, subsets=20)
         difference.append(result["value"])
         within.append((result["ci95"][1] - result["ci95"][0]) / 2 / 1.96)
@@ -113,8 +113,7 @@ def test_kernel_distance_of_gaussians_in_closed_form():
     )
     result = scores.kernel_distance(x, y, seed=0)
     assert (
-        abs(result["value"] - exact)
-        < 3 * (result["ci95"][1] - result["ci95"][0]) / 2 / scores.NORMAL
+        abs(result["value"] - exact) < 3 * (result["ci95"][1] - result["ci95"][0]) / 2 / scores.Z_95
     )
 
 
@@ -172,8 +171,8 @@ def test_density_and_coverage_by_their_definition():
     assert result["density"]["value"] == pytest.approx(inside.sum() / 40 / 5)
     assert result["coverage"]["value"] == inside.any(axis=0).mean()
     low, high = result["density"]["ci95"]
-    deviation = np.std(inside.sum(axis=1) / 5, ddof=1) / np.sqrt(40)
-    assert (high - low) / 2 == pytest.approx(scores.NORMAL * deviation)
+    standard_error = np.std(inside.sum(axis=1) / 5, ddof=1) / np.sqrt(40)
+    assert (high - low) / 2 == pytest.approx(scores.Z_95 * standard_error)
     for samples, density, coverage in ((y, 1, 1), (y + 100, 0, 0)):
         result = scores.density_coverage(samples, y)
         assert result["density"]["value"] == pytest.approx(density)
@@ -191,7 +190,7 @@ def test_share_and_mean_interval_equal_their_formulas():
         assert abs(end - 0.3) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / 50))
     assert scores.share(np.zeros(10, bool))["ci95"][0] == 0
     assert scores.share(np.ones(10, bool))["ci95"][1] == 1
-    result = scores.mean_interval(np.array([1.0, 2.0, 3.0, 6.0]))
+    result = scores.mean_with_interval(np.array([1.0, 2.0, 3.0, 6.0]))
     half = 1.96 * np.std([1, 2, 3, 6], ddof=1) / 2
     assert result["value"] == 3 and result["ci95"] == pytest.approx([3 - half, 3 + half])
-    assert scores.mean_interval(np.array([2.0])) == {"value": 2, "ci95": None}
+    assert scores.mean_with_interval(np.array([2.0])) == {"value": 2, "ci95": None}

@@ -1,4 +1,4 @@
-"""The splash kernel's tiles, masks and sharding, interpreted on the CPU."""
+"""The splash kernel's blocks, masks and sharding, interpreted on the CPU."""
 
 import jax
 import numpy as np
@@ -8,7 +8,7 @@ from jax.sharding import AxisType
 from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.ops import attention, attention_splash, masks
 
-SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block has a tile to skip
+SCALES = Scales.parse("1,8,12")  # two blocks of keys, so that queries have one to skip
 
 
 @pytest.mark.parametrize(
@@ -21,10 +21,10 @@ SCALES = Scales.parse("1,8,12")  # two tiles of keys, so that one query block ha
         (Scales.parse(SCALES_512).total, (2304, 384)),
     ],
 )
-def test_tiles_divide_the_padded_length(total, expected):
-    """The padded length and the tile are those worked out by hand, at the edges of a tile of 128
+def test_blocks_divide_the_padded_length(total, expected):
+    """The padded length and the block are those worked out by hand, at the edges of a block of 128
     and at the two published resolutions."""
-    assert attention_splash.tiling(total) == expected
+    assert attention_splash.blocking(total) == expected
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "markov", "block_diagonal"])
@@ -40,10 +40,10 @@ def test_splash_mask_is_the_dense_one_with_padding(mask):
 
 
 @pytest.mark.parametrize("mask", ["block_causal", "block_diagonal"])
-def test_several_tiles_equal_the_dense_mask(monkeypatch, mask):
-    """With tiles of 128, which are smaller than the sequence, values and gradients are those of
+def test_several_blocks_equal_the_dense_mask(monkeypatch, mask):
+    """With blocks of 128, which are smaller than the sequence, values and gradients are those of
     dense attention."""
-    monkeypatch.setattr(attention_splash, "LARGEST_TILE", 128)
+    monkeypatch.setattr(attention_splash, "LARGEST_BLOCK", 128)
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, SCALES.total, 1, 8))
 
     def actual(q, k, v):

@@ -67,13 +67,15 @@ def require_same(
 
 
 def run_on_all(work: Callable[[], Result]) -> Result:
-    """Returns the result of work that every process does, and ends all processes if one fails.
+    """Runs `work` on every process and returns this process's own result.
 
-    Use it for work in which no process waits for another, such as reading files: without it the
-    others would continue, and wait in vain for the one that failed.
+    A UserError on any process is raised on all of them. Use it for work in which no process waits
+    for another, such as reading files: without it the others would continue, and wait in vain for
+    the one that failed. No other exception is exchanged; the process that has one leaves the
+    group, and the others end when they notice its loss.
 
     Raises:
-      UserError: the work raised it on any process (on all processes).
+      UserError: `work` raised it on any process.
     """
     result, mistake = None, None
     try:
@@ -82,7 +84,9 @@ def run_on_all(work: Callable[[], Result]) -> Result:
         if not is_multiprocess():
             raise
         mistake = error
-    texts = gather_texts(str(mistake or "")[:MAX_TEXT_LENGTH])
+    # Only success is the empty text, whatever the error says.
+    message = "" if mistake is None else str(mistake) or type(mistake).__name__
+    texts = gather_texts(message[:MAX_TEXT_LENGTH])
     failed = [i for i, text in enumerate(texts) if text]
     if failed:
         if mistake is not None:

@@ -118,7 +118,7 @@ def _distance(
     value = frechet.distance(moments)
     ci95 = None
     if resamples:
-        ci95 = scores.interval(value, frechet.deviation(rows, resamples, seed), low=0)
+        ci95 = scores.interval(value, frechet.standard_error(rows, resamples, seed), low=0)
     return {"value": value, "ci95": ci95}
 
 

@@ -105,16 +105,15 @@ class Frechet:
         distance -= 2 * mixed
         return float(np.maximum(distance, 0))  # equal sets come out a rounding error below zero
 
-    def deviation(self, rows: Float[np.ndarray, "n d"], resamples: int, seed: int) -> float:
-        """Returns the standard deviation of the distance over bootstrap resamples of the rows.
+    def standard_error(self, rows: Float[np.ndarray, "n d"], resamples: int, seed: int) -> float:
+        """Returns the bootstrap standard error of the distance of these rows.
 
-        The reference stays fixed.
+        It is the standard deviation over resamples of the rows; the reference stays fixed.
         """
-        random, distances = np.random.default_rng(seed), []
+        rng, distances = np.random.default_rng(seed), []
         for _ in range(resamples):
-            weights = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(
-                np.float64
-            )
+            counts = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
+            weights = counts.astype(np.float64)
             distances.append(self.distance(moments(rows, weights)))
         return float(np.std(distances, ddof=1))
 

@@ -98,7 +98,7 @@ def evaluate(
         titles["perceptual"] = f"perceptual distance, {perceptual.name}"
     for name, title in titles.items():
         if name in each:
-            metrics[name] = {"name": title, **scores.mean_interval(each[name])}
+            metrics[name] = {"name": title, **scores.mean_with_interval(each[name])}
     metrics["frechet_distance"] = {
         "name": network.distance,
         "value": Frechet(real.moments).distance(reconstructed.moments),
@@ -146,12 +146,12 @@ def _psnr(mse: Float[np.ndarray, " n"]) -> dict[str, Any]:
     The latter, of the mean squared error, is the lower one.
     """
     each = -10 * np.log10(np.maximum(mse, PEAK_MSE))
-    pooled = scores.mean_interval(mse)
+    pooled = scores.mean_with_interval(mse)
     ends = pooled["ci95"] and [
         float(-10 * np.log10(max(end, PEAK_MSE))) for end in reversed(pooled["ci95"])
     ]
     return {
-        "psnr": {"name": "PSNR, mean over images, dB", **scores.mean_interval(each)},
+        "psnr": {"name": "PSNR, mean over images, dB", **scores.mean_with_interval(each)},
         "psnr_of_mean_mse": {
             "name": "PSNR of the squared error's mean over all images, dB",
             "value": float(-10 * np.log10(max(pooled["value"], PEAK_MSE))),

@@ -107,7 +107,7 @@ def evaluate(
 
 
 def require_resamples(resamples: int):
-    """Raises UserError for a number of resamples that gives no deviation."""
+    """Raises UserError for a number of resamples that gives no standard error."""
     require(
         resamples == 0 or resamples >= 2,
         "--resamples",
@@ -201,8 +201,8 @@ class Distance:
         value = self.value(stats.moments)
         ci95 = None
         if self._resamples:
-            deviation = self._reference.deviation(stats.rows, self._resamples, self._seed)
-            ci95 = scores.interval(value, deviation, low=0)
+            error = self._reference.standard_error(stats.rows, self._resamples, self._seed)
+            ci95 = scores.interval(value, error, low=0)
         counts = [stats.moments.count, self.real.moments.count]
         return {"value": value, "counts": counts, "ci95": ci95}
 

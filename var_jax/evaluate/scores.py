@@ -11,21 +11,26 @@ NEIGHBORS = 3
 DENSITY_NEIGHBORS = 5
 KID_SUBSET, KID_SUBSETS = 1000, 50
 SPLITS = 10
-NORMAL = 1.96  # standard deviations on either side of a normal distribution's central 95 %
+Z_95 = 1.96  # standard deviations on either side of a normal distribution's central 95 %
 
 
 def interval(
-    value: float, deviation: float, low: float = -np.inf, high: float = np.inf
+    value: float, standard_error: float, low: float = -np.inf, high: float = np.inf
 ) -> list[float]:
-    """Returns the 95 % interval of a normal distribution around a value, cut at the bounds."""
-    return [float(np.clip(value + sign * NORMAL * deviation, low, high)) for sign in (-1, 1)]
+    """Returns the normal 95 % interval of an estimate, cut at the bounds."""
+    return [float(np.clip(value + sign * Z_95 * standard_error, low, high)) for sign in (-1, 1)]
 
 
-def mean_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """Returns the mean of independent values, and its interval (None for a single value)."""
-    mean = float(np.mean(values))
-    deviation = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-    return {"value": mean, "ci95": None if deviation is None else interval(mean, deviation)}
+def mean_with_interval(values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """Returns {"value": mean, "ci95": interval} of independent values.
+
+    The interval is the normal 95 % interval of the mean, and None for a single value.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return {"value": mean, "ci95": None}
+    standard_error = np.std(values, ddof=1) / np.sqrt(count)
+    return {"value": mean, "ci95": interval(mean, standard_error)}
 
 
 def classifier_score(
@@ -46,10 +51,10 @@ def classifier_score(
     Returns:
       "value" and "std" over splits, "splits", and "ci95" from resampling rows within splits.
     """
-    random = np.random.default_rng(seed)
-    shuffled = log_probs[random.permutation(len(log_probs))].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    shuffled = log_probs[rng.permutation(len(log_probs))].astype(np.float64)
     parts = np.array_split(shuffled, min(splits, len(shuffled)))
-    return _score_of_splits(parts, random, resamples)
+    return _score_of_splits(parts, rng, resamples)
 
 
 def consecutive_classifier_score(
@@ -73,31 +78,31 @@ def consecutive_classifier_score(
 
 
 def _score_of_splits(
-    parts: Sequence[Float[np.ndarray, "n k"]], random: np.random.Generator, resamples: int
+    parts: Sequence[Float[np.ndarray, "n k"]], rng: np.random.Generator, resamples: int
 ) -> dict[str, Any]:
     scores = [_score(part, np.ones(len(part))) for part in parts]
 
     def resampled_score(part: np.ndarray) -> float:
         n = len(part)
-        return _score(part, random.multinomial(n, np.full(n, 1 / n)))
+        return _score(part, rng.multinomial(n, np.full(n, 1 / n)))
 
     resampled = [np.mean([resampled_score(part) for part in parts]) for _ in range(resamples)]
-    deviation = float(np.std(resampled, ddof=1)) if resamples > 1 else None
+    standard_error = float(np.std(resampled, ddof=1)) if resamples > 1 else None
     value = float(np.mean(scores))
     return {
         "value": value,
         "std": float(np.std(scores)),
         "splits": len(parts),
-        "ci95": None if deviation is None else interval(value, deviation, low=1),
+        "ci95": None if standard_error is None else interval(value, standard_error, low=1),
     }
 
 
 def _score(log_probs: np.ndarray, weights: np.ndarray) -> float:
     probs = np.exp(log_probs)
-    share = weights / weights.sum()
-    marginal = share @ probs
+    row_weights = weights / weights.sum()
+    marginal = row_weights @ probs
     entropy = -np.sum(marginal * np.log(np.where(marginal > 0, marginal, 1)))
-    return float(np.exp(share @ np.sum(probs * log_probs, axis=1) + entropy))
+    return float(np.exp(row_weights @ np.sum(probs * log_probs, axis=1) + entropy))
 
 
 def kernel_distance(
@@ -111,31 +116,32 @@ def kernel_distance(
     """Returns KID, the unbiased squared MMD with the kernel (x.y / d + 1)^3.
 
     It is the mean over random subsets of both sets, each drawn without replacement and of at most
-    half the rows, and may be below zero. The interval scales a subset's deviation to all rows:
-    subsets drawn without replacement from `count` rows vary by 1/subset - 1/count where new rows
-    would vary by 1/subset, and all rows by 1/count, so the factor is the root of subset / (count -
-    subset). Source: Bińkowski et al., arXiv 1801.01401.
+    half the rows, and may be below zero. The interval is normal; its standard error is the standard
+    deviation over subsets times sqrt(subset / (count - subset)). The factor takes a subset to all
+    `count` rows and has the finite population correction: subsets share rows, so that they vary
+    less than independent ones. Source: Bińkowski et al., arXiv 1801.01401.
     """
-    random, count = np.random.default_rng(seed), min(len(x), len(y))
+    rng, count = np.random.default_rng(seed), min(len(x), len(y))
     subset = min(subset, count // 2)
     values = [
-        mmd(x[random.permutation(len(x))[:subset]], y[random.permutation(len(y))[:subset]])
+        squared_mmd(x[rng.permutation(len(x))[:subset]], y[rng.permutation(len(y))[:subset]])
         for _ in range(subsets)
     ]
     value, deviation = float(np.mean(values)), float(np.std(values))
+    standard_error = deviation * float(np.sqrt(subset / (count - subset)))
     return {
         "value": value,
         "std": deviation,
         "subset": subset,
         "subsets": len(values),
-        "ci95": interval(value, deviation * float(np.sqrt(subset / (count - subset)))),
+        "ci95": interval(value, standard_error),
     }
 
 
-def mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> float:
+def squared_mmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "n d"]) -> float:
     """Returns the unbiased estimate of the squared maximum mean discrepancy of two sets.
 
-    Both sets have the same number of rows; it is computed in float64.
+    Both sets have the same number of rows. It may be negative, and is computed in float64.
     """
     x, y, n = x.astype(np.float64), y.astype(np.float64), len(x)
 
@@ -201,7 +207,7 @@ def density_coverage(
     common = {"k": k, "counts": [len(samples), len(reference)]}
     coverage = {"value": float(is_covered.mean()), "ci95": _wilson(is_covered)}
     return {
-        "density": {**mean_interval(np.concatenate(counts) / k), **common},
+        "density": {**mean_with_interval(np.concatenate(counts) / k), **common},
         "coverage": {**coverage, **common},
     }
 

@@ -138,12 +138,16 @@ class Objective(abc.ABC, Generic[Frozen]):
         variant: Any = None,
         step: jax.Array | int = 0,
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss of a batch and its parts.
+        """Returns the mean loss of a batch, and metrics: "loss" and the loss's terms.
+
+        All are means over the batch, not sums: microbatches are averaged with equal weight.
 
         Args:
+          params: parameters of the trained model.
           frozen: the weights that `step_frozen` returns, on the devices.
-          rng: random key of dropout; None for no dropout.
-          variant: by default `last_variant`.
+          rng: random key of everything random in a step: dropout, masks, times, noise. None for a
+            deterministic loss without dropout.
+          variant: the `StepVariant` of the step; None for `last_variant`.
           step: steps done before this one.
         """
 

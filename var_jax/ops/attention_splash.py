@@ -1,10 +1,10 @@
 """Masked attention by JAX's Pallas kernel for TPUs (splash attention).
 
-It never writes the logits to memory.
+The logits stay in VMEM and are never written to HBM.
 
-The kernel skips tiles in which no token sees another and computes all others in full. At 256 px a
-tile is as large as a scale and none is empty, so that the kernel saves only memory and its traffic;
-at 512 px about a third of the tiles are empty.
+The kernel skips blocks of logits in which no token sees another and computes all others in full. At
+256 px a block (384 tokens) is larger than every scale (at most 256) and none is empty, so that the
+kernel saves only memory and its traffic; at 512 px about a third of the blocks are empty.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from var_jax.ops import masks
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-LANES = 128  # the kernel takes tiles whose sides are multiples of this
-LARGEST_TILE = 512  # float32 logits of a larger one crowd the chip's vector memory
-START_BITS = 16  # an entry of `ScaleMask.q_sequence` holds a span's start above its end
+LANES = 128  # the kernel takes blocks whose sides are multiples of this
+LARGEST_BLOCK = 512  # float32 logits of a larger one would crowd VMEM
+END_BITS = 16  # an entry of `ScaleMask.q_sequence` is a span as start << END_BITS | end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,31 +56,42 @@ class ScaleMask(splash_attention_mask.Mask):
 
     @functools.cached_property
     def q_sequence(self) -> np.ndarray:
-        """Each query's span as start << START_BITS | end, int32 (length,).
+        """Each query's span as start << END_BITS | end, int32 (length,).
 
-        The kernel hands it to `mask_function`.
+        The kernel hands its entries to `mask_function`. The base class expects positions here;
+        packed spans serve as well.
         """
         spans = [masks.visible(self.scales, self.mask, k) for k in range(len(self.scales))]
-        packed = np.array([span.start << START_BITS | span.stop for span in spans], np.int32)
+        packed = np.array([span.start << END_BITS | span.stop for span in spans], np.int32)
         padding = self.length - self.scales.total
         return np.pad(packed[self.scales.level_ids], (0, padding), mode="edge")
 
     @staticmethod
     def mask_function(spans, keys):
-        return (keys >= spans >> START_BITS) & (keys < (spans & ((1 << START_BITS) - 1)))
+        """Returns whether each query sees each key; it runs in the kernel.
+
+        Args:
+          spans: entries of `q_sequence`.
+          keys: positions of the keys.
+        """
+        return (keys >= spans >> END_BITS) & (keys < (spans & ((1 << END_BITS) - 1)))
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+        """Returns a part of the mask, by which the kernel's setup finds the empty blocks."""
         rows, columns = index
         return self.mask_function(
             self.q_sequence[rows, None], np.arange(self.length, dtype=np.int32)[None, columns]
         )
 
 
-def tiling(total: int) -> tuple[int, int]:
-    """Returns (padded length, side of a tile) for a sequence of `total` tokens."""
-    tiles = -(-total // LANES)
-    side = max(n for n in range(1, LARGEST_TILE // LANES + 1) if tiles % n == 0)
-    return tiles * LANES, side * LANES
+def blocking(total: int) -> tuple[int, int]:
+    """Returns (padded length, side of a block) for a sequence of `total` tokens.
+
+    The side is the largest up to LARGEST_BLOCK that divides the padded length.
+    """
+    groups = -(-total // LANES)  # of LANES tokens
+    side = max(n for n in range(1, LARGEST_BLOCK // LANES + 1) if groups % n == 0)
+    return groups * LANES, side * LANES
 
 
 def attend(
@@ -93,33 +104,34 @@ def attend(
     *,
     interpret: bool,
 ) -> Float[Array, "b L h d"]:
-    """Returns attention of all scales at once, each to the scales that the mask lets it see.
+    """Returns the attention of the whole sequence; each token attends to the keys `mask` shows it.
 
     Under a mesh every device computes its own images and heads, because XLA's partitioner cannot
     split the kernel.
 
     Args:
-      interpret: whether XLA operations replace the kernel, for a CPU.
+      interpret: whether to run the kernel in Pallas's interpret mode, for tests on a CPU.
     """
-    length, tile = tiling(scales.total)
+    length, block = blocking(scales.total)
     sizes = splash_attention_kernel.BlockSizes(
-        block_q=tile,
-        block_kv=tile,
-        block_q_dkv=tile,
-        block_kv_dkv=tile,
-        block_q_dq=tile,
-        block_kv_dq=tile,
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
 
     def attend_local(*qkv):
+        # Padded, and (images, heads, tokens, channels); the kernel takes one image.
         padding = ((0, 0), (0, length - scales.total), (0, 0), (0, 0))
         q, k, v = (jnp.swapaxes(jnp.pad(t, padding), 1, 2) for t in qkv)
         heads = splash_attention_mask.MultiHeadMask([ScaleMask(scales, mask, length)] * q.shape[1])
         kernel = splash_attention_kernel.make_splash_mha_single_device(
             heads, block_sizes=sizes, interpret=interpret
         )
-        values = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
-        return values[:, : scales.total]
+        out = jnp.swapaxes(jnp.asarray(jax.vmap(kernel)(q, k, v)), 1, 2)
+        return out[:, : scales.total]
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
@@ -127,4 +139,5 @@ def attend(
         attend_local = jax.shard_map(
             attend_local, in_specs=(spec,) * 3, out_specs=spec, check_vma=False
         )
+    # The kernel does not scale the logits.
     return attend_local((q * softmax_scale).astype(q.dtype), k, v)

@@ -131,13 +131,14 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
 
 
 def _kernel_share(config: TrainConfig) -> float:
-    """Returns the share of all pairs that are in the tiles which splash attention computes."""
+    """Returns the share of all pairs that are in the blocks which splash attention computes."""
     if config.transformer is None:
         return 1.0
     scales = config.transformer.scales
-    length, tile = attention_splash.tiling(scales.total)
+    length, block = attention_splash.blocking(scales.total)
     seen = attention_splash.ScaleMask(scales, config.transformer.mask, length)[:, :]
-    return float(seen.reshape(length // tile, tile, length // tile, tile).any(axis=(1, 3)).mean())
+    blocks = seen.reshape(length // block, block, length // block, block)
+    return float(blocks.any(axis=(1, 3)).mean())
 
 
 def _schedule(figures: dict[str, Any], config: TrainConfig):

@@ -135,7 +135,7 @@ class Program:
         A multiply-add counts as two.
 
         Args:
-          kernel_share: share of the pairs of a query and a key in tiles that the attention kernels
+          kernel_share: share of the pairs of a query and a key in blocks that the attention kernels
             compute.
         """
         return sum(

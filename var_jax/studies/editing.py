@@ -144,7 +144,7 @@ def masked_mae(a: np.ndarray, b: np.ndarray, mask: Bool[np.ndarray, "H W"]) -> d
     difference = np.abs(a[:, mask].astype(np.float64) - b[:, mask])
     per_image = difference.reshape(len(a), -1).mean(axis=1)
     return {
-        **scores.mean_interval(per_image),
+        **scores.mean_with_interval(per_image),
         "largest": float(difference.max()),
         "count": len(a),
     }

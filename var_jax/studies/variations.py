@@ -145,7 +145,7 @@ def _measure(rows: study.Rows, missing: Sequence[str], images: HeldOut, continue
         return {
             "frechet_distance": distance.of(study.features_of(images.network, pixels)),
             "agreement": agreement(classify, pixels.astype(np.float32) / 255, labels),
-            "off": scores.mean_interval(difference),
+            "off": scores.mean_with_interval(difference),
         }
 
     rows.fill(missing, measure)
