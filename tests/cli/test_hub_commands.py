@@ -57,7 +57,7 @@ def test_sample_without_a_network_names_the_server(hub, monkeypatch, tmp_path, c
 
 def test_download_writes_a_model_directory(hub, monkeypatch, tmp_path, capsys, refused):
     """The command names each file with its size and commit; another release is refused by its
-    name, with nothing written."""
+    name, and a place that cannot be written before anything is downloaded."""
     write_torch(tmp_path / "torch", *small.pipeline().tokenizer_alone().to_torch())
     hub.commits[releases.REPOSITORY] = [contents(tmp_path / "torch")]
     tokenizer = dataclasses.replace(small.TOKENIZER, init_codes=TokenizerConfig.init_codes)
@@ -69,6 +69,10 @@ def test_download_writes_a_model_directory(hub, monkeypatch, tmp_path, capsys, r
     assert hub.commit(releases.REPOSITORY) in printed
     assert sorted(contents(tmp_path / "model")) == ["model.json", "tokenizer.safetensors"]
     assert "did you mean 'var-small'" in refused("download", "var-smal", "--out", "{out}")
+    hub.requests.clear()
+    file = tmp_path / "model" / "model.json"
+    assert f"{file} is a file" in refused("download", "var-small", "--out", file)
+    assert hub.requests == []
 
 
 def sample_options(model, out) -> list[str]:

@@ -11,6 +11,7 @@ example:
 
 import argparse
 
+from var_jax.cli.evaluate import require_writable
 from var_jax.io import releases
 
 
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    require_writable(f"{args.out}/model.json", "the model")  # before gigabytes are downloaded
     from etils import epath
 
     from var_jax.io import model_directory

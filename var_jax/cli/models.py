@@ -2,6 +2,8 @@
 
 import argparse
 
+from var_jax.io.hub_address import is_address
+
 OPTIONS = ("model", "then", "base", "tuned")  # that commands take a model's directory by
 
 
@@ -23,7 +25,7 @@ def fetch(args: argparse.Namespace):
     args.addresses = {}
     for option in OPTIONS:
         value = getattr(args, option, None)
-        if isinstance(value, str) and value.startswith("hf://"):
+        if isinstance(value, str) and is_address(value):
             from var_jax.io import hub
 
             args.addresses[option] = value
