@@ -7,7 +7,7 @@ from jaxtyping import Bool
 
 from var_jax.config.strict import require
 from var_jax.models import networks
-from var_jax.sampling import sampler, sampler_registry, validate
+from var_jax.sampling import edit_mask, sampler, sampler_registry, validate
 from var_jax.sampling.coding_model import require_as_many
 from var_jax.sampling.image_keys import KeySource
 from var_jax.sampling.sampling_model import SamplingModel
@@ -195,7 +195,7 @@ class Pipeline(SamplingModel):
         )
         if not composite:
             return edited
-        kept_pixels = validate.kept_pixels(tokenizer, keep)[..., None]
+        kept_pixels = edit_mask.kept_pixels(tokenizer, keep)[..., None]
         return np.where(kept_pixels, (images + 1) / 2, edited)
 
     def vary(
@@ -256,7 +256,7 @@ class Pipeline(SamplingModel):
         Raises:
           UserError: the mask has another shape.
         """
-        return validate.kept_tokens(self.config.tokenizer, keep)
+        return edit_mask.kept_tokens(self.config.tokenizer, keep)
 
     def _resample(
         self,

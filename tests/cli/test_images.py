@@ -9,7 +9,7 @@ from helpers.image_bytes import png
 from var_jax.cli.images import read_image, read_mask
 from var_jax.config.train import DataConfig
 from var_jax.data import sources
-from var_jax.demo import session
+from var_jax.demo import uploads
 from var_jax.evaluate.image_sets import open_images
 
 SHAPE = small.TOKENIZER.image_shape  # (6, 8, 1)
@@ -58,7 +58,7 @@ def test_readers_give_what_a_viewer_shows(save, plain, tmp_path):
     )
     for pixels in (
         command,
-        session.read_upload(file, small.TOKENIZER),
+        uploads.read_upload(file, small.TOKENIZER),
         batch.images[0],
         split[0]["image"],
     ):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from helpers import small
-from var_jax.demo import results, session
+from var_jax.demo import results, session, uploads
 from var_jax.demo.session import Choices
 from var_jax.errors import UserError
 from var_jax.io import pictures
@@ -149,14 +149,14 @@ def test_read_upload_gives_the_models_size(image, tmp_path):
     """Uploads of every format are the pixels that `edit` reads from the same file."""
     (tmp_path / "same.png").write_bytes(encoded(image[..., 0]))
     np.testing.assert_array_equal(
-        session.read_upload(tmp_path / "same.png", small.TOKENIZER), image
+        uploads.read_upload(tmp_path / "same.png", small.TOKENIZER), image
     )
     from var_jax.cli.images import read_image
 
     color = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF"):
         (tmp_path / "large").write_bytes(encoded(color, kind))
-        uploaded = session.read_upload(tmp_path / "large", small.TOKENIZER)
+        uploaded = uploads.read_upload(tmp_path / "large", small.TOKENIZER)
         assert uploaded.shape == (6, 8, 1) and uploaded.dtype == np.uint8
         command = read_image(str(tmp_path / "large"), small.TOKENIZER)  # in [-1, 1]
         np.testing.assert_array_equal(uploaded, np.rint((command + 1) * 127.5))
@@ -191,7 +191,7 @@ def test_read_upload_refuses_bad_files(content, message, tmp_path):
     where the server keeps them."""
     (tmp_path / "upload.png").write_bytes(content)
     with pytest.raises(UserError) as output:
-        session.read_upload(tmp_path / "upload.png", small.TOKENIZER)
+        uploads.read_upload(tmp_path / "upload.png", small.TOKENIZER)
     assert (
         message in str(output.value)
         and "\n" not in str(output.value)
@@ -203,9 +203,9 @@ def test_read_upload_refuses_too_many_bytes(tmp_path):
     """An upload above the limit is refused by its number of bytes alone: the file holds no image
     that could be decoded."""
     with (tmp_path / "upload.png").open("wb") as file:
-        file.truncate(session.MAX_BYTES + 2**19)
+        file.truncate(uploads.MAX_BYTES + 2**19)
     with pytest.raises(UserError, match=r"the upload is of 20\.5 MB; it must be at most 20 MB"):
-        session.read_upload(tmp_path / "upload.png", small.TOKENIZER)
+        uploads.read_upload(tmp_path / "upload.png", small.TOKENIZER)
 
 
 # A process that serves, of a page that is none.
@@ -216,7 +216,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from var_jax.demo import page, server, session
+from var_jax.demo import page, server, session, uploads
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\\n%%BoundingBox: 0 0 10 10\\n%%EndComments\\n"
 
@@ -225,7 +225,7 @@ def saved(kind):
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(buffer, format=kind)
     return buffer.getvalue()
 
-files = {kind: saved(kind) for kind in (*session.FORMATS, "ICO", "TGA", "JPEG2000", "PCX")}
+files = {kind: saved(kind) for kind in (*uploads.FORMATS, "ICO", "TGA", "JPEG2000", "PCX")}
 files["EPS"] = EPS
 for kind, content in files.items():
     assert Image.open(io.BytesIO(content), formats=[kind]).format == kind
@@ -238,9 +238,9 @@ with mock.patch.object(page, "build", return_value=blocks), mock.patch.object(pa
         try:
             image = Image.open(io.BytesIO(content))
         except UnidentifiedImageError:
-            assert kind not in session.FORMATS, kind
+            assert kind not in uploads.FORMATS, kind
         else:
-            assert kind in session.FORMATS and image.format == kind, kind
+            assert kind in uploads.FORMATS and image.format == kind, kind
             image.load()
     for kind in ("PNG", "GIF"):
         assert saved(kind) == files[kind]

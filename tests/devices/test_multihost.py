@@ -9,7 +9,7 @@ import time
 import pytest
 
 from helpers import processes, small
-from var_jax.devices import multihost, process_group
+from var_jax.devices import lost_process, multihost
 from var_jax.errors import UserError
 
 STEPS = 24
@@ -85,7 +85,7 @@ def test_processes_stop_together_and_have_the_losses_of_one(run, directory, cach
         sent = time.monotonic()
         assert two.ended(1 - victim, 3 * PEER) == 1
         assert time.monotonic() - sent < 2 * PEER
-        assert process_group.LOST in two.output(1 - victim).splitlines()[-1]
+        assert lost_process.LOST in two.output(1 - victim).splitlines()[-1]
         assert at <= last(workdir) < STEPS
     with processes.running(run(), workdir, cache, count=2, flags=FLAGS) as two:
         resumed = processes.checkpoints(workdir)[-1]
@@ -137,7 +137,7 @@ def test_processes_end_when_one_stands_still(run, directory, cache, frozen):
         sent = time.monotonic()
         assert two.ended(1 - frozen, 5 * PEER) == 1
         assert time.monotonic() - sent < 3 * PEER
-        assert process_group.LOST in two.output(1 - frozen).splitlines()[-1]
+        assert lost_process.LOST in two.output(1 - frozen).splitlines()[-1]
 
 
 LISTS_A_CHECKPOINT_LESS = """

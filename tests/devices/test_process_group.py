@@ -6,7 +6,7 @@ import pytest
 
 from helpers import processes, small
 from var_jax.cli.main import main
-from var_jax.devices import multihost, process_group
+from var_jax.devices import lost_process, multihost, process_group
 from var_jax.errors import UserError
 
 
@@ -100,5 +100,5 @@ def test_is_lost_process_reads_the_causes_of_an_error():
             except RuntimeError as error:
                 raise UserError("cannot write the checkpoint") from error
         except UserError as error:
-            assert process_group.is_lost_process(error)
-    assert not process_group.is_lost_process(UserError("batch_size is 12"))
+            assert lost_process.is_lost_process(error)
+    assert not lost_process.is_lost_process(UserError("batch_size is 12"))

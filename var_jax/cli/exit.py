@@ -76,13 +76,13 @@ def leave_group(error: BaseException):
 
     Errors that end a single process with a stack trace do so here, too.
     """
-    from var_jax.devices import process_group
+    from var_jax.devices import lost_process
 
     code = report(error)
     if code is None:
         traceback.print_exception(error)
         code = 1
-    process_group.leave(code)
+    lost_process.leave(code)
 
 
 def without_bucket_library(error: ImportError) -> str | None:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from var_jax.cli import allocator, log, models
+from var_jax.cli import allocator, compilation_cache, log, models
 from var_jax.cli.exit import report
 from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
@@ -76,10 +76,10 @@ def _leave_compilations(code: int):
     """
     preemption = sys.modules.get("var_jax.devices.preemption")
     if preemption is not None and preemption.is_compiling():
-        from var_jax.devices import process_group
+        from var_jax.devices import lost_process
 
         sys.stdout.flush()
-        process_group.leave(code)
+        lost_process.leave(code)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -110,7 +110,7 @@ def _dispatch(argv: list[str]) -> int:
         name != "sweep"
     ):  # whose jobs inherit its environment, and keep programs where all of their hosts see them
         # Before the import: JAX reads its settings when it is imported, and some commands import it
-        _prepare_jax()
+        compilation_cache.keep_programs()
     module = importlib.import_module(f"var_jax.cli.{name}")
     parser = Parser(
         prog=f"var-jax {name}",
@@ -134,11 +134,3 @@ def _require_paths(argv: Sequence[str]):
         if text.startswith("--"):
             flag, _, text = text.partition("=")
         require_path(text, flag, on_hub=models.takes_model(flag))
-
-
-def _prepare_jax():
-    """Keeps compiled programs between commands, unless the user's JAX settings differ."""
-    cache = os.path.join(
-        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "var_jax", "xla"
-    )
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)

@@ -26,7 +26,7 @@ def fetch(args: argparse.Namespace):
     for option in OPTIONS:
         value = getattr(args, option, None)
         if isinstance(value, str) and is_address(value):
-            from var_jax.io import hub
+            from var_jax.io import hub_download
 
             args.addresses[option] = value
-            setattr(args, option, str(hub.local_directory(value)))
+            setattr(args, option, str(hub_download.local_directory(value)))

@@ -126,9 +126,9 @@ def _note_refusal(error: BaseException):
 
 def _explained(error: BaseException) -> BaseException:
     """Returns the error of one process of several, or the loss of another process as its cause."""
-    from var_jax.devices import process_group
+    from var_jax.devices import lost_process
 
-    if not process_group.is_lost_process(error):
+    if not lost_process.is_lost_process(error):
         return error
     cause = " ".join(str(error).split())[:200]
-    return RunFailed(f"{process_group.LOST} ({cause})")
+    return RunFailed(f"{lost_process.LOST} ({cause})")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from var_jax.demo import results, session
+from var_jax.demo import results, session, uploads
 from var_jax.demo.session import Choices
 from var_jax.errors import UserError
 from var_jax.io import pictures
@@ -87,7 +87,7 @@ class Handlers:
         They are the uploaded image, its magnified copy for the editor, the empty HTML of the edit
         result, and None as the edited image.
         """
-        image = session.read_upload(path, self._model.config.tokenizer)
+        image = uploads.read_upload(path, self._model.config.tokenizer)
         return image, results.magnified(image), HINT_EDIT, None
 
     def edit(

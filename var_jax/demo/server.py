@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image
 
-from var_jax.demo import page, session
+from var_jax.demo import page, uploads
 from var_jax.errors import UserError
 from var_jax.pipeline import Pipeline
 
@@ -33,8 +33,8 @@ def serving(
     import gradio as gr
 
     # Gradio itself opens images of the editor, by Pillow.
-    session.open_only_formats()
-    Image.MAX_IMAGE_PIXELS = session.MAX_PIXELS
+    uploads.open_only_formats()
+    Image.MAX_IMAGE_PIXELS = uploads.MAX_PIXELS
     warnings.simplefilter("error", Image.DecompressionBombWarning)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Gradio asks its own address whether it is up, which no proxy must answer.
@@ -53,7 +53,7 @@ def serving(
                 inbrowser=False,
                 prevent_thread_lock=True,
                 quiet=True,
-                max_file_size=session.MAX_BYTES,
+                max_file_size=uploads.MAX_BYTES,
                 css=page.CSS,
                 footer_links=[],
                 theme=page.theme(gr),

@@ -1,46 +1,19 @@
-"""Joins the processes of a run, and ends all of them when one ends.
+"""Joins the processes of a run."""
 
-JAX notices within its heartbeat timeout that another process is gone, and then aborts in C++, where
-no Python runs; its own callback for this case cannot be used from Python (jaxlib 0.10 fails to
-convert its argument). The C signal handler below therefore turns the abort into one line and an
-exit code.
-"""
-
-import ctypes
 import os
-import signal
 import socket
-import threading
 import time
 
 import jax
 
 from var_jax.config.strict import require
+from var_jax.devices import lost_process
 from var_jax.errors import UserError
 
 START_SECONDS = 300  # hosts of a slice boot, and pull images, minutes apart
 PEER_SECONDS = 60
 SHUTDOWN_SECONDS = 300
-LEAVE_SECONDS = 5
 CONNECT_PAUSE_SECONDS = 0.2
-EXIT_LOST = 1
-
-LOST = (
-    "another process of this run ended or does not answer; "
-    "start the same command again on every host, and it resumes from the last checkpoint"
-)
-# Parts of the messages about a lost process from Gloo's collectives, and from JAX's coordination
-# service and barriers.
-LOST_SIGNS = (
-    "gloo",
-    "coordination service",
-    "coordinationservice",
-    "heartbeat",
-    "barrier",
-    "socket closed",
-)
-
-_abort_handler = None  # C holds no reference of its own
 
 
 def initialize(
@@ -89,27 +62,6 @@ def initialize(
     jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
 
 
-def is_lost_process(error: BaseException) -> bool:
-    """Returns whether an error, or one of its causes, says that another process is gone."""
-    text = ""
-    while error is not None:
-        text += str(error).lower()
-        error = error.__cause__ or error.__context__
-    return any(sign in text for sign in LOST_SIGNS)
-
-
-def leave(code: int):
-    """Ends this process with an exit code after an error, without waiting for the other processes.
-
-    The usual exit waits for all others, which may be waiting for this one. Here they get
-    LEAVE_SECONDS, in which processes that fail in the same way leave in order.
-    """
-    farewell = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    farewell.start()
-    farewell.join(LEAVE_SECONDS)
-    os._exit(code)
-
-
 def _initialize_detected(timeouts: dict[str, int]):
     if os.environ.get("SLURM_NTASKS") == "1":
         return  # one-task steps of one job would all listen on the same port
@@ -130,18 +82,10 @@ def _initialize_detected(timeouts: dict[str, int]):
 
 
 def _prepare():
-    global _abort_handler
     # JAX's own listener for SIGTERM would take the place of the training loop's.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(_):
-        os.write(2, f"var-jax: {LOST}\n".encode())
-        os._exit(EXIT_LOST)
-
-    _abort_handler = on_abort
-    ctypes.CDLL(None).signal(signal.SIGABRT, on_abort)
+    lost_process.end_on_abort()
 
 
 def _check_arguments(coordinator: str | None, num_processes: int | None, process_id: int | None):

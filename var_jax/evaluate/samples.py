@@ -25,9 +25,6 @@ CI95_METHODS = {
 # Least number of images per side for KID: subsets are half of them, and an unbiased estimate needs
 # two.
 MIN_KERNEL_ROWS = 4
-# Largest number of images per side for precision and recall: the number of distances grows with the
-# square.
-MAX_NEIGHBOR_ROWS = 10_000
 
 
 def evaluate(
@@ -130,7 +127,7 @@ def precision_recall(
     network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
 ) -> dict[str, Any]:
     """Returns precision and recall, of as many samples as real images; {} if there are too few."""
-    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
+    count = min(len(generated.rows), len(real.rows), scores.MAX_NEIGHBOR_ROWS)
     if count <= scores.NEIGHBORS:
         return {}
     pair = scores.precision_recall(generated.rows[:count], real.rows[:count])
@@ -141,7 +138,7 @@ def density_coverage(
     network: FeatureNetwork, generated: FeatureStats, real: FeatureStats
 ) -> dict[str, Any]:
     """Returns density and coverage, of as many samples as real images; {} if there are too few."""
-    count = min(len(generated.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
+    count = min(len(generated.rows), len(real.rows), scores.MAX_NEIGHBOR_ROWS)
     if count <= scores.DENSITY_NEIGHBORS:
         return {}
     pair = scores.density_coverage(generated.rows[:count], real.rows[:count])

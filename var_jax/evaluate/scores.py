@@ -9,6 +9,9 @@ from scipy import stats
 
 NEIGHBORS = 3
 DENSITY_NEIGHBORS = 5
+# Largest number of images per side for precision and recall: the number of distances grows with the
+# square.
+MAX_NEIGHBOR_ROWS = 10_000
 KID_SUBSET, KID_SUBSETS = 1000, 50
 SPLITS = 10
 Z_95 = 1.96  # standard deviations on either side of a normal distribution's central 95 %

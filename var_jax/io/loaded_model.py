@@ -15,7 +15,7 @@ from var_jax.config.scales import Scales
 from var_jax.config.strict import require
 from var_jax.devices import batched
 from var_jax.errors import require_path
-from var_jax.io import hub, hub_publish, model_directory, torch_convert
+from var_jax.io import hub_download, hub_publish, model_directory, torch_convert
 from var_jax.io.hub_address import is_address
 
 
@@ -105,7 +105,7 @@ class LoadedModel:
         """
         require_path(directory, "the model directory", on_hub=True)
         if is_address(directory):
-            directory = hub.local_directory(str(directory))
+            directory = hub_download.local_directory(str(directory))
         path = epath.Path(directory)
         return cls._consume(*model_directory.load(path), model_directory.class_names(path))
 

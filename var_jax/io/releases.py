@@ -12,7 +12,7 @@ from var_jax.config.scales import SCALES_256, SCALES_512, Scales
 from var_jax.config.strict import differences, plain
 from var_jax.config.transformer_config import TransformerConfig
 from var_jax.errors import UserError, did_you_mean
-from var_jax.io import hub, torch_convert
+from var_jax.io import hub_download, torch_convert
 from var_jax.io.hub_address import Address
 
 REPOSITORY = "FoundationVision/var"
@@ -93,9 +93,9 @@ def load(name: str, revision: str = "main", dtype: DType = "float32") -> Release
     for file in (release.tokenizer_file, release.transformer_file):
         if file is None:
             continue
-        path = hub.fetch(address, file)
+        path = hub_download.fetch(address, file)
         # All further files are of the first one's commit.
-        address = dataclasses.replace(address, revision=hub.commit_of(path, address))
+        address = dataclasses.replace(address, revision=hub_download.commit_of(path, address))
         files.append(Fetched(file, path.stat().st_size, address.revision, path))
     tokenizer, *transformer = [file.path for file in files]
     config, params = torch_convert.from_torch(

@@ -27,7 +27,7 @@ from var_jax.evaluate.samples import Distance
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
-from var_jax.sampling import settings, validate
+from var_jax.sampling import edit_mask, settings, validate
 from var_jax.sampling.sampler import published_keep_scales
 from var_jax.studies import baselines, editing_report, held_out
 from var_jax.studies import rows as study
@@ -59,7 +59,7 @@ class Editor:
         """Returns the region that a task fills."""
         tokenizer = self.model.config.tokenizer
         keep = keep_mask(task, tokenizer.scales.finest)
-        return Region(keep, validate.kept_pixels(tokenizer, keep))
+        return Region(keep, edit_mask.kept_pixels(tokenizer, keep))
 
     def target_labels(self, task: str) -> Int[np.ndarray, " n"]:
         """Returns the class that each image's new content is to have."""

@@ -30,7 +30,7 @@ from var_jax.evaluate import classifier, features, scores
 from var_jax.evaluate.classifier import Classifier, pixel_classifier
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.evaluate.image_sets import ImageSet, open_images
-from var_jax.evaluate.samples import MAX_NEIGHBOR_ROWS, Distance
+from var_jax.evaluate.samples import Distance
 from var_jax.sampling import validate
 from var_jax.studies import rows as study
 from var_jax.studies import sampling_report
@@ -64,7 +64,7 @@ class Metrics(NamedTuple):
           is_right: whether the classifier finds each image's label.
         """
         real = self.distance.real
-        count = min(len(stats.rows), len(real.rows), MAX_NEIGHBOR_ROWS)
+        count = min(len(stats.rows), len(real.rows), scores.MAX_NEIGHBOR_ROWS)
         require(
             count > scores.NEIGHBORS,
             "the number of images",

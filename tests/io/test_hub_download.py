@@ -14,8 +14,8 @@ from var_jax import Pipeline
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.errors import RunFailed, UserError
 from var_jax.io import releases
-from var_jax.io.hub import local_directory
 from var_jax.io.hub_address import Address
+from var_jax.io.hub_download import local_directory
 from var_jax.io.hub_library import library
 from var_jax.io.torch_convert import write_torch
 
