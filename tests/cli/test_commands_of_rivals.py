@@ -159,7 +159,7 @@ def test_run_of_every_objective_from_quickstart_to_its_evaluation(
     run(capsys, "evaluate", "--model", work, *reference, "--json", report)
     assert "psnr" in json.loads(report.read_text())["metrics"]
     assert "2/2" in run(capsys, "status", work / "transformer-run")
-    rows = sweep_runs.records(epath.Path(work), [], [])
+    rows = sweep_runs.read_rows(epath.Path(work), [], [])
     (row,) = (row for row in rows if row["run"] == "transformer-run")
     assert all(row[name] > 0 for name in ("params", "tokens", "compute", "loss"))
 

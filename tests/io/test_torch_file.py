@@ -148,7 +148,7 @@ def test_read_tensors_refuses_other_globals_of_a_pickle_by_name(tmp_path, name):
         (writer.text("no tensor"), "no tensors"),
         (b"}q\x00" + writer.text("itself") + b"h\x00s", "hold each other"),
         (b"B\xff\xff\xff\x7f", "damaged"),
-        (writer.text("storage") + b"Q", "no storage"),
+        (writer.text("storage") + b"Q", "not a storage"),
     ],
 )
 def test_read_tensors_refuses_a_pickle_that_declares_what_is_not_there(tmp_path, opcodes, reason):

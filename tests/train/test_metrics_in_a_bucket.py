@@ -78,7 +78,7 @@ def test_fit_reads_metrics_in_parts(bucket, by_hand):  # noqa: F811
     meta = {"params": {"total": 7, "body": 5}, "tokens_per_step": 2, "flops_per_step": 3}
     (run / "meta.json").write_text(json.dumps(meta))
     dropped, notes = [], []
-    rows = sweep_runs.records(bucket, dropped, notes)
+    rows = sweep_runs.read_rows(bucket, dropped, notes)
     assert len(run_records.parts(run)) == 2 and not (run / "metrics.jsonl").exists()
     assert [(row["run"], row["tokens"], row["loss"]) for row in rows] == [
         ("a1", 20, 0.3),

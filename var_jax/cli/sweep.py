@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     engine = backend.make(args.backend, {key: value for key, _, value in options})
     resolve = functools.cache(lambda flags: read_config(args.config, flags))
     planned = plan.expand(_family(args.config), resolve, args.workdir, args.overrides)
-    jobs = engine.jobs if args.jobs is None else args.jobs
+    jobs = engine.max_live_runs if args.jobs is None else args.jobs
     sweep = driver.Sweep(
         planned, args.config, args.workdir, args.backend, engine, jobs, args.max_restarts
     )

@@ -86,8 +86,11 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
 
-class Refused(Exception):
-    """The reason why a file is unreadable; it becomes a UserError that names the file."""
+class _UnreadableError(Exception):
+    """Raised where a file cannot be read as weights.
+
+    `_explained` makes it a UserError with the file's name.
+    """
 
 
 def read_tensors(path: str | os.PathLike) -> Tensors:
@@ -114,27 +117,29 @@ def read_tensors(path: str | os.PathLike) -> Tensors:
 
 
 def _require_format(path: str):
-    """Raises Refused if a file's format is not the one that its name says."""
+    """Raises an error if a file's format is not the one that its name says."""
     with epath.Path(path).open("rb") as file:
         start, name = file.read(10), path.lower()
     if name.endswith(".safetensors") and start.startswith(b"PK"):
-        raise Refused("a zip file, as PyTorch and numpy write; name it .pth or .npz, as what it is")
+        raise _UnreadableError(
+            "a zip file, as PyTorch and numpy write; name it .pth or .npz, as what it is"
+        )
     # Eight bytes of the header's length, and JSON.
     if not name.endswith(".safetensors") and start[8:10] == b'{"' and not start.startswith(b"PK"):
-        raise Refused("a safetensors file; name it .safetensors")
+        raise _UnreadableError("a safetensors file; name it .safetensors")
 
 
 @contextlib.contextmanager
 def _explained(path: str):
     try:
         yield
-    except Refused as error:
+    except _UnreadableError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file") from error
     except DAMAGE as error:
         detail = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged, or no checkpoint ({detail})") from error
+        raise UserError(f"{path}: damaged, or not a checkpoint ({detail})") from error
 
 
 # Each reader returns ({name: shape}, a function from a name to its array).
@@ -161,7 +166,7 @@ def _npz(path: str):
                 dtype.hasobject
                 or dtype.itemsize * math.prod(shape) != info.file_size - member.tell()
             ):
-                raise Refused(
+                raise _UnreadableError(
                     f"{info.filename} does not hold the {dtype} of shape {shape} that it declares"
                 )
             headers[info.filename.removesuffix(".npy")] = info, shape
@@ -175,18 +180,19 @@ def _npz(path: str):
 
 def _zip(path: str) -> zipfile.ZipFile:
     file = epath.Path(path).open("rb")
-    archive, there = zipfile.ZipFile(file), file.seek(0, io.SEEK_END)
+    archive, file_size = zipfile.ZipFile(file), file.seek(0, io.SEEK_END)
     for info in archive.infolist():
-        packed = 1 if info.compress_type == zipfile.ZIP_STORED else MAX_DEFLATE
-        if info.compress_size > there or info.file_size > packed * info.compress_size:
-            raise Refused(
+        # A size that the file's bytes cannot give is refused before memory is allocated for it.
+        max_ratio = 1 if info.compress_type == zipfile.ZIP_STORED else MAX_DEFLATE
+        if info.compress_size > file_size or info.file_size > max_ratio * info.compress_size:
+            raise _UnreadableError(
                 f"{info.filename} declares {info.file_size} bytes, more than the file can hold"
             )
     return archive
 
 
 class Storage(NamedTuple):
-    """A pickle's reference to raw numbers, by their key."""
+    """A PyTorch storage that a pickle refers to by its key; `size` counts its elements."""
 
     key: str
     dtype: np.dtype
@@ -194,7 +200,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A strided view of a storage, in elements."""
+    """A tensor as a view of a storage; its offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -212,16 +218,18 @@ def _pytorch(path: str):
         tree, load = _pytorch_legacy(file)
     tensors = dict(_leaves(tree, "", 0, iter(range(MAX_VALUES))))
     if not tensors:
-        raise Refused("it holds no tensors by name")
+        raise _UnreadableError("it holds no tensors by name")
     # Tensors may be views of one storage: it is not read again for each.
-    last: list[Any] = [None, None]
+    last_storage: Storage | None = None
+    last_numbers: np.ndarray | None = None
 
     def read(name: str) -> np.ndarray:
+        nonlocal last_storage, last_numbers
         tensor = tensors[name]
-        if last[0] != tensor.storage:
-            last[:] = None, None  # before the next one is read
-            last[:] = tensor.storage, load(tensor.storage)
-        flat, itemsize = last[1][tensor.offset :], tensor.storage.dtype.itemsize
+        if last_numbers is None or last_storage != tensor.storage:
+            last_numbers = None  # frees the memory before the next one is read
+            last_numbers, last_storage = load(tensor.storage), tensor.storage
+        flat, itemsize = last_numbers[tensor.offset :], tensor.storage.dtype.itemsize
         strides = [n * itemsize for n in tensor.strides]
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides, writeable=False)
 
@@ -231,19 +239,19 @@ def _pytorch(path: str):
 def _pytorch_zip(archive: zipfile.ZipFile):
     names = archive.namelist()
     if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-        raise Refused("a compressed zip file; PyTorch's are not")
+        raise _UnreadableError("a compressed zip file; PyTorch's are not")
     pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refused("a zip file without PyTorch's data.pkl")
+        raise _UnreadableError("a zip file without PyTorch's data.pkl")
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}constants.pkl" in names:
-        raise Refused("a TorchScript program; give a state dict that torch.save wrote")
+        raise _UnreadableError("a TorchScript program; give a state dict that torch.save wrote")
     order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in names else b"little"
 
     def check(storage: Storage):
         info = archive.getinfo(f"{folder}data/{storage.key}")
         if info.file_size != storage.size * storage.dtype.itemsize:
-            raise Refused(
+            raise _UnreadableError(
                 f"storage {storage.key} holds {info.file_size} bytes for {storage.size} "
                 f"{storage.dtype}"
             )
@@ -265,10 +273,10 @@ def _pytorch_legacy(file: BinaryIO):
 
     def note(storage: Storage):
         if claimed.setdefault(storage.key, storage) != storage:
-            raise Refused(f"storage {storage.key} is declared twice, differently")
+            raise _UnreadableError(f"storage {storage.key} is declared twice, differently")
 
     if _unpickle(file, note) != MAGIC or _unpickle(file, note) != PROTOCOL:
-        raise Refused("neither a zip file nor the format before PyTorch 1.6")
+        raise _UnreadableError("neither a zip file nor the format before PyTorch 1.6")
     little = _unpickle(file, note)["little_endian"]
     tree = _unpickle(file, note)
     places = {}
@@ -277,11 +285,13 @@ def _pytorch_legacy(file: BinaryIO):
         start = file.tell()
         end = file.seek(storage.size * storage.dtype.itemsize, io.SEEK_CUR)
         if size != storage.size or end > file.seek(0, io.SEEK_END):
-            raise Refused(f"storage {key} should hold {storage.size} {storage.dtype}, and does not")
+            raise _UnreadableError(
+                f"storage {key} should hold {storage.size} {storage.dtype}, and does not"
+            )
         places[key] = start
         file.seek(end)
     if missing := claimed.keys() - places:
-        raise Refused(f"storage {min(missing)} is not there")
+        raise _UnreadableError(f"storage {min(missing)} is not there")
 
     def load(storage: Storage) -> np.ndarray:
         file.seek(places[storage.key])
@@ -306,7 +316,7 @@ def _unpickle(file: BinaryIO, check: Callable[[Storage], None]) -> Any:
     ]
     end = file.tell()
     if any(index > end - start for index in indices):
-        raise Refused("its pickle numbers more objects than it has bytes")
+        raise _UnreadableError("its pickle numbers more objects than it has bytes")
     file.seek(start)
     return _Unpickler(io.BytesIO(file.read(end - start)), check).load()
 
@@ -328,8 +338,8 @@ class _Unpickler(pickle.Unpickler):
             return lambda *args: _rebuild(*args)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda tensor, *_: tensor
-        raise Refused(
-            f"refused: its pickle names {module}.{name}; weights need tensors and dicts only"
+        raise _UnreadableError(
+            f"its pickle names {module}.{name}; weights need tensors and dicts only"
         )
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -346,22 +356,22 @@ class _Unpickler(pickle.Unpickler):
                     storage = Storage(key, STORAGES[kind], size)
                     self._check(storage)
                     return storage
-        raise Refused(
-            f"refused: its pickle refers to {str(pid)[:80]}, which is no storage of numbers"
+        raise _UnreadableError(
+            f"its pickle refers to {str(pid)[:80]}, which is not a storage of numbers"
         )
 
 
 def _rebuild(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor:
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, Storage) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise Refused("refused: a tensor that is not described by a storage and whole numbers")
+        raise _UnreadableError("a tensor that is not described by a storage and whole numbers")
     end = (
         offset + 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if 0 not in shape
         else offset
     )
     if end > storage.size or math.prod(shape) > storage.size:
-        raise Refused(
+        raise _UnreadableError(
             f"a tensor of shape {tuple(shape)} does not fit its storage of {storage.size} numbers"
         )
     return Tensor(storage, offset, tuple(shape), tuple(strides))
@@ -374,6 +384,6 @@ def _leaves(node: Any, name: str, depth: int, steps: Iterator[int]) -> Iterator[
     elif isinstance(node, dict):
         for key, value in node.items():
             if depth > MAX_DEPTH or next(steps, None) is None:
-                raise Refused("refused: its dicts hold each other, or too many values")
+                raise _UnreadableError("its dicts hold each other, or too many values")
             if isinstance(key, str | int):
                 yield from _leaves(value, f"{name}.{key}" if name else str(key), depth + 1, steps)

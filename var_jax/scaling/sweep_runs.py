@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -14,9 +14,10 @@ from var_jax.io.json import read_object, read_object_if_exists
 
 SIZE_KEYS = ("depth", "width", "heads")  # of the transformer
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
+TUNED_RATES = 3  # learning rates at which a size has to be run for its rate to count as tuned
 
 
-def records(
+def read_rows(
     sweep: epath.Path, dropped: list[tuple[str, str]], notes: list[str]
 ) -> list[dict[str, Any]]:
     """Returns one row per validation record of every finished run of a sweep.
@@ -28,23 +29,25 @@ def records(
     a cooldown at the end gives only the row of its last step.
 
     The columns `loss` and `err_mean` are over all scales, `loss_last` and `err_last` over the last
-    scale. If a record has a `loss_mean` equal to its `loss`, it is left out.
+    scale. A `loss_mean` that equals `loss` gives no column of its own.
 
     Args:
       dropped: the list to which (run, reason) of everything left out is appended.
       notes: the list to which warnings are appended, as "name: text".
     """
     rows, num_bad_lines = [], 0
+    # Directories without a status are no runs.
     for directory in sorted(
         entry for entry in sweep.iterdir() if entry.is_dir() and (entry / "status.json").exists()
     ):
         name = directory.name
+        # The run's files.
         try:
             status = read_object(directory / "status.json")
             meta = read_object(directory / "meta.json")
             config = read_object_if_exists(directory / "config.json") or {}
             lines = run_records.read_lines(directory)
-            constants = _constants(meta)
+            numbers = _numbers(meta)
             final_step = (
                 config["steps"]
                 if config.get("optimizer", {}).get("schedule") == "cooldown"
@@ -54,9 +57,13 @@ def records(
             reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             dropped.append((name, f"its files cannot be read ({reason})"))
             continue
+
+        # Its state.
         if status.get("state") != "done":
             dropped.append((name, f"it is {status.get('state', 'without a state')}, not done"))
             continue
+
+        # Its validation records.
         validations = []
         for number, line in enumerate(lines, start=1):
             record = _parse_record(line)
@@ -69,13 +76,15 @@ def records(
                 validations.append(record)
         if not validations:
             dropped.append((name, "it has no validation records"))
+
+        # Of a run with a cooldown, only what comes at its end.
         if final_step is not None and validations:
             num_before = sum(record["step"] < final_step for record in validations)
             validations = [record for record in validations if record["step"] >= final_step]
             if num_before:
                 reason = f"{num_before} validations come before the end of its cooldown"
                 dropped.append((name, reason))
-        rows += [_row(name, constants, record) for record in validations]
+        rows += [_row(name, numbers, record) for record in validations]
     if num_bad_lines:
         notes.append(
             f"bad-rows: {num_bad_lines} lines of metrics.jsonl are not JSON objects with a step "
@@ -84,8 +93,11 @@ def records(
     return rows
 
 
-def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
-    """Returns what the configs of a sweep's runs say of their counting, rates and schedules.
+def describe(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
+    """Returns sentences for a report on a sweep's runs, by subject.
+
+    They say how parameters and compute were counted, and which learning rates and schedules the
+    runs used.
 
     Args:
       runs: the runs that a table has.
@@ -100,7 +112,7 @@ def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
         schedules[optimizer.get("schedule", "unknown")] += 1
         rates_by_size.setdefault(size, set()).add(optimizer.get("base_lr"))
     rates = sorted({rate for values in rates_by_size.values() for rate in values if rate})
-    tuned = sum(len(values) >= 3 for values in rates_by_size.values())
+    tuned = sum(len(values) >= TUNED_RATES for values in rates_by_size.values())
     rate_text = ", ".join(f"{rate:g}" for rate in rates) or "not recorded"
     return {
         "parameters": "all parameters of the network that is trained (params); params_body leaves "
@@ -114,9 +126,10 @@ def facts(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
 
 
 def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
-    """Returns the overrides for `get_sweep` of a run like one of the sweep, with other tokens.
+    """Returns config overrides that repeat a run with another number of training tokens.
 
-    A cooldown keeps its share of the steps. They are {} where the run's files do not state them.
+    They are an entry of `get_sweep`, and {} where the run's files do not state enough. A cooldown
+    keeps its share of the steps.
     """
     config = read_object_if_exists(sweep / run / "config.json") or {}
     meta = read_object_if_exists(sweep / run / "meta.json") or {}
@@ -135,36 +148,49 @@ def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
 def _parse_record(line: str) -> dict | None:
     try:
         record = json.loads(line)
-        return record if record["step"] + 0 >= 0 else None
+        # The comparison raises TypeError unless the step is a number.
+        return record if record["step"] >= 0 else None
     except (ValueError, KeyError, TypeError):
         return None
 
 
-def _constants(meta: dict) -> dict[str, float]:
+class _Numbers(NamedTuple):
+    """The numbers of a run, by column.
+
+    Attributes:
+      sizes: those of every row.
+      per_step: those that a row has times its step.
+    """
+
+    sizes: dict[str, float]
+    per_step: dict[str, float]
+
+
+def _numbers(meta: dict) -> _Numbers:
     flops = meta["flops_per_step"]
     flops = flops if isinstance(flops, dict) else {"exact": flops}
     others = {f"compute_{name}": float(value) for name, value in flops.items() if name != "exact"}
-    return {
-        "params": float(meta["params"]["total"]),
-        "params_body": float(meta["params"]["body"]),
-        "tokens": float(meta["tokens_per_step"]),
-        "compute": float(flops["exact"]),
-        **others,
-    }
+    return _Numbers(
+        {
+            "params": float(meta["params"]["total"]),
+            "params_body": float(meta["params"]["body"]),
+        },
+        {
+            "tokens": float(meta["tokens_per_step"]),
+            "compute": float(flops["exact"]),
+            **others,
+        },
+    )
 
 
-def _row(name: str, constants: dict[str, float], record: dict) -> dict[str, Any]:
-    scaled = {
-        key: value * record["step"]
-        for key, value in constants.items()
-        if not key.startswith("params")
-    }
-    numbers = {
+def _row(name: str, numbers: _Numbers, record: dict) -> dict[str, Any]:
+    cumulative = {key: value * record["step"] for key, value in numbers.per_step.items()}
+    values = {
         key: value
         for key, value in record.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    losses = {key: value for key, value in numbers.items() if key.startswith(FITTED)}
+    losses = {key: value for key, value in values.items() if key.startswith(FITTED)}
     # Both are NaN where a run diverged, and NaN is unequal to itself.
     if {"loss", "loss_mean"} <= set(losses) and np.array_equal(
         losses["loss_mean"], losses["loss"], equal_nan=True
@@ -172,7 +198,7 @@ def _row(name: str, constants: dict[str, float], record: dict) -> dict[str, Any]
         del losses["loss_mean"]
     errors = {
         f"err_{key.removeprefix('accuracy_')}": 1 - value
-        for key, value in numbers.items()
+        for key, value in values.items()
         if key.startswith("accuracy_")
     }
-    return {"run": name, **constants, **scaled, **errors, **losses}
+    return {"run": name, **numbers.sizes, **cumulative, **errors, **losses}

@@ -118,7 +118,7 @@ def read(
     dropped: list[tuple[str, str]] = []
     notes: list[str] = []
     if source.is_dir():
-        records = sweep_runs.records(source, dropped, notes)
+        records = sweep_runs.read_rows(source, dropped, notes)
     elif source.suffix.lower() in (".jsonl", ".ndjson"):
         records = _jsonl_records(source)
     elif source.suffix.lower() in (".csv", ".tsv"):
@@ -129,7 +129,7 @@ def read(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
     table = build(_renamed(records, dict(mapping or {}), path), required, text, dropped, notes)
-    facts = sweep_runs.facts(source, set(table.run)) if source.is_dir() else {}
+    facts = sweep_runs.describe(source, set(table.run)) if source.is_dir() else {}
     return dataclasses.replace(table, facts=facts)
 
 

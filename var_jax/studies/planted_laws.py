@@ -1,6 +1,7 @@
 """Known laws, and synthetic sweeps of them with clean and with dirty noise."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from var_jax.scaling.solver import Array
 
 OUTLIER_SHARE = 0.02
 OUTLIER_SIZE = 20.0  # standard deviations of the other runs
-GROWTH = 4.0  # standard deviation of the smallest size's noise over the largest size's
+SPREAD = 4.0  # standard deviation of the smallest size's noise over the largest size's
 SHARED = 0.5  # fraction of the variance that runs of one size have in common
 INTERACTION = 0.005  # log loss at the corners of the grid that a sum of powers has no room for
 
@@ -22,66 +23,65 @@ class Noise(NamedTuple):
 
     Attributes:
       errors: the noise of each run.
-      information: what a likelihood that knows the noise can tell of the log losses: Fisher's
-        information matrix.
+      information: Fisher information matrix of the log losses, given the noise's distribution.
     """
 
     errors: Float[Array, " n"]
     information: Float[Array, "n n"]
 
 
-def normal(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def normal(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns independent normal noise with the standard deviation `scale` in every run."""
-    return Noise(scale * random.normal(size=len(logx)), np.eye(len(logx)) / scale**2)
+    return Noise(scale * rng.normal(size=len(logx)), np.eye(len(logx)) / scale**2)
 
 
-def student_2(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def student_2(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns Student's t noise with 2 degrees of freedom, whose variance is infinite."""
-    return _student(2, len(logx), scale, random)
+    return _student(2, len(logx), scale, rng)
 
 
-def student_4(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def student_4(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns Student's t noise with 4 degrees of freedom."""
-    return _student(4, len(logx), scale, random)
+    return _student(4, len(logx), scale, rng)
 
 
-def _student(degrees: float, runs: int, scale: float, random: np.random.Generator) -> Noise:
+def _student(degrees: float, runs: int, scale: float, rng: np.random.Generator) -> Noise:
     information = (degrees + 1) / (degrees + 3) / scale**2
-    errors = scale * random.standard_t(degrees, size=runs)
+    errors = scale * rng.standard_t(degrees, size=runs)
     return Noise(errors, information * np.eye(runs))
 
 
-def outliers(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def outliers(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns normal noise with gross outliers; the information counts only the other runs."""
     runs = len(logx)
-    is_outlier = random.random(runs) < OUTLIER_SHARE
-    signs = random.choice([-1.0, 1.0], size=runs)
-    errors = np.where(is_outlier, OUTLIER_SIZE * signs, random.normal(size=runs))
+    is_outlier = rng.random(runs) < OUTLIER_SHARE
+    signs = rng.choice([-1.0, 1.0], size=runs)
+    errors = np.where(is_outlier, OUTLIER_SIZE * signs, rng.normal(size=runs))
     return Noise(scale * errors, np.diag(~is_outlier / scale**2))
 
 
-def growing(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def heteroscedastic(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns normal noise whose standard deviation falls with the first input as a power."""
     sizes = logx[:, 0]
     place = (sizes - sizes.min()) / np.ptp(sizes)
-    deviations = scale * GROWTH ** (0.5 - place)
-    return Noise(deviations * random.normal(size=len(logx)), np.diag(deviations**-2))
+    deviations = scale * SPREAD ** (0.5 - place)
+    return Noise(deviations * rng.normal(size=len(logx)), np.diag(deviations**-2))
 
 
-def correlated(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def correlated(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns normal noise with a part that runs of one size share, like branches of a trunk."""
     _, size = np.unique(logx[:, 0], return_inverse=True)
-    common = random.normal(size=size.max() + 1)[size]
-    errors = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * random.normal(size=len(logx))
+    common = rng.normal(size=size.max() + 1)[size]
+    errors = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * rng.normal(size=len(logx))
     covariance = SHARED * (size[:, None] == size) + (1 - SHARED) * np.eye(len(logx))
     return Noise(scale * errors, np.linalg.inv(covariance) / scale**2)
 
 
-def wrong_form(logx: Float[Array, "n j"], scale: float, random: np.random.Generator) -> Noise:
+def wrong_form(logx: Float[Array, "n j"], scale: float, rng: np.random.Generator) -> Noise:
     """Returns normal noise plus a product of both inputs' logarithms, which is no sum of powers."""
     middle = (logx.max(axis=0) + logx.min(axis=0)) / 2
     place = 2 * (logx - middle) / np.ptp(logx, axis=0)
-    clean = normal(logx, scale, random)
+    clean = normal(logx, scale, rng)
     return clean._replace(errors=clean.errors + INTERACTION * place.prod(axis=1))
 
 
@@ -105,21 +105,22 @@ class Planted:
     noise: float
     kind: Callable[[Array, float, np.random.Generator], Noise] = normal
 
-    def draw(self, random: np.random.Generator) -> solver.Problem:
-        """Draws a synthetic sweep; its loss is the likelihood of normal noise."""
-        return self.draw_with_information(random).problem
+    def draw(self, rng: np.random.Generator) -> solver.Problem:
+        """Draws a synthetic sweep, to be fitted by the likelihood of normal noise."""
+        return self.draw_with_information(rng).problem
 
-    def draw_with_information(self, random: np.random.Generator) -> "Sweep":
-        """Draws a synthetic sweep and says what its losses can tell at best."""
-        shape = self.shapes[random.integers(len(self.shapes))]
+    def draw_with_information(self, rng: np.random.Generator) -> "Sweep":
+        """Draws a synthetic sweep, with the Fisher information of its losses."""
+        shape = self.shapes[rng.integers(len(self.shapes))]
         axes = [
             np.geomspace(low, high, n)
             for low, high, n in zip(self.low, self.high, shape, strict=True)
         ]
         x = np.stack([axis.ravel() for axis in np.meshgrid(*axes)], axis=1)
         exact = solver.predict(np.array([self.theta]), np.log(x))[0]
-        noise = self.kind(np.log(x), self.noise, random)
-        p = solver.problem(x, exact * np.exp(noise.errors), losses.StudentT())
+        noise = self.kind(np.log(x), self.noise, rng)
+        normal_noise = losses.StudentT(freedom=math.inf)
+        p = solver.problem(x, exact * np.exp(noise.errors), normal_noise)
         return Sweep(p, noise.information)
 
 
@@ -127,8 +128,8 @@ class Sweep(NamedTuple):
     """A synthetic sweep.
 
     Attributes:
-      problem: its losses.
-      information: Fisher's information of the log losses, for who knows the noise.
+      problem: the law's fitting problem: inputs and losses.
+      information: Fisher information matrix of the log losses, given the noise's distribution.
     """
 
     problem: solver.Problem
@@ -170,7 +171,7 @@ STUDIES = (
 )
 
 
-NOISE_KINDS = (normal, student_4, student_2, outliers, growing)
+NOISE_KINDS = (normal, student_4, student_2, outliers, heteroscedastic)
 DIRTY = tuple(
     Planted(
         f"{runs} runs, {kind.__name__}",
@@ -206,9 +207,9 @@ class PlantedFrontier(Planted):
     -alpha beta / (alpha + beta).
     """
 
-    def draw(self, random: np.random.Generator) -> select_runs.Sample:
+    def draw(self, rng: np.random.Generator) -> select_runs.Sample:
         """Draws a synthetic sweep and returns the points of its frontier."""
-        p = super().draw(random)
+        p = super().draw(rng)
         x, y = np.exp(p.logx), np.exp(p.logy)
         rows = [
             {

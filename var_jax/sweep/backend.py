@@ -50,14 +50,14 @@ class Engine(Protocol):
     `--option KEY=VALUE` sets a field. All fields have defaults.
 
     Attributes:
-      jobs: class attribute, the default of `--jobs`: the maximum number of live runs; 0 for no
-        limit but the scheduler's own.
-      queues: class attribute, whether a job may wait in a queue, or be restarted by the scheduler,
-        for an unlimited time.
+      max_live_runs: class attribute, the default of `--jobs`: the maximum number of live runs; 0
+        for no limit but the scheduler's own.
+      may_wait: class attribute, whether a job may wait in a queue, or be restarted by the
+        scheduler, for an unlimited time.
     """
 
-    jobs: ClassVar[int]
-    queues: ClassVar[bool]
+    max_live_runs: ClassVar[int]
+    may_wait: ClassVar[bool]
 
     def check(self, workdir: str) -> None:
         """Raises UserError if the directory cannot be shared with the jobs.
@@ -84,9 +84,10 @@ class Engine(Protocol):
         ...
 
     def stop(self, job: str) -> None:
-        """Asks a job to end with SIGTERM; the run saves a checkpoint before it exits.
+        """Sends SIGTERM to a job, upon which its run saves a checkpoint and exits; does not wait.
 
-        Does nothing if the job has ended.
+        A scheduler kills a job that takes longer than its grace period, and does not requeue it. A
+        job that has ended is left alone.
         """
         ...
 

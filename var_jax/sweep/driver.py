@@ -33,7 +33,7 @@ class Sweep:
       config_file: the config file as `train --config` takes it.
       workdir: the sweep's directory.
       backend, engine: name of the engine that starts runs, and the engine.
-      jobs: maximum number of live runs; 0 for no limit.
+      max_live_runs: 0 for no limit.
       max_restarts: see `run_state.give_up_reason`.
       stale: see `run_state.observe`.
     """
@@ -43,7 +43,7 @@ class Sweep:
     workdir: str
     backend: str
     engine: Engine
-    jobs: int
+    max_live_runs: int
     max_restarts: int = 5
     stale: float = run_state.STALE_SECONDS
 
@@ -57,7 +57,7 @@ class Sweep:
             self.directory(run),
             self.alive,
             self.stale,
-            may_wait=lambda claim: self.engine.queues and claim.backend == self.backend,
+            may_wait=lambda claim: self.engine.may_wait and claim.backend == self.backend,
         )
 
     def alive(self, claim: Claim) -> bool | None:
@@ -154,7 +154,8 @@ def drive(
         live = sum(observed.live for observed in observations.values())
         if not live and not ready:
             return given_up
-        ready = ready[: max(0, sweep.jobs - live)] if sweep.jobs else ready
+        limit = sweep.max_live_runs
+        ready = ready[: max(0, limit - live)] if limit else ready
         _start(sweep, ready, observations, chances)
         chances -= {run.id for run in ready}
         time.sleep(interval)

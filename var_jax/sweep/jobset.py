@@ -48,8 +48,8 @@ class JobSet:
       save_seconds: seconds between SIGTERM and SIGKILL.
     """
 
-    jobs: ClassVar[int] = 0
-    queues: ClassVar[bool] = True
+    max_live_runs: ClassVar[int] = 0
+    may_wait: ClassVar[bool] = True
 
     image: str = ""
     namespace: str = ""

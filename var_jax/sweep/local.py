@@ -24,8 +24,8 @@ class Local:
     are HOST:PID:BIRTH.
     """
 
-    jobs: ClassVar[int] = 1
-    queues: ClassVar[bool] = False
+    max_live_runs: ClassVar[int] = 1
+    may_wait: ClassVar[bool] = False
 
     def check(self, workdir: str) -> None:
         pass

@@ -54,8 +54,8 @@ class Slurm:
         "" for `.slurm` next to the runs.
     """
 
-    jobs: ClassVar[int] = 0
-    queues: ClassVar[bool] = True
+    max_live_runs: ClassVar[int] = 0
+    may_wait: ClassVar[bool] = True
 
     partition: str = ""
     account: str = ""
