@@ -8,8 +8,11 @@ The images of a new class are in the folder things/mug. A folder that is named a
 model holds images of that class. The model and its tokenizer stay as they are, and all of their
 sizes are taken from adapter.base. The argument "class_rows" learns nothing but the new class's row.
 
-  cost      depends on the model
-  expected  depends on the images
+Measured on the quickstart's model with 24 drawings of one thing and --config.steps=200, on two CPU
+cores that others used too:
+
+  cost      70 s of processor time, compilation included
+  expected  held-out loss 2.14 on the one image that is held out
 """
 
 from ml_collections import config_dict
@@ -41,7 +44,10 @@ def get_config(arg: str = "lora") -> config_dict.ConfigDict:
     config.adapter.start = "mean"  # or the class that is most like the new one
 
     # Optimizer, with a constant rate: the weight of an adapter is chosen afterwards
-    config.optimizer.base_lr = 6.4e-2 if arg == "lora" else 3.2e-1  # 2e-3 and 1e-2 at batch 8
+    if arg == "lora":
+        config.optimizer.base_lr = 6.4e-2  # 2e-3 at batch 8
+    else:
+        config.optimizer.base_lr = 3.2e-1  # 1e-2 at batch 8: a row moves farther than a factor
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_steps = 20
     config.optimizer.weight_decay = 0.0

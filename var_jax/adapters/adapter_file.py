@@ -24,7 +24,7 @@ from var_jax.io.finite import require_finite
 
 NAME = model_directory.ADAPTER
 HEADER = "var_jax_adapter"
-FORMAT = 1
+ADAPTER_FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def save(directory: epath.Path, adapter: Adapter):
       UserError: the file cannot be written.
     """
     header = {
-        "format": FORMAT,
+        "format": ADAPTER_FORMAT,
         "base_fingerprint": adapter.fingerprint,
         "adapter": plain(dataclasses.replace(adapter.config, base="")),
         "starts": list(adapter.starts),
@@ -109,9 +109,10 @@ def load_header(directory: epath.PathLike) -> Adapter:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is no adapter's file: its header does not say so") from error
-    if file_format != FORMAT:
+    if file_format != ADAPTER_FORMAT:
         raise UserError(
-            f"{path} is of format {file_format!r}, and this version reads {FORMAT}; update var-jax"
+            f"{path} is of format {file_format!r}, and this version reads {ADAPTER_FORMAT}; update "
+            "var-jax"
         )
     config = build(AdapterConfig, values, f"{path}: adapter")
     require(

@@ -96,7 +96,9 @@ class Inputs:
         # A cache may lack the split; room in shared memory is asked for before any worker fills it.
         self._held_out = None if data.tokens_dir and "held_out" not in sizes else self._passes()
         names = list(self.class_names)
-        self._labels = objective.model_labels(names)
+        labels = objective.model_labels(names)
+        own = np.array_equal(labels, np.arange(len(labels)))
+        self._model_labels = None if own else labels
         self.identity = {"name": data.name, "class_names": names, **sizes, **fingerprint}
 
     def require_same_on_hosts(self):
@@ -246,8 +248,8 @@ class Inputs:
 
             return jax.make_array_from_callback((size, *values.shape[1:]), self._rows, rows_of)
 
-        if "label" in batch:
-            batch = {**batch, "label": self._labels[batch["label"]]}
+        if self._model_labels is not None:
+            batch = {**batch, "label": self._model_labels[batch["label"]]}
         arrays = {name: spread(values) for name, values in batch.items()}
         if self._encode is not None and "image" in arrays:
             arrays |= self._encode(arrays.pop("image"))
