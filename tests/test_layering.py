@@ -176,7 +176,7 @@ def test_violations_allows_imports_for_types_and_of_the_own_level(sources):
     """Imports for annotations alone, of the own folder and of the package itself break no rule."""
     for module, line in (
         ("data.loader", "if TYPE_CHECKING:\n    from var_jax.train.loop import train"),
-        ("train.loop", "from var_jax.train import metrics"),
+        ("train.loop", "from var_jax.train import progress"),
         ("cli.main", "import var_jax"),
         ("train.state", "import orbital"),
     ):

@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     status("running")
     writer = None
     if plan.get("records"):
-        from var_jax.train.metrics import MetricWriter
+        from var_jax.train.progress import MetricWriter
 
         writer = MetricWriter(workdir, steps=steps, resume_step=step)
     while step < steps:

@@ -19,8 +19,8 @@ from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives import registry
 from var_jax.train import step
 from var_jax.train.loop import Diverged, train
-from var_jax.train.metrics import MetricWriter
 from var_jax.train.program import Program
+from var_jax.train.progress import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

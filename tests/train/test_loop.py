@@ -26,7 +26,7 @@ from var_jax.errors import Preempted, UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.train import evaluation, mesh_choice
 from var_jax.train.loop import train
-from var_jax.train.metrics import MetricWriter
+from var_jax.train.progress import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

@@ -21,7 +21,7 @@ from var_jax.errors import Preempted
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.train import evaluation, step
 from var_jax.train.loop import Diverged, train
-from var_jax.train.metrics import MetricWriter
+from var_jax.train.progress import MetricWriter
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

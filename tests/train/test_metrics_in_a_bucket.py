@@ -16,7 +16,7 @@ from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.scaling import sweep_runs
 from var_jax.train import metric_files, tensorboard_files
-from var_jax.train.metrics import MetricWriter
+from var_jax.train.progress import MetricWriter
 
 
 def writer(workdir, resume_step: int = 0) -> MetricWriter:

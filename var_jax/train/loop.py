@@ -34,9 +34,9 @@ from var_jax.train import (
     workdir,
 )
 from var_jax.train.batches import Inputs, read_kept
-from var_jax.train.metrics import MetricWriter
 from var_jax.train.optimizer import learning_rates
 from var_jax.train.program import Program
+from var_jax.train.progress import MetricWriter
 from var_jax.train.throughput import Profile, Throughput
 
 UNREAD_STEPS = 1  # steps dispatched while the one before is still running

@@ -12,8 +12,8 @@ import pytest
 
 from helpers.runs import board_tags
 from var_jax.errors import UserError
-from var_jax.train import metric_files, metrics
-from var_jax.train.metrics import MetricWriter
+from var_jax.train import metric_files, progress
+from var_jax.train.progress import MetricWriter
 
 
 def writer(workdir, resume_step=0, **keywords) -> MetricWriter:
@@ -102,7 +102,7 @@ def test_status_follows_the_run(tmp_path, monkeypatch):
     """The state, step, loss, speed and time left follow the run; compilation does not count for the
     time left, and restarts do."""
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
     first = status(tmp_path)
     assert (first["step"], first["steps"], first["state"], first["restarts"]) == (
@@ -132,7 +132,7 @@ def test_status_follows_the_run(tmp_path, monkeypatch):
 def test_advance_prints_few_lines_without_a_terminal(tmp_path, monkeypatch, capsys):
     """Fifty steps of a second give a line every ten seconds."""
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
     for step in range(1, 51):
         now[0] += 1
@@ -146,7 +146,7 @@ def test_advance_speaks_from_the_first_step_on(tmp_path, monkeypatch, capsys):
     """The first step has compilation in it, which says nothing of the time that is left; the
     records' rate comes with the first record, and no file is written meanwhile."""
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     w = writer(tmp_path)
     now[0] = 60.0
     w.advance(1, 3.0)
