@@ -71,14 +71,15 @@ def test_package_holds_every_source_and_config(site):
 
 
 def test_package_finds_its_configs_by_name(site, tmp_path):
-    """Away from a checkout a config is found by its name; the path that it has in the checkout is
-    answered with the name, and a file of that name comes first."""
+    """Away from a checkout a config is found by its name and by the path that it has in the
+    checkout; another path is answered with the name, and a file of that name comes first."""
     (tmp_path / "emoji").write_text((ROOT / "configs" / "emoji.py").read_text() + "\nraise OSError")
     lines = [
         "config digits:d2 --diff",
         "config --config imagenet256:tokenizer --diff",
         "config emoji",
-        "train --config configs/digits.py --workdir runs",
+        "config configs/digits.py:d2 --diff",
+        "config other/digits.py",
         "config digit",
     ]
     run = subprocess.run(
@@ -91,11 +92,11 @@ def test_package_finds_its_configs_by_name(site, tmp_path):
         check=True,
     )
     codes = re.findall(r"exit code (\d)", run.stdout)
-    assert codes == ["0", "0", "2", "2", "2"], run.stderr
+    assert codes == ["0", "0", "2", "0", "2", "2"], run.stderr
     assert "transformer.depth" in run.stdout and "loss.perceptual" in run.stdout
     own, refused, unknown = run.stderr.splitlines()
     assert "emoji, line" in own and "OSError" in own
-    assert "no config file 'configs/digits.py'" in refused and "as 'digits'" in refused
+    assert "no config file 'other/digits.py'" in refused and "as 'digits'" in refused
     assert "no config file 'digit'" in unknown and "did you mean 'digits'?" in unknown
     assert [path.name for path in tmp_path.iterdir()] == ["emoji"]
 

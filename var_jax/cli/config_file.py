@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parents[1]
 def find(path: str) -> str:
     """Returns the path of a config file, given by its path or by its name, such as "digits".
 
-    A file of that path comes first, whatever its name.
+    A file of that path comes first, whatever its name. Where there is no folder `configs`, as away
+    from a checkout, `configs/digits.py` is the shipped config too, so that the commands of the
+    guides work there.
 
     Raises:
       UserError: there is neither such a file nor a config of that name.
@@ -20,8 +22,11 @@ def find(path: str) -> str:
     if os.path.isfile(path):
         return path
     names = shipped()
-    if path in names:
-        return str(names[path])
+    name = path
+    if os.path.dirname(path) == "configs" and not os.path.lexists("configs"):
+        name = Path(path).stem
+    if name in names:
+        return str(names[name])
     raise UserError(f"no config file {path!r}; {_remedy(path, names)}")
 
 
