@@ -168,7 +168,7 @@ def test_with_scales_needs_as_many_scales_as_convolutions():
 
 
 @pytest.mark.parametrize(("room", "expected"), [(5.5, 4), (0.2, 1), (10**6, 64), (None, 64)])
-def test_sampling_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
+def test_default_batch_size_fills_half_of_what_the_weights_leave(monkeypatch, room, expected):
     """Half of the memory beside the weights has room for 5.5 images: the batch is 4, the next lower
     power of two. It is at least 1 and at most 64."""
     model = small.pipeline()
@@ -180,4 +180,4 @@ def test_sampling_batch_fills_half_of_what_the_weights_leave(monkeypatch, room, 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     stats = None if room is None else {"bytes_limit": int(weights + 2 * room * bytes_per_image)}
     monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
-    assert model.sampling_batch(seed=0, cfg=1.5) == expected
+    assert model.default_batch_size(seed=0, cfg=1.5) == expected

@@ -139,7 +139,7 @@ def test_report_of_a_step_that_does_not_fit_says_what_would_help(result):
     """What is missing is the saved activations per device; more microbatches, recomputation and a
     model axis are offered."""
     config = small.train_config("transformer", "", microbatches=1)
-    remaining = aot.saved_bytes(registry.with_frozen_shapes(config), "none", 4)
+    remaining = aot.residual_bytes(registry.with_frozen_shapes(config), "none", 4)
     room = result["peak_bytes"] - remaining / 4
     output = aot_report._knobs(
         registry.with_frozen_shapes(config),
@@ -196,12 +196,14 @@ def test_aot_exits_with_1_when_a_real_step_does_not_fit(tmp_path, capsys):
     assert "DOES NOT FIT" in (printed := capsys.readouterr().out) and "would help" in printed
 
 
-def test_saved_bytes_fall_with_recomputation():
+def test_residual_bytes_fall_with_recomputation():
     """The more of the forward pass is recomputed, the fewer bytes are saved for the backward pass:
     most without rematerialization, fewer if the products are saved, and fewest with full
     rematerialization."""
     objective = registry.with_frozen_shapes(small.train_config("transformer", ""))
-    none, dots, full = (aot.saved_bytes(objective, remat, 1) for remat in objective.remat_choices)
+    none, dots, full = (
+        aot.residual_bytes(objective, remat, 1) for remat in objective.remat_choices
+    )
     assert none > dots > full > 0
 
 
@@ -211,12 +213,9 @@ def test_aot_mesh_has_a_model_axis_where_the_width_asks_for_one(result):
 
     config = small.train_config("transformer", "")  # width 16 on 32 devices
     config = dataclasses.replace(config, batch_size=64)
-    assert dict(
-        aot.train(registry.with_frozen_shapes(config), tpu_slices.named("v5e:4x8")).mesh.shape
-    ) == {
-        "data": 16,
-        "model": 2,
-    }
+    objective = registry.with_frozen_shapes(config)
+    step = aot.lower_train_step(objective, tpu_slices.named("v5e:4x8"))
+    assert dict(step.mesh.shape) == {"data": 16, "model": 2}
 
 
 @pytest.mark.slow

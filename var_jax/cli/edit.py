@@ -39,7 +39,7 @@ from var_jax.cli.sample import (
     load,
     sampling_arguments,
 )
-from var_jax.config.sections import Resize, current_resize
+from var_jax.config.sections import Resize, current_resize_name
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.sampling import labels as class_labels
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--resize",
-        type=current_resize,
+        type=current_resize_name,
         choices=get_args(Resize),
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",

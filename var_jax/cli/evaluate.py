@@ -38,7 +38,7 @@ from typing import get_args
 
 from var_jax.cli.adapters import add_adapter_argument, with_adapters
 from var_jax.cli.args import require_apart
-from var_jax.config.sections import Resize, current_resize
+from var_jax.config.sections import Resize, current_resize_name
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 from var_jax.evaluate.report_lines import lines
@@ -133,7 +133,7 @@ def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default:
     """Adds the options that say where images come from and how they are resized."""
     parser.add_argument(
         "--resize",
-        type=current_resize,
+        type=current_resize_name,
         choices=get_args(Resize),
         default="crop" if default == "crop" else None,
         help=f"how images of {whose} are brought to size, as data.resize in training; images of "
@@ -253,7 +253,7 @@ def trained_on(model: str | None) -> str | None:
 
     data = None if model is None else training_overlap.data_of(model)
     name = data.get("resize") if data else None
-    return current_resize(name) if isinstance(name, str) else None
+    return current_resize_name(name) if isinstance(name, str) else None
 
 
 def _samples(args: argparse.Namespace, image_options: dict) -> dict:

@@ -9,7 +9,7 @@ from typing import get_args
 
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import expand, read_image
-from var_jax.config.sections import Resize, current_resize
+from var_jax.config.sections import Resize, current_resize_name
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument("--images", required=True, metavar="GLOB", help="image files")
     parser.add_argument(
         "--resize",
-        type=current_resize,
+        type=current_resize_name,
         choices=get_args(Resize),
         default="crop",
         help="how an image that is not of the model's size is brought to it (default crop)",

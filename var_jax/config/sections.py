@@ -11,19 +11,19 @@ Resize = Literal["crop", "stretch", "pad"]
 RENAMED_RESIZE = {"whole": "stretch"}
 
 
-def current_resize(name: str) -> Any:
+def current_resize_name(name: str) -> Any:
     """Returns the present name of a resizing mode (`Resize`); any other text stays as it is."""
     return RENAMED_RESIZE.get(name, name)
 
 
-def first_resize(name: str) -> str:
-    """Returns the first name that a resizing mode had, from which digests are computed.
+def oldest_resize_name(name: str) -> str:
+    """Returns the oldest name of a resizing mode, from which digests are computed.
 
     Runs, images and shards that an earlier version wrote thus keep their ids, fingerprints and
     stamps.
     """
-    first = {today: earlier for earlier, today in RENAMED_RESIZE.items()}
-    return first.get(name, name)
+    oldest = {current: earlier for earlier, current in RENAMED_RESIZE.items()}
+    return oldest.get(name, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DataConfig:
             self.workers,
             "0, for threads, or the number of processes",
         )
-        object.__setattr__(self, "resize", current_resize(self.resize))
+        object.__setattr__(self, "resize", current_resize_name(self.resize))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +78,12 @@ class OptimizerConfig:
 
     Attributes:
       base_lr: learning rate at batch 256; the rate used is base_lr * batch_size / 256.
-      schedule: after the warm-up, "lin0" (constant for 5 % of the rest, then linear to the final
-        ratio), "cosine", "constant", "cooldown": constant, then 1 - sqrt down to the final ratio
-        over the last `cooldown_steps` (so that runs of several lengths can branch off one constant
-        run), or "bent": two straight lines that meet after a share `bend` of the rest, half as far
-        down as one line would be (published with progressive training).
+      schedule: the learning rate after the warm-up. "lin0": constant for 5 % of the rest, then
+        linear to the final ratio. "cosine": to the final ratio. "constant". "cooldown": constant,
+        then 1 - sqrt down to the final ratio over the last `cooldown_steps`, so that runs of
+        several lengths can branch off one constant run. "bent": two straight lines that meet after
+        a share `bend` of the rest, half as far down as one line would be (published with
+        progressive training).
       cooldown_steps: number of steps of the decay in the schedule "cooldown".
       bend: where the lines of the schedule "bent" meet; published: `transformer.progressive`.
       warmup_steps: steps in which the rate grows linearly.
@@ -90,7 +91,7 @@ class OptimizerConfig:
       final_lr_ratio: last rate over the peak.
       b1: Adam's decay of the gradients' average.
       b2: Adam's decay of the squared gradients' average.
-      eps: Adam's number in the denominator.
+      eps: added to Adam's denominator.
       weight_decay: decoupled decay of the weights, at the beginning.
       final_weight_decay: decay at the end, reached by a cosine.
       clip: global norm that gradients are clipped to; 0 for none.
@@ -156,22 +157,23 @@ class DiscriminatorOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the training losses.
+    """Terms of the training losses: their weights, and the networks of the perceptual term.
 
     Attributes:
       l1: weight of |reconstruction - image|, mean over pixels, in the tokenizer's loss.
       l2: weight of (reconstruction - image)^2, mean over pixels, in the tokenizer's loss.
-      vq: weight of the quantizer's loss in the tokenizer's.
-      kl: weight of the KL divergence of features from normal ones, with tokenizer.codes "kl": that
-        of all features of an image over its number of pixels and channels, so that it stands to
-        `l1` as in Latent Diffusion's autoencoders, whose weight is the default.
+      vq: weight of the VQ loss (codebook and commitment terms) in the tokenizer's loss.
+      kl: weight of the KL divergence of the features' posterior from a standard normal prior
+        (tokenizer.codes "kl"). The divergence is summed over an image's features and divided by
+        height * width * channels of the image, so that it is weighted against a mean `l1` as in
+        Latent Diffusion, whose weight is the default.
       perceptual: weight of the perceptual distance between image and reconstruction; 0 for none.
       perceptual_network: "efficientnet" (stages of EfficientNet-Lite0) or "lpips" (VGG-16 with
         LPIPS's heads).
-      perceptual_weights: weight file of the network; "" takes EfficientNet-Lite0's from the package
-        that the extra [perceptual] brings, and if that is not installed, the run leaves the term
-        out with a warning.
-      perceptual_heads: weight file of LPIPS's heads.
+      perceptual_weights: checkpoint file of `perceptual_network`; "" takes EfficientNet-Lite0's
+        from the package that the extra [perceptual] brings, and if that is not installed, the run
+        leaves the term out with a warning.
+      perceptual_heads: checkpoint file of LPIPS's heads.
       label_smoothing: label smoothing of the transformer's cross-entropy.
     """
 

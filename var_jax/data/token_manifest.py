@@ -8,7 +8,7 @@ from etils import epath
 from jaxtyping import Int
 
 from var_jax.config.scales import Scales
-from var_jax.config.sections import RENAMED_RESIZE, first_resize
+from var_jax.config.sections import RENAMED_RESIZE, oldest_resize_name
 from var_jax.config.strict import RENAMED, MissingKey, build, plain
 from var_jax.errors import UserError
 from var_jax.io.json import read_object
@@ -89,7 +89,7 @@ class Manifest:
     @property
     def digest_settings(self) -> dict[str, Any]:
         """The settings as the digests of finished shards have them, which keep first names."""
-        return {**self.settings, "resize": first_resize(self.resize)}
+        return {**self.settings, "resize": oldest_resize_name(self.resize)}
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

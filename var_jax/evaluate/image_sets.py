@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from var_jax.config.sections import current_resize, first_resize
+from var_jax.config.sections import current_resize_name, oldest_resize_name
 from var_jax.config.strict import require
 from var_jax.config.train import DataConfig
 from var_jax.data import image_file, sources, streams, survey, transforms, visible_files
@@ -92,7 +92,7 @@ def open_images(
       UserError: there is no such file, directory, data set or split, or its content does not fit.
     """
     require(num >= 0, "--num", num, "0, for all, or more")
-    resize = current_resize(resize)
+    resize = current_resize_name(resize)
     path = epath.Path(spec).expanduser()
     if spec.endswith(".npz"):
         if path.exists():
@@ -319,13 +319,13 @@ def _loaded(
 def current_text(resize_text: str) -> str:
     """Returns the present text of an `ImageSet.resize` that an earlier version wrote."""
     name, comma, rest = resize_text.partition(", centred,")
-    return f"{current_resize(name)}, centered,{rest}" if comma else resize_text
+    return f"{current_resize_name(name)}, centered,{rest}" if comma else resize_text
 
 
 def _first_text(resize_text: str) -> str:
     """Returns `ImageSet.resize` in the words that it had first, which fingerprints keep."""
     name, comma, rest = resize_text.partition(", centered,")
-    return f"{first_resize(name)}, centred,{rest}" if comma else resize_text
+    return f"{oldest_resize_name(name)}, centred,{rest}" if comma else resize_text
 
 
 def _shape(shape: tuple[int, ...]) -> Shape:

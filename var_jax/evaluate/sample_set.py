@@ -141,7 +141,7 @@ def _shard_images(
 ) -> int:
     """Returns the default number of images per shard: a multiple of all devices' batches."""
     batch = len(jax.local_devices()) * (
-        batch_size or model.sampling_batch(then=then, **plan.sampling)
+        batch_size or model.default_batch_size(then=then, **plan.sampling)
     )
     return math.ceil(MIN_SHARD_IMAGES / batch) * batch
 

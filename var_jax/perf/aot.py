@@ -1,4 +1,7 @@
-"""Lowers a run's exact train or sample step for described devices, with abstract arrays."""
+"""Ahead-of-time lowering of a run's training or sampling step, for devices that are only described.
+
+Arrays are `jax.ShapeDtypeStruct`s with shardings; no weights are made.
+"""
 
 import dataclasses
 import math
@@ -21,8 +24,8 @@ from var_jax.sampling.image_keys import image_keys
 from var_jax.train import mesh_choice
 from var_jax.train.program import Program
 
-SAMPLES_PER_DEVICE = 8
-CFG = 1.5
+SAMPLES_PER_DEVICE = 8  # by default
+CFG = 1.5  # the published guidance strength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Step:
       lowered: the program.
       mesh: the mesh that it is lowered for.
       images: images per step, over all devices.
-      flops: analytic FLOPs per step over all devices; recomputation does not count.
+      flops: model FLOPs per step over all devices, without recomputation.
       replicated_bytes: bytes per device of the training state that the mesh does not divide
         (`mesh_choice`).
     """
@@ -45,79 +48,75 @@ class Step:
     replicated_bytes: int = 0
 
 
-def train(objective: Objective[Any], where: Slice) -> Step:
-    """Returns the training step of `train.loop`, with every part of the run in it.
+def lower_train_step(objective: Objective[Any], tpu_slice: Slice) -> Step:
+    """Lowers the training step of `train.loop` in its last variant, with all terms active.
 
-    A transformer's takes tokens (the tokenizer's encoding is a program of its own); a tokenizer's
-    has its discriminator and the frozen networks of its losses. Values of frozen weights are not
-    needed (`registry.with_frozen_shapes`).
+    The step of a transformer takes tokens, since encoding is a program of its own; that of a
+    tokenizer includes its discriminator and the frozen networks of its losses. Values of frozen
+    weights are not needed (`registry.with_frozen_shapes`).
 
     Raises:
       UserError: the mesh does not divide the model or the batch.
     """
     idle_keys.refuse(objective.config)
-    mesh, replicated_bytes = mesh_choice.choose(objective, where.devices)
+    mesh, replicated_bytes = mesh_choice.choose(objective, tpu_slice.devices)
     program = Program(objective, mesh)
     frozen = jax.eval_shape(lambda weights: weights, objective.frozen)
     with jax.set_mesh(mesh):
         lowered = program.step().lower(
             program.abstract_state(),
             program.abstract_batch(),
-            jax.tree.map(_with, frozen, objective.frozen_shardings(frozen, mesh)),
+            jax.tree.map(_with_sharding, frozen, objective.frozen_shardings(frozen, mesh)),
         )
     images = objective.config.batch_size
     return Step(lowered, mesh, images, objective.flops_per_image() * images, replicated_bytes)
 
 
-def sample(objective: Objective[Any], where: Slice, images: int | None = None) -> Step:
-    """Returns guided generation with the objective's published settings, decoder included.
+def lower_sampling(objective: Objective[Any], tpu_slice: Slice, images: int | None = None) -> Step:
+    """Lowers guided sampling with the objective's published settings and the tokenizer's decoder.
 
     Weights are sharded over the model axis and replicated over the data axis: gathering them at
     every scale would cost more than it saves.
     """
     config = objective.config
     require(objective.generates, "the config's stage", config.stage, "transformer")
-    images = images or SAMPLES_PER_DEVICE * len(where.devices)
-    mesh = mesh_choice.choose_for_sampling(objective, images, where.devices)
+    images = images or SAMPLES_PER_DEVICE * len(tpu_slice.devices)
+    mesh = mesh_choice.choose_for_sampling(objective, images, tpu_slice.devices)
     model = ModelConfig(config.tokenizer, config.transformer)
-    rows, replicated = (
-        NamedSharding(mesh, PartitionSpec("data")),
-        NamedSharding(mesh, PartitionSpec()),
-    )
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def without_data(placement: NamedSharding) -> NamedSharding:
-        return NamedSharding(
-            mesh, PartitionSpec(*(None if axis == "data" else axis for axis in placement.spec))
-        )
+    def without_data(param_sharding: NamedSharding) -> NamedSharding:
+        axes = [None if axis == "data" else axis for axis in param_sharding.spec]
+        return NamedSharding(mesh, PartitionSpec(*axes))
 
     boxed = init.boxed_shapes(config.transformer)
     shardings = jax.tree.map(without_data, sharding.shardings(boxed, mesh))
     params = {
-        "transformer": jax.tree.map(_with, nn.meta.unbox(boxed), shardings),
-        "tokenizer": _abstract(init.param_shapes(config.tokenizer), replicated),
+        "transformer": jax.tree.map(_with_sharding, nn.meta.unbox(boxed), shardings),
+        "tokenizer": _abstract_like(init.param_shapes(config.tokenizer), replicated),
     }
     sampler = sampler_registry.find(model)
     prepared = sampler.benchmark_settings(model, CFG)
-    traced = _abstract(jax.eval_shape(lambda: prepared.traced), replicated)
-    key = jax.eval_shape(lambda: image_keys(0, jnp.arange(1)))
-    labels, keys = (
-        jax.ShapeDtypeStruct((images,), dtype, sharding=rows) for dtype in (jnp.int32, key.dtype)
-    )
+    traced = _abstract_like(jax.eval_shape(lambda: prepared.traced), replicated)
+    key_dtype = jax.eval_shape(lambda: image_keys(0, jnp.arange(1))).dtype
+    labels = jax.ShapeDtypeStruct((images,), jnp.int32, sharding=rows)
+    keys = jax.ShapeDtypeStruct((images,), key_dtype, sharding=rows)
     with jax.set_mesh(mesh):
         lowered = sampler.program.lower(model, prepared.compiled, params, labels, keys, traced)
     image_flops = sampler.generation_flops(model, prepared) + flops.decode_flops(config.tokenizer)
     return Step(lowered, mesh, images, images * image_flops)
 
 
-def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
-    """Returns the bytes per device that a forward pass keeps for the backward pass.
+def residual_bytes(objective: Objective[Any], remat: str, data: int) -> float:
+    """Returns an upper bound on the bytes of a microbatch's residuals per device.
 
-    The pass is that of a microbatch under a remat policy.
-
-    They are those of the residuals' shapes, split over only the data axis: an upper estimate that
-    needs no compilation.
+    Residuals are what the forward pass keeps for the backward pass. Their bytes are computed from
+    shapes, without a compilation, and divided over only the data axis; boolean masks and random
+    keys are left out.
 
     Args:
+      remat: the policy of rematerialization.
       data: size of the mesh's data axis.
     """
     config = objective.config
@@ -140,9 +139,11 @@ def saved_bytes(objective: Objective[Any], remat: str, data: int) -> float:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers) / data
 
 
-def _abstract(tree: Any, placement: NamedSharding) -> Any:
-    return jax.tree.map(lambda leaf: _with(leaf, placement), tree)
+def _abstract_like(tree: Any, array_sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: _with_sharding(leaf, array_sharding), tree)
 
 
-def _with(leaf: jax.ShapeDtypeStruct, placement: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placement)
+def _with_sharding(
+    leaf: jax.ShapeDtypeStruct, array_sharding: NamedSharding
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=array_sharding)

@@ -29,7 +29,7 @@ SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def report(
-    config: TrainConfig, where: Slice, what: str, images: int | None = None
+    config: TrainConfig, tpu_slice: Slice, what: str, images: int | None = None
 ) -> dict[str, Any]:
     """Compiles a step and returns its memory, work and time bounds.
 
@@ -43,18 +43,21 @@ def report(
     """
     objective = registry.with_frozen_shapes(config)
     is_training = what == "train"
-    step = aot.train(objective, where) if is_training else aot.sample(objective, where, images)
+    if is_training:
+        step = aot.lower_train_step(objective, tpu_slice)
+    else:
+        step = aot.lower_sampling(objective, tpu_slice, images)
     figures: dict[str, Any] = {
-        "topology": where.name,
-        "chip": where.chip.name,
+        "topology": tpu_slice.name,
+        "chip": tpu_slice.chip.name,
         "step": what,
-        "devices": len(where.devices),
+        "devices": len(tpu_slice.devices),
         "mesh": dict(step.mesh.shape),
         "images": step.images,
         "microbatches": config.microbatches,
         "flops": step.flops,
         "replicated_bytes": step.replicated_bytes,
-        "hbm_bytes": where.chip.hbm_bytes,
+        "hbm_bytes": tpu_slice.chip.hbm_bytes,
     }
     figures |= objective.report()
     start, start_cpu = time.perf_counter(), time.process_time()
@@ -71,8 +74,8 @@ def report(
     }
     if compiled is not None:
         figures |= memory(compiled)
-        figures["fits"] = figures["peak_bytes"] <= where.chip.hbm_bytes
-        figures |= _times(step, hlo.Program(compiled.as_text()), where, _kernel_share(config))
+        figures["fits"] = figures["peak_bytes"] <= tpu_slice.chip.hbm_bytes
+        figures |= _times(step, hlo.Program(compiled.as_text()), tpu_slice, _kernel_share(config))
         _schedule(figures, config)
     if is_training and objective.remat_choices:
         figures |= _knobs(objective, figures)
@@ -95,7 +98,9 @@ def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
     return {**parts, "peak_bytes": sum(parts.values())}
 
 
-def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) -> dict[str, Any]:
+def _times(
+    step: Step, program: hlo.Program, tpu_slice: Slice, kernel_share: float
+) -> dict[str, Any]:
     devices = step.mesh.devices.ravel()
     moved: dict[str, float] = defaultdict(float)
     seconds: dict[str, float] = defaultdict(float)
@@ -105,13 +110,14 @@ def _times(step: Step, program: hlo.Program, where: Slice, kernel_share: float) 
         if one.kind in REDUCTIONS:
             reduced[one.dtype] += one.bytes * one.times
         group = [devices[i] for i in one.group]
-        seconds[one.kind] += where.seconds(one.kind, one.bytes, group) * one.times
+        seconds[one.kind] += tpu_slice.seconds(one.kind, one.bytes, group) * one.times
     executed, traffic = program.matrix_flops(kernel_share), program.hbm_bytes()
-    compute, memory_seconds = executed / where.chip.peak_flops, traffic / where.chip.hbm_bandwidth
+    compute = executed / tpu_slice.chip.peak_flops
+    memory_seconds = traffic / tpu_slice.chip.hbm_bandwidth
     network = sum(seconds.values())
     hidden = max(compute, memory_seconds, network)
     exposed = max(compute, memory_seconds, network / 2) + network / 2
-    at_peak = step.flops / (where.chip.peak_flops * len(devices))
+    at_peak = step.flops / (tpu_slice.chip.peak_flops * len(devices))
     return {
         "executed_flops": executed * len(devices),
         "hbm_traffic_bytes": traffic,
@@ -158,7 +164,7 @@ def _knobs(objective: Objective[Any], figures: dict[str, Any]) -> dict[str, Any]
     of the bytes that they keep.
     """
     data, current, choices = figures["mesh"]["data"], objective.model.remat, objective.remat_choices
-    saved = {name: aot.saved_bytes(objective, name, data) for name in choices}
+    saved = {name: aot.residual_bytes(objective, name, data) for name in choices}
     held = figures.get("argument_bytes", 0)
     peaks = {
         name: max(figures["peak_bytes"] + saved[name] - saved[current], held) for name in choices

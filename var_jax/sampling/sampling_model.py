@@ -16,7 +16,7 @@ from var_jax.sampling.settings import Settings, is_integer
 
 
 class SamplingModel(CodingModel):
-    """A trained model with the sampling settings of its objective; `Pipeline` samples with them."""
+    """A `CodingModel` that checks sampling settings and has their defaults; `Pipeline` samples."""
 
     def check_sampling(
         self,
@@ -42,7 +42,7 @@ class SamplingModel(CodingModel):
         transformer = validate.transformer(self.config)
         return sampler_registry.find(self.config).settings(preset, overrides, transformer.objective)
 
-    def sampling_batch(
+    def default_batch_size(
         self,
         *,
         seed: int = 0,
@@ -51,7 +51,11 @@ class SamplingModel(CodingModel):
         negative_labels: Any = None,
         **overrides: Unpack[Settings],
     ) -> int:
-        """Returns the number of images per device that `sample` samples at once by default."""
+        """Returns the default `batch_size` of `sample`: images per device that fit in memory.
+
+        Guidance and negative labels add rows to the transformer's batch; with `then`, each of both
+        models has to have room for it. The settings are checked as `sample` checks them.
+        """
         prepared = self._prepare(seed, preset, overrides)
         return self._max_batch(prepared, self._negative(negative_labels, 1, prepared), then)
 
@@ -102,7 +106,9 @@ class SamplingModel(CodingModel):
         """Raises UserError for a method that needs an ability which the sampler does not have."""
         objective = validate.transformer(self.config).objective
         able = [
-            repr(name) for name, each in sampler_registry.SAMPLERS.items() if getattr(each, ability)
+            repr(key)
+            for key, sampler in sampler_registry.SAMPLERS.items()
+            if getattr(sampler, ability)
         ]
         if repr(objective) not in able:
             raise UserError(

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from var_jax.config.sections import Resize, current_resize
+from var_jax.config.sections import Resize, current_resize_name
 from var_jax.config.strict import differences, require
 from var_jax.errors import USER_ERROR_EXIT_CODE, Parser, UserError
 from var_jax.evaluate import features, image_sets, samples
@@ -64,7 +64,7 @@ def add_arguments(parser: Parser):
     )
     parser.add_argument(
         "--resize",
-        type=current_resize,
+        type=current_resize_name,
         choices=get_args(Resize),
         default="crop",
         help="how images are brought to the model's size, as in training (default crop)",

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from var_jax.config import idle_keys
-from var_jax.config.sections import LossConfig, first_resize
+from var_jax.config.sections import LossConfig, oldest_resize_name
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
 from var_jax.data import fingerprints, token_manifest
@@ -245,7 +245,7 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
     if config.adapter == TrainConfig.adapter:
         del values["adapter"]
     values["microbatches"] = 1
-    values["data"]["resize"] = first_resize(config.data.resize)
+    values["data"]["resize"] = oldest_resize_name(config.data.resize)
     if trunk:
         values["branch_from"] = trunk
     if tokenizer:
