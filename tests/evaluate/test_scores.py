@@ -181,7 +181,7 @@ def test_density_and_coverage_by_their_definition():
     assert crowd["density"]["value"] > 1 and crowd["coverage"]["value"] < 0.6
 
 
-def test_share_and_mean_interval_equal_their_formulas():
+def test_share_and_mean_with_interval_equal_their_formulas():
     """Wilson's ends lie 1.96 of their own deviations away, and a mean of one value has no
     interval."""
     share = scores.share(np.arange(50) < 15)

@@ -33,7 +33,9 @@ LARGEST_HEADER = 100_000_000  # bytes, as the library has it
 
 
 def save_arrays(path: epath.PathLike, tree: Any, metadata: Mapping[str, str] | None = None):
-    """Writes nested dicts of arrays to one file with keys "a/b/c", completely or not at all.
+    """Writes nested dicts of arrays atomically to one safetensors file with keys such as "a/b/c".
+
+    `load_arrays` reads only the dtypes of `DTYPES` back, and a tuple as a dict of "0", "1", ...
 
     Args:
       metadata: texts that the file's header holds, which `load_metadata` reads.

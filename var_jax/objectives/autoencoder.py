@@ -279,7 +279,7 @@ class Autoencoder(Objective[NetworkWeights]):
         names = network | generator if generator_is_sound else generator | network
         return first_not_finite(metrics, names)
 
-    # Figures.
+    # Sizes and costs.
 
     def flops_per_image(self, variant: AutoencoderVariant | None = None) -> float:
         return flops.tokenizer_train_flops(

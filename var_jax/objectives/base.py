@@ -1,4 +1,4 @@
-"""The base class of training objectives: parameters, loss, metrics and figures as one object.
+"""The base class of training objectives: parameters, loss, metrics and costs as one object.
 
 `train`, `perf` and `sweep` call an objective and know nothing else about the model. A new objective
 is a class in this folder and an entry in one of `registry`'s tables: `init`, `batch_shapes`, `loss`
@@ -281,7 +281,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         """Returns the first loss or gradient norm of a step that is not finite, with its name."""
         return first_not_finite(metrics, {"loss": "loss", "grad_norm": "grad_norm"})
 
-    # Figures.
+    # Sizes and costs.
 
     def scales(self, variant: Any = None) -> Scales:
         """Returns the scales that a step computes, by default all."""
@@ -296,7 +296,10 @@ class Objective(abc.ABC, Generic[Frozen]):
         return {"exact": 0.0}
 
     def param_count(self) -> dict[str, int]:
-        """Returns the parameters that scaling laws are fitted against: "total", and "body"."""
+        """Returns the parameter counts that scaling laws are fitted against: "total" and "body".
+
+        The body is the part that scales with the model; by default it is all of them.
+        """
         total = sum(
             int(np.prod(leaf.shape))
             for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0)))

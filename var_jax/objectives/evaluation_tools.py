@@ -26,11 +26,14 @@ class EvaluationTools(Protocol):
         ...
 
     def first_batch(self) -> Batch:
-        """Returns the first held-out batch, on the devices."""
+        """Returns the first held-out batch, sharded over the devices."""
         ...
 
     def compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Returns the compiled program of a name, which is lowered and compiled on first use."""
+        """Returns the compiled program kept under `name`, which is made from `lower` on first use.
+
+        Later calls with the same name ignore `lower`.
+        """
         ...
 
     def gather(self, tree: Any) -> Any:

@@ -23,8 +23,8 @@ class Evaluator(Generic[Frozen]):
 
     Args:
       objective: the run's objective.
-      data: the run's data.
       frozen: the frozen weights that the steps use, on the devices.
+      data: the run's data.
       replicated: the sharding of results, which every host can read.
       preemption: ends every method with `StopRequested` when a host is asked to stop: between
         batches, and while a program is compiled. None if the process cannot be asked to stop.
@@ -69,7 +69,7 @@ class Evaluator(Generic[Frozen]):
         return self._data.class_names
 
     def first_batch(self) -> Batch:
-        """Returns the first held-out batch, on the devices."""
+        """Returns the first held-out batch, sharded over the devices."""
         return self._data.on_devices(next(self._data.held_out()))
 
     def gather(self, tree: Any) -> Any:
@@ -77,7 +77,10 @@ class Evaluator(Generic[Frozen]):
         return jax.tree.map(np.asarray, self._gather(tree))
 
     def compiled(self, name: str, lower: Callable[[], jax.stages.Lowered]) -> jax.stages.Compiled:
-        """Returns a program of this run, compiled on first use."""
+        """Returns the compiled program kept under `name`, which is made from `lower` on first use.
+
+        Later calls with the same name ignore `lower`.
+        """
         if name not in self._programs:
             lowered = lower()
             self._programs[name] = (
