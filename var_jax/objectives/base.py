@@ -145,8 +145,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         Args:
           params: parameters of the trained model.
           frozen: the weights that `step_frozen` returns, on the devices.
-          rng: random key of everything random in a step: dropout, masks, times, noise. None for a
-            deterministic loss without dropout.
+          rng: random key of dropout, masks, times, noise; None for a deterministic loss.
           variant: the `StepVariant` of the step; None for `last_variant`.
           step: steps done before this one.
         """
@@ -296,10 +295,7 @@ class Objective(abc.ABC, Generic[Frozen]):
         return {"exact": 0.0}
 
     def param_count(self) -> dict[str, int]:
-        """Returns the parameter counts that scaling laws are fitted against: "total" and "body".
-
-        The body is the part that scales with the model; by default it is all of them.
-        """
+        """Returns parameter counts for scaling laws: "total", and "body", the part that scales."""
         total = sum(
             int(np.prod(leaf.shape))
             for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0)))
