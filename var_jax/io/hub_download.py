@@ -15,7 +15,8 @@ from etils import epath
 from var_jax.errors import RunFailed, UserError
 from var_jax.io import model_directory
 from var_jax.io.hub_address import Address
-from var_jax.io.hub_library import MissingFile, endpoint, explained, library
+from var_jax.io.hub_errors import MissingFile, explained
+from var_jax.io.hub_library import endpoint, library
 
 log = logging.getLogger(__name__)
 # A server that cuts a file off and cannot go on where it did sends the same bytes at every try,

@@ -12,7 +12,8 @@ from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.io import model_card, model_directory
 from var_jax.io.hub_address import Address
-from var_jax.io.hub_library import endpoint, explained, library
+from var_jax.io.hub_errors import explained
+from var_jax.io.hub_library import endpoint, library
 
 # Files of a model that an earlier commit may have and a new one may not.
 OPTIONAL = ("transformer.safetensors", "data.json", model_card.GRID)
