@@ -130,6 +130,8 @@ def test_with_adapter_refuses_another_base_and_wrong_weights(model, first, tmp_p
     for weight in (float("nan"), float("inf"), 1e39, "much"):
         with pytest.raises(UserError, match=r"weight of the adapter.*finite"):
             model.with_adapter(first, weight)
+    with pytest.raises(UserError, match=f"{first} holds an adapter; save the model to another"):
+        model.with_adapter(first).save(first)
     with pytest.raises(UserError, match=f"no adapter in {tmp_path}"):
         model.with_adapter(tmp_path)
     content = (first / adapter_file.NAME).read_bytes()

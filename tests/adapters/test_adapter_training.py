@@ -1,6 +1,7 @@
 """The objective of an adapter: at its start the frozen model, then the same on every mesh."""
 
 import dataclasses
+import shlex
 
 import jax
 import numpy as np
@@ -10,10 +11,14 @@ from flax.traverse_util import flatten_dict
 from helpers import adapters, diffusion, masked, small
 from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.config import idle_keys
-from var_jax.config.adapter_config import AdapterConfig, join_names
+from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
-from var_jax.objectives import registry
+from var_jax.objectives import frozen_base, registry
+from var_jax.objectives.adapter_training import AdapterTraining
+from var_jax.sampling import labels
+from var_jax.studies import quickstart
+from var_jax.sweep import plan
 
 CLASSES = "mug,cup"
 MODELS = {"masked": masked, "diffusion": diffusion}
@@ -177,7 +182,32 @@ def test_refuse_flags_names_keys_of_adapters_without_effect(bases, settings, key
         idle_keys.refuse_flags(config, [key])
 
 
-def test_class_names_survive_their_text():
-    """Names with commas and quotes are read back from the text that is written for them."""
-    names = ("ring, thin", 'a "b"', "mug")
-    assert AdapterConfig(classes=join_names(names)).class_names == names
+def test_class_names_are_read_and_written_as_labels_are(bases, tmp_path):
+    """Names with commas, quotes and digits alone are read from the config, and the command that
+    samples them has them as `--labels` reads them: 12 without quotes would be an id."""
+    config = run(bases, "masked", classes='"ring, thin","a ""b""",mug,12')
+    names = ("ring, thin", 'a "b"', "mug", "12")
+    assert config.adapter.class_names == names
+    command = shlex.split(AdapterTraining.next_command(config, str(tmp_path), "", ()))
+    text = command[command.index("--labels") + 1]
+    assert labels.parse(text, [*map(str, range(10)), *names]) == [10, 11, 12, 13]
+
+
+def test_base_hands_on_no_schedule_of_its_scales(bases):
+    """A base that was trained on a growing number of scales is adapted on all of them."""
+    config = run(bases, "masked")
+    base = frozen_base.read_base(config)
+    schedule = {"progressive": 0.5, "progressive_from": 1}
+    grown = base._replace(transformer=dataclasses.replace(base.transformer, **schedule))
+    assert frozen_base.with_base(config, grown) == frozen_base.with_base(config, base)
+
+
+def test_sweeps_and_the_quickstart_refuse_an_adapters_run(bases, tmp_path):
+    """Both are of models, and an adapter's run leaves none; nothing is written."""
+    config = run(bases, "masked")
+    with pytest.raises(UserError, match="its config has stage 'adapter'"):
+        plan.expand([{}], lambda flags: config, str(tmp_path))
+    tokenizer = small.train_config("tokenizer", "")
+    with pytest.raises(UserError, match="stage of the transformer's config is adapter"):
+        quickstart.run(tokenizer, config, str(tmp_path), samples=1)
+    assert not list(tmp_path.iterdir())

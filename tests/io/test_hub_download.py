@@ -1,6 +1,7 @@
 """Models on the Hugging Face hub, from a server on this machine that imitates it."""
 
 import dataclasses
+import hashlib
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from helpers.files import contents
 from var_jax import Pipeline
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.errors import RunFailed, UserError
-from var_jax.io import releases
+from var_jax.io import hub_download, releases
 from var_jax.io.hub_address import Address
 from var_jax.io.hub_download import local_directory
 from var_jax.io.hub_library import library
@@ -172,6 +173,25 @@ def test_local_directory_gives_up_a_transfer_that_is_cut_off(
     assert name not in cached(hub.cache)
     assert not list((hub.cache).rglob("*.incomplete"))
     assert len([request for request in hub.downloads() if request.endswith(name)]) < 10
+
+
+@pytest.mark.parametrize("content", [b"sent", b"other"])
+def test_content_is_compared_with_the_hash_of_the_repositorys_own_entry(tmp_path, content):
+    """Where repositories share files, the entry that a hash of the content names is a link, too,
+    and the name that it leads to is another hash."""
+    shared, entry = tmp_path / ("ab" * 32), tmp_path / hashlib.sha256(b"sent").hexdigest()
+    shared.write_bytes(content)
+    entry.symlink_to(shared)
+    (tmp_path / "snapshot").mkdir()
+    file = tmp_path / "snapshot" / "model.safetensors"
+    file.symlink_to(f"../{entry.name}")
+    if content == b"sent":
+        hub_download._require_declared_content(file, "it")
+        assert file.read_bytes() == content
+        return
+    with pytest.raises(UserError, match="it arrives with another content"):
+        hub_download._require_declared_content(file, "it")
+    assert not any(path.is_symlink() or path.exists() for path in (shared, entry, file))
 
 
 def test_local_directory_tells_no_network_from_offline_mode(hub, files, monkeypatch):

@@ -107,6 +107,9 @@ def test_parse_weighted_reads_classes_with_and_without_weights():
         ("cat=2,dog", "'dog' has no weight; write all as CLASS=WEIGHT"),
         ("cat,dog=2", "is 2 classes; it must be one"),
         ("cta=1", "did you mean 'cat'"),
+        ("cat=1.2.3", "'cat=1.2.3'"),
+        ("cat=.", "'cat=.'"),
+        ("cat=1,dog=2,cat=3", "has a class twice"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             parse_weighted(text, names)

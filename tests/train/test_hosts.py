@@ -9,6 +9,7 @@ from PIL import Image
 
 from helpers import processes, small
 from var_jax import Pipeline
+from var_jax.train import hosts, workdir
 
 TRAIN = """
 import json
@@ -123,3 +124,9 @@ def test_hosts_name_another_tokenizer(ended, tmp_path):
     result = ended("tokenizer", f"--config.tokenizer_dir={tmp_path / 'other'}")
     assert [code for code, _ in result] == [2, 2], result
     assert all("the frozen networks" in line and "process 1 (host " in line for _, line in result)
+
+
+def test_paths_that_a_resumed_run_may_change_may_differ_between_hosts():
+    """Hosts may have the same files at other places, as a run may after a restart."""
+    paths = {key for key in workdir.RESUMABLE if key.endswith(("_dir", ".base", "_weights"))}
+    assert {"tokenizer_dir", "adapter.base"} <= paths <= set(hosts.OF_A_HOST)

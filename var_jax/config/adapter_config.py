@@ -95,13 +95,3 @@ def split_names(text: str) -> tuple[str, ...]:
         return ()
     (row,) = csv.reader([" ".join(text.splitlines())], skipinitialspace=True)
     return tuple(name.strip() for name in row)
-
-
-def join_names(names: tuple[str, ...]) -> str:
-    """Returns the text that `split_names` reads as these names."""
-
-    def quoted(name: str) -> str:
-        escaped = name.replace('"', '""')
-        return f'"{escaped}"' if set(name) & set(',"') else name
-
-    return ",".join(map(quoted, names))

@@ -114,26 +114,28 @@ def _progress_class(name: str) -> type:
 def _require_declared_content(file: Path, name: str):
     """Removes a file from the cache unless its content has the hash that the hub declares.
 
-    That is the name of the file in the cache that `file` links to: SHA-256 of large files, Git's
-    SHA-1 of small ones. Mirrors may give another name, which declares nothing, or plain SHA-1.
+    That is the name of the entry in the cache that `file` links to: SHA-256 of large files, Git's
+    SHA-1 of small ones. Mirrors may give another name, which declares nothing, or plain SHA-1. The
+    entry may be a link in turn, to a file that several repositories share under a hash of its
+    parts.
 
     Raises:
       UserError: the hash is another.
     """
-    blob = file.resolve()
-    declared = blob.name
-    size = os.path.getsize(blob)
+    entry = file.parent / os.readlink(file) if file.is_symlink() else file
+    declared = entry.name
+    size = os.path.getsize(file)
     hashes = {
         64: [hashlib.sha256()],
         40: [hashlib.sha1(f"blob {size}\0".encode()), hashlib.sha1()],
     }.get(len(declared), [])
-    with blob.open("rb") as content:
+    with file.open("rb") as content:
         while chunk := content.read(CHUNK):
             for digest in hashes:
                 digest.update(chunk)
     if hashes and declared not in [digest.hexdigest() for digest in hashes]:
-        file.unlink(missing_ok=True)
-        blob.unlink(missing_ok=True)
+        for path in (file.resolve(), entry, file):
+            path.unlink(missing_ok=True)
         raise UserError(
             f"{name} arrives with another content than the hub declares (hash {declared[:12]}...); "
             "it was removed: try again, or tell its owner"

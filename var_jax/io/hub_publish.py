@@ -81,7 +81,7 @@ def publish(
             figures=figures,
             has_grid=(folder / model_card.GRID).exists(),
         )
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         files = sorted(folder.iterdir())
         with explained(address):
             api = hub.HfApi(endpoint())

@@ -34,8 +34,10 @@ def save(directory: epath.Path, config: ModelConfig, params: dict, class_names: 
       class_names: the names of classes by id, written to `data.json` as in a workdir; may be
         empty.
     Raises:
-      UserError: the directory cannot be written.
+      UserError: the directory cannot be written, or holds an adapter.
     """
+    if (directory / ADAPTER).exists():  # its data.json is of the images of the adapter's run
+        raise UserError(f"{directory} holds an adapter; save the model to another directory")
     new = {part: directory / f"{part}.safetensors.new" for part in params}
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -170,9 +170,8 @@ class AdapterTraining(LatentObjective):
         cls, config: TrainConfig, workdir: str, config_file: str, overrides: Sequence[str]
     ) -> str:
         """Returns the command that samples the new classes, or the first class without any."""
-        from var_jax.config.adapter_config import join_names
-
-        labels = shlex.quote(join_names(config.adapter.class_names) or "0")
+        names = map(class_labels.written, config.adapter.class_names)
+        labels = shlex.quote(",".join(names) or "0")
         return (
             f"var-jax sample --model {shlex.quote(config.adapter.base)} --adapter "
             f"{shlex.quote(workdir)} --labels {labels} --num {SAMPLES_SHOWN} --out samples.png"

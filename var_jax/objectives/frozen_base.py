@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from etils import epath
 
 # Keys of the transformer's section that are the run's own; all others are the base's.
-OWN_KEYS = ("class_dropout", "attention", "remat", "dtype", "gradient_dtype")
+OWN_KEYS = (
+    "class_dropout",
+    "attention",
+    "remat",
+    "dtype",
+    "gradient_dtype",
+    "progressive",
+    "progressive_from",
+    "progressive_warmup",
+)
 
 
 @flax.struct.dataclass

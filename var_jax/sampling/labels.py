@@ -17,7 +17,7 @@ HELP = (
     "quotes, with quotes in it doubled"
 )
 ENTRY = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,"]*))\s*(,|$)')
-WEIGHTED = re.compile(r"=\s*([0-9.]+)\s*(?:,|$)")
+WEIGHTED = re.compile(r"=\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(?:,|$)")
 NUMBERS = re.compile(r"([0-9]+)(?:-([0-9]+))?")
 
 
@@ -58,7 +58,7 @@ def parse_weighted(
     Without weights all count the same.
 
     Raises:
-      UserError: as in `parse`, or some entries have a weight and others do not.
+      UserError: as in `parse`, some entries have a weight and others do not, or a class has two.
     """
     named = WEIGHTED.split(text)
     if len(named) == 1:
@@ -66,10 +66,10 @@ def parse_weighted(
     *pairs, rest = named
     if rest.strip():
         raise UserError(f"{option}: {rest.strip()!r} has no weight; write all as CLASS=WEIGHT")
-    return {
-        parse_one(name, class_names, option): float(weight)
-        for name, weight in zip(pairs[::2], pairs[1::2], strict=True)
-    }
+    labels = [parse_one(name, class_names, option) for name in pairs[::2]]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"{option} {text!r} has a class twice; give each class one weight")
+    return dict(zip(labels, map(float, pairs[1::2]), strict=True))
 
 
 def parse_one(text: str, class_names: Sequence[str] = (), option: str = "--label") -> int:

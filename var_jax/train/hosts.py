@@ -15,6 +15,7 @@ OF_A_HOST = (
     "tokenizer_dir",
     "init_from",
     "branch_from",
+    "adapter.base",
     "data.data_dir",
     "data.source_dir",
     "data.tokens_dir",
