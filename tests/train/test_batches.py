@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 
 def described(data: Inputs) -> list[str]:
-    return terminal_messages.data_lines(data._config, data)
+    return terminal_messages.data_lines(data._config, data, range(len(data.class_names)))
 
 
 def warnings_of(data: Inputs) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,3 +105,10 @@ def test_closing_of_a_transformer(classes, labels, tmp_path):
     assert (
         following == f"next: var-jax sample --model {tmp_path} --labels {labels} --out samples.png"
     )
+
+
+def test_data_lines_have_the_models_ids():
+    """The ids are those that `--labels` reads, where a class's place in the data is another."""
+    data = SimpleNamespace(class_names=("3", "cross"), class_counts=(5, 24), identity={})
+    line = terminal_messages.data_lines(small.train_config("transformer", ""), data, [3, 10])[1]
+    assert line.endswith(": 3 (5), 10 cross (24)")

@@ -367,7 +367,12 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     if seen := training_overlap.warning(args.model, args.reference, args.source_dir):
         report["warnings"].append(seen)
     adapters = {"adapters": [list(adapter) for adapter in args.adapter]} if args.adapter else {}
-    return {"model": args.model, **adapters, "seed": args.seed, **report}
+    return {
+        "model": args.addresses.get("model", args.model),
+        **adapters,
+        "seed": args.seed,
+        **report,
+    }
 
 
 def require_writable(path: str, what: str):

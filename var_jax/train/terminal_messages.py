@@ -21,15 +21,20 @@ log = logging.getLogger(__name__)
 
 def log_data(objective: Objective[Any], data: Inputs):
     """Logs the lines of `data_lines` at level INFO, and the objective's warnings."""
-    for line in data_lines(objective.config, data):
+    ids = objective.model_labels(data.class_names)
+    for line in data_lines(objective.config, data, [int(i) for i in ids]):
         log.info("%s", line)
     drops_color = objective.config.tokenizer.in_channels == 1 and data.has_color
     for line in objective.data_warnings(data.class_names, drops_color=drops_color):
         log.warning("%s", line)
 
 
-def data_lines(config: TrainConfig, data: Inputs) -> list[str]:
-    """Returns lines about a run's data: images per split, and classes with their ids."""
+def data_lines(config: TrainConfig, data: Inputs, ids: Sequence[int]) -> list[str]:
+    """Returns lines about a run's data: images per split, and classes with their ids.
+
+    Args:
+      ids: the model's id of each class of the data.
+    """
     where = config.data.tokens_dir or (
         config.data.source_dir if config.data.name == "image_folder" else ""
     )
@@ -46,7 +51,7 @@ def data_lines(config: TrainConfig, data: Inputs) -> list[str]:
     images = " (training images)" if data.class_counts else ""
     return [
         f"data: {' '.join(filter(None, (config.data.name, where)))}, {counts}, {color}",
-        f"{_number(len(data.class_names))}{images}: {', '.join(_classes(data))}",
+        f"{_number(len(data.class_names))}{images}: {', '.join(_classes(data, ids))}",
     ]
 
 
@@ -109,11 +114,11 @@ def closing_lines(
     ]
 
 
-def _classes(data: Inputs) -> list[str]:
+def _classes(data: Inputs, ids: Sequence[int]) -> list[str]:
     counts = [f" ({count})" for count in data.class_counts] or [""] * len(data.class_names)
     shown = [
         f"{i}{count}" if name == str(i) else f"{i} {labels.written(name)}{count}"
-        for i, (name, count) in enumerate(zip(data.class_names, counts, strict=True))
+        for i, name, count in zip(ids, data.class_names, counts, strict=True)
     ]
     more = len(shown) - CLASSES_LOGGED
     return shown[:CLASSES_LOGGED] + ([f"and {more} more, all in data.json"] if more > 0 else [])
