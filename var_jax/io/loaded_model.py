@@ -97,7 +97,7 @@ class LoadedModel:
         """Returns the model of a workdir of `train`, or of a directory of `save` or `convert`.
 
         Args:
-          directory: a path, or "hf://owner/name[@revision][/subfolder]" of a model on the Hugging
+          directory: a path, or `hf://owner/name[@revision][/subfolder]` of a model on the Hugging
             Face hub, which is downloaded to the hub's cache unless it is there (extra [hub]).
         Raises:
           UserError: the directory is missing, holds no model, or its files are damaged.
