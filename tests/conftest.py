@@ -86,6 +86,18 @@ def forget_programs():
     gc.collect()
 
 
+@pytest.fixture(scope="module")
+def compiled_fast():
+    """Compiles a module's programs quickly at the cost of their speed, with the collectives that
+    they have otherwise."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
     """The directory of the digits, which are prepared once for all tests."""

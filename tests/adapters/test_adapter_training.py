@@ -20,17 +20,10 @@ from var_jax.sampling import labels
 from var_jax.studies import quickstart
 from var_jax.sweep import plan
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 CLASSES = "mug,cup"
 MODELS = {"masked": masked, "diffusion": diffusion}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Rather than to be fast, which also leaves the collectives as they are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -19,20 +19,13 @@ from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.train.program import Program
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SLOW = pytest.mark.slow  # each mesh compiles a program of its own
 BATCH = 8
 # Its heads, MLP and vocabulary divide by 8, as its width does.
 TRANSFORMER = dataclasses.replace(small.TRANSFORMER, width=32, heads=8)
 CONFIG = small.train_config("transformer", "", transformer=TRANSFORMER, batch_size=BATCH)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Rather than to be fast, which also leaves the collectives as they are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

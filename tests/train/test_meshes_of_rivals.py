@@ -13,6 +13,8 @@ from var_jax.devices.mesh import make_mesh
 from var_jax.objectives import registry
 from var_jax.train.program import Program
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 BATCH = 8
 # Its heads, MLP and vocabulary divide by 8, as its width does.
 CONFIGS = {
@@ -34,15 +36,6 @@ CONFIGS = {
         batch_size=BATCH,
     ),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_fast():
-    """Rather than to be fast, which also leaves the collectives as they are."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.parametrize("objective", CONFIGS)

@@ -52,10 +52,7 @@ def publish(
       config: the model's configuration.
       params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
       class_names: the names of classes by id; may be empty.
-      license: an identifier that the hub knows, such as "mit".
-      tags: further tags of the card.
-      private: whether a repository that is created is private.
-      figures_from: the model's directory, whose figures and grid of samples the card shows.
+      license, tags, private, figures_from: as in `LoadedModel.push_to_hub`.
     Raises:
       UserError: the repository's name is of another form, or access is refused.
       RunFailed: the hub cannot be reached.

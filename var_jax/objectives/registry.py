@@ -48,6 +48,16 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
     return entry_of(TRANSFORMER_OBJECTIVES, config.transformer.objective)
 
 
+def leaves_generator(config: TrainConfig) -> bool:
+    """Returns whether a run leaves a model that generates images: not a tokenizer or an adapter.
+
+    Raises:
+      UserError: as in `find`.
+    """
+    objective = find(config)
+    return objective.generates and objective.carries_model
+
+
 def with_frozen_sizes(config: TrainConfig, keys: Collection[str] = ()) -> TrainConfig:
     """Returns a config with the sizes of the tokenizer or base that its run reads, if any.
 

@@ -42,8 +42,7 @@ def run(
     """
     makes_tokens = not registry.find(tokenizer).generates
     require(makes_tokens, "the stage of the tokenizer's config", tokenizer.stage, "tokenizer")
-    objective = registry.find(transformer)
-    makes_images = objective.generates and objective.carries_model
+    makes_images = registry.leaves_generator(transformer)
     require(makes_images, "the stage of the transformer's config", transformer.stage, "transformer")
     directory, seconds = epath.Path(workdir), {}
     transformer = dataclasses.replace(transformer, tokenizer_dir=str(directory / "tokenizer-run"))

@@ -160,7 +160,7 @@ def expand(
             member["branch_from"] = f"{workdir.rstrip('/')}/{trunk.id}"
         flags = (*(f"--config.{key}={_text(value)}" for key, value in member.items()), *overrides)
         config = resolve(flags)
-        if not (kind := registry.find(config)).generates or not kind.carries_model:
+        if not registry.leaves_generator(config):
             raise UserError(f"a sweep is of transformers; its config has stage {config.stage!r}")
         tokenizer = fingerprint(config.data.tokens_dir, config.tokenizer_dir)
         config = data_sizes.from_data(config, sizes=sizes)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def log_data(objective: Objective[Any], data: Inputs):
     """Logs the lines of `data_lines` at level INFO, and the objective's warnings."""
     ids = objective.model_labels(data.class_names)
-    for line in data_lines(objective.config, data, [int(i) for i in ids]):
+    for line in data_lines(objective.config, data, ids.tolist()):
         log.info("%s", line)
     drops_color = objective.config.tokenizer.in_channels == 1 and data.has_color
     for line in objective.data_warnings(data.class_names, drops_color=drops_color):
