@@ -21,8 +21,20 @@ version of the step). The quality is as published by VAR's authors (cfg 1.5, top
 | d30       | 2,172 to 2,450 chip-hours of v5p  | FID-50k 1.92                         |
 | tokenizer | 2,896 to 3,139 chip-hours of v5e  | rFID 0.92, of one from OpenImages    |
 
-The tokenizer's recipe is vaex's (github.com/FoundationVision/vaex); docs/results/tokenizer.md lists
-where it departs from it. Its files are torchvision's VGG-16, LPIPS's heads and DINO's ViT-S/16;
+The tokenizer's recipe is vaex's (github.com/FoundationVision/vaex) but for these differences, for
+which docs/results/tokenizer.md has the reasons at length:
+
+- codes are multi-scale and residual, as VAR has them, and images ImageNet's, not OpenImages'
+- the discriminator's heads normalize over groups of 8 images (batch norm has state to be shared),
+  and pad with zeros (the ends of a row-by-row sequence are no neighbors in the image)
+- crops and resizes are random per image, so that training depends on no number of devices
+- DINO has the exact GELU, with which its weights were trained
+- a reconstruction is augmented alike for generator and discriminator: one draw, one random key
+- the generator's weight in the first adversarial step is its warm-up's first, not 0, so that both
+  networks learn from that step on
+- activations are bfloat16, for which TPUs are made; vaex's default is float32
+
+Its files are torchvision's VGG-16, LPIPS's heads and DINO's ViT-S/16;
 `--config.loss.perceptual_network=efficientnet --config.adversarial.feature_network=efficientnet`
 needs none of them, but `pip install 'var_jax[perceptual]'`.
 """

@@ -6,18 +6,20 @@ r"""Rivals of VAR on ImageNet at 256x256 pixels, at published sizes: LlamaGen, M
   var-jax train --config configs/imagenet256_rivals.py:dit_xl_2 \
       --config.tokenizer_dir=gs://BUCKET/maps --workdir gs://BUCKET/dit_xl_2
 
-| argument     | objective, tokens             | parameters    | expected, as published            |
+| argument     | cost, bound by aot            | parameters    | expected, as published            |
 |--------------|-------------------------------|---------------|-----------------------------------|
-| llamagen_xxl | next token, 256 of one map    | 1,412,121,088 | FID 2.34 at 384 pixels, cfg 1.75  |
-| maskgit      | masked, 256 of one map        | 258,783,232   | FID 6.18, without guidance        |
-| dit_xl_2     | diffusion, 256 patches of 2x2 | 674,834,728   | FID 2.27, cfg 1.5, 250 steps      |
+| llamagen_xxl | 2,070 chip-hours of v5p       | 1,412,121,088 | FID 2.34 at 384 pixels, cfg 1.75  |
+| maskgit      | not compiled                  | 258,783,232   | FID 6.18, without guidance        |
+| dit_xl_2     | 3,371 chip-hours of v5p       | 674,834,728   | FID 2.27, cfg 1.5, 250 steps      |
 
-No run of this config is on record and its cost is not measured. Sizes and recipes are the
-originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and rotary embeddings,
-MaskGIT's normalize after each sum and know the class by a token, DiT's are the same up to its fixed
-table of places. As DiT's, the diffusion learns over a KL autoencoder: the mean of its features,
-normalized by channel, where DiT learns samples times 0.18215. `var-jax train` of the tokenizers
-needs the files that configs/imagenet256.py names.
+No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
+compiled step on v5p:4x4x8 (docs/results/aot.md). The objectives are next-token prediction of 256
+tokens of one map, masked prediction of as many, and diffusion over 256 patches of 2x2 places. Sizes
+and recipes are the originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and
+rotary embeddings, MaskGIT's normalize after each sum and know the class by a token, DiT's are the
+same up to its fixed table of places. As DiT's, the diffusion learns over a KL autoencoder: the mean
+of its features, normalized by channel, where DiT learns samples times 0.18215. `var-jax train` of
+the tokenizers needs the files that configs/imagenet256.py names.
 """
 
 from ml_collections import config_dict

@@ -9,7 +9,8 @@ count as one class, so that a depth ("d16") is an unconditional VAR, which nobod
       --workdir gs://BUCKET/tokenizer
 
 The files, and their substitutes, are those of configs/imagenet256.py, and so is the
-recipe, repeated here. No run of this config is on record.
+recipe, repeated here, with its differences from the published one but that of the images. No run of
+this config is on record.
 
   cost      tokenizer: 2,896 to 3,139 chip-hours of TPU v5e: the lower bound that `var-jax aot`
             computes from the same step on ImageNet, compiled for 256 chips, with communication

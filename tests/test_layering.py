@@ -3,6 +3,7 @@ way round."""
 
 import ast
 import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "var_jax"
 
 # Folders of the package, and the modules beside them, from the bottom to the top. Modules of one
-# folder may import each other (without a circle, which Python itself refuses at start).
+# folder may import each other, without a circle.
 FOLDERS = (
     "errors",
     "config",
@@ -117,6 +118,15 @@ def violations(sources: dict[str, str]) -> list[str]:
     return sorted(result)
 
 
+def require_no_circle(sources: dict[str, str]):
+    """Raises `graphlib.CycleError` if modules import each other in a circle, within functions too:
+    Python starts with many circles, such as those."""
+    names = set(sources)
+    arrows = {name: imports(source, names) - {CURATED} for name, source in sources.items()}
+    del arrows[CURATED]
+    graphlib.TopologicalSorter(arrows).prepare()
+
+
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
     files = {
@@ -138,6 +148,14 @@ def test_folders_hold_nearly_everything():
     folders = {path.name for path in ROOT.iterdir() if any(path.glob("*.py"))}
     assert len(beside) <= 6
     assert folders | beside - {CURATED} == set(FOLDERS)
+
+
+def test_imports_have_no_circle(sources):
+    """The whole package has none, and a planted one of two modules of one folder is found."""
+    require_no_circle(sources)
+    line = "def late():\n    from var_jax.ops import vq"
+    with pytest.raises(graphlib.CycleError, match="vq"):
+        require_no_circle({**sources, "ops.resize": f"{sources['ops.resize']}\n{line}\n"})
 
 
 @pytest.mark.parametrize(

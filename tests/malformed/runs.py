@@ -1,5 +1,7 @@
 """Malformed run directories, tables, configs, data sets and flags."""
 
+from pathlib import Path
+
 import numpy as np
 
 from malformed.inputs import (
@@ -306,6 +308,42 @@ CASES = {
         "quickstart --config run.py --workdir out --samples nan",
         "invalid int value: 'nan'",
         run_file(),
+    ),
+    "publish_one_word": Case(
+        "a repository without its owner",
+        "publish --model model --to digits",
+        "the repository is 'digits'; it must be OWNER/NAME",
+    ),
+    "publish_cut_model": Case(
+        "a model whose weights are cut short",
+        "publish --model model --to owner/digits",
+        "model/transformer.safetensors",
+        text("model/transformer.safetensors", b"\x10"),
+    ),
+    "download_unknown": Case(
+        "a model that was not released",
+        "download var-d17 --out out",
+        "var-d17",
+    ),
+    "download_over_file": Case(
+        "a file as the model directory",
+        "download var-d16 --out out",
+        "out",
+        text("out", "mine"),
+    ),
+    "adapter_cut": Case(
+        "an adapter that is cut short",
+        "sample --model model --adapter mug --labels 0 --out out.png",
+        "mug/adapter.safetensors",
+        text("mug/adapter.safetensors", b"\x10\x00"),
+    ),
+    "adapter_of_weights": Case(
+        "a model's weights as an adapter",
+        "sample --model model --adapter mug --labels 0 --out out.png",
+        "mug/adapter.safetensors is no adapter's file",
+        lambda: write(
+            "mug/adapter.safetensors", Path("model/transformer.safetensors").read_bytes()
+        ),
     ),
     "generate_thousand": Case(
         "a number as 1e3",
