@@ -27,7 +27,7 @@ def instructions(name: str) -> list[str]:
     return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
 
 
-def setup(directory: Path, *arguments: str | Path):
+def run_setuptools(directory: Path, *arguments: str | Path):
     """Runs a command of setuptools, which is the build backend that pip calls."""
     subprocess.run(
         [sys.executable, "-c", "import setuptools; setuptools.setup()", *map(str, arguments)],
@@ -50,12 +50,12 @@ def site(tmp_path_factory) -> Path:
             else:
                 copy.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, copy)
-    setup(directory / "image", "sdist", "--dist-dir", directory / "dist")
+    run_setuptools(directory / "image", "sdist", "--dist-dir", directory / "dist")
     (archive,) = (directory / "dist").iterdir()
     with tarfile.open(archive) as file:
         file.extractall(directory / "unpacked", filter="data")
     (unpacked,) = (directory / "unpacked").iterdir()
-    setup(unpacked, "build_py", "--build-lib", directory / "site")
+    run_setuptools(unpacked, "build_py", "--build-lib", directory / "site")
     return directory / "site"
 
 
