@@ -45,14 +45,13 @@ def publish(
     """Uploads a model to a repository, which is created if it is missing.
 
     The commit has all of the model or does not happen. It removes what an earlier model had and
-    this one has not.
+    this one has not. The keyword arguments are those of `LoadedModel.push_to_hub`.
 
     Args:
       repository: "owner/name".
       config: the model's configuration.
       params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
       class_names: the names of classes by id; may be empty.
-      license, tags, private, figures_from: as in `LoadedModel.push_to_hub`.
     Raises:
       UserError: the repository's name is of another form, or access is refused.
       RunFailed: the hub cannot be reached.
