@@ -28,7 +28,7 @@ from var_jax.data import sources, transforms
 from var_jax.models import init
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.next_scale import NextScale
-from var_jax.objectives.steps import TRAINED
+from var_jax.objectives.step_types import TRAINED
 from var_jax.train.optimizer import make_optimizers
 
 COMPARED = 8  # steps whose gradient is compared with that of float32

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from helpers import toy_network
 from var_jax.devices import batched
 from var_jax.errors import UserError
-from var_jax.evaluate import features
+from var_jax.evaluate import features, reference_cache
 from var_jax.evaluate.image_sets import Batch, ImageSet
 from var_jax.evaluate.samples import evaluate
 from var_jax.pretrained import inception
@@ -102,8 +102,8 @@ def test_of_reference_reads_its_images_once(tmp_path):
     so does a damaged cache."""
     network, images = toy_network.network(), Images(PIXELS)
     cache = str(tmp_path / "new" / "cache")
-    first = features.of_reference(network, images.set, cache)
-    again = features.of_reference(network, images.set, cache)
+    first = reference_cache.read_or_measure(network, images.set, cache)
+    again = reference_cache.read_or_measure(network, images.set, cache)
     assert images.reads == 1
     assert all(
         np.array_equal(a, b)
@@ -115,20 +115,20 @@ def test_of_reference_reads_its_images_once(tmp_path):
         (network, dataclasses.replace(images.set, fingerprint="other")),
     ):
         before = images.reads
-        features.of_reference(other, changed, cache)
+        reference_cache.read_or_measure(other, changed, cache)
         assert images.reads == before + 1
     files = sorted((tmp_path / "new" / "cache").iterdir())
     assert len(files) == 4 and {file.suffix for file in files} == {".npz"}
     for file in files:
         file.write_bytes(file.read_bytes()[:200])  # damaged
     before = images.reads
-    features.of_reference(network, images.set, cache)
-    features.of_reference(network, images.set, cache)
+    reference_cache.read_or_measure(network, images.set, cache)
+    reference_cache.read_or_measure(network, images.set, cache)
     assert images.reads == before + 1
-    features.of_reference(network, images.set, "")
+    reference_cache.read_or_measure(network, images.set, "")
     assert images.reads == before + 2
     with pytest.raises(UserError, match="cannot write the cache"):
-        features.of_reference(network, images.set, str(files[0]))
+        reference_cache.read_or_measure(network, images.set, str(files[0]))
 
 
 @pytest.mark.parametrize("classes", [1008, 1000])

@@ -20,7 +20,7 @@ from var_jax.errors import UserError
 from var_jax.io import model_directory, torch_convert
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.io.finite import ELEMENTS_AT_ONCE, not_finite
-from var_jax.objectives.steps import TrainState
+from var_jax.objectives.step_types import TrainState
 from var_jax.pretrained.weights import State
 from var_jax.train import resume
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import small
 from var_jax import Pipeline
 from var_jax.sampling.settings import PRESETS, Ramp, settings
-from var_jax.studies import rows, sampling_entries, sampling_settings
+from var_jax.studies import sampling_entries, sampling_report, sampling_settings
 
 SHAPE = small.TOKENIZER.image_shape
 
@@ -130,8 +130,10 @@ def test_speed_is_the_median_relative_to_the_base(monkeypatch):
 def test_study_measures_missing_rows_alone(study, fake_sample, monkeypatch):
     """Rows of an earlier run are kept, whichever panel they were of; a run without new rows changes
     no byte; the picture has a point at each row's value."""
-    figures, image_of = [], rows.image_of
-    monkeypatch.setattr(rows, "image_of", lambda figure: figures.append(figure) or image_of(figure))
+    figures, image_of = [], sampling_report.image_of
+    monkeypatch.setattr(
+        sampling_report, "image_of", lambda figure: figures.append(figure) or image_of(figure)
+    )
     assert study("--what", "smooth") == 0
     parsed = json.loads((study.out / "effects.json").read_text())
     assert len(fake_sample.measured()) == 2 and len(parsed["rows"]) == 4

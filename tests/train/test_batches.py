@@ -14,7 +14,7 @@ from helpers import small
 from var_jax.config.train import DataConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
-from var_jax.objectives.steps import NoFrozen
+from var_jax.objectives.step_types import NoFrozen
 from var_jax.train import terminal_messages
 from var_jax.train.batches import Inputs
 

@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from helpers import small
 from var_jax.devices.preemption import StopRequested
 from var_jax.objectives import image_losses, registry
-from var_jax.objectives.steps import NoFrozen
+from var_jax.objectives.step_types import NoFrozen
 from var_jax.train import step
 from var_jax.train.evaluation import Evaluator
 

@@ -16,7 +16,7 @@ from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig
 from var_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.objectives import registry
-from var_jax.objectives.steps import TRAINED
+from var_jax.objectives.step_types import TRAINED
 from var_jax.train.optimizer import (
     decay_mask,
     learning_rate,

@@ -20,7 +20,7 @@ from var_jax.objectives import registry, token_losses
 from var_jax.objectives.autoencoder_loss import AutoencoderState
 from var_jax.objectives.frozen_networks import NetworkWeights
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
-from var_jax.objectives.steps import TRAINED, TrainState
+from var_jax.objectives.step_types import TRAINED, TrainState
 from var_jax.train.state import StateFactory
 from var_jax.train.step import make_eval_step, make_train_step, update
 

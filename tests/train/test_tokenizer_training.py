@@ -20,7 +20,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import adversarial, frozen_networks, image_losses, registry
 from var_jax.objectives.autoencoder_loss import AutoencoderState, AutoencoderVariant
 from var_jax.objectives.frozen_networks import NetworkWeights
-from var_jax.objectives.steps import TRAINED
+from var_jax.objectives.step_types import TRAINED
 from var_jax.pretrained import efficientnet
 from var_jax.train import step
 from var_jax.train.program import Program

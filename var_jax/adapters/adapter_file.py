@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.adapters import parameters
 from var_jax.config.adapter_config import AdapterConfig
-from var_jax.config.model import TransformerConfig
-from var_jax.config.strict import build, differences, plain, require
+from var_jax.config.strict import build, plain, require
 from var_jax.errors import UserError, require_path
 from var_jax.io import array_file, model_directory
 from var_jax.io.finite import require_finite
@@ -122,26 +120,3 @@ def load_header(directory: epath.PathLike) -> Adapter:
         "whole",
     )
     return Adapter(config, fingerprint, tuple(starts), {}, str(directory))
-
-
-def require_fits(adapter: Adapter, model: TransformerConfig, fingerprint: str):
-    """Raises UserError unless an adapter was trained on a model.
-
-    Args:
-      model: the model's transformer.
-      fingerprint: the model's fingerprint.
-    """
-    if adapter.fingerprint != fingerprint:
-        raise UserError(
-            f"the adapter in {adapter.source} is of the base {adapter.fingerprint}, and this model "
-            f"is {fingerprint}; give the model that it was trained on, in the dtype of its files"
-        )
-    expected = parameters.shapes(adapter.config, model)
-    shapes = {name: list(leaf.shape) for name, leaf in array_file.named_leaves(adapter.params)}
-    if different := differences(expected, shapes):
-        raise UserError(
-            f"{adapter.source}/{NAME} does not fit its header: {'; '.join(different[:4])}"
-        )
-    classes = model.num_classes
-    valid = all(start is None or 0 <= start < classes for start in adapter.starts)
-    require(valid, f"a start in {adapter.source}/{NAME}", adapter.starts, f"below {classes}")

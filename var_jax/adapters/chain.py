@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from var_jax.adapters import adapter_file, class_rows, lora, targets
+from var_jax.adapters import base_check, class_rows, lora, targets
 from var_jax.adapters.adapter_file import Adapter
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
@@ -78,7 +78,7 @@ class Chain:
         transformer = self.config.transformer
         if transformer is None:
             raise UserError("the model is a tokenizer alone; adapters change a transformer")
-        adapter_file.require_fits(adapter, transformer, self.fingerprint)
+        base_check.require_fits(adapter, transformer, self.fingerprint)
         weight = checked_weight(weight, adapter.source)
         for i, link in enumerate(self.links):
             if link.adapter.identity == adapter.identity:

@@ -26,8 +26,8 @@ import argparse
 import sys
 
 from var_jax.cli.adapters import add_adapter_argument
+from var_jax.cli.divided_work import add_host_arguments, divided
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
-from var_jax.cli.hosts import add_host_arguments, divided
 from var_jax.cli.sample import (
     add_dtype_argument,
     add_partner_arguments,

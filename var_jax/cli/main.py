@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Sequence
 
 from var_jax.cli import allocator, compilation_cache, log, models
+from var_jax.cli.divided_work import refuse_several
 from var_jax.cli.exit import report
-from var_jax.cli.hosts import refuse_several
 from var_jax.errors import Parser, Preempted, UserError, did_you_mean, require_path
 from var_jax.io import storage_messages
 

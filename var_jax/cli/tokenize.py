@@ -20,7 +20,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from var_jax.cli.args import add_config_argument, read_config
-from var_jax.cli.hosts import add_host_arguments, divided
+from var_jax.cli.divided_work import add_host_arguments, divided
 from var_jax.config.strict import require
 
 if TYPE_CHECKING:

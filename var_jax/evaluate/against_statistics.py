@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from var_jax.evaluate import features, readings, samples, scores
+from var_jax.evaluate import features, readings, reference_cache, samples, scores
 from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Gaussian, Moments
 from var_jax.evaluate.image_sets import ImageSet
@@ -87,7 +87,7 @@ def evaluate(
 
     # The rest, where the file has images.
     if images is not None:
-        real = features.of_reference(network, images, cache)
+        real = reference_cache.read_or_measure(network, images, cache)
         score = _inception_score if is_adm else samples.inception_score
         metrics["inception_score"] = score(network, generated, **bootstrap)
         metrics |= _precision_recall(network, generated, real, all_samples=is_adm)
@@ -130,7 +130,7 @@ def _floor(
 ) -> dict[str, Any] | None:
     if floor is None:
         return None
-    moments = features.of_reference(network, floor, cache).moments
+    moments = reference_cache.read_or_measure(network, floor, cache).moments
     return {
         "value": Frechet(statistics.pooled).distance(moments),
         "what": f"{floor.name} against the reference",

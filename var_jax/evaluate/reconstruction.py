@@ -12,7 +12,7 @@ from PIL import Image
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
 from var_jax.devices.batched import OverDevices
-from var_jax.evaluate import features, readings, scores
+from var_jax.evaluate import features, readings, reference_cache, scores
 from var_jax.evaluate.features import Collector, FeatureNetwork
 from var_jax.evaluate.fid import Frechet
 from var_jax.evaluate.image_sets import ImageSet
@@ -49,7 +49,7 @@ def evaluate(
     Args:
       reference: images at the model's size.
       perceptual: also measure this distance.
-      cache: as in `features.of_reference`.
+      cache: as in `reference_cache.read_or_measure`.
     Returns:
       {"features", "reference", "metrics": {"psnr", "psnr_of_mean_mse", "ssim",
       "perceptual", "frechet_distance"}, "usage": {"scales": [...], "all": {...}}, "warnings"};
@@ -80,7 +80,7 @@ def evaluate(
     each = {
         name: np.concatenate([part[name] for part in parts]).astype(np.float64) for name in parts[0]
     }
-    real = features.of_reference(network, reference, cache)
+    real = reference_cache.read_or_measure(network, reference, cache)
     reconstructed = rebuilt.finish()
     warnings = image_set_warnings(reference, real, network)
     if small:

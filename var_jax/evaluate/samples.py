@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from var_jax.config.strict import require
-from var_jax.evaluate import classifier, features, readings, scores
+from var_jax.evaluate import classifier, features, readings, reference_cache, scores
 from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Moments, frechet_distance
 from var_jax.evaluate.image_sets import ImageSet, with_classes_of
@@ -47,7 +47,7 @@ def evaluate(
         samples.
       resamples: number of bootstrap resamples for the intervals of the Fréchet distance and the
         Inception Score; 0 for no intervals.
-      cache: as in `features.of_reference`.
+      cache: as in `reference_cache.read_or_measure`.
       floor: other real images, which are measured in place of the samples for the floor; by default
         the floor is the distance of two halves of the reference.
     Returns:
@@ -62,9 +62,9 @@ def evaluate(
     require_resamples(resamples)
     for images in (samples, reference):
         features.require_enough(images)
-    real = features.of_reference(network, reference, cache)
+    real = reference_cache.read_or_measure(network, reference, cache)
     generated = features.extract(network, samples, probs=True)
-    other = (floor, features.of_reference(network, floor, cache)) if floor else None
+    other = (floor, reference_cache.read_or_measure(network, floor, cache)) if floor else None
     warnings = image_set_warnings(samples, generated, network)
     warnings += image_set_warnings(reference, real, network)
     distance = frechet(network, generated, real, seed=seed, resamples=resamples, floor=other)

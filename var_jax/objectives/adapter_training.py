@@ -27,7 +27,7 @@ from var_jax.objectives.base import Objective
 from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_base import Base, FrozenBase
 from var_jax.objectives.latent import LatentObjective
-from var_jax.objectives.steps import Batch, Metrics
+from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.sampling import labels as class_labels
 
 if TYPE_CHECKING:

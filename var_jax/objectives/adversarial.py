@@ -16,7 +16,7 @@ from var_jax.config.tokenizer_training import AdversarialConfig
 from var_jax.config.train import TrainConfig
 from var_jax.models import discriminator
 from var_jax.objectives.frozen_networks import FrozenBackbone, NetworkWeights
-from var_jax.objectives.steps import Metrics
+from var_jax.objectives.step_types import Metrics
 from var_jax.ops import diffaugment, gan_losses
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from var_jax.objectives.autoencoder_loss import (
 from var_jax.objectives.base import Objective, first_not_finite
 from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
-from var_jax.objectives.steps import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
+from var_jax.objectives.step_types import TRAINED, Batch, Metrics, OptimizerSpec, TrainState
 from var_jax.ops import codebook, codebook_revival
 
 if TYPE_CHECKING:

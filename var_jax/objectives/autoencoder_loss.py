@@ -26,7 +26,7 @@ from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import adversarial, image_losses
 from var_jax.objectives.adversarial import Discriminator, DiscriminatorState
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
-from var_jax.objectives.steps import Batch, Metrics, StepVariant, TrainState
+from var_jax.objectives.step_types import Batch, Metrics, StepVariant, TrainState
 from var_jax.ops import codebook, codebook_entropy, codebook_init, codebook_revival
 from var_jax.ops.resize import resize
 

@@ -20,7 +20,7 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import TrainConfig
 from var_jax.objectives.evaluation_tools import EvaluationTools
-from var_jax.objectives.steps import (
+from var_jax.objectives.step_types import (
     TRAINED,
     Batch,
     Gradients,

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from var_jax.config.train import TrainConfig
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import image_losses
-from var_jax.objectives.steps import Batch
+from var_jax.objectives.step_types import Batch
 from var_jax.ops import codebook_init, codebook_revival, vq
 
 if TYPE_CHECKING:

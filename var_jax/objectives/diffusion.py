@@ -16,7 +16,7 @@ from var_jax.models.diffusion_transformer import DiffusionTransformer
 from var_jax.models.latents import encode_latents
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
-from var_jax.objectives.steps import Batch, Metrics
+from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.ops import noise_schedule
 
 if TYPE_CHECKING:

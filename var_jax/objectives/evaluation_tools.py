@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import NamedSharding
 
-from var_jax.objectives.steps import Batch
+from var_jax.objectives.step_types import Batch
 
 
 class EvaluationTools(Protocol):

@@ -17,7 +17,7 @@ from var_jax.devices import sharding
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_networks import LossNetworks, NetworkWeights
-from var_jax.objectives.steps import Batch, Metrics
+from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.ops import codebook, vq
 from var_jax.ops.normalize import normalize_images
 

@@ -11,7 +11,7 @@ from var_jax.models.masked_transformer import MaskedTransformer
 from var_jax.objectives import token_losses
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
-from var_jax.objectives.steps import Batch, Metrics
+from var_jax.objectives.step_types import Batch, Metrics
 from var_jax.ops import mask_schedule
 
 if TYPE_CHECKING:

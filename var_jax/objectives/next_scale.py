@@ -16,7 +16,7 @@ from var_jax.models.transformer import Transformer
 from var_jax.objectives import token_losses
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.objectives.latent import LatentObjective
-from var_jax.objectives.steps import Batch, Metrics, StepVariant
+from var_jax.objectives.step_types import Batch, Metrics, StepVariant
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

@@ -12,7 +12,7 @@ import optax
 from var_jax.config.model import TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.devices import target
-from var_jax.objectives.steps import Metrics
+from var_jax.objectives.step_types import Metrics
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int

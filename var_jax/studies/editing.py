@@ -23,15 +23,16 @@ from var_jax.config.strict import require
 from var_jax.errors import Parser
 from var_jax.evaluate import scores
 from var_jax.evaluate.classifier import Classifier, agreement, pixel_classifier
+from var_jax.evaluate.features import features_of
 from var_jax.evaluate.samples import Distance
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
 from var_jax.sampling import edit_mask, settings, validate
 from var_jax.sampling.sampler import published_keep_scales
-from var_jax.studies import baselines, editing_report, held_out
-from var_jax.studies import rows as study
+from var_jax.studies import baselines, editing_report, held_out, study_command
 from var_jax.studies.held_out import HeldOut, Labeled
+from var_jax.studies.measured_rows import Rows
 from var_jax.studies.regions import ANOTHER, TASKS, Region, cut_set, keep_mask
 
 EDITED_AT_ONCE = 512  # images that are edited at once
@@ -193,9 +194,9 @@ class Study:
                 "composited": masked_mae(images, originals, region.pixels),
                 "uncomposited": uncomposited,
             },
-            "frechet_distance": metrics.distance.of(study.features_of(network, images)),
+            "frechet_distance": metrics.distance.of(features_of(network, images)),
             "region": {
-                **metrics.region_distance.of(study.features_of(network, cut)),
+                **metrics.region_distance.of(features_of(network, cut)),
                 **region.describe(),
                 "label": agreement(metrics.region_classify, cut_pixels, targets),
             },
@@ -221,7 +222,7 @@ class Study:
 
 def run(args: argparse.Namespace):
     """Measures the rows that are missing, and writes the tables and the picture."""
-    study.check_arguments(args)
+    study_command.check_arguments(args)
     require(args.preset in settings.PRESETS, "--preset", args.preset, " or ".join(settings.PRESETS))
     model = Pipeline.from_pretrained(args.model)
     validate.transformer(model.config)
@@ -231,7 +232,7 @@ def run(args: argparse.Namespace):
     about = images.describe("editing", "edited", preset=args.preset)
 
     out = epath.Path(args.out)
-    rows = study.Rows(out / "editing.json", about, editing_report.NOTES)
+    rows = Rows(out / "editing.json", about, editing_report.NOTES)
     requested = {
         editing_report.row_name(task, method): (task, method)
         for task in TASKS
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    study.add_arguments(parser)
+    study_command.add_arguments(parser)
     parser.add_argument(
         "--keep-scales",
         "--from-scales",
@@ -302,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="fid",
         help=f"sampling settings, {' or '.join(settings.PRESETS)} (default fid)",
     )
-    return study.command(parser, run, argv)
+    return study_command.command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from var_jax.io import pictures
-from var_jax.studies import rows as study
+from var_jax.studies.held_out import PICTURED
+from var_jax.studies.measured_rows import Rows, format_metric
 from var_jax.studies.regions import ANOTHER, TASKS
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def row_name(task: str, method: str | int) -> str:
     return f"{task}: {f'model, from scale {method}' if isinstance(method, int) else method}"
 
 
-def markdown(rows: study.Rows) -> str:
+def markdown(rows: Rows) -> str:
     """Returns one table per task."""
     about = rows.about
     lines = [
@@ -75,14 +76,14 @@ def markdown(rows: study.Rows) -> str:
         ]
         for method, row in task_rows.items():
             cells = [
-                study.format_metric(row["frechet_distance"]),
-                study.format_metric(row["region"]),
+                format_metric(row["frechet_distance"]),
+                format_metric(row["region"]),
                 f"{row['wanted_label']['value']:.3f}",
                 f"{row['region']['label']['value']:.3f}",
                 f"{row['original_label']['value']:.3f}",
             ]
             for difference in (row["filled"], row["kept"]["uncomposited"]):
-                cells.append("" if difference is None else study.format_metric(difference))
+                cells.append("" if difference is None else format_metric(difference))
             lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -96,15 +97,15 @@ def picture(editor: Editor, keep_scales: int) -> Image.Image:
     titles = ["original", "masked", "model", "other seed", "mean", "nearest"]
     blocks = []
     for task in TASKS:
-        images = editor.held_out.images[: study.PICTURED]
+        images = editor.held_out.images[: PICTURED]
         keep = editor.region(task).pixels[..., None]
         columns = [
             images,
             np.where(keep, images, np.uint8(HIDDEN)),
-            editor.fill(task, keep_scales, seed=editor.seed, count=study.PICTURED),
-            editor.fill(task, keep_scales, seed=editor.seed ^ 1, count=study.PICTURED),
-            editor.fill(task, "mean", count=study.PICTURED),
-            editor.fill(task, "nearest", count=study.PICTURED),
+            editor.fill(task, keep_scales, seed=editor.seed, count=PICTURED),
+            editor.fill(task, keep_scales, seed=editor.seed ^ 1, count=PICTURED),
+            editor.fill(task, "mean", count=PICTURED),
+            editor.fill(task, "nearest", count=PICTURED),
         ]
         blocks.append(pictures.strip(list(np.stack(columns, axis=1)), titles))
     return pictures.titled_blocks(blocks, TASKS, columns=2)

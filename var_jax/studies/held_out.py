@@ -16,11 +16,13 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data import fingerprints
 from var_jax.data.image_folder import fingerprint
-from var_jax.evaluate import classifier, features
+from var_jax.evaluate import classifier, features, reference_cache
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import Batch, ImageSet, open_images
 from var_jax.evaluate.samples import Distance
-from var_jax.studies import rows as study
+from var_jax.studies import study_command
+
+PICTURED = 8  # images in the picture of a study
 
 
 class Split(NamedTuple):
@@ -94,7 +96,7 @@ class HeldOut:
 
     def distance_to(self, images: ImageSet) -> Distance:
         """Returns Fréchet distances to a set of real images."""
-        stats = features.of_reference(self.network, images, self.args.cache)
+        stats = reference_cache.read_or_measure(self.network, images, self.args.cache)
         return Distance(stats, self.args.resamples, self.args.seed)
 
 
@@ -106,8 +108,8 @@ def open_held_out(args: argparse.Namespace, model: Pipeline) -> HeldOut:
     """
     shape = model.config.tokenizer.image_shape
     reference, training = (
-        open_images(name, shape=shape, **study.image_arguments(args))
-        for name in (args.reference, study.training_name(args))
+        open_images(name, shape=shape, **study_command.image_arguments(args))
+        for name in (args.reference, study_command.training_name(args))
     )
     chosen, others = split(reference, args.num, args.seed)
     network = features.load("efficientnet", args.weights)

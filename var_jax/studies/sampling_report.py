@@ -4,13 +4,15 @@ import collections
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
 from var_jax.io import atomic, pictures
-from var_jax.studies import rows as study
+from var_jax.studies.measured_rows import Rows, format_metric
 from var_jax.studies.sampling_entries import BASE, PANELS, THEN, Entry, base_row, entries
 
 REAL, SPEED = "real images", "speed"
@@ -34,7 +36,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def write(rows: study.Rows, vocab: int, scales: int, out: epath.Path):
+def write(rows: Rows, vocab: int, scales: int, out: epath.Path):
     """Writes tables and a picture of all rows that are measured so far."""
     measured = [entry for entry in entries(PANELS, vocab, scales) if entry.row in rows]
     # A panel in which only the base is measured, which is in every panel, would say nothing.
@@ -45,14 +47,14 @@ def write(rows: study.Rows, vocab: int, scales: int, out: epath.Path):
     pictures.save_png(out / "effects.png", picture(rows, measured, base))
 
 
-def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
+def markdown(rows: Rows, measured: Sequence[Entry], base: str) -> str:
     """Returns one table per panel, with the base in bold."""
     about, real = rows.about, rows[REAL]
     lines = [
         f"Each row compares {about['num']} samples with the {about['reference']['count']} images "
         f"of {about['reference']['name']} by features of {about['features']['network']}, with "
         "95 % intervals. As many training images in place of samples have a Fréchet distance of "
-        f"{study.format_metric(real['frechet_distance'])}, a precision of "
+        f"{format_metric(real['frechet_distance'])}, a precision of "
         f"{real['precision']['value']:.3f} and a recall of {real['recall']['value']:.3f}. 'as "
         "labeled' is the share of samples that a classifier assigns to their label; it is right "
         f"on {real['agreement']['value']:.3f} of the reference. The preset {BASE}, the base of "
@@ -76,7 +78,7 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
             row = rows[entry.row]
             cells = [
                 f"**{entry.label}**" if entry.row == base else entry.label,
-                study.format_metric(row["frechet_distance"]),
+                format_metric(row["frechet_distance"]),
             ]
             for name in ("precision", "recall", "agreement"):
                 cells.append(f"{row[name]['value']:.3f}")
@@ -88,7 +90,7 @@ def markdown(rows: study.Rows, measured: Sequence[Entry], base: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Image:
+def picture(rows: Rows, measured: Sequence[Entry], base: str) -> Image.Image:
     """Returns one panel per setting.
 
     The Fréchet distance is above, on an axis of its own, and the agreement with the labels below.
@@ -131,10 +133,10 @@ def picture(rows: study.Rows, measured: Sequence[Entry], base: str) -> Image.Ima
         f"{rows[REAL]['frechet_distance']['value']:.1f}, agreement dotted",
         fontsize=10,
     )
-    return study.image_of(figure)
+    return image_of(figure)
 
 
-def _plot(ax: Axes, rows: study.Rows, measured: Sequence[Entry], metric: str, base: str):
+def _plot(ax: Axes, rows: Rows, measured: Sequence[Entry], metric: str, base: str):
     """Plots a metric of entries side by side, with intervals."""
     for x, entry in enumerate(measured):
         value = rows[entry.row][metric]["value"]
@@ -171,3 +173,10 @@ def _interval(metric: Mapping[str, Any]) -> Interval:
     value = metric["value"]
     low, high = metric["ci95"] or (value, value)
     return Interval(min(low, value), max(high, value))
+
+
+def image_of(figure: Figure) -> Image.Image:
+    """Returns a matplotlib figure as a picture."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

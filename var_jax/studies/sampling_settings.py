@@ -26,14 +26,14 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data import fingerprints
 from var_jax.errors import Parser, UserError, did_you_mean
-from var_jax.evaluate import classifier, features, scores
+from var_jax.evaluate import classifier, features, reference_cache, scores
 from var_jax.evaluate.classifier import Classifier, pixel_classifier
-from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
+from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats, features_of
 from var_jax.evaluate.image_sets import ImageSet, open_images
 from var_jax.evaluate.samples import Distance
 from var_jax.sampling import validate
-from var_jax.studies import rows as study
-from var_jax.studies import sampling_report
+from var_jax.studies import sampling_report, study_command
+from var_jax.studies.measured_rows import Rows
 from var_jax.studies.sampling_entries import BASE, PANELS, THEN, Entry, base_row, entries, text
 from var_jax.studies.sampling_report import NOTES, REAL, SPEED
 
@@ -169,7 +169,7 @@ class Study:
         classes = model.config.transformer.num_classes
         self._training, labels = classifier.load_all(training, classes)
         self._reference, self._reference_labels = classifier.load_all(reference, classes)
-        stats = features.of_reference(network, reference, args.cache)
+        stats = reference_cache.read_or_measure(network, reference, args.cache)
         self._metrics = Metrics(
             network,
             Distance(stats, args.resamples, args.seed),
@@ -194,7 +194,7 @@ class Study:
         order = np.random.default_rng(self.args.seed).permutation(len(self._training))
         images = self._training[np.sort(order[: self.args.num])]
         predicted = self._metrics.classify(self._reference.astype(np.float32) / 255)
-        stats = study.features_of(self._metrics.network, images)
+        stats = features_of(self._metrics.network, images)
         return self._metrics.of_features(stats, predicted == self._reference_labels)
 
     def _measure_speed(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Study:
 def run(args: argparse.Namespace):
     """Measures the rows that are missing, and writes the tables and the picture."""
     # Everything is checked and opened before hours of rows.
-    study.check_arguments(args)
+    study_command.check_arguments(args)
     panels = _panels(args)
     require(args.speed_images >= 1, "--speed-images", args.speed_images, "at least 1")
     model = Pipeline.from_pretrained(args.model)
@@ -222,8 +222,10 @@ def run(args: argparse.Namespace):
     if small is not None:
         validate.transformer(small.config)
     shape = model.config.tokenizer.image_shape
-    reference = open_images(args.reference, shape=shape, **study.image_arguments(args))
-    training = open_images(study.training_name(args), shape=shape, **study.image_arguments(args))
+    reference = open_images(args.reference, shape=shape, **study_command.image_arguments(args))
+    training = open_images(
+        study_command.training_name(args), shape=shape, **study_command.image_arguments(args)
+    )
     require(
         args.num <= training.count,
         "--num",
@@ -243,7 +245,7 @@ def run(args: argparse.Namespace):
         "training": training.described(),
         "features": network.described(),
     }
-    rows = study.Rows(epath.Path(args.out) / "effects.json", about, NOTES)
+    rows = Rows(epath.Path(args.out) / "effects.json", about, NOTES)
 
     # Speeds are compared within one process: when a row is new, all are timed again.
     vocab, scales = transformer.vocab_size, len(model.config.tokenizer.scales)
@@ -302,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    study.add_arguments(parser)
+    study_command.add_arguments(parser)
     parser.add_argument(
         "--small", metavar="DIR", help="a smaller model of the same tokenizer, for the last scales"
     )
@@ -315,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--speed-images", type=int, default=64, help="images of a timed run (default 64)"
     )
-    return study.command(parser, run, argv)
+    return study_command.command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ from var_jax.config.strict import require
 from var_jax.errors import Parser
 from var_jax.evaluate import scores
 from var_jax.evaluate.classifier import agreement, pixel_classifier
+from var_jax.evaluate.features import features_of
 from var_jax.io import atomic, pictures
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
 from var_jax.ops.resize import resize
 from var_jax.sampling import validate
-from var_jax.studies import held_out
-from var_jax.studies import rows as study
-from var_jax.studies.held_out import HeldOut, Labeled
+from var_jax.studies import held_out, study_command
+from var_jax.studies.held_out import PICTURED, HeldOut, Labeled
+from var_jax.studies.measured_rows import Rows, format_metric
 
 Pixels = UInt8[np.ndarray, "n H W c"]
 TRUTH, ENLARGED, RECONSTRUCTED = "truth", "enlarged", "enlarged, reconstructed"
@@ -105,7 +106,7 @@ class Continuer:
 
 def run(args: argparse.Namespace):
     """Measures the rows that are missing, and writes the table and the picture."""
-    study.check_arguments(args)
+    study_command.check_arguments(args)
     model = Pipeline.from_pretrained(args.model)
     validate.transformer(model.config)
     height, width, _ = model.config.tokenizer.image_shape
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace):
     about = images.describe("continuing", "continued", factor=args.factor)
 
     out = epath.Path(args.out)
-    rows = study.Rows(out / "continuing.json", about, NOTES)
+    rows = Rows(out / "continuing.json", about, NOTES)
     continued = continued_rows(len(model.config.tokenizer.scales))
     missing = rows.missing([TRUTH, ENLARGED, RECONSTRUCTED, *continued])
     if missing or not (out / "continuing.png").exists():
@@ -132,7 +133,7 @@ def run(args: argparse.Namespace):
     atomic.save(out / "continuing.md", markdown(rows), "the table")
 
 
-def _measure(rows: study.Rows, missing: Sequence[str], images: HeldOut, continuer: Continuer):
+def _measure(rows: Rows, missing: Sequence[str], images: HeldOut, continuer: Continuer):
     """Measures the rows that are missing."""
     training: Labeled = images.load(images.training)
     classify = pixel_classifier(training.images.astype(np.float32) / 255, training.labels)
@@ -143,7 +144,7 @@ def _measure(rows: study.Rows, missing: Sequence[str], images: HeldOut, continue
         pixels = continuer.images(name)
         difference = np.abs(pixels.astype(np.float64) - originals).mean(axis=(1, 2, 3))
         return {
-            "frechet_distance": distance.of(study.features_of(images.network, pixels)),
+            "frechet_distance": distance.of(features_of(images.network, pixels)),
             "agreement": agreement(classify, pixels.astype(np.float32) / 255, labels),
             "off": scores.mean_with_interval(difference),
         }
@@ -156,11 +157,11 @@ def picture(continuer: Continuer) -> Image.Image:
     titles = {TRUTH: "original", ENLARGED: "enlarged"}
     for name, (source, keep_scales) in continuer.rows.items():
         titles[name] = f"{'finer' if source == ENLARGED else 'varied'}, {keep_scales}"
-    columns = [continuer.images(name, study.PICTURED) for name in titles]
+    columns = [continuer.images(name, PICTURED) for name in titles]
     return pictures.strip(list(np.stack(columns, axis=1)), list(titles.values()))
 
 
-def markdown(rows: study.Rows) -> str:
+def markdown(rows: Rows) -> str:
     """Returns the table."""
     about = rows.about
     lines = [
@@ -174,11 +175,9 @@ def markdown(rows: study.Rows) -> str:
         "|---" * 4 + "|",
     ]
     for name, row in rows.rows.items():
-        distance = study.format_metric(row["frechet_distance"])
+        distance = format_metric(row["frechet_distance"])
         agreement_value = f"{row['agreement']['value']:.3f}"
-        lines.append(
-            f"| {name} | {distance} | {agreement_value} | {study.format_metric(row['off'])} |"
-        )
+        lines.append(f"| {name} | {distance} | {agreement_value} | {format_metric(row['off'])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -188,11 +187,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    study.add_arguments(parser)
+    study_command.add_arguments(parser)
     parser.add_argument(
         "--factor", type=int, default=4, help="that images are made smaller by (default 4)"
     )
-    return study.command(parser, run, argv)
+    return study_command.command(parser, run, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,14 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from var_jax.config.strict import plain, require
-from var_jax.data import fingerprints, loader, local_fingerprint, sources, streams, token_cache
+from var_jax.data import (
+    fingerprints,
+    image_fingerprints,
+    loader,
+    sources,
+    streams,
+    token_cache,
+)
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
@@ -131,7 +138,7 @@ class Inputs:
             return
         # One process reads them, and all use its result.
         mine = multihost.run_on_all(
-            lambda: local_fingerprint.fingerprint(data, self.class_names) if first else None
+            lambda: image_fingerprints.fingerprint(data, self.class_names) if first else None
         )
         self._cache.check(data, data_fingerprint=multihost.broadcast_text(mine or "") or None)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from var_jax.devices.preemption import Preemption
 from var_jax.objectives.base import Frozen, Objective
-from var_jax.objectives.steps import Batch
+from var_jax.objectives.step_types import Batch
 from var_jax.train import step
 from var_jax.train.batches import Inputs
 

@@ -23,10 +23,10 @@ from var_jax.errors import Preempted, RunFailed
 from var_jax.io import pictures, storage_messages
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import TrainState
+from var_jax.objectives.step_types import TrainState
 from var_jax.train import (
     evaluation,
-    hosts,
+    host_agreement,
     mesh_choice,
     resolve,
     resume,
@@ -70,10 +70,10 @@ def train(
 
     # Objective: frozen networks are read first, since they determine sizes and the loss's terms. A
     # network that a host lacks, or its data, may have changed its config.
-    hosts.require_same_config(config)
+    host_agreement.require_same_config(config)
     objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
-    hosts.require_same_config(objective.config)
-    hosts.require_same_weights("the frozen networks", objective.frozen)
+    host_agreement.require_same_config(objective.config)
+    host_agreement.require_same_weights("the frozen networks", objective.frozen)
     return _train(objective, directory, profile)
 
 

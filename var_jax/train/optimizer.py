@@ -14,7 +14,7 @@ import optax
 
 from var_jax.config.train import OptimizerConfig, TrainConfig
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import TRAINED, OptimizerSpec
+from var_jax.objectives.step_types import TRAINED, OptimizerSpec
 
 LIN0_CONSTANT = 0.05
 

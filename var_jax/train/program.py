@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.config.strict import require
 from var_jax.devices import target
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import StepVariant, TrainState
+from var_jax.objectives.step_types import StepVariant, TrainState
 from var_jax.train import step
 from var_jax.train.optimizer import make_optimizers
 from var_jax.train.state import StateFactory

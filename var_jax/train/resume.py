@@ -12,8 +12,8 @@ from var_jax.errors import UserError
 from var_jax.io import finite, model_directory
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import TrainState
-from var_jax.train import hosts
+from var_jax.objectives.step_types import TrainState
+from var_jax.train import host_agreement
 from var_jax.train.program import Program
 
 
@@ -51,7 +51,7 @@ def first_state(
         return RestoredRun(branched_state(objective, program))
     if config.init_from:
         weights = initial_weights(objective, program)
-        hosts.require_same_weights("the weights of init_from", weights)
+        host_agreement.require_same_weights("the weights of init_from", weights)
         return RestoredRun(program.first_state(weights))
     return RestoredRun(program.first_state(), fresh=True)
 

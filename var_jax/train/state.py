@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.devices import sharding
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import TRAINED, TrainState
+from var_jax.objectives.step_types import TRAINED, TrainState
 
 
 class StateFactory:

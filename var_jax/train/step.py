@@ -13,7 +13,7 @@ import optax
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.objectives.base import Frozen, Objective
-from var_jax.objectives.steps import TRAINED, Batch, Metrics, StepVariant, TrainState
+from var_jax.objectives.step_types import TRAINED, Batch, Metrics, StepVariant, TrainState
 
 
 def make_train_step(

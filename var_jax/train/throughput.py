@@ -13,7 +13,7 @@ from etils import epath
 
 from var_jax.devices import chips
 from var_jax.objectives.base import Objective
-from var_jax.objectives.steps import StepVariant
+from var_jax.objectives.step_types import StepVariant
 
 log = logging.getLogger(__name__)
 

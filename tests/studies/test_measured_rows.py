@@ -11,10 +11,11 @@ from var_jax import Pipeline
 from var_jax.data.fingerprints import model_fingerprint
 from var_jax.errors import UserError
 from var_jax.evaluate import classifier
+from var_jax.evaluate.features import features_of
 from var_jax.evaluate.fid import frechet_distance
 from var_jax.evaluate.image_sets import open_images
 from var_jax.evaluate.samples import Distance
-from var_jax.studies import rows as study
+from var_jax.studies.measured_rows import Rows
 
 ABOUT = {"study": "toy", "model": "a", "small": None, "reference": {"count": 3}}
 
@@ -22,17 +23,17 @@ ABOUT = {"study": "toy", "model": "a", "small": None, "reference": {"count": 3}}
 def test_rows_are_written_one_by_one(tmp_path):
     """A second object reads what the first has added, and no temporary file stays."""
     path = tmp_path / "deep" / "rows.json"
-    rows = study.Rows(path, ABOUT, ["a note"])
+    rows = Rows(path, ABOUT, ["a note"])
     assert rows.missing(["x", "y", "x"]) == ["x", "y"] and not path.exists()
     rows.add("x", {"value": 1.5, "counts": (1, 2)})
-    again = study.Rows(path, ABOUT)
+    again = Rows(path, ABOUT)
     assert (
         again.missing(["x", "y"]) == ["y"]
         and "x" in again
         and again["x"] == {"value": 1.5, "counts": [1, 2]}
     )
     again.add("y", {})
-    assert list(study.Rows(path, ABOUT).rows) == ["x", "y"]
+    assert list(Rows(path, ABOUT).rows) == ["x", "y"]
     assert [file.name for file in path.parent.iterdir()] == ["rows.json"]
 
 
@@ -40,7 +41,7 @@ def test_rows_refuse_other_settings(tmp_path):
     """The setting with both values, a damaged file and a place that cannot be written are named,
     and the file stays."""
     path = tmp_path / "rows.json"
-    study.Rows(path, ABOUT).add("x", {})
+    Rows(path, ABOUT).add("x", {})
     before = path.read_bytes()
     for changed, output in (
         ({"model": "b"}, "model: b here, a there"),
@@ -48,15 +49,15 @@ def test_rows_refuse_other_settings(tmp_path):
         ({"seed": 1}, "seed: 1 here, None there"),
     ):
         with pytest.raises(UserError, match=f"rows.json is of other settings: {output}"):
-            study.Rows(path, {**ABOUT, **changed})
+            Rows(path, {**ABOUT, **changed})
     assert path.read_bytes() == before
     for content in ("[]", "{", '{"rows": 3}'):
         path.write_text(content)
         with pytest.raises(UserError, match="rows.json"):
-            study.Rows(path, ABOUT)
+            Rows(path, ABOUT)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to .*; give another --out"):
-        study.Rows(tmp_path / "file" / "rows.json", ABOUT)
+        Rows(tmp_path / "file" / "rows.json", ABOUT)
 
 
 def test_rows_of_an_earlier_version_go_on_whatever_it_called_the_resizing(tmp_path):
@@ -64,24 +65,24 @@ def test_rows_of_an_earlier_version_go_on_whatever_it_called_the_resizing(tmp_pa
     centered"."""
     path = tmp_path / "rows.json"
     earlier = {"count": 3, "resize": "whole, centred, to 8 x 8"}
-    study.Rows(path, {**ABOUT, "reference": earlier}).add("x", {})
+    Rows(path, {**ABOUT, "reference": earlier}).add("x", {})
     today = {"count": 3, "resize": "stretch, centered, to 8 x 8"}
-    assert "x" in study.Rows(path, {**ABOUT, "reference": today})
+    assert "x" in Rows(path, {**ABOUT, "reference": today})
     other = {"count": 3, "resize": "crop, centered, to 8 x 8"}
     with pytest.raises(UserError, match="reference.resize: crop, .* here, stretch, .* there"):
-        study.Rows(path, {**ABOUT, "reference": other})
+        Rows(path, {**ABOUT, "reference": other})
 
 
 def test_rows_take_what_an_earlier_run_did_not_know(tmp_path):
     """A new setting is added to those that are known, and may not change afterwards."""
     path = tmp_path / "rows.json"
-    study.Rows(path, ABOUT).add("x", {})
-    study.Rows(path, {**ABOUT, "small": "s"}).add("y", {})
+    Rows(path, ABOUT).add("x", {})
+    Rows(path, {**ABOUT, "small": "s"}).add("y", {})
     assert json.loads(path.read_text())["about"]["small"] == "s"
-    study.Rows(path, ABOUT).add("z", {})  # without it: what is known stays
+    Rows(path, ABOUT).add("z", {})  # without it: what is known stays
     assert json.loads(path.read_text())["about"]["small"] == "s"
     with pytest.raises(UserError, match="small: t here, s there"):
-        study.Rows(path, {**ABOUT, "small": "t"})
+        Rows(path, {**ABOUT, "small": "t"})
 
 
 def test_model_fingerprint_is_of_both_parts():
@@ -108,7 +109,7 @@ def test_distance_is_that_of_the_moments():
     equal sets."""
     random, network = np.random.default_rng(0), toy_network.network()
     real, other = (
-        study.features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
+        features_of(network, random.integers(0, high, (50, 4, 6, 1), dtype=np.uint8))
         for high in (256, 200)
     )
     result = Distance(real, 5, 0).of(other)

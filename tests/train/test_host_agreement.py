@@ -9,7 +9,7 @@ from PIL import Image
 
 from helpers import processes, small
 from var_jax import Pipeline
-from var_jax.train import hosts, workdir
+from var_jax.train import host_agreement, workdir
 
 TRAIN = """
 import json
@@ -129,4 +129,4 @@ def test_hosts_name_another_tokenizer(ended, tmp_path):
 def test_paths_that_a_resumed_run_may_change_may_differ_between_hosts():
     """Hosts may have the same files at other places, as a run may after a restart."""
     paths = {key for key in workdir.RESUMABLE if key.endswith(("_dir", ".base", "_weights"))}
-    assert {"tokenizer_dir", "adapter.base"} <= paths <= set(hosts.OF_A_HOST)
+    assert {"tokenizer_dir", "adapter.base"} <= paths <= set(host_agreement.OF_A_HOST)

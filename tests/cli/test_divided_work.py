@@ -2,7 +2,7 @@
 
 import pytest
 
-from var_jax.cli import hosts
+from var_jax.cli import divided_work
 from var_jax.cli.main import COMMANDS, main
 from var_jax.errors import UserError
 
@@ -34,7 +34,7 @@ def test_refuse_several_names_the_command_and_its_tasks(command, launcher, monke
     for name, value in LAUNCHERS[launcher].items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=f"{command} .* has 2.*(--ntasks=1|-n 1)") as caught:
-        hosts.refuse_several(command)
+        divided_work.refuse_several(command)
     assert "\n" not in str(caught.value)
 
 
@@ -66,7 +66,7 @@ def test_refuse_several_lets_one_process_work(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     for command in COMMANDS:
-        hosts.refuse_several(command)
+        divided_work.refuse_several(command)
 
 
 def test_refuse_several_leaves_commands_that_divide_their_work(monkeypatch):
@@ -75,4 +75,4 @@ def test_refuse_several_leaves_commands_that_divide_their_work(monkeypatch):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     for command in ("train", "generate", "tokenize", "status"):
-        hosts.refuse_several(command)
+        divided_work.refuse_several(command)
