@@ -3,6 +3,7 @@ machine that imitates it."""
 
 import argparse
 import dataclasses
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from helpers import commands, hub_server, small
 from helpers.files import contents
 from var_jax.cli import models
-from var_jax.cli.main import main
+from var_jax.cli.main import COMMANDS, main
 from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.io import releases
 from var_jax.io.torch_convert import write_torch
@@ -44,6 +45,41 @@ def test_commands_refuse_a_model_that_is_not_on_the_hub(hub, model_dir, refused)
         ("convert", "--to-torch", "--model", absent, "--out", "{out}"),
     ):
         assert f"{absent}: {hub.url} has no such repository" in refused(*command)
+
+
+def test_commands_check_their_flags_before_they_fetch_a_model(hub, model_dir, tmp_path, refused):
+    """A mistake in another flag is named before anything is asked of the hub, by each command that
+    takes a model by its address."""
+    model, out = f"hf://{REPOSITORY}", ("--out", "{out}.png")
+    image = ("--image", "i.png", *out)
+    for word, command in (
+        ("--num", ("sample", *sample_options(model, "{out}.png"), "--num", "-1")),
+        ("--batch-size", ("generate", "--model", model, "--num", "1", "--batch-size", "0", *out)),
+        ("--outpaint", ("edit", "--model", model, "--outpaint", "--keep-scales", "1", *image)),
+        ("--seed", ("evaluate", "--model", model, "--reference", "x", "--seed", "-1")),
+        ("none/*.png", ("reconstruct", "--model", model, "--images", "none/*.png", *out)),
+        ("--port", ("demo", "--model", model, "--port", "0")),
+        ("--weight", ("merge", "--base", model, "--tuned", model, "--weight", "inf", *out)),
+        ("--scales", ("convert", "--to-torch", "--model", model, "--scales", "1", *out)),
+        ("--splits", ("tokenize", "--model", model, "--config", "c.py", "--splits", "x", *out)),
+        ("--to", ("publish", "--model", model, "--to", "name")),
+    ):
+        assert word in refused(*command)
+    assert hub.requests == []
+    assert "OWNER/NAME, without hf://" in refused("publish", "--model", model_dir, "--to", model)
+
+
+def test_fetch_is_called_by_all_commands_that_take_a_model():
+    """An option that takes a model's directory takes its address too."""
+    takers = 0
+    for name in COMMANDS:
+        module = importlib.import_module(f"var_jax.cli.{name}")
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        if {action.dest for action in parser._actions} & set(models.OPTIONS):
+            assert "models.fetch(args)" in Path(module.__file__).read_text(), name
+            takers += 1
+    assert takers == 10
 
 
 def test_sample_without_a_network_names_the_server(hub, monkeypatch, tmp_path, capsys):

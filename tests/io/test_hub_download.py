@@ -253,6 +253,8 @@ def test_push_to_hub_names_who_refuses(hub, monkeypatch):
     model = small.pipeline().tokenizer_alone()
     with pytest.raises(UserError, match="OWNER/NAME"):
         model.push_to_hub("name")
+    with pytest.raises(UserError, match="tags is 'gray'; it must be a list"):
+        model.push_to_hub(REPOSITORY, tags="gray")  # which is a sequence of letters
     hub.refuses = True
     with pytest.raises(UserError, match="HF_TOKEN"):
         model.push_to_hub(REPOSITORY)

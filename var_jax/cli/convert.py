@@ -10,6 +10,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from var_jax.cli import models
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.io import torch_convert
 
     if args.to_torch:
+        models.fetch(args)
         model = Pipeline.from_pretrained(args.model)
         torch_convert.write_torch(args.out, *model.to_torch(with_buffers=True))
         print(f"written to {args.out}; to load it again:\n  {_reload(args.out, model.config)}")

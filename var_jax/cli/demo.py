@@ -18,6 +18,7 @@ import threading
 import time
 from pathlib import PurePath
 
+from var_jax.cli import models
 from var_jax.cli.adapters import add_adapter_argument
 from var_jax.cli.sample import add_dtype_argument, load
 from var_jax.config.strict import require
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
 
     from var_jax.demo import server, session
 
+    models.fetch(args)
     model = load(args.model, args.dtype, args.adapter)
     classes = session.class_choices(model.config, model.class_names)
     print("compiling, once ...", flush=True)

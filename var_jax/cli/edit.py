@@ -30,6 +30,7 @@ from typing import get_args
 import numpy as np
 from etils import epath
 
+from var_jax.cli import models
 from var_jax.cli.adapters import add_adapter_argument, read_class_names
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     for target in targets:
         require_apart({"--out": target}, read)
     places = [pictures.place(target) for target in targets]
+    models.fetch(args)
     names = read_class_names(args.model, args.adapter)
     label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype, args.adapter)

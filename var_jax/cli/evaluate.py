@@ -36,6 +36,7 @@ import os
 import re
 from typing import get_args
 
+from var_jax.cli import models
 from var_jax.cli.adapters import add_adapter_argument, with_adapters
 from var_jax.cli.args import require_apart
 from var_jax.config.sections import Resize, current_resize_name
@@ -198,6 +199,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.json, "the report")
     if args.picture:
         require_writable(args.picture, "the picture")
+    models.fetch(args)
     image_options = {
         "resize": args.resize or trained_on(args.model) or "crop",
         "data_dir": args.data_dir,

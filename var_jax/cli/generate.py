@@ -25,6 +25,7 @@ features) judges how well an image shows its class, and the best share of each c
 import argparse
 import sys
 
+from var_jax.cli import models
 from var_jax.cli.adapters import add_adapter_argument
 from var_jax.cli.divided_work import add_host_arguments, divided
 from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
@@ -95,13 +96,14 @@ def run(args: argparse.Namespace) -> int:
     if rejecting != (args.reject_reference is not None):
         raise UserError("--reject-keep and --reject-reference go together")
     check_partner_arguments(args)
-    labels = None if args.labels == "balanced" else read_labels(args)
     require(
         args.batch_size is None or args.batch_size >= 1,
         "--batch-size",
         args.batch_size,
         "at least 1",
     )
+    models.fetch(args)
+    labels = None if args.labels == "balanced" else read_labels(args)
     return divided(args, lambda: _generate_part(args, labels))
 
 

@@ -123,7 +123,6 @@ def _dispatch(argv: list[str]) -> int:
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
     refuse_several(name)
-    models.fetch(args)
     return module.run(args)
 
 
@@ -133,4 +132,6 @@ def _require_paths(argv: Sequence[str]):
         flag = before if before.startswith("--") else "the argument"
         if text.startswith("--"):
             flag, _, text = text.partition("=")
+        if flag == "--to":  # a repository, which the command itself checks
+            continue
         require_path(text, flag, on_hub=models.takes_model(flag))

@@ -12,6 +12,7 @@ import argparse
 
 import numpy as np
 
+from var_jax.cli import models
 from var_jax.cli.args import require_apart
 from var_jax.config.strict import require
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from var_jax.io import model_merge
 
+    models.fetch(args)
     model_merge.merge_directories(args.base, args.tuned, args.weight, args.out)
     print(f"written to {args.out}")
     return 0

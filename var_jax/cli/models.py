@@ -16,6 +16,7 @@ def takes_model(flag: str) -> bool:
 def fetch(args: argparse.Namespace):
     """Replaces the addresses of models by the directories in the cache that they are fetched to.
 
+    A command calls it after its own checks that need no model, as models may be large.
     `args.addresses` has the addresses by option.
 
     Raises:

@@ -10,6 +10,8 @@ example:
 
 import argparse
 
+from var_jax.cli import models
+
 
 def add_arguments(parser: argparse.ArgumentParser):
     parser.add_argument(
@@ -34,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
     from var_jax import Pipeline
+    from var_jax.io import hub_publish
 
+    hub_publish.require_repository(args.to, "--to")
+    models.fetch(args)
     model = Pipeline.from_pretrained(args.model)
     published = model.push_to_hub(
         args.to,

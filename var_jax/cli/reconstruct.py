@@ -7,6 +7,7 @@ example:
 import argparse
 from typing import get_args
 
+from var_jax.cli import models
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import expand, read_image
 from var_jax.config.sections import Resize, current_resize_name
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     place = pictures.place(args.out)
     files = expand(args.images)
     require_apart({"--out": args.out}, {f"--images {file}": file for file in files})
+    models.fetch(args)
     model = Pipeline.from_pretrained(args.model)
     images = np.stack([read_image(file, model.config.tokenizer, args.resize) for file in files])
     by_scale = model.reconstruct(images)

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from var_jax.cli import models
 from var_jax.cli.adapters import (
     WeightedAdapter,
     add_adapter_argument,
@@ -240,6 +241,7 @@ def run(args: argparse.Namespace) -> int:
     max_images = class_labels.MAX_LABELS
     require(0 <= args.num <= max_images, "--num", args.num, f"from 0 to {max_images}")
     check_partner_arguments(args)
+    models.fetch(args)
     labels = read_labels(args)
 
     model, then = load_partners(args)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from var_jax.cli import models
 from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.divided_work import add_host_arguments, divided
 from var_jax.config.strict import require
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.config import idle_keys
     from var_jax.io import model_directory
 
+    models.fetch(args)
     tokenizer = model_directory.load_config(epath.Path(args.model)).tokenizer
     idle_keys.refuse_replaced(config, tokenizer, idle_keys.flag_keys(args.overrides), args.model)
     return divided(args, lambda: _encode(args, config, roles))

@@ -11,7 +11,7 @@ from etils import epath
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.io import model_card, model_directory
-from var_jax.io.hub_address import Address
+from var_jax.io.hub_address import ADDRESS, SCHEME, Address
 from var_jax.io.hub_errors import explained
 from var_jax.io.hub_library import endpoint, library
 
@@ -29,6 +29,23 @@ class Published(NamedTuple):
 
     url: str
     sizes: dict[str, int]
+
+
+def require_repository(repository: str, name: str = "the repository") -> Address:
+    """Returns the address of the repository "owner/name".
+
+    Call it before a model is read that is to be published.
+
+    Args:
+      name: where the text is from, for the message.
+    Raises:
+      UserError: the text is of another form.
+    """
+    address = Address(repository)
+    plain = ADDRESS.fullmatch(str(address))
+    without = ", without hf://" if repository.startswith(SCHEME) else ""
+    require(plain and plain[1] == repository, name, repr(repository), f"OWNER/NAME{without}")
+    return address
 
 
 def publish(
@@ -53,11 +70,14 @@ def publish(
       params: {"tokenizer": parameters, "transformer": parameters}; the latter is optional.
       class_names: the names of classes by id; may be empty.
     Raises:
-      UserError: the repository's name is of another form, or access is refused.
+      UserError: the repository's name is of another form, the tags are one text, or access is
+        refused.
       RunFailed: the hub cannot be reached.
     """
-    require(repository.count("/") == 1, "the repository", repr(repository), "OWNER/NAME")
-    address = Address.parse(f"hf://{repository}")
+    address = require_repository(repository)
+    require(
+        not isinstance(tags, str), "tags", repr(tags), "a list of tags, such as ['digits', 'gray']"
+    )
     hub = library()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
