@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from helpers import adapters, diffusion, masked, small
 from helpers.mesh_steps import assert_same_step, one_step
+from var_jax.adapters import adapter_file
 from var_jax.config import idle_keys
 from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.train import TrainConfig
@@ -165,14 +166,49 @@ def test_with_frozen_sizes_refuses_flags_that_the_base_replaces(bases):
     [
         ({"kind": "class_rows", "alpha": 2.0}, "adapter.alpha", "adapter.kind"),
         ({"classes": "", "start": "3"}, "adapter.start", "adapter.classes"),
+        ({}, "transformer.gradient_dtype", "transformer.dtype"),
     ],
     ids=str,
 )
 def test_refuse_flags_names_keys_of_adapters_without_effect(bases, settings, key, switch):
-    """Keys of LoRA do nothing for rows alone, and a start does nothing without new classes."""
+    """Keys of LoRA do nothing for rows alone, a start does nothing without new classes, and a dtype
+    of gradients nothing in float32."""
     config = run(bases, "masked", **settings)
+    transformer = dataclasses.replace(config.transformer, gradient_dtype="bfloat16")
+    config = dataclasses.replace(config, transformer=transformer)
     with pytest.raises(UserError, match=f"{key}=.* has no effect while {switch} is"):
         idle_keys.refuse_flags(config, [key])
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "values"),
+    [
+        ("diffusion", "loss", {"label_smoothing": 0.1}),
+        ("masked", "transformer", {"progressive": 0.5, "progressive_from": 1}),
+    ],
+    ids=str,
+)
+def test_with_frozen_sizes_refuses_keys_without_effect_in_the_base(bases, name, section, values):
+    """Keys of other objectives are named once the base, and with it the objective, is known; those
+    of the base itself are not."""
+    config = run(bases, name)
+    changed = dataclasses.replace(getattr(config, section), **values)
+    key, value = next(iter(values.items()))
+    with pytest.raises(UserError, match=rf"{section}\.{key}={value}.* no effect.*{name}"):
+        registry.with_frozen_sizes(dataclasses.replace(config, **{section: changed}))
+
+
+def test_branch_of_another_bases_run_is_refused(bases, tmp_path):
+    """A branch takes an adapter's whole state, which means nothing for another model: both
+    fingerprints are in the line, as for a workdir of another base."""
+    trunk = adapters.random_adapter(tmp_path / "trunk", masked.pipeline(), 0, classes="mug")
+    started = adapter_file.load_header(trunk).fingerprint
+    config = dataclasses.replace(run(bases, "masked"), branch_from=str(trunk), branch_step=1)
+    same = adapters.objective(config, tmp_path)
+    assert same.frozen.fingerprint == started
+    other = dataclasses.replace(run(bases, "diffusion"), branch_from=str(trunk), branch_step=1)
+    with pytest.raises(UserError, match=f"{trunk} was started with, {started}"):
+        adapters.objective(other, tmp_path)
 
 
 def test_class_names_are_read_and_written_as_labels_are(bases, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from helpers import diffusion, small
+from helpers import adapters, diffusion, masked, small
 from var_jax.objectives import registry
 from var_jax.train import terminal_messages
 
@@ -64,7 +64,9 @@ def test_closing_of_a_tokenizer(tmp_path):
     picture = workdir / "samples" / "step_0000003.png"
     config = small.train_config("tokenizer", "nowhere")
     overrides = ["--config.data.source_dir=my photos", "--config.steps=3"]
+    kind = registry.find(config)
     done, following = terminal_messages.closing_lines(
+        kind,
         config,
         {"psnr": 21.239, "loss": 0.5, "images": 12},
         str(workdir),
@@ -86,7 +88,7 @@ def test_closing_of_a_tokenizer(tmp_path):
     picture.touch()
     assert (
         f"picture: {picture}"
-        in terminal_messages.closing_lines(config, {"loss": 0.5}, str(workdir), "a.py")[0]
+        in terminal_messages.closing_lines(kind, config, {"loss": 0.5}, str(workdir), "a.py")[0]
     )
 
 
@@ -98,13 +100,29 @@ def test_closing_of_a_transformer(classes, labels, tmp_path):
     (tmp_path / "data.json").write_text(
         json.dumps({"class_names": [str(i) for i in range(classes)]})
     )
+    config = small.train_config("transformer", "nowhere")
     done, following = terminal_messages.closing_lines(
-        small.train_config("transformer", "nowhere"), {"loss": 2.34567}, str(tmp_path), "a.py:d2"
+        registry.find(config), config, {"loss": 2.34567}, str(tmp_path), "a.py:d2"
     )
     assert "held-out loss 2.346" in done
     assert (
         following == f"next: var-jax sample --model {tmp_path} --labels {labels} --out samples.png"
     )
+
+
+def test_closing_of_an_adapter_does_not_need_its_base(tmp_path):
+    """A run that is done ends with its lines although the model that it adapts has moved
+    meanwhile."""
+    base = tmp_path / "base"
+    masked.pipeline().save(base)
+    config = adapters.training(small.train_config("transformer", ""), base, classes="mug,12")
+    kind = registry.find(config)
+    base.rename(tmp_path / "moved")
+    done, following = terminal_messages.closing_lines(
+        kind, config, {"loss": 2.34567}, str(tmp_path / "run"), "configs/adapters.py"
+    )
+    assert "held-out loss 2.346" in done
+    assert f"--model {base} --adapter {tmp_path / 'run'} --labels 'mug,\"12\"'" in following
 
 
 def test_data_lines_have_the_models_ids():

@@ -94,13 +94,14 @@ def _run(args: argparse.Namespace) -> int:
     from var_jax.train import terminal_messages
     from var_jax.train.loop import train
 
+    objective = multihost.run_on_all(lambda: registry.find(config))
     if not begun:  # a run that has begun has its own copy of the tokenizer
         multihost.run_on_all(lambda: registry.with_frozen_sizes(config, keys))
     held_out = train(config, args.workdir, window)
     if jax.process_index() == 0:
         print(
             *terminal_messages.closing_lines(
-                config, held_out, args.workdir, args.config, args.overrides
+                objective, config, held_out, args.workdir, args.config, args.overrides
             ),
             sep="\n",
             file=sys.stderr,

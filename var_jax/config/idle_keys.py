@@ -15,10 +15,11 @@ train both stages pass one set of flags to both, and take the other stage's keys
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from var_jax.config import objective_keys
+from var_jax.config.idle_rules import RULES, TOKENIZER_RULES, Rule
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import TrainConfig
@@ -27,207 +28,6 @@ from var_jax.errors import UserError
 TOKENIZER_SECTIONS = ("adversarial", "discriminator_optimizer", "codebook", "progressive")
 TRANSFORMER_LOSSES = ("label_smoothing",)
 OF_BASE = ("tokenizer_dir", "init_from")  # an adapter's tokenizer and weights are its base's
-
-
-class Rule(NamedTuple):
-    """Keys that have no effect while another key has a value.
-
-    Attributes:
-      keys: dotted, or a section's name followed by ".*".
-      switch: the key that turns them off.
-      off: whether it does.
-    """
-
-    keys: tuple[str, ...]
-    switch: str
-    off: Callable[[TrainConfig], bool]
-
-
-def _adversarial(config: TrainConfig) -> bool:
-    return config.adversarial.weight > 0
-
-
-def _on_features(config: TrainConfig) -> bool:
-    return _adversarial(config) and config.adversarial.discriminator == "features"
-
-
-def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[Rule]:
-    def of(config: TrainConfig):
-        return getattr(config, section)
-
-    return [
-        Rule(
-            (f"{section}.cooldown_steps",),
-            f"{section}.schedule",
-            lambda c: used(c) and of(c).schedule != "cooldown",
-        ),
-        Rule(
-            (f"{section}.bend",),
-            f"{section}.schedule",
-            lambda c: used(c) and of(c).schedule != "bent",
-        ),
-        Rule(
-            (f"{section}.final_lr_ratio",),
-            f"{section}.schedule",
-            lambda c: used(c) and of(c).schedule == "constant",
-        ),
-        Rule(
-            (f"{section}.warmup_from",),
-            f"{section}.warmup_steps",
-            lambda c: used(c) and of(c).warmup_steps == 0,
-        ),
-    ]
-
-
-# Where one key is off because of another that is off, only the outer one has a rule that applies.
-RULES = (
-    *_optimizer_rules("optimizer", lambda c: True),
-    Rule(
-        ("transformer.gradient_dtype",),
-        "transformer.dtype",
-        lambda c: c.stage == "transformer" and c.transformer.dtype == "float32",
-    ),
-    Rule(
-        ("transformer.shared_adaln", "transformer.init_adaln", "transformer.init_adaln_gamma"),
-        "transformer.class_conditioning",
-        lambda c: c.stage == "transformer" and c.transformer.class_conditioning == "start_token",
-    ),
-    Rule(("branch_step",), "branch_from", lambda c: not c.branch_from),
-    Rule(("init_from",), "branch_from", lambda c: bool(c.branch_from)),
-    Rule(("ema_warmup",), "ema", lambda c: c.ema == 0),
-    Rule(
-        ("adapter.rank", "adapter.alpha", "adapter.targets"),
-        "adapter.kind",
-        lambda c: c.stage == "adapter" and c.adapter.kind == "class_rows",
-    ),
-    Rule(("adapter.start",), "adapter.classes", lambda c: not c.adapter.classes),
-    Rule(
-        ("transformer.progressive_from", "transformer.progressive_warmup"),
-        "transformer.progressive",
-        lambda c: c.stage == "transformer" and c.transformer.progressive == 0,
-    ),
-)
-TOKENIZER_RULES = (
-    Rule(
-        ("adversarial.*", "discriminator_optimizer.*"),
-        "adversarial.weight",
-        lambda c: c.adversarial.weight == 0,
-    ),
-    Rule(
-        ("adversarial.adaptive_lowest", "adversarial.adaptive_highest"),
-        "adversarial.adaptive",
-        lambda c: _adversarial(c) and not c.adversarial.adaptive,
-    ),
-    Rule(
-        ("adversarial.layers",),
-        "adversarial.discriminator",
-        lambda c: _adversarial(c) and c.adversarial.discriminator != "patch",
-    ),
-    Rule(
-        (
-            "adversarial.kernel",
-            *(
-                f"adversarial.feature_{name}"
-                for name in ("network", "weights", "size", "crops", "readout")
-            ),
-        ),
-        "adversarial.discriminator",
-        lambda c: _adversarial(c) and c.adversarial.discriminator != "features",
-    ),
-    Rule(
-        ("adversarial.feature_crops",),
-        "adversarial.feature_size",
-        lambda c: _on_features(c) and c.adversarial.feature_size == 0,
-    ),
-    Rule(
-        ("adversarial.feature_readout",),
-        "adversarial.feature_network",
-        lambda c: _on_features(c) and c.adversarial.feature_network != "dino",
-    ),
-    Rule(
-        ("adversarial.cutout",),
-        "adversarial.diffaugment",
-        lambda c: _adversarial(c) and "cutout" not in c.adversarial.diffaugment,
-    ),
-    Rule(
-        ("adversarial.bcr_diffaugment", "adversarial.bcr_cutout"),
-        "adversarial.bcr",
-        lambda c: _adversarial(c) and c.adversarial.bcr == 0,
-    ),
-    Rule(
-        ("adversarial.bcr_cutout",),
-        "adversarial.bcr_diffaugment",
-        lambda c: (
-            _adversarial(c)
-            and c.adversarial.bcr > 0
-            and "cutout" not in c.adversarial.bcr_diffaugment
-        ),
-    ),
-    Rule(
-        ("adversarial.diffaugment_probability",),
-        "adversarial.diffaugment",
-        lambda c: _adversarial(c) and not c.adversarial.diffaugment,
-    ),
-    Rule(
-        ("adversarial.lecam_decay",),
-        "adversarial.lecam",
-        lambda c: _adversarial(c) and c.adversarial.lecam == 0,
-    ),
-    Rule(
-        ("adversarial.r1_every",),
-        "adversarial.r1",
-        lambda c: _adversarial(c) and c.adversarial.r1 == 0,
-    ),
-    *_optimizer_rules("discriminator_optimizer", _adversarial),
-    Rule(
-        ("loss.perceptual_network", "loss.perceptual_weights", "loss.perceptual_heads"),
-        "loss.perceptual",
-        lambda c: c.loss.perceptual == 0,
-    ),
-    Rule(
-        ("loss.perceptual_heads",),
-        "loss.perceptual_network",
-        lambda c: c.loss.perceptual > 0 and c.loss.perceptual_network != "lpips",
-    ),
-    Rule(
-        ("codebook.revive_decay",),
-        "codebook.revive_threshold",
-        lambda c: c.codebook.revive_threshold == 0,
-    ),
-    Rule(("codebook.entropy_temperature",), "codebook.entropy", lambda c: c.codebook.entropy == 0),
-    Rule(("codebook.init", "tokenizer.init_gain"), "init_from", lambda c: bool(c.init_from)),
-    Rule(("codebook.init", "tokenizer.init_gain"), "branch_from", lambda c: bool(c.branch_from)),
-    Rule(
-        ("tokenizer.gradient_dtype",), "tokenizer.dtype", lambda c: c.tokenizer.dtype == "float32"
-    ),
-    Rule(("progressive.until",), "progressive.scales", lambda c: not c.progressive.scales),
-    Rule(
-        ("tokenizer.init_codes",),
-        "codebook.init",
-        lambda c: c.codebook.init not in ("normal", "uniform"),
-    ),
-    Rule(
-        ("tokenizer.init_codes", "codebook.weight_decay"),
-        "tokenizer.codes",
-        lambda c: c.tokenizer.codes == "bsq",
-    ),
-    Rule(
-        (
-            *(f"tokenizer.{name}" for name in ("vocab_size", "phi", "phi_ratio", "vq_beta")),
-            "tokenizer.init_codes",
-            "loss.vq",
-            "codebook.*",
-        ),
-        "tokenizer.codes",
-        lambda c: not c.tokenizer.quantizes,
-    ),
-    Rule(("loss.kl",), "tokenizer.codes", lambda c: c.tokenizer.codes != "kl"),
-    Rule(
-        ("tokenizer.quantizer_dropout_from",),
-        "tokenizer.quantizer_dropout",
-        lambda c: c.tokenizer.quantizer_dropout == 0,
-    ),
-)
 
 
 def other_stage(config: TrainConfig) -> dict[str, Any]:
@@ -284,12 +84,22 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
             f"{'it' if len(idle) == 1 else 'them'} out, or give the other stage's config"
         )
     if config.stage == "transformer":
-        _refuse_unused_by_objective(config, config.transformer)
+        refuse_unused_by_objective(config)
 
 
-def _refuse_unused_by_objective(config: TrainConfig, transformer: TransformerConfig):
+def refuse_unused_by_objective(config: TrainConfig, keys: Collection[str] | None = None):
+    """Raises UserError where the objective of a run has no use for a key that is not the default.
+
+    Args:
+      config: a run whose transformer's objective is known.
+      keys: of the transformer's section, that are the run's own; None for all.
+    """
+    transformer = config.transformer
+    assert transformer is not None  # in a transformer's stage, and with an adapter's base
     unused = {
-        f"transformer.{key}": value for key, value in objective_keys.unused(transformer).items()
+        f"transformer.{key}": value
+        for key, value in objective_keys.unused(transformer).items()
+        if keys is None or key in keys
     }
     if transformer.objective == "diffusion" and config.loss.label_smoothing:
         unused["loss.label_smoothing"] = config.loss.label_smoothing

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.adapters import class_rows
+from var_jax.config import idle_keys
 from var_jax.config.adapter_config import MEAN, AdapterConfig
 from var_jax.config.model import TokenizerConfig, TransformerConfig
 from var_jax.config.strict import require
@@ -96,7 +97,8 @@ def with_base(config: TrainConfig, base: Base) -> TrainConfig:
     """Returns a run with the sizes of its base, and with the new classes.
 
     Raises:
-      UserError: the classes of the adapter do not fit the base.
+      UserError: the classes of the adapter do not fit the base, or a key of the run has no effect
+        with the base's objective.
     """
     adapter = config.adapter
     new = adapter.class_names
@@ -118,14 +120,17 @@ def with_base(config: TrainConfig, base: Base) -> TrainConfig:
     adapted = dataclasses.replace(
         base.transformer, num_classes=classes, param_dtype="float32", **own
     )
-    return dataclasses.replace(config, tokenizer=base.tokenizer, transformer=adapted)
+    resolved = dataclasses.replace(config, tokenizer=base.tokenizer, transformer=adapted)
+    idle_keys.refuse_unused_by_objective(resolved, OWN_KEYS)
+    return resolved
 
 
 def load(config: TrainConfig, base: Base, workdir: epath.Path) -> FrozenBase:
     """Returns the frozen model of a run.
 
     Raises:
-      UserError: the model is damaged, or another one than the run in the workdir was started with.
+      UserError: the model is damaged, or another one than the run in the workdir, or that of
+        `branch_from`, was started with.
     """
     from etils import epath
 
@@ -135,14 +140,17 @@ def load(config: TrainConfig, base: Base, workdir: epath.Path) -> FrozenBase:
 
     model, params = model_directory.load(epath.Path(config.adapter.base))
     fingerprint = fingerprints.model_fingerprint(model, params)
-    if (workdir / adapter_file.NAME).exists():
-        begun = adapter_file.load_header(workdir).fingerprint
-        require(
-            begun == fingerprint,
-            f"the model in adapter.base {config.adapter.base}",
-            fingerprint,
-            f"the one that the run in {workdir} was started with, {begun}",
-        )
+    # The run of the workdir, or the one that a new run continues as a branch.
+    for begun in (workdir, *([epath.Path(config.branch_from)] if config.branch_from else ())):
+        if (begun / adapter_file.NAME).exists():
+            expected = adapter_file.load_header(begun).fingerprint
+            require(
+                expected == fingerprint,
+                f"the model in adapter.base {config.adapter.base}",
+                fingerprint,
+                f"the one that the run in {begun} was started with, {expected}",
+            )
+            break
     transformer = jax.tree.map(lambda x: np.asarray(x, np.float32), params["transformer"])
     starts = start_ids(config.adapter, base)
     return FrozenBase(

@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from var_jax.config.train import TrainConfig
-from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 from var_jax.sampling import labels
 from var_jax.train.batches import Inputs
@@ -89,6 +88,7 @@ def opening_line(
 
 
 def closing_lines(
+    objective: type[Objective[Any]],
     config: TrainConfig,
     held_out: Mapping[str, Any],
     workdir: str,
@@ -97,14 +97,16 @@ def closing_lines(
 ) -> list[str]:
     """Returns the closing lines of a run: its result, its picture, and the next command.
 
+    Nothing of the run's inputs is read, so that a run which is done says so wherever they are.
+
     Args:
+      objective: the run's kind of objective.
       config: the config as the config file gives it.
       held_out: the last evaluation's metrics.
       config_file: FILE[:ARG], as on the command line.
       overrides: each `--config.KEY=VALUE` of the command line; the next stage takes those of the
         data too.
     """
-    objective = registry.find(config)
     picture = epath.Path(workdir) / "samples" / f"step_{config.steps:07d}.png"
     images = f" on {held_out['images']} images" if "images" in held_out else ""
     shown = f"; picture: {picture}" if picture.exists() else ""
