@@ -29,11 +29,10 @@ from var_jax import Pipeline
 from var_jax.cli import main as cli
 from var_jax.data import idx
 from var_jax.data.builders import FASHION_CLASSES
-from var_jax.evaluate import classifier, features, image_sets
+from var_jax.evaluate import classifier, features, image_sets, reference_cache
 from var_jax.evaluate.samples import RESAMPLES, Distance
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
-from var_jax.studies import rows as study
 
 SOURCE = "/usr/share/datasets/fashion-mnist"
 # Names of folders, by Fashion-MNIST's labels. The new class is the last in the order of a folder's
@@ -207,7 +206,7 @@ class Measures:
 
     def _reference(self, folder: Path, runs: Path):
         images = image_sets.open_images(str(folder), shape=(32, 32, 1), resize="pad")
-        return features.of_reference(self._network, images, str(runs / "features"))
+        return reference_cache.read_or_measure(self._network, images, str(runs / "features"))
 
     def of(self, key: str, images: np.ndarray, names: list[str]) -> dict[str, Any]:
         """Returns the figures of uint8 images that should show classes by these names."""
@@ -222,17 +221,17 @@ class Measures:
             "agreement": classifier.agreement(
                 self._classify, images.astype(np.float32) / 255, labels
             ),
-            "frechet_distance": self._distances[key].of(study.features_of(self._network, images)),
+            "frechet_distance": self._distances[key].of(
+                features.features_of(self._network, images)
+            ),
         }
 
-    def of_model(self, model: Pipeline, *, others: bool = True) -> dict[str, Any]:
+    def of_model(self, model: Pipeline) -> dict[str, Any]:
         """Returns the figures of a model's samples."""
-        parts = {"new": [NEW] * JUDGED_NEW}
-        if others:
-            parts["others"] = [OTHERS[i % len(OTHERS)] for i in range(JUDGED_OTHERS)]
+        others = [OTHERS[i % len(OTHERS)] for i in range(JUDGED_OTHERS)]
         return {
             key: self.of(key, model.sample(names, seed=1, as_uint8=True), names)
-            for key, names in parts.items()
+            for key, names in (("new", [NEW] * JUDGED_NEW), ("others", others))
         }
 
     def of_real(self, tokenizer: Pipeline) -> dict[str, Any]:
