@@ -19,11 +19,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from helpers import diffusion, masked, next_token, processes, small  # noqa: E402
+from var_jax.io import goodput_record  # noqa: E402
+from var_jax.io.json import read_object  # noqa: E402
 
 ADVERSARIAL = "adversarial"
 # The model whose tokenizer a transformer learns over, by its objective.
@@ -34,6 +37,7 @@ MODELS = {
     "diffusion": diffusion.pipeline,
 }
 CHECKPOINT_EVERY = 10
+WALL_TIME_ERROR = 0.02
 TIMEOUT = 600  # seconds for one start, most of which are imports where the machine is busy
 
 
@@ -152,7 +156,7 @@ def compare(
 
     Returns:
       how many starts ended after a new checkpoint and before the last step; -1 where a loss, an
-      exit code or a SIGTERM's checkpoint is not what it must be.
+      exit code, a SIGTERM's checkpoint or the sum of the wall time is not what it must be.
     """
     rng = random.Random(seed)
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
@@ -169,7 +173,7 @@ def compare(
         assert run.codes(TIMEOUT) == [0], run.output()
 
     # The run that is killed, and its last start, which reaches the end.
-    lives = []
+    lives, first_start = [], time.time()
     for index, number in enumerate(signals):
         life = start_and_kill(arguments, killed, cache, number, rng, saved=saved)
         lives.append(life)
@@ -182,7 +186,14 @@ def compare(
     with processes.running(arguments, killed, cache) as run:
         assert run.codes(TIMEOUT) == [0], run.output()
 
+    # Where its time went, until its last report.
+    wall = (killed / "status.json").stat().st_mtime - first_start
+    seconds = goodput_record.seconds(read_object(killed / "status.json"))
+    print(goodput_record.line(seconds))
+    print(f"accounted for: {sum(seconds.values()):.1f} of {wall:.1f} s", flush=True)
+
     # What must hold.
+    adds_up = abs(sum(seconds.values()) - wall) <= WALL_TIME_ERROR * wall
     same_losses = all(
         processes.records(killed, split) == processes.records(uninterrupted, split)
         for split in ("train", "val")
@@ -201,7 +212,8 @@ def compare(
         f"all {steps} losses there: {every_step}; the same as the uninterrupted run's: "
         f"{same_losses}"
     )
-    return landed if same_losses and every_step and right_codes and terms_saved else -1
+    holds = same_losses and every_step and right_codes and terms_saved and adds_up
+    return landed if holds else -1
 
 
 def main(argv: list[str] | None = None) -> int:

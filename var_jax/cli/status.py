@@ -1,7 +1,9 @@
 """Shows the progress of a sweep or of a single run: state, steps, time left, MFU, losses, restarts.
 
 The training loss is that of the last logged step, the held-out loss that of the last evaluation.
-"evaluating" is a run that has taken its last step and measures the held-out images.
+"evaluating" is a run that has taken its last step and measures the held-out images. The line below
+the table divides the wall time since the first start: steps, waiting for data, evaluation,
+checkpoints, compilation, and what restarts cost.
 
 example:
   var-jax status runs/sweep

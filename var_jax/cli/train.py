@@ -91,13 +91,13 @@ def _run(args: argparse.Namespace) -> int:
 
     from var_jax.devices import multihost
     from var_jax.objectives import registry
-    from var_jax.train import terminal_messages
+    from var_jax.train import goodput, terminal_messages
     from var_jax.train.loop import train
 
     objective = multihost.run_on_all(lambda: registry.find(config))
     if not begun:  # a run that has begun has its own copy of the tokenizer
         multihost.run_on_all(lambda: registry.with_frozen_sizes(config, keys))
-    held_out = train(config, args.workdir, window)
+    held_out = train(config, args.workdir, window, started=goodput.process_start())
     if jax.process_index() == 0:
         print(
             *terminal_messages.closing_lines(

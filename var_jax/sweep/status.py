@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -9,6 +11,7 @@ from etils import epath
 from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
+from var_jax.io import goodput_record
 from var_jax.io.json import read_object_if_exists, read_object_or_none
 from var_jax.sweep import run_state
 from var_jax.sweep.claims import Claim
@@ -46,6 +49,8 @@ class Row:
       compute: exact FLOPs of its own steps, or None.
       refusal: the user's mistake for which its latest start ended, or "".
       problem: why its status.json cannot be believed, or "".
+      seconds: its wall time by category (`io.goodput_record`), until now if it was stopped before
+        its end, else until its last report; {} if unknown.
     """
 
     id: str
@@ -62,6 +67,7 @@ class Row:
     held_out_loss: float | None = None
     refusal: str = ""
     problem: str = ""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -123,7 +129,10 @@ def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
 
 
 def lines(rows: list[Row]) -> list[str]:
-    """Returns the table, a summary if there are several runs, and why runs were refused."""
+    """Returns the table, a summary if there are several runs, and why runs were refused.
+
+    One line tells the shares of the wall time, of all runs together.
+    """
     cells = [
         [
             row.id,
@@ -151,6 +160,9 @@ def lines(rows: list[Row]) -> list[str]:
             done = sum((row.compute or 0.0) * row.share for row in rows)
             summary += f"; {done:.3g} of {total:.3g} FLOPs, {done / total:.0%}"
         table.append(summary)
+    if known := [row.seconds for row in rows if row.seconds]:
+        total = {name: sum(seconds[name] for seconds in known) for name in known[0]}
+        table.append(goodput_record.line(total))
     refused = [f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal]
     return [*table, *refused, *(row.problem for row in rows if row.problem)]
 
@@ -191,7 +203,16 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         held_out_loss=status.get("held_out_loss"),
         refusal=observed.refusal,
         problem=run_state.status_problem(directory),
+        seconds=_seconds(observed),
     )
+
+
+def _seconds(observed: run_state.Observed) -> dict[str, float]:
+    """Returns a run's wall time by category; a run that is to go on has been stopped until now."""
+    seconds = goodput_record.seconds(observed.status)
+    if seconds and observed.state in ("preempted", "dead", "queued"):
+        seconds["stopped"] += goodput_record.seconds_since(observed.status, time.time())
+    return seconds
 
 
 def _alive(claim: Claim) -> bool | None:

@@ -34,6 +34,7 @@ from var_jax.train import (
     workdir,
 )
 from var_jax.train.batches import Inputs, read_kept
+from var_jax.train.goodput import Goodput
 from var_jax.train.optimizer import learning_rates
 from var_jax.train.program import Program
 from var_jax.train.progress import MetricWriter
@@ -50,13 +51,18 @@ class Diverged(RunFailed):
 
 
 def train(
-    config: TrainConfig, directory: epath.PathLike, profile: tuple[int, int] | None = None
+    config: TrainConfig,
+    directory: epath.PathLike,
+    profile: tuple[int, int] | None = None,
+    *,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Trains one stage to `config.steps` in a workdir, and resumes a run that is there.
 
     Args:
       directory: the workdir.
       profile: first step and number of steps to trace.
+      started: when this start of the run began, in seconds since 1970; by default now.
     Returns:
       the last evaluation's metrics.
     Raises:
@@ -70,15 +76,19 @@ def train(
 
     # Objective: frozen networks are read first, since they determine sizes and the loss's terms. A
     # network that a host lacks, or its data, may have changed its config.
-    host_agreement.require_same_config(config)
-    objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
-    host_agreement.require_same_config(objective.config)
-    host_agreement.require_same_weights("the frozen networks", objective.frozen)
-    return _train(objective, directory, profile)
+    with Goodput(started) as goodput:
+        host_agreement.require_same_config(config)
+        objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
+        host_agreement.require_same_config(objective.config)
+        host_agreement.require_same_weights("the frozen networks", objective.frozen)
+        return _train(objective, directory, profile, goodput)
 
 
 def _train(
-    objective: Objective[Any], directory: epath.Path, profile: tuple[int, int] | None
+    objective: Objective[Any],
+    directory: epath.Path,
+    profile: tuple[int, int] | None,
+    goodput: Goodput,
 ) -> dict[str, Any]:
     """Trains an objective whose config is resolved; see `train`."""
     config = objective.config
@@ -114,7 +124,11 @@ def _train(
         workdir.claim(directory, objective)
         data.note(directory)
         writer = MetricWriter(
-            directory, steps=config.steps, resume_step=first, enabled=jax.process_index() == 0
+            directory,
+            steps=config.steps,
+            resume_step=first,
+            goodput=goodput,
+            enabled=jax.process_index() == 0,
         )
         if jax.process_index() == 0:
             terminal_messages.log_data(objective, data)
@@ -163,12 +177,16 @@ def _train(
             return stop
 
         def save(number: int, *, to_evaluate: bool):
-            writer.flush()
-            checkpoints.save(number, run, {"config": plain(config), "evaluated": not to_evaluate})
-            objective.write_model(directory, lambda: evaluator.gather(_averaged(run)))
+            goodput.saved(number)
+            with goodput.measure("checkpoints"):
+                writer.flush()
+                extra = {"config": plain(config), "evaluated": not to_evaluate}
+                checkpoints.save(number, run, extra)
+                objective.write_model(directory, lambda: evaluator.gather(_averaged(run)))
 
         def stop_after(number: int):
-            checkpoints.wait()
+            with goodput.measure("checkpoints"):
+                checkpoints.wait()
             writer.close("preempted")
             raise Preempted(
                 f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
@@ -182,7 +200,7 @@ def _train(
             """
             try:
                 writer.evaluating(number)
-                with throughput.paused():
+                with throughput.paused(), goodput.measure("evaluation"):
                     metrics = evaluator.metrics(_averaged(run))
                     writer.write(number, "val", metrics)
                     _keep_picture(directory, writer, number, evaluator.picture(_averaged(run)))
@@ -191,17 +209,21 @@ def _train(
                     save(number, to_evaluate=True)
                 stop_after(number)
             if saved:
-                writer.flush()  # a noted evaluation is not repeated
-                checkpoints.note_loss(number, metrics["loss"])
+                with goodput.measure("checkpoints"):
+                    writer.flush()  # a noted evaluation is not repeated
+                    checkpoints.note_loss(number, metrics["loss"])
             return metrics
 
+        goodput.enter("steps")
         try:
             if not evaluated:
                 held_out = evaluate(first, saved=True)
             for number in range(first + 1, config.steps + 1):
                 vote = preemption.vote()
                 trace.before(number)
-                run, metrics = program.step(number - 1)(run, data.on_devices(next(batches)), frozen)
+                with goodput.measure("data"):
+                    batch = next(batches)
+                run, metrics = program.step(number - 1)(run, data.on_devices(batch), frozen)
                 trace.after(number, metrics)
                 unread.append((number, metrics, vote))
                 last = number == config.steps
@@ -219,10 +241,12 @@ def _train(
                     stop_after(number)
                 if to_evaluate:
                     held_out = evaluate(number, saved=to_save)
-            checkpoints.wait()
+            with goodput.measure("checkpoints"):
+                checkpoints.wait()
             # Every step was done before; the result is still the last evaluation.
             if not held_out:
-                held_out = evaluator.metrics(_averaged(run))
+                with goodput.measure("evaluation"):
+                    held_out = evaluator.metrics(_averaged(run))
             writer.close("done")
         except StopRequested:
             stop_after(config.steps)

@@ -15,7 +15,9 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from var_jax.errors import UserError
-from var_jax.io import run_records
+from var_jax.io import goodput_record, run_records
+from var_jax.io.json import read_object_or_none
+from var_jax.train.goodput import Goodput
 from var_jax.train.metric_files import open_files
 from var_jax.train.tensorboard_files import BucketBoard, open_board
 
@@ -33,18 +35,26 @@ class MetricWriter:
     Args:
       steps: length of the whole run.
       resume_step: steps done before.
+      goodput: the clock of this start, whose shares status.json has.
     Raises:
       UserError: the directory cannot be written (here and in every method).
     """
 
     def __init__(
-        self, workdir: epath.PathLike, *, steps: int, resume_step: int = 0, enabled: bool = True
+        self,
+        workdir: epath.PathLike,
+        *,
+        steps: int,
+        resume_step: int = 0,
+        goodput: Goodput | None = None,
+        enabled: bool = True,
     ):
         self._enabled = enabled
         if not enabled:
             return
         self._workdir = epath.Path(workdir)
-        self._steps = steps
+        self._steps, self._goodput = steps, goodput
+        self._reported: dict[str, Any] = {}
         self._step, self._loss, self._held_out_loss = resume_step, None, None
         self._seen, self._first = resume_step, None
         self._clock, self._seconds_a_step, self._intervals = time.monotonic(), math.nan, 0
@@ -52,7 +62,10 @@ class MetricWriter:
         self._spoke = -math.inf
         with self._reporting():
             self._workdir.mkdir(parents=True, exist_ok=True)
-            self._restarts = self._restarts_before()
+            before = self._status_before()
+            self._restarts = self._restarts_after(before)
+            if goodput is not None:
+                goodput.follow(before, resume_step)
             self._files, self._kept = open_files(self._workdir, resume_step)
             self._held_out_loss = self._last_held_out_loss()
             self._board = open_board(self._workdir, resume_step + 1)
@@ -177,6 +190,9 @@ class MetricWriter:
             "restarts": self._restarts,
             "updated": now,
         }
+        if self._goodput is not None:
+            values[goodput_record.KEY] = self._goodput.record()
+        self._reported = values
         with self._reporting():
             self._files.status(json.dumps(values, allow_nan=False) + "\n", at_once=at_once)
 
@@ -203,6 +219,8 @@ class MetricWriter:
         self.status(state)
         with self._reporting():
             self._files.close(merge=state == "done")
+        if seconds := goodput_record.seconds(self._reported):
+            print(goodput_record.line(seconds), file=sys.stderr, flush=True)
 
     def _say(self, line: str):
         """Prints a line on stderr, above the bar if there is one."""
@@ -235,11 +253,13 @@ class MetricWriter:
                 return json.loads(line).get("loss")
         return None
 
-    def _restarts_before(self) -> int:
-        status = self._workdir / "status.json"
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            return json.loads(status.read_text())["restarts"] + 1 if status.exists() else 0
-        return 0
+    def _status_before(self) -> dict[str, Any]:
+        """Returns status.json as the start before left it; {} if there is none."""
+        return read_object_or_none(self._workdir / "status.json") or {}
+
+    def _restarts_after(self, before: Mapping[str, Any]) -> int:
+        restarts = before.get("restarts")
+        return restarts + 1 if isinstance(restarts, int) else 0
 
     @contextlib.contextmanager
     def _reporting(self):
