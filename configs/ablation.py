@@ -12,7 +12,7 @@ sample` for the weights of the rung before.
 | top_k      | adaln      | a sampling filter               | --top-k 112          | 4.64          |
 | cfg        | adaln      | guidance                        | --top-k 112 --cfg 2  | 3.60          |
 | qk_norm    | qk_norm    | QK-norm                         | --top-k 112 --cfg 2  | 3.30          |
-| larger     | qk_norm_d6 | depth and width                 | --top-k 112 --cfg 2  | 1.73          |
+| larger     | qk_norm_d3 | depth and width                 | --top-k 112 --cfg 2  | 1.73          |
 
 The published figures are of ImageNet at 256 pixels (arXiv 2404.02905, table 3), with 900 of 4,096
 codes as top-k, here 112 of 512. A rung, its tokenizer first:
@@ -59,12 +59,12 @@ LADDER = {
     "top_k": Rung("adaln", TOP_K),
     "cfg": Rung("adaln", CFG),
     "qk_norm": Rung("qk_norm", CFG),
-    "larger": Rung("qk_norm_d6", CFG),
+    "larger": Rung("qk_norm_d3", CFG),
 }
 
 
 def get_config(arg: str = "qk_norm") -> config_dict.ConfigDict:
-    """Returns a transformer's run ("adaln", "qk_norm_d6") or a tokenizer's ("tokenizer", and
+    """Returns a transformer's run ("adaln", "qk_norm_d3") or a tokenizer's ("tokenizer", and
     "tokenizer_next_token" for a single map)."""
     config = default_config()
 
@@ -105,13 +105,13 @@ def get_config(arg: str = "qk_norm") -> config_dict.ConfigDict:
 
 
 def _parse(arg: str) -> tuple[str, int]:
-    """Returns the name and the depth of an argument such as "qk_norm_d6"."""
+    """Returns the name and the depth of an argument such as "qk_norm_d3"."""
     if arg in RUNGS:
-        return arg, 3
+        return arg, 2
     name, _, depth = arg.rpartition("_")
-    name = name or RUNGS[-1]  # of "d3" alone
+    name = name or RUNGS[-1]  # of "d2" alone
     if name not in RUNGS:
-        raise UserError(f"config argument {arg!r} is none of {', '.join(RUNGS)}, or with _d3")
+        raise UserError(f"config argument {arg!r} is none of {', '.join(RUNGS)}, or with _d2")
     return name, recipes.depth_of(depth)
 
 

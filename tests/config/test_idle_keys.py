@@ -20,7 +20,7 @@ from var_jax.train.loop import train
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHIPPED = [
     ("adapters", ("lora", "class_rows")),
-    ("ablation", ("tokenizer", "tokenizer_next_token", "next_token", "next_scale", "qk_norm_d6")),
+    ("ablation", ("tokenizer", "tokenizer_next_token", "next_token", "next_scale", "qk_norm_d3")),
     ("digits", ("tokenizer", "tokenizer_map", "d2", "next_token", "masked", "diffusion")),
     ("emoji", ("tokenizer", "d4")),
     ("fashion_mnist", ("tokenizer", "d3", "tokenizer1024_l2", "tokenizer1024_full")),

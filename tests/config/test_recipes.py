@@ -145,7 +145,7 @@ def test_ablation_changes_one_thing_per_rung():
         different = {line.partition(":")[0] for line in differences(before, after)}
         assert different == changes[name], name
     fashion = load_module(FILES["fashion_mnist"])
-    for arg, own in (("d3", "qk_norm"), ("d6", "qk_norm_d6"), ("tokenizer", "tokenizer")):
+    for arg, own in (("d2", "qk_norm"), ("d3", "qk_norm_d3"), ("tokenizer", "tokenizer")):
         expected = from_config_dict(fashion.get_config(arg))
         assert from_config_dict(file.get_config(own)) == expected
     single = from_config_dict(file.get_config("tokenizer_next_token"))
