@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from helpers import adapters, small
 from var_jax.adapters import adapter_file
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import UserError
 
 TARGETS = {"blocks/attn/qkv", "blocks/attn/proj", "blocks/fc1/kernel", "blocks/fc2/kernel"}
@@ -124,7 +124,7 @@ def test_with_adapter_refuses_another_base_and_wrong_weights(model, first, tmp_p
     an adapter, or with a damaged one, is named."""
     other = model.astype("bfloat16")
     fingerprint = adapter_file.load(first).fingerprint
-    other_fingerprint = fingerprints.model_fingerprint(other.config, other.params)
+    other_fingerprint = model_fingerprint(other.config, other.params)
     with pytest.raises(UserError, match=f"{first}.*{fingerprint}.*{other_fingerprint}"):
         other.with_adapter(first)
     for weight in (float("nan"), float("inf"), 1e39, "much"):

@@ -14,7 +14,9 @@ from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
 from var_jax.config.strict import plain
 from var_jax.config.train import DataConfig
-from var_jax.data import fingerprints, loader, token_cache, token_manifest
+from var_jax.data import loader, token_cache, token_manifest
+from var_jax.data.model_fingerprint import model_fingerprint
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
 
 IMAGES, VIEWS, SCALES = 20, 3, Scales.parse("1,2")
@@ -237,15 +239,15 @@ def test_fingerprint_is_of_weights_and_settings_that_matter():
     """Settings of training alone and the order of entries change nothing; a weight, its shape and
     the kind of codes do."""
     params = {"a": {"kernel": np.ones((2, 3), np.float32)}, "codebook": np.zeros(3, np.float32)}
-    actual = fingerprints.tokenizer_fingerprint(TOKENIZER, params)
+    actual = tokenizer_fingerprint(TOKENIZER, params)
     trained = dataclasses.replace(TOKENIZER, vq_beta=0.5, dropout=0.1, init_gain=0.5)
-    assert actual == fingerprints.tokenizer_fingerprint(trained, dict(reversed(params.items())))
+    assert actual == tokenizer_fingerprint(trained, dict(reversed(params.items())))
     others = [
         (dataclasses.replace(TOKENIZER, codes="cosine"), params),
         (TOKENIZER, {**params, "codebook": np.array([0, 0, 1e-7], np.float32)}),
         (TOKENIZER, {**params, "a": {"kernel": np.ones((3, 2), np.float32)}}),
     ]
-    assert len({actual, *(fingerprints.tokenizer_fingerprint(*other) for other in others)}) == 4
+    assert len({actual, *(tokenizer_fingerprint(*other) for other in others)}) == 4
 
 
 def test_model_fingerprint_ignores_keys_of_training_alone():
@@ -260,20 +262,18 @@ def test_model_fingerprint_ignores_keys_of_training_alone():
     }
     config = ModelConfig(dataclasses.replace(TOKENIZER, z_channels=4), transformer)
     # What the version before progressive training, and the one before rivals, gave.
-    assert fingerprints.model_fingerprint(config, params) == "cea359bcbaa00298"
+    assert model_fingerprint(config, params) == "cea359bcbaa00298"
     longer = dataclasses.replace(
         config, transformer=dataclasses.replace(transformer, progressive=0.5, progressive_from=0)
     )
-    assert fingerprints.model_fingerprint(longer, params) == "cea359bcbaa00298"
+    assert model_fingerprint(longer, params) == "cea359bcbaa00298"
     one_map = dataclasses.replace(transformer, scales=Scales.parse("2"))
     rival = dataclasses.replace(one_map, objective="next_token")
     one_map, rival = (
         ModelConfig(dataclasses.replace(config.tokenizer, scales=one_map.scales), own)
         for own in (one_map, rival)
     )
-    assert fingerprints.model_fingerprint(one_map, params) != fingerprints.model_fingerprint(
-        rival, params
-    )
+    assert model_fingerprint(one_map, params) != model_fingerprint(rival, params)
 
 
 def test_open_cache_takes_a_path_as_text(cache):

@@ -12,7 +12,7 @@ from var_jax import Pipeline
 from var_jax.adapters import adapter_file, parameters
 from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.train import TrainConfig
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.objectives import registry
 from var_jax.objectives.base import Objective
 
@@ -30,7 +30,7 @@ def random_adapter(
     directory.mkdir(parents=True)
     adapter = adapter_file.Adapter(
         config,
-        fingerprints.model_fingerprint(model.config, model.params),
+        model_fingerprint(model.config, model.params),
         starts or (None,) * len(config.class_names),
         unflatten_dict(leaves, sep="/"),
     )

@@ -14,7 +14,7 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
 from var_jax.config.train import default_config, from_config_dict
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import _without_training, model_fingerprint
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.objectives.next_token import NextToken
@@ -139,13 +139,13 @@ def test_fingerprint_depends_on_the_order_alone_of_the_new_keys():
     fingerprint as it was before they were there."""
     params = next_token.params()
     raster, zcurve = (
-        fingerprints.model_fingerprint(
+        model_fingerprint(
             ModelConfig(next_token.TOKENIZER, next_token.transformer(order=order)), params
         )
         for order in ("raster", "zcurve")
     )
     assert raster != zcurve
-    settings = fingerprints._without_training(small.TRANSFORMER)
+    settings = _without_training(small.TRANSFORMER)
     assert settings.startswith("TransformerConfig(depth=2, width=16, heads=2, num_classes=10,")
     assert settings.endswith("dtype='float32', param_dtype='float32', gradient_dtype='float32')")
     assert "objective" not in settings and "order" not in settings

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import small, toy_network
 from var_jax import Pipeline
-from var_jax.data.fingerprints import model_fingerprint
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import UserError
 from var_jax.evaluate import classifier
 from var_jax.evaluate.features import features_of

@@ -9,7 +9,7 @@ import pytest
 from helpers import small
 from var_jax import Pipeline
 from var_jax.sampling.settings import PRESETS, Ramp, settings
-from var_jax.studies import sampling_entries, sampling_report, sampling_settings
+from var_jax.studies import compared_settings, sampling_report, sampling_settings
 
 SHAPE = small.TOKENIZER.image_shape
 
@@ -66,16 +66,16 @@ def other_dir(tmp_path_factory):
 
 def test_entries_vary_one_setting_of_the_base():
     """In every panel all other settings are the base's, and the base is among the values."""
-    rows = sampling_entries.entries(sampling_entries.PANELS, vocab=4096, scales=10)
+    rows = compared_settings.entries(compared_settings.PANELS, vocab=4096, scales=10)
     base = settings("fid", {})
-    for panel, values in sampling_entries.VALUES.items():
+    for panel, values in compared_settings.VALUES.items():
         chosen = [entry.settings for entry in rows if entry.panel == panel]
         assert [entry[panel] for entry in chosen] == list(values) and base in chosen
         assert all({**entry, panel: base[panel]} == base for entry in chosen)
     presets = [entry for entry in rows if entry.panel == "preset"]
     assert {entry.label: entry.settings for entry in presets} == PRESETS
     assert [entry.sampler for entry in rows if entry.panel == "then"] == ["large", 9, 8, 7, "small"]
-    assert [entry.sampler for entry in sampling_entries.entries(["then"], 4096, 3)] == [
+    assert [entry.sampler for entry in compared_settings.entries(["then"], 4096, 3)] == [
         "large",
         2,
         1,
@@ -85,7 +85,7 @@ def test_entries_vary_one_setting_of_the_base():
 
 def test_entries_of_equal_settings_share_a_row():
     """The base is in every panel and is measured once; a top_k beyond the vocabulary is off."""
-    rows = sampling_entries.entries(sampling_entries.PANELS, vocab=512, scales=10)
+    rows = compared_settings.entries(compared_settings.PANELS, vocab=512, scales=10)
     assert [e.label for e in rows if e.panel == "top_k"] == [
         "off",
         "10",
@@ -96,12 +96,12 @@ def test_entries_of_equal_settings_share_a_row():
     ]
     base = {e.row for e in rows if e.label in ("1.5", "fid", "large alone")}
     assert len(base) == 1 and {e.panel for e in rows if e.row in base} == set(
-        sampling_entries.PANELS
+        compared_settings.PANELS
     )
-    assert len({e.row for e in rows}) == len(rows) - (len(sampling_entries.PANELS) - 1)
+    assert len({e.row for e in rows}) == len(rows) - (len(compared_settings.PANELS) - 1)
     assert (
-        sampling_entries.text("cfg", Ramp(1.5, 1.5)) == "1.5:1.5"
-        and sampling_entries.text("temperature", 0.7) == "0.7"
+        compared_settings.text("cfg", Ramp(1.5, 1.5)) == "1.5:1.5"
+        and compared_settings.text("temperature", 0.7) == "0.7"
     )
 
 

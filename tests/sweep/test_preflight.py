@@ -15,8 +15,9 @@ from var_jax.cli.main import main
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
 from var_jax.config.train import DataConfig
-from var_jax.data import fingerprints, prepare, token_manifest
+from var_jax.data import prepare, token_manifest
 from var_jax.data.token_manifest import Shard, SplitInfo
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import model_directory
 
 SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"
@@ -69,7 +70,7 @@ def cache(tmp_path):
         (directory / role / "0.array_record").write_bytes(b"1234")
         splits[role] = SplitInfo(role, 8, 1, (Shard("0.array_record", 8, 4),))
     manifest = token_manifest.Manifest(
-        fingerprints.tokenizer_fingerprint(small.TOKENIZER, model.params["tokenizer"]),
+        tokenizer_fingerprint(small.TOKENIZER, model.params["tokenizer"]),
         "digits",
         "stretch",
         small.TOKENIZER.image_shape,

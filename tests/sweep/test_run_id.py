@@ -15,7 +15,8 @@ from helpers import small
 from sweep.expanding import BASE, BRANCH, OPTIMIZER, expand, resolve
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import plain
-from var_jax.data import fingerprints, token_manifest
+from var_jax.data import token_manifest
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import model_directory
 from var_jax.sweep import plan
 from var_jax.train.workdir import RESUMABLE
@@ -115,7 +116,7 @@ def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):
             epath.Path(tmp_path / name), ModelConfig(model.tokenizer), {"tokenizer": weights}
         )
     manifest = token_manifest.Manifest(
-        fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
+        tokenizer_fingerprint(model.tokenizer, params["tokenizer"]),
         "digits",
         "stretch",
         (8, 8, 1),

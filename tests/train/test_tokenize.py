@@ -16,7 +16,8 @@ from helpers import small
 from helpers.files import contents
 from var_jax import Pipeline
 from var_jax.config.train import DataConfig
-from var_jax.data import fingerprints, sources, token_cache, transforms
+from var_jax.data import sources, token_cache, transforms
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.errors import UserError
 from var_jax.io import atomic
 from var_jax.train import token_shards
@@ -89,9 +90,7 @@ def test_manifest_says_what_the_cache_holds(config, full, model_dir):
         cache.check(
             config.data,
             pipeline.config.tokenizer,
-            fingerprints.tokenizer_fingerprint(
-                pipeline.config.tokenizer, pipeline.params["tokenizer"]
-            ),
+            tokenizer_fingerprint(pipeline.config.tokenizer, pipeline.params["tokenizer"]),
         )
 
 

@@ -1,7 +1,7 @@
 """Adapter files: a trained adapter as one small safetensors file that names its base.
 
-The file's header holds the adapter's config, the fingerprint of the base (`data.fingerprints`) and
-the start of each new class as JSON under the key `HEADER`.
+The file's header holds the adapter's config, the fingerprint of the base (`data.model_fingerprint`)
+and the start of each new class as JSON under the key `HEADER`.
 """
 
 from __future__ import annotations

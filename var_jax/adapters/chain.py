@@ -15,7 +15,7 @@ from var_jax.adapters import base_check, class_rows, lora, targets
 from var_jax.adapters.adapter_file import Adapter
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import UserError
 from var_jax.io.finite import require_finite
 
@@ -65,7 +65,7 @@ class Chain:
     @classmethod
     def of(cls, config: ModelConfig, params: dict[str, Any], class_names: tuple[str, ...]) -> Chain:
         """Returns the chain of a model without adapters."""
-        fingerprint = fingerprints.model_fingerprint(config, params)
+        fingerprint = model_fingerprint(config, params)
         return cls(config, params, class_names, fingerprint)
 
     def adding(self, adapter: Adapter, weight: float) -> Chain:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from var_jax import Pipeline
 from var_jax.config.strict import require
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.sampling import validate
 
 SAMPLES_FORMAT = 2
@@ -144,12 +144,12 @@ def make_plan(
         num=num,
         labels=labels,
         sampling=sampling,
-        model=fingerprints.model_fingerprint(model.config, model.params),
+        model=model_fingerprint(model.config, model.params),
         dtype=transformer.dtype,
         image_shape=model.config.tokenizer.image_shape,
         keep=float(keep),
         scorer=scorer,
-        then=fingerprints.model_fingerprint(then.config, then.params) if then else "",
+        then=model_fingerprint(then.config, then.params) if then else "",
         keep_scales=None if keep_scales is None else int(keep_scales),
         class_names=model.class_names,
     )

@@ -135,11 +135,11 @@ def load(config: TrainConfig, base: Base, workdir: epath.Path) -> FrozenBase:
     from etils import epath
 
     from var_jax.adapters import adapter_file
-    from var_jax.data import fingerprints
+    from var_jax.data.model_fingerprint import model_fingerprint
     from var_jax.io import model_directory
 
     model, params = model_directory.load(epath.Path(config.adapter.base))
-    fingerprint = fingerprints.model_fingerprint(model, params)
+    fingerprint = model_fingerprint(model, params)
     # The run of the workdir, or the one that a new run continues as a branch.
     for begun in (workdir, *([epath.Path(config.branch_from)] if config.branch_from else ())):
         if (begun / adapter_file.NAME).exists():

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Int, UInt8
 
 from var_jax import Pipeline
 from var_jax.config.strict import require
-from var_jax.data import fingerprints
 from var_jax.data.image_folder import fingerprint
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.evaluate import classifier, features, reference_cache
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import Batch, ImageSet, open_images
@@ -74,7 +74,7 @@ class HeldOut:
         """
         return {
             "study": name,
-            "model": fingerprints.model_fingerprint(self.model.config, self.model.params),
+            "model": model_fingerprint(self.model.config, self.model.params),
             "num": self.args.num,
             "seed": self.args.seed,
             "resamples": self.args.resamples,

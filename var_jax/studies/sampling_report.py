@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from var_jax.io import atomic, pictures
+from var_jax.studies.compared_settings import BASE, PANELS, THEN, Entry, base_row, entries
 from var_jax.studies.measured_rows import Rows, format_metric
-from var_jax.studies.sampling_entries import BASE, PANELS, THEN, Entry, base_row, entries
 
 REAL, SPEED = "real images", "speed"
 NOTES = (

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from var_jax import Pipeline
 from var_jax.config.strict import require
-from var_jax.data import fingerprints
+from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import Parser, UserError, did_you_mean
 from var_jax.evaluate import classifier, features, reference_cache, scores
 from var_jax.evaluate.classifier import Classifier, pixel_classifier
@@ -33,8 +33,8 @@ from var_jax.evaluate.image_sets import ImageSet, open_images
 from var_jax.evaluate.samples import Distance
 from var_jax.sampling import validate
 from var_jax.studies import sampling_report, study_command
+from var_jax.studies.compared_settings import BASE, PANELS, THEN, Entry, base_row, entries, text
 from var_jax.studies.measured_rows import Rows
-from var_jax.studies.sampling_entries import BASE, PANELS, THEN, Entry, base_row, entries, text
 from var_jax.studies.sampling_report import NOTES, REAL, SPEED
 
 SAMPLED_AT_ONCE = 512  # images that are sampled and classified at once
@@ -235,8 +235,8 @@ def run(args: argparse.Namespace):
     network = features.load("efficientnet", args.weights)
     about = {
         "study": "effects",
-        "model": fingerprints.model_fingerprint(model.config, model.params),
-        "small": fingerprints.model_fingerprint(small.config, small.params) if small else None,
+        "model": model_fingerprint(model.config, model.params),
+        "small": model_fingerprint(small.config, small.params) if small else None,
         "num": args.num,
         "seed": args.seed,
         "resamples": args.resamples,

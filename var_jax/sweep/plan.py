@@ -15,7 +15,9 @@ from var_jax.config import idle_keys
 from var_jax.config.sections import LossConfig, oldest_resize_name
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
-from var_jax.data import fingerprints, token_manifest
+from var_jax.data import token_manifest
+from var_jax.data.model_fingerprint import later_defaults
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
 from var_jax.io import model_directory
@@ -150,7 +152,7 @@ def expand(
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
     runs: dict[str, Run] = {}
     members_by_id: dict[str, Overrides] = {}
-    fingerprint, sizes = functools.cache(tokenizer_fingerprint), functools.cache(data_sizes.of_data)
+    fingerprint, sizes = functools.cache(tokenizer_of_run), functools.cache(data_sizes.of_data)
 
     def add(member: Overrides) -> Run:
         member = grid.native(member)
@@ -205,7 +207,7 @@ def expand(
     ]
 
 
-def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
+def tokenizer_of_run(tokens_dir: str, tokenizer_dir: str) -> str:
     """Returns the fingerprint of a run's tokenizer from its token cache or model directory.
 
     "" if neither is given.
@@ -219,7 +221,7 @@ def tokenizer_fingerprint(tokens_dir: str, tokenizer_dir: str) -> str:
     if tokenizer_dir:
         require_reachable(tokenizer_dir)
         model, params = model_directory.load(epath.Path(tokenizer_dir))
-        return fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
+        return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
     return ""
 
 
@@ -238,7 +240,7 @@ def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         node.pop(last, None)
     # Runs of earlier sweeps keep their ids: later settings are left out at their defaults, this one
     # is volatile too, but kept at its default, and the way of resizing has its first name.
-    for key in fingerprints.later_defaults(config.transformer) if config.transformer else ():
+    for key in later_defaults(config.transformer) if config.transformer else ():
         del values["transformer"][key]
     if config.loss.kl == LossConfig.kl:
         del values["loss"]["kl"]

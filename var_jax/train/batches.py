@@ -13,14 +13,8 @@ from etils import epath
 from jax.sharding import NamedSharding
 
 from var_jax.config.strict import plain, require
-from var_jax.data import (
-    fingerprints,
-    image_fingerprints,
-    loader,
-    sources,
-    streams,
-    token_cache,
-)
+from var_jax.data import image_fingerprints, loader, sources, streams, token_cache
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices import multihost
 from var_jax.devices.mesh import host_rows
 from var_jax.errors import UserError
@@ -277,7 +271,7 @@ def _tokenizer_fingerprint(objective: Objective[Any]) -> str:
     carried = objective.carried_model()
     assert carried is not None
     model, params = carried
-    return fingerprints.tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
+    return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
 
 
 class Words(NamedTuple):

@@ -23,15 +23,8 @@ from tqdm import tqdm
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.config.train import MeshConfig, TrainConfig
-from var_jax.data import (
-    fingerprints,
-    loader,
-    readahead,
-    sources,
-    streams,
-    token_manifest,
-    transforms,
-)
+from var_jax.data import loader, readahead, sources, streams, token_manifest, transforms
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
 from var_jax.io import model_directory
@@ -174,7 +167,7 @@ def _manifest(
     tokenizer = config.tokenizer
     images = next(iter(splits.values())).fingerprint  # all splits state that of the whole data set
     return token_manifest.Manifest(
-        fingerprints.tokenizer_fingerprint(tokenizer, params),
+        tokenizer_fingerprint(tokenizer, params),
         config.data.name,
         config.data.resize,
         tokenizer.image_shape,

@@ -1,17 +1,13 @@
-"""Fingerprints of tokenizers and models, which token caches and sample sets record."""
+"""Fingerprints of whole models, which sample sets, adapters and studies record."""
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
-from var_jax.config.strict import plain
+from var_jax.config.model import ModelConfig, TransformerConfig
+from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 
 # Settings of the transformer that are hashed whatever their value, in this order, as they were
 # before there were others; a later setting counts where it is not at its default.
@@ -39,36 +35,6 @@ FIRST_SETTINGS = (
     "param_dtype",
     "gradient_dtype",
 )
-# Settings of the tokenizer that change no token.
-TRAINING_ONLY = (
-    "vq_beta",
-    "init_codes",
-    "init_gain",
-    "dropout",
-    "quantizer_dropout",
-    "quantizer_dropout_from",
-    "remat",
-)
-
-
-def tokenizer_fingerprint(config: TokenizerConfig, params: Mapping[str, Any]) -> str:
-    """Returns one fingerprint of all weights and settings of a tokenizer that tokens depend on.
-
-    Settings at their default are left out, so that a setting that a later version adds does not
-    change the fingerprints of earlier tokenizers.
-    """
-    defaults = {field.name: plain(field.default) for field in dataclasses.fields(TokenizerConfig)}
-    settings = {
-        key: value
-        for key, value in plain(config).items()
-        if key not in TRAINING_ONLY and value != defaults[key]
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, leaf in sorted(flatten_dict(params, sep="/").items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
