@@ -13,7 +13,7 @@ from var_jax.config import idle_keys
 from var_jax.config.train import TrainConfig, from_config_dict
 from var_jax.errors import UserError
 from var_jax.objectives import registry
-from var_jax.sweep import plan, preflight
+from var_jax.sweep import plan, preflight, run_id
 from var_jax.train import workdir
 from var_jax.train.loop import train
 
@@ -291,4 +291,4 @@ def test_sweep_refuses_the_keys_that_its_runs_would_refuse(tmp_path):
 def test_microbatches_are_no_part_of_a_sweep_runs_id():
     """Microbatches may change when a run resumes, so that a run id does not depend on them."""
     config = small.train_config("transformer", "")
-    assert plan.run_id(dataclasses.replace(config, microbatches=2)) == plan.run_id(config)
+    assert run_id.of_config(dataclasses.replace(config, microbatches=2)) == run_id.of_config(config)

@@ -8,7 +8,7 @@ from helpers import small
 from sweep.expanding import BRANCH, TRUNK, expand, refused
 from var_jax.data import sources
 from var_jax.models import flops
-from var_jax.sweep import plan
+from var_jax.sweep import run_id
 
 
 def test_expand_puts_a_trunk_before_its_branches():
@@ -168,8 +168,8 @@ def test_expand_takes_spellings_of_a_folder_for_one(spelling, tmp_path):
     ((expected,), (run,)) = (
         expand({key: source}, workdir=str(tmp_path)) for source in ("photos", spelling)
     )
-    assert run.id == expected.id == plan.run_id(expected.config)
-    earlier = plan.run_id(run.config)
+    assert run.id == expected.id == run_id.of_config(expected.config)
+    earlier = run_id.of_config(run.config)
     assert earlier != run.id
     (tmp_path / earlier).mkdir()
     assert expand({key: spelling}, workdir=str(tmp_path))[0].id == earlier
@@ -179,7 +179,7 @@ def test_expand_keeps_addresses_of_buckets():
     """An address in a bucket is no path of this machine: `//` is part of it."""
     source = "gs://bucket//photos/"
     (run,) = expand({"data.source_dir": source})
-    assert run.id == plan.run_id(run.config)
+    assert run.id == run_id.of_config(run.config)
 
 
 def test_expand_refuses_an_empty_family():

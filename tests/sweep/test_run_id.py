@@ -18,11 +18,11 @@ from var_jax.config.strict import plain
 from var_jax.data import token_manifest
 from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import model_directory
-from var_jax.sweep import plan
+from var_jax.sweep import plan, run_id
 from var_jax.train.workdir import RESUMABLE
 
 
-@pytest.mark.parametrize("key", plan.VOLATILE)
+@pytest.mark.parametrize("key", run_id.VOLATILE)
 def test_run_id_ignores_volatile_keys(key):
     """Two configs that differ in one volatile key alone have the same run id."""
     other = {
@@ -48,7 +48,7 @@ def test_run_id_ignores_volatile_keys(key):
         changed = dataclasses.replace(
             BASE, data=dataclasses.replace(BASE.data, **{field: 1 if field == "workers" else "x"})
         )
-    assert changed != BASE and plan.run_id(changed) == plan.run_id(BASE)
+    assert changed != BASE and run_id.of_config(changed) == run_id.of_config(BASE)
 
 
 @pytest.mark.parametrize(
@@ -66,13 +66,13 @@ def test_run_id_ignores_volatile_keys(key):
 def test_run_id_changes_with_other_keys(changes):
     """Changes of the run, its model and its optimizer outside the volatile keys each give another
     run id."""
-    assert plan.run_id(dataclasses.replace(BASE, **changes)) != plan.run_id(BASE)
+    assert run_id.of_config(dataclasses.replace(BASE, **changes)) != run_id.of_config(BASE)
 
 
 def test_volatile_keys_may_change_when_a_run_resumes():
     """Every key that a run id ignores may change when a run resumes; otherwise a sweep would find
     the directory of a run that refuses to resume."""
-    assert set(plan.VOLATILE) <= set(RESUMABLE)
+    assert set(run_id.VOLATILE) <= set(RESUMABLE)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "whole"])
@@ -87,22 +87,22 @@ def test_run_id_has_the_first_name_of_stretch(resize, monkeypatch):
 
     monkeypatch.setattr(plan, "hashlib", SimpleNamespace(sha256=sha256))
     data = dataclasses.replace(BASE.data, resize=resize)
-    plan.run_id(dataclasses.replace(BASE, data=data))
+    run_id.of_config(dataclasses.replace(BASE, data=data))
     assert [values["data"]["resize"] for values in digested] == ["whole"]
 
 
 def test_run_id_is_that_of_the_version_before_rivals():
     """Sweeps that an earlier version began find their runs' directories: settings that came later
     are not in the id at their defaults."""
-    assert plan.run_id(BASE) == "a47a0277e60e"
+    assert run_id.of_config(BASE) == "a47a0277e60e"
     rival = dataclasses.replace(BASE.transformer, prediction="epsilon")
-    assert plan.run_id(dataclasses.replace(BASE, transformer=rival)) != "a47a0277e60e"
+    assert run_id.of_config(dataclasses.replace(BASE, transformer=rival)) != "a47a0277e60e"
 
 
 def test_run_id_is_equal_for_equal_configs():
     """A run id is 12 hexadecimal digits, and equal configs have equal ids."""
-    assert plan.run_id(BASE) == plan.run_id(dataclasses.replace(BASE))
-    assert len(plan.run_id(BASE)) == 12 and int(plan.run_id(BASE), 16) > 0
+    assert run_id.of_config(BASE) == run_id.of_config(dataclasses.replace(BASE))
+    assert len(run_id.of_config(BASE)) == 12 and int(run_id.of_config(BASE), 16) > 0
 
 
 def test_run_id_changes_with_the_tokenizer(tmp_path, model_dir):

@@ -2,9 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,45 +9,18 @@ from typing import Any
 from etils import epath
 
 from var_jax.config import idle_keys
-from var_jax.config.sections import LossConfig, oldest_resize_name
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
-from var_jax.data import token_manifest
-from var_jax.data.model_fingerprint import later_defaults
-from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.devices.chips import CHIPS
 from var_jax.errors import UserError, did_you_mean
-from var_jax.io import model_directory
 from var_jax.models import flops
 from var_jax.objectives import registry
-from var_jax.sweep import claims, grid
+from var_jax.sweep import claims, grid, run_id
 from var_jax.sweep.backend import RunCommand
 from var_jax.sweep.grid import Overrides
-from var_jax.sweep.run_state import require_reachable
 from var_jax.train import data_sizes
 from var_jax.train.workdir import START_TOKEN_ENV, started_with
 
-# Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
-# locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). They may
-# change when a run is resumed. A change of any other key makes another run.
-VOLATILE = (
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_steps",
-    "sample_classes",
-    "mesh",
-    "tokenizer_dir",
-    "data.workers",
-    "data.data_dir",
-    "data.tokens_dir",
-    "transformer.attention",
-    "transformer.remat",
-    "tokenizer.remat",
-    "transformer.gradient_dtype",
-    "tokenizer.gradient_dtype",
-)
 # Keys in which a branch may differ from the run that it branches from.
 BRANCHING = (
     "steps",
@@ -60,7 +30,6 @@ BRANCHING = (
     "optimizer.cooldown_steps",
     "optimizer.final_lr_ratio",
 )
-ID_DIGITS = 12
 
 Resolve = Callable[[Sequence[str]], TrainConfig]
 
@@ -70,8 +39,8 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      id: hash of the resolved configuration without `VOLATILE`, and of the tokenizer if there is
-        one.
+      id: hash of the resolved configuration without `run_id.VOLATILE`, and of the tokenizer if
+        there is one.
       label: the overrides that distinguish the run in the sweep.
       config: the resolved configuration.
       flags: the `--config.KEY=VALUE` flags of its command.
@@ -152,7 +121,7 @@ def expand(
         raise UserError("the sweep has no runs; get_sweep must return a list of override dicts")
     runs: dict[str, Run] = {}
     members_by_id: dict[str, Overrides] = {}
-    fingerprint, sizes = functools.cache(tokenizer_of_run), functools.cache(data_sizes.of_data)
+    fingerprint, sizes = functools.cache(run_id.tokenizer_of), functools.cache(data_sizes.of_data)
 
     def add(member: Overrides) -> Run:
         member = grid.native(member)
@@ -167,7 +136,7 @@ def expand(
         tokenizer = fingerprint(config.data.tokens_dir, config.tokenizer_dir)
         config = data_sizes.from_data(config, sizes=sizes)
         trunk_id = trunk.id if trunk else ""
-        id = _id_in(workdir, config, trunk_id, tokenizer)
+        id = run_id.of_workdir(workdir, config, trunk_id, tokenizer)
         if tokenizer:  # the runs take its sizes, which their costs follow from
             try:
                 config = registry.with_frozen_sizes(config, idle_keys.flag_keys(flags))
@@ -207,71 +176,9 @@ def expand(
     ]
 
 
-def tokenizer_of_run(tokens_dir: str, tokenizer_dir: str) -> str:
-    """Returns the fingerprint of a run's tokenizer from its token cache or model directory.
-
-    "" if neither is given.
-
-    Raises:
-      UserError: the given directory holds no token cache or tokenizer.
-    """
-    if tokens_dir:
-        require_reachable(tokens_dir)
-        return token_manifest.read_manifest(epath.Path(tokens_dir)).fingerprint
-    if tokenizer_dir:
-        require_reachable(tokenizer_dir)
-        model, params = model_directory.load(epath.Path(tokenizer_dir))
-        return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
-    return ""
-
-
-def run_id(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
-    """Returns 12 hexadecimal digits of the SHA-256 of the resolved configuration.
-
-    A trunk enters by its id rather than its directory, and a tokenizer by its fingerprint, because
-    runs on other tokens belong to another law.
-    """
-    values = plain(config)
-    for key in VOLATILE:
-        *sections, last = key.split(".")
-        node: Any = values
-        for section in sections:
-            node = node[section]
-        node.pop(last, None)
-    # Runs of earlier sweeps keep their ids: later settings are left out at their defaults, this one
-    # is volatile too, but kept at its default, and the way of resizing has its first name.
-    for key in later_defaults(config.transformer) if config.transformer else ():
-        del values["transformer"][key]
-    if config.loss.kl == LossConfig.kl:
-        del values["loss"]["kl"]
-    if config.adapter == TrainConfig.adapter:
-        del values["adapter"]
-    values["microbatches"] = 1
-    values["data"]["resize"] = oldest_resize_name(config.data.resize)
-    if trunk:
-        values["branch_from"] = trunk
-    if tokenizer:
-        values["tokenizer_fingerprint"] = tokenizer
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:ID_DIGITS]
-
-
-def _id_in(workdir: str, config: TrainConfig, trunk: str, tokenizer: str) -> str:
-    """Returns a run's id, the same for `photos`, `photos/` and `./photos` as data.source_dir.
-
-    A run that an earlier version began under the id of another spelling keeps that id.
-    """
-    spelled = run_id(config, trunk, tokenizer)
-    source = config.data.source_dir
-    normal = os.path.normpath(source) if source and "://" not in source else source
-    if normal == source or (epath.Path(workdir) / spelled).exists():
-        return spelled
-    data = dataclasses.replace(config.data, source_dir=normal)
-    return run_id(dataclasses.replace(config, data=data), trunk, tokenizer)
-
-
 def _require_branch(branch: TrainConfig, trunk: TrainConfig):
     """Raises UserError unless branch and trunk do the same up to the step of branching."""
-    free = (*VOLATILE, *BRANCHING, "microbatches")
+    free = (*run_id.VOLATILE, *BRANCHING, "microbatches")
     other = [d for d in differences(plain(branch), plain(trunk)) if not d.startswith(free)]
     if other:
         raise UserError(f"a branch differs from its trunk in more than its end: {'; '.join(other)}")
