@@ -64,6 +64,7 @@ OTHER_STAGE = [
     ("transformer", "adapter.base", "runs/other"),
     ("adapter", "tokenizer_dir", "runs/other"),
     ("adapter", "init_from", "runs/other"),
+    ("adapter", "trainable", "lora"),
     ("adapter", "loss.perceptual", 1.0),
 ]
 

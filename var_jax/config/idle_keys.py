@@ -27,7 +27,8 @@ from var_jax.errors import UserError
 
 TOKENIZER_SECTIONS = ("adversarial", "discriminator_optimizer", "codebook", "progressive")
 TRANSFORMER_LOSSES = ("label_smoothing",)
-OF_BASE = ("tokenizer_dir", "init_from")  # an adapter's tokenizer and weights are its base's
+# An adapter's tokenizer and weights are its base's, and it is all that is trained.
+OF_BASE = ("tokenizer_dir", "init_from", "trainable")
 
 
 def other_stage(config: TrainConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from var_jax.config import order_file
+from var_jax.config import key_patterns, order_file
 from var_jax.config.adapter_config import AdapterConfig
 from var_jax.config.model import (
     TokenizerConfig,
@@ -29,6 +29,7 @@ STAGES = ["tokenizer", "transformer", "adapter"]
 # Keys that 0 leaves to the data, and the values (channels, classes) of data sets that are the same
 # everywhere.
 SIZES_OF_DATA = ("tokenizer.in_channels", "transformer.num_classes")
+CODEBOOK = "quantize/codebook"  # the path of a tokenizer's codes among its parameters
 FIXED_SIZES = {"digits": (1, 10), "fashion_mnist_idx": (1, 10)}
 
 
@@ -55,12 +56,15 @@ class TrainConfig:
       tokenizer_dir: model directory of the tokenizer whose tokens the transformer learns; its sizes
         replace the `tokenizer` section.
       init_from: model directory whose weights the run starts from; a class embedding of another
-        class count starts afresh.
+        class count starts afresh, and embeddings of other scales are resized.
       branch_from: workdir of another run of the same model and optimizer, whose whole state
         (optimizer and average too) this run starts from; it goes on to `steps`.
       branch_step: step of that state.
       keep_steps: steps whose checkpoints are never deleted, such as those that other runs branch
         from.
+      trainable: the parameters that are trained, as patterns between commas: "decoder" is a part
+        with all that is in it, and "*" in "blocks/*/bias" stands for anything. All others keep the
+        values that they start with. "" trains all.
     """
 
     stage: str = "tokenizer"
@@ -81,6 +85,7 @@ class TrainConfig:
     branch_from: str = ""
     branch_step: int = 0
     keep_steps: tuple[int, ...] = ()
+    trainable: str = ""
     data: DataConfig = DataConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     transformer: TransformerConfig | None = None
@@ -145,6 +150,12 @@ class TrainConfig:
             "codebook.init and revive_threshold",
             (health.init, health.revive_threshold),
             f"'normal' and 0 with tokenizer.codes {codes!r}, which have no codebook",
+        )
+        require(
+            not health.revive_threshold or key_patterns.matches(self.trainable, CODEBOOK),
+            "codebook.revive_threshold",
+            health.revive_threshold,
+            f"0 while trainable {self.trainable!r} leaves {CODEBOOK} as it is",
         )
         require(
             self.tokenizer.quantizes or not health.entropy,

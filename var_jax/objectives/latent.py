@@ -16,7 +16,7 @@ from var_jax.config.model import ModelConfig, TransformerConfig
 from var_jax.config.strict import require_classes
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
-from var_jax.models import flops, init
+from var_jax.models import flops, init, position_tables
 from var_jax.models.encode import encode_pixels
 from var_jax.objectives import frozen_tokenizer
 from var_jax.objectives.base import Objective
@@ -114,8 +114,12 @@ class LatentObjective(Objective[FrozenTokenizer]):
         return {"tokens": encode_pixels(self.config.tokenizer, frozen.params, images)}
 
     def adapt_weights(self, model: ModelConfig, weights: Any, replicated: NamedSharding) -> Any:
-        """Returns the weights with a fresh class embedding where the number of classes differs."""
+        """Returns the weights with embeddings resized to the run's scales.
+
+        The class embedding starts afresh where the number of classes differs.
+        """
         assert model.transformer is not None
+        weights = position_tables.resized(weights, model.transformer, self.model)
         if model.transformer.num_classes == self.model.num_classes:
             return weights
 

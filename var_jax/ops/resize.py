@@ -17,18 +17,20 @@ import numpy as np
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
-Method = Literal["area", "bicubic", "bilinear", "bilinear_tensorflow1"]
+Method = Literal["area", "bicubic", "bicubic_corners", "bilinear", "bilinear_tensorflow1"]
 
 
 @functools.lru_cache(maxsize=512)
 def matrix(source: int, target: int, method: Method) -> np.ndarray:
     """Returns float32 (target, source) weights that resize one side of an image.
 
-    The first three methods are those of torch.nn.functional.interpolate without antialiasing and
-    with half-pixel centers:
+    All but the last are those of torch.nn.functional.interpolate without antialiasing and, where
+    nothing else is said, with half-pixel centers:
 
     - area: the mean over source pixels floor(i s/t) to ceil((i+1) s/t) - 1.
     - bicubic: Keys' kernel with a = -0.75, the border pixel repeated.
+    - bicubic_corners: as bicubic, but the centers of the first and the last pixels fall on those of
+      the source (align_corners).
     - bilinear: the two nearest pixels, the border pixel repeated.
     - bilinear_tensorflow1: as bilinear, but pixel i lies at i s/t, which shifts the image; it is
       the ResizeBilinear of TensorFlow 1 without half_pixel_centers and without align_corners.
@@ -48,11 +50,13 @@ def matrix(source: int, target: int, method: Method) -> np.ndarray:
             center = max(center, 0.0)
         elif method == "bilinear_tensorflow1":
             center = i * source / target
+        elif method == "bicubic_corners":
+            center = i * (source - 1) / max(target - 1, 1)
         base = int(np.floor(center))
-        taps = (-1, 0, 1, 2) if method == "bicubic" else (0, 1)
-        for tap in taps:
+        is_cubic = method.startswith("bicubic")
+        for tap in (-1, 0, 1, 2) if is_cubic else (0, 1):
             distance = abs(center - (base + tap))
-            weight = _keys_cubic(distance) if method == "bicubic" else 1 - distance
+            weight = _keys_cubic(distance) if is_cubic else 1 - distance
             weights[i, min(max(base + tap, 0), source - 1)] += weight
     return weights.astype(np.float32)
 

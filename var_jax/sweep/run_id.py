@@ -62,6 +62,8 @@ def of_config(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         del values["loss"]["kl"]
     if config.adapter == TrainConfig.adapter:
         del values["adapter"]
+    if config.trainable == TrainConfig.trainable:
+        del values["trainable"]
     values["microbatches"] = 1
     values["data"]["resize"] = oldest_resize_name(config.data.resize)
     if trunk:

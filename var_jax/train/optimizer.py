@@ -15,6 +15,7 @@ import optax
 from var_jax.config.train import OptimizerConfig, TrainConfig
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TRAINED, OptimizerSpec
+from var_jax.train import trainable
 
 LIN0_CONSTANT = 0.05
 
@@ -34,9 +35,13 @@ NOT_DECAYED = {
 def make_optimizers(objective: Objective[Any]) -> dict[str, optax.GradientTransformation]:
     """Returns an objective's optimizers, by the name of the state's field for their network."""
     config = objective.config
-    return {
+    optimizers = {
         name: make_optimizer(spec.config, _steps(config, spec), config.batch_size, spec.not_decayed)
         for name, spec in objective.optimizers().items()
+    }
+    return {
+        **optimizers,
+        TRAINED: trainable.only_trained(optimizers[TRAINED], config.trainable),
     }
 
 

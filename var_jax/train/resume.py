@@ -1,5 +1,7 @@
 """A run's first state: from its own checkpoints, another run's, a model's weights, or fresh."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -7,14 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from var_jax.config.strict import differences
+from var_jax.config.strict import differences, plain
 from var_jax.errors import UserError
 from var_jax.io import finite, model_directory
 from var_jax.io.checkpoint import Checkpoints
+from var_jax.models import position_tables
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TrainState
 from var_jax.train import host_agreement
 from var_jax.train.program import Program
+
+log = logging.getLogger(__name__)
+
+# Keys of a model's section that determine its parameters' shapes; weights cannot be adapted to
+# another value of one of them.
+SIZES = (
+    "objective",
+    "depth",
+    "width",
+    "heads",
+    "vocab_size",
+    "z_channels",
+    "in_channels",
+    "channels",
+    "multipliers",
+    "blocks",
+)
 
 
 class RestoredRun(NamedTuple):
@@ -97,15 +117,45 @@ def initial_weights(objective: Objective[Any], program: Program) -> Any:
         raise UserError(
             f"init_from {config.init_from} has no {part}; give a model directory that holds one"
         )
+    _require_same_sizes(config.init_from, objective.model, getattr(model, part), part)
     weights = objective.adapt_weights(model, params[part], program.replicated)
     expected = program.abstract.params
     if other := differences(_shapes(expected), _shapes(weights)):
         raise UserError(
             f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}"
         )
+    if (scales := getattr(model, part).scales) != objective.model.scales:
+        log.info(
+            "init_from %s has scales %s, and this run %s: %s",
+            config.init_from,
+            scales,
+            objective.model.scales,
+            _what_was_resized(params[part], weights),
+        )
     return jax.tree.map(
         lambda x, like: np.asarray(x).astype(like.dtype, copy=False), weights, expected
     )
+
+
+def _require_same_sizes(directory: str, here: Any, there: Any, section: str):
+    """Raises UserError if the weights are those of a network of other sizes, named by their keys.
+
+    Of the other sizes, scales can be resized, and the number of classes starts its rows afresh.
+    """
+    sizes = [name for name in SIZES if hasattr(here, name)]
+    own, others = ({name: plain(getattr(model, name)) for name in sizes} for model in (here, there))
+    if other := differences(own, others, section):
+        raise UserError(
+            f"init_from {directory} does not fit this run: {'; '.join(other)}; give a model of "
+            "the run's sizes, or set these keys to the model's"
+        )
+
+
+def _what_was_resized(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns, in a few words, which embeddings serve other scales than they were trained on."""
+    names = [name for name in position_tables.TABLES if name in after]
+    changed = [name for name in names if not np.array_equal(before[name], after[name])]
+    return f"{', '.join(changed)} resized" if changed else "no parameter depends on them"
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -60,12 +60,17 @@ class StateFactory:
 
     def _of_optimizer(self, name: str, opt_state: Any, params: Any) -> Any:
         """Returns the shardings of an optimizer's state, from those of its parameters."""
+
+        def is_masked(node: Any) -> bool:  # in place of a parameter that is not trained
+            return isinstance(node, optax.MaskedNode)
+
         return optax.tree_utils.tree_map_params(
             self._optimizers[name],
-            lambda _, sharding: sharding,
+            lambda leaf, sharding: leaf if is_masked(leaf) else sharding,
             opt_state,
             params,
             transform_non_params=lambda _: self._replicated,
+            is_leaf=is_masked,
         )
 
     def _fresh(self, key: jax.Array) -> TrainState:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.objectives.base import Frozen, Objective
 from var_jax.objectives.step_types import TRAINED, Batch, Metrics, StepVariant, TrainState
+from var_jax.train import trainable
 
 
 def make_train_step(
@@ -37,7 +37,14 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradients_of = functools.partial(objective.gradients, state, frozen, variant=variant)
+        mask = trainable.mask_of(config.trainable, state.params)
+
+        def gradients_of(rows: Batch, key: jax.Array) -> tuple[Any, Any]:
+            computed, others = objective.gradients(state, frozen, rows, key, variant=variant)
+            return computed._replace(
+                params=trainable.zeros_elsewhere(mask, computed.params)
+            ), others
+
         gradients, rows = _mean_gradients(gradients_of, batch, rng, config.microbatches)
         updated = update(config, optimizers[TRAINED], state, gradients.params)
         metrics = {
@@ -72,6 +79,9 @@ def update(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema and average(state.ema, params, config.ema, state.step // config.ema_warmup)
+    mask = trainable.mask_of(config.trainable, state.params)
+    params = trainable.with_others(mask, params, state.params)
+    ema = ema and trainable.with_others(mask, ema, state.ema)
     return state.replace(step=state.step + 1, params=params, ema=ema, opt_state=opt_state)
 
 
