@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     import gradio as gr  # an extra, so that it is imported where it is used
 
 MAX_CFG = 10
-HOUR = 3600
-# Uploads and the editor's pictures are in a directory of their own, and are removed after a day.
-CLEAN_EVERY, KEEP = HOUR, 24 * HOUR
 HINT = '<div class="result"><p class="hint">{}</p></div>'
 HINT_GENERATE = HINT.format("The image, and how it looked after each scale, will appear here.")
 HINT_EDIT = HINT.format("The edited image will appear here.")
@@ -162,7 +159,9 @@ def build(model: Pipeline, classes: Sequence[tuple[str, int]], name: str) -> gr.
     handlers = Handlers(model, classes)
 
     with gr.Blocks(
-        title=f"VAR: {name}", analytics_enabled=False, delete_cache=(CLEAN_EVERY, KEEP)
+        title=f"VAR: {name}",
+        analytics_enabled=False,
+        delete_cache=(uploads.CLEAN_EVERY, uploads.KEEP),
     ) as page:
         source, result = gr.State(None), gr.State(None)
         gr.Markdown(

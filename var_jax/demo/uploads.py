@@ -15,6 +15,9 @@ from var_jax.errors import UserError
 # Of an uploaded file. Its pixels are counted by its header, before any is decoded.
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 50_000_000
+# In seconds. Uploads and the editor's pictures are in a directory of their own, and are removed
+# after a day.
+CLEAN_EVERY, KEEP = 3600, 24 * 3600
 # Kinds that Pillow recognizes by their first bytes and decodes by itself; EPS, say, would run
 # another program.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "PPM", "TIFF")

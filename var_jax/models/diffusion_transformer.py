@@ -29,7 +29,8 @@ import jax.numpy as jnp
 from var_jax.config.model import TransformerConfig
 from var_jax.config.strict import require_from_data
 from var_jax.devices.sharding import constrain, parameter
-from var_jax.models.block_stack import block_stack, drop
+from var_jax.models.block_stack import block_stack
+from var_jax.models.dropout import drop
 from var_jax.models.flops import TIME_CHANNELS
 from var_jax.models.transformer_block import Linear, Modulation, layer_norm
 from var_jax.ops.sinusoids import place_table, time_features

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.strict import require
-from var_jax.devices import target
+from var_jax.devices import cpu_compiler
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import StepVariant, TrainState
 from var_jax.train import step
@@ -93,7 +93,7 @@ class Program:
         return jax.jit(
             step.make_train_step(self._objective, self._optimizers, variant),
             donate_argnums=0,
-            compiler_options=target.compiler_options(self.replicated.mesh),
+            compiler_options=cpu_compiler.compiler_options(self.replicated.mesh),
             in_shardings=(self.shardings, self.rows, None),  # frozen weights keep their own
             out_shardings=(self.shardings, self.replicated),
         )

@@ -1,4 +1,4 @@
-"""What a workdir keeps of its run: sizes, tokens, versions and three counts of compute."""
+"""The record of how a run was started: sizes, tokens, versions and three counts of compute."""
 
 import dataclasses
 import json
@@ -11,8 +11,8 @@ import pytest
 from helpers import small
 from var_jax.config.train import TrainConfig
 from var_jax.objectives import registry
-from var_jax.train import workdir
-from var_jax.train.workdir import run_meta
+from var_jax.train import run_meta as module
+from var_jax.train.run_meta import run_meta
 
 CONFIG = TrainConfig(
     stage="transformer", batch_size=8, tokenizer=small.TOKENIZER, transformer=small.TRANSFORMER
@@ -56,10 +56,10 @@ def test_run_meta_has_three_definitions_of_compute():
 def test_run_meta_names_the_commit_and_whether_files_differ_from_it(tmp_path, monkeypatch):
     """In a repository of its own, the commit's hash and a change of a tracked file are recorded,
     and nothing where there is no repository or no git."""
-    source = tmp_path / "var_jax" / "workdir.py"
+    source = tmp_path / "var_jax" / "run_meta.py"
     source.parent.mkdir()
     source.write_text("")
-    monkeypatch.setattr(workdir, "__file__", str(source))
+    monkeypatch.setattr(module, "__file__", str(source))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert run_meta(registry.with_frozen_shapes(CONFIG))["git"] is None
 
