@@ -27,6 +27,7 @@ FOLDERS = (
     "sampling",
     "pipeline",
     "scaling",
+    "comparison",
     "objectives",
     "train",
     "evaluate",

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from helpers import small
-from malformed import files, runs
+from malformed import comparisons, files, runs
 from malformed.inputs import Case
 from var_jax.cli.main import main
 
-CASES = files.CASES | runs.CASES
+CASES = files.CASES | runs.CASES | comparisons.CASES
 TABLE = Path(__file__).parents[2] / "docs" / "results" / "malformed_inputs.md"
 
 

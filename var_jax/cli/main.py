@@ -35,6 +35,7 @@ COMMANDS = {
     "status": "progress of a sweep or of a run",
     "aot": "memory, collectives, MFU bound of a step compiled for a TPU slice that is elsewhere",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
+    "compare": "quality of objectives against compute, FLOPs and seconds per image, with laws",
 }
 
 

@@ -236,6 +236,9 @@ class MaskedSampler(ObjectiveSampler):
             config.transformer, guided=prepared.guided, evaluations=prepared.compiled.steps
         )
 
+    def sequential_passes(self, config: ModelConfig, prepared: Prepared) -> int:
+        return prepared.compiled.steps
+
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
         """Returns the bytes that the network moves at the least to generate a batch.
 

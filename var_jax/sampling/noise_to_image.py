@@ -199,6 +199,9 @@ class DiffusionSampler(ObjectiveSampler):
             config.transformer, guided=prepared.guided, evaluations=_evaluations(prepared)
         )
 
+    def sequential_passes(self, config: ModelConfig, prepared: Prepared) -> int:
+        return _evaluations(prepared)
+
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
         """Returns the bytes of the network's weights, which every evaluation reads.
 

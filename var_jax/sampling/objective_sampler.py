@@ -92,6 +92,13 @@ class ObjectiveSampler(abc.ABC):
         """Returns the FLOPs of the network for an image, without the tokenizer's decoder."""
 
     @abc.abstractmethod
+    def sequential_passes(self, config: ModelConfig, prepared: Prepared) -> int:
+        """Returns how many times the network runs, one after the other, for an image.
+
+        Guidance's branch runs at the same time as the other and does not count.
+        """
+
+    @abc.abstractmethod
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
         """Returns the smallest number of bytes that the network moves to generate a batch.
 

@@ -41,6 +41,9 @@ class NextScaleSampler(ObjectiveSampler):
     def generation_flops(self, config: ModelConfig, prepared: Prepared) -> float:
         return flops.generation_flops(config.transformer, guided=prepared.guided)
 
+    def sequential_passes(self, config: ModelConfig, prepared: Prepared) -> int:
+        return len(config.transformer.scales)
+
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
         """Returns the smallest number of bytes that the transformer moves to generate a batch.
 

@@ -155,6 +155,9 @@ class NextTokenSampler(ObjectiveSampler):
     def generation_flops(self, config: ModelConfig, prepared: Prepared) -> float:
         return flops.generation_flops(config.transformer, guided=prepared.guided)
 
+    def sequential_passes(self, config: ModelConfig, prepared: Prepared) -> int:
+        return config.transformer.scales.total
+
     def generation_bytes(self, config: ModelConfig, prepared: Prepared, batch: int) -> int:
         """Returns the smallest number of bytes that the network moves to generate a batch.
 

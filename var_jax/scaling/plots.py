@@ -64,7 +64,7 @@ def all_figures(
     return figures
 
 
-def _figure(
+def panels(
     rows: int, columns: int, title: str, *, gap: float = 0.85
 ) -> tuple[Figure, Shaped[np.ndarray, "r c"]]:
     """Returns a figure with a title, and its panels.
@@ -96,7 +96,7 @@ def _figure(
     return figure, axes
 
 
-def _log_ticks(ax: Axes):
+def log_ticks(ax: Axes):
     """Labels the logarithmic axes of a panel at powers of ten, over few decades also between them.
 
     The labels are plain text. matplotlib's own ticks and mathematical text take most of the time
@@ -134,7 +134,7 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
 
     Each panel shows the runs, the fitted law and the band of its 95 % intervals.
     """
-    figure, axes = _figure(
+    figure, axes = panels(
         len(laws),
         2,
         f"Most likely E + A x^-alpha against {UNITS[name]}, band of its 95 % intervals",
@@ -152,7 +152,7 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
             ax.set(xscale="log", xlabel=UNITS[name])
         for ax, reducible in ((left, False), (right, True)):
             ax.fill_between(
-                grid, *_band(law, grid, reducible=reducible), color=BAND, alpha=0.2, lw=0
+                grid, *law_band(law, grid, reducible=reducible), color=BAND, alpha=0.2, lw=0
             )
         left.axhline(e, color=FLOOR, ls=":", label=f"E = {e:.4g}")
         span = max(y.max() - y.min(), 1e-12)
@@ -173,11 +173,13 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
         _published(left if column.startswith("err") else right, law, name, column)
         for ax in (left, right):
             ax.legend(fontsize=8)
-            _log_ticks(ax)
+            log_ticks(ax)
     return figure
 
 
-def _band(law: Law, grid: Float[np.ndarray, " g"], *, reducible: bool) -> Float[np.ndarray, "2 g"]:
+def law_band(
+    law: Law, grid: Float[np.ndarray, " g"], *, reducible: bool
+) -> Float[np.ndarray, "2 g"]:
     """Returns the ends of the law's 95 % intervals over a grid of its input.
 
     They are profiled at a few points and interpolated between, as they are smooth.
@@ -204,7 +206,7 @@ def _published(ax: Axes, law: Law, name: str, column: str):
 
 def joint_laws(laws: list[Law]) -> Figure:
     """Plots loss against tokens with one color per size, and measured against predicted loss."""
-    figure, axes = _figure(
+    figure, axes = panels(
         len(laws), 2, "Most likely E + A N^-alpha + B D^-beta over sizes N and tokens D", gap=1.7
     )
     for (left, right), law in zip(axes, laws, strict=True):
@@ -233,7 +235,7 @@ def joint_laws(laws: list[Law]) -> Figure:
                 loc="upper left",
                 bbox_to_anchor=(1, 1),
             )
-        _log_ticks(left)
+        log_ticks(left)
         predicted = law.fit.predict(law.sample.x)
         right.scatter(predicted, law.sample.y, c=np.log10(sizes), s=16, zorder=3)
         ends = [min(predicted.min(), law.sample.y.min()), max(predicted.max(), law.sample.y.max())]
@@ -250,9 +252,7 @@ def frontiers(
     curves: Mapping[str, list[frontier.Curve]], results: Mapping, laws: Mapping[str, Law]
 ) -> Figure:
     """Plots the curves of the runs, their lower envelope and its law, one panel per column."""
-    figure, axes = _figure(
-        len(results), 1, "Compute-optimal frontier: lower envelope of the curves"
-    )
+    figure, axes = panels(len(results), 1, "Compute-optimal frontier: lower envelope of the curves")
     for ax, (column, edge) in zip(axes[:, 0], results.items(), strict=True):
         ordered = sorted(curves[column], key=lambda c: c.params)
         colors = colormaps["viridis"](np.linspace(0, 0.9, len(ordered)))
@@ -273,13 +273,13 @@ def frontiers(
             )
         ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_loss_label(column))
         ax.legend(fontsize=7)
-        _log_ticks(ax)
+        log_ticks(ax)
     return figure
 
 
 def isoflops(results: Mapping) -> Figure:
     """Plots loss against size at fixed compute, and the optimal size against compute."""
-    figure, axes = _figure(len(results), 2, "IsoFLOP curves and their minima")
+    figure, axes = panels(len(results), 2, "IsoFLOP curves and their minima")
     for (left, right), (column, iso) in zip(axes, results.items(), strict=True):
         colors = colormaps["plasma"](np.linspace(0, 0.85, max(len(iso["levels"]), 1)))
         for (compute, params, level_losses), color in zip(iso["levels"], colors, strict=False):
@@ -305,15 +305,15 @@ def isoflops(results: Mapping) -> Figure:
             ylabel="optimal parameters",
             title=title,
         )
-        _log_ticks(left)
-        _log_ticks(right)
+        log_ticks(left)
+        log_ticks(right)
     return figure
 
 
 def residuals(laws: list[Law]) -> Figure:
     """Plots each law's residuals in percent against its first input."""
     columns = min(3, len(laws))
-    figure, axes = _figure(
+    figure, axes = panels(
         -(-len(laws) // columns), columns, "Residuals: measured over the most likely law, less 1"
     )
     for ax in axes.flat[len(laws) :]:
@@ -325,14 +325,14 @@ def residuals(laws: list[Law]) -> Figure:
         ax.set(
             xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key
         )
-        _log_ticks(ax)
+        log_ticks(ax)
     return figure
 
 
 def bootstraps(laws: list[Law]) -> Figure:
     """Plots bootstrap laws in the plane of E and the exponent, with the reported intervals."""
     columns = min(3, len(laws))
-    figure, axes = _figure(
+    figure, axes = panels(
         -(-len(laws) // columns),
         columns,
         "Bootstrap over runs: E and alpha, with the most likely values and their 95 % intervals",
@@ -372,7 +372,7 @@ def bootstraps(laws: list[Law]) -> Figure:
 
 def power_laws(results: Mapping[str, tuple], y: str, x: str) -> Figure:
     """Plots points and power laws on logarithmic axes, one color per group."""
-    figure, ((ax,),) = _figure(1, 1, f"{y} = A {x}^exponent")
+    figure, ((ax,),) = panels(1, 1, f"{y} = A {x}^exponent")
     figure.set_size_inches(8, 5.5)
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(results)))
     for (key, (at, values, sigma, law)), color in zip(results.items(), colors, strict=True):
@@ -390,5 +390,5 @@ def power_laws(results: Mapping[str, tuple], y: str, x: str) -> Figure:
         )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
     ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)
-    _log_ticks(ax)
+    log_ticks(ax)
     return figure

@@ -3,9 +3,7 @@
 Every row that is not used is listed with the reason.
 """
 
-import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,8 +13,7 @@ from etils import epath
 from jaxtyping import Bool, Float, Shaped
 
 from var_jax.errors import UserError, did_you_mean
-from var_jax.io.failed_downloads import refuse_failed_download
-from var_jax.scaling import sweep_runs
+from var_jax.scaling import sweep_runs, table_files
 from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
@@ -120,9 +117,9 @@ def read(
     if source.is_dir():
         records = sweep_runs.read_rows(source, dropped, notes)
     elif source.suffix.lower() in (".jsonl", ".ndjson"):
-        records = _jsonl_records(source)
+        records = table_files.jsonl_records(source)
     elif source.suffix.lower() in (".csv", ".tsv"):
-        records = _csv_records(source)
+        records = table_files.csv_records(source)
     else:
         raise UserError(f"{path} is neither .csv, .tsv nor .jsonl, nor a sweep's directory")
     if not records:
@@ -160,7 +157,7 @@ def build(
         if name in text:
             columns[name] = np.array([str(value) for value in values], dtype=object)
         elif name != "run":
-            numbers = np.array([_number(value) for value in values])
+            numbers = np.array([table_files.cell_number(value) for value in values])
             if name in required or np.isfinite(numbers).any():
                 columns[name] = numbers
     for name in required:
@@ -259,22 +256,6 @@ def _without_duplicates(
     return keep
 
 
-def _number(value: Any) -> float:
-    """Returns a cell as a float, or NaN if it is no number; a list of one number counts as it."""
-    if isinstance(value, bool):
-        return math.nan
-    if isinstance(value, str):
-        value = value.strip()
-        if value.startswith("[") and value.endswith("]"):
-            value = value[1:-1]
-    if isinstance(value, list) and len(value) == 1:
-        return _number(value[0])
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):  # the last of a number of 400 digits
-        return math.nan
-
-
 def _run_name(value: Any) -> str:
     """Returns the name of a run, "" where the cell is empty."""
     if _missing(value):
@@ -300,67 +281,3 @@ def _renamed(records: list[dict], mapping: dict[str, str], path: str) -> list[di
         }
         for record in records
     ]
-
-
-def _csv_records(source: epath.Path) -> list[dict]:
-    delimiter = "\t" if source.suffix.lower() == ".tsv" else ","
-    try:
-        rows = list(csv.reader(_text(source).splitlines(), delimiter=delimiter))
-    except csv.Error as error:
-        raise UserError(f"{source} does not read as a table: {error}") from error
-    if not rows:
-        return []
-    header = [name.strip() for name in rows[0]]
-    _require_delimiter(
-        source, ",".join(rows[0]) if delimiter == "," else "\t".join(rows[0]), delimiter
-    )
-    if len(set(header)) < len(header):
-        raise UserError(f"{source} names a column twice in its header: {', '.join(header)}")
-    records = []
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(
-            cell.strip() for cell in row
-        ):  # a line of separators only, as spreadsheets write
-            continue
-        if len(row) != len(header):
-            raise UserError(
-                f"{source} line {number} has {len(row)} fields; the header has {len(header)}"
-            )
-        records.append(dict(zip(header, row, strict=True)))
-    return records
-
-
-def _require_delimiter(source: epath.Path, header: str, delimiter: str):
-    """Raises UserError if the header uses another separator than the file's suffix implies."""
-    counts = {other: header.count(other) for other in ",;\t|"}
-    used = max(counts, key=lambda other: (counts[other], other == delimiter))
-    if counts[used] > counts[delimiter] == 0:
-        needed = "commas" if delimiter == "," else "tabs"
-        hint = ": name it .tsv" if used == "\t" else ""
-        raise UserError(
-            f"{source} separates its columns by {used!r}; a {source.suffix.lower()} file needs "
-            f"{needed}, and numbers with decimal points{hint}; save it so"
-        )
-
-
-def _jsonl_records(source: epath.Path) -> list[dict]:
-    records = []
-    for number, line in enumerate(_text(source).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict):
-            raise UserError(f"{source} line {number} is not a JSON object")
-        records.append(record)
-    return records
-
-
-def _text(source: epath.Path) -> str:
-    refuse_failed_download(source, "a table")
-    try:
-        return source.read_text().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 text; save it as UTF-8") from error

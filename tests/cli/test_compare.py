@@ -1,0 +1,57 @@
+"""`var-jax compare`: files that it writes for tables and sweeps, and mistakes."""
+
+import json
+import re
+
+import numpy as np
+from PIL import Image
+
+from var_jax.cli.main import main
+
+HEAD = "objective,run,train_flops,images_seen,generation_flops,passes,seconds_per_image,seed"
+
+
+def write_table(path):
+    """Writes four computes of two objectives, two seeds each, the one three times as good."""
+    lines = [f"{HEAD},frechet_distance,loss"]
+    for objective, factor, passes in (("next_scale", 1, 6), ("next_token", 3, 64)):
+        for i in range(4):
+            for seed in range(2):
+                distance = factor * (5 + 20 * 4**-i) * (1 + 0.002 * (seed - 0.5) * (-1) ** i)
+                costs = f"{1e12 * 4**i},{1000 * 4**i},{1e9 * 2**i},{passes},{0.01 * passes}"
+                lines.append(f"{objective},size{i},{costs},{seed},{distance},{distance / 9}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_compare_writes_points_laws_report_and_plots(tmp_path, capsys):
+    """compare.json has the mean of the seeds with an interval around it at the row's FLOPs, the
+    report says which objective is ahead in distance, and not in loss, and every plot has ink."""
+    write_table(tmp_path / "t.csv")
+    assert main(["compare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == 0
+    points = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(points) == {"next_scale", "next_token"}
+    point = points["next_token"]["frechet_distance"][1]
+    assert (point["run"], point["x"], point["seeds"]) == ("size1", 4e12, 2)
+    assert np.isclose(point["value"], 30) and point["ci95"][0] < 30 < point["ci95"][1]
+    laws = json.loads((tmp_path / "out" / "laws.json").read_text())
+    assert laws["frechet_distance"]["next_scale"]["prediction"]["train_flops"] == 6.4e14
+    report = (tmp_path / "out" / "report.md").read_text()
+    verdict = report.partition("## What the laws tell")[2].partition("##")[0]
+    assert "next_scale is ahead" in verdict and "loss" not in verdict
+    assert "loss: each objective predicts other tokens" in report
+    assert verdict.strip().removeprefix("- ") in capsys.readouterr().out
+    pictures = re.findall(r"\]\((\w+\.png)\)", report)
+    assert len(pictures) == 5
+    for name in pictures:
+        assert np.asarray(Image.open(tmp_path / "out" / name).convert("L")).std() > 5
+
+
+def test_compare_refuses_outputs_that_cannot_be_written(tmp_path, capsys):
+    """A file in place of the directory is named in one line with exit code 2, and stays as it
+    was."""
+    write_table(tmp_path / "t.csv")
+    (tmp_path / "out").write_text("mine")
+    assert main(["compare", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot write" in error
+    assert (tmp_path / "out").read_text() == "mine"

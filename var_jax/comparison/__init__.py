@@ -1,0 +1,1 @@
+"""Quality of objectives against what their training and their samples cost, with intervals."""

@@ -1,0 +1,121 @@
+"""What a run contributes to a comparison of objectives, and what is known of a quality by name."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+Direction = Literal["lower", "share", "higher", "unknown"]
+
+TRAINING = "train_flops"  # the axis that compare.json and the laws have as x
+# What a quality is drawn against, as columns of a table, with the labels of the plots.
+AXES = {
+    TRAINING: "training FLOPs",
+    "images_seen": "training images seen, repeats counted",
+    "generation_flops": "FLOPs per generated image",
+    "passes": "sequential passes per generated image",
+    "seconds_per_image": "seconds per generated image",
+}
+# Numbers of a run that are neither an axis nor a quality.
+DESCRIPTIONS = (
+    "seed",
+    "params",
+    "params_body",
+    "tokens",
+    "compute",
+    "depth",
+    "width",
+    "heads",
+    "step",
+    "steps",
+    "epochs",
+    "batch_size",
+    "cfg",
+)
+# How the names of qualities begin, by what is better.
+LOWER = ("frechet", "fid", "sfid", "rfid", "gfid", "kid", "cmmd", "loss", "err", "lpips", "bits")
+SHARES = ("precision", "recall", "agreement", "accuracy", "label_accuracy", "coverage")
+HIGHER = ("inception", "density")
+# Qualities of a model's own tokens or noise, which other tokens or objectives do not share.
+OWN_UNITS = ("loss", "err", "accuracy", "bits")
+NEXT_TOKEN = "next_token"
+
+
+class Measured(NamedTuple):
+    """A quality with its 95 % interval, where there is one."""
+
+    value: float
+    ci95: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedRun:
+    """A run of an objective.
+
+    Attributes:
+      objective: its label: an objective of this package, or any other name.
+      run: its name.
+      costs: numbers by axis (`AXES`); an axis that is not known is left out.
+      quality: measured qualities by name.
+      params: number of parameters, if known.
+      seeds: number of runs whose mean it is.
+      tokenizer: an identification of its tokenizer, "" if it is not known.
+    """
+
+    objective: str
+    run: str
+    costs: Mapping[str, float]
+    quality: Mapping[str, Measured]
+    params: float | None = None
+    seeds: int = 1
+    tokenizer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All runs of a comparison.
+
+    Attributes:
+      runs: in the order of their sources.
+      notes: warnings, one sentence each.
+      dropped: (row, reason) of each row or run that is left out.
+    """
+
+    runs: Sequence[ComparedRun]
+    notes: Sequence[str] = ()
+    dropped: Sequence[tuple[str, str]] = ()
+
+    @property
+    def objectives(self) -> list[str]:
+        """Labels of the objectives, in the order of their first runs."""
+        return list(dict.fromkeys(run.objective for run in self.runs))
+
+    @property
+    def qualities(self) -> list[str]:
+        """Names of the qualities: those that objectives share first."""
+        names = dict.fromkeys(name for run in self.runs for name in run.quality)
+        return sorted(names, key=lambda name: name.startswith(OWN_UNITS))
+
+    def of(self, objective: str, quality: str) -> list[ComparedRun]:
+        """Returns the runs of an objective that have a quality."""
+        return [r for r in self.runs if r.objective == objective and quality in r.quality]
+
+
+def direction(quality: str) -> Direction:
+    """Returns what is better in a quality: "lower", or "higher" with 1 as the best of a "share"."""
+    name = quality.lower()
+    kinds: dict[Direction, tuple[str, ...]] = {"lower": LOWER, "share": SHARES, "higher": HIGHER}
+    return next((kind for kind, starts in kinds.items() if name.startswith(starts)), "unknown")
+
+
+def comparable(comparison: Comparison, quality: str, objectives: Sequence[str]) -> bool:
+    """Returns whether a quality means the same for some objectives.
+
+    Cross-entropy and accuracy are of a model's own tokens, and the error of a denoiser is of its
+    noise: they depend on the tokenizer and on what is predicted from what. Orders of next-token
+    prediction over one tokenizer alone factorize the same probability.
+    """
+    if not quality.lower().startswith(OWN_UNITS) or len(set(objectives)) < 2:
+        return True
+    tokenizers = {r.tokenizer for name in objectives for r in comparison.of(name, quality)}
+    orders = all(name.startswith(NEXT_TOKEN) for name in objectives)
+    return orders and len(tokenizers) == 1 and "" not in tokenizers
