@@ -127,6 +127,7 @@ FLAGS = [
     ("transformer", "optimizer.cooldown_steps", 5, "optimizer.schedule"),
     ("transformer", "transformer.progressive_warmup", 5.0, "transformer.progressive"),
     ("transformer", "optimizer.bend", 0.25, "optimizer.schedule"),
+    ("transformer", "optimizer.skip_spikes_window", 7, "optimizer.skip_spikes"),
     ("transformer", "branch_step", 3, "branch_from"),
 ]
 

@@ -95,8 +95,11 @@ def test_run_id_is_that_of_the_version_before_rivals():
     """Sweeps that an earlier version began find their runs' directories: settings that came later
     are not in the id at their defaults."""
     assert run_id.of_config(BASE) == "a47a0277e60e"
-    rival = dataclasses.replace(BASE.transformer, prediction="epsilon")
-    assert run_id.of_config(dataclasses.replace(BASE, transformer=rival)) != "a47a0277e60e"
+    for changes in (
+        {"transformer": dataclasses.replace(BASE.transformer, prediction="epsilon")},
+        {"optimizer": dataclasses.replace(OPTIMIZER, skip_spikes=3.0)},
+    ):
+        assert run_id.of_config(dataclasses.replace(BASE, **changes)) != "a47a0277e60e"
 
 
 def test_run_id_is_equal_for_equal_configs():

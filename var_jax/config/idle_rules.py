@@ -65,6 +65,11 @@ def _optimizer_rules(section: str, used: Callable[[TrainConfig], bool]) -> list[
 # Where one key is off because of another that is off, only the outer one has a rule that applies.
 RULES = (
     *_optimizer_rules("optimizer", lambda c: True),
+    Rule(
+        ("optimizer.skip_spikes_window",),
+        "optimizer.skip_spikes",
+        lambda c: c.optimizer.skip_spikes == 0,
+    ),
     Rule(("transformer.gradient_dtype",), "transformer.dtype", _in_float32),
     Rule(
         ("transformer.shared_adaln", "transformer.init_adaln", "transformer.init_adaln_gamma"),

@@ -73,7 +73,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
+class AdamWConfig:
     """AdamW and its schedules (published recipe by default).
 
     Attributes:
@@ -139,7 +139,37 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscriminatorOptimizerConfig(OptimizerConfig):
+class OptimizerConfig(AdamWConfig):
+    """AdamW and its schedules (published recipe by default), and steps that are skipped.
+
+    Attributes:
+      skip_spikes: a step whose loss or global gradient norm is above this factor times its median
+        over the last steps that were taken changes nothing, and is counted as "skipped_steps"; 0
+        for none.
+      skip_spikes_window: number of those steps; none is skipped before there are so many.
+    """
+
+    skip_spikes: float = 0.0
+    skip_spikes_window: int = 128
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(
+            self.skip_spikes == 0 or self.skip_spikes > 1,
+            "optimizer.skip_spikes",
+            self.skip_spikes,
+            "0, for none, or a factor above 1",
+        )
+        require(
+            self.skip_spikes_window >= 1,
+            "optimizer.skip_spikes_window",
+            self.skip_spikes_window,
+            "at least 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorOptimizerConfig(AdamWConfig):
     """The same keys for the discriminator, whose first step is the run's first adversarial one."""
 
     base_lr: float = 1e-4

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 
-from var_jax.config.train import OptimizerConfig
+from var_jax.config.sections import AdamWConfig
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -25,12 +25,15 @@ class TrainState:
       params: parameters of the trained model.
       ema: their running average, or None.
       opt_state: the state of the optax optimizer.
+      spikes: the losses and gradient norms that steps are compared with (`train.spikes`); None in a
+        run that skips no step.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    spikes: Any = flax.struct.field(default=None, kw_only=True)
 
 
 class NoFrozen(NamedTuple):
@@ -46,7 +49,7 @@ class OptimizerSpec(NamedTuple):
         does.
     """
 
-    config: OptimizerConfig
+    config: AdamWConfig
     first_step: int = 0
     not_decayed: frozenset[str] = frozenset()
 

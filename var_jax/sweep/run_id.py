@@ -64,6 +64,8 @@ def of_config(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         del values["adapter"]
     if config.trainable == TrainConfig.trainable:
         del values["trainable"]
+    if not config.optimizer.skip_spikes:
+        del values["optimizer"]["skip_spikes"], values["optimizer"]["skip_spikes_window"]
     values["microbatches"] = 1
     values["data"]["resize"] = oldest_resize_name(config.data.resize)
     if trunk:

@@ -30,6 +30,7 @@ from var_jax.train import (
     mesh_choice,
     resolve,
     resume,
+    spikes,
     terminal_messages,
     workdir,
 )
@@ -144,6 +145,7 @@ def _train(
         trace = Profile(directory, profile, config.steps, first)
         unread: deque[tuple[int, Any, Any]] = deque()
         held_out: dict[str, Any] = {}
+        skipped = spikes.skipped_steps(run)
 
         def read(left: int) -> bool:
             """Waits for all dispatched steps except the last `left`, and logs them.
@@ -154,6 +156,7 @@ def _train(
             Raises:
               Diverged: a loss or gradient is not finite.
             """
+            nonlocal skipped
             stop = False
             while len(unread) > left:
                 number, metrics, vote = unread.popleft()
@@ -168,11 +171,15 @@ def _train(
                     )
                     raise Diverged(f"{name} of step {number} is {value}; {last_good}")
                 stop |= bool(vote)
+                skipped_before, skipped = skipped, int(metrics.get(spikes.METRIC, 0))
+                if skipped > skipped_before:
+                    writer.skipped(number, metrics, skipped)
                 writer.advance(number, float(metrics["loss"]))
                 if number % config.log_every == 0 or number == config.steps:
                     rates = throughput.report(number)
                     values = jax.tree.map(np.asarray, metrics)
-                    writer.write(number, "train", {**values, **rates_after(number - 1), **rates})
+                    learning = rates_after(number - 1, skipped_before)
+                    writer.write(number, "train", {**values, **learning, **rates})
                     writer.progress(number, float(values["loss"]), rates["images_per_s"])
             return stop
 

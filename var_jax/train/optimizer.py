@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from var_jax.config.train import OptimizerConfig, TrainConfig
+from var_jax.config.sections import AdamWConfig
+from var_jax.config.train import TrainConfig
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TRAINED, OptimizerSpec
 from var_jax.train import trainable
@@ -50,19 +51,25 @@ def _steps(config: TrainConfig, spec: OptimizerSpec) -> int:
     return max(config.steps - spec.first_step, 1)
 
 
-def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float]]:
+def learning_rates(objective: Objective[Any]) -> Callable[..., dict[str, float]]:
     """Returns a function from the number of steps done to the rates of the next step.
 
     They are "lr", and "NETWORK_lr" for each further network that learns by then. The figures for
     the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
     programs, which are compiled, run on the devices, and waited for.
+
+    The function's second argument is how many of the steps were skipped (`train.spikes`), for which
+    the schedules wait; a further network's rate takes them all for steps since its first one.
     """
     config, specs = objective.config, objective.optimizers()
 
-    def rates(done: int) -> dict[str, float]:
+    def rates(done: int, skipped: int = 0) -> dict[str, float]:
         return {
             "lr" if name == TRAINED else f"{name}_lr": learning_rate_on_host(
-                spec.config, _steps(config, spec), config.batch_size, done - spec.first_step
+                spec.config,
+                _steps(config, spec),
+                config.batch_size,
+                max(done - spec.first_step - skipped, 0),
             )
             for name, spec in specs.items()
             if done >= spec.first_step
@@ -72,7 +79,7 @@ def learning_rates(objective: Objective[Any]) -> Callable[[int], dict[str, float
 
 
 def make_optimizer(
-    config: OptimizerConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
+    config: AdamWConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
 ) -> optax.GradientTransformation:
     """Returns AdamW: clipping by global norm, Adam, and decoupled weight decay.
 
@@ -92,7 +99,7 @@ def make_optimizer(
     return optax.chain(*([optax.clip_by_global_norm(config.clip)] if config.clip else []), *parts)
 
 
-def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax.Schedule:
+def learning_rate(config: AdamWConfig, steps: int, batch_size: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of steps done.
 
     That number is 0 before the first step, and `steps` - 1 before the last, which has the final
@@ -122,7 +129,7 @@ def learning_rate(config: OptimizerConfig, steps: int, batch_size: int) -> optax
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, done: int) -> float:
+def learning_rate_on_host(config: AdamWConfig, steps: int, batch_size: int, done: int) -> float:
     """Returns the value of `learning_rate` after `done` steps, computed in numpy."""
     peak = config.base_lr * batch_size / 256
     warmup, final = config.warmup_steps, config.final_lr_ratio
@@ -144,7 +151,7 @@ def learning_rate_on_host(config: OptimizerConfig, steps: int, batch_size: int, 
     return float(peak * factor)
 
 
-def _bent(config: OptimizerConfig) -> tuple[list[float], list[float]]:
+def _bent(config: AdamWConfig) -> tuple[list[float], list[float]]:
     """Returns shares of the steps after the warm-up, and the factors on the rate there."""
     straight = 1 - (1 - config.final_lr_ratio) * config.bend
     return [0.0, config.bend, 1.0], [1.0, (1 + straight) / 2, config.final_lr_ratio]
@@ -160,7 +167,7 @@ def _cooldown(peak: float, final_ratio: float, last: int, length: int) -> optax.
     return rate
 
 
-def weight_decay(config: OptimizerConfig, steps: int) -> optax.Schedule:
+def weight_decay(config: AdamWConfig, steps: int) -> optax.Schedule:
     """Returns the decay: a cosine from `weight_decay` to `final_weight_decay` at the last step."""
     final = config.final_weight_decay
     cosine = optax.cosine_decay_schedule(config.weight_decay - final, max(steps - 1, 1))

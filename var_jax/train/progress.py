@@ -115,6 +115,20 @@ class MetricWriter:
         if self._enabled and (step, "val") not in self._kept:
             self._say(f"step {step}/{self._steps}, evaluating on the held-out images")
 
+    def skipped(self, step: int, metrics: Mapping[str, Any], count: int):
+        """Prints that a step changed nothing, because its loss or gradient has a spike.
+
+        Args:
+          metrics: those of the step.
+          count: number of steps skipped so far.
+        """
+        if self._enabled:
+            loss, norm = (float(metrics[name]) for name in ("loss", "grad_norm"))
+            self._say(
+                f"step {step}/{self._steps} skipped: loss {loss:.4g}, gradient norm {norm:.4g}; "
+                f"{count} skipped so far"
+            )
+
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
         """Shows a picture in TensorBoard."""
         if self._enabled:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from var_jax.devices import sharding
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import TRAINED, TrainState
+from var_jax.train import spikes
 
 
 class StateFactory:
@@ -83,4 +84,5 @@ class StateFactory:
             jax.tree.map(jnp.copy, params) if self._objective.config.ema else None,
             self._optimizers[TRAINED].init(params),
         )
-        return self._objective.first_state(state, key, self._optimizers)
+        state = self._objective.first_state(state, key, self._optimizers)
+        return state.replace(spikes=spikes.first_window(self._objective.config.optimizer))

@@ -13,7 +13,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.objectives.base import Frozen, Objective
 from var_jax.objectives.step_types import TRAINED, Batch, Metrics, StepVariant, TrainState
-from var_jax.train import trainable
+from var_jax.train import spikes, trainable
 
 
 def make_train_step(
@@ -51,7 +51,10 @@ def make_train_step(
             **gradients.metrics,
             "grad_norm": optax.tree_utils.tree_norm(gradients.params),
         }
-        return objective.finish_step(updated, gradients, rows, metrics, optimizers)
+        after, metrics = objective.finish_step(updated, gradients, rows, metrics, optimizers)
+        if state.spikes is None:
+            return after, metrics
+        return spikes.skip_or_take(config.optimizer, state, after, metrics)
 
     return train_step
 
