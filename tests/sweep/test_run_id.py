@@ -32,6 +32,7 @@ def test_run_id_ignores_volatile_keys(key):
         "keep_checkpoints": 7,
         "keep_steps": (7,),
         "sample_classes": 7,
+        "wandb_project": "x",
         "tokenizer_dir": "x",
     }
     section, _, name = key.rpartition(".")

@@ -50,6 +50,8 @@ class TrainConfig:
       keep_checkpoints: number of newest checkpoints that are kept.
       eval_images: held-out images that an evaluation takes at most; 0 for all.
       sample_classes: columns of the sample grid, one class each.
+      wandb_project: project of Weights & Biases that metrics and pictures are logged to, beside
+        TensorBoard (extra [wandb]; WANDB_MODE=offline for a file in the workdir); "" for none.
       ema: decay of the averaged weights used for evaluation and sampling; 0 for none.
       ema_warmup: how slowly the average settles: its decay is at most (n + 1) / (n + 10) after n of
         these numbers of steps.
@@ -78,6 +80,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     eval_images: int = 0
     sample_classes: int = 10
+    wandb_project: str = ""
     ema: float = 0.0
     ema_warmup: int = 1
     tokenizer_dir: str = ""

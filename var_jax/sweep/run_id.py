@@ -27,6 +27,7 @@ VOLATILE = (
     "keep_checkpoints",
     "keep_steps",
     "sample_classes",
+    "wandb_project",
     "mesh",
     "tokenizer_dir",
     "data.workers",

@@ -32,6 +32,7 @@ from var_jax.train import (
     resume,
     spikes,
     terminal_messages,
+    wandb_board,
     workdir,
 )
 from var_jax.train.batches import Inputs, read_kept
@@ -73,6 +74,7 @@ def train(
     """
     directory = epath.Path(directory)
     idle_keys.refuse(config, workdir.started_with(directory))
+    wandb_board.require_package(config.wandb_project)
     workdir.require_newest_start()
 
     # Objective: frozen networks are read first, since they determine sizes and the loss's terms. A
@@ -129,6 +131,7 @@ def _train(
             steps=config.steps,
             resume_step=first,
             goodput=goodput,
+            wandb_config=plain(config) if config.wandb_project else None,
             enabled=jax.process_index() == 0,
         )
         if jax.process_index() == 0:
@@ -192,8 +195,8 @@ def _train(
                 objective.write_model(directory, lambda: evaluator.gather(_averaged(run)))
 
         def stop_after(number: int):
-            with goodput.measure("checkpoints"):
-                checkpoints.wait()
+            goodput.enter("checkpoints")
+            checkpoints.wait()
             writer.close("preempted")
             raise Preempted(
                 f"stopped by SIGTERM after step {number} of {config.steps}, everything saved; "
@@ -254,6 +257,7 @@ def _train(
             if not held_out:
                 with goodput.measure("evaluation"):
                     held_out = evaluator.metrics(_averaged(run))
+            goodput.enter("checkpoints")
             writer.close("done")
         except StopRequested:
             stop_after(config.steps)

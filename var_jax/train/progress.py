@@ -1,4 +1,4 @@
-"""A run's reports of its progress: metrics.jsonl, TensorBoard, status.json and a progress bar."""
+"""A run's reports of its progress: metrics.jsonl, TensorBoard, W&B, status.json, a progress bar."""
 
 import contextlib
 import datetime
@@ -20,6 +20,7 @@ from var_jax.io.json import read_object_or_none
 from var_jax.train.goodput import Goodput
 from var_jax.train.metric_files import open_files
 from var_jax.train.tensorboard_files import BucketBoard, open_board
+from var_jax.train.wandb_board import WandbBoard
 
 QUIET_SECONDS = 10.0
 
@@ -36,6 +37,7 @@ class MetricWriter:
       steps: length of the whole run.
       resume_step: steps done before.
       goodput: the clock of this start, whose shares status.json has.
+      wandb_config: the plain config of a run that logs to W&B, with its `wandb_project`.
     Raises:
       UserError: the directory cannot be written (here and in every method).
     """
@@ -47,6 +49,7 @@ class MetricWriter:
         steps: int,
         resume_step: int = 0,
         goodput: Goodput | None = None,
+        wandb_config: Mapping[str, Any] | None = None,
         enabled: bool = True,
     ):
         self._enabled = enabled
@@ -69,6 +72,12 @@ class MetricWriter:
             self._files, self._kept = open_files(self._workdir, resume_step)
             self._held_out_loss = self._last_held_out_loss()
             self._board = open_board(self._workdir, resume_step + 1)
+            self._boards: list[Any] = [self._board]
+            self._wandb: WandbBoard | None = None
+            if wandb_config:
+                project = wandb_config["wandb_project"]
+                self._wandb = WandbBoard(self._workdir, project, wandb_config)
+                self._boards.append(self._wandb)
         self._bar = tqdm(
             total=steps,
             initial=resume_step,
@@ -98,13 +107,14 @@ class MetricWriter:
         self._kept.add((step, split))
         with self._reporting():
             self._files.record(json.dumps(record, allow_nan=False))
-        for name, value in values.items():
-            if isinstance(value, list):
-                for k, one in enumerate(value):
-                    self._board.add_scalar(f"{split}/{name}/scale_{k}", one, step)
-            else:
-                self._board.add_scalar(f"{split}/{name}", value, step)
-        self._board.flush()
+        for board in self._boards:
+            for name, value in values.items():
+                if isinstance(value, list):
+                    for k, one in enumerate(value):
+                        board.add_scalar(f"{split}/{name}/scale_{k}", one, step)
+                else:
+                    board.add_scalar(f"{split}/{name}", value, step)
+            board.flush()
         if split == "val" and "loss" in values:
             psnr = f", PSNR {values['psnr']:.2f} dB" if "psnr" in values else ""
             self._say(f"step {step}/{self._steps}, held-out loss {values['loss']:.4g}{psnr}")
@@ -130,10 +140,10 @@ class MetricWriter:
             )
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w c"]):
-        """Shows a picture in TensorBoard."""
-        if self._enabled:
-            self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
-            self._board.flush()
+        """Shows a picture in TensorBoard, and in W&B."""
+        for board in self._boards if self._enabled else ():
+            board.add_image(name, np.asarray(image), step, dataformats="HWC")
+            board.flush()
 
     def advance(self, step: int, loss: float):
         """Advances the progress bar; without a terminal, prints a line.
@@ -230,6 +240,8 @@ class MetricWriter:
         self._bar.close()
         with self._reporting():
             self._board.close()
+        if self._wandb:
+            self._wandb.close(failed=state == "failed")
         self.status(state)
         with self._reporting():
             self._files.close(merge=state == "done")

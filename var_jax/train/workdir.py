@@ -32,6 +32,7 @@ RESUMABLE = (
     "eval_images",
     "mesh",
     "sample_classes",
+    "wandb_project",
     "tokenizer_dir",
     "init_from",
     "branch_from",
