@@ -86,9 +86,9 @@ def test_train_refuses_config_keys_by_name(refused, config_file, digits_dir, ove
         (
             "from var_jax.config.train import default_config\ndef get_config(arg=''):\n"
             "    config = default_config()\n"
-            "    config.init_from = 'hf://owner/name'\n    return config\n",
+            "    config.branch_from = 'hf://owner/name'\n    return config\n",
             "",
-            ["init_from is 'hf://owner/name'"],
+            ["branch_from is 'hf://owner/name'"],
         ),
     ],
     ids=range(13),

@@ -6,6 +6,7 @@ import pytest
 
 from helpers import small
 from helpers.batches import image_batch
+from helpers.hub_server import hub, hub_service  # noqa: F401
 from helpers.runs import NoEvaluator
 from var_jax.train import evaluation
 

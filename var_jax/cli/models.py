@@ -5,12 +5,15 @@ import argparse
 from var_jax.io.hub_address import is_address
 
 OPTIONS = ("model", "then", "base", "tuned")  # that commands take a model's directory by
+# Keys of a config by which a run does; it fetches the model itself.
+KEYS = ("config.tokenizer_dir", "config.init_from")
 
 
 def takes_model(flag: str) -> bool:
     """Returns whether a flag, or what it abbreviates, takes a model's directory."""
     name = flag.removeprefix("--")
-    return name not in ("", flag) and any(option.startswith(name) for option in OPTIONS)
+    is_option = name not in ("", flag) and any(option.startswith(name) for option in OPTIONS)
+    return is_option or name in KEYS
 
 
 def fetch(args: argparse.Namespace):

@@ -55,10 +55,11 @@ class TrainConfig:
       ema: decay of the averaged weights used for evaluation and sampling; 0 for none.
       ema_warmup: how slowly the average settles: its decay is at most (n + 1) / (n + 10) after n of
         these numbers of steps.
-      tokenizer_dir: model directory of the tokenizer whose tokens the transformer learns; its sizes
-        replace the `tokenizer` section.
-      init_from: model directory whose weights the run starts from; a class embedding of another
-        class count starts afresh, and embeddings of other scales are resized.
+      tokenizer_dir: model directory, or address hf://OWNER/NAME, of the tokenizer whose tokens the
+        transformer learns; its sizes replace the `tokenizer` section.
+      init_from: model directory, or address hf://OWNER/NAME, whose weights the run starts from; a
+        class embedding of another class count starts afresh, and embeddings of other scales are
+        resized.
       branch_from: workdir of another run of the same model and optimizer, whose whole state
         (optimizer and average too) this run starts from; it goes on to `steps`.
       branch_step: step of that state.
@@ -249,8 +250,9 @@ def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
         if isinstance(transformer.get("order"), str):
             mapping["transformer"]["order"] = order_file.resolve(transformer["order"])
     run = build(TrainConfig, {**mapping, "tokenizer": tokenizer})
-    for key in ("tokenizer_dir", "init_from", "branch_from"):
-        require_path(getattr(run, key), key)
+    for key in ("tokenizer_dir", "init_from"):
+        require_path(getattr(run, key), key, on_hub=True)
+    require_path(run.branch_from, "branch_from")
     require_path(run.adapter.base, "adapter.base")
     for key in ("data_dir", "source_dir", "tokens_dir"):
         require_path(getattr(run.data, key), f"data.{key}")

@@ -14,7 +14,7 @@ from etils import epath
 
 from var_jax.errors import RunFailed, UserError
 from var_jax.io import model_directory
-from var_jax.io.hub_address import Address
+from var_jax.io.hub_address import Address, is_address
 from var_jax.io.hub_errors import MissingFile, explained
 from var_jax.io.hub_library import endpoint, library
 
@@ -52,6 +52,15 @@ def local_directory(address: str) -> Path:
         fetch(pinned, file)
     log.info("%s is commit %s, in %s", place, pinned.revision[:12], first.parent)
     return first.parent
+
+
+def model_place(path: str) -> epath.Path:
+    """Returns the directory of a model that a config names by its path or its address.
+
+    Raises:
+      UserError, RunFailed: as `local_directory` does.
+    """
+    return epath.Path(local_directory(path) if is_address(path) else path)
 
 
 def commit_of(file: Path, address: Address) -> str:

@@ -49,8 +49,7 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
       UserError: no tokenizer is given, or `tokenizer_dir` holds another one than the run was
         started with.
     """
-    from etils import epath
-
+    from var_jax.io import hub_download
     from var_jax.io.json import read_object
 
     copy, directory = workdir / "tokenizer", source(config)
@@ -61,12 +60,12 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
             repr(directory),
             "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
         )
-        return _read(epath.Path(directory))
+        return _read(hub_download.model_place(directory))
     tokenizer, frozen = _read(copy)
     run_config = workdir / "config.json"
     started_with = read_object(run_config).get("tokenizer_dir") if run_config.exists() else ""
     if config.tokenizer_dir not in ("", started_with):
-        other_tokenizer, other = _read(epath.Path(config.tokenizer_dir))
+        other_tokenizer, other = _read(hub_download.model_place(config.tokenizer_dir))
         if other_tokenizer != tokenizer or not _equal(frozen.params, other.params):
             raise UserError(
                 f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this "
@@ -93,11 +92,9 @@ def read_config(config: TrainConfig) -> TokenizerConfig | None:
     """
     if not (directory := source(config)):
         return None
-    from etils import epath
+    from var_jax.io import hub_download, model_directory
 
-    from var_jax.io import model_directory
-
-    return model_directory.load_config(epath.Path(directory)).tokenizer
+    return model_directory.load_config(hub_download.model_place(directory)).tokenizer
 
 
 def _equal(params: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.data import token_manifest
 from var_jax.data.model_fingerprint import later_defaults
 from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
-from var_jax.io import model_directory
+from var_jax.io import hub_download, model_directory
 from var_jax.sweep.run_state import require_reachable
 
 # Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
@@ -102,7 +102,8 @@ def tokenizer_of(tokens_dir: str, tokenizer_dir: str) -> str:
         require_reachable(tokens_dir)
         return token_manifest.read_manifest(epath.Path(tokens_dir)).fingerprint
     if tokenizer_dir:
-        require_reachable(tokenizer_dir)
-        model, params = model_directory.load(epath.Path(tokenizer_dir))
+        place = hub_download.model_place(tokenizer_dir)
+        require_reachable(place)
+        model, params = model_directory.load(place)
         return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
     return ""

@@ -11,7 +11,7 @@ from etils import epath
 
 from var_jax.config.strict import differences, plain
 from var_jax.errors import UserError
-from var_jax.io import finite, model_directory
+from var_jax.io import finite, hub_download, model_directory
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.models import position_tables
 from var_jax.objectives.base import Objective
@@ -112,7 +112,7 @@ def initial_weights(objective: Objective[Any], program: Program) -> Any:
       UserError: a parameter of another shape than this run's, named.
     """
     config, part = objective.config, objective.section
-    model, params = model_directory.load(epath.Path(config.init_from))
+    model, params = model_directory.load(hub_download.model_place(config.init_from))
     if part not in params:
         raise UserError(
             f"init_from {config.init_from} has no {part}; give a model directory that holds one"
