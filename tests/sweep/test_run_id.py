@@ -86,7 +86,7 @@ def test_run_id_has_the_first_name_of_stretch(resize, monkeypatch):
         digested.append(json.loads(text))
         return hashlib.sha256(text)
 
-    monkeypatch.setattr(plan, "hashlib", SimpleNamespace(sha256=sha256))
+    monkeypatch.setattr(run_id, "hashlib", SimpleNamespace(sha256=sha256))
     data = dataclasses.replace(BASE.data, resize=resize)
     run_id.of_config(dataclasses.replace(BASE, data=data))
     assert [values["data"]["resize"] for values in digested] == ["whole"]
