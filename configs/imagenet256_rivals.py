@@ -12,6 +12,13 @@ r"""Rivals of VAR on ImageNet at 256x256 pixels, at published sizes: LlamaGen, M
 | maskgit      | not compiled                  | 258,783,232   | FID 6.18, without guidance        |
 | dit_xl_2     | 3,371 chip-hours of v5p       | 674,834,728   | FID 2.27, cfg 1.5, 250 steps      |
 
+The sweep `rivals` has these three and next-scale prediction at depths 16, 20, 24 and 30, each by
+its published recipe. It is not measured; its 6.8e21 FLOPs are those that --dry-run prints. DIR
+holds the tokenizers' workdirs, by the names of their arguments, and `DIR/tokenizer_next_scale`,
+that of configs/imagenet256.py; without `:DIR` a dry run lists the costs alone:
+
+  var-jax sweep --config configs/imagenet256_rivals.py:rivals:DIR --workdir gs://BUCKET/rivals
+
 No run of this config is on record. The cost is the lower bound that `var-jax aot` computes from the
 compiled step on v5p:4x4x8 (docs/results/aot.md). The objectives are next-token prediction of 256
 tokens of one map, masked prediction of as many, and diffusion over 256 patches of 2x2 places. Sizes
@@ -26,12 +33,18 @@ from ml_collections import config_dict
 
 from var_jax.config import recipes
 from var_jax.errors import UserError
+from var_jax.sweep import grid
 
 ARGUMENTS = ("llamagen_xxl", "maskgit", "dit_xl_2")
+SWEEP = "rivals"
+NEXT_SCALE_DEPTHS = (16, 20, 24, 30)  # of the sweep
 
 
 def get_config(arg: str = "dit_xl_2") -> config_dict.ConfigDict:
-    """Returns a transformer's run ("dit_xl_2") or that of its tokenizer ("tokenizer_dit_xl_2")."""
+    """Returns a transformer's run ("dit_xl_2") or that of its tokenizer ("tokenizer_dit_xl_2"),
+    or the base of the sweep."""
+    if arg.partition(":")[0] == SWEEP:
+        return _next_scale(NEXT_SCALE_DEPTHS[0])
     name = arg.removeprefix("tokenizer_")
     if name not in ARGUMENTS:
         raise UserError(f"config argument {arg!r} is none of {', '.join(ARGUMENTS)}, or tokenizer_")
@@ -77,6 +90,32 @@ def get_config(arg: str = "dit_xl_2") -> config_dict.ConfigDict:
         _maskgit(config)
     else:
         _dit_xl_2(config)
+    return config
+
+
+def get_sweep(arg: str = SWEEP) -> list[grid.Overrides]:
+    """Returns the runs of the sweep, as overrides of its base: each with its published recipe."""
+    name, _, tokenizers = arg.partition(":")
+    if name != SWEEP:
+        raise UserError(f"there is no sweep {name!r}; it must be {SWEEP}")
+    base = get_config(arg).to_dict()
+    configs = [("next_scale", _next_scale(depth)) for depth in NEXT_SCALE_DEPTHS]
+    runs = []
+    for tokenizer, config in [*configs, *((name, get_config(name)) for name in ARGUMENTS)]:
+        if tokenizers:
+            config.tokenizer_dir = f"{tokenizers.rstrip('/')}/tokenizer_{tokenizer}"
+        named = {  # what tells the runs apart, which labels have first
+            "transformer.objective": config.transformer.objective,
+            "transformer.depth": config.transformer.depth,
+        }
+        runs.append(named | grid.between(base, config.to_dict()))
+    return runs
+
+
+def _next_scale(depth: int) -> config_dict.ConfigDict:
+    """Returns next-scale prediction by the recipe of configs/imagenet256.py."""
+    config = recipes.imagenet_config()
+    recipes.imagenet_transformer(config, depth)
     return config
 
 

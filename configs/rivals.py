@@ -22,13 +22,23 @@ or both stages at once, with a report:
 | masked            | 64 of one map, in eight passes  | tokenizer_masked     |
 | diffusion         | 16 patches of continuous maps   | tokenizer_diffusion  |
 
-Each may end in a depth, such as next_token_d6; by default it is d3. `tokenizer_NAME` is the
-tokenizer of any of them, and "tokenizer" that of next_scale.
+The sweeps `rivals_fashion` and `rivals_fashion_lr` have all objectives at equal training FLOPs:
+3e13 each, and a third of it at each of five learning rates. DIR holds the workdirs of the two
+tokenizers that they need, `DIR/tokenizer_next_scale` (for diffusion too) and
+`DIR/tokenizer_next_token`; without `:DIR` a dry run lists the costs alone:
+
+  var-jax sweep --config configs/rivals.py:rivals_fashion:DIR --workdir runs/rivals_fashion
+  var-jax compare runs/rivals_fashion --out comparison
+
+Each objective may end in a depth, such as next_token_d6; by default it is d3. `tokenizer_NAME` is
+the tokenizer of any of them, and "tokenizer" that of next_scale.
 
   cost      next_scale is the run of fashion_mnist.py, whose cost is measured there; diffusion over
             pixels (--config.transformer.latents=pixels) took 504 s of processor time; those of the
-            others are not measured
-  expected  diffusion over pixels: held-out loss 0.339 (docs/results/rivals.md); else not measured
+            others are not measured; FLOPs of the sweeps, by --dry-run: rivals_fashion 1.8e14,
+            rivals_fashion_lr 3.0e14
+  expected  diffusion over pixels: held-out loss 0.339 (docs/results/rivals.md); the others and both
+            sweeps: not measured
 """
 
 from collections.abc import Callable
@@ -36,13 +46,23 @@ from collections.abc import Callable
 from ml_collections import config_dict
 
 from var_jax.config import recipes
-from var_jax.config.train import default_config
+from var_jax.config.train import default_config, from_config_dict
 from var_jax.errors import UserError
+from var_jax.models import flops
+from var_jax.sweep import grid
+
+SWEEPS = ("rivals_fashion", "rivals_fashion_lr")
+SWEEP_FLOPS = 3e13  # exact training FLOPs of each run of `rivals_fashion`
+LR_SHARE = 1 / 3  # of them in each run of `rivals_fashion_lr`
+LR_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WARMUP = 1 / 15  # share of a run's steps
 
 
 def get_config(arg: str = "next_scale") -> config_dict.ConfigDict:
     """Returns a transformer's run ("next_token_zcurve", "next_scale_d6") or the run of its
-    tokenizer ("tokenizer_next_token")."""
+    tokenizer ("tokenizer_next_token"), or the base of a sweep."""
+    if arg.partition(":")[0] in SWEEPS:
+        arg = "next_scale"
     config = default_config()
 
     # Data
@@ -68,6 +88,36 @@ def get_config(arg: str = "next_scale") -> config_dict.ConfigDict:
         OBJECTIVES[objective](config)
         _train_transformer(config, depth)
     return config
+
+
+def get_sweep(arg: str = "rivals_fashion") -> list[grid.Overrides]:
+    """Returns the runs of a sweep, as overrides of its base: the objectives at equal compute."""
+    name, _, tokenizers = arg.partition(":")
+    if name not in SWEEPS:
+        raise UserError(f"there is no sweep {name!r}; it must be one of {', '.join(SWEEPS)}")
+    share, factors = (1.0, (1.0,)) if name == "rivals_fashion" else (LR_SHARE, LR_FACTORS)
+    base = get_config(arg).to_dict()
+    runs = []
+    for objective in OBJECTIVES:
+        config = get_config(objective)
+        per_step = flops.train_flops_per_image(from_config_dict(config).transformer)
+        config.steps = round(share * SWEEP_FLOPS / (per_step * config.batch_size))
+        config.optimizer.warmup_steps = round(WARMUP * config.steps)
+        config.eval_every = config.steps  # once, when annealed
+        if tokenizers:
+            single = config.tokenizer.scales == "8"
+            kind = "tokenizer_next_token" if single else "tokenizer_next_scale"
+            config.tokenizer_dir = f"{tokenizers.rstrip('/')}/{kind}"
+        rate = config.optimizer.base_lr
+        for factor in factors:
+            config.optimizer.base_lr = factor * rate
+            named = {  # what tells the runs apart, which labels have first
+                "transformer.objective": config.transformer.objective,
+                "transformer.order": config.transformer.order,
+                "optimizer.base_lr": config.optimizer.base_lr,
+            }
+            runs.append(named | grid.between(base, config.to_dict()))
+    return runs
 
 
 def _next_scale(config: config_dict.ConfigDict):

@@ -26,10 +26,11 @@ SHIPPED = [
     ("fashion_mnist", ("tokenizer", "d3", "tokenizer1024_l2", "tokenizer1024_full")),
     ("imagenet256", ("tokenizer", "d16", "d30")),
     ("imagenet256_rivals", ("tokenizer_maskgit", "llamagen_xxl", "maskgit", "dit_xl_2")),
-    ("imagenet256_rivals", ("tokenizer_dit_xl_2",)),
+    ("imagenet256_rivals", ("tokenizer_dit_xl_2", "rivals")),
     ("imagenet512", ("tokenizer", "d36")),
     ("openimages", ("tokenizer",)),
     ("rivals", ("tokenizer_next_token", "next_scale", "next_token_d2", "next_token_spiral")),
+    ("rivals", ("rivals_fashion", "rivals_fashion_lr")),
     ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr")),
 ]
 

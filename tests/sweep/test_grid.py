@@ -82,3 +82,16 @@ def test_product_merges_arrays_by_value():
         grid.product(one, other)
     assert grid.sweep("a", np.arange(3)) == [{"a": 0}, {"a": 1}, {"a": 2}]
     assert [type(member["a"]) for member in grid.sweep("a", np.arange(3))] == [int] * 3
+
+
+def test_between_has_what_a_base_needs_to_become_another_config():
+    """Only keys that differ are there, nested ones dotted; a value that goes back to its default is
+    one of them."""
+    base = {"steps": 3, "data": {"name": "a", "size": (1, 2)}, "optimizer": {"b": {"c": 0.5}}}
+    other = {"steps": 3, "data": {"name": "", "size": (1, 3)}, "optimizer": {"b": {"c": 1.5}}}
+    assert grid.between(base, other) == {
+        "data.name": "",
+        "data.size": (1, 3),
+        "optimizer.b.c": 1.5,
+    }
+    assert grid.between(base, base) == {}

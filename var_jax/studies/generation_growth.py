@@ -2,10 +2,11 @@
 
   python -m var_jax.studies.generation_growth
 
-It prints the tables of docs/results/generation_cost.md. The paper states that next-token prediction of n x n tokens takes n^2 steps and O(n^6) operations,
-and next-scale prediction O(log n) steps and O(n^4) (VAR, section 3.2 and its appendix). It counts
-attention, recomputed in every step of next-token prediction. The tables here are of whole models of
-depth 16, with and without a cache of keys and values, by `models.flops`.
+prints the tables of docs/results/generation_cost.md. The paper states that next-token prediction of
+n x n tokens takes n^2 steps and O(n^6) operations, and next-scale prediction O(log n) steps and
+O(n^4) (VAR, section 3). It counts attention, recomputed in every step of next-token prediction. The
+tables are of whole models of depth 16, with and without a cache of keys and values, by
+`models.flops`.
 """
 
 import itertools

@@ -36,6 +36,24 @@ def zip(*families: Iterable[Overrides]) -> list[Overrides]:
     ]
 
 
+def between(base: Mapping[str, Any], other: Mapping[str, Any]) -> Overrides:
+    """Returns the keys in which a config's nested values differ from a base, as overrides of it.
+
+    A sweep over configs that other files or functions make gets its members by it.
+
+    Args:
+      base, other: `to_dict()` of two ConfigDicts of the same keys.
+    """
+    overrides: Overrides = {}
+    for key, value in other.items():
+        if isinstance(value, Mapping):
+            inner = between(base[key], value)
+            overrides |= {f"{key}.{name}": changed for name, changed in inner.items()}
+        elif value != base[key]:
+            overrides[key] = value
+    return overrides
+
+
 def chain(*families: Iterable[Overrides]) -> list[Overrides]:
     """Returns the members of all families, one family after the other."""
     return [native(member) for family in families for member in family]
