@@ -39,6 +39,7 @@ def test_compare_writes_points_laws_report_and_plots(tmp_path, capsys):
     verdict = report.partition("## What the laws tell")[2].partition("##")[0]
     assert "next_scale is ahead" in verdict and "loss" not in verdict
     assert "loss: each objective predicts other tokens" in report
+    assert "frechet_distance at 6.4e+13 training FLOPs: next_scale 5.31" in report
     assert verdict.strip().removeprefix("- ") in capsys.readouterr().out
     pictures = re.findall(r"\]\((\w+\.png)\)", report)
     assert len(pictures) == 5

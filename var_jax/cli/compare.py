@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.comparison import (
         comparison_plots,
         comparison_report,
+        equal_compute,
         quality_laws,
         read_sources,
     )
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         print(note)
     for row, reason in comparison.dropped:
         print(f"left out {row}: {reason}")
+    print("".join(f"{text}\n" for text in equal_compute.sentences(comparison)), end="")
     verdicts = [text for _, text in quality_laws.verdicts(comparison, laws)]
     print("\n".join(verdicts or [comparison_report.no_verdict(laws)]))
     names = f"compare.json, laws.json, report.md and {len(figures)} plots"

@@ -46,6 +46,10 @@ class Measured(NamedTuple):
     value: float
     ci95: tuple[float, float] | None
 
+    def __str__(self) -> str:
+        ends = "" if self.ci95 is None else f" [{self.ci95[0]:.4g}, {self.ci95[1]:.4g}]"
+        return f"{self.value:.4g}{ends}"
+
 
 @dataclasses.dataclass(frozen=True)
 class ComparedRun:

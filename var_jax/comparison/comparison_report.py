@@ -7,8 +7,8 @@ from typing import Any
 from etils import epath
 from matplotlib.figure import Figure
 
-from var_jax.comparison import compared_run, quality_laws
-from var_jax.comparison.compared_run import AXES, TRAINING, Comparison, Measured
+from var_jax.comparison import compared_run, equal_compute, quality_laws
+from var_jax.comparison.compared_run import AXES, TRAINING, Comparison
 from var_jax.comparison.quality_laws import QualityLaw
 from var_jax.errors import UserError
 from var_jax.io import atomic
@@ -69,6 +69,8 @@ def markdown(
     ]
     if incomparable := _incomparable(comparison):
         lines += ["## What is not comparable", "", *incomparable, ""]
+    if equal := equal_compute.sentences(comparison):
+        lines += ["## At equal training FLOPs", "", *(f"- {text}" for text in equal), ""]
     lines += ["## Laws of training FLOPs", "", *_laws_table(laws), ""]
     lines += ["## What the laws tell", ""]
     sentences = [text for _, text in quality_laws.verdicts(comparison, laws)]
@@ -104,7 +106,7 @@ def runs_table(comparison: Comparison) -> list[str]:
             name = run.run if run.seeds == 1 else f"{run.run} ({run.seeds} seeds)"
             cells = [_cell(objective), _cell(name)]
             cells += [f"{run.costs[a]:.3g}" if a in run.costs else "-" for a in axes]
-            cells += [_measured(run.quality.get(q)) for q in comparison.qualities]
+            cells += [str(run.quality.get(q, "-")) for q in comparison.qualities]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -118,13 +120,6 @@ def no_verdict(laws: Laws) -> str:
         f"{quality_laws.MIN_SIZES} different training FLOPs per objective, and a quality that "
         "means the same for both."
     )
-
-
-def _measured(measured: Measured | None) -> str:
-    if measured is None:
-        return "-"
-    ends = "" if measured.ci95 is None else " [{:.4g}, {:.4g}]".format(*measured.ci95)
-    return f"{measured.value:.4g}{ends}"
 
 
 def _incomparable(comparison: Comparison) -> list[str]:
