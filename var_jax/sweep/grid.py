@@ -42,7 +42,8 @@ def between(base: Mapping[str, Any], other: Mapping[str, Any]) -> Overrides:
     A sweep over configs that other files or functions make gets its members by it.
 
     Args:
-      base, other: `to_dict()` of two ConfigDicts of the same keys.
+      base: `to_dict()` of the ConfigDict that a sweep's `get_config` returns.
+      other: that of another ConfigDict of the same keys.
     """
     overrides: Overrides = {}
     for key, value in other.items():
