@@ -1,9 +1,11 @@
 """Malformed run directories, tables, configs, data sets and flags."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 
+from helpers import small
 from malformed.inputs import (
     Case,
     config,
@@ -17,6 +19,7 @@ from malformed.inputs import (
     with_run_file,
     write,
 )
+from var_jax.config.strict import plain
 
 FIT = "fit a.csv --out out --resamples 0"
 TRAIN = "train --config run.py:tokenizer --workdir out --config.data.data_dir=tfds"
@@ -27,6 +30,15 @@ SWEEP = "sweep --config run.py:d2 --workdir out --dry-run"
 RUNS = "run,params,loss\n" + "".join(f"r{i},{1e6 * 2**i},{3 - i * 0.2}\n" for i in range(5))
 HUGE = (2**32 - 1,) * 3
 TRAIN_IMAGES = "idx/train-images-idx3-ubyte"
+
+
+def small_run():
+    """The workdir of a run of the small model."""
+    config = small.train_config("transformer", "data")
+    write("w/config.json", json.dumps(plain(config)))
+    write("w/status.json", '{"step": 1, "steps": 3, "state": "done"}')
+
+
 CASES = {
     # progress and tables of runs
     "status_text_step": Case(
@@ -52,6 +64,24 @@ CASES = {
         "status w",
         "w/status.json: state is 'dancing'",
         text("w/status.json", '{"state": "dancing"}'),
+    ),
+    "status_against": Case(
+        "config.json: a run with other codes than the published log's",
+        "status w --against published",
+        "tokenizer.vocab_size is 16 and that of the log 4096",
+        small_run,
+    ),
+    "plan_chip": Case(
+        "--chip that is not in the table",
+        "plan --config run.py:d2 --chip h20",
+        "did you mean 'h200'",
+        run_file(),
+    ),
+    "aot_gpu": Case(
+        "--topology that names a GPU",
+        "aot --config run.py:d2 --topology h100:8",
+        "a GPU; aot compiles for TPU slices alone",
+        run_file(),
     ),
     "sweep_of_texts": Case(
         "sweep.json: runs as texts",

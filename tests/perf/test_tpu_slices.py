@@ -70,7 +70,8 @@ def test_seconds_are_bytes_over_the_links_in_use():
     [
         ("v5e", "such as v5e:16x16"),
         ("v5f:4x4", "unknown chip v5f; did you mean 'v5"),
-        ("H100:2x4", "unknown chip H100"),
+        ("H100:2x4", "is H100:2x4, a GPU; aot compiles for TPU slices alone"),
+        ("a100", "`var-jax plan --chip a100` estimates"),
         ("v5e:4", "such as v5e:16x16"),
     ],
 )

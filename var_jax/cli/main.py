@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": "time of sampling or training, compared with the time of its FLOPs",
     "sweep": "a family of runs on this machine, SLURM or Kubernetes: submits, polls, resumes",
     "status": "progress of a sweep or of a run",
+    "plan": "memory, FLOPs, hours, disk and expected losses of a run before it starts",
     "aot": "memory, collectives, MFU bound of a step compiled for a TPU slice that is elsewhere",
     "fit": "power-law fits of a table of runs, with intervals, plots and predictions",
     "compare": "quality of objectives against compute, FLOPs and seconds per image, with laws",

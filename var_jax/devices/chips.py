@@ -16,17 +16,26 @@ them):
 - v6e: https://docs.cloud.google.com/tpu/docs/v6e (918 TFLOP/s, 32 GB, 1600 GB/s, 800 GB/s
   bidirectional over four ports; data-center network 25.6 Tbit/s per pod of 256)
 - A100: https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet
-  (network)
+  (network); A100-40GB, the first version: NVIDIA's A100 data sheet (40 GB, 1555 GB/s)
 - H100: https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
 - H200: https://www.nvidia.com/en-us/data-center/h200 (SXM) and the DGX H200 data sheet
 - B200: https://www.nvidia.com/en-us/data-center/dgx-b200 (a DGX's figures over its eight GPUs)
 """
 
 import dataclasses
+import math
+import re
 import types
 from collections.abc import Mapping
+from typing import Literal
+
+from var_jax.errors import UserError, did_you_mean
 
 GIB = 2**30
+# Share of a GPU's memory that JAX takes at its start, and a program can use, unless
+# XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, "GPU memory allocation").
+GPU_MEMORY_SHARE = 0.75
+ASSUMED_MFU = 0.4  # of a run whose speed nobody has measured: an assumption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +67,16 @@ class Chip:
         """Returns the bytes/s of all links together, in one direction."""
         return self.links * self.link_bandwidth
 
+    @property
+    def platform(self) -> Literal["tpu", "gpu"]:
+        """The platform that JAX runs it as."""
+        return "tpu" if self.kinds[0].startswith("TPU") else "gpu"
+
+    @property
+    def usable_bytes(self) -> float:
+        """Bytes of memory that a program can use by default: three quarters of a GPU's."""
+        return self.hbm_bytes * (GPU_MEMORY_SHARE if self.platform == "gpu" else 1.0)
+
 
 _ALL = (
     Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1.2e12, 6, 50e9, None),
@@ -65,6 +84,7 @@ _ALL = (
     Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 6, 100e9, 6.25e9),
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 4, 100e9, 12.5e9),
     Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 12, 25e9, 25e9),
+    Chip("A100-40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9, 12, 25e9, 25e9),
     Chip("H100", ("NVIDIA H100 80GB HBM3",), 989.5e12, 80 * GIB, 3.35e12, 18, 25e9, 50e9),
     Chip("H200", ("NVIDIA H200",), 989.5e12, 141e9, 4.8e12, 18, 25e9, 50e9),
     Chip("B200", ("NVIDIA B200",), 2.25e15, 180e9, 8e12, 18, 50e9, 50e9),
@@ -79,3 +99,31 @@ def chip_of_kind(kind: str) -> Chip | None:
     A kind has to match exactly: another card of the same name, such as a PCIe one, has other peaks.
     """
     return _BY_KIND.get(kind)
+
+
+def named(name: str, flag: str = "--chip") -> Chip:
+    """Returns the chip of a name such as "v5e" or "h200", in upper or lower case.
+
+    Raises:
+      UserError: the table has no such chip.
+    """
+    by_lower = {chip.name.lower(): chip for chip in _ALL}
+    if name.lower() not in by_lower:
+        near = did_you_mean(name.lower(), by_lower)
+        raise UserError(f"{flag} {name!r} is not in the table{near}")
+    return by_lower[name.lower()]
+
+
+def several(text: str, flag: str = "--chip") -> tuple[Chip, int]:
+    """Returns the chip and the number of chips of "h200", "h200:8" or "v5e:16x16".
+
+    Raises:
+      UserError: the text has another form, or the table has no such chip.
+    """
+    name, colon, shape = text.partition(":")
+    if colon and not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):
+        raise UserError(
+            f"{flag} is {text!r}; after the colon it must have a number of chips or a slice's "
+            "shape, such as h200:8 or v5e:16x16"
+        )
+    return named(name, flag), math.prod(map(int, shape.split("x"))) if colon else 1

@@ -141,6 +141,11 @@ def _block(implementation: Implementation) -> Callable[..., jax.Array]:
     return functools.partial(fused, backend="cudnn") if implementation == "cudnn" else attend
 
 
+def is_fusible(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Returns whether cuDNN's fused kernel takes heads of this dtype and size."""
+    return dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+
+
 def choose(
     requested: Literal["auto", "xla", "splash", "cudnn"], dtype: jnp.dtype, head_dim: int
 ) -> Implementation:
@@ -154,7 +159,7 @@ def choose(
       UserError: the requested one cannot run there, or not with this dtype or head_dim.
     """
     here = target.platform()
-    fusible = dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128
+    fusible = is_fusible(dtype, head_dim)
     if requested == "auto":
         if here == "tpu":
             return "splash"

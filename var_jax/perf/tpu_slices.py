@@ -83,18 +83,17 @@ def named(topology: str) -> Slice:
     """Returns the slice of a name such as "v5e:16x16" or "v5p:4x4x8".
 
     Raises:
-      UserError: the name has another form, an unknown chip, or a shape that the compiler does not
-        know; or there is no compiler.
+      UserError: the name has another form, a GPU, an unknown chip, or a shape that the compiler
+        does not know; or there is no compiler.
     """
+    _refuse_gpu(topology)
     # Newer compilers end the whole process on an extent of 0.
     form = re.fullmatch(r"(\w+):([1-9]\d*(?:x[1-9]\d*)+)", topology)
     if not form:
         raise UserError(
             f"--topology is {topology}; it must be a chip and the slice's shape, such as v5e:16x16"
         )
-    tpus = [
-        name for name, chip in CHIPS.items() if any(kind.startswith("TPU") for kind in chip.kinds)
-    ]
+    tpus = [name for name, chip in CHIPS.items() if chip.platform == "tpu"]
     if form[1] not in tpus:
         raise UserError(f"--topology names the unknown chip {form[1]}{did_you_mean(form[1], tpus)}")
     try:
@@ -118,3 +117,14 @@ def named(topology: str) -> Slice:
             "devices, which are not one per chip; give a slice of v5e, v5p or v6e"
         )
     return Slice(topology, CHIPS[form[1]], dims, tuple(devices))
+
+
+def _refuse_gpu(topology: str):
+    """Raises UserError, with the command that estimates, if a topology names a GPU."""
+    name = topology.partition(":")[0].lower()
+    for chip in CHIPS.values():
+        if chip.platform == "gpu" and chip.name.lower() == name:
+            raise UserError(
+                f"--topology is {topology}, a GPU; aot compiles for TPU slices alone, such as "
+                f"v5e:16x16: `var-jax plan --chip {name}` estimates the same for GPUs"
+            )

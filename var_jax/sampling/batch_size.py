@@ -27,11 +27,15 @@ def max_batch(config: ModelConfig, params: dict[str, Any], *, rows: int = 1) -> 
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     budget = HOST_BYTES if limit is None else (limit - weights) // 2
     most = MAX_IMAGES_PER_DEVICE.get(jax.default_backend(), 64)
-    return 2 ** int(np.log2(np.clip(budget // _bytes_per_image(config, rows), 1, most)))
+    return 2 ** int(np.log2(np.clip(budget // bytes_per_image(config, rows), 1, most)))
 
 
-def _bytes_per_image(config: ModelConfig, rows: int) -> int:
-    """Returns the bytes of an image's keys and values, and of its feature maps in the decoder."""
+def bytes_per_image(config: ModelConfig, rows: int) -> int:
+    """Returns the bytes of an image's keys and values, and of its feature maps in the decoder.
+
+    Args:
+      rows: of the transformer for each image: two for guidance.
+    """
     tokenizer = config.tokenizer
     height, width, _ = tokenizer.image_shape
     map_bytes = height * width * tokenizer.channels * jnp.dtype(tokenizer.dtype).itemsize

@@ -11,8 +11,8 @@ from etils import epath
 from var_jax.config import idle_keys
 from var_jax.config.strict import differences, plain
 from var_jax.config.train import TrainConfig
-from var_jax.devices.chips import CHIPS
-from var_jax.errors import UserError, did_you_mean
+from var_jax.devices import chips
+from var_jax.errors import UserError
 from var_jax.models import flops
 from var_jax.objectives import registry
 from var_jax.sweep import claims, grid, run_id
@@ -243,20 +243,19 @@ def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> 
     those that the run takes itself, without a branch's trunk; chip-hours and cost follow from them.
 
     Args:
-      chip: name of a chip in `chips.CHIPS`.
+      chip: name of a chip, as `chips.named` takes it.
       mfu: fraction of the chip's peak that training reaches.
       price: price of a chip-hour; 0 leaves the cost out.
 
     Raises:
       UserError: the chip is unknown, or `mfu` or `price` is out of range.
     """
-    if chip not in CHIPS:
-        raise UserError(f"--chip {chip!r} is not in the table{did_you_mean(chip, CHIPS)}")
+    peak = chips.named(chip)
     if not 0 < mfu <= 1:
         raise UserError(f"--mfu is {mfu:g}; it must be above 0 and at most 1")
     if price < 0:
         raise UserError(f"--price is {price:g}; it must be 0 or more")
-    flops_per_chip_hour = CHIPS[chip].peak_flops * mfu * 3600
+    flops_per_chip_hour = peak.peak_flops * mfu * 3600
 
     def costs(flops: float) -> list[str]:
         hours = flops / flops_per_chip_hour
@@ -270,7 +269,7 @@ def lines(runs: Sequence[Run], *, chip: str, mfu: float, price: float = 0.0) -> 
         "tokens",
         "FLOPs",
         "to do",
-        f"{chip}-hours",
+        f"{peak.name}-hours",
         *(["cost"] if price else []),
     ]
     rows = [

@@ -1,0 +1,149 @@
+"""The costs of a run before it starts, for every kind of run."""
+
+import dataclasses
+
+import pytest
+
+from helpers import diffusion, masked, next_token, small
+from helpers.adapters import training as adapter_run
+from var_jax.config.model import TokenizerConfig
+from var_jax.devices.chips import CHIPS
+from var_jax.errors import UserError
+from var_jax.models import flops
+from var_jax.perf import cost_lines, memory_estimate, run_costs
+from var_jax.scaling import published_log
+
+H200 = CHIPS["H200"]
+
+
+def report(config, chip=H200, count=1, mfu=0.5, images=None):
+    return run_costs.report(config, chip, count, mfu, images)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_costs, "DTYPES", ("float32",))  # half of the traces
+    return small.train_config("transformer", tmp_path, steps=10)
+
+
+@pytest.fixture
+def untraced(monkeypatch):
+    """No derivative is traced for the memory, where no test looks at it: it takes seconds."""
+    memory = memory_estimate.TrainingMemory(
+        state=1.0,
+        frozen=1.0,
+        gradients=1.0,
+        gathered=0.0,
+        kept={"none": 1.0},
+        recomputed={"none": 0.0},
+        encoded=0.0,
+        parts=1,
+        devices=1,
+    )
+    monkeypatch.setattr(memory_estimate, "of_training", lambda *_: memory)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_report_has_hours_that_follow_from_flops(config):
+    """Hours are the FLOPs of the run, encoding included, over the peak and the utilization; twice
+    the chips take half of the hours and as many chip-hours."""
+    figures, on_two = report(config), report(config, count=2)
+    per_image = flops.train_flops_per_image(config.transformer)
+    encoding = flops.encode_flops(config.tokenizer)
+    assert figures["flops"] == 8 * per_image and figures["train_flops"] == 80 * per_image
+    assert figures["encoding_flops"] == 8 * encoding
+    hours = 80 * (per_image + encoding) / (H200.peak_flops * 0.5) / 3600
+    assert figures["hours"] == figures["chip_hours"] == pytest.approx(hours)
+    assert on_two["hours"] == pytest.approx(hours / 2)
+    assert on_two["chip_hours"] == pytest.approx(hours) and on_two["mesh"]["data"] == 2
+    assert figures["usable_bytes"] == 0.75 * H200.hbm_bytes
+
+
+@pytest.mark.usefixtures("untraced")
+def test_report_counts_smaller_steps_of_progressive_training(config):
+    """Steps that train only the first scales cost less than those of the whole sequence."""
+    transformer = dataclasses.replace(config.transformer, progressive=0.8, progressive_from=0)
+    gradual = dataclasses.replace(config, transformer=transformer)
+    assert 0 < report(gradual)["train_flops"] < report(config)["train_flops"]
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "next_token", "masked", "diffusion", "adapter"])
+def test_report_serves_every_kind_of_run(kind, config, tmp_path):
+    """Parameters, FLOPs and memory are those of the objective itself; only models that generate
+    have sampling, and only those that read tokens a cache."""
+    if kind == "tokenizer":
+        config = small.train_config("tokenizer", tmp_path)
+    elif kind == "adapter":
+        small.pipeline().save(tmp_path / "base")
+        config = adapter_run(config, tmp_path / "base")
+    else:
+        helper = {"next_token": next_token, "masked": masked, "diffusion": diffusion}[kind]
+        tokenizer = getattr(helper, "TOKENIZER", small.TOKENIZER)
+        config = dataclasses.replace(config, tokenizer=tokenizer, transformer=helper.transformer())
+    figures = report(config)
+    assert figures["flops"] > 0 and figures["peak_bytes"] > figures["state_bytes"] > 0
+    assert figures["fits"] and figures["least_remat"] == "none"
+    assert ("sampling" in figures) == (kind not in ("tokenizer", "adapter"))
+    reads_tokens = kind not in ("tokenizer", "diffusion")
+    assert ("token_cache_bytes_per_view" in figures) == reads_tokens
+    assert figures["expected"] is None
+    assert all(isinstance(line, str) for line in cost_lines.lines({"config": "c", **figures}))
+
+
+def test_report_says_what_would_help(config):
+    """A run that is too large is told the settings that fit, and each of them does."""
+    chip = dataclasses.replace(H200, hbm_bytes=2.2e6)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, tokens_dir=""), batch_size=64
+    )
+    figures = report(config, chip)
+    assert not figures["fits"]
+    (advice,) = [text for text in figures["would_help"] if text.startswith("batch_size=")]
+    batch = int(advice.split()[0].removeprefix("batch_size="))
+    smaller = dataclasses.replace(config, batch_size=batch)
+    transformer = dataclasses.replace(config.transformer, remat="full")
+    assert report(dataclasses.replace(smaller, transformer=transformer), chip)["fits"]
+
+
+@pytest.mark.usefixtures("untraced")
+def test_report_without_a_chip_has_no_hours(config):
+    """Memory is that of one device, and nothing says that it fits."""
+    figures = report(config, chip=None)
+    assert "hours" not in figures and "fits" not in figures
+    assert figures["peak_bytes"] > 0
+    assert not any(line.startswith("time") for line in cost_lines.lines({"config": "c", **figures}))
+
+
+def test_report_refuses_chips_that_do_not_divide_the_batch(config):
+    """As the run itself would be, with batches that divide."""
+    with pytest.raises(UserError, match="batch_size is 8; it must be a multiple of 3"):
+        report(config, count=3)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_report_of_the_published_sizes_has_the_log(config):
+    """With the log's codes and scales, its rows are the expected losses; what else differs is
+    named."""
+    tokenizer = TokenizerConfig(
+        scales=published_log.SCALES,
+        in_channels=1,
+        channels=8,
+        multipliers=(1, 2),
+        norm_groups=4,
+        vocab_size=published_log.VOCABULARY,
+    )
+    figures = report(config.with_tokenizer(tokenizer))
+    assert figures["expected"]["training"][0] == {"epoch": 1, "loss": 7.650, "passes": 2}
+    text = "\n".join(cost_lines.lines({"config": "c", **figures}))
+    assert "epoch 1 7.650" in text and "last scale 7.88%)" in text
+    assert "this run's data are digits" in text and "this run has depth 2" in text
+
+
+@pytest.mark.usefixtures("untraced")
+def test_images_of_an_epoch_are_those_that_are_given(config):
+    """A number on the command line replaces that of a known data set; epochs and the token cache
+    follow from it."""
+    assert report(config)["epoch_images"] == 1437
+    figures = report(config, images=40)
+    assert figures["epochs"] == 2
+    assert figures["token_cache_bytes_per_view"] == 40 * (4 + 2 * small.SCALES.total)

@@ -1,0 +1,243 @@
+"""Memory of training and of sampling per device, estimated from shapes without a compiler.
+
+What the forward pass keeps is read off the shapes of its derivative. A compiler fuses operations
+and frees arrays early, and needs room of its own: its figure may be smaller or larger by half
+(docs/guides/scale.md has the ratios that were measured). `perf.aot` asks the compiler itself.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
+from var_jax.devices import sharding
+from var_jax.objectives.base import Objective
+from var_jax.ops import attention
+from var_jax.perf import aot
+from var_jax.sampling import batch_size
+
+REMAT_OF_TOKENIZER = ("none", "full")
+FLOAT32_BYTES = 4  # per number of parameters, moments and gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMemory:
+    """The parts of a training step's memory, in bytes per device.
+
+    Attributes:
+      state: parameters, moments and average of all trained networks.
+      frozen: weights that are not trained and that a step uses.
+      gradients: those of all trained parameters, of a device's share.
+      gathered: whole weights of one block and of the ends of the network, with their gradients,
+        which a mesh gathers from the devices; 0 on one device.
+      kept: by policy of rematerialization, what the forward pass keeps of an image.
+      recomputed: likewise, what the backward pass computes again of an image for one block.
+      encoded: what encoding an image takes, in a program of its own before the step; 0 where the
+        run reads no images, or trains on them.
+      parts: over how many devices a step's images are divided.
+      devices: over how many the images are divided when they are encoded.
+    """
+
+    state: float
+    frozen: float
+    gradients: float
+    gathered: float
+    kept: Mapping[str, float]
+    recomputed: Mapping[str, float]
+    encoded: float
+    parts: int
+    devices: int
+
+    def peak(self, remat: str, images: int, microbatches: int = 1) -> float:
+        """Returns the bytes per device of a step over `images` on all devices."""
+        activations = images / self.parts / microbatches * self._of_image(remat)
+        encoding = images / self.devices * self.encoded
+        return self.state + self.frozen + max(self._fixed(microbatches) + activations, encoding)
+
+    def most_images(self, remat: str, budget: float, microbatches: int = 1) -> int:
+        """Returns the largest batch over all devices that takes at most `budget` bytes on each.
+
+        The batch is a multiple of the number of parts and microbatches; 0 if none is so small.
+        """
+        room = budget - self.state - self.frozen
+        rows = (room - self._fixed(microbatches)) / self._of_image(remat)
+        if self.encoded:
+            of_encoder = room / self.encoded * self.devices / self.parts / microbatches
+            rows = min(rows, of_encoder)
+        return max(int(rows), 0) * self.parts * microbatches
+
+    def _fixed(self, microbatches: int) -> float:
+        """Returns the bytes that do not grow with the images, besides state and frozen weights."""
+        sums = 1 if microbatches == 1 else 2  # gradients of a part, and their sum so far
+        return sums * self.gradients + self.gathered
+
+    def _of_image(self, remat: str) -> float:
+        return self.kept[remat] + self.recomputed[remat]
+
+
+def of_training(
+    objective: Objective[Any], mesh: Mapping[str, int], platform: str, dtype: str
+) -> TrainingMemory:
+    """Returns the parts of a training step's memory, for all policies of rematerialization.
+
+    No array is made; the derivative is traced a few times, which takes seconds.
+
+    Args:
+      objective: with the shapes of its frozen weights (`registry.with_frozen_shapes`).
+      mesh: devices along the axes "data" and "model".
+      platform: of the devices, "tpu", "gpu" or "cpu"; it decides how attention is computed.
+      dtype: of activations, "float32" or "bfloat16".
+    """
+    objective = _computing_in(objective, dtype, platform)
+    model = objective.model
+    data, devices = mesh["data"], mesh["data"] * mesh["model"]
+    remat = objective.remat_choices or REMAT_OF_TOKENIZER
+    kept = _kept_per_image(objective, remat)
+    share = _share_of_block(model) / (1 if objective.batch_over_model_axis else mesh["model"])
+    return TrainingMemory(
+        state=state_bytes(objective, mesh),
+        frozen=_bytes(objective.step_frozen()),
+        gradients=sum(sharding.bytes_per_device(boxed, mesh) for boxed in _trained(objective)),
+        gathered=_gathered(objective) if devices > 1 else 0.0,
+        kept=kept,
+        recomputed={name: (kept["none"] - kept[name]) * share for name in remat},
+        encoded=_encoded(objective),
+        parts=devices if objective.batch_over_model_axis else data,
+        devices=devices,
+    )
+
+
+def state_bytes(objective: Objective[Any], mesh: Mapping[str, int]) -> float:
+    """Returns the bytes per device of a run's parameters, moments and average.
+
+    On a mesh of one device they are also those of a checkpoint.
+    """
+    model, *others = (sharding.bytes_per_device(boxed, mesh) for boxed in _trained(objective))
+    # Adam has two moments of each parameter; only the model has an average.
+    return 3 * (model + sum(others)) + (model if objective.config.ema else 0)
+
+
+def encodes(objective: Objective[Any]) -> bool:
+    """Returns whether images are encoded before every step of a run."""
+    from_cache = objective.reads_tokens and objective.config.data.tokens_dir
+    has_encoder = bool(jax.tree.leaves(objective.step_frozen()))
+    return objective.encodes_images and has_encoder and not from_cache
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingMemory:
+    """The memory of guided sampling, in bytes per device.
+
+    Attributes:
+      weights: those of transformer and tokenizer; on a mesh only the model axis divides them.
+      image: keys and values of an image and of its unconditional branch, and its feature maps in
+        the decoder.
+    """
+
+    weights: float
+    image: float
+
+    def peak(self, images: int) -> float:
+        """Returns the bytes of sampling `images` per device at once."""
+        return self.weights + images * self.image
+
+    def most_images(self, budget: float) -> int:
+        """Returns how many images per device take at most `budget` bytes; 0 if none does."""
+        return max(int((budget - self.weights) / self.image), 0)
+
+
+def of_sampling(objective: Objective[Any], mesh: Mapping[str, int], dtype: str) -> SamplingMemory:
+    """Returns the memory of sampling from a run's model with weights and activations of a dtype.
+
+    Args:
+      objective: one that generates.
+      mesh: devices along the axes "data" and "model".
+    """
+    config = objective.config
+    assert config.transformer is not None
+    itemsize = jnp.dtype(dtype).itemsize
+    undivided = {"data": 1, "model": mesh["model"]}
+    stored = sharding.bytes_per_device(objective.divided_shapes(), undivided)  # in float32
+    numbers = stored / FLOAT32_BYTES + _count(objective.frozen)
+    model = ModelConfig(
+        dataclasses.replace(config.tokenizer, dtype=dtype),
+        dataclasses.replace(config.transformer, dtype=dtype),
+    )
+    return SamplingMemory(itemsize * numbers, float(batch_size.bytes_per_image(model, rows=2)))
+
+
+def _computing_in(objective: Objective[Any], dtype: str, platform: str) -> Objective[Any]:
+    """Returns the objective with another dtype, and with the attention that the platform has.
+
+    Fused attention of any platform keeps the same arrays; the TPU's kernel can be traced anywhere.
+    """
+    model = dataclasses.replace(objective.model, dtype=dtype)
+    if isinstance(model, TransformerConfig):
+        fused = platform == "tpu" or (
+            platform == "gpu" and attention.is_fusible(jnp.dtype(dtype), model.head_dim)
+        )
+        is_xla = model.attention == "xla" or not fused
+        model = dataclasses.replace(model, attention="xla" if is_xla else "splash")
+    config = dataclasses.replace(objective.config, **{objective.section: model})
+    return objective.with_config(config)
+
+
+def _kept_per_image(objective: Objective[Any], remat: tuple[str, ...]) -> dict[str, float]:
+    """Returns the bytes of an image's residuals by policy, without those of the weights."""
+
+    def residuals(name: str, images: int) -> float:
+        config = dataclasses.replace(objective.config, batch_size=images, microbatches=1)
+        return aot.residual_bytes(objective.with_config(config), name, data=1)
+
+    two = {name: residuals(name, 2) for name in remat}
+    # The weights among the residuals are those of the state, and are the same for any policy.
+    weights = 2 * residuals(remat[-1], 1) - two[remat[-1]]
+    return {name: (size - weights) / 2 for name, size in two.items()}
+
+
+def _share_of_block(model: TokenizerConfig | TransformerConfig) -> float:
+    """Returns the share of all blocks' activations that are recomputed at once, those of a block.
+
+    Most of a tokenizer's are in the blocks at full size: `blocks` in the encoder, and one more in
+    the decoder.
+    """
+    if isinstance(model, TransformerConfig):
+        return 1 / model.depth
+    return 1 / (2 * model.blocks + 1)
+
+
+def _trained(objective: Objective[Any]) -> list[Any]:
+    """Returns the boxed shapes of the parameters of each trained network, the model's first."""
+    key = jax.random.key(0)
+    further = jax.eval_shape(objective.further_networks, key)
+    return [jax.eval_shape(objective.init, key), *further.values()]
+
+
+def _gathered(objective: Objective[Any]) -> float:
+    """Returns the bytes of a block's and the ends' weights, and of their gradients."""
+    model, params = objective.model, nn.meta.unbox(_trained(objective)[0])
+    blocks = _count(params.get("blocks", {}))
+    of_block = blocks / model.depth if isinstance(model, TransformerConfig) else blocks
+    itemsize = jnp.dtype(model.dtype).itemsize + FLOAT32_BYTES
+    return float((_count(params) - blocks + of_block) * itemsize)
+
+
+def _encoded(objective: Objective[Any]) -> float:
+    """Returns the bytes of encoding one image before a step, if the run does."""
+    if not encodes(objective):
+        return 0.0
+    return float(batch_size.bytes_per_image(ModelConfig(objective.config.tokenizer), rows=0))
+
+
+def _count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> float:
+    leaves = jax.tree.leaves(tree)
+    return float(sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in leaves))
