@@ -34,7 +34,7 @@ def untraced(monkeypatch):
         frozen=1.0,
         gradients=1.0,
         gathered=0.0,
-        kept={"none": 1.0},
+        residuals={"none": 1.0},
         recomputed={"none": 0.0},
         encoded=0.0,
         parts=1,

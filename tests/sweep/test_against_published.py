@@ -84,6 +84,14 @@ def test_comparison_refuses_other_codes_and_scales(workdir):
         Comparison(workdir)
 
 
+def test_comparison_refuses_a_tokenizer(workdir):
+    """Its losses are not those of tokens."""
+    values = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**values, "stage": "tokenizer"}))
+    with pytest.raises(UserError, match="stage is 'tokenizer'; the log is that of a transformer"):
+        Comparison(workdir)
+
+
 def test_comparison_refuses_what_is_no_run(tmp_path, workdir):
     """A sweep's directory has no config.json; a run without records has nothing to compare."""
     with pytest.raises(UserError, match="takes the workdir of one run"):
@@ -99,6 +107,6 @@ def test_out_needs_against(workdir, capsys):
     assert "--out is a.png; it must be given with --against" in capsys.readouterr().err
 
 
-def test_the_epochs_of_the_log_are_imagenets():
+def test_published_log_has_imagenets_epochs():
     """The number of steps that the tests take for an epoch is the log's."""
     assert -(-published_log.IMAGES // published_log.BATCH) == STEPS

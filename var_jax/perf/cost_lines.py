@@ -108,8 +108,8 @@ def _hours(figures: Mapping[str, Any]) -> Iterator[Row]:
     if figures["encoding_chip_hours"]:
         share = figures["encoding_chip_hours"] / figures["chip_hours"]
         yield "", f"{share:.0%} of it to encode images"
-    if figures["stage"] == "tokenizer":
-        yield "", "the frozen networks of the loss and the discriminator are not counted"
+    if figures["uncounted_networks"]:
+        yield "", "networks of the losses, such as a discriminator, are not counted"
 
 
 def _number(value: float) -> str:
@@ -129,7 +129,7 @@ def _disk(figures: Mapping[str, Any]) -> Iterator[Row]:
 def _expected(figures: Mapping[str, Any]) -> Iterator[Row]:
     expected = figures["expected"]
     if expected is None:
-        if figures["stage"] == "transformer":
+        if "not_comparable" in figures:
             yield "expected loss", f"no published log: {figures['not_comparable']}"
         return
     yield "expected", f"a public log of d{published_log.DEPTH} (epochs from 0), training loss:"

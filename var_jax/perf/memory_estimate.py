@@ -35,7 +35,8 @@ class TrainingMemory:
       gradients: those of all trained parameters, of a device's share.
       gathered: whole weights of one block and of the ends of the network, with their gradients,
         which a mesh gathers from the devices; 0 on one device.
-      kept: by policy of rematerialization, what the forward pass keeps of an image.
+      residuals: by policy of rematerialization, what the forward pass keeps of an image for the
+        backward pass.
       recomputed: likewise, what the backward pass computes again of an image for one block.
       encoded: what encoding an image takes, in a program of its own before the step; 0 where the
         run reads no images, or trains on them.
@@ -47,7 +48,7 @@ class TrainingMemory:
     frozen: float
     gradients: float
     gathered: float
-    kept: Mapping[str, float]
+    residuals: Mapping[str, float]
     recomputed: Mapping[str, float]
     encoded: float
     parts: int
@@ -77,7 +78,7 @@ class TrainingMemory:
         return sums * self.gradients + self.gathered
 
     def _of_image(self, remat: str) -> float:
-        return self.kept[remat] + self.recomputed[remat]
+        return self.residuals[remat] + self.recomputed[remat]
 
 
 def of_training(
@@ -97,15 +98,15 @@ def of_training(
     model = objective.model
     data, devices = mesh["data"], mesh["data"] * mesh["model"]
     remat = objective.remat_choices or REMAT_OF_TOKENIZER
-    kept = _kept_per_image(objective, remat)
+    residuals = _residuals_per_image(objective, remat)
     share = _share_of_block(model) / (1 if objective.batch_over_model_axis else mesh["model"])
     return TrainingMemory(
         state=state_bytes(objective, mesh),
         frozen=_bytes(objective.step_frozen()),
         gradients=sum(sharding.bytes_per_device(boxed, mesh) for boxed in _trained(objective)),
         gathered=_gathered(objective) if devices > 1 else 0.0,
-        kept=kept,
-        recomputed={name: (kept["none"] - kept[name]) * share for name in remat},
+        residuals=residuals,
+        recomputed={name: (residuals["none"] - residuals[name]) * share for name in remat},
         encoded=_encoded(objective),
         parts=devices if objective.batch_over_model_axis else data,
         devices=devices,
@@ -187,16 +188,16 @@ def _computing_in(objective: Objective[Any], dtype: str, platform: str) -> Objec
     return objective.with_config(config)
 
 
-def _kept_per_image(objective: Objective[Any], remat: tuple[str, ...]) -> dict[str, float]:
+def _residuals_per_image(objective: Objective[Any], remat: tuple[str, ...]) -> dict[str, float]:
     """Returns the bytes of an image's residuals by policy, without those of the weights."""
 
-    def residuals(name: str, images: int) -> float:
+    def of_batch(name: str, images: int) -> float:
         config = dataclasses.replace(objective.config, batch_size=images, microbatches=1)
         return aot.residual_bytes(objective.with_config(config), name, data=1)
 
-    two = {name: residuals(name, 2) for name in remat}
+    two = {name: of_batch(name, 2) for name in remat}
     # The weights among the residuals are those of the state, and are the same for any policy.
-    weights = 2 * residuals(remat[-1], 1) - two[remat[-1]]
+    weights = 2 * of_batch(remat[-1], 1) - two[remat[-1]]
     return {name: (size - weights) / 2 for name, size in two.items()}
 
 

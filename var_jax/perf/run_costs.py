@@ -8,6 +8,7 @@ import collections
 import dataclasses
 from typing import Any
 
+import jax
 from etils import epath
 
 from var_jax.config import idle_keys
@@ -73,6 +74,7 @@ def report(
         "steps": config.steps,
         "mesh": mesh,
         "devices": count,
+        "uncounted_networks": _has_uncounted_networks(objective),
         **_work(objective),
     }
     if chip is not None:
@@ -101,11 +103,18 @@ _ONE = {"data": 1, "model": 1}
 
 
 def _model(objective: Objective[Any]) -> str:
-    transformer = objective.config.transformer
-    if objective.section == "tokenizer" or transformer is None:
-        return objective.section
-    summary = objective.summary()
-    return f"{transformer.objective} {objective.config.stage}{', ' if summary else ''}{summary}"
+    """Returns what is trained in a few words."""
+    config = objective.config
+    transformer = config.transformer if objective.generates else None
+    kind = transformer.objective if transformer is not None else ""
+    return ", ".join(filter(None, (config.stage, kind, objective.summary())))
+
+
+def _has_uncounted_networks(objective: Objective[Any]) -> bool:
+    """Returns whether a step computes networks that FLOPs leave out: those of losses."""
+    further = jax.eval_shape(objective.further_networks, jax.random.key(0))
+    of_losses = jax.tree.leaves(objective.step_frozen()) and not objective.encodes_images
+    return bool(further or of_losses)
 
 
 def _work(objective: Objective[Any]) -> dict[str, Any]:
@@ -159,7 +168,7 @@ def _training(
     own = memories[model.dtype]
     training: dict[str, Any] = {}
     for dtype, memory in memories.items():
-        training[dtype] = {remat: _fit(memory, remat, config, budget) for remat in memory.kept}
+        training[dtype] = {remat: _fit(memory, remat, config, budget) for remat in memory.residuals}
     figures = {
         "dtype": model.dtype,
         "remat": model.remat,
@@ -195,7 +204,7 @@ def _advice(objective: Objective[Any], memory: TrainingMemory, budget: float) ->
     """Returns the settings that would make a run fit, the smallest change first."""
     config, section = objective.config, objective.section
     current, advice = objective.model.remat, []
-    choices = list(memory.kept)
+    choices = list(memory.residuals)
     for remat in choices[choices.index(current) + 1 :]:
         if memory.peak(remat, config.batch_size, config.microbatches) <= budget:
             advice.append(f"{section}.remat={remat}")
@@ -256,7 +265,9 @@ def _disk(objective: Objective[Any], epoch: int | None) -> dict[str, Any]:
 
 def _expected(config: TrainConfig) -> dict[str, Any]:
     """Returns the rows of the published log, or why the run's losses cannot be compared with it."""
-    if reason := published_log.difference(config):
+    if not registry.leaves_generator(config) or config.transformer is None:
+        return {"expected": None}
+    if reason := published_log.difference(config.transformer):
         return {"expected": None, "not_comparable": reason}
     return {
         "expected": {

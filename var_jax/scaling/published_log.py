@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from var_jax.config.scales import SCALES_256, Scales
 from var_jax.config.train import TrainConfig
+from var_jax.config.transformer_config import TransformerConfig
 
 IMAGES = 1_281_167  # of ImageNet's training split, one epoch
 DEPTH, VOCABULARY, SCALES = 16, 4096, Scales.parse(SCALES_256)
@@ -64,18 +65,15 @@ VALIDATION = (
 )
 
 
-def difference(config: TrainConfig) -> str:
-    """Returns why a run's losses cannot be compared with the log's, or "" if they can.
+def difference(transformer: TransformerConfig) -> str:
+    """Returns why a model's losses cannot be compared with the log's, or "" if they can.
 
     Cross-entropy depends on the number of codes and on the scales: fewer codes are easier to guess,
     and tokens of finer scales are easier than those of coarser ones.
 
     Args:
-      config: the run's, with its tokenizer's sizes.
+      transformer: the model's, with the sizes of its tokenizer.
     """
-    transformer = config.transformer
-    if config.stage != "transformer" or transformer is None:
-        return f"stage is {config.stage!r}; the log is that of a transformer"
     if transformer.objective != "next_scale":
         return f"transformer.objective is {transformer.objective!r}; that of the log is next_scale"
     other = []

@@ -28,13 +28,13 @@ def figure(name: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
       name: the run's, for the legend.
       curves: its records, each in the order of its steps: "loss" of training; "held_out_loss",
         "held_out_loss_last", "accuracy" and "accuracy_last" (0 to 1) of evaluations. Empty ones
-        are not drawn.
+        are not result.
     """
-    drawn = Figure(figsize=(10.5, 4.3), layout="constrained")
-    drawn.suptitle(
+    result = Figure(figsize=(10.5, 4.3), layout="constrained")
+    result.suptitle(
         f"{name} and a public log of VAR-d{published_log.DEPTH} on ImageNet", fontsize=11
     )
-    left, right = drawn.subplots(1, 2)
+    left, right = result.subplots(1, 2)
     training, held_out = published_log.TRAINING, published_log.VALIDATION
     # The mean over an epoch stands at its middle, where a run's own curve is near it.
     middles = [row.epoch + 0.5 for row in training]
@@ -65,7 +65,7 @@ def figure(name: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
-    return drawn
+    return result
 
 
 def _columns(rows: Sequence, name: str, factor: float = 1) -> tuple[list[float], list[float]]:

@@ -97,7 +97,7 @@ def picture(editor: Editor, keep_scales: int) -> Image.Image:
     titles = ["original", "masked", "model", "other seed", "mean", "nearest"]
     blocks = []
     for task in TASKS:
-        images = editor.held_out.images[: PICTURED]
+        images = editor.held_out.images[:PICTURED]
         keep = editor.region(task).pixels[..., None]
         columns = [
             images,

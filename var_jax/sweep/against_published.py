@@ -12,6 +12,7 @@ from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.io.json import read_object
+from var_jax.objectives import registry
 from var_jax.scaling import published_log, published_plot
 from var_jax.scaling.published_log import Training
 from var_jax.scaling.published_plot import Point
@@ -51,7 +52,7 @@ class Comparison:
             )
         self.name = run.name
         self.config = build(TrainConfig, read_object(run / "config.json"), f"{run}/config.json")
-        if reason := published_log.difference(self.config):
+        if reason := _difference(self.config):
             raise UserError(f"{directory} cannot be compared with the published log: {reason}")
         records = _records(run)
         self.curves = {
@@ -129,6 +130,13 @@ class Comparison:
         points = self.curves["loss"]
         values = [one.value for one in points if one.passes > points[-1].passes - RECENT_PASSES]
         return sum(values) / len(values)
+
+
+def _difference(config: TrainConfig) -> str:
+    """Returns why a run cannot be compared with the log, or "" if it can."""
+    if not registry.leaves_generator(config) or config.transformer is None:
+        return f"stage is {config.stage!r}; the log is that of a transformer"
+    return published_log.difference(config.transformer)
 
 
 def _records(run: epath.Path) -> list[dict[str, Any]]:
