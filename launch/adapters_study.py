@@ -352,16 +352,20 @@ def main():
         "--runs", type=Path, default=Path("runs/adapters_study"), help="default: %(default)s"
     )
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("docs/results/adapters"),
-        help="rows (default: %(default)s)",
+        "--out", type=Path, default=Path("docs/results/adapters"), help="rows (%(default)s)"
     )
     parser.add_argument(
         "--base-steps", type=int, default=600, help="of the model of nine classes (%(default)s)"
     )
     parser.add_argument(
         "--steps", type=int, default=200, help="of each method (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=tuple(METHODS),
+        default=tuple(METHODS),
+        help="methods (default: all)",
     )
     parser.add_argument(
         "--table", action="store_true", help="print the table of the rows that there are, and end"
@@ -382,10 +386,11 @@ def main():
         real = measures.of_real(Pipeline.from_pretrained(runs / "tokenizer"))
         write(out / "before.json", {**measures.of_model(grown), **real})
     for place in (0, 1):
-        for method, rates in RATES.items():
-            run_row(runs, out, measures, method, rates[place], SEEDS[0], steps=args.steps)
+        for method in args.only:
+            rate = RATES[method][place]
+            run_row(runs, out, measures, method, rate, SEEDS[0], steps=args.steps)
     for seed in SEEDS[1:]:
-        for method in METHODS:
+        for method in args.only:
             rate = best_rate(out, method)
             run_row(runs, out, measures, method, rate, seed, steps=args.steps)
     print(table(out))
