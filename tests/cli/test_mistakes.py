@@ -104,7 +104,7 @@ def test_train_names_the_line_of_a_config_file_that_does_not_run(
     line = refused("train", "--config", f"{broken}{arg}", "--workdir", "{out}")
     sys.dont_write_bytecode = before
     assert all(word in line for word in words) and "Traceback" not in line and len(line) < 400
-    assert "broken.py" in line or "init_from" in line
+    assert "broken.py" in line or "branch_from" in line
 
 
 def test_train_names_a_config_file_that_is_not_there(refused, tmp_path, monkeypatch):
