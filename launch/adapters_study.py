@@ -29,7 +29,7 @@ from var_jax import Pipeline
 from var_jax.cli import main as cli
 from var_jax.data import idx
 from var_jax.data.builders import FASHION_CLASSES
-from var_jax.evaluate import classifier, features, image_sets, reference_cache
+from var_jax.evaluate import classifier, feature_networks, features, image_sets, reference_cache
 from var_jax.evaluate.samples import RESAMPLES, Distance
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
@@ -197,7 +197,7 @@ class Measures:
         chosen = chosen[:CLASSIFIER_IMAGES]
         images, labels = (array[chosen] for array in read("train"))
         self._classify = classifier.pixel_classifier(images.astype(np.float32) / 255, labels)
-        self._network = features.load("efficientnet")
+        self._network = feature_networks.load("efficientnet")
         self._known: dict[str, dict[str, Any]] = {}  # figures by a digest of the images
         self._distances = {
             key: Distance(self._reference(runs / "images" / folder, runs), RESAMPLES, 0)

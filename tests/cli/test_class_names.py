@@ -10,7 +10,7 @@ from helpers import small, toy_network
 from helpers.commands import run
 from var_jax import Pipeline
 from var_jax.cli.main import main
-from var_jax.evaluate import features
+from var_jax.evaluate import feature_networks
 from var_jax.io import pictures
 
 NAMES = (
@@ -174,7 +174,7 @@ def test_samples_are_compared_by_name_with_the_folder_of_a_run(
     """A folder of three of the ten classes numbers them anew: only their names say which samples
     they are like."""
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
+    monkeypatch.setattr(feature_networks, "load", lambda kind, path="": toy_network.network())
     shades = {"circle": 10, "star": 120, "line": 240}
     for name, shade in shades.items():
         (tmp_path / "photos" / name).mkdir(parents=True)

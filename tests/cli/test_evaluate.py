@@ -9,7 +9,7 @@ from PIL import Image
 from helpers import toy_network
 from var_jax.cli import evaluate
 from var_jax.cli.main import main
-from var_jax.evaluate import features, image_sets
+from var_jax.evaluate import feature_networks, image_sets
 from var_jax.pretrained import perceptual
 
 DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
@@ -17,7 +17,7 @@ DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
-    monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
+    monkeypatch.setattr(feature_networks, "load", lambda kind, path="": toy_network.network())
     distance = perceptual.Perceptual(
         "toy distance", None, lambda _, x, y: abs(x - y).mean((1, 2, 3))
     )

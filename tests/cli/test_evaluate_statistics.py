@@ -8,7 +8,7 @@ import pytest
 from helpers import inception_files, toy_network
 from var_jax.cli.main import main
 from var_jax.devices import batched
-from var_jax.evaluate import features
+from var_jax.evaluate import feature_networks
 
 DRAWN = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
 DIMENSIONS = toy_network.DIMENSIONS
@@ -17,7 +17,7 @@ DIMENSIONS = toy_network.DIMENSIONS
 @pytest.fixture
 def toy(monkeypatch):
     network = toy_network.network(convention="ADM", spatial=True)
-    monkeypatch.setattr(features, "load", lambda kind, path="": network)
+    monkeypatch.setattr(feature_networks, "load", lambda kind, path="": network)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from helpers import small, toy_network
 from var_jax.cli.main import main
-from var_jax.evaluate import features, sample_set
+from var_jax.evaluate import feature_networks, sample_set
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def alone(monkeypatch):
     monkeypatch.setenv(
         "SLURM_NTASKS", "1"
     )  # this process has used JAX, and cannot join others any more
-    monkeypatch.setattr(features, "load", lambda kind, path="": toy_network.network())
+    monkeypatch.setattr(feature_networks, "load", lambda kind, path="": toy_network.network())
 
 
 def command(model_dir, tmp_path, *rest) -> list[str]:

@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from helpers import toy_network
 from var_jax.devices import batched
 from var_jax.errors import UserError
-from var_jax.evaluate import features, reference_cache
+from var_jax.evaluate import feature_networks, features, reference_cache
 from var_jax.evaluate.image_sets import Batch, ImageSet
 from var_jax.evaluate.samples import evaluate
 from var_jax.pretrained import inception
@@ -144,7 +144,7 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     )
     rows = random.standard_normal((4, 3))
     params = {"fc": {"kernel": kernel, "bias": bias}}
-    result = features._inception(params, rows, "tensorflow")[1]
+    result = feature_networks._inception(params, rows, "tensorflow")[1]
     expected = log_softmax(rows @ kernel + (bias if classes == 1000 else 0), axis=1)
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 
@@ -153,4 +153,4 @@ def test_load_of_inception_names_the_option_for_its_weights():
     """The package has no weights of Inception, so that loading it without a file is refused with
     the option that names one."""
     with pytest.raises(UserError, match="name it by --weights"):
-        features.load("inception")
+        feature_networks.load("inception")

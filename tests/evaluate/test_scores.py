@@ -181,6 +181,33 @@ def test_density_and_coverage_by_their_definition():
     assert crowd["density"]["value"] > 1 and crowd["coverage"]["value"] < 0.6
 
 
+def test_cmmd_of_two_points_in_closed_form():
+    """Of one row each it is 1000 (2 - 2 k), with k = exp(-|x - y|^2 / 200): the rows' kernels with
+    themselves, 1 each, are counted."""
+    x, y = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])
+    assert scores.cmmd(x, y) == pytest.approx(1000 * (2 - 2 * np.exp(-2 / 200)), rel=1e-12)
+    both = np.concatenate([x, y])
+    # Two rows against one of them: mean k_xx = (1 + k) / 2 = mean k_xy, so that half of it is left.
+    assert scores.cmmd(both, x) == pytest.approx(1000 * (1 - np.exp(-2 / 200)) / 2, rel=1e-9)
+
+
+def test_cmmd_of_equal_sets_is_zero_and_equals_its_definition(monkeypatch):
+    """Equal sets have 0 to the last bit, of more rows than are taken at once, too; of others it is
+    the sum over all pairs."""
+    random = np.random.default_rng(0)
+    x, y = (random.standard_normal((n, 6)) for n in (40, 30))
+    x, y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, y))
+    monkeypatch.setattr(scores, "KERNEL_ROWS", 7)
+    assert scores.cmmd(x, x) == 0
+
+    def mean(a, b):
+        return np.mean([[np.exp(-np.sum((p - q) ** 2) / 200) for q in b] for p in a])
+
+    expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+    assert scores.cmmd(x, y) == pytest.approx(expected, rel=1e-8) and expected > 0
+    assert scores.cmmd(x, y) == pytest.approx(scores.cmmd(y, x), rel=1e-9)
+
+
 def test_share_and_mean_with_interval_equal_their_formulas():
     """Wilson's ends lie 1.96 of their own deviations away, and a mean of one value has no
     interval."""

@@ -7,7 +7,7 @@ from tensorboardX.proto.graph_pb2 import GraphDef
 
 from helpers import inception_files
 from var_jax.errors import UserError
-from var_jax.evaluate import features
+from var_jax.evaluate import feature_networks
 from var_jax.pretrained import inception, inception_graph
 
 
@@ -101,7 +101,7 @@ def test_feature_network_names_whose_weights_it_has(graph, state, tmp_path):
     np.savez(tmp_path / "port.npz", **state)
     np.savez(tmp_path / "torchvision.npz", **inception_files.state_dict(10))
     networks = {
-        name: features.load("inception", str(tmp_path / name))
+        name: feature_networks.load("inception", str(tmp_path / name))
         for name in ("graph.pb", "port.npz", "torchvision.npz")
     }
     described = {name: network.described() for name, network in networks.items()}

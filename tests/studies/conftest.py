@@ -6,7 +6,7 @@ import pytest
 
 from helpers import toy_network
 from helpers.studies import REFERENCE
-from var_jax.evaluate import features
+from var_jax.evaluate import feature_networks
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def run_study(model_dir, digits_dir, tmp_path, monkeypatch):
 
     Its output directory is its attribute `out`. Features are those of a toy network.
     """
-    monkeypatch.setattr(features, "load", lambda *_: toy_network.network())
+    monkeypatch.setattr(feature_networks, "load", lambda *_: toy_network.network())
     out = tmp_path / "out"
 
     def run(module: types.ModuleType, *options: str, model=model_dir, num: int = 10) -> int:

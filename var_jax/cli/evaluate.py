@@ -16,6 +16,8 @@ example:
       --picture rec.png
   var-jax evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz \\
       --features inception --weights classify_image_graph_def.pb --json report.json
+  var-jax evaluate --samples samples.npz --reference imagenet2012:validation \\
+      --features dinov2:dinov2_vitl14_pretrain.pth clip:clip-vit-large-patch14-336.safetensors
   var-jax evaluate --reference imagenet2012:train --size 256 --features inception \\
       --weights classify_image_graph_def.pb --save-statistics train256.npz
 
@@ -36,7 +38,7 @@ import os
 import re
 from typing import get_args
 
-from var_jax.cli import models
+from var_jax.cli import feature_options, models
 from var_jax.cli.adapters import add_adapter_argument, with_adapters
 from var_jax.cli.args import require_apart
 from var_jax.config.sections import Resize, current_resize_name
@@ -94,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     add_adapter_argument(parser)
     add_image_arguments(parser, "the reference", "crop; for a workdir, as in its training")
-    add_feature_arguments(parser)
+    feature_options.add_feature_arguments(parser, several=True)
     parser.add_argument(
         "--perceptual",
         choices=("efficientnet", "lpips", "none"),
@@ -154,19 +156,6 @@ def add_image_arguments(parser: argparse._ActionsContainer, whose: str, default:
     )
 
 
-def add_feature_arguments(parser: argparse._ActionsContainer):
-    """Adds the options of the feature network and of its weights."""
-    parser.add_argument(
-        "--features",
-        choices=("efficientnet", "inception"),
-        default="efficientnet",
-        help="network that images are compared by (default efficientnet, at 64 pixels)",
-    )
-    parser.add_argument(
-        "--weights", default="", metavar="PATH", help="its weights; inception needs them"
-    )
-
-
 def run(args: argparse.Namespace) -> int:
     require(args.seed >= 0, "--seed", args.seed, "0 or more")
     _require_options_of_mode(args)
@@ -186,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     outputs = ("json", "picture", "save_statistics")
     require_apart(
         {_flag(name): getattr(args, name) for name in outputs},
-        {_flag(name): getattr(args, name) for name in inputs},
+        {_flag(name): getattr(args, name) for name in inputs} | feature_options.files(args),
     )
     from etils import epath
 
@@ -261,7 +250,6 @@ def trained_on(model: str | None) -> str | None:
 def _samples(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax.evaluate import (
         against_statistics,
-        features,
         image_sets,
         reference_statistics,
         samples,
@@ -280,8 +268,9 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
     else:
         reference = image_sets.open_images(args.reference, **image_options)
     floor = image_sets.open_images(args.floor, **image_options) if args.floor else None
-    network = features.load(args.features, args.weights)
+    network, *further = feature_options.load_all(args)
     if statistics is not None:
+        feature_options.require_one(args, "a --reference of statistics")
         statistics.require_network(network)
     training = image_sets.open_labeled(args.agreement, **image_options) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
@@ -298,6 +287,7 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
         )
     else:
         assert reference is not None
+        measure_options["further"] = further
         report = samples.evaluate(sample_images, reference, network, **measure_options)
     if agreement:
         report["metrics"]["agreement"] = agreement
@@ -308,7 +298,7 @@ def _statistics(args: argparse.Namespace, image_options: dict) -> dict:
     """Writes the statistics of a reference, and returns the report of it."""
     from etils import epath
 
-    from var_jax.evaluate import features, image_sets, samples, statistics_writer
+    from var_jax.evaluate import image_sets, samples, statistics_writer
 
     require(
         args.save_statistics.endswith(".npz"),
@@ -319,7 +309,8 @@ def _statistics(args: argparse.Namespace, image_options: dict) -> dict:
     require_writable(args.save_statistics, "the statistics")
     shape = None if args.size is None else _read_size(args.size)
     reference = image_sets.open_images(args.reference, shape=shape, num=args.num, **image_options)
-    network = features.load(args.features, args.weights)
+    feature_options.require_one(args, "--save-statistics")
+    (network,) = feature_options.load_all(args)
     out = epath.Path(args.save_statistics).expanduser()
     report = statistics_writer.write(network, reference, out, seed=args.seed)
     few = samples.too_few_warnings(reference, network)
@@ -342,7 +333,7 @@ def _read_size(text: str):
 
 def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     from var_jax import Pipeline
-    from var_jax.evaluate import features, image_sets, reconstruction, training_overlap
+    from var_jax.evaluate import image_sets, reconstruction, training_overlap
     from var_jax.io import pictures
     from var_jax.pretrained import perceptual
 
@@ -352,7 +343,7 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     reference = image_sets.open_images(
         args.reference, shape=model.config.tokenizer.image_shape, num=args.num, **image_options
     )
-    network = features.load(args.features, args.weights)
+    network, *further = feature_options.load_all(args)
     distance = (
         None
         if args.perceptual == "none"
@@ -362,7 +353,9 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
             args.perceptual_heads or "",
         )
     )
-    report = reconstruction.evaluate(model, reference, network, distance, cache=args.cache)
+    report = reconstruction.evaluate(
+        model, reference, network, distance, cache=args.cache, further=further
+    )
     if place is not None:
         first = next(reference.read(reconstruction.PICTURED_IMAGES)).images
         pictures.save_png(place, reconstruction.picture(model, first))

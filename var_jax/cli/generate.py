@@ -25,10 +25,10 @@ features) judges how well an image shows its class, and the best share of each c
 import argparse
 import sys
 
-from var_jax.cli import models
+from var_jax.cli import feature_options, models
 from var_jax.cli.adapters import add_adapter_argument
 from var_jax.cli.divided_work import add_host_arguments, divided
-from var_jax.cli.evaluate import add_feature_arguments, add_image_arguments
+from var_jax.cli.evaluate import add_image_arguments
 from var_jax.cli.sample import (
     add_dtype_argument,
     add_partner_arguments,
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser):
         "a directory of class folders, DATASET:SPLIT, or FILE.npz with arr_1",
     )
     add_image_arguments(reject, "that reference")
-    add_feature_arguments(reject)
+    feature_options.add_feature_arguments(reject)
     add_host_arguments(parser)
 
 
@@ -155,7 +155,7 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
 
 def _judge(args: argparse.Namespace, model):
     """Returns the scorer of rejection, opened before any image is sampled."""
-    from var_jax.evaluate import features
+    from var_jax.evaluate import feature_networks
     from var_jax.evaluate.image_sets import open_labeled, with_classes_of
 
     reference = open_labeled(
@@ -165,4 +165,5 @@ def _judge(args: argparse.Namespace, model):
         data_dir=args.data_dir,
         source_dir=args.source_dir,
     )
-    return features.load(args.features, args.weights), with_classes_of(reference, model.class_names)
+    network = feature_networks.load(args.features, args.weights)
+    return network, with_classes_of(reference, model.class_names)

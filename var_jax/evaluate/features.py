@@ -5,7 +5,7 @@ import functools
 import hashlib
 import sys
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,11 +17,6 @@ from var_jax.devices.batched import OverDevices
 from var_jax.errors import UserError
 from var_jax.evaluate.fid import Moments
 from var_jax.evaluate.image_sets import ImageSet
-from var_jax.ops.normalize import normalize_images
-from var_jax.pretrained import efficientnet, inception, inception_graph, weights
-
-SIDE = 64  # side in pixels of EfficientNet-Lite0's input
-Kind = Literal["efficientnet", "inception"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +39,7 @@ class FeatureNetwork:
       convention: name of the images' resize and scaling here, if published statistics are of this
         network: "ADM" only if they are the ADM evaluator's; "" for a network without published
         statistics.
+      key: key of its distance in a report that has another network's metrics, too.
     """
 
     name: str
@@ -57,6 +53,7 @@ class FeatureNetwork:
     apply_with_spatial: Callable[[Any, jax.Array], tuple[jax.Array, ...]] | None = None
     weights_from: str = ""
     convention: str = ""
+    key: str = "fd"
 
     @functools.cached_property
     def spatial_dimensions(self) -> int:
@@ -77,94 +74,6 @@ class FeatureNetwork:
         if self.weights_from:
             description["weights_from"] = self.weights_from
         return description
-
-
-def load(kind: Kind, path: str = "") -> FeatureNetwork:
-    """Returns a network with its weights.
-
-    Args:
-      kind: "efficientnet", at 64 x 64 pixels (bilinear, antialiased), in [-1, 1]; or "inception",
-        at 299 x 299.
-      path: path of the weights; for EfficientNet-Lite0 "" is the installed package, for Inception a
-        file is needed: the frozen graph of the ADM evaluator (`.pb`), or weights in torchvision's
-        layout.
-    Raises:
-      UserError: there are no weights, or they are another network's.
-    """
-    if kind == "efficientnet":
-        params = efficientnet.load(path)
-        preprocessing = f"bilinear and antialiased to {SIDE} x {SIDE}"
-        return FeatureNetwork(
-            f"EfficientNet-Lite0 {SIDE} px",
-            f"Fréchet distance, EfficientNet-Lite0 {SIDE} px",
-            "",
-            weights.fingerprint(efficientnet.find_weights(path)),
-            preprocessing,
-            1280,
-            params,
-            _efficientnet,
-        )
-    if not path:
-        raise UserError(
-            "features 'inception' need a file of weights, such as the ADM evaluator's "
-            "classify_image_graph_def.pb or pytorch-fid's pt_inception-2015-12-05-6726825d.pth; "
-            "name it by --weights"
-        )
-    return _load_inception(path)
-
-
-def _efficientnet(params: Any, images: jax.Array):
-    shape = (images.shape[0], SIDE, SIDE, images.shape[-1])
-    resized = jax.image.resize(normalize_images(images), shape, "bilinear", antialias=True)
-    return efficientnet.pooled(params, resized), None
-
-
-def _load_inception(path: str) -> FeatureNetwork:
-    """Returns Inception v3 with the weights and the preprocessing of its file's kind."""
-    resize: inception.Preprocessing = "pytorch_fid"
-    preprocessing = "bilinear to 299 x 299 within the network"
-    if path.endswith(".pb"):
-        params = inception_graph.load(path)
-        resize, convention = "tensorflow", "ADM"
-        preprocessing += ", as TensorFlow 1 does, without half-pixel centers"
-        weights_from = "the ADM evaluator's frozen graph"
-    else:
-        params = inception.load(path)
-        convention, weights_from = "pytorch-fid's resize", "pytorch-fid's port"
-    # FID is a distance in the features of TensorFlow's network of 2015, which has 1008 classes.
-    whose = ""
-    if params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES:
-        whose, convention, weights_from = " with torchvision's Inception v3", "", "torchvision"
-    return FeatureNetwork(
-        "Inception v3",
-        f"FID{whose}",
-        f"Inception Score{whose}",
-        weights.fingerprint(path),
-        preprocessing,
-        len(params["fc"]["kernel"]),
-        params,
-        functools.partial(_inception, preprocessing=resize),
-        functools.partial(_inception_with_spatial, preprocessing=resize),
-        weights_from,
-        convention,
-    )
-
-
-def _inception(
-    params: Any, images: jax.Array, preprocessing: inception.Preprocessing
-) -> tuple[jax.Array, jax.Array]:
-    features, log_probs, _ = _inception_with_spatial(params, images, preprocessing)
-    return features, log_probs
-
-
-def _inception_with_spatial(
-    params: Any, images: jax.Array, preprocessing: inception.Preprocessing
-) -> tuple[jax.Array, ...]:
-    features = inception.features(params, images, preprocessing)
-    # The published score is of TensorFlow's network's logits without biases.
-    biases = params["fc"]["bias"].size != inception.TENSORFLOW_CLASSES
-    logits = inception.logits(params, features.pooled, biases=biases)
-    return features.pooled, jax.nn.log_softmax(logits), features.spatial
 
 
 class FeatureStats(NamedTuple):

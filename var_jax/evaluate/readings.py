@@ -19,6 +19,10 @@ FIXED = {
         "images are dense: read it with coverage"
     ),
     "coverage": "higher is better, 0 to 1: the share of real images with a sample close by",
+    "cmmd": (
+        "lower is better; 0 for equal sets; few images suffice, but it falls with their number: "
+        "compare it with what real images score"
+    ),
     "psnr": "higher is better; 6 dB more are half the error",
     "psnr_of_mean_mse": (
         "higher is better, and at most the mean over images: the worst images count most"
@@ -35,10 +39,10 @@ def add(metrics: Mapping[str, dict[str, Any] | None], dimensions: int):
       dimensions: number of dimensions of the features.
     """
     for name, metric in metrics.items():
-        if metric is None:
+        if metric is None or "reading" in metric:
             continue
         if name == "frechet_distance":
-            metric["reading"] = _frechet(metric, dimensions)
+            metric["reading"] = of_frechet(metric, dimensions)
         elif name == "kid":
             metric["reading"] = _kid(metric)
         else:
@@ -55,7 +59,8 @@ def of_agreement(metric: Mapping[str, Any], classes: int) -> str:
     return f"higher is better; guessing gives {1 / classes:.3g}{ceiling}"
 
 
-def _frechet(metric: Mapping[str, Any], dimensions: int) -> str:
+def of_frechet(metric: Mapping[str, Any], dimensions: int) -> str:
+    """Returns the explanation of a Fréchet distance of features of so many dimensions."""
     fewest = min(count for count in metric["counts"] if count is not None)
     paired = "floor" not in metric
     if fewest > dimensions:

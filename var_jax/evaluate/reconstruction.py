@@ -1,5 +1,6 @@
 """Metrics of a tokenizer's reconstructions against their images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dm_pix
@@ -12,11 +13,11 @@ from PIL import Image
 from var_jax import Pipeline
 from var_jax.config.scales import Scales
 from var_jax.devices.batched import OverDevices
-from var_jax.evaluate import features, readings, reference_cache, scores
-from var_jax.evaluate.features import Collector, FeatureNetwork
+from var_jax.evaluate import features, readings, reference_cache, samples, scores
+from var_jax.evaluate.feature_networks import CMMD
+from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet
 from var_jax.evaluate.image_sets import ImageSet
-from var_jax.evaluate.samples import image_set_warnings, real_against_real
 from var_jax.io import pictures
 from var_jax.ops import codebook
 from var_jax.ops.normalize import normalize_images
@@ -39,6 +40,7 @@ def evaluate(
     perceptual: Perceptual | None,
     *,
     cache: str | None = None,
+    further: Sequence[FeatureNetwork] = (),
 ) -> dict[str, Any]:
     """Reconstructs every image of a reference from all its tokens or latents, and measures it.
 
@@ -50,6 +52,7 @@ def evaluate(
       reference: images at the model's size.
       perceptual: also measure this distance.
       cache: as in `reference_cache.read_or_measure`.
+      further: other networks, whose distances of the same images stand beside.
     Returns:
       {"features", "reference", "metrics": {"psnr", "psnr_of_mean_mse", "ssim",
       "perceptual", "frechet_distance"}, "usage": {"scales": [...], "all": {...}}, "warnings"};
@@ -61,6 +64,7 @@ def evaluate(
     spread = model.spread()
     small = min(reference.shape[:2]) < SSIM_WINDOW
     rebuilt = Collector(network)
+    others = [Collector(another) for another in further]
     compare = _fidelity(perceptual, small=small)
     parts = []
     sizes = model.config.tokenizer
@@ -74,7 +78,9 @@ def evaluate(
                 counts += np.asarray(codebook.code_counts(sizes.scales, tokens, sizes.vocab_size))
             else:
                 (back,) = spread.reconstruct(images)
-            rebuilt.add(pictures.to_uint8((back + 1) / 2))
+            pixels = pictures.to_uint8((back + 1) / 2)
+            for collector in (rebuilt, *others):
+                collector.add(pixels)
             parts.append(compare(images, back))
             bar.update(len(images))
     each = {
@@ -82,7 +88,7 @@ def evaluate(
     }
     real = reference_cache.read_or_measure(network, reference, cache)
     reconstructed = rebuilt.finish()
-    warnings = image_set_warnings(reference, real, network)
+    warnings = samples.image_set_warnings(reference, real, network)
     if small:
         warnings.append(
             f"no SSIM: its window of {SSIM_WINDOW} pixels does not fit into {reference.shape[:2]}"
@@ -99,22 +105,39 @@ def evaluate(
     for name, title in titles.items():
         if name in each:
             metrics[name] = {"name": title, **scores.mean_with_interval(each[name])}
-    metrics["frechet_distance"] = {
-        "name": network.distance,
-        "value": Frechet(real.moments).distance(reconstructed.moments),
-        "counts": [reconstructed.moments.count, real.moments.count],
-        "ci95": None,
-        "ci95_missing": PAIRED,
-        "real_against_real": real_against_real(real),
-    }
+    metrics["frechet_distance"] = _distance(network, reconstructed, real)
     readings.add(metrics, network.dimensions)
+    for another, collector in zip(further, others, strict=True):
+        real = reference_cache.read_or_measure(another, reference, cache)
+        metrics[another.key] = _distance(another, collector.finish(), real)
+    beside = {"further_features": [another.described() for another in further]} if further else {}
     return {
         "features": network.described(),
+        **beside,
         "reference": reference.described(),
         "metrics": metrics,
         **({"usage": usage(counts, sizes.scales)} if sizes.quantizes else {}),
         "warnings": warnings,
     }
+
+
+def _distance(
+    network: FeatureNetwork, reconstructed: FeatureStats, real: FeatureStats
+) -> dict[str, Any]:
+    """Returns the distance of a network's features, with its reading."""
+    paired = {"ci95": None, "ci95_missing": PAIRED}
+    if network.key == CMMD:
+        metric = {**samples.cmmd(network, reconstructed, real), **paired}
+        metric["real_against_real"] = samples.cmmd_floor(real)
+        return {**metric, "reading": readings.FIXED[CMMD]}
+    metric = {
+        "name": network.distance,
+        "value": Frechet(real.moments).distance(reconstructed.moments),
+        "counts": [reconstructed.moments.count, real.moments.count],
+        **paired,
+        "real_against_real": samples.real_against_real(real),
+    }
+    return {**metric, "reading": readings.of_frechet(metric, network.dimensions)}
 
 
 def _fidelity(perceptual: Perceptual | None, *, small: bool) -> OverDevices:

@@ -1,11 +1,13 @@
 """Samples against a reference: Fréchet distance, Inception Score, precision, recall and KID."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from var_jax.config.strict import require
 from var_jax.evaluate import classifier, features, readings, reference_cache, scores
+from var_jax.evaluate.feature_networks import CMMD
 from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Moments, frechet_distance
 from var_jax.evaluate.image_sets import ImageSet, with_classes_of
@@ -22,6 +24,7 @@ CI95_METHODS = {
     "kid": "normal, deviation over subsets rescaled to all images",
     "agreement": "Wilson over samples, classifier fixed",
 }
+HALVES = "two disjoint random halves of the reference"
 # Least number of images per side for KID: subsets are half of them, and an unbiased estimate needs
 # two.
 MIN_KERNEL_ROWS = 4
@@ -36,6 +39,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     cache: str | None = None,
     floor: ImageSet | None = None,
+    further: Sequence[FeatureNetwork] = (),
 ) -> dict[str, Any]:
     """Computes all metrics of samples against a reference.
 
@@ -50,9 +54,11 @@ def evaluate(
       cache: as in `reference_cache.read_or_measure`.
       floor: other real images, which are measured in place of the samples for the floor; by default
         the floor is the distance of two halves of the reference.
+      further: other networks, whose distances of the same images stand beside (`side_by_side`).
     Returns:
       {"features", "samples", "reference", "seed", "resamples", "metrics": {"frechet_distance",
-      "inception_score", "precision", "recall", "density", "coverage", "kid"}, "warnings"}. A metric
+      "inception_score", "precision", "recall", "density", "coverage", "kid"}, "warnings"}; with
+      further networks "further_features" too, and metrics by their keys. A metric
       is {"name", "value", "ci95", "ci95_method", "reading", ...} or null. "ci95_method" names the
       method of the interval and the quantities that it holds fixed, which differ between metrics;
       it is null where there is no interval. "reading" says in one line how to read the value.
@@ -92,8 +98,21 @@ def evaluate(
         if metric:
             metric["ci95_method"] = CI95_METHODS[name] if metric["ci95"] else None
     readings.add(metrics, network.dimensions)
+    for another in further:
+        metrics[another.key] = side_by_side(
+            another,
+            features.extract(another, samples),
+            reference_cache.read_or_measure(another, reference, cache),
+            seed=seed,
+            resamples=resamples,
+            floor=(floor, reference_cache.read_or_measure(another, floor, cache))
+            if floor
+            else None,
+        )
+    beside = {"further_features": [another.described() for another in further]} if further else {}
     return {
         "features": network.described(),
+        **beside,
         "samples": samples.described(),
         "reference": reference.described(),
         "seed": seed,
@@ -237,7 +256,7 @@ def real_against_real(real: FeatureStats) -> dict[str, Any] | None:
         return None
     return {
         "value": frechet_distance(*real.halves),
-        "what": "two disjoint random halves of the reference",
+        "what": HALVES,
         "counts": [half.count for half in real.halves],
     }
 
@@ -257,7 +276,7 @@ def kernel_floor(
     else:
         pair, what = (
             (real.rows[::2], real.rows[1::2]),
-            "two disjoint random halves of the reference",
+            HALVES,
         )
     if min(map(len, pair)) < MIN_KERNEL_ROWS:
         return None
@@ -266,6 +285,49 @@ def kernel_floor(
         "what": what,
         "counts": [len(rows) for rows in pair],
     }
+
+
+def side_by_side(
+    network: FeatureNetwork,
+    generated: FeatureStats,
+    real: FeatureStats,
+    *,
+    seed: int,
+    resamples: int,
+    floor: tuple[ImageSet, FeatureStats] | None = None,
+) -> dict[str, Any]:
+    """Returns the distance of a further network, with its interval, floor and reading.
+
+    CLIP's is CMMD, without an interval, and that of all others is a Fréchet distance.
+    """
+    if network.key == CMMD:
+        metric = {**cmmd(network, generated, real), "floor": cmmd_floor(real, floor)}
+        return {**metric, "ci95_method": None, "reading": readings.FIXED[CMMD]}
+    metric = frechet(network, generated, real, seed=seed, resamples=resamples, floor=floor)
+    metric["ci95_method"] = CI95_METHODS["frechet_distance"] if metric["ci95"] else None
+    return {**metric, "reading": readings.of_frechet(metric, network.dimensions)}
+
+
+def cmmd(network: FeatureNetwork, generated: FeatureStats, real: FeatureStats) -> dict[str, Any]:
+    """Returns CMMD, which has no interval."""
+    return {
+        "name": network.distance,
+        "value": scores.cmmd(generated.rows, real.rows),
+        "ci95": None,
+        "counts": [len(generated.rows), len(real.rows)],
+    }
+
+
+def cmmd_floor(
+    real: FeatureStats, floor: tuple[ImageSet, FeatureStats] | None = None
+) -> dict[str, Any]:
+    """Returns CMMD of real images to real images, as `kernel_floor` takes them."""
+    if floor:
+        images, other = floor
+        pair, what = (other.rows, real.rows), f"{images.name} against the reference"
+    else:
+        pair, what = (real.rows[::2], real.rows[1::2]), HALVES
+    return {"value": scores.cmmd(*pair), "what": what, "counts": [len(rows) for rows in pair]}
 
 
 def floor_warnings(distance: dict[str, Any]) -> list[str]:

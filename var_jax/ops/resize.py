@@ -52,13 +52,33 @@ def matrix(source: int, target: int, method: Method) -> np.ndarray:
             center = i * source / target
         elif method == "bicubic_corners":
             center = i * (source - 1) / max(target - 1, 1)
+        if method.startswith("bicubic"):
+            _add_cubic(weights[i], center)
+            continue
         base = int(np.floor(center))
-        is_cubic = method.startswith("bicubic")
-        for tap in (-1, 0, 1, 2) if is_cubic else (0, 1):
-            distance = abs(center - (base + tap))
-            weight = _keys_cubic(distance) if is_cubic else 1 - distance
-            weights[i, min(max(base + tap, 0), source - 1)] += weight
+        for tap in (0, 1):
+            weights[i, min(max(base + tap, 0), source - 1)] += 1 - abs(center - (base + tap))
     return weights.astype(np.float32)
+
+
+def scaled_bicubic(source: int, target: int, offset: float) -> np.ndarray:
+    """Returns the "bicubic" weights of `matrix` for a ratio of target + offset to source.
+
+    It is what torch.nn.functional.interpolate does with `scale_factor`, which some published code
+    gives as the ratio of sides with a small offset.
+    """
+    weights = np.zeros((target, source), np.float64)
+    for i in range(target):
+        _add_cubic(weights[i], (i + 0.5) * source / (target + offset) - 0.5)
+    return weights.astype(np.float32)
+
+
+def _add_cubic(weights: np.ndarray, center: float):
+    """Adds Keys' kernel around a position of the source to its pixels, the border's repeated."""
+    base = int(np.floor(center))
+    for tap in (-1, 0, 1, 2):
+        place = min(max(base + tap, 0), len(weights) - 1)
+        weights[place] += _keys_cubic(abs(center - (base + tap)))
 
 
 def _keys_cubic(x: float, a: float = -0.75) -> float:
@@ -74,8 +94,13 @@ def resize(
     h, w = x.shape[1:3]
     if (h, w) == tuple(size):
         return x
-    rows = jnp.asarray(matrix(h, size[0], method), x.dtype)
-    columns = jnp.asarray(matrix(w, size[1], method), x.dtype)
+    return resize_by_matrices(x, matrix(h, size[0], method), matrix(w, size[1], method))
+
+
+def resize_by_matrices(
+    x: Float[Array, "b h w c"], rows: np.ndarray, columns: np.ndarray
+) -> Float[Array, "b H W c"]:
+    """Returns `x` resized by weights (H, h) and (W, w) of its two sides."""
     highest = jax.lax.Precision.HIGHEST  # codes are chosen from the result: no bfloat16 passes
-    x = jnp.einsum("Hh,bhwc->bHwc", rows, x, precision=highest)
-    return jnp.einsum("Ww,bhwc->bhWc", columns, x, precision=highest)
+    x = jnp.einsum("Hh,bhwc->bHwc", jnp.asarray(rows, x.dtype), x, precision=highest)
+    return jnp.einsum("Ww,bhwc->bhWc", jnp.asarray(columns, x.dtype), x, precision=highest)

@@ -1,8 +1,7 @@
 """DINO's vision transformer, such as ViT-S/16: the patch tokens of chosen blocks.
 
-It has pre-norm blocks with an epsilon of 1e-6 and the exact GELU. Images are normalized by
-ImageNet's mean and deviation. Width, depth, patch size and grid follow from the weights. Sources:
-Caron et al., arXiv 2104.14294; Dosovitskiy et al., arXiv 2010.11929.
+Images are normalized by ImageNet's mean and deviation. Width, depth, patch size and grid follow
+from the weights. Source: Caron et al., arXiv 2104.14294.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from var_jax.errors import UserError
 from var_jax.io.torch_file import read_tensors
-from var_jax.ops.resize import resize
-from var_jax.pretrained.layers import conv, linear, rgb
+from var_jax.pretrained import vision_transformer
+from var_jax.pretrained.layers import rgb
+from var_jax.pretrained.vision_transformer import read_norm
 from var_jax.pretrained.weights import Layer, State
 
 if TYPE_CHECKING:
@@ -27,10 +25,9 @@ Params = dict[str, Any]
 # ImageNet's mean and deviation, of images in [0, 1].
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
-EPS = 1e-6
+KIND = vision_transformer.Kind()
 EMBEDDED = -1  # in a list of blocks: the tokens before the first
 LAYERS = (EMBEDDED, 2, 5, 8, 11)  # five levels, as in StyleGAN-T (Sauer et al. 2023) and vaex
-HEAD = 64  # channels of a head in every size of DINO, which does not follow from the weights
 
 
 def load(path: str) -> Params:
@@ -50,22 +47,15 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
     state = State(tensors, name, ("cls_token", "pos_embed", "patch_embed.proj.weight"))
     patch = state.conv("patch_embed.proj", None, 3, None, None)
     c = patch["bias"].size
-    positions = state.take("pos_embed", 1, None, c)
-    grid = round((positions.shape[1] - 1) ** 0.5)
-    if grid * grid + 1 != positions.shape[1]:
-        raise UserError(
-            f"{name}: pos_embed has {positions.shape[1]} positions; it must be one and a square's"
-        )
-    if c % HEAD:
-        raise UserError(f"{name}: tokens have {c} channels; they must be heads of {HEAD} each")
+    table = state.take("pos_embed", 1, None, c)
     params = {
         "patch": patch,
-        "class": state.take("cls_token", 1, 1, c) + positions[:, :1],
-        "positions": positions[:, 1:].reshape(1, grid, grid, c),
+        **vision_transformer.square_of_positions(table, name, "pos_embed"),
         "blocks": [],
     }
+    params["class"] = params["class"] + state.take("cls_token", 1, 1, c)
     while f"blocks.{len(params['blocks'])}.norm1.weight" in state:
-        params["blocks"].append(_block(state, f"blocks.{len(params['blocks'])}", c))
+        params["blocks"].append(read_block(state, f"blocks.{len(params['blocks'])}", c))
     state.finish("norm.", "head.")
     return params
 
@@ -96,25 +86,27 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _block(state: State, key: str, c: int) -> dict[str, Layer]:
+def read_block(state: State, key: str, c: int) -> dict[str, Layer]:
+    """Returns a block of DINO or DINOv2; LayerScale, where a file has it, is folded in."""
     hidden = state.linear(f"{key}.mlp.fc1", c)
-    return {
-        "norm1": _norm(state, f"{key}.norm1", c),
+    block = {
+        "norm1": read_norm(state, f"{key}.norm1", c),
         "qkv": state.linear(f"{key}.attn.qkv", c, 3 * c),
         "proj": state.linear(f"{key}.attn.proj", c, c),
-        "norm2": _norm(state, f"{key}.norm2", c),
+        "norm2": read_norm(state, f"{key}.norm2", c),
         "fc1": hidden,
         "fc2": state.linear(f"{key}.mlp.fc2", hidden["bias"].size, c),
     }
-
-
-def _norm(state: State, key: str, c: int) -> Layer:
-    return {"scale": state.take(f"{key}.weight", c), "bias": state.take(f"{key}.bias", c)}
+    for scale, name in (("ls1", "proj"), ("ls2", "fc2")):
+        if f"{key}.{scale}.gamma" in state:
+            gamma = state.take(f"{key}.{scale}.gamma", c)
+            block[name] = {part: values * gamma for part, values in block[name].items()}
+    return block
 
 
 def width(params: Params) -> int:
     """Returns the channels of a token."""
-    return params["patch"]["bias"].size
+    return vision_transformer.width(params)
 
 
 def tokens(
@@ -138,12 +130,7 @@ def tokens(
     Raises:
       UserError: a side is no multiple of the patch size, or there is no such block.
     """
-    size, depth = params["patch"]["kernel"].shape[0], len(params["blocks"])
-    if images.shape[1] % size or images.shape[2] % size:
-        raise UserError(
-            f"images are {images.shape[1]} x {images.shape[2]}; the transformer's patches need "
-            f"multiples of {size}"
-        )
+    depth = len(params["blocks"])
     if (
         not layers
         or list(layers) != sorted(set(layers))
@@ -153,28 +140,14 @@ def tokens(
             f"layers are {tuple(layers)}; they must be rising numbers of blocks from 0 to "
             f"{depth - 1}, or {EMBEDDED} for what comes before"
         )
-    x = conv(params["patch"], (rgb(images) * 0.5 + 0.5 - MEAN) / DEVIATION, size, "VALID")
-    b, h, w, c = x.shape
-    x = x + resize(jnp.asarray(params["positions"]), (h, w), "bicubic")
-    x = jnp.concatenate(
-        [jnp.broadcast_to(params["class"], (b, 1, c)), x.reshape(b, h * w, c)], axis=1
-    )
+    x = vision_transformer.embed(params, (rgb(images) * 0.5 + 0.5 - MEAN) / DEVIATION, KIND)
 
     def read(x):
         return x[:, 1:] + x[:, :1] if with_class else x[:, 1:]
 
     outputs = [read(x)] if EMBEDDED in layers else []
     for number, block in enumerate(params["blocks"][: layers[-1] + 1]):
-        qkv = linear(block["qkv"], _layer_norm(block["norm1"], x))
-        qkv = qkv.reshape(b, -1, 3, c // HEAD, HEAD)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        x = x + linear(block["proj"], jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
-        hidden = linear(block["fc1"], _layer_norm(block["norm2"], x))
-        x = x + linear(block["fc2"], jax.nn.gelu(hidden, approximate=False))
+        x = vision_transformer.apply_block(block, x, KIND)
         if number in layers:
             outputs.append(read(x))
     return outputs
-
-
-def _layer_norm(layer: Layer, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    return jax.nn.standardize(x, epsilon=EPS) * layer["scale"] + layer["bias"]

@@ -16,7 +16,7 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data.image_folder import fingerprint
 from var_jax.data.model_fingerprint import model_fingerprint
-from var_jax.evaluate import classifier, features, reference_cache
+from var_jax.evaluate import classifier, feature_networks, reference_cache
 from var_jax.evaluate.features import FeatureNetwork
 from var_jax.evaluate.image_sets import Batch, ImageSet, open_images
 from var_jax.evaluate.samples import Distance
@@ -112,7 +112,7 @@ def open_held_out(args: argparse.Namespace, model: Pipeline) -> HeldOut:
         for name in (args.reference, study_command.training_name(args))
     )
     chosen, others = split(reference, args.num, args.seed)
-    network = features.load("efficientnet", args.weights)
+    network = feature_networks.load("efficientnet", args.weights)
     return HeldOut(args, model, chosen, others, training, network)
 
 

@@ -26,7 +26,7 @@ from var_jax import Pipeline
 from var_jax.config.strict import require
 from var_jax.data.model_fingerprint import model_fingerprint
 from var_jax.errors import Parser, UserError, did_you_mean
-from var_jax.evaluate import classifier, features, reference_cache, scores
+from var_jax.evaluate import classifier, feature_networks, reference_cache, scores
 from var_jax.evaluate.classifier import Classifier, pixel_classifier
 from var_jax.evaluate.features import Collector, FeatureNetwork, FeatureStats, features_of
 from var_jax.evaluate.image_sets import ImageSet, open_images
@@ -232,7 +232,7 @@ def run(args: argparse.Namespace):
         args.num,
         f"at most that of the training images, {training.count}",
     )
-    network = features.load("efficientnet", args.weights)
+    network = feature_networks.load("efficientnet", args.weights)
     about = {
         "study": "effects",
         "model": model_fingerprint(model.config, model.params),
