@@ -163,7 +163,8 @@ def cmmd(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d"]) -> float:
     is 0, and no other is below. Computed in float64. Source: Jayasumana et al., arXiv 2401.09603.
 
     Args:
-      x, y: embeddings of length 1.
+      x: embeddings of length 1.
+      y: those of the other set.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     within = mean_gaussian_kernel(x, x) + mean_gaussian_kernel(y, y)
