@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from helpers import adapters, diffusion, masked, small
+from helpers import adapters, diffusion, masked, next_token, small
 from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.adapters import adapter_file
 from var_jax.config import idle_keys
@@ -24,7 +24,12 @@ from var_jax.sweep import plan
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 CLASSES = "mug,cup"
-MODELS = {"masked": masked, "diffusion": diffusion}
+MODELS = {
+    "next_scale": small,
+    "next_token": next_token,
+    "masked": masked,
+    "diffusion": diffusion,
+}
 
 
 @pytest.fixture(scope="module")
