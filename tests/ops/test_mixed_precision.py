@@ -107,3 +107,22 @@ def test_products_in_float32_are_plain(case):
         (result, *gradients(expected)), (expected, *exact(expected)), strict=True
     ):
         np.testing.assert_allclose(actual, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_products_are_kept_by_the_policy_that_keeps_dots(dtype):
+    """A gradient whose policy keeps products computes one forward product, and that of a policy
+    that keeps nothing another one in the backward pass, on a single CPU in float32 too."""
+    x, kernel = jnp.ones((4, 8)), jnp.ones((8, 8))
+    policies = jax.checkpoint_policies
+
+    def products(policy) -> int:
+        @functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
+        def f(x, kernel):
+            y = product("bz,zv->bv", x, kernel, jnp.dtype(dtype), jnp.dtype("float32"))
+            return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+        return str(jax.make_jaxpr(jax.grad(f, argnums=(0, 1)))(x, kernel)).count("dot_general[")
+
+    kept = products(policies.dots_with_no_batch_dims_saveable)
+    assert kept == 3 and products(policies.nothing_saveable) == kept + 1
