@@ -1,8 +1,8 @@
 """Draws samples at several weights of an adapter with a new class, and away from classes.
 
   python launch/adapters_pictures.py --model runs/adapters_study/base \\
-      --adapter runs/adapters_study/lora_0.064_0 --labels bag,Dress,Sneaker \\
-      --away Pullover=Coat,Sneaker=bag --out docs/results/adapters
+      --adapter runs/adapters_study/lora_0.256_0 --labels bag,Dress,Sneaker \\
+      --away Dress=bag,Sneaker=bag --cfg 3 --out docs/results/adapters
 
 `weights.png` has a block of each class, with a column for each weight and the same seeds in a row.
 `negative.png` has a block of each pair in --away: the first class, the same seeds away from the

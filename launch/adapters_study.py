@@ -27,14 +27,15 @@ from PIL import Image
 
 from var_jax import Pipeline
 from var_jax.cli import main as cli
-from var_jax.data import idx
+from var_jax.data import idx, prepare
 from var_jax.data.builders import FASHION_CLASSES
+from var_jax.errors import Parser
 from var_jax.evaluate import classifier, feature_networks, features, image_sets, reference_cache
 from var_jax.evaluate.samples import RESAMPLES, Distance
 from var_jax.io.pictures import to_uint8
 from var_jax.ops.normalize import normalize_images
+from var_jax.studies import study_command
 
-SOURCE = "/usr/share/datasets/fashion-mnist"
 # Names of folders, by Fashion-MNIST's labels. The new class is the last in the order of a folder's
 # names, where its row is in the model's table: training all weights then sees the same labels.
 CLASSES = tuple({"T-shirt/top": "T-shirt", "Bag": "bag"}.get(n, n) for n in FASHION_CLASSES)
@@ -66,7 +67,7 @@ def read(split: str) -> Labeled:
     """Reads a split, "train" or "test"."""
     stem = {"train": "train", "test": "t10k"}[split]
     images, labels = (
-        idx.read(idx.find(epath.Path(SOURCE), f"{stem}-{kind}-ubyte"), axes)
+        idx.read(idx.find(epath.Path(prepare.DEBIAN_FASHION_MNIST), f"{stem}-{kind}-ubyte"), axes)
         for kind, axes in (("images-idx3", 3), ("labels-idx1", 1))
     )
     return Labeled(np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None], labels)
@@ -217,13 +218,10 @@ class Measures:
 
     def _measured(self, key: str, images: np.ndarray, names: list[str]) -> dict[str, Any]:
         labels = np.array([CLASSES.index(name) for name in names])
+        pixels, stats = images.astype(np.float32) / 255, features.features_of(self._network, images)
         return {
-            "agreement": classifier.agreement(
-                self._classify, images.astype(np.float32) / 255, labels
-            ),
-            "frechet_distance": self._distances[key].of(
-                features.features_of(self._network, images)
-            ),
+            "agreement": classifier.agreement(self._classify, pixels, labels),
+            "frechet_distance": self._distances[key].of(stats),
         }
 
     def of_model(self, model: Pipeline) -> dict[str, Any]:
@@ -338,16 +336,13 @@ def table(out: Path) -> str:
 
 
 def _cell(values: list[float], digits: int) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
+    mean = f"{statistics.mean(values):.{digits}f}"
     single = ", ".join(f"{value:.{digits}f}" for value in values)
-    return f"{statistics.mean(values):.{digits}f} ({single})"
+    return f"{mean} ({single})" if len(values) > 1 else mean
 
 
-def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/adapters_study"), help="default: %(default)s"
     )
@@ -370,7 +365,11 @@ def main():
     parser.add_argument(
         "--table", action="store_true", help="print the table of the rows that there are, and end"
     )
-    args = parser.parse_args()
+    return study_command.command(parser, run)
+
+
+def run(args: argparse.Namespace):
+    """Trains and judges the rows that are missing, and prints the table."""
     runs, out = args.runs, args.out
     if args.table:
         print(table(out))
@@ -397,4 +396,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
