@@ -10,7 +10,7 @@ import pytest
 
 from helpers import processes, small
 from var_jax.devices import lost_process, multihost
-from var_jax.errors import UserError
+from var_jax.errors import RunFailed, UserError
 
 STEPS = 24
 START = 400  # seconds: imports and compilation of several processes at once, on a busy machine
@@ -201,10 +201,12 @@ def test_processes_on_host_leaves_out_other_hosts(monkeypatch):
     assert multihost.processes_on_host() == 3
 
 
+@pytest.mark.parametrize("kind", [UserError, RunFailed])
 @pytest.mark.parametrize("text", ["", "no such file"])
-def test_run_on_all_raises_an_error_whatever_its_text(monkeypatch, text):
-    """A UserError ends the work on the process that raised it, and the others get a text that is
-    not empty, because the empty text stands for success."""
+def test_run_on_all_raises_an_error_whatever_its_text(monkeypatch, text, kind):
+    """A user's mistake or a failed run ends the work on the process that raised it, and as the same
+    kind of error on the others, which get a text that is not empty, because the empty text stands
+    for success."""
     sent = []
 
     def gather(message: str) -> list[str]:
@@ -212,15 +214,17 @@ def test_run_on_all_raises_an_error_whatever_its_text(monkeypatch, text):
         return ["", message]
 
     def work():
-        raise UserError(text)
+        raise kind(text)
 
     monkeypatch.setattr(multihost, "is_multiprocess", lambda: True)
     monkeypatch.setattr(multihost, "gather_texts", gather)
-    with pytest.raises(UserError):
+    with pytest.raises(kind):
         multihost.run_on_all(work)
-    assert sent == [text or "UserError"]
-    monkeypatch.setattr(multihost, "gather_texts", lambda message: [message, sent[0]])
-    with pytest.raises(UserError, match="process 1"):
+    assert sent[0] == (text or kind.__name__)
+    received = iter(sent)
+    monkeypatch.setattr(multihost, "gather_texts", lambda message: [message, next(received)])
+    with pytest.raises(kind, match="process 1"):
         multihost.run_on_all(lambda: 1)
+    assert not list(received)  # both take part in as many exchanges
     monkeypatch.setattr(multihost, "gather_texts", lambda message: [message, ""])
     assert multihost.run_on_all(lambda: 1) == 1

@@ -58,13 +58,18 @@ def test_resized_scales_of_equal_sizes_stay_equal():
     assert changed["pos_embed"].dtype == np.float32
 
 
-@pytest.mark.parametrize("scales", ["1,2,3,4,6,9,12", "1,2x3,4x6,8x12", "1,2,3,4,6,8,12,16", "8"])
+@pytest.mark.parametrize(
+    "scales",
+    ["1,2,3,4,6,9,12", "1,2x3,4x6,8x12", "1,2,3,4,6,8,12,16", "2x3,4x6,8x12", "8"],
+)
 def test_resized_constants_stay_constants(scales):
     """The weights of every new token sum to 1 over rows, columns and scales, for any number of
     scales."""
     constant = {name: np.full_like(table, 3.0) for name, table in tables(BEFORE).items()}
     changed = position_tables.resized(constant, BEFORE, rescaled(scales))
-    for name in ("pos_embed", "level_embed"):
+    after = tables(rescaled(scales))
+    for name in position_tables.TABLES:
+        assert changed[name].shape == after[name].shape
         np.testing.assert_allclose(changed[name], 3.0, rtol=1e-6)
 
 
@@ -114,3 +119,14 @@ def test_resized_next_token_positions_follow_the_order():
     changed = position_tables.resized(along, rescaled("4", **curve), rescaled("6x8", **curve))
     back = changed["pos_embed"][orders.inverse(orders.forward("zcurve", (6, 8)))]
     assert np.array_equal(back, expected.astype(np.float32))
+
+
+def test_resized_next_token_positions_follow_another_order_of_the_same_map():
+    """With the map as it is and another order, every place keeps its row to the last bit: along the
+    Z-curve the rows are those of the raster order at the places of the curve."""
+    before = rescaled("4", objective="next_token", order="raster")
+    after = dataclasses.replace(before, order="zcurve")
+    table = tables(before)["pos_embed"]
+    changed = position_tables.resized({"pos_embed": table}, before, after)["pos_embed"]
+    assert np.array_equal(changed, table[orders.forward("zcurve", (4, 4))])
+    assert not np.array_equal(changed, table)

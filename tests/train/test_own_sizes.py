@@ -3,16 +3,22 @@
 import dataclasses
 import logging
 
+import jax
 import numpy as np
 import pytest
 
-from helpers import small
+from helpers import masked, next_token, small
 from helpers.runs import records
 from var_jax import Pipeline
+from var_jax.config.model import ModelConfig
 from var_jax.config.scales import Scales
+from var_jax.devices import multihost
 from var_jax.devices.mesh import make_mesh
-from var_jax.errors import UserError
-from var_jax.models import position_tables
+from var_jax.errors import RunFailed, UserError
+from var_jax.models import init, position_tables
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.objectives.next_token import NextToken
+from var_jax.ops import orders
 from var_jax.train import resume
 from var_jax.train.loop import train
 from var_jax.train.program import Program
@@ -105,6 +111,66 @@ def test_initial_weights_refuse_what_cannot_be_resized(configs, section, changes
         with pytest.raises(UserError, match=f"does not fit this run: {message}") as refused:
             initial_weights(other)
         assert "\n" not in str(refused.value)
+
+
+def test_initial_weights_name_a_remedy_that_can_be_followed(configs):
+    """A width is the run's to set; the number of codes follows the tokenizer, which the line names
+    instead. Heads are refused although they change no shape."""
+    config = configs["transformer"]
+    narrow = dataclasses.replace(small.TRANSFORMER, width=32)
+    with pytest.raises(UserError, match="sizes, or set these keys to the model's$"):
+        initial_weights(dataclasses.replace(config, transformer=narrow))
+    codes = config.with_tokenizer(dataclasses.replace(small.TOKENIZER, vocab_size=32))
+    with pytest.raises(UserError, match="or a tokenizer_dir .* the model's vocab_size$"):
+        initial_weights(codes)
+    more = dataclasses.replace(small.TRANSFORMER, heads=small.TRANSFORMER.heads * 2)
+    with pytest.raises(
+        UserError, match="does not fit this run: transformer.heads: 4 here, 2 there"
+    ):
+        initial_weights(dataclasses.replace(config, transformer=more))
+
+
+def test_initial_weights_fit_where_no_shape_depends_on_a_key(tmp_path):
+    """A masked model embeds its tokens by their number, so that one over codes of width 32 starts a
+    run over as many codes of width 16, with all weights bit for bit."""
+    wide, narrow = (dataclasses.replace(masked.TOKENIZER, z_channels=z) for z in (32, 16))
+    trained = masked.transformer(z_channels=32)
+    weights = masked.params()["transformer"]
+    params = {"tokenizer": init.fresh_params(wide, jax.random.key(0)), "transformer": weights}
+    Pipeline(ModelConfig(wide, trained), params).save(tmp_path)
+    config = masked.train_config("", init_from=str(tmp_path)).with_tokenizer(narrow)
+    actual = initial_weights(config, masked.objective)
+    assert jax.tree.all(jax.tree.map(np.array_equal, actual, weights))
+
+
+def test_initial_weights_follow_another_order(tmp_path, caplog):
+    """A next-token run along another order says in one line that the positions' rows moved."""
+    next_token.pipeline().save(tmp_path)
+    config = small.train_config(
+        "transformer",
+        "",
+        init_from=str(tmp_path),
+        tokenizer=next_token.TOKENIZER,
+        transformer=next_token.transformer(order="zcurve"),
+    )
+    frozen = FrozenTokenizer(next_token.params()["tokenizer"])
+    with caplog.at_level(logging.INFO):
+        actual = initial_weights(config, lambda config: NextToken(config, frozen))
+    own = np.asarray(next_token.params()["transformer"]["pos_embed"])
+    np.testing.assert_array_equal(actual["pos_embed"], own[orders.forward("zcurve", (4, 4))])
+    lines = [line for line in caplog.messages if line.startswith("init_from")]
+    assert len(lines) == 1
+    expected = "has scales 4 in order raster, and this run 4 in order zcurve: pos_embed reordered"
+    assert expected in lines[0]
+
+
+def test_unreadable_weights_end_the_other_processes(configs, monkeypatch):
+    """The hub's failure on one process is exchanged: this one gets the error of the other, though
+    its own file can be read."""
+    replies = iter([["", "the hub cannot be reached"], ["", "RunFailed"]])
+    monkeypatch.setattr(multihost, "gather_texts", lambda text: next(replies))
+    with pytest.raises(RunFailed, match="process 1 has ended: the hub cannot be reached"):
+        initial_weights(configs["transformer"])
 
 
 def test_tokenizer_of_other_scales_starts_with_all_weights(configs, tmp_path, caplog, unevaluated):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from var_jax.errors import UserError
+from var_jax.errors import RunFailed, UserError
 
 MAX_TEXT_LENGTH = 500  # characters that one process contributes to an error message
 MAX_PROCESSES_SHOWN = 4
@@ -69,18 +69,18 @@ def require_same(
 def run_on_all(work: Callable[[], Result]) -> Result:
     """Runs `work` on every process and returns this process's own result.
 
-    A UserError on any process is raised on all of them. Use it for work in which no process waits
-    for another, such as reading files: without it the others would continue, and wait in vain for
-    the one that failed. No other exception is exchanged; the process that has one leaves the
-    group, and the others end when they notice its loss.
+    A UserError or RunFailed on any process is raised on all of them. Use it for work in which no
+    process waits for another, such as reading files: without it the others would continue, and wait
+    in vain for the one that failed. No other exception is exchanged; the process that has one
+    leaves the group, and the others end when they notice its loss.
 
     Raises:
-      UserError: `work` raised it on any process.
+      UserError, RunFailed: `work` raised it on any process.
     """
     result, mistake = None, None
     try:
         result = work()
-    except UserError as error:
+    except (UserError, RunFailed) as error:
         if not is_multiprocess():
             raise
         mistake = error
@@ -89,9 +89,11 @@ def run_on_all(work: Callable[[], Result]) -> Result:
     texts = gather_texts(message[:MAX_TEXT_LENGTH])
     failed = [i for i, text in enumerate(texts) if text]
     if failed:
+        kinds = gather_texts("RunFailed" if isinstance(mistake, RunFailed) else "")
         if mistake is not None:
             raise mistake
-        raise UserError(f"process {failed[0]} has ended: {texts[failed[0]]}")
+        kind = RunFailed if kinds[failed[0]] else UserError
+        raise kind(f"process {failed[0]} has ended: {texts[failed[0]]}")
     return cast(Result, result)
 
 

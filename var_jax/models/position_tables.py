@@ -28,8 +28,8 @@ def resized(
 ) -> dict[str, Any]:
     """Returns a transformer's parameters for other scales; all but its tables stay the same.
 
-    Call it where a run on images of another size starts from a trained model. With the same scales
-    the parameters are returned as they are.
+    Call it where a run on images of another size starts from a trained model. With the same scales,
+    and the same order of a next-token model, the parameters are returned as they are.
 
     Args:
       params: the parameters of a transformer `before`, on the host.
@@ -39,7 +39,8 @@ def resized(
       UserError: `after.order` is not an order of its token map.
     """
     changed = dict(params)
-    if before.scales == after.scales:
+    is_ordered = before.objective == "next_token"  # its rows are in the order of its sequence
+    if before.scales == after.scales and (not is_ordered or before.order == after.order):
         return changed
     between_levels = level_weights(len(before.scales), len(after.scales))
     if "level_embed" in params:
@@ -52,10 +53,10 @@ def resized(
         ).astype(first.dtype)
     if "pos_embed" in params:
         table = np.asarray(params["pos_embed"])
-        if before.objective == "next_token":  # whose rows are in the order of its sequence
+        if is_ordered:
             table = table[orders.inverse(orders.forward(before.order, before.scales.finest))]
         positions = _positions(table, before.scales, after.scales, between_levels)
-        if before.objective == "next_token":
+        if is_ordered:
             positions = positions[orders.forward(after.order, after.scales.finest)]
         changed["pos_embed"] = positions.astype(table.dtype)
     return changed

@@ -1,7 +1,7 @@
 """A run's first state: from its own checkpoints, another run's, a model's weights, or fresh."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from var_jax.config.model import ModelConfig
 from var_jax.config.strict import differences, plain
+from var_jax.devices import multihost
 from var_jax.errors import UserError
 from var_jax.io import finite, hub_download, model_directory
 from var_jax.io.checkpoint import Checkpoints
@@ -21,13 +23,12 @@ from var_jax.train.program import Program
 
 log = logging.getLogger(__name__)
 
-# Keys of a model's section that determine its parameters' shapes; weights cannot be adapted to
-# another value of one of them.
+# Keys of a model's section that determine what its weights compute, whatever their shapes.
+MEANING = ("objective", "heads")
+# Keys that may determine the shapes of its parameters; which of them do depends on the objective.
 SIZES = (
-    "objective",
     "depth",
     "width",
-    "heads",
     "vocab_size",
     "z_channels",
     "in_channels",
@@ -35,6 +36,7 @@ SIZES = (
     "multipliers",
     "blocks",
 )
+OF_TOKENIZER = ("vocab_size", "z_channels")  # those that a transformer takes from its tokenizer
 
 
 class RestoredRun(NamedTuple):
@@ -112,50 +114,84 @@ def initial_weights(objective: Objective[Any], program: Program) -> Any:
       UserError: a parameter of another shape than this run's, named.
     """
     config, part = objective.config, objective.section
-    model, params = model_directory.load(hub_download.model_place(config.init_from))
-    if part not in params:
-        raise UserError(
-            f"init_from {config.init_from} has no {part}; give a model directory that holds one"
-        )
-    _require_same_sizes(config.init_from, objective.model, getattr(model, part), part)
-    weights = objective.adapt_weights(model, params[part], program.replicated)
+    here, directory = objective.model, config.init_from
+
+    def read() -> tuple[ModelConfig, Any]:
+        model, params = model_directory.load(hub_download.model_place(directory))
+        if part not in params:
+            raise UserError(
+                f"init_from {directory} has no {part}; give a model directory that holds one"
+            )
+        if other := _other_keys(MEANING, here, getattr(model, part), part):
+            raise _misfit(directory, list(other.values()), [])
+        return model, params[part]
+
+    model, params = multihost.run_on_all(read)
+    there = getattr(model, part)
+    weights = objective.adapt_weights(model, params, program.replicated)
     expected = program.abstract.params
-    if other := differences(_shapes(expected), _shapes(weights)):
-        raise UserError(
-            f"init_from {config.init_from} does not fit this run: {'; '.join(other[:5])}"
-        )
-    if (scales := getattr(model, part).scales) != objective.model.scales:
+    if shapes := differences(_shapes(expected), _shapes(weights)):
+        other = _other_keys(SIZES, here, there, part)
+        followed = [] if part == "tokenizer" else [name for name in OF_TOKENIZER if name in other]
+        raise _misfit(directory, list(other.values()) or shapes[:5], followed)
+    if (before := _maps(there)) != (after := _maps(here)):
+        kind = "resized" if there.scales != here.scales else "reordered"
         log.info(
             "init_from %s has scales %s, and this run %s: %s",
-            config.init_from,
-            scales,
-            objective.model.scales,
-            _what_was_resized(params[part], weights),
+            directory,
+            before,
+            after,
+            _what_was_changed(params, weights, kind),
         )
     return jax.tree.map(
         lambda x, like: np.asarray(x).astype(like.dtype, copy=False), weights, expected
     )
 
 
-def _require_same_sizes(directory: str, here: Any, there: Any, section: str):
-    """Raises UserError if the weights are those of a network of other sizes, named by their keys.
+def _other_keys(names: Sequence[str], here: Any, there: Any, section: str) -> dict[str, str]:
+    """Returns the difference in words of each key that two models' sections do not agree in."""
+    own, others = (
+        {name: plain(getattr(model, name)) for name in names if hasattr(model, name)}
+        for model in (here, there)
+    )
+    return {
+        name: text
+        for name in own
+        for text in differences(own[name], others[name], f"{section}.{name}")
+    }
 
-    Of the other sizes, scales can be resized, and the number of classes starts its rows afresh.
+
+def _misfit(directory: str, other: Sequence[str], followed: Sequence[str]) -> UserError:
+    """Returns the error for the weights of another model than a run's.
+
+    Args:
+      other: the differences in words.
+      followed: the keys among them that the run's tokenizer determines.
     """
-    sizes = [name for name in SIZES if hasattr(here, name)]
-    own, others = ({name: plain(getattr(model, name)) for name in sizes} for model in (here, there))
-    if other := differences(own, others, section):
-        raise UserError(
-            f"init_from {directory} does not fit this run: {'; '.join(other)}; give a model of "
-            "the run's sizes, or set these keys to the model's"
-        )
+    remedy = "set these keys to the model's"
+    if followed:
+        remedy = f"a tokenizer_dir whose tokenizer has the model's {' and '.join(followed)}"
+    return UserError(
+        f"init_from {directory} does not fit this run: {'; '.join(other)}; give a model of the "
+        f"run's sizes, or {remedy}"
+    )
 
 
-def _what_was_resized(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Returns, in a few words, which embeddings serve other scales than they were trained on."""
+def _maps(config: Any) -> str:
+    """Returns what a model's tables of positions depend on: scales, and the order of a sequence."""
+    is_ordered = getattr(config, "objective", "") == "next_token"
+    return f"{config.scales} in order {config.order:.40}" if is_ordered else str(config.scales)
+
+
+def _what_was_changed(before: Mapping[str, Any], after: Mapping[str, Any], kind: str) -> str:
+    """Returns, in a few words, which embeddings serve other token maps than they were trained on.
+
+    Args:
+      kind: the change of those, "resized" or "reordered".
+    """
     names = [name for name in position_tables.TABLES if name in after]
     changed = [name for name in names if not np.array_equal(before[name], after[name])]
-    return f"{', '.join(changed)} resized" if changed else "no parameter depends on them"
+    return f"{', '.join(changed)} {kind}" if changed else "no parameter depends on them"
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
