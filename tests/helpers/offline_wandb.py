@@ -38,6 +38,7 @@ class StandIn(types.ModuleType):
     Attributes:
       runs: the arguments of each `init`, with "logged" and "exit_code".
       refusal: the error that `init` raises.
+      failure: the error that everything else of a run raises.
     """
 
     class Error(Exception):
@@ -45,32 +46,40 @@ class StandIn(types.ModuleType):
 
     def __init__(self):
         super().__init__("wandb")
-        self.runs, self.refusal = [], None
+        self.runs, self.refusal, self.failure = [], None, None
 
     def init(self, **arguments):
         if self.refusal:
             raise self.refusal
         self.runs.append({**arguments, "logged": []})
-        return StandInRun(self.runs[-1])
+        return StandInRun(self, self.runs[-1])
 
     def Settings(self, **settings):  # noqa: N802
         return settings
 
     def Image(self, array):  # noqa: N802
+        self.fail()
         return ("image", array.shape)
+
+    def fail(self):
+        if self.failure:
+            raise self.failure
 
 
 class StandInRun:
     """What `init` returns."""
 
-    def __init__(self, notes: dict):
-        self._notes = notes
+    def __init__(self, package: StandIn, notes: dict):
+        self._package, self._notes = package, notes
 
     def define_metric(self, name: str, step_metric: str):
         self._notes["axes"] = (name, step_metric)
 
     def log(self, values: dict):
+        self._notes["calls"] = self._notes.get("calls", 0) + 1
+        self._package.fail()
         self._notes["logged"].append(values)
 
     def finish(self, exit_code: int):
         self._notes["exit_code"] = exit_code
+        self._package.fail()

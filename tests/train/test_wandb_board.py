@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers import small
-from helpers.offline_wandb import StandIn, history
+from helpers.offline_wandb import StandIn, StandInRun, history
 from helpers.runs import fake_step, records, signal_in_step
 from var_jax.errors import Preempted, UserError
 from var_jax.train import step, wandb_board
@@ -44,7 +44,8 @@ def test_writer_logs_what_tensorboard_shows(wandb, tmp_path):
     w.close("done")
     [run] = wandb.runs
     assert (run["project"], run["name"], run["config"]) == ("photos", "run", CONFIG)
-    assert (run["dir"], run["settings"]) == (str(tmp_path / "run"), {"console": "off"})
+    assert run["dir"] == str(tmp_path / "run")
+    assert run["settings"] == {"console": "off", "finish_timeout": wandb_board.FINISH_SECONDS}
     assert (run["axes"], run["exit_code"]) == (("*", "step"), 0)
     first, second, picture = run["logged"]
     assert first == {
@@ -79,10 +80,12 @@ def test_writer_continues_the_same_wandb_run(wandb, tmp_path):
 
 
 def test_writer_leaves_the_directory_to_the_environment(wandb, tmp_path, monkeypatch):
-    """WANDB_DIR is respected."""
+    """WANDB_DIR is respected, and so is WANDB_FINISH_TIMEOUT."""
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "600")
     writer(tmp_path / "run").close("done")
     assert wandb.runs[0]["dir"] is None
+    assert wandb.runs[0]["settings"] == {"console": "off"}
 
 
 def test_writer_of_another_process_starts_no_wandb_run(wandb, tmp_path):
@@ -93,12 +96,58 @@ def test_writer_of_another_process_starts_no_wandb_run(wandb, tmp_path):
     assert wandb.runs == []
 
 
-def test_refusal_by_wandb_is_one_line(wandb, tmp_path):
-    """An error of the package, such as of a missing login, is the user's mistake in one line."""
-    wandb.refusal = wandb.Error("api_key not configured (no-tty).\n Call wandb.login()")
+@pytest.mark.parametrize("kind", [StandIn.Error, RuntimeError, ConnectionResetError])
+def test_refusal_by_wandb_is_one_line(wandb, tmp_path, kind):
+    """An error of the package, such as of a missing login, is the user's mistake in one line, and
+    so are others that it lets pass, which are not mistaken for those of the workdir."""
+    wandb.refusal = kind("api_key not configured (no-tty).\n Call wandb.login()")
     with pytest.raises(UserError, match="does not start: api_key not configured.*WANDB_MODE") as e:
         writer(tmp_path)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [ConnectionResetError, BrokenPipeError, Exception])
+@pytest.mark.parametrize("state", ["done", "preempted", "failed"])
+def test_failure_of_wandb_does_not_end_a_run(wandb, tmp_path, caplog, kind, state):
+    """After an error of one call nothing more is logged there, with one warning; the records that
+    follow are in metrics.jsonl, and status.json has the end, though finishing raises too."""
+    w = writer(tmp_path)
+    w.write(1, "train", {"loss": 3.0})
+    wandb.failure = kind()
+    w.write(2, "train", {"loss": 2.0})
+    w.image(2, "samples", np.zeros((4, 5, 3), np.uint8))
+    w.write(3, "train", {"loss": 1.0})
+    w.close(state)
+    [run] = wandb.runs
+    assert (len(run["logged"]), run["calls"], run["exit_code"]) == (1, 2, int(state == "failed"))
+    [warning] = [r for r in caplog.records if r.name == wandb_board.__name__]
+    assert warning.getMessage().endswith(f"every value: {kind.__name__}")
+    assert [record["loss"] for record in records(tmp_path)] == [3.0, 2.0, 1.0]
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == state
+
+
+def test_picture_that_wandb_refuses_does_not_end_a_run(wandb, tmp_path, caplog):
+    """An error where a picture is made is guarded, too."""
+    w = writer(tmp_path)
+    wandb.failure = ValueError("no picture")
+    w.image(2, "samples", np.zeros((4, 5, 3), np.uint8))
+    w.close("done")
+    assert wandb.runs[0]["logged"] == [] and caplog.text.count("no picture") == 1
+
+
+def test_status_is_written_before_wandb_uploads(wandb, tmp_path, monkeypatch):
+    """A process that is killed while W&B uploads has its end in status.json, and its records."""
+    seen = []
+    w = writer(tmp_path)
+    w.write(1, "train", {"loss": 3.0})
+
+    def uploading(self, exit_code):
+        state = json.loads((tmp_path / "status.json").read_text())["state"]
+        seen.append((state, len(records(tmp_path))))
+
+    monkeypatch.setattr(StandInRun, "finish", uploading)
+    w.close("preempted")
+    assert seen == [("preempted", 1)]
 
 
 @pytest.mark.parametrize("folder", [False, True])

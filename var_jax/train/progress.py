@@ -240,11 +240,11 @@ class MetricWriter:
         self._bar.close()
         with self._reporting():
             self._board.close()
-        if self._wandb:
-            self._wandb.close(failed=state == "failed")
         self.status(state)
         with self._reporting():
             self._files.close(merge=state == "done")
+        if self._wandb:  # last: it may wait for the network, and this process may be killed
+            self._wandb.close(failed=state == "failed")
         if seconds := goodput_record.seconds(self._reported):
             print(goodput_record.line(seconds), file=sys.stderr, flush=True)
 

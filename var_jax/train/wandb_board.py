@@ -4,8 +4,10 @@ The environment is that of the package wandb: WANDB_MODE, WANDB_ENTITY, WANDB_DI
 is imported in no other module, and only where a run logs to it.
 """
 
+import contextlib
 import importlib.util
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -20,7 +22,10 @@ from var_jax.io import atomic, run_records
 from var_jax.io.json import read_object_or_none
 
 ID_FILE = "wandb.json"  # of a workdir
+FINISH_SECONDS = 30.0  # of a preempted process, too, which has little time left
 STEP = "step"  # the horizontal axis: W&B's own count of steps goes on only, and a resumed run's not
+
+log = logging.getLogger(__name__)
 
 
 class WandbBoard:
@@ -28,6 +33,9 @@ class WandbBoard:
 
     It has the methods of TensorBoard's writer that a run calls. Steps that a kill makes the run
     repeat are there twice, with the same values.
+
+    After an error of the package nothing more is logged there, with one warning: the run goes on,
+    and its workdir has the same values.
 
     Args:
       project: the name of the W&B project.
@@ -37,46 +45,56 @@ class WandbBoard:
     """
 
     def __init__(self, workdir: epath.Path, project: str, config: Mapping[str, Any]):
-        self._wandb = _package()
-        directory = None
+        id, directory, limit = _run_id(workdir), None, {}
         if not run_records.in_bucket(workdir) and "WANDB_DIR" not in os.environ:
             directory = str(workdir)
+        if "WANDB_FINISH_TIMEOUT" not in os.environ:
+            limit = {"finish_timeout": FINISH_SECONDS}
         try:
+            self._wandb = _package()
             self._run = self._wandb.init(
                 project=project,
-                id=_run_id(workdir),
+                id=id,
                 resume="allow",
                 name=workdir.name,
                 config=dict(config),
                 dir=directory,
-                settings=self._wandb.Settings(console="off"),  # the terminal is the run's own
+                # The terminal is the run's own.
+                settings=self._wandb.Settings(console="off", **limit),
             )
-        except self._wandb.Error as error:
+            self._run.define_metric("*", step_metric=STEP)
+        except Exception as error:  # the package's own, and those of its process and its server
             raise UserError(
                 f"wandb_project is {project!r}, and Weights & Biases does not start: "
-                f"{' '.join(str(error).split())}; log in by `wandb login`, set WANDB_MODE=offline, "
-                "or leave the key out"
+                f"{_line(error)}; log in by `wandb login`, set WANDB_MODE=offline, or leave the "
+                "key out"
             ) from error
-        self._run.define_metric("*", step_metric=STEP)
         self._values: dict[str, Any] = {}
+        self._has_failed = False
 
     def add_scalar(self, tag: str, value: Any, step: int):
         self._at(step)[tag] = float(value)
 
     def add_image(self, tag: str, image: Any, step: int, dataformats: str = "HWC"):
         """Shows a picture, an array (height, width, channels)."""
-        self._at(step)[tag] = self._wandb.Image(np.asarray(image))
+        with self._guarded():
+            self._at(step)[tag] = self._wandb.Image(np.asarray(image))
 
     def flush(self):
         """Hands over the values of one step, which wandb's own process uploads."""
         values, self._values = self._values, {}
-        if values:
-            self._run.log(values)
+        if values and not self._has_failed:
+            with self._guarded():
+                self._run.log(values)
 
     def close(self, *, failed: bool):
-        """Returns when everything is uploaded, or in the offline run's file."""
+        """Returns when everything is uploaded or in the offline run's file, or time is over.
+
+        That is `FINISH_SECONDS`, or WANDB_FINISH_TIMEOUT; the files in the directory `wandb` stay.
+        """
         self.flush()
-        self._run.finish(exit_code=int(failed))
+        with self._guarded():
+            self._run.finish(exit_code=int(failed))
 
     def _at(self, step: int) -> dict[str, Any]:
         """Returns the values of a step, after those of another one are handed over."""
@@ -84,6 +102,20 @@ class WandbBoard:
             self.flush()
         self._values[STEP] = step
         return self._values
+
+    @contextlib.contextmanager
+    def _guarded(self):
+        """Turns any error of the package into the one warning: none of them may end the run."""
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
+                log.warning(
+                    "Weights & Biases has failed, and the run goes on without it; metrics.jsonl "
+                    "and TensorBoard's files have every value: %s",
+                    _line(error),
+                )
+            self._has_failed = True
 
 
 def require_package(project: str):
@@ -101,6 +133,11 @@ def _package() -> ModuleType:
     import wandb
 
     return wandb
+
+
+def _line(error: Exception) -> str:
+    """Returns an error's text as one line; its type's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run_id(workdir: epath.Path) -> str:
