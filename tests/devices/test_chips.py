@@ -43,10 +43,11 @@ def test_several_chips_have_a_name_and_a_number(text, name, count):
         ("h20:8", "--chip 'h20' is not in the table; did you mean 'h200'"),
         ("h200:x8", "such as h200:8 or v5e:16x16"),
         ("h200:", "after the colon"),
+        ("v5e:99999x99999", "9,999,800,001 chips; it must be at most 100,000"),
     ],
 )
 def test_several_chips_of_another_form_are_refused(text, message):
-    """The error has the nearest chip, or texts that would do."""
+    """The error has the nearest chip, or texts or a number that would do."""
     with pytest.raises(UserError, match=message):
         several(text)
 

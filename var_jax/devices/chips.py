@@ -35,6 +35,7 @@ GIB = 2**30
 # Share of a GPU's memory that JAX takes at its start, and a program can use, unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, "GPU memory allocation").
 GPU_MEMORY_SHARE = 0.75
+MOST_CHIPS = 100_000  # more than any maker joins; each is described to choose a mesh
 ASSUMED_MFU = 0.4  # of a run whose speed nobody has measured: an assumption
 
 
@@ -118,7 +119,7 @@ def several(text: str, flag: str = "--chip") -> tuple[Chip, int]:
     """Returns the chip and the number of chips of "h200", "h200:8" or "v5e:16x16".
 
     Raises:
-      UserError: the text has another form, or the table has no such chip.
+      UserError: the text has another form or more than MOST_CHIPS, or the table has no such chip.
     """
     name, colon, shape = text.partition(":")
     if colon and not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", shape):
@@ -126,4 +127,7 @@ def several(text: str, flag: str = "--chip") -> tuple[Chip, int]:
             f"{flag} is {text!r}; after the colon it must have a number of chips or a slice's "
             "shape, such as h200:8 or v5e:16x16"
         )
-    return named(name, flag), math.prod(map(int, shape.split("x"))) if colon else 1
+    count = math.prod(map(int, shape.split("x"))) if colon else 1
+    if count > MOST_CHIPS:
+        raise UserError(f"{flag} is {text!r}, {count:,} chips; it must be at most {MOST_CHIPS:,}")
+    return named(name, flag), count
