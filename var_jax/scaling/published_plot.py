@@ -28,7 +28,7 @@ def figure(name: str, curves: Mapping[str, Sequence[Point]]) -> Figure:
       name: the run's, for the legend.
       curves: its records, each in the order of its steps: "loss" of training; "held_out_loss",
         "held_out_loss_last", "accuracy" and "accuracy_last" (0 to 1) of evaluations. Empty ones
-        are not result.
+        are not drawn.
     """
     result = Figure(figsize=(10.5, 4.3), layout="constrained")
     result.suptitle(
