@@ -85,8 +85,8 @@ def test_state_is_counted_from_the_parameters(objective):
 
 
 def test_training_memory_falls_with_recomputation_and_narrow_numbers(objective):
-    """Recomputing blocks keeps less, float32 keeps more than bfloat16, and nothing is gathered on
-    one device."""
+    """Recomputing blocks keeps less, recomputing all but products lies between both in either
+    dtype, float32 keeps more than bfloat16, and nothing is gathered on one device."""
     wide, narrow = (
         memory_estimate.of_training(objective, ONE, "tpu", dtype)
         for dtype in ("float32", "bfloat16")
@@ -94,6 +94,8 @@ def test_training_memory_falls_with_recomputation_and_narrow_numbers(objective):
     assert wide.peak("full", 64) < wide.peak("none", 64)
     assert narrow.peak("none", 64) < wide.peak("none", 64)
     assert wide.gathered == 0 and wide.encoded > 0
+    for kept in (wide.residuals, narrow.residuals):
+        assert kept["full"] < kept["dots"] < kept["none"]
 
 
 def memory(**changes) -> memory_estimate.TrainingMemory:
