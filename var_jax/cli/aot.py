@@ -13,7 +13,6 @@ example:
 
 import argparse
 import json
-import os
 
 from etils import epath
 
@@ -45,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    import jax
+
+    # Nothing runs; a TPU of this host must not be taken. Reading a config may use JAX already.
+    jax.config.update("jax_platforms", "cpu")
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
     directory = epath.Path(args.json or "").parent
     require(
@@ -54,9 +57,6 @@ def run(args: argparse.Namespace) -> int:
         "in a directory that exists",
     )
     config = read_sized_config(args.config, args.overrides)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a TPU of this host must not be taken
-    import jax
-
     # Each program is compiled anew, because the compile time is part of the report.
     jax.config.update("jax_enable_compilation_cache", False)
     from var_jax.perf import aot_report, tpu_slices

@@ -11,7 +11,6 @@ example:
 
 import argparse
 import json
-import os
 import shlex
 
 from etils import epath
@@ -20,6 +19,7 @@ from var_jax.cli import long_work
 from var_jax.cli.args import add_config_argument, read_sized_config
 from var_jax.config.strict import require
 from var_jax.devices import chips
+from var_jax.errors import UserError
 from var_jax.io import atomic
 
 
@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
+    import jax
+
+    # Nothing runs; a chip of this host must not be taken. Reading a config may use JAX already.
+    jax.config.update("jax_platforms", "cpu")
     require(0 < args.mfu <= 1, "--mfu", args.mfu, "above 0 and at most 1")
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
     directory = epath.Path(args.json or "").parent
@@ -60,16 +64,27 @@ def run(args: argparse.Namespace) -> int:
     )
     chip, count = chips.several(args.chip) if args.chip is not None else (None, 1)
     config = read_sized_config(args.config, args.overrides)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs; a chip of this host must not be taken
     from var_jax.perf import cost_lines, run_costs
 
     with long_work.reported(f"tracing the {config.stage}'s step of {args.config}, in seconds"):
         figures = run_costs.report(config, chip, count, args.mfu, args.images)
     figures = {"config": args.config, **figures}
     print("\n".join(cost_lines.lines(figures)))
-    if chip is not None and chip.platform == "tpu" and "x" in (args.chip or "").partition(":")[2]:
-        words = ["--config", args.config, "--topology", args.chip, *args.overrides]
+    shape = (args.chip or "").partition(":")[2]
+    if chip is not None and _is_slice(topology := f"{chip.name}:{shape}"):
+        words = ["--config", args.config, "--topology", topology, *args.overrides]
         print(f"the compiler's own figures: var-jax aot {shlex.join(words)}")
     if args.json:
         atomic.save(epath.Path(args.json), json.dumps(figures, indent=1), "the figures")
     return 0
+
+
+def _is_slice(topology: str) -> bool:
+    """Returns whether the TPU compiler is installed and knows a slice."""
+    from var_jax.perf import tpu_slices
+
+    try:
+        tpu_slices.named(topology)
+    except UserError:
+        return False
+    return True
