@@ -3,8 +3,10 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluate.test_features import Images
 from helpers import numpy_vit, toy_network
@@ -12,6 +14,7 @@ from var_jax.cli.main import main
 from var_jax.errors import UserError
 from var_jax.evaluate import feature_networks, features, samples, scores
 from var_jax.evaluate.fid import frechet_distance
+from var_jax.ops.resize import matrix
 
 RANDOM = np.random.default_rng(0)
 REAL = RANDOM.integers(0, 200, (40, 8, 8, 1), dtype=np.uint8)
@@ -53,6 +56,40 @@ def weights(tmp_path, monkeypatch):
     np.savez(tmp_path / "drawn.npz", DRAWN)
     np.savez(tmp_path / "real.npz", REAL)
     return tmp_path
+
+
+COLOR = RANDOM.integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
+
+
+def test_dinov2_looks_at_normalized_pixels_of_pillow(weights):
+    """Features of 8-bit images are those of numpy's network, for pixels that Pillow has resized,
+    divided by 255 and normalized with ImageNet's mean and deviation."""
+    network = feature_networks.load("dinov2", f"{weights}/dino.npz")
+    actual, _ = network.apply(network.params, jnp.asarray(COLOR))
+    state = dict(np.load(weights / "dino.npz"))
+    for pixels, features in zip(COLOR, actual, strict=True):
+        resized = Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)
+        image = np.asarray(resized, np.float64) / 255
+        normalized = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        np.testing.assert_allclose(features, numpy_vit.dinov2(state, normalized), atol=2e-3)
+
+
+def test_clip_looks_at_normalized_pixels_and_gives_unit_vectors(weights):
+    """Embeddings of 8-bit images are those of numpy's network divided by their length, for pixels
+    divided by 255, resized to the network's side and normalized with CLIP's mean and deviation."""
+    network = feature_networks.load("clip", f"{weights}/clip.npz")
+    actual, _ = network.apply(network.params, jnp.asarray(COLOR))
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=-1), 1, rtol=1e-5)
+    state = dict(np.load(weights / "clip.npz"))
+    rows, columns = (matrix(side, 20, "bicubic") for side in COLOR.shape[1:3])
+    for pixels, embedding in zip(COLOR, actual, strict=True):
+        image = np.einsum("ih,hwc,jw->ijc", rows, pixels / 255, columns)
+        mean, deviation = (
+            [0.48145466, 0.4578275, 0.40821073],
+            [0.26862954, 0.26130258, 0.27577711],
+        )
+        expected = numpy_vit.clip(state, (image - mean) / deviation)
+        np.testing.assert_allclose(embedding, expected / np.linalg.norm(expected), atol=2e-4)
 
 
 def test_evaluate_shows_several_networks(weights, capsys):

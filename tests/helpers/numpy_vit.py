@@ -96,7 +96,8 @@ def dinov2(weights: dict[str, np.ndarray], image: np.ndarray) -> np.ndarray:
     """Returns the class token after the final norm, of a normalized (H, W, 3) image."""
     weights = {key: array.astype(np.float64) for key, array in weights.items()}
     x = _patches(image, weights["patch_embed.proj.weight"]) + weights["patch_embed.proj.bias"]
-    rows, columns = (side // PATCH for side in image.shape[:2])
+    patch = weights["patch_embed.proj.weight"].shape[-1]
+    rows, columns = (side // patch for side in image.shape[:2])
     positions = positions_at(weights["pos_embed"][0, 1:], rows, columns)
     x = np.concatenate(
         [weights["cls_token"][0] + weights["pos_embed"][0, :1], x + positions], axis=0
@@ -161,12 +162,13 @@ def positions_at(table: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _patches(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    rows, columns = (side // PATCH for side in image.shape[:2])
+    patch = kernel.shape[-1]
+    rows, columns = (side // patch for side in image.shape[:2])
     return np.array(
         [
             np.tensordot(
                 kernel,
-                image[i * PATCH : (i + 1) * PATCH, j * PATCH : (j + 1) * PATCH].transpose(2, 0, 1),
+                image[i * patch : (i + 1) * patch, j * patch : (j + 1) * patch].transpose(2, 0, 1),
                 3,
             )
             for i in range(rows)
