@@ -124,5 +124,5 @@ def test_products_are_kept_by_the_policy_that_keeps_dots(dtype):
 
         return str(jax.make_jaxpr(jax.grad(f, argnums=(0, 1)))(x, kernel)).count("dot_general[")
 
-    kept = products(policies.dots_with_no_batch_dims_saveable)
-    assert kept == 3 and products(policies.nothing_saveable) == kept + 1
+    with_dots = products(policies.dots_with_no_batch_dims_saveable)
+    assert with_dots == 3 and products(policies.nothing_saveable) == with_dots + 1

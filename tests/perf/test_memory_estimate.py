@@ -94,8 +94,8 @@ def test_training_memory_falls_with_recomputation_and_narrow_numbers(objective):
     assert wide.peak("full", 64) < wide.peak("none", 64)
     assert narrow.peak("none", 64) < wide.peak("none", 64)
     assert wide.gathered == 0 and wide.encoded > 0
-    for kept in (wide.residuals, narrow.residuals):
-        assert kept["full"] < kept["dots"] < kept["none"]
+    for size in (wide.residuals, narrow.residuals):
+        assert size["full"] < size["dots"] < size["none"]
 
 
 def memory(**changes) -> memory_estimate.TrainingMemory:
