@@ -67,11 +67,11 @@ def test_dinov2_looks_at_normalized_pixels_of_pillow(weights):
     network = feature_networks.load("dinov2", f"{weights}/dino.npz")
     actual, _ = network.apply(network.params, jnp.asarray(COLOR))
     state = dict(np.load(weights / "dino.npz"))
-    for pixels, features in zip(COLOR, actual, strict=True):
+    for pixels, row in zip(COLOR, actual, strict=True):
         resized = Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)
         image = np.asarray(resized, np.float64) / 255
         normalized = (image - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        np.testing.assert_allclose(features, numpy_vit.dinov2(state, normalized), atol=2e-3)
+        np.testing.assert_allclose(row, numpy_vit.dinov2(state, normalized), atol=2e-3)
 
 
 def test_clip_looks_at_normalized_pixels_and_gives_unit_vectors(weights):
