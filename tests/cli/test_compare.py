@@ -41,10 +41,25 @@ def test_compare_writes_points_laws_report_and_plots(tmp_path, capsys):
     assert "loss: each objective predicts other tokens" in report
     assert "frechet_distance at 6.4e+13 training FLOPs: next_scale 5.31" in report
     assert verdict.strip().removeprefix("- ") in capsys.readouterr().out
+    assert "| FLOPs per image, no decoder |" in report
     pictures = re.findall(r"\]\((\w+\.png)\)", report)
     assert len(pictures) == 5
     for name in pictures:
         assert np.asarray(Image.open(tmp_path / "out" / name).convert("L")).std() > 5
+
+
+def test_compare_removes_plots_of_costs_that_are_gone(tmp_path):
+    """A second comparison without seconds in the same directory leaves no plot of the first one's,
+    which its report would not mention; other pictures stay, and no partial file is left."""
+    out = tmp_path / "out"
+    write_table(tmp_path / "t.csv")
+    assert main(["compare", str(tmp_path / "t.csv"), "--out", str(out)]) == 0
+    (out / "mine.png").write_text("mine")
+    (tmp_path / "u.csv").write_text("objective,run,train_flops,fid\nmasked,a,1e12,3\n")
+    assert main(["compare", str(tmp_path / "u.csv"), "--out", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    texts = {"compare.json", "laws.json", "report.md"}
+    assert names == texts | {"train_flops.png", "mine.png"}
 
 
 def test_compare_refuses_outputs_that_cannot_be_written(tmp_path, capsys):

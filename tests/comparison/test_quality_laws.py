@@ -71,6 +71,15 @@ def test_fit_refuses_few_computes_and_rising_qualities():
         assert quality_laws.verdicts(comparison, laws) == []
 
 
+def test_verdicts_leave_out_qualities_without_a_known_direction():
+    """Laws far apart name nobody where it is not known whether lower or higher is better, while the
+    same numbers as a distance do."""
+    for quality, count in (("beauty", 0), ("frechet_distance", 1)):
+        rivals = [runs("masked", law(5, 20), quality), runs("flow", law(15, 60), quality)]
+        both = Comparison(sum(rivals, []))
+        assert len(quality_laws.verdicts(both, quality_laws.fit(both))) == count
+
+
 def test_comparable_takes_losses_of_orders_over_one_tokenizer_alone():
     """Cross-entropy of next-token orders with one tokenizer is comparable; with another tokenizer,
     an unknown one or another objective it is not, and distances always are."""

@@ -6,7 +6,7 @@ import json
 import pytest
 from etils import epath
 
-from var_jax.comparison import sweep_entries
+from var_jax.comparison import read_sources, sweep_entries
 from var_jax.comparison.compared_run import Measured
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.config.scales import Scales
@@ -63,7 +63,7 @@ def write_run(directory, *, seed=0, state="done", stage="transformer", report=No
 
 def read(path):
     dropped, notes = [], []
-    return sweep_entries.read(epath.Path(path), dropped, notes), dropped, notes
+    return sweep_entries.read(epath.Path(path), dropped, notes, {}), dropped, notes
 
 
 def test_read_has_costs_of_config_and_qualities_of_the_evaluation(tmp_path):
@@ -71,6 +71,7 @@ def test_read_has_costs_of_config_and_qualities_of_the_evaluation(tmp_path):
     one pass per token; qualities have the evaluation's intervals, and the held-out loss is the last
     one."""
     model = write_run(tmp_path / "a", seed=3, report=REPORT)
+    assert model.transformer is not None
     (tmp_path / "a" / "bench.json").write_text('{"images_per_s": 4.0}')
     ((run, seed),), dropped, notes = read(tmp_path)
     assert (seed, dropped, notes) == (3, [], [])
@@ -115,14 +116,36 @@ def test_read_leaves_out_unfinished_runs_and_tokenizers(tmp_path):
     assert "running" in dropped[0][1] and "'tokenizer'" in dropped[1][1]
 
 
-def test_read_warns_of_losses_alone_and_of_unequal_protocols(tmp_path):
-    """Without an evaluation a note says how to make one; evaluations of other numbers of images are
-    named, as their distances do not compare."""
+def test_read_warns_of_losses_alone(tmp_path):
+    """Without an evaluation a note says how to make one."""
     write_run(tmp_path / "x" / "a")
     assert "only losses" in read(tmp_path / "x")[2][0]
-    write_run(tmp_path / "y" / "a", report=REPORT)
-    write_run(tmp_path / "y" / "b", report={**REPORT, "samples": {"count": 11}}, depth=2)
-    assert "10 images against 20 of r" in read(tmp_path / "y")[2][0]
+
+
+@pytest.mark.parametrize("sources", [("x",), ("x/a", "x/b"), ("x/a", "y"), ("y", "x/a")])
+def test_unequal_protocols_are_named_within_and_across_sources(tmp_path, sources):
+    """Evaluations of 10 and of 11 images are named with a run of each, as their distances do not
+    compare, whether they are of one sweep, of two workdirs or of a workdir and a sweep; those of
+    one number are not."""
+    other = {**REPORT, "samples": {"count": 11}}
+    write_run(tmp_path / "x" / "a", report=REPORT)
+    write_run(tmp_path / "x" / "b", report=other, depth=2)
+    write_run(tmp_path / "y" / "c", report=other, depth=3)
+    (note,) = read_sources.read([str(tmp_path / source) for source in sources]).notes
+    assert "net, 10 images against 20 of r (as " in note
+    assert "net, 11 images against 20 of r (as " in note
+    equal = read_sources.read([str(tmp_path / source) for source in ("x/b", "y")])
+    assert equal.notes == []
+
+
+def test_read_gives_only_reasons_of_the_source_without_runs(tmp_path):
+    """The line on a sweep without a finished run does not repeat what an earlier one left out."""
+    write_run(tmp_path / "x" / "a", report=REPORT)
+    write_run(tmp_path / "x" / "early", state="running")
+    write_run(tmp_path / "y" / "late", state="failed")
+    with pytest.raises(UserError) as caught:
+        read_sources.read([str(tmp_path / "x"), str(tmp_path / "y")])
+    assert "late: it is failed" in str(caught.value) and "early" not in str(caught.value)
 
 
 def test_read_refuses_a_directory_without_runs(tmp_path):

@@ -6,11 +6,15 @@ COMPARE = "compare a.csv --out out"
 HEAD = "objective,run,train_flops"
 
 
-def damaged_evaluation():
-    """A finished run whose evaluation was cut off."""
-    write("w/a/status.json", '{"state": "done"}')
-    write("w/a/config.json", '{"stage": "transformer"}')
-    write("w/a/evaluation.json", "{")
+def finished_run(name: str, content: str):
+    """A writer of a finished run with one file of a report."""
+
+    def make():
+        write("w/a/status.json", '{"state": "done"}')
+        write("w/a/config.json", '{"stage": "transformer"}')
+        write(f"w/a/{name}", content)
+
+    return make
 
 
 CASES = {
@@ -72,6 +76,18 @@ CASES = {
         "an evaluation that is cut short",
         COMPARE.replace("a.csv", "w"),
         "w/a/evaluation.json does not read as JSON",
-        damaged_evaluation,
+        finished_run("evaluation.json", "{"),
+    ),
+    "compare_one_end": Case(
+        "an evaluation with one end of an interval",
+        COMPARE.replace("a.csv", "w"),
+        "the evaluation in w/a: fid has the ci95 [11.0], not two numbers",
+        finished_run("evaluation.json", '{"metrics": {"fid": {"value": 12, "ci95": [11.0]}}}'),
+    ),
+    "compare_rate": Case(
+        "a rate of images that is no number",
+        COMPARE.replace("a.csv", "w"),
+        "w/a/bench.json has the images_per_s 'fast', not a positive number",
+        finished_run("bench.json", '{"images_per_s": "fast"}'),
     ),
 }

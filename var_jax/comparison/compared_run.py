@@ -1,6 +1,7 @@
 """What a run contributes to a comparison of objectives, and what is known of a quality by name."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ TRAINING = "train_flops"  # the axis that compare.json and the laws have as x
 AXES = {
     TRAINING: "training FLOPs",
     "images_seen": "training images seen, repeats counted",
-    "generation_flops": "FLOPs per generated image",
+    "generation_flops": "FLOPs per generated image, without the decoder",
     "passes": "sequential passes per generated image",
     "seconds_per_image": "seconds per generated image",
 }
@@ -31,12 +32,17 @@ DESCRIPTIONS = (
     "batch_size",
     "cfg",
 )
-# How the names of qualities begin, by what is better.
-LOWER = ("frechet", "fid", "sfid", "rfid", "gfid", "kid", "cmmd", "loss", "err", "lpips", "bits")
-SHARES = ("precision", "recall", "agreement", "accuracy", "label_accuracy", "coverage")
-HIGHER = ("inception", "density")
-# Qualities of a model's own tokens or noise, which other tokens or objectives do not share.
+# How the names of qualities begin, after a split such as "val_", by what is better.
+LOWER = ("frechet", "fd_", "fid", "sfid", "rfid", "gfid", "kid", "cmmd", "err", "lpips")
+LOWER += ("perceptual", "bits")
+SHARES = ("precision", "recall", "agreement", "accuracy", "label_accuracy", "coverage", "ssim")
+HIGHER = ("inception", "density", "psnr")
+SPLITS = ("val", "valid", "validation", "test", "train", "eval", "heldout", "held_out")
+# Qualities of a model's own tokens or noise, which other tokens or objectives do not share: how
+# their names begin, and words that they have anywhere.
 OWN_UNITS = ("loss", "err", "accuracy", "bits")
+LOSSES = ("nll", "bpd", "bits", "nats", "perplexity", "ppl", "ce", "xent")
+LIKELIHOODS = ("elbo", "likelihood", "logprob")
 NEXT_TOKEN = "next_token"
 
 
@@ -97,7 +103,7 @@ class Comparison:
     def qualities(self) -> list[str]:
         """Names of the qualities: those that objectives share first."""
         names = dict.fromkeys(name for run in self.runs for name in run.quality)
-        return sorted(names, key=lambda name: name.startswith(OWN_UNITS))
+        return sorted(names, key=has_own_units)
 
     def of(self, objective: str, quality: str) -> list[ComparedRun]:
         """Returns the runs of an objective that have a quality."""
@@ -106,9 +112,34 @@ class Comparison:
 
 def direction(quality: str) -> Direction:
     """Returns what is better in a quality: "lower", or "higher" with 1 as the best of a "share"."""
-    name = quality.lower()
-    kinds: dict[Direction, tuple[str, ...]] = {"lower": LOWER, "share": SHARES, "higher": HIGHER}
-    return next((kind for kind, starts in kinds.items() if name.startswith(starts)), "unknown")
+    name = _without_split(quality)
+    if _is_loss(name) or name.startswith(LOWER):
+        return "lower"
+    if name.startswith(SHARES):
+        return "share"
+    return "higher" if name.startswith(HIGHER) else "unknown"
+
+
+def has_own_units(quality: str) -> bool:
+    """Returns whether a quality is of a model's own tokens or noise, by its name."""
+    name = _without_split(quality)
+    has_likelihood = any(word.endswith(LIKELIHOODS) for word in _words(name))
+    return name.startswith(OWN_UNITS) or _is_loss(name) or has_likelihood
+
+
+def _is_loss(name: str) -> bool:
+    if "cross_entropy" in name or name.startswith("loss"):
+        return True
+    return any(word in LOSSES or word.endswith(("loss", "crossentropy")) for word in _words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.split("[^a-z0-9]+", name)
+
+
+def _without_split(quality: str) -> str:
+    """Returns a quality's name in lower case, without the split before it."""
+    return re.sub(rf"^({'|'.join(SPLITS)})[^a-z0-9]+", "", quality.lower())
 
 
 def comparable(comparison: Comparison, quality: str, objectives: Sequence[str]) -> bool:
@@ -118,7 +149,7 @@ def comparable(comparison: Comparison, quality: str, objectives: Sequence[str]) 
     noise: they depend on the tokenizer and on what is predicted from what. Orders of next-token
     prediction over one tokenizer alone factorize the same probability.
     """
-    if not quality.lower().startswith(OWN_UNITS) or len(set(objectives)) < 2:
+    if not has_own_units(quality) or len(set(objectives)) < 2:
         return True
     tokenizers = {r.tokenizer for name in objectives for r in comparison.of(name, quality)}
     orders = all(name.startswith(NEXT_TOKEN) for name in objectives)

@@ -1,6 +1,7 @@
 """Plots of the qualities of objectives against what they cost, as matplotlib figures."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -92,7 +93,7 @@ def _add_legend(figure: Figure, comparison: Comparison, axis: str, columns: int)
     figure.legend(handles=handles, loc="lower center", ncols=min(in_row, len(handles)), fontsize=9)
 
 
-def _style(number: int) -> dict[str, str]:
+def _style(number: int) -> dict[str, Any]:
     """Returns shape and color of the points of an objective, by its place in the comparison."""
     return {"marker": MARKERS[number % len(MARKERS)], "color": COLORS[number % len(COLORS)]}
 

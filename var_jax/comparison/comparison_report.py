@@ -19,7 +19,7 @@ Laws = Mapping[str, Mapping[str, QualityLaw]]
 SHORT_AXES = {
     TRAINING: "training FLOPs",
     "images_seen": "images seen",
-    "generation_flops": "FLOPs per image",
+    "generation_flops": "FLOPs per image, no decoder",
     "passes": "passes",
     "seconds_per_image": "s per image",
 }
@@ -123,6 +123,7 @@ def no_verdict(laws: Laws) -> str:
 
 
 def _incomparable(comparison: Comparison) -> list[str]:
+    """Returns paragraphs on the qualities by which no objective is called ahead."""
     names = [
         quality
         for quality in comparison.qualities
@@ -130,16 +131,25 @@ def _incomparable(comparison: Comparison) -> list[str]:
             comparison, quality, [o for o in comparison.objectives if comparison.of(o, quality)]
         )
     ]
-    if not names:
-        return []
-    listed = ", ".join(names)
-    return [
-        f"{listed}: each objective predicts other tokens or noise. Cross-entropy, in nats per "
-        "token or bits per image, and accuracy depend on the tokenizer and on what is predicted "
-        "from what, so these compare runs of one objective only, and orders of next-token "
-        "prediction where all runs name the same tokenizer. Distances between images, precision, "
-        "recall and agreement with labels compare objectives.",
+    texts = [
+        f"{quality}: it is not known whether lower or higher is better, so it ranks nothing."
+        for quality in comparison.qualities
+        if quality not in names and compared_run.direction(quality) == "unknown"
     ]
+    if not names:
+        return _paragraphs(texts)
+    texts.append(
+        f"{', '.join(names)}: each objective predicts other tokens or noise. Cross-entropy, in "
+        "nats per token or bits per image, and accuracy depend on the tokenizer and on what is "
+        "predicted from what, so these compare runs of one objective only, and orders of "
+        "next-token prediction where all runs name the same tokenizer. Distances between images, "
+        "precision, recall and agreement with labels compare objectives."
+    )
+    return _paragraphs(texts)
+
+
+def _paragraphs(texts: Sequence[str]) -> list[str]:
+    return "\n\n".join(texts).splitlines()
 
 
 def _laws_table(laws: Laws) -> list[str]:
@@ -189,6 +199,8 @@ def write(
 ):
     """Writes the plots, report.md, laws.json, and compare.json last, when all else is there.
 
+    Plots of an earlier comparison whose costs this one does not have are removed.
+
     Raises:
       UserError: the directory cannot be written.
     """
@@ -202,8 +214,11 @@ def write(
     contents = {"laws.json": summaries, "compare.json": plain(points(comparison))}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            (out / name).write_bytes(plots.png(figure))
+        for axis in AXES:
+            if (name := f"{axis}.png") in figures:
+                atomic.write(out / name, [plots.png(figures[name])])
+            else:
+                (out / name).unlink(missing_ok=True)
         atomic.write(out / "report.md", text)
         for name, content in contents.items():
             json_text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)

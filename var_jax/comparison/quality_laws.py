@@ -103,11 +103,16 @@ def verdicts(
 ) -> list[tuple[str, str]]:
     """Returns (quality, sentence) for each pair of objectives that have a law of it.
 
+    Qualities that are not comparable between objectives, or of which nobody knows what is better,
+    are left out.
+
     The sentence says whether the intervals at ten times the largest compute overlap, and so whether
     the laws can tell which objective is ahead.
     """
     sentences = []
     for quality, by_objective in laws.items():
+        if compared_run.direction(quality) == "unknown":
+            continue
         fitted = {name: law for name, law in by_objective.items() if law.law is not None}
         for one, other in itertools.combinations(fitted, 2):
             if compared_run.comparable(comparison, quality, (one, other)):
@@ -130,10 +135,7 @@ def _verdict(quality: str, laws: Mapping[str, Mapping[str, Any]]) -> str:
     (low, high), (other_low, other_high) = ends
     if low <= other_high and other_low <= high:
         return f"{text}The intervals overlap, so the laws cannot tell which is ahead."
-    direction = compared_run.direction(quality)
-    if direction == "unknown":
-        return f"{text}The intervals do not overlap: the laws tell the two apart."
-    lower_is_better = direction == "lower"
+    lower_is_better = compared_run.direction(quality) == "lower"
     ahead = one if (high < other_low) == lower_is_better else other
     return (
         f"{text}The intervals do not overlap: if both laws hold that far beyond their runs, "

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from etils import epath
 
@@ -23,18 +23,25 @@ LOSSES = ("loss", "loss_last")  # of the last record on held-out images
 
 
 def read(
-    source: epath.Path, dropped: list[tuple[str, str]], notes: list[str]
+    source: epath.Path,
+    dropped: list[tuple[str, str]],
+    notes: list[str],
+    protocols: dict[str, str],
 ) -> list[tuple[ComparedRun, Any]]:
     """Returns the finished runs of a sweep's directory, or the one of a workdir, with their seeds.
 
-    Compute and images are those of the run's last step. FLOPs and passes of generation are those of
-    the objective's default settings, guidance included. Qualities come from `evaluation.json`, what
-    `var-jax evaluate --samples ... --json` wrote there, seconds from `bench.json` of `var-jax bench
-    sample --json`. A run has its held-out losses besides.
+    Compute and images are those of the run's last step, with every step counted as one on all
+    scales, as in a sweep's own table; `var-jax plan` counts the smaller steps of progressive
+    training as such. FLOPs and passes of generation are those of the objective's default settings,
+    guidance included and without the tokenizer's decoder. Qualities come from `evaluation.json`,
+    what `var-jax evaluate --samples ... --json` wrote there, seconds from `bench.json` of `var-jax
+    bench sample --json`. A run has its held-out losses besides.
 
     Args:
       dropped: the list to which (run, reason) of every other run is appended.
       notes: the list to which warnings are appended.
+      protocols: the dictionary that gets what an evaluation was measured by, with the first run
+        that was measured so.
 
     Raises:
       UserError: there is no run, or a report is damaged.
@@ -45,7 +52,7 @@ def read(
             f"{source} has no runs; a comparison takes a sweep's directory, a run's workdir, or a "
             "table of runs"
         )
-    runs, protocols = [], {}
+    runs, has_evaluation = [], False
     for directory in directories:
         try:
             config = _finished_config(directory)
@@ -53,30 +60,27 @@ def read(
             dropped.append((directory.name, str(error)))
             continue
         report = _evaluation(directory)
+        quality = dict(_metrics(directory, report)) | dict(_losses(directory))
+        seconds = _seconds(directory)
         try:
-            run = _run(directory, config)
-        except (KeyError, TypeError, AttributeError, OSError, UserError) as error:
+            run = _run(directory, config, seconds)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, UserError) as error:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}"
             text = reason if isinstance(error, UserError) else f"its files lack something: {reason}"
             dropped.append((directory.name, text))
             continue
-        quality = dict(_metrics(report)) | dict(_losses(directory))
         if not quality:
             dropped.append((directory.name, "it has neither an evaluation nor a held-out loss"))
             continue
         if report:
-            protocols.setdefault(_protocol(report), directory.name)
+            has_evaluation = True
+            name = directory.name if directory == source else f"{source.name}/{directory.name}"
+            protocols.setdefault(_protocol(report), name)
         runs.append((dataclasses.replace(run, quality=quality), config.get("seed")))
-    if runs and not protocols:
+    if runs and not has_evaluation:
         notes.append(
             f"{source.name}: no run has an {EVALUATIONS[0]} (var-jax evaluate --samples F "
             f"--reference R --json RUN/{EVALUATIONS[0]}), so only losses are there"
-        )
-    if len(protocols) > 1:
-        listed = "; ".join(f"{text} (as {name})" for text, name in protocols.items())
-        notes.append(
-            f"{source.name}: evaluations differ in network, reference or number of images, and "
-            f"distances compare only at equal ones: {listed}"
         )
     return runs
 
@@ -100,7 +104,7 @@ def _finished_config(directory: epath.Path) -> dict[str, Any]:
     return config
 
 
-def _run(directory: epath.Path, config: Mapping[str, Any]) -> ComparedRun:
+def _run(directory: epath.Path, config: Mapping[str, Any], seconds: float | None) -> ComparedRun:
     """Returns a run without its qualities."""
     # Samplers import JAX, which a table does not need.
     from var_jax.sampling import sampler_registry
@@ -110,7 +114,8 @@ def _run(directory: epath.Path, config: Mapping[str, Any]) -> ComparedRun:
     per_step = float(flops["exact"] if isinstance(flops, dict) else flops)
     sections = {name: config[name] for name in ("tokenizer", "transformer")}
     model = build(ModelConfig, sections, str(directory / "config.json"))
-    assert model.transformer is not None  # of the stage that trains it
+    if model.transformer is None:
+        raise UserError("its config has no transformer")
     sampler = sampler_registry.find(model)
     prepared = sampler.prepare(model, sampler.settings("fid", {}, model.transformer.objective))
     costs = {
@@ -119,9 +124,8 @@ def _run(directory: epath.Path, config: Mapping[str, Any]) -> ComparedRun:
         "generation_flops": sampler.generation_flops(model, prepared),
         "passes": float(sampler.sequential_passes(model, prepared)),
     }
-    rate = (read_object_if_exists(directory / TIMES) or {}).get("images_per_s")
-    if rate:
-        costs["seconds_per_image"] = 1 / float(rate)
+    if seconds is not None:
+        costs["seconds_per_image"] = seconds
     objective = model.transformer.objective
     if objective == "next_token" and model.transformer.order != "raster":
         objective = f"{objective}_{model.transformer.order}"
@@ -136,6 +140,20 @@ def _run(directory: epath.Path, config: Mapping[str, Any]) -> ComparedRun:
         params=float(meta["params"]["total"]),
         tokenizer=_tokenizer(directory),
     )
+
+
+def _seconds(directory: epath.Path) -> float | None:
+    """Returns the measured seconds per generated image, decoder included; None without a report."""
+    report = read_object_if_exists(directory / TIMES)
+    rate = (report or {}).get("images_per_s")
+    if rate is None:
+        return None
+    if not _is_number(rate) or rate <= 0:
+        raise UserError(
+            f"{directory / TIMES} has the images_per_s {rate!r:.40}, not a positive number; write "
+            "it by var-jax bench sample --json"
+        )
+    return 1 / rate
 
 
 def _tokenizer(directory: epath.Path) -> str:
@@ -153,13 +171,26 @@ def _evaluation(directory: epath.Path) -> dict[str, Any]:
     return {}
 
 
-def _metrics(report: Mapping[str, Any]) -> Iterator[tuple[str, Measured]]:
+def _metrics(directory: epath.Path, report: Mapping[str, Any]) -> Iterator[tuple[str, Measured]]:
+    """Yields the qualities of a report; those that are null or not finite are left out.
+
+    Raises:
+      UserError: a value is no number, or an interval does not have two ends.
+    """
+    where = f"the evaluation in {directory}"
     for name, metric in report.get("metrics", {}).items():
-        value = metric.get("value") if isinstance(metric, dict) else None
-        if _is_number(value):
-            ends = metric.get("ci95")
-            ends = ends if isinstance(ends, list) and all(map(_is_number, ends)) else None
-            yield name, Measured(float(value), (ends[0], ends[1]) if ends else None)
+        if not isinstance(metric, dict) or metric.get("value") is None:
+            continue
+        value, ends = metric["value"], metric.get("ci95")
+        if not _is_real(value):
+            raise UserError(f"{where}: {name} has the value {value!r:.40}, not a number")
+        ci95 = None
+        if ends is not None:
+            if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_real, ends))):
+                raise UserError(f"{where}: {name} has the ci95 {ends!r:.40}, not two numbers")
+            ci95 = (ends[0], ends[1]) if all(map(math.isfinite, ends)) else None
+        if math.isfinite(value):
+            yield name, Measured(float(value), ci95)
 
 
 def _protocol(report: Mapping[str, Any]) -> str:
@@ -190,6 +221,9 @@ def _losses(directory: epath.Path) -> Iterator[tuple[str, Measured]]:
             return
 
 
-def _is_number(value: object) -> bool:
-    right = isinstance(value, int | float) and not isinstance(value, bool)
-    return right and math.isfinite(value)
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return _is_real(value) and math.isfinite(value)
+
+
+def _is_real(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -86,7 +86,8 @@ def _fit(fit: Mapping[str, Any]) -> str:
 def _sampling(figures: Mapping[str, Any]) -> Iterator[Row]:
     if "sampling" not in figures:
         return
-    yield "sampling", f"{figures['generation_flops']:.4g} FLOPs per image, with guidance"
+    counted = "FLOPs per image, with guidance and the decoder"
+    yield "sampling", f"{figures['generation_flops']:.4g} {counted}"
     for dtype, memory in figures["sampling"].items():
         most = memory.get("most_images_per_device")
         yield (

@@ -122,6 +122,7 @@ def _work(objective: Objective[Any]) -> dict[str, Any]:
 
     `flops` is that of a step with all parts of the run, as `aot` has it; the whole run counts its
     smaller steps (progressive training) as such, and without the steps of a run it branches from.
+    `generation_flops` includes the tokenizer's decoder, which `var-jax compare` leaves out.
     """
     config = objective.config
     own_steps = range(config.branch_step, config.steps)
