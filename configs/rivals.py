@@ -33,12 +33,22 @@ tokenizers that they need, `DIR/tokenizer_next_scale` (for diffusion too) and
 Each objective may end in a depth, such as next_token_d6; by default it is d3. `tokenizer_NAME` is
 the tokenizer of any of them, and "tokenizer" that of next_scale.
 
-  cost      next_scale is the run of fashion_mnist.py, whose cost is measured there; diffusion over
-            pixels (--config.transformer.latents=pixels) took 504 s of processor time; those of the
-            others are not measured; FLOPs of the sweeps, by --dry-run: rivals_fashion 1.8e14,
-            rivals_fashion_lr 3.0e14
-  expected  diffusion over pixels: held-out loss 0.339 (docs/results/rivals.md); the others and both
-            sweeps: not measured
+Measured on one core that other work shared (AMD EPYC, float32), as in docs/results/rivals.md; the
+distances are Fréchet distances of EfficientNet-Lite0's features, by 2,000 samples:
+
+| argument             | processor time, s | held-out loss | distance | samples as labeled |
+|----------------------|-------------------|---------------|----------|--------------------|
+| tokenizer_next_token | 785               |               | 351      |                    |
+| tokenizer_next_scale | 821               |               | 245      |                    |
+| next_token           | 1,031             | 0.876         | 410      | 0.950              |
+| masked               | 945               | 1.437         | 549      | 0.886              |
+| diffusion            | 467               | 0.432         | 452      | 0.827              |
+
+  cost      and next_scale that of fashion_mnist.py:d3; diffusion over pixels
+            (--config.transformer.latents=pixels) 504 s; next_token in another order costs as much;
+            FLOPs of the sweeps, by --dry-run: rivals_fashion 1.8e14, rivals_fashion_lr 3.0e14
+  expected  and of next_scale that of fashion_mnist.py:d3; diffusion over pixels: held-out loss
+            0.339; the other orders and both sweeps: not measured
 """
 
 from collections.abc import Callable
