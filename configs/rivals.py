@@ -110,8 +110,8 @@ def get_sweep(arg: str = "rivals_fashion") -> list[grid.Overrides]:
     runs = []
     for objective in OBJECTIVES:
         config = get_config(objective)
-        per_step = flops.train_flops_per_image(from_config_dict(config).transformer)
-        config.steps = round(share * SWEEP_FLOPS / (per_step * config.batch_size))
+        per_image = flops.train_flops_per_image(from_config_dict(config).transformer)
+        config.steps = round(share * SWEEP_FLOPS / (per_image * config.batch_size))
         config.optimizer.warmup_steps = round(WARMUP * config.steps)
         config.eval_every = config.steps  # once, when annealed
         if tokenizers:

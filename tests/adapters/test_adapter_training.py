@@ -1,6 +1,7 @@
 """The objective of an adapter: at its start the frozen model, then the same on every mesh."""
 
 import dataclasses
+import json
 import shlex
 
 import jax
@@ -13,7 +14,8 @@ from helpers.mesh_steps import assert_same_step, one_step
 from var_jax.adapters import adapter_file
 from var_jax.config import idle_keys
 from var_jax.config.adapter_config import AdapterConfig
-from var_jax.config.train import TrainConfig
+from var_jax.config.strict import plain
+from var_jax.config.train import LossConfig, TrainConfig
 from var_jax.errors import UserError
 from var_jax.objectives import frozen_base, registry
 from var_jax.objectives.adapter_training import AdapterTraining
@@ -201,6 +203,19 @@ def test_with_frozen_sizes_refuses_keys_without_effect_in_the_base(bases, name, 
     key, value = next(iter(values.items()))
     with pytest.raises(UserError, match=rf"{section}\.{key}={value}.* no effect.*{name}"):
         registry.with_frozen_sizes(dataclasses.replace(config, **{section: changed}))
+
+
+def test_begun_run_keeps_its_keys_without_effect(bases, tmp_path):
+    """An adapter's run that began with a key which its base's objective ignores goes on by the same
+    command, and another value of the key is refused."""
+    config = run(bases, "diffusion", classes=CLASSES)
+    before = dataclasses.replace(config, loss=LossConfig(label_smoothing=0.1))
+    (tmp_path / "config.json").write_text(json.dumps(plain(before)))
+    assert adapters.objective(before, tmp_path).config.loss.label_smoothing == 0.1
+    other = dataclasses.replace(config, loss=LossConfig(label_smoothing=0.2))
+    for changed, workdir in ((other, tmp_path), (before, tmp_path / "new")):
+        with pytest.raises(UserError, match="label_smoothing=.* no effect"):
+            adapters.objective(changed, workdir)
 
 
 def test_branch_of_another_bases_run_is_refused(bases, tmp_path):

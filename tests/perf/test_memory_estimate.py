@@ -84,6 +84,16 @@ def test_state_is_counted_from_the_parameters(objective):
     assert 4 * numbers <= divided < 16 * numbers
 
 
+def test_state_has_no_moments_of_parameters_that_stay(objective):
+    """With `trainable` of one part, each number of it takes 16 bytes, and each other one 8: itself
+    and its average."""
+    config = dataclasses.replace(objective.config, trainable="head")
+    numbers, width = objective.param_count()["total"], objective.model.width
+    head = (width + 1) * objective.model.vocab_size
+    actual = memory_estimate.state_bytes(objective.with_config(config), ONE)
+    assert actual == 4 * (2 * numbers + 2 * head)
+
+
 def test_training_memory_falls_with_recomputation_and_narrow_numbers(objective):
     """Recomputing blocks keeps less, recomputing all but products lies between both in either
     dtype, float32 keeps more than bfloat16, and nothing is gathered on one device."""

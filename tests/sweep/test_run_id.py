@@ -60,6 +60,7 @@ def test_run_id_ignores_volatile_keys(key):
         {"batch_size": 8},
         {"branch_step": 1},
         {"eval_images": 5},
+        {"trainable": "x"},
         {"transformer": dataclasses.replace(small.TRANSFORMER, depth=3)},
         {"optimizer": dataclasses.replace(OPTIMIZER, base_lr=2e-4)},
     ],

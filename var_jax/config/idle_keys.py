@@ -85,15 +85,20 @@ def refuse(config: TrainConfig, started_with: Mapping[str, Any] | None = None):
             f"{'it' if len(idle) == 1 else 'them'} out, or give the other stage's config"
         )
     if config.stage == "transformer":
-        refuse_unused_by_objective(config)
+        refuse_unused_by_objective(config, started_with=started_with)
 
 
-def refuse_unused_by_objective(config: TrainConfig, keys: Collection[str] | None = None):
+def refuse_unused_by_objective(
+    config: TrainConfig,
+    keys: Collection[str] | None = None,
+    started_with: Mapping[str, Any] | None = None,
+):
     """Raises UserError where the objective of a run has no use for a key that is not the default.
 
     Args:
       config: a run whose transformer's objective is known.
       keys: of the transformer's section, that are the run's own; None for all.
+      started_with: as in `refuse`.
     """
     transformer = config.transformer
     assert transformer is not None  # in a transformer's stage, and with an adapter's base
@@ -104,6 +109,7 @@ def refuse_unused_by_objective(config: TrainConfig, keys: Collection[str] | None
     }
     if transformer.objective == "diffusion" and config.loss.label_smoothing:
         unused["loss.label_smoothing"] = config.loss.label_smoothing
+    unused = {key: value for key, value in unused.items() if not _holds(started_with, key, value)}
     if unused:
         raise UserError(
             f"{_listed(unused)}: {_no_effect(unused)} with transformer.objective "

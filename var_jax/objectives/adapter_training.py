@@ -52,8 +52,11 @@ class AdapterTraining(LatentObjective):
     def load_frozen(
         cls, config: TrainConfig, workdir: epath.Path
     ) -> tuple[TrainConfig, FrozenBase]:
+        from var_jax.io.json import read_object_if_exists
+
         base = frozen_base.read_base(config)
-        resolved = frozen_base.with_base(config, base)
+        begun = read_object_if_exists(workdir / "config.json")
+        resolved = frozen_base.with_base(config, base, begun)
         return resolved, frozen_base.load(resolved, base, workdir)
 
     @classmethod

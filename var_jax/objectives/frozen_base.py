@@ -93,9 +93,13 @@ def read_base(config: TrainConfig) -> Base:
     return Base(model.tokenizer, model.transformer, model_directory.class_names(directory))
 
 
-def with_base(config: TrainConfig, base: Base) -> TrainConfig:
+def with_base(
+    config: TrainConfig, base: Base, started_with: Mapping[str, Any] | None = None
+) -> TrainConfig:
     """Returns a run with the sizes of its base, and with the new classes.
 
+    Args:
+      started_with: as in `idle_keys.refuse`.
     Raises:
       UserError: the classes of the adapter do not fit the base, or a key of the run has no effect
         with the base's objective.
@@ -121,7 +125,7 @@ def with_base(config: TrainConfig, base: Base) -> TrainConfig:
         base.transformer, num_classes=classes, param_dtype="float32", **own
     )
     resolved = dataclasses.replace(config, tokenizer=base.tokenizer, transformer=adapted)
-    idle_keys.refuse_unused_by_objective(resolved, OWN_KEYS)
+    idle_keys.refuse_unused_by_objective(resolved, OWN_KEYS, started_with)
     return resolved
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from var_jax.config.model import ModelConfig, TokenizerConfig, TransformerConfig
 from var_jax.devices import sharding
@@ -20,6 +21,7 @@ from var_jax.objectives.base import Objective
 from var_jax.ops import attention
 from var_jax.perf import aot
 from var_jax.sampling import batch_size
+from var_jax.train import trainable
 
 REMAT_OF_TOKENIZER = ("none", "full")
 FLOAT32_BYTES = 4  # per number of parameters, moments and gradients
@@ -116,11 +118,15 @@ def of_training(
 def state_bytes(objective: Objective[Any], mesh: Mapping[str, int]) -> float:
     """Returns the bytes per device of a run's parameters, moments and average.
 
+    Parameters that `trainable` leaves as they are have no moments.
+
     On a mesh of one device they are also those of a checkpoint.
     """
-    model, *others = (sharding.bytes_per_device(boxed, mesh) for boxed in _trained(objective))
-    # Adam has two moments of each parameter; only the model has an average.
-    return 3 * (model + sum(others)) + (model if objective.config.ema else 0)
+    networks = _trained(objective)
+    model, *others = (sharding.bytes_per_device(boxed, mesh) for boxed in networks)
+    moved = sharding.bytes_per_device(_moved(objective, networks[0]), mesh)
+    # Adam has two moments of each parameter that moves; only the model has an average.
+    return model + 2 * moved + 3 * sum(others) + (model if objective.config.ema else 0)
 
 
 def encodes(objective: Objective[Any]) -> bool:
@@ -217,6 +223,13 @@ def _trained(objective: Objective[Any]) -> list[Any]:
     key = jax.random.key(0)
     further = jax.eval_shape(objective.further_networks, key)
     return [jax.eval_shape(objective.init, key), *further.values()]
+
+
+def _moved(objective: Objective[Any], boxed: Any) -> list[Any]:
+    """Returns the boxed shapes of a model's parameters without those that stay as they are."""
+    mask = trainable.mask_of(objective.config.trainable, boxed)
+    chosen = None if mask is None else flatten_dict(mask)
+    return [leaf for path, leaf in flatten_dict(boxed).items() if chosen is None or chosen[path]]
 
 
 def _gathered(objective: Objective[Any]) -> float:

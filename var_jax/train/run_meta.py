@@ -21,8 +21,9 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
       "params": {"total", "body"} of the trained stage (`flops.param_count`; for a tokenizer, "body"
       leaves the codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and
       "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, only
-      {"exact"} for a tokenizer; "git" ({"commit", "dirty"}, None outside a repository); "versions";
-      "devices"; "host"; "started".
+      {"exact"} for a tokenizer, and those of all parameters whatever `trainable` leaves as they
+      are; "git" ({"commit", "dirty"}, None outside a repository); "versions"; "devices"; "host";
+      "started".
     """
     tokens, batch_size = objective.scales().total, objective.config.batch_size
     flops = objective.flops_by_definition()

@@ -44,7 +44,8 @@ class Throughput:
         """Returns steps_per_s, images_per_s, tokens_per_s, flops_per_s and mfu over all devices.
 
         The model FLOPs utilization (mfu) is a share of the chips' bfloat16 peak, from 0 to 1, and
-        is given for chips in the table.
+        is given for chips in the table. Its FLOPs are those of training all parameters: with
+        `trainable` a step computes fewer, and the figure may be above what the chips reach.
         """
         now = time.perf_counter()
         seconds = max(now - self._mark[1], 1e-9)

@@ -4,7 +4,7 @@ Every function takes a mask, a tree of booleans that are true for what is traine
 everything is, leaves programs and checkpoints as they are without the key.
 """
 
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -46,12 +46,7 @@ def only_trained(
     """
     if not patterns:
         return optimizer
-
-    def mask(params: Any) -> Any:
-        # Where Optax looks for the parameters within a state, it takes one object for all of them.
-        return mask_of(patterns, params) if isinstance(params, Mapping) else True
-
-    return optax.masked(optimizer, mask)
+    return optax.masked(optimizer, functools.partial(mask_of, patterns))
 
 
 def zeros_elsewhere(mask: Any, gradients: Any) -> Any:
