@@ -65,7 +65,12 @@ def decisions(values: list[tuple[float, float]]) -> list[bool]:
     for loss, norm in values:
         full = window[-WINDOW:] if len(window) >= WINDOW else []
         limits = [FACTOR * np.median(column) for column in zip(*full, strict=True)]
-        skip = any(0 < limit < value for limit, value in zip(limits, (loss, norm), strict=False))
+        skip = any(
+            0 < limit < value and min(column) >= 0
+            for limit, value, column in zip(
+                limits, (loss, norm), zip(*full, strict=True), strict=False
+            )
+        )
         result.append(skip)
         window, in_a_row = (window, in_a_row + 1) if skip else ([*window, (loss, norm)], 0)
         if in_a_row == WINDOW:
@@ -78,8 +83,9 @@ def decisions(values: list[tuple[float, float]]) -> list[bool]:
     [
         # Only once the window is full, each by one of the two values; not at the factor itself.
         ([(1, 1), (9, 9), (1, 1), (1, 1), (4, 1), (1, 4), (3, 3), (1, 1)], [4, 5]),
-        # A loss of 0 or less has no multiple; a gradient always has.
+        # Losses of which one is negative have no multiple, whatever their median; a gradient has.
         ([(-1, 1), (-1, 1), (-1, 1), (-1, 1), (5, 1), (5, 5)], [5]),
+        ([(-0.01, 1), (0.005, 1), (0.005, 1), (0.02, 1), (0.03, 1), (0.03, 5)], [5]),
         # A new level is accepted after as many skipped steps as the window holds.
         ([(1, 1)] * 4 + [(8, 1)] * 4 + [(8, 1)] * 4 + [(30, 1), (8, 1)], [4, 5, 6, 7, 12]),
         # Values that are not finite are never a reason: the run ends by them.
@@ -107,6 +113,21 @@ def test_skip_or_take_compares_with_the_median(values, skipped):
         result.append(skip)
         state = after
     assert result == decisions(values) and [i for i, skip in enumerate(result) if skip] == skipped
+
+
+def test_loss_with_an_adversarial_term_is_not_compared():
+    """After a window of small losses of one sign the next is a spike in a step without the term,
+    and in a step with it the gradient norm alone decides."""
+    values, zero = jnp.full(WINDOW, 0.005), jnp.int32(0)
+    window = spikes.SpikeWindow(values, jnp.ones(WINDOW), jnp.int32(WINDOW), zero, zero)
+    state = TrainState(zero, jnp.zeros(2), jnp.zeros(2), jnp.zeros(2), spikes=window)
+
+    def skipped(norm: float, **others) -> int:
+        metrics = {"loss": jnp.float32(0.03), "grad_norm": jnp.float32(norm), **others}
+        return int(spikes.skip_or_take(SKIPPING, state, state, metrics)[1][spikes.METRIC])
+
+    assert [skipped(1.0), skipped(4.0)] == [1, 1]
+    assert [skipped(norm, generator=jnp.zeros(())) for norm in (1.0, 4.0)] == [0, 1]
 
 
 def test_train_skips_planted_spikes(spiky, tmp_path, capsys):

@@ -145,7 +145,7 @@ class OptimizerConfig(AdamWConfig):
     Attributes:
       skip_spikes: a step whose loss or global gradient norm is above this factor times its median
         over the last steps that were taken changes nothing, and is counted as "skipped_steps"; 0
-        for none.
+        for none. A loss with an adversarial term is not compared, nor one that was negative.
       skip_spikes_window: number of those steps; none is skipped before there are so many.
     """
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FRAME = 2**32 - 1  # the key of the frames is the augmentation's with this number folded in
 # The key of an image's second augmentation is the first's with this number folded in.
 AGAIN = 2**32 - 2
+GENERATOR = "generator"  # the metric of every step with an adversarial term: that term, unweighted
 
 
 @flax.struct.dataclass
@@ -219,7 +220,7 @@ def adversarial_gradients(
 
     # The generator's term, by its weight of this step.
     generator, d_generator = jax.value_and_grad(generator_loss)(reconstruction)
-    metrics = {"generator": generator}
+    metrics = {GENERATOR: generator}
     warmup = config.steps_of(adversarial.warmup)
     weight = adversarial.weight * gan_losses.ramp(step, start, warmup)
     if adversarial.adaptive:

@@ -1,7 +1,8 @@
 """Steps whose loss or gradient spikes are skipped (`optimizer.skip_spikes`).
 
 A spike is a loss or a global gradient norm above a factor times its median over a window of earlier
-steps. Both are reductions over all devices, so that every host decides the same.
+steps. Both are reductions over all devices, so that every host decides the same. The loss of a step
+with an adversarial term is not compared: it crosses 0, and a multiple of it says nothing.
 
 Of optax's wrappers, `apply_if_finite` looks for values that are not finite, `MultiSteps` with
 `skip_large_updates` compares a gradient with a constant, and `conditionally_mask` leaves the
@@ -19,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from var_jax.config.sections import OptimizerConfig
+from var_jax.objectives.adversarial import GENERATOR
 from var_jax.objectives.step_types import Metrics, TrainState
 
 if TYPE_CHECKING:
@@ -64,11 +66,14 @@ def skip_or_take(
     that is taken.
 
     Args:
-      metrics: those of the step, with "loss" and "grad_norm".
+      metrics: those of the step, with "loss" and "grad_norm"; "generator" is the sign of an
+        adversarial term in the loss.
     """
     window = before.spikes
     loss, norm = (metrics[name].astype(jnp.float32) for name in ("loss", "grad_norm"))
-    is_spike = _is_spike(config, window, loss, norm)
+    is_spike = _is_above(config, window, norm, window.norms)
+    if GENERATOR not in metrics:
+        is_spike |= _is_above(config, window, loss, window.losses)
     chosen = jax.tree.map(lambda old, new: jnp.where(is_spike, old, new), before, after)
     window = _next_window(window, loss, norm, is_spike)
     state = chosen.replace(step=after.step, spikes=window)
@@ -80,20 +85,16 @@ def skipped_steps(state: TrainState) -> int:
     return 0 if state.spikes is None else int(state.spikes.skipped)
 
 
-def _is_spike(
-    config: OptimizerConfig, window: SpikeWindow, loss: jax.Array, norm: jax.Array
+def _is_above(
+    config: OptimizerConfig, window: SpikeWindow, value: jax.Array, values: jax.Array
 ) -> Bool[Array, ""]:
-    """Returns whether a step is to be skipped.
+    """Returns whether a step's value is a spike beside the window's values of its kind.
 
-    A median of 0 or less, as of losses with an adversarial term, has no multiple to compare with.
+    Values of which one is negative, as of a loss with an entropy to be raised, or whose median is
+    0, have no multiple to compare with.
     """
-
-    def above(value: jax.Array, values: jax.Array) -> jax.Array:
-        median = jnp.median(values)
-        return (median > 0) & (value > config.skip_spikes * median)
-
-    is_full = window.taken >= window.losses.size
-    return is_full & (above(loss, window.losses) | above(norm, window.norms))
+    is_full, median = window.taken >= values.size, jnp.median(values)
+    return is_full & (jnp.min(values) >= 0) & (median > 0) & (value > config.skip_spikes * median)
 
 
 def _next_window(
