@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from helpers import small
 from helpers.offline_wandb import StandIn, StandInRun, history
 from helpers.runs import fake_step, records, signal_in_step
+from var_jax.devices import multihost
 from var_jax.errors import Preempted, UserError
-from var_jax.train import step, wandb_board
+from var_jax.train import resolve, step, wandb_board
 from var_jax.train.loop import train
 from var_jax.train.progress import MetricWriter
 
@@ -162,6 +164,42 @@ def test_train_without_the_package_is_refused(tmp_path, monkeypatch, folder):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     wandb_board.require_package("")
+
+
+def test_only_the_process_that_logs_needs_the_package(tmp_path, monkeypatch):
+    """Another process of a run without the package goes on; it is asked as the first one is, which
+    tells it that it has none."""
+    monkeypatch.setattr(wandb_board.importlib.util, "find_spec", lambda name: None)
+
+    def opened(config, directory):
+        raise LookupError("the next thing that a run does")
+
+    monkeypatch.setattr(resolve, "open_objective", opened)
+    config = small.train_config("tokenizer", "", wandb_project="photos")
+    for index, error in enumerate((UserError, LookupError)):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        with pytest.raises(error):
+            train(config, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("compiled_once", "unevaluated")
+def test_refusal_by_wandb_ends_every_process(wandb, configs, tmp_path, monkeypatch):
+    """W&B starts in the first process alone, within the work whose mistakes end all of them."""
+    wandb.refusal = wandb.Error("no login")
+    run_on_all, ended = multihost.run_on_all, []
+
+    def recorded(work):
+        try:
+            return run_on_all(work)
+        except UserError as error:
+            ended.append(str(error))
+            raise
+
+    monkeypatch.setattr(multihost, "run_on_all", recorded)
+    config = dataclasses.replace(configs["transformer"], wandb_project="photos")
+    with pytest.raises(UserError, match="no login") as refusal:
+        train(config, tmp_path)
+    assert ended == [str(refusal.value)]
 
 
 def test_package_is_not_imported_unless_it_is_used():

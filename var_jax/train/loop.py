@@ -74,13 +74,14 @@ def train(
     """
     directory = epath.Path(directory)
     idle_keys.refuse(config, workdir.started_with(directory))
-    wandb_board.require_package(config.wandb_project)
     workdir.require_newest_start()
 
     # Objective: frozen networks are read first, since they determine sizes and the loss's terms. A
     # network that a host lacks, or its data, may have changed its config.
     with Goodput(started) as goodput:
         host_agreement.require_same_config(config)
+        project = config.wandb_project if jax.process_index() == 0 else ""
+        multihost.run_on_all(lambda: wandb_board.require_package(project))
         objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
         host_agreement.require_same_config(objective.config)
         host_agreement.require_same_weights("the frozen networks", objective.frozen)
@@ -126,13 +127,15 @@ def _train(
         batches = data.train(start_step=first)
         workdir.claim(directory, objective)
         data.note(directory)
-        writer = MetricWriter(
-            directory,
-            steps=config.steps,
-            resume_step=first,
-            goodput=goodput,
-            wandb_config=plain(config) if config.wandb_project else None,
-            enabled=jax.process_index() == 0,
+        writer = multihost.run_on_all(
+            lambda: MetricWriter(
+                directory,
+                steps=config.steps,
+                resume_step=first,
+                goodput=goodput,
+                wandb_config=plain(config) if config.wandb_project else None,
+                enabled=jax.process_index() == 0,
+            )
         )
         if jax.process_index() == 0:
             terminal_messages.log_data(objective, data)
