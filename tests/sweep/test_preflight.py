@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import importlib.util
 import json
 import logging
 import shutil
@@ -18,7 +19,9 @@ from var_jax.config.train import DataConfig
 from var_jax.data import prepare, token_manifest
 from var_jax.data.token_manifest import Shard, SplitInfo
 from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
+from var_jax.errors import UserError
 from var_jax.io import model_directory
+from var_jax.train import start_check, wandb_board
 
 SWEEP = "\ndef get_sweep(arg=''):\n    return [{'seed': seed} for seed in (1, 2)]\n"
 
@@ -229,6 +232,34 @@ def test_check_of_runs_that_have_begun(command, model_dir, capsys, tmp_path):
     assert main([*command, tokenizer, "--dry-run"]) == 0
     assert main([*command, tokenizer, "--config.mesh.data=3", "--dry-run"]) == 2
     assert "mesh" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_check_package_of_wandb(command, model_dir, capsys, monkeypatch, tmp_path):
+    """A sweep that is to log to W&B is refused as its runs would be where the package is missing,
+    unless they are processes of other machines."""
+    require = wandb_board.require_package
+
+    def missing(project: str):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name: None)
+            require(project)
+
+    monkeypatch.setattr(wandb_board, "require_package", missing)
+    flags = [f"--config.tokenizer_dir={model_dir}", "--config.wandb_project=photos"]
+    assert main([*command, *flags, "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "the package wandb is not installed" in printed.err and printed.out == ""
+    assert printed.err.splitlines() == [refusal_of_train(command, flags, capsys, tmp_path)]
+
+    def opened(start, **_):
+        raise LookupError("the next check")
+
+    monkeypatch.setattr(start_check, "_opened", opened)
+    start = start_check.Start(small.train_config("tokenizer", "", wandb_project="photos"), "")
+    for here, error in ((True, UserError), (False, LookupError)):
+        with pytest.raises(error):
+            start_check.check_all([start], on_this_machine=here, on_these_devices=True)
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("place", ["file", "file/inside"])

@@ -16,7 +16,7 @@ from var_jax.devices import platforms
 from var_jax.errors import UserError
 from var_jax.io.checkpoint import Checkpoints
 from var_jax.objectives.base import Objective
-from var_jax.train import mesh_choice, resolve, resume, workdir
+from var_jax.train import mesh_choice, resolve, resume, wandb_board, workdir
 from var_jax.train.batches import Inputs, read_kept
 from var_jax.train.program import Program
 
@@ -45,7 +45,7 @@ def check_all(
 
     Args:
       on_this_machine: whether the runs are processes of this machine. Otherwise images that this
-        machine does not have are left to the runs.
+        machine does not have are left to the runs, and so is the package of Weights & Biases.
       on_these_devices: whether the runs have the devices of this process. Otherwise none but a CPU
         is used, and their meshes are left to their own starts.
     Returns:
@@ -58,6 +58,8 @@ def check_all(
         platforms.require_devices()
     else:
         jax.config.update("jax_platforms", "cpu")
+    for start in starts if on_this_machine else ():
+        wandb_board.require_package(start.config.wandb_project)
     notes = []
     with tempfile.TemporaryDirectory() as scratch:
         for start in starts:
