@@ -242,6 +242,21 @@ def test_learning_rates_of_the_log_run_no_program():
     assert [set(one) for one in result] == [{"lr"}] * 4 + [{"lr", "discriminator_lr"}] * 5
 
 
+def test_learning_rates_of_the_log_are_those_that_are_known():
+    """Where steps are skipped, the discriminator's rate depends on which of them were: the log has
+    none, and the trained network's waits for the skipped steps."""
+    config = small.train_config(
+        "tokenizer",
+        "",
+        steps=9,
+        adversarial=AdversarialConfig(weight=1.0, start=4, layers=1),
+        optimizer=OptimizerConfig(skip_spikes=3.0, schedule="cosine"),
+    )
+    rates = learning_rates(registry.with_frozen_shapes(config))
+    assert set(rates(6, 2)) == {"lr"}
+    assert rates(6, 2) == rates(4) != rates(6)
+
+
 def test_runs_of_several_lengths_share_the_rates_before_their_cooldowns():
     """Runs of 80, 100 and 200 steps have the constant schedule's rates up to step 80, so that they
     can branch from one trunk."""

@@ -54,12 +54,13 @@ def _steps(config: TrainConfig, spec: OptimizerSpec) -> int:
 def learning_rates(objective: Objective[Any]) -> Callable[..., dict[str, float]]:
     """Returns a function from the number of steps done to the rates of the next step.
 
-    They are "lr", and "NETWORK_lr" for each further network that learns by then. The figures for
+    They are "lr", and "NETWORK_lr" for each further network that learns by then, unless spikes are
+    skipped: those of them that came before a network's first step are not counted. The figures for
     the log are computed on the host: outside a compiled step, optax's schedules are a dozen small
     programs, which are compiled, run on the devices, and waited for.
 
     The function's second argument is how many of the steps were skipped (`train.spikes`), for which
-    the schedules wait; a further network's rate takes them all for steps since its first one.
+    the schedules wait.
     """
     config, specs = objective.config, objective.optimizers()
 
@@ -72,7 +73,7 @@ def learning_rates(objective: Objective[Any]) -> Callable[..., dict[str, float]]
                 max(done - spec.first_step - skipped, 0),
             )
             for name, spec in specs.items()
-            if done >= spec.first_step
+            if done >= spec.first_step and (name == TRAINED or not config.optimizer.skip_spikes)
         }
 
     return rates
