@@ -26,9 +26,14 @@ codes as top-k, here 112 of 512. A rung, its tokenizer first:
   var-jax generate --model runs/ablation/adaln --top-k 112 --top-p 0 --cfg 2 --num 10000 \
       --out cfg.npz
 
-  cost      that of fashion_mnist.py for each argument; next_token's is half of it, as it has 64
-            tokens in place of 130; none of them is measured
-  expected  not measured
+Measured on one core that other work shared (AMD EPYC, float32), as in docs/results/rivals.md, which
+has the samples' figures of each rung:
+
+  cost      in processor time: 147 s (next_token), 333 s (next_scale), 353 s (adaln), 360 s
+            (qk_norm); the tokenizers are those of rivals.py; qk_norm_d3: 3 times the FLOPs of
+            qk_norm, not measured
+  expected  held-out losses of 1.095 (next_token, of its own tokens), 2.793 (next_scale), 2.668
+            (adaln) and 2.646 (qk_norm); qk_norm_d3: not measured
 """
 
 from typing import Any, NamedTuple

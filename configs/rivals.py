@@ -44,11 +44,11 @@ distances are Fréchet distances of EfficientNet-Lite0's features, by 2,000 samp
 | masked               | 945               | 1.437         | 549      | 0.886              |
 | diffusion            | 467               | 0.432         | 452      | 0.827              |
 
-  cost      and next_scale that of fashion_mnist.py:d3; diffusion over pixels
-            (--config.transformer.latents=pixels) 504 s; next_token in another order costs as much;
+  cost      next_scale: that of fashion_mnist.py:d3; diffusion over pixels
+            (--config.transformer.latents=pixels): 504 s; other orders of next_token: as many FLOPs;
             FLOPs of the sweeps, by --dry-run: rivals_fashion 1.8e14, rivals_fashion_lr 3.0e14
-  expected  and of next_scale that of fashion_mnist.py:d3; diffusion over pixels: held-out loss
-            0.339; the other orders and both sweeps: not measured
+  expected  next_scale: that of fashion_mnist.py:d3; diffusion over pixels: held-out loss 0.339;
+            other orders of next_token and both sweeps: not measured
 """
 
 from collections.abc import Callable
