@@ -261,10 +261,11 @@ def test_training_and_sampling_from_the_workdir(
     first = next(
         i for i, line in enumerate(lines) if line.startswith("training the tokenizer on digits; ")
     )
-    assert lines[first + 1].startswith("step 1/2, loss ") and lines[-5].startswith(
+    assert lines[first + 1].startswith("step 1/2, loss ") and lines[-6].startswith(
         "step 2/2, loss "
     )
-    assert "evaluating" in lines[-4] and lines[-3].startswith("step 2/2, held-out loss ")
+    assert "evaluating" in lines[-5] and lines[-4].startswith("step 2/2, held-out loss ")
+    assert lines[-3].startswith("wall time ")
     assert (
         "held-out PSNR" in lines[-2]
         and f"{tmp_path / 'tokenizer' / 'samples' / 'step_0000002.png'}" in lines[-2]

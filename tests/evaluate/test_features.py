@@ -138,7 +138,7 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     random = np.random.default_rng(0)
     kernel, bias = random.standard_normal((3, classes)), random.standard_normal(classes)
     monkeypatch.setattr(
-        features.inception,
+        feature_networks.inception,
         "features",
         lambda params, images, preprocessing: inception.Features(images, images),
     )

@@ -342,7 +342,7 @@ CASES = {
     "publish_one_word": Case(
         "a repository without its owner",
         "publish --model model --to digits",
-        "the repository is 'digits'; it must be OWNER/NAME",
+        "--to is 'digits'; it must be OWNER/NAME",
     ),
     "publish_cut_model": Case(
         "a model whose weights are cut short",
