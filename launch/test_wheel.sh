@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Builds the wheel and the sdist, installs them into fresh environments away from the checkout, and uses them there: both
+# stages of the quickstart in a few steps, with its config found by name, samples, a fit, and the demo's page.
+#   bash launch/test_wheel.sh                      with this Python
+#   bash launch/test_wheel.sh /path/to/python ...  with each of these; the sdist with the first one only
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checkout=$PWD
+source launch/python.sh
+python -m pip install --quiet build uv
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python -m build --outdir "$work/dist" . > "$work/build.log" || { cat "$work/build.log"; exit 1; }
+[ $# -gt 0 ] || set -- "$(command -v python)"
+
+use() { # interpreter, package
+  local environment
+  environment=$(mktemp -d -p "$work")
+  echo "$("$1" --version), $(basename "$2")"
+  uv venv --quiet --python "$1" "$environment/venv"
+  uv pip install --quiet --python "$environment/venv/bin/python" "$2[demo]"
+  mkdir "$environment/elsewhere"
+  cd "$environment/elsewhere"
+  PATH=$environment/venv/bin:$PATH
+  unset PYTHONPATH
+  python -c 'import sys, var_jax; sys.exit(var_jax.__file__.startswith(sys.argv[1]))' "$checkout"
+  var-jax quickstart --config digits --config.steps=4 --config.eval_every=4 --workdir quickstart --samples 20
+  var-jax sample --model quickstart --labels 0-9 --num 10 --out samples.png
+  python -c 'print("run,params,compute,loss")
+for i in range(6):
+    print(f"r{i},{1e5 * 2**i},{1e14 * 2**i},{2 + 60 * (1e5 * 2**i)**-0.4}")' > runs.csv
+  var-jax fit runs.csv --out fits --resamples 20
+  var-jax demo --model quickstart --port 7871 & demo=$!
+  for _ in $(seq 120); do
+    if python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:7871").read()' 2>/dev/null; then break; fi
+    sleep 1
+  done
+  python -c 'import urllib.request as u; print("the page has", len(u.urlopen("http://127.0.0.1:7871").read()), "bytes")'
+  kill "$demo"
+  wait "$demo" || true
+}
+
+(use "$1" "$work"/dist/*.tar.gz)
+for interpreter in "$@"; do
+  (use "$interpreter" "$work"/dist/*.whl)
+done
