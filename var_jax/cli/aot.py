@@ -17,7 +17,11 @@ import json
 from etils import epath
 
 from var_jax.cli import long_work
-from var_jax.cli.args import add_config_argument, read_sized_config
+from var_jax.cli.args import (
+    add_config_argument,
+    read_sized_config,
+    require_existing_directory,
+)
 from var_jax.config.strict import require
 from var_jax.io import atomic
 
@@ -49,13 +53,7 @@ def run(args: argparse.Namespace) -> int:
     # Nothing runs; a TPU of this host must not be taken. Reading a config may use JAX already.
     jax.config.update("jax_platforms", "cpu")
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
-    directory = epath.Path(args.json or "").parent
-    require(
-        "://" in str(directory) or directory.is_dir(),
-        "--json",
-        args.json,
-        "in a directory that exists",
-    )
+    require_existing_directory("--json", args.json)
     config = read_sized_config(args.config, args.overrides)
     # Each program is compiled anew, because the compile time is part of the report.
     jax.config.update("jax_enable_compilation_cache", False)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from var_jax.cli import config_file
 from var_jax.config import idle_keys
+from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig, from_config_dict
 from var_jax.errors import UserError
 
@@ -38,6 +40,21 @@ def require_apart(
         if other := taken.get(_real(path)):
             raise UserError(f"{option} {path} is the file of {other}; give another one")
         taken[_real(path)] = option
+
+
+def require_existing_directory(option: str, path: str | None):
+    """Checks, before any work, that a file can get the name that an option gives it.
+
+    Raises:
+      UserError: its directory does not exist on this machine.
+    """
+    directory = epath.Path(path or "").parent
+    require(
+        "://" in str(directory) or directory.is_dir(),
+        option,
+        path,
+        "in a directory that exists",
+    )
 
 
 def _real(path: str) -> str:

@@ -16,7 +16,11 @@ import shlex
 from etils import epath
 
 from var_jax.cli import long_work
-from var_jax.cli.args import add_config_argument, read_sized_config
+from var_jax.cli.args import (
+    add_config_argument,
+    read_sized_config,
+    require_existing_directory,
+)
 from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
@@ -55,13 +59,7 @@ def run(args: argparse.Namespace) -> int:
     jax.config.update("jax_platforms", "cpu")
     require(0 < args.mfu <= 1, "--mfu", args.mfu, "above 0 and at most 1")
     require(args.images is None or args.images >= 1, "--images", args.images, "at least 1")
-    directory = epath.Path(args.json or "").parent
-    require(
-        "://" in str(directory) or directory.is_dir(),
-        "--json",
-        args.json,
-        "in a directory that exists",
-    )
+    require_existing_directory("--json", args.json)
     chip, count = chips.several(args.chip) if args.chip is not None else (None, 1)
     config = read_sized_config(args.config, args.overrides)
     from var_jax.perf import cost_lines, run_costs

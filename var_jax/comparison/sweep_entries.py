@@ -3,9 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 from etils import epath
 
@@ -14,7 +13,12 @@ from var_jax.config.model import ModelConfig
 from var_jax.config.strict import build
 from var_jax.errors import UserError
 from var_jax.io import run_records
-from var_jax.io.json import read_object, read_object_if_exists
+from var_jax.io.json import (
+    is_finite_number,
+    is_number,
+    read_object,
+    read_object_if_exists,
+)
 
 # Reports of `var-jax evaluate --json` and `var-jax bench sample --json` in a run's directory.
 EVALUATIONS = ("evaluation.json", "report.json")
@@ -64,10 +68,12 @@ def read(
         seconds = _seconds(directory)
         try:
             run = _run(directory, config, seconds)
-        except (KeyError, TypeError, ValueError, AttributeError, OSError, UserError) as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}"
-            text = reason if isinstance(error, UserError) else f"its files lack something: {reason}"
-            dropped.append((directory.name, text))
+        except UserError as error:
+            dropped.append((directory.name, str(error)))
+            continue
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            reason = f"its files lack something: {type(error).__name__}"
+            dropped.append((directory.name, reason))
             continue
         if not quality:
             dropped.append((directory.name, "it has neither an evaluation nor a held-out loss"))
@@ -148,7 +154,7 @@ def _seconds(directory: epath.Path) -> float | None:
     rate = (report or {}).get("images_per_s")
     if rate is None:
         return None
-    if not _is_number(rate) or rate <= 0:
+    if not is_finite_number(rate) or rate <= 0:
         raise UserError(
             f"{directory / TIMES} has the images_per_s {rate!r:.40}, not a positive number; write "
             "it by var-jax bench sample --json"
@@ -182,14 +188,14 @@ def _metrics(directory: epath.Path, report: Mapping[str, Any]) -> Iterator[tuple
         if not isinstance(metric, dict) or metric.get("value") is None:
             continue
         value, ends = metric["value"], metric.get("ci95")
-        if not _is_real(value):
+        if not is_number(value):
             raise UserError(f"{where}: {name} has the value {value!r:.40}, not a number")
         ci95 = None
         if ends is not None:
-            if not (isinstance(ends, list) and len(ends) == 2 and all(map(_is_real, ends))):
+            if not (isinstance(ends, list) and len(ends) == 2 and all(map(is_number, ends))):
                 raise UserError(f"{where}: {name} has the ci95 {ends!r:.40}, not two numbers")
-            ci95 = (ends[0], ends[1]) if all(map(math.isfinite, ends)) else None
-        if math.isfinite(value):
+            ci95 = (ends[0], ends[1]) if all(map(is_finite_number, ends)) else None
+        if is_finite_number(value):
             yield name, Measured(float(value), ci95)
 
 
@@ -205,25 +211,7 @@ def _protocol(report: Mapping[str, Any]) -> str:
 
 def _losses(directory: epath.Path) -> Iterator[tuple[str, Measured]]:
     """Yields the losses of a run's last record on held-out images."""
-    try:
-        lines = run_records.read_lines(directory)
-    except OSError:
-        return
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line that a crash cut off
-            continue
-        if isinstance(record, dict) and record.get("split") == "val":
-            for name in LOSSES:
-                if _is_number(record.get(name)):
-                    yield name, Measured(float(record[name]), None)
-            return
-
-
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return _is_real(value) and math.isfinite(value)
-
-
-def _is_real(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    record = run_records.last_held_out(directory) or {}
+    for name in LOSSES:
+        if is_finite_number(record.get(name)):
+            yield name, Measured(float(record[name]), None)

@@ -6,9 +6,10 @@ longer one goes on in the same workdir, is not the run's and does not count.
 """
 
 import datetime
-import math
 from collections.abc import Mapping
 from typing import Any
+
+from var_jax.io.json import is_finite_number
 
 KEY = "goodput"  # of status.json
 
@@ -63,5 +64,4 @@ def line(values: Mapping[str, float]) -> str:
 
 
 def _is_seconds(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0
+    return is_finite_number(value) and value >= 0

@@ -1,7 +1,8 @@
-"""Readers of JSON files that hold one object."""
+"""Readers of JSON files that hold one object, and of the numbers in them."""
 
 import json
-from typing import Any
+import sys
+from typing import Any, TypeGuard
 
 from etils import epath
 
@@ -51,3 +52,13 @@ def read_object_or_none(path: epath.PathLike) -> dict[str, Any] | None:
         return read_object(path)
     except UserError:
         return None
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Returns whether a value from JSON is a number; booleans are not numbers here."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite_number(value: Any) -> TypeGuard[int | float]:
+    """Returns whether a value from JSON is a number that a float can hold."""
+    return is_number(value) and abs(value) < sys.float_info.max

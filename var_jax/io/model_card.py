@@ -1,7 +1,5 @@
 """The card of a model on the Hugging Face hub: its `README.md`, with the figures that it has."""
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +8,7 @@ from etils import epath
 from var_jax.config.model import ModelConfig
 from var_jax.io import run_records
 from var_jax.io.hub_library import library
-from var_jax.io.json import read_object_if_exists
+from var_jax.io.json import is_finite_number, read_object_if_exists
 
 LIBRARY = "var_jax"
 TAGS = ("jax", "flax", "image-generation", "visual-autoregressive-modeling")
@@ -95,19 +93,11 @@ def read_figures(directory: epath.Path) -> Figures | None:
     if report := read_object_if_exists(directory / REPORT):
         source = f"All numbers of `{REPORT}` in the model's directory, which var_jax wrote"
         return Figures(list(_numbers(report)), source)
-    try:
-        lines = run_records.read_lines(directory)
-    except OSError:  # no run
-        lines = []
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line that a crash cut off
-            continue
-        if isinstance(record, dict) and record.get("split") == "val":
-            source = f"The run's last evaluation on held-out images, from its `{run_records.FILE}`"
-            return Figures(list(_numbers(record)), source)
-    return None
+    record = run_records.last_held_out(directory)
+    if record is None:
+        return None
+    source = f"The run's last evaluation on held-out images, from its `{run_records.FILE}`"
+    return Figures(list(_numbers(record)), source)
 
 
 def find_grid(directory: epath.Path) -> epath.Path | None:
@@ -123,7 +113,5 @@ def _numbers(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}.")
-        elif (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        ):
+        elif is_finite_number(value):
             yield f"{prefix}{name}", value

@@ -7,7 +7,7 @@ Nothing can be appended to an object of a bucket. There a run writes its records
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal
 
 from etils import epath
 
@@ -52,6 +52,22 @@ def read_lines(run: epath.Path) -> list[str]:
             if not left:
                 raise
     raise AssertionError
+
+
+def last_held_out(run: epath.Path) -> dict[str, Any] | None:
+    """Returns the record of a run's last evaluation on held-out images; None if there is none."""
+    try:
+        lines = read_lines(run)
+    except OSError:  # no run, or none that has logged
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:  # a line that a crash cut off
+            continue
+        if isinstance(record, dict) and record.get("split") == "val":
+            return record
+    return None
 
 
 def _read(run: epath.Path) -> list[str]:

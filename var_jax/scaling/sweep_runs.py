@@ -10,7 +10,7 @@ from etils import epath
 
 from var_jax.errors import UserError
 from var_jax.io import run_records
-from var_jax.io.json import read_object, read_object_if_exists
+from var_jax.io.json import is_number, read_object, read_object_if_exists
 
 SIZE_KEYS = ("depth", "width", "heads")  # of the transformer
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
@@ -185,11 +185,7 @@ def _numbers(meta: dict) -> _Numbers:
 
 def _row(name: str, numbers: _Numbers, record: dict) -> dict[str, Any]:
     cumulative = {key: value * record["step"] for key, value in numbers.per_step.items()}
-    values = {
-        key: value
-        for key, value in record.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    values = {key: value for key, value in record.items() if is_number(value)}
     losses = {key: value for key, value in values.items() if key.startswith(FITTED)}
     # Both are NaN where a run diverged, and NaN is unequal to itself.
     if {"loss", "loss_mean"} <= set(losses) and np.array_equal(

@@ -11,12 +11,11 @@ from var_jax.config.strict import build
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.io import run_records
-from var_jax.io.json import read_object
+from var_jax.io.json import is_finite_number, read_object
 from var_jax.objectives import registry
 from var_jax.scaling import published_log, published_plot
 from var_jax.scaling.published_log import Training
 from var_jax.scaling.published_plot import Point
-from var_jax.sweep import run_state
 from var_jax.sweep.plan import aligned
 
 # By curve: the split, and its metrics in the order of preference. The log's validation drops class
@@ -113,7 +112,7 @@ class Comparison:
         points = []
         for record in records:
             value: Any = next((record[name] for name in names if name in record), None)
-            if record["split"] == split and run_state.is_finite_number(value):
+            if record["split"] == split and is_finite_number(value):
                 passes = record["step"] * self.config.batch_size / published_log.IMAGES
                 points.append(Point(passes, value))
         return points
@@ -146,4 +145,4 @@ def _records(run: epath.Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{run} has no records of losses yet") from error
     records = [json.loads(line) for line in lines if run_records.key(line) is not None]
-    return [one for one in records if run_state.is_finite_number(one["step"]) and one["step"] > 0]
+    return [one for one in records if is_finite_number(one["step"]) and one["step"] > 0]

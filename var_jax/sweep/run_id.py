@@ -16,29 +16,25 @@ from var_jax.data.model_fingerprint import later_defaults
 from var_jax.data.tokenizer_fingerprint import tokenizer_fingerprint
 from var_jax.io import hub_download, model_directory
 from var_jax.sweep.run_state import require_reachable
+from var_jax.train.workdir import RESUMABLE
 
-# Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
-# locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). They may
-# change when a run is resumed. A change of any other key makes another run.
-VOLATILE = (
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "keep_steps",
-    "sample_classes",
-    "wandb_project",
-    "mesh",
-    "tokenizer_dir",
-    "data.workers",
-    "data.data_dir",
-    "data.tokens_dir",
-    "transformer.attention",
-    "transformer.remat",
-    "tokenizer.remat",
-    "transformer.gradient_dtype",
-    "tokenizer.gradient_dtype",
+# Keys that may change when a run is resumed, and that enter its id nevertheless: other values are
+# other runs of a sweep (but for the number of microbatches, which enters as its default).
+DISTINGUISHING = (
+    "steps",
+    "microbatches",
+    "eval_images",
+    "init_from",
+    "branch_from",
+    "adapter.base",
+    "loss.perceptual_weights",
+    "loss.perceptual_heads",
+    "adversarial.feature_weights",
 )
+# Keys that do not enter a run's id: how often it logs and saves, its devices and kernels, and the
+# locations of its data and tokenizer (the tokenizer itself enters by its fingerprint). A change of
+# any other key makes another run.
+VOLATILE = tuple(key for key in RESUMABLE if key not in DISTINGUISHING)
 ID_DIGITS = 12
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -10,7 +9,7 @@ from typing import Any, Literal, get_args
 from etils import epath
 
 from var_jax.errors import UserError
-from var_jax.io.json import read_object_if_exists
+from var_jax.io.json import is_finite_number, read_object_if_exists
 from var_jax.io.run_records import ReportedState
 from var_jax.sweep import claims
 from var_jax.sweep.claims import Claim
@@ -159,12 +158,6 @@ def _is_status_value(key: str, value: Any) -> bool:
     if key in STATUS_NUMBERS:
         return value is None or is_finite_number(value)
     return key != "state" or value in STATUS_STATES
-
-
-def is_finite_number(value: Any) -> bool:
-    """Returns whether a value from JSON is a finite number; booleans are not numbers here."""
-    right = isinstance(value, int | float) and not isinstance(value, bool)
-    return right and abs(value) < sys.float_info.max
 
 
 def updated(status: dict[str, Any]) -> float:

@@ -12,7 +12,7 @@ from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
 from var_jax.io import goodput_record
-from var_jax.io.json import read_object_if_exists, read_object_or_none
+from var_jax.io.json import is_finite_number, read_object_if_exists, read_object_or_none
 from var_jax.sweep import run_state
 from var_jax.sweep.claims import Claim
 from var_jax.sweep.local import Local
@@ -122,7 +122,7 @@ def _planned(path: epath.Path) -> dict[str, dict[str, Any]]:
         require(isinstance(label, str), f"label of {name}", repr(label), "a text")
         for key in ("steps", "first_step", "own_compute"):
             value = run.get(key)
-            right = value is None or (run_state.is_finite_number(value) and value >= 0)
+            right = value is None or (is_finite_number(value) and value >= 0)
             require(right, f"{key} of {name}", f"{value!r:.60}", "a number of at least 0")
         planned[id] = run
     return planned
