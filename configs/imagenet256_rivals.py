@@ -24,9 +24,11 @@ compiled step on v5p:4x4x8 (docs/results/aot.md). The objectives are next-token 
 tokens of one map, masked prediction of as many, and diffusion over 256 patches of 2x2 places. Sizes
 and recipes are the originals', the blocks this project's: LlamaGen's have RMSNorm, SwiGLU and
 rotary embeddings, MaskGIT's normalize after each sum and know the class by a token, DiT's are the
-same up to its fixed table of places. As DiT's, the diffusion learns over a KL autoencoder: the mean
-of its features, normalized by channel, where DiT learns samples times 0.18215. `var-jax train` of
-the tokenizers needs the files that configs/imagenet256.py names.
+same up to its fixed table of places. MaskGIT's own blocks in the sizes of its released config have
+172,457,193 parameters; the paper's 227M are 54.5M more, which that config does not explain. As
+DiT's, the diffusion learns over a KL autoencoder: the mean of its features, normalized by channel,
+where DiT learns samples times 0.18215. `var-jax train` of the tokenizers needs the files that
+configs/imagenet256.py names.
 """
 
 from ml_collections import config_dict

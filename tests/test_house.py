@@ -17,10 +17,11 @@ MOST_POSITIONAL = 6
 MOST_FILES_BESIDE_FOLDERS = 6
 # Names that the project had before it took the field's own, and names that say nothing.
 GONE = """
-Static Dynamic Given Drawn Seeded begin _draw first_scales given_scales totals contribution searched
-ideal_vectors kept draw_last inward outward untold whole _owning _at_once _taken _until Critic
-Creation Phase First to_signal needs fools tells_apart similar beside_floor doubts told everything
-apart who Judge hopeless silent last_words FENCE found given ours theirs wanted drawn share_interval
+Static Dynamic Given Drawn Seeded begin _draw first_scales given_scales totals contribution
+searched ideal_vectors kept draw_last inward outward untold whole _owning _at_once _taken _until
+Critic Creation Phase First Features to_signal needs fools tells_apart similar beside_floor doubts
+told everything apart who Judge hopeless silent last_words FENCE found given ours theirs wanted
+drawn share_interval
 """
 
 

@@ -214,3 +214,29 @@ def test_import_of_the_package_loads_no_library():
     code = "import sys, var_jax; print(sorted({'jax', 'flax', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["var_jax", "var_jax.io.checkpoint", "var_jax.train.loop"])
+def test_import_leaves_hooks_filters_and_loggers_as_they_were(module):
+    """A process that has loaded the libraries itself sees no change of the hook for exceptions that
+    nobody raises, of the filters of warnings, or of any logger, when it imports the package."""
+    code = f"""
+import logging, sys, warnings
+import flax, grain, jax, numpy, optax, orbax.checkpoint, tensorflow_datasets
+
+def state():
+    loggers = {{
+        name: (logger.level, logger.disabled, [*logger.filters], [*logger.handlers])
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and not name.startswith("var_jax")
+    }}
+    root = (logging.root.level, [*logging.root.filters], [*logging.root.handlers])
+    return {{"root": root, **loggers}}, sys.unraisablehook, [*warnings.filters]
+
+loggers, *others = state()
+import {module}
+after, *others_after = state()
+print(others == others_after, [name for name in loggers if after[name] != loggers[name]])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True []\n"

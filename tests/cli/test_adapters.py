@@ -58,6 +58,38 @@ def test_sample_refuses_adapters_in_one_line(base, mug, model_dir, tmp_path, ref
     assert "--adapter is given with --samples" in refused(*samples)
 
 
+def test_generate_and_edit_add_several_adapters(base, mug, tmp_path, capsys):
+    """With two adapters, one of them negative, both commands give the images that Python gives, and
+    other ones than without the second."""
+    bowl = adapters.random_adapter(tmp_path / "bowl", masked.pipeline(), 1)
+    both = ("--adapter", mug, "--adapter", f"{bowl}=-0.5")
+    model = Pipeline.from_pretrained(base).with_adapter(mug)
+    adapted = model.with_adapter(bowl, -0.5)
+    settings = {"cfg": 0, "steps": 2}
+    flags = ("--cfg", "0", "--steps", "2")
+
+    samples = tmp_path / "samples.npz"
+    run(capsys, "generate", "--model", base, *both, "--num", 11, *flags, "--out", samples)
+    with np.load(samples) as arrays:
+        generated = {image.tobytes() for image in arrays["arr_0"]}
+    expected, other = (
+        {image.tobytes() for image in one.sample(range(11), as_uint8=True, **settings)}
+        for one in (adapted, model)
+    )
+    assert generated == expected != other
+
+    side = adapted.config.tokenizer.image_shape[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side), dtype=np.uint8)
+    source, edited = tmp_path / "source.png", tmp_path / "edited.png"
+    Image.fromarray(pixels).save(source)
+    box = ("--box", "0,0,0.5,1", "--label", "mug")
+    run(capsys, "edit", "--model", base, *both, "--image", source, *box, *flags, "--out", edited)
+    plain = tmp_path / "plain.png"
+    one = ("--adapter", mug)
+    run(capsys, "edit", "--model", base, *one, "--image", source, *box, *flags, "--out", plain)
+    assert edited.read_bytes() != plain.read_bytes()
+
+
 def test_sample_draws_a_new_class_by_its_name(base, mug, tmp_path, capsys):
     """The command's image is that of the adapted model, in Python by the same name."""
     image = tmp_path / "mug.png"

@@ -147,8 +147,7 @@ def test_main_url_that_is_not_read(flag, command, url, capsys, monkeypatch, tmp_
 def test_main_refuses_a_url_that_is_not_read_in_an_override(capsys):
     """A scheme that cannot be read is named with its key before anything starts."""
     assert (
-        main(["train", "--config", "x.py", "--workdir", "w", "--config.branch_from=hf://a/b"])
-        == 2
+        main(["train", "--config", "x.py", "--workdir", "w", "--config.branch_from=hf://a/b"]) == 2
     )
     assert "--config.branch_from is 'hf://a/b'" in capsys.readouterr().err
 

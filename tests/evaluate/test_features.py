@@ -140,7 +140,7 @@ def test_inception_score_is_of_logits_without_biases(monkeypatch, classes):
     monkeypatch.setattr(
         feature_networks.inception,
         "features",
-        lambda params, images, preprocessing: inception.Features(images, images),
+        lambda params, images, preprocessing: inception.InceptionFeatures(images, images),
     )
     rows = random.standard_normal((4, 3))
     params = {"fc": {"kernel": kernel, "bias": bias}}

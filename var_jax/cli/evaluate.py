@@ -362,6 +362,11 @@ def _reconstructions(args: argparse.Namespace, image_options: dict) -> dict:
     if seen := training_overlap.warning(args.model, args.reference, args.source_dir):
         report["warnings"].append(seen)
     adapters = {"adapters": [list(adapter) for adapter in args.adapter]} if args.adapter else {}
+    if adapters:
+        report["warnings"].append(
+            "adapters change no reconstruction, as they leave the tokenizer as it is: to measure "
+            "an adapted model, var-jax generate --adapter, and evaluate --samples"
+        )
     return {
         "model": args.addresses.get("model", args.model),
         **adapters,

@@ -157,7 +157,7 @@ def from_state(tensors: Mapping[str, np.ndarray], name: str = "the state dict") 
     return params
 
 
-class Features(NamedTuple):
+class InceptionFeatures(NamedTuple):
     """Features for FID and for sFID.
 
     Attributes:
@@ -174,7 +174,7 @@ def features(
     params: Params,
     images: UInt8[Array, "b H W c"] | Float[Array, "b H W c"],
     preprocessing: Preprocessing = "pytorch_fid",
-) -> Features:
+) -> InceptionFeatures:
     """Returns the features of images for FID and sFID.
 
     Args:
@@ -203,7 +203,7 @@ def features(
                 count_padding=not tensorflow,
                 max_pooled=tensorflow and block == LAST,
             )
-        return Features(x.mean((1, 2)), spatial.reshape(len(spatial), -1))
+        return InceptionFeatures(x.mean((1, 2)), spatial.reshape(len(spatial), -1))
 
 
 def pooled(
