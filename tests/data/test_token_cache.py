@@ -264,7 +264,14 @@ def test_model_fingerprint_ignores_keys_of_training_alone():
     # What the version before progressive training, and the one before rivals, gave.
     assert model_fingerprint(config, params) == "cea359bcbaa00298"
     longer = dataclasses.replace(
-        config, transformer=dataclasses.replace(transformer, progressive=0.5, progressive_from=0)
+        config,
+        transformer=dataclasses.replace(
+            transformer,
+            progressive=0.5,
+            progressive_from=0,
+            scale_weights=(1.0,) * len(transformer.scales),
+            flip_share=0.1,
+        ),
     )
     assert model_fingerprint(longer, params) == "cea359bcbaa00298"
     one_map = dataclasses.replace(transformer, scales=Scales.parse("2"))

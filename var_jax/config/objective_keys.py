@@ -14,6 +14,7 @@ Entry = TypeVar("Entry")
 OVER_TOKENS = ("next_scale", "next_token", "masked")  # diffusion has AdaLN-zero, without a factor
 USED_BY: dict[str, tuple[str, ...]] = {
     "class_conditioning": ("next_scale", "next_token"),
+    "flip_share": ("next_scale",),
     "init_adaln": OVER_TOKENS,
     "init_adaln_gamma": OVER_TOKENS,
     "init_head": OVER_TOKENS,
@@ -28,6 +29,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "progressive": ("next_scale",),
     "progressive_from": ("next_scale",),
     "progressive_warmup": ("next_scale",),
+    "scale_weights": ("next_scale",),
 }
 
 

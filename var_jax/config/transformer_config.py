@@ -42,6 +42,11 @@ class TransformerConfig:
         (the published `pg0`).
       progressive_warmup: how long the loss of a scale that is added grows from a hundredth of its
         weight to all of it (the published `pgwp`); steps or a share, as above.
+      scale_weights: factor on the loss of each scale's tokens in "next_scale", coarse to fine; the
+        sum over all tokens keeps its weight. Empty for the same everywhere.
+      flip_share: the largest share of an image's tokens that are replaced at random in the inputs
+        of "next_scale"; later scales then learn to correct them (`ops.self_correction`). 0 for
+        none.
       init_std: standard deviation of every weight and embedding; negative for sqrt(1 / (3 width)).
       init_head: factor on the head's initial weights.
       init_adaln: factor on AdaLN's initial weights.
@@ -93,6 +98,8 @@ class TransformerConfig:
     progressive: float = 0.0
     progressive_from: int = 4
     progressive_warmup: float = 1 / 300
+    scale_weights: tuple[float, ...] = ()
+    flip_share: float = 0.0
     init_std: float = -1.0
     init_head: float = 0.02
     init_adaln: float = 0.5
@@ -162,6 +169,19 @@ class TransformerConfig:
         for name in ("progressive", "progressive_warmup"):
             require(
                 getattr(self, name) >= 0, f"transformer.{name}", getattr(self, name), "0 or more"
+            )
+        require(
+            0 <= self.flip_share < 1, "transformer.flip_share", self.flip_share, "from 0 to below 1"
+        )
+        if self.objective == "next_scale" and self.scale_weights:
+            require(
+                len(self.scale_weights) == len(self.scales)
+                and all(0 <= weight < float("inf") for weight in self.scale_weights)
+                and any(self.scale_weights),
+                "transformer.scale_weights",
+                self.scale_weights,
+                f"one number for each of the {len(self.scales)} scales of {self.scales}, 0 or more "
+                "and not all 0",
             )
         require(
             self.objective not in ONE_MAP or len(self.scales) == 1,

@@ -35,6 +35,14 @@ FIRST_SETTINGS = (
     "param_dtype",
     "gradient_dtype",
 )
+# Settings that change how a model is trained and not what it computes.
+OF_TRAINING = (
+    "progressive",
+    "progressive_from",
+    "progressive_warmup",
+    "scale_weights",
+    "flip_share",
+)
 
 
 def model_fingerprint(config: ModelConfig, params: dict) -> str:
@@ -56,22 +64,20 @@ def model_fingerprint(config: ModelConfig, params: dict) -> str:
 def _without_training(config: TransformerConfig | None) -> str:
     """Returns the repr of a transformer's config without keys that do not change its samples.
 
-    It leaves out the keys of progressive training, and later keys at their defaults. Sample sets
-    that were started before these keys existed can then still be continued.
+    It leaves out `OF_TRAINING`, and later keys at their defaults. Sample sets that were started
+    before these keys existed can then still be continued.
     """
     if config is None:
         return repr(None)
     defaults = later_defaults(config)
-    later = [field.name for field in _later_settings() if field.name not in defaults]
+    left_out = {*defaults, *OF_TRAINING}
+    later = [field.name for field in _later_settings() if field.name not in left_out]
     sizes = [*FIRST_SETTINGS, *later]
     return f"TransformerConfig({', '.join(f'{name}={getattr(config, name)!r}' for name in sizes)})"
 
 
 def later_defaults(config: TransformerConfig) -> frozenset[str]:
-    """Returns the settings for rivals of next-scale prediction that are at their defaults.
-
-    The configs that earlier versions hashed had no such settings.
-    """
+    """Returns the settings that earlier versions did not hash, where they are at their defaults."""
     return frozenset(
         field.name for field in _later_settings() if getattr(config, field.name) == field.default
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from var_jax.config.model import TokenizerConfig
 from var_jax.devices.sharding import parameter
 from var_jax.models.cnn import Conv, Decoder, Encoder, conv_init
-from var_jax.ops import gaussian, vq
+from var_jax.ops import gaussian, self_correction, vq
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
@@ -165,6 +165,12 @@ class Tokenizer(nn.Module):
     def teacher_input(self, tokens: Int[Array, "b L"]) -> Float[Array, "b L-1 c"]:
         """Returns the transformer's input for scales 2..K, before its word embedding."""
         return vq.teacher_input(self.quantize(), tokens)
+
+    def corrected_targets(
+        self, tokens: Int[Array, "b L"], rng: PRNGKeyArray, share: float
+    ) -> self_correction.CorrectedTargets:
+        """Returns the transformer's input after random flips, and the tokens that correct them."""
+        return self_correction.corrected_targets(self.quantize(), tokens, rng, share)
 
     def quantizer(self) -> vq.Quantizer:
         """Returns the quantizer's weights, for functions in `ops.vq`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from var_jax.config.scales import Scales
 from var_jax.models import flops
@@ -21,6 +22,7 @@ from var_jax.objectives.step_types import Batch, Metrics, StepVariant
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
 
+FLIPS = 0xF11B  # folded into the step's key, whose own use is dropout
 LEAST_NEWEST = 0.01  # the least share of its weight that a scale begins with
 
 
@@ -95,20 +97,21 @@ class NextScale(LatentObjective):
     ) -> tuple[jax.Array, Metrics]:
         """Returns the mean cross-entropy over the tokens of all scales, and its parts.
 
-        Class dropout and drop-path act when `rng` is given. In progressive training only the
-        leading scales are computed. Each of their tokens has the weight that it has in the mean
-        over all, and those of the scale that was added last have a growing share of it.
+        Class dropout, drop-path and flips of tokens act when `rng` is given. In progressive
+        training only the leading scales are computed. Each of their tokens has the weight that it
+        has in the mean over all, and those of the scale that was added last have a growing share of
+        it. `scale_weights` weigh the tokens besides.
         """
         variant = variant or ALL_SCALES
-        tokens, scales = batch["tokens"], self.scales(variant)
-        inputs = self._teacher_input(frozen, tokens)
+        scales = self.scales(variant)
+        inputs, tokens = self._inputs_and_targets(frozen, batch["tokens"], rng)
         if variant.num_scales is not None:
             tokens = tokens[:, : scales.total]
             inputs = inputs[:, : scales.total - scales.lengths[0]]
         transformer = Transformer(self.model)
         logits = transformer.apply({"params": params}, inputs, batch["label"], rng)
         losses = token_losses.cross_entropy(logits, tokens, self.config.loss.label_smoothing)
-        if variant.num_scales is None:
+        if variant.num_scales is None and not self.model.scale_weights:
             loss = jnp.mean(losses)
         else:
             loss = jnp.mean(losses @ self._token_weights(variant, scales, step))
@@ -124,8 +127,31 @@ class NextScale(LatentObjective):
         if variant.since is not None:
             warmup = max(self.config.steps_of(self.model.progressive_warmup), 1)
             newest = jnp.clip((step - variant.since + 1) / warmup, LEAST_NEWEST, 1.0)
+        every = self.config.tokenizer.scales
         is_newest = scales.level_ids == len(scales) - 1
-        return jnp.where(is_newest, newest, 1.0) / self.config.tokenizer.scales.total
+        weights = jnp.where(is_newest, newest, 1.0) / every.total
+        if not self.model.scale_weights:
+            return weights
+        factors = np.array(self.model.scale_weights)[every.level_ids]
+        return weights * (factors / factors.mean())[: scales.total]
+
+    def _inputs_and_targets(
+        self, frozen: FrozenTokenizer, tokens: Int[Array, "b L"], rng: jax.Array | None
+    ) -> tuple[Float[Array, "b L-1 c"], Int[Array, "b L"]]:
+        """Returns the inputs of teacher forcing and the tokens to predict.
+
+        In training, inputs may have random tokens, which the tokens to predict then correct.
+        """
+        if rng is None or not self.model.flip_share:
+            return self._teacher_input(frozen, tokens), tokens
+        corrected = Tokenizer(self.config.tokenizer).apply(
+            {"params": frozen.params},
+            tokens,
+            jax.random.fold_in(rng, FLIPS),
+            self.model.flip_share,
+            method="corrected_targets",
+        )
+        return corrected.inputs, corrected.tokens
 
     def _teacher_input(
         self, frozen: FrozenTokenizer, tokens: Int[Array, "b L"]
