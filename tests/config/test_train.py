@@ -30,6 +30,17 @@ def test_train_config_of_defaults_is_a_run():
     assert config.optimizer == OptimizerConfig() and config.stage == "tokenizer"
 
 
+def test_default_config_has_no_list():
+    """Flags can override a tuple and not a list: every key with several values is a tuple."""
+
+    def leaves(values):
+        for value in values.values():
+            yield from leaves(value) if isinstance(value, dict) else [value]
+
+    kinds = {type(leaf) for leaf in leaves(default_config().to_dict())}
+    assert tuple in kinds and list not in kinds
+
+
 def test_transformer_config_takes_the_tokenizers_sizes():
     """Codes and scales come from the tokenizer's section, and giving them again is refused."""
     settings = default_config()

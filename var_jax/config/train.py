@@ -1,6 +1,7 @@
 """The config of a training run: a frozen dataclass, and a locked ConfigDict for config files."""
 
 import dataclasses
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -212,20 +213,22 @@ def default_config() -> config_dict.ConfigDict:
     depth". Channels of images and the number of classes are 0, for those of the data
     (`train.data_sizes`).
     """
-    values = plain(TrainConfig())
+    values = _with_tuples(plain(TrainConfig()))
     values["tokenizer"]["in_channels"] = 0
-    values["tokenizer"]["multipliers"] = (
-        TokenizerConfig.multipliers
-    )  # flags can override a tuple, not a list
-    values["keep_steps"] = ()
     config = config_dict.ConfigDict(values)
-    fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)} | {
-        "num_classes": 0
-    }
+    fields = {f.name: plain(f.default) for f in dataclasses.fields(TransformerConfig)}
+    fields = _with_tuples(fields) | {"num_classes": 0}
     config.transformer = config_dict.ConfigDict(
         {k: v for k, v in fields.items() if k not in OF_TOKENIZER}
     )
     return config.lock()
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns nested values with tuples in place of lists, as flags can override tuples alone."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
