@@ -37,11 +37,12 @@ def fit(p: Problem, floor: float | None = None, *, check: bool = True) -> laws.F
       floor: a fixed value of E, or None to fit it.
       check: whether variable projection checks the optima, as in `laws.fit`.
     """
-    normal = laws.fit(dataclasses.replace(p, loss=losses.StudentT()), floor, check=check)
+    p = dataclasses.replace(p, loss=losses.StudentT())
+    normal = laws.fit(p, floor, check=False)
     runs = float(p.weights.sum())
     freedom = runs - p.parameters + (floor is not None)
     if freedom <= 0:
-        return normal
+        return laws.checked(p, normal, floor) if check else normal
 
     # Starts: the best law of normal noise, one that ignores outliers, and some of the grid.
     centered, mean = laws.center(p)
@@ -64,7 +65,7 @@ def fit(p: Problem, floor: float | None = None, *, check: bool = True) -> laws.F
         if gain > best_gain:
             best, best_gain = (degrees, rows), gain
     if best is None:
-        return normal
+        return laws.checked(p, normal, floor) if check else normal
     degrees, rows = best
     chosen = dataclasses.replace(p, loss=losses.StudentT(degrees))
     return laws.fit(chosen, floor, near=laws.shift(rows, mean), check=check)

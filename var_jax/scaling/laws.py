@@ -129,14 +129,26 @@ def fit(
             chosen, _ = solver.solve(wider, chosen, held, iterations=100, tolerance=1e-4)
     if near is not None:
         chosen = np.concatenate([chosen, shift(near, -mean)])
-    ends, costs = solver.solve(centered, chosen, held)
-    best, cost, projected_cost = ends[int(np.argmin(costs))], costs.min(), np.nan
-    if check:
-        projected, projected_cost = variable_projection(centered, floor)
-        if projected_cost < cost:
-            best, cost = projected, projected_cost
+    ends, costs = solver.solve(centered, chosen, held, iterations=100, tolerance=1e-6)
+    # Only the best one is worth all digits.
+    (best,), (cost,) = solver.solve(centered, ends[[int(np.argmin(costs))]], held)
     agreeing = float(np.mean([p.loss.same(end, cost, len(p.logy)) for end in costs]))
-    return Fit(shift(best, mean), float(cost), agreeing, float(projected_cost), p.loss)
+    result = Fit(shift(best, mean), float(cost), agreeing, np.nan, p.loss)
+    return checked(p, result, floor) if check else result
+
+
+def checked(p: Problem, fit: Fit, floor: float | None = None) -> Fit:
+    """Returns the fit beside what variable projection reaches, whose law it takes if it is better.
+
+    Args:
+      p: the problem that was fitted, in raw units.
+      floor: the fixed value of E, or None.
+    """
+    centered, mean = center(p)
+    projected, cost = variable_projection(centered, floor)
+    if cost < fit.cost:
+        fit = dataclasses.replace(fit, theta=shift(projected, mean), cost=cost)
+    return dataclasses.replace(fit, projected=cost)
 
 
 def variable_projection(p: Problem, floor: float | None = None) -> tuple[Float[Array, " p"], float]:

@@ -73,14 +73,23 @@ def alpha_given_floor(
     p: solver.Problem, fit: laws.Fit, e_ends: Float[Array, "2"]
 ) -> list[list[float]]:
     """Returns [E, alpha] pairs: the best exponent for E = 0, the ends of E's interval, and E."""
-    centered, _ = laws.center(p)
+    centered, mean = laws.center(p)
     smallest = float(np.exp(p.logy.min()))
     floors = [
         0.0,
         *(float(e) for e in e_ends if np.isfinite(e) and 0 < e < smallest),
         float(fit.theta[0]),
     ]
-    return [[e, float(laws.variable_projection(centered, e)[0][2])] for e in sorted(set(floors))]
+    floors = sorted(set(floors))
+    rows = []
+    for floor in floors:
+        near = laws.shift(fit.theta, -mean)
+        near[0] = floor
+        rows += [near, *laws.starts(centered, floor)]
+    ends, costs = solver.solve(centered, np.array(rows), np.arange(3) == 0)
+    best = costs.reshape(len(floors), -1).argmin(axis=1)
+    ends = ends.reshape(len(floors), -1, 3)
+    return [[e, float(ends[i, best[i], 2])] for i, e in enumerate(floors)]
 
 
 def _refit(sample: Sample, floor: float | None, loss: losses.Loss | None = None) -> laws.Fit:
