@@ -29,6 +29,9 @@ class AdapterConfig:
         quotes. All other classes of the data must be classes of the model.
       start: the class, by name or id, whose row a new class's row starts from, or "mean" for the
         mean of all classes; one for all new classes, or one for each.
+      cfg: guidance, written as `--cfg` of sampling, whose results the adapter learns to give in one
+        pass, without guidance (`objectives.guidance_distillation`); "" for the frozen model's own
+        objective.
     """
 
     base: str = ""
@@ -38,6 +41,7 @@ class AdapterConfig:
     targets: str = "qkv,proj,fc1,fc2"
     classes: str = ""
     start: str = MEAN
+    cfg: str = dataclasses.field(default="", repr=False)  # earlier adapters keep their identity
 
     def __post_init__(self):
         require(self.rank >= 1, "adapter.rank", self.rank, "at least 1")

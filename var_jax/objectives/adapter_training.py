@@ -7,9 +7,8 @@ that next-scale, next-token and masked prediction and diffusion all learn adapte
 from __future__ import annotations
 
 import dataclasses
-import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.adapters import parameters
-from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import TrainConfig
 from var_jax.devices import sharding
 from var_jax.models import init
@@ -179,23 +177,3 @@ class AdapterTraining(LatentObjective):
             f"var-jax sample --model {shlex.quote(config.adapter.base)} --adapter "
             f"{shlex.quote(workdir)} --labels {labels} --num {SAMPLES_SHOWN} --out samples.png"
         )
-
-
-def find(
-    config: TrainConfig, objectives: Mapping[str, type[LatentObjective]]
-) -> type[LatentObjective]:
-    """Returns the objective of an adapter's run, by that of the model which it adapts.
-
-    Args:
-      objectives: by `transformer.objective`.
-    Raises:
-      UserError: there is no such model.
-    """
-    objective = frozen_base.read_base(config).transformer.objective
-    return adapted(entry_of(objectives, objective))
-
-
-@functools.cache
-def adapted(objective: type[LatentObjective]) -> type[LatentObjective]:
-    """Returns the class that trains adapters of models of an objective."""
-    return type(f"{objective.__name__}Adapter", (AdapterTraining, objective), {})

@@ -113,6 +113,19 @@ class LatentObjective(Objective[FrozenTokenizer]):
     def encode(self, frozen: FrozenTokenizer, images: jax.Array) -> dict[str, jax.Array]:
         return {"tokens": encode_pixels(self.config.tokenizer, frozen.params, images)}
 
+    def logits(
+        self,
+        params: Any,
+        frozen: FrozenTokenizer,
+        tokens: Int[Array, "b L"],
+        labels: Int[Array, " b"],
+    ) -> Float[Array, "b L v"]:
+        """Returns the logits of every token under teacher forcing, without dropout.
+
+        Only objectives that predict each token once, in an order, have them.
+        """
+        raise NotImplementedError
+
     def adapt_weights(self, model: ModelConfig, weights: Any, replicated: NamedSharding) -> Any:
         """Returns the weights with embeddings resized to the run's scales.
 

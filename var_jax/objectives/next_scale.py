@@ -153,6 +153,17 @@ class NextScale(LatentObjective):
         )
         return corrected.inputs, corrected.tokens
 
+    def logits(
+        self,
+        params: Any,
+        frozen: FrozenTokenizer,
+        tokens: Int[Array, "b L"],
+        labels: Int[Array, " b"],
+    ) -> Float[Array, "b L v"]:
+        """Returns the logits of every token from the coarser scales, without dropout."""
+        inputs = self._teacher_input(frozen, tokens)
+        return Transformer(self.model).apply({"params": params}, inputs, labels)
+
     def _teacher_input(
         self, frozen: FrozenTokenizer, tokens: Int[Array, "b L"]
     ) -> Float[Array, "b L-1 c"]:

@@ -47,7 +47,7 @@ class NextToken(LatentObjective):
         Class dropout and drop-path act when `rng` is given.
         """
         tokens = batch["tokens"]
-        logits = self._logits(params, tokens, batch["label"], rng)
+        logits = self.logits(params, frozen, tokens, batch["label"], rng)
         losses = token_losses.cross_entropy(logits, tokens, self.config.loss.label_smoothing)
         loss = jnp.mean(losses)
         return loss, {"loss": loss, **token_losses.token_metrics(self.scales(), logits, tokens)}
@@ -60,16 +60,18 @@ class NextToken(LatentObjective):
         tokens, weights = batch["tokens"], batch["mask"].astype(jnp.float32)
 
         def measure(labels: Int[Array, " b"]) -> Metrics:
-            logits = self._logits(params, tokens, labels)
+            logits = self.logits(params, frozen, tokens, labels)
             return token_losses.token_metrics(self.scales(), logits, tokens, weights)
 
         return token_losses.held_out(measure, batch["label"], self.model)
 
-    def _logits(
+    def logits(
         self,
         params: Any,
+        frozen: FrozenTokenizer,
         tokens: Int[Array, "b L"],
         labels: Int[Array, " b"],
         rng: PRNGKeyArray | None = None,
     ) -> Float[Array, "b L v"]:
+        """Returns the logits of every token from the ones before it, with dropout by `rng`."""
         return TokenTransformer(self.model).apply({"params": params}, tokens, labels, rng)

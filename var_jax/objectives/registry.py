@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
 from var_jax.config import idle_keys
 from var_jax.config.objective_keys import entry_of
 from var_jax.config.train import STAGES, TrainConfig
-from var_jax.objectives import adapter_training, frozen_tokenizer
+from var_jax.config.transformer_config import TransformerConfig
+from var_jax.objectives import frozen_base, frozen_tokenizer
+from var_jax.objectives.adapter_training import AdapterTraining
 from var_jax.objectives.autoencoder import Autoencoder
 from var_jax.objectives.base import Objective
 from var_jax.objectives.diffusion import Diffusion
+from var_jax.objectives.guidance_distillation import GuidanceDistillation
 from var_jax.objectives.latent import LatentObjective
 from var_jax.objectives.masked import Masked
 from var_jax.objectives.next_scale import NextScale
@@ -43,9 +47,10 @@ def find(config: TrainConfig) -> type[Objective[Any]]:
     if config.stage in OBJECTIVES:
         return OBJECTIVES[config.stage]
     if config.stage == "adapter":
-        return adapter_training.find(config, TRANSFORMER_OBJECTIVES)
+        kind = GuidanceDistillation if config.adapter.cfg else AdapterTraining
+        return _adapted(_entry(frozen_base.read_base(config).transformer), kind)
     assert config.transformer is not None  # the config's own validation asks for it
-    return entry_of(TRANSFORMER_OBJECTIVES, config.transformer.objective)
+    return _entry(config.transformer)
 
 
 def leaves_generator(config: TrainConfig) -> bool:
@@ -96,3 +101,15 @@ def with_random_frozen(config: TrainConfig) -> Objective[Any]:
     """
     objective = find(config)
     return objective(*objective.random_frozen(config))
+
+
+def _entry(transformer: TransformerConfig) -> type[LatentObjective]:
+    return entry_of(TRANSFORMER_OBJECTIVES, transformer.objective)
+
+
+@functools.cache
+def _adapted(
+    objective: type[LatentObjective], kind: type[AdapterTraining]
+) -> type[LatentObjective]:
+    """Returns the class that trains adapters of models of an objective."""
+    return type(f"{objective.__name__}{kind.__name__}", (kind, objective), {})

@@ -59,6 +59,8 @@ def of_config(config: TrainConfig, trunk: str = "", tokenizer: str = "") -> str:
         del values["loss"]["kl"]
     if config.adapter == TrainConfig.adapter:
         del values["adapter"]
+    elif not config.adapter.cfg:
+        del values["adapter"]["cfg"]
     if config.trainable == TrainConfig.trainable:
         del values["trainable"]
     if not config.optimizer.skip_spikes:
