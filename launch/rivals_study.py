@@ -1,0 +1,324 @@
+"""Compares next-scale prediction with its rivals on Fashion-MNIST at equal training compute.
+
+  python launch/rivals_study.py --runs runs/rivals_study --hours 2
+  var-jax compare docs/results/rivals/study/rows.csv --out docs/results/rivals/study
+
+Tokenizers are of one family, with 64 finest tokens. Each objective gets its own learning rate, by
+the held-out loss at a third of the compute, where the grid grows until its best value is inside;
+then its own sampler, by the Fréchet distance of 2,000 samples of that run. Then all objectives and
+orders are trained with all of the compute, the best of each objective under three seeds and with
+10,000 samples, and three smaller sizes for a law. A row is written to OUT/ROW.json when it is done
+and is not made again, on whatever machine; a run that a kill ended goes on from its checkpoint.
+After --hours no further row is begun. `--table` writes OUT/rows.csv from the rows that there are.
+
+On one core the whole study takes some twelve hours.
+"""
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from var_jax.cli.args import read_config
+from var_jax.errors import Parser
+from var_jax.models import flops
+from var_jax.studies import study_command
+
+FLOPS = 3e13  # exact training FLOPs of a run
+SHARE = 1 / 3  # of them in the runs that choose rates and samplers
+SEEDS = (0, 1, 2)
+FEW, MANY = 2_000, 10_000  # samples
+WARMUP = 1 / 15  # share of a run's steps
+FACTORS = (0.5, 1.0, 2.0)  # on the rate of configs/rivals.py, before the grid grows
+ARGS = {  # arguments of configs/rivals.py by objective
+    "next_scale": ("next_scale",),
+    "next_token": ("next_token", "next_token_zcurve", "next_token_spiral"),
+    "masked": ("masked",),
+    "diffusion": ("diffusion",),
+}
+# Options of `generate` by objective; at most 50 passes of diffusion, those of guidance included.
+SAMPLERS = {
+    "next_scale": {f"cfg{t:g}": ("--cfg", f"{t:g}") for t in (0, 0.75, 1.5, 3)},
+    "next_token": {f"cfg{t:g}": ("--cfg", f"{t:g}") for t in (0, 0.5, 1, 2)},
+    "masked": {
+        f"steps{n}_cfg{t:g}": ("--steps", f"{n}", "--cfg", f"{t:g}")
+        for n, t in ((8, 0), (8, 1), (16, 0), (16, 1), (32, 1))
+    },
+    "diffusion": {
+        "heun25_cfg0": ("--solver", "heun", "--steps", "25", "--cfg", "0"),
+        "heun13_cfg0.5": ("--solver", "heun", "--steps", "13", "--cfg", "0.5"),
+        "heun13_cfg1": ("--solver", "heun", "--steps", "13", "--cfg", "1"),
+        "euler25_cfg0.5": ("--solver", "euler", "--steps", "25", "--cfg", "0.5"),
+    },
+}
+TOKENIZERS = {"maps": "1,2,3,4,5,6,8", "map": "8"}  # {name: scales}
+CODES = 1024  # of tokenizer1024_full
+PASSES = (2, 4, 8, 16, 25)  # steps of Euler: the curve of diffusion over its passes
+SMALLER = {1: (1, 64, 1e12), 2: (2, 96, 3e12), 3: (2, 128, 1e13)}  # {size: (depth, width, FLOPs)}
+
+
+class Row(NamedTuple):
+    """What distinguishes a row.
+
+    Attributes:
+      arg: the argument of configs/rivals.py.
+      factor: on that config's learning rate.
+      size: 0 for the config's own size and `FLOPS`, else a key of `SMALLER`.
+      share: share of the size's FLOPs.
+      seed: seed of training.
+      sampler: its key in `SAMPLERS`, or "euler" with a number of steps; "" for no samples.
+      num: number of samples.
+    """
+
+    arg: str
+    factor: float
+    size: int = 0
+    share: float = 1.0
+    seed: int = 0
+    sampler: str = ""
+    num: int = 0
+
+    @property
+    def objective(self) -> str:
+        return next(name for name, args in ARGS.items() if self.arg in args)
+
+    @property
+    def run(self) -> str:
+        """The name of the row's training run."""
+        share = "" if self.share == 1 else "_third"
+        return f"{self.arg}_size{self.size}_rate{self.factor:g}_seed{self.seed}{share}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.run}_{self.sampler}_{self.num}" if self.sampler else self.run
+
+
+class TimeIsUp(Exception):
+    """No further row is to be begun."""
+
+
+def study(get: Callable[[Row], dict[str, Any]]):
+    """Asks for every row of the study, in an order that depends on the rows before.
+
+    Args:
+      get: returns a row, and makes it unless it is there.
+    """
+
+    def distance(row: Row) -> float:
+        return get(row)["evaluation"]["metrics"]["frechet_distance"]["value"]
+
+    factors = {objective: best_factor(get, args[0]) for objective, args in ARGS.items()}
+    samplers = {}
+    for objective, args in ARGS.items():
+        tuned = Row(args[0], factors[objective], share=SHARE, num=FEW)
+        samplers[objective] = min(
+            SAMPLERS[objective], key=lambda name, row=tuned: distance(row._replace(sampler=name))
+        )
+    best = {}
+    for objective, args in ARGS.items():
+        rows = [Row(arg, factors[objective], sampler=samplers[objective], num=FEW) for arg in args]
+        best[objective] = min(rows, key=distance)
+    for seed in SEEDS:
+        for row in best.values():
+            get(row._replace(seed=seed, num=MANY))
+    for size in SMALLER:
+        for row in best.values():
+            get(row._replace(size=size))
+    for steps in PASSES:
+        get(best["diffusion"]._replace(sampler=f"euler{steps}"))
+
+
+def best_factor(get: Callable[[Row], dict[str, Any]], arg: str) -> float:
+    """Returns the factor on the rate with the smallest held-out loss, inside of its grid."""
+
+    def loss(factor: float) -> float:
+        return get(Row(arg, factor, share=SHARE))["held_out_loss"]
+
+    losses = {factor: loss(factor) for factor in FACTORS}
+    while (best := min(losses, key=lambda factor: losses[factor])) in (min(losses), max(losses)):
+        further = best / 2 if best == min(losses) else best * 2
+        losses[further] = loss(further)
+    return best
+
+
+def options(row: Row, runs: Path) -> list[str]:
+    """Returns the flags of a row's training: as many steps as its FLOPs allow."""
+    tokenizer = "map" if row.objective in ("next_token", "masked") else "maps"
+    depth, width, budget = SMALLER.get(row.size, (3, 192, FLOPS))
+    values: dict[str, Any] = {
+        "tokenizer_dir": runs / tokenizer,
+        "seed": row.seed,
+        "transformer.depth": depth,
+        "transformer.width": width,
+        "transformer.heads": width // 32,
+    }
+    if row.objective != "diffusion":  # which learns features, and not tokens
+        values["data.tokens_dir"] = runs / f"tokens_{tokenizer}"
+    sizes = {"tokenizer.scales": TOKENIZERS[tokenizer], "tokenizer.vocab_size": CODES}
+    config = read_config(f"configs/rivals.py:{row.arg}", as_flags(sizes | values))
+    assert config.transformer is not None
+    per_step = flops.train_flops_per_image(config.transformer) * config.batch_size
+    steps = round(row.share * budget / per_step)
+    values |= {
+        "steps": steps,
+        "eval_every": steps,
+        "eval_images": 5000,
+        # It falls as 1 / width, as muP has it for hidden matrices under Adam.
+        "optimizer.base_lr": config.optimizer.base_lr * row.factor * 192 / width,
+        "optimizer.warmup_steps": round(WARMUP * steps),
+    }
+    return as_flags(values)
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def var_jax(*arguments: Any):
+    """Runs a command of its own process, and ends this one if it fails."""
+    command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
+    if code := subprocess.run(command).returncode:
+        sys.exit(code)
+
+
+def write_tokenizers(runs: Path):
+    """Trains the tokenizers of both kinds, with equal losses, channels and steps; writes caches."""
+    for name, scales in TOKENIZERS.items():
+        if (runs / f"tokens_{name}/manifest.json").exists():
+            continue
+        config = "configs/fashion_mnist.py:tokenizer1024_full"
+        flags = as_flags({"tokenizer.scales": scales})
+        var_jax("train", "--config", config, *flags, "--workdir", runs / name)
+        data = "configs/fashion_mnist.py"
+        tokens = runs / f"tokens_{name}"
+        var_jax("tokenize", "--config", data, "--model", runs / name, "--out", tokens)
+
+
+def make(row: Row, runs: Path) -> dict[str, Any]:
+    """Trains, samples and measures a row."""
+    workdir = runs / row.run
+    began = processor_seconds()
+    config = f"configs/rivals.py:{row.arg}"
+    var_jax("train", "--config", config, *options(row, runs), "--workdir", workdir)
+    trained = processor_seconds()
+    meta, config = (json.loads((workdir / f"{n}.json").read_text()) for n in ("meta", "config"))
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    held_out = [record["loss"] for record in records if record["split"] == "val"]
+    result = {
+        **row._asdict(),
+        "objective": row.objective,
+        "train_flops": meta["flops_per_step"]["exact"] * config["steps"],
+        "images_seen": config["batch_size"] * config["steps"],
+        "params": meta["params"]["total"],
+        "steps": config["steps"],
+        "base_lr": config["optimizer"]["base_lr"],
+        "held_out_loss": held_out[-1],
+        "training_processor_seconds": round(trained - began, 1),
+    }
+    if not row.sampler:
+        return result
+    how = SAMPLERS[row.objective].get(row.sampler)
+    if how is None:
+        how = ("--solver", "euler", "--steps", row.sampler.removeprefix("euler"), "--cfg", "0")
+    samples, report = runs / f"{row.name}.npz", runs / f"{row.name}.evaluation.json"
+    sampling = processor_seconds()
+    var_jax("generate", "--model", workdir, "--num", row.num, *how, "--out", samples)
+    sampled = processor_seconds()
+    var_jax(
+        *("evaluate", "--samples", samples, "--reference", "fashion_mnist_idx:test"),
+        *("--resize", "pad", "--agreement", "fashion_mnist_idx:train", "--json", report),
+    )
+    return {
+        **result,
+        "options": how,
+        "seconds_per_image": (sampled - sampling) / row.num,
+        "evaluation": json.loads(report.read_text()),
+    }
+
+
+def processor_seconds() -> float:
+    """Returns the processor time of all ended child processes."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def write_table(out: Path) -> Path:
+    """Writes the rows with samples as a table that `var-jax compare` reads."""
+    rows = []
+    for path in sorted(out.glob("*_size*.json")):
+        row = json.loads(path.read_text())
+        if "evaluation" not in row or row["share"] != 1:
+            continue
+        metrics = row["evaluation"]["metrics"]
+        distance = metrics["frechet_distance"]
+        order = row["arg"].removeprefix("next_token_")
+        record = {
+            "objective": row["objective"] if order == row["arg"] else row["arg"],
+            "run": f"{row['arg']}_size{row['size']}_{row['sampler']}_{row['num']}",
+            "seed": row["seed"],
+            "frechet_distance": distance["value"],
+            "frechet_distance_low": distance["ci95"][0],
+            "frechet_distance_high": distance["ci95"][1],
+        }
+        for name in ("precision", "recall", "agreement"):
+            record[name] = metrics[name]["value"]
+        for name in ("train_flops", "images_seen", "seconds_per_image", "params"):
+            record[name] = row[name]
+        rows.append(record)
+    table = out / "rows.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["objective", "run"])
+        writer.writeheader()
+        writer.writerows(rows)
+    return table
+
+
+def run(args: argparse.Namespace):
+    """Makes the rows that are missing, as long as there is time, and writes the table."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + 3600 * args.hours
+
+    def get(row: Row) -> dict[str, Any]:
+        path = args.out / f"{row.name}.json"
+        if not path.exists():
+            if args.table or time.monotonic() > until:
+                raise TimeIsUp(row.name)
+            write_tokenizers(args.runs)
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(make(row, args.runs), indent=1) + "\n")
+            part.rename(path)
+            print(f"written {path}", flush=True)
+        return json.loads(path.read_text())
+
+    try:
+        study(get)
+    except TimeIsUp as row:
+        print(f"next: {row}")
+    print(f"written {write_table(args.out)}")
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/rivals_study"), help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/results/rivals/study"), help="rows (%(default)s)"
+    )
+    parser.add_argument(
+        "--hours", type=float, default=24.0, help="after which no row is begun (%(default)s)"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="write the table of the rows that there are, and end"
+    )
+    return study_command.command(parser, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
