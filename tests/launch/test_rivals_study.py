@@ -87,14 +87,14 @@ def test_options_are_runs_of_equal_compute(script, monkeypatch, tmp_path):
         for arg in args:
             for size in (0, *script.SMALLER):
                 row = script.Row(arg, 2.0, size=size, share=0.5, seed=1)
-                given = script.options(row, tmp_path)
+                chosen = script.options(row, tmp_path)
                 idle_keys.refuse_flags(
-                    read_config(f"configs/rivals.py:{arg}", given), idle_keys.flag_keys(given)
+                    read_config(f"configs/rivals.py:{arg}", chosen), idle_keys.flag_keys(chosen)
                 )
-                name = "map" if f"tokenizer_dir={tmp_path}/maps" not in " ".join(given) else "maps"
+                name = "map" if f"tokenizer_dir={tmp_path}/maps" not in " ".join(chosen) else "maps"
                 tokenizer = [f"--config.tokenizer.scales={sizes[name]}"]
                 tokenizer.append("--config.tokenizer.vocab_size=1024")
-                config = read_config(f"configs/rivals.py:{arg}", [*given, *tokenizer])
+                config = read_config(f"configs/rivals.py:{arg}", [*chosen, *tokenizer])
                 per_step = flops.train_flops_per_image(config.transformer) * config.batch_size
                 budget = 0.5 * (script.SMALLER[size][2] if size else script.FLOPS)
                 assert abs(config.steps * per_step - budget) <= per_step
