@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the wheel and the sdist, installs them into fresh environments away from the checkout, and uses them there: both
-# stages of the quickstart in a few steps, with its config found by name, samples, a fit, and the demo's page.
+# stages of the quickstart in a few steps, with its config found by name, samples, a fit, and the demo's page. Of the
+# other extras, it is checked that every package they need exists for the interpreter.
 #   bash launch/test_wheel.sh                      with this Python
 #   bash launch/test_wheel.sh /path/to/python ...  with each of these; the sdist with the first one only
 set -euo pipefail
@@ -19,6 +20,11 @@ use() { # interpreter, package
   echo "$("$1" --version), $(basename "$2")"
   uv venv --quiet --python "$1" "$environment/venv"
   uv pip install --quiet --python "$environment/venv/bin/python" "$2[demo]"
+  for extra in $("$environment/venv/bin/python" -c 'from importlib.metadata import metadata
+print(*metadata("var-jax").get_all("Provides-Extra"))'); do
+    uv pip install --quiet --dry-run --python "$environment/venv/bin/python" "$2[$extra]"
+    echo "[$extra] can be installed"
+  done
   mkdir "$environment/elsewhere"
   cd "$environment/elsewhere"
   PATH=$environment/venv/bin:$PATH

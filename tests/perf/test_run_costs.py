@@ -60,6 +60,18 @@ def test_report_has_hours_that_follow_from_flops(config):
 
 
 @pytest.mark.usefixtures("untraced")
+def test_report_says_what_flops_count_with_trainable(config):
+    """The figure counts the training of all parameters, and a line says so where some are left as
+    they are; no other run has such a line."""
+    words = "with trainable 'head' steps compute fewer"
+    part = dataclasses.replace(config, trainable="head")
+    for run, expected in ((config, False), (part, True)):
+        figures = {"config": "x", **report(run, chip=None)}
+        assert figures["flops"] == 8 * flops.train_flops_per_image(config.transformer)
+        assert any(words in line for line in cost_lines.lines(figures)) == expected
+
+
+@pytest.mark.usefixtures("untraced")
 def test_report_counts_smaller_steps_of_progressive_training(config):
     """Steps that train only the first scales cost less than those of the whole sequence."""
     transformer = dataclasses.replace(config.transformer, progressive=0.8, progressive_from=0)

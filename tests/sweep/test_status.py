@@ -28,6 +28,18 @@ def write_status(run, **changes):
     (run / "status.json").write_text(json.dumps(values))
 
 
+def test_status_says_what_mfu_counts(tmp_path):
+    """Below the table of runs that train a part of their parameters, one line says that the figures
+    count all of them."""
+    for name in ("a", "b", "whole"):
+        write_status(tmp_path / name)
+        trainable = "" if name == "whole" else "decoder"
+        (tmp_path / name / "meta.json").write_text(json.dumps({"trainable": trainable}))
+    lines = status.lines(status.read(tmp_path))
+    assert len([line for line in lines if "with trainable 'decoder'" in line]) == 1
+    assert not any("trainable" in line for line in status.lines(status.read(tmp_path / "whole")))
+
+
 def test_status_of_a_single_run(tmp_path):
     """The row has the files' values and the MFU from the chip's peak; the line shows them."""
     chip = CHIPS["v5e"]

@@ -10,9 +10,11 @@ from etils import epath
 from helpers import small
 from helpers.files import contents
 from helpers.runs import assert_same, fake_step, weights
+from var_jax.cli.main import main
 from var_jax.config.train import MeshConfig, default_config, from_config_dict
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
+from var_jax.io.hub_download import local_directory
 from var_jax.objectives import frozen_tokenizer
 from var_jax.sweep import run_id
 from var_jax.train import resume, step
@@ -21,6 +23,11 @@ from var_jax.train.program import Program
 
 REPOSITORY = "owner/small"
 ADDRESS = f"hf://{REPOSITORY}"
+
+
+def fetched(hub) -> set[str]:
+    """Returns the names of the files that were downloaded."""
+    return {request.rpartition("/")[2] for request in hub.downloads()}
 
 
 @pytest.fixture
@@ -47,8 +54,11 @@ def test_train_starts_from_models_on_the_hub(published, configs, tmp_path, monke
 
 
 def test_run_id_of_a_tokenizer_on_the_hub_is_that_of_its_directory(published, model_dir):
-    """A tokenizer enters a run's id by itself, and not by where it lies."""
+    """A tokenizer enters a run's id by itself, and not by where it lies; the transformer that is
+    published with it is not fetched for that, and is there when the whole model is needed."""
     assert run_id.tokenizer_of("", ADDRESS) == run_id.tokenizer_of("", str(model_dir))
+    assert fetched(published) == {"model.json", "tokenizer.safetensors"}
+    assert contents(local_directory(ADDRESS)) == contents(model_dir)
 
 
 def test_config_names_models_by_address(published, tmp_path):
@@ -70,7 +80,18 @@ def test_config_names_models_by_address(published, tmp_path):
         from_config_dict(config)
 
 
-def test_read_config_of_a_tokenizer_on_the_hub(published):
-    """Its sizes are those of the published tokenizer."""
+def test_read_config_of_a_tokenizer_on_the_hub(published, model_dir):
+    """Its sizes are those of the published tokenizer, and no weights are fetched for them; the
+    whole model is there when it is needed."""
     config = small.train_config("transformer", "", tokenizer_dir=ADDRESS)
     assert frozen_tokenizer.read_config(config) == small.TOKENIZER
+    assert fetched(published) == {"model.json"}
+    assert contents(local_directory(ADDRESS)) == contents(model_dir)
+
+
+def test_plan_fetches_no_weights(published, tmp_path, monkeypatch):
+    """The costs of a run whose tokenizer and first weights are on the hub need model.json alone."""
+    monkeypatch.chdir(tmp_path)
+    flags = [f"--config.tokenizer_dir={ADDRESS}", f"--config.init_from={ADDRESS}"]
+    assert main(["plan", "--config", "digits:d2", *flags]) == 0
+    assert fetched(published) == {"model.json"}

@@ -58,19 +58,19 @@ def test_opening_counts_the_patches_of_diffusion():
 
 
 def test_closing_of_a_tokenizer(tmp_path):
-    """The next command trains on the same images, and is quoted as a shell reads it."""
+    """The next command has the next stage's config and flags, quoted as a shell reads them."""
     workdir = tmp_path / "my run"
     (workdir / "samples").mkdir(parents=True)
     picture = workdir / "samples" / "step_0000003.png"
     config = small.train_config("tokenizer", "nowhere")
-    overrides = ["--config.data.source_dir=my photos", "--config.steps=3"]
+    overrides = ["--config.data.source_dir=my photos"]
     kind = registry.find(config)
     done, following = terminal_messages.closing_lines(
         kind,
         config,
         {"psnr": 21.239, "loss": 0.5, "images": 12},
         str(workdir),
-        "configs/a.py:tokenizer",
+        "configs/a b.py:d2",
         overrides,
     )
     assert "step 3, held-out PSNR 21.24 dB on 12 images" in done and "picture" not in done
@@ -79,7 +79,7 @@ def test_closing_of_a_tokenizer(tmp_path):
         "var-jax",
         "train",
         "--config",
-        "configs/a.py",
+        "configs/a b.py:d2",
         f"--config.tokenizer_dir={workdir}",
         "--config.data.source_dir=my photos",
         "--workdir",

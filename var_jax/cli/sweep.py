@@ -17,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from var_jax.cli.args import add_config_argument, call, read_config
+from var_jax.config import key_patterns
 from var_jax.config.strict import require
 from var_jax.errors import UserError
 
@@ -137,6 +138,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(plan.lines(planned, chip=args.chip, mfu=args.mfu, price=args.price)))
         if text := engine.render(driver.commands(sweep)):
             print(text)
+        trained = dict.fromkeys(run.config.trainable for run in planned)
+        notes = [*notes, *filter(None, map(key_patterns.counted_flops, trained))]
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         return 0

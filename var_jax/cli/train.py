@@ -15,6 +15,7 @@ import sys
 
 from etils import epath
 
+from var_jax.cli import next_stage
 from var_jax.cli.args import add_config_argument, read_config
 from var_jax.cli.exit import leave_group, line_and_code
 from var_jax.errors import USER_ERROR_EXIT_CODE, Preempted, RunFailed, UserError
@@ -99,9 +100,12 @@ def _run(args: argparse.Namespace) -> int:
         multihost.run_on_all(lambda: registry.with_frozen_sizes(config, keys))
     held_out = train(config, args.workdir, window, started=goodput.process_start())
     if jax.process_index() == 0:
+        file, flags = args.config, args.overrides
+        if not objective.generates:
+            file, flags = next_stage.config_flags(config, file, flags)
         print(
             *terminal_messages.closing_lines(
-                objective, config, held_out, args.workdir, args.config, args.overrides
+                objective, config, held_out, args.workdir, file, flags
             ),
             sep="\n",
             file=sys.stderr,

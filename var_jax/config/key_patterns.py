@@ -25,6 +25,19 @@ def matches(patterns: str, path: str) -> bool:
     )
 
 
+def counted_flops(patterns: str) -> str:
+    """Returns what the FLOPs of a run count that trains some parameters alone; "" if it trains all.
+
+    Reports of FLOPs, and of times and MFU that follow from them, show it.
+    """
+    if not split(patterns):
+        return ""
+    return (
+        "FLOPs count the training of all parameters, and so do times and MFU; with trainable "
+        f"{patterns!r} steps compute fewer"
+    )
+
+
 def leading_parts(path: str) -> Iterator[str]:
     """Yields "a", "a/b" and "a/b/c" of "a/b/c"."""
     names = path.split("/")

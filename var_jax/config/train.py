@@ -68,7 +68,7 @@ class TrainConfig:
         from.
       trainable: the parameters that are trained, as patterns between commas: "decoder" is a part
         with all that is in it, and "*" in "blocks/*/bias" stands for anything. All others keep the
-        values that they start with. "" trains all.
+        values that they start with; FLOPs and MFU count them as trained. "" trains all.
     """
 
     stage: str = "tokenizer"

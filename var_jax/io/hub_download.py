@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 import logging
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from etils import epath
 
+from var_jax.config.model import ModelConfig
 from var_jax.errors import RunFailed, UserError
 from var_jax.io import model_directory
 from var_jax.io.hub_address import Address, is_address
@@ -23,9 +25,10 @@ log = logging.getLogger(__name__)
 # which the library repeats without end.
 MOST_RECEIVED = 3  # times the size of a file
 CHUNK = 1 << 20  # bytes that are hashed at once
+PARTS = ("tokenizer", "transformer")  # of a model, each with a file of weights
 
 
-def local_directory(address: str) -> Path:
+def local_directory(address: str, parts: Collection[str] = PARTS) -> Path:
     """Returns the directory in the hub's cache that a model's files are in.
 
     Files that are missing there are downloaded. All of them are of one commit, which is that of the
@@ -33,6 +36,7 @@ def local_directory(address: str) -> Path:
 
     Args:
       address: `hf://owner/name[@revision][/subfolder]`, of a folder that `publish` wrote.
+      parts: the parts of the model whose weights are needed, of those that it has.
     Raises:
       UserError: the address has another form, there is no such repository, revision or model, or a
         file arrives with another content than the hub declares.
@@ -42,9 +46,8 @@ def local_directory(address: str) -> Path:
     first = fetch(place, "model.json")
     pinned = dataclasses.replace(place, revision=commit_of(first, place))
     config = model_directory.read_config(epath.Path(first.parent))
-    parts = ["tokenizer", "transformer"] if config.transformer else ["tokenizer"]
-    weights = [f"{part}.safetensors" for part in parts]
-    # A model whose weights are in the cache was fetched with its class names, if it has any.
+    weights = [f"{part}.safetensors" for part in parts if getattr(config, part)]
+    # Weights that are in the cache were fetched with the model's class names, if it has any.
     if not all((first.parent / file).exists() for file in weights):
         with contextlib.suppress(MissingFile):
             fetch(pinned, "data.json")
@@ -61,6 +64,32 @@ def model_place(path: str) -> epath.Path:
       UserError, RunFailed: as `local_directory` does.
     """
     return epath.Path(local_directory(path) if is_address(path) else path)
+
+
+def tokenizer_place(path: str) -> epath.Path:
+    """Returns the directory of a model whose tokenizer alone is needed, for `load_tokenizer`.
+
+    Of a model on the hub, the weights of its transformer are not fetched.
+
+    Raises:
+      UserError, RunFailed: as `local_directory` does.
+    """
+    return epath.Path(local_directory(path, PARTS[:1]) if is_address(path) else path)
+
+
+def model_config(path: str) -> ModelConfig:
+    """Returns the configuration of a model that a config names by its path or its address.
+
+    Of a model on the hub, `model.json` alone is fetched, as weights may take long.
+
+    Raises:
+      UserError: there is no such directory, address, revision or model.
+      RunFailed: the hub cannot be reached and the file is not in the cache.
+    """
+    if not is_address(path):
+        return model_directory.load_config(epath.Path(path))
+    file = fetch(Address.parse(path), "model.json")
+    return model_directory.read_config(epath.Path(file.parent))
 
 
 def commit_of(file: Path, address: Address) -> str:

@@ -83,6 +83,21 @@ def load(directory: epath.Path) -> tuple[ModelConfig, dict]:
     }
 
 
+def load_tokenizer(directory: epath.Path) -> tuple[TokenizerConfig, dict]:
+    """Returns the configuration and parameters of a model's tokenizer; reads no other weights.
+
+    Raises:
+      UserError: as `load`.
+    """
+    if not _is_workdir(directory):
+        config = read_config(directory).tokenizer
+        return config, _load_part(directory / "tokenizer.safetensors", config)
+    if (directory / "tokenizer" / "model.json").exists():
+        return load_tokenizer(directory / "tokenizer")
+    config, params = _load_workdir(directory)
+    return config.tokenizer, params["tokenizer"]
+
+
 def load_config(directory: epath.Path) -> ModelConfig:
     """Returns the configuration that `load` would return, without reading weights.
 

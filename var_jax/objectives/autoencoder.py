@@ -318,17 +318,14 @@ class Autoencoder(Objective[NetworkWeights]):
     ) -> str:
         """Returns the command that trains a transformer on this tokenizer and the same data.
 
-        Of the run's flags it keeps only the `--config.data.` overrides, and it drops `:ARG` from
-        the config file.
+        The config file and the flags have to be the transformer's.
         """
-        file = shlex.quote(config_file.partition(":")[0])
-        data_flags = [flag for flag in overrides if flag.startswith("--config.data.")]
         next_workdir = f"{workdir.rstrip('/')}-transformer"
         return " ".join(
             [
-                f"var-jax train --config {file}",
+                f"var-jax train --config {shlex.quote(config_file)}",
                 f"--config.tokenizer_dir={shlex.quote(workdir)}",
-                *map(shlex.quote, data_flags),
+                *map(shlex.quote, overrides),
                 f"--workdir {shlex.quote(next_workdir)}",
             ]
         )

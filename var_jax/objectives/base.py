@@ -376,8 +376,8 @@ class Objective(abc.ABC, Generic[Frozen]):
         """Returns the command that comes after a finished run.
 
         Args:
-          config_file: FILE[:ARG], as the command line has it.
-          overrides: each `--config.KEY=VALUE` of the command line.
+          config_file: FILE[:ARG] of that command, if it takes one.
+          overrides: each `--config.KEY=VALUE` that it takes.
         """
         return f"var-jax status {workdir}"
 

@@ -60,12 +60,12 @@ def load(config: TrainConfig, workdir: epath.Path) -> tuple[TokenizerConfig, Fro
             repr(directory),
             "the model directory of a trained tokenizer (--config.tokenizer_dir=DIR)",
         )
-        return _read(hub_download.model_place(directory))
+        return _read(hub_download.tokenizer_place(directory))
     tokenizer, frozen = _read(copy)
     run_config = workdir / "config.json"
     started_with = read_object(run_config).get("tokenizer_dir") if run_config.exists() else ""
     if config.tokenizer_dir not in ("", started_with):
-        other_tokenizer, other = _read(hub_download.model_place(config.tokenizer_dir))
+        other_tokenizer, other = _read(hub_download.tokenizer_place(config.tokenizer_dir))
         if other_tokenizer != tokenizer or not _equal(frozen.params, other.params):
             raise UserError(
                 f"tokenizer_dir {config.tokenizer_dir} holds another tokenizer than the one this "
@@ -87,14 +87,16 @@ def source(config: TrainConfig) -> str:
 def read_config(config: TrainConfig) -> TokenizerConfig | None:
     """Returns the config of the tokenizer that a fresh run takes, None if none is given.
 
+    No weights are read, or fetched from the hub.
+
     Raises:
       UserError: the directory that the config names holds no tokenizer.
     """
     if not (directory := source(config)):
         return None
-    from var_jax.io import hub_download, model_directory
+    from var_jax.io import hub_download
 
-    return model_directory.load_config(hub_download.model_place(directory)).tokenizer
+    return hub_download.model_config(directory).tokenizer
 
 
 def _equal(params: Any, other: Any) -> bool:
@@ -104,5 +106,5 @@ def _equal(params: Any, other: Any) -> bool:
 def _read(directory: epath.Path) -> tuple[TokenizerConfig, FrozenTokenizer]:
     from var_jax.io import model_directory
 
-    model, params = model_directory.load(directory)
-    return model.tokenizer, FrozenTokenizer(params["tokenizer"])
+    tokenizer, params = model_directory.load_tokenizer(directory)
+    return tokenizer, FrozenTokenizer(params)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from var_jax.config import key_patterns
 from var_jax.config.train import TrainConfig
 from var_jax.devices import chips
 from var_jax.io.json import read_object
@@ -56,6 +57,7 @@ def report(
         "images": step.images,
         "microbatches": config.microbatches,
         "flops": step.flops,
+        "trainable": config.trainable if is_training else "",
         "replicated_bytes": step.replicated_bytes,
         "hbm_bytes": tpu_slice.chip.hbm_bytes,
     }
@@ -277,6 +279,11 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
                 f"{figures['flops']:.4g} analytic, "
                 f"{figures['executed_flops'] / figures['flops']:.3f} times that executed",
             ),
+            *[
+                ("", text)
+                for text in [key_patterns.counted_flops(figures.get("trainable", ""))]
+                if text
+            ],
             (
                 "collectives",
                 ", ".join(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from var_jax.config import key_patterns
 from var_jax.devices.chips import GIB
 from var_jax.perf import aot_report
 from var_jax.scaling import published_log
@@ -40,6 +41,8 @@ def _run(figures: Mapping[str, Any]) -> Iterator[Row]:
     )
     if figures["encoding_flops"]:
         yield "", f"{figures['encoding_flops']:.4g} more per step to encode the images"
+    if counted := key_patterns.counted_flops(figures["trainable"]):
+        yield "", counted
 
 
 def _memory(figures: Mapping[str, Any]) -> Iterator[Row]:

@@ -70,6 +70,7 @@ def report(
         "stage": config.stage,
         "model": _model(objective),
         "params": objective.param_count(),
+        "trainable": config.trainable,
         "images": config.batch_size,
         "steps": config.steps,
         "mesh": mesh,

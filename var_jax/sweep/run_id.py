@@ -100,8 +100,7 @@ def tokenizer_of(tokens_dir: str, tokenizer_dir: str) -> str:
         require_reachable(tokens_dir)
         return token_manifest.read_manifest(epath.Path(tokens_dir)).fingerprint
     if tokenizer_dir:
-        place = hub_download.model_place(tokenizer_dir)
+        place = hub_download.tokenizer_place(tokenizer_dir)
         require_reachable(place)
-        model, params = model_directory.load(place)
-        return tokenizer_fingerprint(model.tokenizer, params["tokenizer"])
+        return tokenizer_fingerprint(*model_directory.load_tokenizer(place))
     return ""

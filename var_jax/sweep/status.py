@@ -8,6 +8,7 @@ from typing import Any
 
 from etils import epath
 
+from var_jax.config import key_patterns
 from var_jax.config.strict import require
 from var_jax.devices import chips
 from var_jax.errors import UserError
@@ -42,13 +43,15 @@ class Row:
       step, steps, first: the current step, the last step, and the first one (for a branch, the
         step at which it left its trunk).
       eta: remaining seconds, or None.
-      mfu: exact model FLOPs per second over the peak of its chips, or None if either is unknown.
+      mfu: exact model FLOPs per second over the peak of its chips, or None if either is unknown;
+        of training all parameters, whatever `trainable` leaves as they are.
       loss: the last training loss, or None.
       held_out_loss: the loss of the last evaluation, which `fit` uses, or None.
       restarts: number of restarts.
       compute: exact FLOPs of its own steps, or None.
       refusal: the user's mistake for which its latest start ended, or "".
       problem: why its status.json cannot be believed, or "".
+      trainable: the parameters that it trains (`config.trainable`), "" for all.
       seconds: its wall time by category (`io.goodput_record`), until now if it was stopped before
         its end, else until its last report; {} if unknown.
     """
@@ -67,6 +70,7 @@ class Row:
     held_out_loss: float | None = None
     refusal: str = ""
     problem: str = ""
+    trainable: str = ""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
@@ -163,6 +167,8 @@ def lines(rows: list[Row]) -> list[str]:
     if known := [row.seconds for row in rows if row.seconds]:
         total = {name: sum(seconds[name] for seconds in known) for name in known[0]}
         table.append(goodput_record.line(total))
+    for patterns in dict.fromkeys(row.trainable for row in rows):
+        table += filter(None, [key_patterns.counted_flops(patterns)])
     refused = [f"{row.id} was refused: {row.refusal}" for row in rows if row.refusal]
     return [*table, *refused, *(row.problem for row in rows if row.problem)]
 
@@ -182,6 +188,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         and not _here(last)
         and run_state.never_reported(observed)
     )
+    meta = read_object_or_none(directory / "meta.json") or {}
     speed = status.get("images_per_s") if observed.live else None
     state = "queued (unconfirmed)" if is_unconfirmed else observed.state
     if state == "running" and status.get("steps") and observed.step == status["steps"]:
@@ -194,7 +201,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         steps=status.get("steps") or planned.get("steps"),
         first=planned.get("first_step", 0),
         eta=status.get("eta_s") if observed.state == "running" else None,
-        mfu=_mfu(read_object_or_none(directory / "meta.json") or {}, speed),
+        mfu=_mfu(meta, speed),
         loss=status.get("loss"),
         restarts=max(
             status.get("restarts") or 0, sum(not c.abandoned for c in observed.claims) - 1
@@ -203,6 +210,7 @@ def _row(directory: epath.Path, planned: dict[str, Any]) -> Row:
         held_out_loss=status.get("held_out_loss"),
         refusal=observed.refusal,
         problem=run_state.status_problem(directory),
+        trainable=str(meta.get("trainable", "")),
         seconds=_seconds(observed),
     )
 

@@ -22,8 +22,8 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
       leaves the codebook out); "tokens_per_image", "tokens_per_step"; "flops_per_image" and
       "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, only
       {"exact"} for a tokenizer, and those of all parameters whatever `trainable` leaves as they
-      are; "git" ({"commit", "dirty"}, None outside a repository); "versions"; "devices"; "host";
-      "started".
+      are; "trainable", the config's key; "git" ({"commit", "dirty"}, None outside a repository);
+      "versions"; "devices"; "host"; "started".
     """
     tokens, batch_size = objective.scales().total, objective.config.batch_size
     flops = objective.flops_by_definition()
@@ -33,6 +33,7 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
         "tokens_per_step": tokens * batch_size,
         "flops_per_image": flops,
         "flops_per_step": {name: value * batch_size for name, value in flops.items()},
+        "trainable": objective.config.trainable,
         "git": _git(),
         "versions": {"python": platform.python_version(), **_versions()},
         "devices": {

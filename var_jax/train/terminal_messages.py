@@ -103,9 +103,8 @@ def closing_lines(
       objective: the run's kind of objective.
       config: the config as the config file gives it.
       held_out: the last evaluation's metrics.
-      config_file: FILE[:ARG], as on the command line.
-      overrides: each `--config.KEY=VALUE` of the command line; the next stage takes those of the
-        data too.
+      config_file: FILE[:ARG] of the next stage.
+      overrides: each `--config.KEY=VALUE` that the next stage takes, too.
     """
     picture = epath.Path(workdir) / "samples" / f"step_{config.steps:07d}.png"
     images = f" on {held_out['images']} images" if "images" in held_out else ""
