@@ -37,8 +37,8 @@ for i in range(6):
     print(f"r{i},{1e5 * 2**i},{1e14 * 2**i},{2 + 60 * (1e5 * 2**i)**-0.4}")' > runs.csv
   var-jax fit runs.csv --out fits --resamples 20
   var-jax demo --model quickstart --port 7871 & demo=$!
-  for _ in $(seq 120); do
-    if python -c 'import urllib.request as u; u.urlopen("http://127.0.0.1:7871").read()' 2>/dev/null; then break; fi
+  until (exec 3<> /dev/tcp/127.0.0.1/7871) 2> /dev/null; do # once its programs are compiled
+    kill -0 "$demo" || { echo "the demo ended before it had a page" >&2; exit 1; }
     sleep 1
   done
   python -c 'import urllib.request as u; print("the page has", len(u.urlopen("http://127.0.0.1:7871").read()), "bytes")'
