@@ -70,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "(default 1e-3, as published)",
     )
     parser.add_argument(
+        "--forms",
+        choices=("first", "all", "none"),
+        default="first",
+        help="columns whose laws are compared with other forms on held-out largest sizes: the "
+        "first, all or none (default first)",
+    )
+    parser.add_argument(
         "--law", default="", metavar="Y~X", help="fit y = A x^exponent to any two columns instead"
     )
     parser.add_argument(
@@ -135,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             delta=args.huber,
             predict=predict,
             next_budget=_number(args.next, "--next") if args.next else None,
+            forms=args.forms,
         )
         if "next" in result and epath.Path(args.source).is_dir():
             for entry in result["next"]["runs"]:

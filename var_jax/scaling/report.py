@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from etils import epath
@@ -13,6 +13,7 @@ from var_jax.io import atomic
 from var_jax.scaling import (
     analysis,
     checklist,
+    compare_forms,
     frontier,
     isoflop_bias,
     laws,
@@ -27,6 +28,7 @@ from var_jax.scaling import (
 from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
 
+FormsOf = Literal["first", "all", "none"]
 LAW_INPUTS = (("params",), ("compute",), ("params", "tokens"))
 
 
@@ -38,6 +40,7 @@ def fit_table(
     delta: float = laws.DELTA,
     predict: Sequence[Mapping[str, float]] = (),
     next_budget: float | None = None,
+    forms: FormsOf = "first",
 ) -> tuple[dict, dict]:
     """Fits every law that the table's columns allow.
 
@@ -47,6 +50,7 @@ def fit_table(
       delta: Huber's constant, in log loss, of the laws in "huber".
       predict: inputs at which the loss is predicted.
       next_budget: training FLOPs for which the next runs are chosen, if any.
+      forms: the columns whose laws are compared with other forms: the first one, all or none.
 
     Returns:
       The content of fit.json, and the plots by file name.
@@ -95,6 +99,8 @@ def fit_table(
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
             fitted_laws[key], summaries[key] = law, law.summary
+            if forms == "all" or (forms == "first" and column == table.fitted[0]):
+                law.summary.update(compare_forms.compare(law, floor))
             law.summary["sensitivity"] += sensitivity.other_counting(table, column, inputs, floor)
     cost = frontier.cost(table)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}

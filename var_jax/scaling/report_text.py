@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.scaling import solver
+from var_jax.scaling import forms_text, solver
 
 # What each plot shows, which report.md has below it.
 CAPTIONS = {
@@ -84,6 +84,7 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
             lines += [f"## {key}", "", *notes, ""]
         if law.get("sensitivity"):
             lines += _sensitivity_table(law)
+        lines += forms_text.form_lines(law)
     for column, iso in result.get("isoflop", {}).items():
         lines += [f"## IsoFLOP minima of {column}", ""]
         lines += [
@@ -186,6 +187,8 @@ def terminal_lines(result: dict) -> list[str]:
     for key, law in result["laws"].items():
         lines.append(f"{key}: {law_text(law)}")
         lines += [f"  {note}" for note in law["warnings"]]
+        if law.get("best_form"):
+            lines.append(f"  forms: {law['best_form']['statement']}")
     lines += [*result["warnings"], *prediction_lines(result["predictions"])]
     return [*lines, *next_lines(result["next"])] if "next" in result else lines
 

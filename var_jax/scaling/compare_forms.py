@@ -1,0 +1,252 @@
+"""Compares forms of a law by their error on held-out largest sizes, with intervals.
+
+The fit alone chooses the form with the most parameters. Here every form is fitted without the
+largest size, and without the two largest, and predicts what was left out. How far the errors would
+differ under other noise of the same runs says whether the best form can be told from the others:
+noise is added to all losses, all forms are fitted again, and their errors are compared draw by
+draw. Its size is the scatter about the form that the corrected Akaike criterion prefers on all
+points (Hurvich and Tsai 1989), and its degrees of freedom are those that this form leaves.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from var_jax.scaling import curve_fit
+from var_jax.scaling.analysis import Law
+from var_jax.scaling.forms import FORMS, Form
+from var_jax.scaling.select_runs import MIN_SIZES
+from var_jax.scaling.solver import Array
+
+DRAWS = 100
+REFIT_ITERATIONS = 8  # of a refit to noisy losses, which starts at the form's fit
+HOLDOUTS = {"largest": 1, "two_largest": 2}
+TIE_DIGITS = 4  # of a relative error
+SMALLEST_NOISE = 1e-8  # losses are written with about seven digits
+
+
+class Points(NamedTuple):
+    """The points that forms are fitted to.
+
+    Attributes:
+      z: centered log inputs.
+      center: their centers.
+      logy: log losses.
+      weights: weights of the points; a run that the law's likelihood takes for an outlier has less.
+    """
+
+    z: Float[Array, "n j"]
+    center: Float[Array, " j"]
+    logy: Float[Array, " n"]
+    weights: Float[Array, " n"]
+
+
+def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int = 0) -> dict:
+    """Returns the entries "forms" and "best_form" of a law in fit.json.
+
+    Call it after `analysis.analyze`, for a law whose form is in doubt.
+
+    Args:
+      floor: a fixed value of E, or None where it is fitted.
+      draws: number of noisy copies of the losses.
+    """
+    points = _points(law)
+    group, sizes = law.sample.group.astype(str), law.sample.x[:, 0]
+    by_size = sorted(set(group), key=lambda name: -sizes[group == name].max())
+    left_out = {name: np.isin(group, by_size[:count]) for name, count in HOLDOUTS.items()}
+
+    every_row = np.ones(len(group), bool)
+    forms = FORMS[points.z.shape[1]]
+    reasons = {form: _too_few(form, law, every_row, floor) for form in forms}
+    fits = {form: _fit(form, points, law, floor) for form in forms if reasons[form] is None}
+    noise = _noise(fits, points, floor, draws, seed)
+
+    entries: dict[str, dict] = {}
+    errors: dict[str, dict[Form, Float[Array, " d"]]] = {name: {} for name in HOLDOUTS}
+    for form in forms:
+        entries[form.name] = entry = {"form": form.text, "source": form.source}
+        if form not in fits:
+            entry["refused"] = reasons[form]
+            continue
+        r = points.logy - form.log_loss(fits[form][None], points.z, points.center)[0]
+        entry["parameters"] = form.published(fits[form], points.center)
+        entry["in_sample"] = float(np.sqrt(np.average(r**2, weights=points.weights)))
+        for name, out in left_out.items():
+            held = entry if name == "largest" else entry.setdefault(name, {})
+            reason = _too_few(form, law, ~out, floor)
+            if reason is not None:
+                held["refused"] = reason
+                continue
+            error, noisy = _holdout(form, points, fits[form], out, law, floor=floor, noise=noise)
+            errors[name][form] = noisy
+            relative = float(np.mean(np.abs(np.expm1(error))))
+            held |= {"holdout_relative_error": relative, "ci95": _interval(noisy, relative)}
+            if name == "largest":
+                size = np.mean(np.abs(np.exp(points.logy[out]) * np.expm1(error)))
+                drop = _drop(law)
+                held["error_over_drop"] = None if drop is None else float(size / drop)
+    return {"forms": entries, "best_form": _best(entries, errors)}
+
+
+def _points(law: Law) -> Points:
+    logx, logy = np.log(law.sample.x), np.log(law.sample.y)
+    center = logx.mean(axis=0)
+    weights = law.sample.weights.astype(float)
+    nu, noise = law.summary["noise_degrees_of_freedom"], law.summary["noise"]
+    if np.isfinite(nu):
+        off = (logy - np.log(law.fit.predict(law.sample.x))) / max(noise, SMALLEST_NOISE)
+        weights = weights * (nu + 1) / (nu + off**2)
+    return Points(logx - center, center, logy, weights)
+
+
+def _free(form: Form, floor: float | None) -> int:
+    return len(form.names) - (form.has_floor and floor is not None)
+
+
+def _too_few(form: Form, law: Law, rows: Bool[Array, " n"], floor: float | None) -> str | None:
+    """Returns why these rows do not allow the form, or None."""
+    free = _free(form, floor)
+    runs = law.sample.weights[rows].sum()
+    # An envelope's grid has any number of points, of which its runs are what is independent.
+    sizes = len(np.unique(law.sample.x[rows, 0]))
+    if law.sample.curves:
+        sizes = len(set(law.sample.group[rows]))
+    where = "" if rows.all() else "without the held-out sizes "
+    if runs < free + 1 - 1e-9:
+        return f"few-runs: {where}{runs:.3g} runs; {free + 1} are needed for {free} parameters"
+    if sizes < MIN_SIZES:
+        name = "curves" if law.sample.curves else law.sample.inputs[0]
+        return f"few-sizes: {where}{sizes} different {name}; {MIN_SIZES} are needed"
+    if law.sample.x.shape[1] == 1 and not law.sample.curves and sizes <= free:
+        return f"few-sizes: {where}{sizes} sizes; {free + 1} are needed for {free} parameters"
+    return None
+
+
+def _bounds(form: Form, points: Points, floor: float | None):
+    most = float(np.exp(points.logy.max()))
+    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
+    lower, upper = map(np.array, form.bounds(most, ends))
+    if form.has_floor:
+        lower[0], upper[0] = (lower[0], most) if floor is None else (floor, floor)
+    return lower, upper
+
+
+def _fit(form: Form, points: Points, law: Law, floor: float | None) -> Float[Array, " p"]:
+    """Returns the best parameters on all points."""
+    theta = np.array(law.fit.theta)
+    theta[1::2] -= theta[2::2] * points.center
+    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
+    starts = np.array(form.starts(theta, ends), float)
+    return _solve(form, points, np.ones(len(points.logy), bool), starts, floor)
+
+
+def _solve(form, points, rows, starts, floor) -> Float[Array, " p"]:
+    ends, costs = curve_fit.solve(
+        lambda t: form.log_loss(t, points.z[rows], points.center),
+        points.logy[rows],
+        points.weights[rows],
+        starts,
+        _bounds(form, points, floor),
+    )
+    return ends[int(np.argmin(costs))]
+
+
+def _noise(fits, points: Points, floor, draws: int, seed: int) -> Float[Array, "d n"]:
+    """Returns draws of the noise of all log losses."""
+    runs = points.weights.sum()
+    best = (np.inf, SMALLEST_NOISE**2, 1.0)
+    for form, theta in fits.items():
+        r = points.logy - form.log_loss(theta[None], points.z, points.center)[0]
+        squares = max(float(np.sum(points.weights * r**2)), runs * SMALLEST_NOISE**2)
+        free = _free(form, floor)
+        left = runs - free - 2
+        correction = 2 * (free + 1) * (free + 2) / left if left > 0 else np.inf
+        criterion = runs * np.log(squares / runs) + 2 * (free + 1) + correction
+        freedom = max(runs - free, 1.0)
+        if criterion < best[0]:
+            best = (criterion, squares / freedom, freedom)
+    _, variance, freedom = best
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(size=(draws, len(points.logy)))
+    scale = np.sqrt(variance * freedom / rng.chisquare(freedom, size=(draws, 1)))
+    return normal * scale / np.sqrt(np.maximum(points.weights, 1e-6))
+
+
+def _holdout(form, points: Points, theta, out, law: Law, *, floor, noise):
+    """Returns the log errors on left-out points, and the mean relative error of each draw."""
+    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
+    near = np.array(law.fit.theta)
+    near[1::2] -= near[2::2] * points.center
+    starts = np.concatenate([theta[None], np.array(form.starts(near, ends), float)])
+    rest = _solve(form, points, ~out, starts, floor)
+    predicted = form.log_loss(rest[None], points.z[out], points.center)[0]
+    logy = points.logy + noise
+    refits, _ = curve_fit.solve(
+        lambda t: form.log_loss(t, points.z[~out], points.center),
+        logy[:, ~out],
+        points.weights[~out],
+        np.tile(rest, (len(noise), 1)),
+        _bounds(form, points, floor),
+        REFIT_ITERATIONS,
+    )
+    noisy = form.log_loss(refits, points.z[out], points.center) - logy[:, out]
+    return predicted - points.logy[out], np.mean(np.abs(np.expm1(noisy)), axis=1)
+
+
+def _interval(noisy: Float[Array, " d"], value: float) -> list[float]:
+    low, high = np.quantile(noisy, [0.025, 0.975])
+    return [float(min(low, value)), float(max(high, value))]
+
+
+def _drop(law: Law) -> float | None:
+    """Returns by how much the largest size is better than the naive prediction, if it is."""
+    holdout = law.summary["holdout"]
+    if holdout is None or holdout["naive"] <= holdout["actual"]:
+        return None
+    return holdout["naive"] - holdout["actual"]
+
+
+def _best(entries: dict, errors: dict[str, dict[Form, Float[Array, " d"]]]) -> dict | None:
+    """Returns the form with the lowest held-out error, and those that it is not told from.
+
+    The error is the mean over both hold-outs where all forms that predict the largest size predict
+    the two largest too, else that of the largest alone. Two forms are told apart if the 95 %
+    interval of the difference of their errors, over the same draws of noise, is above zero.
+    """
+    judged = list(errors["largest"])
+    if not judged:
+        return None
+    used = [name for name in HOLDOUTS if len(errors[name]) == len(judged)]
+
+    def error(form: Form) -> float:
+        entry = entries[form.name]
+        both = {"largest": entry, "two_largest": entry["two_largest"]}
+        return float(np.mean([both[name]["holdout_relative_error"] for name in used]))
+
+    noisy = {form: np.mean([errors[name][form] for name in used], axis=0) for form in judged}
+    # Of forms with the same error, such as M4 at its limit, the one with fewer parameters.
+    best = min(judged, key=lambda form: (round(error(form), TIE_DIGITS), len(form.names)))
+    close, differences = [], {}
+    for form in judged:
+        if form is best:
+            continue
+        ends = _interval(noisy[form] - noisy[best], error(form) - error(best))
+        differences[form.name] = {"value": error(form) - error(best), "ci95": ends}
+        if ends[0] <= 0:
+            close.append(form.name)
+    words = {"largest": "the largest size", "two_largest": "the two largest sizes"}
+    text = f"{best.name} predicts {' and '.join(words[name] for name in used)} best"
+    text += f" ({error(best):.2%})"
+    if len(judged) == 1:
+        text += "; no other form could be judged"
+    elif close:
+        text += f"; the runs do not distinguish it from {', '.join(close)}"
+    else:
+        text += ", and the runs distinguish it from every other form"
+    return {
+        "name": best.name,
+        "distinguishable": len(judged) > 1 and not close,
+        "error_above_best": differences,
+        "statement": text,
+    }
