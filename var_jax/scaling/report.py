@@ -18,12 +18,15 @@ from var_jax.scaling import (
     isoflop_bias,
     laws,
     next_runs,
+    optima,
+    optima_plot,
     plots,
     power,
     prediction,
     report_text,
     select_runs,
     sensitivity,
+    tuned_runs,
 )
 from var_jax.scaling.report_text import plain
 from var_jax.scaling.table import Table
@@ -82,6 +85,8 @@ def fit_table(
                 f"--irreducible names {column!r}, which is not fitted; "
                 f"known: {', '.join(table.fitted)}"
             )
+    best_settings = optima.optima(table, table.fitted[0])
+    table = tuned_runs.at_the_best(table)
     fitted_laws, summaries = {}, {}
     for column in table.fitted:
         for inputs in kinds:
@@ -128,6 +133,8 @@ def fit_table(
                     joint.fit.theta if joint is not None and determined else None,
                     cost,
                 )
+    if best_settings is not None:
+        result["optima"] = best_settings
     if cost is not None:
         result["flops_per_token"] = {
             "A": math.exp(cost.intercept),
@@ -143,6 +150,8 @@ def fit_table(
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
     result["checklist"] = checklist.checklist(table, summaries)
     pictures = plots.all_figures(fitted_laws, curves_by_column, result)
+    if best_settings is not None:
+        pictures["optima.png"] = optima_plot.figure(best_settings)
     for levels in result["isoflop"].values():
         del levels["levels"]
     return result, pictures

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from var_jax.scaling import forms_text, solver
+from var_jax.scaling import forms_text, optima_text, solver
 
 # What each plot shows, which report.md has below it.
 CAPTIONS = {
@@ -28,6 +28,9 @@ CAPTIONS = {
     "says that the law has the wrong form.",
     "bootstrap.png": "Dots are the law of resampled runs, the cross is the reported law with its "
     "95 % intervals. A long thin cloud says that E and the exponent are hardly told apart.",
+    "optima.png": "On the left each line is the loss of one size, token budget and batch against "
+    "the setting, with a star at the parabola's minimum. On the right are those minima, and as "
+    "crosses the laws at the same inputs.",
     "power.png": "Points are the rows of the table, and lines the fitted power laws.",
 }
 
@@ -85,6 +88,8 @@ def markdown(result: dict, pictures: list[str], source: str) -> str:
         if law.get("sensitivity"):
             lines += _sensitivity_table(law)
         lines += forms_text.form_lines(law)
+    if "optima" in result:
+        lines += optima_text.report_lines(result["optima"])
     for column, iso in result.get("isoflop", {}).items():
         lines += [f"## IsoFLOP minima of {column}", ""]
         lines += [
@@ -189,6 +194,8 @@ def terminal_lines(result: dict) -> list[str]:
         lines += [f"  {note}" for note in law["warnings"]]
         if law.get("best_form"):
             lines.append(f"  forms: {law['best_form']['statement']}")
+    if "optima" in result:
+        lines += optima_text.law_lines(result["optima"])
     lines += [*result["warnings"], *prediction_lines(result["predictions"])]
     return [*lines, *next_lines(result["next"])] if "next" in result else lines
 

@@ -14,6 +14,7 @@ from var_jax.io.json import is_number, read_object, read_object_if_exists
 
 SIZE_KEYS = ("depth", "width", "heads")  # of the transformer
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
+BASE_BATCH = 256  # at which optimizer.base_lr is the rate that is used
 TUNED_RATES = 3  # learning rates at which a size has to be run for its rate to count as tuned
 
 
@@ -27,6 +28,9 @@ def read_rows(
     ({"exact", "6nd", "dense"} or one number). The tokens and compute of a row are those times its
     step. Runs that are not done are left out with a reason. A run with a constant learning rate and
     a cooldown at the end gives only the row of its last step.
+
+    `learning_rate` is the peak rate that was used, base_lr * batch_size / 256, and `batch_size` the
+    images per step.
 
     The columns `loss` and `err_mean` are over all scales, `loss_last` and `err_last` over the last
     scale. A `loss_mean` that equals `loss` gives no column of its own.
@@ -47,7 +51,7 @@ def read_rows(
             meta = read_object(directory / "meta.json")
             config = read_object_if_exists(directory / "config.json") or {}
             lines = run_records.read_lines(directory)
-            numbers = _numbers(meta)
+            numbers = _numbers(meta, config)
             final_step = (
                 config["steps"]
                 if config.get("optimizer", {}).get("schedule") == "cooldown"
@@ -166,7 +170,7 @@ class _Numbers(NamedTuple):
     per_step: dict[str, float]
 
 
-def _numbers(meta: dict) -> _Numbers:
+def _numbers(meta: dict, config: dict) -> _Numbers:
     flops = meta["flops_per_step"]
     flops = flops if isinstance(flops, dict) else {"exact": flops}
     others = {f"compute_{name}": float(value) for name, value in flops.items() if name != "exact"}
@@ -174,6 +178,7 @@ def _numbers(meta: dict) -> _Numbers:
         {
             "params": float(meta["params"]["total"]),
             "params_body": float(meta["params"]["body"]),
+            **_settings(config),
         },
         {
             "tokens": float(meta["tokens_per_step"]),
@@ -181,6 +186,14 @@ def _numbers(meta: dict) -> _Numbers:
             **others,
         },
     )
+
+
+def _settings(config: dict) -> dict[str, float]:
+    """Returns the peak learning rate that a run used and its images per step, if it has them."""
+    batch, base = config.get("batch_size"), config.get("optimizer", {}).get("base_lr")
+    if not (is_number(batch) and is_number(base)):
+        return {}
+    return {"learning_rate": base * batch / BASE_BATCH, "batch_size": float(batch)}
 
 
 def _row(name: str, numbers: _Numbers, record: dict) -> dict[str, Any]:

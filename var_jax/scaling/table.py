@@ -17,6 +17,8 @@ from var_jax.scaling import sweep_runs, table_files
 from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
+# Columns of how a run was trained, which tell runs of one name apart.
+SETTINGS = ("learning_rate", "batch_size")
 # Columns that say how far a run has trained; the first one that a table has is used.
 PROGRESS = ("tokens", "compute", "step")
 
@@ -148,6 +150,7 @@ def build(
     run = np.array(
         [name if name else f"row {i + 1}" for i, name in enumerate(run_names)], dtype=object
     )
+    run = _with_settings(run, records)
     columns: dict[str, np.ndarray] = {}
     required = tuple(
         n for n in names if (n in required if required else n in INPUTS or n.startswith(FITTED))
@@ -190,6 +193,22 @@ def build(
     keep = _without_duplicates(run, cells, dropped, notes, named=any(run_names))
     table = Table(run, columns, tuple(notes), tuple(dropped))
     return table.where(keep)
+
+
+def _with_settings(run: Shaped[np.ndarray, " n"], records: list[dict[str, Any]]):
+    """Returns the runs' names, with rate and batch where rows of one name differ in them."""
+    settings = [
+        tuple(table_files.cell_number(record.get(name)) for name in SETTINGS) for record in records
+    ]
+    distinct: dict[Any, set] = {}
+    for name, values in zip(run, settings, strict=True):
+        distinct.setdefault(name, set()).add(tuple(v for v in values if math.isfinite(v)))
+    out = run.copy()
+    for i, (name, values) in enumerate(zip(run, settings, strict=True)):
+        if len(distinct[name]) > 1:
+            parts = [f"{v:g}" for v in values if math.isfinite(v)]
+            out[i] = " ".join([str(name), *parts])
+    return out
 
 
 def _missing(value: Any) -> bool:
