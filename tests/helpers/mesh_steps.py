@@ -27,8 +27,9 @@ def one_step(data: int, model: int, batch, start, config: TrainConfig, objective
             frozen = objective.step_frozen()
             frozen = jax.device_put(frozen, objective.frozen_shardings(frozen, mesh))
         rows = jax.device_put(batch, program.rows)
-        compiled = program.step().lower(run, rows, frozen).compile()
-        after, metrics = compiled(run, rows, frozen)
+        step = program.step()
+        compiled = step.lower(run, rows, frozen).compile()
+        after, metrics = compiled(run, rows, frozen, step.placed_numbers)
     return (
         jax.tree.map(np.asarray, after.params),
         jax.tree.map(np.asarray, metrics),

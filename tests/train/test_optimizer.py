@@ -19,14 +19,12 @@ from var_jax.objectives import registry
 from var_jax.objectives.step_types import TRAINED
 from var_jax.train.optimizer import (
     decay_mask,
-    learning_rate,
-    learning_rate_on_host,
     learning_rates,
     make_optimizer,
     make_optimizers,
-    weight_decay,
 )
 from var_jax.train.program import Program
+from var_jax.train.schedules import learning_rate, learning_rate_on_host, weight_decay
 
 TOKENIZER = TokenizerConfig(
     scales=Scales.parse("1,2"),

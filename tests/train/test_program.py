@@ -4,15 +4,19 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from helpers import small
-from var_jax.config.train import MeshConfig
+from helpers.batches import token_batch
+from var_jax.config.train import MeshConfig, OptimizerConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.errors import UserError
 from var_jax.objectives import registry
+from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
+from var_jax.train.optimizer import make_optimizers
 from var_jax.train.program import Program
-from var_jax.train.step import average
+from var_jax.train.step import average, make_train_step
 
 
 def program(config, **model) -> Program:
@@ -35,6 +39,63 @@ def test_program_refuses_to_train_bfloat16_weights(stage):
     held = program(config, dtype="bfloat16").abstract
     for leaf in jax.tree.leaves((held.params, held.ema)):
         assert leaf.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("schedule", ["lin0", "cosine", "cooldown", "bent"])
+def test_runs_of_a_sweep_share_a_program(schedule):
+    """The text of the step, by which JAX's cache finds a compiled program, is the same for another
+    seed, rate, length, warm-up, cooldown and weight decay, and another one for another schedule."""
+
+    def text(kind: str, **changes) -> str:
+        optimizer = OptimizerConfig(
+            base_lr=changes.get("rate", 0.1),
+            schedule=kind,
+            warmup_steps=changes.get("warmup", 0),
+            cooldown_steps=changes.get("cooldown", 0),
+            final_lr_ratio=changes.get("rate", 0.5),
+            weight_decay=changes.get("rate", 0.1),
+        )
+        own = program(
+            small.train_config(
+                "transformer",
+                "",
+                seed=changes.get("seed", 0),
+                steps=changes.get("steps", 100),
+                optimizer=optimizer,
+            )
+        )
+        frozen = FrozenTokenizer(small.pipeline().params["tokenizer"])
+        with jax.set_mesh(own.replicated.mesh):
+            step = own.step()
+            return step.lower(own.abstract_state(), own.abstract_batch(), frozen).as_text()
+
+    other = {"seed": 7, "rate": 0.3, "warmup": 5, "cooldown": 20, "steps": 60}
+    assert text(schedule) == text(schedule, **other) != text("constant")
+
+
+def test_step_of_a_program_is_that_of_its_run():
+    """With seed and schedules as arguments, the state after a step is, to rounding, that of a
+    program in which they are constants; another seed gives another one."""
+    states = []
+    for seed in (3, 4):
+        config = small.train_config("transformer", "", seed=seed)
+        own = program(config)
+        objective = small.next_scale(config)
+        batch = {name: np.tile(x, (2,) + (1,) * (x.ndim - 1)) for name, x in token_batch().items()}
+        rows = {name: batch[name] for name in own.abstract_batch()}
+        with jax.set_mesh(own.replicated.mesh):
+            start = own.first_state(small.pipeline().params["transformer"])
+            constant = make_train_step(objective, make_optimizers(objective))
+            expected, _ = jax.jit(constant)(start, rows, objective.frozen)
+            expected = jax.tree.map(np.asarray, expected.params)
+            after, _ = own.step()(start, rows, objective.frozen)
+        states.append(jax.tree.map(np.asarray, after.params))
+        for actual, reference in zip(
+            jax.tree.leaves(states[-1]), jax.tree.leaves(expected), strict=True
+        ):
+            np.testing.assert_allclose(actual, reference, rtol=0, atol=1e-5)
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), *states)
+    assert max(jax.tree.leaves(differences)) > 1e-3
 
 
 def test_program_keeps_an_average_that_moves():

@@ -4,10 +4,11 @@ Training and compilation ahead of time use it.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from var_jax.config.strict import require
@@ -15,7 +16,8 @@ from var_jax.devices import cpu_compiler
 from var_jax.objectives.base import Objective
 from var_jax.objectives.step_types import StepVariant, TrainState
 from var_jax.train import step
-from var_jax.train.optimizer import make_optimizers
+from var_jax.train.optimizer import make_optimizers, numbers_of
+from var_jax.train.shared_step import RunNumbers, SharedStep
 from var_jax.train.state import StateFactory
 
 
@@ -50,8 +52,8 @@ class Program:
             f"'float32' in training; {section}.dtype=bfloat16 computes in bfloat16",
         )
         self._objective = objective
-        self._optimizers = make_optimizers(objective)
-        self._factory = StateFactory(objective, self._optimizers, mesh)
+        self._numbers = RunNumbers(np.uint32(config.seed), numbers_of(objective))
+        self._factory = StateFactory(objective, make_optimizers(objective), mesh)
         self.abstract, self.shardings = self._factory.abstract, self._factory.shardings
         self.rows = NamedSharding(mesh, PartitionSpec("data"))
         self.replicated = NamedSharding(mesh, PartitionSpec())
@@ -60,7 +62,7 @@ class Program:
         """Returns a state at step 0, from fresh parameters or from `start`."""
         return self._factory.first_state(start)
 
-    def step(self, done: int | None = None) -> Callable:
+    def step(self, done: int | None = None) -> SharedStep:
         """Returns the jitted step (state, batch, frozen) -> (state, metrics) after `done` steps.
 
         Without `done`, it is the variant with all parts of the run active. The state is donated.
@@ -89,11 +91,18 @@ class Program:
         }
 
     @functools.cache  # noqa: B019 - a program lives as long as its run
-    def _compiled(self, variant: StepVariant) -> Callable:
-        return jax.jit(
-            step.make_train_step(self._objective, self._optimizers, variant),
+    def _compiled(self, variant: StepVariant) -> SharedStep:
+        def train_step(state, batch, frozen, numbers: RunNumbers):
+            optimizers = make_optimizers(self._objective, numbers.schedules)
+            of_run = step.make_train_step(self._objective, optimizers, variant, numbers.seed)
+            return of_run(state, batch, frozen)
+
+        jitted = jax.jit(
+            train_step,
             donate_argnums=0,
             compiler_options=cpu_compiler.compiler_options(self.replicated.mesh),
-            in_shardings=(self.shardings, self.rows, None),  # frozen weights keep their own
+            # Frozen weights keep their own.
+            in_shardings=(self.shardings, self.rows, None, self.replicated),
             out_shardings=(self.shardings, self.replicated),
         )
+        return SharedStep(jitted, self._numbers, self.replicated)

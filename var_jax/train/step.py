@@ -20,6 +20,7 @@ def make_train_step(
     objective: Objective[Frozen],
     optimizers: Mapping[str, optax.GradientTransformation],
     variant: StepVariant | None = None,
+    seed: jax.Array | int | None = None,
 ) -> Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]:
     """Returns (state, batch, frozen) -> (state, metrics).
 
@@ -31,12 +32,15 @@ def make_train_step(
         network.
       variant: the parts of the step; by default the objective's last variant, which has all of
         them.
+      seed: the run's seed, where it is an argument of the compiled program; by default the
+        config's.
     """
     config = objective.config
+    seed = config.seed if seed is None else seed
     variant = objective.last_variant() if variant is None else variant
 
     def train_step(state: TrainState, batch: Batch, frozen: Frozen) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
         mask = trainable.mask_of(config.trainable, state.params)
 
         def gradients_of(rows: Batch, key: jax.Array) -> tuple[Any, Any]:
