@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,6 +221,21 @@ def test_local_directory_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'var-jax\[hub\]'"):
         local_directory(f"hf://{REPOSITORY}")
+
+
+def test_warnings_of_the_library_stay_silenced():
+    """In a new process, the level that is set before the library's first download is still set
+    after its functions, which it imports at their first use, are there."""
+    program = (
+        "import logging\n"
+        "from var_jax.io.hub_library import library\n"
+        "hub, logger = library(), logging.getLogger('huggingface_hub')\n"
+        "logger.setLevel(logging.ERROR)\n"
+        "hub.hf_hub_download\n"
+        "print(logger.level == logging.ERROR)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_push_to_hub_publishes_what_from_pretrained_reads(hub, files, tmp_path):

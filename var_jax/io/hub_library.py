@@ -16,6 +16,7 @@ def library() -> ModuleType:
         import huggingface_hub
         import huggingface_hub.constants
         import huggingface_hub.errors
+        import huggingface_hub.file_download  # its first message would set the library's log level
         import huggingface_hub.utils
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "huggingface_hub":
