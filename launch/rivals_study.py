@@ -3,21 +3,22 @@
   python launch/rivals_study.py --runs runs/rivals_study --hours 2
   var-jax compare docs/results/rivals/study/rows.csv --out docs/results/rivals/study
 
-Tokenizers are of one family, with 64 finest tokens. Each objective gets its own learning rate, by
+Tokenizers are of one family, with 64 finest tokens. All of them, and all models, are trained on the
+first 55,000 training images. The other 5,000 choose: each objective gets its own learning rate, by
 the held-out loss at a third of the compute, where the grid grows until its best value is inside;
-then its own sampler, by the Fréchet distance of 2,000 samples of that run. Then all objectives and
-orders are trained with all of the compute, the best of each objective under three seeds and with
-10,000 samples, and three smaller sizes for a law. A row is written to OUT/ROW.json when it is done
-and is not made again, on whatever machine; a run that a kill ended goes on from its checkpoint.
-After --hours no further row is begun. `--table` writes OUT/rows.csv from the rows that there are.
+then its own sampler, by the Fréchet distance of 2,000 samples of that run; and next-token
+prediction its order, with all of the compute. What is reported is of the 10,000 test images, by
+10,000 samples: every objective and order with all of the compute, the chosen ones under three
+seeds, and three smaller sizes for a law. A row is written to OUT/ROW.json when it is done and is
+not made again, on whatever machine; a run that a kill ended goes on from its checkpoint. After
+--hours no further row is begun. `--table` writes OUT/rows.csv from the rows that there are.
 
-On one core the whole study takes some twelve hours.
+How long the whole study takes was not measured; by its FLOPs it is some ten hours of one core.
 """
 
 import argparse
 import csv
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,15 +26,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from var_jax.cli.args import read_config
 from var_jax.errors import Parser
+from var_jax.io import model_directory, run_records
 from var_jax.models import flops
+from var_jax.sampling import sampler_registry
 from var_jax.studies import study_command
 
 FLOPS = 3e13  # exact training FLOPs of a run
 SHARE = 1 / 3  # of them in the runs that choose rates and samplers
 SEEDS = (0, 1, 2)
-FEW, MANY = 2_000, 10_000  # samples
+FEW, MANY = 2_000, 10_000  # samples: those that choose, and those that are reported
+CHOOSING, REPORTED = "fashion_mnist_idx:train[55000:]", "fashion_mnist_idx:test"
+SPLITS = {"data.train_split": "train[:55000]", "data.eval_split": "train[55000:]"}
 WARMUP = 1 / 15  # share of a run's steps
 FACTORS = (0.5, 1.0, 2.0)  # on the rate of configs/rivals.py, before the grid grows
 ARGS = {  # arguments of configs/rivals.py by objective
@@ -42,25 +49,25 @@ ARGS = {  # arguments of configs/rivals.py by objective
     "masked": ("masked",),
     "diffusion": ("diffusion",),
 }
-# Options of `generate` by objective; at most 50 passes of diffusion, those of guidance included.
-SAMPLERS = {
-    "next_scale": {f"cfg{t:g}": ("--cfg", f"{t:g}") for t in (0, 0.75, 1.5, 3)},
-    "next_token": {f"cfg{t:g}": ("--cfg", f"{t:g}") for t in (0, 0.5, 1, 2)},
+# Settings of sampling; at most 50 passes of diffusion, those of guidance included.
+SAMPLERS: dict[str, dict[str, dict[str, Any]]] = {
+    "next_scale": {f"cfg{t:g}": {"cfg": t} for t in (0.0, 0.75, 1.5, 3.0)},
+    "next_token": {f"cfg{t:g}": {"cfg": t} for t in (0.0, 0.5, 1.0, 2.0)},
     "masked": {
-        f"steps{n}_cfg{t:g}": ("--steps", f"{n}", "--cfg", f"{t:g}")
-        for n, t in ((8, 0), (8, 1), (16, 0), (16, 1), (32, 1))
+        f"steps{n}_cfg{t:g}": {"steps": n, "cfg": t}
+        for n, t in ((8, 0.0), (8, 1.0), (16, 0.0), (16, 1.0), (32, 1.0))
     },
     "diffusion": {
-        "heun25_cfg0": ("--solver", "heun", "--steps", "25", "--cfg", "0"),
-        "heun13_cfg0.5": ("--solver", "heun", "--steps", "13", "--cfg", "0.5"),
-        "heun13_cfg1": ("--solver", "heun", "--steps", "13", "--cfg", "1"),
-        "euler25_cfg0.5": ("--solver", "euler", "--steps", "25", "--cfg", "0.5"),
+        "heun25_cfg0": {"solver": "heun", "steps": 25, "cfg": 0.0},
+        "heun13_cfg0.5": {"solver": "heun", "steps": 13, "cfg": 0.5},
+        "heun13_cfg1": {"solver": "heun", "steps": 13, "cfg": 1.0},
+        "euler25_cfg0.5": {"solver": "euler", "steps": 25, "cfg": 0.5},
     },
 }
 TOKENIZERS = {"maps": "1,2,3,4,5,6,8", "map": "8"}  # {name: scales}
 CODES = 1024  # of tokenizer1024_full
 PASSES = (2, 4, 8, 16, 25)  # steps of Euler: the curve of diffusion over its passes
-SMALLER = {1: (1, 64, 1e12), 2: (2, 96, 3e12), 3: (2, 128, 1e13)}  # {size: (depth, width, FLOPs)}
+SMALLER = {1: (1, 64, 1e12), 2: (1, 128, 3e12), 3: (2, 128, 1e13)}  # {size: (depth, width, FLOPs)}
 
 
 class Row(NamedTuple):
@@ -73,7 +80,7 @@ class Row(NamedTuple):
       share: share of the size's FLOPs.
       seed: seed of training.
       sampler: its key in `SAMPLERS`, or "euler" with a number of steps; "" for no samples.
-      num: number of samples.
+      num: number of samples, `FEW` or `MANY`.
     """
 
     arg: str
@@ -98,6 +105,13 @@ class Row(NamedTuple):
     def name(self) -> str:
         return f"{self.run}_{self.sampler}_{self.num}" if self.sampler else self.run
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of sampling."""
+        known = SAMPLERS[self.objective].get(self.sampler)
+        steps = self.sampler.removeprefix("euler")
+        return known or {"solver": "euler", "steps": int(steps), "cfg": 0.0}
+
 
 class TimeIsUp(Exception):
     """No further row is to be begun."""
@@ -111,7 +125,8 @@ def study(get: Callable[[Row], dict[str, Any]]):
     """
 
     def distance(row: Row) -> float:
-        return get(row)["evaluation"]["metrics"]["frechet_distance"]["value"]
+        evaluation = get(row).get("evaluation")
+        return evaluation["metrics"]["frechet_distance"]["value"] if evaluation else float("inf")
 
     factors = {objective: best_factor(get, args[0]) for objective, args in ARGS.items()}
     samplers = {}
@@ -123,22 +138,26 @@ def study(get: Callable[[Row], dict[str, Any]]):
     best = {}
     for objective, args in ARGS.items():
         rows = [Row(arg, factors[objective], sampler=samplers[objective], num=FEW) for arg in args]
-        best[objective] = min(rows, key=distance)
+        chosen = min(rows, key=distance) if len(rows) > 1 else rows[0]
+        best[objective] = chosen._replace(num=MANY)
+        for row in rows:
+            get(row._replace(num=MANY))
     for seed in SEEDS:
         for row in best.values():
-            get(row._replace(seed=seed, num=MANY))
+            get(row._replace(seed=seed))
     for size in SMALLER:
         for row in best.values():
             get(row._replace(size=size))
     for steps in PASSES:
-        get(best["diffusion"]._replace(sampler=f"euler{steps}"))
+        get(best["diffusion"]._replace(sampler=f"euler{steps}", num=FEW))
 
 
 def best_factor(get: Callable[[Row], dict[str, Any]], arg: str) -> float:
     """Returns the factor on the rate with the smallest held-out loss, inside of its grid."""
 
     def loss(factor: float) -> float:
-        return get(Row(arg, factor, share=SHARE))["held_out_loss"]
+        value = get(Row(arg, factor, share=SHARE))["held_out_loss"]
+        return float("inf") if value is None else value
 
     losses = {factor: loss(factor) for factor in FACTORS}
     while (best := min(losses, key=lambda factor: losses[factor])) in (min(losses), max(losses)):
@@ -151,12 +170,12 @@ def options(row: Row, runs: Path) -> list[str]:
     """Returns the flags of a row's training: as many steps as its FLOPs allow."""
     tokenizer = "map" if row.objective in ("next_token", "masked") else "maps"
     depth, width, budget = SMALLER.get(row.size, (3, 192, FLOPS))
-    values: dict[str, Any] = {
+    values: dict[str, Any] = SPLITS | {
         "tokenizer_dir": runs / tokenizer,
         "seed": row.seed,
         "transformer.depth": depth,
         "transformer.width": width,
-        "transformer.heads": width // 32,
+        "transformer.heads": width // 64,
     }
     if row.objective != "diffusion":  # which learns features, and not tokens
         values["data.tokens_dir"] = runs / f"tokens_{tokenizer}"
@@ -180,11 +199,16 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     return [f"--config.{key}={value}" for key, value in values.items()]
 
 
-def var_jax(*arguments: Any):
-    """Runs a command of its own process, and ends this one if it fails."""
+def var_jax(*arguments: Any, may_fail: bool = False) -> bool:
+    """Runs a command in a process of its own, and returns whether it ended well.
+
+    If it did not and must, this process ends with its exit code.
+    """
     command = [sys.executable, "-m", "var_jax", *map(str, arguments)]
-    if code := subprocess.run(command).returncode:
+    code = subprocess.run(command).returncode
+    if code and not may_fail:
         sys.exit(code)
+    return not code
 
 
 def write_tokenizers(runs: Path):
@@ -193,23 +217,24 @@ def write_tokenizers(runs: Path):
         if (runs / f"tokens_{name}/manifest.json").exists():
             continue
         config = "configs/fashion_mnist.py:tokenizer1024_full"
-        flags = as_flags({"tokenizer.scales": scales})
+        flags = as_flags(SPLITS | {"tokenizer.scales": scales})
         var_jax("train", "--config", config, *flags, "--workdir", runs / name)
-        data = "configs/fashion_mnist.py"
-        tokens = runs / f"tokens_{name}"
-        var_jax("tokenize", "--config", data, "--model", runs / name, "--out", tokens)
+        data = ("--config", "configs/fashion_mnist.py", *as_flags(SPLITS))
+        var_jax("tokenize", *data, "--model", runs / name, "--out", runs / f"tokens_{name}")
 
 
 def make(row: Row, runs: Path) -> dict[str, Any]:
-    """Trains, samples and measures a row."""
+    """Trains, samples and measures a row; one whose training diverged has no held-out loss."""
     workdir = runs / row.run
-    began = processor_seconds()
-    config = f"configs/rivals.py:{row.arg}"
-    var_jax("train", "--config", config, *options(row, runs), "--workdir", workdir)
-    trained = processor_seconds()
-    meta, config = (json.loads((workdir / f"{n}.json").read_text()) for n in ("meta", "config"))
-    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    held_out = [record["loss"] for record in records if record["split"] == "val"]
+    config_file = f"configs/rivals.py:{row.arg}"
+    train = ("train", "--config", config_file, *options(row, runs), "--workdir", workdir)
+    trained = var_jax(*train, may_fail=True)
+    status, config, meta = (
+        json.loads((workdir / f"{name}.json").read_text()) for name in ("status", "config", "meta")
+    )
+    if not trained and status["state"] != "failed":
+        sys.exit(f"rivals_study.py: {' '.join(map(str, train))} did not end well")
+    held_out = run_records.last_held_out(epath.Path(workdir))
     result = {
         **row._asdict(),
         "objective": row.objective,
@@ -218,49 +243,46 @@ def make(row: Row, runs: Path) -> dict[str, Any]:
         "params": meta["params"]["total"],
         "steps": config["steps"],
         "base_lr": config["optimizer"]["base_lr"],
-        "held_out_loss": held_out[-1],
-        "training_processor_seconds": round(trained - began, 1),
+        "held_out_loss": held_out["loss"] if trained and held_out else None,
     }
-    if not row.sampler:
+    if not row.sampler or not trained:
         return result
-    how = SAMPLERS[row.objective].get(row.sampler)
-    if how is None:
-        how = ("--solver", "euler", "--steps", row.sampler.removeprefix("euler"), "--cfg", "0")
     samples, report = runs / f"{row.name}.npz", runs / f"{row.name}.evaluation.json"
-    sampling = processor_seconds()
-    var_jax("generate", "--model", workdir, "--num", row.num, *how, "--out", samples)
-    sampled = processor_seconds()
+    chosen = [text for name, value in row.settings.items() for text in (f"--{name}", value)]
+    var_jax("generate", "--model", workdir, "--num", row.num, *chosen, "--out", samples)
     var_jax(
-        *("evaluate", "--samples", samples, "--reference", "fashion_mnist_idx:test"),
-        *("--resize", "pad", "--agreement", "fashion_mnist_idx:train", "--json", report),
+        *("evaluate", "--samples", samples, "--json", report, "--resize", "pad"),
+        *("--reference", REPORTED if row.num == MANY else CHOOSING),
+        *("--agreement", "fashion_mnist_idx:train"),
     )
+    return result | costs(row, workdir) | {"evaluation": json.loads(report.read_text())}
+
+
+def costs(row: Row, workdir: Path) -> dict[str, float]:
+    """Returns FLOPs and passes of generation with the row's settings, without the decoder."""
+    model = model_directory.load_config(epath.Path(workdir))
+    assert model.transformer is not None
+    sampler = sampler_registry.find(model)
+    prepared = sampler.prepare(model, sampler.settings("fid", row.settings, row.objective))
     return {
-        **result,
-        "options": how,
-        "seconds_per_image": (sampled - sampling) / row.num,
-        "evaluation": json.loads(report.read_text()),
+        "generation_flops": sampler.generation_flops(model, prepared),
+        "passes": sampler.sequential_passes(model, prepared),
     }
-
-
-def processor_seconds() -> float:
-    """Returns the processor time of all ended child processes."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def write_table(out: Path) -> Path:
-    """Writes the rows with samples as a table that `var-jax compare` reads."""
+    """Writes the rows with `MANY` samples as a table that `var-jax compare` reads."""
     rows = []
     for path in sorted(out.glob("*_size*.json")):
         row = json.loads(path.read_text())
-        if "evaluation" not in row or row["share"] != 1:
+        if "evaluation" not in row or row["share"] != 1 or row["num"] != MANY:
             continue
         metrics = row["evaluation"]["metrics"]
         distance = metrics["frechet_distance"]
         order = row["arg"].removeprefix("next_token_")
         record = {
             "objective": row["objective"] if order == row["arg"] else row["arg"],
-            "run": f"{row['arg']}_size{row['size']}_{row['sampler']}_{row['num']}",
+            "run": f"{row['arg']}_size{row['size']}_{row['sampler']}",
             "seed": row["seed"],
             "frechet_distance": distance["value"],
             "frechet_distance_low": distance["ci95"][0],
@@ -268,7 +290,7 @@ def write_table(out: Path) -> Path:
         }
         for name in ("precision", "recall", "agreement"):
             record[name] = metrics[name]["value"]
-        for name in ("train_flops", "images_seen", "seconds_per_image", "params"):
+        for name in ("train_flops", "images_seen", "generation_flops", "passes", "params"):
             record[name] = row[name]
         rows.append(record)
     table = out / "rows.csv"

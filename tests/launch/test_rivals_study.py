@@ -2,6 +2,7 @@
 its runs are such as train accepts, at equal compute."""
 
 import csv
+import importlib
 import json
 
 import pytest
@@ -10,7 +11,18 @@ from helpers.scripts import ROOT, load_script
 from var_jax.cli import main as cli
 from var_jax.cli.args import read_config
 from var_jax.config import idle_keys
+from var_jax.errors import Parser
 from var_jax.models import flops
+
+# What a run's files hold, those that the script reads.
+META = {
+    "state": "done",
+    "steps": 10,
+    "batch_size": 64,
+    "optimizer": {"base_lr": 0.1},
+    "flops_per_step": {"exact": 1.0},
+    "params": {"total": 10},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +41,8 @@ def row_of(script, row, loss, distance):
         "images_seen": 1000,
         "params": 10,
         "held_out_loss": loss(row),
-        "seconds_per_image": 0.1,
+        "generation_flops": 1e9,
+        "passes": 7,
         "evaluation": {"metrics": {"frechet_distance": ends, **share}},
     }
 
@@ -61,20 +74,16 @@ def test_study_goes_on_where_the_grid_of_rates_ends(script):
         "diffusion": {0.5, 1.0, 2.0, 4.0},
     }
     final = [row for row in asked if row.num == script.MANY]
-    assert {(row.arg, row.factor, row.seed) for row in final} == {
-        (arg, rate, seed)
-        for arg, rate in (
-            ("next_scale", 1.0),
-            ("next_token_spiral", 4.0),
-            ("masked", 0.25),
-            ("diffusion", 2.0),
-        )
-        for seed in script.SEEDS
+    args = {"next_scale": 1.0, "next_token_spiral": 4.0, "masked": 0.25, "diffusion": 2.0}
+    assert {(row.arg, row.factor, row.seed) for row in final if row.seed} == {
+        (arg, rate, seed) for arg, rate in args.items() for seed in script.SEEDS[1:]
     }
+    orders = {"next_token", "next_token_zcurve"}
+    assert {row.arg for row in final if row.seed == 0 and not row.size} == orders | set(args)
     assert {row.sampler for row in final if row.arg == "next_scale"} == {"cfg3"}
     smaller = {(row.arg, row.size) for row in asked if row.size}
     assert len(smaller) == 12
-    curve = [row.sampler for row in asked if row.sampler.startswith("euler") and row.num]
+    curve = [row.sampler for row in asked if row.num == script.FEW]
     assert {f"euler{n}" for n in script.PASSES} <= set(curve)
 
 
@@ -105,12 +114,13 @@ def test_table_is_one_that_compare_reads(script, tmp_path, capsys):
     """Rows at all of the compute are in it with their interval and seed, those that choose a rate
     or a sampler are not; compare draws it."""
     rows = [
-        script.Row(arg, 1.0, seed=seed, sampler="cfg0", num=10)
+        script.Row(arg, 1.0, seed=seed, sampler="cfg0", num=script.MANY)
         for arg in ("next_scale", "next_token", "next_token_zcurve")
         for seed in (0, 1)
     ]
-    third = script.Row("masked", 1.0, share=script.SHARE, sampler="cfg0", num=10)
-    for row in (*rows, third, script.Row("masked", 1.0)):
+    third = script.Row("masked", 1.0, share=script.SHARE, sampler="cfg0", num=script.MANY)
+    few = rows[0]._replace(num=script.FEW)
+    for row in (*rows, third, few, script.Row("masked", 1.0)):
         result = row_of(script, row, loss=lambda r: 1.0, distance=lambda r: 100 + r.seed)
         if not row.sampler:
             del result["evaluation"]
@@ -124,6 +134,52 @@ def test_table_is_one_that_compare_reads(script, tmp_path, capsys):
     assert cli.main(["compare", str(table), "--out", str(tmp_path / "out")]) == 0
     report = json.loads((tmp_path / "out/compare.json").read_text())
     assert set(report) >= {"next_scale", "next_token", "next_token_zcurve"}
+
+
+def test_commands_of_every_row_are_ones_that_parse(script, monkeypatch, tmp_path):
+    """The options of `train`, `generate` and `evaluate` exist and take these values; samplers of
+    diffusion make at most 50 passes, guidance included. Tokenizers are of one recipe."""
+    monkeypatch.chdir(ROOT)
+    commands = []
+
+    def record(*arguments, **_):
+        commands.append(list(map(str, arguments)))
+        return True
+
+    monkeypatch.setattr(script, "var_jax", record)
+    monkeypatch.setattr(script.run_records, "last_held_out", lambda run: {"loss": 1.0})
+    monkeypatch.setattr(script, "costs", lambda row, workdir: {})
+    monkeypatch.setattr(script.json, "loads", lambda text: META)
+    script.write_tokenizers(tmp_path)
+    for objective, samplers in script.SAMPLERS.items():
+        for sampler in (*samplers, *(["euler8"] if objective == "diffusion" else [])):
+            row = script.Row(script.ARGS[objective][0], 1.0, sampler=sampler, num=script.FEW)
+            for name in ("status", "config", "meta"):
+                path = tmp_path / row.run / f"{name}.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("{}")
+            (tmp_path / f"{row.name}.evaluation.json").write_text("{}")
+            script.make(row, tmp_path)
+            evaluations = {"heun": 2 * row.settings.get("steps", 1) - 1}.get(
+                row.settings.get("solver"), row.settings.get("steps", 1)
+            )
+            guided = row.settings["cfg"] > 0
+            assert objective != "diffusion" or evaluations * (1 + guided) <= 50
+    assert {command[0] for command in commands} == {"train", "tokenize", "generate", "evaluate"}
+    for name, *options in commands:
+        command = importlib.import_module(f"var_jax.cli.{name}")
+        parser = Parser()
+        command.add_arguments(parser)
+        _, rest = parser.parse_known_args(options)
+        assert all(text.startswith("--config.") for text in rest)
+    tokenizers = [
+        read_config(command[2], [flag for flag in command if flag.startswith("--config.")])
+        for command in commands[:4:2]
+    ]
+    for tokenizer, scales in zip(tokenizers, script.TOKENIZERS.values(), strict=True):
+        assert str(tokenizer.tokenizer.scales) == scales
+        assert tokenizer.tokenizer.vocab_size == script.CODES
+        assert tokenizer.tokenizer.scales.finest == (8, 8)
 
 
 def test_no_row_is_begun_when_the_time_is_over(script, tmp_path, capsys, monkeypatch):
