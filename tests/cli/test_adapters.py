@@ -101,3 +101,14 @@ def test_sample_draws_a_new_class_by_its_name(base, mug, tmp_path, capsys):
     expected = model.sample(["mug"], cfg=0, steps=2, as_uint8=True)
     grid = pictures.grid(expected, columns=1, titles=["mug"])
     np.testing.assert_array_equal(np.asarray(Image.open(image)), np.asarray(grid))
+
+
+def test_sample_warns_where_learned_guidance_would_be_guided_again(base, tmp_path, caplog, capsys):
+    """The preset has guidance; with --cfg 0, as the end of the training proposes, there is no
+    warning."""
+    guided = adapters.random_adapter(tmp_path / "guided", masked.pipeline(), 2, cfg="1.5")
+    options = ("sample", "--model", base, "--adapter", guided, "--labels", 0, "--steps", 2)
+    run(capsys, *options, "--cfg", 0, "--out", tmp_path / "one.png")
+    assert "guides them again" not in caplog.text
+    run(capsys, *options, "--out", tmp_path / "two.png")
+    assert "has learned the predictions of guidance 1.5" in caplog.text

@@ -10,7 +10,10 @@ import pytest
 from helpers import adapters, masked, next_token, small
 from helpers.mesh_steps import assert_same_step, one_step
 from helpers.numerics import log_softmax
+from var_jax import Pipeline
+from var_jax.config import idle_keys
 from var_jax.config.adapter_config import AdapterConfig
+from var_jax.config.model import ModelConfig
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
@@ -89,6 +92,28 @@ def test_adapter_comes_close_to_guidance(bases, tmp_path):
     assert losses[-1] < losses[0] / 5
 
 
+def test_picture_of_a_run_is_sampled_without_guidance(bases, tmp_path):
+    """The adapted model has learned guidance: pictures with more of it would get worse as the loss
+    falls. The frozen model's two forward passes are in the FLOPs."""
+    objective = adapters.objective(run(bases, "next_scale"), tmp_path)
+    model = ModelConfig(objective.config.tokenizer, objective.model)
+    assert not objective.sampler_settings(model).guided
+    plain = adapters.objective(run(bases, "next_scale", cfg=""), tmp_path)
+    assert plain.sampler_settings(model).guided
+    assert objective.flops_per_image() == pytest.approx(plain.flops_per_image() * 5 / 3)
+    assert "guidance 1.5 in LoRA" in objective.summary()
+
+
+def test_base_without_class_dropout_is_refused(tmp_path):
+    """Its row for no class was never trained, so that there is no guidance to learn."""
+    model = small.pipeline()
+    transformer = dataclasses.replace(model.config.transformer, class_dropout=0.0)
+    Pipeline(ModelConfig(model.config.tokenizer, transformer), model.params).save(tmp_path / "base")
+    config = adapters.training(small.train_config("transformer", ""), tmp_path / "base", cfg="1.5")
+    with pytest.raises(UserError, match=r"class_dropout of the model .* is 0\.0; it must be above"):
+        adapters.objective(config, tmp_path)
+
+
 def test_distillation_step_is_the_same_on_every_mesh(bases):
     """Metrics and updated factors of 4x2 devices are those of one device, to rounding."""
     config = run(bases, "next_scale")
@@ -121,6 +146,19 @@ def test_guidance_that_cannot_be_learned_is_refused(bases, tmp_path, name, setti
     """One line says what is wrong and what would be right, before anything is trained."""
     with pytest.raises(UserError, match=message):
         adapters.objective(run(bases, name, **settings), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key", ["transformer.flip_share", "transformer.class_dropout", "loss.label_smoothing"]
+)
+def test_keys_of_another_loss_are_refused(bases, key):
+    """They are of the frozen model's own objective, and a flag for them would do nothing."""
+    section, name = key.split(".")
+    config = run(bases, "next_scale")
+    changed = dataclasses.replace(getattr(config, section), **{name: 0.5})
+    config = dataclasses.replace(config, **{section: changed})
+    with pytest.raises(UserError, match=f"{key}=0.5 has no effect while adapter.cfg is"):
+        idle_keys.refuse_flags(config, [key])
 
 
 def test_adapters_of_before_keep_their_identity():

@@ -49,6 +49,16 @@ def test_scale_weights_hold_while_scales_are_added():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
+def test_scale_weights_fit_the_tokenizer_of_the_run():
+    """Their number is compared with the scales of the tokenizer that is read, not with those of the
+    config file; with progressive training, steps of fewer scales still have their costs."""
+    with pytest.raises(UserError, match="one number for each of the 3 scales 1,2,3x4"):
+        objective(scale_weights=(1.0, 2.0))
+    weighted, plain = objective(scale_weights=(1.0, 2.0, 3.0)), objective()
+    for variant in (None, ScalesVariant(2)):
+        assert weighted.flops_per_image(variant) == plain.flops_per_image(variant)
+
+
 def test_flips_act_in_training_alone():
     """Without a random key, loss and metrics are those without flips; with one they are others, and
     the same again with the same key."""
@@ -62,7 +72,6 @@ def test_flips_act_in_training_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale_weights": (1.0, 2.0)}, "one number for each of the 3 scales"),
         ({"scale_weights": (0.0, 0.0, 0.0)}, "not all 0"),
         ({"scale_weights": (1.0, -1.0, 1.0)}, "0 or more"),
         ({"flip_share": 1.0}, "from 0 to below 1"),

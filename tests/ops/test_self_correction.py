@@ -32,30 +32,34 @@ def test_no_flips_are_teacher_forcing(q, tokens):
 
 
 def test_targets_are_the_codes_nearest_to_what_is_left(q, tokens):
-    """The history that the inputs show is recovered from them scale by scale; where it is not the
-    image's own, each target is the code nearest (in numpy) to what is left of the image's map."""
-    inputs, targets = self_correction.corrected_targets(q, tokens, jax.random.key(1), 0.9)
-    np.testing.assert_array_equal(targets[:, SPANS[0]], tokens[:, SPANS[0]])
-    goal, codes = vq.decode(q, tokens)[-1], np.asarray(q.table)
-
-    # The first scale has one token: the code whose input is the one that was given.
-    choices = jnp.arange(16, dtype=jnp.int32)[:, None]
-    first_maps = vq.accumulate(q, None, vq.lookup(q, choices), 0)
-    expected_inputs = vq.area_tokens(q, first_maps, 1)
-    shown = np.asarray(inputs)[:, : len(range(*SPANS[1].indices(small.SCALES.total)))]
-    distance = np.abs(shown[:, None] - np.asarray(expected_inputs)[None]).max((2, 3))
-    history = distance.argmin(axis=1)
-    assert distance.min(axis=1).max() < 1e-6
-    flawed = history != tokens[:, 0]
-    assert 0 < flawed.sum() < len(tokens)
-
-    f_hat = vq.accumulate(q, None, vq.lookup(q, jnp.asarray(history)[:, None]), 0)
-    left = np.asarray(vq.area_tokens(q, goal - f_hat, 1))
-    nearest = ((left[:, :, None] - codes) ** 2).sum(-1).argmin(-1)
-    np.testing.assert_array_equal(np.asarray(targets)[flawed, SPANS[1]], nearest[flawed])
-    # A replacement that happens to be the token itself flaws nothing, and is quantized anew.
-    own = np.asarray(targets)[~flawed, SPANS[1]]
-    assert ((own == tokens[~flawed, SPANS[1]]) | (own == nearest[~flawed])).all()
+    """Image by image and scale by scale, with the same random numbers: from an image's first flip
+    on, each target is the code nearest (in numpy) to what is left of the image's map, before it
+    the image's own token; inputs are those of the flawed history."""
+    key, share = jax.random.key(1), 0.3
+    inputs, targets = self_correction.corrected_targets(q, tokens, key, share)
+    share_key, flip_key, code_key = jax.random.split(key, 3)
+    shares = jax.random.uniform(share_key, (len(tokens), 1), maxval=share)
+    flips = np.asarray(jax.random.uniform(flip_key, tokens.shape) < shares)
+    random = np.asarray(jax.random.randint(code_key, tokens.shape, 0, 16, np.int32))
+    codes, goals = np.asarray(q.table), vq.decode(q, tokens)[-1]
+    first_flaw = set()
+    for i in range(len(tokens)):
+        f_hat, flawed, shown = jnp.zeros_like(goals[:1]), False, []
+        for k, span in enumerate(SPANS):
+            expected = tokens[i, span]
+            if flawed:
+                left = np.asarray(vq.area_tokens(q, goals[i : i + 1] - f_hat, k))[0]
+                expected = ((left[:, None] - codes) ** 2).sum(-1).argmin(-1)
+            np.testing.assert_array_equal(targets[i, span], expected)
+            history = np.where(flips[i, span], random[i, span], expected)
+            if not flawed and flips[i, span].any():
+                flawed = True
+                first_flaw.add(k)
+            f_hat = vq.accumulate(q, f_hat, vq.lookup(q, jnp.asarray(history)[None]), k)
+            shown.append(f_hat)
+        own = vq.scale_inputs(q, shown[:-1], 1)[0]
+        np.testing.assert_allclose(inputs[i], own, rtol=0, atol=1e-5)
+    assert first_flaw == {0, 1, 2}
 
 
 def test_share_of_flips_is_uniform_up_to_its_largest(q):

@@ -1,12 +1,15 @@
 """The option `--adapter` of commands that use a trained model."""
 
 import argparse
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from var_jax import Pipeline
+
+log = logging.getLogger(__name__)
 
 
 class WeightedAdapter(NamedTuple):
@@ -64,6 +67,25 @@ def with_adapters(model: "Pipeline", adapters: Sequence[WeightedAdapter]) -> "Pi
     for directory, weight in adapters:
         model = model.with_adapter(directory, weight)
     return model
+
+
+def warn_of_learned_guidance(adapters: Sequence[WeightedAdapter], cfg: object):
+    """Warns where a model would be guided that an adapter has taught the results of guidance.
+
+    Args:
+      cfg: the option `--cfg`; None if it is not given, and the preset's guidance is used.
+    """
+    from var_jax.adapters import adapter_file
+
+    for directory, _ in adapters:
+        learned = adapter_file.load_header(directory).config.cfg
+        if learned and cfg is None:
+            log.warning(
+                "the adapter %s has learned the predictions of guidance %s, and the preset guides "
+                "them again: sample it with --cfg 0",
+                directory,
+                learned,
+            )
 
 
 def read_class_names(model: str, adapters: Sequence[WeightedAdapter]) -> tuple[str, ...]:

@@ -31,7 +31,11 @@ import numpy as np
 from etils import epath
 
 from var_jax.cli import models
-from var_jax.cli.adapters import add_adapter_argument, read_class_names
+from var_jax.cli.adapters import (
+    add_adapter_argument,
+    read_class_names,
+    warn_of_learned_guidance,
+)
 from var_jax.cli.args import require_apart
 from var_jax.cli.images import box_mask, expand, parse_box, read_image, read_mask
 from var_jax.cli.sample import (
@@ -127,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
     names = read_class_names(args.model, args.adapter)
     label = None if args.label is None else class_labels.parse_one(args.label, names)
     model = load(args.model, args.dtype, args.adapter)
+    warn_of_learned_guidance(args.adapter, args.cfg)
     tokenizer = model.config.tokenizer
     images = np.stack([read_image(file, tokenizer, args.resize) for file in files])
     labels = None if label is None else [label] * len(files)

@@ -21,6 +21,7 @@ from var_jax.cli.adapters import (
     WeightedAdapter,
     add_adapter_argument,
     read_class_names,
+    warn_of_learned_guidance,
     with_adapters,
 )
 from var_jax.cli.args import require_apart
@@ -227,6 +228,7 @@ def load(directory: str, dtype: str | None, adapters: Sequence[WeightedAdapter] 
 def load_partners(args: argparse.Namespace) -> tuple:
     """Returns the model and the one that continues from it (None without --then)."""
     model = load(args.model, args.dtype, args.adapter)
+    warn_of_learned_guidance(args.adapter, args.cfg)
     return model, None if args.then is None else load(args.then, args.dtype)
 
 

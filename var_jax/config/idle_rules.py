@@ -84,6 +84,17 @@ RULES = (
         "adapter.kind",
         lambda c: c.stage == "adapter" and c.adapter.kind == "class_rows",
     ),
+    Rule(
+        (
+            "loss.label_smoothing",
+            "transformer.class_dropout",
+            "transformer.progressive",
+            "transformer.scale_weights",
+            "transformer.flip_share",
+        ),
+        "adapter.cfg",
+        lambda c: c.stage == "adapter" and bool(c.adapter.cfg),
+    ),
     Rule(("adapter.start",), "adapter.classes", lambda c: not c.adapter.classes),
     Rule(
         ("transformer.progressive_from", "transformer.progressive_warmup"),

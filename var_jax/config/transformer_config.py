@@ -173,16 +173,13 @@ class TransformerConfig:
         require(
             0 <= self.flip_share < 1, "transformer.flip_share", self.flip_share, "from 0 to below 1"
         )
-        if self.objective == "next_scale" and self.scale_weights:
-            require(
-                len(self.scale_weights) == len(self.scales)
-                and all(0 <= weight < float("inf") for weight in self.scale_weights)
-                and any(self.scale_weights),
-                "transformer.scale_weights",
-                self.scale_weights,
-                f"one number for each of the {len(self.scales)} scales of {self.scales}, 0 or more "
-                "and not all 0",
-            )
+        require(
+            all(0 <= weight < float("inf") for weight in self.scale_weights)
+            and (not self.scale_weights or any(self.scale_weights)),
+            "transformer.scale_weights",
+            self.scale_weights,
+            "numbers of 0 or more that are not all 0",
+        )
         require(
             self.objective not in ONE_MAP or len(self.scales) == 1,
             "tokenizer.scales",

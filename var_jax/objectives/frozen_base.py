@@ -39,6 +39,8 @@ OWN_KEYS = (
     "progressive",
     "progressive_from",
     "progressive_warmup",
+    "scale_weights",
+    "flip_share",
 )
 
 

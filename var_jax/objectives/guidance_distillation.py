@@ -15,19 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
 from var_jax.errors import UserError
-from var_jax.objectives import token_losses
+from var_jax.objectives import frozen_base, token_losses
 from var_jax.objectives.adapter_training import AdapterTraining
 from var_jax.objectives.frozen_base import FrozenBase
-from var_jax.objectives.step_types import Batch, Metrics
-from var_jax.sampling import guidance, settings
+from var_jax.objectives.step_types import Batch, Metrics, StepVariant
+from var_jax.sampling import sampler_registry, settings
+from var_jax.sampling.objective_sampler import Prepared
 
 if TYPE_CHECKING:
+    from etils import epath
     from jaxtyping import Array, Float
 
 DIVERGENCE = "guidance_divergence"  # the metric
+FORWARD_PASSES = 2  # of the frozen model; a training step counts as three
 
 
 DISTILLABLE = ("next_scale", "next_token")  # objectives that predict each token once, in order
@@ -43,6 +47,22 @@ class GuidanceDistillation(AdapterTraining):
     def __init__(self, config: TrainConfig, frozen: FrozenBase):
         super().__init__(config, frozen)
         self._strengths = strengths(config)
+
+    @classmethod
+    def load_frozen(
+        cls, config: TrainConfig, workdir: epath.Path
+    ) -> tuple[TrainConfig, FrozenBase]:
+        dropout = frozen_base.read_base(config).transformer.class_dropout
+        require(
+            dropout > 0,
+            f"transformer.class_dropout of the model in adapter.base {config.adapter.base}",
+            dropout,
+            "above 0 with adapter.cfg: guidance needs a trained row for no class",
+        )
+        return super().load_frozen(config, workdir)
+
+    def variant(self, done: int) -> StepVariant:
+        return self.last_variant()  # a base's progressive training is no part of this
 
     def loss(
         self,
@@ -82,6 +102,23 @@ class GuidanceDistillation(AdapterTraining):
         """Returns the command that samples the adapted model without a second pass."""
         return f"{super().next_command(config, workdir, config_file, overrides)} --cfg 0"
 
+    def sampler_settings(self, model: ModelConfig) -> Prepared:
+        """Returns settings without guidance, which the adapted model has learned."""
+        sampler = sampler_registry.find(model)
+        objective = self.model.objective
+        return sampler.prepare(model, sampler.settings("fid", {"cfg": 0.0}, objective))
+
+    def flops_by_definition(self) -> dict[str, float]:
+        """Returns the FLOPs of a training step with the frozen model's two forward passes."""
+        training = super().flops_by_definition()
+        return {name: value * (1 + FORWARD_PASSES / 3) for name, value in training.items()}
+
+    def flops_per_image(self, variant: Any = None) -> float:
+        return self.flops_by_definition()["exact"]
+
+    def summary(self) -> str:
+        return f"guidance {self.config.adapter.cfg} in {super().summary()}"
+
     def _adapted_logits(
         self, params: Any, frozen: FrozenBase, batch: Batch
     ) -> Float[Array, "b L v"]:
@@ -92,10 +129,15 @@ class GuidanceDistillation(AdapterTraining):
         self, logits: Float[Array, "b L v"], frozen: FrozenBase, batch: Batch
     ) -> Float[Array, "b L"]:
         """Returns KL(guided || adapted) of each token, where guided is the frozen model's."""
-        labels = guidance.guided_rows(batch["label"], self.model.num_classes, None)
-        tokens = jnp.tile(batch["tokens"], (2, 1))
-        both = self.logits(frozen.base, frozen, tokens, labels)
-        targets = jax.nn.log_softmax(guidance.guide(both, self._strengths[:, None]))
+        # Two passes, as rows of one twice as large would have to move between devices.
+        nothing = jnp.full_like(batch["label"], self.model.num_classes)
+        conditional, unconditional = (
+            self.logits(frozen.base, frozen, batch["tokens"], labels)
+            for labels in (batch["label"], nothing)
+        )
+        strength = self._strengths[:, None]
+        guided = (1 + strength) * conditional - strength * unconditional
+        targets = jax.nn.log_softmax(guided)
         return jnp.sum(jnp.exp(targets) * (targets - jax.nn.log_softmax(logits)), axis=-1)
 
 

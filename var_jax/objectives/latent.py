@@ -24,6 +24,7 @@ from var_jax.objectives.evaluation_tools import EvaluationTools
 from var_jax.objectives.frozen_tokenizer import FrozenTokenizer
 from var_jax.sampling import sampler_registry
 from var_jax.sampling.image_keys import image_keys
+from var_jax.sampling.objective_sampler import Prepared
 
 if TYPE_CHECKING:
     from etils import epath
@@ -160,14 +161,17 @@ class LatentObjective(Objective[FrozenTokenizer]):
           keys: random keys of the images.
         """
         model = ModelConfig(self.config.tokenizer, self.model)
-        sampler = sampler_registry.find(model)
-        prepared = sampler.picture_settings(model)
+        sampler, prepared = sampler_registry.find(model), self.sampler_settings(model)
         arguments = params, labels, keys, prepared.traced
         program = tools.compiled(
             "sampler", lambda: sampler.program.lower(model, prepared.compiled, *arguments)
         )
         images, _ = program(*arguments)
         return images
+
+    def sampler_settings(self, model: ModelConfig) -> Prepared:
+        """Returns the settings of `sample`."""
+        return sampler_registry.find(model).picture_settings(model)
 
     def picture(self, params: Any, frozen: FrozenTokenizer, tools: EvaluationTools) -> Image.Image:
         """Returns samples, one class per column."""

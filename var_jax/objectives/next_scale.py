@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from var_jax.config.scales import Scales
+from var_jax.config.strict import require
+from var_jax.config.train import TrainConfig
 from var_jax.models import flops
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.models.transformer import Transformer
@@ -43,7 +45,21 @@ ALL_SCALES = ScalesVariant()
 
 
 class NextScale(LatentObjective):
-    """The training objective of the next-scale transformer."""
+    """The training objective of the next-scale transformer.
+
+    Raises:
+      UserError: there is not one of `scale_weights` for each scale of the tokenizer.
+    """
+
+    def __init__(self, config: TrainConfig, frozen: FrozenTokenizer):
+        super().__init__(config, frozen)
+        weights, scales = self.model.scale_weights, config.tokenizer.scales
+        require(
+            len(weights) in (0, len(scales)),
+            "transformer.scale_weights",
+            weights,
+            f"one number for each of the {len(scales)} scales {scales} of the tokenizer",
+        )
 
     def variant(self, done: int) -> ScalesVariant:
         """Returns the leading scales that a step trains.
@@ -185,5 +201,6 @@ class NextScale(LatentObjective):
         return token_losses.held_out(measure, batch["label"], self.model)
 
     def flops_per_image(self, variant: ScalesVariant | None = None) -> float:
-        model = dataclasses.replace(self.model, scales=self.scales(variant))
+        # Weights of a loss, one for each of all scales, change no cost.
+        model = dataclasses.replace(self.model, scales=self.scales(variant), scale_weights=())
         return flops.train_flops_per_image(model)
