@@ -119,7 +119,8 @@ def test_guides_inputs_are_made_by_commands_before(page):
             value = flags.get(flag)
             known = any(value == name or f"{value}".startswith(f"{name}/") for name in made)
             assert value is None or known, command
-        made |= {flags[flag] for flag in ("--out", "--png", "--workdir") if flag in flags}
+        outputs = ("--out", "--tokens-out", "--png", "--workdir")
+        made |= {flags[flag] for flag in outputs if flag in flags}
         if command[0] == "publish":
             made.add(f"hf://{flags['--to']}")
 

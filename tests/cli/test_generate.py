@@ -95,7 +95,7 @@ def test_generate_takes_labels_and_rejects_samples(model_dir, digits_dir, tmp_pa
 def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monkeypatch):
     """The options reach the set's settings; the tests of sample sets generate with them."""
     handed = []
-    monkeypatch.setattr(sample_set, "_write_shards", lambda *values: handed.append(values[:2]))
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *values, **_: handed.append(values[:2]))
     rest = ("--then", model_dir, "--from-scale", 2)
     assert main(command(model_dir, tmp_path, *rest, "--dtype", "bfloat16")) == 0
     assert [one.config for one in handed[0]] == [small.pipeline().astype("bfloat16").config] * 2
@@ -136,6 +136,10 @@ def test_generate_with_another_model_and_dtype(model_dir, tmp_path, capsys, monk
         (("--out", "{dir}"), "name a file that ends in .npz"),
         (("--model", "nowhere"), "no model directory nowhere"),
         (("--reject-keep", 0.5), "--reject-keep and --reject-reference go together"),
+        (("--tokens-out", "{dir}"), "is there already, and not of this sample set"),
+        (("--tokens-out", "{dir}/new", "--smooth"), "--tokens-out is given with --smooth"),
+        (("--tokens-out", "{dir}/new", "--labels", small.CLASSES), "--tokens-out is 10, no class"),
+        (("--tokens-out", "{dir}/out/samples.npz"), "--tokens-out"),
         (("--reject-keep", 2, "--reject-reference", "{digits}"), "--reject-keep is 2.0"),
         (("--reject-keep", 0.5, "--reject-reference", "{plain}"), "without labels"),
     ],
@@ -153,7 +157,11 @@ def test_generate_names_mistakes_and_writes_nothing(
         "{plain}": plain,
     }
     arguments = command(
-        model_dir, tmp_path, *(names.get(str(r), r) for r in rest), "--data-dir", digits_dir
+        model_dir,
+        tmp_path,
+        *(names.get(str(r), str(r).replace("{dir}", str(tmp_path))) for r in rest),
+        "--data-dir",
+        digits_dir,
     )
     assert main(arguments) == 2
     printed = capsys.readouterr()

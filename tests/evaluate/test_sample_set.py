@@ -169,7 +169,7 @@ def test_generate_on_two_hosts_writes_the_set_of_one(full, tmp_path):
 
 def test_generate_samples_nothing_twice(full, monkeypatch):
     """A finished set is left as it is."""
-    monkeypatch.setattr(sample_set, "_write_shards", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *_, **__: pytest.fail("drawn again"))
     before = full.stat().st_mtime_ns
     assert generate(planned(), full) and full.stat().st_mtime_ns == before
 
@@ -228,7 +228,7 @@ def test_generate_has_files_of_whole_batches_of_all_devices(
     """The number of images per file is a multiple of the batch over all eight devices, for each
     batch size and for the default, so that no batch is split between files. The manifest has that
     number."""
-    monkeypatch.setattr(sample_set, "_write_shards", lambda *_: None)
+    monkeypatch.setattr(sample_set, "_write_shards", lambda *_, **__: None)
     out = tmp_path / "samples.npz"
     assert not generate(planned(), out, batch_size=batch_size, shard_images=None)
     manifest = json.loads((tmp_path / "samples.npz.partial" / "manifest.json").read_text())
@@ -327,7 +327,7 @@ def test_generate_writes_pngs_named_by_index_and_label(full, tmp_path, monkeypat
             np.testing.assert_array_equal(np.asarray(opened), image[..., 0])
     assert generate(planned(), out, png=directory)
     monkeypatch.setattr(
-        sample_set, "_write_shards", lambda *_: pytest.fail("drawn before it was refused")
+        sample_set, "_write_shards", lambda *_, **__: pytest.fail("drawn before it was refused")
     )
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -127,6 +127,8 @@ def test_closing_of_an_adapter_does_not_need_its_base(tmp_path):
 
 def test_data_lines_have_the_models_ids():
     """The ids are those that `--labels` reads, where a class's place in the data is another."""
-    data = SimpleNamespace(class_names=("3", "cross"), class_counts=(5, 24), identity={})
+    data = SimpleNamespace(
+        class_names=("3", "cross"), class_counts=(5, 24), identity={"name": "digits"}
+    )
     line = terminal_messages.data_lines(small.train_config("transformer", ""), data, [3, 10])[1]
     assert line.endswith(": 3 (5), 10 cross (24)")

@@ -13,6 +13,8 @@ example:
   var-jax generate --model runs/d16 --num 50000 --out samples.npz
   var-jax generate --model runs/d16 --num 500 --labels 0-9 --cfg 0 --top-k 0 --top-p 0 \\
       --out plain.npz --png plain
+  var-jax generate --model runs/d16 --num 750000 --cfg 1.25 --out own/samples.npz \\
+      --tokens-out own/tokens
   var-jax generate --model runs/d30 --then runs/d16 --keep-scales 7 --dtype bfloat16 --num 50000 \\
       --out fast.npz
   var-jax generate --model runs/d16 --num 50000 --reject-keep 0.5 \\
@@ -20,6 +22,10 @@ example:
 
 With --reject-keep, a classifier of the reference's labels (logistic regression on the network's
 features) judges how well an image shows its class, and the best share of each class is kept.
+
+With --tokens-out, the tokens of the images are written as a token cache, on which `var-jax train`
+tunes a model with --config.data.tokens_dir once `var-jax tokenize --splits test` has added real
+held-out images to it.
 """
 
 import argparse
@@ -27,6 +33,7 @@ import sys
 
 from var_jax.cli import feature_options, models
 from var_jax.cli.adapters import add_adapter_argument
+from var_jax.cli.args import require_apart
 from var_jax.cli.divided_work import add_host_arguments, divided
 from var_jax.cli.evaluate import add_image_arguments
 from var_jax.cli.sample import (
@@ -34,6 +41,7 @@ from var_jax.cli.sample import (
     add_partner_arguments,
     add_sampling_arguments,
     check_partner_arguments,
+    load,
     load_partners,
     read_labels,
     sampling_arguments,
@@ -61,6 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--png", metavar="DIR", help="also write PNG files, named by index and label"
+    )
+    parser.add_argument(
+        "--tokens-out",
+        metavar="DIR",
+        help="also write the images' tokens as a token cache, which `var-jax train` reads as "
+        "--config.data.tokens_dir",
     )
     parser.add_argument(
         "--batch-size",
@@ -102,13 +116,15 @@ def run(args: argparse.Namespace) -> int:
         args.batch_size,
         "at least 1",
     )
+    outputs = {"--out": args.out, "--png": args.png, "--tokens-out": args.tokens_out}
+    require_apart(outputs, {"--model": args.model, "--then": args.then})
     models.fetch(args)
     labels = None if args.labels == "balanced" else read_labels(args)
     return divided(args, lambda: _generate_part(args, labels))
 
 
 def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
-    from var_jax.evaluate import sample_plan, sample_set
+    from var_jax.evaluate import sample_plan, sample_set, sample_tokens
 
     model, then = load_partners(args)
     network, reference = _judge(args, model) if args.reject_keep != 1 else (None, None)
@@ -128,6 +144,10 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
         **sampling_arguments(args),
     )
     out = sample_set.check(made, args.out, args.png)
+    tokens = None
+    if args.tokens_out is not None:
+        exact = load(args.model, None, args.adapter) if args.dtype else model
+        tokens = sample_tokens.prepare(args.tokens_out, exact, made, out)
     score = None
     if network and reference and not out.exists():
         from var_jax.evaluate.classifier import label_scorer
@@ -139,12 +159,15 @@ def _generate_part(args: argparse.Namespace, labels: list[int] | None) -> int:
         out,
         then=then,
         png=args.png,
+        tokens=tokens,
         score=score,
         batch_size=args.batch_size,
         shard_index=args.process_id,
         shard_count=args.num_processes,
     ):
-        print(f"{args.num} images in {args.out}" + (f" and {args.png}" if args.png else ""))
+        tokens_too = f", their tokens in {args.tokens_out}" if tokens else ""
+        pictures_too = f" and {args.png}" if args.png else ""
+        print(f"{args.num} images in {args.out}{pictures_too}{tokens_too}")
     else:
         print(
             f"this host's images are drawn; the last host to finish writes {args.out}",

@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--splits",
         default="train,test",
         help="train (data.train_split), test (data.eval_split) or both (default); splits that the "
-        "cache already has are kept",
+        "cache already has are kept, and generated training images (`generate --tokens-out`) take "
+        "test alone",
     )
     parser.add_argument(
         "--batch", type=int, help="images per device at once (default: by their size)"

@@ -5,7 +5,8 @@ A cache is a directory:
   manifest.json          `Manifest`: data set, tokenizer, and every shard's name, images and bytes
   tokenizer/             model directory of the tokenizer, whose codes and phi make the
                          transformer's input
-  train/*.array_record   each view of the training split, in the split's order, cut into shards
+  train/*.array_record   each view of the training split, in the split's order, cut into shards;
+                         or generated images (`var-jax generate --tokens-out`)
   test/*.array_record    the held-out split, center-cropped
 
 A record is one image: its label as a little-endian int32, then its L tokens, coarse to fine, as
@@ -23,7 +24,7 @@ from etils import epath
 
 from var_jax.config.model import TokenizerConfig
 from var_jax.config.strict import differences
-from var_jax.data import streams
+from var_jax.data import streams, token_manifest
 from var_jax.data.token_manifest import (
     LABEL,
     ROLES,
@@ -116,6 +117,12 @@ class Cache:
         return self.manifest.class_names
 
     @property
+    def name(self) -> str:
+        """The name of the training images: their data set, or "generated:FINGERPRINT"."""
+        made = self.manifest.generated
+        return f"{token_manifest.GENERATED}:{made}" if made else self.manifest.data
+
+    @property
     def counts(self) -> dict[str, int]:
         """The number of images of each role that the cache has."""
         return {
@@ -161,19 +168,17 @@ class Cache:
           UserError: something differs; every difference is named.
         """
         manifest = self.manifest
-        in_run: dict[str, Any] = {
-            "data.name": data.name,
-            "data.resize": data.resize,
-            "data.flip": data.flip,
-        }
-        in_cache: dict[str, Any] = {
-            "data.name": manifest.data,
-            "data.resize": manifest.resize,
-            "data.flip": manifest.flip,
-        }
+        in_run: dict[str, Any] = {}
+        in_cache: dict[str, Any] = {}
+        if not manifest.generated or manifest.test is not None:
+            in_run |= {"data.name": data.name, "data.resize": data.resize}
+            in_cache |= {"data.name": manifest.data, "data.resize": manifest.resize}
+        if not manifest.generated:
+            in_run["data.flip"], in_cache["data.flip"] = data.flip, manifest.flip
         for role, key in ROLES.items():
             info = getattr(manifest, role)
-            if info is not None:
+            # Generated training images are of no split of the run's data.
+            if info is not None and not (manifest.generated and role == "train"):
                 in_run[f"data.{key}"] = getattr(data, key)
                 in_cache[f"data.{key}"] = info.split
         if tokenizer is not None:

@@ -22,6 +22,10 @@ SHORT_VOCABULARY = 2**16
 LABEL = np.dtype("<i4")
 
 
+# What a cache of generated images states in place of a data set and a split.
+GENERATED = "generated"
+
+
 # Directory of the cache: the split's key in the config.
 ROLES = {"train": "train_split", "test": "eval_split"}
 
@@ -64,6 +68,8 @@ class Manifest:
       train, test: the two roles; None where one was not requested.
       data_fingerprint: fingerprint of the images (`sources.Split.fingerprint`). It is "" in caches
         of earlier versions, whose images may have changed since without notice.
+      generated: fingerprint of the sample set whose tokens are the training split; "" for real
+        images. Data set, seed, flips and the images' fingerprint are then those of `test` alone.
     """
 
     fingerprint: str
@@ -79,11 +85,13 @@ class Manifest:
     format: int = MANIFEST_FORMAT
     data_fingerprint: str = ""
     flip: bool = False
+    generated: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:
         """All fields except the splits, as plain JSON values; all shards of a cache share them."""
-        unset = [key for key in ("data_fingerprint", "flip") if not getattr(self, key)]
+        later = ("data_fingerprint", "flip", "generated")
+        unset = [key for key in later if not getattr(self, key)]
         return {key: value for key, value in plain(self).items() if key not in (*ROLES, *unset)}
 
     @property

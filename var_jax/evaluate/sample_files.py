@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import Image
 
 from var_jax.errors import UserError
@@ -22,7 +22,7 @@ from var_jax.io.json import read_object
 
 ROWS = 256  # number of images written at once
 MANIFEST = "manifest.json"
-Shard = Callable[[], UInt8[np.ndarray, "n h w c"]]
+Shard = Callable[[], Shaped[np.ndarray, "n ..."]]  # of images, or of their tokens
 
 
 def read_manifest_settings(path: epath.Path) -> dict[str, Any]:
@@ -54,16 +54,10 @@ def join(
     chosen: np.ndarray,
 ):
     """Writes the set from its shards, under a temporary name like `beside` until it is complete."""
-    rows = (len(chosen), *plan.image_shape)
 
     def images() -> Iterator[bytes]:
-        yield npz.header_bytes(np.dtype(np.uint8), rows)
-        for start in range(0, len(chosen), ROWS):
-            files, places = np.divmod(chosen[start : start + ROWS], len(shards[0]))
-            part = np.empty((len(files), *plan.image_shape), np.uint8)
-            for file in np.unique(files):
-                here = files == file
-                part[here] = stored[file]()[places[here]]
+        yield npz.header_bytes(np.dtype(np.uint8), (len(chosen), *plan.image_shape))
+        for part in rows_of(stored, chosen, len(shards[0])):
             yield part.tobytes()
 
     settings = np.array(json.dumps(plan.settings_and_names))
@@ -90,8 +84,27 @@ def join(
             temporary.unlink(missing_ok=True)
 
 
+def rows_of(
+    stored: list[Shard], chosen: Int[np.ndarray, " n"], shard_rows: int
+) -> Iterator[Shaped[np.ndarray, "rows ..."]]:
+    """Yields the rows at some indices, in their order, `ROWS` at once.
+
+    Args:
+      stored: the shards in order; each has `shard_rows` rows, the last one perhaps fewer.
+      chosen: indices of rows in the whole of all shards.
+    """
+    for start in range(0, len(chosen), ROWS):
+        files, places = np.divmod(chosen[start : start + ROWS], shard_rows)
+        first = stored[files[0]]()
+        part = np.empty((len(files), *first.shape[1:]), first.dtype)
+        for file in np.unique(files):
+            here = files == file
+            part[here] = stored[file]()[places[here]]
+        yield part
+
+
 def open_shard(path: epath.Path) -> Shard:
-    """Returns a function that returns a shard's images.
+    """Returns a function that returns a shard's images, or their tokens.
 
     A local shard is memory-mapped at every call and closed with the array: all shards of a large
     set are more files than a process may have open. A bucket's shard is read once.

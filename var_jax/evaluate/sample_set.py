@@ -22,7 +22,7 @@ from etils import epath
 from var_jax import Pipeline
 from var_jax.config.strict import differences
 from var_jax.errors import UserError
-from var_jax.evaluate import sample_files
+from var_jax.evaluate import sample_files, sample_tokens
 from var_jax.evaluate.classifier import Scorer
 from var_jax.evaluate.features import progress
 from var_jax.evaluate.sample_plan import Plan
@@ -39,6 +39,7 @@ def generate(
     *,
     then: Pipeline | None = None,
     png: epath.PathLike | None = None,
+    tokens: sample_tokens.TokenOutput | None = None,
     score: Scorer | None = None,
     batch_size: int | None = None,
     shard_images: int | None = None,
@@ -54,6 +55,7 @@ def generate(
       out: path of the `.npz` file.
       then: the second model, if the plan has one.
       png: directory for PNG files of the images, named by position and label.
+      tokens: the token cache to write of the images' tokens, in the set's order.
       score: scorer of the images, if the plan rejects some.
       batch_size: images per device and batch; by default as many as fit into memory, or the number
         that the set was started with.
@@ -72,22 +74,28 @@ def generate(
     partial = out.with_name(f"{out.name}.partial")
     if not out.exists():
         default = _shard_images(model, then, plan, batch_size)
-        batch_size, shard_images = _claim(partial, plan, batch_size, shard_images, default)
+        batch_size, shard_images = _claim(
+            partial, plan, batch_size, shard_images, default, keeps_tokens=tokens is not None
+        )
         shards = plan.shards(shard_images)
         host = (
             jax.process_index() if shard_index is None else shard_index,
             jax.process_count() if shard_count is None else shard_count,
         )
-        _write_shards(model, then, plan, partial, shards[host[0] :: host[1]], batch_size)
+        _write_shards(
+            model, then, plan, partial, shards[host[0] :: host[1]], batch_size, tokens=tokens
+        )
         paths = [_shard(partial, plan, shard) for shard in shards]
         if not all(path.exists() for path in paths):
             return out.exists()
         check(plan, out)  # two hosts that started at once may each have seen no shards
         try:
             stored = [sample_files.open_shard(path) for path in paths]
-            sample_files.join(
-                out, partial / "joined", plan, shards, stored, _chosen(plan, shards, stored, score)
-            )
+            chosen = _chosen(plan, shards, stored, score)
+            if tokens is not None:
+                stored_tokens = [sample_files.open_shard(_tokens_beside(path)) for path in paths]
+                sample_tokens.write(tokens, plan, shards, stored_tokens, chosen)
+            sample_files.join(out, partial / "joined", plan, shards, stored, chosen)
         except FileNotFoundError:  # another host has joined and removed the shards
             if not out.exists():
                 raise
@@ -152,12 +160,15 @@ def _claim(
     batch_size: int | None,
     shard_images: int | None,
     default_shard_images: int,
+    *,
+    keeps_tokens: bool,
 ) -> tuple[int | None, int]:
     """Writes the manifest of the shards' directory before any shard; all hosts write the same.
 
     Args:
       batch_size, shard_images: None for the values that the set was started with.
       default_shard_images: images per shard of a set that is started here without `shard_images`.
+      keeps_tokens: whether the shards have the images' tokens too.
     Returns:
       the batch size (None for as many as fit) and the images per shard that the set was started
       with.
@@ -171,6 +182,8 @@ def _claim(
         "device_kind": devices[0].device_kind,
         "shard_images": default_shard_images if shard_images is None else shard_images,
     }
+    if keeps_tokens:
+        in_use["tokens"] = True
     manifest = partial / sample_files.MANIFEST
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -187,6 +200,12 @@ def _claim(
         if manifest.exists():
             raise
         stored = in_use  # another host has joined and removed the shards
+    if stored.get("tokens", False) != keeps_tokens:
+        begun = "without" if keeps_tokens else "with"
+        raise UserError(
+            f"{partial} was begun {begun} {sample_tokens.OPTION}; go on as it was begun, remove "
+            "it, or give another --out"
+        )
     for name, value in (("batch_size", batch_size), ("shard_images", shard_images)):
         if value is None:
             in_use[name] = stored.get(name)
@@ -203,6 +222,11 @@ def _shard(partial: epath.Path, plan: Plan, indices: range) -> epath.Path:
     return partial / f"{indices.start:09d}-of-{plan.num_drawn:09d}.npy"
 
 
+def _tokens_beside(shard: epath.Path) -> epath.Path:
+    """Returns the file of a shard's tokens; it is written first, so that none lacks it."""
+    return shard.with_suffix(".tokens")
+
+
 def _write_shards(
     model: Pipeline,
     then: Pipeline | None,
@@ -210,6 +234,8 @@ def _write_shards(
     partial: epath.Path,
     own_shards: list[range],
     batch_size: int | None,
+    *,
+    tokens: sample_tokens.TokenOutput | None,
 ):
     """Generates those of this host's shards that do not exist."""
     todo = [shard for shard in own_shards if not _shard(partial, plan, shard).exists()]
@@ -218,16 +244,22 @@ def _write_shards(
     with progress(sum(map(len, own_shards)), "samples") as bar:
         bar.update(sum(map(len, own_shards)) - sum(map(len, todo)))
         for shard in todo:
-            images = model.sample(
+            sampled = model.sample(
                 plan.label(np.asarray(shard)),
                 first_index=shard.start,
                 batch_size=batch_size,
                 as_uint8=True,
+                return_tokens=tokens is not None,
                 then=then,
                 keep_scales=plan.keep_scales,
                 **plan.sampling,
             )
-            atomic.save(_shard(partial, plan, shard), [npz.array_bytes(images)], "the samples")
+            path, images = _shard(partial, plan, shard), sampled
+            if tokens is not None:
+                images, sampled_tokens = sampled
+                packed = sample_tokens.stored_tokens(tokens, sampled_tokens)
+                atomic.save(_tokens_beside(path), [npz.array_bytes(packed)], "the tokens")
+            atomic.save(path, [npz.array_bytes(images)], "the samples")
             bar.update(len(shard))
 
 

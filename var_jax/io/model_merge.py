@@ -1,15 +1,58 @@
 """Merging of two models of one configuration: their weights on a line through both."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from var_jax.config.model import ModelConfig
 from var_jax.config.strict import differences, plain, require
 from var_jax.errors import UserError
 from var_jax.io import model_directory
 from var_jax.io.finite import require_finite
+
+
+class Pair(NamedTuple):
+    """Two models that merge.
+
+    Attributes:
+      config: the configuration of both.
+      base: the weights of the base.
+      tuned: the weights of the tuned model.
+      class_names: class names by id; empty if neither has any.
+    """
+
+    config: ModelConfig
+    base: dict[str, Any]
+    tuned: dict[str, Any]
+    class_names: tuple[str, ...]
+
+
+def load_pair(base: str, tuned: str) -> Pair:
+    """Returns the two models of model directories or workdirs.
+
+    Call it before several merges of the same two.
+
+    Raises:
+      UserError: a model cannot be read, or the two differ in their configuration or class names.
+    """
+    base_config, base_params = model_directory.load(epath.Path(base))
+    tuned_config, tuned_params = model_directory.load(epath.Path(tuned))
+    if different := differences(plain(base_config), plain(tuned_config)):
+        raise UserError(
+            f"{base} and {tuned} are models of different configurations, which do not merge: "
+            f"{'; '.join(different[:4])}"
+        )
+    names = model_directory.class_names(epath.Path(base))
+    tuned_names = model_directory.class_names(epath.Path(tuned))
+    require(
+        not names or not tuned_names or names == tuned_names,
+        f"the class names of {tuned}",
+        f"{', '.join(tuned_names):.60}",
+        f"those of {base}: {', '.join(names):.60}",
+    )
+    return Pair(base_config, base_params, tuned_params, names or tuned_names)
 
 
 def merge_directories(base: str, tuned: str, weight: float, out: str):
@@ -27,26 +70,12 @@ def merge_directories(base: str, tuned: str, weight: float, out: str):
       UserError: a model cannot be read, the two differ in their configuration or class names, a
         merged weight is not finite, or the output cannot be written.
     """
-    base_config, base_params = model_directory.load(epath.Path(base))
-    tuned_config, tuned_params = model_directory.load(epath.Path(tuned))
-    if different := differences(plain(base_config), plain(tuned_config)):
-        raise UserError(
-            f"{base} and {tuned} are models of different configurations, which do not merge: "
-            f"{'; '.join(different[:4])}"
-        )
-    names = model_directory.class_names(epath.Path(base))
-    tuned_names = model_directory.class_names(epath.Path(tuned))
-    require(
-        not names or not tuned_names or names == tuned_names,
-        f"the class names of {tuned}",
-        f"{', '.join(tuned_names):.60}",
-        f"those of {base}: {', '.join(names):.60}",
-    )
-    merged = merge(base_params, tuned_params, weight)
+    pair = load_pair(base, tuned)
+    merged = merge(pair.base, pair.tuned, weight)
     require_finite(
         flatten_dict(merged, sep="/").items(), f"the merge of {base} and {tuned} by {weight:g}"
     )
-    model_directory.save(epath.Path(out), base_config, merged, names or tuned_names)
+    model_directory.save(epath.Path(out), pair.config, merged, pair.class_names)
 
 
 def merge(base: Any, tuned: Any, weight: float) -> dict:

@@ -94,13 +94,15 @@ class Inputs:
             self.class_names, self.class_counts = self._train.class_names, self._train.class_counts
             sizes = {"train": len(self._train), "held_out": len(self._eval)}
             fingerprint = {"fingerprint": self._train.fingerprint}
-        # A cache may lack the split; room in shared memory is asked for before any worker fills it.
-        self._held_out = None if data.tokens_dir and "held_out" not in sizes else self._passes()
+        # Room in shared memory is asked for before any worker fills it. A cache without held-out
+        # images is refused here, as the last step of every run has an evaluation.
+        self._held_out = self._passes()
         names = list(self.class_names)
         labels = objective.model_labels(names)
         own = np.array_equal(labels, np.arange(len(labels)))
         self._model_labels = None if own else labels
-        self.identity = {"name": data.name, "class_names": names, **sizes, **fingerprint}
+        name = data.name if self._cache is None else self._cache.name
+        self.identity = {"name": name, "class_names": names, **sizes, **fingerprint}
 
     def require_same_on_hosts(self):
         """Compares the data of all processes with those of process 0.
@@ -207,8 +209,6 @@ class Inputs:
 
         "mask" is False on padding. The readers stay for the next pass.
         """
-        if self._held_out is None:
-            self._held_out = self._passes()
         return self._held_out()
 
     def _passes(self) -> streams.Passes:

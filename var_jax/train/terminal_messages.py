@@ -49,7 +49,7 @@ def data_lines(config: TrainConfig, data: Inputs, ids: Sequence[int]) -> list[st
     color = "color" if config.tokenizer.in_channels == 3 else "gray"
     images = " (training images)" if data.class_counts else ""
     return [
-        f"data: {' '.join(filter(None, (config.data.name, where)))}, {counts}, {color}",
+        f"data: {' '.join(filter(None, (data.identity['name'], where)))}, {counts}, {color}",
         f"{_number(len(data.class_names))}{images}: {', '.join(_classes(data, ids))}",
     ]
 

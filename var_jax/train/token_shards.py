@@ -61,6 +61,8 @@ def claim(
             raise UserError(f"{directory} holds a model; give another --out")
     if (directory / "manifest.json").exists():
         before = token_manifest.read_manifest(directory)
+        if before.generated:
+            before, manifest = _beside_generated(directory, before, manifest)
         if not before.data_fingerprint:
             if is_first_host:
                 log.warning(token_cache.UNKNOWN_IMAGES, directory)
@@ -88,6 +90,30 @@ def claim(
                 f"cannot write the token cache {directory}: {error.strerror or error}"
             ) from error
     return manifest
+
+
+def _beside_generated(
+    directory: epath.Path, before: token_manifest.Manifest, manifest: token_manifest.Manifest
+) -> tuple[token_manifest.Manifest, token_manifest.Manifest]:
+    """Returns the manifests to compare where held-out images join generated training images.
+
+    The first held-out images bring the data set and its settings, which the cache had none of.
+
+    Raises:
+      UserError: training images are to be written too.
+    """
+    if manifest.train is not None:
+        raise UserError(
+            f"{directory} holds generated training images, which real ones do not join; give "
+            "--splits test, or another --out"
+        )
+    if before.test is None:
+        of_data = ("data", "resize", "seed", "data_fingerprint", "flip")
+        before = dataclasses.replace(before, **{key: getattr(manifest, key) for key in of_data})
+        ids = tuple(map(str, range(len(manifest.class_names))))
+        if before.class_names == ids:  # the model that generated them has no names
+            before = dataclasses.replace(before, class_names=manifest.class_names)
+    return before, dataclasses.replace(manifest, generated=before.generated)
 
 
 def _another(directory: epath.Path, different: list[str]) -> UserError:
