@@ -1,7 +1,6 @@
 """`var-jax fit`: laws, plots and predictions of tables and sweeps, and mistakes."""
 
 import argparse
-import itertools
 import json
 import math
 import pathlib
@@ -191,62 +190,6 @@ def test_fit_of_two_columns_is_a_pure_power_law(tmp_path):
     law = result["laws"]["n~flops[rw|tuned|short|const|standard]"]
     assert law["exponent"]["value"] == pytest.approx(0.4969, abs=1e-4)
     assert (tmp_path / "power.png").exists()
-
-
-def test_fit_of_a_sweep_over_rates_and_batches(tmp_path, capsys):
-    """A sweep's directory says the rates and batches itself: both laws have the planted exponents,
-    the laws of losses use one run per size and budget, and the command says so. A table of the same
-    runs whose columns have other names gives the same by --map."""
-    lines = ["name,params,tokens,loss,lr,images"]
-    for i, (size, tokens, batch, factor) in enumerate(
-        itertools.product((1e5, 4e5, 1.6e6, 6.4e6), (1e7, 4e7, 1.6e8), (8, 16, 32), (0.5, 1, 2, 4))
-    ):
-        best = 4 * size**-0.5 * (batch / 16) ** 0.5
-        rate = best * factor * 0.6
-        best_batch = 15 * (tokens / 4e7) ** 0.2
-        loss = 2 + 300 * size**-0.45 + 900 * tokens**-0.4
-        loss *= 1 + 0.02 * math.log(rate / best) ** 2 + 0.01 * math.log(batch / best_batch) ** 2
-        directory = tmp_path / "sweep" / f"r{i:03}"
-        directory.mkdir(parents=True)
-        steps = round(tokens / (batch * 100))
-        meta = {
-            "params": {"total": size, "body": size},
-            "tokens_per_step": batch * 100,
-            "flops_per_step": 6 * size * batch * 100,
-        }
-        optimizer = {"base_lr": rate * 256 / batch, "schedule": "cooldown"}
-        config = {"steps": steps, "batch_size": batch, "optimizer": optimizer}
-        record = {"step": steps, "split": "val", "loss": loss}
-        for name, content in (
-            ("meta.json", meta),
-            ("config.json", config),
-            ("metrics.jsonl", record),
-            ("status.json", {"state": "done"}),
-        ):
-            (directory / name).write_text(json.dumps(content))
-        tokens = steps * batch * 100
-        lines.append(f"r{i:03},{size},{tokens},{loss!r},{rate!r},{batch}")
-    options = ("--resamples", 0, "--forms", "none")
-    assert run(tmp_path / "sweep", "--out", tmp_path / "o", *options) == 0
-    result = read_fit(tmp_path / "o")
-    laws = result["optima"]["laws"]
-    rate_law = laws["learning_rate~params+tokens+batch_size"]
-    for name, true in (("a", -0.5), ("b", 0), ("g", 0.5)):
-        assert rate_law[name]["value"] == pytest.approx(true, abs=0.01)
-    assert laws["batch_size~tokens"]["b"]["value"] == pytest.approx(0.2, abs=0.01)
-    assert result["laws"]["loss~params+tokens"]["n_runs"] == 12
-    assert (tmp_path / "o" / "optima.png").exists()
-    assert "## Learning rate and batch size" in (tmp_path / "o" / "report.md").read_text()
-    printed = capsys.readouterr().out
-    assert "best-setting: 132 runs" in printed and "best learning_rate~" in printed
-
-    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
-    names = "run=name,learning_rate=lr,batch_size=images"
-    assert run(tmp_path / "a.csv", "--out", tmp_path / "o2", "--map", names, *options) == 0
-    other = read_fit(tmp_path / "o2")["optima"]["laws"]
-    for name in "abg":
-        value = other["learning_rate~params+tokens+batch_size"][name]["value"]
-        assert value == pytest.approx(rate_law[name]["value"], abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -189,15 +189,15 @@ def test_read_sweep_fits_equal_losses_once(tmp_path):
 
 
 def test_read_sweep_takes_only_the_end_of_a_cooldown(tmp_path):
-    """Validations before the end of a cooldown have losses of another rate; those of a cosine
-    stay."""
+    """Validations before the end of a cooldown or a cosine are no annealed losses; only the rows at
+    the ends stay."""
     lines = [{"step": step, "split": "val", "loss": 9.0 - step} for step in (1, 2, 3, 4)]
     finished(tmp_path / "cooled", lines, "cooldown")
     finished(tmp_path / "cosine", lines, "cosine")
     finished(tmp_path / "unfinished", lines[:3], "cooldown")
     runs = table.read(str(tmp_path))
-    assert list(runs.run) == ["cooled"] + ["cosine"] * 4
-    assert runs["loss"][0] == 5.0 and runs["tokens"][0] == 40
+    assert list(runs.run) == ["cooled", "cosine"]
+    assert list(runs["loss"]) == [5.0, 5.0] and list(runs["tokens"]) == [40, 40]
     reasons = dict(runs.dropped)
     assert reasons["cooled"].startswith("3 validations") and reasons["unfinished"].startswith(
         "3 validations"
@@ -298,9 +298,8 @@ def test_read_orders_rows_by_step_and_notes_missing_columns(tmp_path):
     )
     runs = table.read(write(tmp_path / "a.csv", text))
     assert list(runs.finals()["step"]) == [30, 30, 30] and runs.dropped == ()
-    assert [note.split(":")[0] for note in runs.notes] == [
-        "step-alone"
-    ] and "tokens or compute" in runs.notes[0]
+    assert [note.split(":")[0] for note in runs.notes] == ["curve-rows", "step-alone"]
+    assert "tokens or compute" in runs.notes[1]
     with_tokens = table.build(
         [{"run": "a", "step": s, "tokens": 10 * s, "loss": 4 - s} for s in (1, 2)]
     )

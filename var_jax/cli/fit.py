@@ -70,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser):
         "(default 1e-3, as published)",
     )
     parser.add_argument(
+        "--rows",
+        choices=("auto", "last", "curve"),
+        default="auto",
+        help="rows of a run that are points: last (annealed losses), curve (all at a constant "
+        "rate), or what the schedule says (default auto)",
+    )
+    parser.add_argument(
         "--forms",
         choices=("first", "all", "none"),
         default="first",
@@ -127,14 +134,15 @@ def run(args: argparse.Namespace) -> int:
         if args.irreducible:
             raise UserError("--irreducible does not go with --law, which has no floor")
         columns = tuple(name for name in (y, x, args.sigma) if name)
-        runs = table.read(args.source, mapping, columns, (args.group,) if args.group else ())
+        groups = (args.group,) if args.group else ()
+        runs = table.read(args.source, mapping, columns, groups, rows=args.rows)
         result, pictures = report.fit_power(
             runs, y, x, sigma=args.sigma, group=args.group, predict=predict
         )
     else:
         if args.sigma or args.group:
             raise UserError("--sigma and --group go with --law y~x")
-        runs = table.read(args.source, mapping)
+        runs = table.read(args.source, mapping, rows=args.rows)
         result, pictures = report.fit_table(
             runs,
             resamples=args.resamples,

@@ -33,6 +33,7 @@ def checklist(table: Table, summaries: Mapping[str, Mapping]) -> dict[str, str]:
         "FLOPs counted": facts.get("compute", UNKNOWN),
         "learning rates": facts.get("learning rates", UNKNOWN),
         "schedules": facts.get("schedules", UNKNOWN),
+        "rows of a run": facts.get("rows", "all"),
         "optimizer of the fit": STARTS + starts,
         "objective": _per_law(fitted, "estimator"),
         "intervals": _per_law(fitted, "interval_method"),

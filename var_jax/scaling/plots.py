@@ -350,7 +350,7 @@ def bootstraps(laws: list[Law]) -> Figure:
         values = [law.summary[name]["value"] for name in ("E", "alpha")]
         ends = [law.summary[name]["ci95"] for name in ("E", "alpha")]
         errors = [
-            [[max(v - low, 0)], [max(high - v, 0)]]
+            [[0], [0]] if low is None else [[max(v - low, 0)], [max(high - v, 0)]]
             for v, (low, high) in zip(values, ends, strict=True)
         ]
         ax.errorbar(

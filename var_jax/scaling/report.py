@@ -15,6 +15,7 @@ from var_jax.scaling import (
     checklist,
     compare_forms,
     frontier,
+    frontier_noise,
     isoflop_bias,
     laws,
     next_runs,
@@ -78,6 +79,11 @@ def fit_table(
             f"or give the directory of a sweep{step}{did_you_mean('params', table.columns)}"
         )
     _require_rows(table, [(*inputs, column) for inputs in kinds for column in table.fitted])
+    if len(set(table.run)) == 1:
+        raise UserError(
+            f"there is one run, {table.run[0]}; a law needs runs of at least "
+            f"{select_runs.MIN_SIZES} sizes"
+        )
     floors = dict(floors or {})
     for column in floors:
         if column and column not in table.fitted:
@@ -85,10 +91,11 @@ def fit_table(
                 f"--irreducible names {column!r}, which is not fitted; "
                 f"known: {', '.join(table.fitted)}"
             )
-    best_settings = optima.optima(table, table.fitted[0])
+    fitted = [name for name in table.fitted if len(table.complete(name))]
+    best_settings = optima.optima(table, fitted[0])
     table = tuned_runs.at_the_best(table)
     fitted_laws, summaries = {}, {}
-    for column in table.fitted:
+    for column in fitted:
         for inputs in kinds:
             key = f"{column}~{'+'.join(inputs)}"
             floor = floors.get(column, floors.get(""))
@@ -104,14 +111,17 @@ def fit_table(
                 summaries[key] = analysis.refusal(inputs, str(reason))
                 continue
             fitted_laws[key], summaries[key] = law, law.summary
-            if forms == "all" or (forms == "first" and column == table.fitted[0]):
+            if forms == "all" or (forms == "first" and column == fitted[0]):
                 law.summary.update(compare_forms.compare(law, floor))
             law.summary["sensitivity"] += sensitivity.other_counting(table, column, inputs, floor)
+    for column in fitted:
+        if law := fitted_laws.get(f"{column}~compute"):
+            frontier_noise.refuse_floor(law, summaries.get(f"{column}~params+tokens"))
     cost = frontier.cost(table)
     result: dict[str, Any] = {"laws": summaries, "frontier": {}, "isoflop": {}}
     curves_by_column = {}
     if "compute" in table.columns:
-        for column in table.fitted:
+        for column in fitted:
             curves_by_column[column] = curves = frontier.curves(table, column)
             edge = frontier.envelope(curves)
             if edge is not None:
@@ -143,10 +153,17 @@ def fit_table(
         }
     result["predictions"] = [p for at in predict for p in prediction.predict(fitted_laws, cost, at)]
     if next_budget is not None:
-        joint = fitted_laws.get(f"{table.fitted[0]}~params+tokens")
+        joint = fitted_laws.get(f"{fitted[0]}~params+tokens")
         determined = joint is not None and "undetermined" not in joint.summary
         result["next"] = next_runs.plan(joint if determined else None, cost, next_budget, predict)
-    result["warnings"] = list(table.notes)
+    result["warnings"] = [
+        *table.notes,
+        *(
+            f"no-numbers: {name} has no positive number and is not fitted"
+            for name in table.fitted
+            if name not in fitted
+        ),
+    ]
     result["dropped"] = [{"row": row, "reason": reason} for row, reason in table.dropped]
     result["checklist"] = checklist.checklist(table, summaries)
     pictures = plots.all_figures(fitted_laws, curves_by_column, result)

@@ -11,6 +11,7 @@ from etils import epath
 from var_jax.errors import UserError
 from var_jax.io import run_records
 from var_jax.io.json import is_number, read_object, read_object_if_exists
+from var_jax.scaling import row_readings
 
 SIZE_KEYS = ("depth", "width", "heads")  # of the transformer
 FITTED = ("loss", "err")  # prefixes of the columns that laws are fitted to
@@ -26,8 +27,8 @@ def read_rows(
     A run is a directory `<sweep>/<id>` with meta.json, config.json, metrics.jsonl and status.json.
     `meta.json` gives `params` ({"total", "body"}), `tokens_per_step` and `flops_per_step`
     ({"exact", "6nd", "dense"} or one number). The tokens and compute of a row are those times its
-    step. Runs that are not done are left out with a reason. A run with a constant learning rate and
-    a cooldown at the end gives only the row of its last step.
+    step, and each has its phase of the run's schedule (`row_readings`). Runs that are not done are
+    left out with a reason.
 
     `learning_rate` is the peak rate that was used, base_lr * batch_size / 256, and `batch_size` the
     images per step.
@@ -52,11 +53,6 @@ def read_rows(
             config = read_object_if_exists(directory / "config.json") or {}
             lines = run_records.read_lines(directory)
             numbers = _numbers(meta, config)
-            final_step = (
-                config["steps"]
-                if config.get("optimizer", {}).get("schedule") == "cooldown"
-                else None
-            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             dropped.append((name, f"its files cannot be read ({reason})"))
@@ -81,14 +77,13 @@ def read_rows(
         if not validations:
             dropped.append((name, "it has no validation records"))
 
-        # Of a run with a cooldown, only what comes at its end.
-        if final_step is not None and validations:
-            num_before = sum(record["step"] < final_step for record in validations)
-            validations = [record for record in validations if record["step"] >= final_step]
-            if num_before:
-                reason = f"{num_before} validations come before the end of its cooldown"
-                dropped.append((name, reason))
-        rows += [_row(name, numbers, record) for record in validations]
+        rows += [
+            {
+                **_row(name, numbers, record),
+                row_readings.PHASE: row_readings.phase_of(config, record["step"]),
+            }
+            for record in validations
+        ]
     if num_bad_lines:
         notes.append(
             f"bad-rows: {num_bad_lines} lines of metrics.jsonl are not JSON objects with a step "
@@ -125,7 +120,7 @@ def describe(sweep: epath.Path, runs: Iterable[str]) -> dict[str, str]:
         "learning rates": f"base rates {rate_text}; "
         f"{tuned} of {len(rates_by_size)} sizes were run at three rates or more",
         "schedules": ", ".join(f"{count} runs {name}" for name, count in schedules.items())
-        + "; of a cooldown only the annealed last row is used",
+        or "not recorded",
     }
 
 
@@ -143,6 +138,10 @@ def overrides(sweep: epath.Path, run: str, tokens: float) -> dict[str, Any]:
     sizes = {f"transformer.{name}": config["transformer"][name] for name in SIZE_KEYS}
     optimizer = config["optimizer"]
     out = {**sizes, "optimizer.base_lr": optimizer["base_lr"], "steps": steps}
+    if "batch_size" in config:
+        out["batch_size"] = config["batch_size"]
+    if "warmup_steps" in optimizer:
+        out["optimizer.warmup_steps"] = min(optimizer["warmup_steps"], steps)
     if optimizer.get("schedule") == "cooldown":
         share = optimizer["cooldown_steps"] / config["steps"]
         out["optimizer.cooldown_steps"] = max(1, round(share * steps))

@@ -13,14 +13,13 @@ from etils import epath
 from jaxtyping import Bool, Float, Shaped
 
 from var_jax.errors import UserError, did_you_mean
-from var_jax.scaling import sweep_runs, table_files
+from var_jax.scaling import row_readings, sweep_runs, table_files
+from var_jax.scaling.row_readings import PROGRESS
 from var_jax.scaling.sweep_runs import FITTED
 
 INPUTS = ("params", "tokens", "compute")
 # Columns of how a run was trained, which tell runs of one name apart.
 SETTINGS = ("learning_rate", "batch_size")
-# Columns that say how far a run has trained; the first one that a table has is used.
-PROGRESS = ("tokens", "compute", "step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +96,7 @@ def read(
     mapping: Mapping[str, str] | None = None,
     required: tuple[str, ...] = (),
     text: tuple[str, ...] = (),
+    rows: row_readings.Rows = "auto",
 ) -> Table:
     """Reads runs from a CSV file with a header, a JSONL file, or the directory of a sweep.
 
@@ -105,6 +105,7 @@ def read(
       required: columns in which bad and repeated rows are reported and left out; by default
         `INPUTS` and those that are `FITTED`.
       text: columns that hold text rather than numbers; they become arrays of objects.
+      rows: which rows of a run are points (`row_readings.choose`).
 
     Raises:
       UserError: the file is missing, empty or malformed, or lacks a column that `mapping` names.
@@ -125,11 +126,23 @@ def read(
     else:
         raise UserError(f"{path} is neither .csv, .tsv nor .jsonl, nor a sweep's directory")
     if not records:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
-        raise UserError(f"{path} has no runs{' (' + reasons + ')' if reasons else ''}")
-    table = build(_renamed(records, dict(mapping or {}), path), required, text, dropped, notes)
-    facts = sweep_runs.describe(source, set(table.run)) if source.is_dir() else {}
+        raise UserError(_no_runs(path, dropped))
+    records = _renamed(records, dict(mapping or {}), path)
+    if not source.is_dir():
+        records = row_readings.with_phases(records)
+    records, reading = row_readings.choose(records, rows, dropped, notes)
+    if not records:
+        raise UserError(_no_runs(path, dropped))
+    facts = {"rows": reading}
+    table = build(records, required, text, dropped, notes)
+    if source.is_dir():
+        facts |= sweep_runs.describe(source, set(table.run))
     return dataclasses.replace(table, facts=facts)
+
+
+def _no_runs(path: str, dropped: list[tuple[str, str]]) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
+    return f"{path} has no runs{' (' + reasons + ')' if reasons else ''}"
 
 
 def build(

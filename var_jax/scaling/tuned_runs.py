@@ -113,9 +113,9 @@ def at_the_best(table: Table) -> Table:
     Runs that are left out are listed as dropped, and a note says how many there are. A table in
     which no size was trained for one budget in several settings is returned as it is.
     """
-    if not table.fitted:
+    column = next((name for name in table.fitted if len(table.complete(name))), None)
+    if column is None:
         return table
-    column = table.fitted[0]
     groups = budgets(table, column)
     varied = [budget for budget in groups if len(budget.settings) > 1]
     if not varied:

@@ -1,0 +1,75 @@
+"""`fit --next` of a sweep: `sweep` takes the overrides that it prints."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from helpers.scripts import load_module
+from var_jax.cli.args import read_config
+from var_jax.cli.main import main
+from var_jax.config.strict import plain
+from var_jax.models import flops
+from var_jax.sweep import plan
+
+SCALING = Path(__file__).parents[2] / "configs" / "scaling.py"
+
+
+def finished_sweep(directory: Path):
+    """Writes the files of the runs of `fashion`, trunks and branches, with planted losses."""
+    module = load_module(SCALING)
+    runs = plan.expand(
+        module.get_sweep("fashion"), lambda flags: read_config(f"{SCALING}:fashion", flags), "w"
+    )
+    rng = np.random.default_rng(0)
+    for run in runs:
+        config = run.config
+        params = flops.param_count(config.transformer)["total"]
+        tokens_per_step = config.batch_size * config.tokenizer.scales.total
+        per_step = flops.train_flops_per_image(config.transformer) * config.batch_size
+        tokens = tokens_per_step * config.steps
+        loss = (1.8 + 90 * params**-0.47 + 1400 * tokens**-0.55) * np.exp(1e-3 * rng.normal())
+        meta = {
+            "params": {"total": params, "body": params},
+            "tokens_per_step": tokens_per_step,
+            "flops_per_step": per_step,
+        }
+        folder = directory / run.id
+        folder.mkdir(parents=True)
+        record = {"step": config.steps, "split": "val", "loss": loss}
+        for name, content in (
+            ("meta.json", meta),
+            ("config.json", plain(config)),
+            ("metrics.jsonl", record),
+            ("status.json", {"state": "done"}),
+        ):
+            (folder / name).write_text(json.dumps(content))
+
+
+def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
+    """The overrides that `fit --next` gives for a sweep of trunks and branches, in a `get_sweep` of
+    the same base, are runs of the dry run: as many, of the proposed sizes, tokens and FLOPs."""
+    finished_sweep(tmp_path / "sweep")
+    options = ["--resamples", "0", "--forms", "none", "--next", "2e13"]
+    assert main(["fit", str(tmp_path / "sweep"), "--out", str(tmp_path / "o"), *options]) == 0
+    proposed = json.loads((tmp_path / "o" / "fit.json").read_text())["next"]["runs"]
+    overrides = [run["overrides"] for run in proposed]
+    assert overrides and all("optimizer.cooldown_steps" in o for o in overrides)
+    config = tmp_path / "next.py"
+    config.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(SCALING.parent)!r})\n"
+        "import scaling\n\n"
+        "def get_config(arg=''):\n    return scaling.get_config('fashion')\n\n"
+        f"def get_sweep(arg=''):\n    return {overrides!r}\n"
+    )
+    capsys.readouterr()
+    sweep = ["sweep", "--config", str(config), "--workdir", str(tmp_path / "next"), "--dry-run"]
+    assert main(sweep) == 0
+    lines = capsys.readouterr().out.splitlines()
+    distinct = {json.dumps(o, sort_keys=True) for o in overrides}
+    assert len(lines) == len(distinct) + 2 and lines[-1].startswith("total")
+    assert not (tmp_path / "next").exists()
+    for run, override in zip(proposed, overrides, strict=True):
+        tokens = override["steps"] * override["batch_size"] * 130
+        assert abs(tokens / run["tokens"] - 1) < 0.01
