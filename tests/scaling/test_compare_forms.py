@@ -57,7 +57,9 @@ THETA = {
 }
 
 
-@pytest.mark.parametrize("form", [f for row in forms.FORMS.values() for f in row], ids=lambda form: form.name)
+@pytest.mark.parametrize(
+    "form", [f for row in forms.FORMS.values() for f in row], ids=lambda form: form.name
+)
 def test_log_loss_is_the_published_formula(form):
     """The losses of centered parameters are those of the formula that is printed, with the
     parameters that are printed, in raw units."""
