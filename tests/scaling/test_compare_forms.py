@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import optimize
+from scipy import optimize, special
 
 from scaling.planted import joint, single
 from var_jax.scaling import (
@@ -119,9 +119,46 @@ def test_compare_prefers_the_floor_that_the_losses_have():
     assert entries["power"]["ci95"][0] > entries["floor"]["ci95"][1]
     assert best["name"] != "power" and best["error_above_best"]["power"]["ci95"][0] > 0
     assert entries["power"]["in_sample"] > entries["floor"]["in_sample"]
-    for entry in entries.values():
-        low, high = entry["ci95"]
-        assert low <= entry["holdout_relative_error"] <= high
+
+
+def test_compare_intervals_have_the_noise_once():
+    """The largest size of a noisy power law is off by more than two standard deviations. The
+    interval of the error is that of Student's t for a straight line of logarithms, which does not
+    depend on what this one run drew; copies around the measured losses would add its error."""
+    x, y, _ = single(runs=10, noise=0.01, theta=(0.0, 3.0, 0.2), seed=20)
+    law = law_of(x, y)
+    assert np.isinf(law.summary["noise_degrees_of_freedom"])
+    entry = compare_forms.compare(law, draws=400)["forms"]["power"]
+    design = np.column_stack([np.ones(10), np.log(x[:, 0])])
+    values, squares, *_ = np.linalg.lstsq(design, np.log(y), rcond=None)
+    others, largest = design[:-1], design[-1]
+    leverage = largest @ np.linalg.inv(others.T @ others) @ largest
+    scale = np.sqrt(squares[0] / 8 * (1 + leverage))
+    line, *_ = np.linalg.lstsq(others, np.log(y[:-1]), rcond=None)
+    assert abs(largest @ line - np.log(y[-1])) > 1.5 * scale
+    assert entry["holdout_relative_error"] == pytest.approx(
+        abs(np.expm1(largest @ line - np.log(y[-1]))), rel=1e-4
+    )
+    # A quantile of 400 draws is known to about a tenth.
+    assert entry["ci95"][1] == pytest.approx(special.stdtrit(8, 0.9875) * scale, rel=0.2)
+
+
+def test_compare_predicts_held_out_losses_from_the_kept_runs_alone():
+    """However far the held-out loss is off, every form predicts the same for it: weights of
+    outliers, of which there is one among the kept runs, and bounds do not know it."""
+    x, y, _ = single(runs=14, noise=0.001)
+    y[5] *= 1.2
+    predicted = []
+    for factor in (1.1, 1.5):
+        other = y.copy()
+        other[-1] *= factor
+        entries = compare_forms.compare(law_of(x, other), draws=1)["forms"]
+        errors = {name: entry["holdout_relative_error"] for name, entry in entries.items()}
+        # The loss is worse than predicted, so the error is a share of it.
+        predicted.append([other[-1] * (1 - error) for error in errors.values()])
+    np.testing.assert_allclose(*predicted, rtol=1e-9)
+    floor = list(errors).index("floor")
+    assert predicted[0][floor] == pytest.approx(y[-1], rel=0.01)
 
 
 def test_compare_seldom_tells_the_true_form_from_a_wider_one():

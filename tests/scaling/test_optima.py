@@ -193,3 +193,92 @@ def test_fit_table_fits_losses_at_the_best_rate_alone():
     text = "\n".join(optima_text.report_lines(result["optima"]))
     assert "best learning_rate~params+tokens: c N^a D^b: c" in text
     assert "| 1e+06 | 1e+08 | 64 |" in text
+
+
+@pytest.mark.parametrize("rate", ["from the batch", "unknown"])
+def test_optima_of_batches_whose_rates_follow_them_have_the_law_of_the_batch(rate):
+    """A sweep over the batch at one base rate, whose effective rates are in proportion to it, and
+    a table without rates: no batch has several rates, and the batch's law is the planted one."""
+    rows = planted(batches=(16.0, 64.0, 256.0), factors=(1,), off=1.0)
+    for row in rows:
+        del row["learning_rate"]
+        if rate == "from the batch":
+            row["learning_rate"] = 1e-4 * row["batch_size"] / 256
+    result = optima_of(rows)
+    assert "learning_rate" not in result
+    assert result["laws"]["batch_size~tokens"]["b"]["value"] == pytest.approx(0.3, abs=0.01)
+    assert len(tuned_runs.at_the_best(table.build(rows))) == 12
+
+
+def test_optima_of_rates_without_batches_have_the_law_of_the_rate():
+    """A table that does not say its batches has one unknown batch per size and budget, not one per
+    run: its rates have the planted law."""
+    rows = planted()
+    for row in rows:
+        del row["batch_size"]
+    result = optima_of(rows)
+    assert "batch_size" not in result and result["warnings"] == []
+    fitted = result["laws"]["learning_rate~params+tokens"]
+    assert fitted["a"]["value"] == pytest.approx(RATE_LAW["a"], abs=1e-6)
+
+
+def test_optima_of_too_few_rates_are_refused_by_that_name():
+    """Two rates bound no optimum: more rates are asked for, and none is called an edge."""
+    notes = optima_of(planted(factors=(0.5, 2)))["warnings"]
+    assert [note.split(":")[0] for note in notes] == ["few-rates"]
+    assert "3 rates with a loss are needed, there are 2" in notes[0]
+
+
+def test_optima_outside_the_points_of_their_parabola_are_refused():
+    """Of nine rates with much noise the parabola through five has its minimum between rates that
+    were run, and before all five. It is no optimum of theirs."""
+    rates = 1e-4 * 2.0 ** np.arange(9)
+    losses = [3.0, 3.0, 2.8, 2.6, 3.0, 2.5, 2.9, 2.9, 2.8]
+    base = {"params": 1e6, "tokens": 1e8, "batch_size": 64.0}
+    rows = [
+        {"run": f"r{i}", **base, "learning_rate": rate, "loss": loss}
+        for i, (rate, loss) in enumerate(zip(rates, losses, strict=True))
+    ]
+    x, y = np.log(rates[3:8]), np.log(losses[3:8])
+    a, b, _ = np.polyfit(x, y, 2)
+    assert a > 0 and np.log(rates[0]) < -b / (2 * a) < x[0]
+    (entry,) = optima_of(rows)["learning_rate"]
+    assert entry["refused"].startswith("rate-unclear")
+
+
+@pytest.mark.parametrize("batches", [(64.0, 64.0), (64.0, 16.0)])
+def test_at_the_best_tells_budgets_apart_by_their_steps(batches):
+    """Where only steps say how long runs were trained, those of 100 and of 400 at their own rates
+    are two budgets, and none is left out as badly tuned. Steps count by their batch: 400 of 16
+    images are the same budget as 100 of 64, of which the best is kept."""
+    rows = [
+        {
+            "run": f"{size:g} {steps}",
+            "params": size,
+            "step": steps,
+            "batch_size": batch,
+            "learning_rate": rate,
+            "loss": 2 + 400 * size**-0.4 + 9 * steps**-0.4,
+        }
+        for size in SIZES
+        for steps, batch, rate in ((100, batches[0], 1e-3), (400, batches[1], 2e-3))
+    ]
+    runs = tuned_runs.at_the_best(table.build(rows))
+    assert len(runs) == (8 if batches[0] == batches[1] else 4)
+
+
+def test_build_keeps_a_run_whose_log_has_the_rate_of_each_step_whole():
+    """A training log's rate changes from row to row: the rows stay one run's curve, whose final
+    loss is the last one, and a warning says that the column is ignored."""
+    rows = [
+        {"run": f"{size:g}", "params": size, "tokens": tokens, "loss": 2 + 400 * tokens**-0.4}
+        for size in SIZES
+        for tokens in (1e8, 2e8, 3e8)
+    ]
+    for row in rows:
+        row["learning_rate"] = 1e-3 * (1 - row["tokens"] / 4e8)
+    runs = table.build(rows)
+    assert set(runs.run) == {f"{size:g}" for size in SIZES}
+    assert list(runs.finals()["tokens"]) == [3e8] * 4
+    assert "learning_rate" not in runs.columns
+    assert any(note.startswith("setting-varies: learning_rate") for note in runs.notes)

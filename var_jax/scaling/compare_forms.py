@@ -1,11 +1,18 @@
 """Compares forms of a law by their error on held-out largest sizes, with intervals.
 
 The fit alone chooses the form with the most parameters. Here every form is fitted without the
-largest size, and without the two largest, and predicts what was left out. How far the errors would
-differ under other noise of the same runs says whether the best form can be told from the others:
-noise is added to all losses, all forms are fitted again, and their errors are compared draw by
-draw. Its size is the scatter about the form that the corrected Akaike criterion prefers on all
-points (Hurvich and Tsai 1989), and its degrees of freedom are those that this form leaves.
+largest size, and without the two largest, and predicts what was left out. The weights of outliers,
+the centers of the inputs and the bounds of the parameters come from the runs that remain.
+
+How far the errors would differ under other noise of the same runs says whether the best form can be
+told from the others: copies of the losses are drawn around one curve, all forms are fitted to each
+copy, and their errors are compared draw by draw. The curve is the form that the corrected Akaike
+criterion prefers on all points (Hurvich and Tsai 1989). It is the same for all forms, as around
+its own fit each form would be the truth and no error would show that it is wrong. It is not the
+measured losses, which have noise already: copies of them would have it twice. The noise has the
+size of the scatter about the curve, and the degrees of freedom that it leaves. The intervals are
+those of what is measured in such copies. The error of the measured losses is one draw more, and
+lies outside about one interval in twenty, or in more where the curve is not the truth.
 """
 
 from typing import NamedTuple
@@ -13,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.scaling import curve_fit
+from var_jax.scaling import analysis, curve_fit, estimate, laws, losses, profile_intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.forms import FORMS, Form
-from var_jax.scaling.select_runs import MIN_SIZES
+from var_jax.scaling.select_runs import MIN_SIZES, Sample
 from var_jax.scaling.solver import Array
 
 DRAWS = 100
@@ -31,15 +38,19 @@ class Points(NamedTuple):
 
     Attributes:
       z: centered log inputs.
-      center: their centers.
+      center: the mean log inputs of the points that forms are fitted to.
       logy: log losses.
       weights: weights of the points; a run that the law's likelihood takes for an outlier has less.
+      inside: the points that forms are fitted to; the others are left out.
+      near: the law of those points, [E, log A, alpha, ...] of centered inputs.
     """
 
     z: Float[Array, "n j"]
     center: Float[Array, " j"]
     logy: Float[Array, " n"]
     weights: Float[Array, " n"]
+    inside: Bool[Array, " n"]
+    near: Float[Array, " p"]
 
 
 def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int = 0) -> dict:
@@ -51,16 +62,18 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
       floor: a fixed value of E, or None where it is fitted.
       draws: number of noisy copies of the losses.
     """
-    points = _points(law)
+    noise = law.summary["noise"], law.summary["noise_degrees_of_freedom"]
+    every_row = np.ones(len(law.sample.y), bool)
+    points = _points(law.sample, every_row, law.fit, *noise)
     group, sizes = law.sample.group.astype(str), law.sample.x[:, 0]
     by_size = sorted(set(group), key=lambda name: -sizes[group == name].max())
     left_out = {name: np.isin(group, by_size[:count]) for name, count in HOLDOUTS.items()}
 
-    every_row = np.ones(len(group), bool)
     forms = FORMS[points.z.shape[1]]
     reasons = {form: _too_few(form, law, every_row, floor) for form in forms}
-    fits = {form: _fit(form, points, law, floor) for form in forms if reasons[form] is None}
-    noise = _noise(fits, points, floor, draws, seed)
+    fits = {form: _fit(form, points, floor) for form in forms if reasons[form] is None}
+    copies = _copies(fits, points, floor, draws, seed)
+    rest: dict[str, Points] = {}
 
     entries: dict[str, dict] = {}
     errors: dict[str, dict[Form, Float[Array, " d"]]] = {name: {} for name in HOLDOUTS}
@@ -78,10 +91,12 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
             if reason is not None:
                 held["refused"] = reason
                 continue
-            error, noisy = _holdout(form, points, fits[form], out, law, floor=floor, noise=noise)
+            if name not in rest:
+                rest[name] = _rest(law.sample, ~out, floor)
+            error, noisy = _holdout(form, rest[name], copies, floor)
             errors[name][form] = noisy
             relative = float(np.mean(np.abs(np.expm1(error))))
-            held |= {"holdout_relative_error": relative, "ci95": _interval(noisy, relative)}
+            held |= {"holdout_relative_error": relative, "ci95": _interval(noisy)}
             if name == "largest":
                 size = np.mean(np.abs(np.exp(points.logy[out]) * np.expm1(error)))
                 drop = _drop(law)
@@ -89,15 +104,23 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
     return {"forms": entries, "best_form": _best(entries, errors)}
 
 
-def _points(law: Law) -> Points:
-    logx, logy = np.log(law.sample.x), np.log(law.sample.y)
-    center = logx.mean(axis=0)
-    weights = law.sample.weights.astype(float)
-    nu, noise = law.summary["noise_degrees_of_freedom"], law.summary["noise"]
+def _points(sample: Sample, inside: Array, fit: laws.Fit, noise: float, nu: float) -> Points:
+    """Returns the points of which the kept ones have this law and noise."""
+    logx, logy = np.log(sample.x), np.log(sample.y)
+    center = logx[inside].mean(axis=0)
+    weights = sample.weights.astype(float)
     if np.isfinite(nu):
-        off = (logy - np.log(law.fit.predict(law.sample.x))) / max(noise, SMALLEST_NOISE)
+        off = (logy - np.log(fit.predict(sample.x))) / max(noise, SMALLEST_NOISE)
         weights = weights * (nu + 1) / (nu + off**2)
-    return Points(logx - center, center, logy, weights)
+    return Points(logx - center, center, logy, weights, inside, laws.shift(fit.theta, -center))
+
+
+def _rest(sample: Sample, inside: Bool[Array, " n"], floor: float | None) -> Points:
+    """Returns the points with what is known of them from the kept ones alone."""
+    remaining = sample.where(inside)
+    fit = estimate.fit(analysis.problem(remaining, losses.StudentT()), floor, check=False)
+    likelihood = profile_intervals.likelihood(analysis.problem(remaining, fit.loss), fit, floor)
+    return _points(sample, inside, fit, likelihood.noise, likelihood.noise_freedom)
 
 
 def _free(form: Form, floor: float | None) -> int:
@@ -124,79 +147,74 @@ def _too_few(form: Form, law: Law, rows: Bool[Array, " n"], floor: float | None)
 
 
 def _bounds(form: Form, points: Points, floor: float | None):
-    most = float(np.exp(points.logy.max()))
-    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
-    lower, upper = map(np.array, form.bounds(most, ends))
+    most = float(np.exp(points.logy[points.inside].max()))
+    lower, upper = map(np.array, form.bounds(most, _ends(points)))
     if form.has_floor:
         lower[0], upper[0] = (lower[0], most) if floor is None else (floor, floor)
     return lower, upper
 
 
-def _fit(form: Form, points: Points, law: Law, floor: float | None) -> Float[Array, " p"]:
-    """Returns the best parameters on all points."""
-    theta = np.array(law.fit.theta)
-    theta[1::2] -= theta[2::2] * points.center
-    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
-    starts = np.array(form.starts(theta, ends), float)
-    return _solve(form, points, np.ones(len(points.logy), bool), starts, floor)
+def _ends(points: Points) -> Float[Array, "2 j"]:
+    z = points.z[points.inside]
+    return np.stack([z.min(axis=0), z.max(axis=0)])
 
 
-def _solve(form, points, rows, starts, floor) -> Float[Array, " p"]:
+def _fit(form: Form, points: Points, floor: float | None) -> Float[Array, " p"]:
+    """Returns the best parameters on the kept points."""
+    starts = np.array(form.starts(points.near, _ends(points)), float)
     ends, costs = curve_fit.solve(
-        lambda t: form.log_loss(t, points.z[rows], points.center),
-        points.logy[rows],
-        points.weights[rows],
+        lambda t: form.log_loss(t, points.z[points.inside], points.center),
+        points.logy[points.inside],
+        points.weights[points.inside],
         starts,
         _bounds(form, points, floor),
     )
     return ends[int(np.argmin(costs))]
 
 
-def _noise(fits, points: Points, floor, draws: int, seed: int) -> Float[Array, "d n"]:
-    """Returns draws of the noise of all log losses."""
+def _copies(fits, points: Points, floor, draws: int, seed: int) -> Float[Array, "d n"]:
+    """Returns draws of all log losses around the form that the corrected criterion prefers."""
     runs = points.weights.sum()
-    best = (np.inf, SMALLEST_NOISE**2, 1.0)
+    best, curve = (np.inf, np.inf), points.logy
+    variance, freedom = SMALLEST_NOISE**2, 1.0
     for form, theta in fits.items():
-        r = points.logy - form.log_loss(theta[None], points.z, points.center)[0]
-        squares = max(float(np.sum(points.weights * r**2)), runs * SMALLEST_NOISE**2)
+        fitted = form.log_loss(theta[None], points.z, points.center)[0]
+        squares = float(np.sum(points.weights * (points.logy - fitted) ** 2))
+        squares = max(squares, runs * SMALLEST_NOISE**2)
         free = _free(form, floor)
         left = runs - free - 2
         correction = 2 * (free + 1) * (free + 2) / left if left > 0 else np.inf
         criterion = runs * np.log(squares / runs) + 2 * (free + 1) + correction
-        freedom = max(runs - free, 1.0)
-        if criterion < best[0]:
-            best = (criterion, squares / freedom, freedom)
-    _, variance, freedom = best
+        # Of forms that leave too few runs for the criterion, the one with fewest parameters.
+        if (criterion, free) < best:
+            best, curve = (criterion, free), fitted
+            freedom = max(runs - free, 1.0)
+            variance = squares / freedom
     rng = np.random.default_rng(seed)
     normal = rng.normal(size=(draws, len(points.logy)))
     scale = np.sqrt(variance * freedom / rng.chisquare(freedom, size=(draws, 1)))
-    return normal * scale / np.sqrt(np.maximum(points.weights, 1e-6))
+    return curve + normal * scale / np.sqrt(np.maximum(points.weights, 1e-6))
 
 
-def _holdout(form, points: Points, theta, out, law: Law, *, floor, noise):
-    """Returns the log errors on left-out points, and the mean relative error of each draw."""
-    ends = np.stack([points.z.min(axis=0), points.z.max(axis=0)])
-    near = np.array(law.fit.theta)
-    near[1::2] -= near[2::2] * points.center
-    starts = np.concatenate([theta[None], np.array(form.starts(near, ends), float)])
-    rest = _solve(form, points, ~out, starts, floor)
-    predicted = form.log_loss(rest[None], points.z[out], points.center)[0]
-    logy = points.logy + noise
+def _holdout(form, points: Points, copies: Float[Array, "d n"], floor):
+    """Returns the log errors on left-out points, and the mean relative error of each copy."""
+    inside, out = points.inside, ~points.inside
+    theta = _fit(form, points, floor)
+    predicted = form.log_loss(theta[None], points.z[out], points.center)[0]
     refits, _ = curve_fit.solve(
-        lambda t: form.log_loss(t, points.z[~out], points.center),
-        logy[:, ~out],
-        points.weights[~out],
-        np.tile(rest, (len(noise), 1)),
+        lambda t: form.log_loss(t, points.z[inside], points.center),
+        copies[:, inside],
+        points.weights[inside],
+        np.tile(theta, (len(copies), 1)),
         _bounds(form, points, floor),
         REFIT_ITERATIONS,
     )
-    noisy = form.log_loss(refits, points.z[out], points.center) - logy[:, out]
+    noisy = form.log_loss(refits, points.z[out], points.center) - copies[:, out]
     return predicted - points.logy[out], np.mean(np.abs(np.expm1(noisy)), axis=1)
 
 
-def _interval(noisy: Float[Array, " d"], value: float) -> list[float]:
-    low, high = np.quantile(noisy, [0.025, 0.975])
-    return [float(min(low, value)), float(max(high, value))]
+def _interval(noisy: Float[Array, " d"]) -> list[float]:
+    return np.quantile(noisy, [0.025, 0.975]).tolist()
 
 
 def _drop(law: Law) -> float | None:
@@ -231,7 +249,7 @@ def _best(entries: dict, errors: dict[str, dict[Form, Float[Array, " d"]]]) -> d
     for form in judged:
         if form is best:
             continue
-        ends = _interval(noisy[form] - noisy[best], error(form) - error(best))
+        ends = _interval(noisy[form] - noisy[best])
         differences[form.name] = {"value": error(form) - error(best), "ci95": ends}
         if ends[0] <= 0:
             close.append(form.name)

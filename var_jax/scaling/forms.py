@@ -274,9 +274,10 @@ def _farseer_starts(law, z):
     for floor, log_a, alpha, log_b, beta in _sum_starts(law, z)[:3]:
         part = np.exp(log_a)
         limit = floor + part
-        for kappa in (-0.1, 0.1):
+        # Its bends have several optima: few sizes leave them nearly undetermined.
+        for kappa, *bends in itertools.product((-0.1, 0.1), (0.1, -0.5), (0.1, -0.5)):
             first = [np.log(limit), -alpha * part / limit, -alpha * floor / limit]
-            rows.append([*first, log_b, 0.0, 0.1, np.log(beta), kappa, 0.1])
+            rows.append([*first, log_b, 0.0, bends[0], np.log(beta), kappa, bends[1]])
     return rows
 
 

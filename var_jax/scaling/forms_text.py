@@ -8,7 +8,8 @@ HEAD = (
 )
 METHOD = (
     "Every form is fitted without the largest size, and without the two largest, and predicts what "
-    "is left out. Intervals are those of the error under other noise of the same runs."
+    "is left out. Intervals are those of the error under other noise of the same runs, drawn "
+    "around one fitted curve."
 )
 
 

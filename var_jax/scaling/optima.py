@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy import special
 
 from var_jax.scaling.table import Table
-from var_jax.scaling.tuned_runs import BATCH, RATE, Budget, budgets
+from var_jax.scaling.tuned_runs import BATCH, BUDGET, RATE, Budget, Setting, budgets, rounded
 
 Array = np.ndarray
 
@@ -27,6 +27,11 @@ AT_LEAST = 3  # points of a parabola, and different values of an input of a law
 INPUTS_OF_RATE = (("params", "tokens", BATCH), ("compute",))
 INPUTS_OF_BATCH = (("tokens",), ("compute",))
 MORE = {RATE: "rates", BATCH: "batch sizes"}
+# Warnings of optima that are refused: too few settings, the best at an end, no parabola.
+NAMES = {
+    RATE: ("few-rates", "rate-at-edge", "rate-unclear"),
+    BATCH: ("few-batches", "batch-at-edge", "batch-unclear"),
+}
 
 
 class Minimum(NamedTuple):
@@ -34,7 +39,7 @@ class Minimum(NamedTuple):
 
     Attributes:
       value, loss: the best setting and its loss, NaN where it is refused.
-      reason: why it is refused, or "".
+      reason: why it is refused, as "name: text", or "".
     """
 
     value: float
@@ -50,19 +55,18 @@ def optima(table: Table, column: str) -> dict | None:
       column: the loss that is lowest at the optima.
     """
     groups = budgets(table, column)
+    by_batch = [_by_batch(group) for group in groups]
     varies = {
-        name: any(len({getattr(s, field) for s in group.settings}) > 1 for group in groups)
-        for name, field in ((RATE, "rate"), (BATCH, "batch"))
+        # Rates that differ with the batch alone are one rate of each.
+        RATE: any(len(same) > 1 for batches in by_batch for same in batches),
+        BATCH: any(len(batches) > 1 for batches in by_batch),
     }
     if not any(varies.values()):
         return None
     rates, batches = [], []
-    for group in groups:
-        by_batch = [
-            list(same) for _, same in itertools.groupby(_by_batch(group), lambda s: s.batch)
-        ]
+    for group, settings in zip(groups, by_batch, strict=True):
         lowest = []
-        for same in by_batch:
+        for same in settings:
             entry = {**group.inputs, **_batch(same[0].batch)}
             if varies[RATE]:
                 minimum = _minimum([s.rate for s in same], [s.loss for s in same], RATE)
@@ -80,8 +84,8 @@ def optima(table: Table, column: str) -> dict | None:
     laws, notes = {}, []
     if varies[BATCH] and not varies[RATE]:
         notes.append(
-            "fixed-rate: every batch size was run at one learning rate, and the best one "
-            "is that at this rate"
+            "fixed-rate: each batch size was run at one learning rate, and the best one "
+            "is that at these rates"
         )
     for name, entries, kinds in (
         (RATE, rates, INPUTS_OF_RATE),
@@ -98,8 +102,10 @@ def optima(table: Table, column: str) -> dict | None:
     return {key: value for key, value in result.items() if value or key in ("laws", "warnings")}
 
 
-def _by_batch(group: Budget) -> list:
-    return sorted(group.settings, key=lambda s: (np.nan_to_num(s.batch), np.nan_to_num(s.rate)))
+def _by_batch(group: Budget) -> list[list[Setting]]:
+    """Returns the settings of each batch in ascending order of rate; they differ in it alone."""
+    ordered = sorted(group.settings, key=lambda s: (rounded(s.batch), rounded(s.rate)))
+    return [list(same) for _, same in itertools.groupby(ordered, lambda s: rounded(s.batch))]
 
 
 def _batch(value: float) -> dict[str, float]:
@@ -129,22 +135,30 @@ def _minimum(values: Sequence[float], losses: Sequence[float], name: str) -> Min
     def refused(reason: str) -> Minimum:
         return Minimum(np.nan, np.nan, reason)
 
+    few, edge, unclear = NAMES[name]
     if len(x) < AT_LEAST:
-        return refused(f"{len(x)} {more} have a loss; {AT_LEAST} are needed: add {more}")
+        return refused(
+            f"{few}: {AT_LEAST} {more} with a loss are needed, there are {len(x)}: add {more}"
+        )
     best = int(np.argmin(y))
     if best == 0:
-        return refused(f"the smallest of {len(x)} {more} is the best: add smaller {more}")
+        return refused(f"{edge}: the smallest of {len(x)} {more} is the best: add smaller {more}")
     if best == len(x) - 1:
         beyond = not is_finite[-1]
         where = f"{more} between it and the diverged one" if beyond else f"larger {more}"
-        return refused(f"the largest of {len(x)} {more} that converged is the best: add {where}")
+        return refused(
+            f"{edge}: the largest of {len(x)} {more} that converged is the best: add {where}"
+        )
     start = int(np.clip(best - NEAR // 2, 0, max(0, len(x) - NEAR)))
     near = slice(start, start + NEAR)
     middle = x[near].mean()
     a, b, c = np.polyfit(x[near] - middle, y[near], 2)
     place = middle - b / (2 * a) if a > 0 else np.nan
-    if not x[0] < place < x[-1]:
-        return refused(f"the parabola's minimum is outside the {more} that were run: add {more}")
+    if not x[near][0] < place < x[near][-1]:
+        return refused(
+            f"{unclear}: the parabola through the {len(x[near])} {more} around the best has no "
+            f"minimum between them: add {more} or seeds"
+        )
     return Minimum(float(np.exp(place)), float(np.exp(c - b**2 / (4 * a))), "")
 
 
@@ -152,7 +166,7 @@ def _best_batches(points: list[dict]) -> list[dict]:
     """Returns at every size and token budget the optimum of the batch with the lowest loss."""
     chosen: dict[tuple, dict] = {}
     for point in points:
-        key = tuple(point.get(name) for name in ("params", "tokens", "compute"))
+        key = tuple(point.get(name) for name in BUDGET)
         if key not in chosen or point["loss"] < chosen[key]["loss"]:
             chosen[key] = point
     return list(chosen.values())
@@ -160,11 +174,13 @@ def _best_batches(points: list[dict]) -> list[dict]:
 
 def _refusals(name: str, entries: list[dict]) -> list[str]:
     refused = [entry["refused"] for entry in entries if "refused" in entry]
-    if not refused:
-        return []
-    label = "rate" if name == RATE else "batch"
-    reasons = "; ".join(dict.fromkeys(refused))
-    return [f"{label}-at-edge: {len(refused)} of {len(entries)} optima are refused: {reasons}"]
+    notes = []
+    for label in NAMES[name]:
+        reasons = [r.removeprefix(f"{label}: ") for r in refused if r.startswith(f"{label}: ")]
+        if reasons:
+            text = "; ".join(dict.fromkeys(reasons))
+            notes.append(f"{label}: {len(reasons)} of {len(entries)} optima are refused: {text}")
+    return notes
 
 
 def _law(name: str, points: list[dict], kind: tuple[str, ...]) -> tuple[str, dict]:

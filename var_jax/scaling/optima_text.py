@@ -7,6 +7,7 @@ INTRODUCTION = (
     "rate that was used, batch_size images per step. Of the runs of one size and token budget, "
     "only those at the best rate and batch are points of the laws of losses."
 )
+COLUMNS = ("params", "tokens", "images", "step", "batch_size")
 LABELS = {"learning_rate": "learning rate", "batch_size": "batch size"}
 
 
@@ -34,7 +35,7 @@ def report_lines(optima: Mapping) -> list[str]:
     for name, label in LABELS.items():
         if not optima.get(name):
             continue
-        inputs = [key for key in optima[name][0] if key in ("params", "tokens", "batch_size")]
+        inputs = [key for key in optima[name][0] if key in COLUMNS]
         inputs = [key for key in inputs if key != name]
         head = " | ".join(inputs)
         lines += [f"| {head} | best {label} | {optima['column']} there |"]

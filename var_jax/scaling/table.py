@@ -5,6 +5,7 @@ Every row that is not used is listed with the reason.
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -163,7 +164,12 @@ def build(
     run = np.array(
         [name if name else f"row {i + 1}" for i, name in enumerate(run_names)], dtype=object
     )
-    run = _with_settings(run, records)
+    run, ignored = _with_settings(run, records)
+    notes += [
+        f"setting-varies: {name} changes along the rows of a run, which are taken as its training "
+        "curve; the column is ignored"
+        for name in ignored
+    ]
     columns: dict[str, np.ndarray] = {}
     required = tuple(
         n for n in names if (n in required if required else n in INPUTS or n.startswith(FITTED))
@@ -172,7 +178,7 @@ def build(
         values = [record.get(name) for record in records]
         if name in text:
             columns[name] = np.array([str(value) for value in values], dtype=object)
-        elif name != "run":
+        elif name != "run" and name not in ignored:
             numbers = np.array([table_files.cell_number(value) for value in values])
             if name in required or np.isfinite(numbers).any():
                 columns[name] = numbers
@@ -208,20 +214,39 @@ def build(
     return table.where(keep)
 
 
-def _with_settings(run: Shaped[np.ndarray, " n"], records: list[dict[str, Any]]):
-    """Returns the runs' names, with rate and batch where rows of one name differ in them."""
-    settings = [
-        tuple(table_files.cell_number(record.get(name)) for name in SETTINGS) for record in records
+def _with_settings(
+    run: Shaped[np.ndarray, " n"], records: list[dict[str, Any]]
+) -> tuple[Shaped[np.ndarray, " n"], list[str]]:
+    """Returns the runs' names with rate and batch, and the settings that are none.
+
+    Rows of one name that differ in a setting at the same point are of several runs, whose names
+    then have it. Rows that differ in it elsewhere are one run's training curve, whose log has the
+    rate of each step, say: it tells no runs apart.
+    """
+    progress = [
+        next((v for n in PROGRESS if math.isfinite(v := table_files.cell_number(r.get(n)))), None)
+        for r in records
     ]
-    distinct: dict[Any, set] = {}
-    for name, values in zip(run, settings, strict=True):
-        distinct.setdefault(name, set()).add(tuple(v for v in values if math.isfinite(v)))
-    out = run.copy()
-    for i, (name, values) in enumerate(zip(run, settings, strict=True)):
-        if len(distinct[name]) > 1:
-            parts = [f"{v:g}" for v in values if math.isfinite(v)]
-            out[i] = " ".join([str(name), *parts])
-    return out
+    ignored = []
+    # A rate may follow the batch, so the batch tells runs apart first.
+    for setting in reversed(SETTINGS):
+        values = [table_files.cell_number(record.get(setting)) for record in records]
+        at_point, of_run = defaultdict(set), defaultdict(set)
+        for name, point, value in zip(run, progress, values, strict=True):
+            if math.isfinite(value):
+                at_point[name, point].add(value)
+                of_run[name].add(value)
+        several = {name for (name, _), distinct in at_point.items() if len(distinct) > 1}
+        if any(len(distinct) > 1 and name not in several for name, distinct in of_run.items()):
+            ignored.append(setting)
+        run = np.array(
+            [
+                f"{name} {value:g}" if name in several and math.isfinite(value) else name
+                for name, value in zip(run, values, strict=True)
+            ],
+            dtype=object,
+        )
+    return run, ignored
 
 
 def _missing(value: Any) -> bool:

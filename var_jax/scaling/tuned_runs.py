@@ -11,9 +11,10 @@ from collections import defaultdict
 import numpy as np
 from jaxtyping import Float
 
-from var_jax.scaling.table import SETTINGS, Table
+from var_jax.scaling.table import INPUTS, SETTINGS, Table
 
 RATE, BATCH = SETTINGS
+BUDGET = (*INPUTS, "images", "step")  # inputs of a budget
 SAME_TOKENS = 0.05  # token budgets of one size whose logarithms differ by less are one
 SAME_SETTING = 1e-6  # rates whose logarithms differ by less are one
 
@@ -39,7 +40,8 @@ class Budget:
     """All settings in which one size was trained for one token budget.
 
     Attributes:
-      inputs: params, tokens and compute of the runs, as far as the table has them.
+      inputs: params, tokens and compute of the runs, as far as the table has them; images or
+        steps where nothing else says how long they were trained.
       settings: in ascending order of rate, then of batch.
     """
 
@@ -64,8 +66,8 @@ def budgets(table: Table, column: str) -> list[Budget]:
     if not names or "params" not in table.columns:
         return []
     last = table.complete("params", *names).finals()
-    amount = next((name for name in ("tokens", "compute") if name == last.progress), None)
-    numbers = np.zeros(len(last)) if amount is None else np.log(np.maximum(last[amount], 1e-300))
+    amount, values = _amount(last)
+    numbers = np.log(np.maximum(values, 1e-300))
     rows_by_budget: dict[tuple[float, int], list[int]] = defaultdict(list)
     for size in np.unique(last["params"]):
         rows = np.flatnonzero(last["params"] == size)
@@ -73,20 +75,33 @@ def budgets(table: Table, column: str) -> list[Budget]:
         rank = np.concatenate([[0], np.cumsum(np.diff(numbers[rows]) > SAME_TOKENS)])
         for row, place in zip(rows, rank, strict=True):
             rows_by_budget[size, int(place)].append(int(row))
-    return [_budget(last, rows, column) for rows in rows_by_budget.values()]
+    last = dataclasses.replace(last, columns={**last.columns, amount: values})
+    inputs = [name for name in BUDGET if name in (*INPUTS, amount)]
+    return [_budget(last, rows, column, inputs) for rows in rows_by_budget.values()]
 
 
-def _budget(last: Table, rows: list[int], column: str) -> Budget:
+def _amount(last: Table) -> tuple[str, Float[np.ndarray, " n"]]:
+    """Returns by what name and number runs were trained for as long as each other."""
+    name = last.progress
+    if name is None:
+        return "step", np.full(len(last), np.nan)
+    # Steps of larger batches see more data.
+    if name == "step" and BATCH in last.columns:
+        return "images", last["step"] * last[BATCH]
+    return name, last[name]
+
+
+def _budget(last: Table, rows: list[int], column: str, names: list[str]) -> Budget:
     inputs = {
         name: float(np.exp(np.mean(np.log(last[name][rows]))))
-        for name in ("params", "tokens", "compute")
+        for name in names
         if name in last.columns and np.all(last[name][rows] > 0)
     }
     nothing = np.full(len(last), np.nan)
     rate, batch = (last.columns.get(name, nothing) for name in SETTINGS)
     rows_by_setting: dict[tuple[float, float], list[int]] = defaultdict(list)
     for i in rows:
-        rows_by_setting[_rounded(rate[i]), _rounded(batch[i])].append(i)
+        rows_by_setting[rounded(rate[i]), rounded(batch[i])].append(i)
     settings = [
         Setting(
             float(rate[same[0]]),
@@ -99,7 +114,8 @@ def _budget(last: Table, rows: list[int], column: str) -> Budget:
     return Budget(inputs, tuple(settings))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """The number by which settings are compared: equal for equal ones, and for unknown ones."""
     return 0.0 if np.isnan(value) else round(float(np.log(value)) / SAME_SETTING)
 
 
@@ -129,7 +145,8 @@ def at_the_best(table: Table) -> Table:
     }
     notes = [
         f"best-setting: {len(worse)} runs at other learning rates or batch sizes than the best of "
-        f"their size and token budget are left out of the laws of losses, by {column}"
+        f"their size and token budget are left out of the laws of losses, by {column}; the lowest "
+        "of several noisy losses is biased low, and more so the more settings were run"
     ]
     if single := len(groups) - len(varied):
         notes.append(
@@ -153,5 +170,5 @@ def at_the_best(table: Table) -> Table:
 def _at_edge(budget: Budget) -> bool:
     """Returns whether the best rate is at an end of those of its own batch."""
     best = budget.best
-    rates = [s.rate for s in budget.settings if _rounded(s.batch) == _rounded(best.batch)]
-    return len(set(rates)) > 1 and best.rate in (min(rates), max(rates))
+    rates = [rounded(s.rate) for s in budget.settings if rounded(s.batch) == rounded(best.batch)]
+    return len(set(rates)) > 1 and rounded(best.rate) in (min(rates), max(rates))
