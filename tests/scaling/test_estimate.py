@@ -19,9 +19,7 @@ SMALL = [name for name in DIRTY if "120" not in name]
 def reported(p):
     """The most likely law's values, their intervals and the fit."""
     fit = estimate.fit(p)
-    ends = profile_intervals.profile(
-        profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
-    )
+    ends = profile_intervals.profile(profile_intervals.likelihood(p, fit))
     return np.array(list(fit.values.values())), ends, fit
 
 
@@ -36,19 +34,35 @@ def test_values_lie_within_their_intervals(name):
         assert np.all(ends[:, 0] < ends[:, 1])
 
 
-@pytest.mark.parametrize("name", first_of(["30 runs, student_2", "joint law, 12 runs, outliers"]))
+@pytest.mark.parametrize(
+    "name",
+    first_of(
+        [
+            "joint law, 30 runs, correlated",
+            "30 runs, student_2",
+            "30 runs, heteroscedastic",
+            "joint law, 12 runs, outliers",
+        ]
+    ),
+)
 def test_batched_verdicts_are_those_of_the_intervals(name):
     """The study of coverage tests the truth instead of computing ends: the noise that it chooses
     and whether the interval contains the truth are those of the reported law."""
     planted = DIRTY[name]
     problems = [planted.draw(np.random.default_rng([6, seed])) for seed in range(4)]
     truth = laws.with_amplitudes(np.array(planted.theta))
-    inside, noise_freedom = batched_coverage.verdicts(problems, np.array(planted.theta))
+    results = batched_coverage.verdicts(problems, np.array(planted.theta))
     for sweep, p in enumerate(problems):
         _, ends, fit = reported(p)
         assert isinstance(fit.loss, losses.StudentT)
-        assert noise_freedom[sweep] == fit.loss.freedom
-        np.testing.assert_array_equal(inside[sweep], (ends[:, 0] <= truth) & (truth <= ends[:, 1]))
+        assert results.degrees[sweep] == fit.loss.freedom
+        growth, share = 0.0, 0.0
+        if fit.whitening is not None:
+            growth, share = fit.whitening.growth, fit.whitening.share
+        assert results.growth[sweep] == pytest.approx(growth, abs=1e-3)
+        assert results.share[sweep] == pytest.approx(share, abs=1e-3)
+        contains = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+        np.testing.assert_array_equal(results.inside[sweep], contains)
 
 
 def heavy_tailed(seed):
@@ -86,14 +100,17 @@ def test_fit_is_the_maximum_of_scipys_likelihood():
 
 
 def test_many_degrees_of_freedom_are_least_squares():
-    """As the degrees of freedom grow, law and intervals tend to those of normal noise."""
+    """As the degrees of freedom grow, law and intervals tend to those of normal noise, but for the
+    degrees that heavy tails take off the noise's."""
     x, y, _ = single(runs=12, noise=3e-3, seed=2)
     squares, heavy = losses.StudentT(), losses.StudentT(1e6)
     results = []
     for loss in (squares, heavy):
         p = solver.problem(x, y, loss)
         fit = laws.fit(p)
-        results.append((fit.theta, profile_intervals.profile(profile_intervals.likelihood(p, fit))))
+        likelihood = profile_intervals.likelihood(p, fit)
+        likelihood = dataclasses.replace(likelihood, freedom=12 - 3)
+        results.append((fit.theta, profile_intervals.profile(likelihood)))
     (normal, normal_ends), (student, student_ends) = results
     np.testing.assert_allclose(student, normal, rtol=1e-4)
     np.testing.assert_allclose(student_ends, normal_ends, rtol=2e-3)

@@ -20,6 +20,7 @@ from var_jax.scaling.select_runs import MIN_SIZES, Refused, Sample
 from var_jax.scaling.solver import Array
 
 METHOD = "profile likelihood, F quantile; of E 4 % below and 1 % above"
+SHARED_METHOD = "; degrees of freedom of each quantity by Satterthwaite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ def analyze(
         )
     fit = estimate.fit(problem(sample, losses.StudentT()), floor)
     huber = laws.fit(problem(sample, losses.Huber(delta)), floor, near=fit.theta[None], check=False)
-    p = problem(sample, fit.loss)
+    p = fit.objective(problem(sample, fit.loss))
     likelihood = profile_intervals.likelihood(p, fit, floor)
     ends = profile_intervals.profile(likelihood)
     samples = None
@@ -96,10 +97,12 @@ def analyze(
     if floor is not None:
         summary["E"]["given"] = True
     summary |= {
-        "estimator": estimate.describe(likelihood.noise_freedom),
+        "estimator": estimate.describe(fit, sample.inputs[0]),
         "noise_degrees_of_freedom": likelihood.noise_freedom,
+        "noise_exponent": 0.0 if fit.whitening is None else -fit.whitening.exponent,
+        "noise_shared": 0.0 if fit.whitening is None else float(fit.whitening.share),
         "huber": {"delta": delta, **huber.values},
-        "interval_method": METHOD,
+        "interval_method": METHOD + (SHARED_METHOD if fit.is_shared else ""),
         "pearson": pearson(sample, fit),
         "n_runs": sample.runs,
         "points": len(sample.y),
@@ -135,9 +138,9 @@ def bootstrap_samples(
     None if no resample leaves enough points to fit a law.
     """
     if not sample.curves:
-        return bootstrap.resample(
-            p, fit.theta, resamples, floor=floor, groups=sample.run.astype(str)
-        )
+        # Runs of one size that share noise are drawn together, as they are not independent.
+        groups = np.round(p.logx[:, 0], 6) if fit.is_shared else sample.run.astype(str)
+        return bootstrap.resample(p, fit.theta, resamples, floor=floor, groups=groups)
     losses = frontier.resampled_losses(list(sample.curves), sample.x[:, 0], resamples)
     reached = np.isfinite(losses)
     enough = reached.sum(axis=1) > p.parameters

@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from var_jax.scaling import losses, solver
 from var_jax.scaling.solver import Array, Problem
+from var_jax.scaling.whitening import Whitening
 
 DELTA = 1e-3  # Huber constant of Hoffmann et al.; it makes nearly a least-absolute-error fit
 # A descent on Huber's loss passes these constants first: the loss is nearly quadratic at the first,
@@ -34,6 +35,7 @@ class Fit:
       projected: the objective that variable projection reached, for comparison with `cost`; NaN
         if it was left out.
       loss: the loss that `theta` minimizes.
+      whitening: what it minimizes that loss of, if not of residuals as they are.
     """
 
     theta: Float[Array, " p"]
@@ -41,6 +43,7 @@ class Fit:
     starts_agreeing: float
     projected: float
     loss: losses.Loss
+    whitening: Whitening | None = None
 
     @property
     def values(self) -> dict[str, float]:
@@ -48,6 +51,15 @@ class Fit:
         return dict(
             zip(PARAMETER_NAMES[len(self.theta) // 2], with_amplitudes(self.theta), strict=True)
         )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether runs of one size share noise, under the objective that `theta` minimizes."""
+        return self.whitening is not None and self.whitening.is_shared
+
+    def objective(self, p: Problem) -> Problem:
+        """Returns the problem of the same runs whose objective `theta` minimizes."""
+        return dataclasses.replace(p, loss=self.loss, whitening=self.whitening)
 
     def predict(self, x: Float[Array, "n j"]) -> Float[Array, " n"]:
         """Returns the loss that the law predicts at the inputs x (raw units, not logs)."""
@@ -129,11 +141,11 @@ def fit(
             chosen, _ = solver.solve(wider, chosen, held, iterations=100, tolerance=1e-4)
     if near is not None:
         chosen = np.concatenate([chosen, shift(near, -mean)])
-    ends, costs = solver.solve(centered, chosen, held, iterations=100, tolerance=1e-6)
+    ends, costs = solver.solve(centered, chosen, held, tolerance=1e-8)
     # Only the best one is worth all digits.
     (best,), (cost,) = solver.solve(centered, ends[[int(np.argmin(costs))]], held)
     agreeing = float(np.mean([p.loss.same(end, cost, len(p.logy)) for end in costs]))
-    result = Fit(shift(best, mean), float(cost), agreeing, np.nan, p.loss)
+    result = Fit(shift(best, mean), float(cost), agreeing, np.nan, p.loss, p.whitening)
     return checked(p, result, floor) if check else result
 
 

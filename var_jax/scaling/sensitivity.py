@@ -28,12 +28,13 @@ def alternatives(
       floor: a fixed value of E, or None if it is fitted.
     """
     rows = [
-        _row(estimate.describe(fit.loss.freedom), fit),  # type: ignore[attr-defined]
+        _row(estimate.describe(fit, sample.inputs[0]), fit),
         _row(f"Huber's loss at {huber.loss.delta:g}", huber),  # type: ignore[attr-defined]
     ]
-    normal = np.isinf(fit.loss.freedom)  # type: ignore[attr-defined]
-    other = losses.StudentT(HEAVY_TAILS) if normal else losses.StudentT()
-    rows.append(_row(estimate.describe(other.freedom), _refit(sample, floor, other)))
+    normal = fit.loss == losses.StudentT() and fit.whitening is None
+    loss = losses.StudentT(HEAVY_TAILS) if normal else losses.StudentT()
+    other = _refit(sample, floor, loss)
+    rows.append(_row(estimate.describe(other), other))
     sizes = sample.x[:, 0]
     for name, extreme in (("smallest", np.argmin(sizes)), ("largest", np.argmax(sizes))):
         rest = sample.where(sample.group != sample.group[int(extreme)])

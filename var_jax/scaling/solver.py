@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from var_jax.scaling import losses
+from var_jax.scaling.whitening import Whitening
 
 Array = np.ndarray
 
@@ -77,6 +78,7 @@ class Problem:
       weights: weight of each loss in the objective, 1 for a run; a leading axis is the batch's.
       loss: what is minimized of the residuals.
       pin: a quantity that the fits are held at, if any.
+      whitening: what makes the noise of runs independent and of one size, if it is not.
     """
 
     logx: Float[Array, "n j"]
@@ -84,6 +86,7 @@ class Problem:
     weights: Float[Array, "*r n"]
     loss: losses.Loss
     pin: Pin | None = None
+    whitening: Whitening | None = None
 
     @property
     def parameters(self) -> int:
@@ -98,7 +101,12 @@ class Problem:
             logy=np.broadcast_to(self.logy, shape)[rows],
             weights=np.broadcast_to(self.weights, shape)[rows],
             pin=None if self.pin is None else self.pin.where(rows),
+            whitening=None if self.whitening is None else self.whitening.where(rows, count),
         )
+
+    def whitened(self, values: Float[Array, "r *q n"]) -> Float[Array, "r *q n"]:
+        """Returns residuals, or their derivatives, of noise that is independent and of one size."""
+        return values if self.whitening is None else self.whitening(values)
 
 
 def problem(
@@ -132,8 +140,8 @@ def _totals(theta: Float[Array, "r p"], parts: Float[Array, "r j n"]) -> Float[A
 
 
 def residuals(p: Problem, theta: Float[Array, "r p"]) -> Float[Array, "r n"]:
-    """Returns measured minus predicted log losses."""
-    return p.logy - np.log(predict(theta, p.logx))
+    """Returns measured minus predicted log losses, whitened."""
+    return p.whitened(p.logy - np.log(predict(theta, p.logx)))
 
 
 def log_jacobian(theta: Float[Array, "r p"], logx: Float[Array, "n j"]) -> Float[Array, "r n p"]:
@@ -162,7 +170,7 @@ class Evaluation(NamedTuple):
     Attributes:
       cost: the objectives.
       scales: the noise's best scales.
-      residuals: measured minus predicted log losses.
+      residuals: measured minus predicted log losses, whitened.
       parts: the laws' reducible terms.
     """
 
@@ -184,7 +192,7 @@ def _evaluate(
 ) -> Evaluation:
     """Evaluates the objectives; the noise's scales are searched from `scales`."""
     parts = _terms(theta, p.logx)
-    r = p.logy - np.log(_totals(theta, parts))
+    r = p.whitened(p.logy - np.log(_totals(theta, parts)))
     scales = p.loss.scale(r, weights, scales)
     cost = p.loss.cost(r, weights, scales)
     if p.pin is not None:
@@ -196,7 +204,7 @@ class LeastSquares(NamedTuple):
     """A weighted least squares problem, linearized around each row of parameters.
 
     Attributes:
-      residuals: measured minus predicted log losses, and the pin's residual behind them.
+      residuals: whitened residuals, and the pin's residual behind them.
       jacobian: derivatives of the predictions with respect to the parameters.
       weights: weights of the squared residuals.
     """
@@ -208,7 +216,7 @@ class LeastSquares(NamedTuple):
 
 def _linearize(p: Problem, theta: Float[Array, "r p"], here: Evaluation) -> LeastSquares:
     """Returns the least squares problem that has the same gradient as the objective."""
-    r, jacobian = here.residuals, _log_jacobian(theta, p.logx, here.parts)
+    r, jacobian = here.residuals, p.whitened(_log_jacobian(theta, p.logx, here.parts))
     influence = p.loss.influence(r, p.weights, here.scales)
     if p.pin is not None:
         r = np.concatenate([r, p.pin.residual(theta)], axis=1)

@@ -3,8 +3,8 @@
 A profile interval contains the true value of a parameter if the likelihood at that value, with the
 others refitted, has risen by no more than at the interval's end. That takes one refit where the
 ends take dozens, and sweeps of the same runs are one batch of the solver. The choice of the noise
-is that of `estimate.fit`. Use it for shares of hundreds of sweeps; `interval_coverage` computes the
-intervals themselves for some of them, and compares.
+is that of the reported law. Use it for shares of hundreds of sweeps; `interval_coverage` computes
+the intervals themselves for some of them, and compares.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from var_jax.scaling import estimate, laws, losses, profile_intervals, solver
+from var_jax.scaling import laws, losses, noise, profile_intervals, solver, whitening
 from var_jax.scaling.solver import Array, Problem
 
 
@@ -23,11 +23,15 @@ class Verdicts(NamedTuple):
 
     Attributes:
       inside: whether the interval of each parameter contains the truth.
-      noise_freedom: degrees of freedom of the chosen noise, infinite for normal noise.
+      degrees: degrees of freedom of the chosen noise, infinite for normal noise.
+      growth: how the chosen noise changes with size, as in `whitening.Whitening`.
+      share: the fraction of its variance that runs of one size have in common.
     """
 
     inside: Bool[Array, "s p"]
-    noise_freedom: Float[Array, " s"]
+    degrees: Float[Array, " s"]
+    growth: Float[Array, " s"]
+    share: Float[Array, " s"]
 
 
 def verdicts(problems: Sequence[Problem], truth: Float[Array, " p"]) -> Verdicts:
@@ -38,67 +42,55 @@ def verdicts(problems: Sequence[Problem], truth: Float[Array, " p"]) -> Verdicts
       truth: the law [E, log A, alpha, ...] in raw units.
     """
     inside = np.zeros((len(problems), len(truth)), bool)
-    noise_freedom = np.full(len(problems), np.inf)
+    result = Verdicts(inside, *np.zeros((3, len(problems))))
     grids = np.array([hash(p.logx.tobytes()) for p in problems])
     for grid in np.unique(grids):
         rows = np.flatnonzero(grids == grid)
         batch = dataclasses.replace(
             problems[int(rows[0])], logy=np.stack([problems[int(row)].logy for row in rows])
         )
-        inside[rows], noise_freedom[rows] = _same_runs(batch, truth)
-    return Verdicts(inside, noise_freedom)
+        for values, part in zip(result, _same_runs(batch, truth), strict=True):
+            values[rows] = part
+    return result
 
 
 def _same_runs(p: Problem, truth: Float[Array, " p"]) -> Verdicts:
     """Returns the verdicts of sweeps of the same runs, whose losses are the rows of the batch."""
     centered, mean = laws.center(p)
-    sweeps, runs = p.logy.shape
-    freedom = runs - len(truth)
-
-    # Normal noise, from the truth and from laws of smaller and of larger exponents.
+    sweeps = len(p.logy)
+    # From the truth, and from laws of smaller and of larger exponents.
     near = np.tile(laws.shift(truth, -mean), (3, sweeps, 1))
     near[1, :, 2::2] *= 0.5
     near[2, :, 2::2] *= 1.5
     near[1:, :, 0] *= np.array([0.8, 1.1])[:, None]
-    best, cost = _minimize(dataclasses.replace(centered, loss=losses.StudentT()), near)
-    normal_cost, noise_freedom = cost, np.full(sweeps, np.inf)
-
-    # Student's t, from that law and from one that ignores outliers, as `estimate.fit` does.
-    absolute = dataclasses.replace(centered, loss=losses.Huber(laws.DELTA))
-    rows = np.stack([best, _minimize(absolute, np.stack([best, near[0]]))[0]])
-    best_gain = np.full(sweeps, estimate.CLEAR_GAIN)
-    for degrees in estimate.DEGREES:
-        if (degrees + 1) * freedom < estimate.SAFETY * runs:
-            continue
-        heavy = dataclasses.replace(centered, loss=losses.StudentT(degrees))
-        law, heavy_cost = _minimize(heavy, rows)
-        rows = np.stack([law, rows[1]])
-        gain = (normal_cost - heavy_cost) * freedom / runs
-        better = gain > best_gain
-        best_gain = np.where(better, gain, best_gain)
-        best = np.where(better[:, None], law, best)
-        cost = np.where(better, heavy_cost, cost)
-        noise_freedom = np.where(better, degrees, noise_freedom)
-
+    choice = noise.choose(centered, near, np.zeros(len(truth), bool))
     inside = np.zeros((sweeps, len(truth)), bool)
-    for degrees in np.unique(noise_freedom):
-        rows = np.flatnonzero(noise_freedom == degrees)
-        part = dataclasses.replace(p, logy=p.logy[rows], loss=losses.StudentT(degrees))
-        inside[rows] = _not_rejected(part, laws.shift(best[rows], mean), cost[rows], truth)
-    return Verdicts(inside, noise_freedom)
+    for degrees in np.unique(choice.degrees):
+        rows = np.flatnonzero(choice.degrees == degrees)
+        part = noise.Choice(*(values[rows] for values in choice))
+        batch = dataclasses.replace(p, logy=p.logy[rows], loss=losses.StudentT(degrees))
+        inside[rows] = _not_rejected(batch, part, truth)
+    return Verdicts(inside, choice.degrees, choice.growth, choice.share)
 
 
 def _not_rejected(
-    p: Problem, best: Float[Array, "s p"], cost: Float[Array, " s"], truth: Float[Array, " p"]
+    p: Problem, choice: noise.Choice, truth: Float[Array, " p"]
 ) -> Bool[Array, "s p"]:
     """Returns whether the profile of each parameter at the truth is within the interval's limit.
 
     Args:
-      best: the most likely laws in raw units.
-      cost: their negative log likelihoods.
+      choice: the noise of each sweep with one number of degrees of freedom, and the most likely law
+        for centered log x.
     """
+    maps = whitening.independent(p.logx, p.weights)
+    p = dataclasses.replace(
+        p, whitening=dataclasses.replace(maps, growth=choice.growth, share=choice.share)
+    )
     centered, mean = laws.center(p)
+    best = laws.shift(choice.theta, mean)
     runs = p.logy.shape[1]
+    freedom = profile_intervals.degrees_of_freedom(runs, len(truth), choice.degrees, choice.growth)
+    of_parameters = _freedoms(p, choice, best, freedom)
     inside = np.zeros(best.shape, bool)
     for i, value in enumerate(truth):
         # Amplitudes are those at x = 1: their profile needs log x as it is.
@@ -107,24 +99,26 @@ def _not_rejected(
         starts = np.stack([best, np.tile(truth, (len(best), 1))])
         starts = laws.shift(starts, by)
         starts[..., i] = value
-        _, pinned_cost = _minimize(frame, starts, held)
+        _, pinned_cost = noise.minimize(frame, starts, held)
         below, above = profile_intervals.E_TAILS if i == 0 else profile_intervals.EQUAL_TAILS
         tails = np.where(value < best[:, i], below, above)
-        inside[:, i] = pinned_cost - cost <= profile_intervals.rise(tails, runs, runs - len(truth))
+        allowed = profile_intervals.rise(tails, runs, freedom, of_parameters[:, i])
+        inside[:, i] = pinned_cost - choice.cost <= allowed
     return inside
 
 
-def _minimize(
-    p: Problem, starts: Float[Array, "k s p"], held: Bool[Array, " p"] | None = None
-) -> tuple[Float[Array, "s p"], Float[Array, " s"]]:
-    """Returns the best law of each sweep and its cost, from several starts."""
-    count, sweeps, parameters = starts.shape
-    held = np.zeros(parameters, bool) if held is None else held
-    repeated = dataclasses.replace(p, logy=np.tile(p.logy, (count, 1)))
-    ends, costs = solver.solve(
-        repeated, starts.reshape(-1, parameters), held, iterations=100, tolerance=1e-7
-    )
-    ends, costs = ends.reshape(starts.shape), costs.reshape(count, sweeps)
-    chosen = costs.argmin(axis=0)
-    each = np.arange(sweeps)
-    return ends[chosen, each], costs[chosen, each]
+def _freedoms(
+    p: Problem,
+    choice: noise.Choice,
+    best: Float[Array, "s p"],
+    freedom: Float[Array, " s"],
+) -> Float[Array, "s p"]:
+    """Returns the degrees of freedom of each parameter of each sweep, in raw units."""
+    out = np.tile(freedom[:, None], best.shape[1])
+    maps = whitening.independent(p.logx, p.weights)
+    for row in np.flatnonzero(choice.share):
+        own = dataclasses.replace(maps, growth=choice.growth[row], share=choice.share[row])
+        jacobian = solver.log_jacobian(best[None, row], p.logx)[0]
+        of_noise = whitening.satterthwaite(own, jacobian, np.eye(best.shape[1]))
+        out[row] = np.minimum(of_noise, out[row])
+    return out

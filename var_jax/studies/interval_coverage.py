@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 from scipy import stats
 
@@ -25,7 +26,7 @@ from var_jax.scaling import (
     solver,
 )
 from var_jax.scaling.solver import Array
-from var_jax.studies import batched_coverage
+from var_jax.studies import interval_coverage_reported
 from var_jax.studies.planted_laws import DIRTY, FRONTIERS, STUDIES, Planted, PlantedFrontier
 
 BOOTSTRAP_RESAMPLES = 500
@@ -68,8 +69,8 @@ def reference(
       fit: a law from which the least squares are searched.
       kind: the likelihood, which says where an interval ends.
     """
-    normal = dataclasses.replace(p, loss=losses.StudentT())
-    if fit.loss != normal.loss:
+    normal = dataclasses.replace(p, loss=losses.StudentT(), whitening=None)
+    if fit.loss != normal.loss or fit.whitening is not None:
         fit = laws.fit(normal, near=fit.theta[None])
     likelihood = profile_intervals.likelihood(normal, fit)
     return profile_intervals.profile(kind(**vars(likelihood)), profile_intervals.EQUAL_TAILS)
@@ -123,12 +124,12 @@ def study(planted: Planted, sweeps: int, resampled: int, seed: Sequence[int]) ->
             else sample
         )
         fit = estimate.fit(p)
-        p = dataclasses.replace(p, loss=fit.loss)
+        p = fit.objective(p)
         limits[REPORTED].append(profile_intervals.profile(profile_intervals.likelihood(p, fit)))
         limits[TEXTBOOK].append(reference(p, fit))
         limits[UNBIASED].append(reference(p, fit, ChiSquareUnbiased))
         values.append(laws.with_amplitudes(fit.theta))
-        huber = laws.fit(dataclasses.replace(p, loss=losses.Huber(laws.DELTA)))
+        huber = laws.fit(dataclasses.replace(p, loss=losses.Huber(laws.DELTA), whitening=None))
         by_huber.append(laws.with_amplitudes(huber.theta))
         if sweep >= resampled:
             continue
@@ -176,66 +177,11 @@ def _row(
     inside = np.mean((rows[..., 0] <= truth) & (truth <= rows[..., 1]), axis=0)
     cells = [", ".join(f"{n} {share:.1%}" for n, share in zip(names, inside, strict=True))]
     for other in (textbook, unbiased):
-        ratios = widths(rows) / widths(other[: len(rows)])  # over the same sweeps
+        ratios = interval_coverage_reported.widths(rows) / interval_coverage_reported.widths(
+            other[: len(rows)]
+        )  # over the same sweeps
         cells.append(", ".join(f"{n} {ratio:.2f}" for n, ratio in zip(names, ratios, strict=True)))
     return f"| {title} | {method} | {len(rows)} | " + " | ".join(cells) + " |"
-
-
-def widths(rows: Float[Array, "s p 2"]) -> Float[Array, " p"]:
-    """Returns the median widths of the intervals of [E, log A, alpha, ...]."""
-    ends = np.array(rows)
-    ends[:, 1::2] = np.log(np.maximum(ends[:, 1::2], losses.TINY))
-    return np.median(ends[..., 1] - ends[..., 0], axis=0)
-
-
-def reported_study(planted: Planted, sweeps: int, computed: int, seed: Sequence[int]) -> str:
-    """Returns the table's row of the reported intervals for a planted law.
-
-    Widths are over those of the best possible unbiased estimator: 1.96 standard errors on either
-    side by the Cramér-Rao bound of a likelihood that knows the noise of each run.
-
-    Args:
-      sweeps: number of synthetic sweeps; whether their intervals contain the truth is tested.
-      computed: number of sweeps, from the first, whose intervals are computed and compared.
-      seed: seed of the noise.
-
-    Raises:
-      RuntimeError: a value lies outside its own interval.
-    """
-    theta = np.array(planted.theta)
-    truth = laws.with_amplitudes(theta)
-    synthetic = [
-        planted.draw_with_information(np.random.default_rng([*seed, sweep]))
-        for sweep in range(sweeps)
-    ]
-    inside, noise_freedom = batched_coverage.verdicts([sweep.problem for sweep in synthetic], theta)
-    differing, ratios = 0, []
-    for sweep, (p, information) in enumerate(synthetic[:computed]):
-        fit = estimate.fit(p)
-        ends = profile_intervals.profile(
-            profile_intervals.likelihood(dataclasses.replace(p, loss=fit.loss), fit)
-        )
-        values = laws.with_amplitudes(fit.theta)
-        if not np.all((ends[:, 0] <= values) & (values <= ends[:, 1])):
-            raise RuntimeError(f"{planted.name}, sweep {sweep}: a value outside its interval")
-        contains = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
-        differing += int(np.sum(contains != inside[sweep]))
-        jacobian = solver.log_jacobian(theta[None], p.logx)[0]
-        variance = np.diag(np.linalg.inv(jacobian.T @ information @ jacobian))
-        best = 2 * stats.norm.ppf((1 + profile_intervals.CONFIDENCE_LEVEL) / 2) * np.sqrt(variance)
-        ratios.append(widths(ends[None]) / best)
-    names = laws.PARAMETER_NAMES[len(truth) // 2]
-    cells = [f"{np.mean(np.isfinite(noise_freedom)):.0%}"]
-    cells.append(
-        ", ".join(f"{name} {share:.1%}" for name, share in zip(names, inside.mean(0), strict=True))
-    )
-    if computed:
-        typical = zip(names, np.median(ratios, axis=0), strict=True)
-        cells.append(", ".join(f"{name} {ratio:.2f}" for name, ratio in typical))
-        cells.append(f"{differing} of {computed * len(truth)}")
-    else:
-        cells += ["–", "–"]
-    return f"| {planted.name} | {sweeps} | {' | '.join(cells)} |"
 
 
 def main():
@@ -257,19 +203,26 @@ def main():
         default=10,
         help="with --reported: sweeps whose intervals are computed, for widths and to compare",
     )
+    parser.add_argument(
+        "--rows",
+        type=epath.Path,
+        help="with --reported: JSONL file that keeps each law's result, so that a study that was "
+        "interrupted goes on where it was",
+    )
     args = parser.parse_args()
     # The index of a study seeds its noise, so that no two studies use the same draws.
     if args.reported:
-        print(
-            "| planted law | sweeps | Student's t chosen | truth inside the 95 % interval | "
-            "median width over the best possible | verdicts that differ |\n"
-            "|---|---|---|---|---|---|"
-        )
         first = len(STUDIES) + len(FRONTIERS) if args.reported == "dirty" else 0
-        for index, planted in enumerate(DIRTY if args.reported == "dirty" else STUDIES):
-            if args.only in planted.name:
-                seed = (args.seed, first + index)
-                print(reported_study(planted, args.sweeps, args.computed, seed), flush=True)
+        interval_coverage_reported.study(
+            [
+                (planted, (args.seed, first + index))
+                for index, planted in enumerate(DIRTY if args.reported == "dirty" else STUDIES)
+                if args.only in planted.name
+            ],
+            sweeps=args.sweeps,
+            computed=args.computed,
+            rows=args.rows,
+        )
         return
     print(
         "| planted law | interval | sweeps | truth inside the 95 % interval | "
