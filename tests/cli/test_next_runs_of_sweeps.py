@@ -57,10 +57,8 @@ def test_sweep_takes_the_next_runs_of_a_sweep_with_branches(tmp_path, capsys):
     assert overrides and all("optimizer.cooldown_steps" in o for o in overrides)
     config = tmp_path / "next.py"
     config.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(SCALING.parent)!r})\n"
-        "import scaling\n\n"
-        "def get_config(arg=''):\n    return scaling.get_config('fashion')\n\n"
+        f"import runpy\n\nscaling = runpy.run_path({str(SCALING)!r})\n\n"
+        "def get_config(arg=''):\n    return scaling['get_config']('fashion')\n\n"
         f"def get_sweep(arg=''):\n    return {overrides!r}\n"
     )
     capsys.readouterr()

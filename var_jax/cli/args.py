@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from var_jax.cli import config_file
@@ -48,6 +47,8 @@ def require_existing_directory(option: str, path: str | None):
     Raises:
       UserError: its directory does not exist on this machine.
     """
+    from etils import epath  # not at import: benchmarks run where it is not installed
+
     directory = epath.Path(path or "").parent
     require(
         "://" in str(directory) or directory.is_dir(),
