@@ -91,15 +91,19 @@ def get_sweep(arg: str = "scaling") -> list[grid.Overrides]:
     if arg == "paper":
         return [_published_overrides(depth) for depth in PAPER_DEPTHS]
     if arg == "scaling":
-        return grid.chain(*(_budgets(size, STEPS) for size in _imagenet_sizes(DEPTHS)))
+        return grid.chain(
+            *(grid.annealed(size, STEPS, COOLDOWN) for size in _imagenet_sizes(DEPTHS))
+        )
     if arg == "lr":
         sizes = _learning_rates(_imagenet_sizes(LR_DEPTHS))
-        return grid.chain(*(_budgets(size, STEPS[:1]) for size in sizes))
+        return grid.chain(*(grid.annealed(size, STEPS[:1], COOLDOWN) for size in sizes))
     if arg == "fashion":
-        return grid.chain(*(_budgets(size, FASHION_STEPS) for size in _fashion_sizes()))
+        return grid.chain(
+            *(grid.annealed(size, FASHION_STEPS, COOLDOWN) for size in _fashion_sizes())
+        )
     if arg == "fashion_lr":
         sizes = _learning_rates(_fashion_sizes()[:3])
-        return grid.chain(*(_budgets(size, FASHION_STEPS[:1]) for size in sizes))
+        return grid.chain(*(grid.annealed(size, FASHION_STEPS[:1], COOLDOWN) for size in sizes))
     raise UserError(f"there is no sweep {arg!r}; it must be one of {', '.join(PRESETS)}")
 
 
@@ -286,23 +290,6 @@ def _fashion() -> config_dict.ConfigDict:
     config.checkpoint_every = 160  # divides every step at which a run branches off
     config.eval_images = 2500
     return config
-
-
-def _budgets(size: grid.Overrides, steps: tuple[int, ...]) -> list[grid.Overrides]:
-    """Returns one size trained for several numbers of steps.
-
-    The longest run comes first; every other one is a branch off it, where its cooldown begins.
-    """
-
-    def length(n: int) -> grid.Overrides:
-        return {"steps": n, "optimizer.cooldown_steps": round(COOLDOWN * n)}
-
-    trunk = {**size, **length(steps[-1])}
-    branches = [
-        {**size, **length(n), "branch_from": trunk, "branch_step": n - round(COOLDOWN * n)}
-        for n in steps[:-1]
-    ]
-    return [trunk, *branches]
 
 
 def _learning_rates(sizes: list[grid.Overrides]) -> list[grid.Overrides]:

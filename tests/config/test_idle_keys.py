@@ -31,6 +31,7 @@ SHIPPED = [
     ("openimages", ("tokenizer",)),
     ("rivals", ("tokenizer_next_token", "next_scale", "next_token_d2", "next_token_spiral")),
     ("rivals", ("rivals_fashion", "rivals_fashion_lr")),
+    ("scaling_fashion", ("sizes", "rates")),
     ("scaling", ("tokenizer", "paper", "scaling", "lr", "fashion", "fashion_lr")),
 ]
 

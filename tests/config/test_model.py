@@ -212,6 +212,14 @@ def test_config_files_are_runs_of_both_stages(file):
         with pytest.raises(UserError, match=module.KINDS[0]):
             module.get_config("tokenizer")
         return
+    if file.stem == "scaling_fashion":  # sweeps of transformers alone, on another file's tokenizer
+        fashion = load_module(file.with_stem("fashion_mnist"))
+        tokenizer = from_config_dict(fashion.get_config("tokenizer1024_full"))
+        for preset in module.PRESETS:
+            _assert_tokenizer_of(from_config_dict(module.get_config(preset)), tokenizer)
+        with pytest.raises(UserError, match=module.PRESETS[0]):
+            module.get_config("tokenizer")
+        return
     if hasattr(module, "ARGUMENTS"):
         _assert_named_runs_of_both_stages(file, module)
         return

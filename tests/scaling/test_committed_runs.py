@@ -43,3 +43,23 @@ def test_committed_runs_have_the_exact_flops_of_their_sizes():
     runs = table.read(str(RESULTS / "runs.csv"))
     expected = [flops_per_token[params] for params in runs["params"]] * runs["tokens"]
     np.testing.assert_allclose(runs["compute"], expected, rtol=1e-12)
+
+
+def test_runs_of_the_longer_sweep_are_those_of_its_config():
+    """The committed rows have the budgets, the parameters and the exact FLOPs of the config's
+    sweep, a row for each of its runs."""
+    module = load_module(ROOT / "configs" / "scaling_fashion.py")
+    expected = []
+    for overrides in module.get_sweep("sizes"):
+        config = module.get_config("sizes")
+        config.transformer.depth = overrides["transformer.depth"]
+        config.transformer.width = overrides["transformer.width"]
+        config.transformer.heads = overrides["transformer.heads"]
+        run = from_config_dict(config)
+        tokens = overrides["steps"] * run.batch_size * run.tokenizer.scales.total
+        per_token = flops.train_flops_per_image(run.transformer) / run.tokenizer.scales.total
+        params = flops.param_count(run.transformer)["total"]
+        expected.append((params, tokens, per_token * tokens))
+    runs = table.read(str(ROOT / "docs/results/scaling_fashion_long/runs.csv"))
+    actual = sorted(zip(runs["params"], runs["tokens"], runs["compute"], strict=True))
+    np.testing.assert_allclose(actual, sorted(expected), rtol=1e-12)

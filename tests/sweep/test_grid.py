@@ -95,3 +95,15 @@ def test_between_has_what_a_base_needs_to_become_another_config():
         "optimizer.b.c": 1.5,
     }
     assert grid.between(base, base) == {}
+
+
+def test_annealed_runs_branch_off_the_longest_where_their_cooldowns_begin():
+    """The longest run comes first and is the trunk of the others; each cools down over the last
+    fifth of its own steps, and keeps what the member has."""
+    trunk, short, middle = grid.annealed({"transformer.depth": 2}, [100, 200, 400], 0.2)
+    assert trunk == {"transformer.depth": 2, "steps": 400, "optimizer.cooldown_steps": 80}
+    for run, steps in ((short, 100), (middle, 200)):
+        assert run["branch_from"] == trunk
+        assert run["branch_step"] + run["optimizer.cooldown_steps"] == run["steps"] == steps
+        assert run["optimizer.cooldown_steps"] == steps // 5
+        assert run["transformer.depth"] == 2

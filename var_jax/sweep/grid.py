@@ -1,7 +1,7 @@
 """Combinators of override dicts, {"optimizer.base_lr": 1e-4, ...}, for `get_sweep`."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from var_jax.errors import UserError
@@ -34,6 +34,29 @@ def zip(*families: Iterable[Overrides]) -> list[Overrides]:
     return [
         _merged([members[i] for members in lists]) for i in range(len(lists[0]) if lists else 0)
     ]
+
+
+def annealed(member: Overrides, steps: Sequence[int], cooldown: float) -> list[Overrides]:
+    """Returns one override dict trained for several numbers of steps, all to the end of a cooldown.
+
+    The longest run comes first; every other one is a branch off it, where its own cooldown begins,
+    and computes that alone (Hägele et al. 2024). The base's `optimizer.schedule` is "cooldown".
+
+    Args:
+      member: what the runs share.
+      steps: numbers of steps, in ascending order.
+      cooldown: share of a run's steps that its cooldown takes.
+    """
+
+    def length(n: int) -> Overrides:
+        return {"steps": n, "optimizer.cooldown_steps": round(cooldown * n)}
+
+    trunk = {**member, **length(steps[-1])}
+    branches = [
+        {**member, **length(n), "branch_from": trunk, "branch_step": n - round(cooldown * n)}
+        for n in steps[:-1]
+    ]
+    return [trunk, *branches]
 
 
 def between(base: Mapping[str, Any], other: Mapping[str, Any]) -> Overrides:
