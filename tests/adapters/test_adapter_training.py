@@ -37,10 +37,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Directories of tiny models, by objective."""
-    directory = tmp_path_factory.mktemp("bases")
-    for name, module in MODELS.items():
-        module.pipeline().save(directory / name)
-    return directory
+    return adapters.write_bases(tmp_path_factory.mktemp("bases"), MODELS)
 
 
 def run(bases, name: str, **settings) -> TrainConfig:

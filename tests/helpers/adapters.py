@@ -1,7 +1,9 @@
 """Adapters of tiny models: random ones in files, and objectives that train them."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -35,6 +37,13 @@ def random_adapter(
         unflatten_dict(leaves, sep="/"),
     )
     adapter_file.save(epath.Path(directory), adapter)
+    return directory
+
+
+def write_bases(directory: Path, models: Mapping[str, ModuleType]) -> Path:
+    """Writes tiny models by name, each the `pipeline()` of a helper, and returns the directory."""
+    for name, module in models.items():
+        module.pipeline().save(directory / name)
     return directory
 
 

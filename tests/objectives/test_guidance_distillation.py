@@ -28,10 +28,7 @@ LABELS = np.arange(ROWS, dtype=np.int32)
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
     """Directories of tiny models, by objective."""
-    directory = tmp_path_factory.mktemp("bases")
-    for name, module in MODELS.items():
-        module.pipeline().save(directory / name)
-    return directory
+    return adapters.write_bases(tmp_path_factory.mktemp("bases"), MODELS)
 
 
 def run(bases, name: str, cfg: str = "1.5", **settings) -> TrainConfig:

@@ -17,6 +17,7 @@ from var_jax.config.train import MeshConfig, OptimizerConfig, TrainConfig
 from var_jax.devices.mesh import make_mesh
 from var_jax.objectives import registry
 from var_jax.objectives.step_types import TRAINED
+from var_jax.train import schedules
 from var_jax.train.optimizer import (
     decay_mask,
     learning_rates,
@@ -24,7 +25,20 @@ from var_jax.train.optimizer import (
     make_optimizers,
 )
 from var_jax.train.program import Program
-from var_jax.train.schedules import learning_rate, learning_rate_on_host, weight_decay
+from var_jax.train.schedules import learning_rate_on_host
+
+
+def learning_rate(config: OptimizerConfig, steps: int, batch_size: int):
+    """The rate by the number of steps done, as the compiled step computes it."""
+    numbers = schedules.numbers(config, steps, batch_size)
+    return lambda done: schedules.rate_after(config.schedule, numbers, done)
+
+
+def weight_decay(config: OptimizerConfig, steps: int):
+    """The weight decay by the number of steps done."""
+    numbers = schedules.numbers(config, steps, 256)
+    return lambda done: schedules.weight_decay_after(numbers, done)
+
 
 TOKENIZER = TokenizerConfig(
     scales=Scales.parse("1,2"),
@@ -303,7 +317,7 @@ def test_three_updates_are_adamw(clip):
     steps, batch = 3, 256
     rng = np.random.default_rng(0)
     params = {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=3)}
-    optimizer = make_optimizer(config, steps, batch)
+    optimizer = make_optimizer(config, schedules.numbers(config, steps, batch))
     actual = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     state = optimizer.init(actual)
     m, v = ({k: np.zeros_like(p) for k, p in params.items()} for _ in range(2))

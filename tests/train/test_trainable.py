@@ -15,7 +15,7 @@ from var_jax.config.train import MeshConfig
 from var_jax.errors import UserError
 from var_jax.objectives import registry
 from var_jax.objectives.step_types import TRAINED
-from var_jax.train import trainable
+from var_jax.train import schedules, trainable
 from var_jax.train.loop import train
 from var_jax.train.optimizer import make_optimizer, make_optimizers
 
@@ -69,7 +69,8 @@ def test_optimizer_has_no_moments_for_frozen_parameters(params):
     assert [leaf.shape for leaf in arrays] == 2 * [leaf.shape for leaf in decoder]
     default = small.train_config("tokenizer", "")
     optimizer = make_optimizers(registry.with_frozen_shapes(default))[TRAINED]
-    alone = make_optimizer(default.optimizer, default.steps, default.batch_size)
+    numbers = schedules.numbers(default.optimizer, default.steps, default.batch_size)
+    alone = make_optimizer(default.optimizer, numbers)
     assert jax.tree.structure(optimizer.init(params)) == jax.tree.structure(alone.init(params))
 
 

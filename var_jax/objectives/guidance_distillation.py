@@ -23,7 +23,7 @@ from var_jax.objectives import frozen_base, token_losses
 from var_jax.objectives.adapter_training import AdapterTraining
 from var_jax.objectives.frozen_base import FrozenBase
 from var_jax.objectives.step_types import Batch, Metrics, StepVariant
-from var_jax.sampling import sampler_registry, settings
+from var_jax.sampling import guidance, sampler_registry, settings
 from var_jax.sampling.objective_sampler import Prepared
 
 if TYPE_CHECKING:
@@ -135,8 +135,7 @@ class GuidanceDistillation(AdapterTraining):
             self.logits(frozen.base, frozen, batch["tokens"], labels)
             for labels in (batch["label"], nothing)
         )
-        strength = self._strengths[:, None]
-        guided = (1 + strength) * conditional - strength * unconditional
+        guided = guidance.away_from(conditional, unconditional, self._strengths[:, None])
         targets = jax.nn.log_softmax(guided)
         return jnp.sum(jnp.exp(targets) * (targets - jax.nn.log_softmax(logits)), axis=-1)
 

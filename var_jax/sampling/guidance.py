@@ -101,4 +101,13 @@ def guide(
         conditional, others = predictions[:batch], predictions[batch:]
         others = others.reshape(count, batch, *predictions.shape[1:])
         away = jnp.tensordot(negative.weights, others, 1, precision="highest")
+    return away_from(conditional, away, strength)
+
+
+def away_from(
+    conditional: Float[Array, "b ..."],
+    away: Float[Array, "b ..."],
+    strength: Float[Array, ...] | float,
+) -> Float[Array, "b ..."]:
+    """Returns (1 + strength) * conditional - strength * away, the formula of guidance."""
     return (1 + strength) * conditional - strength * away

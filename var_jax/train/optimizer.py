@@ -40,7 +40,7 @@ def make_optimizers(
     """
     config, numbers = objective.config, numbers or numbers_of(objective)
     optimizers = {
-        name: _adamw(spec.config, numbers[name], spec.not_decayed)
+        name: make_optimizer(spec.config, numbers[name], spec.not_decayed)
         for name, spec in objective.optimizers().items()
     }
     return {
@@ -92,23 +92,16 @@ def learning_rates(objective: Objective[Any]) -> Callable[..., dict[str, float]]
 
 
 def make_optimizer(
-    config: AdamWConfig, steps: int, batch_size: int, not_decayed: Collection[str] = ()
+    config: AdamWConfig, numbers: ScheduleNumbers, not_decayed: Collection[str] = ()
 ) -> optax.GradientTransformation:
     """Returns AdamW: clipping by global norm, Adam, and decoupled weight decay.
 
     The learning rate multiplies the weight decay.
 
     Args:
-      steps: length of the whole run, at whose last step the schedules reach their final values.
-      batch_size: images per step over all devices, which scales the learning rate.
+      numbers: those of the schedules of learning rate and weight decay.
       not_decayed: names of further parameters without weight decay.
     """
-    return _adamw(config, schedules.numbers(config, steps, batch_size), not_decayed)
-
-
-def _adamw(
-    config: AdamWConfig, numbers: ScheduleNumbers, not_decayed: Collection[str]
-) -> optax.GradientTransformation:
     mask = functools.partial(decay_mask, not_decayed=not_decayed)
     decay = functools.partial(schedules.weight_decay_after, numbers)
     rate = functools.partial(schedules.rate_after, config.schedule, numbers)

@@ -15,7 +15,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from var_jax.config.sections import AdamWConfig
 
@@ -75,30 +74,17 @@ def _exact_numbers(config: AdamWConfig, steps: int, batch_size: int) -> Schedule
     )
 
 
-def learning_rate(config: AdamWConfig, steps: int, batch_size: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the number of steps done.
-
-    That number is 0 before the first step, and `steps` - 1 before the last, which has the final
-    rate. Arguments are those of `numbers`.
-    """
-    values = numbers(config, steps, batch_size)
-    return lambda done: rate_after(config.schedule, values, done)
-
-
 def learning_rate_on_host(config: AdamWConfig, steps: int, batch_size: int, done: int) -> float:
-    """Returns the value of `learning_rate` after `done` steps, computed in numpy."""
+    """Returns the rate of the step that follows `done` steps, computed in numpy."""
     values = _exact_numbers(config, steps, batch_size)
     return float(rate_after(config.schedule, values, done, np))
 
 
-def weight_decay(config: AdamWConfig, steps: int) -> optax.Schedule:
-    """Returns the decay: a cosine from `weight_decay` to `final_weight_decay` at the last step."""
-    values = numbers(config, steps, 1)
-    return lambda done: weight_decay_after(values, done)
-
-
 def rate_after(schedule: str, n: ScheduleNumbers, done: Any, xp: ModuleType = jnp) -> Any:
     """Returns the learning rate of the step that follows `done` steps.
+
+    These are 0 before the first step, and one less than the run's length before the last, which has
+    the final rate.
 
     "cooldown" falls by 1 - sqrt(share of the cooldown that is over); until then it is the same for
     every length of the run, so that runs of several lengths can share their constant part.
@@ -127,7 +113,10 @@ def rate_after(schedule: str, n: ScheduleNumbers, done: Any, xp: ModuleType = jn
 
 
 def weight_decay_after(n: ScheduleNumbers, done: Any) -> Any:
-    """Returns the weight decay of the step that follows `done` steps."""
+    """Returns the weight decay of the step that follows `done` steps.
+
+    It is half of a cosine from `decay_first` to `decay_last` at the last step.
+    """
     first, last = n.decay_first, n.decay_last
     return last + (first - last) * _half_cosine(done / n.decay_rest, jnp)
 
