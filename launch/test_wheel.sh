@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the wheel and the sdist, installs them into fresh environments away from the checkout, and uses them there: both
-# stages of the quickstart in a few steps, with its config found by name, samples, a fit, and the demo's page. Of the
-# other extras, it is checked that every package they need exists for the interpreter.
+# stages of the quickstart in a few steps, with its config found by name, samples, a fit, and the demo's page. Each
+# extra is installed too, in an environment of its own, for the first interpreter; for the others it is checked that
+# every package it needs exists.
 #   bash launch/test_wheel.sh                      with this Python
 #   bash launch/test_wheel.sh /path/to/python ...  with each of these; the sdist with the first one only
 set -euo pipefail
@@ -14,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 python -m build --outdir "$work/dist" . > "$work/build.log" || { cat "$work/build.log"; exit 1; }
 [ $# -gt 0 ] || set -- "$(command -v python)"
 
-use() { # interpreter, package
+use() { # interpreter, package, "install" or "resolve" for the extras
   local environment
   environment=$(mktemp -d -p "$work")
   echo "$("$1" --version), $(basename "$2")"
@@ -22,8 +23,17 @@ use() { # interpreter, package
   uv pip install --quiet --python "$environment/venv/bin/python" "$2[demo]"
   for extra in $("$environment/venv/bin/python" -c 'from importlib.metadata import metadata
 print(*metadata("var-jax").get_all("Provides-Extra"))'); do
-    uv pip install --quiet --dry-run --python "$environment/venv/bin/python" "$2[$extra]"
-    echo "[$extra] can be installed"
+    if [ "$3" = install ]; then
+      uv venv --quiet --python "$1" "$environment/$extra"
+      uv pip install --quiet --python "$environment/$extra/bin/python" "$2[$extra]"
+      uv pip check --quiet --python "$environment/$extra/bin/python"
+      (cd / && env -u PYTHONPATH "$environment/$extra/bin/var-jax" --version)
+      rm -r "${environment:?}/$extra"
+      echo "[$extra] is installed"
+    else
+      uv pip install --quiet --dry-run --python "$environment/venv/bin/python" "$2[$extra]"
+      echo "[$extra] can be installed"
+    fi
   done
   mkdir "$environment/elsewhere"
   cd "$environment/elsewhere"
@@ -46,7 +56,9 @@ for i in range(6):
   wait "$demo" || true
 }
 
-(use "$1" "$work"/dist/*.tar.gz)
+extras=install
+(use "$1" "$work"/dist/*.tar.gz resolve)
 for interpreter in "$@"; do
-  (use "$interpreter" "$work"/dist/*.whl)
+  (use "$interpreter" "$work"/dist/*.whl $extras)
+  extras=resolve
 done

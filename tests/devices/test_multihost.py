@@ -11,6 +11,7 @@ import pytest
 from helpers import processes, small
 from var_jax.devices import lost_process, multihost
 from var_jax.errors import RunFailed, UserError
+from var_jax.train import spikes
 
 STEPS = 24
 START = 400  # seconds: imports and compilation of several processes at once, on a busy machine
@@ -124,6 +125,23 @@ def test_processes_share_a_model_axis(run, directory, cache, alone):
     assert processes.records(workdir) == pytest.approx(
         {step: alone[0][step] for step in range(1, 5)}, rel=1e-5
     )
+
+
+@pytest.mark.slow
+def test_processes_skip_the_same_steps(run, directory, cache):
+    """With a factor so near 1 that ordinary steps are spikes, two processes, which each see half of
+    the batch, skip the steps that one process skips: a host that judged by its own loss would skip
+    others, and all losses after the first such step would differ."""
+    arguments = run(steps=12, **{"optimizer.skip_spikes": 1.01, "optimizer.skip_spikes_window": 2})
+    skipped, losses = [], []
+    for count in (1, 2):
+        workdir = directory / f"spikes{count}"
+        with processes.running(arguments, workdir, cache, count=count) as group:
+            assert group.codes(START) == [0] * count, group.output()
+        skipped.append(processes.records(workdir, metric=spikes.METRIC))
+        losses.append(processes.records(workdir))
+    assert skipped[0] == skipped[1] and 0 < skipped[0][12] < 12
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from evaluate.test_scores import kl_score, naive_inside
 from helpers import toy_network
 from var_jax.errors import UserError
 from var_jax.evaluate import against_statistics, image_sets, reference_statistics, samples
+from var_jax.evaluate import features as measured_features
+from var_jax.evaluate.fid import frechet_distance
 from var_jax.evaluate.report_lines import lines
 
 RANDOM = np.random.default_rng(0)
@@ -236,3 +238,24 @@ def test_reference_without_statistics_is_as_before(tmp_path):
     direct = samples.evaluate(Images(SAMPLED).set, Images(REAL).set, ADM, cache="", resamples=0)
     assert json.dumps(report["metrics"]) == json.dumps(direct["metrics"])
     assert not report.keys() & {"protocol", "left_out"} and "sfid" not in report["metrics"]
+
+
+def test_further_networks_stand_beside_the_protocol(published):
+    """Figures of the protocol stay what they are; the further network's distance is that from the
+    file's images, with their number; without images it is refused, and the file is named."""
+    path, distance, _ = published
+    other = dataclasses.replace(toy_network.network(1), key="fd_toy")
+    report = evaluate(path, further=[other])
+    alone = evaluate(path)
+    assert {name: report["metrics"][name] for name in alone["metrics"]} == alone["metrics"]
+    assert report["protocol"] == "adm" and report["further_features"] == [other.described()]
+    assert report["metrics"]["frechet_distance"]["value"] == pytest.approx(distance)
+    beside = report["metrics"]["fd_toy"]
+    moments = [
+        measured_features.extract(other, Images(pixels, "x").set).moments
+        for pixels in (SAMPLED, REAL)
+    ]
+    assert beside["value"] == pytest.approx(frechet_distance(*moments))
+    assert beside["counts"] == [len(SAMPLED), len(REAL)]
+    with pytest.raises(UserError, match=r"changed\.npz has no images \(arr_0\) for others"):
+        evaluate(without(path, "arr_0"), further=[other])

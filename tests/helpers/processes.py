@@ -212,14 +212,14 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def records(workdir: Path, split: str = "train") -> dict[int, float]:
-    """Returns {step: loss} of metrics.jsonl; a line that is being written is left out."""
+def records(workdir: Path, split: str = "train", metric: str = "loss") -> dict[int, float]:
+    """Returns {step: metric} of metrics.jsonl; a line that is being written is left out."""
     path = Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     entries = [json.loads(line) for line in lines if line.endswith("\n")]
     steps = [record["step"] for record in entries if record["split"] == split]
     assert len(steps) == len(set(steps)), f"a step twice: {steps}"
-    return {record["step"]: record["loss"] for record in entries if record["split"] == split}
+    return {record["step"]: record[metric] for record in entries if record["split"] == split}
 
 
 def restarts(workdir: Path) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +237,22 @@ def test_warnings_of_the_library_stay_silenced():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(("setting", "disabled"), [(None, True), ("0", False), ("1", True)])
+def test_files_come_over_plain_http_unless_asked_otherwise(setting, disabled):
+    """In a new process hf_xet is off, whose tries have no limit here, and on where the user's own
+    variable says so."""
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_XET"}
+    if setting is not None:
+        environment["HF_HUB_DISABLE_XET"] = setting
+    program = (
+        "from var_jax.io.hub_library import library\nprint(library().constants.HF_HUB_DISABLE_XET)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == f"{disabled}\n", done.stderr
 
 
 def test_push_to_hub_publishes_what_from_pretrained_reads(hub, files, tmp_path):

@@ -4,6 +4,7 @@ import json
 
 from etils import epath
 
+from var_jax.config.model import ModelConfig, TokenizerConfig
 from var_jax.io import model_card
 
 
@@ -24,6 +25,24 @@ def test_read_figures_are_the_last_evaluation_of_a_run(tmp_path):
     (tmp_path / "report.json").write_text('{"a": {"b": 1.5, "c": [1]}, "d": NaN, "e": true}')
     figures = model_card.read_figures(directory)
     assert figures is not None and figures.rows == [("a.b", 1.5)]
+
+
+def test_card_names_the_command_of_its_figures(tmp_path):
+    """Beside a run's figures is the command line of its meta.json and beside a report's the
+    report's own; where none was recorded, the card says so."""
+    directory = epath.Path(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "split": "val", "loss": 2.5}))
+    config = ModelConfig(tokenizer=TokenizerConfig())
+
+    def card() -> str:
+        figures = model_card.read_figures(directory)
+        return model_card.text("owner/name", config, 7, license="mit", figures=figures)
+
+    assert "The command that produced them was not recorded." in card()
+    (tmp_path / "meta.json").write_text('{"command": "var-jax train --workdir r"}')
+    assert "```\nvar-jax train --workdir r\n```\n\n| figure | value |" in card()
+    (tmp_path / "report.json").write_text('{"command": "var-jax quickstart", "a": 1.5}')
+    assert "```\nvar-jax quickstart\n```" in card() and "var-jax train" not in card()
 
 
 def test_find_grid_is_the_newest_of_a_run(tmp_path):

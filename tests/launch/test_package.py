@@ -1,12 +1,14 @@
 """The package as pip installs it, built from the files that the Dockerfile copies."""
 
 import configparser
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,53 @@ def test_image_installs_extras_that_exist():
         assert requirement in [
             line.partition("#")[0].strip() for line in extras["test"].split("\n")
         ]
+
+
+@pytest.mark.slow
+def test_steps_of_the_image_work(tmp_path):
+    """The Dockerfile's own lines, in its order, put the package into a new environment that has
+    what its base image has: an interpreter and pip. No container engine is needed or tried: COPY
+    takes the committed files that it names into its working directory, and RUN is given to sh."""
+    environment = tmp_path / "python"
+    venv.create(environment, with_pip=True)
+    variables = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "PATH": f"{environment / 'bin'}:{os.environ['PATH']}",
+        "EXTRA": "",
+    }
+    image, workdir, last = tmp_path / "image", tmp_path / "image", ""
+    steps = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text()).splitlines()
+    for step in steps:
+        name, _, rest = step.partition(" ")
+        if name == "WORKDIR":
+            workdir = image / rest.lstrip("/")
+            workdir.mkdir(parents=True, exist_ok=True)
+        elif name == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                assert tracked(source), source
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, workdir / target, dirs_exist_ok=True)
+                else:
+                    shutil.copy(ROOT / source, workdir / target)
+        elif name == "RUN":
+            done = subprocess.run(
+                ["sh", "-c", rest], cwd=workdir, env=variables, capture_output=True, text=True
+            )
+            assert done.returncode == 0, (rest, done.stderr)
+            last = done.stdout
+        else:
+            assert name in ("FROM", "ARG", "ENTRYPOINT", "#", ""), step
+    assert "transformer.depth" in last  # of the config's differences, read from the package
+    (entry,) = instructions("ENTRYPOINT")
+    command = [*json.loads(entry), "--version"]
+    run = subprocess.run(command, cwd=workdir, env=variables, capture_output=True, text=True)
+    assert run.stdout.startswith("var-jax "), run.stderr
+
+
+def tracked(path: str) -> bool:
+    """Whether Git has the file, or files of the directory."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", path], capture_output=True, text=True, check=True
+    )
+    return bool(listed.stdout)

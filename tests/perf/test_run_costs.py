@@ -1,6 +1,7 @@
 """The costs of a run before it starts, for every kind of run."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -102,19 +103,42 @@ def test_report_serves_every_kind_of_run(kind, config, tmp_path):
     assert all(isinstance(line, str) for line in cost_lines.lines({"config": "c", **figures}))
 
 
+def follow(advice: str, config, tokens_dir: str):
+    """The run with the settings of a line of advice, as a reader would set them."""
+    values = dict(re.findall(r"([\w.]+)=(\w+)", advice))
+    assert values
+    if "data.tokens_dir" in advice:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, tokens_dir=tokens_dir)
+        )
+    transformer = dataclasses.replace(config.transformer, remat=values["transformer.remat"])
+    return dataclasses.replace(
+        config,
+        batch_size=int(values.get("batch_size", config.batch_size)),
+        microbatches=int(values.get("microbatches", config.microbatches)),
+        transformer=transformer,
+    )
+
+
 def test_report_says_what_would_help(config):
-    """A run that is too large is told the settings that fit, and each of them does."""
-    chip = dataclasses.replace(H200, hbm_bytes=2.2e6)
+    """A run that is too large is told the settings that fit, and with each of them alone it does:
+    in memory that is ever smaller, all kinds of advice come up."""
+    tokens_dir = config.data.tokens_dir
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, tokens_dir=""), batch_size=64
     )
-    figures = report(config, chip)
-    assert not figures["fits"]
-    (advice,) = [text for text in figures["would_help"] if text.startswith("batch_size=")]
-    batch = int(advice.split()[0].removeprefix("batch_size="))
-    smaller = dataclasses.replace(config, batch_size=batch)
-    transformer = dataclasses.replace(config.transformer, remat="full")
-    assert report(dataclasses.replace(smaller, transformer=transformer), chip)["fits"]
+    kinds = set()
+    peak = report(config, H200)["peak_bytes"]
+    for share in (0.9, 0.6, 0.4):
+        chip = dataclasses.replace(H200, hbm_bytes=share * peak)
+        figures = report(config, chip)
+        assert not figures["fits"]
+        for advice in figures["would_help"]:
+            assert report(follow(advice, config, tokens_dir), chip)["fits"], advice
+            kinds |= set(
+                re.findall("batch_size|microbatches|tokens_dir|^transformer.remat", advice)
+            )
+    assert kinds == {"batch_size", "microbatches", "tokens_dir", "transformer.remat"}
 
 
 @pytest.mark.usefixtures("untraced")

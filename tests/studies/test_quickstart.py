@@ -27,7 +27,7 @@ def test_run_trains_both_stages_samples_and_reports(digits_dir, tmp_path):
     ]
     report = quickstart.run(*stages, str(tmp_path), samples=20)
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    assert report.keys() == {"reconstruction", "validation", "samples", "seconds"}
+    assert report.keys() == {"command", "reconstruction", "validation", "samples", "seconds"}
     assert report["samples"].keys() == {
         "classifier_accuracy_on_held_out",
         "held_out_images",

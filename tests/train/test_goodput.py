@@ -19,6 +19,7 @@ from var_jax.train import step
 from var_jax.train.goodput import Goodput, process_start
 from var_jax.train.loop import train
 
+PAUSE = 2.0  # seconds between a kill and the next start
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
@@ -220,9 +221,9 @@ def test_train_reports_the_categories_of_all_starts(configs, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_train_accounts_for_the_wall_time_of_a_killed_run(tmp_path):
-    """Of a real run that is killed in its steps and started again, the seconds of all categories
-    are the time from the start of its first process to its last report, within 2 %, and the killed
-    start's steps after its checkpoint are repeated."""
+    """Of a real run that is killed before its first checkpoint, then twice after one, and started
+    again each time, the seconds of all categories are the time from the start of its first process
+    to its last report, within 2 %, and the killed starts' steps after a checkpoint are repeated."""
     (tmp_path / "config.py").write_text(small.CONFIG_FILE)
     arguments = [
         *("--config", f"{tmp_path / 'config.py'}:tokenizer"),
@@ -231,13 +232,15 @@ def test_train_accounts_for_the_wall_time_of_a_killed_run(tmp_path):
         "--config.eval_every=60",
     ]
     workdir, cache = tmp_path / "run", tmp_path / "cache"
-    first_start = time.time()
-    with processes.running(arguments, workdir, cache) as run:
-        run.until(lambda: max(processes.records(workdir), default=0) >= 35, 300)
-        run.send(signal.SIGKILL)
-        run.ended(0, 60)
-    stop = time.time()
-    time.sleep(2.0)
+    first_start, stopped = time.time(), 0.0
+    for kill, at in enumerate((5, 25, 45)):
+        with processes.running(arguments, workdir, cache) as run:
+            run.until(lambda at=at: max(processes.records(workdir), default=0) >= at, 300)
+            run.send(signal.SIGKILL)
+            run.ended(0, 60)
+        assert bool(processes.checkpoints(workdir)) == (kill > 0)
+        time.sleep(PAUSE)
+        stopped += PAUSE
     with processes.running(arguments, workdir, cache) as run:
         assert run.codes(300) == [0], run.output()
         printed = run.output()
@@ -246,6 +249,6 @@ def test_train_accounts_for_the_wall_time_of_a_killed_run(tmp_path):
     assert sum(row.seconds.values()) == pytest.approx(wall, rel=0.02)
     for name in ("steps", "data", "evaluation", "checkpoints", "compilation", "start", "repeated"):
         assert row.seconds[name] > 0, name
-    assert 2.0 <= row.seconds["stopped"] < wall - (stop - first_start)
+    assert stopped <= row.seconds["stopped"] < stopped + 60
     # The command's last lines and `status` show the same shares.
     assert status.lines([row])[-1] in printed

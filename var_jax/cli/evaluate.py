@@ -201,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
         report = _samples(args, image_options)
     else:
         report = _reconstructions(args, image_options)
+    report = {"command": args.command_line, **report}
     if args.json:
         atomic.save(
             epath.Path(args.json), json.dumps(report, indent=1, ensure_ascii=False), "the report"
@@ -270,7 +271,6 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
     floor = image_sets.open_images(args.floor, **image_options) if args.floor else None
     network, *further = feature_options.load_all(args)
     if statistics is not None:
-        feature_options.require_one(args, "a --reference of statistics")
         statistics.require_network(network)
     training = image_sets.open_labeled(args.agreement, **image_options) if args.agreement else None
     # Before the features, which take longer: labels may be missing.
@@ -280,6 +280,7 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
         "resamples": samples.RESAMPLES if args.resamples is None else args.resamples,
         "cache": args.cache,
         "floor": floor,
+        "further": further,
     }
     if statistics is not None:
         report = against_statistics.evaluate(
@@ -287,7 +288,6 @@ def _samples(args: argparse.Namespace, image_options: dict) -> dict:
         )
     else:
         assert reference is not None
-        measure_options["further"] = further
         report = samples.evaluate(sample_images, reference, network, **measure_options)
     if agreement:
         report["metrics"]["agreement"] = agreement

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -122,6 +123,7 @@ def _dispatch(argv: list[str]) -> int:
     module.add_arguments(parser)
     args, rest = parser.parse_known_args(rest)
     args.overrides = rest
+    args.command_line = shlex.join(["var-jax", *argv])
     if rest and not ("config" in args and rest[0].startswith("--config.")):
         parser.error(f"unrecognized argument {rest[0]}")
     refuse_several(name)

@@ -52,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     tokenizer, transformer = (idle_keys.reset(config) for config in (tokenizer, transformer))
 
-    print(
-        "\n".join(
-            quickstart.lines(quickstart.run(tokenizer, transformer, args.workdir, args.samples))
-        )
+    report = quickstart.run(
+        tokenizer, transformer, args.workdir, args.samples, command=args.command_line
     )
+    print("\n".join(quickstart.lines(report)))
     return 0

@@ -98,7 +98,13 @@ def _run(args: argparse.Namespace) -> int:
     objective = multihost.run_on_all(lambda: registry.find(config))
     if not begun:  # a run that has begun has its own copy of the tokenizer
         multihost.run_on_all(lambda: registry.with_frozen_sizes(config, keys))
-    held_out = train(config, args.workdir, window, started=goodput.process_start())
+    held_out = train(
+        config,
+        args.workdir,
+        window,
+        started=goodput.process_start(),
+        command=args.command_line,
+    )
     if jax.process_index() == 0:
         file, flags = args.config, args.overrides
         if not objective.generates:

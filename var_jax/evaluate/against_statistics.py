@@ -7,11 +7,12 @@ samples. It differs from that code in two ways: all distances are computed in fl
 float16, unless it overflows), and a singular covariance gets no offset.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from var_jax.config.strict import require
 from var_jax.evaluate import features, readings, reference_cache, samples, scores
 from var_jax.evaluate.features import FeatureNetwork, FeatureStats
 from var_jax.evaluate.fid import Frechet, Gaussian, Moments
@@ -35,6 +36,7 @@ def evaluate(
     resamples: int = samples.RESAMPLES,
     cache: str | None = None,
     floor: ImageSet | None = None,
+    further: Sequence[FeatureNetwork] = (),
 ) -> dict[str, Any]:
     """Computes all metrics of samples that the statistics of a reference file allow.
 
@@ -48,14 +50,23 @@ def evaluate(
       resamples: as in `samples.evaluate`.
       cache: as in `samples.evaluate`.
       floor: real images, whose distance from the statistics is the floor of the Fréchet distance.
+      further: other networks, whose distances stand beside; they are distances from `images`, as
+        the statistics are of one network.
     Returns:
       The report of `samples.evaluate`, with "protocol" ("adm" for statistics of Inception v3, else
       "statistics"), "sfid" in "metrics", and "left_out": {metric: reason}.
     Raises:
       UserError: the statistics are of another network or of images of another size, or there are
-        too few images.
+        too few images; or there are further networks and no images.
     """
     samples.require_resamples(resamples)
+    if further and images is None:
+        require(
+            False,
+            "--features",
+            " ".join(each.name for each in (network, *further)),
+            f"{network.name} alone, as {statistics.name} has no images (arr_0) for others",
+        )
     statistics.require_network(network)
     for image_set in (sampled, images, floor):
         if image_set is not None:
@@ -96,9 +107,14 @@ def evaluate(
         if metric:
             metric["ci95_method"] = samples.CI95_METHODS[name] if metric["ci95"] else None
     readings.add(metrics, network.dimensions)
+    if images is not None:
+        metrics |= samples.further_distances(
+            further, sampled, images, seed=seed, resamples=resamples, cache=cache, floor=floor
+        )
     return {
         "protocol": "adm" if is_adm else "statistics",
         "features": network.described(),
+        **samples.described_further(further),
         "samples": sampled.described(),
         "reference": statistics.described(),
         "seed": seed,

@@ -98,21 +98,12 @@ def evaluate(
         if metric:
             metric["ci95_method"] = CI95_METHODS[name] if metric["ci95"] else None
     readings.add(metrics, network.dimensions)
-    for another in further:
-        metrics[another.key] = side_by_side(
-            another,
-            features.extract(another, samples),
-            reference_cache.read_or_measure(another, reference, cache),
-            seed=seed,
-            resamples=resamples,
-            floor=(floor, reference_cache.read_or_measure(another, floor, cache))
-            if floor
-            else None,
-        )
-    beside = {"further_features": [another.described() for another in further]} if further else {}
+    metrics |= further_distances(
+        further, samples, reference, seed=seed, resamples=resamples, cache=cache, floor=floor
+    )
     return {
         "features": network.described(),
-        **beside,
+        **described_further(further),
         "samples": samples.described(),
         "reference": reference.described(),
         "seed": seed,
@@ -285,6 +276,37 @@ def kernel_floor(
         "what": what,
         "counts": [len(rows) for rows in pair],
     }
+
+
+def further_distances(
+    networks: Sequence[FeatureNetwork],
+    samples: ImageSet,
+    reference: ImageSet,
+    *,
+    seed: int,
+    resamples: int,
+    cache: str | None,
+    floor: ImageSet | None,
+) -> dict[str, dict[str, Any]]:
+    """Returns {key: metric}, the distances of further networks; see `evaluate`."""
+    return {
+        network.key: side_by_side(
+            network,
+            features.extract(network, samples),
+            reference_cache.read_or_measure(network, reference, cache),
+            seed=seed,
+            resamples=resamples,
+            floor=(floor, reference_cache.read_or_measure(network, floor, cache))
+            if floor
+            else None,
+        )
+        for network in networks
+    }
+
+
+def described_further(networks: Sequence[FeatureNetwork]) -> dict[str, Any]:
+    """Returns what a report says of further networks; nothing where there are none."""
+    return {"further_features": [each.described() for each in networks]} if networks else {}
 
 
 def side_by_side(

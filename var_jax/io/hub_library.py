@@ -9,9 +9,13 @@ from var_jax.errors import UserError
 def library() -> ModuleType:
     """Returns the module huggingface_hub.
 
+    Files come over plain HTTP unless HF_HUB_DISABLE_XET says otherwise (0, before the first use):
+    the library's other transfer, hf_xet, has tries of its own, which no limit here reaches.
+
     Raises:
       UserError: it is not installed.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # which the library reads at its import
     try:
         import huggingface_hub
         import huggingface_hub.constants

@@ -8,11 +8,11 @@ from etils import epath
 from var_jax.config.model import ModelConfig
 from var_jax.io import run_records
 from var_jax.io.hub_library import library
-from var_jax.io.json import is_finite_number, read_object_if_exists
+from var_jax.io.json import is_finite_number, read_object_if_exists, read_object_or_none
 
 LIBRARY = "var_jax"
 TAGS = ("jax", "flax", "image-generation", "visual-autoregressive-modeling")
-GRID, REPORT = "samples.png", "report.json"
+GRID, REPORT, META = "samples.png", "report.json", "meta.json"
 
 
 class Figures(NamedTuple):
@@ -21,10 +21,12 @@ class Figures(NamedTuple):
     Attributes:
       rows: (name of a figure, value).
       source: the file that they are from, and what wrote it.
+      command: the command line that produced them; "" if it was not recorded.
     """
 
     rows: list[tuple[str, float]]
     source: str
+    command: str = ""
 
 
 def text(
@@ -77,7 +79,12 @@ def text(
     if has_grid:
         lines += [f"![Samples]({GRID})", ""]
     if figures:
-        lines += ["## Figures", "", f"{figures.source}.", "", "| figure | value |", "|---|---|"]
+        lines += ["## Figures", "", f"{figures.source}.", ""]
+        if figures.command:
+            lines += ["They were produced by", "", "```", figures.command, "```", ""]
+        else:
+            lines += ["The command that produced them was not recorded.", ""]
+        lines += ["| figure | value |", "|---|---|"]
         lines += [f"| {name} | {value:.6g} |" for name, value in figures.rows] + [""]
     return "\n".join(lines)
 
@@ -92,12 +99,18 @@ def read_figures(directory: epath.Path) -> Figures | None:
     """
     if report := read_object_if_exists(directory / REPORT):
         source = f"All numbers of `{REPORT}` in the model's directory, which var_jax wrote"
-        return Figures(list(_numbers(report)), source)
+        return Figures(list(_numbers(report)), source, _command(report))
     record = run_records.last_held_out(directory)
     if record is None:
         return None
     source = f"The run's last evaluation on held-out images, from its `{run_records.FILE}`"
-    return Figures(list(_numbers(record)), source)
+    return Figures(list(_numbers(record)), source, _command(read_object_or_none(directory / META)))
+
+
+def _command(record: Mapping[str, Any] | None) -> str:
+    """Returns the command line that a report or a run's meta.json has; "" without one."""
+    command = (record or {}).get("command")
+    return command if isinstance(command, str) else ""
 
 
 def find_grid(directory: epath.Path) -> epath.Path | None:

@@ -29,10 +29,18 @@ SOME_GUIDANCE = 1.0
 
 
 def run(
-    tokenizer: TrainConfig, transformer: TrainConfig, workdir: str, samples: int = 1000
+    tokenizer: TrainConfig,
+    transformer: TrainConfig,
+    workdir: str,
+    samples: int = 1000,
+    *,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Trains the missing stages, and writes model, `samples.png` and `report.json` to `workdir`.
 
+    Args:
+      samples: number of samples that the report measures.
+      command: the command line that runs it, for the report and the records of both runs.
     Returns:
       the report; `lines` prints it. Its seconds are those of complete stages. Those of a stage that
       an earlier run finished come from the earlier report; they are None without one, or if the
@@ -53,7 +61,7 @@ def run(
         run_directory = directory / f"{name}-run"
         checkpoints = Checkpoints(run_directory / "checkpoints", keep=1)
         begun, started = checkpoints.latest_step(), time.time()
-        evaluations[name] = train(config, str(run_directory))
+        evaluations[name] = train(config, str(run_directory), command=command)
         if begun is None:
             seconds[name] = round(time.time() - started, 1)
         else:
@@ -63,6 +71,7 @@ def run(
     model = Pipeline.from_pretrained(directory / "transformer-run")
     model.save(directory)
     report: dict[str, Any] = {
+        "command": command,
         "reconstruction": evaluations["tokenizer"],
         "validation": evaluations["transformer"],
     }

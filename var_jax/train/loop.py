@@ -58,6 +58,7 @@ def train(
     profile: tuple[int, int] | None = None,
     *,
     started: float | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Trains one stage to `config.steps` in a workdir, and resumes a run that is there.
 
@@ -65,6 +66,7 @@ def train(
       directory: the workdir.
       profile: first step and number of steps to trace.
       started: when this start of the run began, in seconds since 1970; by default now.
+      command: the command line that trains, for the record in meta.json.
     Returns:
       the last evaluation's metrics.
     Raises:
@@ -85,7 +87,7 @@ def train(
         objective = multihost.run_on_all(lambda: resolve.open_objective(config, directory))
         host_agreement.require_same_config(objective.config)
         host_agreement.require_same_weights("the frozen networks", objective.frozen)
-        return _train(objective, directory, profile, goodput)
+        return _train(objective, directory, profile, goodput, command)
 
 
 def _train(
@@ -93,6 +95,7 @@ def _train(
     directory: epath.Path,
     profile: tuple[int, int] | None,
     goodput: Goodput,
+    command: str | None,
 ) -> dict[str, Any]:
     """Trains an objective whose config is resolved; see `train`."""
     config = objective.config
@@ -125,7 +128,7 @@ def _train(
                 run, data.train_on_devices, program.shardings, replicated
             )
         batches = data.train(start_step=first)
-        workdir.claim(directory, objective)
+        workdir.claim(directory, objective, command)
         data.note(directory)
         writer = multihost.run_on_all(
             lambda: MetricWriter(

@@ -14,7 +14,7 @@ from var_jax.objectives.base import Objective
 PACKAGES = ("var-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def run_meta(objective: Objective[Any]) -> dict[str, Any]:
+def run_meta(objective: Objective[Any], command: str | None = None) -> dict[str, Any]:
     """Returns the contents of meta.json; nothing is computed on a device.
 
     Returns:
@@ -23,7 +23,8 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
       "flops_per_step" of training, by name of the definition: {"exact", "6nd", "dense"}, only
       {"exact"} for a tokenizer, and those of all parameters whatever `trainable` leaves as they
       are; "trainable", the config's key; "git" ({"commit", "dirty"}, None outside a repository);
-      "versions"; "devices"; "host"; "started".
+      "versions"; "devices"; "host"; "started"; "command", the command line, None where a program
+      called `train`.
     """
     tokens, batch_size = objective.scales().total, objective.config.batch_size
     flops = objective.flops_by_definition()
@@ -44,6 +45,7 @@ def run_meta(objective: Objective[Any]) -> dict[str, Any]:
         },
         "host": platform.node(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
     }
 
 

@@ -163,7 +163,7 @@ def _in_steps(config: TrainConfig) -> TrainConfig:
     )
 
 
-def claim(directory: epath.Path, objective: Objective[Any]):
+def claim(directory: epath.Path, objective: Objective[Any], command: str | None = None):
     """Claims the workdir: writes config.json, meta.json, and a copy of the frozen tokenizer.
 
     Raises:
@@ -180,9 +180,9 @@ def claim(directory: epath.Path, objective: Objective[Any]):
         if carried is not None and not (directory / "tokenizer" / "model.json").exists():
             model, params = carried
             model_directory.save(directory / "tokenizer", model, jax.tree.map(np.asarray, params))
-        config = plain(objective.config)
+        config, meta = plain(objective.config), run_meta(objective, command)
         atomic.write(directory / "config.json", json.dumps(config, indent=1))
-        atomic.write(directory / "meta.json", json.dumps(run_meta(objective), indent=1))
+        atomic.write(directory / "meta.json", json.dumps(meta, indent=1))
     except OSError as error:
         raise UserError(
             f"cannot write the workdir {directory}: {error.strerror or error}"
