@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # those six bring along for themselves is theirs. The project is not installed there either.
 BARE = """
 import builtins, importlib.metadata, sys
-allowed = {"jax", "flax", "optax", "einops", "ml_collections", "numpy", "absl", "var_jax"}
+allowed = {"jax", "flax", "optax", "einops", "numpy", "var_jax", *sys.argv.pop().split()}
 allowed |= sys.stdlib_module_names
 plain, version = builtins.__import__, importlib.metadata.version
 
@@ -49,14 +49,16 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def bare(*argv, script: str = COMMAND) -> subprocess.CompletedProcess:
+def bare(
+    *argv, script: str = COMMAND, further: str = "ml_collections absl"
+) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
-        [sys.executable, "-c", BARE + script, *map(str, argv)],
+        [sys.executable, "-c", BARE + script, *map(str, argv), further],
         env=environment,
         capture_output=True,
         text=True,

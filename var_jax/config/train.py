@@ -1,9 +1,7 @@
 """The config of a training run: a frozen dataclass, and a locked ConfigDict for config files."""
 
 import dataclasses
-from typing import Any
-
-from ml_collections import config_dict
+from typing import TYPE_CHECKING, Any
 
 from var_jax.config import key_patterns, order_file
 from var_jax.config.adapter_config import AdapterConfig
@@ -24,6 +22,9 @@ from var_jax.config.strict import build, plain, require
 from var_jax.config.tokenizer_training import AdversarialConfig, CodebookConfig, ProgressiveConfig
 from var_jax.config.transformer_config import OF_TOKENIZER
 from var_jax.errors import UserError, require_path
+
+if TYPE_CHECKING:  # which only config files need, and a run that is built in code does not
+    from ml_collections import config_dict
 
 # Values of `stage`. `objectives.registry` maps them to objectives, and may add further ones.
 STAGES = ["tokenizer", "transformer", "adapter"]
@@ -206,13 +207,15 @@ def _shared(tokenizer: TokenizerConfig) -> dict:
     return {name: getattr(tokenizer, name) for name in ("vocab_size", "z_channels", "scales")}
 
 
-def default_config() -> config_dict.ConfigDict:
+def default_config() -> "config_dict.ConfigDict":
     """Returns a locked ConfigDict of every key with its default, which config files start from.
 
     The transformer's section leaves out the keys that follow the tokenizer; its -1 and 0 mean "by
     depth". Channels of images and the number of classes are 0, for those of the data
     (`train.data_sizes`).
     """
+    from ml_collections import config_dict
+
     values = _with_tuples(plain(TrainConfig()))
     values["tokenizer"]["in_channels"] = 0
     config = config_dict.ConfigDict(values)
@@ -231,7 +234,7 @@ def _with_tuples(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def from_config_dict(config: config_dict.ConfigDict) -> TrainConfig:
+def from_config_dict(config: "config_dict.ConfigDict") -> TrainConfig:
     """Returns the checked, frozen config of the run that a ConfigDict describes.
 
     Sizes that it leaves to the data are filled in for data sets whose sizes are fixed

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from var_jax.config import idle_keys
 from var_jax.config.model import ModelConfig
 from var_jax.config.strict import require
 from var_jax.config.train import TrainConfig
-from var_jax.models import flops, init
+from var_jax.models import flops, init, programs
 from var_jax.models.encode import encode_pixels
 from var_jax.models.tokenizer import Tokenizer
 from var_jax.objectives import frozen_tokenizer, registry
@@ -83,6 +83,30 @@ def sample(
     moved = sampler.generation_bytes(model, prepared, batch) + decoder_bytes(params["tokenizer"])
     report = compare_to_roofline(run, parts, batch, repeats, moved=moved, alone=alone)
     return {"what": "sample", "batch": batch, "dtype": model.transformer.dtype, **report}
+
+
+def tokenizer(
+    config: TrainConfig, work: Literal["encode", "decode"], batch: int = 1, repeats: int = 5
+) -> dict[str, Any]:
+    """Measures the time of encoding images to tokens, or of decoding tokens to images.
+
+    Returns:
+      as `sample`, without parts that are timed separately, and "bytes" of decoding alone.
+    """
+    model = ModelConfig(config.tokenizer)
+    params = {"tokenizer": init.fresh_params(model.tokenizer, jax.random.key(0))}
+    if work == "encode":
+        images = jnp.zeros((batch, *model.tokenizer.image_shape))
+        run = functools.partial(programs.encode, model, params, images)
+        per_image, moved = flops.encode_flops(model.tokenizer), None
+    else:
+        tokens = jnp.zeros((batch, model.tokenizer.scales.total), jnp.int32)
+        run = functools.partial(programs.decode, model, params, tokens)
+        per_image = flops.decode_flops(model.tokenizer)
+        moved = decoder_bytes(params["tokenizer"])
+    part = Part(batch * per_image, model.tokenizer.dtype)
+    report = compare_to_roofline(run, {"tokenizer": part}, batch, repeats, moved=moved)
+    return {"what": work, "batch": batch, "dtype": part.dtype, **report}
 
 
 def train(config: TrainConfig, batch: int | None = None, repeats: int = 5) -> dict[str, Any]:

@@ -1,0 +1,118 @@
+"""The benchmark of a GPU: which rows it measures and keeps, and that it needs few packages.
+
+No GPU is needed: the rows' figures are tested in `tests/perf/test_bench.py`.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers.scripts import load_script
+from perf.test_bench import ROOT, bare
+
+gpu_bench = load_script("gpu_bench")
+REPORT = {"batch": 2, "images_per_s": 3.0, "flop_share": 0.5, "peak_bytes": None}
+RUN = """
+import runpy
+from var_jax.perf import roofline
+roofline.MATRIX["cpu"] = 64
+sys.argv[0] = "launch/gpu_bench.py"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Names of the rows whose process was started; a row of d30 fails."""
+    names = []
+
+    def measured(row, args, seconds):
+        names.append(row.name)
+        return None if row.depth == 30 else {**REPORT, "row": row.name}
+
+    monkeypatch.setattr(gpu_bench, "_in_own_process", measured)
+    monkeypatch.setattr(gpu_bench, "device", lambda: ("gpu", "NVIDIA H200"))
+    return names
+
+
+def call(monkeypatch, *flags) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu_bench.py", *map(str, flags)])
+    return gpu_bench.main()
+
+
+def test_main_measures_missing_rows_in_the_order_of_their_worth(
+    started, monkeypatch, tmp_path, capsys
+):
+    """A row that failed is tried again by the next call and no other is; the file has each row as
+    soon as it is done, and the exit code says that one failed."""
+    out = tmp_path / "h200.json"
+    assert call(monkeypatch, "--out", out) == 1
+    names = [row.name for row in gpu_bench.ROWS]
+    assert started == names and len(set(names)) == len(names)
+    file = json.loads(out.read_text())
+    failed = [row.name for row in gpu_bench.ROWS if row.depth == 30]
+    assert list(file["rows"]) == [name for name in names if name not in failed]
+    assert file["device"] == "NVIDIA H200" and "train_d16" in file["rows"]
+    started.clear()
+    assert call(monkeypatch, "--out", out) == 1 and started == failed
+    started.clear()
+    assert call(monkeypatch, "--out", out, "--rows", "train_d16") == 0 and not started
+    assert f"{len(names) - len(failed)} rows in" in capsys.readouterr().out
+
+
+def test_main_begins_no_row_when_the_time_is_up(started, monkeypatch, tmp_path, capsys):
+    """The rows that are left are those of the next call."""
+    assert call(monkeypatch, "--out", tmp_path / "f.json", "--minutes", 0) == 0
+    assert not started and "before train_d16" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("missing_wheels", lambda: ["optax", "einops"], "pip download 'optax' 'einops'"),
+        ("device", lambda: ("cpu", "cpu"), "JAX sees no GPU (its backend is cpu)"),
+    ],
+)
+def test_main_refuses_machines_that_lack_something(
+    started, monkeypatch, tmp_path, capsys, attribute, value, message
+):
+    """One line names the wheels to bring, or the way to try the script; nothing is written."""
+    monkeypatch.setattr(gpu_bench, attribute, value)
+    assert call(monkeypatch, "--out", tmp_path / "f.json") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line and not started and not list(tmp_path.iterdir())
+
+
+def test_missing_wheels_are_those_without_a_module(monkeypatch):
+    """Nothing is missing where the tests run, and a module that does not exist is, by its wheel."""
+    assert gpu_bench.missing_wheels() == []
+    monkeypatch.setitem(gpu_bench.REQUIRED, "no_such_module", "no-such-wheel")
+    assert gpu_bench.missing_wheels() == ["no-such-wheel"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train_d16", "sample_d16_64", "decode_tokenizer_64"])
+def test_rows_need_no_library_of_data_or_configs(name, monkeypatch):
+    """A row's process ends with its figures where ml_collections, grain and tensorflow-datasets
+    cannot be imported."""
+    monkeypatch.chdir(ROOT)
+    done = bare("--row", name, "--small", "--repeats", 1, script=RUN, further="launch")
+    assert done.returncode == 0, done.stderr
+    (line,) = [text for text in done.stdout.splitlines() if text.startswith(gpu_bench.MARK)]
+    report = json.loads(line.removeprefix(gpu_bench.MARK))
+    assert report["row"] == name and report["depth"] == 2 and report["batch"] == 2
+    assert report["flop_share"] > 0 and ("byte_share" in report) == (name != "train_d16")
+
+
+@pytest.mark.slow
+def test_script_tries_itself_on_a_cpu(tmp_path):
+    """The shell script writes a row of its own and says where."""
+    out = tmp_path / "f.json"
+    command = ["bash", "launch/gpu_bench.sh", "--small", "--out", str(out), "--repeats", "1"]
+    command += ["--rows", "encode_tokenizer_64"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"1 rows in {out}" in done.stdout
+    assert json.loads(out.read_text())["rows"]["encode_tokenizer_64"]["images_per_s"] > 0
