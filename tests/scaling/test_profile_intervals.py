@@ -191,6 +191,27 @@ def test_bootstrap_draws_all_rows_of_a_run_together():
     np.testing.assert_allclose(together, once, rtol=1e-3)
 
 
+def test_second_starts_of_a_bootstrap_are_left_out_only_where_they_are_of_no_use(monkeypatch):
+    """Clean runs have one optimum: refits that try second starts for all resamples are the same.
+    Where the first starts are bad, the probed second starts are better, and all are tried."""
+    x, y, theta = joint(noise=3e-3)
+    p = solver.problem(x, y, losses.StudentT())
+    probed = bootstrap.resample(p, np.array(theta), 40)
+    monkeypatch.setattr(bootstrap, "PROBED", 40)
+    np.testing.assert_allclose(bootstrap.resample(p, np.array(theta), 40), probed)
+    monkeypatch.setattr(bootstrap, "PROBED", 3)
+    solve, rows = solver.solve, []
+
+    def bad_first(problem, start, held, **options):
+        rows.append(len(start))
+        ends, costs = solve(problem, start, held, **options)
+        return ends, costs + 100.0 * (len(rows) == 1)
+
+    monkeypatch.setattr(solver, "solve", bad_first)
+    bootstrap.resample(p, np.array(theta), 40)
+    assert rows == [40, 3, 37]
+
+
 def test_bootstrap_and_bca_surround_the_law_of_clean_data():
     """Both kinds of bootstrap intervals have positive widths for every parameter, and those of
     alpha contain its true value to within 0.03."""

@@ -58,3 +58,17 @@ def test_other_counting_fits_each_other_column():
     (row,) = sensitivity.other_counting(runs, "loss", ("params",), None)
     assert row["choice"] == "params_body instead of params"
     assert row["alpha"] == pytest.approx(theta[2] / 2, rel=1e-3)
+
+
+def test_laws_without_the_largest_size_that_are_known_are_not_fitted_again():
+    """Another law that is handed over in its place is the one in the row."""
+    x, y, theta = single()
+    sample = sample_of(x, y, ("params",))[1]
+    p = solver.problem(sample.x, sample.y, losses.StudentT(), sample.weights)
+    fit = laws.fit(p, check=False)
+    huber = laws.fit(dataclasses.replace(p, loss=losses.Huber(1e-3)), check=False)
+    known = dataclasses.replace(fit, theta=np.array([1.0, 2.0, 0.5]))
+    rows = sensitivity.alternatives(sample, fit, huber, None, known)
+    by_choice = {row["choice"]: row["alpha"] for row in rows if "size" in str(row["choice"])}
+    assert by_choice["without the largest size"] == 0.5
+    assert by_choice["without the smallest size"] == pytest.approx(theta[2], rel=1e-3)

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from var_jax.comparison import compared_run
 from var_jax.comparison.compared_run import AXES, TRAINING, Comparison
 from var_jax.comparison.quality_laws import QualityLaw
-from var_jax.scaling import plots
+from var_jax.scaling import plot_ticks, plots
 from var_jax.scaling.next_runs import AHEAD
 
 # Shape and color of an objective's points, in the order of the objectives.
@@ -134,4 +134,4 @@ def _finish(ax: Axes, comparison: Comparison, axis: str, quality: str):
     if axis == TRAINING:
         costs = [run.costs[axis] for run in comparison.runs]
         ax.set_xlim(min(costs) / 1.5, max(costs) * AHEAD * 1.2)
-    plots.log_ticks(ax)
+    plot_ticks.place(ax)

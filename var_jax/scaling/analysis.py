@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from var_jax.scaling import (
     bootstrap,
@@ -34,6 +34,8 @@ class Law:
       huber: the law by Huber's loss, for comparison with the literature.
       likelihood: the likelihood that `fit` maximizes, from which the intervals are computed.
       samples: bootstrap laws in raw units, or None.
+      without_largest: the law of the runs without the largest size, by the same estimator, or None
+        where too few runs remain.
       summary: the law's entry in fit.json.
     """
 
@@ -43,6 +45,7 @@ class Law:
     huber: laws.Fit
     likelihood: profile_intervals.Likelihood
     samples: Float[Array, "r p"] | None
+    without_largest: laws.Fit | None
     summary: dict
 
     @property
@@ -87,6 +90,7 @@ def analyze(
     samples = None
     if resamples:
         samples = bootstrap_samples(sample, p, fit, floor, resamples)
+    rest = without_largest(sample, floor)
     names = laws.PARAMETER_NAMES[len(sample.inputs)]
     spread = None if samples is None else bootstrap.percentile(samples)
     summary: dict = {"form": laws.FORMS[len(sample.inputs)]}
@@ -113,7 +117,7 @@ def analyze(
             for name, v in zip(sample.inputs, sample.x.T, strict=True)
         },
         "noise": likelihood.noise,
-        **holdout(sample, floor),
+        **holdout(sample, rest),
         "starts_agreeing": fit.starts_agreeing,
         "variable_projection_cost": fit.projected,
         "cost": fit.cost,
@@ -122,12 +126,13 @@ def analyze(
         summary["undetermined"] = missing
     if len(sample.inputs) == 1 and floor is None:
         summary["alpha_given_E"] = sensitivity.alpha_given_floor(p, fit, ends[0])
-    summary["sensitivity"] = sensitivity.alternatives(sample, fit, huber, floor)
+    known = rest if isinstance(rest, laws.Fit) else None
+    summary["sensitivity"] = sensitivity.alternatives(sample, fit, huber, floor, known)
     summary["warnings"] = [
         *sample.notes,
         *law_warnings.warnings(sample, fit, huber, likelihood, ends, floor),
     ]
-    return Law(key, sample, fit, huber, likelihood, samples, summary)
+    return Law(key, sample, fit, huber, likelihood, samples, known, summary)
 
 
 def bootstrap_samples(
@@ -198,26 +203,41 @@ def pearson(sample: Sample, fit: laws.Fit) -> float | None:
     return float(np.corrcoef(against, reducible)[0, 1])
 
 
-def holdout(sample: Sample, floor: float | None) -> dict:
-    """Leaves out the largest runs and predicts them from the rest, by the same estimator.
+def is_largest(sample: Sample) -> Bool[Array, " n"]:
+    """Returns which points are of the largest size: of the group with the largest first input.
 
-    The largest runs are all points of the group (size or frontier curve) that holds the largest
-    first input. The error is reported with that of the naive prediction, the loss of the second
-    largest. Both are None if too few sizes remain, and "holdout_missing" is the reason.
+    A group is a size or a curve of a frontier.
     """
-    nothing = {"holdout_relative_error": None, "holdout": None}
-    largest = sample.group[int(np.argmax(sample.x[:, 0]))]
-    out = sample.group == largest
-    rest, last = sample.where(~out), sample.where(out)
+    return sample.group == sample.group[int(np.argmax(sample.x[:, 0]))]
+
+
+def without_largest(sample: Sample, floor: float | None) -> laws.Fit | str:
+    """Returns the law of the runs without the largest size, or why too few remain for one."""
+    rest = sample.where(~is_largest(sample))
     free = 1 + 2 * len(sample.inputs) - (floor is not None)
     sizes = len(np.unique(rest.x[:, 0]))
     if sizes < MIN_SIZES:
         reason = f"without the largest {sizes} different {sample.inputs[0]} remain"
-        return {**nothing, "holdout_missing": f"{reason}; {MIN_SIZES} are needed"}
+        return f"{reason}; {MIN_SIZES} are needed"
     if rest.weights.sum() < free:
         reason = f"without the largest {rest.weights.sum():.3g} runs remain"
-        return {**nothing, "holdout_missing": f"{reason}; {free} are needed"}
-    fit = estimate.fit(problem(rest, losses.StudentT()), floor, check=False)
+        return f"{reason}; {free} are needed"
+    return estimate.fit(problem(rest, losses.StudentT()), floor, check=False)
+
+
+def holdout(sample: Sample, fit: laws.Fit | str) -> dict:
+    """Returns how well the largest size's losses are predicted from the rest.
+
+    The error is reported with that of the naive prediction, the loss of the second largest. Both
+    are None if too few sizes remain, and "holdout_missing" is the reason.
+
+    Args:
+      fit: what `without_largest` returned.
+    """
+    if isinstance(fit, str):
+        return {"holdout_relative_error": None, "holdout": None, "holdout_missing": fit}
+    out = is_largest(sample)
+    rest, last = sample.where(~out), sample.where(out)
     predicted = fit.predict(last.x)
     relative = float(np.mean(np.abs(predicted / last.y - 1)))
     second = rest.x[:, 0] == rest.x[:, 0].max()

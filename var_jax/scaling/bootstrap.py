@@ -12,6 +12,9 @@ from var_jax.scaling import laws, solver
 from var_jax.scaling.profile_intervals import CONFIDENCE_LEVEL
 from var_jax.scaling.solver import Array, Problem
 
+TOLERANCE = 1e-4  # of the log likelihood of a refit
+PROBED = 100  # refits that show whether a second start finds other optima
+
 
 def resample(
     p: Problem,
@@ -46,8 +49,9 @@ def refits(
 ) -> Float[Array, "r p"]:
     """Returns the best law for each row of weights.
 
-    Each fit starts from the law `theta` and from one with half its exponents, and the better result
-    is taken. The loss is the problem's own, with its degrees of freedom as they are.
+    Each fit starts from the law `theta`. The first `PROBED` start from one with half its exponents
+    too; if that is better for any of them, so do all, and the better result is taken. The loss is
+    the problem's own, with its degrees of freedom as they are.
 
     Args:
       weights: weights of the losses, one row per fit.
@@ -56,17 +60,28 @@ def refits(
     centered, mean = laws.center(p)
     held = np.zeros(p.parameters, bool)
     held[0] = floor is not None
-    first = laws.shift(theta, -mean)
-    second = first.copy()
-    second[2::2] /= 2
+    near = laws.shift(theta, -mean)
+    far = near.copy()
+    far[2::2] /= 2
     if floor is None:
-        second[0] *= 0.8
-    logy = centered.logy if logy is None else np.concatenate([logy, logy])
-    batch = dataclasses.replace(centered, weights=np.concatenate([weights, weights]), logy=logy)
-    rows = np.repeat(np.stack([first, second]), len(weights), axis=0)
-    ends, costs = solver.solve(batch, rows, held, iterations=150, tolerance=1e-4)
-    ends, costs = ends.reshape(2, len(weights), -1), costs.reshape(2, -1)
-    return laws.shift(ends[costs.argmin(axis=0), np.arange(len(weights))], mean)
+        far[0] *= 0.8
+
+    def solved(start, rows):
+        part = dataclasses.replace(
+            centered, weights=weights[rows], logy=centered.logy if logy is None else logy[rows]
+        )
+        starts = np.tile(start, (len(part.weights), 1))
+        return solver.solve(part, starts, held, iterations=150, tolerance=TOLERANCE)
+
+    ends, costs = solved(near, slice(None))
+    for rows in (slice(PROBED), slice(PROBED, None)):
+        others, other_costs = solved(far, rows)
+        margin = 10 * TOLERANCE * centered.loss.unit(costs[rows])
+        better = other_costs < costs[rows] - margin
+        ends[rows] = np.where(better[:, None], others, ends[rows])
+        if not better.any():
+            break
+    return laws.shift(ends, mean)
 
 
 def percentile(samples: Float[Array, "r p"]) -> Float[Array, "p 2"]:

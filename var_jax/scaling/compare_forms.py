@@ -92,7 +92,8 @@ def compare(law: Law, floor: float | None = None, draws: int = DRAWS, seed: int 
                 held["refused"] = reason
                 continue
             if name not in rest:
-                rest[name] = _rest(law.sample, ~out, floor)
+                known = law.without_largest if name == "largest" else None
+                rest[name] = _rest(law.sample, ~out, floor, known)
             error, noisy = _holdout(form, rest[name], copies, floor)
             errors[name][form] = noisy
             relative = float(np.mean(np.abs(np.expm1(error))))
@@ -115,10 +116,17 @@ def _points(sample: Sample, inside: Array, fit: laws.Fit, noise: float, nu: floa
     return Points(logx - center, center, logy, weights, inside, laws.shift(fit.theta, -center))
 
 
-def _rest(sample: Sample, inside: Bool[Array, " n"], floor: float | None) -> Points:
-    """Returns the points with what is known of them from the kept ones alone."""
+def _rest(
+    sample: Sample, inside: Bool[Array, " n"], floor: float | None, fit: laws.Fit | None
+) -> Points:
+    """Returns the points with what is known of them from the kept ones alone.
+
+    Args:
+      fit: the law of the kept points, if it was fitted already.
+    """
     remaining = sample.where(inside)
-    fit = estimate.fit(analysis.problem(remaining, losses.StudentT()), floor, check=False)
+    if fit is None:
+        fit = estimate.fit(analysis.problem(remaining, losses.StudentT()), floor, check=False)
     likelihood = profile_intervals.likelihood(analysis.problem(remaining, fit.loss), fit, floor)
     return _points(sample, inside, fit, likelihood.noise, likelihood.noise_freedom)
 

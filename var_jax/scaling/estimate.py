@@ -28,11 +28,9 @@ def fit(p: Problem, floor: float | None = None, *, check: bool = True) -> laws.F
     normal = laws.fit(p, floor, check=False)
     held = np.arange(p.parameters) < (floor is not None)
     centered, mean = laws.center(p)
-    # Starts: the best law of normal noise, and some of the grid.
-    grid = laws.starts(centered, floor)
-    rows = np.concatenate([laws.shift(normal.theta, -mean)[None], grid[:: max(1, len(grid) // 8)]])
+    near = laws.shift(normal.theta, -mean)
     batch = dataclasses.replace(centered, logy=centered.logy[None])
-    choice = noise.choose(batch, rows[:, None], held)
+    choice = noise.choose(batch, near[None, None], held)
     degrees, growth, share = (
         float(values[0]) for values in (choice.degrees, choice.growth, choice.share)
     )

@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from var_jax.scaling import plots
+from var_jax.scaling import plot_ticks, plots
 
 LABELS = {"learning_rate": "peak learning rate", "batch_size": "images per step"}
 MOST_LABELS = 12
@@ -37,7 +37,7 @@ def _losses(ax: Axes, entries: list[Mapping], name: str, column: str):
     ax.set(xscale="log", xlabel=LABELS[name], ylabel=column)
     if len(entries) <= MOST_LABELS:
         ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1), title="params, tokens")
-    plots.log_ticks(ax)
+    plot_ticks.place(ax)
 
 
 def _optima(ax: Axes, optima: Mapping, name: str):
@@ -60,4 +60,4 @@ def _optima(ax: Axes, optima: Mapping, name: str):
     ax.set(xscale="log", yscale="log", xlabel=plots.UNITS[against])
     if ax.get_legend_handles_labels()[0]:
         ax.legend(fontsize=7)
-    plots.log_ticks(ax)
+    plot_ticks.place(ax)

@@ -5,26 +5,17 @@ from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from var_jax.scaling import frontier, losses, paper_laws, profile_intervals
+from var_jax.scaling import frontier, losses, paper_laws, plot_ticks, profile_intervals
 from var_jax.scaling.analysis import Law
 from var_jax.scaling.power import PowerLaw
 
 UNITS = {"params": "parameters", "tokens": "training tokens", "compute": "training compute (FLOPs)"}
 POINT = {"marker": "o", "ms": 4, "ls": "", "color": "black", "zorder": 3}
 FIT, BAND, FLOOR = "tab:blue", "tab:blue", "tab:gray"
-# The multiples of powers of ten that are labeled, by the number of decades that an axis spans.
-LOG_TICKS = (
-    (0.6, (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
-    (1.2, (1.0, 2.0, 3.0, 5.0, 7.0)),
-    (2.5, (1.0, 3.0)),
-    (np.inf, (1.0,)),
-)
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 COMPRESSION = 2  # of PNG files: higher levels take longer than all else that writes a plot's pixels
 BAND_POINTS = 13  # inputs at which the intervals of a band are computed
 # Margins of a figure, and the space between rows of panels, in inches.
@@ -38,7 +29,9 @@ def png(figure: Figure) -> bytes:
         # plot's time.
         ax.set_title(ax.get_title(), y=1.0)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": COMPRESSION})
+    # Fitting the glyphs to the pixels takes longer than drawing them.
+    with rc_context({"text.hinting": "none"}):
+        figure.savefig(buffer, format="png", dpi=110, pil_kwargs={"compress_level": COMPRESSION})
     return buffer.getvalue()
 
 
@@ -101,33 +94,6 @@ def panels(
     return figure, axes
 
 
-def log_ticks(ax: Axes):
-    """Labels the logarithmic axes of a panel at powers of ten, over few decades also between them.
-
-    The labels are plain text. matplotlib's own ticks and mathematical text take most of the time
-    that a figure takes to draw.
-    """
-    for axis in (ax.xaxis, ax.yaxis):
-        if axis.get_scale() != "log":
-            continue
-        low, high = axis.get_view_interval()
-        decades = np.log10(high / low)
-        multiples = next(ticks for most, ticks in LOG_TICKS if decades < most)
-        axis.set_major_locator(LogLocator(subs=multiples))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(_power_of_ten))
-
-
-def _power_of_ten(value: float, position: int | None = None) -> str:
-    """Returns a tick's label, such as 0.3, 2·10⁸ or 1.5·10⁸."""
-    if 1e-3 < value < 1e4:
-        return f"{value:.3g}"
-    digits, exponent = f"{value:.1e}".split("e")
-    digits = digits.removesuffix(".0")
-    power = "10" + str(int(exponent)).translate(SUPERSCRIPTS)
-    return power if digits == "1" else f"{digits}·{power}"
-
-
 def _loss_label(column: str) -> str:
     if column.startswith("err"):
         return f"{column} (error rate, share of tokens)"
@@ -178,7 +144,7 @@ def laws_against_input(laws: list[Law], name: str) -> Figure:
         _published(left if column.startswith("err") else right, law, name, column)
         for ax in (left, right):
             ax.legend(fontsize=8)
-            log_ticks(ax)
+            plot_ticks.place(ax)
     return figure
 
 
@@ -240,7 +206,7 @@ def joint_laws(laws: list[Law]) -> Figure:
                 loc="upper left",
                 bbox_to_anchor=(1, 1),
             )
-        log_ticks(left)
+        plot_ticks.place(left)
         predicted = law.fit.predict(law.sample.x)
         right.scatter(predicted, law.sample.y, c=np.log10(sizes), s=16, zorder=3)
         ends = [min(predicted.min(), law.sample.y.min()), max(predicted.max(), law.sample.y.max())]
@@ -250,6 +216,7 @@ def joint_laws(laws: list[Law]) -> Figure:
             ylabel=f"{law.column} measured",
             title="measured against the law",
         )
+        plot_ticks.place(right)
     return figure
 
 
@@ -278,7 +245,7 @@ def frontiers(
             )
         ax.set(xscale="log", yscale="log", xlabel=UNITS["compute"], ylabel=_loss_label(column))
         ax.legend(fontsize=7)
-        log_ticks(ax)
+        plot_ticks.place(ax)
     return figure
 
 
@@ -310,8 +277,8 @@ def isoflops(results: Mapping) -> Figure:
             ylabel="optimal parameters",
             title=title,
         )
-        log_ticks(left)
-        log_ticks(right)
+        plot_ticks.place(left)
+        plot_ticks.place(right)
     return figure
 
 
@@ -330,7 +297,7 @@ def residuals(laws: list[Law]) -> Figure:
         ax.set(
             xscale="log", xlabel=UNITS[law.sample.inputs[0]], ylabel="residual (%)", title=law.key
         )
-        log_ticks(ax)
+        plot_ticks.place(ax)
     return figure
 
 
@@ -372,6 +339,7 @@ def bootstraps(laws: list[Law]) -> Figure:
                 max(shown[1], min(ends[1][1], 3 * shown[1])) * 1.05,
             ),
         )
+        plot_ticks.place(ax)
     return figure
 
 
@@ -395,5 +363,5 @@ def power_laws(results: Mapping[str, tuple], y: str, x: str) -> Figure:
         )
     ax.set(xscale="log", yscale="log", xlabel=UNITS.get(x, x), ylabel=UNITS.get(y, y))
     ax.legend(fontsize=8, title="exponent with 95 % interval", title_fontsize=8)
-    log_ticks(ax)
+    plot_ticks.place(ax)
     return figure

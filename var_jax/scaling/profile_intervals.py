@@ -44,6 +44,7 @@ PIN_STRENGTH = 1e3
 # number, but that they are chosen where they seem clear makes intervals of 30 runs a little shorter
 # than their coverage allows, which a second degree makes up for.
 NOISE_DEGREES = 2.0
+REFIT_TOLERANCE = 1e-5  # of a refit's log likelihood, far below what ends may fall short of
 BAND_TOLERANCE = 0.02  # the same for the bands of plots: one hundredth of their width
 
 
@@ -275,7 +276,7 @@ def _limits(
     def refit(values, rows):
         initial = rows.copy()
         initial[row, index] = values
-        ends, costs = solver.solve(p, initial, held, iterations=100, tolerance=1e-7)
+        ends, costs = solver.solve(p, initial, held, iterations=100, tolerance=REFIT_TOLERANCE)
         return Refitted(values, ends, costs - likelihood.cost)
 
     size = np.maximum(np.abs(theta[index]), 1e-3)
@@ -331,7 +332,9 @@ def profile_quantities(
 
     def refit(values, rows):
         pinned = dataclasses.replace(bare, pin=solver.Pin(quantity, ends_inputs, values, strength))
-        ends, _ = solver.solve(pinned, rows, likelihood.held, iterations=100, tolerance=1e-7)
+        ends, _ = solver.solve(
+            pinned, rows, likelihood.held, iterations=100, tolerance=REFIT_TOLERANCE
+        )
         rise = solver.objective(bare, ends) - likelihood.cost
         return Refitted(quantity(ends, ends_inputs), ends, rise)
 

@@ -15,7 +15,11 @@ GROUPS = {"params": "size", "compute": "compute"}
 
 
 def alternatives(
-    sample: Sample, fit: laws.Fit, huber: laws.Fit, floor: float | None
+    sample: Sample,
+    fit: laws.Fit,
+    huber: laws.Fit,
+    floor: float | None,
+    without_largest: laws.Fit | None = None,
 ) -> list[dict[str, str | float]]:
     """Returns the law's parameters under other choices, one dict per choice.
 
@@ -26,6 +30,7 @@ def alternatives(
       fit: the reported law.
       huber: the law by Huber's loss.
       floor: a fixed value of E, or None if it is fitted.
+      without_largest: the law without the largest size, if it was fitted already.
     """
     rows = [
         _row(estimate.describe(fit, sample.inputs[0]), fit),
@@ -36,12 +41,15 @@ def alternatives(
     other = _refit(sample, floor, loss)
     rows.append(_row(estimate.describe(other), other))
     sizes = sample.x[:, 0]
-    for name, extreme in (("smallest", np.argmin(sizes)), ("largest", np.argmax(sizes))):
+    for name, extreme, known in (
+        ("smallest", np.argmin(sizes), None),
+        ("largest", np.argmax(sizes), without_largest),
+    ):
         rest = sample.where(sample.group != sample.group[int(extreme)])
         enough = rest.weights.sum() > 1 + 2 * len(sample.inputs)
         if enough and len(np.unique(rest.x[:, 0])) >= select_runs.MIN_SIZES:
             group = "curve of the frontier" if sample.curves else GROUPS[sample.inputs[0]]
-            rows.append(_row(f"without the {name} {group}", _refit(rest, floor)))
+            rows.append(_row(f"without the {name} {group}", known or _refit(rest, floor)))
     if floor is None:
         rows.append(_row("without a floor, E = 0", _refit(sample, 0.0)))
     return rows

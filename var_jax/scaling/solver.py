@@ -24,6 +24,7 @@ Array = np.ndarray
 ALPHA_RANGE = (1e-3, 10.0)
 LOG_A_RANGE = (-300.0, 300.0)
 MAX_STEP = 2.0  # of log A and alpha in one iteration
+FREE = 1e-2  # damping up to which a step is nearly that of undamped least squares
 BLOCK_ELEMENTS = 2**16  # of the Jacobian of the rows that are solved at once
 
 
@@ -246,8 +247,8 @@ def solve(
 
     Args:
       held: parameters that keep their starting value.
-      tolerance: a row has converged when three accepted steps in a row each improve its objective
-        by less than this fraction of the loss's unit.
+      tolerance: a row has converged when accepted steps in a row each improve its objective by less
+        than this fraction of the loss's unit: three of them, or two that are hardly damped.
 
     Returns:
       The parameters and objectives of all rows.
@@ -310,8 +311,9 @@ def _solve_block(
         trial = _evaluate(p, new, p.weights, here.scales)
         better = trial.cost <= here.cost
         gain = here.cost - trial.cost
+        counted = better * (1 + (damping <= FREE))
         stalled = np.where(
-            better & (gain > tolerance * p.loss.unit(here.cost)), 0, stalled + better
+            better & (gain > tolerance * p.loss.unit(here.cost)), 0, stalled + counted
         )
         theta = np.where(better[:, None], new, theta)
         for current, accepted in zip(here, trial, strict=True):
