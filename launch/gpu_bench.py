@@ -97,7 +97,7 @@ def measure(row: Row, *, small: bool, repeats: int) -> dict[str, Any]:
     """Measures a row in this process, and returns its figures."""
     import jax
 
-    from var_jax.devices.chips import CHIPS
+    from var_jax.devices.chips import chip_of_kind
     from var_jax.perf import bench
 
     config = config_of(row, small=small)
@@ -109,7 +109,7 @@ def measure(row: Row, *, small: bool, repeats: int) -> dict[str, Any]:
     else:
         report = bench.tokenizer(config, row.work, batch, repeats)
     device = jax.local_devices()[0]
-    chip = next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
+    chip = chip_of_kind(device.device_kind)
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     report |= {"row": row.name, "depth": config.transformer.depth, "peak_bytes": peak}
     report["flop_share"] = report["floor_seconds"] / report["seconds"]

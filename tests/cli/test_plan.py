@@ -21,7 +21,7 @@ def test_plan_prints_and_writes_the_figures(tmp_path, capsys):
     assert figures["devices"] == 4 and figures["chip"] == "v5e" and figures["fits"] is True
     assert {"hbm_bytes", "peak_bytes", "flops", "mesh", "images", "steps"} <= figures.keys()
     text = capsys.readouterr().out
-    assert "4 v5e as data 4 x model 1" in text and "per device with float32" in text
+    assert "4 devices of v5e as data 4 x model 1" in text and "per device with float32" in text
 
 
 @pytest.mark.parametrize(

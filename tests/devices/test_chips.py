@@ -8,11 +8,17 @@ from var_jax.errors import UserError
 
 @pytest.mark.parametrize(
     ("name", "teraflops", "links_gbit"),
-    [("v4", 275, 2400), ("v5e", 197, 1600), ("v5p", 459, 4800), ("v6e", 918, 3200)],
+    [
+        ("v4", 275, 2400),
+        ("v5e", 197, 1600),
+        ("v5p", 459, 4800),
+        ("v6e", 918, 3200),
+        ("tpu7x", 2307, 4800),
+    ],
 )
 def test_chips_have_the_published_peaks(name, teraflops, links_gbit):
     """FLOP/s and interconnect bandwidth are those of Google's pages."""
-    assert CHIPS[name].peak_flops == teraflops * 1e12
+    assert CHIPS[name].peak_flops * CHIPS[name].devices_per_chip == teraflops * 1e12
     assert CHIPS[name].interconnect_bandwidth * 8 == links_gbit * 1e9
 
 

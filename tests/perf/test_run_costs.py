@@ -58,6 +58,9 @@ def test_report_has_hours_that_follow_from_flops(config):
     assert on_two["hours"] == pytest.approx(hours / 2)
     assert on_two["chip_hours"] == pytest.approx(hours) and on_two["mesh"]["data"] == 2
     assert figures["usable_bytes"] == 0.75 * H200.hbm_bytes
+    two_devices = report(config, chip=CHIPS["tpu7x"])
+    assert two_devices["devices"] == two_devices["mesh"]["data"] == 2
+    assert two_devices["chip_hours"] == pytest.approx(hours * H200.peak_flops / 2307e12)
 
 
 @pytest.mark.usefixtures("untraced")

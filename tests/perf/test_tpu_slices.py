@@ -12,8 +12,11 @@ from var_jax.perf import tpu_slices
 
 
 def fake(chip, *dims):
+    per_chip = range(CHIPS[chip].devices_per_chip)
     devices = tuple(
-        types.SimpleNamespace(coords=coords) for coords in itertools.product(*map(range, dims))
+        types.SimpleNamespace(coords=coords, core_on_chip=core)
+        for coords in itertools.product(*map(range, dims))
+        for core in per_chip
     )
     return tpu_slices.Slice("fake", CHIPS[chip], dims, devices)
 
@@ -65,6 +68,29 @@ def test_seconds_are_bytes_over_the_links_in_use():
     assert where.seconds("all-gather", 1e9, where.devices[:1]) == 0.0
 
 
+def test_seconds_where_a_chip_is_two_devices():
+    """By hand: a group of both devices of each chip has all links of a chip, and an array comes to
+    a chip once; a group of one device per chip has half of them; the two devices of one chip have
+    the six times faster link between them."""
+    where = fake("tpu7x", 4, 4, 4)  # as v5p: six links of 100 GB/s each way
+    both, one = where.devices, [d for d in where.devices if d.core_on_chip == 0]
+    assert len(both) == 128 and len(one) == 64
+    at_full_rate = 1e9 * 63 / 64 / 600e9
+    assert where.seconds("all-gather", 1e9, both) == pytest.approx(at_full_rate)
+    assert where.seconds("all-gather", 1e9, one) == pytest.approx(2 * at_full_rate)
+    assert where.seconds("all-reduce", 1e9, both) == pytest.approx(2 * at_full_rate)
+    pair = both[:2]
+    assert where.seconds("all-gather", 1e9, pair) == pytest.approx(1e9 / 2 / 600e9)
+    assert where.seconds("all-reduce", 1e9, pair) == pytest.approx(1e9 / 600e9)
+    assert where.seconds("collective-permute", 1e9, pair) == pytest.approx(1e9 / 600e9)
+    # Both devices of a chip send over the same link.
+    assert where.seconds("collective-permute", 1e9, one[:2]) == pytest.approx(2e9 / 100e9)
+    # Half of what the 8 devices of 4 chips have crosses the middle of a ring, two links each way.
+    line = [d for d in both if d.coords[:2] == (0, 0)]
+    expected = 8 * 1e9 / 2 / 2 / 2 / 100e9
+    assert where.seconds("all-to-all", 1e9, line) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -88,15 +114,18 @@ def test_named_refuses_a_shape_that_does_not_exist():
     )
     with pytest.raises(UserError, match="knows no such slice"):
         tpu_slices.named("v5e:3x5")
-    with pytest.raises(UserError, match="as 128 devices, which are not one per chip"):
+    with pytest.raises(UserError, match="as 128 devices, which are not 1 per chip"):
         tpu_slices.named("v4:4x4x4")
 
 
 def test_slice_has_its_chip_and_devices():
-    """4 x 4 x 8 chips are 128 devices, whose longest side alone is a ring."""
+    """4 x 4 x 8 chips are 128 devices, whose longest side alone is a ring; chips of tpu7x are two
+    devices each, which the table knows by JAX's name."""
     pytest.importorskip(
         "libtpu", reason="libtpu, the TPU compiler, is not installed (pip install 'var-jax[aot]')"
     )
     where = tpu_slices.named("v5p:4x4x8")
     assert where.chip == CHIPS["v5p"] and len(where.devices) == 128 and where.dims == (4, 4, 8)
+    two = tpu_slices.named("tpu7x:2x2x1")
+    assert len(two.devices) == 8 and {d.device_kind for d in two.devices} == set(two.chip.kinds)
     assert dataclasses.replace(where, name="x").links(where.devices) == [(4, 2), (4, 2), (8, 2)]

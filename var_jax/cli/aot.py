@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser):
         "--topology",
         required=True,
         metavar="CHIP:SHAPE",
-        help="TPU slice: a chip (v5e, v5p, v6e) and the slice's shape in chips, such as v5e:2x2, "
-        "v5e:16x16 or v5p:4x4x8",
+        help="TPU slice: a chip (v5e, v5p, v6e, tpu7x) and the slice's shape in chips, such as "
+        "v5e:2x2, v5e:16x16 or v5p:4x4x8",
     )
     parser.add_argument(
         "--step",
@@ -60,10 +60,10 @@ def run(args: argparse.Namespace) -> int:
     from var_jax.perf import aot_report, tpu_slices
 
     tpu_slice = tpu_slices.named(args.topology)
-    chips = len(tpu_slice.devices)
+    devices = len(tpu_slice.devices)
     with long_work.reported(
-        f"compiling the {args.step} step of the {config.stage} of {args.config} for {chips} chips "
-        f"of {args.topology}, which takes minutes for a large model"
+        f"compiling the {args.step} step of the {config.stage} of {args.config} for {devices} "
+        f"devices of {args.topology}, which takes minutes for a large model"
     ):
         figures = aot_report.report(config, tpu_slice, args.step, args.images)
     print("\n".join(aot_report.lines(figures)))

@@ -15,6 +15,9 @@ them):
   bidirectional over the six ports of a 3-D torus; data-center network 50 Gbit/s per chip)
 - v6e: https://docs.cloud.google.com/tpu/docs/v6e (918 TFLOP/s, 32 GB, 1600 GB/s, 800 GB/s
   bidirectional over four ports; data-center network 25.6 Tbit/s per pod of 256)
+- tpu7x: https://docs.cloud.google.com/tpu/docs/tpu7x (2307 TFLOP/s, 192 GiB, 7380 GB/s, 1200 GB/s
+  bidirectional over the six ports of a 3-D torus; a chip is two devices of JAX, whose link to each
+  other is six times one port)
 - A100: https://www.nvidia.com/en-us/data-center/a100 (SXM, 80 GB) and the DGX A100 data sheet
   (network); A100-40GB, the first version: NVIDIA's A100 data sheet (40 GB, 1555 GB/s)
 - H100: https://www.nvidia.com/en-us/data-center/h100 (SXM) and the DGX H100 data sheet
@@ -41,17 +44,18 @@ ASSUMED_MFU = 0.4  # of a run whose speed nobody has measured: an assumption
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """An accelerator's published peaks.
+    """An accelerator's published peaks; FLOP/s and memory are those of one JAX device.
 
     Attributes:
       kinds: its names in JAX (`jax.Device.device_kind`).
       peak_flops: dense bfloat16 FLOP/s.
       hbm_bytes: memory, in bytes.
       hbm_bandwidth: bandwidth of the memory, in bytes/s.
-      links: number of links of the network inside a slice (ICI) or node (NVLink).
+      links: a chip's links of the network inside a slice (ICI) or node (NVLink).
       link_bandwidth: bytes/s per link and direction.
       dcn_bandwidth: bytes/s per chip and direction between slices or nodes; None if the maker
         publishes none.
+      devices_per_chip: JAX devices that a chip is, which share its links.
     """
 
     name: str
@@ -62,10 +66,11 @@ class Chip:
     links: int
     link_bandwidth: float
     dcn_bandwidth: float | None
+    devices_per_chip: int = 1
 
     @property
     def interconnect_bandwidth(self) -> float:
-        """Returns the bytes/s of all links together, in one direction."""
+        """Returns the bytes/s of all links of a chip together, in one direction."""
         return self.links * self.link_bandwidth
 
     @property
@@ -84,6 +89,7 @@ _ALL = (
     Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 4, 50e9, 3.125e9),
     Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 6, 100e9, 6.25e9),
     Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1600e9, 4, 100e9, 12.5e9),
+    Chip("tpu7x", ("TPU7x",), 1153.5e12, 96 * GIB, 3690e9, 6, 100e9, None, devices_per_chip=2),
     Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 12, 25e9, 25e9),
     Chip("A100-40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9, 12, 25e9, 25e9),
     Chip("H100", ("NVIDIA H100 80GB HBM3",), 989.5e12, 80 * GIB, 3.35e12, 18, 25e9, 50e9),

@@ -53,6 +53,7 @@ def report(
         "chip": tpu_slice.chip.name,
         "step": what,
         "devices": len(tpu_slice.devices),
+        "chips": len(tpu_slice.devices) // tpu_slice.chip.devices_per_chip,
         "mesh": dict(step.mesh.shape),
         "images": step.images,
         "microbatches": config.microbatches,
@@ -152,7 +153,7 @@ def _kernel_share(config: TrainConfig) -> float:
 def _schedule(figures: dict[str, Any], config: TrainConfig):
     if figures["step"] == "train":
         for suffix in ("", "_exposed"):
-            hours = figures[f"step_seconds{suffix}"] * config.steps * figures["devices"] / 3600
+            hours = figures[f"step_seconds{suffix}"] * config.steps * figures["chips"] / 3600
             figures[f"chip_hours{suffix}"] = hours
         figures["steps"] = config.steps
 
@@ -242,7 +243,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
     rows = [
         (
             "slice",
-            f"{figures['topology']}, {figures['devices']} chips as data "
+            f"{figures['topology']}, {figures['devices']} devices as data "
             f"{figures['mesh']['data']} x model {figures['mesh']['model']}",
         ),
         (
@@ -251,7 +252,7 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
             f"compiled in {figures['compile_cpu_seconds']:.0f} s of CPU",
         ),
         (
-            "memory per chip",
+            "memory per device",
             f"{gib(figures['peak_bytes'])} of {gib(figures['hbm_bytes'])}: "
             + ("fits" if figures["fits"] else "DOES NOT FIT"),
         ),
@@ -336,7 +337,8 @@ def lines(figures: Mapping[str, Any]) -> list[str]:
     if "would_help" in figures:
         rows.append(("over by", gib(figures["over_bytes"])))
         rows += [("would help", text) for text in figures["would_help"]]
-    return [f"{name:17}{text}" for name, text in rows]
+    width = max(len(name) for name, _ in rows) + 2
+    return [f"{name:{width}}{text}" for name, text in rows]
 
 
 COLUMNS = (

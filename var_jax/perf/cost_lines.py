@@ -52,7 +52,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[Row]:
         by_default = f", of which JAX takes {share:.0%} by default" if share < 1 else ""
         yield (
             "chips",
-            f"{figures['devices']} {figures['chip']} as data {mesh['data']} x model "
+            f"{figures['devices']} devices of {figures['chip']} as data {mesh['data']} x model "
             f"{mesh['model']}, {_size(figures['hbm_bytes'])} each{by_default}",
         )
         verdict = "fits" if figures["fits"] else "DOES NOT FIT"

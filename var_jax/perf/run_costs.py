@@ -62,8 +62,8 @@ def report(
     """
     idle_keys.refuse(config)
     objective = registry.with_frozen_shapes(config)
-    slices = config.mesh.slices
-    devices: Any = [Described(i, i * slices // count) for i in range(count)]
+    slices, number = config.mesh.slices, count * (chip.devices_per_chip if chip else 1)
+    devices: Any = [Described(i, i * slices // number) for i in range(number)]
     mesh = dict(mesh_choice.choose(objective, devices).mesh.shape) if chip else _ONE
     platform, budget = (chip.platform, chip.usable_bytes) if chip else ("cpu", None)
     figures: dict[str, Any] = {
@@ -74,7 +74,7 @@ def report(
         "images": config.batch_size,
         "steps": config.steps,
         "mesh": mesh,
-        "devices": count,
+        "devices": number,
         "uncounted_networks": _has_uncounted_networks(objective),
         **_work(objective),
     }
@@ -150,15 +150,14 @@ def _work(objective: Objective[Any]) -> dict[str, Any]:
 
 def _times(figures: dict[str, Any], chip: Chip, count: int, mfu: float) -> dict[str, float]:
     """Returns hours of the run, encoding included; evaluations and pictures are not counted."""
-    rate = chip.peak_flops * mfu * 3600
+    rate = chip.peak_flops * chip.devices_per_chip * mfu * 3600
     chip_hours = (figures["train_flops"] + figures["train_encoding_flops"]) / rate
     return {
         "mfu": mfu,
         "hours": chip_hours / count,
         "chip_hours": chip_hours,
         "encoding_chip_hours": figures["train_encoding_flops"] / rate,
-        "step_seconds": (figures["flops"] + figures["encoding_flops"])
-        / (chip.peak_flops * mfu * count),
+        "step_seconds": 3600 * (figures["flops"] + figures["encoding_flops"]) / (rate * count),
     }
 
 

@@ -19,10 +19,11 @@ NOWHERE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# V4 and v5p: cubes of 4 x 4 x 4 are joined by optical switches, which close every dimension to a
-# ring
+# V4, v5p and tpu7x: cubes of 4 x 4 x 4 are joined by optical switches, which close every dimension
+# to a ring
 CUBE = 4
 WHOLE_POD = 16  # v5e and v6e: a dimension is a ring only when it spans the pod
+DIE_LINKS = 6  # of tpu7x: the link between the devices of a chip, in links of the network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +66,31 @@ class Slice:
 
         Gathers and reductions use all dimensions of the group at once, as the compiler's ring
         algorithms do; in an all-to-all the bisection of the longest one is the limit; a permutation
-        is one hop over one link.
+        is one hop over one link. Where a chip is two devices, a group of one device per chip has
+        half of every link, as the other devices' group uses it at the same time; a group of both
+        sends each array to a chip once, and over the link inside of the chip meanwhile.
         """
-        spread, n, link = self.links(group), len(group), self.chip.link_bandwidth
-        if not spread or n == 1:
+        spread, n = self.links(group), len(group)
+        if n == 1:
             return 0.0
+        chips = len({tuple(device.coords) for device in group})
+        passes = 2 if kind == "all-reduce" else 1
+        inside = 0.0
+        if chips < n:
+            other = 1.0 if kind == "collective-permute" else passes * (n - chips) / n
+            inside = size * other / (DIE_LINKS * self.chip.link_bandwidth)
+        if not spread:
+            return inside
         if kind == "collective-permute":
-            return size / link
+            return size * self.chip.devices_per_chip / self.chip.link_bandwidth
+        link = self.chip.link_bandwidth * n / chips / self.chip.devices_per_chip
         if kind == "all-to-all":
             extent, rings = max(spread)
-            return size * extent / (4 * rings * link)
-        passes = 2 if kind == "all-reduce" else 1
-        return passes * size * (n - 1) / n / (link * sum(rings for _, rings in spread))
+            outside = size * n / chips * extent / (4 * rings * link)
+        else:
+            rings = sum(rings for _, rings in spread)
+            outside = passes * size * (chips - 1) / chips / (link * rings)
+        return max(inside, outside)
 
 
 def named(topology: str) -> Slice:
@@ -110,13 +124,14 @@ def named(topology: str) -> Slice:
         raise UserError(
             f"--topology is {topology}; the TPU compiler knows no such slice ({error})"
         ) from error
-    dims = tuple(int(n) for n in form[2].split("x"))
-    if len(devices) != np.prod(dims):  # v4, whose chips it describes as two devices each
+    dims, chip = tuple(int(n) for n in form[2].split("x")), CHIPS[form[1]]
+    if len(devices) != np.prod(dims) * chip.devices_per_chip:  # v4, whose chips JAX joins to one
         raise UserError(
             f"--topology is {topology}; the TPU compiler describes it as {len(devices)} "
-            "devices, which are not one per chip; give a slice of v5e, v5p or v6e"
+            f"devices, which are not {chip.devices_per_chip} per chip as in JAX; give a slice of "
+            "v5e, v5p, v6e or tpu7x"
         )
-    return Slice(topology, CHIPS[form[1]], dims, tuple(devices))
+    return Slice(topology, chip, dims, tuple(devices))
 
 
 def _refuse_gpu(topology: str):
